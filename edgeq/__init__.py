@@ -1,0 +1,3 @@
+"""edgeq: package a trained PyTorch model for phones and edge hosts, and refuse one that must not ship."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,94 @@
+"""What a run was asked to do: the frozen form of the command line and `edgeq.toml`, and how progress is told."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from edgeq.scheme import LimitName, ObserverName, SchemeName
+
+if TYPE_CHECKING:
+    from edgeq.target import TargetProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Where samples come from, and how they are read.
+
+    Attributes:
+        calibration, evaluation: an image folder, .npz/.npy or file.py:function; None where not given.
+        metric: file.py:function, a score per sample; None for top-1.
+        preprocess: a preset or a TOML file; None where arrays are fed as they are.
+        labels: a file that maps class folders to output indices.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    metric: str | None = None
+    preprocess: str | None = None
+    labels: Path | None = None
+    num_calibration_samples: int = 128
+    lint: Literal["error", "warn"] = "error"
+    skip_bad_images: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """What the artifact is held to.
+
+    Attributes:
+        limits: in base units (bytes, ms, percentage points).
+        limit_on: whether accuracy_drop is judged by the upper end of its interval or by the estimate.
+        allow_unmeasured: gates that may stay unverified.
+        store_limits: names of store presets.
+        app_size_bytes: the app's size without the model, in the preset's own basis.
+    """
+
+    limits: tuple[tuple[LimitName, float], ...] = ()
+    limit_on: Literal["interval", "point"] = "interval"
+    allow_unmeasured: tuple[str, ...] = ()
+    store_limits: tuple[str, ...] = ()
+    app_size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One `edgeq package`.
+
+    Attributes:
+        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, or `digits`.
+        schemes: none for each target's default.
+        weights: a state dict, or a torchvision weights name.
+        inputs: the texts of --input; none where the factory gives example inputs.
+    """
+
+    source: str
+    targets: tuple[TargetProfile, ...]
+    out: Path
+    schemes: tuple[SchemeName, ...] = ()
+    name: str | None = None
+    model_version: str = "1"
+    weights: str | None = None
+    inputs: tuple[str, ...] = ()
+    seed: int = 0
+    observer: ObserverName = "histogram"
+    keep_fp32: tuple[str, ...] = ()
+    data: DataOptions = DataOptions()
+    gates: GateOptions = GateOptions()
+    cache: bool = True
+
+
+class Task(Protocol):
+    """A long step that is under way."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Say that `steps` more are done."""
+
+
+class Progress(Protocol):
+    """How the pipeline tells what it does; the CLI draws bars, prints lines, or says nothing."""
+
+    def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """Open a step; `total` is the number of `advance` calls to come, None where that is not known."""

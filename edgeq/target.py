@@ -1,0 +1,157 @@
+"""Target profiles: what `targets/*.toml` and people's own files may say, and how they are found."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeq.errors import UsageError, nearest
+from edgeq.profiles import profile_files
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Audit(_Strict):
+    """The shares of multiply-accumulates that a scheme must really deliver."""
+
+    int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
+    delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
+
+
+class App(_Strict):
+    """The app builds in the field."""
+
+    runtimes: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")], ...] = Field(
+        min_length=1, description="runtime versions that the app builds in the field carry, oldest first"
+    )
+
+
+class Device(_Strict):
+    """What verify emulates, and what the app is told."""
+
+    cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
+    threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")
+
+
+class TargetProfile(_Strict):
+    """A target profile. Limits of size, latency and accuracy belong to the project, not here."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    description: str
+    extends: str | None = Field(default=None, description="a target whose values this one starts from")
+    platform: Literal["android", "ios", "linux"]
+    arch: Literal["arm64", "x86_64"]
+    runtime: Literal["executorch", "torchscript"]
+    backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
+    schemes: tuple[Literal["static-int8", "fp32"], ...] = Field(min_length=1, description="first is the default")
+    audit: dict[Literal["static-int8", "fp32"], Audit] = Field(default_factory=dict)
+    app: App
+    device: Device = Device()
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what a single field cannot."""
+        backends = {"executorch": ("xnnpack",), "torchscript": ("qnnpack", "x86", "fbgemm")}[self.runtime]
+        if self.backend not in backends:
+            raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
+
+
+def load_target(name_or_path: str) -> TargetProfile:
+    """Return the profile of a shipped name or of a user's own TOML file.
+
+    Raises:
+        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value.
+    """
+    return _validated(_merged(name_or_path, seen=()), name_or_path)
+
+
+def _merged(name_or_path: str, seen: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:
+    """Read a profile with what it extends; its own keys win, tables are merged key by key."""
+    path = _find(name_or_path, beside)
+    if str(path) in seen:
+        chain = " -> ".join(Path(part).name for part in (*seen, str(path)))
+        raise UsageError(f"targets extend each other in a cycle: {chain}", "remove one `extends`")
+    data = read_toml(path)
+    parent = data.get("extends")
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise UsageError(f"{path}: expected `extends` to be a target's name, got {parent!r}", "write a string")
+    return _overlay(_merged(parent, (*seen, str(path)), path.parent), data)
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _find(name_or_path: str, beside: Path | None) -> Path:
+    shipped = profile_files()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        path = (beside or Path()) / name_or_path
+        if not path.is_file():
+            raise UsageError(f"no target file {path}", "check the path, or see `edgeq targets list`")
+        return path
+    hint = nearest(name_or_path, shipped)
+    raise UsageError(f"unknown target {name_or_path!r}.{hint}", "see `edgeq targets list`, or give a .toml file")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's content.
+
+    Raises:
+        UsageError: the file cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise UsageError(f"cannot read {path}: {err.strerror}", "check the path and its permissions") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path} is not valid TOML: {err}", "mend the line that the message names") from err
+
+
+def _validated(data: dict[str, Any], origin: str) -> TargetProfile:
+    try:
+        return TargetProfile.model_validate(data)
+    except ValidationError as err:
+        raise explain(err, origin, TargetProfile) from err
+
+
+def explain(err: ValidationError, origin: str, model: type[BaseModel]) -> UsageError:
+    """Turn pydantic's first finding into one line that names the file, the key and the nearest known key."""
+    first = err.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(the file as a whole)"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        hint = nearest(str(first["loc"][-1]), known)
+        return UsageError(f"{origin}: unknown key {key!r}.{hint}", f"known keys: {', '.join(known)}")
+    came = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return UsageError(f"{origin}: {key}: {first['msg']}{came}", "mend this key and run again")
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    schema = model.model_json_schema(by_alias=True)
+    node: dict[str, Any] = schema
+    for part in loc:
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
+        node = _resolved(node, schema)
+    return tuple(node.get("properties", {}))
+
+
+def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    for option in (node, *node.get("anyOf", ()), *node.get("allOf", ())):
+        if "$ref" in option:
+            found: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+            return found
+    return node

@@ -7,13 +7,19 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -68,28 +74,30 @@ def disk_errors(path: Path) -> Iterator[None]:
         if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             what = f"may not write to {err.filename or path}: {err.strerror}"
             raise EnvironmentProblem(what, "choose a folder that you may write to") from err
-        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}:
             what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
             raise UsageError(what, "choose another folder") from err
-        if err.errno == errno.EIO:
-            raise EnvironmentProblem(f"the disk failed under {path}: {err.strerror}", "check the disk") from err
+        if err.errno in {errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}:
+            what = f"the disk refused a write under {path}: {err.strerror}"
+            raise EnvironmentProblem(what, "check the disk, or choose another folder") from err
         raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees all of it or the old one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
+    with _parents(path.parent):
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would shut others out of a shared bundle
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
 
 
 @contextlib.contextmanager
@@ -97,45 +105,99 @@ def staged_dir(target: Path) -> Iterator[Path]:
     """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.
 
     An existing `target` is moved aside first and restored if the switch fails. Two renames are needed, since a
-    folder cannot replace one that is not empty; `recover_dir` mends a kill between them.
+    folder cannot replace one that is not empty; `recover_dir` mends a kill between them. Hold `lock_dir` of a folder
+    above: a second run on the same target would take this one's staging for a leftover.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    recover_dir(target)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    staging.chmod(0o755)
+    with _parents(target.parent):
+        recover_dir(target)
+        if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            staging.chmod(0o755)
+            yield staging
+            fsync_tree(staging)
+            _switch(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _switch(staging: Path, target: Path) -> None:
     old = _aside(target)
     try:
-        yield staging
-        fsync_tree(staging)
         if target.exists():
             os.rename(target, old)
-        try:
-            os.rename(staging, target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                os.rename(old, target)
-            raise
+        os.rename(staging, target)
         fsync_dir(target.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            _settle(target)
 
 
 def recover_dir(target: Path) -> None:
     """Finish what a killed `staged_dir(target)` left: restore the old folder, drop half-written ones."""
+    if not target.parent.is_dir():
+        return
+    if _aside(target).exists():
+        _settle(target)
+    stray = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp")  # as mkdtemp and _settle name them
+    for path in target.parent.iterdir():
+        if stray.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _settle(target: Path) -> None:
+    """Restore the folder that was moved aside, or drop it when the new one is in place."""
     old = _aside(target)
-    if old.exists():
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, target)
-    for stray in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(stray, ignore_errors=True)
+    if not target.exists():
+        os.rename(old, target)
+        return
+    # renamed before it is taken apart: a kill while deleting must not leave a part that looks whole
+    doomed = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    os.rename(old, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_dir(folder: Path, *, below: Path) -> None:
+    """Remove a folder, and the folders above it that are then empty, up to but not including `below`."""
+    recover_dir(folder)
+    if not folder.exists():
+        return
+    # renamed first, so that a kill does not leave half of it under its name
+    doomed = folder.parent / f".{folder.name}.removed.tmp"
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+    for place in folder.parents:
+        if place == below or any(place.iterdir()):
+            return
+        place.rmdir()
 
 
 def _aside(target: Path) -> Path:
     return target.parent / f".{target.name}.old"
+
+
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; the ones made here and left empty go again."""
+    made = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in made:
+            fsync_dir(place.parent)
+        yield
+    finally:
+        _remove_empty(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for place in folders:
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 @contextlib.contextmanager
@@ -145,23 +207,36 @@ def lock_dir(folder: Path, *, wait_s: float) -> Iterator[None]:
     Raises:
         EnvironmentProblem: another process still holds it after `wait_s` seconds.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".edgeq.lock"
     lock = FileLock(path)
+    made = _missing(folder)
     try:
-        lock.acquire(timeout=wait_s)
-    except Timeout as err:
-        what = f"another edgeq is writing to {folder}"
-        raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
-    try:
-        yield
+        _acquire(lock, folder, time.monotonic() + wait_s)
+        try:
+            yield
+        finally:
+            # the unlink happens under the lock; a waiter that opened the old file retries on the new one
+            path.unlink(missing_ok=True)
+            lock.release()
     finally:
-        # the unlink happens under the lock; a waiter that opened the old file retries on the new one
-        path.unlink(missing_ok=True)
-        lock.release()
-        for place in made:  # a run that wrote nothing leaves no empty folder
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        _remove_empty(made)  # a run that wrote nothing leaves no empty folder
+
+
+def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
+    from filelock import Timeout
+
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        except Timeout as err:
+            what = f"another edgeq is writing to {folder}"
+            raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
+        except FileNotFoundError:
+            # a run that just ended took away the folder that it had made; try again
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return

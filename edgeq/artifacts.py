@@ -63,6 +63,7 @@ class QuantizedModel:
     Attributes:
         scheme: which scheme made it.
         graph: a callable torch.nn.Module that computes what the artifact is to compute.
+        exported: the same as an ExportedProgram where there already is one, else None.
         quantized: names of the layers that compute in int8.
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
@@ -70,6 +71,7 @@ class QuantizedModel:
 
     scheme: str
     graph: Any
+    exported: Any
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]
@@ -106,7 +108,9 @@ class LoweredModel:
         passes: the optimization passes that ran, in order.
         operators: operators that the runtime itself must have.
         undelegated: what was left to portable kernels, an entry for each call.
-        layers: operators in the order of execution.
+        layers: operators in the order of execution; none where the artifact came as it is.
+        delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
+            or where it is not known.
         delegate_calls: how many delegated parts the program has.
     """
 
@@ -118,17 +122,13 @@ class LoweredModel:
     operators: tuple[str, ...]
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
+    delegated_macs: float | None
     delegate_calls: int
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
         return sum(layer.macs for layer in self.layers)
-
-    @property
-    def delegated_macs(self) -> float | None:
-        """Share of the multiply-accumulates that the delegate took; None without any."""
-        return sum(layer.macs for layer in self.layers if layer.delegated) / self.macs if self.macs else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +164,7 @@ class Fidelity:
 
     Attributes:
         inputs: `evaluation` data or `random` inputs.
-        sqnr_db, cosine, max_abs: over all outputs together.
+        sqnr_db, cosine, max_abs: over all outputs together; None where the source is an artifact without fp32.
         top1_agreement: share of samples with the same argmax; None where no output is [N, classes].
         metric: the name of the score, or None without labels.
         fp32_score, score: its mean; None without labels.
@@ -173,9 +173,9 @@ class Fidelity:
 
     samples: int
     inputs: Literal["evaluation", "random"]
-    sqnr_db: float
-    cosine: float
-    max_abs: float
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float | None
     top1_agreement: float | None
     metric: str | None = None
     fp32_score: float | None = None

@@ -1,0 +1,1 @@
+"""The release bundle: a deterministic writer, and a reader that believes nothing."""

@@ -1,0 +1,179 @@
+"""From the steps' results to the manifest: which facts are published, and how numbers are rounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from edgeq.artifacts import BundleInput, DataFacts, Fidelity, Gate, GoldenSet, Interval, Parity, TensorSpec
+from edgeq.errors import ExitCode
+from edgeq.manifest import (
+    SCHEMA_VERSION,
+    Accuracy,
+    FileEntry,
+    GateVerdict,
+    GoldenFacts,
+    IntervalFacts,
+    LayerSummary,
+    Manifest,
+    Measure,
+    ModelFacts,
+    ParityFacts,
+    Provenance,
+    RuntimeRange,
+    TargetFacts,
+    Tensor,
+)
+from edgeq.preprocess import Preprocess
+from edgeq.target import explain
+
+# The detail of a time differs from run to run, and that of the download size would change the size it tells
+_SILENT = (ExitCode.SIZE, ExitCode.LATENCY)
+
+
+def manifest_from(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
+    """Return the manifest of a bundle that holds `files`.
+
+    Raises:
+        UsageError: a name that may not stand in a manifest, such as a model's name with a slash.
+    """
+    try:
+        return _manifest(item, files)
+    except ValidationError as err:
+        raise explain(err, "the manifest", Manifest) from err
+
+
+def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
+    lowered, target, verified = item.lowered, item.target, item.verified
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelFacts(name=item.model.name, version=item.model_version, weights=item.model.weights),
+        target=TargetFacts(
+            name=target.name,
+            platform=target.platform,
+            arch=target.arch,
+            runtime=target.runtime,
+            backend=target.backend,
+        ),
+        runtime=RuntimeRange(
+            name=target.runtime,
+            exported_with=lowered.runtime_version,
+            oldest_in_field=target.app.runtimes[0],
+            bytecode_version=lowered.bytecode_version,
+        ),
+        scheme=item.scheme,
+        threads=target.device.threads,
+        inputs=tuple(_tensor(spec, _preprocessing(spec, item)) for spec in item.model.inputs),
+        outputs=tuple(_tensor(spec, None) for spec in verified.outputs),
+        labels=item.labels,
+        files=tuple(sorted(files, key=lambda entry: entry.path)),
+        passes=lowered.passes,
+        layers=_layers(item),
+        gates=tuple(_gate(gate) for gate in item.checked.gates),
+        accepted=item.checked.exit_code == ExitCode.OK,
+        accuracy=_accuracy(verified.fidelity),
+        parity=_parity(verified.parity),
+        golden=_golden(item.golden),
+        verified_on=verified.host,
+        provenance=_provenance(item, item.data),
+    )
+
+
+def measure(value: float) -> Measure:
+    """Return a measured number with four significant digits; JSON knows no infinity and no NaN, so these are text."""
+    rounded = float(f"{value:.4g}")
+    if math.isnan(rounded):
+        return "nan"
+    if math.isinf(rounded):  # the greatest floats round up to it
+        return "inf" if rounded > 0 else "-inf"
+    return rounded + 0.0  # -0.0 and 0.0 are equal, and must give equal bytes
+
+
+def _maybe(value: float | None) -> Measure | None:
+    return None if value is None else measure(value)
+
+
+def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
+    return Tensor.model_validate(
+        {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "preprocessing": preprocess}
+    )
+
+
+def _preprocessing(spec: TensorSpec, item: BundleInput) -> Preprocess | None:
+    """Images go into the only float input, or into those of rank 4 and more; `load` reads the data by the same rule."""
+    floats = [other for other in item.model.inputs if other.dtype.startswith("float")]
+    return item.preprocess if spec in floats and (len(floats) == 1 or len(spec.shape) >= 4) else None
+
+
+def _layers(item: BundleInput) -> LayerSummary:
+    kernels = item.verified.kernels
+    return LayerSummary(
+        macs=item.lowered.macs,
+        delegated_macs=_maybe(item.lowered.delegated_macs),
+        int8_macs=_maybe(kernels.int8_macs) if kernels else None,
+        undelegated=tuple(sorted(set(item.lowered.undelegated))),
+        kept_fp32=tuple(sorted(item.kept_fp32)),
+    )
+
+
+def _gate(gate: Gate) -> GateVerdict:
+    detail = None if gate.exit_code in _SILENT else gate.detail or None
+    return GateVerdict(name=gate.name, outcome=gate.outcome, limit=gate.limit, detail=detail)
+
+
+def _accuracy(fidelity: Fidelity | None) -> Accuracy | None:
+    if fidelity is None:
+        return None
+    return Accuracy(
+        samples=fidelity.samples,
+        inputs=fidelity.inputs,
+        metric=fidelity.metric,
+        fp32_score=_maybe(fidelity.fp32_score),
+        score=_maybe(fidelity.score),
+        drop_pp=_interval(fidelity.drop_pp),
+        top1_agreement=_maybe(fidelity.top1_agreement),
+        sqnr_db=_maybe(fidelity.sqnr_db),
+        cosine=_maybe(fidelity.cosine),
+        max_abs=_maybe(fidelity.max_abs),
+    )
+
+
+def _interval(interval: Interval | None) -> IntervalFacts | None:
+    if interval is None:
+        return None
+    return IntervalFacts(estimate=measure(interval.estimate), low=measure(interval.low), high=measure(interval.high))
+
+
+def _parity(parity: Parity | None) -> ParityFacts | None:
+    if parity is None:
+        return None
+    return ParityFacts(
+        samples=parity.samples,
+        max_abs=measure(parity.max_abs),
+        max_steps=_maybe(parity.max_steps),
+        sqnr_db=measure(parity.sqnr_db),
+        differing=measure(parity.differing),
+    )
+
+
+def _golden(golden: GoldenSet) -> GoldenFacts:
+    return GoldenFacts(
+        samples=len(golden.inputs[0]),
+        preprocessed=golden.preprocessed,
+        sqnr_floor_db=measure(golden.sqnr_floor_db),
+    )
+
+
+def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
+    return Provenance(
+        source_sha256=item.model.source_sha256,
+        calibration_sha256=data.calibration_sha256,
+        calibration_samples=data.calibration_samples,
+        evaluation_sha256=data.evaluation_sha256,
+        evaluation_samples=data.evaluation_samples,
+        data_findings=tuple(sorted({finding.name for finding in data.findings})),
+        seed=item.seed,
+        tools=item.tools,
+    )

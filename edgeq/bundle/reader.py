@@ -1,0 +1,137 @@
+"""Reading a bundle: every size and hash is checked, and nothing is followed out of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError
+from edgeq.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    REPORT_NAMES,
+    FileEntry,
+    Manifest,
+    manifest_digest,
+    parse_manifest,
+)
+
+_CHUNK_BYTES = 1 << 20
+_AGAIN = "get the bundle again, or package the model again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle whose files are those that its manifest lists.
+
+    Attributes:
+        folder: where it lies.
+        digest: SHA-256 in hexadecimal over the manifest and the files that it lists.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def artifact(self) -> Path:
+        """The model's file."""
+        return self.folder / self.manifest.file("artifact").path
+
+    @property
+    def golden(self) -> Path:
+        """The self-test's inputs and outputs."""
+        return self.folder / self.manifest.file("golden").path
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Verify the bundle in a folder, and return it.
+
+    Raises:
+        UsageError: the folder is no bundle.
+        IntegrityError: a file is missing, changed, a link or not listed, or the manifest is broken.
+        UnsupportedError: a newer edgeq wrote it.
+        EnvironmentProblem: a file cannot be read.
+    """
+    data, manifest = read_manifest(folder)
+    _check_names(folder, manifest)
+    for entry in manifest.files:
+        _check_file(folder, entry)
+    return Bundle(folder=folder, manifest=manifest, digest=manifest_digest(data, manifest))
+
+
+def read_manifest(folder: Path) -> tuple[bytes, Manifest]:
+    """Return a bundle's manifest, as bytes and parsed; the files that it lists are not looked at.
+
+    Raises:
+        UsageError: the folder is no bundle.
+        IntegrityError: the manifest is broken, or a link.
+        UnsupportedError: a newer edgeq wrote it.
+        EnvironmentProblem: it cannot be read.
+    """
+    path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        what = f"no bundle at {folder}: expected a folder with {MANIFEST_NAME}"
+        raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
+    with open_regular(path) as file, _reading(path):
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    return data, parse_manifest(data)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file of a bundle for reading; links, folders and devices are refused.
+
+    Raises:
+        IntegrityError: it is missing, or no plain file.
+        EnvironmentProblem: it cannot be read.
+    """
+    with _reading(path):
+        # without O_NONBLOCK, opening a pipe would wait for a writer
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    raise IntegrityError(f"{path} is no plain file", _AGAIN)
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    known = {MANIFEST_NAME, *REPORT_NAMES, *(entry.path for entry in manifest.files)}
+    with _reading(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in known:
+                raise IntegrityError(f"{entry.path} is not listed in the bundle's manifest", "remove it, or " + _AGAIN)
+            if not entry.is_file(follow_symlinks=False):
+                raise IntegrityError(f"{entry.path} is no plain file", _AGAIN)
+
+
+def _check_file(folder: Path, entry: FileEntry) -> None:
+    path = folder / entry.path
+    digest, rest = hashlib.sha256(), entry.size_bytes
+    with open_regular(path) as file, _reading(path):
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes != entry.size_bytes:
+            raise IntegrityError(f"{path} has {size_bytes} bytes, the manifest says {entry.size_bytes}", _AGAIN)
+        while rest > 0 and (chunk := file.read(min(_CHUNK_BYTES, rest))):  # a file that grows meanwhile has an end too
+            digest.update(chunk)
+            rest -= len(chunk)
+    if rest or digest.hexdigest() != entry.sha256:
+        raise IntegrityError(f"{path} is not the file that the manifest lists: its SHA-256 differs", _AGAIN)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise IntegrityError(f"{path} is missing, the manifest lists it", _AGAIN) from err
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise IntegrityError(f"{path} is a link, expected a plain file", _AGAIN) from err
+        raise EnvironmentProblem(f"cannot read {path}: {err.strerror}", "check its permissions and the disk") from err

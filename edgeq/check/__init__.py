@@ -1,0 +1,7 @@
+"""The gates: pure functions from what was lowered and verified to verdicts. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from edgeq.check.gates import GATE_NAMES, check, validate_options
+
+__all__ = ["GATE_NAMES", "check", "validate_options"]

@@ -1,0 +1,109 @@
+"""Whether the oldest runtime in the field can load the artifact."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.artifacts import Gate, LoweredModel, Outcome
+from edgeq.check.outcome import unverified
+from edgeq.errors import ExitCode
+from edgeq.target import TargetProfile
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiteRuntime:
+    """What a torch version's lite interpreter loads.
+
+    Attributes:
+        min_bytecode, max_bytecode: kMinSupportedBytecodeVersion and kMaxSupportedBytecodeVersion of that torch's
+            caffe2/serialize/versions.h.
+        operators: the list of its operators beside this file.
+    """
+
+    min_bytecode: int
+    max_bytecode: int
+    operators: str
+
+
+# pytorch_android_lite carries the version of the torch that it was built from; 2.1.0 is the last
+LITE_RUNTIMES: dict[Version, LiteRuntime] = {
+    (2, 1): LiteRuntime(min_bytecode=4, max_bytecode=9, operators="torch-2.1.0.ops.txt"),
+}
+
+
+def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
+    """Return whether the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
+
+    ExecuTorch, and TorchScript on a host: by (major, minor), since an artifact runs on the runtime that wrote it or a
+    newer one. TorchScript on Android: by bytecode version and by operators.
+    """
+    oldest = min(target.app.runtimes, key=lambda text: _version(text) or (0, 0))
+    if lowered.runtime != target.runtime:
+        return _gate("failed", oldest, lowered, f"target {target.name} runs {target.runtime} artifacts")
+    if lowered.runtime == "torchscript" and target.platform == "android":
+        return _lite(oldest, lowered)
+    exporter = _version(lowered.runtime_version)
+    if exporter is None:
+        why = f"the artifact does not say which {lowered.runtime} wrote it (got {lowered.runtime_version!r})"
+        return unverified("runtime", f"{lowered.runtime} {oldest}", why)
+    if exporter > (_version(oldest) or (0, 0)):
+        why = (
+            f"written by {lowered.runtime} {lowered.runtime_version}, but the oldest app in the field carries {oldest}:"
+            " ship a newer app first, or export with that version"
+        )
+        return _gate("failed", oldest, lowered, why)
+    unchecked = f"; operators not checked: no list for {oldest}" if target.platform == "android" else ""
+    return _gate("ok", oldest, lowered, f"the oldest app in the field carries {oldest}{unchecked}")
+
+
+def _lite(oldest: str, lowered: LoweredModel) -> Gate:
+    runtime = LITE_RUNTIMES.get(_version(oldest) or (0, 0))
+    if runtime is None:
+        known = ", ".join(f"{major}.{minor}" for major, minor in LITE_RUNTIMES)
+        why = f"what pytorch_android_lite {oldest} loads is not known here (known: {known})"
+        return unverified("runtime", f"torchscript {oldest}", why)
+    if lowered.bytecode_version is None:
+        return _gate("failed", oldest, lowered, "not saved for the lite interpreter: it has no bytecode")
+    if not runtime.min_bytecode <= lowered.bytecode_version <= runtime.max_bytecode:
+        why = (
+            f"bytecode version {lowered.bytecode_version}, but pytorch_android_lite {oldest}"
+            f" loads {runtime.min_bytecode} to {runtime.max_bytecode}"
+        )
+        return _gate("failed", oldest, lowered, why)
+    missing = sorted(set(lowered.operators) - operators_of(runtime))
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        why = f"pytorch_android_lite {oldest} lacks {', '.join(missing[:5])}{more}"
+        return _gate("failed", oldest, lowered, why)
+    why = (
+        f"bytecode version {lowered.bytecode_version}; torch {oldest} registers all {len(lowered.operators)} operators"
+    )
+    return _gate("ok", oldest, lowered, why)
+
+
+@functools.cache
+def operators_of(runtime: LiteRuntime) -> frozenset[str]:
+    """Return the operators, with overload names, that a lite interpreter of that torch version can have."""
+    lines = (Path(__file__).parent / runtime.operators).read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def _gate(outcome: Outcome, oldest: str, lowered: LoweredModel, detail: str) -> Gate:
+    return Gate(
+        name="runtime",
+        outcome=outcome,
+        limit=oldest,
+        measured=f"{lowered.runtime} {lowered.runtime_version}",
+        detail=detail,
+        exit_code=ExitCode.UNSUPPORTED,
+    )
+
+
+def _version(text: str) -> Version | None:
+    match = re.match(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,156 @@
+"""All gates of one artifact. Every gate is evaluated, whichever failed before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.check.audit import audit_gates
+from edgeq.check.compat import runtime_gate
+from edgeq.check.limits import Measured, limit_gate
+from edgeq.check.outcome import unverified
+from edgeq.check.store import find_store_limit, store_gate, store_warnings
+from edgeq.errors import ExitCode, UsageError, nearest
+from edgeq.job import GateOptions
+from edgeq.scheme import LIMITS
+from edgeq.target import TargetProfile
+
+GATE_NAMES = ("parity", "outputs", "int8_macs", "delegated_macs", "runtime", *LIMITS)
+
+# one quantization step; the rest is what float32 loses in dividing a difference by the step
+MAX_STEPS = 1.0 + 1e-3
+# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth
+MIN_SQNR_DB_FP32 = 60.0
+# the two round int8 activations differently, and no output is quantized that could be counted in steps
+MIN_SQNR_DB_INT8 = 30.0
+
+
+def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+    """Check before a long run what the gates would refuse at its end.
+
+    Raises:
+        UsageError: --allow-unmeasured names no gate (the nearest is offered), an unknown store limit, one of another
+            platform, or one that needs --app-size without it.
+    """
+    for name in options.allow_unmeasured:
+        if name not in GATE_NAMES:
+            raise UsageError(
+                f"--allow-unmeasured {name!r} is no gate.{nearest(name, GATE_NAMES)}", f"gates: {', '.join(GATE_NAMES)}"
+            )
+    for preset in options.store_limits:
+        for target in targets or (None,):
+            find_store_limit(preset, options.app_size_bytes, target)
+
+
+def check(
+    *,
+    target: TargetProfile,
+    scheme: str,
+    lowered: LoweredModel,
+    verified: VerifyReport,
+    options: GateOptions,
+    size_bytes: int,
+    download_bytes: int,
+    weights: Weights,
+    host_arch: str,
+    has_graph: bool = True,
+) -> CheckReport:
+    """Evaluate all gates of one artifact.
+
+    Args:
+        target: the profile that it was made for.
+        scheme: the scheme that made it.
+        lowered: what is known of it without running it.
+        verified: what running it showed.
+        options: the limits, the store presets and what may stay unmeasured.
+        size_bytes: the artifact's size on disk.
+        download_bytes: the size of the bundle's deterministic, deflated ZIP.
+        weights: where the parameters came from.
+        host_arch: what `verified` was measured on, as `platform.machine()` says it.
+        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
+
+    Raises:
+        UsageError: as `validate_options` says.
+    """
+    validate_options(options, (target,))
+    measured = Measured(
+        size_bytes=size_bytes,
+        download_bytes=download_bytes,
+        verified=verified,
+        limit_on=options.limit_on,
+        host_arch=host_arch,
+        target_arch=target.arch,
+    )
+    gates = (
+        *((parity_gate(scheme, verified.parity),) if has_graph else ()),
+        outputs_gate(verified),
+        *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
+        runtime_gate(target, lowered),
+        *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *(
+            store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
+            for preset in options.store_limits
+        ),
+    )
+    warnings = (*_warnings(weights, has_graph), *store_warnings(options.store_limits, target))
+    return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
+
+
+def parity_gate(scheme: str, parity: Parity | None) -> Gate:
+    """Hold the artifact to its converted graph (exit code 7).
+
+    Quantized outputs may differ by one step. Where none is quantized, or the scheme is fp32, the signal-to-difference
+    ratio in dB counts.
+    """
+    by_steps = parity is not None and parity.max_steps is not None and scheme != "fp32"
+    least = MIN_SQNR_DB_FP32 if scheme == "fp32" else MIN_SQNR_DB_INT8
+    limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
+    if parity is None or parity.samples == 0:
+        return unverified("parity", limit, "the artifact was not compared with the converted graph")
+    if parity.max_steps is not None and by_steps:
+        passed = parity.max_steps <= MAX_STEPS
+        measured = f"{parity.max_steps:.3g} steps"
+    else:
+        passed = parity.sqnr_db >= least
+        measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
+    seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
+    return Gate(
+        name="parity",
+        outcome="ok" if passed else "failed",
+        limit=limit,
+        measured=measured,
+        detail=seen,
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def outputs_gate(verified: VerifyReport) -> Gate:
+    """Fail on what is wrong with the outputs whatever the limits: NaN, Inf, constant, wrong shape (exit code 7)."""
+    limit = "finite, of the stated shape, not constant"
+    if not verified.outputs and not verified.findings:
+        return unverified("outputs", limit, "the artifact was not run")
+    return Gate(
+        name="outputs",
+        outcome="failed" if verified.findings else "ok",
+        limit=limit,
+        measured=f"{len(verified.findings)} findings" if verified.findings else "as stated",
+        detail="; ".join(verified.findings),
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def _settled(gate: Gate, options: GateOptions) -> Gate:
+    if gate.outcome == "unverified" and gate.name in options.allow_unmeasured:
+        return dataclasses.replace(gate, outcome="allowed")
+    return gate
+
+
+def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:
+    said = []
+    if weights == "random":
+        said.append("the weights are random: install and release will refuse this bundle")
+    if not has_graph:
+        said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
+    return tuple(said)

@@ -1,0 +1,90 @@
+"""The limits that a project sets: size, download, accuracy drop, latency, peak memory, load time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeq.artifacts import Gate, VerifyReport
+from edgeq.check.outcome import at_most, unverified
+from edgeq.scheme import LIMITS, LimitName
+from edgeq.units import format_quantity
+
+# platform.machine() and target profiles name the same processors differently
+_ARCH = {"aarch64": "arm64", "amd64": "x86_64", "x64": "x86_64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a limit is compared with.
+
+    Attributes:
+        size_bytes: bytes of the artifact.
+        download_bytes: bytes of the published ZIP.
+        verified: what running the artifact showed.
+        limit_on: whether the accuracy drop is judged by the upper end of its interval or by the estimate.
+        host_arch: the architecture that `verified` was measured on, as `platform.machine()` says it.
+        target_arch: the target's.
+    """
+
+    size_bytes: int
+    download_bytes: int
+    verified: VerifyReport
+    limit_on: Literal["interval", "point"]
+    host_arch: str
+    target_arch: str
+
+
+def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
+    """Hold one measured value to its limit (bytes, ms or percentage points, unrounded).
+
+    What could not be measured, or not on the target's architecture, is `unverified` (exit code 7).
+    """
+    kind = LIMITS[name]
+    value, note = _value(name, measured)
+    if value is None:
+        return unverified(name, f"<= {format_quantity(limit, kind.dimension)}", note)
+    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+
+
+def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
+    """Return the value that counts and a remark, or None and why there is none."""
+    if name == "size":
+        return measured.size_bytes, ""
+    if name == "download":
+        return measured.download_bytes, ""
+    if name == "accuracy_drop":
+        return _drop(measured)
+    return _timed(name, measured)
+
+
+def _drop(measured: Measured) -> tuple[float | None, str]:
+    fidelity = measured.verified.fidelity
+    if fidelity is None or fidelity.drop_pp is None:
+        return None, "no score against fp32: give labelled --eval-data, or a --metric"
+    drop = fidelity.drop_pp
+    if measured.limit_on == "point":
+        return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp"
+    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp"
+
+
+def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
+    verified = measured.verified
+    timing = verified.timing
+    host = timing.arch if name == "latency" and timing else measured.host_arch
+    values: dict[LimitName, tuple[float | None, str]] = {
+        "latency": (timing.p90_ms, f"p90 of {timing.runs} runs, {timing.threads} threads") if timing else (None, ""),
+        "peak_memory": (verified.peak_memory_bytes, f"on {verified.host}"),
+        "load": (verified.load_ms, f"on {verified.host}"),
+    }
+    value, note = values[name]
+    if value is None:
+        return None, "the host's run did not give one"
+    if _arch(host) != _arch(measured.target_arch):
+        what = "memory" if name == "peak_memory" else "a time"
+        return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"
+    return value, note
+
+
+def _arch(name: str) -> str:
+    return _ARCH.get(name.lower(), name.lower())

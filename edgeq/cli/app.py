@@ -1,0 +1,53 @@
+"""The app: its commands, a file each, and the options that stand before them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeq.cli import cache, doctor, install, package, targets
+from edgeq.cli.output import say
+
+# for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
+_FLAGS_OFF = {
+    "help": False,
+    "install_completion": False,
+    "show_completion": False,
+    "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
+    "package": {"help": False},
+}
+
+app = typer.Typer(
+    name="edgeq",
+    rich_markup_mode=None,  # its help would load rich
+    pretty_exceptions_enable=False,
+    context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
+)
+app.command("package")(package.package)
+app.command("install")(install.install)
+app.add_typer(targets.app, name="targets")
+app.add_typer(cache.app, name="cache")
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[  # noqa: ARG001  # run() takes it out wherever it stands; here only for the help
+        bool, typer.Option("--debug", help="Print a traceback with an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Package a trained PyTorch model for phones and edge hosts: quantize, lower, gate, verify, install.
+
+    Exit codes: 0 ok, 1 internal error, 2 usage or bad input, 3 unsupported, 4 size, 5 accuracy, 6 latency, memory or
+    load time, 7 verification, 8 integrity, 9 environment, 130 interrupted.
+    """
+    if version:
+        from edgeq import __version__
+
+        say(f"edgeq {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        say(context.get_help())

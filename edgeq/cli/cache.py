@@ -1,0 +1,41 @@
+"""`edgeq cache`: what earlier runs left to be used again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeq.cli.output import say, say_json
+from edgeq.units import format_bytes
+
+app = typer.Typer(help="Look at the build cache, or empty it.")
+
+
+@app.command("info")
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say where the cache is and how much it holds."""
+    from edgeq.pipeline.cache import cache_info
+
+    found = cache_info()
+    if as_json:
+        facts = {"folder": str(found.folder), "entries": found.entries, "size_bytes": found.size_bytes}
+        say_json({"schema_version": 1, "cache": facts})
+    else:
+        say(f"{found.folder}: {_entries(found.entries)}, {format_bytes(found.size_bytes)}")
+
+
+@app.command("clear")
+def clear(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Remove every entry of the cache."""
+    from edgeq.pipeline.cache import clear_cache
+
+    removed = clear_cache()
+    if as_json:
+        say_json({"schema_version": 1, "removed": removed})
+    else:
+        say(f"removed {_entries(removed)}")
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"

@@ -1,0 +1,187 @@
+"""From options to a job: the command line over `edgeq.toml`, every name checked before anything slow starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from edgeq.cli.project import DataTable, LimitTable, Options
+from edgeq.errors import UnsupportedError, UsageError, nearest
+from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.scheme import (
+    LIMITS,
+    OBSERVERS,
+    PLANNED_SCHEMES,
+    SCHEMES,
+    LimitName,
+    SchemeName,
+    parse_limit,
+)
+from edgeq.target import load_target
+from edgeq.units import parse_size_bytes
+
+if TYPE_CHECKING:
+    from edgeq.target import TargetProfile
+
+_T = TypeVar("_T")
+_Name = TypeVar("_Name", bound=str)
+_LIMIT_ON: tuple[Literal["interval", "point"], ...] = ("interval", "point")
+_LINT: tuple[Literal["error", "warn"], ...] = ("error", "warn")
+DEFAULT_OUT = "out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A job, and where its bundles are to be installed afterwards."""
+
+    job: Job
+    install_into: tuple[Path, ...]
+
+
+def request(command_line: Options, project: Options) -> Request:
+    """Return what the command line, over the project's file, asks for.
+
+    Raises:
+        UsageError: something is missing, unknown or not usable; the nearest known name is offered.
+        UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
+    """
+    options = merge(command_line, project)
+    if options.model is None:
+        raise UsageError(
+            "no model given",
+            "name one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or digits, the built-in one",
+        )
+    if not options.targets:
+        raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
+    targets = _targets(options.targets)
+    job = Job(
+        source=options.model,
+        targets=targets,
+        out=Path(_or(options.out, DEFAULT_OUT)),
+        schemes=_schemes(options.schemes or [], targets),
+        name=options.name,
+        model_version=_or(options.model_version, "1"),
+        weights=options.weights,
+        inputs=tuple(options.inputs or ()),
+        seed=_or(options.seed, 0),
+        observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
+        keep_fp32=tuple(options.keep_fp32 or ()),
+        data=_data(options.data),
+        gates=_gates(options),
+        cache=_or(options.cache, True),
+    )
+    return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
+
+
+def merge(command_line: Options, project: Options) -> Options:
+    """Return the project's options with those of the command line over them; tables are merged key by key."""
+    data = {**_given(project.data), **_given(command_line.data)}
+    limit = {**_given(project.limit), **_given(command_line.limit)}
+    values = {**_given(project), **_given(command_line), "data": DataTable(**data), "limit": LimitTable(**limit)}
+    return Options(**values)
+
+
+def _given(table: Options | DataTable | LimitTable) -> dict[str, Any]:
+    return {key: value for key, value in table if value is not None}
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def limit_table(texts: Sequence[str]) -> LimitTable:
+    """Return the `--limit NAME=VALUE` options as the table that a file would hold; the last of a name counts.
+
+    Raises:
+        UsageError: no "=", an unknown name, or a value of another dimension.
+    """
+    values = {}
+    for text in texts:
+        name, _ = parse_limit(text)
+        values[name] = text.partition("=")[2]
+    return LimitTable(**values)
+
+
+def _targets(names: Sequence[str]) -> tuple[TargetProfile, ...]:
+    profiles: dict[str, TargetProfile] = {}
+    for name in _unique(names):
+        profile = load_target(name)
+        if profile.name in profiles:
+            raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
+        profiles[profile.name] = profile
+    return tuple(profiles.values())
+
+
+def _schemes(names: Sequence[str], targets: Iterable[TargetProfile]) -> tuple[SchemeName, ...]:
+    chosen = tuple(_scheme(name) for name in _unique(names))
+    for target in targets:
+        for scheme in chosen:
+            if scheme not in target.schemes:
+                what = f"target {target.name} cannot do scheme {scheme}"
+                raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
+    return chosen
+
+
+def _scheme(name: str) -> SchemeName:
+    for known in SCHEMES:
+        if known == name:
+            return known
+    if name in PLANNED_SCHEMES:
+        what = f"scheme {name} is planned, this version of edgeq cannot do it yet"
+        raise UnsupportedError(what, f"schemes: {', '.join(SCHEMES)}")
+    hint = nearest(name, (*SCHEMES, *PLANNED_SCHEMES))
+    raise UsageError(f"unknown scheme {name!r}.{hint}", f"schemes: {', '.join(SCHEMES)}")
+
+
+def _choice(kind: str, name: str | None, known: Sequence[_Name], *, default: _Name) -> _Name:
+    if name is None:
+        return default
+    for choice in known:
+        if choice == name:
+            return choice
+    raise UsageError(f"unknown {kind} {name!r}.{nearest(name, known)}", f"use one of: {', '.join(known)}")
+
+
+def _data(table: DataTable) -> DataOptions:
+    return DataOptions(
+        calibration=table.calibration,
+        evaluation=table.evaluation,
+        metric=table.metric,
+        preprocess=table.preprocess,
+        labels=None if table.labels is None else Path(table.labels),
+        num_calibration_samples=_or(table.num_calibration_samples, 128),
+        lint=_choice("value of --data-lint", table.lint, _LINT, default="error"),
+        skip_bad_images=_or(table.skip_bad_images, False),
+    )
+
+
+def _gates(options: Options) -> GateOptions:
+    stores = tuple(_unique(options.store_limits or []))
+    if options.app_size is not None and not stores:
+        raise UsageError(
+            "--app-size is for --store-limit, and none is given", "add --store-limit NAME, or leave it out"
+        )
+    return GateOptions(
+        limits=tuple(_limits(options.limit)),
+        limit_on=_choice("value of --limit-on", options.limit_on, _LIMIT_ON, default="interval"),
+        allow_unmeasured=tuple(_unique(options.allow_unmeasured or [])),
+        store_limits=stores,
+        app_size_bytes=None if options.app_size is None else parse_size_bytes(options.app_size),
+    )
+
+
+def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:
+    for name in LIMITS:
+        text = getattr(table, name)
+        if text is None:
+            continue
+        try:
+            yield parse_limit(f"{name}={text}")
+        except UsageError as err:
+            raise UsageError(f"limit {name}: {err.what}", err.fix) from err
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

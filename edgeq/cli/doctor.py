@@ -1,0 +1,182 @@
+"""`edgeq doctor`: what is installed, what each target needs, and how to get what is missing. Loads none of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeq.cli.output import say, say_json
+from edgeq.errors import ExitCode
+from edgeq.units import format_bytes
+
+# what requirements.lock pins: the versions that the tests ran with
+TESTED = {
+    "torch": "2.15.0",
+    "torchvision": "0.29.2",
+    "torchao": "0.18.0",
+    "executorch": "1.5.1",
+    "numpy": "2.4.6",
+    "typer": "0.29.2",
+    "rich": "15.0.0",
+    "pydantic": "2.14.3",
+    "safetensors": "0.8.0",
+    "pillow": "13.0.0",
+    "filelock": "4.2.11",
+    "platformdirs": "4.14.5",
+}
+_DIGITS = ("scikit-learn", "1.9.1")
+_TESTED_PYTHON = (3, 11)
+_ALLOWED_PYTHON = ((3, 11), (3, 14))  # the second is excluded
+_RUNTIME_NEEDS = {"executorch": ("torch", "torchao", "executorch"), "torchscript": ("torch",)}
+_ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
+# a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
+_LEAST_FREE_BYTES = 500_000_000
+_TOOLS = (
+    ("qemu-aarch64", "runs ARM artifacts on an x86 host", "apt-get install qemu-user"),
+    ("aarch64-linux-gnu-g++", "builds the ARM runtimes", "apt-get install g++-aarch64-linux-gnu"),
+    ("adb", "runs bundles on a phone", "apt-get install adb"),
+    ("java", "builds Android apps", "apt-get install openjdk-17-jdk-headless"),
+    ("mvn", "fetches Android libraries", "apt-get install maven"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        kind: python, library, target, tool or disk.
+        found: its version or place; None where it is missing.
+        needed: whether the main job fails without it.
+        remark: what is wrong or worth knowing; empty where all is well.
+        fix: the line that mends it; empty where nothing is to be done.
+    """
+
+    kind: str
+    name: str
+    ok: bool
+    needed: bool
+    found: str | None
+    remark: str = ""
+    fix: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what is installed, what is missing, and how to get it."""
+    findings = examine()
+    ready = all(finding.ok for finding in findings if finding.needed)
+    if as_json:
+        say_json({"schema_version": 1, "ready": ready, "findings": [_as_json(finding) for finding in findings]})
+    else:
+        say("\n".join([*_lines(findings), "", "ready" if ready else "not ready: see the lines marked with x"]))
+    raise typer.Exit(ExitCode.OK if ready else ExitCode.ENVIRONMENT)
+
+
+def examine() -> tuple[Finding, ...]:
+    """Return all findings, in the order in which they are printed."""
+    libraries = [_library(name, tested, needed=True) for name, tested in TESTED.items()]
+    digits = _library(*_DIGITS, needed=False)
+    present = {finding.name for finding in libraries if finding.found}
+    tools = [_tool(*tool) for tool in _TOOLS]
+    return (_python(), *libraries, digits, *_targets(present), *tools, _disk(Path.cwd()))
+
+
+def _python() -> Finding:
+    version = sys.version_info[:2]
+    low, high = _ALLOWED_PYTHON
+    ok = low <= version < high
+    remark = "" if version == _TESTED_PYTHON else "untested" if ok else "edgeq needs 3.11, 3.12 or 3.13"
+    fix = "" if ok else "make the virtual environment with python3.11"
+    return Finding(
+        kind="python", name="python", ok=ok, needed=True, found=platform.python_version(), remark=remark, fix=fix
+    )
+
+
+def _library(name: str, tested: str, *, needed: bool) -> Finding:
+    fix = f"pip install {name}=={tested}"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        remark = "missing" if needed else "missing; the digits model's data come with it"
+        return Finding(kind="library", name=name, ok=False, needed=needed, found=None, remark=remark, fix=fix)
+    # torch adds "+cpu" and the like to its version
+    same = version.partition("+")[0] == tested
+    remark = "" if same else f"edgeq was tested with {tested}"
+    return Finding(
+        kind="library", name=name, ok=True, needed=needed, found=version, remark=remark, fix="" if same else fix
+    )
+
+
+def _targets(present: set[str]) -> list[Finding]:
+    import tomllib
+
+    from edgeq.profiles import profile_files
+
+    findings = []
+    for name, path in profile_files().items():
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        findings.append(_target(name, str(values["runtime"]), str(values["backend"]), present))
+    return findings
+
+
+def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding:
+    missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
+    if missing:
+        remark, fix = f"needs {', '.join(missing)}", "pip install " + " ".join(f"{m}=={TESTED[m]}" for m in missing)
+    elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
+        remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
+    else:
+        remark, fix = "", ""
+    found = None if remark else "ready"
+    # one target that cannot be built here does not stop the others
+    return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
+
+
+def _tool(name: str, use: str, fix: str) -> Finding:
+    found = shutil.which(name)
+    remark = "" if found else f"optional: {use}"
+    return Finding(
+        kind="tool", name=name, ok=found is not None, needed=False, found=found, remark=remark, fix="" if found else fix
+    )
+
+
+def _disk(folder: Path) -> Finding:
+    free_bytes = shutil.disk_usage(folder).free
+    ok = free_bytes >= _LEAST_FREE_BYTES
+    remark = "" if ok else f"a run may need {format_bytes(_LEAST_FREE_BYTES)}"
+    fix = "" if ok else "free some space, or work in another folder"
+    found = f"{format_bytes(free_bytes)} free at {folder}"
+    return Finding(kind="disk", name="disk", ok=ok, needed=True, found=found, remark=remark, fix=fix)
+
+
+def _lines(findings: tuple[Finding, ...]) -> list[str]:
+    width = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    kind = ""
+    for finding in findings:
+        if finding.kind != kind:
+            kind = finding.kind
+            lines += ["", kind] if lines else [kind]
+        mark = "ok" if finding.ok else "x" if finding.needed else "-"
+        said = "; ".join(part for part in (finding.found, finding.remark) if part)
+        lines.append(f"  {mark:2}  {finding.name:{width}}  {said}{f'  ({finding.fix})' if finding.fix else ''}")
+    return lines
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "name": finding.name,
+        "ok": finding.ok,
+        "needed": finding.needed,
+        "found": finding.found,
+        "remark": finding.remark,
+        "fix": finding.fix,
+    }

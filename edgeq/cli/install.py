@@ -1,0 +1,122 @@
+"""`edgeq install`: a bundle goes into an app's project; `edgeq package --install-into` uses the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli.output import say, say_json
+from edgeq.errors import EdgeqError, UsageError
+from edgeq.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import BuildReport
+    from edgeq.cli.config import Request
+    from edgeq.deliver.install import InstallResult
+
+# what stands in the root of a project of each platform; `deliver.install` has the last word
+_MARKERS = {
+    "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
+    "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A bundle that went into an app."""
+
+    app: Path
+    target: str | None
+    result: InstallResult
+
+    def as_text(self) -> str:
+        """Return one line for people."""
+        count = len(self.result.files)
+        size = format_bytes(self.result.size_bytes)
+        return f"installed: {self.result.place} ({count} files, {size}, digest {self.result.digest[:12]})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the same for machines."""
+        return {
+            "app": str(self.app),
+            "target": self.target,
+            "place": str(self.result.place),
+            "files": list(self.result.files),
+            "size_bytes": self.result.size_bytes,
+            "digest": self.result.digest,
+        }
+
+
+def install(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    app: Annotated[Path, typer.Option("--app", metavar="FOLDER", help="The root of an Android or iOS project.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Install a bundle into an app's project.
+
+    It replaces an older one of the same model and target, whole or not at all.
+    """
+    from edgeq.deliver.install import install as deliver
+
+    installed = Installed(app=app, target=None, result=deliver(bundle, app))
+    if as_json:
+        say_json({"schema_version": 1, "installed": [installed.as_json()]})
+    else:
+        say(installed.as_text())
+
+
+def match_apps(wanted: Request) -> dict[Path, tuple[str, ...]]:
+    """Return, for each app, the names of the targets whose bundles go into it.
+
+    Raises:
+        UsageError: a folder that is no app's project, that no target is for, or that several schemes are for.
+    """
+    matched = {}
+    for app in wanted.install_into:
+        platforms = _platforms(app)
+        names = tuple(target.name for target in wanted.job.targets if target.platform in platforms)
+        if not names:
+            what = f"--install-into {app}: no target of this run is for {' or '.join(platforms)}"
+            raise UsageError(what, f"add a --target for {platforms[0]}, or leave the app out")
+        if len(wanted.job.schemes) > 1:
+            what = f"--install-into {app}: {len(wanted.job.schemes)} schemes of a target would go into one place"
+            raise UsageError(what, "name one --scheme, or install the bundle that you choose with `edgeq install`")
+        matched[app] = names
+    return matched
+
+
+def _platforms(app: Path) -> tuple[str, ...]:
+    if not app.is_dir():
+        raise UsageError(f"--install-into {app}: no such folder", "give the root of the app's project")
+    found = tuple(name for name, marks in _MARKERS.items() if any(next(app.glob(mark), None) for mark in marks))
+    if not found:
+        looked = "; ".join(f"{name}: {', '.join(marks)}" for name, marks in _MARKERS.items())
+        raise UsageError(f"--install-into {app}: no app's project; looked for {looked}", "give the project's root")
+    return found
+
+
+def install_rows(
+    report: BuildReport, apps: Mapping[Path, tuple[str, ...]]
+) -> tuple[tuple[Installed, ...], EdgeqError | None]:
+    """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
+
+    Returns:
+        What was installed, and the error that stopped it: the report is to be printed all the same.
+    """
+    if report.exit_code or not apps:
+        return (), None
+    from edgeq.deliver.install import install as deliver
+
+    done: list[Installed] = []
+    try:
+        for app, names in apps.items():
+            rows = (row for row in report.rows if row.target in names)
+            # what went in before a refusal stays in `done`
+            done.extend(Installed(app=app, target=row.target, result=deliver(row.path, app)) for row in rows)
+    except EdgeqError as err:
+        return tuple(done), err
+    return tuple(done), None

@@ -1,0 +1,52 @@
+"""What every command prints with: results on stdout, all else on stderr; a reader that went away is no error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from edgeq.errors import EdgeqError
+
+
+def say(text: str) -> None:
+    """Print a result on stdout."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        silence_stdout()
+
+
+def say_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout. NaN is refused: the caller says what it stands for."""
+    say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # lives as long as the process
+
+
+def say_error(err: EdgeqError, *, as_json: bool) -> None:
+    """Print an error: two lines on stderr, and for machines a document on stdout too."""
+    note(f"error: {_one_line(err.what)}\n  fix: {_one_line(err.fix)}")
+    if as_json:
+        error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
+        say_json({"schema_version": 1, "error": error})
+
+
+def silence_stdout() -> None:
+    """Send what is still to be printed nowhere, so that the interpreter does not complain on its way out."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _one_line(text: str) -> str:
+    # file names and libraries' messages may hold line breaks and terminal escapes
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

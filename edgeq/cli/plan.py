@@ -1,0 +1,126 @@
+"""What `--dry-run` prints: each step of each target, as it would be done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeq.cli.install import match_apps
+from edgeq.scheme import LIMITS
+from edgeq.units import format_bytes, format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.cli.config import Request
+    from edgeq.job import Job
+    from edgeq.target import TargetProfile
+
+_QUANTIZERS = {"executorch": "PT2E, the XNNPACK quantizer", "torchscript": "FX graph mode, the {backend} engine"}
+
+
+def plan_json(wanted: Request) -> dict[str, Any]:
+    """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
+    job = wanted.job
+    return {
+        "schema_version": 1,
+        "plan": {
+            "source": job.source,
+            "out": str(job.out),
+            "steps": _steps_json(_shared(job)),
+            "targets": [
+                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(wanted, target, scheme))}
+                for target in job.targets
+                for scheme in _schemes(job, target)
+            ],
+        },
+    }
+
+
+def plan_text(wanted: Request) -> str:
+    """Return the plan for people."""
+    lines = [f"plan for {wanted.job.source}; nothing is written", *_lines(_shared(wanted.job))]
+    for target in wanted.job.targets:
+        for scheme in _schemes(wanted.job, target):
+            lines += ["", f"{target.name}, {scheme}", *_lines(_own(wanted, target, scheme))]
+    return "\n".join(lines)
+
+
+_Steps = list[tuple[str, str]]
+
+
+def _lines(steps: _Steps) -> list[str]:
+    return [f"  {name:9}  {text}" for name, text in steps]
+
+
+def _steps_json(steps: _Steps) -> list[dict[str, str]]:
+    return [{"step": name, "what": text} for name, text in steps]
+
+
+def _schemes(job: Job, target: TargetProfile) -> tuple[str, ...]:
+    return job.schemes or target.schemes[:1]
+
+
+def _shared(job: Job) -> _Steps:
+    data = job.data
+    load = [
+        job.source,
+        f"name {job.name}" if job.name else "",
+        f"version {job.model_version}",
+        f"weights {job.weights}" if job.weights else "",
+        f"inputs {' '.join(job.inputs)}" if job.inputs else "",
+        f"seed {job.seed}",
+    ]
+    samples = [
+        f"calibration {data.calibration}" if data.calibration else "",
+        f"evaluation {data.evaluation}" if data.evaluation else "no evaluation data given",
+        f"preprocess {data.preprocess}" if data.preprocess else "",
+        f"labels {data.labels}" if data.labels else "",
+        "bad images skipped" if data.skip_bad_images else "",
+        "findings are errors" if data.lint == "error" else "findings are warnings",
+    ]
+    cache = "used" if job.cache else "not used"
+    return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
+
+
+def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
+    job = wanted.job
+    apps = [str(app) for app, names in match_apps(wanted).items() if target.name in names]
+    model = job.name or "<model>"
+    verify = f"on this host, {job.data.metric or 'top-1'}" if job.data.evaluation else "on this host, against fp32"
+    return [
+        *_quantize(job, target, scheme),
+        ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.runtimes[0]} and newer"),
+        ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
+        ("verify", verify),
+        ("bundle", f"{job.out / model / target.name}"),
+        *(("install", app) for app in apps),
+    ]
+
+
+def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+    if scheme == "fp32":
+        return []
+    method = _QUANTIZERS[target.runtime].format(backend=target.backend)
+    kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
+    samples = f"{job.data.num_calibration_samples} samples" if job.data.calibration else "no calibration data given"
+    return [
+        ("quantize", _joined([method, kept])),
+        ("calibrate", f"{samples}, {job.observer} observer"),
+    ]
+
+
+def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
+    gates = job.gates
+    lines = [f"{name} <= {format_quantity(value, LIMITS[name].dimension)}" for name, value in gates.limits]
+    if any(name == "accuracy_drop" for name, _ in gates.limits):
+        lines.append(f"the drop's {gates.limit_on} counts")
+    audit = next((audit for name, audit in target.audit.items() if name == scheme), None)
+    if audit is not None:
+        lines += [f"{key} >= {value:.0%}" for key, value in audit if value]
+    if gates.store_limits and gates.app_size_bytes is not None:
+        lines.append(f"{', '.join(gates.store_limits)} with an app of {format_bytes(gates.app_size_bytes)}")
+    if gates.allow_unmeasured:
+        lines.append(f"may stay unmeasured: {', '.join(gates.allow_unmeasured)}")
+    return lines
+
+
+def _joined(parts: list[str]) -> str:
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,78 @@
+"""What can be found wrong with a job before torch is loaded: files that are not there, texts that do not parse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from edgeq.job import Job
+
+_ARTIFACTS = frozenset({".pt2", ".pte", ".ptl"})
+_STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
+BUILT_IN = "digits"
+
+
+def check_files(job: Job) -> None:
+    """Check the files that a job names, its gates, its input texts and its preprocessing.
+
+    Raises:
+        UsageError: a file is missing, a text does not parse, or a gate or store limit is unknown.
+    """
+    from edgeq.check import validate_options
+
+    _check_source(job.source)
+    validate_options(job.gates, job.targets)
+    if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
+        _must_exist(job.weights, "--weights")
+    data = job.data
+    for text, option in (
+        (data.calibration, "--calibration-data"),
+        (data.evaluation, "--eval-data"),
+        (data.metric, "--metric"),
+    ):
+        if text is not None:
+            _must_exist(_file_part(text), option)
+    if data.labels is not None:
+        _must_exist(str(data.labels), "--labels")
+    if data.preprocess is not None:
+        from edgeq.preprocess import load_preprocess
+
+        load_preprocess(data.preprocess)
+    if job.inputs:
+        from edgeq.load.inputs import parse_input
+
+        for index, text in enumerate(job.inputs):
+            parse_input(text, index)
+
+
+def _check_source(source: str) -> None:
+    if source == BUILT_IN or source.startswith("torchvision:"):
+        return
+    suffix = Path(source).suffix
+    if suffix in _ARTIFACTS:
+        _must_exist(source, "MODEL")
+    elif ":" in source:
+        _must_exist(_file_part(source), "MODEL")
+    elif suffix in _STATE_DICTS:
+        what = f"{source} holds weights, and no model to put them into"
+        raise UsageError(what, f"name the model, and give --weights {source}")
+    else:
+        hint = nearest(source, (BUILT_IN,))
+        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte or model.ptl"
+        raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
+
+
+def _file_part(text: str) -> str | None:
+    """Return the path in `text`; None for `pkg.mod:function`, which only an import can find."""
+    head, colon, _ = text.rpartition(":")
+    if not colon:
+        return text
+    return head if head.endswith(".py") else None
+
+
+def _must_exist(path: str | None, option: str) -> None:
+    if path is not None and not Path(path).exists():
+        raise UsageError(f"{option}: no file or folder {path}", "check the path")

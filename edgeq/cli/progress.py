@@ -1,0 +1,113 @@
+"""How a run tells what it does: bars on a terminal, lines elsewhere, nothing with --quiet. All on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgeq.cli.output import note
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from edgeq.job import Progress, Task
+
+_NARROW = 60
+
+
+class _Silent:
+    """A task of which nobody wants to hear."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Do nothing."""
+
+
+class Quiet:
+    """Says nothing."""
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
+        """Open a step without a word."""
+        yield _Silent()
+
+
+class Lines:
+    """Prints a line when a step starts, with the seconds since the run began."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
+        """Print the step's line."""
+        note(f"[{time.monotonic() - self._start:5.1f}s] {description}")
+        yield _Silent()
+
+
+class _Bar:
+    def __init__(self, bars: RichProgress, task_id: TaskID, total: int | None) -> None:
+        self._bars = bars
+        self._task_id = task_id
+        self._total = total
+        self._done = 0
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        self._bars.update(self._task_id, completed=self._done, count=count)
+
+
+class Bars:
+    """Draws a bar for each open step, and takes it away when the step is done."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Draw a bar; it only pulses where `total` is None."""
+        task_id = self._bars.add_task(description, total=total, count="")
+        try:
+            yield _Bar(self._bars, task_id, total)
+        finally:
+            self._bars.remove_task(task_id)
+
+
+@contextlib.contextmanager
+def open_progress(*, quiet: bool) -> Iterator[Progress]:
+    """Yield what suits the place that stderr goes to; bars are wiped when the block ends."""
+    if quiet:
+        yield Quiet()
+    elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield Lines()
+    else:
+        with _rich_bars() as bars:
+            yield Bars(bars)
+
+
+def _rich_bars() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    words = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    text = TextColumn("{task.description}", markup=False, table_column=words)
+    # a narrow terminal keeps the words and the time, and does without the bar
+    bar = () if console.width < _NARROW else (BarColumn(bar_width=20), TextColumn("{task.fields[count]}", markup=False))
+    # four times a second: drawing must not take the time of the work
+    return Progress(
+        SpinnerColumn(),
+        text,
+        *bar,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        expand=True,
+        refresh_per_second=4,
+    )

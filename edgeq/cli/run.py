@@ -1,0 +1,158 @@
+"""Running the app: signals unwind like Ctrl-C, and every exception becomes two lines and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+import typer.main
+
+from edgeq.cli.output import say_error, silence_stdout
+from edgeq.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, first_line
+
+if TYPE_CHECKING:
+    from typer import TyperException
+
+PROGRAM = "edgeq"
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Interrupted(EdgeqError):
+    """Ctrl-C, SIGTERM or SIGHUP (exit code 130)."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv` and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the run
+    debug = "--debug" in argv
+    try:
+        with _unwinding_signals():
+            return _invoke([arg for arg in argv if arg != "--debug"])
+    except BrokenPipeError as err:
+        if _stdout_is_gone():
+            return ExitCode.OK
+        return _fail(err, debug=debug, as_json="--json" in argv)
+    except (Exception, KeyboardInterrupt) as err:
+        return _fail(err, debug=debug, as_json="--json" in argv)
+
+
+def _invoke(argv: list[str]) -> int:
+    from edgeq.cli.app import app
+
+    command = typer.main.get_command(app)
+    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+        _skip_coercion(command)
+        command.main(argv, prog_name=PROGRAM)
+    # not command.main(): it ends the process silently on any EPIPE, and turns EOFError into "Aborted!"
+    try:
+        with command.make_context(PROGRAM, argv) as context:
+            command.invoke(context)
+    except typer.Exit as err:
+        return err.exit_code
+    return ExitCode.OK
+
+
+def _skip_coercion(command: Any) -> None:
+    """Take the values as they are typed: names are completed from text, and typer's coercion loads pydantic."""
+    for param in command.params:
+        param.process_value = _as_typed
+    for inner in getattr(command, "commands", {}).values():
+        _skip_coercion(inner)
+
+
+def _as_typed(_context: object, value: object) -> object:
+    return value
+
+
+def _fail(err: BaseException, *, debug: bool, as_json: bool) -> int:
+    if debug:
+        traceback.print_exception(err)
+    told = explain(err)
+    say_error(told, as_json=as_json)
+    return told.exit_code
+
+
+def explain(err: BaseException) -> EdgeqError:
+    """Return the error to tell for any exception."""
+    if isinstance(err, EdgeqError):
+        return err
+    if isinstance(err, KeyboardInterrupt):
+        return Interrupted("interrupted", "run the same command again")
+    if isinstance(err, typer.TyperException):
+        return _usage(err)
+    for link in _chain(err):
+        if isinstance(link, OSError) and link.errno in _DISK_FULL:
+            where = f" that holds {link.filename}" if link.filename else ""
+            what = f"no space left on the disk{where}"
+            return EnvironmentProblem(what, "free some space, or choose another --out, and run again")
+    if isinstance(err, MemoryError):
+        return EnvironmentProblem("out of memory", "close other programs, or use a machine with more memory")
+    what = f"internal error: {type(err).__name__}: {first_line(err)}"
+    return EdgeqError(what, "run again with --debug and report what it prints")
+
+
+def _usage(err: TyperException) -> UsageError:
+    context = getattr(err, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    fix = f"see `{path} --help`"
+    option = getattr(err, "option_name", None)
+    if hasattr(err, "possibilities") and option:
+        near = err.possibilities
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return UsageError(f"no such option '{option}'.{hint}", fix)
+    message = err.format_message()
+    return UsageError(message[:1].lower() + message[1:].rstrip("."), fix)
+
+
+def _chain(err: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = err
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _stdout_is_gone() -> bool:
+    """Tell `edgeq … | head` from a child process of a step that went away."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        silence_stdout()
+    return gone
+
+
+@contextlib.contextmanager
+def _unwinding_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, so that `finally` blocks run and leave nothing behind."""
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleanup short
+        raise KeyboardInterrupt
+
+    # a signal that the parent ignores (nohup) stays ignored
+    before = {
+        number: signal.signal(number, unwind)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""The closing table of a run: one row for each target and scheme, or a block where the terminal is too narrow."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from edgeq.cli import words
+from edgeq.cli.as_json import to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from edgeq.artifacts import BuildReport, Row
+
+__all__ = ["render", "to_json"]
+
+_NOT_A_TERMINAL = 100
+_UNIT = re.compile(r"(?<=\d) (?=(?:[kMG]?i?B|ms|pp|dB|%)\b)")
+_STYLES = {"ok": "green", "failed": "bold red"}
+
+
+def render(report: BuildReport, *, width: int | None = None) -> str:
+    """Return the table, what failed and by how much, the warnings, and where the bundles are.
+
+    Args:
+        report: the run.
+        width: columns of the terminal; None to ask it.
+    """
+    canvas = io.StringIO()
+    console = _console(canvas, width)
+    table = _table(report)
+    # a table that does not fit would break numbers apart: then each row becomes a block of lines
+    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+        console.print(table)
+    else:
+        for row in report.rows:
+            console.print(_block(row, console.width))
+    below = _below(report)
+    if width is not None or sys.stdout.isatty():
+        below = [part for line in below for part in _wrapped(line, console.width)]
+    above = "\n".join(line.rstrip() for line in canvas.getvalue().splitlines())
+    return "\n".join([above.rstrip("\n"), *below])
+
+
+def _console(canvas: io.StringIO, width: int | None) -> Console:
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    columns = width or shutil.get_terminal_size((_NOT_A_TERMINAL, 24)).columns
+    return Console(file=canvas, width=columns, force_terminal=terminal, highlight=False, markup=False)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    # names and paths stay whole, so that they can be copied; a number stays with its unit
+    bound = _UNIT.sub("\N{NO-BREAK SPACE}", line)
+    parts = textwrap.wrap(bound, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
+
+
+def _table(report: BuildReport) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    many = len({row.model for row in report.rows}) > 1
+    # ASCII-safe rules and no colours needed: the words alone carry the meaning
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    heads = ["target", "scheme", "size", "download", "accuracy" if _labelled(report) else "fidelity", "agreement"]
+    for head in [*(["model"] if many else []), *heads, "int8 MACs", "latency p50 / p90", "verdict"]:
+        table.add_column(head, no_wrap=True)
+    for row in report.rows:
+        cells = [row.target, row.scheme, words.size(row), words.download(row), words.accuracy(row)]
+        cells += [words.agreement(row), words.int8_share(row), words.latency(row)]
+        table.add_row(*([row.model] if many else []), *cells, _verdict(row))
+    return table
+
+
+def _labelled(report: BuildReport) -> bool:
+    return any(row.verified.fidelity is not None and row.verified.fidelity.metric for row in report.rows)
+
+
+def _block(row: Row, width: int) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = (
+        ("size", words.size(row)),
+        ("download", words.download(row)),
+        (words.accuracy_head(row), words.accuracy(row)),
+        ("agreement", words.agreement(row)),
+        ("int8 MACs", words.int8_share(row)),
+        ("latency p50 / p90", words.latency(row)),
+    )
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for head, value in facts:
+        lines.add_row(f"  {head}", value.replace("\n", ", "))
+    lines.add_row("  verdict", _verdict(row, between=", "))
+    title = Text(f"{row.model} {row.target} {row.scheme}", style="bold")
+    block = Table.grid()
+    block.add_column(max_width=width, overflow="fold")
+    block.add_row(title)
+    block.add_row(lines)
+    block.add_row("")
+    return block
+
+
+def _verdict(row: Row, between: str = "\n") -> Text:
+    from rich.text import Text
+
+    verdict = words.verdict(row)
+    return Text(verdict.replace("\n", between), style=_STYLES.get(verdict.split()[0].rstrip(":"), ""))
+
+
+def _warnings(report: BuildReport) -> dict[str, list[str]]:
+    """Return each warning once, with the targets that it is about."""
+    about: dict[str, list[str]] = {}
+    for row in report.rows:
+        for text in row.checked.warnings:
+            names = about.setdefault(text, [])
+            if row.target not in names:
+                names.append(row.target)
+    return about
+
+
+def _below(report: BuildReport) -> list[str]:
+    """Return the lines under the table: failures, warnings, data, paths."""
+    failed = [line for row in report.rows for line in words.failures(row)]
+    warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report).items()]
+    data = [f"data: {finding.name}: {finding.message}" for finding in report.data.findings]
+    if report.data.excluded_shared:
+        data.append(f"data: {report.data.excluded_shared} samples left out: they are in the other set too")
+    data += [f"data: skipped {name}" for name in report.data.skipped]
+    paths = [f"{words.place(row)}: {row.path}" for row in report.rows]
+    sections = [section for section in (failed, warnings, data, paths) if section]
+    return [line for section in sections for line in ("", *section)]

@@ -1,0 +1,87 @@
+"""`edgeq targets`: what can be packaged for."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeq.cli import complete
+from edgeq.cli.output import say, say_json
+from edgeq.profiles import profile_files
+
+app = typer.Typer(help="List, show and check target profiles.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_targets(as_json: AsJson = False) -> None:
+    """List the shipped targets; the first scheme is the default."""
+    # without edgeq.target, and so without pydantic: the shipped files are checked by the tests
+    profiles = [_with_parents(name) for name in profile_files()]
+    if as_json:
+        keys = ("name", "description", "platform", "arch", "runtime", "backend", "schemes")
+        say_json({"schema_version": 1, "targets": [{key: profile[key] for key in keys} for profile in profiles]})
+        return
+    name_width = max((len(profile["name"]) for profile in profiles), default=0)
+    scheme_width = max((len(", ".join(profile["schemes"])) for profile in profiles), default=0)
+    for profile in profiles:
+        schemes = ", ".join(profile["schemes"])
+        say(f"{profile['name']:{name_width}}  {schemes:{scheme_width}}  {profile['description']}")
+
+
+def _with_parents(name: str) -> dict[str, Any]:
+    own: dict[str, Any] = tomllib.loads(profile_files()[name].read_text(encoding="utf-8"))
+    parent = own.get("extends")
+    return own if parent is None else {**_with_parents(parent), **own}
+
+
+@app.command("show")
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A target's name, or a .toml file.", autocompletion=complete.targets)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show a target as edgeq understands it, with all that it extends."""
+    from edgeq.target import load_target
+
+    values = load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
+    if as_json:
+        say_json({"schema_version": 1, "target": values})
+    else:
+        say("\n".join(_toml(values)))
+
+
+def _toml(values: dict[str, Any], table: str = "") -> list[str]:
+    import json
+
+    # TOML writes strings, numbers and arrays of them as JSON does
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    if table and lines:
+        lines = ["", f"[{table}]", *lines]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _toml(value, f"{table}.{key}" if table else key)
+    return lines
+
+
+@app.command("validate")
+def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
+    """Check a target's file: every key, every value, and what it extends."""
+    from edgeq.target import load_target
+
+    # a bare name of a file without the suffix is still a file here
+    profile = load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
+    say(f"{file}: ok, target {profile.name}")
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of target files, for editors."""
+    from edgeq.target import TargetProfile
+
+    say_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **TargetProfile.model_json_schema()})

@@ -1,0 +1,125 @@
+"""Putting a bundle into an app's project: whole, verified where it lies, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq._io import disk_errors, lock_dir, staged_dir
+from edgeq.bundle.reader import Bundle, open_regular, read_bundle, read_manifest
+from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
+from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
+
+_MARKERS = {
+    "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
+    "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
+}
+_MODELS = {"android": Path("app/src/main/assets/models"), "ios": Path("Models")}
+_WAIT_S = 30.0
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallResult:
+    """A bundle in its place.
+
+    Attributes:
+        place: the folder inside the app's project.
+        files: names of the installed files, sorted.
+        size_bytes: of all of them together.
+        digest: the bundle's digest.
+    """
+
+    place: Path
+    files: tuple[str, ...]
+    size_bytes: int
+    digest: str
+
+
+def install(bundle_folder: Path, app: Path) -> InstallResult:
+    """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
+
+    Args:
+        bundle_folder: what `edgeq package` wrote.
+        app: the project's root folder.
+
+    Raises:
+        UsageError: no bundle, no project of the bundle's platform, or a user's own files are in the way.
+        VerificationError: a gate failed, or the weights are random.
+        IntegrityError: the bundle's files are not those that it lists.
+        UnsupportedError: a newer edgeq wrote the bundle.
+        EnvironmentProblem: the disk is full or not writable, or another install does not end.
+    """
+    bundle = read_bundle(bundle_folder)
+    _check_releasable(bundle)
+    models = app / _models_folder(bundle.manifest, app)
+    place = models / bundle.manifest.model.name / bundle.manifest.target.name
+    with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
+        _check_place(place)
+        with staged_dir(place) as staging:
+            _copy(bundle, staging)
+    return _result(bundle, place)
+
+
+def _check_releasable(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    if not manifest.accepted:
+        failed = ", ".join(gate.name for gate in manifest.gates if gate.outcome not in ("ok", "allowed"))
+        what = f"{bundle.folder}: the bundle did not pass its gates: {failed}"
+        raise VerificationError(what, "install one that passed; report.json beside it says what is missing")
+    if manifest.model.weights == "random":
+        what = f"{bundle.folder}: the model has random weights, it can only be measured"
+        raise VerificationError(what, "package it again with --weights")
+
+
+def _models_folder(manifest: Manifest, app: Path) -> Path:
+    platform = manifest.target.platform
+    if platform not in _MODELS:
+        what = f"target {manifest.target.name} runs on {platform}, apps are installed into for {' and '.join(_MODELS)}"
+        raise UsageError(what, "copy the bundle to the host as it is")
+    found = [name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers)]
+    if platform in found:
+        return _MODELS[platform]
+    if found:
+        what = f"{app} is a project for {found[0]}, the bundle is for {platform} ({manifest.target.name})"
+        raise UsageError(what, f"install a bundle of a {found[0]} target")
+    looked = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _MARKERS.items())
+    raise UsageError(f"{app} is no app's project; looked for {looked}", "give the project's root folder")
+
+
+def _check_place(place: Path) -> None:
+    """Refuse to replace anything that edgeq did not install, or to write through a link."""
+    for folder in (place.parent, place):
+        if folder.is_symlink():
+            raise UsageError(f"{folder} is a link, expected a folder", "remove the link, and install again")
+    if not place.is_dir() or not any(place.iterdir()):
+        return
+    try:
+        known = {entry.path for entry in read_manifest(place)[1].files} | {MANIFEST_NAME, *REPORT_NAMES}
+    except EdgeqError as err:
+        what = f"{place} holds something that is no bundle: {err.what}"
+        raise UsageError(what, "move it away, and install again") from err
+    own = sorted({path.name for path in place.iterdir()} - known)
+    if own:
+        what = f"{place} holds files that edgeq did not install: {', '.join(own[:3])}"
+        raise UsageError(what, "move them away, and install again")
+
+
+def _copy(bundle: Bundle, staging: Path) -> None:
+    """Copy without the reports, and verify the copy: the source may have changed since it was read."""
+    for name in _names(bundle):
+        with open_regular(bundle.folder / name) as source, (staging / name).open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
+    if read_bundle(staging).digest != bundle.digest:
+        raise IntegrityError(f"{bundle.folder} changed while it was installed", "run again when it is complete")
+
+
+def _names(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(sorted((MANIFEST_NAME, *(entry.path for entry in bundle.manifest.files))))
+
+
+def _result(bundle: Bundle, place: Path) -> InstallResult:
+    names = _names(bundle)
+    size_bytes = sum((place / name).stat().st_size for name in names)
+    return InstallResult(place=place, files=names, size_bytes=size_bytes, digest=bundle.digest)

@@ -1,0 +1,177 @@
+"""Arrays as a data set: `.npz`, `.npy`, and what a function of the user's returns.
+
+The first axis is the sample. Labels are called `y`, unless the model has an input of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError, first_line
+from edgeq.load.functions import UserFunction, check_arguments, load_function
+from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
+from edgeq.load.selection import choose
+from edgeq.samples import Dataset, Sample
+
+LABELS = "y"
+_RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable with a dict for each sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a set is read for.
+
+    Attributes:
+        reading: how a record becomes a sample.
+        limit: how many samples are wanted; None for all.
+        seed: picks them.
+        class_names: from a labels file, by output index.
+    """
+
+    reading: Reading
+    limit: int | None
+    seed: int
+    class_names: tuple[str, ...] = ()
+
+
+def open_array_file(path: Path, wanted: Wanted) -> Dataset:
+    """Return the samples of an `.npz` (arrays by input name) or `.npy` (one input).
+
+    An `.npy` is mapped, so that it need not fit into memory; an `.npz` must.
+
+    Raises:
+        UsageError: not readable, pickled, or arrays that do not fit the model's inputs.
+    """
+    origin = str(path)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _from_arrays({"": loaded}, origin, wanted)
+        with loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+    except UsageError:
+        raise
+    except Exception as err:  # zip, zlib and NumPy's header raise a dozen types on bad bytes
+        raise _unreadable(origin, err) from err
+    return _from_arrays(arrays, origin, wanted)
+
+
+def _unreadable(origin: str, err: Exception) -> UsageError:
+    if isinstance(err, OSError) and err.strerror:
+        return UsageError(f"cannot read {origin}: {err.strerror}", "check the path and its permissions")
+    if any(sign in str(err) for sign in ("pickle", "Object arrays", "Python objects")):
+        what = f"{origin}: expected plain arrays, got pickled Python objects or another format, which are not loaded"
+        return UsageError(what, "save numeric arrays of one dtype with np.save or np.savez")
+    return UsageError(f"{origin} is damaged or no NumPy file: {first_line(err)}", "write it again with np.savez")
+
+
+def open_function(spec: str, wanted: Wanted) -> Dataset:
+    """Return the samples that `file.py:function` makes. It is called once, without arguments, and returns
+
+    - a dict of arrays by input name, with labels as `y`, like an `.npz`;
+    - a tuple of such a dict (or the array of the only input) and an array of labels;
+    - the array of the only input;
+    - or an iterable with a dict for each sample: an array for each input without the batch axis, its label as `y`.
+      What has a length and an index is read lazily; an iterator is read up to the wanted count.
+
+    Arrays are NumPy's, PyTorch's, or what NumPy makes arrays of.
+
+    Raises:
+        UsageError: the function cannot be imported, raises, or returns something else.
+    """
+    function = load_function(spec, "data function")
+    check_arguments(function, 0, "")
+    returned = function()
+    if isinstance(returned, tuple) and len(returned) == 2 and not isinstance(returned[1], Mapping):
+        inputs, labels = returned
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        return _from_arrays(_arrays({**given, LABELS: labels}, spec), spec, wanted)
+    if isinstance(returned, Mapping):
+        return _from_arrays(_arrays(dict(returned), spec), spec, wanted)
+    if hasattr(returned, "dtype"):
+        return _from_arrays(_arrays({"": returned}, spec), spec, wanted)
+    if (isinstance(returned, Iterable) or _is_indexed(returned)) and not isinstance(returned, str | bytes):
+        return _from_items(returned, function, wanted)
+    raise UsageError(f"data function {spec}: cannot use the {type(returned).__name__} that it returned", _RETURNS)
+
+
+def _arrays(values: dict[Any, Any], origin: str) -> dict[str, NDArray[Any]]:
+    return {str(name): as_array(value, f"{origin}: {name!r}") for name, value in values.items()}
+
+
+def _from_arrays(arrays: dict[str, NDArray[Any]], origin: str, wanted: Wanted) -> Dataset:
+    specs = wanted.reading.specs
+    columns = dict(arrays)
+    labels = None if any(spec.name == LABELS for spec in specs) else columns.pop(LABELS, None)
+    columns = check_names(columns, specs, origin)
+    count = _length({**columns, **({} if labels is None else {LABELS: labels})}, origin)
+    classes = labels.tolist() if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" else None
+    chosen = choose(count, limit=wanted.limit, seed=wanted.seed, classes=classes)
+    short = Path(origin).name
+
+    def read(i: int) -> Sample:
+        row = chosen[i]
+        arrays_of_row = {name: np.array(column[row]) for name, column in columns.items()}
+        label = None if labels is None else label_of(labels[row])
+        return to_sample(arrays_of_row, label, f"{short}[{row}]", wanted.reading)
+
+    return _dataset(origin, len(chosen), read, wanted, labelled=labels is not None)
+
+
+def _length(columns: Mapping[str, NDArray[Any]], origin: str) -> int:
+    scalars = [name for name, column in columns.items() if column.ndim == 0]
+    if scalars:
+        what = f"{origin}: expected the first axis of {scalars[0]!r} to be the sample, got a single value"
+        raise UsageError(what, "give [N, …] arrays")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        came = ", ".join(f"{name or 'input'}: {length}" for name, length in lengths.items())
+        raise UsageError(f"{origin}: expected as many samples in every array, got {came}", "make the lengths equal")
+    count = next(iter(lengths.values()))
+    if count == 0:
+        raise UsageError(f"{origin}: expected at least 1 sample, got none", "give [N, …] arrays with N of 1 or more")
+    return count
+
+
+def _is_indexed(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Dataset:
+    """Read an iterable with a dict for each sample."""
+    spec = function.spec
+    with function.guard():
+        items = returned if _is_indexed(returned) else list(islice(returned, wanted.limit))
+        count = len(items)
+        first = items[0] if count else None
+    if count == 0:
+        raise UsageError(f"data function {spec}: expected at least 1 sample, got none", _RETURNS)
+    labelled = isinstance(first, Mapping) and LABELS in first and all(s.name != LABELS for s in wanted.reading.specs)
+    chosen = choose(count, limit=wanted.limit, seed=wanted.seed, classes=None)
+
+    def read(i: int) -> Sample:
+        row = chosen[i]
+        name = f"{spec}[{row}]"
+        with function.guard():
+            item = items[row]
+        if not isinstance(item, Mapping):
+            raise UsageError(f"{name}: expected a dict for the sample, got {type(item).__name__}", _RETURNS)
+        if labelled != (LABELS in item) and all(s.name != LABELS for s in wanted.reading.specs):
+            raise UsageError(f"{name}: expected a label in every sample or in none", "give each sample its 'y'")
+        values = {str(key): value for key, value in item.items() if not (labelled and key == LABELS)}
+        columns = check_names({key: as_array(value, name) for key, value in values.items()}, wanted.reading.specs, name)
+        return to_sample(columns, label_of(item[LABELS]) if labelled else None, name, wanted.reading)
+
+    return _dataset(spec, len(chosen), read, wanted, labelled=labelled)
+
+
+def _dataset(origin: str, count: int, read: Callable[[int], Sample], wanted: Wanted, *, labelled: bool) -> Dataset:
+    names = wanted.class_names if labelled else ()
+    return Dataset(origin=origin, count=count, read=read, class_names=names, labelled=labelled)

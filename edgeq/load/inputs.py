@@ -1,0 +1,161 @@
+"""Model inputs as people write them (`--input`), and seeded inputs where there is no data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import UsageError, nearest
+from edgeq.load.digest import sample_digest
+from edgeq.load.selection import generator
+from edgeq.samples import Dataset, Sample
+
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+MAX_ELEMENTS = 2**31
+_EXACT = 2**53  # TensorSpec keeps the range as floats, which hold whole numbers exactly up to here
+_EXAMPLE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], such as 1x3x224x224 or tokens=int64:1x128:0..30521"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}", re.ASCII)
+_SHAPE = re.compile(r"\d{1,10}(?:x\d{1,10}){0,15}", re.ASCII)
+_NUMBER = r"-?\d{1,25}(?:\.\d{1,25})?(?:[eE][+-]?\d{1,3})?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})", re.ASCII)
+_WHOLE = re.compile(r"-?\d{1,25}", re.ASCII)
+
+
+def parse_input(text: str, index: int) -> TensorSpec:
+    """Return the input that `[NAME=][DTYPE:]SHAPE[:LOW..HIGH]` describes.
+
+    Without a name it is called `input<index>`, without a dtype it is float32, without a range a float input is
+    drawn from 0 to 1. Integer inputs must say their range, since an index out of range crashes many models; HIGH is
+    one of their values and is kept so in `TensorSpec.high`, while floats are drawn below HIGH.
+
+    Args:
+        text: such as `1x3x224x224`, `int64:1x128:0..30521` or `mask=bool:1x128`.
+        index: the input's position, from 0.
+
+    Raises:
+        UsageError: the text does not follow the grammar, or a value is out of bounds.
+    """
+    head, equals, rest = text.partition("=")
+    name = head if equals else f"input{index}"
+    if _NAME.fullmatch(name) is None:
+        raise _bad(text, f"{name[:40]!r} is no name")
+    parts = (rest if equals else text).split(":")
+    span = parts.pop() if ".." in parts[-1] else None
+    if not 1 <= len(parts) <= 2:
+        raise _bad(text, "the shape is missing" if not parts else "it has too many parts")
+    dtype = parts[0] if len(parts) == 2 else "float32"
+    if dtype not in DTYPES:
+        raise UsageError(f"--input {text!r}: unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}", _known_dtypes())
+    shape = _parse_shape(text, parts[-1])
+    low, high = _parse_range(text, dtype, span)
+    return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high)
+
+
+def format_input(spec: TensorSpec) -> str:
+    """Return the text from which `parse_input` makes `spec` again."""
+    whole = not spec.dtype.startswith("float")
+    low, high = (str(int(value)) if whole else repr(float(value)) for value in (spec.low, spec.high))
+    return f"{spec.name}={spec.dtype}:{'x'.join(map(str, spec.shape))}:{low}..{high}"
+
+
+def _bad(text: str, why: str) -> UsageError:
+    return UsageError(f"--input {text!r}: {why}", _EXAMPLE)
+
+
+def _known_dtypes() -> str:
+    return f"known dtypes: {', '.join(DTYPES)}"
+
+
+def _parse_shape(text: str, shape_text: str) -> tuple[int, ...]:
+    if _SHAPE.fullmatch(shape_text) is None:
+        raise _bad(text, f"{shape_text[:40]!r} is no shape")
+    shape = tuple(int(size) for size in shape_text.split("x"))
+    if 0 in shape:
+        raise _bad(text, "every size must be at least 1")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise _bad(text, f"{math.prod(shape)} elements are more than {MAX_ELEMENTS}")
+    return shape
+
+
+def _parse_range(text: str, dtype: str, span: str | None) -> tuple[float, float]:
+    whole = not dtype.startswith("float")
+    if span is None:
+        if whole and dtype != "bool":
+            what = f"--input {text!r}: an integer input needs its range of values"
+            raise UsageError(what, f"add it, the highest value included, such as {text}:0..30521")
+        return 0.0, 1.0
+    match = _RANGE.fullmatch(span)
+    if match is None:
+        raise _bad(text, f"{span[:40]!r} is no range")
+    if whole and not all(_WHOLE.fullmatch(part) for part in match.groups()):
+        raise _bad(text, f"the range of {dtype} must be whole numbers, got {span}")
+    low, high = (float(part) for part in match.groups())
+    least, most = _bounds(dtype)
+    if not (least <= low and high <= most):
+        raise _bad(text, f"the range {span} leaves {dtype}'s own, {least:g}..{most:g}")
+    if low > high or (low == high and not whole):
+        raise _bad(text, f"the range {span} is empty")
+    return low, high
+
+
+def _bounds(dtype: str) -> tuple[float, float]:
+    """The least and the greatest value that a range may name."""
+    if dtype == "bool":
+        return 0.0, 1.0
+    if dtype.startswith("float"):
+        # half of float64's own, so that high - low stays finite
+        most = float(np.finfo(dtype).max) / (2 if dtype == "float64" else 1)
+        return -most, most
+    info = np.iinfo(dtype)
+    return float(max(info.min, -_EXACT)), float(min(info.max, _EXACT))
+
+
+def takes_preprocessed(spec: TensorSpec, specs: Sequence[TensorSpec]) -> bool:
+    """Whether the preprocessing's range speaks of this input: the only float input, or one of rank 4 and more."""
+    return spec.dtype.startswith("float") and (len(specs) == 1 or len(spec.shape) >= 4)
+
+
+def random_inputs(
+    specs: Sequence[TensorSpec], count: int, seed: int, value_range: tuple[float, float] | None
+) -> Dataset:
+    """Return seeded inputs of the full input shapes, uniform within their ranges.
+
+    Args:
+        specs: the model's inputs; integers are drawn from low to high, both included.
+        count: how many samples.
+        seed: sample i depends on the seed and i alone.
+        value_range: the preprocessing's range, for the inputs that take images; None for each input's own.
+
+    Raises:
+        UsageError: the seed is negative.
+    """
+    generator(seed)
+
+    def read(i: int) -> Sample:
+        rng = generator(seed, i)
+        arrays = tuple(_draw(rng, spec, _range_of(spec, specs, value_range)) for spec in specs)
+        return Sample(inputs=arrays, raw=arrays, label=None, name=f"random[{i}]", digest=sample_digest(arrays))
+
+    return Dataset(origin=f"random inputs (seed {seed})", count=count, read=read)
+
+
+def _range_of(
+    spec: TensorSpec, specs: Sequence[TensorSpec], value_range: tuple[float, float] | None
+) -> tuple[float, float]:
+    if value_range is not None and takes_preprocessed(spec, specs):
+        return value_range
+    return spec.low, spec.high
+
+
+def _draw(rng: np.random.Generator, spec: TensorSpec, span: tuple[float, float]) -> NDArray[Any]:
+    low, high = span
+    if spec.dtype.startswith("float"):
+        return rng.uniform(low, high, spec.shape).astype(spec.dtype)
+    return rng.integers(int(low), int(high), spec.shape, np.int64, endpoint=True).astype(spec.dtype)

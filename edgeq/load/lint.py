@@ -1,0 +1,207 @@
+"""The data lint: what is wrong with calibration and evaluation data, each a named finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import DataFinding, TensorSpec
+from edgeq.load.inputs import takes_preprocessed
+from edgeq.load.labels import few
+from edgeq.load.noise import is_noise
+from edgeq.preprocess import Preprocess
+from edgeq.samples import Dataset, Sample
+
+# Of n samples that a range is set from, the next one exceeds the largest with probability 1/(n+1): 6% at 16.
+# With fewer, an int8 range is that of single images.
+MIN_SAMPLES = 16
+MAX_REPEATED = 0.05
+MAX_NOISY = 0.5
+_TOLERANCE = 1e-3  # of the range's width, so that rounding does not count
+
+Range = tuple[float, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Outside:
+    """What left the range of one input."""
+
+    span: Range
+    samples: list[str] = field(default_factory=list)
+    low: float = float("inf")
+    high: float = float("-inf")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Survey:
+    """What one pass over a set has seen."""
+
+    title: str
+    class_names: tuple[str, ...]
+    count: int = 0
+    names: dict[str, str] = field(default_factory=dict)  # by digest
+    classes: set[int] = field(default_factory=set)
+    repeats: list[str] = field(default_factory=list)
+    constant: list[str] = field(default_factory=list)
+    noisy: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+    wrong_labels: list[str] = field(default_factory=list)
+    outside: dict[str, _Outside] = field(default_factory=dict)  # by input
+
+    def finding(self, name: str, samples: Sequence[str], text: str) -> DataFinding:
+        """Return a finding that counts samples and names a few."""
+        message = f"{len(samples)} of {self.count} {self.title} samples {text}: {few(samples)}"
+        return DataFinding(name=name, message=message)
+
+
+def lint(
+    calibration: Dataset,
+    evaluation: Dataset | None,
+    *,
+    wanted: int,
+    preprocess: Preprocess | None,
+    specs: Sequence[TensorSpec],
+    n_classes: int | None,
+    declared: bool,
+) -> tuple[DataFinding, ...]:
+    """Return what is wrong with the data. Every sample is read once, and none is kept.
+
+    Args:
+        calibration: the samples that ranges are set from.
+        evaluation: the samples that accuracy is measured on, or None.
+        wanted: how many calibration samples were asked for.
+        preprocess: says the range of image inputs; None where arrays are fed as they are.
+        specs: the model's inputs.
+        n_classes: how many classes the model's output has; None where labels are no class indices.
+        declared: whether the user wrote the inputs' ranges (--input); those of an example bind no other sample.
+
+    Raises:
+        UsageError: a sample cannot be read.
+    """
+    ranges = {spec.name: span for spec in specs if (span := _range(spec, specs, preprocess, declared))}
+    ours = _survey(calibration, "calibration", specs, ranges, n_classes)
+    theirs = _survey(evaluation, "evaluation", specs, ranges, n_classes) if evaluation is not None else None
+    findings = [*_calibration_findings(ours, wanted), *_value_findings(ours)]
+    findings += _class_findings(ours, theirs, n_classes)
+    if theirs is not None:
+        findings += _value_findings(theirs)
+        shared = [name for digest, name in ours.names.items() if digest in theirs.names]
+        if shared:
+            findings.append(ours.finding("shared-with-evaluation", shared, "are in the evaluation data too"))
+    return tuple(findings)
+
+
+def _range(
+    spec: TensorSpec, specs: Sequence[TensorSpec], preprocess: Preprocess | None, declared: bool
+) -> Range | None:
+    """The values that an input may hold; None where nothing says so."""
+    if spec.dtype.startswith("float"):
+        return preprocess.value_range if preprocess is not None and takes_preprocessed(spec, specs) else None
+    return (spec.low, spec.high) if declared else None
+
+
+def _survey(
+    dataset: Dataset, title: str, specs: Sequence[TensorSpec], ranges: dict[str, Range], n_classes: int | None
+) -> _Survey:
+    seen = _Survey(title=title, class_names=dataset.class_names)
+    for sample in dataset:
+        seen.count += 1
+        if seen.names.setdefault(sample.digest, sample.name) != sample.name:
+            seen.repeats.append(sample.name)
+        if title == "calibration":  # a blank or noisy image does an average no harm, but a range
+            _survey_content(seen, sample, specs)
+        _survey_values(seen, sample, specs, ranges)
+        if dataset.labelled:
+            _survey_label(seen, sample, n_classes)
+    return seen
+
+
+def _survey_content(seen: _Survey, sample: Sample, specs: Sequence[TensorSpec]) -> None:
+    if all(array.size > 1 and bool((array == array.flat[0]).all()) for array in sample.raw):
+        seen.constant.append(sample.name)
+    elif is_noise(sample, specs):
+        seen.noisy.append(sample.name)
+
+
+def _survey_values(seen: _Survey, sample: Sample, specs: Sequence[TensorSpec], ranges: dict[str, Range]) -> None:
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in sample.inputs):
+        seen.not_finite.append(sample.name)
+        return
+    for array, spec in zip(sample.inputs, specs, strict=True):
+        if spec.name in ranges and array.size:
+            _survey_range(seen, sample.name, array, spec.name, ranges[spec.name])
+
+
+def _survey_range(seen: _Survey, name: str, array: NDArray[Any], input_name: str, span: Range) -> None:
+    low, high = float(array.min()), float(array.max())
+    slack = _TOLERANCE * (span[1] - span[0]) if array.dtype.kind == "f" else 0.0
+    if low < span[0] - slack or high > span[1] + slack:
+        outside = seen.outside.setdefault(input_name, _Outside(span=span))
+        outside.samples.append(name)
+        outside.low, outside.high = min(outside.low, low), max(outside.high, high)
+
+
+def _survey_label(seen: _Survey, sample: Sample, n_classes: int | None) -> None:
+    label = sample.label
+    if not isinstance(label, int) or isinstance(label, bool):
+        return
+    seen.classes.add(label)
+    if n_classes is not None and not 0 <= label < n_classes:
+        seen.wrong_labels.append(f"{sample.name} ({label})")
+
+
+def _calibration_findings(seen: _Survey, wanted: int) -> list[DataFinding]:
+    findings = []
+    if len(seen.names) < MIN_SAMPLES:
+        message = f"{len(seen.names)} distinct calibration samples ({wanted} wanted) are fewer than {MIN_SAMPLES}"
+        findings.append(DataFinding(name="too-few-samples", message=message))
+    if seen.constant:
+        findings.append(seen.finding("constant-samples", seen.constant, "hold a single value throughout"))
+    if len(seen.repeats) > MAX_REPEATED * seen.count:
+        findings.append(seen.finding("repeated-samples", seen.repeats, "repeat another"))
+    if len(seen.noisy) > MAX_NOISY * seen.count:
+        findings.append(seen.finding("noise", seen.noisy, "look like noise (neighbouring pixels are unrelated)"))
+    return findings
+
+
+def _value_findings(seen: _Survey) -> list[DataFinding]:
+    findings = []
+    if seen.not_finite:
+        findings.append(seen.finding("not-finite", seen.not_finite, "hold NaN or Inf"))
+    for name, outside in seen.outside.items():
+        low, high = outside.span  # low may be -0.0
+        text = (
+            f"leave the range {low + 0.0:.4g}..{high:.4g} of input {name!r} with {outside.low:.4g}..{outside.high:.4g}"
+        )
+        if high < 128 <= outside.high <= 255 and outside.low >= 0:
+            text += ", as pixels that were not scaled would"
+        findings.append(seen.finding("out-of-range", outside.samples, text))
+    if seen.wrong_labels:
+        findings.append(seen.finding("labels-out-of-range", seen.wrong_labels, "have labels that the model has not"))
+    return findings
+
+
+def _class_findings(ours: _Survey, theirs: _Survey | None, n_classes: int | None) -> list[DataFinding]:
+    if not ours.classes:
+        return []
+    labelled = [seen for seen in (ours, theirs) if seen is not None and seen.classes]
+    # two folders may count their classes differently, so names are compared where both sets have them
+    named = all(seen.class_names for seen in labelled)
+    expected = {i for i, name in enumerate(ours.class_names) if name}
+    classes = _names(ours, expected, named).union(*(_names(seen, seen.classes, named) for seen in labelled[1:]))
+    present = _names(ours, ours.classes, named)
+    missing = sorted((classes or _names(ours, set(range(n_classes or 0)), named)) - present)
+    # a set that is smaller than the number of classes cannot hold all of them
+    if not missing or len(present) >= ours.count:
+        return []
+    message = f"{len(missing)} of {len(missing) + len(present)} classes are not in the calibration data: {few(missing)}"
+    return [DataFinding(name="missing-classes", message=message)]
+
+
+def _names(seen: _Survey, classes: set[int], named: bool) -> set[str]:
+    names = seen.class_names if named else ()
+    return {names[i] if 0 <= i < len(names) else str(i) for i in classes}

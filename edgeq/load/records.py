@@ -1,0 +1,129 @@
+"""From a record (an array for each input) to a sample that the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import UsageError, first_line, nearest
+from edgeq.load.digest import sample_digest
+from edgeq.preprocess import Preprocess, apply
+from edgeq.samples import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What records are read for.
+
+    Attributes:
+        specs: the model's inputs.
+        preprocess: applied to uint8 images for float inputs; None where arrays are fed as they are.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+
+
+def as_array(value: Any, where: str) -> NDArray[Any]:
+    """Return a tensor, an array or a list of numbers as an array.
+
+    Raises:
+        UsageError: it is ragged, or holds objects.
+    """
+    try:
+        array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        what = f"{where}: expected an array, got {type(value).__name__}: {first_line(err)}"
+        raise UsageError(what, "give a NumPy array or a tensor of a NumPy dtype") from err
+    if array.dtype.kind not in "biufUS":
+        what = f"{where}: expected numbers, got dtype {array.dtype}"
+        raise UsageError(what, "give numeric arrays; Python objects are not loaded")
+    return array
+
+
+def check_names(
+    columns: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], where: str
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays by input name; a model with one input takes one array of any name.
+
+    Raises:
+        UsageError: names that are not the model's inputs.
+    """
+    names = [spec.name for spec in specs]
+    if len(names) == 1 and len(columns) == 1:
+        return {names[0]: next(iter(columns.values()))}
+    if set(columns) != set(names):
+        came = ", ".join(name or "one without a name" for name in columns) or "none"
+        unknown = [name for name in columns if name not in names]
+        hint = nearest(unknown[0], names) if unknown else ""
+        what = f"{where}: expected arrays for the model's inputs {', '.join(names)}; got {came}.{hint}"
+        raise UsageError(what, "name the arrays like the inputs; labels are called y")
+    return {name: columns[name] for name in names}
+
+
+def label_of(value: Any) -> Any:
+    """Return a label: a Python number or text for a single value, else an array or what the user gave."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading: Reading) -> Sample:
+    """Return a sample from an array for each input, each without the batch axis or of the input's whole shape.
+
+    uint8 images [H, W] or [H, W, C] for a float input are preprocessed; float64 for a float32 input is rounded. No
+    other dtype is converted.
+
+    Raises:
+        UsageError: a dtype or shape that does not fit.
+    """
+    raw, inputs = [], []
+    for spec in reading.specs:
+        given, ready = _fit(record[spec.name], spec, name, reading.preprocess)
+        if ready.shape not in (spec.shape, spec.shape[1:]):
+            what = f"{name}: input {spec.name!r} wants {list(spec.shape[1:])} a sample, got {list(ready.shape)}"
+            raise UsageError(what, "mend the data, or give --preprocess or --input to match")
+        raw.append(given)
+        inputs.append(ready)
+    return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
+
+
+def _fit(
+    array: NDArray[Any], spec: TensorSpec, name: str, preprocess: Preprocess | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the array as an app would have it, and as the model takes it."""
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native.dtype.name == spec.dtype:
+        return native, native
+    if native.dtype == np.float64 and spec.dtype == "float32":
+        with np.errstate(over="ignore"):  # the data lint reports the Inf
+            rounded = native.astype(np.float32)
+        return rounded, rounded
+    if native.dtype != np.uint8 or not spec.dtype.startswith("float"):
+        what = f"{name}: input {spec.name!r} wants {spec.dtype}, got {native.dtype}"
+        raise UsageError(what, f"convert the array with .astype({spec.dtype!r})")
+    if preprocess is None:
+        what = f"{name}: input {spec.name!r} wants {spec.dtype}, got uint8 pixels"
+        raise UsageError(what, "say how images become inputs: --preprocess imagenet, unit, or a .toml file")
+    return _preprocessed(native, spec, name, preprocess)
+
+
+def _preprocessed(
+    pixels: NDArray[np.uint8], spec: TensorSpec, name: str, preprocess: Preprocess
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    image = pixels[..., None] if pixels.ndim == 2 else pixels
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        what = f"{name}: expected a uint8 image [H, W] or [H, W, C] with 1 or 3 channels, got {list(pixels.shape)}"
+        raise UsageError(what, "put the channels last, or give float32 arrays that are already preprocessed")
+    ready = apply(preprocess, image)
+    if spec.dtype != "float32":
+        what = f"{name}: input {spec.name!r} wants {spec.dtype}, but preprocessing gives float32"
+        raise UsageError(what, f"give {spec.dtype} arrays that are already preprocessed")
+    return image, ready

@@ -1,0 +1,107 @@
+"""State dicts: read without running code, checked against the model; batch-norm statistics for random weights."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import UsageError, first_line
+from edgeq.samples import Dataset, batches
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+_SHOWN = 3
+
+
+def load_state_dict(module: Any, path: Path) -> None:
+    """Fill `module` with the state dict in `path`.
+
+    Accepted: .safetensors, or what torch.save wrote of a state dict, plain or under `state_dict`,
+    `model_state_dict` or `model`; a `module.` prefix (DistributedDataParallel) is dropped.
+
+    Raises:
+        UsageError: the file is missing, broken or more than weights, or its keys or shapes do not fit.
+    """
+    state = _read(path)
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    if missing or unexpected:
+        parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
+        raise UsageError(f"{path} does not fit the model: {'; '.join(parts)}", "give the model that it was saved from")
+    for key, value in state.items():
+        if tuple(value.shape) != tuple(own[key].shape):
+            what = f"{path}: {key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}"
+            raise UsageError(what, "give the model that it was saved from")
+    module.load_state_dict(state)
+
+
+def _words(missing: list[str], unexpected: list[str]) -> tuple[tuple[str, list[str]], ...]:
+    return (("missing keys", missing), ("unknown keys", unexpected))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import torch
+
+    if not path.is_file():
+        raise UsageError(f"no checkpoint {path}", "check --weights")
+    try:
+        state = (
+            _read_safetensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as err:
+        what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects, which could run code"
+        raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
+    except Exception as err:  # torch and safetensors raise many types for a truncated file
+        what = f"{path} cannot be read as a checkpoint: {first_line(err)}"
+        raise UsageError(what, "check that the copy is whole, or save it again") from err
+    return _tensors(state, path)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _tensors(state: Any, path: Path) -> dict[str, Any]:
+    if isinstance(state, dict):
+        nested = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
+        if nested and all(hasattr(value, "shape") for value in nested.values()):
+            return dict(nested)
+    what = f"{path} holds {type(state).__name__}, expected a state dict of tensors"
+    raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors")
+
+
+def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:
+    """Return a copy whose batch-norm statistics are those of `dataset`, for models with random weights.
+
+    Untrained statistics (mean 0, variance 1) let activations vanish in deep models, so that int8 would be judged
+    on noise. Uses the cumulative average (momentum None) over all batches.
+    """
+    import copy
+
+    import torch
+
+    module = copy.deepcopy(module)
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in batches(dataset, specs):
+            module(*(torch.from_numpy(array) for array in batch.inputs))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return module

@@ -1,0 +1,23 @@
+"""Lowering: from a quantized graph to an artifact on disk; a module for each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.lower import executorch, torchscript
+from edgeq.lower.spec import LowerSpec
+
+LOWERINGS: dict[str, Callable[[QuantizedModel, LowerSpec], LoweredModel]] = {
+    "executorch": executorch.lower,
+    "torchscript": torchscript.lower,
+}
+
+
+def lower(runtime: str, quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
+    """Lower to `runtime`.
+
+    Raises:
+        UnsupportedError: the runtime or its delegate cannot express the model.
+    """
+    return LOWERINGS[runtime](quantized, spec)

@@ -1,0 +1,95 @@
+"""ExecuTorch lowering: export, XNNPACK partitioner, `.pte`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
+from edgeq.errors import UnsupportedError, first_line
+from edgeq.lower.macs import delegated_share, graph_layer
+from edgeq.lower.spec import LowerSpec
+
+# views and arithmetic on shapes that the memory planner removes are not worth a warning
+_QUIET_LOGGERS = ("executorch", "torchao", "torch.export", "root")
+
+
+def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
+    """Lower to a `.pte` for the XNNPACK delegate.
+
+    Raises:
+        UnsupportedError: ExecuTorch cannot express the model.
+    """
+    with spec.progress.task(f"lower {spec.label}"):
+        edge = _to_edge(quantized, spec)
+        layers, undelegated, calls = _facts(edge.exported_program())
+        try:
+            program = edge.to_executorch()
+        except Exception as err:  # memory planning and emission raise many types
+            what = f"ExecuTorch cannot emit this model: {first_line(err)}"
+            raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+        path = spec.folder / "model.pte"
+        with path.open("wb") as file:
+            program.write_to_file(file)
+    plan = program.executorch_program.execution_plan[0]
+    return LoweredModel(
+        path=path,
+        runtime="executorch",
+        runtime_version=importlib.metadata.version("executorch"),
+        bytecode_version=None,
+        passes=("to_edge_transform_and_lower", "XnnpackPartitioner", "to_executorch"),
+        operators=tuple(sorted({_operator_name(op) for op in plan.operators})),
+        undelegated=undelegated,
+        layers=layers,
+        delegated_macs=delegated_share(layers),
+        delegate_calls=calls,
+    )
+
+
+def _operator_name(operator: Any) -> str:
+    return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
+
+
+def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        program = quantized.exported
+        if program is None:
+            inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+            program = torch.export.export(quantized.graph, inputs)
+        return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    except Exception as err:  # torch.export and the passes raise many types
+        what = f"ExecuTorch cannot lower this model: {first_line(err)}"
+        raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+
+
+def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...], int]:
+    """Return layers in the order of execution, what was not delegated, and the number of delegate calls."""
+    layers: list[Layer] = []
+    undelegated: list[str] = []
+    calls = 0
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target.__name__ == "executorch_call_delegate":
+            calls += 1
+            delegate = getattr(program.graph_module, node.args[0].target)
+            layers += _layers(delegate.original_module.graph.nodes, delegated=True)
+        elif node.target.__name__ != "getitem":
+            undelegated.append(str(node.target.__name__))
+            layers += _layers([node], delegated=False)
+    return tuple(layers), tuple(undelegated), calls
+
+
+def _layers(nodes: Any, *, delegated: bool) -> Iterator[Layer]:
+    for node in nodes:
+        layer = graph_layer(node, delegated=delegated) if node.op == "call_function" else None
+        if layer is not None:
+            yield layer

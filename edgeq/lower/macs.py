@@ -1,0 +1,81 @@
+"""Multiply-accumulates of convolutions and matrix products, from shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from edgeq.artifacts import Layer
+
+_MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
+_MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2)}
+
+
+def conv_macs(
+    weight_shape: Sequence[int], output_shape: Sequence[int], input_shape: Sequence[int], *, transposed: bool
+) -> int:
+    """Return the MACs of a convolution.
+
+    Args:
+        weight_shape: [out, in / groups, k…], or [in, out / groups, k…] where transposed.
+        output_shape: [N, C, …].
+        input_shape: [N, C, …].
+        transposed: each input element (instead of each output element) meets the whole kernel once.
+    """
+    positions = math.prod(input_shape) if transposed else math.prod(output_shape)
+    return positions * math.prod(weight_shape[1:])
+
+
+def matmul_macs(left_shape: Sequence[int], columns: int) -> int:
+    """Return the MACs of [..., K] x [K, columns]."""
+    return math.prod(left_shape) * columns
+
+
+def delegated_share(layers: Sequence[Layer]) -> float | None:
+    """Return the share of the MACs that the delegate took; None where there are none."""
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
+
+
+def graph_layer(node: Any, *, delegated: bool) -> Layer | None:
+    """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates."""
+    op = node.target.__name__.removeprefix("aten.").partition(".")[0]
+    shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
+    if op in ("convolution", "conv1d", "conv2d", "conv3d"):
+        source, weight = node.args[0], node.args[1]
+        transposed = op == "convolution" and bool(node.args[6])
+        macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
+    elif op in _MATRIX_OPS:
+        source, weight = (node.args[i] for i in _MATRIX_OPS[op])
+        macs = matmul_macs(_shape(source), shape[-1])
+    else:
+        return None
+    name = node.meta.get("custom", {}).get(_MODULE_KEY) or node.name
+    constants = {item for arg in node.all_input_nodes for item in _constants(arg)}
+    return Layer(
+        name=name,
+        op=op,
+        macs=macs,
+        weight_bytes=sum(_nbytes(item) for item in constants),
+        delegated=delegated,
+    )
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _constants(node: Any) -> list[Any]:
+    """Return the parameters that feed `node` through permutes and dequantize nodes."""
+    if node.op == "placeholder":
+        return [node] if node.name.startswith(("p_", "b_", "c_", "lifted", "_")) else []
+    target = getattr(node.target, "__name__", "")
+    if any(word in target for word in ("dequantize", "permute", "t_copy", "view", "t.default")):
+        return [item for arg in node.all_input_nodes for item in _constants(arg)]
+    return []
+
+
+def _nbytes(node: Any) -> int:
+    value = node.meta["val"]
+    return int(value.numel() * value.element_size())

@@ -1,0 +1,27 @@
+"""What a lowering is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.artifacts import TensorSpec
+from edgeq.job import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerSpec:
+    """Input of every lowering.
+
+    Attributes:
+        inputs: the model's inputs.
+        backend: the delegate or quantized engine.
+        folder: where the artifact is written.
+        label: for progress, in words.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    backend: str
+    folder: Path
+    progress: Progress
+    label: str

@@ -1,0 +1,110 @@
+"""TorchScript lowering: trace, freeze, the mobile passes, and an archive without paths or debug records."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.errors import UnsupportedError, first_line
+from edgeq.lower.archive import strip_archive
+from edgeq.lower.eager import eager_layers
+from edgeq.lower.spec import LowerSpec
+
+
+def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
+    """Trace, freeze and save for the lite interpreter; for x86 hosts the smaller of that and a full archive.
+
+    Raises:
+        UnsupportedError: TorchScript cannot express the model.
+    """
+    import torch
+
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = spec.backend
+    try:
+        with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the tracer warns of every Python number in the user's forward
+            inputs = _zeros(spec)
+            layers = eager_layers(quantized.graph, inputs)
+            module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
+            path = _save(module, spec)
+            version, operators = _archive_facts(module)
+    finally:
+        torch.backends.quantized.engine = before
+    return LoweredModel(
+        path=path,
+        runtime="torchscript",
+        runtime_version=str(torch.__version__).partition("+")[0],
+        bytecode_version=version,
+        passes=passes,
+        operators=operators,
+        undelegated=(),
+        layers=layers,
+        delegated_macs=None,
+        delegate_calls=0,
+    )
+
+
+def _zeros(spec: LowerSpec) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+
+
+def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
+    import torch
+
+    try:
+        # strict=False lets a forward return a dict, as torchvision's segmentation models do
+        return torch.jit.trace(graph, inputs, strict=False, check_trace=False)
+    except Exception as err:  # the tracer raises many types
+        what = f"TorchScript cannot trace this model: {first_line(err)}"
+        raise UnsupportedError(what, "use an ExecuTorch target, or make the line that it names traceable") from err
+
+
+def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:
+    """Run the mobile passes: `optimize_for_mobile` where this torch has XNNPACK, else the same one by one.
+
+    The passes of `optimize_for_mobile` beside freezing (conv-bn folding, dropout removal) and add-relu fusion
+    prepack float layers for XNNPACK, which only builds that have it can run.
+    """
+    import torch
+    import torch.backends.xnnpack
+
+    frozen = torch.jit.freeze(module.eval())
+    if backend == "qnnpack" and torch.backends.xnnpack.enabled:
+        from torch.utils.mobile_optimizer import MobileOptimizerType, optimize_for_mobile
+
+        # prepacked XNNPACK operators are not in every runtime in the field
+        kept_out = {MobileOptimizerType.INSERT_FOLD_PREPACK_OPS}
+        return optimize_for_mobile(frozen, kept_out), ("trace", "freeze", "optimize_for_mobile")
+    torch._C._jit_pass_fuse_add_relu(frozen.graph)
+    return frozen, ("trace", "freeze", "fuse_add_relu")
+
+
+def _save(module: Any, spec: LowerSpec) -> Path:
+    """Save and strip; x86 packing makes lite archives hold weights twice, so hosts take the smaller form."""
+    lite = spec.folder / "model.ptl"
+    module._save_for_lite_interpreter(str(lite))
+    strip_archive(lite)
+    if spec.backend == "qnnpack":
+        return lite
+    full = spec.folder / "model.pt"
+    module.save(str(full))
+    strip_archive(full)
+    smaller, larger = sorted((lite, full), key=lambda path: path.stat().st_size)
+    larger.unlink()
+    return smaller
+
+
+def _archive_facts(module: Any) -> tuple[int, tuple[str, ...]]:
+    """Return the bytecode version and the root operators of the lite form."""
+    import io
+
+    import torch
+    from torch.jit.mobile import _get_model_bytecode_version
+
+    buffer = io.BytesIO(module._save_to_buffer_for_lite_interpreter())
+    return int(_get_model_bytecode_version(buffer)), tuple(sorted(torch.jit.export_opnames(module)))

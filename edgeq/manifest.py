@@ -1,0 +1,269 @@
+"""The manifest: what a bundle publishes of itself, and the one contract between edgeq, app and update channel.
+
+It holds no times, no paths and nothing of the machine that built it, so that equal inputs give equal bytes. Measured
+numbers are rounded to four significant digits, so that noise in the last bits does not change the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeq._io import canonical_json
+from edgeq.artifacts import Outcome, Weights
+from edgeq.errors import IntegrityError, UnsupportedError, UsageError
+from edgeq.preprocess import Preprocess
+from edgeq.target import explain
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+REPORT_NAMES = ("report.json", "report.html")
+MAX_MANIFEST_BYTES = 4_000_000
+
+# Names become folders and files in apps, on update servers and on devices
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$")]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
+Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"]
+Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelFacts(_Strict):
+    """Which model this is."""
+
+    name: Slug
+    version: Slug
+    weights: Weights = Field(description="where the parameters came from; `random` must not ship")
+
+
+class TargetFacts(_Strict):
+    """Where it runs."""
+
+    name: Slug
+    platform: Literal["android", "ios", "linux"]
+    arch: Literal["arm64", "x86_64"]
+    runtime: Literal["executorch", "torchscript"]
+    backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
+
+
+class RuntimeRange(_Strict):
+    """What loads it."""
+
+    name: Literal["executorch", "torchscript"]
+    exported_with: str = Field(description="the version that wrote the artifact")
+    oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
+    bytecode_version: Count | None = Field(description="of a TorchScript archive")
+
+
+class Tensor(_Strict):
+    """An input or output; the batch comes first."""
+
+    name: TensorName
+    dtype: Dtype
+    shape: tuple[Count, ...] = Field(max_length=16)
+    preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: fed as it is")
+
+
+class FileEntry(_Strict):
+    """A file of the bundle. The manifest itself and the reports are not listed."""
+
+    path: Slug = Field(description="a plain file name")
+    sha256: Sha256
+    size_bytes: Count
+    role: Literal["artifact", "golden"]
+
+
+class LayerSummary(_Strict):
+    """What the lowered model computes, and where. Shares are of the multiply-accumulates, 0 to 1."""
+
+    macs: Count
+    delegated_macs: Measure | None
+    int8_macs: Measure | None = Field(description="read from the runtime's own profile; null: could not be matched")
+    undelegated: tuple[str, ...] = Field(description="operators that were left to portable kernels")
+    kept_fp32: tuple[str, ...] = Field(description="quantizable layers that stay in float")
+
+
+class GateVerdict(_Strict):
+    """One gate. What a gate measured in ms or bytes stands in report.json only."""
+
+    name: str
+    outcome: Outcome
+    limit: str
+    detail: str | None
+
+
+class IntervalFacts(_Strict):
+    """An estimate with its 95% interval."""
+
+    estimate: Measure
+    low: Measure
+    high: Measure
+
+
+class Accuracy(_Strict):
+    """The artifact against fp32."""
+
+    samples: Count
+    inputs: Literal["evaluation", "random"]
+    metric: str | None
+    fp32_score: Measure | None
+    score: Measure | None
+    drop_pp: IntervalFacts | None
+    top1_agreement: Measure | None
+    sqnr_db: Measure | None = Field(description="null, as the two below, where there is no fp32 to compare with")
+    cosine: Measure | None
+    max_abs: Measure | None
+
+
+class ParityFacts(_Strict):
+    """The artifact against the converted graph."""
+
+    samples: Count
+    max_abs: Measure
+    max_steps: Measure | None
+    sqnr_db: Measure
+    differing: Measure
+
+
+class GoldenFacts(_Strict):
+    """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
+
+    samples: Count
+    preprocessed: bool = Field(description="whether the inputs are already what the model takes")
+    sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
+
+
+class Provenance(_Strict):
+    """What it was made from."""
+
+    source_sha256: Sha256
+    weights_sha256: Sha256 | None = Field(default=None, description="null where source_sha256 covers them")
+    calibration_sha256: Sha256 | None
+    calibration_samples: Count
+    evaluation_sha256: Sha256 | None
+    evaluation_samples: Count
+    data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    seed: Count
+    tools: dict[str, str] = Field(description="version of each tool")
+
+
+class Manifest(_Strict):
+    """manifest.json of a bundle."""
+
+    schema_version: Literal[1]
+    model: ModelFacts
+    target: TargetFacts
+    runtime: RuntimeRange
+    scheme: Slug
+    threads: int = Field(ge=1, le=64, description="threads that the app should use")
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...]
+    labels: tuple[str, ...] = Field(description="by output index")
+    files: tuple[FileEntry, ...] = Field(min_length=2, max_length=2)
+    passes: tuple[str, ...]
+    layers: LayerSummary
+    gates: tuple[GateVerdict, ...]
+    accepted: bool = Field(description="whether every gate passed")
+    accuracy: Accuracy | None
+    parity: ParityFacts | None
+    golden: GoldenFacts
+    verified_on: str = Field(description="what ran the artifact, by architecture")
+    provenance: Provenance
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what a single field cannot."""
+        if {entry.role for entry in self.files} != {"artifact", "golden"}:
+            raise ValueError("expected one artifact and one golden file")
+        names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
+        if len(set(names)) != len(names):
+            raise ValueError("two files share a name, or take the manifest's or a report's")
+        if self.accepted != all(gate.outcome in ("ok", "allowed") for gate in self.gates):
+            raise ValueError("`accepted` contradicts the gates")
+
+    def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
+        """Return the entry of the artifact or of the golden file."""
+        return next(entry for entry in self.files if entry.role == role)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the JSON Schema of manifest.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the manifest as it is written: sorted JSON, the same bytes for equal manifests.
+
+    Raises:
+        UsageError: it would be larger than `parse_manifest` reads.
+    """
+    data = canonical_json(manifest.model_dump(mode="json"))
+    if len(data) > MAX_MANIFEST_BYTES:
+        what = f"the manifest would take {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read"
+        raise UsageError(what, "shorten the labels, or the names of layers")
+    return data
+
+
+def manifest_digest(data: bytes, manifest: Manifest) -> str:
+    """Return a bundle's digest: SHA-256 over the manifest's bytes, then path and hash of each file, sorted."""
+    digest = hashlib.sha256(data)
+    for entry in sorted(manifest.files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest that `data` holds; any bytes give a manifest or one of the errors below.
+
+    Raises:
+        IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
+        UnsupportedError: a newer schema than this edgeq knows.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _broken(f"more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as err:
+        raise _broken("nested too deeply") from err
+    except ValueError as err:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise _broken(str(err)) from err
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int:  # True would pass for 1
+        raise _broken("it has no schema_version")
+    if version > SCHEMA_VERSION:
+        what = f"{MANIFEST_NAME} has schema version {version}, this edgeq reads {SCHEMA_VERSION}"
+        raise UnsupportedError(what, "update edgeq, or the app that reads the bundle")
+    try:
+        return Manifest.model_validate_json(data, strict=True)
+    except ValidationError as err:
+        raise _broken(explain(err, "it", Manifest).what.removeprefix("it: ")) from err
+
+
+def _broken(why: str) -> IntegrityError:
+    what = f"{MANIFEST_NAME} is not what edgeq wrote: {why[:300]}"
+    return IntegrityError(what, "get the bundle again, or package the model again")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:80]!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:80]} is no finite number")
+    return value

@@ -1,0 +1,212 @@
+"""The first steps, shared by all targets of a run: load the model, open the data, lint it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
+from edgeq.errors import UsageError
+from edgeq.job import Job, Progress
+from edgeq.samples import Dataset
+
+if TYPE_CHECKING:
+    from edgeq.preprocess import Preprocess
+
+DIGITS = "digits"
+RANDOM_SAMPLES = 32
+NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the later steps start from.
+
+    Attributes:
+        samples: evaluation data, or seeded random inputs where none was given.
+    """
+
+    model: LoadedModel
+    preprocess: Preprocess | None
+    calibration: Dataset
+    samples: Dataset
+    is_evaluation: bool
+    metric: Callable[[tuple[Any, ...], Any], float] | None
+    labels: tuple[str, ...]
+    data: DataFacts
+
+
+def _nothing(i: int) -> Any:
+    raise IndexError(i)
+
+
+def with_demo_data(job: Job) -> Job:
+    """Fill in the digits' own data and labels where the source is the embedded demo and none were given."""
+    if job.source != DIGITS:
+        return job
+    data = dataclasses.replace(
+        job.data,
+        calibration=job.data.calibration or "edgeq.demo.digits:calibration_data",
+        evaluation=job.data.evaluation or "edgeq.demo.digits:evaluation_data",
+    )
+    return dataclasses.replace(job, data=data, name=job.name or DIGITS)
+
+
+def prepare(
+    job: Job, progress: Progress, *, needs_calibration: bool, describe: Callable[[LoadedModel], LoadedModel]
+) -> Prepared:
+    """Load the model and its data.
+
+    Args:
+        job: what the run was asked to do.
+        progress: how it is told.
+        needs_calibration: whether any scheme of the run observes ranges.
+        describe: fills in the inputs of an artifact that came as it is.
+
+    Raises:
+        UsageError: the model or the data is not usable, or the lint found something.
+        EnvironmentProblem: weights could not be downloaded.
+    """
+    from edgeq.load.inputs import random_inputs
+    from edgeq.load.source import load_model
+
+    with progress.task(f"load {job.source}"):
+        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
+        is_artifact = model.kind in ("pte", "ptl")
+        model = describe(model) if is_artifact else model
+        outputs = () if is_artifact else _outputs(model)
+    preprocess = _preprocess(job)
+    if needs_calibration and job.data.calibration is None and not is_artifact:
+        what = "int8 ranges must come from real samples, and no calibration data was given"
+        raise UsageError(what, "give --calibration-data, or --scheme fp32")
+    with progress.task("read the data"):
+        calibration, evaluation, facts = _data(job, model, preprocess, outputs)
+    if model.weights == "random" and calibration.count:
+        from edgeq.load.weights import estimate_batch_norm
+
+        with progress.task("estimate batch-norm statistics"):
+            module = estimate_batch_norm(model.model, calibration, model.inputs)
+            model = dataclasses.replace(model, model=module)
+    value_range = preprocess.value_range if preprocess else None
+    return Prepared(
+        model=model,
+        preprocess=preprocess,
+        calibration=calibration,
+        samples=evaluation or random_inputs(model.inputs, RANDOM_SAMPLES, job.seed, value_range),
+        is_evaluation=evaluation is not None,
+        metric=_metric(job),
+        labels=_labels(job, evaluation, calibration),
+        data=facts,
+    )
+
+
+def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
+    """Run the float model once, so that a misfit shows at once."""
+    from edgeq.quantize.capture import run_once
+
+    return run_once(model)
+
+
+def _preprocess(job: Job) -> Preprocess | None:
+    from edgeq.preprocess import load_preprocess
+
+    if job.data.preprocess is not None:
+        return load_preprocess(job.data.preprocess)
+    if job.source == DIGITS:
+        from edgeq.demo.digits import PREPROCESS
+
+        return PREPROCESS
+    return None
+
+
+def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
+    if job.data.metric is None:
+        return None
+    from edgeq.load.functions import load_metric
+
+    return load_metric(job.data.metric)
+
+
+def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple[str, ...]:
+    named = (evaluation.class_names if evaluation else ()) or calibration.class_names
+    return tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
+
+
+def _data(
+    job: Job, model: LoadedModel, preprocess: Preprocess | None, outputs: tuple[TensorSpec, ...]
+) -> tuple[Dataset, Dataset | None, DataFacts]:
+    from edgeq.load.data import open_dataset
+    from edgeq.load.digest import dataset_sha256
+    from edgeq.load.labels import check_classes
+
+    n_classes = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 and job.data.metric is None else None
+    opened: dict[str, tuple[Dataset, tuple[str, ...]]] = {}
+    wanted = {"calibration": job.data.calibration, "evaluation": job.data.evaluation}
+    for role in ("calibration", "evaluation"):
+        origin = wanted[role]
+        if origin is None:
+            continue
+        opened[role] = open_dataset(
+            origin,
+            role="calibration" if role == "calibration" else "evaluation",
+            specs=model.inputs,
+            preprocess=preprocess,
+            options=job.data,
+            limit=job.data.num_calibration_samples if role == "calibration" else None,
+            seed=job.seed,
+        )
+        if n_classes is not None:
+            check_classes(opened[role][0].class_names, n_classes, from_file=job.data.labels is not None)
+    calibration = opened["calibration"][0] if "calibration" in opened else NO_SAMPLES
+    evaluation = opened["evaluation"][0] if "evaluation" in opened else None
+    evaluation, facts = _linted(job, model, preprocess, calibration, evaluation, n_classes)
+    return (
+        calibration,
+        evaluation,
+        dataclasses.replace(
+            facts,
+            calibration_sha256=dataset_sha256(calibration) if calibration.count else None,
+            calibration_samples=calibration.count,
+            evaluation_sha256=dataset_sha256(evaluation) if evaluation else None,
+            evaluation_samples=evaluation.count if evaluation else 0,
+            skipped=tuple(name for _, names in opened.values() for name in names),
+        ),
+    )
+
+
+def _linted(
+    job: Job,
+    model: LoadedModel,
+    preprocess: Preprocess | None,
+    calibration: Dataset,
+    evaluation: Dataset | None,
+    n_classes: int | None,
+) -> tuple[Dataset | None, DataFacts]:
+    """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
+    from edgeq.load.digest import exclude
+    from edgeq.load.lint import lint
+
+    if not calibration.count:
+        return evaluation, DataFacts()
+    findings = lint(
+        calibration,
+        evaluation,
+        wanted=job.data.num_calibration_samples,
+        preprocess=preprocess,
+        specs=model.inputs,
+        n_classes=n_classes,
+        declared=bool(job.inputs),
+    )
+    if findings and job.data.lint == "error":
+        told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
+        raise UsageError(f"the data lint found {told}", "mend the data, or give --data-lint warn to go on all the same")
+    excluded = 0
+    if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
+        before = evaluation.count
+        evaluation = exclude(evaluation, frozenset(sample.digest for sample in calibration))
+        excluded = before - evaluation.count
+    if evaluation is not None and evaluation.count == 0:
+        evaluation = None
+    return evaluation, DataFacts(findings=findings, excluded_shared=excluded)

@@ -1,0 +1,180 @@
+"""Quantize, lower and verify once for all targets that need the very same artifact."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, VerifyReport
+from edgeq.job import Job, Progress
+from edgeq.pipeline.prepare import Prepared
+from edgeq.samples import Batch
+
+if TYPE_CHECKING:
+    from edgeq.verify.host import HostRuntime
+
+_MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
+
+Forward = Callable[[Batch], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an artifact depends on, apart from the job: targets with equal recipes share it."""
+
+    runtime: str
+    backend: str
+    scheme: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """An artifact with all that is known of it."""
+
+    lowered: LoweredModel
+    verified: VerifyReport
+    golden: GoldenSet
+    quantized: tuple[str, ...]
+    kept_fp32: tuple[str, ...]
+
+
+class Producer:
+    """Makes products for one prepared model; the capture and the fp32 outputs are shared."""
+
+    def __init__(self, job: Job, prepared: Prepared, folder: Path, progress: Progress) -> None:
+        self._job = job
+        self._prepared = prepared
+        self._folder = folder
+        self._progress = progress
+        self._reference = _remembered(_forward(_float_module(prepared)), _MEMO_BYTES)
+
+    @functools.cached_property
+    def _captured(self) -> Any:
+        from edgeq.quantize.capture import capture
+
+        with self._progress.task("capture the model"):
+            return capture(self._prepared.model)
+
+    def make(self, recipe: Recipe, label: str, runtime: HostRuntime) -> Product:
+        """Quantize, lower and verify.
+
+        Args:
+            recipe: what to make.
+            label: for progress, in words.
+            runtime: a child process, started early.
+
+        Raises:
+            EdgeqError: the step's own errors.
+        """
+        from edgeq.lower import lower
+        from edgeq.lower.spec import LowerSpec
+        from edgeq.verify.run import VerifySpec, verify
+
+        prepared = self._prepared
+        folder = self._folder / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
+        folder.mkdir(parents=True)
+        quantized = self._quantized(recipe, label)
+        lowered = lower(
+            recipe.runtime,
+            quantized,
+            LowerSpec(
+                inputs=prepared.model.inputs,
+                backend=recipe.backend,
+                folder=folder,
+                progress=self._progress,
+                label=label,
+            ),
+        )
+        engine = recipe.backend if recipe.runtime == "torchscript" else None
+        spec = VerifySpec(
+            lowered=lowered,
+            inputs=prepared.model.inputs,
+            graph=_forward(quantized.graph, engine),
+            fp32=self._reference,
+            output_steps=quantized.output_steps,
+            samples=prepared.samples,
+            is_evaluation=prepared.is_evaluation,
+            metric=prepared.metric,
+            metric_name=metric_name(self._job),
+            scheme=recipe.scheme,
+            backend=recipe.backend,
+            threads=recipe.threads,
+            progress=self._progress,
+            label=label,
+        )
+        verified, golden = verify(spec, runtime)
+        return Product(
+            lowered=lowered,
+            verified=verified,
+            golden=golden,
+            quantized=quantized.quantized,
+            kept_fp32=quantized.kept_fp32,
+        )
+
+    def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
+        from edgeq.quantize import quantize
+        from edgeq.quantize.spec import QuantizeSpec
+
+        spec = QuantizeSpec(
+            model=self._prepared.model,
+            captured=self._captured if recipe.runtime == "executorch" else None,
+            backend=recipe.backend,
+            observer=self._job.observer,
+            keep_fp32=self._job.keep_fp32,
+            calibration=self._prepared.calibration,
+            progress=self._progress,
+            label=label,
+        )
+        return quantize(recipe.runtime, recipe.scheme, spec)
+
+
+def metric_name(job: Job) -> str:
+    """Return the name of the score: the user's function, or top1."""
+    return (job.data.metric or "").rpartition(":")[2] or "top1"
+
+
+def _float_module(prepared: Prepared) -> Any:
+    model = prepared.model
+    return model.model.module() if model.kind == "exported" else model.model
+
+
+def _forward(module: Any, engine: str | None = None) -> Forward:
+    """Return a function from a batch to the module's outputs as arrays; `engine` is set while it runs."""
+    import torch
+
+    def run(batch: Batch) -> tuple[Any, ...]:
+        before = torch.backends.quantized.engine
+        if engine is not None:
+            torch.backends.quantized.engine = engine
+        try:
+            with torch.no_grad():
+                result = module(*(torch.from_numpy(array.copy()) for array in batch.inputs))
+        finally:
+            torch.backends.quantized.engine = before
+        return tuple(leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result))
+
+    return run
+
+
+def _remembered(forward: Forward, budget_bytes: int) -> Forward:
+    """Keep outputs by the samples' digests, up to `budget_bytes`, since every target compares with fp32."""
+    kept: dict[tuple[str, ...], tuple[Any, ...]] = {}
+    left = budget_bytes
+
+    def run(batch: Batch) -> tuple[Any, ...]:
+        nonlocal left
+        key = tuple(sample.digest for sample in batch.samples)
+        if key not in kept:
+            outputs = forward(batch)
+            size = sum(array.nbytes for array in outputs)
+            if size > left:
+                return outputs
+            left -= size
+            kept[key] = outputs
+        return kept[key]
+
+    return run

@@ -1,0 +1,86 @@
+"""From a product to a gated bundle for one target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import BundleInput, CheckReport, Row
+from edgeq.job import Job
+from edgeq.pipeline.cache import tool_versions
+from edgeq.pipeline.prepare import Prepared
+from edgeq.pipeline.produce import Product
+
+if TYPE_CHECKING:
+    from edgeq.target import TargetProfile
+
+_ROUNDS = 5  # verdicts are in the manifest, which is in the download that they judge
+
+
+def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, folder: Path) -> Row:
+    """Write the bundle into a new folder and judge it by all gates.
+
+    Raises:
+        EdgeqError: the checks' and the writer's own errors.
+    """
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.bundle.writer import write_bundle
+    from edgeq.check.gates import check
+    from edgeq.verify.run import host_arch
+
+    folder.mkdir()
+    size_bytes = product.lowered.path.stat().st_size
+    download_bytes = 0
+    for _ in range(_ROUNDS):
+        checked = check(
+            target=target,
+            scheme=scheme,
+            lowered=product.lowered,
+            verified=product.verified,
+            options=job.gates,
+            size_bytes=size_bytes,
+            download_bytes=download_bytes,
+            weights=prepared.model.weights,
+            host_arch=host_arch(),
+            has_graph=prepared.model.kind not in ("pte", "ptl"),
+        )
+        digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
+        before, download_bytes = download_bytes, download_size_bytes(folder)
+        if download_bytes == before:
+            break
+    return Row(
+        model=prepared.model.name,
+        target=target.name,
+        scheme=scheme,
+        path=folder,
+        digest=digest,
+        size_bytes=size_bytes,
+        download_bytes=download_bytes,
+        fp32_bytes=prepared.model.fp32_bytes,
+        verified=product.verified,
+        checked=checked,
+        delegated_macs=product.lowered.delegated_macs,
+        weights=prepared.model.weights,
+    )
+
+
+def _bundle_input(
+    job: Job, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, checked: CheckReport
+) -> BundleInput:
+    return BundleInput(
+        model=prepared.model,
+        model_version=job.model_version,
+        target=target,
+        scheme=scheme,
+        lowered=product.lowered,
+        verified=product.verified,
+        checked=checked,
+        labels=prepared.labels,
+        preprocess=prepared.preprocess,
+        golden=product.golden,
+        data=prepared.data,
+        seed=job.seed,
+        tools=tool_versions(),
+        quantized=product.quantized,
+        kept_fp32=product.kept_fp32,
+    )

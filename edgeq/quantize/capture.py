@@ -1,0 +1,100 @@
+"""Capture a model with torch.export, once for all ExecuTorch targets of a run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from edgeq.artifacts import LoadedModel, TensorSpec
+from edgeq.errors import UnsupportedError, UsageError, first_line
+
+MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
+
+
+def example_tensors(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
+    """Return one seeded tensor for each input, contiguous, within the input's range."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for spec in specs:
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point:
+            values = torch.rand(spec.shape, generator=generator) * (spec.high - spec.low) + spec.low
+        else:
+            values = torch.randint(int(spec.low), int(spec.high) + 1, spec.shape, generator=generator)
+        tensors.append(values.to(dtype))
+    return tuple(tensors)
+
+
+def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
+    """Run the float model on one random input and return its outputs: a misfit shows before minutes are spent.
+
+    Raises:
+        UsageError: the model does not take the inputs that were given.
+        UnsupportedError: an output that is no tensor.
+    """
+    import torch
+
+    module = model.model.module() if model.kind == "exported" else model.model
+    try:
+        with torch.no_grad():
+            result = module(*example_tensors(model.inputs))
+    except Exception as err:  # the user's forward may raise anything
+        given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
+        what = f"the model fails on its inputs ({given}){_where(err)}: {first_line(err)}"
+        raise UsageError(what, "give --input with the shapes and dtypes that its forward takes") from err
+    leaves = torch.utils._pytree.tree_leaves(result)
+    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise UnsupportedError(f"the model returns {came}, expected tensors", "return tensors only")
+    return tuple(
+        TensorSpec(name=f"output{i}", dtype=str(leaf.dtype).removeprefix("torch."), shape=tuple(leaf.shape))
+        for i, leaf in enumerate(leaves)
+    )
+
+
+def capture(model: LoadedModel) -> Any:
+    """Return the model as a torch.export.ExportedProgram; each node knows the module that it came from.
+
+    Raises:
+        UnsupportedError: the model cannot be captured (data-dependent control flow); names the line.
+    """
+    import torch
+
+    if model.kind == "exported":
+        program = model.model
+    else:
+        try:
+            program = torch.export.export(model.model, example_tensors(model.inputs))
+        except Exception as err:  # export raises many types, most of them internal
+            what = f"torch.export cannot capture the model{_where(err)}: {first_line(err)}"
+            fix = "take out control flow that depends on data (torch.where, torch.cond), or try a TorchScript target"
+            raise UnsupportedError(what, fix) from err
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            # the whole dict is replaced, since nodes may share one
+            name = str(list(stack.values())[-1][0])
+            node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _plain(name)}
+    return program
+
+
+def _plain(name: str) -> str:
+    """Take torch.export's prefix off a module's name."""
+    return name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
+
+
+def _where(err: BaseException) -> str:
+    """Return " at file.py:12 in forward" of the innermost frame that is the user's own code, if there is one."""
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if not _is_library(frame.filename)]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f" at {frame.filename}:{frame.lineno} in {frame.name}"
+
+
+def _is_library(filename: str) -> bool:
+    library = ("site-packages", "dist-packages", "/edgeq/", "<")
+    return filename.startswith("<") or any(part in filename for part in library[:3]) or "/lib/python" in filename

@@ -1,0 +1,130 @@
+"""PT2E quantization for ExecuTorch's XNNPACK delegate: int8 per channel weights, per tensor activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from edgeq.artifacts import QuantizedModel
+from edgeq.errors import UnsupportedError, first_line
+from edgeq.quantize.calibrate import calibrate
+from edgeq.quantize.capture import MODULE_KEY
+from edgeq.quantize.names import matched_names
+from edgeq.quantize.spec import QuantizeSpec
+from edgeq.scheme import ObserverName
+
+_QUANTIZABLE = ("conv1d", "conv2d", "conv_transpose2d", "linear", "convolution")
+
+
+def fp32(spec: QuantizeSpec) -> QuantizedModel:
+    """Leave the captured model as it is."""
+    program = spec.captured
+    return QuantizedModel(
+        scheme="fp32",
+        graph=program.module(),
+        exported=program,
+        quantized=(),
+        kept_fp32=(),
+        output_steps=(None,) * len(program.graph_signature.user_outputs),
+    )
+
+
+def static_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Calibrate and convert the captured model.
+
+    Raises:
+        UnsupportedError: no layer was quantized.
+        UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    graph = spec.captured.module()
+    quantizer = _quantizer(spec.observer, _left_in_float(graph, spec.keep_fp32))
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
+        try:
+            prepared = prepare_pt2e(graph, quantizer)
+        except (RuntimeError, ValueError, AssertionError) as err:
+            what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
+            raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
+        calibrate(prepared, spec.calibration, spec.inputs, task)
+    converted = convert_pt2e(prepared)
+    quantized, kept = _split_layers(converted)
+    if not quantized:
+        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
+        raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
+    return QuantizedModel(
+        scheme="static-int8",
+        graph=converted,
+        exported=None,
+        quantized=quantized,
+        kept_fp32=kept,
+        output_steps=_output_steps(converted),
+    )
+
+
+def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -> Any:
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
+
+    from edgeq.quantize.observers import activation_observer
+
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    chosen = activation_observer(observer, HistogramObserver, MinMaxObserver)
+    # 2^-12 is the scale floor of the XNNPACK quantizer's own configuration
+    activation = {
+        name: dataclasses.replace(getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=2**-12))
+        for name in ("input_activation", "output_activation")
+    }
+    quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, **activation))
+    if is_float is not None:
+        quantizer.set_filter_function(lambda node: not is_float(node))
+    return quantizer
+
+
+def _left_in_float(graph: Any, keep: tuple[str, ...]) -> Callable[[Any], bool] | None:
+    """Return whether a node belongs to a module that the user keeps in float, by name or type."""
+    if not keep:
+        return None
+    stacks = [list(node.meta.get("nn_module_stack", {}).values()) for node in graph.graph.nodes]
+    modules = {_stack_name(entry): _type_name(entry[1]) for stack in stacks for entry in stack}
+    names = matched_names(keep, modules)
+    return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
+
+
+def _stack_name(entry: tuple[str, Any]) -> str:
+    return entry[0].removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def _type_name(kind: Any) -> str:
+    return kind.rpartition(".")[2] if isinstance(kind, str) else str(kind.__name__)
+
+
+def _split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of convolutions and linears that compute in int8, and of those in float."""
+    quantized: list[str] = []
+    kept: list[str] = []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target.__name__.split(".")[0] not in _QUANTIZABLE:
+            continue
+        name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
+        operands = [arg for arg in node.args[:2] if hasattr(arg, "target")]
+        is_int8 = all("dequantize" in str(arg.target) for arg in operands)
+        (quantized if is_int8 else kept).append(name)
+    return tuple(quantized), tuple(kept)
+
+
+def _output_steps(graph: Any) -> tuple[float | None, ...]:
+    """Return the scale of each output that a dequantize node gives."""
+    import torch
+
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    leaves = torch.utils._pytree.tree_leaves(output.args)
+    is_step = ["dequantize_per_tensor" in str(getattr(leaf, "target", "")) for leaf in leaves]
+    return tuple(
+        float(leaf.args[1]) if found and isinstance(leaf.args[1], float) else None
+        for leaf, found in zip(leaves, is_step, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""Verification: the artifact itself, as written to disk, run by its own runtime in a child process."""

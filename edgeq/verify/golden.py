@@ -1,0 +1,55 @@
+"""The golden samples of a bundle: what a device runs to test itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import GoldenSet
+from edgeq.samples import Sample
+from edgeq.verify.metrics import Outputs
+
+_FP32_FLOOR_DB = 60.0  # float kernels differ by rounding only
+_INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
+_LEAST_FLOOR_DB = 3.0
+
+
+def golden_set(
+    samples: Sequence[tuple[Sample, Outputs]], output_steps: Sequence[float | None], *, scheme: str
+) -> GoldenSet:
+    """Stack a few samples as an app has them, before preprocessing, with the artifact's outputs.
+
+    Args:
+        samples: each with the outputs that the artifact gave, the batch axis of one in front.
+        output_steps: quantization steps of the outputs, where known.
+        scheme: the quantization scheme.
+    """
+    raw = [sample.raw for sample, _ in samples]
+    same_shape = all(len({array.shape for array in column}) == 1 for column in zip(*raw, strict=True))
+    count = len(samples) if same_shape else 1  # images of several sizes cannot be stacked
+    outputs = [[_unbatched(array) for array in arrays] for _, arrays in samples[:count]]
+    expected = tuple(np.stack(column) for column in zip(*outputs, strict=True))
+    preprocessed = all(a is b for sample, _ in samples for a, b in zip(sample.raw, sample.inputs, strict=False))
+    return GoldenSet(
+        inputs=tuple(np.stack(column) for column in zip(*raw[:count], strict=True)),
+        outputs=expected,
+        preprocessed=preprocessed,
+        sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
+    )
+
+
+def _unbatched(array: NDArray[Any]) -> NDArray[Any]:
+    return array[0] if array.ndim and array.shape[0] == 1 else array
+
+
+def _sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str) -> float:
+    """Return the SQNR of outputs that are one quantization step off everywhere: 20 log10(rms / step)."""
+    known = [(array, step) for array, step in zip(outputs, steps, strict=False) if step]
+    if not known:
+        return _FP32_FLOOR_DB if scheme == "fp32" else _INT8_FLOOR_DB
+    ratios = [float(np.sqrt(np.mean(array.astype(np.float64) ** 2))) / step for array, step in known]
+    return round(max(_LEAST_FLOOR_DB, 20 * math.log10(max(min(ratios), 1e-6))), 2)

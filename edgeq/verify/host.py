@@ -1,0 +1,192 @@
+"""The host's runtimes, each in a child process that may crash without taking edgeq along."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
+from edgeq.verify import wire
+
+_START_S = 180.0
+_ANSWER_S = 600.0
+
+# runtime/core/error.h of ExecuTorch 1.5: what the code means for whoever packages a model
+_EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
+    0x10: (UnsupportedError, "the runtime does not support an operation in it"),
+    0x12: (VerificationError, "an input's dtype or shape is not the one it was exported with"),
+    0x14: (UnsupportedError, "the runtime lacks an operator that it uses"),
+    0x20: (UnsupportedError, "the runtime lacks the backend that it was lowered for"),
+    0x22: (VerificationError, "the file cannot be read"),
+    0x23: (VerificationError, "the file is damaged, or no ExecuTorch program"),
+    0x24: (VerificationError, "its external data is missing or damaged"),
+    0x25: (EnvironmentProblem, "the runtime ran out of memory or threads"),
+    0x30: (UnsupportedError, "the runtime's backend is too old for it"),
+}
+_CODE = re.compile(r"0x([0-9a-fA-F]{1,4})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What the runtime said when it loaded an artifact.
+
+    Attributes:
+        inputs, outputs: (dtype, shape); empty for TorchScript, whose archives state none.
+    """
+
+    load_ms: float
+    threads: int
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFacts:
+    """What an artifact's own tables say.
+
+    Attributes:
+        operators: what the runtime itself must have.
+        delegates: how many delegated parts the program has.
+        bytecode_version: of a lite archive, else None.
+    """
+
+    operators: tuple[str, ...]
+    delegates: int
+    bytecode_version: int | None
+
+
+class HostRuntime:
+    """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-")
+        self._log = Path(self._scratch.name) / "stderr"
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with self._log.open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "edgeq.verify.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=env,
+                start_new_session=True,  # Ctrl-C is edgeq's to handle; it then ends the child itself
+            )
+        self._ready = False
+
+    def __enter__(self) -> HostRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child and remove its scratch folder."""
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._scratch.cleanup()
+
+    def load(self, path: Path, *, runtime: str, backend: str, threads: int) -> Loaded:
+        """Load an artifact at the strictest verification level.
+
+        Raises:
+            VerificationError: the artifact is damaged, or the runtime crashed on it.
+            UnsupportedError: the runtime lacks an operator or backend.
+        """
+        request = {"op": "load", "path": str(path), "runtime": runtime, "backend": backend, "threads": threads}
+        reply, _ = self._ask(request, (), f"loading {path.name}")
+        return Loaded(
+            load_ms=float(reply["load_ms"]),
+            threads=int(reply["threads"]),
+            inputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("inputs", ())),
+            outputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("outputs", ())),
+        )
+
+    def facts(self) -> ArtifactFacts:
+        """Return what the loaded artifact's own tables say of it."""
+        reply, _ = self._ask({"op": "facts", "folder": self._scratch.name}, (), "reading the artifact")
+        return ArtifactFacts(
+            operators=tuple(reply["operators"]),
+            delegates=int(reply["delegates"]),
+            bytecode_version=reply["bytecode_version"],
+        )
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Run the loaded artifact once and return its outputs."""
+        return self._ask({"op": "run"}, inputs, "running the artifact")[1]
+
+    def latencies_ms(self, inputs: Sequence[NDArray[Any]], *, warmup: int, runs: int) -> tuple[float, ...]:
+        """Return the time of each run after the warm-up."""
+        request = {"op": "time", "warmup": warmup, "runs": runs}
+        return tuple(self._ask(request, inputs, "timing the artifact")[0]["ms"])
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return how far loading and running raised the child's resident set; None where /proc cannot tell."""
+        peak: int | None = self._ask({"op": "memory"}, (), "reading the memory")[0]["peak_bytes"]
+        return peak
+
+    def kernels(self, inputs: Sequence[NDArray[Any]]) -> tuple[str, ...]:
+        """Return the kernel names that the runtime's own profile reports for one run, in order."""
+        request = {"op": "profile", "folder": self._scratch.name}
+        return tuple(self._ask(request, inputs, "profiling the artifact")[0]["kernels"])
+
+    def _ask(
+        self, request: dict[str, Any], arrays: Sequence[NDArray[Any]], doing: str
+    ) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+        stdin, stdout = self._child.stdin, self._child.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the child was started without pipes")
+        try:
+            if not self._ready:
+                self._answer(stdout, _START_S, "starting the runtime")
+                self._ready = True
+            wire.send(stdin, request, arrays)
+            reply, outputs = self._answer(stdout, _ANSWER_S, doing)
+        except (EOFError, BrokenPipeError) as err:
+            raise self._crash(doing) from err
+        if "error" in reply:
+            raise _translated(str(reply["error"]), doing)
+        return reply, outputs
+
+    def _answer(self, stdout: Any, timeout_s: float, doing: str) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+        if not select.select([stdout], [], [], timeout_s)[0]:
+            self._child.kill()
+            what = f"no answer within {timeout_s:.0f} s while {doing}"
+            raise VerificationError(what, "try a smaller model, or a faster machine")
+        return wire.receive(stdout)
+
+    def _crash(self, doing: str) -> EdgeqError:
+        code = self._child.wait()
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
+        if code >= 0:
+            return EnvironmentProblem(f"the runtime's process ended while {doing}{last}", "see `edgeq doctor`")
+        name = signal.Signals(-code).name
+        what = f"the runtime crashed with {name} while {doing}{last}"
+        return VerificationError(what, "the artifact must not ship; report the model's architecture to its runtime")
+
+
+def _translated(text: str, doing: str) -> EdgeqError:
+    """Turn a runtime's error into words; ExecuTorch only gives codes."""
+    code = _CODE.search(text)
+    kind, meaning = _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
+    line = text.splitlines()[0][:200]
+    what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
+    return kind(what, "package the model again; if that does not help, choose another target")

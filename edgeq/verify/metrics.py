@@ -1,0 +1,154 @@
+"""Comparing outputs: NumPy only, in float64, one batch at a time so that large sets need no memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import Interval
+
+_Z95 = 1.959964  # the normal distribution's 97.5% point
+
+Outputs = tuple[NDArray[Any], ...]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Running sums of a reference against what was measured.
+
+    SQNR = 10 log10(sum reference² / sum (reference - measured)²), over all outputs together.
+    """
+
+    reference_energy: float = 0.0
+    measured_energy: float = 0.0
+    product: float = 0.0
+    error_energy: float = 0.0
+    max_abs: float = 0.0
+    elements: int = 0
+    differing: int = 0
+    agreeing: int = 0
+    ranked: int = 0
+    finite: bool = True
+    max_steps: list[float | None] = field(default_factory=list)
+
+    def add(self, reference: Outputs, measured: Outputs, steps: Sequence[float | None] = ()) -> None:
+        """Add the outputs of one or more samples; `steps` are the outputs' quantization steps where known."""
+        for index, (expected, came) in enumerate(zip(reference, measured, strict=True)):
+            left, right = expected.astype(np.float64), came.astype(np.float64)
+            error = np.abs(left - right)
+            self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
+            self.reference_energy += float((left**2).sum())
+            self.measured_energy += float((right**2).sum())
+            self.product += float((left * right).sum())
+            self.error_energy += float((error**2).sum())
+            largest = float(error.max(initial=0.0))
+            # max() would drop a NaN
+            self.max_abs = largest if math.isnan(largest) else max(self.max_abs, largest)
+            self.elements += error.size
+            self.differing += int((error != 0).sum())
+            self._add_steps(index, largest, steps[index] if index < len(steps) else None)
+        if reference and is_ranking(reference[0]):
+            agree = reference[0].argmax(axis=1) == measured[0].argmax(axis=1)
+            self.agreeing += int(agree.sum())
+            self.ranked += len(agree)
+
+    def _add_steps(self, index: int, largest: float, step: float | None) -> None:
+        if index == len(self.max_steps):
+            self.max_steps.append(0.0 if step else None)
+        before = self.max_steps[index]
+        if step and before is not None:
+            self.max_steps[index] = max(before, largest / step)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to error in dB; infinite for equal outputs, NaN where an output is not finite."""
+        if not self.finite:
+            return math.nan
+        if self.error_energy == 0:
+            return math.inf
+        return 10 * math.log10(self.reference_energy / self.error_energy) if self.reference_energy else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between all reference and all measured outputs; NaN where one is all zero."""
+        norm = math.sqrt(self.reference_energy * self.measured_energy)
+        return self.product / norm if norm else math.nan
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of samples with the same argmax; None where the first output is no [N, classes]."""
+        return self.agreeing / self.ranked if self.ranked else None
+
+
+def is_ranking(output: NDArray[Any]) -> bool:
+    """Whether an output looks like scores of classes: [N, classes] of floats."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
+
+
+def top1(outputs: Outputs, label: Any) -> float:
+    """Score one sample: 1.0 where the first output's argmax is the label. `outputs` has no batch axis."""
+    if not np.isfinite(outputs[0]).all():
+        return 0.0
+    return float(int(outputs[0].argmax()) == int(label))
+
+
+def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval:
+    """Return fp32 minus measured in percentage points with its paired 95% interval.
+
+    For scores of 0 and 1 the interval is Agresti and Min's for matched pairs (Statistics in Medicine 24, 2005):
+    half an observation is added to each discordant cell, so that no disagreement in a few samples is no proof.
+    Other scores use Student's t on the differences.
+
+    Raises:
+        ValueError: no samples, or a score that is not finite.
+    """
+    before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
+    if before.size == 0 or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise ValueError("scores must be finite, and there must be some")
+    difference = before - after
+    estimate = float(difference.mean())
+    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        low, high = _agresti_min(int((difference > 0).sum()), int((difference < 0).sum()), difference.size)
+    else:
+        half = _student_half_width(difference)
+        low, high = estimate - half, estimate + half
+    return Interval(estimate=100 * estimate, low=100 * low, high=100 * high)
+
+
+def _agresti_min(worse: int, better: int, count: int) -> tuple[float, float]:
+    lost, won, total = worse + 0.5, better + 0.5, count + 2
+    centre = (lost - won) / total
+    half = _Z95 * math.sqrt((lost + won) - (lost - won) ** 2 / total) / total
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def _student_half_width(difference: NDArray[np.float64]) -> float:
+    """Return t(97.5%, n - 1) · s / √n; infinite for a single sample."""
+    count = difference.size
+    if count < 2:
+        return math.inf
+    return _student_t975(count - 1) * float(difference.std(ddof=1)) / math.sqrt(count)
+
+
+def _student_t975(freedom: int) -> float:
+    """Return Student's 97.5% point by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
+    if freedom < 5:  # where the expansion is off by more than a percent
+        return (12.706, 4.303, 3.182, 2.776)[freedom - 1]
+    z = _Z95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / float(freedom ** (power + 1)) for power, term in enumerate(terms))
+
+
+def percentile_ms(latencies: Sequence[float], share: float) -> float:
+    """Return the nearest-rank percentile, so that it is a time that was seen."""
+    ordered = sorted(latencies)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,0 +1,267 @@
+"""The verify step: run the artifact in its runtime and compare it with its graph and with fp32."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgeq.artifacts import (
+    Fidelity,
+    GoldenSet,
+    KernelShare,
+    LoweredModel,
+    Parity,
+    TensorSpec,
+    Timing,
+    VerifyReport,
+)
+from edgeq.errors import EdgeqError, UsageError
+from edgeq.job import Progress
+from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.verify.golden import golden_set
+from edgeq.verify.host import HostRuntime
+from edgeq.verify.kernels import kernel_share
+from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, percentile_ms, top1
+
+Forward = Callable[[Batch], Outputs]
+Metric = Callable[[Outputs, Any], float]
+
+PARITY_SAMPLES = 8  # the converted graph runs fifty times slower than the artifact
+GOLDEN_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySpec:
+    """Input of the verify step.
+
+    Attributes:
+        lowered: the artifact on disk.
+        inputs: the model's inputs.
+        graph: computes what the artifact is to compute; None for an artifact that came as it is.
+        fp32: the float model; None for an artifact that came as it is.
+        output_steps: quantization steps of the outputs, where known.
+        samples: evaluation data, or random inputs.
+        is_evaluation: which of the two.
+        metric: a score per sample, or None for top-1.
+        scheme: the quantization scheme.
+        backend, threads: how the runtime is set.
+        warmup, runs: of the latency measurement.
+    """
+
+    lowered: LoweredModel
+    inputs: tuple[TensorSpec, ...]
+    graph: Forward | None
+    fp32: Forward | None
+    output_steps: tuple[float | None, ...]
+    samples: Dataset
+    is_evaluation: bool
+    metric: Metric | None
+    metric_name: str
+    scheme: str
+    backend: str
+    threads: int
+    progress: Progress
+    label: str
+    warmup: int = 5
+    runs: int = 30
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is gathered while the samples run."""
+
+    parity: Comparison = field(default_factory=Comparison)
+    fidelity: Comparison = field(default_factory=Comparison)
+    fp32_scores: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    findings: dict[str, None] = field(default_factory=dict)
+    golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
+    first: Outputs | None = None
+    varied: bool = False
+    shapes: tuple[TensorSpec, ...] = ()
+    parity_samples: int = 0
+    samples: int = 0
+
+
+def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
+    """Run the artifact on the samples, compare, time and profile it.
+
+    Returns:
+        What was seen, and a few samples with the artifact's outputs for a device's self-test.
+
+    Raises:
+        VerificationError: the artifact cannot be loaded or crashes the runtime.
+        UsageError: samples that do not fit, or a metric that fails.
+    """
+    lowered = spec.lowered
+    loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
+    tally = _Tally()
+    first: Batch | None = None
+    with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
+        for batch in batches(spec.samples, spec.inputs):
+            first = first or batch
+            _compare(spec, tally, batch, runtime.run(batch.inputs))
+            task.advance(batch.rows)
+    if first is None:
+        raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    peak = runtime.peak_memory_bytes()
+    with spec.progress.task(f"time {spec.label}"):
+        latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
+        kernels = _profiled(spec, runtime, first)
+    timing = Timing(
+        p50_ms=percentile_ms(latencies, 0.5),
+        p90_ms=percentile_ms(latencies, 0.9),
+        runs=spec.runs,
+        warmup=spec.warmup,
+        threads=loaded.threads,
+        arch=host_arch(),
+    )
+    report = VerifyReport(
+        host=f"host {host_arch()}",
+        parity=_parity(tally) if spec.graph else None,
+        fidelity=_fidelity(spec, tally),
+        timing=timing,
+        kernels=kernels,
+        peak_memory_bytes=peak,
+        load_ms=loaded.load_ms,
+        outputs=tally.shapes,
+        findings=_findings(spec, tally),
+    )
+    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def host_arch() -> str:
+    """Return this machine's architecture in the words of target profiles."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelShare:
+    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason."""
+    try:
+        names = runtime.kernels(batch.inputs)
+    except EdgeqError as err:
+        return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
+    return kernel_share(spec.lowered.runtime, names, spec.lowered.layers)
+
+
+def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) -> None:
+    if not tally.shapes:
+        tally.shapes = tuple(
+            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+        )
+    _look(tally, outputs)
+    measured = _rows(batch, outputs)
+    if spec.graph is not None and tally.parity_samples < PARITY_SAMPLES:
+        expected = _rows(batch, spec.graph(batch))
+        if _same_shapes(tally, expected, measured, "the converted graph"):
+            tally.parity.add(expected, measured, spec.output_steps)
+        tally.parity_samples += batch.rows
+    reference = _rows(batch, spec.fp32(batch)) if spec.fp32 else None
+    if reference is not None and _same_shapes(tally, reference, measured, "fp32"):
+        tally.fidelity.add(reference, measured)
+    _score(spec, tally, batch, reference, measured)
+    tally.samples += batch.rows
+    if len(tally.golden) < GOLDEN_SAMPLES:
+        tally.golden.append((batch.samples[0], tuple(array[:1] if array.ndim else array for array in measured)))
+
+
+def _look(tally: _Tally, outputs: Outputs) -> None:
+    """Note outputs that are wrong whatever the limits."""
+    for index, array in enumerate(outputs):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            tally.findings[f"output{index} holds NaN or Inf"] = None
+    if tally.first is None:
+        tally.first = outputs
+    elif not tally.varied:
+        tally.varied = any(not np.array_equal(a, b) for a, b in zip(tally.first, outputs, strict=True))
+    if len({output.shape[0] if output.ndim else 0 for output in outputs}) == 1 and outputs[0].ndim:
+        tally.varied = tally.varied or any(not np.array_equal(output[0], row) for output in outputs for row in output)
+
+
+def _rows(batch: Batch, outputs: Outputs) -> Outputs:
+    """Cut what belongs to padding; a batch that is one whole sample is left as it is."""
+    if batch.rows == 1:
+        return outputs if _is_whole(batch) else tuple(output[:1] for output in outputs)
+    return tuple(output[: batch.rows] for output in outputs)
+
+
+def _is_whole(batch: Batch) -> bool:
+    return batch.samples[0].inputs[0].shape == batch.inputs[0].shape
+
+
+def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
+    left, right = ([array.shape for array in side] for side in (expected, measured))
+    if left == right:
+        return True
+    tally.findings[f"outputs have the shapes {right}, those of {of} {left}"] = None
+    return False
+
+
+def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
+    labelled = spec.is_evaluation and spec.samples.labelled
+    score = spec.metric if spec.is_evaluation else None
+    if score is None and labelled and is_ranking(measured[0]):
+        score = top1
+    if score is None:
+        return
+    for row, sample in enumerate(batch.samples):
+        # a batch that is one whole sample keeps its batch axis of one out of the metric's way
+        tally.scores.append(_finite_score(score, _sample_outputs(measured, row), sample.label))
+        if reference is not None:
+            tally.fp32_scores.append(_finite_score(score, _sample_outputs(reference, row), sample.label))
+
+
+def _sample_outputs(outputs: Outputs, row: int) -> Outputs:
+    return tuple(output[row] if output.ndim and output.shape[0] > row else output for output in outputs)
+
+
+def _finite_score(score: Metric, outputs: Outputs, label: Any) -> float:
+    value = float(score(outputs, label))
+    if not math.isfinite(value):
+        raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
+    return value
+
+
+def _parity(tally: _Tally) -> Parity:
+    sums = tally.parity
+    steps = [value for value in sums.max_steps if value is not None]
+    return Parity(
+        samples=tally.parity_samples,
+        max_abs=sums.max_abs,
+        max_steps=max(steps) if steps else None,
+        sqnr_db=sums.sqnr_db,
+        differing=sums.differing / sums.elements if sums.elements else 0.0,
+    )
+
+
+def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
+    sums = tally.fidelity
+    has_fp32 = sums.elements > 0
+    paired = len(tally.fp32_scores) == len(tally.scores) > 0
+    return Fidelity(
+        samples=tally.samples,
+        inputs="evaluation" if spec.is_evaluation else "random",
+        sqnr_db=sums.sqnr_db if has_fp32 else None,
+        cosine=sums.cosine if has_fp32 else None,
+        max_abs=sums.max_abs if has_fp32 else None,
+        top1_agreement=sums.top1_agreement,
+        metric=spec.metric_name if tally.scores else None,
+        fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
+        score=float(np.mean(tally.scores)) if tally.scores else None,
+        drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores) if paired else None,
+    )
+
+
+def _findings(spec: VerifySpec, tally: _Tally) -> tuple[str, ...]:
+    findings = list(tally.findings)
+    if tally.samples > 1 and not tally.varied:
+        findings.append("the output is constant: it is the same for every input")
+    if spec.fp32 is not None and not tally.fidelity.finite and not findings:
+        findings.append("the fp32 model's own output holds NaN or Inf")
+    return tuple(findings)

@@ -1,0 +1,255 @@
+"""The child process that runs artifacts: `python -m edgeq.verify.worker`. It may crash; edgeq does not.
+
+It reads requests from standard input and answers on what was standard output; native libraries' own prints go to
+standard error. Torch is imported before the first request, while edgeq still lowers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.verify import wire
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    requests = sys.stdin.buffer
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_grad_enabled(False)
+    wire.send(replies, {"ready": True})
+    _serve(requests, replies)
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    runner: _Runner | None = None
+    while True:
+        try:
+            request, arrays = wire.receive(requests)
+        except EOFError:
+            return
+        try:
+            if request["op"] == "load":
+                runner = RUNNERS[request["runtime"]](Path(request["path"]), request["backend"], request["threads"])
+                wire.send(replies, runner.load())
+            elif runner is None:
+                raise RuntimeError("nothing is loaded")
+            else:
+                reply, outputs = _answer(runner, request, arrays)
+                wire.send(replies, reply, outputs)
+        except Exception as err:  # every failure is the parent's to report
+            wire.send(replies, {"error": f"{type(err).__name__}: {err}"})
+
+
+def _answer(
+    runner: _Runner, request: dict[str, Any], arrays: tuple[NDArray[Any], ...]
+) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+    if request["op"] == "run":
+        return {}, runner.run(arrays)
+    if request["op"] == "time":
+        return {"ms": _latencies_ms(runner, arrays, request["warmup"], request["runs"])}, ()
+    if request["op"] == "memory":
+        return {"peak_bytes": runner.peak_bytes()}, ()
+    if request["op"] == "facts":
+        return runner.facts(Path(request["folder"])), ()
+    if request["op"] == "profile":
+        return {"kernels": runner.profile(arrays, Path(request["folder"]))}, ()
+    raise RuntimeError(f"unknown request {request['op']!r}")
+
+
+def _latencies_ms(runner: _Runner, arrays: tuple[NDArray[Any], ...], warmup: int, runs: int) -> list[float]:
+    inputs = runner.tensors(arrays)
+    for _ in range(warmup):
+        runner.call(inputs)
+    latencies = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        runner.call(inputs)
+        latencies.append((time.perf_counter_ns() - start) / 1e6)
+    return latencies
+
+
+class _Runner:
+    """An artifact in its runtime."""
+
+    def __init__(self, path: Path, backend: str, threads: int) -> None:
+        self.path = path
+        self.backend = backend
+        self.threads = threads
+        self.rss_bytes = 0
+
+    def load(self) -> dict[str, Any]:
+        """Load the artifact, timed; return what it says of its inputs and outputs."""
+        self.rss_bytes = _reset_peak()
+        start = time.perf_counter_ns()
+        facts = self._open()
+        return {"load_ms": (time.perf_counter_ns() - start) / 1e6, **facts}
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        """Return torch tensors of `arrays`; copied, since what came over the pipe is read-only."""
+        import torch
+
+        return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+
+    def run(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+        """Run once and return every output tensor."""
+        import torch
+
+        leaves = torch.utils._pytree.tree_leaves(self.call(self.tensors(arrays)))
+        return tuple(leaf.detach().numpy() for leaf in leaves)
+
+    def peak_bytes(self) -> int | None:
+        """Return how much the peak of the resident set rose since before loading; None where not known."""
+        peak = _status_bytes("VmHWM")
+        return peak - self.rss_bytes if peak and self.rss_bytes else None
+
+    def _open(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        """Run once on tensors."""
+        raise NotImplementedError
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:
+        """Return the kernel names of one run, in order."""
+        raise NotImplementedError
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """Return the operators, the number of delegates and the bytecode version."""
+        raise NotImplementedError
+
+
+class _ExecuTorch(_Runner):
+    def _open(self) -> dict[str, Any]:
+        # the package's own front imports all of executorch.exir, which takes ten seconds
+        from executorch.extension.pybindings import _C as runtime  # noqa: N811
+
+        runtime._unsafe_reset_threadpool(self.threads)
+        self.runtime = runtime
+        # the Program must outlive its Method, or the runtime crashes
+        self.program = runtime._load_program(
+            str(self.path), program_verification=runtime.Verification.InternalConsistency
+        )
+        self.method = self.program.load_method("forward")
+        meta = self.method.method_meta()
+        return {
+            "inputs": [_described(meta.input_tensor_meta(i)) for i in range(meta.num_inputs())],
+            "outputs": [_described(meta.output_tensor_meta(i)) for i in range(meta.num_outputs())],
+            "threads": runtime._threadpool_get_thread_count(),
+        }
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        return self.method(inputs)
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:
+        program = self.runtime._load_program(
+            str(self.path),
+            enable_etdump=True,
+            debug_buffer_size=0,
+            program_verification=self.runtime.Verification.InternalConsistency,
+        )
+        method = program.load_method("forward")
+        method(self.tensors(arrays))
+        dump = folder / "profile.etdp"
+        program.write_etdump_result_to_file(str(dump), str(folder / "profile.bin"))
+        return _etdump_kernels(dump)
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        plan = _tables(self.path, folder, "schema/program.fbs")["execution_plan"][0]
+        names = [f"{op['name']}.{op['overload']}".rstrip(".") for op in plan.get("operators", ())]
+        return {"operators": sorted(set(names)), "delegates": len(plan.get("delegates", ())), "bytecode_version": None}
+
+
+def _described(info: Any) -> list[Any]:
+    """Return [dtype, shape] of a tensor's meta data; the dtype is ExecuTorch's ScalarType code."""
+    codes = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"}
+    return [{**codes, 11: "bool"}.get(info.dtype(), f"code {info.dtype()}"), list(info.sizes())]
+
+
+def _etdump_kernels(dump: Path) -> list[str]:
+    """Return the names in an ETDump, in the order in which they were logged."""
+    tables = _tables(dump, dump.parent, "devtools/etdump/etdump_schema_flatcc.fbs", "--size-prefixed")
+    events = [event.get("profile_event", {}) for event in tables["run_data"][-1]["events"]]
+    return [str(event.get("delegate_debug_id_str") or event.get("name", "")) for event in events]
+
+
+def _tables(path: Path, folder: Path, schema: str, *options: str) -> dict[str, Any]:
+    """Return a flatbuffer as JSON, by the compiler and the schema that come with ExecuTorch."""
+    import json
+    import subprocess
+
+    import executorch
+
+    root = Path(next(iter(executorch.__path__)))
+    command = [str(root / "data" / "bin" / "flatc"), "--json", "--strict-json", "--raw-binary", *options]
+    command += ["-o", str(folder), str(root / schema), "--", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    tables: dict[str, Any] = json.loads((folder / f"{path.stem}.json").read_text())
+    return tables
+
+
+class _TorchScript(_Runner):
+    def _open(self) -> dict[str, Any]:
+        import torch
+        from torch.jit.mobile import _load_for_lite_interpreter
+
+        torch.set_num_threads(self.threads)
+        torch.backends.quantized.engine = self.backend
+        is_lite = self.path.suffix == ".ptl"
+        self.module = (_load_for_lite_interpreter if is_lite else torch.jit.load)(str(self.path))
+        return {"threads": torch.get_num_threads()}
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        return self.module(*inputs)
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:  # noqa: ARG002
+        import torch
+
+        inputs = self.tensors(arrays)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.call(inputs)
+        events = sorted(profile.events(), key=lambda event: event.time_range.start)
+        return [str(event.name) for event in events]
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version
+
+        is_lite = self.path.suffix == ".ptl"
+        names = _export_operator_list(self.module) if is_lite else ()
+        version = int(_get_model_bytecode_version(str(self.path))) if is_lite else None
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": version}
+
+
+RUNNERS: dict[str, type[_Runner]] = {"executorch": _ExecuTorch, "torchscript": _TorchScript}
+
+
+def _reset_peak() -> int:
+    """Reset the kernel's high-water mark of the resident set (proc(5), clear_refs) and return the present size."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from gate_builders import kernels, lowered, target, verified
+
+from edgeq.check.audit import audit_gates
+from edgeq.errors import ExitCode
+
+
+def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack"):
+    gates = audit_gates(target=target(name), scheme=scheme, lowered=model or lowered(), verified=report or verified())
+    return {gate.name: gate for gate in gates}
+
+
+def test_shares_at_the_least_pass_and_below_it_fail():
+    at = audited(report=verified(kernels=kernels(0.95)))["int8_macs"]
+    below = audited(report=verified(kernels=kernels(math.nextafter(0.95, 0))))["int8_macs"]
+    assert (at.outcome, below.outcome, below.exit_code) == ("ok", "failed", ExitCode.VERIFICATION)
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(0.95, "ok"), (0.949, "failed"), (math.nan, "failed")])
+def test_the_delegated_share_is_the_lowered_models(share, outcome):
+    assert audited(model=lowered(delegated=share))["delegated_macs"].outcome == outcome
+
+
+def test_by_how_much_is_told():
+    gate = audited(report=verified(kernels=kernels(0.5)))["int8_macs"]
+    assert (gate.measured, gate.limit, gate.detail) == ("50.0%", ">= 95.0% of MACs", "45 points short")
+
+
+def test_a_share_of_nan_fails():
+    assert audited(report=verified(kernels=kernels(math.nan)))["int8_macs"].outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("share", "why"), [(None, "the runtime gave no profile"), (kernels(None, "73 events, 70 layers"), "73 events")]
+)
+def test_an_unread_profile_is_unverified_with_its_reason(share, why):
+    gate = audited(report=verified(kernels=share))["int8_macs"]
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert why in gate.detail
+
+
+def test_an_unknown_delegated_share_is_unverified():
+    assert audited(model=lowered(delegated=None))["delegated_macs"].outcome == "unverified"
+
+
+def test_only_what_the_profile_asks_of_this_scheme_is_audited():
+    assert list(audited()) == ["int8_macs", "delegated_macs"]
+    assert list(audited(scheme="fp32")) == ["delegated_macs"]
+    assert list(audited(name="linux-x86_64-x86")) == ["int8_macs"]
+    assert list(audited(name="linux-x86_64-x86", scheme="fp32")) == []

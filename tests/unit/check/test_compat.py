@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+from gate_builders import lowered, target
+
+from edgeq.check.compat import LITE_RUNTIMES, operators_of, runtime_gate
+from edgeq.errors import ExitCode
+
+LITE = "android-arm64-qnnpack"
+
+
+def field(*runtimes, name="android-arm64-xnnpack"):
+    return target(name, app={"runtimes": runtimes})
+
+
+def ptl(version="2.15.0", bytecode=8, operators=("aten::conv2d",)):
+    return lowered(runtime="torchscript", version=version, bytecode=bytecode, operators=operators)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "oldest", "outcome"),
+    [
+        ("1.5.1", "1.5", "ok"),
+        ("1.5.1", "1.5.0", "ok"),
+        ("1.4.0", "1.5", "ok"),
+        ("1.9.0", "1.10", "ok"),
+        ("1.6.0", "1.5.9", "failed"),
+        ("1.10.0", "1.9", "failed"),
+        ("2.0.0", "1.9", "failed"),
+    ],
+)
+def test_an_artifact_runs_on_its_own_minor_version_and_newer_ones(exporter, oldest, outcome):
+    assert runtime_gate(field(oldest), lowered(version=exporter)).outcome == outcome
+
+
+def test_a_field_older_than_the_export_fails_with_both_versions_and_code_3():
+    gate = runtime_gate(field("1.4.0", "1.5"), lowered())
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.UNSUPPORTED)
+    assert "1.5.1" in gate.detail
+    assert "1.4.0" in gate.detail
+
+
+def test_the_oldest_counts_wherever_it_stands():
+    assert runtime_gate(field("1.5", "1.4"), lowered()).outcome == "failed"
+
+
+def test_an_unknown_exporter_is_unverified():
+    gate = runtime_gate(field("1.5"), lowered(version="unknown"))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+
+
+def test_operators_that_no_list_covers_are_said_to_be_unchecked():
+    assert "operators not checked: no list for 1.5" in runtime_gate(field("1.5"), lowered()).detail
+    ios = runtime_gate(field("1.5", name="ios-arm64-xnnpack"), lowered())
+    assert "not checked" not in ios.detail
+
+
+def test_an_artifact_of_another_runtime_fails():
+    assert runtime_gate(target(LITE), lowered()).outcome == "failed"
+
+
+@pytest.mark.parametrize(("version", "outcome"), [("2.15.0", "ok"), ("2.15.1+cpu", "ok"), ("2.16.0", "failed")])
+def test_torchscript_on_a_host_goes_by_torch_version(version, outcome):
+    # bytecode and operators are those of the host's own libtorch: an operator unknown to 2.1.0 is no matter
+    model = ptl(version=version, bytecode=None, operators=("aten::rms_norm",))
+    assert runtime_gate(target("linux-x86_64-x86"), model).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("bytecode", "outcome"), [(3, "failed"), (4, "ok"), (8, "ok"), (9, "ok"), (10, "failed"), (None, "failed")]
+)
+def test_android_lite_goes_by_bytecode_whatever_torch_wrote_it(bytecode, outcome):
+    gate = runtime_gate(target(LITE), ptl(bytecode=bytecode))
+    assert (gate.outcome, gate.exit_code) == (outcome, ExitCode.UNSUPPORTED)
+
+
+def test_operators_that_the_android_library_lacks_are_named():
+    gate = runtime_gate(target(LITE), ptl(operators=("aten::conv2d", "aten::rms_norm", "my::op")))
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.UNSUPPORTED)
+    assert "lacks aten::rms_norm, my::op" in gate.detail
+    assert "conv2d" not in gate.detail
+
+
+def test_a_long_list_of_missing_operators_is_cut():
+    gate = runtime_gate(target(LITE), ptl(operators=tuple(f"my::op{i}" for i in range(7))))
+    assert "my::op4 and 2 more" in gate.detail
+
+
+def test_a_lite_runtime_that_nothing_is_known_of_is_unverified():
+    gate = runtime_gate(field("1.13.1", name=LITE), ptl())
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert "1.13.1" in gate.detail
+
+
+@pytest.mark.parametrize("runtime", LITE_RUNTIMES.values())
+def test_operator_lists_hold_what_quantized_vision_models_need(runtime):
+    names = operators_of(runtime)
+    assert {
+        "aten::adaptive_avg_pool2d",
+        "aten::add.Tensor",
+        "aten::dequantize.self",
+        "aten::flatten.using_ints",
+        "aten::quantize_per_tensor",
+        "prim::NumToTensor.Scalar",
+        "quantized::add_relu",
+        "quantized::conv2d.new",
+        "quantized::conv2d_relu.new",
+        "quantized::linear",
+    } <= names
+    assert all("::" in name and name == name.strip() for name in names)
+    # neither full JIT nor newer than the runtime
+    assert not {name for name in names if name.startswith(("prim::MKLDNN", "static_runtime::"))}
+    assert "aten::rms_norm" not in names

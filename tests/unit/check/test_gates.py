@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+from gate_builders import lowered, parity, target, timing, verified
+
+from edgeq.check.gates import GATE_NAMES, check, outputs_gate, parity_gate, validate_options
+from edgeq.errors import ExitCode, UsageError
+from edgeq.job import GateOptions
+
+
+def checked(options=None, report=None, model=None, profile=None, **said):
+    facts = {"scheme": "static-int8", "size_bytes": 1000, "download_bytes": 900, "weights": "file"}
+    return check(
+        target=profile or target(),
+        lowered=model or lowered(),
+        verified=report or verified(),
+        options=options or GateOptions(),
+        host_arch="x86_64",
+        **(facts | said),
+    )
+
+
+def by_name(report):
+    return {gate.name: gate for gate in report.gates}
+
+
+def test_a_sound_artifact_passes_all_gates_that_always_run():
+    report = checked()
+    assert list(by_name(report)) == ["parity", "outputs", "int8_macs", "delegated_macs", "runtime"]
+    assert all(gate.outcome == "ok" for gate in report.gates)
+    assert (report.exit_code, report.warnings) == (ExitCode.OK, ())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "max_steps", "sqnr_db", "outcome"),
+    [
+        ("static-int8", 1.0, 5.0, "ok"),
+        ("static-int8", 1.0000001, 5.0, "ok"),
+        ("static-int8", 1.5, 90.0, "failed"),
+        ("static-int8", 2.0, 90.0, "failed"),
+        ("static-int8", math.nan, 90.0, "failed"),
+        ("static-int8", None, 30.0, "ok"),
+        ("static-int8", None, 29.99, "failed"),
+        ("static-int8", None, math.nan, "failed"),
+        ("fp32", None, 60.0, "ok"),
+        ("fp32", None, math.inf, "ok"),
+        ("fp32", None, 59.99, "failed"),
+        ("fp32", 0.0, 59.99, "failed"),
+    ],
+)
+def test_parity_is_one_step_or_a_signal_ratio(scheme, max_steps, sqnr_db, outcome):
+    gate = parity_gate(scheme, parity(max_steps=max_steps, sqnr_db=sqnr_db))
+    assert (gate.outcome, gate.exit_code) == (outcome, ExitCode.VERIFICATION)
+
+
+@pytest.mark.parametrize("missing", [None, parity(samples=0)])
+def test_parity_that_was_not_measured_is_unverified(missing):
+    assert parity_gate("static-int8", missing).outcome == "unverified"
+
+
+def test_an_existing_artifact_has_no_parity_gate_but_a_warning():
+    report = checked(report=verified(parity=None), has_graph=False)
+    assert "parity" not in by_name(report)
+    assert report.exit_code == ExitCode.OK
+    assert "converted graph" in report.warnings[0]
+
+
+def test_findings_fail_and_are_quoted():
+    gate = outputs_gate(verified(findings=("output0 is NaN in 3 of 32 samples", "output1 is constant")))
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.VERIFICATION)
+    assert gate.detail == "output0 is NaN in 3 of 32 samples; output1 is constant"
+
+
+def test_outputs_of_what_never_ran_are_unverified():
+    assert outputs_gate(verified(outputs=())).outcome == "unverified"
+    assert outputs_gate(verified(outputs=(), findings=("it crashed",))).outcome == "failed"
+
+
+def test_every_gate_is_evaluated_and_the_lowest_code_wins():
+    options = GateOptions(
+        limits=(("size", 10.0), ("latency", 1.0)), store_limits=("play-base-module",), app_size_bytes=10**9
+    )
+    profile = target("linux-x86_64-xnnpack", platform="android", arch="x86_64", app={"runtimes": ["1.4"]})
+    report = checked(options, verified(findings=("NaN",)), profile=profile)
+    failed = {gate.name: gate.exit_code for gate in report.gates if not gate.passed}
+    assert failed == {"outputs": 7, "runtime": 3, "size": 4, "latency": 6, "play-base-module": 4}
+    assert report.exit_code == ExitCode.UNSUPPORTED
+
+
+def test_unverified_fails_unless_it_is_allowed_by_name():
+    asked = GateOptions(limits=(("latency", 40.0),))
+    allowed = GateOptions(limits=(("latency", 40.0),), allow_unmeasured=("latency",))
+    assert checked(asked).exit_code == ExitCode.VERIFICATION
+    report = checked(allowed)
+    assert by_name(report)["latency"].outcome == "allowed"
+    assert report.exit_code == ExitCode.OK
+
+
+def test_allowing_one_gate_allows_no_other():
+    options = GateOptions(limits=(("latency", 40.0), ("load", 40.0)), allow_unmeasured=("latency",))
+    assert by_name(checked(options))["load"].outcome == "unverified"
+
+
+def test_a_measured_failure_is_not_allowed_away():
+    options = GateOptions(limits=(("latency", 1.0),), allow_unmeasured=("latency",))
+    report = checked(options, verified(timing=timing(arch="arm64")))
+    assert by_name(report)["latency"].outcome == "failed"
+    assert report.exit_code == ExitCode.LATENCY
+
+
+def test_size_and_download_are_not_mixed_up():
+    options = GateOptions(limits=(("size", 1000.0), ("download", 900.0)))
+    assert checked(options).exit_code == ExitCode.OK
+    assert by_name(checked(options, download_bytes=901))["download"].outcome == "failed"
+    assert by_name(checked(options, size_bytes=1001))["size"].outcome == "failed"
+
+
+def test_warnings_of_random_weights_and_of_the_store():
+    options = GateOptions(store_limits=("play-asset-pack",))
+    model = lowered(runtime="torchscript", version="2.15.0", bytecode=8, operators=("aten::conv2d",))
+    report = checked(options, model=model, profile=target("android-arm64-qnnpack"), weights="random")
+    assert report.exit_code == ExitCode.OK
+    assert len(report.warnings) == 2
+    assert "random" in report.warnings[0]
+    assert "16 KB" in report.warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (GateOptions(allow_unmeasured=("latencey",)), "Did you mean 'latency'"),
+        (GateOptions(store_limits=("play-base-modul",)), "Did you mean 'play-base-module'"),
+        (GateOptions(store_limits=("play-base-module",)), "--app-size"),
+    ],
+)
+def test_options_are_refused_before_anything_is_done(options, message):
+    with pytest.raises(UsageError, match=message):
+        validate_options(options)
+    with pytest.raises(UsageError, match=message):
+        checked(options)
+
+
+def test_every_target_must_fit_the_store():
+    options = GateOptions(store_limits=("play-asset-pack",))
+    validate_options(options, (target(),))
+    with pytest.raises(UsageError, match="ios-arm64-xnnpack"):
+        validate_options(options, (target(), target("ios-arm64-xnnpack")))
+
+
+@pytest.mark.parametrize("name", GATE_NAMES)
+def test_every_gate_may_be_named(name):
+    validate_options(GateOptions(allow_unmeasured=(name,)))
+
+
+def test_importing_the_gates_loads_no_torch():
+    code = "import sys, edgeq.check; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'executorch')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

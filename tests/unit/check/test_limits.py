@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from gate_builders import fidelity, interval, timing, verified
+
+from edgeq.check.limits import Measured, limit_gate
+from edgeq.errors import ExitCode
+
+
+def measured(report=None, limit_on="interval", host="x86_64", target="x86_64"):
+    return Measured(
+        size_bytes=3_740_000,
+        download_bytes=3_000_000,
+        verified=report or verified(),
+        limit_on=limit_on,
+        host_arch=host,
+        target_arch=target,
+    )
+
+
+DROP = fidelity(drop=interval(0.2, -0.1, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "report", "code"),
+    [
+        ("size", 3_740_000, None, ExitCode.SIZE),
+        ("download", 3_000_000, None, ExitCode.SIZE),
+        ("accuracy_drop", 0.6, verified(fidelity=DROP), ExitCode.ACCURACY),
+        ("latency", 12.0, None, ExitCode.LATENCY),
+        ("peak_memory", 1000, None, ExitCode.LATENCY),
+        ("load", 5.0, None, ExitCode.LATENCY),
+    ],
+)
+def test_the_measured_value_itself_is_the_least_limit_that_passes(name, limit, report, code):
+    assert limit_gate(name, limit, measured(report)).outcome == "ok"
+    broken = limit_gate(name, math.nextafter(limit, 0), measured(report))
+    assert (broken.name, broken.outcome, broken.exit_code) == (name, "failed", code)
+
+
+def test_latency_is_the_p90_not_the_median():
+    report = verified(timing=timing(p90_ms=30.0))
+    assert report.timing.p50_ms < 20 < report.timing.p90_ms
+    assert limit_gate("latency", 20.0, measured(report)).outcome == "failed"
+
+
+def test_the_drop_is_judged_by_the_upper_end_unless_the_point_is_asked_for():
+    report = verified(fidelity=DROP)
+    assert limit_gate("accuracy_drop", 0.5, measured(report)).outcome == "failed"
+    assert limit_gate("accuracy_drop", 0.5, measured(report, limit_on="point")).outcome == "ok"
+
+
+def test_a_drop_of_nan_fails():
+    report = verified(fidelity=fidelity(drop=interval(math.nan, math.nan, math.nan)))
+    assert limit_gate("accuracy_drop", 100.0, measured(report)).outcome == "failed"
+
+
+@pytest.mark.parametrize("report", [verified(fidelity=None), verified(fidelity=fidelity())])
+def test_without_a_score_the_drop_is_unverified(report):
+    gate = limit_gate("accuracy_drop", 0.5, measured(report))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert "--eval-data" in gate.detail
+
+
+@pytest.mark.parametrize("name", ["latency", "peak_memory", "load"])
+def test_a_measurement_on_another_architecture_does_not_count(name):
+    gate = limit_gate(name, 1e9, measured(target="arm64"))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert "measured on x86_64 says nothing about arm64" in gate.detail
+
+
+def test_latency_goes_by_what_it_was_timed_on():
+    report = verified(timing=timing(arch="aarch64"))
+    assert limit_gate("latency", 40.0, measured(report, host="x86_64", target="arm64")).outcome == "ok"
+    assert limit_gate("latency", 40.0, measured(report, host="x86_64", target="x86_64")).outcome == "unverified"
+
+
+def test_an_architecture_by_its_other_name_is_the_same():
+    assert limit_gate("load", 40.0, measured(host="AMD64", target="x86_64")).outcome == "ok"
+    assert limit_gate("load", 40.0, measured(host="aarch64", target="arm64")).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("latency", verified(timing=None)),
+        ("peak_memory", verified(peak_memory_bytes=None)),
+        ("load", verified(load_ms=None)),
+    ],
+)
+def test_what_was_not_measured_is_unverified(name, report):
+    gate = limit_gate(name, 1e9, measured(report))
+    assert gate.outcome == "unverified"
+    assert "did not give one" in gate.detail
+
+
+def test_zero_is_a_measurement():
+    assert limit_gate("load", 1.0, measured(verified(load_ms=0.0))).outcome == "ok"

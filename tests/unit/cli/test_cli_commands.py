@@ -1,0 +1,168 @@
+"""The small commands: targets, cache, doctor; and progress on and off a terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import sys
+import tomllib
+import types
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from edgeq.cli import doctor as doctor_command
+from edgeq.cli.progress import Bars, Lines, Quiet, open_progress
+from edgeq.cli.run import run
+from edgeq.profiles import profile_files
+from edgeq.target import load_target
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_no_arguments_print_the_help(capfd):
+    assert run([]) == 0
+    assert "package" in capfd.readouterr().out
+
+
+def test_version(capfd):
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out == "edgeq 0.1.0\n"
+
+
+def test_targets_list_has_every_profile(capfd):
+    assert run(["targets", "list"]) == 0
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == list(profile_files())
+    assert run(["targets", "list", "--json"]) == 0
+    listed = json.loads(capfd.readouterr().out)["targets"]
+    assert [entry["name"] for entry in listed] == list(profile_files())
+
+
+@pytest.mark.parametrize("name", list(profile_files()))
+def test_targets_show_prints_a_profile_that_means_the_same(project, capfd, name):
+    assert run(["targets", "show", name]) == 0
+    text = capfd.readouterr().out
+    Path("shown.toml").write_text(text)
+    assert load_target("shown.toml") == load_target(name)
+    assert run(["targets", "show", name, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["target"] == tomllib.loads(text)
+
+
+def test_targets_validate(project, capfd):
+    Path("mine.toml").write_text('name = "mine"\nextends = "ios-arm64-xnnpack"\n')
+    assert run(["targets", "validate", "mine.toml"]) == 0
+    assert capfd.readouterr().out == "mine.toml: ok, target mine\n"
+    Path("mine.toml").write_text('name = "mine"\nextends = "ios-arm64-xnnpack"\nbackendd = "x86"\n')
+    assert run(["targets", "validate", "mine.toml"]) == 2
+    assert "unknown key 'backendd'. Did you mean 'backend'?" in capfd.readouterr().err
+    assert run(["targets", "validate", "gone"]) == 2
+
+
+def test_targets_schema_is_json_schema(capfd):
+    assert run(["targets", "schema"]) == 0
+    schema = json.loads(capfd.readouterr().out)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["additionalProperties"] is False
+    assert "runtime" in schema["properties"]
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    info = namedtuple("CacheInfo", "folder entries size_bytes")
+    module = types.ModuleType("edgeq.pipeline.cache")
+    module.cache_info = lambda: info(Path("/cache"), 1, 5_000_000)  # type: ignore[attr-defined]
+    module.clear_cache = lambda: 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edgeq.pipeline", types.ModuleType("edgeq.pipeline"))
+    monkeypatch.setitem(sys.modules, "edgeq.pipeline.cache", module)
+
+
+def test_cache(cache, capfd):
+    assert run(["cache", "info"]) == 0
+    assert capfd.readouterr().out == "/cache: 1 entry, 5.00 MB\n"
+    assert run(["cache", "info", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["cache"] == {"folder": "/cache", "entries": 1, "size_bytes": 5_000_000}
+    assert run(["cache", "clear"]) == 0
+    assert capfd.readouterr().out == "removed 3 entries\n"
+
+
+def test_doctor_is_content_here(capfd):
+    assert run(["doctor"]) == 0
+    out = capfd.readouterr().out
+    for word in ("python", "torch", "executorch", "android-arm64-qnnpack", "qemu-aarch64", "GB free", "ready"):
+        assert word in out
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "executorch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "9.9.9+cpu" if name == "torch" else real(name)
+
+    monkeypatch.setattr(doctor_command.importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor_command.shutil, "which", lambda _name: None)
+    assert run(["doctor", "--json"]) == 9
+    document = json.loads(capfd.readouterr().out)
+    found = {finding["name"]: finding for finding in document["findings"]}
+    assert document["ready"] is False
+    assert found["executorch"]["fix"] == f"pip install executorch=={doctor_command.TESTED['executorch']}"
+    assert found["torch"]["ok"]
+    assert "tested with" in found["torch"]["remark"]
+    assert found["android-arm64-xnnpack"]["remark"] == "needs executorch"
+    assert found["linux-x86_64-xnnpack"]["ok"] is False
+    assert found["android-arm64-qnnpack"]["ok"]
+    assert found["aarch64-linux-gnu-g++"]["fix"] == "apt-get install g++-aarch64-linux-gnu"
+
+
+def test_doctor_needs_space(monkeypatch, capfd):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor_command.shutil, "disk_usage", lambda _folder: usage(10, 9, 1))
+    assert run(["doctor"]) == 9
+    assert "not ready" in capfd.readouterr().out
+
+
+def test_doctor_knows_the_versions_that_the_lock_pins():
+    lock = (ROOT / "requirements.lock").read_text()
+    for name, version in {**doctor_command.TESTED, "scikit-learn": "1.9.1"}.items():
+        assert f"\n{name}=={version} " in lock, name
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {need.replace(">", "=").partition("=")[0] for need in needed}
+    assert names == set(doctor_command.TESTED)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_suits_the_place(monkeypatch):
+    with open_progress(quiet=True) as progress:
+        assert isinstance(progress, Quiet)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with open_progress(quiet=False) as progress:
+        assert isinstance(progress, Lines)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    with open_progress(quiet=False) as progress:
+        assert isinstance(progress, Lines)
+
+
+@pytest.mark.parametrize("columns", ["30", "80", "160"])
+def test_bars_show_description_and_count(monkeypatch, columns):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with open_progress(quiet=False) as progress:
+        assert isinstance(progress, Bars)
+        with progress.task("calibrating [x]", total=4) as task:
+            task.advance(3)
+            progress._bars.refresh()
+    drawn = terminal.getvalue()
+    assert "calibrating [x]" in drawn
+    assert ("3/4" in drawn) == (columns != "30")
+    assert "\x1b[31m" not in drawn

@@ -1,0 +1,211 @@
+"""edgeq.toml and the command line become one job: the command line wins, and nothing is misread in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeq.cli import package as package_command
+from edgeq.cli.config import limit_table, merge, request
+from edgeq.cli.project import LimitTable, Options, read_project, validated
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.job import Job
+
+FULL = """
+model = "model.py:factory"
+name = "net"
+model_version = "3"
+weights = "weights.safetensors"
+inputs = ["1x3x32x32"]
+targets = ["android-arm64-xnnpack", "mine.toml"]
+schemes = ["static-int8", "fp32"]
+out = "dist"
+install_into = ["app"]
+seed = 7
+observer = "minmax"
+keep_fp32 = ["head"]
+cache = false
+limit_on = "point"
+allow_unmeasured = ["latency"]
+store_limits = ["play-base-module"]
+app_size = "150MB"
+
+[data]
+calibration = "cal"
+evaluation = "eval.npz"
+metric = "metric.py:score"
+preprocess = "prep.toml"
+labels = "labels.txt"
+num_calibration_samples = 64
+lint = "warn"
+skip_bad_images = true
+
+[limit]
+size = "5MB"
+latency = "40ms"
+"""
+SHIPPED = Path(__file__).parents[3] / "targets" / "android-arm64-xnnpack.toml"
+
+
+def minimal(**values: object) -> Options:
+    return validated({"model": "digits", "targets": ["android-arm64-xnnpack"], **values}, "test")
+
+
+def test_a_full_file_fills_every_field_of_the_job(project):
+    folder = project / "sub"
+    folder.mkdir()
+    (folder / "edgeq.toml").write_text(FULL)
+    (folder / "mine.toml").write_text('name = "mine"\nextends = "android-arm64-xnnpack"\n')
+    wanted = request(Options(), read_project(Path("sub/edgeq.toml")))
+    job = wanted.job
+    assert [target.name for target in job.targets] == ["android-arm64-xnnpack", "mine"]
+    assert wanted.install_into == (Path("sub/app"),)
+    assert (job.source, job.weights, job.out) == ("sub/model.py:factory", "sub/weights.safetensors", Path("sub/dist"))
+    assert (job.name, job.model_version, job.seed, job.observer) == ("net", "3", 7, "minmax")
+    assert (job.inputs, job.keep_fp32, job.cache) == (("1x3x32x32",), ("head",), False)
+    assert job.schemes == ("static-int8", "fp32")
+    data = job.data
+    assert (data.calibration, data.evaluation) == ("sub/cal", "sub/eval.npz")
+    assert (data.metric, data.preprocess, data.labels) == (
+        "sub/metric.py:score",
+        "sub/prep.toml",
+        Path("sub/labels.txt"),
+    )
+    assert (data.num_calibration_samples, data.lint, data.skip_bad_images) == (64, "warn", True)
+    gates = job.gates
+    assert gates.limits == (("size", 5e6), ("latency", 40.0))
+    assert (gates.limit_on, gates.allow_unmeasured) == ("point", ("latency",))
+    assert (gates.store_limits, gates.app_size_bytes) == (("play-base-module",), 150_000_000)
+
+
+def test_every_field_of_the_job_differs_from_its_default_in_the_full_file(project):
+    (project / "edgeq.toml").write_text(FULL)
+    (project / "mine.toml").write_text('name = "mine"\nextends = "android-arm64-xnnpack"\n')
+    job = request(Options(), read_project(None)).job
+    plain = Job(source="", targets=(), out=Path())
+    for told, default in ((job, plain), (job.data, plain.data), (job.gates, plain.gates)):
+        for field in type(default).__slots__:
+            assert getattr(told, field) != getattr(default, field), field
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("model", "torchvision:resnet18", "torchvision:resnet18"),
+        ("model", "pkg.mod:factory", "pkg.mod:factory"),
+        ("model", "digits", "digits"),
+        ("model", "net.pt2", "sub/net.pt2"),
+        ("model", "/abs/net.pte", "/abs/net.pte"),
+        ("weights", "IMAGENET1K_V1", "IMAGENET1K_V1"),
+        ("weights", "MobileNet_V2_Weights.IMAGENET1K_V1", "MobileNet_V2_Weights.IMAGENET1K_V1"),
+        ("weights", "w.pth", "sub/w.pth"),
+    ],
+)
+def test_only_paths_are_relative_to_the_file(project, key, text, expected):
+    (project / "sub").mkdir()
+    (project / "sub" / "edgeq.toml").write_text(f'{key} = "{text}"\n')
+    assert getattr(read_project(Path("sub/edgeq.toml")), key) == expected
+
+
+def test_a_preset_is_no_path(project):
+    (project / "sub").mkdir()
+    (project / "sub" / "edgeq.toml").write_text('[data]\npreprocess = "imagenet"\n')
+    assert read_project(Path("sub/edgeq.toml")).data.preprocess == "imagenet"
+
+
+def test_the_command_line_wins_and_limits_merge_by_name():
+    file = validated(
+        {"seed": 1, "targets": ["a", "b"], "cache": False, "limit": LimitTable(size="5MB", load="1s"),
+         "data": {"lint": "warn", "calibration": "cal"}},
+        "file",
+    )  # fmt: skip
+    line = validated(
+        {"targets": ["c"], "cache": True, "limit": limit_table(["size=1MB"]), "data": {"lint": "error"}}, ""
+    )
+    merged = merge(line, file)
+    assert (merged.seed, merged.targets, merged.cache) == (1, ["c"], True)
+    assert (merged.limit.size, merged.limit.load) == ("1MB", "1s")
+    assert (merged.data.lint, merged.data.calibration) == ("error", "cal")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("taregts = []\n", ("edgeq.toml", "'taregts'", "'targets'")),
+        ("[data]\ncalibraton = 'x'\n", ("edgeq.toml", "'data.calibraton'", "'calibration'")),
+        ("[limit]\nsise = '5MB'\n", ("edgeq.toml", "'limit.sise'", "'size'")),
+        ("seed = 'x'\n", ("edgeq.toml", "seed", "'x'")),
+        ("seed = -1\n", ("edgeq.toml", "seed", "-1")),
+        ("model = [\n", ("edgeq.toml", "TOML")),
+        ("[data]\nnum_calibration_samples = 0\n", ("edgeq.toml", "data.num_calibration_samples")),
+    ],
+)
+def test_a_bad_file_names_file_key_and_nearest(project, text, words):
+    (project / "edgeq.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_project(None)
+    for word in words:
+        assert word in caught.value.what
+
+
+def test_a_named_file_must_be_there(project):
+    with pytest.raises(UsageError, match=r"no file mine\.toml"):
+        read_project(Path("mine.toml"))
+    assert read_project(None) == Options()
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"targets": ["android-arm64-xnpack"]}, "Did you mean 'android-arm64-xnnpack'"),
+        ({"targets": None}, "no target given"),
+        ({"model": None}, "no model given"),
+        ({"schemes": ["static-int9"]}, "Did you mean 'static-int8'"),
+        ({"observer": "histgram"}, "Did you mean 'histogram'"),
+        ({"limit_on": "pont"}, "Did you mean 'point'"),
+        ({"data": {"lint": "wran"}}, "Did you mean 'warn'"),
+        ({"limit": {"size": "5"}}, "limit size: expected a number with a unit"),
+        ({"limit": {"latency": "5MB"}}, "limit latency: unknown unit"),
+        ({"app_size": "5MB"}, "--app-size is for --store-limit"),
+        ({"targets": ["android-arm64-xnnpack", str(SHIPPED)]}, "two targets are named"),
+    ],
+)
+def test_what_is_unknown_or_missing(project, values, what):
+    with pytest.raises(UsageError) as caught:
+        request(minimal(**values), Options())
+    assert what in caught.value.what
+
+
+def test_a_planned_scheme_is_unsupported_not_unknown():
+    with pytest.raises(UnsupportedError, match="planned") as caught:
+        request(minimal(schemes=["qat-int8"]), Options())
+    assert caught.value.fix == "schemes: fp32, static-int8"
+
+
+def test_a_scheme_that_the_target_does_not_list(project):
+    Path("fp32only.toml").write_text('name = "fp32only"\nextends = "android-arm64-xnnpack"\nschemes = ["fp32"]\n')
+    with pytest.raises(UnsupportedError, match="fp32only cannot do scheme static-int8") as caught:
+        request(minimal(targets=["fp32only.toml"], schemes=["static-int8"]), Options())
+    assert caught.value.fix == "its schemes: fp32"
+
+
+def test_a_name_given_twice_counts_once():
+    job = request(minimal(targets=["android-arm64-xnnpack"] * 2, schemes=["fp32", "fp32"]), Options()).job
+    assert len(job.targets) == 1
+    assert job.schemes == ("fp32",)
+
+
+@pytest.mark.parametrize("text", ["size", "sise=5MB", "size=5"])
+def test_a_limit_option_that_is_none(text):
+    with pytest.raises(UsageError):
+        limit_table([text])
+
+
+def test_every_parameter_of_the_command_is_used():
+    runs = {"context", "dry_run", "as_json", "quiet", "config", "return"}
+    assert set(package_command.package.__annotations__) - runs == set(package_command.KEYS)
+    keys = {".".join(path) for path in package_command.KEYS.values()}
+    tables = {"data": Options.model_fields["data"].annotation.model_fields}
+    fields = {f"{name}.{inner}" for name, table in tables.items() for inner in table}
+    assert keys == fields | set(Options.model_fields) - set(tables)

@@ -1,0 +1,200 @@
+"""`edgeq package` around a pipeline that is faked: the plan, the table, the exit code, what is installed where."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeq.cli.run import run
+from edgeq.deliver.install import InstallResult
+from edgeq.errors import VerificationError
+
+TARGET = ("--target", "android-arm64-xnnpack")
+PACKAGE = ("package", "digits", *TARGET)
+
+
+@pytest.fixture
+def installs(monkeypatch):
+    """Record what would be installed instead of doing it."""
+    calls: list[tuple[Path, Path]] = []
+
+    def install(bundle_folder: Path, app: Path) -> InstallResult:
+        calls.append((bundle_folder, app))
+        return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
+
+    module = types.ModuleType("edgeq.deliver.install")
+    module.install = install  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edgeq.deliver.install", module)
+    return calls
+
+
+def test_the_table_goes_to_stdout_and_progress_to_stderr(pipeline, project, capfd):
+    assert run(PACKAGE) == 0
+    out, err = capfd.readouterr()
+    assert "android-arm64-xnnpack static-int8" in out
+    assert "bundle: out/mobilenet_v2/android-arm64-xnnpack" in out
+    lines = err.splitlines()
+    assert lines[0].startswith("[  ")
+    assert lines[-1].endswith("s] lowering android-arm64-xnnpack")
+
+
+def test_quiet_says_nothing_but_the_result(pipeline, project, capfd):
+    assert run([*PACKAGE, "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "android-arm64-xnnpack" in out
+
+
+def test_the_exit_code_is_the_reports(pipeline, project, mixed, capfd):
+    pipeline.report = mixed
+    assert run(PACKAGE) == 4
+    assert "failed: android-arm64-qnnpack" in capfd.readouterr().out
+
+
+def test_json_is_one_document(pipeline, project, mixed, capfd):
+    pipeline.report = mixed
+    assert run([*PACKAGE, "--json"]) == 4
+    document = json.loads(capfd.readouterr().out)
+    assert document["exit_code"] == 4
+    assert document["installed"] == []
+
+
+def test_options_reach_the_job(pipeline, project):
+    Path("edgeq.toml").write_text('seed = 3\ncache = false\n[limit]\nsize = "9MB"\nload = "1s"\n')
+    options = (
+        "--limit",
+        "size=5MB",
+        "--cache",
+        "--keep-fp32",
+        "a",
+        "--keep-fp32",
+        "b",
+        "--num-calibration-samples",
+        "9",
+    )
+    assert run([*PACKAGE, "-q", *options, "--input", "1x1x32x32", "-o", "dist"]) == 0
+    (job,) = pipeline.jobs
+    assert (job.source, job.seed, job.cache, job.out) == ("digits", 3, True, Path("dist"))
+    assert job.gates.limits == (("size", 5e6), ("load", 1000.0))
+    assert job.keep_fp32 == ("a", "b")
+    assert (job.data.num_calibration_samples, job.inputs) == (9, ("1x1x32x32",))
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (("package", "nope.pt2", *TARGET), "MODEL: no file or folder nope.pt2"),
+        (("package", "nope.py:make", *TARGET), "MODEL: no file or folder nope.py"),
+        (("package", "digit", *TARGET), "unknown model 'digit'. Did you mean 'digits'?"),
+        (("package", "w.pth", *TARGET), "w.pth holds weights, and no model"),
+        ((*PACKAGE, "--weights", "w.pth"), "--weights: no file or folder w.pth"),
+        ((*PACKAGE, "--calibration-data", "cal"), "--calibration-data: no file or folder cal"),
+        ((*PACKAGE, "--eval-data", "e.py:data"), "--eval-data: no file or folder e.py"),
+        ((*PACKAGE, "--metric", "m.py:score"), "--metric: no file or folder m.py"),
+        ((*PACKAGE, "--labels", "l.txt"), "--labels: no file or folder l.txt"),
+        ((*PACKAGE, "--preprocess", "imagent"), "unknown preprocessing 'imagent'. Did you mean 'imagenet'?"),
+        ((*PACKAGE, "--input", "1y3"), "--input"),
+        ((*PACKAGE, "--allow-unmeasured", "latncy"), "'latncy' is no gate. Did you mean 'latency'?"),
+        ((*PACKAGE, "--store-limit", "play-base-modul"), "Did you mean 'play-base-module'?"),
+        ((*PACKAGE, "--store-limit", "play-base-module"), "counts the app and the model together"),
+        ((*PACKAGE, "--limit", "sise=5MB"), "unknown limit 'sise'. Did you mean 'size'?"),
+        ((*PACKAGE, "--num-calibration-samples", "0"), "num_calibration_samples"),
+        ((*PACKAGE, "--config", "x.toml"), "no file x.toml"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_bad_input_is_told_before_the_build(pipeline, project, capfd, argv, what, dry):
+    assert run([*argv, *dry]) == 2
+    assert pipeline.jobs == []
+    assert what in capfd.readouterr().err
+    assert list(project.iterdir()) == []
+
+
+def test_a_dry_run_says_every_step_and_writes_nothing(pipeline, project, android_app, capfd):
+    before = set(project.rglob("*"))
+    options = ("--limit", "size=5MB", "--install-into", str(android_app), "--name", "net")
+    assert run([*PACKAGE, "--target", "linux-x86_64-x86", "--dry-run", *options]) == 0
+    out = capfd.readouterr().out
+    for word in ("load", "quantize", "calibrate", "lower", "size <= 5.00 MB", "verify", "out/net/linux-x86_64-x86"):
+        assert word in out
+    assert out.count(f"install    {android_app}") == 1
+    assert pipeline.jobs == []
+    assert set(project.rglob("*")) == before
+
+
+def test_a_dry_run_as_json(pipeline, project, capfd):
+    assert run([*PACKAGE, "--scheme", "fp32", "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert (target["target"], target["scheme"]) == ("android-arm64-xnnpack", "fp32")
+    assert [step["step"] for step in target["steps"]] == ["lower", "check", "verify", "bundle"]
+
+
+def test_a_dry_run_loads_no_torch(edgeq):
+    done = edgeq("package", "digits", *TARGET, "--dry-run", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pydantic" in modules
+    assert "torch" not in modules
+
+
+def test_rows_go_into_the_apps_of_their_platform(pipeline, project, android_app, installs, passing, capfd):
+    first = passing.rows[0]
+    host = replace(first, target="linux-x86_64-x86", path=Path("out/host"))
+    pipeline.report = replace(passing, rows=(first, host))
+    argv = [*PACKAGE, "--target", "linux-x86_64-x86", "--install-into", str(android_app), "-q"]
+    assert run(argv) == 0
+    assert installs == [(first.path, android_app)]
+    assert f"installed: {android_app}/models (2 files, 1.23 kB, digest cdcdcdcdcdcd)" in capfd.readouterr().out
+
+
+def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app, installs, mixed):
+    pipeline.report = mixed
+    assert run([*PACKAGE, "--install-into", str(android_app), "-q"]) == 4
+    assert installs == []
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
+    def refuse(bundle_folder: Path, app: Path) -> InstallResult:
+        raise VerificationError("random weights", "give --weights")
+
+    module = types.ModuleType("edgeq.deliver.install")
+    module.install = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edgeq.deliver.install", module)
+    assert run([*PACKAGE, "--install-into", str(android_app), "-q", *(["--json"] if as_json else [])]) == 7
+    out, err = capfd.readouterr()
+    assert err == "error: random weights\n  fix: give --weights\n"
+    if as_json:
+        document = json.loads(out)
+        assert document["error"]["exit_code"] == 7
+        assert len(document["rows"]) == 1
+    else:
+        assert "bundle: out/" in out
+
+
+def test_apps_that_do_not_fit_are_told_before_the_build(pipeline, project, android_app, capfd):
+    plain = project / "plain"
+    plain.mkdir()
+    cases = (
+        ([*TARGET, "--install-into", str(plain)], "no app's project"),
+        ([*TARGET, "--install-into", "gone"], "no such folder"),
+        (["-t", "linux-x86_64-x86", "--install-into", str(android_app)], "no target of this run is for android"),
+        ([*TARGET, "--scheme", "fp32", "--scheme", "static-int8", "--install-into", str(android_app)], "2 schemes"),
+    )
+    for options, what in cases:
+        assert run(["package", "digits", *options]) == 2
+        assert what in capfd.readouterr().err
+    assert pipeline.jobs == []
+
+
+def test_install_prints_where_it_went(project, installs, capfd):
+    assert run(["install", "bundle", "--app", "app"]) == 0
+    assert capfd.readouterr().out.startswith("installed: app/models (2 files")
+    assert run(["install", "bundle", "--app", "app", "--json"]) == 0
+    (entry,) = json.loads(capfd.readouterr().out)["installed"]
+    assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)

@@ -1,0 +1,157 @@
+"""Errors are two lines and an exit code; signals unwind; machines get JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeq.cli.run import run
+from edgeq.errors import EdgeqError, IntegrityError
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack")
+
+
+def raiser(err: BaseException):
+    def act() -> None:
+        raise err
+
+    return act
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/out/model.pte")
+
+
+@pytest.mark.parametrize(
+    ("err", "code", "what", "fix"),
+    [
+        (IntegrityError("the hash differs", "build it again"), 8, "the hash differs", "build it again"),
+        (full(), 9, "no space left on the disk that holds /data/out/model.pte", "free some space"),
+        (MemoryError(), 9, "out of memory", "more memory"),
+        (ZeroDivisionError("by zero\nsecond"), 1, "internal error: ZeroDivisionError: by zero", "--debug and report"),
+        (EOFError("Ran out of input"), 1, "internal error: EOFError: Ran out of input", "--debug and report"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "internal error: BrokenPipeError", "--debug and report"),
+        (KeyboardInterrupt(), 130, "interrupted", "same command again"),
+    ],
+)
+def test_every_exception_is_two_lines_and_a_code(pipeline, project, capfd, err, code, what, fix):
+    pipeline.act = raiser(err)
+    assert run([*PACKAGE, "--quiet"]) == code
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: {what}")
+    assert lines[1].startswith("  fix: ")
+    assert fix in lines[1]
+
+
+def test_a_full_disk_is_found_under_another_exception(pipeline, project, capfd):
+    wrapped = RuntimeError("could not write")
+    wrapped.__cause__ = full()
+    pipeline.act = raiser(wrapped)
+    assert run([*PACKAGE, "-q"]) == 9
+    assert "no space left" in capfd.readouterr().err
+
+
+def test_a_message_cannot_break_the_two_lines(pipeline, project, capfd):
+    pipeline.act = raiser(EdgeqError("a\nb\x1b[31m", "c\nd"))
+    assert run([*PACKAGE, "-q"]) == 1
+    assert capfd.readouterr().err == "error: a b?[31m\n  fix: c d\n"
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_debug_prints_the_traceback_wherever_it_stands(pipeline, project, capfd, place):
+    pipeline.act = raiser(ZeroDivisionError("by zero"))
+    argv = [*PACKAGE, "-q"]
+    argv.insert(place, "--debug")
+    assert run(argv) == 1
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert "in act" in err
+
+
+def test_errors_are_json_too(pipeline, project, capfd):
+    pipeline.act = raiser(IntegrityError("the hash differs", "build it again"))
+    assert run([*PACKAGE, "-q", "--json"]) == 8
+    out, err = capfd.readouterr()
+    error = {"what": "the hash differs", "fix": "build it again", "kind": "IntegrityError", "exit_code": 8}
+    assert json.loads(out) == {"schema_version": 1, "error": error}
+    assert err.startswith("error: the hash differs\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "what", "fix"),
+    [
+        (["pakage"], "no such command 'pakage'. Did you mean 'package'?", "`edgeq --help`"),
+        (["package", "--traget", "x"], "no such option '--traget'. Did you mean '--target'?", "`edgeq package --help`"),
+        (["package", "--seed", "x"], "invalid value for '--seed'", "`edgeq package --help`"),
+        (["targets"], "missing command", "`edgeq targets --help`"),
+        (["install"], "missing argument", "`edgeq install --help`"),
+    ],
+)
+def test_usage_errors_look_the_same(project, capfd, argv, what, fix):
+    assert run(argv) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: {what}")
+    assert lines[1] == f"  fix: see {fix}"
+
+
+SLEEPER = """
+    import sys, time, types
+    from pathlib import Path
+
+    def build(job, progress):
+        with progress.task("sleeping"):
+            try:
+                Path("temporary").touch()
+                time.sleep(60)
+            finally:
+                Path("temporary").unlink()
+
+    sys.modules["edgeq.pipeline"] = module = types.ModuleType("edgeq.pipeline")
+    module.build = build
+    from edgeq.cli import main
+    main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_clean_up(project, number):
+    argv = [sys.executable, "-c", textwrap.dedent(SLEEPER), *PACKAGE]
+    # a shell in the background has its children ignore SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    deadline = time.monotonic() + 30
+    while not Path("temporary").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
+    assert list(project.iterdir()) == []
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["targets", "list"], ["package", "--help"]])
+def test_a_reader_that_went_away_is_no_error(project, argv):
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeq", *argv], stdout=write, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode == 0

@@ -1,0 +1,76 @@
+"""Starting is cheap: no heavy library for help, for the list of targets, or for a key press."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL")
+PROBE = f"""
+import sys
+from edgeq.cli.run import run
+try:
+    run(sys.argv[1:])
+except SystemExit:
+    pass
+print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def probe(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *argv], capture_output=True, text=True, env=environment, check=True
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["targets", "list"], ["package", "--help"], ["-h"]])
+def test_nothing_heavy_is_loaded(argv):
+    assert probe(*argv).stderr.splitlines()[-1] == "[]"
+
+
+def test_help_and_targets_list_are_quick():
+    def seconds(*argv: str) -> float:
+        start = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "edgeq", *argv],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return time.monotonic() - start
+
+    # the best of several: other tests share the machine
+    assert min(seconds("--help") for _ in range(5)) <= 0.5
+    assert min(seconds("targets", "list") for _ in range(5)) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("edgeq package --target andr", ["android-arm64-qnnpack", "android-arm64-xnnpack"]),
+        ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm"]),
+        ("edgeq package --scheme s", ["static-int8"]),
+        ("edgeq package --observer p", ["percentile"]),
+        ("edgeq package --limit l", ["latency=", "load="]),
+        ("edgeq targets show ios", ["ios-arm64-xnnpack"]),
+        ("edgeq tar", ["targets"]),
+        ("edgeq package --num", ["--num-calibration-samples"]),
+    ],
+)
+def test_completion_by_name_loads_nothing_heavy(words, expected):
+    position = str(len(words.split()) - 1)
+    done = probe(_EDGEQ_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=position)
+    assert done.stdout.split() == expected
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_completion_script_is_printed(edgeq):
+    done = edgeq("--show-completion", "bash", SHELL="/bin/bash")
+    assert "_EDGEQ_COMPLETE=complete_bash" in done.stdout

@@ -1,0 +1,106 @@
+"""The closing table is whole at every width, says who failed and by how much, and is stable as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from edgeq.cli.as_json import to_json
+from edgeq.cli.table import render
+from edgeq.cli.words import share
+
+FIGURES = (
+    "3.74 MB",
+    "3.31 MB",
+    "98.50%, fp32 98.83%",
+    "drop 0.33 pp (-0.12 to 0.79)",
+    "SQNR 27.5 dB",
+    "SQNR infinite (equal)",
+    "99.66%",
+    "1.23 / 1.51 ms",
+    "host x86_64",
+    "not measured",
+)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160, 240])
+def test_no_figure_is_cut_and_no_line_is_too_long(mixed, width):
+    text = render(mixed, width=width)
+    for figure in FIGURES:
+        assert figure in text
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+def test_a_wide_terminal_has_a_row_for_each_target(mixed):
+    lines = render(mixed, width=160).splitlines()
+    assert re.match(
+        r"target +scheme +size +download +accuracy +agreement +int8 MACs +latency p50 / p90 +verdict", lines[0]
+    )
+    assert sum(line.startswith(("android-", "linux-", "ios-")) for line in lines) == 4
+
+
+def test_very_narrow_still_breaks_between_words(mixed):
+    text = render(mixed, width=40)
+    assert "3.74 MB" in text
+    assert "out/rejected/mobilenet_v2/android-arm64-qnnpack" in text
+
+
+def test_what_failed_and_by_how_much(mixed):
+    text = render(mixed, width=200)
+    assert "failed: android-arm64-qnnpack static-int8: size: limit <= 3.00 MB, measured 3.74 MB: +740.0 kB" in text
+    assert "unverified: android-arm64-qnnpack static-int8: latency: limit <= 40.00 ms, not measured: no timing" in text
+    assert "failed: size" in text
+    assert "and 1 more" in text
+    assert "random weights, cached" in text
+    assert "rejected: out/rejected/mobilenet_v2/android-arm64-qnnpack" in text
+    assert text.count("not 16 KB-aligned") == 1
+    assert "data: too-few-samples: 24 calibration samples, 128 were asked for" in text
+    assert "data: 3 samples left out" in text
+
+
+def test_no_colour_codes_where_there_is_no_terminal(mixed):
+    assert "\x1b" not in render(mixed)
+
+
+def test_a_share_never_rounds_up_to_all():
+    assert share(1.0) == "100.00%"
+    assert share(0.99999) == "99.99%"
+    assert share(0.5) == "50.00%"
+    assert share(math.nan) == "nan"
+
+
+def test_json_is_strict_and_its_keys_are_stable(mixed):
+    document = json.loads(json.dumps(to_json(mixed), allow_nan=False))
+    assert document["schema_version"] == 1
+    assert document["exit_code"] == 4
+    assert set(document) == {"schema_version", "exit_code", "rows", "data"}
+    first = document["rows"][0]
+    assert set(first) == {
+        "model", "target", "scheme", "path", "digest", "passed", "exit_code", "weights", "cached", "size_bytes",
+        "download_bytes", "fp32_bytes", "delegated_macs", "verified", "gates", "warnings", "seconds",
+    }  # fmt: skip
+    assert set(first["verified"]) == {
+        "host", "parity", "fidelity", "timing", "int8_macs", "int8_macs_unmatched", "peak_memory_bytes", "load_ms",
+        "findings",
+    }  # fmt: skip
+    assert set(first["verified"]["fidelity"]) == {
+        "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
+        "drop_pp",
+    }  # fmt: skip
+    assert set(first["verified"]["timing"]) == {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch"}
+    assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}
+
+
+def test_json_has_words_for_what_it_has_no_numbers_for(mixed):
+    first = mixed.rows[0]
+    fidelity = replace(first.verified.fidelity, sqnr_db=math.nan, cosine=-math.inf)
+    odd = replace(mixed, rows=(replace(first, verified=replace(first.verified, fidelity=fidelity)),))
+    verified = to_json(odd)["rows"][0]["verified"]
+    assert verified["parity"]["sqnr_db"] == "Infinity"
+    assert verified["fidelity"]["sqnr_db"] == "NaN"
+    assert verified["fidelity"]["cosine"] == "-Infinity"

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeq import _io
+from edgeq.artifacts import BundleInput
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.writer import write_bundle
+from edgeq.deliver import install as install_module
+from edgeq.deliver.install import install
+from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.target import load_target
+
+PLACE = Path("app/src/main/assets/models/digits/android-arm64-xnnpack")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """An Android project with files of its own."""
+    root = tmp_path / "app_project"
+    assets = root / "app/src/main/assets"
+    (assets / "models/mine").mkdir(parents=True)
+    (root / "settings.gradle.kts").write_text("include(':app')")
+    (assets / "models/mine/own.bin").write_bytes(b"own")
+    (assets / "font.ttf").write_bytes(b"font")
+    return root
+
+
+@pytest.fixture
+def built(item: BundleInput, tmp_path: Path) -> Callable[[BundleInput], Path]:
+    def build(other: BundleInput) -> Path:
+        folder = tmp_path / f"built{len(list(tmp_path.glob('built*')))}"
+        folder.mkdir()
+        write_bundle(other, folder)
+        return folder
+
+    return build
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Return every path below `root` with its content; None for a folder."""
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def test_places_the_bundle_and_leaves_the_rest(bundle: Path, app: Path) -> None:
+    (bundle / "report.json").write_text("{}")
+    before = tree(app)
+    result = install(bundle, app)
+    assert result.place == app / PLACE
+    assert result.files == ("golden.npz", "manifest.json", "model.pte")
+    assert result.size_bytes == sum((result.place / name).stat().st_size for name in result.files)
+    assert sorted(path.name for path in result.place.iterdir()) == list(result.files)
+    assert read_bundle(result.place).digest == read_bundle(bundle).digest == result.digest
+    after = tree(app)
+    assert {path: after[path] for path in before} == before
+    assert not [path for path in after if Path(path).name.startswith(".")]
+
+
+def test_replaces_an_older_one(
+    item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path]
+) -> None:
+    old = install(bundle, app)
+    new = install(built(dataclasses.replace(item, model_version="2")), app)
+    assert new.place == old.place
+    assert new.digest != old.digest
+    assert read_bundle(new.place).manifest.model.version == "2"
+    assert [path.name for path in new.place.parent.iterdir()] == [new.place.name]
+
+
+def test_installing_the_installed_one_again_changes_nothing(bundle: Path, app: Path) -> None:
+    place = install(bundle, app).place
+    before = tree(app)
+    install(place, app)
+    assert tree(app) == before
+
+
+@pytest.mark.parametrize("marker", ["Demo.xcodeproj/", "Demo.xcworkspace/", "Package.swift"])
+def test_ios(item: BundleInput, tmp_path: Path, built: Callable[[BundleInput], Path], marker: str) -> None:
+    root = tmp_path / "ios"
+    (root / marker).mkdir(parents=True) if marker.endswith("/") else (root.mkdir(), (root / marker).touch())
+    result = install(built(dataclasses.replace(item, target=load_target("ios-arm64-xnnpack"))), root)
+    assert result.place == root / "Models/digits/ios-arm64-xnnpack"
+
+
+@pytest.mark.parametrize("marker", ["settings.gradle", "build.gradle", "build.gradle.kts", "app/src/main/"])
+def test_android_projects(bundle: Path, tmp_path: Path, marker: str) -> None:
+    root = tmp_path / "android"
+    (root / marker).mkdir(parents=True) if marker.endswith("/") else (root.mkdir(), (root / marker).touch())
+    assert install(bundle, root).place == root / PLACE
+
+
+def refused(error: type[EdgeqError], why: str, bundle: Path, app: Path) -> None:
+    """Assert the refusal, and that it leaves the app as it was."""
+    before = tree(app)
+    with pytest.raises(error, match=why):
+        install(bundle, app)
+    assert tree(app) == before
+
+
+def test_refuses_a_bundle_that_failed_a_gate(
+    item: BundleInput, app: Path, built: Callable[[BundleInput], Path]
+) -> None:
+    gates = (*item.checked.gates[:1], dataclasses.replace(item.checked.gates[1], outcome="failed"))
+    checked = dataclasses.replace(item.checked, gates=gates)
+    refused(VerificationError, "accuracy_drop", built(dataclasses.replace(item, checked=checked)), app)
+
+
+def test_refuses_random_weights(item: BundleInput, app: Path, built: Callable[[BundleInput], Path]) -> None:
+    model = dataclasses.replace(item.model, weights="random")
+    refused(VerificationError, "random weights", built(dataclasses.replace(item, model=model)), app)
+
+
+def test_refuses_a_tampered_bundle(bundle: Path, app: Path) -> None:
+    with (bundle / "model.pte").open("r+b") as file:
+        file.write(b"X")
+    refused(IntegrityError, r"model\.pte", bundle, app)
+
+
+def test_refuses_a_bundle_that_changes_meanwhile(bundle: Path, app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = install(bundle, app).place
+    old = tree(place)
+
+    def tampered(*args: object) -> None:
+        (bundle / "model.pte").write_bytes(bytes(10_000))
+
+    monkeypatch.setattr(install_module, "_check_place", tampered)
+    refused(IntegrityError, r"model\.pte", bundle, app)
+    assert tree(place) == old
+
+
+def test_refuses_another_bundle_in_its_place(
+    item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = built(dataclasses.replace(item, seed=1))
+    monkeypatch.setattr(
+        install_module, "_check_place", lambda _: shutil.copyfile(other / "manifest.json", bundle / "manifest.json")
+    )
+    refused(IntegrityError, "changed while", bundle, app)
+
+
+def test_refuses_other_projects(
+    item: BundleInput, bundle: Path, app: Path, tmp_path: Path, built: Callable[[BundleInput], Path]
+) -> None:
+    ios = tmp_path / "ios"
+    (ios / "Demo.xcodeproj").mkdir(parents=True)
+    refused(UsageError, "project for ios, the bundle is for android", bundle, ios)
+    refused(
+        UsageError,
+        "project for android",
+        built(dataclasses.replace(item, target=load_target("ios-arm64-xnnpack"))),
+        app,
+    )
+    refused(
+        UsageError, "runs on linux", built(dataclasses.replace(item, target=load_target("linux-x86_64-xnnpack"))), app
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(UsageError, r"looked for android: settings\.gradle.*ios: \*\.xcodeproj", bundle, empty)
+    refused(UsageError, "no app's project", bundle, tmp_path / "absent")
+
+
+def test_refuses_to_delete_a_users_files(bundle: Path, app: Path) -> None:
+    place = install(bundle, app).place
+    (place / "notes.txt").write_text("mine")
+    refused(UsageError, r"did not install: notes\.txt", bundle, app)
+    (place / "manifest.json").unlink()
+    refused(UsageError, "holds something that is no bundle", bundle, app)
+
+
+def test_mends_a_damaged_installation(bundle: Path, app: Path) -> None:
+    result = install(bundle, app)
+    (result.place / "model.pte").write_bytes(b"")
+    install(bundle, app)
+    assert read_bundle(result.place).digest == result.digest
+
+
+@pytest.mark.parametrize("linked", [PLACE, PLACE.parent])
+def test_refuses_to_write_through_a_link(bundle: Path, app: Path, tmp_path: Path, linked: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (app / linked).parent.mkdir(parents=True, exist_ok=True)
+    (app / linked).symlink_to(elsewhere)
+    refused(UsageError, "is a link", bundle, app)
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("in_the_way", [PLACE, PLACE.parent, PLACE.parent.parent.parent])
+def test_a_file_in_the_way_is_named(bundle: Path, tmp_path: Path, in_the_way: Path) -> None:
+    root = tmp_path / "project"
+    (root / in_the_way).parent.mkdir(parents=True)
+    (root / "build.gradle").touch()
+    (root / in_the_way).write_text("mine")
+    refused(UsageError, "a file in the way", bundle, root)
+
+
+def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Path) -> None:
+    """A real file system of 64 kB, mounted over the models."""
+    models = app / "app/src/main/assets/models"
+    shutil.rmtree(models)
+    models.symlink_to(small_disk)
+    install(bundle, app)
+    before = tree(small_disk)
+    (small_disk / "filler").write_bytes(bytes(44_000))
+    with pytest.raises(EnvironmentProblem, match="no space left"):
+        install(bundle, app)
+    (small_disk / "filler").unlink()
+    assert tree(small_disk) == before
+    install(bundle, app)
+
+
+def test_two_installs_at_once(item: BundleInput, app: Path, built: Callable[[BundleInput], Path]) -> None:
+    bundles = [built(dataclasses.replace(item, seed=seed)) for seed in range(2)]
+    code = "import sys; from pathlib import Path; from edgeq.deliver.install import install\n"
+    code += "for _ in range(10): install(Path(sys.argv[1]), Path(sys.argv[2]))"
+    children = [subprocess.Popen([sys.executable, "-c", code, str(folder), str(app)]) for folder in bundles]
+    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    assert read_bundle(app / PLACE).digest in {read_bundle(folder).digest for folder in bundles}
+    assert not [path for path in tree(app) if Path(path).name.startswith(".")]
+
+
+def test_a_lock_that_is_never_released_ends_in_an_error(
+    bundle: Path, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install_module, "_WAIT_S", 0.05)
+    models = app / "app/src/main/assets/models"
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with _io.lock_dir(models, wait_s=1):
+            inside.set()
+            done.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert inside.wait(5)
+        with pytest.raises(EnvironmentProblem, match="another edgeq is writing"):
+            install(bundle, app)
+    finally:
+        done.set()
+        holder.join()
+    assert not (app / PLACE).exists()
+    assert [path.name for path in models.iterdir()] == ["mine"]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeq.errors import UsageError
+from edgeq.profiles import profile_files
+from edgeq.target import load_target
+
+SHIPPED = (
+    "android-arm64-qnnpack",
+    "android-arm64-xnnpack",
+    "ios-arm64-xnnpack",
+    "linux-x86_64-fbgemm",
+    "linux-x86_64-x86",
+    "linux-x86_64-xnnpack",
+)
+BODY = """
+name = "mine"
+description = "of my own"
+platform = "android"
+arch = "arm64"
+runtime = "executorch"
+backend = "xnnpack"
+schemes = ["static-int8"]
+[app]
+runtimes = ["1.5"]
+"""
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_these_are_shipped() -> None:
+    assert set(SHIPPED) <= set(profile_files())
+
+
+@pytest.mark.parametrize("name", sorted(profile_files()))
+def test_every_shipped_profile_loads(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert name == f"{target.platform}-{target.arch}-{target.backend}"
+    assert set(target.audit) <= set(target.schemes)
+    assert target.audit["static-int8"].int8_macs == 0.95
+
+
+def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "mine.toml", BODY)
+    assert load_target(path).device.threads == 1
+    monkeypatch.chdir(tmp_path)
+    assert load_target("mine.toml") == load_target("./mine.toml") == load_target(path)
+
+
+def test_extends_overlays_key_by_key(tmp_path: Path) -> None:
+    base = load_target("android-arm64-xnnpack")
+    text = 'extends = "android-arm64-xnnpack"\nname = "mine"\n'
+    text += "[device]\nthreads = 4\n[audit.static-int8]\nint8_macs = 0.5\n"
+    mine = load_target(write(tmp_path / "mine.toml", text))
+    assert mine.extends == base.name
+    assert (mine.device.threads, mine.device.cpu) == (4, base.device.cpu)
+    assert (mine.audit["static-int8"].int8_macs, mine.audit["static-int8"].delegated_macs) == (0.5, 0.95)
+    assert mine.audit["fp32"] == base.audit["fp32"]
+    assert mine.app == base.app
+
+
+def test_extends_a_file_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "base.toml", BODY)
+    path = write(tmp_path / "mine.toml", 'extends = "base.toml"\nname = "other"\n')
+    assert (load_target(path).name, load_target(path).description) == ("other", "of my own")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_cycle_is_named(tmp_path: Path, length: int) -> None:
+    for i in range(length):
+        write(tmp_path / f"t{i}.toml", f'extends = "t{(i + 1) % length}.toml"\n')
+    chain = " -> ".join(f"t{i % length}.toml" for i in range(length + 1))
+    with pytest.raises(UsageError, match=f"cycle: {chain}"):
+        load_target(str(tmp_path / "t0.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (BODY + "[device]\nthread = 2\n", r"unknown key 'device\.thread'\. Did you mean 'threads'\?"),
+        ("descripton = 'x'\n" + BODY, r"unknown key 'descripton'\. Did you mean 'description'\?"),
+        (BODY + "[audit.static-int8]\nint8_mac = 0.9\n", r"unknown key 'audit\.static-int8\.int8_mac'.*'int8_macs'"),
+        (BODY.replace('"android"', '"symbian"'), "platform: .*'symbian'"),
+        (BODY.replace('"xnnpack"', '"fbgemm"'), "backend 'fbgemm' is none of runtime 'executorch'"),
+        (BODY.replace('["1.5"]', "[]"), r"app\.runtimes"),
+        (BODY.replace('["1.5"]', '["new"]'), r"app\.runtimes\.0"),
+        (BODY.replace('"mine"', '"../mine"'), "name: "),
+        (BODY.replace('["static-int8"]', '["int4"]'), r"schemes\.0"),
+        (BODY + "[audit.static-int8]\nint8_macs = 1.5\n", "int8_macs"),
+        (BODY + "[device]\nthreads = 0\n", r"device\.threads"),
+        (BODY.replace('name = "mine"\n', ""), "name: Field required"),
+        ("= 1", "not valid TOML"),
+        ("extends = 3", "expected `extends` to be a target's name"),
+        ('extends = "android-arm64-xnpack"', "Did you mean 'android-arm64-xnnpack'"),
+    ],
+)
+def test_mistakes_name_the_file_the_key_and_the_nearest(tmp_path: Path, text: str, why: str) -> None:
+    path = write(tmp_path / "mine.toml", text)
+    with pytest.raises(UsageError, match=why) as caught:
+        load_target(path)
+    assert path in caught.value.what or "unknown target" in caught.value.what
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'ios-arm64-xnnpack'"):
+        load_target("ios-arm64-xnpack")
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "no/such/file", "."])
+def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        load_target(name)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load_target(str(tmp_path / "mine.toml"))

@@ -86,7 +86,7 @@ class FileEntry(_Strict):
 class LayerSummary(_Strict):
     """What the lowered model computes, and where. Shares are of the multiply-accumulates, 0 to 1."""
 
-    macs: Count
+    macs: Count | None = Field(description="of one inference; null where the artifact came as it is")
     delegated_macs: Measure | None
     int8_macs: Measure | None = Field(description="read from the runtime's own profile; null: could not be matched")
     undelegated: tuple[str, ...] = Field(description="operators that were left to portable kernels")

@@ -110,7 +110,7 @@ def _preprocessing(spec: TensorSpec, item: BundleInput) -> Preprocess | None:
 def _layers(item: BundleInput) -> LayerSummary:
     kernels = item.verified.kernels
     return LayerSummary(
-        macs=item.lowered.macs,
+        macs=item.lowered.macs if item.lowered.layers else None,
         delegated_macs=_maybe(item.lowered.delegated_macs),
         int8_macs=_maybe(kernels.int8_macs) if kernels else None,
         undelegated=tuple(sorted(set(item.lowered.undelegated))),

@@ -102,6 +102,7 @@ def _lowered(path: Path) -> LoweredModel:
             Layer(name="head", op="linear", macs=100, weight_bytes=10, delegated=False),
         ),
         delegate_calls=1,
+        delegated_macs=0.9,
     )
 
 

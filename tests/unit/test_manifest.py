@@ -87,6 +87,12 @@ def test_holds_no_times_no_paths_and_nothing_of_the_machine(item: BundleInput) -
     assert b"upper end 0.31 pp" in data
 
 
+def test_an_artifact_that_came_as_it_is(item: BundleInput) -> None:
+    lowered = dataclasses.replace(item.lowered, layers=(), delegated_macs=None)
+    manifest = manifest_from(dataclasses.replace(item, lowered=lowered), FILES)
+    assert (manifest.layers.macs, manifest.layers.delegated_macs) == (None, None)
+
+
 def test_preprocessing_belongs_to_images(item: BundleInput) -> None:
     image, tokens = item.model.inputs[0], TensorSpec(name="t", dtype="int64", shape=(1, 128))
     gray = TensorSpec(name="g", dtype="float32", shape=(1, 28, 28))

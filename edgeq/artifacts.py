@@ -146,9 +146,10 @@ class Parity:
 
     Attributes:
         max_abs: the largest difference of any output.
-        max_steps: the same in quantization steps of that output; None where no output is quantized.
-        sqnr_db: signal to difference; infinite where the outputs are equal.
+        max_steps: the same in quantization steps of that output; None unless every output is quantized.
+        sqnr_db: signal to difference of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
+        reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
     """
 
     samples: int
@@ -156,6 +157,7 @@ class Parity:
     max_steps: float | None
     sqnr_db: float
     differing: float
+    reaction_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,8 @@ class Fidelity:
 
     Attributes:
         inputs: `evaluation` data or `random` inputs.
-        sqnr_db, cosine, max_abs: over all outputs together; None where the source is an artifact without fp32.
+        sqnr_db: of the worst output; None, as the two below, where the source is an artifact without fp32.
+        cosine, max_abs: over all outputs together.
         top1_agreement: share of samples with the same argmax; None where no output is [N, classes].
         metric: the name of the score, or None without labels.
         fp32_score, score: its mean; None without labels.
@@ -335,6 +338,7 @@ class Row:
     Attributes:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
+        layers: of the lowered model; none where the artifact came as it is.
     """
 
     model: str
@@ -351,6 +355,7 @@ class Row:
     weights: Weights
     cached: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

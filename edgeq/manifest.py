@@ -133,6 +133,9 @@ class ParityFacts(_Strict):
     max_steps: Measure | None
     sqnr_db: Measure
     differing: Measure
+    reaction_db: Measure | None = Field(
+        default=None, description="the graph against itself with its input one int8 step off; null where not needed"
+    )
 
 
 class GoldenFacts(_Strict):

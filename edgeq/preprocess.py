@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Side = Annotated[int, Field(ge=1, le=16384)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
@@ -33,9 +34,9 @@ class Preprocess(BaseModel):
         "half-pixel bilinear without antialiasing",
     )
     crop: tuple[Side, Side] | None = Field(default=None, description="[height, width] from the centre")
-    scale: float = Field(default=1 / 255, gt=0, description="the factor that takes 0..255 to the model's range")
-    mean: tuple[float, ...] = Field(default=(0.0,), description="subtracted after scaling, one or one a channel")
-    std: tuple[float, ...] = Field(default=(1.0,), description="divided by last, one or one a channel")
+    scale: Finite = Field(default=1 / 255, gt=0, description="the factor that takes 0..255 to the model's range")
+    mean: tuple[Finite, ...] = Field(default=(0.0,), description="subtracted after scaling, one or one a channel")
+    std: tuple[Finite, ...] = Field(default=(1.0,), description="divided by last, one or one a channel")
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     def model_post_init(self, _context: object) -> None:

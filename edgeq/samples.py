@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import UsageError
@@ -53,6 +53,25 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(self.count))
+
+
+def remembered(dataset: Dataset, budget_bytes: int) -> Dataset:
+    """Return the same samples, kept once they were read, up to `budget_bytes`: several steps read them all."""
+    kept: dict[int, Sample] = {}
+    left = budget_bytes
+
+    def read(i: int) -> Sample:
+        nonlocal left
+        if i not in kept:
+            sample = dataset.read(i)
+            size = sum(array.nbytes for array in (*sample.inputs, *sample.raw))
+            if size > left:
+                return sample
+            left -= size
+            kept[i] = sample
+        return kept[i]
+
+    return replace(dataset, read=read)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,6 +155,7 @@ def _parity(parity: Parity | None) -> ParityFacts | None:
         max_steps=_maybe(parity.max_steps),
         sqnr_db=measure(parity.sqnr_db),
         differing=measure(parity.differing),
+        reaction_db=_maybe(parity.reaction_db),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, install, package, targets
+from edgeq.cli import cache, doctor, inspect, install, package, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -16,6 +16,8 @@ _FLAGS_OFF = {
     "show_completion": False,
     "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
     "package": {"help": False},
+    "verify": {"help": False},
+    "inspect": {"help": False},
 }
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.command("package")(package.package)
 app.command("install")(install.install)
+app.command("verify")(verify.verify)
+app.command("inspect")(inspect.inspect)
 app.add_typer(targets.app, name="targets")
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)

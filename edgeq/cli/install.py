@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from edgeq.cli.config import Request
     from edgeq.deliver.install import InstallResult
 
-# what stands in the root of a project of each platform; `deliver.install` has the last word
-_MARKERS = {
-    "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
-    "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
@@ -90,12 +84,14 @@ def match_apps(wanted: Request) -> dict[Path, tuple[str, ...]]:
 
 
 def _platforms(app: Path) -> tuple[str, ...]:
+    from edgeq.deliver.install import PROJECT_FILES, project_platforms
+
     if not app.is_dir():
         raise UsageError(f"--install-into {app}: no such folder", "give the root of the app's project")
-    found = tuple(name for name, marks in _MARKERS.items() if any(next(app.glob(mark), None) for mark in marks))
+    found = project_platforms(app)
     if not found:
-        looked = "; ".join(f"{name}: {', '.join(marks)}" for name, marks in _MARKERS.items())
-        raise UsageError(f"--install-into {app}: no app's project; looked for {looked}", "give the project's root")
+        what = f"--install-into {app}: no app's project; looked for {PROJECT_FILES}"
+        raise UsageError(what, "give the project's root")
     return found
 
 

@@ -11,10 +11,13 @@ from edgeq.bundle.reader import Bundle, open_regular, read_bundle, read_manifest
 from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
 from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
 
+# what stands in the root of a project of each platform
 _MARKERS = {
     "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
     "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
 }
+# the same in words, for messages
+PROJECT_FILES = "; ".join(f"{platform}: {', '.join(markers)}" for platform, markers in _MARKERS.items())
 _MODELS = {"android": Path("app/src/main/assets/models"), "ios": Path("Models")}
 _WAIT_S = 30.0
 _CHUNK_BYTES = 1 << 20
@@ -62,6 +65,11 @@ def install(bundle_folder: Path, app: Path) -> InstallResult:
     return _result(bundle, place)
 
 
+def project_platforms(app: Path) -> tuple[str, ...]:
+    """Return the platforms that a folder is an app's project for; none where it is no project."""
+    return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
+
+
 def _check_releasable(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if not manifest.accepted:
@@ -78,14 +86,13 @@ def _models_folder(manifest: Manifest, app: Path) -> Path:
     if platform not in _MODELS:
         what = f"target {manifest.target.name} runs on {platform}, apps are installed into for {' and '.join(_MODELS)}"
         raise UsageError(what, "copy the bundle to the host as it is")
-    found = [name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers)]
+    found = project_platforms(app)
     if platform in found:
         return _MODELS[platform]
     if found:
         what = f"{app} is a project for {found[0]}, the bundle is for {platform} ({manifest.target.name})"
         raise UsageError(what, f"install a bundle of a {found[0]} target")
-    looked = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _MARKERS.items())
-    raise UsageError(f"{app} is no app's project; looked for {looked}", "give the project's root folder")
+    raise UsageError(f"{app} is no app's project; looked for {PROJECT_FILES}", "give the project's root folder")
 
 
 def _check_place(place: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError, nearest
+from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.load.digest import sample_digest
 from edgeq.load.selection import generator
 from edgeq.samples import Dataset, Sample
@@ -115,6 +115,33 @@ def _bounds(dtype: str) -> tuple[float, float]:
         return -most, most
     info = np.iinfo(dtype)
     return float(max(info.min, -_EXACT)), float(min(info.max, _EXACT))
+
+
+def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
+    """Describe an example tensor; integers without a stated range are drawn from the values that it spans.
+
+    Args:
+        name: the input's name.
+        tensor: a torch.Tensor, or a fake one without values.
+        source: where it comes from, for messages.
+
+    Raises:
+        UsageError: it is no tensor.
+        UnsupportedError: its dtype is one that NumPy has not, such as bfloat16.
+    """
+    import torch
+    from torch._subclasses import FakeTensor
+
+    if not isinstance(tensor, torch.Tensor):
+        came = type(tensor).__name__
+        raise UsageError(f"{source}: the example of input {name!r} is {came}, expected a tensor", "give tensors only")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"{source}: input {name!r} is {dtype}, which edgeq cannot feed", _known_dtypes())
+    low, high = 0.0, 1.0
+    if not dtype.startswith(("float", "bool")) and tensor.numel() and not isinstance(tensor, FakeTensor):
+        low, high = min(0.0, float(tensor.min())), float(tensor.max())
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(side) for side in tensor.shape), low=low, high=high)
 
 
 def takes_preprocessed(spec: TensorSpec, specs: Sequence[TensorSpec]) -> bool:

@@ -6,14 +6,16 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from edgeq.artifacts import LoadedModel, SourceKind, TensorSpec, Weights
 from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest
+from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.functions import UserFunction, load_function
-from edgeq.load.inputs import parse_input
+from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.weights import load_state_dict
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
@@ -58,14 +60,14 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
     if weights is not None and origin == "own":
         load_state_dict(module, Path(weights))
         origin = "file"
-    specs = _specs(source, inputs, found.example_inputs, _forward_names(module))
+    specs = _specs(source, inputs, found.example_inputs, module)
     return LoadedModel(
         name=name or found.name,
         kind="module",
         model=module,
         inputs=specs,
         weights=origin,
-        fp32_bytes=_fp32_bytes(module.state_dict().values()),
+        fp32_bytes=_fp32_bytes(_tensors(module).values()),
         source_sha256=_state_sha256(module),
     )
 
@@ -88,41 +90,17 @@ def _load_file(path: Path, *, weights: str | None, inputs: Sequence[str], name: 
             fp32_bytes=0,
             source_sha256=sha256,
         )
-    program = _load_exported(path)
+    program = load_exported(path)
+    specs = exported_inputs(program, path, inputs)
     return LoadedModel(
         name=name or path.stem,
         kind="exported",
-        model=program,
-        inputs=_exported_inputs(program, path),
+        model=contiguous(program, specs),
+        inputs=specs,
         weights="own",
         fp32_bytes=_fp32_bytes(program.state_dict.values()),
         source_sha256=sha256,
     )
-
-
-def _load_exported(path: Path) -> Any:
-    import torch
-
-    try:
-        return torch.export.load(path)
-    except Exception as err:  # torch raises a different type for each way in which the archive is broken
-        what = f"{path} is not an exported program that torch {torch.__version__} reads: {first_line(err)}"
-        raise UsageError(what, "write it again with torch.export.save, or check that the copy is whole") from err
-
-
-def _exported_inputs(program: Any, path: Path) -> tuple[TensorSpec, ...]:
-    names = program.graph_signature.user_inputs
-    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    specs = []
-    for name in names:
-        value = placeholders.get(name)
-        if value is None or not hasattr(value, "shape"):
-            raise UnsupportedError(f"{path}: input {name!r} is no tensor", "export the model with tensor inputs only")
-        if not all(isinstance(side, int) for side in value.shape):
-            what = f"{path}: input {name!r} has a dynamic shape {list(value.shape)}"
-            raise UnsupportedError(what, "export it again with fixed shapes")
-        specs.append(_spec(name, value))
-    return tuple(specs)
 
 
 def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
@@ -132,30 +110,39 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
     known = torchvision.models.list_models()
     if name not in known:
         raise UsageError(f"torchvision has no model {name!r}.{nearest(name, known)}", "see torchvision.models")
-    from_file = weights is not None and (Path(weights).suffix != "" or Path(weights).is_file())
+    from_file = weights is not None and _is_file_name(weights)
+    if weights is not None and not from_file:
+        weights = _weights_entry(name, weights)
     options: dict[str, Any] = {"weights": None if from_file else weights}
     if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
-    if weights is not None and not from_file:
-        _check_weights_name(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             module = torchvision.models.get_model(name, **options)
-        except OSError as err:
+        except (OSError, HTTPException, RuntimeError) as err:  # RuntimeError: the hash of what came is wrong
             what = f"could not download the weights {weights} of {name}: {first_line(err)}"
             raise EnvironmentProblem(what, "download them elsewhere and give --weights FILE") from err
     origin: Weights = "own" if from_file else "random" if weights is None else "pretrained"
     return _Source(name=name, module=module, weights=origin, example_inputs=None)
 
 
-def _check_weights_name(model: str, weights: str) -> None:
+def _is_file_name(weights: str) -> bool:
+    path = Path(weights)
+    return path.is_file() or path.name != weights or (path.suffix != "" and not path.stem.endswith("_Weights"))
+
+
+def _weights_entry(model: str, weights: str) -> str:
+    """Return `IMAGENET1K_V1` for that or for `ResNet18_Weights.IMAGENET1K_V1`."""
     import torchvision
 
-    names = [entry.name for entry in torchvision.models.get_model_weights(model)] + ["DEFAULT"]
-    if weights not in names:
-        what = f"{weights!r} is neither a file nor weights of {model}.{nearest(weights, names)}"
-        raise UsageError(what, f"give a state dict, or one of: {', '.join(names)}")
+    kind = torchvision.models.get_model_weights(model)
+    prefix, _, entry = weights.rpartition(".")
+    names = [*kind.__members__, "DEFAULT"]
+    if entry not in names or prefix not in ("", kind.__name__):
+        what = f"{weights!r} is neither a file nor weights of {model}.{nearest(entry.upper(), names)}"
+        raise UsageError(what, f"give a state dict, or one of: {', '.join(sorted(set(names)))}")
+    return entry
 
 
 def _factory(source: str, seed: int) -> _Source:
@@ -187,16 +174,16 @@ def _example_inputs(make: UserFunction, module: Any) -> tuple[Any, ...] | None:
 
 def _settled(module: Any, source: str) -> Any:
     """Return a copy in eval mode and contiguous: lowering fails on channels_last weights, PTQ on training mode."""
-    import torch
 
     try:
         module = copy.deepcopy(module)
     except Exception as err:  # deepcopy runs the user's own __deepcopy__
         raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
-    module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.contiguous()
+    module.to(device="cpu")
+    module.eval()
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.requires_grad_(False)
+        tensor.data = tensor.data.contiguous()
     return module
 
 
@@ -204,62 +191,66 @@ def _parsed(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
     return tuple(parse_input(text, index) for index, text in enumerate(texts))
 
 
-def _specs(
-    source: str, texts: Sequence[str], examples: tuple[Any, ...] | None, names: Sequence[str]
-) -> tuple[TensorSpec, ...]:
+def _specs(source: str, texts: Sequence[str], examples: tuple[Any, ...] | None, module: Any) -> tuple[TensorSpec, ...]:
     """Settle the inputs: `--input` wins over example inputs; names come from `forward` where none are given."""
+    names, takes_more = _forward_names(module)
     if texts:
-        specs = _parsed(texts)
-        if all(spec.name in names for spec in specs):
-            return tuple(sorted(specs, key=lambda spec: list(names).index(spec.name)))
-        if any("=" in text for text in texts):
-            unknown = next(spec.name for spec in specs if spec.name not in names)
-            what = f"the model has no input {unknown!r}.{nearest(unknown, names)}"
-            raise UsageError(what, f"its forward takes: {', '.join(names)}")
-        renamed = zip(specs, (*names, *(spec.name for spec in specs[len(names) :])), strict=False)
-        return tuple(
-            TensorSpec(name=name, dtype=spec.dtype, shape=spec.shape, low=spec.low, high=spec.high)
-            for spec, name in renamed
-        )
+        return _ordered(_parsed(texts), names, takes_more=takes_more, named=any("=" in text for text in texts))
     if examples is None:
         what = f"the inputs of {source} are not known"
         raise UsageError(what, "give --input 1x3x224x224, or an example_inputs() beside the factory")
-    for example in examples:
-        if not hasattr(example, "dtype"):
-            came = type(example).__name__
-            raise UsageError(f"{source}: example_inputs() gave {came}, expected tensors", "return a tuple of tensors")
     padded = (*names, *(f"input{i}" for i in range(len(names), len(examples))))
-    return tuple(_spec(name, example) for name, example in zip(padded, examples, strict=False))
+    return tuple(tensor_spec(name, example, source) for name, example in zip(padded, examples, strict=False))
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
-    """Describe a tensor; integers without a stated range are drawn from the values that the example holds."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    high = 1.0
-    if not tensor.dtype.is_floating_point and hasattr(tensor, "max") and type(tensor).__name__ != "FakeTensor":
-        high = float(tensor.max())
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(side) for side in tensor.shape), high=high)
+def _ordered(
+    specs: tuple[TensorSpec, ...], names: tuple[str, ...], *, takes_more: bool, named: bool
+) -> tuple[TensorSpec, ...]:
+    """Return the inputs in the order of `forward`, which is called by position."""
+    if not named:
+        padded = (*names, *(spec.name for spec in specs[len(names) :]))
+        return tuple(replace(spec, name=name) for spec, name in zip(specs, padded, strict=False))
+    given = [spec.name for spec in specs]
+    repeated = next((name for name in given if given.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"--input gives {repeated!r} twice", "give each input once")
+    if takes_more and not set(given) <= set(names):
+        return specs
+    unknown = next((name for name in given if name not in names), None)
+    if unknown is not None:
+        what = f"the model has no input {unknown!r}.{nearest(unknown, names)}"
+        raise UsageError(what, f"its forward takes: {', '.join(names)}")
+    by_place = sorted(specs, key=lambda spec: names.index(spec.name))
+    skipped = next((name for spec, name in zip(by_place, names, strict=False) if spec.name != name), None)
+    if skipped is not None:
+        what = f"--input gives {by_place[-1].name!r} but not {skipped!r}, which comes before it in forward"
+        raise UsageError(what, f"give --input {skipped}=… too: runtimes take inputs by position")
+    return tuple(by_place)
 
 
-def _forward_names(module: Any) -> tuple[str, ...]:
+def _forward_names(module: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the names of the positional arguments of `forward`, and whether it takes more of them."""
+    parameters = inspect.signature(module.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds)
+    names = tuple(p.name for p in parameters if p.kind in kinds)
+    return names, any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
 
 
 def _fp32_bytes(tensors: Any) -> int:
     return sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.is_floating_point)
 
 
+def _tensors(module: Any) -> dict[str, Any]:
+    """Return the state dict without the extra states that some modules add, which are no tensors."""
+    return {name: value for name, value in module.state_dict().items() if hasattr(value, "numel")}
+
+
 def _state_sha256(module: Any) -> str:
     """Hash names, dtypes, shapes and bytes of a module's state."""
-    digest = hashlib.sha256(type(module).__qualname__.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(_uint8()).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _uint8() -> Any:
     import torch
 
-    return torch.uint8
+    digest = hashlib.sha256(type(module).__qualname__.encode())
+    for name, tensor in sorted(_tensors(module).items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -23,10 +23,11 @@ def load_state_dict(module: Any, path: Path) -> None:
         UsageError: the file is missing, broken or more than weights, or its keys or shapes do not fit.
     """
     state = _read(path)
-    if state and all(key.startswith("module.") for key in state):
+    if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     own = module.state_dict()
-    missing = [key for key in own if key not in state]
+    # checkpoints from before PyTorch 0.4.1 have no such counter, torchvision's own resnet18 among them
+    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     if missing or unexpected:
         parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
@@ -35,7 +36,14 @@ def load_state_dict(module: Any, path: Path) -> None:
         if tuple(value.shape) != tuple(own[key].shape):
             what = f"{path}: {key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}"
             raise UsageError(what, "give the model that it was saved from")
-    module.load_state_dict(state)
+        if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
+            what = f"{path}: {key} is {_dtype(value)}, the model wants {_dtype(own[key])}"
+            raise UsageError(what, "give the float weights, from before any quantization")
+    module.load_state_dict({**own, **state})
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _words(missing: list[str], unexpected: list[str]) -> tuple[tuple[str, list[str]], ...]:
@@ -73,9 +81,11 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _tensors(state: Any, path: Path) -> dict[str, Any]:
+    import torch
+
     if isinstance(state, dict):
         nested = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
-        if nested and all(hasattr(value, "shape") for value in nested.values()):
+        if nested and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in nested.items()):
             return dict(nested)
     what = f"{path} holds {type(state).__name__}, expected a state dict of tensors"
     raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors")
@@ -85,7 +95,8 @@ def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:
     """Return a copy whose batch-norm statistics are those of `dataset`, for models with random weights.
 
     Untrained statistics (mean 0, variance 1) let activations vanish in deep models, so that int8 would be judged
-    on noise. Uses the cumulative average (momentum None) over all batches.
+    on noise. Uses the cumulative average (momentum None) over all batches. A norm that sees one value for each
+    channel, as after global pooling of a single image, has no variance to learn and stays as it is.
     """
     import copy
 
@@ -97,11 +108,19 @@ def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-        norm.train()
+    hooks = [norm.register_forward_pre_hook(_train_where_it_varies) for norm in norms]
     with torch.no_grad():
         for batch in batches(dataset, specs):
-            module(*(torch.from_numpy(array) for array in batch.inputs))
+            # copied, since a model may work in place on what it is given
+            module(*(torch.from_numpy(array.copy()) for array in batch.inputs))
+    for hook in hooks:
+        hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
     return module
+
+
+def _train_where_it_varies(norm: Any, args: tuple[Any, ...]) -> None:
+    (features,) = args
+    norm.train(features.numel() > features.shape[1])

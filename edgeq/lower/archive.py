@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from edgeq.errors import UnsupportedError
 _DROPPED = (".debug_pkl", "/.data/serialization_id", "/mobile_debug_handles.pkl", "/callstack_debug_map.pkl")
 _ALIGNMENT = 64  # PyTorch's own (caffe2/serialize/inline_container.h), so that tensors can be mapped
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_TENSOR = re.compile(r"/\d+$")  # raw bytes, where anything may occur by chance
+_PATH = re.compile(rb"/[\w.+-]+/[\w./+-]*\w\.py\b|/site-packages/")
 _PAD_ID = 0x4246  # "FB", the extra field that PyTorch pads with
 
 
@@ -29,7 +32,7 @@ def strip_archive(path: Path) -> None:
             info.external_attr = 0o644 << 16
             info.extra = _padding(target.fp.tell() if target.fp else 0, entry.filename)
             target.writestr(info, data)
-            if b"/site-packages/" in data:
+            if not _TENSOR.search(entry.filename) and _PATH.search(data):
                 what = f"{path.name}: {entry.filename} holds a path of this machine"
                 raise UnsupportedError(what, "please report the model's architecture")
     stripped.replace(path)

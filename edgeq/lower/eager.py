@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from edgeq.artifacts import Layer
-from edgeq.lower.macs import conv_macs, matmul_macs
+from edgeq.blame import calling_line
+from edgeq.errors import UnsupportedError
+from edgeq.lower.macs import MATRIX_OPS, conv_macs, matmul_macs
 
-_MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "baddbmm": (1, 2)}
+# operators that do a whole block at once, always in float
+_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+_RECURRENT = "mkldnn_rnn_layer"
+_TRANSFORMER = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 
 
 def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
-    """Run `module` once and return its convolutions and matrix products in the order of execution."""
+    """Run `module` once and return its convolutions and matrix products in the order of execution.
+
+    Raises:
+        UnsupportedError: the model reads values that depend on its inputs into Python: a trace would keep those of
+            this one run.
+    """
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.weak import WeakTensorKeyDictionary
 
     found: list[Layer] = []
     stack: list[str] = []
+    fed = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
 
     class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
-        """Sees every operator below autograd."""
+        """Sees every operator below autograd, and follows what the inputs decide."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            layer = _layer(func.__name__.split(".")[0], func.namespace, args, result, stack[-1] if stack else "")
+            kwargs = kwargs or {}
+            op = func.__name__.split(".")[0]
+            if any(isinstance(arg, torch.Tensor) and arg in fed for arg in torch.utils._pytree.arg_tree_leaves(*args)):
+                if op == "_local_scalar_dense":
+                    raise _data_dependent(calling_line())
+                result = func(*args, **kwargs)
+                fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
+            else:
+                result = func(*args, **kwargs)
+            layer = _layer(op, func.namespace, args, result, stack[-1] if stack else "")
             if layer is not None:
                 found.append(layer)
             return result
 
-    hooks = [hook for name, part in module.named_modules() if name for hook in _named(part, name, stack)]
+    hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
         with Recorder():
             module(*inputs)
@@ -35,6 +57,23 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         for hook in hooks:
             hook.remove()
     return tuple(found)
+
+
+def _data_dependent(where: str) -> UnsupportedError:
+    what = f"the model reads a value that depends on its input{where}: TorchScript would keep that of one run"
+    return UnsupportedError(what, "use torch.where instead, or an ExecuTorch target with torch.cond")
+
+
+def _parts(module: Any) -> dict[str, Any]:
+    """Return the modules by name; a fused conv-relu goes by its own name, not by its inner convolution's."""
+    from torch.ao.nn import intrinsic
+
+    parts = dict(module.named_modules())
+    return {
+        name: part
+        for name, part in parts.items()
+        if name and not isinstance(parts[name.rpartition(".")[0]], intrinsic._FusedModule)
+    }
 
 
 def _named(part: Any, name: str, stack: list[str]) -> tuple[Any, Any]:
@@ -51,14 +90,34 @@ def _layer(op: str, namespace: str, args: Any, result: Any, name: str) -> Layer 
         return None
     if op == "convolution":
         macs = conv_macs(args[1].shape, result.shape, args[0].shape, transposed=bool(args[6]))
-        weight = args[1]
-    elif op in _MATRIX_OPS:
-        left, weight = (args[i] for i in _MATRIX_OPS[op])
-        macs = matmul_macs(left.shape, result.shape[-1])
+        weights = [args[1]]
+    elif op in MATRIX_OPS:
+        left, right = (args[i] for i in MATRIX_OPS[op])
+        macs, weights = matmul_macs(left.shape, result.shape[-1]), [right]
     else:
+        macs, weights = _block(op, args)
+    if not macs:
         return None
-    size = weight.numel() * weight.element_size()
-    return Layer(name=name or op, op=op, macs=int(macs), weight_bytes=int(size), delegated=False)
+    return Layer(name=name or op, op=op, macs=int(macs), weight_bytes=_nbytes(weights), delegated=False)
+
+
+def _block(op: str, args: Any) -> tuple[int, list[Any]]:
+    """Return MACs and weights of an operator that does a whole block; 0 for any other."""
+    if op == _RECURRENT:  # input [T, B, I], then the weights of input and hidden state, [gates * H, …]
+        weights = [args[1], args[2]]
+        return math.prod(args[0].shape[:2]) * sum(weight.numel() for weight in weights), weights
+    if op == _ATTENTION:  # query [B, heads, L, E], key [B, heads, S, E], value [B, heads, S, Ev]
+        query, key, value = args[:3]
+        return math.prod(query.shape[:3]) * key.shape[2] * (query.shape[3] + value.shape[3]), []
+    if op in _TRANSFORMER:  # query [B, L, E]; each of the matrices meets every token, and every token every other
+        batch, length, width = args[0].shape
+        weights = [arg for arg in args if getattr(arg, "ndim", 0) == 2]
+        return batch * length * (sum(weight.numel() for weight in weights) + 2 * length * width), weights
+    return 0, []
+
+
+def _nbytes(tensors: list[Any]) -> int:
+    return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
 
 
 def _quantized_layer(op: str, args: Any, result: Any, name: str) -> Layer | None:
@@ -70,5 +129,4 @@ def _quantized_layer(op: str, args: Any, result: Any, name: str) -> Layer | None
         macs = matmul_macs(args[0].shape, weight.shape[0])
     else:
         macs = conv_macs(weight.shape, result.shape, args[0].shape, transposed="transpose" in op)
-    size = weight.numel() * weight.element_size()
-    return Layer(name=name or op, op=op, macs=int(macs), weight_bytes=int(size), delegated=False)
+    return Layer(name=name or op, op=op, macs=int(macs), weight_bytes=_nbytes([weight]), delegated=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 from collections.abc import Iterator
@@ -57,17 +58,29 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    for name in _QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        program = quantized.exported
-        if program is None:
-            inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-            program = torch.export.export(quantized.graph, inputs)
-        return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        with _quiet():
+            program = quantized.exported
+            if program is None:
+                inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+                program = torch.export.export(quantized.graph, inputs)
+            return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     except Exception as err:  # torch.export and the passes raise many types
         what = f"ExecuTorch cannot lower this model: {first_line(err)}"
         raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...], int]:
@@ -81,15 +94,19 @@ def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...], int]:
         if node.target.__name__ == "executorch_call_delegate":
             calls += 1
             delegate = getattr(program.graph_module, node.args[0].target)
-            layers += _layers(delegate.original_module.graph.nodes, delegated=True)
+            layers += _layers(delegate.original_module, delegate.original_module.graph.nodes, delegated=True)
         elif node.target.__name__ != "getitem":
             undelegated.append(str(node.target.__name__))
-            layers += _layers([node], delegated=False)
+            layers += _layers(program, [node], delegated=False)
     return tuple(layers), tuple(undelegated), calls
 
 
-def _layers(nodes: Any, *, delegated: bool) -> Iterator[Layer]:
+def _layers(program: Any, nodes: Any, *, delegated: bool) -> Iterator[Layer]:
+    signature = program.graph_signature
+    constants = frozenset(
+        {*signature.inputs_to_parameters, *signature.inputs_to_buffers, *signature.inputs_to_lifted_tensor_constants}
+    )
     for node in nodes:
-        layer = graph_layer(node, delegated=delegated) if node.op == "call_function" else None
+        layer = graph_layer(node, constants, delegated=delegated) if node.op == "call_function" else None
         if layer is not None:
             yield layer

@@ -9,7 +9,8 @@ from typing import Any
 from edgeq.artifacts import Layer
 
 _MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
-_MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2)}
+# which arguments are the factors
+MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2)}
 
 
 def conv_macs(
@@ -38,21 +39,27 @@ def delegated_share(layers: Sequence[Layer]) -> float | None:
     return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
 
 
-def graph_layer(node: Any, *, delegated: bool) -> Layer | None:
-    """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates."""
+def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -> Layer | None:
+    """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates.
+
+    Args:
+        node: of the graph.
+        constant_names: placeholders that are parameters, buffers or constants.
+        delegated: whether the delegate took it.
+    """
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
     shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
     if op in ("convolution", "conv1d", "conv2d", "conv3d"):
         source, weight = node.args[0], node.args[1]
         transposed = op == "convolution" and bool(node.args[6])
         macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
-    elif op in _MATRIX_OPS:
-        source, weight = (node.args[i] for i in _MATRIX_OPS[op])
+    elif op in MATRIX_OPS:
+        source, weight = (node.args[i] for i in MATRIX_OPS[op])
         macs = matmul_macs(_shape(source), shape[-1])
     else:
         return None
     name = node.meta.get("custom", {}).get(_MODULE_KEY) or node.name
-    constants = {item for arg in node.all_input_nodes for item in _constants(arg)}
+    constants = {item for arg in node.all_input_nodes for item in _constants(arg, constant_names)}
     return Layer(
         name=name,
         op=op,
@@ -66,13 +73,15 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _constants(node: Any) -> list[Any]:
+def _constants(node: Any, names: frozenset[str]) -> list[Any]:
     """Return the parameters that feed `node` through permutes and dequantize nodes."""
     if node.op == "placeholder":
-        return [node] if node.name.startswith(("p_", "b_", "c_", "lifted", "_")) else []
+        return [node] if node.name in names else []
     target = getattr(node.target, "__name__", "")
-    if any(word in target for word in ("dequantize", "permute", "t_copy", "view", "t.default")):
-        return [item for arg in node.all_input_nodes for item in _constants(arg)]
+    if "dequantize" in target:  # values and scales; zero points of weights are zero and are not stored
+        return [item for arg in node.args[:2] if hasattr(arg, "op") for item in _constants(arg, names)]
+    if any(word in target for word in ("permute", "t_copy", "view", "t.default")):
+        return [item for arg in node.all_input_nodes for item in _constants(arg, names)]
     return []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.archive import strip_archive
 from edgeq.lower.eager import eager_layers
@@ -21,11 +22,13 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     """
     import torch
 
+    if spec.backend not in torch.backends.quantized.supported_engines:
+        what = f"this torch has no quantized engine {spec.backend!r}"
+        raise UnsupportedError(what, "run on a host whose torch has it")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = spec.backend
     try:
-        with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the tracer warns of every Python number in the user's forward
+        with spec.progress.task(f"lower {spec.label}"), torch.no_grad():
             inputs = _zeros(spec)
             layers = eager_layers(quantized.graph, inputs)
             module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
@@ -56,12 +59,20 @@ def _zeros(spec: LowerSpec) -> tuple[Any, ...]:
 def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
     import torch
 
-    try:
-        # strict=False lets a forward return a dict, as torchvision's segmentation models do
-        return torch.jit.trace(graph, inputs, strict=False, check_trace=False)
-    except Exception as err:  # the tracer raises many types
-        what = f"TorchScript cannot trace this model: {first_line(err)}"
-        raise UnsupportedError(what, "use an ExecuTorch target, or make the line that it names traceable") from err
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            # strict=False lets a forward return a dict, as torchvision's segmentation models do
+            traced = torch.jit.trace(graph, inputs, strict=False, check_trace=False)
+        except Exception as err:  # the tracer raises many types
+            what = f"TorchScript cannot trace this model{user_line(err)}: {first_line(err)}"
+            raise UnsupportedError(what, "use an ExecuTorch target, or make that line traceable") from err
+    # of the tracer's other warnings, most concern shapes, which are fixed; values in Python are `eager_layers`' concern
+    left = next((warning for warning in warned if "to a NumPy array" in str(warning.message)), None)
+    if left is not None:
+        what = f"the model leaves PyTorch for NumPy at {left.filename}:{left.lineno}: TorchScript would keep one result"
+        raise UnsupportedError(what, "compute that in PyTorch, outside forward, or in preprocessing")
+    return traced
 
 
 def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:

@@ -110,7 +110,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.pipeline.release import bundled
     from edgeq.quantize import NEEDS_CALIBRATION
 
-    with recording() as recorder, Maker(job, work, progress) as maker:
+    groups = _grouped(cells)
+    with recording() as recorder, Maker(job, work, progress, products=len(groups)) as maker:
         prepared = prepare(
             job,
             progress,
@@ -120,7 +121,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         recorder.on = False
         dependencies = recorder.dependencies()
         finished: _Finished = {}
-        for recipe, group in _grouped(cells).items():
+        for recipe, group in groups.items():
             start = time.perf_counter()
             product = maker.product(prepared, recipe, group[0].label)
             seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -10,19 +11,28 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Producer, Product, Recipe
+from edgeq.verify.child import forked
 from edgeq.verify.host import HostRuntime
 
 
 class Maker:
     """Makes the products of one run."""
 
-    def __init__(self, job: Job, work: Path, progress: Progress) -> None:
+    def __init__(self, job: Job, work: Path, progress: Progress, *, products: int) -> None:
         self._job = job
         self._work = work
         self._progress = progress
         self._producer: Producer | None = None
-        # importing torch there takes seconds, in which this process imports it too
-        self._next = HostRuntime()
+        self._left = products
+        self._is_fresh = "torch" not in sys.modules
+        self._runtimes = [HostRuntime(forked) for _ in range(products)] if self._fork() else [HostRuntime()]
+
+    def _fork(self) -> bool:
+        """Import torch, so that the children share it, where it was not used before."""
+        if self._is_fresh:
+            with self._progress.task("import torch"):
+                import torch  # noqa: F401
+        return self._is_fresh
 
     def __enter__(self) -> Maker:
         return self
@@ -30,11 +40,12 @@ class Maker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._next.close()
+        for runtime in self._runtimes:
+            runtime.close()
 
     def described(self, model: LoadedModel) -> LoadedModel:
         """Return an artifact that came as it is with its inputs filled in."""
-        return existing.described(model, self._next)
+        return existing.described(model, self._runtimes[0])
 
     def product(self, prepared: Prepared, recipe: Recipe, label: str) -> Product:
         """Make and verify the artifact of one recipe.
@@ -42,8 +53,10 @@ class Maker:
         Raises:
             EdgeqError: the steps' own errors.
         """
-        runtime, self._next = self._next, HostRuntime()
-        with runtime:
+        self._left -= 1
+        with self._runtimes.pop(0) as runtime:
+            if not self._is_fresh and self._left:
+                self._runtimes.append(HostRuntime())  # importing torch there takes seconds: ahead of time
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
                 folder = self._work / f"{recipe.backend}-{recipe.threads}"

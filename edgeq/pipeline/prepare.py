@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
 from edgeq.errors import UsageError
 from edgeq.job import Job, Progress
-from edgeq.samples import Dataset
+from edgeq.samples import Dataset, remembered
 
 if TYPE_CHECKING:
     from edgeq.preprocess import Preprocess
 
 DIGITS = "digits"
 RANDOM_SAMPLES = 32
+_MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
 NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
 
 
@@ -148,7 +149,7 @@ def _data(
         origin = wanted[role]
         if origin is None:
             continue
-        opened[role] = open_dataset(
+        data, skipped = open_dataset(
             origin,
             role="calibration" if role == "calibration" else "evaluation",
             specs=model.inputs,
@@ -157,6 +158,7 @@ def _data(
             limit=job.data.num_calibration_samples if role == "calibration" else None,
             seed=job.seed,
         )
+        opened[role] = (remembered(data, _MEMO_BYTES), skipped)
         if n_classes is not None:
             check_classes(opened[role][0].class_names, n_classes, from_file=job.data.labels is not None)
     calibration = opened["calibration"][0] if "calibration" in opened else NO_SAMPLES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class Producer:
         self._prepared = prepared
         self._folder = folder
         self._progress = progress
+        # importing torchao makes torch log of an enumeration that only concerns torchao's authors
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         self._reference = _remembered(_forward(_float_module(prepared)), _MEMO_BYTES)
 
     @functools.cached_property

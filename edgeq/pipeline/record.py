@@ -1,32 +1,75 @@
-"""Which files a user's code opened: they decide whether a cached result still holds."""
+"""What a user's code looked at: it decides whether a cached result still holds.
+
+Seen are the files that Python opens (and those that safetensors and torch open in native code), the folders that are
+listed, and the environment variables that the user's own code reads. Not seen is what other native libraries open by
+themselves (cv2.imread, h5py) and what child processes do: such code needs `--no-cache`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import importlib.metadata
 import os
 import site
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from edgeq._io import sha256_bytes, sha256_file
 
+# what decides the result, besides the user's files: its versions are in the key, and in the manifest
+TOOLS = ("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn")
+
 _EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
+_IMPORTER = "<frozen importlib._bootstrap_external>"
+_ENVIRONMENT = (os.__file__, sys.modules["_collections_abc"].__file__)
+_ABSENT = ""
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects the paths that were opened, or listed, while it is on."""
+    """Collects what was looked at while it is on.
+
+    Attributes:
+        started_ns: when it was first switched on, as `time.time_ns` tells.
+        opened, written: files.
+        listed: folders whose names were read.
+        searched: folders that were searched for modules.
+        variables: environment variables.
+    """
 
     on: bool = False
+    started_ns: int = 0
     opened: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
     listed: set[str] = field(default_factory=set)
+    searched: set[str] = field(default_factory=set)
+    variables: set[str] = field(default_factory=set)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for seen in (self.opened, self.written, self.listed, self.searched, self.variables):
+            seen.clear()
+        self.started_ns = time.time_ns()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be on in the block."""
+        before, self.on = self.on, True
+        try:
+            yield
+        finally:
+            self.on = before
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         """Python's audit hook: called for every event of the interpreter."""
@@ -35,17 +78,34 @@ class Recorder:
         path = args[0]
         if isinstance(path, bytes):
             path = os.fsdecode(path)
-        if not isinstance(path, str):
+        if not isinstance(path, str) and not (path is None and event != "open"):
             return
-        if event != "open":
-            self.listed.add(os.path.abspath(path or "."))
-        elif not _writes(args):
-            self.opened.add(os.path.abspath(path))
+        where = os.path.abspath(path or ".")
+        if event == "open":
+            (self.written if _writes(args) else self.opened).add(where)
+        else:
+            by_import = sys._getframe(1).f_code.co_filename == _IMPORTER
+            (self.searched if by_import else self.listed).add(where)
 
-    def dependencies(self) -> dict[str, str]:
-        """Return the hash of each file, and of each folder's names, that is the user's own."""
-        own = {_source(path) for path in self.opened | self.listed if not _is_library(_source(path))}
-        return {path: digest for path in sorted(own) if (digest := current_digest(path))}
+    def dependencies(self) -> dict[str, str] | None:
+        """Return the present state of all that was looked at and is the user's own, by kind and name.
+
+        Returns:
+            None where a file was changed since recording began: nobody can tell which of its states was read.
+        """
+        modules = {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+        opened = {_source(path) for path in self.opened | modules}
+        files = {path for path in opened if not _is_library(path)}
+        if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
+            return None
+        names = [
+            *(f"file:{path}" for path in files),
+            *(f"file:{path}" for path in _records()),
+            *(f"names:{path}" for path in self.listed if not _is_library(path)),
+            *(f"modules:{path}" for path in self.searched if not _is_library(path)),
+            *(f"variable:{name}" for name in self.variables),
+        ]
+        return {name: current_state(name) for name in sorted(names)}
 
 
 def _writes(args: tuple[Any, ...]) -> bool:
@@ -57,15 +117,47 @@ def _writes(args: tuple[Any, ...]) -> bool:
 def _source(path: str) -> str:
     """Return the source of a compiled module: the bytes of the .pyc hold a time."""
     if path.endswith(".pyc"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, NotImplementedError):
             return source_from_cache(path)
     return path
 
 
+def _changed_ns(path: str) -> int:
+    """Return when a file's content or name last changed; unlike mtime, nobody can set it back."""
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError:
+        return 0
+
+
+@functools.cache
+def _library_roots() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    roots = {os.path.abspath(root) for root in (*libraries, *site.getsitepackages(), site.getusersitepackages())}
+    return (*(root + os.sep for root in sorted(roots)), *_SYSTEM, str(package_folder()) + os.sep)
+
+
 def _is_library(path: str) -> bool:
-    roots = [*site.getsitepackages(), site.getusersitepackages(), *sysconfig.get_paths().values(), sys.base_prefix]
-    inside = any(path.startswith(os.path.abspath(root) + os.sep) for root in roots if root)
-    return inside or path.startswith((*_SYSTEM, str(package_folder()) + os.sep, tempfile.gettempdir() + "/edgeq-"))
+    # the verification's scratch folders are edgeq's own
+    return f"{path}{os.sep}".startswith((*_library_roots(), f"{tempfile.gettempdir()}/edgeq-"))
+
+
+def _records() -> Iterator[str]:
+    """Yield the file list of each imported library that is no tool: it changes when the library is installed anew."""
+    loaded = {name.partition(".")[0] for name in list(sys.modules)}
+    named = {
+        name for top, names in importlib.metadata.packages_distributions().items() if top in loaded for name in names
+    }
+    for name in sorted(named - {*TOOLS, "edgeq"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            record = importlib.metadata.distribution(name).locate_file(f"{_info_folder(name)}/RECORD")
+            yield str(record)
+
+
+def _info_folder(name: str) -> str:
+    files = importlib.metadata.distribution(name).files or ()
+    return next((str(file.parent) for file in files if file.name == "RECORD"), f"{name}.dist-info")
 
 
 def package_folder() -> Path:
@@ -73,25 +165,45 @@ def package_folder() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def _file_digest(path: str) -> str | None:
+def current_state(name: str) -> str:
+    """Return what a dependency is now, as a hash; "" where there is none.
+
+    Args:
+        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER` or `variable:NAME`.
+    """
+    kind, _, rest = name.partition(":")
     try:
-        return sha256_file(Path(path)) if os.path.isfile(path) else None
-    except OSError:
-        return None
+        return _STATES[kind](rest)
+    except (OSError, ValueError):
+        return _ABSENT
 
 
-def folder_digest(path: str) -> str | None:
-    """Return the hash of a folder's names; None where it is no folder."""
-    try:
-        return sha256_bytes("\0".join(sorted(os.listdir(path))).encode()) if os.path.isdir(path) else None
-    except OSError:
-        return None
+def _file_state(path: str) -> str:
+    return sha256_file(Path(path)) if os.path.isfile(path) else _ABSENT
 
 
-def current_digest(path: str) -> str | None:
-    """Return what a dependency's hash is now; None where it is gone."""
-    return _file_digest(path) or folder_digest(path)
+def _names_state(path: str) -> str:
+    return sha256_bytes("\0".join(sorted(os.listdir(path))).encode(errors="surrogateescape"))
 
+
+def _modules_state(path: str) -> str:
+    """Hash the names that an import can find, since others come and go beside a user's code."""
+    files = [name for name in os.listdir(path) if name.endswith((".py", ".so"))]
+    packages = [name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "__init__.py"))]
+    return sha256_bytes("\0".join(sorted({*files, *packages})).encode(errors="surrogateescape"))
+
+
+def _variable_state(name: str) -> str:
+    value = os.environ.get(name)
+    return _ABSENT if value is None else sha256_bytes(value.encode(errors="surrogateescape"))
+
+
+_STATES: dict[str, Callable[[str], str]] = {
+    "file": _file_state,
+    "names": _names_state,
+    "modules": _modules_state,
+    "variable": _variable_state,
+}
 
 _RECORDER = Recorder()
 _hooked = False
@@ -99,15 +211,77 @@ _hooked = False
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-    """Record what is opened in the block. Python cannot take an audit hook back, so there is one for the process."""
+    """Record in the block. Python cannot take an audit hook back, so there is one for the process."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_RECORDER.hear)
         _hooked = True
-    _RECORDER.opened.clear()
-    _RECORDER.listed.clear()
-    _RECORDER.on = True
-    try:
+    _RECORDER.reset()
+    importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_native_openers())
+        stack.enter_context(_variables())
+        stack.enter_context(_RECORDER.listening())
         yield _RECORDER
+
+
+@contextlib.contextmanager
+def _native_openers() -> Iterator[None]:
+    """Let the loaders that open files in C++ or Rust raise the audit event that Python's own `open` raises."""
+    import safetensors
+    import safetensors.numpy
+    import safetensors.torch
+    import torch
+
+    class Reader(torch._C.PyTorchFileReader):  # type: ignore[misc]  # torch is not followed by mypy
+        def __init__(self, source: Any) -> None:
+            _tell(source)
+            super().__init__(source)
+
+    safe_open = _telling(safetensors.safe_open, 0)
+    with contextlib.ExitStack() as stack:
+        for module in (safetensors, safetensors.numpy, safetensors.torch):
+            stack.enter_context(patch.object(module, "safe_open", safe_open))
+        stack.enter_context(patch.object(torch._C, "PyTorchFileReader", Reader))
+        ir_module = _telling(torch._C.import_ir_module, 1)
+        stack.enter_context(patch.object(torch._C, "import_ir_module", ir_module))
+        yield
+
+
+def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
+    @functools.wraps(opener)
+    def call(*args: Any, **options: Any) -> Any:
+        _tell(args[position] if len(args) > position else options.get("filename"))
+        return opener(*args, **options)
+
+    return call
+
+
+def _tell(source: Any) -> None:
+    if isinstance(source, str | bytes | os.PathLike):
+        sys.audit("open", os.fspath(source), "r", os.O_RDONLY)
+
+
+class _Heard(dict[bytes, bytes]):
+    """The environment's own table, which tells what a user's code reads of it."""
+
+    def __getitem__(self, key: bytes) -> bytes:
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename in _ENVIRONMENT and frame.f_back is not None:
+            frame = frame.f_back
+        if _RECORDER.on and not _is_library(frame.f_code.co_filename):
+            _RECORDER.variables.add(os.fsdecode(key))
+        return super().__getitem__(key)
+
+
+@contextlib.contextmanager
+def _variables() -> Iterator[None]:
+    before = os.environ._data  # type: ignore[attr-defined]  # the table below os.environ, which others hold by name
+    heard = _Heard(before)
+    os.environ._data = heard  # type: ignore[attr-defined]
+    try:
+        yield
     finally:
-        _RECORDER.on = False
+        before.clear()
+        before.update(heard)
+        os.environ._data = before  # type: ignore[attr-defined]

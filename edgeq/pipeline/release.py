@@ -61,6 +61,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         checked=checked,
         delegated_macs=product.lowered.delegated_macs,
         weights=prepared.model.weights,
+        layers=product.lowered.layers,
     )
 
 

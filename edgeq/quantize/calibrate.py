@@ -15,16 +15,19 @@ def calibrate(prepared: Any, dataset: Dataset, specs: Sequence[TensorSpec], task
     """Feed all of `dataset` to `prepared`, in batches of the exported shape.
 
     Raises:
-        UsageError: a sample that does not fit, or that the model fails on (named).
+        UsageError: a sample that does not fit, or that the model fails on (named), or no samples at all.
     """
     import torch
 
+    if dataset.count == 0:
+        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
     with torch.no_grad():
         for batch in batches(dataset, specs):
-            tensors = tuple(torch.from_numpy(array) for array in batch.inputs)
+            # copied, since a model may work in place on what it is given
+            tensors = tuple(torch.from_numpy(array.copy()) for array in batch.inputs)
             try:
                 prepared(*tensors)
-            except (RuntimeError, IndexError, ValueError) as err:
+            except Exception as err:  # the user's forward may raise anything
                 what = f"calibration fails on {batch.samples[0].name}: {first_line(err)}"
                 raise UsageError(what, "mend or remove this sample") from err
             task.advance(batch.rows)

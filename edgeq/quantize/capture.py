@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from edgeq.artifacts import LoadedModel, TensorSpec
+from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, UsageError, first_line
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
@@ -43,7 +43,7 @@ def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
             result = module(*example_tensors(model.inputs))
     except Exception as err:  # the user's forward may raise anything
         given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
-        what = f"the model fails on its inputs ({given}){_where(err)}: {first_line(err)}"
+        what = f"the model fails on its inputs ({given}){user_line(err)}: {first_line(err)}"
         raise UsageError(what, "give --input with the shapes and dtypes that its forward takes") from err
     leaves = torch.utils._pytree.tree_leaves(result)
     if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
@@ -69,7 +69,7 @@ def capture(model: LoadedModel) -> Any:
         try:
             program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
-            what = f"torch.export cannot capture the model{_where(err)}: {first_line(err)}"
+            what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
             fix = "take out control flow that depends on data (torch.where, torch.cond), or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
     for node in program.graph.nodes:
@@ -84,17 +84,3 @@ def capture(model: LoadedModel) -> Any:
 def _plain(name: str) -> str:
     """Take torch.export's prefix off a module's name."""
     return name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
-
-
-def _where(err: BaseException) -> str:
-    """Return " at file.py:12 in forward" of the innermost frame that is the user's own code, if there is one."""
-    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if not _is_library(frame.filename)]
-    if not frames:
-        return ""
-    frame = frames[-1]
-    return f" at {frame.filename}:{frame.lineno} in {frame.name}"
-
-
-def _is_library(filename: str) -> bool:
-    library = ("site-packages", "dist-packages", "/edgeq/", "<")
-    return filename.startswith("<") or any(part in filename for part in library[:3]) or "/lib/python" in filename

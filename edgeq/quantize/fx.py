@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from edgeq.artifacts import QuantizedModel
+from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
@@ -62,6 +63,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
             prepared = _prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
         converted = convert_fx(prepared)
+        steps = _output_steps(converted, example_tensors(spec.inputs))
     quantized, kept = _split_layers(converted)
     if not quantized:
         what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
@@ -72,21 +74,28 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         exported=None,
         quantized=quantized,
         kept_fp32=kept,
-        output_steps=_output_steps(converted),
+        output_steps=steps,
     )
 
 
 def _prepare(spec: QuantizeSpec) -> Any:
+    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
     mapping = _qconfig_mapping(spec.backend, spec.observer)
-    modules = {name: type(part).__name__ for name, part in spec.model.model.named_modules()}
-    for name in sorted(matched_names(spec.keep_fp32, modules)):
+    # a copy, since preparing writes to the modules
+    module = copy.deepcopy(spec.model.model)
+    parts = dict(module.named_modules())
+    kept = sorted(matched_names(spec.keep_fp32, {name: type(part).__name__ for name, part in parts.items()}))
+    for name in kept:
         mapping.set_module_name(name, None)
+    # what stays in float need not be traceable
+    opaque = [name for name in kept if next(parts[name].children(), None) is not None]
+    custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
     try:
-        return prepare_fx(spec.model.model, mapping, example_tensors(spec.inputs))
+        return prepare_fx(module, mapping, example_tensors(spec.inputs), custom)
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
-        what = f"FX cannot trace the model{_where(err)}: {first_line(err)}"
+        what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
         fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
         raise UnsupportedError(what, fix) from err
 
@@ -114,45 +123,51 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     return mapping
 
 
-def _where(err: BaseException) -> str:
-    """Return " in module at file.py:12" of the innermost frame outside torch."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(err.__traceback__)
-        if "/torch/" not in frame.filename and "/edgeq/" not in frame.filename and not frame.filename.startswith("<")
-    ]
-    return f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-
-
 def _split_layers(converted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of convolutions and linears that compute in int8, and of those in float."""
     import torch
+    from torch.ao.nn import intrinsic
+    from torch.ao.nn.quantized import Linear
+    from torch.ao.nn.quantized.modules.conv import _ConvNd
 
-    quantized: list[str] = []
+    quantized = [node.name for node in converted.graph.nodes if _is_quantized_call(node)]
     kept: list[str] = []
-    floats = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
-    for name, part in converted.named_modules():
-        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            if hasattr(part, "weight"):
-                quantized.append(name)
-        elif isinstance(part, floats):
-            kept.append(name)
+    parts = dict(converted.named_modules())
+    for name, part in parts.items():
+        if isinstance(part, (Linear, _ConvNd)):
+            quantized.append(name)
+        elif isinstance(part, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            parent = name.rpartition(".")[0]
+            # of a float conv-relu that was fused, people know the convolution's name
+            kept.append(parent if isinstance(parts[parent], intrinsic._FusedModule) else name)
     return tuple(quantized), tuple(kept)
 
 
-def _output_steps(converted: Any) -> tuple[float | None, ...]:
-    """Return the scale of each output that a dequantize node gives straight from a quantized operator."""
+def _is_quantized_call(node: Any) -> bool:
+    """Whether a node is torch.nn.functional's conv or linear, converted."""
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    return name.startswith(("conv", "linear")) and "quantized" in str(getattr(node.target, "__module__", ""))
+
+
+def _output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:
+    """Return the scale of each output that leaves the graph straight from a quantized tensor.
+
+    Seen in a run: which operators keep a scale is PyTorch's to know.
+    """
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-    (output,) = (node for node in converted.graph.nodes if node.op == "output")
-    return tuple(_step(converted, leaf) for leaf in torch.utils._pytree.tree_leaves(output.args))
+    steps: list[tuple[Any, float]] = []  # the tensors too, so that no id is used again
 
+    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+        """Sees every operator."""
 
-def _step(converted: Any, leaf: Any) -> float | None:
-    source = leaf.args[0] if getattr(leaf, "target", None) == "dequantize" else None
-    while source is not None and source.op in ("call_function", "call_method") and len(source.args) < 3:
-        source = source.args[0] if source.args and hasattr(source.args[0], "op") else None  # flatten and the like
-    if source is None or source.op != "call_module":
-        return None
-    scale = getattr(converted.get_submodule(source.target), "scale", None)
-    return float(scale) if scale is not None else None
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.__name__.startswith("dequantize") and args[0].qscheme() == torch.per_tensor_affine:
+                steps.append((result, float(args[0].q_scale())))
+            return result
+
+    with torch.no_grad(), Recorder():
+        outputs = torch.utils._pytree.tree_leaves(converted(*inputs))
+    return tuple(next((step for tensor, step in steps if tensor is leaf), None) for leaf in outputs)

@@ -14,7 +14,10 @@ from edgeq.quantize.names import matched_names
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
-_QUANTIZABLE = ("conv1d", "conv2d", "conv_transpose2d", "linear", "convolution")
+_LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
+    "linear",
+    "convolution",
+}
 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
@@ -40,11 +43,11 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     graph = spec.captured.module()
-    quantizer = _quantizer(spec.observer, _left_in_float(graph, spec.keep_fp32))
+    quantizer = _quantizer(spec.observer, _left_in_float(graph, spec))
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         try:
             prepared = prepare_pt2e(graph, quantizer)
-        except (RuntimeError, ValueError, AssertionError) as err:
+        except Exception as err:  # torchao raises many types
             what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
             raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
         calibrate(prepared, spec.calibration, spec.inputs, task)
@@ -85,13 +88,15 @@ def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -
     return quantizer
 
 
-def _left_in_float(graph: Any, keep: tuple[str, ...]) -> Callable[[Any], bool] | None:
+def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | None:
     """Return whether a node belongs to a module that the user keeps in float, by name or type."""
-    if not keep:
+    if not spec.keep_fp32:
         return None
     stacks = [list(node.meta.get("nn_module_stack", {}).values()) for node in graph.graph.nodes]
     modules = {_stack_name(entry): _type_name(entry[1]) for stack in stacks for entry in stack}
-    names = matched_names(keep, modules)
+    if spec.model.kind == "module":  # names of modules that left no node, such as dropout, are no mistake
+        modules |= {name: type(part).__name__ for name, part in spec.model.model.named_modules()}
+    names = matched_names(spec.keep_fp32, modules)
     return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
 
 
@@ -108,11 +113,11 @@ def _split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     quantized: list[str] = []
     kept: list[str] = []
     for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target.__name__.split(".")[0] not in _QUANTIZABLE:
+        if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
             continue
         name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
         operands = [arg for arg in node.args[:2] if hasattr(arg, "target")]
-        is_int8 = all("dequantize" in str(arg.target) for arg in operands)
+        is_int8 = len(operands) == 2 and all("dequantize" in str(arg.target) for arg in operands)
         (quantized if is_int8 else kept).append(name)
     return tuple(quantized), tuple(kept)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import select
 import signal
-import subprocess
-import sys
+import struct
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 
 from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
 from edgeq.verify import wire
+from edgeq.verify.child import Child, started
 
 _START_S = 180.0
 _ANSWER_S = 600.0
+_END_S = 10.0
 
 # runtime/core/error.h of ExecuTorch 1.5: what the code means for whoever packages a model
 _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
@@ -70,19 +71,10 @@ class ArtifactFacts:
 class HostRuntime:
     """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[Path], Child] = started) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-")
         self._log = Path(self._scratch.name) / "stderr"
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with self._log.open("wb") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "edgeq.verify.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=env,
-                start_new_session=True,  # Ctrl-C is edgeq's to handle; it then ends the child itself
-            )
+        self._child = start(self._log)
         self._ready = False
 
     def __enter__(self) -> HostRuntime:
@@ -95,12 +87,7 @@ class HostRuntime:
 
     def close(self) -> None:
         """End the child and remove its scratch folder."""
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._child.close()
         self._scratch.cleanup()
 
     def load(self, path: Path, *, runtime: str, backend: str, threads: int) -> Loaded:
@@ -150,37 +137,50 @@ class HostRuntime:
     def _ask(
         self, request: dict[str, Any], arrays: Sequence[NDArray[Any]], doing: str
     ) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
-        stdin, stdout = self._child.stdin, self._child.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the child was started without pipes")
         try:
             if not self._ready:
-                self._answer(stdout, _START_S, "starting the runtime")
+                self._answer(_START_S, "starting the runtime")
                 self._ready = True
-            wire.send(stdin, request, arrays)
-            reply, outputs = self._answer(stdout, _ANSWER_S, doing)
-        except (EOFError, BrokenPipeError) as err:
+            wire.send(self._child.requests, request, arrays)
+            reply, outputs = self._answer(_ANSWER_S, doing)
+        except (EOFError, BrokenPipeError, ValueError, struct.error) as err:  # the last two: no frame came
             raise self._crash(doing) from err
         if "error" in reply:
             raise _translated(str(reply["error"]), doing)
         return reply, outputs
 
-    def _answer(self, stdout: Any, timeout_s: float, doing: str) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
-        if not select.select([stdout], [], [], timeout_s)[0]:
-            self._child.kill()
+    def _answer(self, timeout_s: float, doing: str) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+        if not select.select([self._child.replies], [], [], timeout_s)[0]:
+            self._child.process.kill()
             what = f"no answer within {timeout_s:.0f} s while {doing}"
             raise VerificationError(what, "try a smaller model, or a faster machine")
-        return wire.receive(stdout)
+        return wire.receive(self._child.replies)
 
     def _crash(self, doing: str) -> EdgeqError:
-        code = self._child.wait()
+        """Return what became of the child, which no longer answers."""
+        process = self._child.process
+        deadline = time.monotonic() + _END_S
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.kill()
+        code = process.wait()
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
-        if code >= 0:
+        if code >= 0 and not self._ready:
             return EnvironmentProblem(f"the runtime's process ended while {doing}{last}", "see `edgeq doctor`")
-        name = signal.Signals(-code).name
-        what = f"the runtime crashed with {name} while {doing}{last}"
-        return VerificationError(what, "the artifact must not ship; report the model's architecture to its runtime")
+        how = f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        fix = "the artifact must not ship; report the model's architecture to its runtime"
+        if code == -signal.SIGKILL:
+            fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+        return VerificationError(f"the runtime {how} while {doing}{last}", fix)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
 
 
 def _translated(text: str, doing: str) -> EdgeqError:

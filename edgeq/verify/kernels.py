@@ -14,7 +14,12 @@ _XNNPACK = re.compile(
 _NATIVE = re.compile(r"^native_call_(?:convolution|addmm|mm|bmm|linear|baddbmm)\b")
 _INT8_FIRST = re.compile(r"^Q[A-Z]8")  # QS8, QC8, QU8; QD8 quantizes activations on the fly
 _LAYOUTS = frozenset({"NHWC", "NCHW", "NC", "ND"})
-_TORCH = re.compile(r"^(?:quantized::(?:conv|linear)\w*|aten::(?:convolution|addmm|mm|bmm|baddbmm))$")
+_TORCH = re.compile(
+    r"^(?:quantized::(?:conv|linear)\w*(?<!pack)"
+    # the last four do a whole block at once
+    r"|aten::(?:_?convolution|addmm|mm|bmm|baddbmm|mkldnn_rnn_layer|_native_multi_head_attention"
+    r"|_transformer_encoder_layer_fwd|_scaled_dot_product_flash_attention_for_cpu))$"
+)
 
 
 def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
@@ -39,10 +44,15 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     return KernelShare(int8_macs=int8 / total, kernels=tuple(kernels))
 
 
+def multiplies(runtime: str, name: str) -> bool:
+    """Whether a kernel convolves or multiplies matrices, in any precision."""
+    return _is_int8(runtime, name) is not None
+
+
 def _is_int8(runtime: str, name: str) -> bool | None:
     """Return whether a kernel multiplies int8 by int8; None where it multiplies no matrices."""
     if runtime == "torchscript":
-        return name.startswith("quantized::") if _TORCH.match(name) else None
+        return name.startswith("quantized::") and "fp16" not in name if _TORCH.match(name) else None
     if _NATIVE.match(name):
         return False
     match = _XNNPACK.match(name)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.artifacts import Interval
+from edgeq.errors import UsageError
 
 _Z95 = 1.959964  # the normal distribution's 97.5% point
 
@@ -18,65 +19,93 @@ Outputs = tuple[NDArray[Any], ...]
 
 
 @dataclass(slots=True)
+class _Sums:
+    """Running sums of one output."""
+
+    reference_energy: float = 0.0
+    error_energy: float = 0.0
+    steps: float | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        if not math.isfinite(self.reference_energy + self.error_energy):
+            return math.nan
+        if self.error_energy == 0:
+            return math.inf
+        return 10 * math.log10(self.reference_energy / self.error_energy) if self.reference_energy else -math.inf
+
+
+@dataclass(slots=True)
 class Comparison:
     """Running sums of a reference against what was measured.
 
-    SQNR = 10 log10(sum reference² / sum (reference - measured)²), over all outputs together.
+    SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, lest a large one hide it.
     """
 
-    reference_energy: float = 0.0
     measured_energy: float = 0.0
     product: float = 0.0
-    error_energy: float = 0.0
     max_abs: float = 0.0
     elements: int = 0
     differing: int = 0
     agreeing: int = 0
     ranked: int = 0
     finite: bool = True
-    max_steps: list[float | None] = field(default_factory=list)
+    outputs: list[_Sums] = field(default_factory=list)
 
-    def add(self, reference: Outputs, measured: Outputs, steps: Sequence[float | None] = ()) -> None:
-        """Add the outputs of one or more samples; `steps` are the outputs' quantization steps where known."""
+    def add(
+        self, reference: Outputs, measured: Outputs, steps: Sequence[float | None] = (), *, rows: int | None = None
+    ) -> None:
+        """Add the outputs of one or more samples.
+
+        Args:
+            reference: what is compared with.
+            measured: of the same shapes.
+            steps: the outputs' quantization steps, where known.
+            rows: how many rows a ranking has; None for any number.
+        """
         for index, (expected, came) in enumerate(zip(reference, measured, strict=True)):
-            left, right = expected.astype(np.float64), came.astype(np.float64)
+            if index == len(self.outputs):
+                self.outputs.append(_Sums())
+            self._add(self.outputs[index], expected, came, steps[index] if index < len(steps) else None)
+        if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
+            finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
+            self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
+            self.ranked += len(reference[0])
+
+    def _add(self, sums: _Sums, reference: NDArray[Any], measured: NDArray[Any], step: float | None) -> None:
+        left, right = reference.astype(np.float64), measured.astype(np.float64)
+        self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
+        with np.errstate(all="ignore"):  # what is not finite stays so, and fails
             error = np.abs(left - right)
-            self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
-            self.reference_energy += float((left**2).sum())
+            sums.reference_energy += float((left**2).sum())
+            sums.error_energy += float((error**2).sum())
             self.measured_energy += float((right**2).sum())
             self.product += float((left * right).sum())
-            self.error_energy += float((error**2).sum())
-            largest = float(error.max(initial=0.0))
-            # max() would drop a NaN
-            self.max_abs = largest if math.isnan(largest) else max(self.max_abs, largest)
-            self.elements += error.size
-            self.differing += int((error != 0).sum())
-            self._add_steps(index, largest, steps[index] if index < len(steps) else None)
-        if reference and is_ranking(reference[0]):
-            agree = reference[0].argmax(axis=1) == measured[0].argmax(axis=1)
-            self.agreeing += int(agree.sum())
-            self.ranked += len(agree)
+        largest = float(error.max(initial=0.0))
+        self.max_abs = _larger(self.max_abs, largest)
+        self.elements += error.size
+        self.differing += int((error != 0).sum())
+        if step:
+            sums.steps = _larger(sums.steps or 0.0, largest / step)
 
-    def _add_steps(self, index: int, largest: float, step: float | None) -> None:
-        if index == len(self.max_steps):
-            self.max_steps.append(0.0 if step else None)
-        before = self.max_steps[index]
-        if step and before is not None:
-            self.max_steps[index] = max(before, largest / step)
+    @property
+    def max_steps(self) -> float | None:
+        """The largest difference in quantization steps; None unless every output is quantized."""
+        if not self.outputs or any(sums.steps is None for sums in self.outputs):
+            return None
+        return float(np.max([sums.steps for sums in self.outputs]))  # which keeps a NaN
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to error in dB; infinite for equal outputs, NaN where an output is not finite."""
-        if not self.finite:
+        """Signal to error of the worst output in dB; infinite for equal outputs, NaN where one is not finite."""
+        if not self.finite or not self.outputs:
             return math.nan
-        if self.error_energy == 0:
-            return math.inf
-        return 10 * math.log10(self.reference_energy / self.error_energy) if self.reference_energy else -math.inf
+        return float(np.min([sums.sqnr_db for sums in self.outputs]))
 
     @property
     def cosine(self) -> float:
         """Cosine of the angle between all reference and all measured outputs; NaN where one is all zero."""
-        norm = math.sqrt(self.reference_energy * self.measured_energy)
+        norm = math.sqrt(sum(sums.reference_energy for sums in self.outputs)) * math.sqrt(self.measured_energy)
         return self.product / norm if norm else math.nan
 
     @property
@@ -85,16 +114,33 @@ class Comparison:
         return self.agreeing / self.ranked if self.ranked else None
 
 
+def _larger(one: float, other: float) -> float:
+    """Return the larger, and NaN where one is NaN: max() would drop it."""
+    return float(np.maximum(one, other))
+
+
 def is_ranking(output: NDArray[Any]) -> bool:
     """Whether an output looks like scores of classes: [N, classes] of floats."""
     return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
 
 
 def top1(outputs: Outputs, label: Any) -> float:
-    """Score one sample: 1.0 where the first output's argmax is the label. `outputs` has no batch axis."""
-    if not np.isfinite(outputs[0]).all():
+    """Score one sample: 1.0 where the first output's argmax is the label. `outputs` has no batch axis.
+
+    Raises:
+        UsageError: the label is no class of the output; scored as wrong, it would hide in both models' scores.
+    """
+    scores = outputs[0]
+    index = np.asarray(label)
+    if index.size != 1 or index.dtype.kind not in "iuf" or int(index.item()) != index.item():
+        what = f"label {str(label)[:60]!r} is no class index"
+        raise UsageError(what, "give whole numbers as labels, or --metric for anything else")
+    if not 0 <= int(index.item()) < scores.size:
+        what = f"label {int(index.item())} is out of range: the model has {scores.size} classes, from 0"
+        raise UsageError(what, "mend the labels, or give --labels to map class folders to outputs")
+    if not np.isfinite(scores).all():
         return 0.0
-    return float(int(outputs[0].argmax()) == int(label))
+    return float(int(scores.argmax()) == int(index.item()))
 
 
 def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval:
@@ -105,11 +151,11 @@ def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval
     Other scores use Student's t on the differences.
 
     Raises:
-        ValueError: no samples, or a score that is not finite.
+        ValueError: no samples, not as many of both, or a score that is not finite.
     """
     before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
-    if before.size == 0 or not (np.isfinite(before).all() and np.isfinite(after).all()):
-        raise ValueError("scores must be finite, and there must be some")
+    if before.size == 0 or before.shape != after.shape or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise ValueError("expected as many scores of both, one at least, and all finite")
     difference = before - after
     estimate = float(difference.mean())
     if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():

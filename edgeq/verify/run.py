@@ -15,7 +15,6 @@ from edgeq.artifacts import (
     GoldenSet,
     KernelShare,
     LoweredModel,
-    Parity,
     TensorSpec,
     Timing,
     VerifyReport,
@@ -27,8 +26,9 @@ from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, percentile_ms, top1
+from edgeq.verify.parity import Forward, ParityTally
+from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows, scored
 
-Forward = Callable[[Batch], Outputs]
 Metric = Callable[[Outputs, Any], float]
 
 PARITY_SAMPLES = 8  # the converted graph runs fifty times slower than the artifact
@@ -75,16 +75,16 @@ class VerifySpec:
 class _Tally:
     """What is gathered while the samples run."""
 
-    parity: Comparison = field(default_factory=Comparison)
+    parity: ParityTally = field(default_factory=ParityTally)
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     findings: dict[str, None] = field(default_factory=dict)
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
-    first: Outputs | None = None
-    varied: bool = False
+    measured: Variety = field(default_factory=Variety)
+    reference: Variety = field(default_factory=Variety)
+    digests: set[str] = field(default_factory=set)
     shapes: tuple[TensorSpec, ...] = ()
-    parity_samples: int = 0
     samples: int = 0
 
 
@@ -109,6 +109,8 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
             task.advance(batch.rows)
     if first is None:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    if len(tally.digests) == 1:
+        _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
     with spec.progress.task(f"time {spec.label}"):
         latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
@@ -123,7 +125,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     )
     report = VerifyReport(
         host=f"host {host_arch()}",
-        parity=_parity(tally) if spec.graph else None,
+        parity=tally.parity.result(spec.graph) if spec.graph else None,
         fidelity=_fidelity(spec, tally),
         timing=timing,
         kernels=kernels,
@@ -155,44 +157,41 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         tally.shapes = tuple(
             TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
         )
-    _look(tally, outputs)
-    measured = _rows(batch, outputs)
-    if spec.graph is not None and tally.parity_samples < PARITY_SAMPLES:
-        expected = _rows(batch, spec.graph(batch))
+    _look(tally, batch, outputs)
+    measured = cut(batch, outputs)
+    if spec.graph is not None and tally.parity.samples < PARITY_SAMPLES:
+        expected = cut(batch, spec.graph(batch))
         if _same_shapes(tally, expected, measured, "the converted graph"):
-            tally.parity.add(expected, measured, spec.output_steps)
-        tally.parity_samples += batch.rows
-    reference = _rows(batch, spec.fp32(batch)) if spec.fp32 else None
-    if reference is not None and _same_shapes(tally, reference, measured, "fp32"):
-        tally.fidelity.add(reference, measured)
-    _score(spec, tally, batch, reference, measured)
+            tally.parity.add(batch, expected, measured, spec.output_steps)
+    reference = spec.fp32(batch) if spec.fp32 else None
+    if reference is not None:
+        tally.reference.look(batch, reference)
+        if _same_shapes(tally, cut(batch, reference), measured, "fp32"):
+            tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+    _score(spec, tally, batch, reference, outputs)
     tally.samples += batch.rows
     if len(tally.golden) < GOLDEN_SAMPLES:
-        tally.golden.append((batch.samples[0], tuple(array[:1] if array.ndim else array for array in measured)))
+        tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
 
 
-def _look(tally: _Tally, outputs: Outputs) -> None:
+def _look(tally: _Tally, batch: Batch, outputs: Outputs) -> None:
     """Note outputs that are wrong whatever the limits."""
     for index, array in enumerate(outputs):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             tally.findings[f"output{index} holds NaN or Inf"] = None
-    if tally.first is None:
-        tally.first = outputs
-    elif not tally.varied:
-        tally.varied = any(not np.array_equal(a, b) for a, b in zip(tally.first, outputs, strict=True))
-    if len({output.shape[0] if output.ndim else 0 for output in outputs}) == 1 and outputs[0].ndim:
-        tally.varied = tally.varied or any(not np.array_equal(output[0], row) for output in outputs for row in output)
+    tally.measured.look(batch, outputs)
+    if len(tally.digests) < 2:
+        tally.digests.update(sample.digest for sample in batch.samples)
 
 
-def _rows(batch: Batch, outputs: Outputs) -> Outputs:
-    """Cut what belongs to padding; a batch that is one whole sample is left as it is."""
-    if batch.rows == 1:
-        return outputs if _is_whole(batch) else tuple(output[:1] for output in outputs)
-    return tuple(output[: batch.rows] for output in outputs)
-
-
-def _is_whole(batch: Batch) -> bool:
-    return batch.samples[0].inputs[0].shape == batch.inputs[0].shape
+def _probe(tally: _Tally, batch: Batch, runtime: HostRuntime) -> None:
+    """Where all samples are one and the same, try another input, lest a dead model go unnoticed."""
+    inputs = another_input(batch)
+    if inputs is not None:
+        tally.measured.look(batch, runtime.run(inputs))
+    elif not any(tally.measured.varied):
+        what = "every input is the same, so that no one can tell whether the output is constant:"
+        tally.findings[f"{what} give --input its range of values, or --eval-data"] = None
 
 
 def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
@@ -210,15 +209,10 @@ def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | N
         score = top1
     if score is None:
         return
-    for row, sample in enumerate(batch.samples):
-        # a batch that is one whole sample keeps its batch axis of one out of the metric's way
-        tally.scores.append(_finite_score(score, _sample_outputs(measured, row), sample.label))
-        if reference is not None:
-            tally.fp32_scores.append(_finite_score(score, _sample_outputs(reference, row), sample.label))
-
-
-def _sample_outputs(outputs: Outputs, row: int) -> Outputs:
-    return tuple(output[row] if output.ndim and output.shape[0] > row else output for output in outputs)
+    by_row = score is top1
+    tally.scores += [_finite_score(score, *pair) for pair in scored(batch, measured, by_row=by_row)]
+    if reference is not None:
+        tally.fp32_scores += [_finite_score(score, *pair) for pair in scored(batch, reference, by_row=by_row)]
 
 
 def _finite_score(score: Metric, outputs: Outputs, label: Any) -> float:
@@ -226,18 +220,6 @@ def _finite_score(score: Metric, outputs: Outputs, label: Any) -> float:
     if not math.isfinite(value):
         raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
     return value
-
-
-def _parity(tally: _Tally) -> Parity:
-    sums = tally.parity
-    steps = [value for value in sums.max_steps if value is not None]
-    return Parity(
-        samples=tally.parity_samples,
-        max_abs=sums.max_abs,
-        max_steps=max(steps) if steps else None,
-        sqnr_db=sums.sqnr_db,
-        differing=sums.differing / sums.elements if sums.elements else 0.0,
-    )
 
 
 def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
@@ -260,8 +242,17 @@ def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
 
 def _findings(spec: VerifySpec, tally: _Tally) -> tuple[str, ...]:
     findings = list(tally.findings)
-    if tally.samples > 1 and not tally.varied:
-        findings.append("the output is constant: it is the same for every input")
+    if not findings:
+        findings += _constants(tally)
     if spec.fp32 is not None and not tally.fidelity.finite and not findings:
         findings.append("the fp32 model's own output holds NaN or Inf")
     return tuple(findings)
+
+
+def _constants(tally: _Tally) -> list[str]:
+    """Name outputs that do not follow the input. One of several may be constant by design, if fp32's is too."""
+    varied = tally.measured.varied
+    if not any(varied):
+        return ["the output is constant: it is the same for every input"]
+    pairs = zip(varied, tally.reference.varied, strict=False)
+    return [f"output{i} is constant, while that of fp32 is not" for i, (m, r) in enumerate(pairs) if r and not m]

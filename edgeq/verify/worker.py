@@ -17,22 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.verify import wire
+from edgeq.verify.kernels import multiplies
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    requests = sys.stdin.buffer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    serve(sys.stdin.buffer, replies)
+
+
+def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    """Answer requests until there are no more."""
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_grad_enabled(False)
     wire.send(replies, {"ready": True})
-    _serve(requests, replies)
-
-
-def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     runner: _Runner | None = None
     while True:
         try:
@@ -220,7 +221,7 @@ class _TorchScript(_Runner):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             self.call(inputs)
         events = sorted(profile.events(), key=lambda event: event.time_range.start)
-        return [str(event.name) for event in events]
+        return [str(event.name) for event in events if not _inside_matrix(event)]
 
     def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
         from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version
@@ -229,6 +230,14 @@ class _TorchScript(_Runner):
         names = _export_operator_list(self.module) if is_lite else ()
         version = int(_get_model_bytecode_version(str(self.path))) if is_lite else None
         return {"operators": sorted(names), "delegates": 0, "bytecode_version": version}
+
+
+def _inside_matrix(event: Any) -> bool:
+    """Whether an event is part of a convolution or matrix product: each is to be counted once."""
+    parent = event.cpu_parent
+    while parent is not None and not multiplies("torchscript", str(parent.name)):
+        parent = parent.cpu_parent
+    return parent is not None
 
 
 RUNNERS: dict[str, type[_Runner]] = {"executorch": _ExecuTorch, "torchscript": _TorchScript}

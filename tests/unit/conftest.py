@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeq._io import canonical_json, sha256_file
 from edgeq.artifacts import (
     BundleInput,
     CheckReport,
@@ -129,6 +132,119 @@ def _verified() -> VerifyReport:
         outputs=(TensorSpec(name="output0", dtype="float32", shape=(1, 2)),),
         findings=(),
     )
+
+
+NET = """
+import numpy as np
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        convs = [torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU()]
+        self.layers = torch.nn.Sequential(*convs, torch.nn.Flatten(), torch.nn.Linear(200, 3))
+
+    def forward(self, image):
+        return self.layers(image)
+
+
+def factory():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def _images(seed):
+    return np.random.default_rng(seed).integers(0, 256, (24, 16, 16, 1), dtype=np.uint8)
+
+
+def calibration():
+    return _images(1)
+
+
+def evaluation():
+    return _images(2), np.arange(24) % 3
+
+
+def others():
+    return _images(3), np.arange(24) % 3
+
+
+def unlabelled():
+    return _images(2)
+
+
+def score(outputs, label):
+    return float(-outputs[0].var())
+"""
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a small convolutional net and functions that give data and a score."""
+    path = tmp_path_factory.mktemp("net") / "net.py"
+    path.write_text(NET)
+    path.with_name("gray.toml").write_text('color = "gray"\nmean = [0.5]\nstd = [0.25]\n')
+    return path
+
+
+def packaged(net: Path, target: str, out: Path) -> Path:
+    """Package the small net by the real pipeline; return the bundle."""
+    from edgeq.cli.progress import Quiet
+    from edgeq.job import DataOptions, Job
+    from edgeq.pipeline import build
+
+    data = DataOptions(
+        calibration=f"{net}:calibration",
+        evaluation=f"{net}:evaluation",
+        preprocess=str(net.with_name("gray.toml")),
+        lint="warn",
+    )
+    job = Job(
+        source=f"{net}:factory",
+        targets=(load_target(target),),
+        out=out,
+        name="net",
+        inputs=("image=1x1x16x16",),
+        data=data,
+        cache=False,
+    )
+    (row,) = build(job, Quiet()).rows
+    assert not row.checked.exit_code, row.checked
+    return row.path
+
+
+@pytest.fixture(scope="session")
+def host_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript bundle for this host, not to be changed."""
+    return packaged(net, "linux-x86_64-x86", tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def phone_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ExecuTorch bundle for phones, not to be changed; making it takes half a minute of imports."""
+    return packaged(net, "android-arm64-xnnpack", tmp_path_factory.mktemp("phone"))
+
+
+Change = Callable[[Path, dict[str, Any]], None]
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[Path, Change], Path]:
+    """Copy a bundle, let `change` alter its files and its manifest, and write hashes that hold again."""
+
+    def copy(bundle: Path, change: Change) -> Path:
+        place = tmp_path / "changed"
+        shutil.copytree(bundle, place)
+        manifest = json.loads((place / "manifest.json").read_bytes())
+        change(place, manifest)
+        for entry in manifest["files"]:
+            path = place / entry["path"]
+            entry.update(sha256=sha256_file(path), size_bytes=path.stat().st_size)
+        (place / "manifest.json").write_bytes(canonical_json(manifest))
+        return place
+
+    return copy
 
 
 @pytest.fixture

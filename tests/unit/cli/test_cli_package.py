@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +25,7 @@ def installs(monkeypatch):
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 
-    module = types.ModuleType("edgeq.deliver.install")
-    module.install = install  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgeq.deliver.install", module)
+    monkeypatch.setattr("edgeq.deliver.install.install", install)
     return calls
 
 
@@ -163,9 +159,7 @@ def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monk
     def refuse(bundle_folder: Path, app: Path) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
-    module = types.ModuleType("edgeq.deliver.install")
-    module.install = refuse  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgeq.deliver.install", module)
+    monkeypatch.setattr("edgeq.deliver.install.install", refuse)
     assert run([*PACKAGE, "--install-into", str(android_app), "-q", *(["--json"] if as_json else [])]) == 7
     out, err = capfd.readouterr()
     assert err == "error: random weights\n  fix: give --weights\n"

@@ -1,7 +1,7 @@
 """Write the list of operators that torch 2.1.0 registers, for edgeq/check/torch-2.1.0.ops.txt.
 
     pip download --no-deps --only-binary=:all: --platform manylinux2014_aarch64 --python-version 3.11 torch==2.1.0
-    .venv/bin/python scripts/lite_ops torch-2.1.0-*.whl > edgeq/check/torch-2.1.0.ops.txt
+    .venv/bin/python scripts/lite_ops.py torch-2.1.0-*.whl > edgeq/check/torch-2.1.0.ops.txt
 
 torch 2.1.0 is what the last org.pytorch:pytorch_android_lite was built from. Two sources inside the wheel: aten's own
 operators by `native_functions.yaml` (in the library their schemas have no namespace, and the linker merges those that
@@ -16,7 +16,7 @@ import zipfile
 
 HEADER = """\
 # Operators (with overload names) that torch 2.1.0 registers and that its lite interpreter can have.
-# Made by scripts/lite_ops from the wheel {wheel}.
+# Made by scripts/lite_ops.py from the wheel {wheel}.
 # The Android library itself was not read: built from the same sources, it can have these, and no others of torch's.
 """
 LIBRARY = "torch/lib/libtorch_cpu.so"
@@ -45,7 +45,7 @@ def registered(library: bytes) -> set[str]:
 
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit("usage: .venv/bin/python scripts/lite_ops TORCH_2.1.0_WHEEL")
+        sys.exit("usage: .venv/bin/python scripts/lite_ops.py TORCH_2.1.0_WHEEL")
     with zipfile.ZipFile(sys.argv[1]) as wheel:
         names = declared(wheel.read(YAML).decode()) | registered(wheel.read(LIBRARY))
     sys.stdout.write(HEADER.format(wheel=sys.argv[1].rsplit("/", 1)[-1]))

@@ -1,0 +1,130 @@
+"""Reading golden.npz: a self-test must not trust the file that it tests with."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts import GoldenSet
+from edgeq.bundle.reader import Bundle, open_regular
+from edgeq.errors import EdgeqError, IntegrityError, first_line
+from edgeq.manifest import GOLDEN_NAME, Manifest, Tensor
+from edgeq.preprocess import apply
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_BYTES = 512_000_000
+_MAX_ELEMENTS = 2**31  # of one input; `edgeq package` takes no larger one
+
+
+def read_golden(bundle: Bundle) -> GoldenSet:
+    """Return a bundle's golden samples: the arrays that the manifest tells of, and no others.
+
+    Nothing is unpickled or inflated, and no array takes more memory than the file.
+
+    Raises:
+        IntegrityError: the file is too large, no plain archive, or does not hold what the manifest says.
+        EnvironmentProblem: it cannot be read.
+    """
+    manifest = bundle.manifest
+    with open_regular(bundle.golden) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _broken(f"it has more than {MAX_BYTES} bytes")
+    arrays = _arrays(data)
+    inputs = [f"input_{tensor.name}" for tensor in manifest.inputs]
+    outputs = [f"output_{i}" for i in range(len(manifest.outputs))]
+    if sorted(arrays) != sorted((*inputs, *outputs)):
+        raise _broken(f"it holds {', '.join(sorted(arrays))}; expected {', '.join((*inputs, *outputs))}")
+    count = manifest.golden.samples
+    for name, array in arrays.items():
+        if count == 0 or array.shape[:1] != (count,):
+            raise _broken(f"{name} has the shape {list(array.shape)}, the manifest says {count} samples")
+    return GoldenSet(
+        inputs=tuple(arrays[name] for name in inputs),
+        outputs=tuple(arrays[name] for name in outputs),
+        preprocessed=manifest.golden.preprocessed,
+        sqnr_floor_db=float(manifest.golden.sqnr_floor_db),
+    )
+
+
+def model_inputs(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[NDArray[Any], ...], ...]:
+    """Return what the model takes, for each golden sample: preprocessed, and of each input's whole shape.
+
+    A sample without the batch axis is repeated to fill the batch.
+
+    Raises:
+        IntegrityError: the samples are not what the manifest's inputs take.
+    """
+    return tuple(
+        tuple(
+            _ready(column[i], tensor, preprocessed=golden.preprocessed)
+            for column, tensor in zip(golden.inputs, manifest.inputs, strict=True)
+        )
+        for i in range(len(golden.inputs[0]))
+    )
+
+
+def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArray[Any]:
+    import numpy as np
+
+    if math.prod(tensor.shape) > _MAX_ELEMENTS:
+        raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is more than any model takes")
+    if not preprocessed and array.dtype == np.uint8 and tensor.dtype.startswith("float"):
+        array = _preprocessed(array, tensor)
+    if str(array.dtype) == tensor.dtype and array.shape == tensor.shape:
+        return array
+    if str(array.dtype) == tensor.dtype and array.shape == tensor.shape[1:]:
+        return np.ascontiguousarray(np.broadcast_to(array, tensor.shape))
+    came = f"{array.dtype} {list(array.shape)}"
+    raise _broken(f"a sample of input {tensor.name} is {came}, the model takes {tensor.dtype} {list(tensor.shape)}")
+
+
+def _preprocessed(image: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
+    if tensor.preprocessing is None or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise _broken(f"input {tensor.name} has pixels {list(image.shape)} and no preprocessing for them")
+    try:
+        return apply(tensor.preprocessing, image)
+    except EdgeqError as err:
+        raise _broken(f"input {tensor.name}: {err.what}") from err
+
+
+def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                # edgeq stores without deflating: a small file cannot become a large one
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) or name in arrays:
+                    raise ValueError(f"the entry {info.filename[:80]!r} is compressed, too large, or stands twice")
+                arrays[name] = _array(archive.read(info))
+    except IntegrityError:
+        raise
+    except Exception as err:  # zipfile and NumPy raise a dozen kinds on hostile bytes
+        raise _broken(first_line(err)) from err
+    return arrays
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """Return the array of an .npy file of version 1.0; `np.load` would allocate whatever the header says."""
+    import numpy as np
+
+    header = io.BytesIO(data)
+    if np.lib.format.read_magic(header) != (1, 0):
+        raise ValueError("an array's format is not 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    if fortran or dtype.kind not in "biuf" or dtype != dtype.newbyteorder("<"):
+        raise ValueError(f"an array of {dtype}, expected little-endian numbers in C order")
+    if math.prod(shape) * dtype.itemsize != len(data) - header.tell():
+        raise ValueError(f"an array of the shape {list(shape)} with {len(data) - header.tell()} bytes")
+    array: NDArray[Any] = np.frombuffer(data, dtype, offset=header.tell()).reshape(shape)
+    return array
+
+
+def _broken(why: str) -> IntegrityError:
+    what = f"{GOLDEN_NAME} does not fit the manifest: {why[:300]}"
+    return IntegrityError(what, "get the bundle again, or package the model again")

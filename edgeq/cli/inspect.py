@@ -1,0 +1,202 @@
+"""`edgeq inspect`: what a bundle, or a bare artifact, is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli import flags
+from edgeq.cli.columns import aligned, printable
+from edgeq.cli.output import say, say_json
+from edgeq.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import Layer
+    from edgeq.manifest import Manifest, Measure, Tensor
+    from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
+
+SCHEMA_VERSION = 1
+_SHOWN = 10
+_SHARE_UNKNOWN = "not known: a bare artifact does not say which layers it holds; inspect its bundle"
+_NOT_LISTED = "not known: a .pt archive holds code, and no list of operators"
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT_OR_BUNDLE", help="A bundle's folder, or a .pte, .ptl or TorchScript .pt file."
+        ),
+    ],
+    layers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many layers, or entries of an archive, to list; JSON has all.")
+    ] = _SHOWN,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Show what a bundle or an artifact is made of.
+
+    Inputs and outputs, sizes, operators, what the delegate took, and bytes by layer. A bundle's hashes are checked;
+    an artifact is loaded in a process of its own.
+    """
+    from edgeq.cli.progress import open_progress
+
+    with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.inspect import BundleInspection, inspect_path
+
+        found = inspect_path(path, progress)
+    if as_json:
+        say_json(bundle_json(found) if isinstance(found, BundleInspection) else artifact_json(found))
+    else:
+        say(bundle_text(found, layers) if isinstance(found, BundleInspection) else artifact_text(found, layers))
+
+
+def bundle_text(found: BundleInspection, shown: int) -> str:
+    """Return a bundle for people; `shown` layers, those with the most bytes first."""
+    manifest = found.bundle.manifest
+    target, runtime = manifest.target, manifest.runtime
+    field = f", oldest in the field {runtime.oldest_in_field}"
+    bytecode = "" if runtime.bytecode_version is None else f", bytecode version {runtime.bytecode_version}"
+    facts = [
+        ("digest", found.bundle.digest),
+        ("target", f"{target.name} ({target.platform}, {target.arch}, {target.backend}, {manifest.threads} threads)"),
+        ("runtime", f"{runtime.name}, written by {runtime.exported_with or 'an unknown version'}{field}{bytecode}"),
+        *(("input", _tensor(tensor)) for tensor in manifest.inputs),
+        *(("output", _tensor(tensor)) for tensor in manifest.outputs),
+        ("labels", str(len(manifest.labels)) if manifest.labels else "none"),
+        *_computed(manifest),
+        *((entry.role, f"{entry.path}, {_bytes(entry.size_bytes)}") for entry in manifest.files),
+        ("download", f"{_bytes(found.download_bytes)} as the ZIP of a release"),
+    ]
+    title = f"{manifest.model.name} {manifest.model.version}, {manifest.scheme}, weights {manifest.model.weights}"
+    verdict = "accepted" if manifest.accepted else "rejected"
+    lines = [f"{title}: {printable(str(found.bundle.folder))}", *aligned(facts), f"gates: {verdict}"]
+    lines += aligned(
+        [(gate.outcome, gate.name, gate.limit, gate.detail or "") for gate in manifest.gates] or [("none",)]
+    )
+    return "\n".join([*lines, *_layer_lines(found, shown)])
+
+
+def _computed(manifest: Manifest) -> list[tuple[str, str]]:
+    layers = manifest.layers
+    return [
+        ("MACs", "not known" if layers.macs is None else f"{layers.macs:,} an inference"),
+        ("int8 MACs", _share(layers.int8_macs, "not known: the profile did not match the layers")),
+        ("delegated", _share(layers.delegated_macs, "there is no delegate, or what it took is not known")),
+        ("undelegated", ", ".join(layers.undelegated) or "no operator"),
+        ("kept in fp32", ", ".join(layers.kept_fp32) or "no layer"),
+    ]
+
+
+def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
+    if not found.layers:
+        return [f"layers: not known: {printable(found.why_no_layers)}"]
+    largest = sorted(found.layers, key=lambda layer: -layer.weight_bytes)[:shown]
+    total = sum(layer.weight_bytes for layer in found.layers)
+    macs = sum(layer.macs for layer in found.layers)
+    lines = [f"layers: {len(found.layers)}, {_bytes(total)} of constants; the largest {len(largest)}:"]
+    rows = [_layer_cells(layer, total, macs) for layer in largest]
+    head = ("bytes", "share", "MACs", "delegate", "operator", "layer")
+    return [*lines, *aligned([head, *rows], right=frozenset({0, 1, 2}))] if rows else lines[:1]
+
+
+def _layer_cells(layer: Layer, total: int, macs: int) -> tuple[str, ...]:
+    share = layer.weight_bytes / total if total else 0.0
+    of_macs = layer.macs / macs if macs else 0.0
+    where = "yes" if layer.delegated else "-"
+    return (f"{layer.weight_bytes:,}", f"{share:.1%}", f"{of_macs:.1%}", where, layer.op, layer.name)
+
+
+def _tensor(tensor: Tensor) -> str:
+    text = f"{tensor.name}, {tensor.dtype} {list(tensor.shape)}"
+    image = tensor.preprocessing
+    if image is None:
+        return text
+    steps: list[str] = [image.color]
+    steps += [f"resize {_sides(image.resize)}"] if image.resize is not None else []
+    steps += [f"crop {_sides(image.crop)}"] if image.crop is not None else []
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
+    return f"{text}: {', '.join(steps)}, x {image.scale:.6g}, mean {mean}, std {std}, {image.layout}"
+
+
+def _sides(sides: int | tuple[int, int]) -> str:
+    return f"shorter side {sides}" if isinstance(sides, int) else f"{sides[0]}x{sides[1]}"
+
+
+def _share(value: Measure | None, unknown: str) -> str:
+    number = math.nan if value is None else float(value)
+    return f"{number:.2%} of the MACs" if math.isfinite(number) else unknown
+
+
+def _bytes(size_bytes: int) -> str:
+    return f"{format_bytes(size_bytes)} ({size_bytes:,} B)" if size_bytes >= 1000 else f"{size_bytes} B"
+
+
+def artifact_text(found: ArtifactInspection, shown: int) -> str:
+    """Return an artifact for people; `shown` entries of an archive."""
+    facts = found.facts
+    operators = ", ".join(facts.operators)
+    unlisted = _NOT_LISTED if found.path.suffix == ".pt" else "none"
+    lines = [
+        ("runtime", found.runtime),
+        ("size", _bytes(found.size_bytes)),
+        ("inputs", _stated(found.stated.inputs)),
+        ("outputs", _stated(found.stated.outputs)),
+        ("operators", operators or unlisted),
+    ]
+    if found.runtime == "executorch":
+        lines += [("delegates", str(facts.delegates)), ("delegated", _SHARE_UNKNOWN)]
+    if facts.bytecode_version is not None:
+        lines.append(("bytecode", f"version {facts.bytecode_version}"))
+    text = [printable(str(found.path)), *aligned(lines)]
+    if found.entries and shown:
+        text.append(f"entries: {len(found.entries)}, the largest {min(shown, len(found.entries))}:")
+        text += aligned([(f"{size:,}", name) for name, size in found.entries[:shown]], right=frozenset({0}))
+    return "\n".join(text)
+
+
+def _stated(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return "; ".join(f"{dtype} {list(shape)}" for dtype, shape in tensors) or "not stated in a TorchScript archive"
+
+
+def bundle_json(found: BundleInspection) -> dict[str, Any]:
+    """Return a bundle for machines: its manifest, and what is known beside it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "bundle",
+        "path": str(found.bundle.folder),
+        "digest": found.bundle.digest,
+        "download_bytes": found.download_bytes,
+        "manifest": found.bundle.manifest.model_dump(mode="json"),
+        "layers": [dataclasses.asdict(layer) for layer in found.layers] or None,
+        "layers_unknown": found.why_no_layers or None,
+    }
+
+
+def artifact_json(found: ArtifactInspection) -> dict[str, Any]:
+    """Return an artifact for machines; what the format does not say is null."""
+    is_executorch = found.runtime == "executorch"
+    listed = found.path.suffix != ".pt"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "artifact",
+        "path": str(found.path),
+        "runtime": found.runtime,
+        "size_bytes": found.size_bytes,
+        "inputs": _stated_json(found.stated.inputs) if is_executorch else None,
+        "outputs": _stated_json(found.stated.outputs) if is_executorch else None,
+        "operators": list(found.facts.operators) if listed else None,
+        "delegates": found.facts.delegates if is_executorch else None,
+        "delegated_macs": None,
+        "bytecode_version": found.facts.bytecode_version,
+        "entries": [{"name": name, "size_bytes": size} for name, size in found.entries],
+    }
+
+
+def _stated_json(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[dict[str, Any]]:
+    return [{"dtype": dtype, "shape": list(shape)} for dtype, shape in tensors]

@@ -1,0 +1,141 @@
+"""`edgeq verify`: a bundle is read, run on this host, and held to what its manifest says."""
+# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgeq.cli import flags
+from edgeq.cli.columns import aligned, printable
+from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import Gate
+    from edgeq.job import DataOptions, GateOptions
+    from edgeq.pipeline.verify import BundleVerification
+
+SCHEMA_VERSION = 1
+
+
+def verify(
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Labelled data to score: an image folder, .npz/.npy or file.py:function."),
+    ] = None,
+    metric: flags.Metric = None,
+    labels: flags.Labels = None,
+    skip_bad_images: flags.SkipBadImages = None,
+    limit: flags.Limit = None,
+    limit_on: flags.LimitOn = None,
+    allow_unmeasured: flags.AllowUnmeasured = None,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Verify a bundle on this host.
+
+    Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
+    running the artifact in a process of its own; limits and data can be added.
+    """
+    params = context.params
+    gates, data = _gates(params), _data(params)
+    from edgeq.cli.progress import open_progress
+
+    with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.verify import verify_bundle
+
+        result = verify_bundle(bundle, data=data, gates=gates, progress=progress)
+    if as_json:
+        say_json(to_json(result))
+    else:
+        say(render(result))
+    raise typer.Exit(result.exit_code)
+
+
+def _gates(params: Mapping[str, Any]) -> GateOptions:
+    from edgeq.job import GateOptions
+    from edgeq.scheme import parse_limit
+
+    limit_on = params["limit_on"] or "interval"
+    known: tuple[Literal["interval", "point"], ...] = ("interval", "point")
+    if limit_on not in known:
+        what = f"unknown value of --limit-on {limit_on!r}.{nearest(limit_on, known)}"
+        raise UsageError(what, f"use one of: {', '.join(known)}")
+    return GateOptions(
+        # the last of a name counts, as for `edgeq package`
+        limits=tuple(dict(parse_limit(text) for text in params["limit"] or ()).items()),
+        limit_on=known[known.index(limit_on)],
+        allow_unmeasured=tuple(dict.fromkeys(params["allow_unmeasured"] or ())),
+    )
+
+
+def _data(params: Mapping[str, Any]) -> DataOptions:
+    from edgeq.job import DataOptions
+
+    return DataOptions(
+        evaluation=params["eval_data"],
+        metric=params["metric"],
+        labels=None if params["labels"] is None else Path(params["labels"]),
+        skip_bad_images=bool(params["skip_bad_images"]),
+    )
+
+
+def render(result: BundleVerification) -> str:
+    """Return a line for each check, the remarks, and the verdict."""
+    manifest = result.manifest
+    title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
+    lines = [f"{title}: {printable(str(result.folder))}"]
+    lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
+    lines += [f"note: {printable(text)}" for text in result.checked.warnings]
+    failed = [gate.name for gate in result.checked.gates if not gate.passed]
+    verdict = f"failed: {', '.join(failed)} (exit code {int(result.exit_code)})" if failed else "ok"
+    return "\n".join([*lines, f"verdict: {printable(verdict)}"])
+
+
+def _told(gate: Gate) -> str:
+    told = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
+    return f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+
+
+def to_json(result: BundleVerification) -> dict[str, Any]:
+    """Return the same for machines.
+
+    `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
+    was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
+    """
+    from edgeq.cli.as_json import finite
+
+    verified, manifest = result.verified, result.manifest
+    document: dict[str, Any] = finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "passed": not result.exit_code,
+            "exit_code": int(result.exit_code),
+            "bundle": str(result.folder),
+            "digest": result.digest,
+            "model": manifest.model.name,
+            "model_version": manifest.model.version,
+            "target": manifest.target.name,
+            "scheme": manifest.scheme,
+            "host": verified.host,
+            "gates": [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in result.checked.gates],
+            "golden": _fields(result.golden),
+            "score": _fields(result.score),
+            "timing": _fields(verified.timing),
+            "peak_memory_bytes": verified.peak_memory_bytes,
+            "load_ms": verified.load_ms,
+            "notes": list(result.checked.warnings),
+        }
+    )
+    return document
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)

@@ -1,0 +1,118 @@
+"""Exported programs: `.pt2` files of this torch and of older ones, checked before minutes are spent on them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import UnsupportedError, UsageError, first_line, nearest
+from edgeq.load.inputs import parse_input, tensor_spec
+
+# the position of `training` among the arguments of operators that behave otherwise then
+_TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}
+
+
+def load_exported(path: Path) -> Any:
+    """Return the torch.export.ExportedProgram in `path`, contiguous.
+
+    Raises:
+        UsageError: the file is damaged, or no exported program.
+        UnsupportedError: it was exported in training mode, or takes its inputs by keyword.
+    """
+    import torch
+
+    try:
+        with _silent("torch.export"):  # which logs a traceback before it reads the format of torch 2.6
+            program = torch.export.load(path)
+    except Exception as err:  # torch raises a different type for each way in which the archive is broken
+        what = f"{path} is not an exported program that torch {torch.__version__} reads: {first_line(err)}"
+        raise UsageError(what, "write it again with torch.export.save, or check that the copy is whole") from err
+    for node in program.graph.nodes:
+        position = _TRAINING_ARGUMENT.get(str(getattr(node.target, "__name__", "")).partition(".")[0])
+        if position is not None and len(node.args) > position and node.args[position] is True:
+            what = f"{path} was exported in training mode: {node.name} still trains"
+            raise UnsupportedError(what, "call model.eval() before torch.export.export, and export it again")
+    if program.call_spec.in_spec.child(1).num_children:
+        what = f"{path} takes inputs by keyword, which no runtime on a device can give"
+        raise UnsupportedError(what, "export it again with positional inputs only")
+    return program
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def contiguous(program: Any, specs: Sequence[TensorSpec]) -> Any:
+    """Return the program itself, or one captured again from it where weights are in channels_last.
+
+    Args:
+        program: an ExportedProgram, left as it is.
+        specs: its inputs.
+
+    Raises:
+        UnsupportedError: it cannot be captured again.
+    """
+    import torch
+
+    if all(tensor.is_contiguous() for tensor in program.state_dict.values()):
+        return program
+    module = program.module()
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.contiguous()
+    inputs = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs)
+    try:
+        return torch.export.export(module, inputs)
+    except Exception as err:  # export raises many types
+        what = f"the exported program is in channels_last and cannot be captured again: {first_line(err)}"
+        raise UnsupportedError(what, "export model.to(memory_format=torch.contiguous_format)") from err
+
+
+def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """Return the inputs that a program states, with the ranges that `texts` of --input give.
+
+    Raises:
+        UnsupportedError: an input that is no tensor, has a dynamic shape or a dtype that no runtime takes.
+        UsageError: --input names an input that the program has not, or another shape or dtype.
+    """
+    placeholders = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    names = program.graph_signature.user_inputs
+    examples = _examples(program, len(names))
+    specs = {}
+    for name, example in zip(names, examples, strict=True):
+        value = placeholders.get(name)
+        if value is None or not hasattr(value, "shape"):
+            raise UnsupportedError(f"{path}: input {name!r} is no tensor", "export the model with tensor inputs only")
+        if not all(isinstance(side, int) for side in value.shape):
+            what = f"{path}: input {name!r} has a dynamic shape {list(value.shape)}"
+            raise UnsupportedError(what, "export it again with fixed shapes")
+        specs[name] = tensor_spec(name, value if example is None else example, str(path))
+    for index, text in enumerate(texts):
+        given = parse_input(text, index)
+        name = given.name if "=" in text else names[index] if index < len(names) else given.name
+        if name not in specs:
+            what = f"{path} has no input {name!r}.{nearest(name, names)}"
+            raise UsageError(what, f"it takes: {', '.join(names)}")
+        stated = specs[name]
+        if (given.dtype, given.shape) != (stated.dtype, stated.shape):
+            what = f"--input {text!r} does not fit {path}, whose {name!r} is {stated.dtype} {list(stated.shape)}"
+            raise UsageError(what, "leave --input out, or export the model again with that shape")
+        specs[name] = dataclasses.replace(stated, low=given.low, high=given.high)
+    return tuple(specs.values())
+
+
+def _examples(program: Any, count: int) -> tuple[Any, ...]:
+    """Return the inputs that it was exported with, where the file still holds them."""
+    given = program.example_inputs[0] if program.example_inputs else ()
+    return tuple(given) if len(given) == count else (None,) * count

@@ -1,0 +1,124 @@
+"""`inspect_path`: what a bundle, or a bare artifact, says of itself, without judging it."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import Layer
+from edgeq.errors import EdgeqError, UsageError
+from edgeq.job import Progress
+from edgeq.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.verify.host import ArtifactFacts, Loaded
+
+RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript"}
+_ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl or TorchScript .pt file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInspection:
+    """A bundle whose hashes hold.
+
+    Attributes:
+        download_bytes: bytes of the ZIP that a release publishes.
+        layers: in the order of execution; none where they are not known.
+        why_no_layers: the reason for none.
+    """
+
+    bundle: Bundle
+    download_bytes: int
+    layers: tuple[Layer, ...]
+    why_no_layers: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactInspection:
+    """A bare artifact, loaded in its runtime.
+
+    Attributes:
+        stated: what it says of its inputs and outputs; empty for TorchScript, whose archives state none.
+        entries: name and bytes of what an archive holds, the largest first; none for a .pte.
+    """
+
+    path: Path
+    runtime: str
+    size_bytes: int
+    stated: Loaded
+    facts: ArtifactFacts
+    entries: tuple[tuple[str, int], ...]
+
+
+def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactInspection:
+    """Describe a bundle's folder or an artifact's file.
+
+    Raises:
+        UsageError: neither of the two.
+        IntegrityError: the bundle's files are not those that it lists.
+        VerificationError: the artifact is damaged, or crashes its runtime.
+        UnsupportedError: the runtime lacks what the artifact needs, or a newer edgeq wrote the bundle.
+        EnvironmentProblem: it cannot be read, or the runtime's process does not start.
+    """
+    if path.is_dir():
+        if not (path / MANIFEST_NAME).is_file():
+            raise UsageError(f"{path} is a folder without a {MANIFEST_NAME}", _ACCEPTED)
+        return _bundle(path)
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}", _ACCEPTED)
+    if path.suffix not in RUNTIMES or not path.is_file():
+        raise UsageError(f"{path} is nothing that can be inspected", _ACCEPTED)
+    return _artifact(path, progress)
+
+
+def _bundle(folder: Path) -> BundleInspection:
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.bundle.reader import read_bundle
+
+    bundle = read_bundle(folder)
+    layers, why = _layers(bundle)
+    return BundleInspection(bundle=bundle, download_bytes=download_size_bytes(folder), layers=layers, why_no_layers=why)
+
+
+def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
+    """Return the layers that report.json tells of; no hash covers it, so it only counts for its own bundle."""
+    from edgeq.bundle.report import REPORT_NAME, read_report
+
+    try:
+        row = read_report(bundle.folder)
+    except EdgeqError as err:
+        missing = not (bundle.folder / REPORT_NAME).exists()
+        return (), f"there is no {REPORT_NAME} beside the bundle" if missing else err.what
+    if row.digest != bundle.digest:
+        return (), f"{REPORT_NAME} is that of another bundle"
+    return row.layers, "" if row.layers else "the artifact came as it is, or an older edgeq packaged it"
+
+
+def _artifact(path: Path, progress: Progress) -> ArtifactInspection:
+    from edgeq.verify.host import HostRuntime
+
+    runtime = RUNTIMES[path.suffix]
+    with progress.task(f"load {path.name}"), HostRuntime() as child:
+        # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
+        stated = child.load(path, runtime=runtime, backend="qnnpack", threads=1)
+        facts = child.facts()
+    return ArtifactInspection(
+        path=path,
+        runtime=runtime,
+        size_bytes=path.stat().st_size,
+        stated=stated,
+        facts=facts,
+        entries=_entries(path) if runtime == "torchscript" else (),
+    )
+
+
+def _entries(path: Path) -> tuple[tuple[str, int], ...]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [(info.filename, info.compress_size) for info in archive.infolist()]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return ()  # torch read it, and reads more kinds of archive than Python does
+    return tuple(sorted(found, key=lambda entry: (-entry[1], entry[0])))

@@ -1,0 +1,221 @@
+"""The gates that hold a bundle to its own manifest: what it promised when it was packaged must still be so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import Gate, GoldenSet, TensorSpec, VerifyReport
+from edgeq.bundle.facts import measure
+from edgeq.check.outcome import unverified
+from edgeq.check.store import store_limits
+from edgeq.errors import EdgeqError, ExitCode
+from edgeq.manifest import GateVerdict, Manifest, Tensor
+from edgeq.scheme import LIMITS
+from edgeq.units import format_bytes, format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+
+_SAME_SCORE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenComparison:
+    """The golden outputs against those of this host.
+
+    Attributes:
+        sqnr_db: infinite where they are equal, NaN where an output is NaN or Inf or of another shape.
+        top1_agreement: None where the first output is no scores of classes.
+    """
+
+    samples: int
+    sqnr_db: float
+    sqnr_floor_db: float
+    max_abs: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreComparison:
+    """The artifact's own score on data that was given, beside the one that the manifest records.
+
+    Attributes:
+        score: None where the data has no labels, and there is no metric.
+        recorded: None where the manifest has none.
+        same_data: whether the data is that of the recorded score.
+        same_metric: whether both scores are of one metric.
+    """
+
+    metric: str
+    samples: int
+    score: float | None
+    recorded: float | None
+    same_data: bool
+    same_metric: bool
+
+
+def files_gate(bundle: Bundle) -> Gate:
+    """Say what was read; a file that differs never comes so far."""
+    files = bundle.manifest.files
+    size = format_bytes(sum(entry.size_bytes for entry in files))
+    return Gate(
+        name="files",
+        outcome="ok",
+        limit="",
+        measured=f"{len(files)} files, {size}, as listed",
+        detail=f"digest {bundle.digest[:12]}",
+        exit_code=ExitCode.INTEGRITY,
+    )
+
+
+def packaged_gates(manifest: Manifest) -> tuple[Gate, ...]:
+    """Return the verdict of the run that packaged the bundle: one gate, or one for each that failed then."""
+    failed = [gate for gate in manifest.gates if gate.outcome not in ("ok", "allowed")]
+    if not failed:
+        allowed = [gate.name for gate in manifest.gates if gate.outcome == "allowed"]
+        detail = f"allowed without a measurement: {', '.join(allowed)}" if allowed else ""
+        return (_gate("packaged", True, "", f"{len(manifest.gates)} gates passed when it was packaged", detail),)
+    return tuple(
+        Gate(
+            name=f"packaged:{gate.name}",
+            outcome="failed",
+            limit=gate.limit,
+            measured=f"{gate.outcome} when it was packaged",
+            detail=gate.detail or "",
+            exit_code=_packaged_code(gate),
+        )
+        for gate in failed
+    )
+
+
+def _packaged_code(gate: GateVerdict) -> ExitCode:
+    """Return what a gate that failed exits with; the manifest does not keep it."""
+    codes: dict[str, ExitCode] = {
+        **{name: kind.exit_code for name, kind in LIMITS.items()},
+        **dict.fromkeys(store_limits(), ExitCode.SIZE),
+        "runtime": ExitCode.UNSUPPORTED,
+    }
+    # what could not be measured, and all gates that hold the artifact to its own claims, are the verification's
+    return ExitCode.VERIFICATION if gate.outcome == "unverified" else codes.get(gate.name, ExitCode.VERIFICATION)
+
+
+def run_gate(report: VerifyReport) -> Gate:
+    """Say how the artifact ran; one that does not is `not_run_gate`."""
+    timing = report.timing
+    facts = [f"loaded in {format_quantity(report.load_ms, 'ms')}"] if report.load_ms is not None else []
+    if timing is not None:
+        times = f"{format_quantity(timing.p50_ms, 'ms')}, p90 {format_quantity(timing.p90_ms, 'ms')}"
+        facts.append(f"p50 {times} of {timing.runs} runs, {timing.threads} threads")
+    if report.peak_memory_bytes is not None:
+        facts.append(f"peak memory {format_bytes(report.peak_memory_bytes)}")
+    return _gate("run", True, "", f"on {report.host}", "; ".join(facts))
+
+
+def not_run_gate(err: EdgeqError) -> Gate:
+    """Say why the artifact does not load or run, with the code of that error."""
+    return Gate(name="run", outcome="failed", limit="", measured="", detail=err.what, exit_code=err.exit_code)
+
+
+def signature_gate(
+    manifest: Manifest, stated: Sequence[tuple[str, tuple[int, ...]]], outputs: Sequence[TensorSpec]
+) -> Gate:
+    """Hold dtypes and shapes to the manifest's (exit code 7).
+
+    Args:
+        manifest: the bundle's.
+        stated: the inputs as the artifact states them; none for TorchScript, which ran on those of the manifest.
+        outputs: the outputs as they came.
+    """
+    expected_in, expected_out = _signature(manifest.inputs), _signature(manifest.outputs)
+    came_in = list(stated) or expected_in
+    came_out = [(spec.dtype, spec.shape) for spec in outputs]
+    limit, came = f"{_told(expected_in)} -> {_told(expected_out)}", f"{_told(came_in)} -> {_told(came_out)}"
+    same = (came_in, came_out) == (expected_in, expected_out)
+    return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
+
+
+def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenComparison]:
+    """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
+    from edgeq.verify.metrics import Comparison
+
+    # the verify step keeps a few outputs only; a bundle of another edgeq may have more samples
+    count = len(measured.outputs[0]) if measured.outputs else 0
+    recorded = tuple(array[:count] for array in expected.outputs)
+    sums = Comparison()
+    same_shapes = [array.shape for array in recorded] == [array.shape for array in measured.outputs]
+    if same_shapes and count:
+        sums.add(recorded, measured.outputs)
+    compared = GoldenComparison(
+        samples=count,
+        sqnr_db=sums.sqnr_db if sums.elements else math.nan,
+        sqnr_floor_db=expected.sqnr_floor_db,
+        max_abs=sums.max_abs if sums.elements else math.nan,
+        top1_agreement=sums.top1_agreement,
+    )
+    return _golden_gate(compared, len(expected.inputs[0]), sums.finite, same_shapes), compared
+
+
+def _golden_gate(compared: GoldenComparison, stored: int, finite: bool, same_shapes: bool) -> Gate:
+    facts = [f"max abs difference {compared.max_abs:.3g}"]
+    if compared.top1_agreement is not None:
+        facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
+    facts.append(f"{compared.samples} of {stored} golden samples")
+    if not same_shapes:
+        facts = ["the outputs have other shapes than the golden ones"]
+    elif not finite:
+        facts.insert(0, "NaN or Inf in the outputs")
+    measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
+    passed = compared.sqnr_db >= compared.sqnr_floor_db
+    return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))
+
+
+def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    """Hold the score to the recorded one (exit code 5), where both are of the same data and metric.
+
+    Returns:
+        The gate, or none where there is nothing to compare with, and what to tell all the same.
+    """
+    if compared.score is None:
+        why = "the data has no labels, or the first output is no scores of classes; give a --metric"
+        return (unverified("score", "as recorded", why),), ()
+    told = f"{compared.metric} {compared.score:.4g} over {compared.samples} samples"
+    if compared.recorded is None:
+        return (), (f"{told}; the manifest records no score to compare with",)
+    if not compared.same_data:
+        return (), (f"{told}; other data than the manifest's, so not compared with its {compared.recorded:.4g}",)
+    if not compared.same_metric:
+        return (), (f"{told}; the manifest's score is of another metric, so they are not compared",)
+    # the manifest keeps four digits, and so both are compared
+    change = float(measure(compared.score)) - compared.recorded
+    detail = f"{change:+.2g} against the recorded score" if abs(change) > _SAME_SCORE else "equal to the recorded score"
+    gate = Gate(
+        name="score",
+        outcome="ok" if change >= -_SAME_SCORE else "failed",
+        limit=f">= {compared.recorded:.4g}",
+        measured=told,
+        detail=detail,
+        exit_code=ExitCode.ACCURACY,
+    )
+    return (gate,), ()
+
+
+def _signature(tensors: Sequence[Tensor]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(tensor.dtype, tensor.shape) for tensor in tensors]
+
+
+def _told(signature: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in signature) or "nothing"
+
+
+def _gate(name: str, passed: bool, limit: str, measured: str, detail: str) -> Gate:
+    return Gate(
+        name=name,
+        outcome="ok" if passed else "failed",
+        limit=limit,
+        measured=measured,
+        detail=detail,
+        exit_code=ExitCode.VERIFICATION,
+    )

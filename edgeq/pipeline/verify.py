@@ -1,0 +1,270 @@
+"""`verify_bundle`: a bundle as it lies on disk is read, run on this host, and held to what its manifest says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyReport
+from edgeq.errors import ExitCode, UnsupportedError, UsageError, VerificationError
+from edgeq.job import DataOptions, GateOptions, Progress
+from edgeq.manifest import Manifest
+from edgeq.pipeline import promises
+from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
+from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
+from edgeq.samples import Dataset, Sample
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.verify.host import HostRuntime
+    from edgeq.verify.run import VerifySpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleVerification:
+    """What reading and running a bundle showed.
+
+    Attributes:
+        checked: every gate that was evaluated; its warnings are remarks that fail nothing.
+        verified: what running the golden samples showed; nothing in it where the artifact does not run.
+        golden: None where the artifact does not run.
+        score: None where no data was given, or the artifact does not run.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    checked: CheckReport
+    verified: VerifyReport
+    golden: GoldenComparison | None
+    score: ScoreComparison | None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""
+        return self.checked.exit_code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What running the artifact showed, and the gates and remarks that follow from it."""
+
+    gates: tuple[Gate, ...]
+    verified: VerifyReport
+    notes: tuple[str, ...] = ()
+    golden: GoldenComparison | None = None
+    score: ScoreComparison | None = None
+
+
+def verify_bundle(folder: Path, *, data: DataOptions, gates: GateOptions, progress: Progress) -> BundleVerification:
+    """Verify a bundle of either runtime on this host, in a child process that may crash.
+
+    Every check is evaluated, whichever failed before it. An artifact that does not load, crashes its runtime or
+    breaks a promise of its manifest is a gate that failed; the errors below are what leaves nothing to evaluate.
+
+    Args:
+        folder: what `edgeq package` wrote, or a copy in an app's project.
+        data: evaluation data, its metric and its labels file; the calibration's part is not looked at.
+        gates: limits, and what may stay unmeasured.
+        progress: how it is told.
+
+    Raises:
+        UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
+        IntegrityError: a file is missing or changed, or the manifest or the golden file is broken.
+        UnsupportedError: a newer edgeq wrote it.
+        EnvironmentProblem: a file cannot be read, or the child process does not start.
+    """
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.bundle.golden import read_golden
+    from edgeq.bundle.reader import read_bundle
+    from edgeq.check import validate_options
+    from edgeq.verify.host import HostRuntime
+
+    validate_options(gates)
+    if data.evaluation is None and (data.metric or data.labels):
+        raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
+    with progress.task("check sizes and hashes"):
+        bundle = read_bundle(folder)
+        golden = read_golden(bundle)
+        download_bytes = download_size_bytes(folder)
+    # its imports take seconds, in which the data is opened here
+    with HostRuntime() as runtime:
+        evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
+        seen = _run(bundle, golden, evaluation, runtime, progress)
+    verdicts = (
+        promises.files_gate(bundle),
+        *promises.packaged_gates(bundle.manifest),
+        *seen.gates,
+        *_limit_gates(bundle, seen.verified, download_bytes, gates),
+    )
+    return BundleVerification(
+        folder=folder,
+        manifest=bundle.manifest,
+        digest=bundle.digest,
+        checked=CheckReport(gates=verdicts, warnings=(*_remarks(bundle.manifest), *seen.notes)),
+        verified=seen.verified,
+        golden=seen.golden,
+        score=seen.score,
+    )
+
+
+def _run(
+    bundle: Bundle, golden: GoldenSet, evaluation: Evaluation | None, runtime: HostRuntime, progress: Progress
+) -> _Seen:
+    """Run the golden samples first, in a child that has run nothing yet, so that memory and times are theirs."""
+    from edgeq.check.gates import outputs_gate
+    from edgeq.verify.run import verify
+
+    samples = _golden_dataset(bundle, golden)
+    try:
+        verified, measured = verify(
+            _spec(bundle, samples, progress, f"{bundle.manifest.target.name}, golden samples"), runtime
+        )
+        stated = _stated_inputs(bundle, runtime)
+        score = _score(bundle, evaluation, runtime, progress) if evaluation else None
+    except (VerificationError, UnsupportedError) as err:
+        return _Seen(gates=(promises.not_run_gate(err),), verified=_nothing_seen())
+    golden_gate, compared = promises.golden_gate(golden, measured)
+    score_gates, notes = promises.score_gates(score) if score else ((), ())
+    verdicts = (
+        promises.run_gate(verified),
+        promises.signature_gate(bundle.manifest, stated, verified.outputs),
+        outputs_gate(verified),
+        golden_gate,
+        *score_gates,
+    )
+    return _Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
+
+
+def _nothing_seen() -> VerifyReport:
+    from edgeq.verify.run import host_arch
+
+    return VerifyReport(
+        host=f"host {host_arch()}",
+        parity=None,
+        fidelity=None,
+        timing=None,
+        kernels=None,
+        peak_memory_bytes=None,
+        load_ms=None,
+        outputs=(),
+        findings=(),
+    )
+
+
+def _golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
+    from edgeq.bundle.golden import model_inputs
+
+    samples = tuple(
+        Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest="")
+        for i, inputs in enumerate(model_inputs(golden, bundle.manifest))
+    )
+    return Dataset(origin=str(bundle.golden), count=len(samples), read=samples.__getitem__)
+
+
+def _spec(bundle: Bundle, samples: Dataset, progress: Progress, label: str) -> VerifySpec:
+    """Return the verify step's input for a bundle, which holds neither the converted graph nor fp32."""
+    from edgeq.verify.run import VerifySpec
+
+    manifest = bundle.manifest
+    lowered = LoweredModel(
+        path=bundle.artifact,
+        runtime=manifest.target.runtime,
+        runtime_version=manifest.runtime.exported_with,
+        bytecode_version=manifest.runtime.bytecode_version,
+        passes=manifest.passes,
+        operators=(),
+        undelegated=manifest.layers.undelegated,
+        layers=(),
+        delegated_macs=None,
+        delegate_calls=0,
+    )
+    return VerifySpec(
+        lowered=lowered,
+        inputs=input_specs(manifest),
+        graph=None,
+        fp32=None,
+        output_steps=(),
+        samples=samples,
+        is_evaluation=False,
+        metric=None,
+        metric_name=TOP1,
+        scheme=manifest.scheme,
+        backend=manifest.target.backend,
+        threads=manifest.threads,
+        progress=progress,
+        label=label,
+    )
+
+
+def _stated_inputs(bundle: Bundle, runtime: HostRuntime) -> Sequence[tuple[str, tuple[int, ...]]]:
+    """Return the inputs as the artifact states them; loaded again, since the verify step keeps what it heard."""
+    target = bundle.manifest.target
+    loaded = runtime.load(
+        bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads
+    )
+    return loaded.inputs
+
+
+def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progress: Progress) -> ScoreComparison:
+    from edgeq.load.digest import dataset_sha256
+    from edgeq.verify.run import verify
+
+    recorded = bundle.manifest.accuracy
+    spec = dataclasses.replace(
+        _spec(bundle, evaluation.samples, progress, f"{bundle.manifest.target.name}, evaluation data"),
+        is_evaluation=True,
+        metric=evaluation.metric,
+        metric_name=evaluation.metric_name,
+        # the times that count are those of the golden samples
+        warmup=0,
+        runs=1,
+    )
+    fidelity = verify(spec, runtime)[0].fidelity
+    known = recorded.score if recorded is not None and recorded.inputs == "evaluation" else None
+    return ScoreComparison(
+        metric=evaluation.metric_name,
+        samples=evaluation.samples.count,
+        score=fidelity.score if fidelity else None,
+        recorded=None if known is None else float(known),
+        same_data=dataset_sha256(evaluation.samples) == bundle.manifest.provenance.evaluation_sha256,
+        same_metric=recorded is not None and recorded.metric == evaluation.metric_name,
+    )
+
+
+def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
+    from edgeq.check.limits import Measured, limit_gate
+    from edgeq.verify.run import host_arch
+
+    measured = Measured(
+        size_bytes=bundle.manifest.file("artifact").size_bytes,
+        download_bytes=download_bytes,
+        verified=verified,
+        limit_on=options.limit_on,
+        host_arch=host_arch(),
+        target_arch=bundle.manifest.target.arch,
+    )
+    return tuple(_settled(limit_gate(name, limit, measured), options) for name, limit in options.limits)
+
+
+def _settled(gate: Gate, options: GateOptions) -> Gate:
+    if gate.name == "accuracy_drop":
+        gate = dataclasses.replace(gate, detail="a bundle holds no fp32 model; package again with this limit")
+    allowed = gate.outcome == "unverified" and gate.name in options.allow_unmeasured
+    return dataclasses.replace(gate, outcome="allowed") if allowed else gate
+
+
+def _remarks(manifest: Manifest) -> tuple[str, ...]:
+    from edgeq.verify.run import host_arch
+
+    said = []
+    if manifest.target.platform in ("android", "ios"):
+        said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
+    elif manifest.target.arch != host_arch():
+        said.append(f"run on the host's kernels ({host_arch()}), not those of {manifest.target.arch}")
+    if manifest.model.weights == "random":
+        said.append("the weights are random: install and release will refuse this bundle")
+    return tuple(said)

@@ -1,0 +1,171 @@
+"""Measure edgeq beside a hand-written script: wall time, peak memory, sizes, sharing, cache. All in one run.
+
+Peak memory is the largest sum of the proportional set sizes (PSS) of a process and its children, sampled from
+/proc ten times a second, so that edgeq's child processes count too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EDGEQ = [str(ROOT / ".venv" / "bin" / "edgeq"), "package"]
+IMAGES = 32
+EXECUTORCH = ("android-arm64-xnnpack", "linux-x86_64-xnnpack")
+TORCHSCRIPT = ("android-arm64-qnnpack", "linux-x86_64-x86")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One measured command."""
+
+    seconds: float
+    peak_mb: float
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="mobilenet_v2,resnet18")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgeq-bench-") as name:
+        work = Path(name)
+        os.environ["EDGEQ_CACHE_DIR"] = str(work / "cache")
+        _write_images(work / "images")
+        print(f"{datetime.date.today()}, {_cpu()}, {os.cpu_count()} cores, static-int8, {IMAGES} images of 256x256")
+        for model in options.models.split(","):
+            _write_weights(model, work)
+            _compare(model, work)
+        _start_up()
+
+
+def _compare(model: str, work: Path) -> None:
+    plain_out = work / f"{model}.pte"
+    script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "plain.py")]
+    plain = measured([*script, model, str(work / f"{model}.pt"), str(work / "images"), str(plain_out)])
+    one = measured(_package(model, work, EXECUTORCH[:1]))
+    again = measured(_package(model, work, EXECUTORCH[:1], cache=True))
+    hit = measured(_package(model, work, EXECUTORCH[:1], cache=True))
+    alone = [one, *(measured(_package(model, work, (target,))) for target in TORCHSCRIPT)]
+    four = measured(_package(model, work, (*EXECUTORCH, *TORCHSCRIPT)))
+    dearest = max(run.seconds for run in alone)
+    print(f"\n{model}")
+    _line("hand-written script", plain, f"{plain_out.stat().st_size / 1e6:.3f} MB")
+    artifact = work / "out" / model / EXECUTORCH[0] / "model.pte"
+    _line("edgeq, 1 ExecuTorch target", one, f"{artifact.stat().st_size / 1e6:.3f} MB")
+    _line("  the same, filling the cache", again)
+    _line("  the same, from the cache", hit)
+    for target, run in zip(TORCHSCRIPT, alone[1:], strict=True):
+        _line(f"edgeq, {target}", run)
+    _line("edgeq, 2 ExecuTorch + 2 TorchScript", four)
+    _ratio("edgeq / script, wall", one.seconds / plain.seconds, 1.1)
+    _ratio("edgeq / script, peak memory", one.peak_mb / plain.peak_mb, 1.2)
+    _ratio("four targets / dearest alone", four.seconds / dearest, 1.6)
+    _ratio("from the cache, s", hit.seconds, 2.0)
+
+
+def _package(model: str, work: Path, targets: tuple[str, ...], *, cache: bool = False) -> list[str]:
+    chosen = [part for target in targets for part in ("--target", target)]
+    data = ["--calibration-data", str(work / "images"), "--preprocess", "imagenet", "--data-lint", "warn"]
+    weights = ["--weights", str(work / f"{model}.pt")]
+    rest = ["-o", str(work / "out"), "--quiet", *([] if cache else ["--no-cache"])]
+    return [*EDGEQ, f"torchvision:{model}", *weights, *chosen, *data, *rest]
+
+
+def _line(label: str, run: Run, note: str = "") -> None:
+    print(f"  {label:<38}{run.seconds:8.1f} s {run.peak_mb:8.0f} MB  {note}")
+
+
+def _ratio(label: str, value: float, most: float) -> None:
+    print(f"  {label:<38}{value:8.2f}   at most {most}: {'reached' if value <= most else 'MISSED'}")
+
+
+def _start_up() -> None:
+    print("\nstart-up, best of 5")
+    for words in (["--help"], ["targets", "list"]):
+        best = min(measured([EDGEQ[0], *words]).seconds for _ in range(5))
+        _ratio("edgeq " + " ".join(words) + ", s", best, 0.5)
+
+
+def measured(command: list[str]) -> Run:
+    """Run a command to its end, and return its wall time and the peak memory of its process tree."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(_pss_bytes(pid) for pid in _tree(process.pid)))
+        time.sleep(0.1 if time.perf_counter() - start > 1 else 0.005)
+    seconds = time.perf_counter() - start
+    if process.returncode not in (0, 7):
+        told = process.stderr.read().decode(errors="replace") if process.stderr else ""
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}\n{told[-2000:]}")
+    return Run(seconds=seconds, peak_mb=peak / 1e6)
+
+
+def _tree(root: int) -> list[int]:
+    found, queue = [], [root]
+    while queue:
+        pid = queue.pop()
+        found.append(pid)
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        except OSError:
+            continue
+        queue += [int(child) for child in children.split()]
+    return found
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+
+
+def _write_images(folder: Path) -> None:
+    """Write smooth coloured scenes: their neighbouring pixels correlate like those of photographs."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(IMAGES):
+        coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{index:02}.png")
+
+
+def _write_weights(model: str, work: Path) -> None:
+    """Write seeded weights whose batch-norm statistics fit the images, so that outputs are not near zero."""
+    import torch
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    module = get_model(model, weights=None)
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        for _ in range(4):
+            module(torch.nn.functional.interpolate(torch.randn(4, 3, 12, 12), (224, 224), mode="bicubic"))
+    torch.save(module.state_dict(), work / f"{model}.pt")
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The parity gate: one step, or what the graph's own reaction allows a deep model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from edgeq.artifacts import Parity
+from edgeq.check.gates import MIN_SQNR_DB_DEEP, parity_gate
+from edgeq.errors import ExitCode
+
+
+def parity(*, steps: float | None = 17.0, sqnr_db: float = 22.7, reaction_db: float | None = 17.5) -> Parity:
+    return Parity(samples=8, max_abs=0.1, max_steps=steps, sqnr_db=sqnr_db, differing=0.9, reaction_db=reaction_db)
+
+
+def test_a_deep_model_passes_when_it_is_nearer_than_its_own_reaction():
+    gate = parity_gate("static-int8", parity())
+    assert gate.outcome == "ok"
+    assert "17.5 dB" in gate.limit
+    assert "17 steps" in gate.measured
+
+
+@pytest.mark.parametrize("sqnr_db", [17.4, 3.0, -2.0, math.nan])
+def test_an_artifact_farther_than_the_reaction_fails(sqnr_db):
+    gate = parity_gate("static-int8", parity(sqnr_db=sqnr_db))
+    assert gate.outcome == "failed"
+    assert gate.exit_code == ExitCode.VERIFICATION
+
+
+def test_a_model_that_amplifies_everything_proves_nothing():
+    chaotic = parity(sqnr_db=MIN_SQNR_DB_DEEP - 0.1, reaction_db=1.0)
+    assert parity_gate("static-int8", chaotic).outcome == "failed"
+
+
+def test_without_a_reaction_only_steps_count():
+    assert parity_gate("static-int8", parity(reaction_db=None)).outcome == "failed"
+    assert parity_gate("static-int8", parity(steps=1.0, reaction_db=None)).outcome == "ok"
+
+
+def test_fp32_is_never_excused():
+    assert parity_gate("fp32", parity(steps=None, sqnr_db=59.9, reaction_db=10.0)).outcome == "failed"
+
+
+def test_int8_without_quantized_outputs_may_use_the_reaction_too():
+    assert parity_gate("static-int8", parity(steps=None)).outcome == "ok"
+    assert parity_gate("static-int8", parity(steps=None, reaction_db=25.0)).outcome == "failed"

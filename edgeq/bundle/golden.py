@@ -52,20 +52,22 @@ def read_golden(bundle: Bundle) -> GoldenSet:
 
 
 def model_inputs(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[NDArray[Any], ...], ...]:
-    """Return what the model takes, for each golden sample: preprocessed, and of each input's whole shape.
-
-    A sample without the batch axis is repeated to fill the batch.
+    """Return what the model takes, for each golden sample: preprocessed, a row or the whole of each input.
 
     Raises:
         IntegrityError: the samples are not what the manifest's inputs take.
     """
-    return tuple(
-        tuple(
-            _ready(column[i], tensor, preprocessed=golden.preprocessed)
-            for column, tensor in zip(golden.inputs, manifest.inputs, strict=True)
-        )
-        for i in range(len(golden.inputs[0]))
-    )
+    return tuple(_sample(golden, manifest, i) for i in range(len(golden.inputs[0])))
+
+
+def _sample(golden: GoldenSet, manifest: Manifest, index: int) -> tuple[NDArray[Any], ...]:
+    pairs = list(zip(golden.inputs, manifest.inputs, strict=True))
+    arrays = tuple(_ready(column[index], tensor, preprocessed=golden.preprocessed) for column, tensor in pairs)
+    shapes = [array.shape for array in arrays]
+    if shapes not in ([tensor.shape for _, tensor in pairs], [tensor.shape[1:] for _, tensor in pairs]):
+        takes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for _, tensor in pairs)
+        raise _broken(f"sample {index} has the shapes {[list(shape) for shape in shapes]}, the model takes {takes}")
+    return arrays
 
 
 def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArray[Any]:
@@ -75,12 +77,9 @@ def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArra
         raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is more than any model takes")
     if not preprocessed and array.dtype == np.uint8 and tensor.dtype.startswith("float"):
         array = _preprocessed(array, tensor)
-    if str(array.dtype) == tensor.dtype and array.shape == tensor.shape:
-        return array
-    if str(array.dtype) == tensor.dtype and array.shape == tensor.shape[1:]:
-        return np.ascontiguousarray(np.broadcast_to(array, tensor.shape))
-    came = f"{array.dtype} {list(array.shape)}"
-    raise _broken(f"a sample of input {tensor.name} is {came}, the model takes {tensor.dtype} {list(tensor.shape)}")
+    if str(array.dtype) != tensor.dtype:
+        raise _broken(f"input {tensor.name} is {array.dtype}, the model takes {tensor.dtype}")
+    return array
 
 
 def _preprocessed(image: NDArray[Any], tensor: Tensor) -> NDArray[Any]:

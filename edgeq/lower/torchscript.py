@@ -28,7 +28,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = spec.backend
     try:
-        with spec.progress.task(f"lower {spec.label}"), torch.no_grad():
+        with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
             inputs = _zeros(spec)
             layers = eager_layers(quantized.graph, inputs)
             module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
@@ -63,7 +64,7 @@ def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
         warnings.simplefilter("always")
         try:
             # strict=False lets a forward return a dict, as torchvision's segmentation models do
-            traced = torch.jit.trace(graph, inputs, strict=False, check_trace=False)
+            traced = torch.jit.trace(_root(graph), inputs, strict=False, check_trace=False)
         except Exception as err:  # the tracer raises many types
             what = f"TorchScript cannot trace this model{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "use an ExecuTorch target, or make that line traceable") from err
@@ -73,6 +74,27 @@ def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
         what = f"the model leaves PyTorch for NumPy at {left.filename}:{left.lineno}: TorchScript would keep one result"
         raise UnsupportedError(what, "compute that in PyTorch, outside forward, or in preprocessing")
     return traced
+
+
+def _root(graph: Any) -> Any:
+    """Return a module of edgeq's own around `graph`: the archive names its root's class, which is the user's to know.
+
+    The name of a user's file holds a hash of where it lies, and PyTorch counts the classes that it traced.
+    """
+    import torch
+
+    class Model(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+        """Calls the graph."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph = graph
+
+        def forward(self, *inputs: Any) -> Any:
+            """Return what the graph returns."""
+            return self.graph(*inputs)
+
+    return Model().eval()
 
 
 def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:

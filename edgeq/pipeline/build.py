@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
+from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
-from edgeq.pipeline.prepare import prepare, with_demo_data
+from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
-from edgeq.pipeline.record import recording
+from edgeq.pipeline.record import Recorder, recording
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
 
 WORK_NAME = ".edgeq-work"
+_LEAST_FREE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +66,23 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
     job = with_demo_data(job)
     validate_options(job.gates, job.targets)
-    cells = _cells(job)
+    facts = cache.job_facts(job)
+    cells = _cells(job, facts)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
-        known = _cached(cells, work) if job.cache else {}
-        missing = tuple(cell for cell in cells if cell.key not in known)
-        made = _made(job, missing, work, progress) if missing else {}
-        return _published(job, cells, {**known, **made})
+        finished = _cached(cells, work) if job.cache else {}
+        missing = tuple(cell for cell in cells if cell.key not in finished)
+        if missing:
+            made, dependencies = _made(job, missing, work, progress)
+            # a file that was changed meanwhile may be part of the result or not
+            if job.cache and dependencies is not None and cache.job_facts(job) == facts:
+                made = _stored(made, dependencies)
+            finished |= made
+        return _published(job, cells, finished)
 
 
-def _cells(job: Job) -> tuple[Cell, ...]:
+def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
-        Cell(target=target, scheme=scheme, key=cache.cell_key(job, target, scheme))
+        Cell(target=target, scheme=scheme, key=cache.cell_key(facts, target, scheme))
         for target in job.targets
         for scheme in (job.schemes or target.schemes[:1])
     )
@@ -86,11 +96,17 @@ def _work_folder(out: Path) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
+    except Exception as err:
+        # torch reports a full disk in its own words
+        if not isinstance(err, EnvironmentProblem | OSError) and shutil.disk_usage(work).free < _LEAST_FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work)) from err
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 _Finished = dict[str, tuple[Row, DataFacts]]
+Metric = Callable[[tuple[Any, ...], Any], float]
 
 
 def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
@@ -103,15 +119,19 @@ def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
     return found
 
 
-def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> _Finished:
-    """Build the cells, cells of one recipe together, and store them in the cache."""
+def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> tuple[_Finished, dict[str, str] | None]:
+    """Build the cells, cells of one recipe together.
+
+    Returns:
+        What was made, and what the user's code looked at; None for the latter where that changed meanwhile.
+    """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.release import bundled
     from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
-    with recording() as recorder, Maker(job, work, progress, products=len(groups)) as maker:
+    with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
         prepared = prepare(
             job,
             progress,
@@ -119,7 +139,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             describe=maker.described,
         )
         recorder.on = False
-        dependencies = recorder.dependencies()
+        prepared = dataclasses.replace(prepared, metric=_heard(prepared.metric, recorder))
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
@@ -131,10 +151,35 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
                 write_report(place, row)
                 finished[cell.key] = (row, prepared.data)
-    if job.cache:
-        for key, (row, data) in finished.items():
+        return finished, recorder.dependencies()
+
+
+def _heard(metric: Metric | None, recorder: Recorder) -> Metric | None:
+    """Return the metric with the recorder on while it runs: it may open files only then."""
+    if metric is None:
+        return None
+    score = metric
+
+    def call(outputs: tuple[Any, ...], label: Any) -> float:
+        with recorder.listening():
+            return score(outputs, label)
+
+    return call
+
+
+def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
+    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
+    kept = {}
+    for key, (row, data) in made.items():
+        try:
             cache.store(key, row, data, dependencies)
-    return finished
+        except (EdgeqError, OSError) as err:
+            why = err.what if isinstance(err, EdgeqError) else first_line(err)
+            warning = f"the result was not kept in the cache: {why}"
+            checked = dataclasses.replace(row.checked, warnings=(*row.checked.warnings, warning))
+            row = dataclasses.replace(row, checked=checked)
+        kept[key] = (row, data)
+    return kept
 
 
 def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
@@ -146,15 +191,18 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    rows = []
-    for cell in cells:
-        row, _ = finished[cell.key]
-        name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
-        accepted, rejected = (root / row.model / name for root in (job.out, job.out / "rejected"))
-        place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
-        with staged_dir(place) as staging:
-            shutil.copytree(row.path, staging, dirs_exist_ok=True)
+    rows, replaced = [], []
+    # all are copied before the first is switched: a disk that fills up leaves what was there
+    with contextlib.ExitStack() as switches:
+        for cell in cells:
+            row, _ = finished[cell.key]
+            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
+            place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
+            shutil.copytree(row.path, switches.enter_context(staged_dir(place)), dirs_exist_ok=True)
+            rows.append(dataclasses.replace(row, path=place))
+            replaced.append(other)
+    for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-        rows.append(dataclasses.replace(row, path=place))
     return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])

@@ -1,27 +1,31 @@
 """The content-addressed cache of finished bundles: the same command with nothing changed is answered from here.
 
 Layout: `cells/<key>/<dependencies>/{entry.json, bundle/…}`. The key is over everything known before the model is
-loaded (options, target, contents of named files, versions); the dependencies are the files that loading it opened.
+loaded (options, target, contents of named files, versions); the dependencies are what the user's code looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq._io import canonical_json, lock_dir, sha256_bytes, sha256_file, staged_dir, write_atomic
+from edgeq._io import canonical_json, disk_errors, lock_dir, sha256_bytes, sha256_file, staged_dir, write_atomic
 from edgeq.errors import EdgeqError
-from edgeq.pipeline.record import current_digest, package_folder
+from edgeq.pipeline.prepare import DIGITS
+from edgeq.pipeline.record import current_state, package_folder
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
@@ -43,8 +47,6 @@ class CacheInfo:
 
 def cache_folder() -> Path:
     """Return the user's cache folder; EDGEQ_CACHE_DIR overrides it."""
-    import os
-
     from platformdirs import user_cache_path
 
     named = os.environ.get("EDGEQ_CACHE_DIR")
@@ -54,18 +56,28 @@ def cache_folder() -> Path:
 def cache_info() -> CacheInfo:
     """Return where the cache is, how many bundles it holds, and their bytes on disk."""
     folder = cache_folder()
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    entries = sum(path.name == "entry.json" for path in files)
-    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(path.stat().st_size for path in files))
+    sizes = {path: _size_bytes(path) for path in (folder / "cells").rglob("*")}
+    entries = sum(path.name == "entry.json" for path in sizes)
+    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(sizes.values()))
+
+
+def _size_bytes(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another edgeq may take it away meanwhile
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 def clear_cache() -> int:
-    """Remove every entry, and return how many there were."""
+    """Remove every entry, and return how many there were.
+
+    Raises:
+        EnvironmentProblem: it may not be written to, or another edgeq holds the cache's lock.
+    """
     folder = cache_folder()
     entries = cache_info().entries
-    if folder.exists():
-        with lock_dir(folder, wait_s=_LOCK_S):
-            shutil.rmtree(folder / "cells", ignore_errors=True)
+    if (folder / "cells").exists():
+        with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
+            shutil.rmtree(folder / "cells")
     return entries
 
 
@@ -81,9 +93,18 @@ def tool_versions() -> dict[str, str]:
 
 @functools.cache
 def _edgeq_digest() -> str:
-    """Hash edgeq's own sources, so that a changed edgeq never answers with an old one's result."""
+    """Hash edgeq itself, so that a changed edgeq never answers with an old one's result."""
     root = package_folder()
-    return sha256_bytes("".join(sha256_file(path) for path in sorted(root.rglob("*.py"))).encode())
+    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sha256_bytes(canonical_json({str(path.relative_to(root)): sha256_file(path) for path in files}))
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Hash the file list of every installed package: a package that was installed anew may be the model's own."""
+    folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    records = (record for folder in folders for record in folder.glob("*.dist-info/RECORD"))
+    return {record.parent.name: sha256_file(record) for record in records}
 
 
 @functools.cache
@@ -96,33 +117,33 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def cell_key(job: Job, target: TargetProfile, scheme: str) -> str:
-    """Return the hash of everything known before the model is loaded."""
+def job_facts(job: Job) -> dict[str, Any]:
+    """Return everything that is known before the model is loaded and holds for all cells of a run."""
     options = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
     for name in ("targets", "schemes", "out", "cache"):
         del options[name]
-    named = (job.source, job.weights, job.data.calibration, job.data.evaluation, job.data.preprocess, job.data.labels)
-    facts = {
+    named = (job.weights, job.data.calibration, job.data.evaluation, job.data.preprocess, job.data.labels)
+    files = [str(name) for name in (job.source, *named) if name is not None]
+    has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, job.data.metric or ""))
+    return {
         "options": json.loads(json.dumps(options, default=_plain)),
-        "target": target.model_dump(mode="json"),
-        "scheme": scheme,
-        "files": {str(name): _content(Path(name)) for name in named if name is not None},
-        "folder": str(Path.cwd()) if _is_relative_module(job) else None,
+        "files": {name: _content(Path(name)) for name in files if name != DIGITS},
+        # where modules are looked for, and relative paths lead
+        "folders": [str(Path.cwd()), *sys.path] if has_code else None,
         "edgeq": _edgeq_digest(),
+        "installed": _installed(),
         "tools": tool_versions(),
         "host": [_cpu(), sys.platform],
     }
-    return sha256_bytes(canonical_json(facts))
+
+
+def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str) -> str:
+    """Return the hash of the job's facts, a target and a scheme."""
+    return sha256_bytes(canonical_json({**facts, "target": target.model_dump(mode="json"), "scheme": scheme}))
 
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def _is_relative_module(job: Job) -> bool:
-    """Whether a module is found by way of the current folder."""
-    named = (job.source, job.data.calibration, job.data.evaluation, job.data.metric)
-    return any(":" in name and not name.startswith("torchvision:") for name in named if name)
 
 
 def _content(path: Path) -> str | None:
@@ -131,22 +152,24 @@ def _content(path: Path) -> str | None:
         return sha256_file(path)
     if not path.is_dir():
         return None
-    parts = [f"{p.relative_to(path)}:{sha256_file(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
-    return sha256_bytes("\n".join(parts).encode())
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file())
+    return sha256_bytes(canonical_json({os.fsencode(inner).hex(): sha256_file(inner) for inner in files}))
 
 
 def look_up(key: str, target: Path) -> tuple[Row, DataFacts] | None:
     """Copy a valid entry's bundle to `target`, and return what it was; None where there is none.
 
-    A torn, tampered or outdated entry is removed, not used.
+    A torn or tampered entry is removed, not used.
+
+    Raises:
+        OSError: the disk of `target` is full.
     """
     for entry in _entries(key):
-        try:
-            facts = json.loads((entry / "entry.json").read_bytes())
-        except (OSError, ValueError):
+        facts = _read_entry(entry, key)
+        if facts is None:
             _discard(entry)
             continue
-        if any(current_digest(path) != digest for path, digest in facts["dependencies"].items()):
+        if any(current_state(name) != state for name, state in facts["dependencies"].items()):
             continue  # another state of the user's files, which may come back
         found = _restored(entry, facts, target)
         if found is not None:
@@ -155,10 +178,34 @@ def look_up(key: str, target: Path) -> tuple[Row, DataFacts] | None:
     return None
 
 
-def _entries(key: str) -> Iterator[Path]:
-    folder = cache_folder() / "cells" / key
-    if folder.is_dir():
-        yield from sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:
+    """Return what an entry says of itself; None unless it is what `store` wrote under this very name."""
+    try:
+        whole = json.loads((entry / "entry.json").read_bytes())
+        facts: dict[str, Any] = whole["facts"]
+        is_sound = (
+            whole["sha256"] == sha256_bytes(canonical_json(facts))
+            and facts["key"] == key
+            and _name(facts["dependencies"]) == entry.name
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return facts if is_sound else None
+
+
+def _name(dependencies: Mapping[str, str]) -> str:
+    return sha256_bytes(canonical_json(dict(dependencies)))
+
+
+def _entries(key: str) -> tuple[Path, ...]:
+    try:
+        return tuple(sorted(path for path in _cell_folder(key).iterdir() if not path.name.startswith(".")))
+    except OSError:  # there is none, or it may not be read
+        return ()
+
+
+def _cell_folder(key: str) -> Path:
+    return cache_folder() / "cells" / key
 
 
 def _discard(entry: Path) -> None:
@@ -181,7 +228,11 @@ def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row,
                 return None
             row = read_report(staging)
             data = TypeAdapter(DataFacts).validate_python(facts["data"])
-    except (EdgeqError, OSError, KeyError, ValidationError):
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the entry is not to blame
+        return None
+    except (EdgeqError, KeyError, ValidationError):
         return None
     return dataclasses.replace(row, path=target, cached=True), data
 
@@ -190,16 +241,18 @@ def store(key: str, row: Row, data: DataFacts, dependencies: Mapping[str, str]) 
     """Keep a finished bundle, accepted or rejected.
 
     Raises:
-        EnvironmentProblem: another edgeq holds the cache's lock for a minute.
+        EnvironmentProblem: the disk is full or may not be written to, or another edgeq holds the cache's lock.
     """
     folder = cache_folder()
-    name = sha256_bytes(canonical_json(dict(dependencies)))
-    with lock_dir(folder, wait_s=_LOCK_S), staged_dir(folder / "cells" / key / name) as staging:
+    place = _cell_folder(key) / _name(dependencies)
+    with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
         shutil.copytree(row.path, staging / "bundle")
-        entry = {
+        facts = {
+            "key": key,
             "digest": row.digest,
             "report_sha256": sha256_file(staging / "bundle" / "report.json"),
             "dependencies": dict(dependencies),
             "data": dataclasses.asdict(data),
         }
+        entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
         write_atomic(staging / "entry.json", canonical_json(entry))

@@ -25,7 +25,11 @@ class Maker:
         self._producer: Producer | None = None
         self._left = products
         self._is_fresh = "torch" not in sys.modules
-        self._runtimes = [HostRuntime(forked) for _ in range(products)] if self._fork() else [HostRuntime()]
+        # scratch folders in `work` go with it, even when a killed run left them
+        if self._fork():
+            self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]
+        else:
+            self._runtimes = [HostRuntime(folder=work)]
 
     def _fork(self) -> bool:
         """Import torch, so that the children share it, where it was not used before."""
@@ -56,10 +60,12 @@ class Maker:
         self._left -= 1
         with self._runtimes.pop(0) as runtime:
             if not self._is_fresh and self._left:
-                self._runtimes.append(HostRuntime())  # importing torch there takes seconds: ahead of time
+                self._runtimes.append(
+                    HostRuntime(folder=self._work)
+                )  # importing torch there takes seconds: ahead of time
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
-                folder = self._work / f"{recipe.backend}-{recipe.threads}"
+                folder = self._work / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeq.preprocess import Preprocess
 
 DIGITS = "digits"
+REJECTED_NAME = "rejected"
 RANDOM_SAMPLES = 32
 _MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
 NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
@@ -77,6 +78,7 @@ def prepare(
         model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
         is_artifact = model.kind in ("pte", "ptl")
         model = describe(model) if is_artifact else model
+        _check_name(model)
         outputs = () if is_artifact else _outputs(model)
     preprocess = _preprocess(job)
     if needs_calibration and job.data.calibration is None and not is_artifact:
@@ -103,6 +105,13 @@ def prepare(
     )
 
 
+def _check_name(model: LoadedModel) -> None:
+    """Refuse the one name that has a meaning of its own in the output folder."""
+    if model.name == REJECTED_NAME:
+        what = f"a model cannot be named {REJECTED_NAME!r}: bundles that fail their gates go into OUT/{REJECTED_NAME}"
+        raise UsageError(what, "give another --name")
+
+
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
     """Run the float model once, so that a misfit shows at once."""
     from edgeq.quantize.capture import run_once
@@ -125,9 +134,17 @@ def _preprocess(job: Job) -> Preprocess | None:
 def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
     if job.data.metric is None:
         return None
+    import numpy as np
+
     from edgeq.load.functions import load_metric
 
-    return load_metric(job.data.metric)
+    score = load_metric(job.data.metric)
+
+    def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
+        """A metric that works in place must not change what other targets, and the golden samples, are made of."""
+        return score(tuple(np.array(array) for array in outputs), label)
+
+    return on_copies
 
 
 def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from edgeq.units import format_bytes, format_quantity
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
 
+Signature = tuple[tuple[str, tuple[int, ...]], ...]
+
 _SAME_SCORE = 1e-9
 
 
@@ -119,21 +121,11 @@ def not_run_gate(err: EdgeqError) -> Gate:
     return Gate(name="run", outcome="failed", limit="", measured="", detail=err.what, exit_code=err.exit_code)
 
 
-def signature_gate(
-    manifest: Manifest, stated: Sequence[tuple[str, tuple[int, ...]]], outputs: Sequence[TensorSpec]
-) -> Gate:
-    """Hold dtypes and shapes to the manifest's (exit code 7).
-
-    Args:
-        manifest: the bundle's.
-        stated: the inputs as the artifact states them; none for TorchScript, which ran on those of the manifest.
-        outputs: the outputs as they came.
-    """
-    expected_in, expected_out = _signature(manifest.inputs), _signature(manifest.outputs)
-    came_in = list(stated) or expected_in
-    came_out = [(spec.dtype, spec.shape) for spec in outputs]
-    limit, came = f"{_told(expected_in)} -> {_told(expected_out)}", f"{_told(came_in)} -> {_told(came_out)}"
-    same = (came_in, came_out) == (expected_in, expected_out)
+def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) -> Gate:
+    """Hold dtypes and shapes of inputs and outputs, as the artifact has them, to the manifest's (exit code 7)."""
+    expected = (signature(manifest.inputs), signature(manifest.outputs))
+    same = (inputs, outputs) == expected
+    limit, came = (f"{_told(left)} -> {_told(right)}" for left, right in (expected, (inputs, outputs)))
     return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
 
 
@@ -141,28 +133,25 @@ def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenC
     """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
     from edgeq.verify.metrics import Comparison
 
-    # the verify step keeps a few outputs only; a bundle of another edgeq may have more samples
-    count = len(measured.outputs[0]) if measured.outputs else 0
-    recorded = tuple(array[:count] for array in expected.outputs)
     sums = Comparison()
-    same_shapes = [array.shape for array in recorded] == [array.shape for array in measured.outputs]
-    if same_shapes and count:
-        sums.add(recorded, measured.outputs)
+    same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
+    if same_shapes:
+        sums.add(expected.outputs, measured.outputs)
     compared = GoldenComparison(
-        samples=count,
+        samples=len(expected.inputs[0]),
         sqnr_db=sums.sqnr_db if sums.elements else math.nan,
         sqnr_floor_db=expected.sqnr_floor_db,
         max_abs=sums.max_abs if sums.elements else math.nan,
         top1_agreement=sums.top1_agreement,
     )
-    return _golden_gate(compared, len(expected.inputs[0]), sums.finite, same_shapes), compared
+    return _golden_gate(compared, sums.finite, same_shapes), compared
 
 
-def _golden_gate(compared: GoldenComparison, stored: int, finite: bool, same_shapes: bool) -> Gate:
+def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) -> Gate:
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
-    facts.append(f"{compared.samples} of {stored} golden samples")
+    facts.append(f"{compared.samples} golden samples")
     if not same_shapes:
         facts = ["the outputs have other shapes than the golden ones"]
     elif not finite:
@@ -202,12 +191,13 @@ def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str,
     return (gate,), ()
 
 
-def _signature(tensors: Sequence[Tensor]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(tensor.dtype, tensor.shape) for tensor in tensors]
+def signature(tensors: Sequence[Tensor] | Sequence[TensorSpec]) -> Signature:
+    """Return dtype and shape of each tensor."""
+    return tuple((tensor.dtype, tensor.shape) for tensor in tensors)
 
 
-def _told(signature: Sequence[tuple[str, tuple[int, ...]]]) -> str:
-    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in signature) or "nothing"
+def _told(tensors: Signature) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in tensors) or "nothing"
 
 
 def _gate(name: str, passed: bool, limit: str, measured: str, detail: str) -> Gate:

@@ -21,18 +21,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from unittest.mock import patch
 
 from edgeq._io import sha256_bytes, sha256_file
 
-# what decides the result, besides the user's files: its versions are in the key, and in the manifest
-TOOLS = ("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn")
-
 _EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
-_IMPORTER = "<frozen importlib._bootstrap_external>"
-_ENVIRONMENT = (os.__file__, sys.modules["_collections_abc"].__file__)
+# they list the folders of sys.path, among them the current one, for modules and packages only
+_IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
 _ABSENT = ""
 
 
@@ -84,7 +81,7 @@ class Recorder:
         if event == "open":
             (self.written if _writes(args) else self.opened).add(where)
         else:
-            by_import = sys._getframe(1).f_code.co_filename == _IMPORTER
+            by_import = sys._getframe(1).f_code.co_filename in _IMPORTERS
             (self.searched if by_import else self.listed).add(where)
 
     def dependencies(self) -> dict[str, str] | None:
@@ -95,12 +92,12 @@ class Recorder:
         """
         modules = {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
         opened = {_source(path) for path in self.opened | modules}
-        files = {path for path in opened if not _is_library(path)}
+        # what torch makes up for its namespaces is no path
+        files = {path for path in opened if os.path.isabs(path) and not _is_library(path)}
         if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
             return None
         names = [
             *(f"file:{path}" for path in files),
-            *(f"file:{path}" for path in _records()),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
             *(f"variable:{name}" for name in self.variables),
@@ -135,29 +132,13 @@ def _library_roots() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     roots = {os.path.abspath(root) for root in (*libraries, *site.getsitepackages(), site.getusersitepackages())}
+    roots.add(os.path.join(sys.base_prefix, sys.platlibdir, "python{}{}.zip".format(*sys.version_info)))
     return (*(root + os.sep for root in sorted(roots)), *_SYSTEM, str(package_folder()) + os.sep)
 
 
 def _is_library(path: str) -> bool:
     # the verification's scratch folders are edgeq's own
     return f"{path}{os.sep}".startswith((*_library_roots(), f"{tempfile.gettempdir()}/edgeq-"))
-
-
-def _records() -> Iterator[str]:
-    """Yield the file list of each imported library that is no tool: it changes when the library is installed anew."""
-    loaded = {name.partition(".")[0] for name in list(sys.modules)}
-    named = {
-        name for top, names in importlib.metadata.packages_distributions().items() if top in loaded for name in names
-    }
-    for name in sorted(named - {*TOOLS, "edgeq"}):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            record = importlib.metadata.distribution(name).locate_file(f"{_info_folder(name)}/RECORD")
-            yield str(record)
-
-
-def _info_folder(name: str) -> str:
-    files = importlib.metadata.distribution(name).files or ()
-    return next((str(file.parent) for file in files if file.name == "RECORD"), f"{name}.dist-info")
 
 
 def package_folder() -> Path:
@@ -218,10 +199,7 @@ def recording() -> Iterator[Recorder]:
         _hooked = True
     _RECORDER.reset()
     importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_native_openers())
-        stack.enter_context(_variables())
-        stack.enter_context(_RECORDER.listening())
+    with _native_openers(), _variables(), _RECORDER.listening():
         yield _RECORDER
 
 
@@ -239,13 +217,24 @@ def _native_openers() -> Iterator[None]:
             super().__init__(source)
 
     safe_open = _telling(safetensors.safe_open, 0)
-    with contextlib.ExitStack() as stack:
-        for module in (safetensors, safetensors.numpy, safetensors.torch):
-            stack.enter_context(patch.object(module, "safe_open", safe_open))
-        stack.enter_context(patch.object(torch._C, "PyTorchFileReader", Reader))
-        ir_module = _telling(torch._C.import_ir_module, 1)
-        stack.enter_context(patch.object(torch._C, "import_ir_module", ir_module))
+    with (
+        _replaced(safetensors, "safe_open", safe_open),
+        _replaced(safetensors.numpy, "safe_open", safe_open),
+        _replaced(safetensors.torch, "safe_open", safe_open),
+        _replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
+        _replaced(torch._C, "PyTorchFileReader", Reader),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
@@ -266,10 +255,10 @@ class _Heard(dict[bytes, bytes]):
     """The environment's own table, which tells what a user's code reads of it."""
 
     def __getitem__(self, key: bytes) -> bytes:
-        frame = sys._getframe(1)
-        while frame.f_code.co_filename in _ENVIRONMENT and frame.f_back is not None:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith("<frozen "):  # os and _collections_abc
             frame = frame.f_back
-        if _RECORDER.on and not _is_library(frame.f_code.co_filename):
+        if _RECORDER.on and frame is not None and not _is_library(frame.f_code.co_filename):
             _RECORDER.variables.add(os.fsdecode(key))
         return super().__getitem__(key)
 

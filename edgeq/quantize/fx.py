@@ -17,6 +17,9 @@ from edgeq.quantize.names import matched_names
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
+# what moves values and changes none of them
+_REARRANGING = frozenset({"view", "_unsafe_view", "clone", "permute", "transpose", "squeeze", "unsqueeze", "select"})
+
 
 @contextlib.contextmanager
 def engine(name: str) -> Iterator[None]:
@@ -52,8 +55,6 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: FX cannot trace the model (names module and line), or nothing was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    from torch.ao.quantization.quantize_fx import convert_fx
-
     if spec.model.kind == "exported":
         what = "an exported program cannot be quantized by FX, which fuses modules"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
@@ -62,7 +63,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
             prepared = _prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
-        converted = convert_fx(prepared)
+        converted = _converted(prepared)
         steps = _output_steps(converted, example_tensors(spec.inputs))
     quantized, kept = _split_layers(converted)
     if not quantized:
@@ -98,6 +99,16 @@ def _prepare(spec: QuantizeSpec) -> Any:
         what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
         fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
         raise UnsupportedError(what, fix) from err
+
+
+def _converted(prepared: Any) -> Any:
+    from torch.ao.quantization.quantize_fx import convert_fx
+
+    try:
+        return convert_fx(prepared)
+    except Exception as err:  # the engines' packing raises many types
+        what = f"FX cannot convert the model: {first_line(err)}"
+        raise UnsupportedError(what, "leave that layer in float (--keep-fp32), or use an ExecuTorch target") from err
 
 
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
@@ -159,15 +170,21 @@ def _output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None
 
     steps: list[tuple[Any, float]] = []  # the tensors too, so that no id is used again
 
+    def step_of(tensor: Any) -> float | None:
+        return next((step for known, step in steps if known is tensor), None)
+
     class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         """Sees every operator."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            if func.__name__.startswith("dequantize") and args[0].qscheme() == torch.per_tensor_affine:
+            op = func.__name__.partition(".")[0]
+            if op == "dequantize" and args[0].qscheme() == torch.per_tensor_affine:
                 steps.append((result, float(args[0].q_scale())))
+            elif op in _REARRANGING and (step := step_of(args[0])) is not None:
+                steps.append((result, step))
             return result
 
     with torch.no_grad(), Recorder():
         outputs = torch.utils._pytree.tree_leaves(converted(*inputs))
-    return tuple(next((step for tensor, step in steps if tensor is leaf), None) for leaf in outputs)
+    return tuple(step_of(leaf) for leaf in outputs)

@@ -6,6 +6,7 @@ A fork shares torch with its parent and is ready at once. It is only safe before
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -49,7 +50,8 @@ class Child:
             self.process.kill()
         self.process.wait()
         for pipe in (self.requests, self.replies):
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what was never sent to a child that crashed
+                pipe.close()
 
 
 def started(log: Path) -> Child:
@@ -82,7 +84,9 @@ def forked(log: Path) -> Child:
     read_requests, write_requests = os.pipe()
     read_replies, write_replies = os.pipe()
     process = multiprocessing.get_context("fork").Process(
-        target=_serve, args=((read_requests, write_replies), (write_requests, read_replies), log), daemon=True
+        target=_serve,
+        args=((read_requests, write_replies), (write_requests, read_replies), log, os.getpid()),
+        daemon=True,
     )
     process.start()
     os.close(read_requests)
@@ -94,9 +98,10 @@ def forked(log: Path) -> Child:
     )
 
 
-def _serve(own: tuple[int, int], parents: tuple[int, int], log: Path) -> None:
+def _serve(own: tuple[int, int], parents: tuple[int, int], log: Path, parent: int) -> None:
     from edgeq.verify import worker
 
+    worker.end_with_parent(parent)
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

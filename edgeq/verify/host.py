@@ -69,10 +69,13 @@ class ArtifactFacts:
 
 
 class HostRuntime:
-    """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel."""
+    """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel.
 
-    def __init__(self, start: Callable[[Path], Child] = started) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-")
+    Its scratch folder lies in `folder`, by default among the system's temporary files.
+    """
+
+    def __init__(self, start: Callable[[Path], Child] = started, *, folder: Path | None = None) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-", dir=folder)
         self._log = Path(self._scratch.name) / "stderr"
         self._child = start(self._log)
         self._ready = False

@@ -6,7 +6,9 @@ standard error. Torch is imported before the first request, while edgeq still lo
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import warnings
@@ -16,15 +18,33 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.verify import wire
+from edgeq.verify import memory, wire
 from edgeq.verify.kernels import multiplies
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
+    end_with_parent(os.getppid())
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, replies)
+
+
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, which may itself be killed in mid-sentence.
+
+    A child that lived on would keep what it inherited: the output folder's lock, and the other children's pipes.
+
+    Args:
+        parent: its process, which may be gone by now.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only: elsewhere the end of the pipe has to do
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
@@ -88,11 +108,11 @@ class _Runner:
         self.path = path
         self.backend = backend
         self.threads = threads
-        self.rss_bytes = 0
+        self.mark: memory.Mark | None = None
 
     def load(self) -> dict[str, Any]:
         """Load the artifact, timed; return what it says of its inputs and outputs."""
-        self.rss_bytes = _reset_peak()
+        self.mark = memory.mark()
         start = time.perf_counter_ns()
         facts = self._open()
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6, **facts}
@@ -111,9 +131,8 @@ class _Runner:
         return tuple(leaf.detach().numpy() for leaf in leaves)
 
     def peak_bytes(self) -> int | None:
-        """Return how much the peak of the resident set rose since before loading; None where not known."""
-        peak = _status_bytes("VmHWM")
-        return peak - self.rss_bytes if peak and self.rss_bytes else None
+        """Return the peak of what loading and running took; None where /proc does not tell."""
+        return memory.peak_bytes(self.mark, self.path)
 
     def _open(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -241,23 +260,6 @@ def _inside_matrix(event: Any) -> bool:
 
 
 RUNNERS: dict[str, type[_Runner]] = {"executorch": _ExecuTorch, "torchscript": _TorchScript}
-
-
-def _reset_peak() -> int:
-    """Reset the kernel's high-water mark of the resident set (proc(5), clear_refs) and return the present size."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(key: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 if __name__ == "__main__":

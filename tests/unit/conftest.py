@@ -188,7 +188,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def packaged(net: Path, target: str, out: Path) -> Path:
+def packaged(net: Path, target: str, out: Path, *, batch: int = 1) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
     from edgeq.cli.progress import Quiet
     from edgeq.job import DataOptions, Job
@@ -205,11 +205,13 @@ def packaged(net: Path, target: str, out: Path) -> Path:
         targets=(load_target(target),),
         out=out,
         name="net",
-        inputs=("image=1x1x16x16",),
+        inputs=(f"image={batch}x1x16x16",),
         data=data,
         cache=False,
     )
-    (row,) = build(job, Quiet()).rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEQ_CACHE_DIR", str(out / "cache"))
+        (row,) = build(job, Quiet()).rows
     assert not row.checked.exit_code, row.checked
     return row.path
 
@@ -218,6 +220,12 @@ def packaged(net: Path, target: str, out: Path) -> Path:
 def host_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TorchScript bundle for this host, not to be changed."""
     return packaged(net, "linux-x86_64-x86", tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def batched_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a batch of three in the exported shape."""
+    return packaged(net, "linux-x86_64-x86", tmp_path_factory.mktemp("batched"), batch=3)
 
 
 @pytest.fixture(scope="session")

@@ -76,8 +76,8 @@ def test_raw_samples_are_preprocessed_as_the_manifest_says(written: Bundle) -> N
     samples = model_inputs(read_golden(written), written.manifest)
     assert len(samples) == 2
     for (ready,), image in zip(samples, IMAGES, strict=True):
-        assert ready.shape == (1, 3, 224, 224)
-        np.testing.assert_array_equal(ready[0], apply(spec, image))
+        assert ready.shape == (3, 224, 224)
+        np.testing.assert_array_equal(ready, apply(spec, image))
 
 
 def test_preprocessed_samples_are_fed_as_they_are(written: Bundle) -> None:
@@ -86,18 +86,18 @@ def test_preprocessed_samples_are_fed_as_they_are(written: Bundle) -> None:
         written, npz(input_x=ready, output_0=OUTPUTS), lambda manifest: manifest["golden"].update(preprocessed=True)
     )
     samples = model_inputs(read_golden(bundle), bundle.manifest)
-    np.testing.assert_array_equal(samples[1][0], ready[1:])
+    np.testing.assert_array_equal(samples[1][0], ready[1])
 
 
-def test_a_sample_fills_the_batch(written: Bundle) -> None:
-    bundle = replaced(
-        written,
-        npz(input_x=IMAGES, output_0=OUTPUTS),
-        lambda manifest: manifest["inputs"][0].update(shape=[4, 3, 224, 224]),
-    )
-    ((ready,), _) = model_inputs(read_golden(bundle), bundle.manifest)
-    assert ready.shape == (4, 3, 224, 224)
-    assert (ready == ready[:1]).all()
+def test_a_sample_is_a_row_or_the_whole_input(written: Bundle) -> None:
+    data = npz(input_x=np.ones((2, 4, 3, 8, 8), np.float32), output_0=OUTPUTS)
+    for shape, fits in (([4, 3, 8, 8], True), ([7, 4, 3, 8, 8], True), ([3, 8, 8], False)):
+        bundle = replaced(written, data, lambda manifest, shape=shape: manifest["inputs"][0].update(shape=shape))
+        if fits:
+            assert model_inputs(read_golden(bundle), bundle.manifest)[1][0].shape == (4, 3, 8, 8)
+        else:
+            with pytest.raises(IntegrityError, match="sample 0 has the shapes"):
+                model_inputs(read_golden(bundle), bundle.manifest)
 
 
 class Bomb:

@@ -1,0 +1,89 @@
+"""Ctrl-C, SIGTERM and kill -9 in the middle of a run: nothing stays, no child lives on, the next run recovers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from edgeq.bundle.reader import read_bundle
+
+from .conftest import X86, Project, arguments, descendants, finish, start, wait_for, wait_until_dead
+
+pytestmark = pytest.mark.slow
+
+FP32 = ("--scheme", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("import torch", signal.SIGINT),
+        ("load quarters", signal.SIGTERM),
+        ("calibrate", signal.SIGINT),
+        ("lower", signal.SIGTERM),
+        ("verify", signal.SIGINT),
+        ("time", signal.SIGTERM),
+    ],
+)
+def test_an_interrupted_run_leaves_nothing(project: Project, moment: str, number: signal.Signals) -> None:
+    process = start(*arguments(), *(() if moment == "calibrate" else FP32))
+    wait_for(process, moment)
+    children = descendants(process.pid)
+    os.kill(process.pid, number)
+    result = finish(process, seconds=30)
+    result.fails(130, "interrupted")
+    assert wait_until_dead(children) == set()
+    assert not project.out.exists()
+    assert project.left_behind() == []
+
+
+def test_a_second_ctrl_c_does_not_cut_the_cleanup_short(project: Project) -> None:
+    process = start(*arguments(), *FP32)
+    wait_for(process, "verify")
+    for _ in range(20):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.01)
+    finish(process, seconds=30).fails(130, "interrupted")
+    assert not project.out.exists()
+    assert project.left_behind() == []
+
+
+@pytest.mark.parametrize(("moment", "wait_s"), [("lower", 0.0), ("verify", 0.0), ("time", 0.4)])
+def test_the_next_run_recovers_from_a_killed_one(project: Project, moment: str, wait_s: float) -> None:
+    process = start(*arguments(), *FP32)
+    wait_for(process, moment)
+    time.sleep(wait_s)
+    children = descendants(process.pid)
+    assert children
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert wait_until_dead(children, seconds=5) == set()
+    next_run = finish(start(*arguments(), *FP32, "--quiet"))
+    assert next_run.code == 0, next_run.err
+    assert sorted(path.name for path in project.out.iterdir()) == ["quarters"]
+    assert read_bundle(project.out / "quarters" / X86).manifest.accepted
+    assert project.left_behind() == []
+
+
+def test_a_killed_run_leaves_the_earlier_bundle_whole(project: Project) -> None:
+    assert finish(start(*arguments(), *FP32, "--quiet")).code == 0
+    digest = read_bundle(project.out / "quarters" / X86).digest
+    process = start(*arguments(), *FP32, "--model-version", "2")
+    wait_for(process, "time")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert read_bundle(project.out / "quarters" / X86).digest == digest
+    assert finish(start(*arguments(), *FP32, "--quiet")).code == 0
+
+
+def test_a_second_run_into_the_same_folder_is_refused_at_once(project: Project) -> None:
+    first = start(*arguments(), *FP32)
+    wait_for(first, "import torch")
+    begin = time.monotonic()
+    finish(start(*arguments(), *FP32, "--quiet")).fails(9, "another edgeq", "out", "choose another folder")
+    assert time.monotonic() - begin < 5
+    assert finish(first).code == 0
+    assert read_bundle(project.out / "quarters" / X86).manifest.accepted

@@ -1,0 +1,135 @@
+"""ExecuTorch lowering of tiny models; SmallNet's artifacts are shared with the other tests of this process."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+from small_models import IMAGE, SmallNet, artifact, loaded, lowered, quantized
+from torch import nn
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import ExitCode, UnsupportedError
+
+pytestmark = pytest.mark.slow
+
+SMALL_NET_MACS = {
+    "conv": 16 * 16 * 8 * 3 * 9,
+    "depth": 16 * 16 * 8 * 1 * 9,
+    "hidden.0": 8 * 16,
+    "head": 16 * 5,
+}
+
+
+@pytest.fixture(scope="module")
+def int8():
+    return artifact("executorch", "static-int8", "xnnpack")[1]
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    return artifact("executorch", "fp32", "xnnpack")[1]
+
+
+@pytest.mark.parametrize("scheme", ["static-int8", "fp32"])
+def test_layers_have_their_modules_names_and_macs_in_order(scheme):
+    _, low = artifact("executorch", scheme, "xnnpack")
+    assert [(layer.name, layer.macs) for layer in low.layers] == list(SMALL_NET_MACS.items())
+    assert low.macs == sum(SMALL_NET_MACS.values())
+    assert low.delegated_macs == 1.0
+    assert low.delegate_calls == 1
+    assert low.runtime_version.startswith("1.5")
+    assert low.passes[-1] == "to_executorch"
+
+
+def test_weight_bytes_are_those_of_the_artifact(int8, fp32):
+    weights = {"conv": 8 * 3 * 9, "depth": 8 * 9, "hidden.0": 8 * 16, "head": 16 * 5}
+    bias = {"conv": 8, "depth": 8, "hidden.0": 16, "head": 5}
+    assert {layer.name: layer.weight_bytes for layer in fp32.layers} == {k: 4 * (weights[k] + bias[k]) for k in weights}
+    for layer in int8.layers:
+        # int8 values, a float scale for each output channel, and a float or int32 bias
+        assert layer.weight_bytes == weights[layer.name] + 8 * bias[layer.name]
+    for low in (int8, fp32):
+        assert sum(layer.weight_bytes for layer in low.layers) <= low.path.stat().st_size
+
+
+def test_int8_quantizes_nothing_in_the_fp32_artifact(tmp_path, fp32):
+    model = loaded(SmallNet)  # captured anew, never quantized
+    alone = lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
+    artifact("executorch", "static-int8", "xnnpack")
+    assert alone.path.read_bytes() == fp32.path.read_bytes()
+
+
+def test_no_path_of_this_machine_is_in_the_artifact(int8, fp32):
+    for low in (int8, fp32):
+        assert not re.search(rb"site-packages|/tmp/|\.py\b|/work/", low.path.read_bytes())
+
+
+class Mixed(nn.Module):
+    """Every kind of layer; XNNPACK has no 3-d convolution. The input's name looks like a buffer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.volume = nn.Conv3d(4, 2, (1, 3, 3))
+        self.line = nn.Conv1d(2, 3, 5)
+        self.head = nn.Linear(192, 6, bias=False)
+
+    def forward(self, b_x):
+        y = self.volume(self.up(self.grouped(b_x)).unsqueeze(2)).squeeze(2)
+        z = self.line(y.flatten(2))
+        return self.head(z), b_x @ b_x.transpose(-1, -2)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    model = loaded(Mixed, TensorSpec(name="b_x", dtype="float32", shape=(1, 4, 8, 8)))
+    graph = quantized(model, "executorch", "fp32")
+    return lowered(graph, model.inputs, tmp_path_factory.mktemp("mixed"), "executorch", backend="xnnpack")
+
+
+def test_macs_of_every_kind_of_layer_equal_those_by_hand(mixed):
+    layers = {layer.name: layer for layer in mixed.layers}
+    assert {
+        name: layer.macs for name, layer in layers.items() if "." not in name and name in dict(Mixed().named_modules())
+    } == {
+        "grouped": 8 * 8 * 8 * (4 // 2) * 9,
+        "up": 8 * 8 * 8 * 4 * (2 * 2),
+        "volume": 2 * 14 * 14 * 4 * 9,
+        "line": 3 * 192 * 2 * 5,
+        "head": 3 * 192 * 6,
+    }
+    (product,) = (layer for name, layer in layers.items() if name not in dict(Mixed().named_modules()))
+    assert product.macs == 4 * 8 * 8 * 8
+    assert product.weight_bytes == 0
+    assert layers["grouped"].weight_bytes == 4 * (8 * 2 * 9 + 8)
+
+
+def test_what_is_not_delegated_is_named_and_lowers_the_share(mixed):
+    left = [layer for layer in mixed.layers if not layer.delegated]
+    assert "volume" in {layer.name for layer in left}
+    assert "aten.convolution.default" in mixed.undelegated
+    assert "aten::convolution.out" in mixed.operators
+    assert mixed.delegated_macs == 1 - sum(layer.macs for layer in left) / mixed.macs < 1
+
+
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.view_as_real(torch.fft.fft(x))
+
+
+def test_what_executorch_cannot_express_is_unsupported(tmp_path):
+    model = loaded(Complex(), IMAGE)
+    with pytest.raises(UnsupportedError) as caught:
+        lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
+    assert caught.value.exit_code == ExitCode.UNSUPPORTED
+    assert "TorchScript" in caught.value.fix
+
+
+def test_loggers_are_as_before():
+    artifact("executorch", "fp32", "xnnpack")
+    assert logging.getLogger().level == logging.WARNING
+    assert logging.getLogger("executorch").level == logging.NOTSET

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import IMAGE, SmallNet, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
+from torch import nn
+from torch.jit.mobile import _load_for_lite_interpreter
+
+from edgeq.artifacts import TensorSpec
+from edgeq.demo import digits
+from edgeq.errors import UnsupportedError
+from edgeq.samples import batches
+
+ENGINES = ("qnnpack", "x86", "fbgemm")
+SCHEMES = ("static-int8", "fp32")
+MACS = [("conv", 16 * 16 * 8 * 3 * 9), ("depth", 16 * 16 * 8 * 9), ("hidden.0", 8 * 16), ("head", 16 * 5)]
+
+
+def small(scheme, backend):
+    return artifact("torchscript", scheme, backend)[1]
+
+
+def outputs(path, batch, backend):
+    """Load for the engine, which packs the weights then, and run."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        module = (_load_for_lite_interpreter if path.suffix == ".ptl" else torch.jit.load)(str(path))
+        return forward(module, backend)(batch)
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@functools.cache
+def digits_int8():
+    spec = TensorSpec(name="image", dtype="float32", shape=(1, 1, 32, 32))
+    model = loaded(digits.model(), spec)
+    return lowered(quantized(model), model.inputs, folder() / "digits")
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_archive_loads_and_gives_the_graphs_outputs(scheme, backend):
+    graph, low = artifact("torchscript", scheme, backend)
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    (expected,) = forward(graph.graph, backend)(batch)
+    (came,) = outputs(low.path, batch, backend)
+    if scheme == "fp32":  # folding conv-bn rounds otherwise
+        np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-5)
+    else:
+        assert np.array_equal(came, expected)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_layers_have_their_modules_names_and_macs_in_order(scheme, backend):
+    low = small(scheme, backend)
+    assert [(layer.name, layer.macs) for layer in low.layers] == MACS
+    width = 1 if scheme == "static-int8" else 4
+    assert [layer.weight_bytes for layer in low.layers] == [width * count for count in (216, 72, 128, 80)]
+    assert low.delegated_macs is None
+
+
+def test_mobile_takes_the_lite_form_and_hosts_the_smaller():
+    assert small("static-int8", "qnnpack").path.name == "model.ptl"
+    for backend in ("x86", "fbgemm"):
+        low = small("static-int8", backend)
+        assert [path.name for path in low.path.parent.iterdir()] == [low.path.name]
+        # packed for these engines, the lite form holds the weights twice
+        assert low.path.name == "model.pt"
+
+
+def test_versions_passes_and_operators_are_recorded():
+    low = small("static-int8", "qnnpack")
+    assert low.bytecode_version == 8
+    assert low.passes == ("trace", "freeze", "fuse_add_relu")
+    assert "quantized::conv2d_relu.new" in low.operators
+    assert low.runtime_version == torch.__version__.partition("+")[0]
+
+
+@pytest.mark.slow
+def test_digits_need_no_operator_that_the_last_android_runtime_lacks():
+    known = set(Path("edgeq/check/torch-2.1.0.ops.txt").read_text().split())
+    assert set(digits_int8().operators) <= known
+    assert "quantized::conv2d_relu.new" in digits_int8().operators
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_path_and_no_time_of_this_machine_is_in_the_archive(scheme, backend):
+    path = small(scheme, backend).path
+    own = [str(Path.cwd()), "site-packages", "/tmp", path.parent.name, str(Path.home()), "small_models"]  # noqa: S108
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+            assert not entry.filename.endswith(".debug_pkl")
+            found = [text for text in own if text.encode() in archive.read(entry) or text in entry.filename]
+            assert not found, entry.filename
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_entries_are_stored_and_aligned(backend):
+    path = small("static-int8", backend).path
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            assert entry.compress_type == zipfile.ZIP_STORED
+            name, extra = (int.from_bytes(data[entry.header_offset + at :][:2], "little") for at in (26, 28))
+            assert (entry.header_offset + 30 + name + extra) % 64 == 0
+            assert archive.read(entry) == data[entry.header_offset + 30 + name + extra :][: entry.file_size]
+
+
+def test_archives_do_not_depend_on_what_was_traced_before(tmp_path):
+    for scheme in SCHEMES:
+        first, again = (lowered(quantized(small_net(), scheme=scheme), (IMAGE,), tmp_path / scheme / n) for n in "ab")
+        assert first.path.read_bytes() == again.path.read_bytes()
+
+
+AGAIN = """
+import sys, hashlib
+sys.path.insert(0, {unit!r})
+from small_models import artifact
+for backend in ("x86", "qnnpack"):
+    path = artifact("torchscript", "static-int8", backend)[1].path
+    print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_archives_are_byte_identical_in_another_process_and_folder():
+    text = AGAIN.format(unit=str(Path(__file__).parent.parent))
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", text], capture_output=True, text=True, check=True)
+    ours = [small("static-int8", backend).path.read_bytes() for backend in ("x86", "qnnpack")]
+    assert ran.stdout.split() == [hashlib.sha256(data).hexdigest() for data in ours]
+
+
+def test_the_engine_is_restored_and_an_unknown_one_refused(tmp_path):
+    before = torch.backends.quantized.engine
+    small("fp32", next(name for name in ENGINES if name != before))
+    assert torch.backends.quantized.engine == before
+    with pytest.raises(UnsupportedError, match="no quantized engine 'hexagon'"):
+        lowered(quantized(loaded(SmallNet), scheme="fp32"), (IMAGE,), tmp_path, backend="hexagon")
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("gain", torch.tensor(2.0))
+
+    def forward(self, x):
+        y = self.conv(x) * float(self.gain)  # of a buffer: the same in every run
+        if y.shape[1] != 4:
+            return y
+        return self.ending(y)
+
+    def ending(self, y):
+        return y
+
+
+class Deciding(Branching):
+    def ending(self, y):
+        return -y if y.mean() > 0 else y  # a trace would keep one of the two
+
+
+class Reading(Branching):
+    def ending(self, y):
+        return y * y.max().item()
+
+
+class Leaving(Branching):
+    def ending(self, y):
+        return torch.from_numpy(y.numpy() * 2)
+
+
+@pytest.mark.parametrize("kind", [Deciding, Reading, Leaving])
+def test_a_trace_that_would_keep_one_runs_values_is_refused(tmp_path, kind):
+    model = loaded(kind)
+    with pytest.raises(UnsupportedError, match=r"test_torchscript\.py:\d+"):
+        lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path)
+
+
+def test_that_holds_for_what_fx_left_in_float_too(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 1)
+            self.opaque = Deciding()
+
+        def forward(self, x):
+            return self.opaque(self.first(x))
+
+    model = loaded(Wrapped)
+    with pytest.raises(UnsupportedError, match=r"in Deciding\.ending"):
+        lowered(quantized(model, keep=["opaque"]), model.inputs, tmp_path)
+
+
+def test_shapes_and_constants_in_python_are_no_obstacle(tmp_path):
+    model = loaded(Branching)
+    assert lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path).path.exists()
+
+
+class Blocks(nn.Module):
+    """Blocks that run as one operator, in float, whatever is quantized around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.LSTM(8, 16, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        y, _ = self.memory(x)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        return self.head(torch.nn.functional.scaled_dot_product_attention(y[:, None], y[:, None], y[:, None])[:, 0])
+
+
+def test_recurrent_and_attention_blocks_are_counted(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 5, 8))
+    model = loaded(Blocks, spec)
+    layers = lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path).layers
+    assert sum(layer.macs for layer in layers) == (
+        5 * (64 * 8 + 64 * 16)  # four gates of 16, from the input and from the hidden state
+        + 5 * (4 * 16 * 16 + 2 * 5 * 16)  # query, key, value and output projections; scores and their sums
+        + 5 * 5 * (16 + 16)
+        + 5 * 16 * 4
+    )
+
+
+class Kinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.grouped = nn.Conv2d(3, 6, 3, padding=1, groups=3)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+
+    def forward(self, x):
+        return {"up": self.up(self.grouped(x)), "product": x @ x.transpose(-1, -2)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_macs_of_grouped_and_transposed_convolutions_and_a_product(tmp_path, scheme):
+    model = loaded(Kinds)
+    low = lowered(quantized(model, scheme=scheme), model.inputs, tmp_path)
+    assert sorted(layer.macs for layer in low.layers) == sorted(
+        [16 * 16 * 6 * 9, 16 * 16 * 6 * 4 * 4, 3 * 16 * 16 * 16]
+    )
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    assert [array.shape for array in outputs(low.path, batch, "qnnpack")] == [(1, 4, 32, 32), (1, 3, 16, 16)]
+
+
+def test_an_entry_that_names_a_path_is_refused(tmp_path):
+    from edgeq.lower.archive import strip_archive
+
+    path = tmp_path / "model.ptl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data/0", b"/home/me/models/net.py")  # raw tensor bytes may hold anything
+        archive.writestr("model/code/net.py.debug_pkl", b"/home/me/models/net.py")
+    strip_archive(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/bytecode.pkl", b"\x80\x02 /home/me/models/net.py q")
+    with pytest.raises(UnsupportedError, match=re.escape("bytecode.pkl holds a path")):
+        strip_archive(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.ptl"]

@@ -1,0 +1,163 @@
+"""PT2E on one tiny captured model: importing executorch takes seconds, so the tests share it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import IMAGE, SmallNet, artifact, captured_net, dataset, loaded, outputs_of, quantized, small_net
+from torch import nn
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.quantize.capture import capture, run_once
+from edgeq.quantize.observers import activation_observer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_net()
+
+
+@pytest.fixture(scope="module")
+def captured():
+    return captured_net()
+
+
+@pytest.fixture(scope="module")
+def int8():
+    return artifact("executorch", "static-int8", "xnnpack")[0]
+
+
+def test_every_layer_is_int8_and_known_by_its_module(int8):
+    assert sorted(int8.quantized) == ["conv", "depth", "head", "hidden.0"]
+    assert int8.kept_fp32 == ()
+    assert not [node for node in int8.graph.graph.nodes if "batch_norm" in str(node.target)]
+
+
+def test_quantizing_leaves_the_model_and_its_capture_alone(model, captured, int8):
+    fresh = loaded(SmallNet)
+    assert int8.quantized
+    for ours, theirs in (
+        (captured.state_dict, fresh.model.state_dict()),
+        (model.model.state_dict(), captured.state_dict),
+    ):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    (expected,) = outputs_of(fresh.model, model.inputs)
+    assert (outputs_of(captured.module(), model.inputs)[0][0] == expected[0]).all()
+
+
+def test_the_output_step_is_the_distance_of_output_values(model, int8):
+    (step,) = int8.output_steps
+    values = outputs_of(int8.graph, model.inputs)[0][0] / step
+    assert abs(values - values.round()).max() < 1e-3
+    assert abs(values).max() > 1
+
+
+def test_layers_are_kept_in_float_by_name_and_by_type(model, captured):
+    # drop leaves no node in the graph, and is no mistake all the same
+    result = quantized(model, "executorch", captured=captured, keep=["depth", "Linear", "drop"])
+    assert sorted(result.kept_fp32) == ["depth", "head", "hidden.0"]
+    assert result.quantized == ("conv",)
+
+
+def test_an_unknown_layer_offers_the_nearest(model, captured):
+    with pytest.raises(UsageError, match="Did you mean 'hidden'"):
+        quantized(model, "executorch", captured=captured, keep=["hiden"])
+
+
+def test_nothing_to_quantize_is_an_error_not_a_silent_float_model(model, captured):
+    with pytest.raises(UnsupportedError, match="quantized nothing"):
+        quantized(model, "executorch", captured=captured, keep=["Conv2d", "Linear"])
+
+
+def test_the_percentile_cuts_an_outlier_off():
+    specs = (TensorSpec(name="x", dtype="float32", shape=(1, 4096)),)
+    linear, data = loaded(nn.Linear(4096, 4), *specs), dataset(specs, 16)
+    plain = data.read
+
+    def read(i):
+        found = plain(i)
+        if i == 0:
+            found.inputs[0][0, 0] = 100.0
+        return found
+
+    object.__setattr__(data, "read", read)
+    graph = quantized(linear, "executorch", observer="percentile", calibration=data).graph
+    node = next(node for node in graph.graph.nodes if "quantize_per_tensor" in str(node.target))
+    assert 1 / 255 <= node.args[1] < 0.2 * 100 / 255
+
+
+def test_observers_of_pt2e_differ_on_data_with_an_outlier():
+    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
+
+    values = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    values[0] = 100.0
+    scales = []
+    for name in ("histogram", "minmax", "percentile"):
+        observer = activation_observer(name, HistogramObserver, MinMaxObserver)(dtype=torch.int8)
+        observer(values)
+        scales.append(float(observer.calculate_qparams()[0]))
+    histogram, minmax, percentile = scales
+    assert minmax == pytest.approx(100 / 255, rel=0.01)
+    assert percentile < 0.02 < minmax
+    assert histogram not in (minmax, percentile)
+
+
+def test_a_torch_that_renamed_what_the_percentile_replaces_is_refused():
+    class Renamed:
+        pass
+
+    with pytest.raises(EnvironmentProblem, match="_non_linear_param_search"):
+        activation_observer("percentile", Renamed, Renamed)
+    assert activation_observer("minmax", Renamed, int) is int
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x * 2
+        return x
+
+
+def test_control_flow_that_depends_on_data_names_the_line():
+    with pytest.raises(UnsupportedError, match=r"test_pt2e\.py:\d+ in Branching\.forward") as caught:
+        capture(loaded(Branching()))
+    assert "torch.where" in caught.value.fix
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(7, 2)
+
+    def forward(self, x, y):
+        return {"map": self.conv(x), "scores": torch.softmax(self.linear(y), 1)}
+
+
+def test_several_inputs_and_outputs_of_a_dict():
+    model = loaded(Several, IMAGE, TensorSpec(name="y", dtype="float32", shape=(1, 7)))
+    captured = capture(model)
+    result = quantized(model, "executorch", captured=captured)
+    assert [step is not None for step in result.output_steps] == [True, False]
+    (came,), (expected,) = (outputs_of(module, model.inputs) for module in (result.graph, model.model))
+    assert [array.shape for array in came] == [array.shape for array in expected]
+    assert quantized(model, "executorch", "fp32", captured=captured).output_steps == (None, None)
+
+
+def test_a_misfit_shows_before_minutes_are_spent(model):
+    assert [(spec.dtype, spec.shape) for spec in run_once(model)] == [("float32", (1, 5))]
+    wrong = loaded(SmallNet, TensorSpec(name="x", dtype="float32", shape=(1, 4, 16, 16)))
+    with pytest.raises(UsageError, match=r"float32 \[1, 4, 16, 16\]\) at .*small_models\.py:\d+ in SmallNet\.forward"):
+        run_once(wrong)
+
+
+def test_a_model_that_returns_no_tensors_is_refused():
+    class Counting(nn.Module):
+        def forward(self, x):
+            return x, 3
+
+    with pytest.raises(UnsupportedError, match="returns Tensor, int"):
+        run_once(loaded(Counting()))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeq.artifacts import Layer
+from edgeq.verify.kernels import kernel_share, multiplies
+
+INT8 = (
+    "Convolution (NHWC, QC8) IGEMM #1",
+    "Convolution (NHWC, QS8, QC8W) DWConv #3",
+    "Convolution (NHWC, QU8) GEMM #1",
+    "Deconvolution (NHWC, QS8, QC8W) SubConv #1",
+    "Fully Connected (NC, QS8, QC8W) GEMM #9",
+    "Fully Connected (NC, QD8, F32, QC8W) GEMM #2",
+)
+FLOAT = (
+    "Convolution (NHWC, F32) IGEMM #1",
+    "Convolution (NHWC, F16) GEMM #1",
+    "Deconvolution (NHWC, F32) SubConv #1",
+    "Fully Connected (NC, F32) GEMM #1",
+    # int8 weights that are multiplied in float
+    "Fully Connected (NC, F32, QC8W) GEMM #1",
+    "Dynamic Fully Connected (NC, F32) GEMM #1",
+    "Batch Matrix Multiply (NC, F32) GEMM #1",
+    "native_call_convolution.out",
+    "native_call_addmm.out",
+    "native_call_bmm.out",
+)
+NEITHER = (
+    "Convert (NC, F32, QS8) #1",
+    "Add (ND, QS8) #1",
+    "Global Average Pooling (NWC, QS8) #1",
+    "Copy (NC, X8) #1",
+    "Transpose (ND, X32) #1",
+    "native_call_quantize_per_tensor.out",
+    "native_call_convolution_backward.out",
+    "Method::execute",
+    "DELEGATE_CALL",
+    "",
+)
+TORCH_INT8 = ("quantized::conv2d", "quantized::conv2d_relu", "quantized::linear", "quantized::linear_dynamic")
+TORCH_FLOAT = ("aten::_convolution", "aten::convolution", "aten::addmm", "aten::bmm", "aten::mkldnn_rnn_layer")
+TORCH_FLOAT += ("aten::_native_multi_head_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
+TORCH_NEITHER = ("quantized::add", "quantized::conv2d_prepack", "quantized::linear_unpack", "aten::mkldnn_convolution")
+
+
+def layer(macs, name="l"):
+    return Layer(name=name, op="convolution", macs=macs, weight_bytes=0, delegated=True)
+
+
+def share(kernels, macs, runtime="executorch"):
+    return kernel_share(runtime, kernels, [layer(count) for count in macs])
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_int8_kernels_of_xnnpack(name):
+    assert share([name], [10]).int8_macs == 1
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_float_kernels_of_xnnpack_and_portable_ones(name):
+    assert share([name], [10]).int8_macs == 0
+
+
+@pytest.mark.parametrize("name", NEITHER)
+def test_names_that_multiply_no_matrices(name):
+    assert not multiplies("executorch", name)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(TORCH_INT8, 1), (TORCH_FLOAT, 0), (("quantized::linear_dynamic_fp16",), 0)]
+)
+def test_kernels_of_torchscript(names, expected):
+    for name in names:
+        assert share([name], [10], "torchscript").int8_macs == expected
+    assert not any(multiplies("torchscript", name) for name in TORCH_NEITHER)
+
+
+def test_the_share_is_by_macs_not_by_count():
+    assert share([INT8[0], NEITHER[0], FLOAT[0], INT8[4]], [600, 300, 100]).int8_macs == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("macs", [[1], [1, 1, 1], []])
+def test_a_profile_that_does_not_match_claims_nothing(macs):
+    result = share([INT8[0], FLOAT[0]], macs)
+    assert result.int8_macs is None
+    assert f"2 convolutions and matrix products, the program {len(macs)}" in result.why_unmatched
+
+
+def test_of_unknown_layers_only_all_and_none_can_be_told():
+    assert share(INT8, []).int8_macs == 1
+    assert share(FLOAT, []).int8_macs == 0
+    assert share([*INT8, FLOAT[0]], []).int8_macs is None
+    assert share(NEITHER, []).int8_macs is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(INT8 + FLOAT), st.integers(1, 10**9)), min_size=1), st.randoms())
+def test_names_that_multiply_nothing_change_nothing(pairs, random):
+    names = [name for name, _ in pairs]
+    for name in NEITHER:
+        names.insert(random.randint(0, len(names)), name)
+    total = sum(macs for _, macs in pairs)
+    int8 = sum(macs for name, macs in pairs if name in INT8)
+    assert share(names, [macs for _, macs in pairs]).int8_macs == pytest.approx(int8 / total)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import stats
+
+from edgeq.errors import UsageError
+from edgeq.verify.metrics import Comparison, _student_t975, paired_drop_pp, percentile_ms, top1
+
+
+def compared(reference, measured, steps=(), rows=None):
+    sums = Comparison()
+    sums.add(tuple(map(np.float32, reference)), tuple(map(np.float32, measured)), steps, rows=rows)
+    return sums
+
+
+def test_sqnr_cosine_and_max_abs_of_a_known_case():
+    sums = compared([[[3.0, 4.0]]], [[[3.0, 4.5]]])
+    assert sums.sqnr_db == pytest.approx(10 * math.log10(25 / 0.25))
+    assert sums.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
+    assert sums.max_abs == pytest.approx(0.5)
+    assert (sums.elements, sums.differing) == (2, 1)
+
+
+def test_equal_outputs_have_infinite_sqnr_and_lost_ones_minus_infinity():
+    assert compared([[[1.0, 2.0]]], [[[1.0, 2.0]]]).sqnr_db == math.inf
+    assert compared([[[0.0, 0.0]]], [[[0.0, 1.0]]]).sqnr_db == -math.inf
+    assert math.isnan(compared([[[1.0]]], [[[0.0]]]).cosine)
+    assert math.isnan(Comparison().sqnr_db)
+
+
+def test_a_large_output_does_not_hide_a_bad_small_one():
+    sums = compared([[[1e4, 1e4]], [[0.1, -0.1]]], [[[1e4, 1e4]], [[-0.1, 0.1]]])
+    assert sums.sqnr_db < 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_not_finite_is_never_forgiven(bad, side, last):
+    good, broken = [[[1.0, 2.0]]], [[[1.0, bad]]]
+    pairs = [(good, good), (broken if side == 0 else good, broken if side == 1 else good)]
+    sums = Comparison()
+    for reference, measured in pairs if last else reversed(pairs):
+        sums.add(tuple(map(np.float32, reference)), tuple(map(np.float32, measured)), (0.1,))
+    assert not sums.finite
+    assert not sums.sqnr_db >= 0
+    assert not sums.max_steps <= 1
+    assert not sums.max_abs < 1
+    assert sums.top1_agreement == 0.5
+
+
+def test_nan_on_both_sides_is_no_agreement():
+    sums = compared([[[math.nan, 1.0]]], [[[math.nan, 1.0]]])
+    assert math.isnan(sums.sqnr_db)
+    assert sums.top1_agreement == 0
+
+
+def test_overflow_is_no_perfect_match():
+    sums = Comparison()
+    sums.add((np.array([[1e200, 1.0]]),), (np.array([[1e200, 2.0]]),))
+    assert math.isnan(sums.sqnr_db)
+
+
+def test_steps_count_only_where_every_output_has_one():
+    pair = [[[1.0, 2.0]], [[1.0, 2.0]]], [[[1.0, 2.2]], [[1.0, 2.5]]]
+    assert compared(*pair, steps=(0.1, 0.5)).max_steps == pytest.approx(2, rel=1e-5)
+    # the second output could be garbage, and no one would know
+    assert compared(*pair, steps=(0.1, None)).max_steps is None
+    assert compared(*pair, steps=(0.1,)).max_steps is None
+    assert compared(*pair).max_steps is None
+
+
+def test_top1_agreement_counts_rows_of_rankings_only():
+    assert compared([[[1, 2], [2, 1]]], [[[1, 3], [1, 2]]]).top1_agreement == 0.5
+    assert compared([[1.0, 2.0]], [[1.0, 2.0]]).top1_agreement is None
+    # 100 boxes of one image are no ranking of classes
+    boxes = np.ones((100, 4))
+    assert compared([boxes], [boxes], rows=1).top1_agreement is None
+
+
+outputs = arrays(np.float32, array_shapes(max_dims=3, max_side=4), elements=st.floats(-1e3, 1e3, width=32))
+
+
+@given(outputs, st.floats(2**-10, 2**10))
+def test_sqnr_does_not_depend_on_scale(array, scale):
+    measured = array + np.float32(0.5)
+    one, scaled = Comparison(), Comparison()
+    one.add((array.astype(np.float64),), (measured.astype(np.float64),))
+    scaled.add((array * scale,), (measured.astype(np.float64) * scale,))
+    assert scaled.sqnr_db == pytest.approx(one.sqnr_db, rel=1e-3, abs=1e-2) or not array.any()
+
+
+@given(outputs)
+def test_adding_in_parts_equals_adding_at_once(array):
+    measured = (array * np.float32(0.9)).astype(np.float32)
+    whole, parts = Comparison(), Comparison()
+    whole.add((array,), (measured,), (0.1,))
+    for row in range(len(array)):
+        parts.add((array[row : row + 1],), (measured[row : row + 1],), (0.1,))
+    assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
+    assert (parts.max_abs, parts.max_steps, parts.differing) == (whole.max_abs, whole.max_steps, whole.differing)
+    assert parts.top1_agreement == whole.top1_agreement
+
+
+@given(outputs)
+def test_cosine_is_within_its_bounds(array):
+    sums = Comparison()
+    sums.add((array,), (np.roll(array, 1),))
+    assert math.isnan(sums.cosine) or -1.000001 <= sums.cosine <= 1.000001
+
+
+@pytest.mark.parametrize(
+    ("label", "score"), [(1, 1.0), (0, 0.0), (np.int64(1), 1.0), (np.array([1]), 1.0), (np.array(1), 1.0), (1.0, 1.0)]
+)
+def test_top1(label, score):
+    assert top1((np.array([0.1, 0.7, 0.2]),), label) == score
+
+
+def test_a_nan_among_the_scores_is_wrong_whatever_the_argmax():
+    assert top1((np.array([0.1, math.nan, 0.2]),), 1) == 0
+
+
+@pytest.mark.parametrize("label", [3, -1, 1.5, "cat", None, np.array([1, 2])])
+def test_labels_that_are_no_class_are_errors_not_misses(label):
+    # both models would miss them alike, and the drop would look like none
+    with pytest.raises(UsageError, match="label"):
+        top1((np.array([0.1, 0.7, 0.2]),), label)
+
+
+def test_the_paired_interval_equals_agresti_and_mins_by_hand():
+    # 100 pairs: 8 lost, 3 won. (8.5 - 3.5) / 102; sqrt(12 - 25 / 102) / 102 is the standard error
+    fp32 = [1.0] * 8 + [0.0] * 3 + [1.0] * 89
+    measured = [0.0] * 8 + [1.0] * 3 + [1.0] * 89
+    drop = paired_drop_pp(fp32, measured)
+    assert drop.estimate == pytest.approx(5.0)
+    assert drop.low == pytest.approx(100 * (5 / 102 - 1.959964 * math.sqrt(12 - 25 / 102) / 102))
+    assert drop.high == pytest.approx(100 * (5 / 102 + 1.959964 * math.sqrt(12 - 25 / 102) / 102))
+
+
+def test_no_disagreement_in_a_few_samples_is_no_proof():
+    few, many = paired_drop_pp([1.0] * 10, [1.0] * 10), paired_drop_pp([1.0] * 10_000, [1.0] * 10_000)
+    assert few.high > 10
+    assert 0 < many.high < 0.05
+
+
+def test_other_scores_use_students_t():
+    rng = np.random.default_rng(0)
+    fp32 = rng.random(20)
+    measured = fp32 - rng.normal(0.02, 0.05, 20)
+    drop = paired_drop_pp(fp32, measured)
+    expected = stats.t.interval(0.95, 19, (fp32 - measured).mean(), stats.sem(fp32 - measured))
+    assert (drop.low, drop.high) == pytest.approx([100 * bound for bound in expected], rel=1e-3)
+    assert paired_drop_pp([0.5], [0.4]).high == math.inf
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 31), 100, 1000])
+def test_students_point_is_scipys(freedom):
+    assert _student_t975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=50))
+def test_the_estimate_lies_in_its_interval(pairs):
+    drop = paired_drop_pp(*zip(*pairs, strict=True))
+    assert -100 <= drop.low <= drop.estimate <= drop.high <= 100
+
+
+@pytest.mark.parametrize(
+    ("fp32", "measured"), [([], []), ([math.nan], [1.0]), ([1.0], [math.inf]), ([1.0, 1.0], [1.0])]
+)
+def test_scores_that_cannot_be_compared(fp32, measured):
+    with pytest.raises(ValueError, match="expected as many scores"):
+        paired_drop_pp(fp32, measured)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.9, 9), (0.91, 10), (1.0, 10), (0.0, 1)])
+def test_percentiles_are_times_that_were_seen(share, expected):
+    assert percentile_ms([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], share) == expected
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_a_percentile_has_its_share_at_or_below_it(times, share):
+    value = percentile_ms(times, share)
+    assert value in times
+    assert sum(time <= value for time in times) >= share * len(times) - 1e-9

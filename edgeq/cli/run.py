@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typer import TyperException
 
 PROGRAM = "edgeq"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -139,7 +140,7 @@ def _stdout_is_gone() -> bool:
 
 @contextlib.contextmanager
 def _unwinding_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, so that `finally` blocks run and leave nothing behind."""
+    """Make the signals that end a run raise KeyboardInterrupt, so that `finally` blocks leave nothing behind."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleanup short
@@ -148,7 +149,7 @@ def _unwinding_signals() -> Iterator[None]:
     # a signal that the parent ignores (nohup) stays ignored
     before = {
         number: signal.signal(number, unwind)
-        for number in (signal.SIGTERM, signal.SIGHUP)
+        for number in ENDING
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

@@ -1,8 +1,8 @@
 """What a user's code looked at: it decides whether a cached result still holds.
 
-Seen are the files that Python opens (and those that safetensors and torch open in native code), the folders that are
-listed, and the environment variables that the user's own code reads. Not seen is what other native libraries open by
-themselves (cv2.imread, h5py) and what child processes do: such code needs `--no-cache`.
+Seen are the files that Python opens (and those that safetensors and torch open in native code), and the folders that
+are listed. Not seen are environment variables, what other native libraries open by themselves (cv2.imread, h5py), and
+what child processes do: such code needs `--no-cache`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import os
 import site
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from edgeq._io import sha256_bytes, sha256_file
@@ -42,7 +40,6 @@ class Recorder:
         opened, written: files.
         listed: folders whose names were read.
         searched: folders that were searched for modules.
-        variables: environment variables.
     """
 
     on: bool = False
@@ -51,11 +48,10 @@ class Recorder:
     written: set[str] = field(default_factory=set)
     listed: set[str] = field(default_factory=set)
     searched: set[str] = field(default_factory=set)
-    variables: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
         """Forget everything."""
-        for seen in (self.opened, self.written, self.listed, self.searched, self.variables):
+        for seen in (self.opened, self.written, self.listed, self.searched):
             seen.clear()
         self.started_ns = time.time_ns()
 
@@ -100,7 +96,6 @@ class Recorder:
             *(f"file:{path}" for path in files),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
-            *(f"variable:{name}" for name in self.variables),
         ]
         return {name: current_state(name) for name in sorted(names)}
 
@@ -127,7 +122,6 @@ def _changed_ns(path: str) -> int:
         return 0
 
 
-@functools.cache
 def _library_roots() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -137,8 +131,8 @@ def _library_roots() -> tuple[str, ...]:
 
 
 def _is_library(path: str) -> bool:
-    # the verification's scratch folders are edgeq's own
-    return f"{path}{os.sep}".startswith((*_library_roots(), f"{tempfile.gettempdir()}/edgeq-"))
+    # the roots are known beforehand: asked from within a look at the environment, it must not look there itself
+    return f"{path}{os.sep}".startswith(_ROOTS)
 
 
 def package_folder() -> Path:
@@ -150,7 +144,7 @@ def current_state(name: str) -> str:
     """Return what a dependency is now, as a hash; "" where there is none.
 
     Args:
-        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER` or `variable:NAME`.
+        name: `file:PATH`, `names:FOLDER` or `modules:FOLDER`.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -174,18 +168,13 @@ def _modules_state(path: str) -> str:
     return sha256_bytes("\0".join(sorted({*files, *packages})).encode(errors="surrogateescape"))
 
 
-def _variable_state(name: str) -> str:
-    value = os.environ.get(name)
-    return _ABSENT if value is None else sha256_bytes(value.encode(errors="surrogateescape"))
-
-
 _STATES: dict[str, Callable[[str], str]] = {
     "file": _file_state,
     "names": _names_state,
     "modules": _modules_state,
-    "variable": _variable_state,
 }
 
+_ROOTS = _library_roots()
 _RECORDER = Recorder()
 _hooked = False
 
@@ -199,7 +188,7 @@ def recording() -> Iterator[Recorder]:
         _hooked = True
     _RECORDER.reset()
     importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
-    with _native_openers(), _variables(), _RECORDER.listening():
+    with _native_openers(), _RECORDER.listening():
         yield _RECORDER
 
 
@@ -249,28 +238,3 @@ def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
 def _tell(source: Any) -> None:
     if isinstance(source, str | bytes | os.PathLike):
         sys.audit("open", os.fspath(source), "r", os.O_RDONLY)
-
-
-class _Heard(dict[bytes, bytes]):
-    """The environment's own table, which tells what a user's code reads of it."""
-
-    def __getitem__(self, key: bytes) -> bytes:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith("<frozen "):  # os and _collections_abc
-            frame = frame.f_back
-        if _RECORDER.on and frame is not None and not _is_library(frame.f_code.co_filename):
-            _RECORDER.variables.add(os.fsdecode(key))
-        return super().__getitem__(key)
-
-
-@contextlib.contextmanager
-def _variables() -> Iterator[None]:
-    before = os.environ._data  # type: ignore[attr-defined]  # the table below os.environ, which others hold by name
-    heard = _Heard(before)
-    os.environ._data = heard  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        before.clear()
-        before.update(heard)
-        os.environ._data = before  # type: ignore[attr-defined]

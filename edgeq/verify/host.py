@@ -36,7 +36,7 @@ _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
     0x25: (EnvironmentProblem, "the runtime ran out of memory or threads"),
     0x30: (UnsupportedError, "the runtime's backend is too old for it"),
 }
-_CODE = re.compile(r"0x([0-9a-fA-F]{1,4})")
+_CODE = re.compile(r"0x:?([0-9a-fA-F]{1,4})\b")  # ExecuTorch writes 0x:23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class HostRuntime:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
         if code >= 0 and not self._ready:
-            return EnvironmentProblem(f"the runtime's process ended while {doing}{last}", "see `edgeq doctor`")
+            return EnvironmentProblem(f"the runtime's process ended while starting{last}", "see `edgeq doctor`")
         how = f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
         fix = "the artifact must not ship; report the model's architecture to its runtime"
         if code == -signal.SIGKILL:

@@ -149,7 +149,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     (folder / "quarters.py").write_text(MODEL)
     write_set(folder / "calibration.npz", 64, seed=1)
-    write_set(folder / "evaluation.npz", 400, seed=2)
+    write_set(folder / "evaluation.npz", 100, seed=2)
     return folder
 
 
@@ -289,5 +289,3 @@ def small_disk(project: Project) -> Iterator[Callable[[Path, str], Path]]:
     yield mount
     for place in mounted:
         subprocess.run(["umount", str(place)], check=True)
-
-

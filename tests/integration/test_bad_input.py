@@ -101,7 +101,10 @@ def test_a_factory_that_returns_no_module_is_told(package: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "texts"),
     [
-        (("quarters.py:model", "--target", "linux-x86_64-x87"), ("linux-x86_64-x87", "Did you mean 'linux-x86_64-x86'?")),
+        (
+            ("quarters.py:model", "--target", "linux-x86_64-x87"),
+            ("x86_64-x87", "Did you mean 'linux-x86_64-x86'?"),
+        ),
         (("quarters.py:model", "--target", X86, "--scheme", "fp23"), ("fp23", "Did you mean 'fp32'?")),
         (("digit", "--target", X86), ("digit", "Did you mean 'digits'?")),
         (("torchvision:resnet81", "--target", X86, "--scheme", "fp32"), ("resnet81", "Did you mean 'resnet18'?")),
@@ -232,7 +235,9 @@ def test_no_calibration_data_is_refused_for_int8(package: Run) -> None:
 
 def test_a_program_that_is_cut_short_is_named(package: Run) -> None:
     Path("half.pt2").write_bytes(b"PK\x03\x04" + bytes(200))
-    package("half.pt2", "-t", X86, "-o", "out", "--scheme", "fp32", base=False).fails(2, "half.pt2", "torch.export.save")
+    package("half.pt2", "-t", X86, "-o", "out", "--scheme", "fp32", base=False).fails(
+        2, "half.pt2", "torch.export.save"
+    )
 
 
 def test_out_below_a_file_is_refused(package: Run, project: Project) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import IMAGE, artifact, dataset, forward, loaded, lowered, quantized
+from small_models import IMAGE, artifact, captured_net, dataset, forward, loaded, lowered, quantized, small_net
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
@@ -73,13 +73,16 @@ def test_every_mac_is_found_in_the_profile(runtime, kind, scheme, backend):
     assert kernel_share(kind, names, low.layers).int8_macs == (1.0 if scheme == "static-int8" else 0.0), names
 
 
-@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
-def test_layers_kept_in_float_lower_the_share(runtime, tmp_path, backend):
-    model = loaded(type("Net", (), {}) and artifact("torchscript", "fp32", "x86")[0].graph)
-    graph = quantized(model, backend=backend, keep=["depth", "head"])
-    low = lowered(graph, model.inputs, tmp_path, backend=backend)
-    load(runtime, low, "torchscript", backend)
-    share = kernel_share("torchscript", runtime.kernels(image().inputs), low.layers)
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("torchscript", "qnnpack"), ("torchscript", "x86"), ("executorch", "xnnpack")]
+)
+def test_layers_kept_in_float_lower_the_share(runtime, tmp_path, kind, backend):
+    model = small_net()
+    captured = captured_net() if kind == "executorch" else None
+    graph = quantized(model, kind, backend=backend, keep=["depth", "head"], captured=captured)
+    low = lowered(graph, model.inputs, tmp_path, kind, backend=backend)
+    load(runtime, low, kind, backend)
+    share = kernel_share(kind, runtime.kernels(image().inputs), low.layers)
     int8 = sum(layer.macs for layer in low.layers if layer.name in ("conv", "hidden.0"))
     assert share.int8_macs == pytest.approx(int8 / low.macs), share.why_unmatched
 
@@ -194,7 +197,7 @@ def test_a_file_that_is_no_artifact(runtime, tmp_path, kind, suffix, told, conte
     ("text", "kind", "meaning"),
     [
         ("RuntimeError: Failed to load method forward, error: 0x20", UnsupportedError, "lacks the backend"),
-        ("RuntimeError: loading program failed with error 0x23", VerificationError, "damaged"),
+        ("RuntimeError: Failed to load program, error: 0x:23", VerificationError, "damaged"),
         ("RuntimeError: error: 0x14", UnsupportedError, "lacks an operator"),
         ("RuntimeError: error: 0x25", EnvironmentProblem, "memory"),
         ("RuntimeError: something else", VerificationError, "something else"),

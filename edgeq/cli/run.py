@@ -148,9 +148,7 @@ def _unwinding_signals() -> Iterator[None]:
 
     # a signal that the parent ignores (nohup) stays ignored
     before = {
-        number: signal.signal(number, unwind)
-        for number in ENDING
-        if signal.getsignal(number) is not signal.SIG_IGN
+        number: signal.signal(number, unwind) for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield

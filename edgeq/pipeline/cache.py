@@ -129,7 +129,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "options": json.loads(json.dumps(options, default=_plain)),
         "files": {name: _content(Path(name)) for name in files if name != DIGITS},
         # where modules are looked for, and relative paths lead
-        "folders": [os.path.abspath(folder or ".") for folder in (".", *sys.path)] if has_code else None,
+        "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if has_code else None,
         "edgeq": _edgeq_digest(),
         "installed": _installed(),
         "tools": tool_versions(),

@@ -11,6 +11,7 @@ from typing import Any
 from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.macs import delegated_share, graph_layer
+from edgeq.lower.patterns import needed_patterns
 from edgeq.lower.spec import LowerSpec
 
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
@@ -64,7 +65,8 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             if program is None:
                 inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                 program = torch.export.export(quantized.graph, inputs)
-            return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            with needed_patterns(program):
+                return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     except Exception as err:  # torch.export and the passes raise many types
         what = f"ExecuTorch cannot lower this model: {first_line(err)}"
         raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err

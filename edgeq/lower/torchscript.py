@@ -118,14 +118,17 @@ def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def _save(module: Any, spec: LowerSpec) -> Path:
-    """Save and strip; x86 packing makes lite archives hold weights twice, so hosts take the smaller form."""
+    """Save and strip; x86 packing makes lite archives hold weights twice, so hosts take the smaller form.
+
+    By way of memory: PyTorch's own file writer ends the process when the disk is full.
+    """
     lite = spec.folder / "model.ptl"
-    module._save_for_lite_interpreter(str(lite))
+    lite.write_bytes(module._save_to_buffer_for_lite_interpreter())
     strip_archive(lite)
     if spec.backend == "qnnpack":
         return lite
     full = spec.folder / "model.pt"
-    module.save(str(full))
+    full.write_bytes(module.save_to_buffer())
     strip_archive(full)
     smaller, larger = sorted((lite, full), key=lambda path: path.stat().st_size)
     larger.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 
@@ -12,6 +13,8 @@ from torch import nn
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import ExitCode, UnsupportedError
+from edgeq.lower import executorch
+from edgeq.lower.patterns import needed_patterns
 
 pytestmark = pytest.mark.slow
 
@@ -133,3 +136,27 @@ def test_loggers_are_as_before():
     artifact("executorch", "fp32", "xnnpack")
     assert logging.getLogger().level == logging.WARNING
     assert logging.getLogger("executorch").level == logging.NOTSET
+
+
+def test_sparing_the_patterns_changes_no_byte(tmp_path, monkeypatch, int8):
+    graph, _ = artifact("executorch", "static-int8", "xnnpack")
+    monkeypatch.setattr(executorch, "needed_patterns", lambda _program: contextlib.nullcontext())
+    again = lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert again.path.read_bytes() == int8.path.read_bytes()
+
+
+def test_models_in_which_patterns_could_match_get_them():
+    from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
+
+    class Resizes(nn.Module):
+        def forward(self, x):
+            return nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+    own = (sdpa.get_graphs, bilinear_2d.get_graphs_dict)
+    image = (torch.rand(1, 3, 16, 16),)
+    with needed_patterns(torch.export.export(Resizes(), image)):
+        assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == own
+    with needed_patterns(torch.export.export(SmallNet().eval(), image)):
+        assert sdpa.get_graphs() == []
+        assert bilinear_2d.get_graphs_dict() == {}
+    assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == own

@@ -100,6 +100,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         fsync_dir(path.parent)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a flat folder. Unlike `shutil.copytree` it raises the operating system's own error.
+
+    Raises:
+        OSError: a file cannot be read, or the disk is full.
+    """
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, target / path.name)
+
+
 @contextlib.contextmanager
 def staged_dir(target: Path) -> Iterator[Path]:
     """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.

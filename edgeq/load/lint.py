@@ -59,7 +59,7 @@ class _Survey:
 
 
 def lint(
-    calibration: Dataset,
+    calibration: Dataset | None,
     evaluation: Dataset | None,
     *,
     wanted: int,
@@ -71,7 +71,7 @@ def lint(
     """Return what is wrong with the data. Every sample is read once, and none is kept.
 
     Args:
-        calibration: the samples that ranges are set from.
+        calibration: the samples that ranges are set from, or None.
         evaluation: the samples that accuracy is measured on, or None.
         wanted: how many calibration samples were asked for.
         preprocess: says the range of image inputs; None where arrays are fed as they are.
@@ -83,8 +83,10 @@ def lint(
         UsageError: a sample cannot be read.
     """
     ranges = {spec.name: span for spec in specs if (span := _range(spec, specs, preprocess, declared))}
-    ours = _survey(calibration, "calibration", specs, ranges, n_classes)
     theirs = _survey(evaluation, "evaluation", specs, ranges, n_classes) if evaluation is not None else None
+    if calibration is None:
+        return tuple(_value_findings(theirs)) if theirs is not None else ()
+    ours = _survey(calibration, "calibration", specs, ranges, n_classes)
     findings = [*_calibration_findings(ours, wanted), *_value_findings(ours)]
     findings += _class_findings(ours, theirs, n_classes)
     if theirs is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq._io import disk_errors, lock_dir, remove_dir, staged_dir
+from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
@@ -199,7 +199,7 @@ def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildR
             name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
-            shutil.copytree(row.path, switches.enter_context(staged_dir(place)), dirs_exist_ok=True)
+            copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
             replaced.append(other)
     for other in replaced:

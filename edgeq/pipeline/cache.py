@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq._io import canonical_json, disk_errors, lock_dir, sha256_bytes, sha256_file, staged_dir, write_atomic
+from edgeq._io import (
+    canonical_json,
+    copy_files,
+    disk_errors,
+    lock_dir,
+    sha256_bytes,
+    sha256_file,
+    staged_dir,
+    write_atomic,
+)
 from edgeq.errors import EdgeqError
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
@@ -221,7 +230,7 @@ def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row,
 
     try:
         with staged_dir(target) as staging:
-            shutil.copytree(entry / "bundle", staging, dirs_exist_ok=True)
+            copy_files(entry / "bundle", staging)
             # the very bytes that are put in place are those that are checked
             bundle = read_bundle(staging)
             if bundle.digest != facts["digest"] or sha256_file(staging / "report.json") != facts["report_sha256"]:
@@ -246,7 +255,8 @@ def store(key: str, row: Row, data: DataFacts, dependencies: Mapping[str, str]) 
     folder = cache_folder()
     place = _cell_folder(key) / _name(dependencies)
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
-        shutil.copytree(row.path, staging / "bundle")
+        (staging / "bundle").mkdir()
+        copy_files(row.path, staging / "bundle")
         facts = {
             "key": key,
             "digest": row.digest,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import LoadedModel, LoweredModel, TensorSpec
-from edgeq.errors import UnsupportedError, UsageError
+from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Product, Recipe, metric_name
@@ -69,7 +69,11 @@ def take(
     folder.mkdir(parents=True)
     path = folder / f"model{source.suffix}"
     shutil.copyfile(source, path)
-    runtime.load(path, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+    try:
+        runtime.load(path, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+    except EdgeqError as err:
+        # the copy's name means nothing to whoever named the source
+        raise type(err)(f"{source}: {err.what}", err.fix) from err
     lowered = _lowered(path, recipe, runtime.facts())
     spec = VerifySpec(
         lowered=lowered,

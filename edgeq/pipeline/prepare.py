@@ -207,10 +207,8 @@ def _linted(
     from edgeq.load.digest import exclude
     from edgeq.load.lint import lint
 
-    if not calibration.count:
-        return evaluation, DataFacts()
     findings = lint(
-        calibration,
+        calibration if calibration.count else None,
         evaluation,
         wanted=job.data.num_calibration_samples,
         preprocess=preprocess,

@@ -187,9 +187,10 @@ def recording() -> Iterator[Recorder]:
         sys.addaudithook(_RECORDER.hear)
         _hooked = True
     _RECORDER.reset()
-    importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
-    with _native_openers(), _RECORDER.listening():
-        yield _RECORDER
+    with _native_openers():
+        importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
+        with _RECORDER.listening():
+            yield _RECORDER
 
 
 @contextlib.contextmanager

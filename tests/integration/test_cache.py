@@ -32,8 +32,6 @@ def model():
     net = plain()
     state = load_file("weights.safetensors")
     net.load_state_dict({name: tensor * GAIN for name, tensor in state.items()})
-    if os.environ.get("QUARTERS_SCALE"):
-        net.head.weight.data *= float(os.environ["QUARTERS_SCALE"])
     return net
 
 
@@ -187,7 +185,6 @@ def test_any_change_of_what_was_read_is_a_miss(at_home: Project, change: Callabl
         (("--limit", "size=1MB"), {}),
         (("--model-version", "2"), {}),
         (("--preprocess", "unit"), {}),
-        ((), {"QUARTERS_SCALE": "2"}),
         ((), {"PYTHONPATH": "/tmp"}),  # noqa: S108  # any folder will do
     ],
 )
@@ -277,13 +274,13 @@ def test_a_run_on_a_damaged_entry_succeeds_and_mends_it(at_home: Project) -> Non
     assert is_hit(at_home)
 
 
-def test_no_cache_neither_reads_nor_writes(project: Project, package: Run) -> None:
-    args = ("--scheme", "fp32", "--json")
-    assert not package(*args).json["rows"][0]["cached"]
-    assert not project.cache.exists()
-    assert not package(*args, cache=True).json["rows"][0]["cached"]
-    assert package(*args, cache=True).json["rows"][0]["cached"]
-    assert not package(*args).json["rows"][0]["cached"]
+def test_no_cache_neither_reads_nor_writes(at_home: Project) -> None:
+    place = entry(at_home)
+    before = place.stat().st_ino
+    result = edgeq(*ARGS, "--no-cache")
+    assert result.code == 0, result.err
+    assert not result.json["rows"][0]["cached"]
+    assert entry(at_home).stat().st_ino == before
 
 
 def test_a_rejected_result_is_kept_too_and_stays_rejected(project: Project, package: Run) -> None:
@@ -301,9 +298,9 @@ def test_a_file_that_changes_during_the_run_is_not_kept(project: Project, packag
         "    Path('gain.tmp').rename('gain.txt')\n    return plain()\n"
     )
     Path("gain.txt").write_text("1")
-    args = ("own.py:model", "-t", X86, "-o", "out", "--scheme", "fp32", "--json")
+    args = ("own.py:model", "-t", X86, "-o", "out", "--scheme", "fp32")
     assert package(*args, base=False, cache=True).code == 0
-    assert not package(*args, base=False, cache=True).json["rows"][0]["cached"]
+    assert not project.cache.exists()
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(

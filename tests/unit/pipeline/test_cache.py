@@ -1,0 +1,108 @@
+"""What the cache's key is made of. What becomes of entries is tested at the command line, in tests/integration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.pipeline.cache import cache_info, cell_key, clear_cache, job_facts, look_up
+from edgeq.target import load_target
+
+TARGET = load_target("linux-x86_64-x86")
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
+    Path("images/cat").mkdir(parents=True)
+    Path("images/cat/1.png").write_bytes(b"1")
+    for name in ("weights.pt", "labels.txt", "preprocess.toml", "evaluation.npz"):
+        Path(name).write_bytes(b"content")
+    data = DataOptions(
+        calibration="images", evaluation="evaluation.npz", preprocess="preprocess.toml", labels=Path("labels.txt")
+    )
+    return Job(source="torchvision:resnet18", targets=(TARGET,), out=Path("out"), weights="weights.pt", data=data)
+
+
+def key(job: Job, scheme: str = "fp32") -> str:
+    return cell_key(job_facts(job), TARGET, scheme)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "torchvision:resnet34"},
+        {"name": "other"},
+        {"model_version": "2"},
+        {"weights": "DEFAULT"},
+        {"inputs": ("1x3x8x8",)},
+        {"seed": 1},
+        {"observer": "minmax"},
+        {"keep_fp32": ("fc",)},
+        {"data": DataOptions(calibration="images", metric="m.py:score")},
+        {"gates": GateOptions(limits=(("size", 1e6),))},
+        {"gates": GateOptions(limit_on="point")},
+        {"gates": GateOptions(allow_unmeasured=("latency",))},
+    ],
+)
+def test_every_option_that_matters_changes_the_key(job: Job, changes: dict[str, object]) -> None:
+    assert key(dataclasses.replace(job, **changes)) != key(job)  # type: ignore[arg-type]
+
+
+def test_every_field_of_a_job_is_in_the_key_or_known_not_to_matter(job: Job) -> None:
+    options = job_facts(job)["options"]
+    assert {field.name for field in dataclasses.fields(Job)} - set(options) == {"targets", "schemes", "out", "cache"}
+
+
+@pytest.mark.parametrize("changes", [{"out": Path("elsewhere")}, {"cache": False}])
+def test_where_it_goes_does_not_change_the_key(job: Job, changes: dict[str, object]) -> None:
+    assert key(dataclasses.replace(job, **changes)) == key(job)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.pt", "labels.txt", "preprocess.toml", "evaluation.npz", "images/cat/1.png", "images/cat/2.png"]
+)
+def test_the_content_of_every_named_file_is_in_the_key(job: Job, name: str) -> None:
+    before = key(job)
+    Path(name).write_bytes(b"other")
+    assert key(job) != before
+
+
+def test_a_renamed_image_changes_the_key(job: Job) -> None:
+    before = key(job)
+    Path("images/dog").mkdir()
+    Path("images/cat/1.png").rename("images/dog/1.png")
+    assert key(job) != before
+
+
+def test_scheme_and_target_are_in_the_key(job: Job) -> None:
+    facts = job_facts(job)
+    keys = {
+        cell_key(facts, target, scheme) for target in (TARGET, load_target("linux-x86_64-fbgemm")) for scheme in "ab"
+    }
+    assert len(keys) == 4
+
+
+def test_where_modules_come_from_matters_only_to_code(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = dataclasses.replace(job, source="my.models:make")
+    before = key(job), key(code)
+    monkeypatch.syspath_prepend("/somewhere")
+    assert (key(job) == before[0], key(code) == before[1]) == (True, False)
+
+
+def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None:
+    demo = dataclasses.replace(job, source="digits")
+    before = key(demo)
+    Path("digits").mkdir()
+    Path("digits/model.pt").touch()
+    assert key(demo) == before
+
+
+def test_no_cache_folder_is_an_empty_cache(job: Job, tmp_path: Path) -> None:
+    assert look_up("0" * 64, tmp_path / "target") is None
+    assert (cache_info().entries, cache_info().size_bytes, clear_cache()) == (0, 0, 0)
+    assert not (tmp_path / "cache").exists()

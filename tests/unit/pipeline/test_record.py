@@ -1,0 +1,191 @@
+"""What counts as a dependency: everything that a user's code looked at, and nothing of the libraries."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.pipeline.record import Recorder, current_state, recording
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file in each of the formats that people load; it is the current one."""
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "plain.txt").write_text("1")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.pt")
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "program.pt2")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def opened(look: Callable[[], object]) -> dict[str, str]:
+    """Return what `look` depended on, by name, without this test's own modules."""
+    with recording() as before:
+        known = before.dependencies() or {}
+    with recording() as recorder:
+        look()
+        found = recorder.dependencies()
+    assert found is not None
+    return {name: state for name, state in found.items() if name not in known}
+
+
+def _torch() -> object:
+    import torch
+
+    return torch
+
+
+@pytest.mark.parametrize(
+    ("name", "look"),
+    [
+        ("plain.txt", lambda: Path("plain.txt").read_text()),
+        ("plain.txt", lambda: open(b"plain.txt").close()),  # noqa: PTH123  # as bytes, relative
+        ("plain.txt", lambda: os.close(os.open("plain.txt", os.O_RDONLY))),
+        ("array.npy", lambda: np.load("array.npy")),
+        ("array.npy", lambda: np.load("array.npy", mmap_mode="r")),
+        ("array.npy", lambda: np.memmap("array.npy", mode="r")),
+        ("array.npy", lambda: np.fromfile("array.npy")),
+        ("arrays.npz", lambda: dict(np.load("arrays.npz"))),
+        ("weights.safetensors", lambda: importlib.import_module("safetensors.torch").load_file("weights.safetensors")),
+        ("weights.safetensors", lambda: importlib.import_module("safetensors.numpy").load_file("weights.safetensors")),
+        ("weights.pt", lambda: _torch().load("weights.pt")),  # type: ignore[attr-defined]
+        ("weights.pt", lambda: _torch().load("weights.pt", mmap=True)),  # type: ignore[attr-defined]
+        ("script.pt", lambda: _torch().jit.load("script.pt")),  # type: ignore[attr-defined]
+        ("program.pt2", lambda: _torch().export.load("program.pt2")),  # type: ignore[attr-defined]
+    ],
+)
+def test_a_file_is_seen_however_it_is_opened(data: Path, name: str, look: Callable[[], object]) -> None:
+    found = opened(look)
+    assert found[f"file:{data / name}"] == current_state(f"file:{data / name}") != ""
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: os.listdir(),  # noqa: PTH208
+        lambda: list(os.scandir(".")),
+        lambda: list(Path().iterdir()),
+        lambda: list(Path().glob("*")),
+    ],
+)
+def test_a_folder_that_is_listed_is_seen_by_its_names(data: Path, look: Callable[[], object]) -> None:
+    assert f"names:{data}" in opened(look)
+    before = current_state(f"names:{data}")
+    (data / "plain.txt").write_text("other content")
+    assert current_state(f"names:{data}") == before
+    (data / "new.txt").touch()
+    assert current_state(f"names:{data}") != before
+
+
+def test_a_file_that_is_not_there_yet_is_seen(data: Path) -> None:
+    def look() -> None:
+        with pytest.raises(FileNotFoundError):
+            Path("later.txt").read_text()
+
+    name = f"file:{data / 'later.txt'}"
+    assert opened(look)[name] == ""
+    Path("later.txt").touch()
+    assert current_state(name) != ""
+
+
+def test_a_module_is_seen_with_what_it_imports_and_where_it_was_looked_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "outer_module.py").write_text("import inner_module\n")
+    (data / "inner_module.py").write_text("")
+    monkeypatch.syspath_prepend(str(data))
+    found = opened(lambda: importlib.import_module("outer_module"))
+    assert {f"file:{data / name}" for name in ("outer_module.py", "inner_module.py")} <= set(found)
+    assert f"modules:{data}" in found
+    assert not any(name.endswith(".pyc") for name in found)  # they hold a time
+    before = current_state(f"modules:{data}")
+    (data / "notes.txt").touch()
+    assert current_state(f"modules:{data}") == before
+    (data / "shadow.py").touch()
+    assert current_state(f"modules:{data}") != before
+    for name in ("outer_module", "inner_module"):
+        del sys.modules[name]
+
+
+def test_a_module_that_was_imported_before_counts_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "early_module.py").write_text("")
+    monkeypatch.syspath_prepend(str(data))
+    importlib.import_module("early_module")
+    with recording() as recorder:
+        assert f"file:{data / 'early_module.py'}" in (recorder.dependencies() or {})
+    del sys.modules["early_module"]
+
+
+def test_libraries_and_the_system_are_not_listed(data: Path) -> None:
+    found = opened(
+        lambda: (Path(np.__file__).read_text(), Path(os.__file__).read_text(), Path("/proc/stat").read_text())
+    )
+    assert found == {}
+
+
+def test_nothing_is_heard_while_it_is_off(data: Path) -> None:
+    with recording() as recorder:
+        recorder.on = False
+        Path("plain.txt").read_text()
+        with recorder.listening():
+            Path("array.npy").read_bytes()
+        Path("arrays.npz").read_bytes()
+        names = set(recorder.dependencies() or {})
+    Path("weights.pt").read_bytes()
+    assert f"file:{data / 'array.npy'}" in names
+    assert not {f"file:{data / name}" for name in ("plain.txt", "arrays.npz", "weights.pt")} & names
+    assert str(data / "weights.pt") not in recorder.opened
+
+
+@pytest.mark.parametrize("rename", [False, True])
+def test_what_changes_during_the_recording_has_no_state(data: Path, rename: bool) -> None:
+    with recording() as recorder:
+        Path("plain.txt").read_text()
+        os.utime("array.npy", (0, 0))  # that was not read
+        assert recorder.dependencies() is not None
+        other = Path("other.txt")
+        other.write_text("2")
+        os.utime(other, (0, 0))
+        os.system("mv other.txt plain.txt" if rename else "echo 2 > plain.txt")  # noqa: S605  # by another process
+        assert recorder.dependencies() is None
+
+
+def test_what_the_code_itself_wrote_does_not_count_as_changed(data: Path) -> None:
+    with recording() as recorder:
+        Path("made.txt").write_text("by the user's own code")
+        Path("made.txt").read_text()
+        found = recorder.dependencies()
+    assert found is not None
+    assert f"file:{data / 'made.txt'}" in found
+
+
+def test_the_hooks_are_taken_away_again(data: Path) -> None:
+    import safetensors.torch
+    import torch
+
+    before = (safetensors.torch.safe_open, torch._C.PyTorchFileReader, torch._C.import_ir_module)
+    with pytest.raises(KeyError), recording():
+        raise KeyError
+    assert (safetensors.torch.safe_open, torch._C.PyTorchFileReader, torch._C.import_ir_module) == before
+
+
+def test_an_event_of_another_kind_is_passed_over() -> None:
+    recorder = Recorder(on=True)
+    recorder.hear("open", (3, "r", 0))  # a file descriptor
+    recorder.hear("socket.connect", ("somewhere",))
+    recorder.hear("os.listdir", (None,))
+    assert recorder.opened == set()
+    assert recorder.listed == {str(Path.cwd())}

@@ -1,0 +1,97 @@
+"""The download size stands in the very file that it is the size of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edgeq.artifacts import BundleInput, CheckReport, Row
+from edgeq.bundle.archive import bundle_zip
+from edgeq.bundle.reader import read_bundle
+from edgeq.errors import ExitCode
+from edgeq.job import GateOptions, Job
+from edgeq.pipeline import release
+from edgeq.pipeline.prepare import NO_SAMPLES, Prepared
+from edgeq.pipeline.produce import Product
+
+
+def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: str = "1") -> Row:
+    limits = () if limit is None else (("download", float(limit)),)
+    job = Job(
+        source="m.py:make",
+        targets=(item.target,),
+        out=folder,
+        model_version=version,
+        gates=GateOptions(limits=limits),  # type: ignore[arg-type]
+    )
+    prepared = Prepared(
+        model=item.model,
+        preprocess=item.preprocess,
+        calibration=NO_SAMPLES,
+        samples=NO_SAMPLES,
+        is_evaluation=False,
+        metric=None,
+        labels=item.labels,
+        data=item.data,
+    )
+    product = Product(lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(), kept_fp32=())
+    return release.bundled(job, prepared, product, item.target, item.scheme, folder)
+
+
+def test_equal_to_the_limit_passes_and_a_byte_more_fails(item: BundleInput, tmp_path: Path) -> None:
+    """The limit stands in the manifest, which is part of the size: search for one that meets itself."""
+    size = bundled(item, tmp_path / "free").download_bytes
+    exact, over = 0, 0
+    for limit in range(size - 20, size + 40):
+        row = bundled(item, tmp_path / str(limit), limit)
+        published = len(bundle_zip(row.path))
+        gate = next(gate for gate in row.checked.gates if gate.name == "download")
+        assert row.download_bytes == published
+        assert read_bundle(row.path).digest == row.digest
+        assert read_bundle(row.path).manifest.accepted == (row.checked.exit_code == ExitCode.OK)
+        if gate.outcome == "ok":
+            assert published <= limit
+            exact += published == limit
+        else:
+            assert published >= limit  # as large as the limit only where the accepted form is larger
+            over += published == limit + 1
+    assert exact, "no limit in reach meets itself"
+    assert over, "no limit in reach is missed by a byte"
+
+
+def test_a_size_that_its_own_verdict_changes_counts_as_the_larger() -> None:
+    """Accepted it is 101 bytes, rejected 99, and the limit is 100: it must not be accepted."""
+    told = []
+
+    def write(judged: int) -> tuple[CheckReport, str, int]:
+        told.append(judged)
+        passed = judged <= 100
+        return CheckReport(gates=(), warnings=("ok" if passed else "too big",)), "digest", 101 if passed else 99
+
+    checked, _, size = release._settled(write)
+    assert checked.warnings == ("too big",)
+    assert size == 99
+    assert told[-1] == 101
+
+
+def test_the_first_round_settles_where_no_limit_is_set(item: BundleInput, tmp_path: Path) -> None:
+    row = bundled(item, tmp_path / "bundle")
+    assert row.download_bytes == len(bundle_zip(row.path))
+    assert row.size_bytes == item.lowered.path.stat().st_size
+
+
+def test_random_weights_are_warned_of(item: BundleInput, tmp_path: Path) -> None:
+    random = dataclasses.replace(item, model=dataclasses.replace(item.model, weights="random"))
+    row = bundled(random, tmp_path / "bundle")
+    assert row.weights == "random"
+    assert "random" in row.checked.warnings[0]
+
+
+def test_a_bad_version_is_a_usage_error(item: BundleInput, tmp_path: Path) -> None:
+    from edgeq.errors import UsageError
+
+    with pytest.raises(UsageError, match="version") as caught:
+        bundled(item, tmp_path / "bundle", version="../1")
+    assert caught.value.exit_code == ExitCode.USAGE

@@ -16,6 +16,8 @@ from edgeq.bundle.reader import read_bundle
 
 from .conftest import X86, Project, Result, Run, enter, write_set
 
+pytestmark = pytest.mark.slow
+
 HELPER = "GAIN = 1.0\n"
 LOADING = """
 import os

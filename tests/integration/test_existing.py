@@ -11,6 +11,8 @@ from edgeq.bundle.reader import read_bundle
 
 from .conftest import FIXTURES, QNNPACK, X86, XNNPACK, Project, Run, command
 
+pytestmark = pytest.mark.slow
+
 PREPROCESS = 'color = "gray"\nresize = [32, 32]\nscale = 0.00392156862745098\nmean = [0.31]\nstd = [0.38]\n'
 PT2 = FIXTURES / "digits_torch2.9.1.pt2"
 
@@ -80,7 +82,6 @@ def test_an_exported_program_cannot_be_quantized_by_fx(package: Run, project: Pr
     assert not project.out.exists()
 
 
-@pytest.mark.slow
 def test_an_exported_program_is_lowered_to_executorch_and_its_artifact_is_taken_as_it_is(
     package: Run, project: Project
 ) -> None:

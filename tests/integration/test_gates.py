@@ -14,6 +14,8 @@ from edgeq.bundle.reader import read_bundle
 
 from .conftest import FBGEMM, MODEL, QNNPACK, X86, Project, Run, bright_quarters, command, write_set
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ("size=1MB", "download=1MB", "accuracy_drop=5pp", "latency=1000ms", "peak_memory=4GB", "load=60s")
 
 

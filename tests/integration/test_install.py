@@ -10,6 +10,8 @@ from edgeq.bundle.reader import read_bundle
 
 from .conftest import QNNPACK, X86, Project, Run, command
 
+pytestmark = pytest.mark.slow
+
 PLACE = Path("app/src/main/assets/models/quarters") / QNNPACK
 
 

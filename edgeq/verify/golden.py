@@ -16,6 +16,7 @@ from edgeq.verify.metrics import Outputs
 _FP32_FLOOR_DB = 60.0  # float kernels differ by rounding only
 _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
 _LEAST_FLOOR_DB = 3.0
+_BUDGET_BYTES = 256_000
 
 
 def golden_set(
@@ -28,6 +29,7 @@ def golden_set(
         output_steps: quantization steps of the outputs, where known.
         scheme: the quantization scheme.
     """
+    samples = _within_budget(samples)
     raw = [sample.raw for sample, _ in samples]
     same_shape = all(len({array.shape for array in column}) == 1 for column in zip(*raw, strict=True))
     count = len(samples) if same_shape else 1  # images of several sizes cannot be stacked
@@ -40,6 +42,16 @@ def golden_set(
         preprocessed=preprocessed,
         sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
     )
+
+
+def _within_budget(samples: Sequence[tuple[Sample, Outputs]]) -> Sequence[tuple[Sample, Outputs]]:
+    """Keep the first sample, and as many more as the budget allows: every app downloads them."""
+    total = 0
+    for index, (sample, outputs) in enumerate(samples):
+        total += sum(array.nbytes for array in (*sample.raw, *outputs))
+        if index and total > _BUDGET_BYTES:
+            return samples[:index]
+    return samples
 
 
 def _unbatched(array: NDArray[Any]) -> NDArray[Any]:

@@ -50,3 +50,10 @@ def test_the_floor_is_outputs_that_are_one_step_off_everywhere():
     assert golden_set(pairs(), (), scheme="static-int8").sqnr_floor_db == 20
     dead = [(pairs(1)[0][0], (np.zeros((1, 5), np.float32),))]
     assert golden_set(dead, (0.01,), scheme="static-int8").sqnr_floor_db == 3
+
+
+def test_large_samples_leave_one_since_every_app_downloads_them():
+    large = [(sample(np.zeros((3, 224, 224), np.float32)), (np.ones((1, 5), np.float32),)) for _ in range(4)]
+    assert golden_set(large, (None,), scheme="fp32").inputs[0].shape == (1, 3, 224, 224)
+    images = [(sample(np.zeros((100, 100, 3), np.uint8)), (np.ones((1, 5), np.float32),)) for _ in range(12)]
+    assert golden_set(images, (None,), scheme="fp32").inputs[0].shape[0] == 8

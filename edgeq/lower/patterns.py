@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from edgeq._replace import replaced
+
 # what attention and bilinear resizing are made of, before and after decomposition
 _PARTS = ("softmax", "scaled_dot_product", "upsample", "index", "grid_sampler", "interpolate")
 
@@ -23,15 +25,5 @@ def needed_patterns(program: Any) -> Iterator[None]:
     if any(part in name for name in names for part in _PARTS):
         yield
         return
-    with _replaced(sdpa, "get_graphs", list), _replaced(bilinear_2d, "get_graphs_dict", dict):
+    with replaced(sdpa, "get_graphs", list), replaced(bilinear_2d, "get_graphs_dict", dict):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)

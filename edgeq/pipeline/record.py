@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq._io import sha256_bytes, sha256_file
+from edgeq._replace import replaced
 
 _EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
@@ -208,23 +209,13 @@ def _native_openers() -> Iterator[None]:
 
     safe_open = _telling(safetensors.safe_open, 0)
     with (
-        _replaced(safetensors, "safe_open", safe_open),
-        _replaced(safetensors.numpy, "safe_open", safe_open),
-        _replaced(safetensors.torch, "safe_open", safe_open),
-        _replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
-        _replaced(torch._C, "PyTorchFileReader", Reader),
+        replaced(safetensors, "safe_open", safe_open),
+        replaced(safetensors.numpy, "safe_open", safe_open),
+        replaced(safetensors.torch, "safe_open", safe_open),
+        replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
+        replaced(torch._C, "PyTorchFileReader", Reader),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:

@@ -1,0 +1,149 @@
+"""What running an artifact showed, and how the gates judged it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeq.artifacts.model import TensorSpec
+from edgeq.errors import ExitCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """The artifact against the converted graph, over `samples` inputs.
+
+    Attributes:
+        max_abs: the largest difference of any output.
+        max_steps: the same in quantization steps of that output; None unless every output is quantized.
+        sqnr_db: signal to difference of the worst output; infinite where the outputs are equal.
+        differing: share of the output elements that differ.
+        reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
+    """
+
+    samples: int
+    max_abs: float
+    max_steps: float | None
+    sqnr_db: float
+    differing: float
+    reaction_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """The artifact against fp32, over `samples` inputs.
+
+    Attributes:
+        inputs: `evaluation` data or `random` inputs.
+        sqnr_db: of the worst output; None, as the two below, where the source is an artifact without fp32.
+        cosine, max_abs: over all outputs together.
+        top1_agreement: share of samples with the same argmax; None where no output is [N, classes].
+        metric: the name of the score, or None without labels.
+        fp32_score, score: its mean; None without labels.
+        drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
+    """
+
+    samples: int
+    inputs: Literal["evaluation", "random"]
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float | None
+    top1_agreement: float | None
+    metric: str | None = None
+    fp32_score: float | None = None
+    score: float | None = None
+    drop_pp: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`."""
+
+    p50_ms: float
+    p90_ms: float
+    runs: int
+    warmup: int
+    threads: int
+    arch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShare:
+    """What the runtime's own profile says of the multiply-accumulates.
+
+    Attributes:
+        int8_macs: share of MACs in int8 kernels; None where the profile could not be matched to the layers.
+        kernels: kernel names in order of execution.
+        why_unmatched: the reason for a None.
+    """
+
+    int8_macs: float | None
+    kernels: tuple[str, ...]
+    why_unmatched: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What running the artifact showed. None means that it could not be measured.
+
+    Attributes:
+        host: what it ran on, in words.
+        findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+    """
+
+    host: str
+    parity: Parity | None
+    fidelity: Fidelity | None
+    timing: Timing | None
+    kernels: KernelShare | None
+    peak_memory_bytes: int | None
+    load_ms: float | None
+    outputs: tuple[TensorSpec, ...]
+    findings: tuple[str, ...]
+
+
+Outcome = Literal["ok", "failed", "unverified", "allowed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One gate: what was asked for, what was measured, and the exit code if that is not enough.
+
+    Attributes:
+        outcome: `unverified` fails like `failed`; `allowed` is unverified but named in --allow-unmeasured.
+        limit, measured: as people read them.
+        detail: by how much, or why it could not be measured.
+    """
+
+    name: str
+    outcome: Outcome
+    limit: str
+    measured: str
+    detail: str
+    exit_code: ExitCode
+
+    @property
+    def passed(self) -> bool:
+        """Whether this gate lets the artifact through."""
+        return self.outcome in ("ok", "allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """All gates of one artifact."""
+
+    gates: tuple[Gate, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""

@@ -147,3 +147,4 @@ class CheckReport:
     @property
     def exit_code(self) -> ExitCode:
         """The lowest code among the gates that failed."""
+        return min((gate.exit_code for gate in self.gates if not gate.passed), default=ExitCode.OK)

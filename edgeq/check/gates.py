@@ -84,6 +84,7 @@ def check(
         limit_on=options.limit_on,
         host_arch=host_arch,
         target_arch=target.arch,
+        target_platform=target.platform,
     )
     gates = (
         *((parity_gate(scheme, verified.parity),) if has_graph else ()),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.artifacts import Gate, VerifyReport
+from edgeq.check.accuracy import why_worthless
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import format_quantity
@@ -64,6 +65,9 @@ def _drop(measured: Measured) -> tuple[float | None, str]:
     fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
+    why = why_worthless(fidelity)
+    if why:
+        return None, why
     drop = fidelity.drop_pp
     if measured.limit_on == "point":
         return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp"

@@ -50,6 +50,7 @@ class Fidelity:
         metric: the name of the score, or None without labels.
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
+        chance_score: what always answering the commonest label would score; None without top-1 labels.
     """
 
     samples: int
@@ -62,6 +63,7 @@ class Fidelity:
     fp32_score: float | None = None
     score: float | None = None
     drop_pp: Interval | None = None
+    chance_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.check.accuracy import accuracy_warnings
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.limits import Measured, limit_gate
@@ -84,6 +85,7 @@ def check(
         limit_on=options.limit_on,
         host_arch=host_arch,
         target_arch=target.arch,
+        target_platform=target.platform,
     )
     gates = (
         *((parity_gate(scheme, verified.parity),) if has_graph else ()),
@@ -96,7 +98,11 @@ def check(
             for preset in options.store_limits
         ),
     )
-    warnings = (*_warnings(weights, has_graph), *store_warnings(options.store_limits, target))
+    warnings = (
+        *_warnings(weights, has_graph),
+        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
+        *store_warnings(options.store_limits, target),
+    )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 

@@ -191,17 +191,20 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    rows, replaced = [], []
+    rows: list[Row] = []
+    replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            if len(job.schemes) > 1:
+                name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
-            replaced.append(other)
+            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)

@@ -268,6 +268,7 @@ def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, op
         limit_on=options.limit_on,
         host_arch=host_arch(),
         target_arch=bundle.manifest.target.arch,
+        target_platform=bundle.manifest.target.platform,
     )
     return tuple(_settled(limit_gate(name, limit, measured), options) for name, limit in options.limits)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,7 @@ class _Tally:
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
     findings: dict[str, None] = field(default_factory=dict)
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
     measured: Variety = field(default_factory=Variety)
@@ -210,7 +212,10 @@ def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | N
     if score is None:
         return
     by_row = score is top1
-    tally.scores += [_finite_score(score, *pair) for pair in scored(batch, measured, by_row=by_row)]
+    for outputs, label in scored(batch, measured, by_row=by_row):
+        tally.scores.append(_finite_score(score, outputs, label))
+        if by_row:
+            tally.labels[int(np.asarray(label).item())] += 1
     if reference is not None:
         tally.fp32_scores += [_finite_score(score, *pair) for pair in scored(batch, reference, by_row=by_row)]
 
@@ -237,6 +242,7 @@ def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
         fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
         score=float(np.mean(tally.scores)) if tally.scores else None,
         drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores) if paired else None,
+        chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
     )
 
 

@@ -91,7 +91,11 @@ def check(
             for preset in options.store_limits
         ),
     )
-    warnings = (*_warnings(weights, has_graph), *_device_warnings(verified), *store_warnings(options.store_limits, target))
+    warnings = (
+        *_warnings(weights, has_graph),
+        *_device_warnings(verified),
+        *store_warnings(options.store_limits, target),
+    )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 
@@ -156,7 +160,7 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     runs = verified.emulation.runs if verified.emulation else ()
     said = [verified.not_emulated] if verified.not_emulated else []
     said += [
-        f"{run.name} scores {run.rescored} of {run.samples} samples otherwise than this host: the accuracy gate takes"
+        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
         " the worse of the two"
         for run in runs
         if run.rescored

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.artifacts import CheckReport, Fidelity, Gate, LoweredModel, Parity, VerifyReport, Weights
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.limits import Measured, limit_gate
@@ -15,18 +15,21 @@ from edgeq.check.store import find_store_limit, store_gate, store_warnings
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
 from edgeq.scheme import LIMITS
-from edgeq.target import TargetProfile
+from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", "int8_macs", "delegated_macs", "runtime", *LIMITS)
+GATE_NAMES = ("parity", "outputs", *Audit.model_fields, "runtime", *LIMITS)
 
 # one quantization step; the rest is what float32 loses in dividing a difference by the step
 MAX_STEPS = 1.0 + 1e-3
-# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth
-MIN_SQNR_DB_FP32 = 60.0
+# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
+# and the artifact may sum in half where the graph sums in float32
+MIN_SQNR_DB_FLOAT = {"fp32": 60.0, "weight-only-int8": 60.0, "fp16": 40.0}
 # the two round int8 activations differently, and no output is quantized that could be counted in steps
 MIN_SQNR_DB_INT8 = 30.0
 # below this the difference is a third of the signal, and no comparison with the graph means anything
 MIN_SQNR_DB_DEEP = 10.0
+# the same of fp32's outputs, for the warning
+FAR_SQNR_DB = 10.0
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -96,19 +99,24 @@ def check(
             for preset in options.store_limits
         ),
     )
-    warnings = (*_warnings(weights, has_graph), *store_warnings(options.store_limits, target))
+    warnings = (
+        *_warnings(weights, has_graph),
+        *_unjudged(verified.fidelity, options),
+        *store_warnings(options.store_limits, target),
+    )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 
 def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     """Hold the artifact to its converted graph (exit code 7).
 
-    Quantized outputs may differ by one step. Where none is quantized, or the scheme is fp32, the signal-to-difference
-    ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is nearer to its graph
+    Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
+    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is nearer to its graph
     than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
     """
-    by_steps = parity is not None and parity.max_steps is not None and scheme != "fp32"
-    least = MIN_SQNR_DB_FP32 if scheme == "fp32" else MIN_SQNR_DB_INT8
+    is_float = scheme in MIN_SQNR_DB_FLOAT
+    by_steps = parity is not None and parity.max_steps is not None and not is_float
+    least = MIN_SQNR_DB_FLOAT.get(scheme, MIN_SQNR_DB_INT8)
     limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
     if parity is None or parity.samples == 0:
         return unverified("parity", limit, "the artifact was not compared with the converted graph")
@@ -119,7 +127,7 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
         passed = parity.sqnr_db >= least
         measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
-    if not passed and scheme != "fp32" and parity.reaction_db is not None:
+    if not passed and not is_float and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"
@@ -163,3 +171,15 @@ def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:
     if not has_graph:
         said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
     return tuple(said)
+
+
+def _unjudged(fidelity: Fidelity | None, options: GateOptions) -> tuple[str, ...]:
+    """Tell of an artifact that is far from fp32 where no limit of accuracy held it to anything."""
+    sqnr_db = fidelity.sqnr_db if fidelity else None
+    if fidelity is None or sqnr_db is None or sqnr_db >= FAR_SQNR_DB or "accuracy_drop" in dict(options.limits):
+        return ()
+    inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+    return (
+        f"the outputs are far from fp32's ({sqnr_db:.1f} dB over {fidelity.samples} {inputs}), and no limit judged"
+        " that: give --eval-data and --limit accuracy_drop",
+    )

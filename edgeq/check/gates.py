@@ -111,8 +111,8 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     """Hold the artifact to its converted graph (exit code 7).
 
     Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
-    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is nearer to its graph
-    than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
+    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
+    nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
     """
     is_float = scheme in MIN_SQNR_DB_FLOAT
     by_steps = parity is not None and parity.max_steps is not None and not is_float

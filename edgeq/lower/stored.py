@@ -48,9 +48,10 @@ def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[L
     shorter = {"fp16": 2, "weight-only-int8": 4}.get(quantized.scheme)
     if shorter is None:
         return tuple(layers)
-    names = frozenset(quantized.quantized)
     return tuple(
-        dataclasses.replace(layer, weight_bytes=layer.weight_bytes // shorter) if layer.name in names else layer
+        dataclasses.replace(layer, weight_bytes=layer.weight_bytes // shorter)
+        if any(layer.name == name or layer.name.startswith(f"{name}.") for name in quantized.quantized)
+        else layer
         for layer in layers
     )
 

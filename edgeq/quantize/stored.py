@@ -83,25 +83,34 @@ class StoredEmbedding(_Stored):
 
 
 class StoredRecurrent(nn.Module):  # type: ignore[misc]
-    """nn.LSTM or nn.GRU with weights in half."""
+    """nn.LSTM or nn.GRU; its biases stay as they are."""
 
     def __init__(self, recurrent: Any, bits: int) -> None:
         super().__init__()
-        if bits != 16:
-            raise ValueError("recurrent layers are stored in half only")
         self.recurrent = recurrent
-        for i, weight in enumerate(recurrent._flat_weights):
-            self.register_buffer(f"stored_{i}", weight.detach().half())
-        self.count = len(recurrent._flat_weights)
+        weights = recurrent._flat_weights
+        self.stored = nn.ModuleList(
+            _StoredMatrix(weight.detach(), None, bits=bits) if weight.ndim == 2 else nn.Identity() for weight in weights
+        )
 
     def forward(self, x: Any, hx: Any = None) -> Any:
         """Take and return what the layer does."""
         before = self.recurrent._flat_weights
-        self.recurrent._flat_weights = [getattr(self, f"stored_{i}").type_as(x) for i in range(self.count)]
+        pairs = zip(self.stored, before, strict=True)
+        self.recurrent._flat_weights = [
+            part(x) if isinstance(part, _StoredMatrix) else weight for part, weight in pairs
+        ]
         try:
             return self.recurrent(x, hx)
         finally:
             self.recurrent._flat_weights = before
+
+
+class _StoredMatrix(_Stored):
+    def forward(self, like: Any) -> Any:
+        """Return the matrix in the dtype of `like`."""
+        weight = self.stored.type_as(like)
+        return weight if self.scale is None else weight * self.scale
 
 
 KINDS: dict[Any, Any] = {

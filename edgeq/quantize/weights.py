@@ -12,20 +12,21 @@ from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec
 
+_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU")
+
 
 def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
-    """Store linear layers, convolutions and embeddings in int8, a scale for each output or row (TorchScript).
+    """Store the layers in int8, a scale for each output or row, for TorchScript.
 
     Raises:
         UnsupportedError: an exported program, or a model without such layers.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    kinds = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding")
-    return _stored(spec, "weight-only-int8", kinds, bits=8)
+    return _stored(spec, "weight-only-int8", _ALL, bits=8)
 
 
 def weight_only_linear_int8(spec: QuantizeSpec) -> QuantizedModel:
-    """The same without convolutions, of which XNNPACK runs none whose weights are no constants (ExecuTorch).
+    """Store linear layers and embeddings in int8, for XNNPACK, which takes no other weights that are no constants.
 
     Raises:
         UnsupportedError: an exported program, or a model without such layers.
@@ -41,8 +42,7 @@ def stored_half(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: an exported program, a weight beyond what half holds, or a model without such layers.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    kinds = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU")
-    return _stored(spec, "fp16", kinds, bits=16)
+    return _stored(spec, "fp16", _ALL, bits=16)
 
 
 def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:

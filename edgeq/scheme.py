@@ -12,6 +12,8 @@ SchemeName = Literal["fp32", "fp16", "static-int8", "dynamic-int8", "weight-only
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 # PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
 PLANNED_SCHEMES = ("qat-int8", "mixed-int8")
+# they multiply in float, whatever they store, and differ from fp32 by no quantization steps
+FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "weight-only-int8"})
 # they observe ranges on real samples
 NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8"})
 

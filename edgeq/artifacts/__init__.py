@@ -18,7 +18,10 @@ from edgeq.artifacts.release import (
     Row,
 )
 from edgeq.artifacts.verdict import (
+    Agreement,
     CheckReport,
+    DeviceRun,
+    Emulation,
     Fidelity,
     Gate,
     Interval,
@@ -30,11 +33,14 @@ from edgeq.artifacts.verdict import (
 )
 
 __all__ = [
+    "Agreement",
     "BuildReport",
     "BundleInput",
     "CheckReport",
     "DataFacts",
     "DataFinding",
+    "DeviceRun",
+    "Emulation",
     "Fidelity",
     "Gate",
     "GoldenSet",

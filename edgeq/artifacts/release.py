@@ -65,12 +65,14 @@ class GoldenSet:
         outputs: for each model output, an array [samples, …].
         preprocessed: whether `inputs` are already what the model takes.
         sqnr_floor_db: the least signal-to-difference ratio that a device's self-test may show.
+        made_on: the CPU model that gave the outputs; None for the host.
     """
 
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     preprocessed: bool
     sqnr_floor_db: float
+    made_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,30 +6,22 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeq.artifacts import CheckReport, Fidelity, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.check.accuracy import accuracy_warnings
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
+from edgeq.check.device import NAME as DEVICE
+from edgeq.check.device import device_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
+from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
-from edgeq.scheme import LIMITS
+from edgeq.scheme import FLOAT_SCHEMES, LIMITS
 from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", *Audit.model_fields, "runtime", *LIMITS)
-
-# one quantization step; the rest is what float32 loses in dividing a difference by the step
-MAX_STEPS = 1.0 + 1e-3
-# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
-# and the artifact may sum in half where the graph sums in float32
-MIN_SQNR_DB_FLOAT = {"fp32": 60.0, "weight-only-int8": 60.0, "fp16": 40.0}
-# the two round int8 activations differently, and no output is quantized that could be counted in steps
-MIN_SQNR_DB_INT8 = 30.0
-# below this the difference is a third of the signal, and no comparison with the graph means anything
-MIN_SQNR_DB_DEEP = 10.0
-# the same of fp32's outputs, for the warning
-FAR_SQNR_DB = 10.0
+GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -87,10 +79,12 @@ def check(
         limit_on=options.limit_on,
         host_arch=host_arch,
         target_arch=target.arch,
+        target_platform=target.platform,
     )
     gates = (
         *((parity_gate(scheme, verified.parity),) if has_graph else ()),
         outputs_gate(verified),
+        *device_gates(scheme, verified),
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
@@ -101,7 +95,8 @@ def check(
     )
     warnings = (
         *_warnings(weights, has_graph),
-        *_unjudged(verified.fidelity, options),
+        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
+        *_device_warnings(verified),
         *store_warnings(options.store_limits, target),
     )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
@@ -114,9 +109,8 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
     nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
     """
-    is_float = scheme in MIN_SQNR_DB_FLOAT
-    by_steps = parity is not None and parity.max_steps is not None and not is_float
-    least = MIN_SQNR_DB_FLOAT.get(scheme, MIN_SQNR_DB_INT8)
+    by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
+    least = least_sqnr_db(scheme)
     limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
     if parity is None or parity.samples == 0:
         return unverified("parity", limit, "the artifact was not compared with the converted graph")
@@ -127,7 +121,7 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
         passed = parity.sqnr_db >= least
         measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
-    if not passed and not is_float and parity.reaction_db is not None:
+    if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"
@@ -164,6 +158,19 @@ def _settled(gate: Gate, options: GateOptions) -> Gate:
     return gate
 
 
+def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
+    """Say that a device's kernels were left out, and where they score otherwise than the host's."""
+    runs = verified.emulation.runs if verified.emulation else ()
+    said = [verified.not_emulated] if verified.not_emulated else []
+    said += [
+        f"{run.name} scores {run.rescored} of {run.samples} samples otherwise than this host: the accuracy gate takes"
+        " the worse of the two"
+        for run in runs
+        if run.rescored
+    ]
+    return tuple(said)
+
+
 def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:
     said = []
     if weights == "random":
@@ -171,15 +178,3 @@ def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:
     if not has_graph:
         said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
     return tuple(said)
-
-
-def _unjudged(fidelity: Fidelity | None, options: GateOptions) -> tuple[str, ...]:
-    """Tell of an artifact that is far from fp32 where no limit of accuracy held it to anything."""
-    sqnr_db = fidelity.sqnr_db if fidelity else None
-    if fidelity is None or sqnr_db is None or sqnr_db >= FAR_SQNR_DB or "accuracy_drop" in dict(options.limits):
-        return ()
-    inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
-    return (
-        f"the outputs are far from fp32's ({sqnr_db:.1f} dB over {fidelity.samples} {inputs}), and no limit judged"
-        " that: give --eval-data and --limit accuracy_drop",
-    )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgeq.cli.output import note
+from edgeq.cli.output import note, results_only
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -80,14 +80,18 @@ class Bars:
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool) -> Iterator[Progress]:
-    """Yield what suits the place that stderr goes to; bars are wiped when the block ends."""
-    if quiet:
-        yield Quiet()
-    elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Lines()
-    else:
-        with _rich_bars() as bars:
-            yield Bars(bars)
+    """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
+
+    What the steps, the user's code among them, print in the block goes to stderr.
+    """
+    with results_only():
+        if quiet:
+            yield Quiet()
+        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield Lines()
+        else:
+            with _rich_bars() as bars:
+                yield Bars(bars)
 
 
 def _rich_bars() -> RichProgress:

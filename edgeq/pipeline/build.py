@@ -18,6 +18,7 @@ from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
@@ -67,6 +68,7 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
     job = with_demo_data(job)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
@@ -83,7 +85,11 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
-        Cell(target=target, scheme=scheme, key=cache.cell_key(facts, target, scheme))
+        Cell(
+            target=target,
+            scheme=scheme,
+            key=cache.cell_key(facts, target, scheme, emulated=wants_emulation(target, job.device)),
+        )
         for target in job.targets
         for scheme in (job.schemes or target.schemes[:1])
     )
@@ -131,6 +137,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.pipeline.release import bundled
 
     groups = _grouped(cells)
+    emulator = Emulator(job.device, progress)
+    emulator.prepare(tuple(cell.target for cell in cells))
     with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
         prepared = prepare(
             job,
@@ -143,12 +151,17 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
-            product = maker.product(prepared, recipe, group[0].label)
-            seconds = time.perf_counter() - start
+            emulated = any(wants_emulation(cell.target, job.device) for cell in group)
+            product = maker.product(prepared, recipe, group[0].label, emulated=emulated)
+            seconds = {"make": round(time.perf_counter() - start, 3)}
             for cell in group:
                 place = work / f"bundle-{cells.index(cell)}"
-                row = bundled(job, prepared, product, cell.target, cell.scheme, place)
-                row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
+                start = time.perf_counter()
+                on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
+                if on_device is not product:
+                    seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
+                row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
@@ -171,6 +184,9 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
+        if row.verified.emulation is not None and row.verified.emulation.problem:
+            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+            continue
         try:
             cache.store(key, row, data, dependencies)
         except (EdgeqError, OSError) as err:
@@ -191,17 +207,20 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    rows, replaced = [], []
+    rows: list[Row] = []
+    replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            if len(job.schemes) > 1:
+                name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
-            replaced.append(other)
+            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)

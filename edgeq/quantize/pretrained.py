@@ -45,5 +45,5 @@ def pretrained(spec: QuantizeSpec) -> QuantizedModel:
 
 def is_quantized(module: Any) -> bool:
     """Whether a module came quantized, in whole or in part."""
-    parts = getattr(module, "modules", tuple)()
+    parts = module.modules() if hasattr(module, "modules") else ()
     return any(".nn.quantized." in type(part).__module__ and hasattr(part, "weight") for part in parts)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.errors import UsageError, nearest
 from edgeq.profiles import profile_files
+from edgeq.scheme import SchemeName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,6 +23,10 @@ class Audit(_Strict):
     """The shares of multiply-accumulates that a scheme must really deliver."""
 
     int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
+    int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
+    half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
+    int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    half_weights: Share = Field(default=0.0, description="the same in half precision")
     delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
 
 
@@ -50,8 +55,8 @@ class TargetProfile(_Strict):
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript"]
     backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
-    schemes: tuple[Literal["static-int8", "fp32"], ...] = Field(min_length=1, description="first is the default")
-    audit: dict[Literal["static-int8", "fp32"], Audit] = Field(default_factory=dict)
+    schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
+    audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
     device: Device = Device()
 

@@ -107,6 +107,7 @@ class LoweredModel:
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
         delegate_calls: how many delegated parts the program has.
+        stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class LoweredModel:
     layers: tuple[Layer, ...]
     delegated_macs: float | None
     delegate_calls: int
+    stored: tuple[tuple[str, int], ...] = ()
 
     @property
     def macs(self) -> int:

@@ -83,7 +83,10 @@ class KernelShare:
     """What the runtime's own profile says of the multiply-accumulates.
 
     Attributes:
-        int8_macs: share of MACs in int8 kernels; None where the profile could not be matched to the layers.
+        int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
+            the layers.
+        int8_linear_macs: the same among linear and recurrent layers; None also where there are none.
+        half_macs: share of MACs in half-precision kernels.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
     """
@@ -91,6 +94,8 @@ class KernelShare:
     int8_macs: float | None
     kernels: tuple[str, ...]
     why_unmatched: str = ""
+    int8_linear_macs: float | None = None
+    half_macs: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

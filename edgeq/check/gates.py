@@ -18,10 +18,10 @@ from edgeq.check.store import find_store_limit, store_gate, store_warnings
 from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
-from edgeq.scheme import LIMITS
-from edgeq.target import TargetProfile
+from edgeq.scheme import FLOAT_SCHEMES, LIMITS
+from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", DEVICE, "int8_macs", "delegated_macs", "runtime", *LIMITS)
+GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -105,11 +105,11 @@ def check(
 def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     """Hold the artifact to its converted graph (exit code 7).
 
-    Quantized outputs may differ by one step. Where none is quantized, or the scheme is fp32, the signal-to-difference
-    ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is nearer to its graph
-    than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
+    Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
+    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
+    nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
     """
-    by_steps = parity is not None and parity.max_steps is not None and scheme != "fp32"
+    by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
     least = least_sqnr_db(scheme)
     limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
     if parity is None or parity.samples == 0:
@@ -121,7 +121,7 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
         passed = parity.sqnr_db >= least
         measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
-    if not passed and scheme != "fp32" and parity.reaction_db is not None:
+    if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"

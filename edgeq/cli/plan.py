@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
 from edgeq.pipeline.emulate import wants_emulation
-from edgeq.scheme import LIMITS
+from edgeq.scheme import LIMITS, NEEDS_CALIBRATION
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from edgeq.job import Job
     from edgeq.target import TargetProfile
 
-_QUANTIZERS = {"executorch": "PT2E, the XNNPACK quantizer", "torchscript": "FX graph mode, the {backend} engine"}
+_QUANTIZERS = {
+    ("executorch", "fp16"): "weights and arithmetic in half precision",
+    ("executorch", "static-int8"): "PT2E, the XNNPACK quantizer",
+    ("executorch", "dynamic-int8"): "PT2E, the XNNPACK quantizer, activations as it runs",
+    ("executorch", "weight-only-int8"): "linear and embedding weights stored in int8, arithmetic in float32",
+    ("torchscript", "fp16"): "weights stored in half precision, arithmetic in float32",
+    ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
+    ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",
+    ("torchscript", "weight-only-int8"): "weights stored in int8, arithmetic in float32",
+    ("torchscript", "pretrained"): "taken as it is, packed for the {backend} engine",
+}
 
 
 def plan_json(wanted: Request) -> dict[str, Any]:
@@ -105,13 +115,13 @@ def _emulated(job: Job, target: TargetProfile) -> str:
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == "fp32":
         return []
-    method = _QUANTIZERS[target.runtime].format(backend=target.backend)
+    method = _QUANTIZERS[target.runtime, scheme].format(backend=target.backend)
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
     samples = f"{job.data.num_calibration_samples} samples" if job.data.calibration else "no calibration data given"
-    return [
-        ("quantize", _joined([method, kept])),
-        ("calibrate", f"{samples}, {job.observer} observer"),
-    ]
+    steps = [("quantize", _joined([method, kept]))]
+    if scheme in NEEDS_CALIBRATION:
+        steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+    return steps
 
 
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:

@@ -22,6 +22,7 @@ from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.scheme import NEEDS_CALIBRATION
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -134,7 +135,6 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.release import bundled
-    from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
     emulator = Emulator(job.device, progress)

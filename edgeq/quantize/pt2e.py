@@ -9,7 +9,7 @@ from typing import Any
 from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.capture import MODULE_KEY
+from edgeq.quantize.capture import MODULE_KEY, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
@@ -41,19 +41,65 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     graph = spec.captured.module()
-    quantizer = _quantizer(spec.observer, _left_in_float(graph, spec))
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        try:
-            prepared = prepare_pt2e(graph, quantizer)
-        except Exception as err:  # torchao raises many types
-            what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
-            raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
+        prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
     converted = convert_pt2e(prepared)
     return quantized_model("static-int8", converted, _split_layers(converted), steps=_output_steps(converted))
+
+
+def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Give linear layers int8 weights per channel; XNNPACK quantizes each row of their inputs as it runs.
+
+    LSTM and GRU layers are unrolled into linear ones. Convolutions stay in float: ExecuTorch 1.5 lowers some
+    dynamic ones, and its runtime then fails on them.
+
+    Raises:
+        UnsupportedError: no layer was quantized.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    graph = _unrolled(spec.captured).module()
+    is_float = _left_in_float(graph, spec)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
+    quantizer.set_filter_function(
+        lambda node: node.target is torch.ops.aten.linear.default and not (is_float and is_float(node))
+    )
+    prepared = _prepared(graph, quantizer)
+    with torch.no_grad():
+        prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
+    converted = convert_pt2e(prepared)
+    return quantized_model("dynamic-int8", converted, _split_layers(converted), covers="linear, LSTM or GRU")
+
+
+def _unrolled(program: Any) -> Any:
+    """Return the program with its recurrent layers taken apart, where it has any."""
+    import torch
+    from torch._decomp import get_decompositions
+
+    kinds = [torch.ops.aten.lstm.input, torch.ops.aten.gru.input]
+    if not any(node.target in kinds for node in program.graph.nodes):
+        return program
+    return program.run_decompositions(get_decompositions(kinds))
+
+
+def _prepared(graph: Any, quantizer: Any) -> Any:
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    try:
+        return prepare_pt2e(graph, quantizer)
+    except Exception as err:  # torchao raises many types
+        what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
+        raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
 
 
 def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -> Any:

@@ -30,6 +30,7 @@ TESTED = {
     "pillow": "13.0.0",
     "filelock": "4.2.11",
     "platformdirs": "4.14.5",
+    "pip": "26.3",
 }
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)

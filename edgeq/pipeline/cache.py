@@ -35,6 +35,7 @@ from edgeq._io import (
 from edgeq.errors import EdgeqError
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
+from edgeq.places import cache_folder
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
@@ -52,14 +53,6 @@ class CacheInfo:
     folder: Path
     entries: int
     size_bytes: int
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder; EDGEQ_CACHE_DIR overrides it."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("EDGEQ_CACHE_DIR")
-    return Path(named) if named else user_cache_path("edgeq")
 
 
 def cache_info() -> CacheInfo:

@@ -214,12 +214,90 @@ class KernelShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Two runs of one artifact on the same samples, `right` against `left`.
+
+    Attributes:
+        max_steps: the largest difference in quantization steps; None unless every output is quantized.
+        sqnr_db: of the worst output; infinite where the outputs are equal.
+        differing: share of the output elements that differ.
+        top1_flips: samples whose argmax is another one; None where the first output is no [N, classes].
+    """
+
+    left: str
+    right: str
+    samples: int
+    max_abs: float
+    max_steps: float | None
+    sqnr_db: float
+    differing: float
+    top1_flips: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRun:
+    """The artifact on one CPU model, in one version of the device's runtime.
+
+    Attributes:
+        cpu: QEMU's name of the model, or `native`.
+        runtime: package and version.
+        features: the instruction-set extensions that the runtime detected.
+        host: against the host's run of the same artifact.
+        fp32: against the float model; None where there is none.
+        score, host_score, fp32_score: means over these samples; None without labels.
+        rescored: samples with another score than on the host; None without labels.
+        drop_pp: fp32 minus device in percentage points, paired, over these samples.
+        findings: what is wrong whatever the limits: NaN, another shape.
+    """
+
+    cpu: str
+    runtime: str
+    features: tuple[str, ...]
+    samples: int
+    host: Agreement
+    fp32: Agreement | None
+    score: float | None
+    host_score: float | None
+    fp32_score: float | None
+    rescored: int | None
+    drop_pp: Interval | None
+    findings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The CPU with its runtime, for people."""
+        return f"{self.cpu} ({self.runtime})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulation:
+    """The artifact on the device's own kernels.
+
+    Attributes:
+        emulator: QEMU with its version, or `native` on an ARM64 host.
+        between: each pair of runs.
+        problem: why there are no runs; "" where there are.
+        exit_code: of that problem.
+        is_unmeasured: whether the problem only means that nothing is known, as when the time was up.
+    """
+
+    emulator: str
+    runs: tuple[DeviceRun, ...]
+    between: tuple[Agreement, ...] = ()
+    problem: str = ""
+    exit_code: ExitCode = ExitCode.VERIFICATION
+    is_unmeasured: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What running the artifact showed. None means that it could not be measured.
 
     Attributes:
         host: what it ran on, in words.
         findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+        emulation: on the device's kernels; None where that was not asked for.
+        not_emulated: why a target with a device was not run on its kernels; "" otherwise.
     """
 
     host: str
@@ -231,6 +309,8 @@ class VerifyReport:
     load_ms: float | None
     outputs: tuple[TensorSpec, ...]
     findings: tuple[str, ...]
+    emulation: Emulation | None = None
+    not_emulated: str = ""
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]
@@ -323,12 +403,14 @@ class GoldenSet:
         outputs: for each model output, an array [samples, …].
         preprocessed: whether `inputs` are already what the model takes.
         sqnr_floor_db: the least signal-to-difference ratio that a device's self-test may show.
+        made_on: the CPU model that gave the outputs; None for the host.
     """
 
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     preprocessed: bool
     sqnr_floor_db: float
+    made_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.artifacts import Gate, VerifyReport
+from edgeq.artifacts import Gate, Interval, VerifyReport
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import format_quantity
@@ -59,13 +59,21 @@ def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
 
 
 def _drop(measured: Measured) -> tuple[float | None, str]:
+    """Return the drop on all evaluation data, or on a device's kernels where those score otherwise and worse."""
     fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
-    drop = fidelity.drop_pp
-    if measured.limit_on == "point":
-        return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp"
-    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp"
+    runs = measured.verified.emulation.runs if measured.verified.emulation else ()
+    other = [(run.drop_pp, f"; on {run.name}, {run.samples} samples") for run in runs if run.rescored and run.drop_pp]
+    by_point = measured.limit_on == "point"
+    drop, where = max([(fidelity.drop_pp, ""), *other], key=lambda item: _judged(item[0], by_point))
+    if by_point:
+        return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp{where}"
+    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp{where}"
+
+
+def _judged(drop: Interval, by_point: bool) -> float:
+    return drop.estimate if by_point else drop.high
 
 
 def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:

@@ -18,6 +18,7 @@ from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
@@ -66,6 +67,7 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
     job = with_demo_data(job)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
@@ -82,7 +84,11 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
-        Cell(target=target, scheme=scheme, key=cache.cell_key(facts, target, scheme))
+        Cell(
+            target=target,
+            scheme=scheme,
+            key=cache.cell_key(facts, target, scheme, emulated=wants_emulation(target, job.device)),
+        )
         for target in job.targets
         for scheme in (job.schemes or target.schemes[:1])
     )
@@ -131,6 +137,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
+    emulator = Emulator(job.device, progress)
+    emulator.prepare(tuple(cell.target for cell in cells))
     with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
         prepared = prepare(
             job,
@@ -143,12 +151,17 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
-            product = maker.product(prepared, recipe, group[0].label)
-            seconds = time.perf_counter() - start
+            emulated = any(wants_emulation(cell.target, job.device) for cell in group)
+            product = maker.product(prepared, recipe, group[0].label, emulated=emulated)
+            seconds = {"make": round(time.perf_counter() - start, 3)}
             for cell in group:
                 place = work / f"bundle-{cells.index(cell)}"
-                row = bundled(job, prepared, product, cell.target, cell.scheme, place)
-                row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
+                start = time.perf_counter()
+                on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
+                if on_device is not product:
+                    seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
+                row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
@@ -171,6 +184,9 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
+        if row.verified.emulation is not None and row.verified.emulation.problem:
+            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+            continue
         try:
             cache.store(key, row, data, dependencies)
         except (EdgeqError, OSError) as err:

@@ -139,9 +139,14 @@ def job_facts(job: Job) -> dict[str, Any]:
     }
 
 
-def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str) -> str:
-    """Return the hash of the job's facts, a target and a scheme."""
-    return sha256_bytes(canonical_json({**facts, "target": target.model_dump(mode="json"), "scheme": scheme}))
+def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
+    """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
+    own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    if emulated:
+        from edgeq.verify.emulate.cpus import emulator_digest
+
+        own["emulator"] = emulator_digest()
+    return sha256_bytes(canonical_json({**facts, **own}))
 
 
 def _plain(value: Any) -> Any:

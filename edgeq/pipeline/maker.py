@@ -51,8 +51,14 @@ class Maker:
         """Return an artifact that came as it is with its inputs filled in."""
         return existing.described(model, self._runtimes[0])
 
-    def product(self, prepared: Prepared, recipe: Recipe, label: str) -> Product:
+    def product(self, prepared: Prepared, recipe: Recipe, label: str, *, emulated: bool) -> Product:
         """Make and verify the artifact of one recipe.
+
+        Args:
+            prepared: the model and its data.
+            recipe: what to make.
+            label: for progress, in words.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
             EdgeqError: the steps' own errors.
@@ -66,7 +72,7 @@ class Maker:
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
                 folder = self._work / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
-                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress)
+                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
-            return self._producer.make(recipe, label, runtime)
+            return self._producer.make(recipe, label, runtime, emulated=emulated)

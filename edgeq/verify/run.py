@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,11 +24,12 @@ from edgeq.samples import Batch, Dataset, Sample, batches
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, percentile_ms, top1
+from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms
 from edgeq.verify.parity import Forward, ParityTally
-from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows, scored
+from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows
+from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
 
-Metric = Callable[[Outputs, Any], float]
+Observer = Callable[[Batch, Outputs, Outputs | None], None]
 
 PARITY_SAMPLES = 8  # the converted graph runs fifty times slower than the artifact
 GOLDEN_SAMPLES = 4
@@ -51,6 +51,7 @@ class VerifySpec:
         scheme: the quantization scheme.
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
+        observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
     """
 
     lowered: LoweredModel
@@ -69,6 +70,7 @@ class VerifySpec:
     label: str
     warmup: int = 5
     runs: int = 30
+    observe: Observer | None = None
 
 
 @dataclass(slots=True)
@@ -169,6 +171,8 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         if _same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
     _score(spec, tally, batch, reference, outputs)
+    if spec.observe is not None:
+        spec.observe(batch, outputs, reference)
     tally.samples += batch.rows
     if len(tally.golden) < GOLDEN_SAMPLES:
         tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
@@ -203,23 +207,12 @@ def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -
 
 
 def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
-    labelled = spec.is_evaluation and spec.samples.labelled
-    score = spec.metric if spec.is_evaluation else None
-    if score is None and labelled and is_ranking(measured[0]):
-        score = top1
+    score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
     if score is None:
         return
-    by_row = score is top1
-    tally.scores += [_finite_score(score, *pair) for pair in scored(batch, measured, by_row=by_row)]
+    tally.scores += batch_scores(score, batch, measured)
     if reference is not None:
-        tally.fp32_scores += [_finite_score(score, *pair) for pair in scored(batch, reference, by_row=by_row)]
-
-
-def _finite_score(score: Metric, outputs: Outputs, label: Any) -> float:
-    value = float(score(outputs, label))
-    if not math.isfinite(value):
-        raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
-    return value
+        tally.fp32_scores += batch_scores(score, batch, reference)
 
 
 def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:

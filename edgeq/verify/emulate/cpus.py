@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq._io import canonical_json, sha256_bytes, sha256_file
 from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError, nearest
 
 QEMU = "qemu-aarch64"
@@ -113,6 +114,14 @@ def qemu_cpus() -> tuple[str, ...]:
 def _cpus_of(path: str) -> tuple[str, ...]:
     said = subprocess.run([path, "-cpu", "help"], capture_output=True, text=True, check=False).stdout
     return tuple(line.split()[0] for line in said.splitlines() if line.startswith("  "))
+
+
+@functools.cache
+def emulator_digest() -> str:
+    """Hash what emulation depends on outside edgeq: QEMU's binary and the ARM64 C library."""
+    qemu = shutil.which(QEMU)
+    files = [Path(qemu) if qemu else None, SYSROOT / "lib/libc.so.6", SYSROOT / "lib/libm.so.6"]
+    return sha256_bytes(canonical_json([sha256_file(path) if path and path.is_file() else None for path in files]))
 
 
 def proc_cpuinfo(cpu: Cpu) -> str:

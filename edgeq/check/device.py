@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgeq.artifacts import Agreement, DeviceRun, Emulation, Gate, Outcome, VerifyReport
+from edgeq.artifacts import Agreement, DeviceRun, Emulation, Gate, VerifyReport
 from edgeq.check.outcome import unverified
 from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.errors import ExitCode
@@ -13,39 +13,45 @@ NAME = "device"
 
 
 def device_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
-    """Return the gate of the emulated runs; none where nothing was emulated.
-
-    The outputs must be finite and of the host's shapes, and differ from the host's run of the same artifact by at most
-    one quantization step. Where no output is quantized, or the scheme is fp32, the signal-to-difference ratio counts,
-    by the thresholds of lowering parity (exit code 7).
-    """
-    emulation = verified.emulation
-    if emulation is None:
+    """Return the gate of the emulated runs; none where nothing was emulated."""
+    if verified.emulation is None:
         return ()
-    if emulation.problem:
-        return (_problem(emulation),)
     reaction_db = verified.parity.reaction_db if verified.parity and scheme != "fp32" else None
+    return (device_gate(scheme, verified.emulation, reaction_db),)
+
+
+def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = None) -> Gate:
+    """Hold the emulated runs to the host's run of the same artifact (exit code 7).
+
+    The outputs must be finite and of the host's shapes, and differ by at most one quantization step. Where no output
+    is quantized, or the scheme is fp32, the signal-to-difference ratio counts, by the thresholds of lowering parity.
+
+    Args:
+        scheme: the quantization scheme.
+        emulation: the runs.
+        reaction_db: how far one int8 step at the input moves the graph itself, where that is known: a deep int8 model
+            that amplifies rounding passes where the runs are nearer to each other than that.
+    """
+    if emulation.problem:
+        return _problem(emulation)
     failed = [(run, why) for run in emulation.runs if (why := _why(run, scheme, reaction_db))]
     worst = min(emulation.runs, key=lambda run: _order(run.host))
-    return (
-        Gate(
-            name=NAME,
-            outcome="failed" if failed else "ok",
-            limit=_limit(worst.host, scheme),
-            measured=_measured(worst.host, scheme),
-            detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _seen(emulation),
-            exit_code=ExitCode.VERIFICATION,
-        ),
+    return Gate(
+        name=NAME,
+        outcome="failed" if failed else "ok",
+        limit=_limit(worst.host, scheme),
+        measured=_measured(worst.host, scheme),
+        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _seen(emulation),
+        exit_code=ExitCode.VERIFICATION,
     )
 
 
 def _problem(emulation: Emulation) -> Gate:
     if emulation.is_unmeasured:
         return unverified(NAME, "as on the host", emulation.problem)
-    outcome: Outcome = "failed"
     return Gate(
         name=NAME,
-        outcome=outcome,
+        outcome="failed",
         limit="as on the host",
         measured="",
         detail=emulation.problem,

@@ -62,6 +62,8 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "peak_memory_bytes": report.peak_memory_bytes,
         "load_ms": report.load_ms,
         "findings": list(report.findings),
+        "emulation": _fields(report.emulation),
+        "not_emulated": report.not_emulated or None,
     }
 
 

@@ -40,8 +40,12 @@ _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
 _TOOLS = (
-    ("qemu-aarch64", "runs ARM artifacts on an x86 host", "apt-get install qemu-user"),
-    ("aarch64-linux-gnu-g++", "builds the ARM runtimes", "apt-get install g++-aarch64-linux-gnu"),
+    ("qemu-aarch64", "runs the device's ARM64 kernels; package --on host does without", "apt-get install qemu-user"),
+    (
+        "aarch64-linux-gnu-g++",
+        "compiles the runners for the ARM64 runtimes",
+        "apt-get install g++-aarch64-linux-gnu",
+    ),
     ("adb", "runs bundles on a phone", "apt-get install adb"),
     ("java", "builds Android apps", "apt-get install openjdk-17-jdk-headless"),
     ("mvn", "fetches Android libraries", "apt-get install maven"),

@@ -132,7 +132,7 @@ class Emulator:
         golden = product.golden
         if emulated.golden:
             golden = golden_set(
-                emulated.golden, product.output_steps, scheme=scheme, made_on=emulated.report.runs[0].cpu
+                emulated.golden[0], product.output_steps, scheme=scheme, made_on=emulated.report.runs[0].cpu
             )
         return dataclasses.replace(_with(product, emulation=emulated.report), golden=golden)
 

@@ -27,6 +27,7 @@ HOST = "host"
 NATIVE = "native"
 
 Pair = tuple[Batch, Outputs, Outputs]
+Golden = tuple[tuple[Sample, Outputs], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +60,12 @@ class Emulated:
     """What emulation showed.
 
     Attributes:
-        golden: the first samples with the outputs of the first machine, for a device's self-test; none where nothing
-            ran, or what ran gave outputs that are wrong whatever the limits.
+        golden: for each machine the first samples with its outputs, for a device's self-test; none where nothing ran,
+            or outputs are wrong whatever the limits.
     """
 
     report: Emulation
-    golden: tuple[tuple[Sample, Outputs], ...]
+    golden: tuple[Golden, ...]
 
 
 def emulate(spec: EmulateSpec) -> Emulated:
@@ -91,7 +92,8 @@ def emulate(spec: EmulateSpec) -> Emulated:
         _agreement(one, other, _pairs(spec.observed, left, right), spec.output_steps)
         for (one, left), (other, right) in itertools.combinations(named, 2)
     )
-    golden = () if runs[0].findings else _golden(spec.observed, outputs[0][0])
+    sound = not any(run.findings for run in runs)
+    golden = tuple(_golden(spec.observed, outs) for outs, _ in outputs) if sound else ()
     return Emulated(report=Emulation(emulator=emulator, runs=runs, between=between), golden=golden)
 
 
@@ -144,7 +146,7 @@ def _scores(spec: EmulateSpec, outputs: Sequence[Outputs]) -> list[float]:
     if score is None:
         return []
     pairs = zip(spec.observed, outputs, strict=True)
-    return [value for one, made in pairs for value in batch_scores(score, one.batch, made)]
+    return [value for one, made in pairs if one.scored for value in batch_scores(score, one.batch, made)]
 
 
 def _mean(scores: list[float]) -> float | None:
@@ -189,6 +191,6 @@ def _agreement(left: str, right: str, pairs: Iterable[Pair], steps: Sequence[flo
     )
 
 
-def _golden(observed: Sequence[Observed], outputs: list[Outputs]) -> tuple[tuple[Sample, Outputs], ...]:
+def _golden(observed: Sequence[Observed], outputs: list[Outputs]) -> Golden:
     first = list(zip(observed, outputs, strict=True))[:GOLDEN_SAMPLES]
     return tuple((one.batch.samples[0], of_sample(one.batch, made, 0)) for one, made in first)

@@ -36,11 +36,13 @@ class Observed:
     Attributes:
         host: the artifact's outputs on this host, padding included.
         fp32: those of the float model; None where there is none.
+        scored: whether its samples may have labels; golden samples have none.
     """
 
     batch: Batch
     host: Outputs
     fp32: Outputs | None
+    scored: bool = True
 
 
 class Subset:
@@ -55,15 +57,19 @@ class Subset:
             limit: samples to keep, about.
             first: batches to keep from the beginning.
         """
-        self._total = max(1, -(-count // rows))
-        self._wanted = max(1, min(self._total, limit // rows))
         self._first = first
+        self._later = max(1, -(-count // rows) - first)  # batches after those
+        self._wanted = max(0, min(self._later, limit // rows - first))
         self._seen = 0
         self.observed: list[Observed] = []
+
+    def keeps(self, index: int) -> bool:
+        """Whether batch `index` of the dataset is one of the sub-set."""
+        later = index - self._first
+        return later < 0 or (later + 1) * self._wanted // self._later > later * self._wanted // self._later
 
     def __call__(self, batch: Batch, host: Outputs, fp32: Outputs | None) -> None:
         """Take a batch in the order of the dataset, or let it pass."""
         index, self._seen = self._seen, self._seen + 1
-        spread = (index + 1) * self._wanted // self._total > index * self._wanted // self._total
-        if spread or index < self._first:
+        if self.keeps(index):
             self.observed.append(Observed(batch=batch, host=host, fp32=fp32))

@@ -95,7 +95,8 @@ def _traffic(counts: Counts) -> str:
 
 def _latency(one: Predicted) -> str:
     told, threads = one.latency, "1 thread" if one.threads == 1 else f"{one.threads} threads"
-    return f"{told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g}) on {threads}"
+    beyond = ", extrapolated" if told.extrapolated else ""
+    return f"{told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g}) on {threads}{beyond}"
 
 
 def _operator_lines(counted: CountReport, top: int) -> list[str]:

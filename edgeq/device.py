@@ -36,8 +36,20 @@ class DeviceProfile(BaseModel):
     cores: int = Field(ge=1, le=64, description="cores of this kind")
     l1d_kib: int | None = Field(default=None, ge=1)
     l2_kib: int | None = Field(default=None, ge=1)
-    sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1, description="where each value is from")
+    sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="where each value is from"
+    )
     fitted: Fitted | None = None
+
+    def check_threads(self, threads: int) -> None:
+        """Refuse more threads than the device has cores of this kind.
+
+        Raises:
+            UsageError: it has fewer.
+        """
+        if threads > self.cores:
+            what = f"{threads} threads on {self.name}, which has {self.cores} cores of this kind"
+            raise UsageError(what, f"ask for 1 to {self.cores} threads")
 
     def predict(self, counts: Counts, threads: int) -> Prediction:
         """Return the latency of one inference whose counts on this device's core are known.
@@ -45,9 +57,7 @@ class DeviceProfile(BaseModel):
         Raises:
             UsageError: more threads than the device has cores of this kind.
         """
-        if threads > self.cores:
-            what = f"{threads} threads on {self.name}, which has {self.cores} cores of this kind"
-            raise UsageError(what, f"ask for 1 to {self.cores} threads")
+        self.check_threads(threads)
         speed = Speed(width=self.width, clock_ghz=self.clock_ghz)
         if self.fitted is None:
             return predict(counts, speed, threads)

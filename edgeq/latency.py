@@ -3,8 +3,8 @@
     latency = (slot_cycles * instructions / (width * threads) + line_cycles * lines_32k) / clock
 
 Instructions are shared out over the threads and wait for the decoder's slots; lines that miss the first-level cache
-come through one shared second level, one after the other, whatever the number of threads. Other forms were tried on the same
-rows and predict devices that were left out no better: see `scripts/bench latency`.
+come through one shared second level, one after the other, whatever the number of threads. Other forms were tried on
+the same rows and predict devices that were left out no better: see `scripts/bench latency`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,10 @@ def main() -> None:
     _ratios(data)
     fitted = fit(observed)
     print(f"\nfitted on all rows: {fitted}")
-    if any(abs(a / b - 1) > 1e-3 for a, b in zip(dataclasses.astuple(fitted), dataclasses.astuple(PUBLISHED_FIT))):
+    if any(
+        abs(a / b - 1) > 1e-3
+        for a, b in zip(dataclasses.astuple(fitted), dataclasses.astuple(PUBLISHED_FIT), strict=True)
+    ):
         sys.exit(f"edgeq.latency has {PUBLISHED_FIT}: write the new constants there")
 
 
@@ -80,7 +83,7 @@ def _summary(rows: Sequence[dict[str, Any]], predicted: Sequence[float]) -> None
     told("Pixel, Pixel 2, Pixel 3a, fp32", lambda row: row["device"] in LEFT_OUT)
     told("all fp32", lambda row: row["scheme"] == "fp32")
     told("all int8", lambda row: row["scheme"] == "static-int8")
-    told("all", lambda row: True)
+    told("all", lambda _: True)
 
 
 def _forms(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> None:
@@ -120,7 +123,9 @@ def _forms(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> N
         errors = _left_out_errors(observed, features)
         pixels = [e for e, row in zip(errors, rows, strict=True) if row["device"] in LEFT_OUT]
         within = sum(e <= MOST_ERROR for e in errors) / len(errors)
-        told = f"{statistics.median(pixels):6.1%} {statistics.median(errors):6.1%}, {within:4.0%} within {MOST_ERROR:.0%}"
+        told = (
+            f"{statistics.median(pixels):6.1%} {statistics.median(errors):6.1%}, {within:4.0%} within {MOST_ERROR:.0%}"
+        )
         print(f"  {name:<38} {told}")
 
 

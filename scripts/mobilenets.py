@@ -111,9 +111,7 @@ def build(name: str, scheme: str, out: Path) -> Path:
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        lowering = LowerSpec(
-            inputs=(spec,), backend="xnnpack", folder=Path(folder), progress=Silent(), label=name
-        )
+        lowering = LowerSpec(inputs=(spec,), backend="xnnpack", folder=Path(folder), progress=Silent(), label=name)
         lowered = lower("executorch", quantized, lowering)
         path = out / f"{name}-{scheme}.pte"
         shutil.move(lowered.path, path)

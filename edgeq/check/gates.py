@@ -11,6 +11,8 @@ from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.device import NAME as DEVICE
 from edgeq.check.device import device_gates
+from edgeq.check.instructions import NAME as INSTRUCTIONS
+from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
@@ -20,7 +22,7 @@ from edgeq.job import GateOptions
 from edgeq.scheme import LIMITS
 from edgeq.target import TargetProfile
 
-GATE_NAMES = ("parity", "outputs", DEVICE, "int8_macs", "delegated_macs", "runtime", *LIMITS)
+GATE_NAMES = ("parity", "outputs", DEVICE, "int8_macs", "delegated_macs", "runtime", INSTRUCTIONS, *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -86,12 +88,17 @@ def check(
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *instruction_gates(options.shipped, verified),
         *(
             store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
             for preset in options.store_limits
         ),
     )
-    warnings = (*_warnings(weights, has_graph), *_device_warnings(verified), *store_warnings(options.store_limits, target))
+    warnings = (
+        *_warnings(weights, has_graph),
+        *_device_warnings(verified),
+        *store_warnings(options.store_limits, target),
+    )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 

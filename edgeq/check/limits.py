@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.artifacts import Gate, Interval, VerifyReport
+from edgeq.artifacts import Gate, Interval, LatencyPrediction, VerifyReport
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import format_quantity
@@ -78,6 +78,8 @@ def _judged(drop: Interval, by_point: bool) -> float:
 
 def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     verified = measured.verified
+    if name == "latency" and verified.cost is not None and verified.cost.prediction is not None:
+        return _predicted(verified.cost.prediction)
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
     values: dict[LimitName, tuple[float | None, str]] = {
@@ -92,6 +94,12 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         what = "memory" if name == "peak_memory" else "a time"
         return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"
     return value, note
+
+
+def _predicted(told: LatencyPrediction) -> tuple[float, str]:
+    beyond = ", extrapolated from slower or faster models" if told.extrapolated else ""
+    estimate = f"the estimate is {told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g})"
+    return told.high_ms, f"predicted for {told.device} on {told.threads} threads, not measured; {estimate}{beyond}"
 
 
 def _arch(name: str) -> str:

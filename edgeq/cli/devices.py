@@ -32,7 +32,10 @@ def list_devices(as_json: AsJson = False) -> None:
         keys = ("name", "description", "core", "width", "clock_ghz", "cores")
         say_json({"schema_version": 1, "devices": [{key: one[key] for key in keys} for one in profiles]})
         return
-    rows = [(one["name"], f"{one['cores']} x {one['core']}, {one['clock_ghz']:.3g} GHz", one["description"]) for one in profiles]
+    rows = [
+        (one["name"], f"{one['cores']} x {one['core']}, {one['clock_ghz']:.3g} GHz", one["description"])
+        for one in profiles
+    ]
     say("\n".join(aligned(rows, indent="")) if rows else "no devices are shipped")
 
 
@@ -55,9 +58,12 @@ def show(
 @app.command("fit")
 def fit(
     measurements: Annotated[
-        Path, typer.Option(metavar="FILE", help="TOML: `device`, and [[measurement]] tables: bundle, latency_ms, threads.")
+        Path,
+        typer.Option(metavar="FILE", help="TOML: `device`, and [[measurement]] tables: bundle, latency_ms, threads."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where the device profile goes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where the device profile goes.")
+    ] = None,
     as_json: AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -82,7 +88,13 @@ def _render(found: DeviceFit, out: Path | None) -> str:
 
     head = ("measured", "published fit", "this fit", "threads", "bundle")
     rows = [
-        (_ms(one.measured_ms), _off(one.published_ms, one.measured_ms), _off(one.fitted_ms, one.measured_ms), str(one.threads), one.bundle)
+        (
+            _ms(one.measured_ms),
+            _off(one.published_ms, one.measured_ms),
+            _off(one.fitted_ms, one.measured_ms),
+            str(one.threads),
+            one.bundle,
+        )
         for one in found.residuals
     ]
     lines = aligned([head, *rows], indent="", right=frozenset({0, 1, 2, 3}))

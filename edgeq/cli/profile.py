@@ -24,7 +24,9 @@ def profile(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
     cpu: Annotated[
         str | None,
-        typer.Option(metavar="CORE,…", help="Cores to count on, such as cortex-a53,cortex-a76; the target's if not given."),
+        typer.Option(
+            metavar="CORE,…", help="Cores to count on, such as cortex-a53,cortex-a76; the target's if not given."
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -83,13 +85,21 @@ def _kinds(counts: Counts) -> str:
 
 
 def _others(counts: Counts) -> str:
-    kinds = (("vector", counts.neon), ("load", counts.load), ("store", counts.store))
-    kinds += (("branch", counts.branch), ("scalar", counts.scalar), ("unknown", counts.other))
-    return ", ".join(f"{_millions(count)} M {name}" for name, count in kinds if count)
+    kinds = {
+        "vector": counts.neon,
+        "load": counts.load,
+        "store": counts.store,
+        "branch": counts.branch,
+        "scalar": counts.scalar,
+        "unknown": counts.other,
+    }
+    return ", ".join(f"{_millions(count)} M {name}" for name, count in kinds.items() if count)
 
 
 def _traffic(counts: Counts) -> str:
-    lines = f"{counts.lines_32k * 64 / 1e6:.1f} MB into a 32 KiB cache, {counts.lines_1024k * 64 / 1e6:.1f} MB into 1 MiB"
+    lines = (
+        f"{counts.lines_32k * 64 / 1e6:.1f} MB into a 32 KiB cache, {counts.lines_1024k * 64 / 1e6:.1f} MB into 1 MiB"
+    )
     return f"{counts.bytes_loaded / 1e6:.1f} MB loaded, {counts.bytes_stored / 1e6:.1f} MB stored; {lines}"
 
 

@@ -174,10 +174,7 @@ def _batched(bundle: Bundle, inputs: Arrays) -> Arrays:
 def _predictions(
     counted: CountReport, device: DeviceProfile | None, threads: int, asked: int | None
 ) -> tuple[Predicted, ...]:
-    if device is not None:
-        found = (device,) if device.core == counted.cpu else ()
-    else:
-        found = tuple(load_device(name) for name in devices_with_core(counted.cpu))
+    found = [device] if device is not None else [load_device(name) for name in devices_with_core(counted.cpu)]
     # the manifest's threads are for the phones of its target; a device with fewer cores takes what it has
     return tuple(
         Predicted(
@@ -186,5 +183,6 @@ def _predictions(
             latency=one.predict(counted.total, used),
         )
         for one in found
+        if one.core == counted.cpu
         for used in (threads if asked else min(threads, one.cores),)
     )

@@ -97,7 +97,12 @@ def count(
                 model=model,
                 samples=(sample,),
                 runs=2,
-                qemu_options=("-plugin", f"{tools}/count_plugin.so,out={file}", "-E", f"LD_PRELOAD={tools}/read_clock.so"),
+                qemu_options=(
+                    "-plugin",
+                    f"{tools}/count_plugin.so,out={file}",
+                    "-E",
+                    f"LD_PRELOAD={tools}/read_clock.so",
+                ),
                 trace=file.name == "traced",
             )
             for file in files
@@ -172,7 +177,9 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
             waiting.append(event.name)
         elif event.name == "DELEGATE_CALL":
             if end - start - 1 != len(waiting) + 2:
-                raise _UnclearError(f"the delegate looked {end - start - 1} times at the clock in {len(waiting)} operators")
+                raise _UnclearError(
+                    f"the delegate looked {end - start - 1} times at the clock in {len(waiting)} operators"
+                )
             parts += [(name, start + 2 + i, start + 3 + i) for i, name in enumerate(waiting)]
             waiting = []
         elif event.name not in _FRAMES:
@@ -209,7 +216,9 @@ def _compile(compiler: str, source: Path, product: Path, package: str) -> None:
     if found is None:
         what = f"{compiler} is missing: it compiles edgeq's instruction counter"
         raise EnvironmentProblem(what, f"apt-get install {package}")
-    done = subprocess.run([found, *_FLAGS, str(source), "-o", str(product)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [found, *_FLAGS, str(source), "-o", str(product)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[0][:300]
         raise EnvironmentProblem(f"{compiler} could not compile {source.name}: {last}", f"apt-get install {package}")

@@ -44,6 +44,9 @@ class GateOptions:
         allow_unmeasured: gates that may stay unverified.
         store_limits: names of store presets.
         app_size_bytes: the app's size without the model, in the preset's own basis.
+        shipped: the shipped model's bundle, whose instructions are compared.
+        latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
+        device: which device that is predicted for, a name or a .toml file.
     """
 
     limits: tuple[tuple[LimitName, float], ...] = ()
@@ -51,6 +54,9 @@ class GateOptions:
     allow_unmeasured: tuple[str, ...] = ()
     store_limits: tuple[str, ...] = ()
     app_size_bytes: int | None = None
+    shipped: Path | None = None
+    latency_on: Literal["measured", "predicted"] = "measured"
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.artifacts.model import TensorSpec
+from edgeq.counts import CountReport
 from edgeq.errors import ExitCode
 
 
@@ -177,6 +178,38 @@ class Emulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyPrediction:
+    """A latency in ms that was predicted for a device, never measured.
+
+    Attributes:
+        low_ms, high_ms: nine in ten measurements should lie between.
+        extrapolated: whether the estimate lies outside what the model was fitted on.
+    """
+
+    device: str
+    threads: int
+    estimate_ms: float
+    low_ms: float
+    high_ms: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one inference makes a device's cores do.
+
+    Attributes:
+        counts: of this artifact, core by core.
+        shipped: of the shipped model's artifact; none where none was named.
+        prediction: None where no device was named.
+    """
+
+    counts: tuple[CountReport, ...]
+    shipped: tuple[CountReport, ...] = ()
+    prediction: LatencyPrediction | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What running the artifact showed. None means that it could not be measured.
 
@@ -185,6 +218,7 @@ class VerifyReport:
         findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
+        cost: instructions, counted; None where no gate needs them.
     """
 
     host: str
@@ -198,6 +232,7 @@ class VerifyReport:
     findings: tuple[str, ...]
     emulation: Emulation | None = None
     not_emulated: str = ""
+    cost: Cost | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

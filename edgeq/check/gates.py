@@ -12,6 +12,8 @@ from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.device import NAME as DEVICE
 from edgeq.check.device import device_gates
+from edgeq.check.instructions import NAME as INSTRUCTIONS
+from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
@@ -21,7 +23,7 @@ from edgeq.job import GateOptions
 from edgeq.scheme import FLOAT_SCHEMES, LIMITS
 from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", *LIMITS)
+GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -88,6 +90,7 @@ def check(
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *instruction_gates(options.shipped, verified),
         *(
             store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
             for preset in options.store_limits

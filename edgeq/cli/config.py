@@ -181,13 +181,33 @@ def _gates(options: Options) -> GateOptions:
         raise UsageError(
             "--app-size is for --store-limit, and none is given", "add --store-limit NAME, or leave it out"
         )
+    drop_on, latency_on = split_limit_on(options.limit_on)
     return GateOptions(
         limits=tuple(_limits(options.limit)),
-        limit_on=_choice("value of --limit-on", options.limit_on, _LIMIT_ON, default="interval"),
+        limit_on=drop_on,
+        latency_on=latency_on,
+        shipped=None if options.shipped is None else Path(options.shipped),
+        device=options.predict_for,
         allow_unmeasured=tuple(_unique(options.allow_unmeasured or [])),
         store_limits=stores,
         app_size_bytes=None if options.app_size is None else parse_size_bytes(options.app_size),
     )
+
+
+def split_limit_on(
+    text: str | None,
+) -> tuple[Literal["interval", "point"], Literal["measured", "predicted"]]:
+    """Return what --limit-on says of the accuracy drop, and of latency.
+
+    Raises:
+        UsageError: an unknown word.
+    """
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    rest = [word for word in words if word != "predicted"]
+    for word in rest:
+        _choice("value of --limit-on", word, (*_LIMIT_ON, "predicted"), default="interval")
+    drop_on = _choice("value of --limit-on", rest[-1] if rest else None, _LIMIT_ON, default="interval")
+    return drop_on, "predicted" if len(rest) < len(words) else "measured"
 
 
 def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:

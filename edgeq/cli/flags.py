@@ -95,7 +95,19 @@ Limit = Annotated[
 LimitOn = Annotated[
     str | None,
     typer.Option(
-        metavar="interval|point", help="What of the accuracy drop must keep the limit; interval if not given."
+        metavar="interval|point|predicted",
+        help="What of the accuracy drop must keep the limit, interval if not given; predicted: a latency that is "
+        "predicted for --device counts, by its upper end. With a comma, both.",
+    ),
+]
+Shipped = Annotated[
+    str | None,
+    typer.Option(metavar="BUNDLE", help="The shipped model's bundle: at most 1.1 times its instructions."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE", help="For --limit-on predicted: a device of `edgeq devices list`, or a .toml file."
     ),
 ]
 AllowUnmeasured = Annotated[

@@ -129,6 +129,10 @@ def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
     lines = [f"{name} <= {format_quantity(value, LIMITS[name].dimension)}" for name, value in gates.limits]
     if any(name == "accuracy_drop" for name, _ in gates.limits):
         lines.append(f"the drop's {gates.limit_on} counts")
+    if gates.latency_on == "predicted":
+        lines.append(f"latency as predicted for {gates.device} counts")
+    if gates.shipped is not None:
+        lines.append(f"instructions <= 1.1 x those of {gates.shipped}")
     audit = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if audit is not None:
         lines += [f"{key} >= {value:.0%}" for key, value in audit if value]

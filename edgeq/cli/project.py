@@ -70,6 +70,8 @@ class Options(_Table):
     keep_fp32: list[str] | None = None
     cache: bool | None = None
     limit_on: str | None = None
+    shipped: str | None = None
+    predict_for: str | None = None
     allow_unmeasured: list[str] | None = None
     store_limits: list[str] | None = None
     app_size: str | None = None
@@ -121,6 +123,8 @@ def _relative_to(options: Options, folder: Path) -> Options:
             "weights": _join(folder, options.weights, unless=not _is_weights_file(options.weights, folder)),
             "out": _join(folder, options.out),
             "targets": _join_all(folder, options.targets, only_toml=True),
+            "shipped": _join(folder, options.shipped),
+            "predict_for": _join(folder, options.predict_for, unless=not (options.predict_for or "").endswith(".toml")),
             "install_into": _join_all(folder, options.install_into),
             "data": data,
         }

@@ -18,6 +18,7 @@ from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.cost import check_cost_options, with_cost
 from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
@@ -69,6 +70,7 @@ def build(job: Job, progress: Progress) -> BuildReport:
     job = with_demo_data(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
@@ -158,6 +160,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 place = work / f"bundle-{cells.index(cell)}"
                 start = time.perf_counter()
                 on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, progress)
                 row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
                 if on_device is not product:
                     seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}

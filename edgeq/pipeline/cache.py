@@ -125,7 +125,7 @@ def job_facts(job: Job) -> dict[str, Any]:
     for name in ("targets", "schemes", "out", "cache"):
         del options[name]
     named = (job.weights, job.data.calibration, job.data.evaluation, job.data.preprocess, job.data.labels)
-    files = [str(name) for name in (job.source, *named) if name is not None]
+    files = [str(name) for name in (job.source, *named, job.gates.shipped, job.gates.device) if name is not None]
     has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, job.data.metric or ""))
     return {
         "options": json.loads(json.dumps(options, default=_plain)),

@@ -54,6 +54,25 @@ class GateOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QatOptions:
+    """How qat-int8 trains.
+
+    Attributes:
+        data: where its samples come from; None for the source of the calibration data.
+        train: file.py:function, the user's own loop; None to distil from the float model.
+        lr: the learning rate, relative to the size of each tensor's values.
+        num_samples: the most samples that are taken.
+    """
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int = 8
+    lr: float = 1e-3
+    batch: int = 32
+    num_samples: int = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One `edgeq package`.
 
@@ -76,6 +95,7 @@ class Job:
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()
     data: DataOptions = DataOptions()
+    qat: QatOptions = QatOptions()
     gates: GateOptions = GateOptions()
     cache: bool = True
 
@@ -85,6 +105,9 @@ class Task(Protocol):
 
     def advance(self, steps: int = 1) -> None:
         """Say that `steps` more are done."""
+
+    def note(self, text: str) -> None:
+        """Say how it goes."""
 
 
 class Progress(Protocol):

@@ -8,10 +8,10 @@ from typing import Literal
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.units import Dimension, parse_quantity
 
-SchemeName = Literal["fp32", "static-int8"]
-SCHEMES: tuple[SchemeName, ...] = ("fp32", "static-int8")
+SchemeName = Literal["fp32", "static-int8", "qat-int8"]
+SCHEMES: tuple[SchemeName, ...] = ("fp32", "static-int8", "qat-int8")
 # PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
-PLANNED_SCHEMES = ("fp16", "dynamic-int8", "qat-int8", "weight-only-int8", "mixed-int8", "pretrained")
+PLANNED_SCHEMES = ("fp16", "dynamic-int8", "weight-only-int8", "mixed-int8", "pretrained")
 
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.errors import UsageError, nearest
 from edgeq.profiles import profile_files
+from edgeq.scheme import SchemeName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -50,8 +51,8 @@ class TargetProfile(_Strict):
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript"]
     backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
-    schemes: tuple[Literal["static-int8", "fp32"], ...] = Field(min_length=1, description="first is the default")
-    audit: dict[Literal["static-int8", "fp32"], Audit] = Field(default_factory=dict)
+    schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
+    audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
     device: Device = Device()
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeq.cli.project import DataTable, LimitTable, Options
+from edgeq.cli.project import DataTable, LimitTable, Options, QatTable
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.job import DataOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
     LIMITS,
     OBSERVERS,
@@ -69,6 +69,7 @@ def request(command_line: Options, project: Options) -> Request:
         observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
         keep_fp32=tuple(options.keep_fp32 or ()),
         data=_data(options.data),
+        qat=QatOptions(**_given(options.qat)),
         gates=_gates(options),
         cache=_or(options.cache, True),
     )
@@ -79,11 +80,12 @@ def merge(command_line: Options, project: Options) -> Options:
     """Return the project's options with those of the command line over them; tables are merged key by key."""
     data = {**_given(project.data), **_given(command_line.data)}
     limit = {**_given(project.limit), **_given(command_line.limit)}
-    values = {**_given(project), **_given(command_line), "data": DataTable(**data), "limit": LimitTable(**limit)}
-    return Options(**values)
+    qat = {**_given(project.qat), **_given(command_line.qat)}
+    tables = {"data": DataTable(**data), "qat": QatTable(**qat), "limit": LimitTable(**limit)}
+    return Options(**{**_given(project), **_given(command_line), **tables})
 
 
-def _given(table: Options | DataTable | LimitTable) -> dict[str, Any]:
+def _given(table: Options | DataTable | QatTable | LimitTable) -> dict[str, Any]:
     return {key: value for key, value in table if value is not None}
 
 

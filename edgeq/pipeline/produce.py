@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, VerifyReport
+from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, Tuning, VerifyReport
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
 from edgeq.samples import Batch
 
 if TYPE_CHECKING:
+    from edgeq.quantize.spec import QatSpec
     from edgeq.verify.host import HostRuntime
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
@@ -41,6 +42,7 @@ class Product:
     golden: GoldenSet
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
+    tuning: Tuning | None = None
 
 
 class Producer:
@@ -116,10 +118,11 @@ class Producer:
             golden=golden,
             quantized=quantized.quantized,
             kept_fp32=quantized.kept_fp32,
+            tuning=quantized.tuning,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
-        from edgeq.quantize import quantize
+        from edgeq.quantize import NEEDS_TRAINING, quantize
         from edgeq.quantize.spec import QuantizeSpec
 
         spec = QuantizeSpec(
@@ -131,8 +134,24 @@ class Producer:
             calibration=self._prepared.calibration,
             progress=self._progress,
             label=label,
+            qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+    def _qat(self) -> QatSpec:
+        from edgeq.pipeline.cache import cache_folder, edgeq_digest, tool_versions
+        from edgeq.quantize.spec import QatSpec
+
+        prepared, job = self._prepared, self._job
+        return QatSpec(
+            samples=prepared.training,
+            options=job.qat,
+            logits=prepared.logits,
+            seed=job.seed,
+            train=prepared.train,
+            state_folder=cache_folder() / "qat" if job.cache else None,
+            identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
+        )
 
 
 def metric_name(job: Job) -> str:

@@ -12,10 +12,13 @@ from edgeq.quantize.spec import QuantizeSpec
 METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("executorch", "fp32"): pt2e.fp32,
     ("executorch", "static-int8"): pt2e.static_int8,
+    ("executorch", "qat-int8"): pt2e.qat_int8,
     ("torchscript", "fp32"): fx.fp32,
     ("torchscript", "static-int8"): fx.static_int8,
+    ("torchscript", "qat-int8"): fx.qat_int8,
 }
-NEEDS_CALIBRATION = frozenset({"static-int8"})
+NEEDS_CALIBRATION = frozenset({"static-int8", "qat-int8"})
+NEEDS_TRAINING = frozenset({"qat-int8"})
 
 
 def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:

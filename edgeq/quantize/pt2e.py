@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.capture import MODULE_KEY
+from edgeq.quantize.capture import MODULE_KEY, capture_batched
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -40,9 +41,37 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
+    return _int8(spec, "static-int8", spec.captured.module(), train=None)
+
+
+def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Calibrate the captured model, train it from there, and convert it.
+
+    Batch norm is folded before training, with its own eps: `prepare_qat_pt2e` would train it batch by batch, and
+    reset its eps and momentum.
+
+    Raises:
+        UnsupportedError, UsageError: as `static_int8`.
+        AccuracyError: as `qat.tune`.
+    """
+    from torchao.quantization.pt2e.observer import FixedQParamsObserver, _is_activation_post_process
+
+    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+    program = capture_batched(spec.model) or spec.captured
+    teacher = program.module()
+
+    def train(prepared: Any) -> Tuning:
+        # torchao lets nobody call these; batch norm and dropout are gone, so that they would change nothing
+        for name in ("train", "eval"):
+            vars(prepared).pop(name, None)
+        return tune(prepared, teacher, spec, library)
+
+    return _int8(spec, "qat-int8", program.module(), train=train)
+
+
+def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    graph = spec.captured.module()
     quantizer = _quantizer(spec.observer, _left_in_float(graph, spec))
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         try:
@@ -51,18 +80,20 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
             what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
             raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
         calibrate(prepared, spec.calibration, spec.inputs, task)
+    tuning = train(prepared) if train else None
     converted = convert_pt2e(prepared)
     quantized, kept = _split_layers(converted)
     if not quantized:
-        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
+        what = f"{scheme} quantized nothing: the model has no convolution or linear layer left for it"
         raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
     return QuantizedModel(
-        scheme="static-int8",
+        scheme=scheme,
         graph=converted,
         exported=None,
         quantized=quantized,
         kept_fp32=kept,
         output_steps=_output_steps(converted),
+        tuning=tuning,
     )
 
 

@@ -33,6 +33,9 @@ class Silent:
     def advance(self, steps=1):
         pass
 
+    def note(self, text):
+        pass
+
 
 class SmallNet(nn.Module):
     """conv-bn-relu, a depthwise conv, a residual add, linear-relu, linear. Takes [N, 3, 16, 16], returns [N, 5]."""

@@ -67,7 +67,7 @@ class QatOptions:
     data: str | None = None
     train: str | None = None
     epochs: int = 8
-    lr: float = 1e-3
+    lr: float = 2e-3
     batch: int = 32
     num_samples: int = 2048
 

@@ -13,6 +13,9 @@ SCHEMES: tuple[SchemeName, ...] = ("fp32", "static-int8", "qat-int8")
 # PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
 PLANNED_SCHEMES = ("fp16", "dynamic-int8", "weight-only-int8", "mixed-int8", "pretrained")
 
+# the schemes that train, for which the --qat options are
+TRAINED_SCHEMES: tuple[SchemeName, ...] = ("qat-int8",)
+
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")
 

@@ -15,6 +15,7 @@ from edgeq.scheme import (
     OBSERVERS,
     PLANNED_SCHEMES,
     SCHEMES,
+    TRAINED_SCHEMES,
     LimitName,
     SchemeName,
     parse_limit,
@@ -73,7 +74,18 @@ def request(command_line: Options, project: Options) -> Request:
         gates=_gates(options),
         cache=_or(options.cache, True),
     )
+    _check_qat(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
+
+
+def _check_qat(command_line: Options, job: Job) -> None:
+    """Refuse options of a training that no scheme of the run does; those of a project's file may wait."""
+    schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+    given = _given(command_line.qat)
+    if given and not schemes & set(TRAINED_SCHEMES):
+        option = "--num-qat-samples" if "num_samples" in given else f"--qat-{next(iter(given))}"
+        what = f"{option} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
+        raise UsageError(what, f"add --scheme {TRAINED_SCHEMES[0]}, or leave the option out")
 
 
 def merge(command_line: Options, project: Options) -> Options:

@@ -85,7 +85,7 @@ NumQatSamples = Annotated[int | None, typer.Option(metavar="N", help="Samples to
 QatEpochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs of qat-int8; 8 if not given.")]
 QatLr = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Its learning rate, relative to the size of the weights; 0.001 if not given."),
+    typer.Option(metavar="X", help="Its learning rate, relative to the size of the weights; 0.002 if not given."),
 ]
 QatBatch = Annotated[int | None, typer.Option(metavar="N", help="Its samples a step; 32 if not given.")]
 QatTrain = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.scheme import LIMITS
+from edgeq.scheme import LIMITS, TRAINED_SCHEMES
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     return [
         ("quantize", _joined([method, kept])),
         ("calibrate", f"{samples}, {job.observer} observer"),
-        *([("train", _training(job))] if scheme == "qat-int8" else []),
+        *([("train", _training(job))] if scheme in TRAINED_SCHEMES else []),
     ]
 
 

@@ -8,6 +8,7 @@ from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError
 from edgeq.quantize import fx, pt2e
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.scheme import TRAINED_SCHEMES
 
 METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("executorch", "fp32"): pt2e.fp32,
@@ -18,7 +19,7 @@ METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("torchscript", "qat-int8"): fx.qat_int8,
 }
 NEEDS_CALIBRATION = frozenset({"static-int8", "qat-int8"})
-NEEDS_TRAINING = frozenset({"qat-int8"})
+NEEDS_TRAINING = frozenset(TRAINED_SCHEMES)
 
 
 def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:

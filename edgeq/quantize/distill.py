@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +88,10 @@ class Distillation:
     def weights(self) -> State:
         """Return a copy of what is trained."""
         return {name: part.detach().clone() for name, part in self._parameters.items()}
+
+    def student_state(self) -> State:
+        """Return all tensors of the student, those that are not trained too."""
+        return dict(self._student.state_dict())
 
     def average(self) -> State:
         """Return the exponential moving average of the weights over the steps."""
@@ -173,7 +179,8 @@ class Distillation:
         if self._is_whole or not all(spec.shape for spec in specs):
             return tuple(specs)
         try:
-            with torch.no_grad():
+            # FX's modules print the error that they raise
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
                 for module in (self._student, self._teacher.module):
                     together = next(batches(self._samples, wider))
                     alone = next(batches(_view(self._samples, [0]), specs))

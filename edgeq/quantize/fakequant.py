@@ -16,29 +16,36 @@ from torch import nn
 # kernels compute on all values of the type, also where the observer kept to seven bits (`reduce_range`)
 _LIMITS = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
-RANGE_SUFFIX = "log_scale"  # ends the names of the parameters that are ranges
+RANGE_SUFFIX = "log_factor"  # ends the names of the parameters that are ranges
 
 
 class RangeFakeQuant(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """Rounds an activation to its int8 grid; the step size is learned (LSQ, arXiv:1902.08153), as its logarithm.
+    """Rounds an activation to its int8 grid, whose step size is learned (as in LSQ, arXiv:1902.08153).
 
     Attributes:
-        log_scale: float32 [1].
+        start: float32 [1], the static step size.
+        log_factor: float32 [1], the logarithm of what the step size has grown by; 0 at the start.
         zero_point: float32 [1], fixed: zero stays exact.
     """
 
     def __init__(self, scale: torch.Tensor, zero_point: torch.Tensor, low: int, high: int, *, learned: bool) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(scale.detach().float().reshape(1).log(), requires_grad=learned)
+        self.register_buffer("start", scale.detach().float().reshape(1))
+        self.log_factor = nn.Parameter(torch.zeros(1), requires_grad=learned)
         self.register_buffer("zero_point", zero_point.detach().float().reshape(1))
         self.low, self.high = low, high
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The present step size, float32 [1]."""
+        return self.start * self.log_factor.exp()
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return `values` rounded to the grid; integers pass."""
         if values.dtype != torch.float32:
             return values
         return torch._fake_quantize_learnable_per_tensor_affine(
-            values, self.log_scale.exp(), self.zero_point, self.low, self.high, 1.0
+            values, self.scale, self.zero_point, self.low, self.high, 1.0
         )
 
 
@@ -73,10 +80,13 @@ class Attached:
     Attributes:
         ranges: the observer and its stand-in, by the name in the graph.
         layers: the layer and its stand-in, by module name.
+        attributes: what was taken off modules because it cannot be pickled, as module, name and value: a user's loop
+            may send the graph to other processes.
     """
 
     ranges: dict[str, tuple[Any, nn.Module]]
     layers: dict[str, tuple[nn.Module, nn.Module]]
+    attributes: tuple[tuple[nn.Module, str, Any], ...]
 
 
 def attach(prepared: Any, *, is_observer: Callable[[Any], bool], fixed: Any) -> Attached:
@@ -102,14 +112,22 @@ def attach(prepared: Any, *, is_observer: Callable[[Any], bool], fixed: Any) -> 
             made[id(part)] = (part, WeightFakeQuant(part)) if name in weights else _range(part, fixed)
         ranges[name] = made[id(part)]
         setattr(prepared, name, made[id(part)][1])
-    return Attached(ranges=ranges, layers=_swapped_layers(prepared))
+    layers = _swapped_layers(prepared)
+    attributes = [
+        (part, "qconfig", vars(part).pop("qconfig")) for part in prepared.modules() if "qconfig" in vars(part)
+    ]
+    attributes.append((prepared, "meta", prepared.meta))
+    prepared.meta = {}
+    return Attached(ranges=ranges, layers=layers, attributes=tuple(attributes))
 
 
 def detach(prepared: Any, attached: Attached) -> None:
     """Put observers that know the trained ranges, and the layers with the trained weights, back into the graph."""
+    for part, name, value in attached.attributes:
+        setattr(part, name, value)
     for name, (observer, stand_in) in attached.ranges.items():
         if isinstance(stand_in, RangeFakeQuant):
-            observer.scale.copy_(stand_in.log_scale.detach().exp())
+            observer.scale.copy_(stand_in.scale.detach())
         setattr(prepared, name, observer)
     for node in prepared.graph.nodes:
         _, stand_in = attached.ranges.get(str(node.target), (None, None))

@@ -149,7 +149,7 @@ def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple
     done = _Progress(epochs=0, start=run.weights())
     options = dataclasses.asdict(qat.options)
     facts = {"options": options, "seed": qat.seed, "logits": qat.logits, "made_of": list(qat.identity)}
-    key = state_key(done.start, facts)
+    key = state_key(run.student_state(), facts)
     path = state_path(qat.state_folder, key) if qat.state_folder is not None else None
     saved = load_state(path, key) if path is not None else None
     if saved is not None:
@@ -233,20 +233,18 @@ def _user_loop(prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, tr
     if qat.train is None:
         raise TypeError("no loop to run")
     name = f"--qat-train {qat.options.train}"
-    shapes = {key: value.shape for key, value in prepared.state_dict().items()}
     returned = qat.train(prepared, teacher, TrainingData(training, tuple(item.name for item in spec.inputs)))
-    fix = "return the prepared module that it was given, trained (or a copy with the same state_dict)"
+    fix = "return the prepared module that it was given, trained (or a copy with the same parameters)"
     if not isinstance(returned, torch.nn.Module):
         came = "nothing" if returned is None else f"{type(returned).__name__}"
         raise UsageError(f"{name} returned {came}, expected the trained module", fix)
     if isinstance(returned, torch.nn.parallel.DistributedDataParallel):
         returned = returned.module
-    state = returned.state_dict()
-    if {key: value.shape for key, value in state.items()} != shapes:
-        raise UsageError(f"{name} returned a {type(returned).__name__} with other tensors than it was given", fix)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    parameters = dict(prepared.named_parameters())
-    if broken := [key for key in broken if key in parameters]:
+    # buffers are the observers', which have another shape until they have seen values
+    parameters, state = dict(prepared.named_parameters()), dict(returned.named_parameters())
+    if {key: part.shape for key, part in state.items()} != {key: part.shape for key, part in parameters.items()}:
+        raise UsageError(f"{name} returned a {type(returned).__name__} with other parameters than it was given", fix)
+    if broken := [key for key, part in state.items() if not bool(part.isfinite().all())]:
         what = f"{name} returned weights that hold NaN or Inf: {', '.join(broken[:3])}"
         raise AccuracyError(what, "lower its learning rate, or clip its gradients")
     with torch.no_grad():

@@ -12,15 +12,15 @@ from edgeq._io import canonical_json, sha256_bytes, write_atomic
 _HEAD_BYTES = 64  # the SHA-256 of the rest, in hexadecimal
 
 
-def state_key(weights: dict[str, Any], facts: dict[str, Any]) -> str:
+def state_key(student: dict[str, Any], facts: dict[str, Any]) -> str:
     """Return the hash of what a run starts from and of how it trains.
 
     Args:
-        weights: what is trained, by name: the float weights with batch norm folded, and the static ranges.
+        student: the tensors by name: the float weights with batch norm folded, and the static ranges.
         facts: all else that decides the result, as JSON can say it.
     """
     digest = hashlib.sha256(canonical_json(facts))
-    for name, tensor in sorted(weights.items()):
+    for name, tensor in sorted(student.items()):
         digest.update(f"{name}{list(tensor.shape)};".encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -110,6 +110,8 @@ def quantized(
     keep=(),
     calibration=None,
     captured=None,
+    qat=None,
+    progress=None,
 ) -> QuantizedModel:
     if runtime == "executorch" and captured is None:
         captured = capture(model)
@@ -120,8 +122,9 @@ def quantized(
         observer=observer,
         keep_fp32=tuple(keep),
         calibration=calibration or dataset(model.inputs),
-        progress=Silent(),
+        progress=progress or Silent(),
         label="small",
+        qat=qat,
     )
     return quantize(runtime, scheme, spec)
 

@@ -77,6 +77,25 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QatOptions:
+    """How qat-int8 trains.
+
+    Attributes:
+        data: where its samples come from; None for the source of the calibration data.
+        train: file.py:function, the user's own loop; None to distil from the float model.
+        lr: the learning rate, relative to the size of each tensor's values.
+        num_samples: the most samples that are taken.
+    """
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int = 8
+    lr: float = 2e-3
+    batch: int = 32
+    num_samples: int = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One `edgeq package`.
 
@@ -99,6 +118,7 @@ class Job:
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()
     data: DataOptions = DataOptions()
+    qat: QatOptions = QatOptions()
     gates: GateOptions = GateOptions()
     device: DeviceOptions = DeviceOptions()
     cache: bool = True
@@ -109,6 +129,9 @@ class Task(Protocol):
 
     def advance(self, steps: int = 1) -> None:
         """Say that `steps` more are done."""
+
+    def note(self, text: str) -> None:
+        """Say how it goes."""
 
 
 class Progress(Protocol):

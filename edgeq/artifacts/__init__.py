@@ -7,6 +7,8 @@ from edgeq.artifacts.model import (
     QuantizedModel,
     SourceKind,
     TensorSpec,
+    TunedWeights,
+    Tuning,
     Weights,
 )
 from edgeq.artifacts.release import (
@@ -60,6 +62,8 @@ __all__ = [
     "SourceKind",
     "TensorSpec",
     "Timing",
+    "TunedWeights",
+    "Tuning",
     "VerifyReport",
     "Weights",
 ]

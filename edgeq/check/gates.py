@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, Tuning, VerifyReport, Weights
 from edgeq.check.accuracy import accuracy_warnings
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
@@ -18,6 +18,7 @@ from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
 from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.check.training import training_gates, training_warnings
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
 from edgeq.scheme import FLOAT_SCHEMES, LIMITS
@@ -55,6 +56,7 @@ def check(
     weights: Weights,
     host_arch: str,
     has_graph: bool = True,
+    tuning: Tuning | None = None,
 ) -> CheckReport:
     """Evaluate all gates of one artifact.
 
@@ -68,6 +70,7 @@ def check(
         download_bytes: the size of the bundle's deterministic, deflated ZIP.
         weights: where the parameters came from.
         host_arch: what `verified` was measured on, as `platform.machine()` says it.
+        tuning: what training came to, for schemes that train.
         has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
 
     Raises:
@@ -87,6 +90,7 @@ def check(
         *((parity_gate(scheme, verified.parity),) if has_graph else ()),
         outputs_gate(verified),
         *device_gates(scheme, verified),
+        *training_gates(tuning),
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
@@ -100,6 +104,7 @@ def check(
         *_warnings(weights, has_graph),
         *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
         *_device_warnings(verified),
+        *training_warnings(tuning),
         *store_warnings(options.store_limits, target),
     )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)

@@ -38,6 +38,8 @@ def check_files(job: Job) -> None:
         (data.calibration, "--calibration-data"),
         (data.evaluation, "--eval-data"),
         (data.metric, "--metric"),
+        (job.qat.data, "--qat-data"),
+        (job.qat.train, "--qat-train"),
     ):
         if text is not None:
             _must_exist(_file_part(text), option)

@@ -33,6 +33,17 @@ class DataTable(_Table):
     skip_bad_images: bool | None = None
 
 
+class QatTable(_Table):
+    """`[qat]`: how qat-int8 trains."""
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    batch: int | None = Field(default=None, ge=1)
+    num_samples: int | None = Field(default=None, ge=2)
+
+
 class LimitTable(_Table):
     """`[limit]`: the most that each may be, with its unit."""
 
@@ -76,6 +87,7 @@ class Options(_Table):
     store_limits: list[str] | None = None
     app_size: str | None = None
     data: DataTable = DataTable()
+    qat: QatTable = QatTable()
     limit: LimitTable = LimitTable()
     device: DeviceTable = DeviceTable()
 
@@ -127,6 +139,9 @@ def _relative_to(options: Options, folder: Path) -> Options:
             "predict_for": _join(folder, options.predict_for, unless=not (options.predict_for or "").endswith(".toml")),
             "install_into": _join_all(folder, options.install_into),
             "data": data,
+            "qat": options.qat.model_copy(
+                update={key: _join(folder, getattr(options.qat, key)) for key in ("data", "train")}
+            ),
         }
     )
 

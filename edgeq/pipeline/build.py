@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
@@ -23,7 +23,7 @@ from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
-from edgeq.scheme import NEEDS_CALIBRATION
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -115,7 +115,8 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 _Finished = dict[str, tuple[Row, DataFacts]]
-Metric = Callable[[tuple[Any, ...], Any], float]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
@@ -146,10 +147,13 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             job,
             progress,
             needs_calibration=any(cell.scheme in NEEDS_CALIBRATION for cell in cells),
+            needs_training=any(cell.scheme in NEEDS_TRAINING for cell in cells),
             describe=maker.described,
         )
         recorder.on = False
-        prepared = dataclasses.replace(prepared, metric=_heard(prepared.metric, recorder))
+        prepared = dataclasses.replace(
+            prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
+        )
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
@@ -170,15 +174,15 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         return finished, recorder.dependencies()
 
 
-def _heard(metric: Metric | None, recorder: Recorder) -> Metric | None:
-    """Return the metric with the recorder on while it runs: it may open files only then."""
-    if metric is None:
+def _heard(function: Callable[_P, _R] | None, recorder: Recorder) -> Callable[_P, _R] | None:
+    """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+    if function is None:
         return None
-    score = metric
+    users = function
 
-    def call(outputs: tuple[Any, ...], label: Any) -> float:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with recorder.listening():
-            return score(outputs, label)
+            return users(*args, **kwargs)
 
     return call
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.errors import ExitCode
+from edgeq.flips import Flips
 
 if TYPE_CHECKING:
     from edgeq.preprocess import Preprocess
@@ -188,7 +189,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`."""
+    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each."""
 
     p50_ms: float
     p90_ms: float
@@ -196,6 +197,7 @@ class Timing:
     warmup: int
     threads: int
     arch: str
+    latencies_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +208,13 @@ class KernelShare:
         int8_macs: share of MACs in int8 kernels; None where the profile could not be matched to the layers.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
+        int8_layers: for each of the lowered model's layers, whether it ran in an int8 kernel; none where unmatched.
     """
 
     int8_macs: float | None
     kernels: tuple[str, ...]
     why_unmatched: str = ""
+    int8_layers: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +224,7 @@ class VerifyReport:
     Attributes:
         host: what it ran on, in words.
         findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+        flips: the predictions that changed against fp32; None where no output ranks classes.
     """
 
     host: str
@@ -231,6 +236,7 @@ class VerifyReport:
     load_ms: float | None
     outputs: tuple[TensorSpec, ...]
     findings: tuple[str, ...]
+    flips: Flips | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

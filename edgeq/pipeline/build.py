@@ -127,6 +127,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
+    from edgeq.pipeline.pages import write_page
     from edgeq.pipeline.release import bundled
     from edgeq.quantize import NEEDS_CALIBRATION
 
@@ -150,6 +151,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 row = bundled(job, prepared, product, cell.target, cell.scheme, place)
                 row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
                 write_report(place, row)
+                write_page(place, (row,), prepared.data, title=f"{row.model} for {row.target}")
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
 
@@ -191,6 +193,8 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
+    from edgeq.pipeline.pages import write_page
+
     rows, replaced = [], []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
@@ -205,4 +209,7 @@ def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildR
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    report = BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    if len(rows) > 1:
+        write_page(job.out, rows, report.data, title=f"{rows[0].model} for {len(rows)} targets")
+    return report

@@ -41,7 +41,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         why = f"the profile has {len(flags)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
     int8 = sum(layer.macs for layer, flag in zip(layers, flags, strict=True) if flag)
-    return KernelShare(int8_macs=int8 / total, kernels=tuple(kernels))
+    return KernelShare(int8_macs=int8 / total, kernels=tuple(kernels), int8_layers=tuple(flags))
 
 
 def multiplies(runtime: str, name: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, inspect, install, package, targets, verify
+from edgeq.cli import cache, doctor, inspect, install, package, report, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -18,6 +18,7 @@ _FLAGS_OFF = {
     "package": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
+    "report": {"help": False},
 }
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("package")(package.package)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
+app.command("report")(report.report)
 app.add_typer(targets.app, name="targets")
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)

@@ -127,7 +127,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
-    from edgeq.pipeline.pages import write_page
+    from edgeq.pipeline.pages import page_title, write_page
     from edgeq.pipeline.release import bundled
     from edgeq.quantize import NEEDS_CALIBRATION
 
@@ -151,7 +151,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 row = bundled(job, prepared, product, cell.target, cell.scheme, place)
                 row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
                 write_report(place, row)
-                write_page(place, (row,), prepared.data, title=f"{row.model} for {row.target}")
+                write_page(place, (row,), prepared.data, title=page_title(row))
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
 

@@ -94,26 +94,34 @@ class PageView:
     passed: bool
     rows: tuple[RowView, ...]
     attempts: tuple[Plot, ...]
+    app: tuple[Gate, ...]
     data: tuple[str, ...]
 
 
-def page_view(sources: Sequence[Source], data: DataFacts, *, title: str) -> PageView:
+def page_view(
+    sources: Sequence[Source], data: DataFacts, *, title: str, app: Sequence[Gate] = ()
+) -> PageView:
     """Return the page of one row or of many.
 
     Args:
         sources: at least one.
         data: what is known of the samples.
         title: the page's heading.
+        app: gates of the app as a whole.
     """
     failed = [source.row for source in sources if source.row.checked.exit_code]
-    verdict = f"{len(failed)} of {len(sources)} failed" if failed else "ok"
+    app_failed = [gate for gate in app if not gate.passed]
+    told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
+    told += ["the app is over its limits"] if app_failed else []
+    verdict = ", ".join(told) or "ok"
     budget = _SHOWN_BYTES // len(sources)
     return PageView(
         title=title,
         verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
-        passed=not failed,
+        passed=not failed and not app_failed,
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
         attempts=_attempts([source.row for source in sources]),
+        app=tuple(app),
         data=_data(data),
     )
 
@@ -213,7 +221,7 @@ def _flips(flips: Flips, labels: tuple[str, ...], budget: int) -> FlipsView:
 
 def _flip(flip: Flip, labels: tuple[str, ...], *, shown: bool) -> FlipView:
     return FlipView(
-        sample=flip.sample,
+        sample=flip.sample.rpartition(":")[2],
         label="" if flip.label is None else _label(flip.label, labels),
         fp32=_label(flip.fp32, labels),
         artifact=_label(flip.artifact, labels),

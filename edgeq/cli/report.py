@@ -12,7 +12,9 @@ from edgeq.cli.views import view, write_text
 
 
 def report(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders that hold some.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders that hold some.")
+    ],
     format_: Annotated[
         str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown or github.")
     ] = "html",

@@ -68,7 +68,9 @@ def histogram(latencies_ms: Sequence[float], *, title: str, anchor: str) -> Plot
     chart.add("runs", [(count, low + i * width, low + (i + 1) * width) for i, count in enumerate(counts)])
     rows = tuple((name, f"{_at(latencies_ms, share):.3f} ms") for name, share in _SEEN)
     caption = f"{title}: {len(latencies_ms)} runs, from {low:.3f} to {high:.3f} ms."
-    return Plot(svg=_svg(chart, title, caption, anchor), caption=caption, table=Table(head=("share", "latency"), rows=rows))
+    return Plot(
+        svg=_svg(chart, title, caption, anchor), caption=caption, table=Table(head=("share", "latency"), rows=rows)
+    )
 
 
 def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_title: str) -> Plot:
@@ -82,7 +84,17 @@ def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_
     """
     import pygal
 
-    chart = _styled(pygal.XY, x_title=x_title, y_title=y_title, stroke=False, dots_size=6, legend_at_bottom=True)
+    chart = _styled(
+        pygal.XY,
+        x_title=x_title,
+        y_title=y_title,
+        x_value_formatter=_short,
+        value_formatter=_short,
+        stroke=False,
+        dots_size=6,
+        legend_at_bottom=True,
+        truncate_legend=30,
+    )
     for series in dict.fromkeys(point.series for point in points):
         own = [{"value": (point.x, point.y), "label": point.label} for point in points if point.series == series]
         chart.add(series, own)
@@ -100,6 +112,10 @@ def is_best(point: Point, points: Sequence[Point]) -> bool:
     )
 
 
+def _short(value: float) -> str:
+    return f"{value:.6g}"
+
+
 def _at(values: Sequence[float], share: float) -> float:
     """Return the nearest-rank percentile, as the verify step takes it."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
@@ -109,7 +125,7 @@ def _styled(kind: type[Graph], **options: Any) -> Graph:
     from pygal.style import Style
 
     style = Style(label_font_size=12, major_label_font_size=12, legend_font_size=12, title_font_size=13)
-    return kind(style=style, js=[], width=_WIDTH_PX, height=_HEIGHT_PX, margin=8, truncate_legend=30, **options)
+    return kind(style=style, js=[], width=_WIDTH_PX, height=_HEIGHT_PX, margin=8, max_scale=6, **options)
 
 
 def _svg(chart: Graph, title: str, caption: str, anchor: str) -> str:

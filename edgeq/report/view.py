@@ -98,9 +98,7 @@ class PageView:
     data: tuple[str, ...]
 
 
-def page_view(
-    sources: Sequence[Source], data: DataFacts, *, title: str, app: Sequence[Gate] = ()
-) -> PageView:
+def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Sequence[Gate] = ()) -> PageView:
     """Return the page of one row or of many.
 
     Args:
@@ -270,15 +268,16 @@ def _attempt(rows: Sequence[Row], title: str, anchor: str) -> Plot | None:
     fidelities = [row.verified.fidelity for row in rows]
     scored = all(fidelity is not None and fidelity.score is not None for fidelity in fidelities)
     values = [None if f is None else 100 * (f.score or 0.0) if scored else f.sqnr_db for f in fidelities]
+    unit, factor = ("kB", 1e3) if max(row.size_bytes for row in rows) < 1e6 else ("MB", 1e6)
     points = [
-        Point(series=row.scheme, label=f"{row.scheme}, {row.target}", x=row.size_bytes / 1e6, y=value)
+        Point(series=row.scheme, label=f"{row.scheme}, {row.target}", x=row.size_bytes / factor, y=value)
         for row, value in zip(rows, values, strict=True)
         if value is not None and math.isfinite(value)
     ]
     if len(points) < 2:
         return None
     y_title = "score in %" if scored else "SQNR in dB"
-    return pareto(points, title=title, anchor=anchor, x_title="size in MB", y_title=y_title)
+    return pareto(points, title=title, anchor=anchor, x_title=f"size in {unit}", y_title=y_title)
 
 
 def _data(facts: DataFacts) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Literal
 from edgeq.artifacts.model import TensorSpec
 from edgeq.counts import CountReport
 from edgeq.errors import ExitCode
+from edgeq.flips import Flips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`."""
+    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each."""
 
     p50_ms: float
     p90_ms: float
@@ -77,6 +78,7 @@ class Timing:
     warmup: int
     threads: int
     arch: str
+    latencies_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,7 @@ class KernelShare:
         half_macs: share of MACs in half-precision kernels.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
+        int8_layers: for each of the lowered model's layers, whether it ran in an int8 kernel; none where unmatched.
     """
 
     int8_macs: float | None
@@ -97,6 +100,7 @@ class KernelShare:
     why_unmatched: str = ""
     int8_linear_macs: float | None = None
     half_macs: float | None = None
+    int8_layers: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +223,7 @@ class VerifyReport:
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
         cost: instructions, counted; None where no gate needs them.
+        flips: the predictions that changed against fp32; None where no output ranks classes.
     """
 
     host: str
@@ -233,6 +238,7 @@ class VerifyReport:
     emulation: Emulation | None = None
     not_emulated: str = ""
     cost: Cost | None = None
+    flips: Flips | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, devices, doctor, emulator, inspect, install, package, profile, targets, verify
+from edgeq.cli import cache, devices, doctor, emulator, inspect, install, package, profile, report, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -21,6 +21,7 @@ _FLAGS_OFF = {
     "inspect": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
+    "report": {"help": False},
 }
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("profile")(profile.profile)
+app.command("report")(report.report)
 app.add_typer(targets.app, name="targets")
 app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")

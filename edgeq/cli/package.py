@@ -174,7 +174,7 @@ def _build(job: Job, *, quiet: bool) -> BuildReport:
 
 def _print(report: BuildReport, installed: tuple[Installed, ...], problem: EdgeqError | None, *, as_json: bool) -> None:
     if as_json:
-        from edgeq.cli.as_json import to_json
+        from edgeq.report.as_json import to_json
 
         document = {**to_json(report), "installed": [entry.as_json() for entry in installed]}
         if problem is not None:

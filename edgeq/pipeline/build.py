@@ -137,6 +137,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
+    from edgeq.pipeline.pages import page_title, write_page
     from edgeq.pipeline.release import bundled
 
     groups = _grouped(cells)
@@ -170,6 +171,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                     seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
                 row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
+                write_page(place, (row,), prepared.data, title=page_title(row))
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
 
@@ -214,6 +216,8 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
+    from edgeq.pipeline.pages import write_page
+
     rows: list[Row] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
@@ -231,4 +235,7 @@ def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildR
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    report = BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    if len(rows) > 1:
+        write_page(job.out, rows, report.data, title=f"{rows[0].model} for {len(rows)} targets")
+    return report

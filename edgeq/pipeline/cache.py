@@ -33,6 +33,7 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
+from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
 from edgeq.places import cache_folder
@@ -234,7 +235,7 @@ def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row,
             copy_files(entry / "bundle", staging)
             # the very bytes that are put in place are those that are checked
             bundle = read_bundle(staging)
-            if bundle.digest != facts["digest"] or sha256_file(staging / "report.json") != facts["report_sha256"]:
+            if bundle.digest != facts["digest"] or _reports(staging) != facts["reports"]:
                 return None
             row = read_report(staging)
             data = TypeAdapter(DataFacts).validate_python(facts["data"])
@@ -261,9 +262,14 @@ def store(key: str, row: Row, data: DataFacts, dependencies: Mapping[str, str]) 
         facts = {
             "key": key,
             "digest": row.digest,
-            "report_sha256": sha256_file(staging / "bundle" / "report.json"),
+            "reports": _reports(staging / "bundle"),
             "dependencies": dict(dependencies),
             "data": dataclasses.asdict(data),
         }
         entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
         write_atomic(staging / "entry.json", canonical_json(entry))
+
+
+def _reports(folder: Path) -> dict[str, str]:
+    """Return the hash of each report, which the bundle's digest does not cover."""
+    return {name: sha256_file(folder / name) for name in REPORT_NAMES}

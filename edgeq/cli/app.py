@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, inspect, install, package, targets, verify
+from edgeq.cli import cache, doctor, inspect, install, keys, ota, package, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -32,6 +32,8 @@ app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.add_typer(targets.app, name="targets")
 app.add_typer(cache.app, name="cache")
+app.add_typer(keys.app, name="keys")
+app.add_typer(ota.app, name="ota")
 app.command("doctor")(doctor.doctor)
 
 

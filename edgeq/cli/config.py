@@ -80,6 +80,7 @@ def merge(command_line: Options, project: Options) -> Options:
     data = {**_given(project.data), **_given(command_line.data)}
     limit = {**_given(project.limit), **_given(command_line.limit)}
     values = {**_given(project), **_given(command_line), "data": DataTable(**data), "limit": LimitTable(**limit)}
+    values["app"] = project.app  # the command line of `package` has no such option
     return Options(**values)
 
 
@@ -100,6 +101,9 @@ def limit_table(texts: Sequence[str]) -> LimitTable:
     values = {}
     for text in texts:
         name, _ = parse_limit(text)
+        if LIMITS[name].measured_by != "package":
+            what = f"the limit {name} is measured when a bundle is released"
+            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
         values[name] = text.partition("=")[2]
     return LimitTable(**values)
 
@@ -175,7 +179,7 @@ def _gates(options: Options) -> GateOptions:
 def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:
     for name in LIMITS:
         text = getattr(table, name)
-        if text is None:
+        if text is None or LIMITS[name].measured_by != "package":
             continue
         try:
             yield parse_limit(f"{name}={text}")

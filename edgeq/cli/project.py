@@ -42,6 +42,15 @@ class LimitTable(_Table):
     latency: str | None = None
     peak_memory: str | None = None
     load: str | None = None
+    delta: str | None = None
+    flips: str | None = None
+    class_drop: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app builds in the field, for `edgeq ota release`."""
+
+    runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
 
 
 class Options(_Table):
@@ -66,6 +75,7 @@ class Options(_Table):
     app_size: str | None = None
     data: DataTable = DataTable()
     limit: LimitTable = LimitTable()
+    app: AppTable = AppTable()
 
 
 def read_project(config: Path | None) -> Options:

@@ -55,7 +55,7 @@ def install(bundle_folder: Path, app: Path) -> InstallResult:
         EnvironmentProblem: the disk is full or not writable, or another install does not end.
     """
     bundle = read_bundle(bundle_folder)
-    _check_releasable(bundle)
+    check_releasable(bundle)
     models = app / _models_folder(bundle.manifest, app)
     place = models / bundle.manifest.model.name / bundle.manifest.target.name
     with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
@@ -70,7 +70,12 @@ def project_platforms(app: Path) -> tuple[str, ...]:
     return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
 
 
-def _check_releasable(bundle: Bundle) -> None:
+def check_releasable(bundle: Bundle) -> None:
+    """Refuse a bundle that may only be measured.
+
+    Raises:
+        VerificationError: a gate failed, or the weights are random.
+    """
     manifest = bundle.manifest
     if not manifest.accepted:
         failed = ", ".join(gate.name for gate in manifest.gates if gate.outcome not in ("ok", "allowed"))

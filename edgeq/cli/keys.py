@@ -101,7 +101,9 @@ def _facts(ring: KeyRing) -> dict[str, Any]:
         "roles": {
             role: {
                 "threshold": keys.threshold,
-                "keys": [{"keyid": key.keyid, "public": key.public, "uri": key.uri.partition("?")[0]} for key in keys.keys],
+                "keys": [
+                    {"keyid": key.keyid, "public": key.public, "uri": key.uri.partition("?")[0]} for key in keys.keys
+                ],
             }
             for role, keys in ring.file.roles.items()
         },

@@ -48,7 +48,9 @@ def release(
     deltas: Annotated[int, typer.Option(metavar="N", help="Patches from the last N releases; 3.", min=0, max=20)] = 3,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VERSION", help="A runtime of an app build in the field: executorch=1.5; repeatable."),
+        typer.Option(
+            metavar="NAME=VERSION", help="A runtime of an app build in the field: executorch=1.5; repeatable."
+        ),
     ] = None,
     device: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="The only devices that it is for; repeatable.")
@@ -357,7 +359,9 @@ def _report_text(report: ReleaseReport) -> str:
         lines += aligned(_sizes(row), right=frozenset({1}))
     if report.published is None:
         failed = [gate.name for row in report.rows for gate in row.checked.gates if not gate.passed]
-        return "\n".join([*lines, f"refused: {', '.join(failed)} (exit code {int(report.exit_code)}); nothing was written"])
+        return "\n".join(
+            [*lines, f"refused: {', '.join(failed)} (exit code {int(report.exit_code)}); nothing was written"]
+        )
     done = report.published
     head = f"published: release {done.release} in {report.channel}"
     return "\n".join([*lines, head, *_published_lines(done)[1:], f"an app ships with: {done.trust}"])
@@ -398,5 +402,3 @@ def _report_json(report: ReleaseReport) -> dict[str, Any]:
         ],
         "published": _published(done) if done else None,
     }
-
-

@@ -57,9 +57,7 @@ def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, pro
     if samples.labelled:
         labels = np.asarray([int(samples.read(i).label) for i in range(samples.count)])
         drop, worst = _class_drop(labels, before, after, new.manifest.labels)
-    return Churn(
-        samples=samples.count, flips=float(np.mean(before != after)), class_drop_pp=drop, worst_class=worst
-    )
+    return Churn(samples=samples.count, flips=float(np.mean(before != after)), class_drop_pp=drop, worst_class=worst)
 
 
 def _predictions(bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str) -> NDArray[Any]:

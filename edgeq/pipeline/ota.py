@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from edgeq.deliver.ota.keys import load_keys
 from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
 from edgeq.errors import ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
+from edgeq.manifest import Manifest
 from edgeq.pipeline import skew
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class ReleaseJob:
     devices: tuple[str, ...] = ()
     licence: str | None = None
     valid_days: int = VALID_DAYS
-    gates: GateOptions = GateOptions()
-    data: DataOptions = DataOptions()
+    gates: GateOptions = field(default_factory=GateOptions)
+    data: DataOptions = field(default_factory=DataOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepare
     return prepare(folder, [*bases(channel, known[: job.deltas]), *named])
 
 
-def _same_place(path: Path, manifest: skew.Manifest) -> bool:
+def _same_place(path: Path, manifest: Manifest) -> bool:
     from edgeq.bundle.reader import read_manifest
 
     other = read_manifest(path)[1]

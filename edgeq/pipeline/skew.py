@@ -86,7 +86,9 @@ def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
         ("labels", ", ".join(old.labels), ", ".join(new.labels)),
     ):
         if left != right:
-            return _gate("contract", f"the {what} are other ones: {right or 'none'}; the app takes {left or 'none'}", limit)
+            return _gate(
+                "contract", f"the {what} are other ones: {right or 'none'}; the app takes {left or 'none'}", limit
+            )
     same = "inputs, outputs, preprocessing and labels are equal"
     more = sorted(set(new.layers.undelegated) - set(old.layers.undelegated))
     # an app may be built with the operators of its model only; which ones it has is not known here
@@ -186,9 +188,7 @@ def _churn_gate(name: LimitName, limit: float, value: float | None, note: str) -
         return _unmeasured(name, limit, "the evaluation set has no labels")
     kind = LIMITS[name]
     value = max(value, 0.0) if not math.isnan(value) else value
-    return at_most(
-        name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note
-    )
+    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
 
 
 def _unmeasured(name: LimitName, limit: float, why: str) -> Gate:

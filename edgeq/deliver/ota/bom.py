@@ -77,7 +77,9 @@ def _spdx(licence: str) -> str:
     from cyclonedx.spdx import is_expression
 
     if not is_expression(licence):
-        raise UsageError(f"{licence!r} is no SPDX licence expression", "write one, such as Apache-2.0 or MIT OR BSD-3-Clause")
+        raise UsageError(
+            f"{licence!r} is no SPDX licence expression", "write one, such as Apache-2.0 or MIT OR BSD-3-Clause"
+        )
     return licence
 
 
@@ -129,5 +131,5 @@ def _licence(name: str, version: str) -> str | None:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    stated = found.metadata.get("License-Expression") or found.metadata.get("License") or ""
+    stated = found.metadata["License-Expression"] or found.metadata["License"] or ""
     return stated if found.version == version and len(stated) < 200 and is_expression(stated) else None

@@ -149,24 +149,23 @@ def publish(
 
     soon = now + datetime.timedelta(days=valid_days)
     root = _next_root(before, ring, now)
-    old = before
-    new_targets = Metadata(Targets(_after(old and old.targets), expires=soon, targets=dict(targets)))
+    new_targets = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
     targets_data = _signed(new_targets, ring, "targets")
     meta = MetaFile(new_targets.signed.version, len(targets_data), _hashes(targets_data))
-    snapshot = Metadata(Snapshot(_after(old and old.snapshot), expires=soon, meta={"targets.json": meta}))
+    snapshot = Metadata(Snapshot(_after(before.snapshot if before else None), expires=soon, meta={"targets.json": meta}))
     snapshot_data = _signed(snapshot, ring, "snapshot")
     meta = MetaFile(snapshot.signed.version, len(snapshot_data), _hashes(snapshot_data))
     issued = {ISSUED: now.strftime("%Y-%m-%dT%H:%M:%SZ")}
     timestamp = Metadata(
-        Timestamp(_after(old and old.timestamp), expires=soon, snapshot_meta=meta, unrecognized_fields=issued)
+        Timestamp(_after(before.timestamp if before else None), expires=soon, snapshot_meta=meta, unrecognized_fields=issued)
     )
     timestamp_data = _signed(timestamp, ring, "timestamp")
+    place = folder / METADATA
+    new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
+    new[place / f"{new_targets.signed.version}.targets.json"] = targets_data
+    new[place / f"{snapshot.signed.version}.snapshot.json"] = snapshot_data
     with disk_errors(folder):
-        for name, data in files.items():
-            write_atomic(folder / FILES / f"{targets[name].hashes['sha256']}.{name}", data)
-        place = folder / METADATA
-        write_atomic(place / f"{new_targets.signed.version}.targets.json", targets_data)
-        write_atomic(place / f"{snapshot.signed.version}.snapshot.json", snapshot_data)
+        _write_all(new)
         write_atomic(place / "timestamp.json", timestamp_data)
         # last: until now the old root, whose keys signed as well, led to all of this
         if root is not None:
@@ -174,21 +173,47 @@ def publish(
     opened = open_channel(folder)
     if opened is None:
         raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
-    tidy(opened, old)
+    tidy(opened)
     return opened
 
 
-def tidy(channel: Channel, previous: Channel | None = None) -> None:
-    """Remove what no reader needs: files of older states than the previous one, and what killed runs left."""
-    kept = [channel, *([previous] if previous else [])]
-    metadata = {f"{state.targets.signed.version}.targets.json" for state in kept}
-    metadata |= {f"{state.snapshot.signed.version}.snapshot.json" for state in kept}
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files that nothing leads to yet; where one fails, none stays."""
+    written: list[Path] = []
+    try:
+        for path, data in files.items():
+            if not path.exists():
+                written.append(path)
+            write_atomic(path, data)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def tidy(channel: Channel) -> None:
+    """Remove what no reader needs: files of states older than the previous one, and what killed runs left."""
+    place = channel.folder / METADATA
+    numbers = {"targets": channel.targets.signed.version, "snapshot": channel.snapshot.signed.version}
+    metadata = {f"{number - back}.{role}.json" for role, number in numbers.items() for back in (0, 1)}
+    states = [channel.targets, *_previous_targets(place / f"{numbers['targets'] - 1}.targets.json")]
     names = {
-        f"{target.hashes['sha256']}.{name}" for state in kept for name, target in state.targets.signed.targets.items()
+        f"{target.hashes['sha256']}.{name}" for state in states for name, target in state.signed.targets.items()
     }
     with disk_errors(channel.folder):
-        _remove_others(channel.folder / METADATA, metadata, _OURS)
+        _remove_others(place, metadata, _OURS)
         _remove_others(channel.folder / FILES, names, _OUR_FILE)
+
+
+def _previous_targets(path: Path) -> list[Metadata[Targets]]:
+    """Return the index before this one, which readers that came a moment earlier still follow."""
+    from tuf.api.metadata import Metadata, Targets
+    from tuf.api.serialization import DeserializationError
+
+    try:
+        return [Metadata[Targets].from_bytes(path.read_bytes())]
+    except (OSError, DeserializationError):
+        return []
 
 
 def _remove_others(folder: Path, kept: set[str], ours: re.Pattern[str]) -> None:
@@ -231,7 +256,9 @@ def _check_chain(before: Channel | None, root: Metadata[Root]) -> None:
             judge.signed.verify_delegate("root", root.signed_bytes, root.signatures)
     except UnsignedMetadataError as err:
         what = "the channel's root keys did not sign the change: too few of the replaced ones are at hand"
-        raise IntegrityError(what, "bring them; clients follow a new root only when the old one's keys signed it") from err
+        raise IntegrityError(
+            what, "bring them; clients follow a new root only when the old one's keys signed it"
+        ) from err
 
 
 def _check_ours(before: Channel, ring: KeyRing) -> None:

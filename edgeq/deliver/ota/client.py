@@ -174,7 +174,9 @@ def _check_whole(store: Store, current: Slot) -> None:
         store.bundle(current)
     except EdgeqError as err:
         what = f"release {current.release} is current, and damaged on this device: {err.what}"
-        raise IntegrityError(what, "go back with `edgeq ota rollback`, or remove the store and update with --trust") from err
+        raise IntegrityError(
+            what, "go back with `edgeq ota rollback`, or remove the store and update with --trust"
+        ) from err
 
 
 def _root(store: Store, request: Request) -> bytes:
@@ -202,8 +204,10 @@ def _device(known: DeviceFacts | None, request: Request, index: Index) -> Device
     """Return what the device is; where the channel leaves no choice it need not be told."""
     if known is not None:
         return known.model_copy(update={"runtime": request.runtime}) if request.runtime else known
-    targets = sorted({one.facts.target for one in index.bundles if request.model in (None, one.facts.model)})
-    models = sorted({one.facts.model for one in index.bundles if request.target in (None, one.facts.target)})
+    offered = [(one.facts.model, one.facts.target) for one in index.bundles]
+    # where nothing fits what was told, `choose` says what is wrong with it
+    models = sorted({model for model, target in offered if request.target == target} or {model for model, _ in offered})
+    targets = sorted({target for model, target in offered if request.model == model} or {target for _, target in offered})
     try:
         return DeviceFacts(
             device_id=request.device_id,
@@ -221,7 +225,9 @@ def _only(names: list[str], what: str) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
-        raise UnsupportedError("the channel has no release that fits", f"check --model and --target, or release a {what}")
+        raise UnsupportedError(
+            "the channel has no release that fits", f"check --model and --target, or release a {what}"
+        )
     raise UsageError(f"the channel has several {what}s: {', '.join(names[:8])}", f"say which with --{what}")
 
 

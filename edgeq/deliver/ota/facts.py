@@ -110,9 +110,7 @@ class Index:
     @property
     def deltas(self) -> tuple[DeltaEntry, ...]:
         """The patches."""
-        return tuple(
-            DeltaEntry(file=one, facts=one.facts) for one in self.entries if isinstance(one.facts, DeltaFacts)
-        )
+        return tuple(DeltaEntry(file=one, facts=one.facts) for one in self.entries if isinstance(one.facts, DeltaFacts))
 
 
 def parse_index(targets: Mapping[str, Any]) -> Index:
@@ -168,7 +166,9 @@ def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broken(why: str) -> IntegrityError:
-    return IntegrityError(f"the channel's index is refused: {why[:300]}", "do not use it; tell whoever runs the channel")
+    return IntegrityError(
+        f"the channel's index is refused: {why[:300]}", "do not use it; tell whoever runs the channel"
+    )
 
 
 def bundle_facts(manifest: Manifest, *, release: int, digest: str, plain_sha256: str, plain_bytes: int) -> BundleFacts:

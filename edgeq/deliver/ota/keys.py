@@ -7,7 +7,6 @@ the private keys as PEM files of mode 0600. A private key's place is `file:NAME`
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -267,7 +266,7 @@ def _signer_of(data: bytes, place: str) -> Any:
 
     try:
         return CryptoSigner(load_pem_private_key(data, None))  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001  # nothing of a key may reach a message, so neither does the cause
+    except Exception:  # nothing of a key may reach a message, so neither does the cause
         what = f"the private key at {_safe(place)} is no PEM text of one"
     raise IntegrityError(what, "restore it, or make new keys")
 

@@ -15,7 +15,7 @@ from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import Bundle, read_bundle
 from edgeq.deliver.install import check_releasable
 from edgeq.deliver.ota.bom import bill_of_materials
-from edgeq.deliver.ota.channel import FILES, METADATA, VALID_DAYS, Channel, open_channel, publish
+from edgeq.deliver.ota.channel import FILES, METADATA, VALID_DAYS, Channel, open_channel, publish, tidy
 from edgeq.deliver.ota.facts import KEY, BomFacts, BundleEntry, BundleFacts, DeltaFacts, bundle_facts
 from edgeq.deliver.ota.keys import KeyRing
 from edgeq.deliver.ota.patch import Patch, make_patch
@@ -141,7 +141,9 @@ def bases(channel: Channel | None, entries: Iterable[BundleEntry]) -> list[Base]
     return found
 
 
-def add_release(folder: Path, before: Channel | None, ring: KeyRing, items: Sequence[Prepared], terms: Terms) -> Published:
+def add_release(
+    folder: Path, before: Channel | None, ring: KeyRing, items: Sequence[Prepared], terms: Terms
+) -> Published:
     """Publish prepared bundles together, under the channel's next release number.
 
     Raises:
@@ -149,8 +151,8 @@ def add_release(folder: Path, before: Channel | None, ring: KeyRing, items: Sequ
         IntegrityError: the keys are not this channel's, or it changed since it was read.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
-    _check_distinct(items, before)
     with _locked(folder, before):
+        _check_distinct(items, before)
         release = _next(before)
         pairs = {(item.bundle.manifest.model.name, item.bundle.manifest.target.name) for item in items}
         kept = _kept(before, terms.kept, pairs)
@@ -223,6 +225,8 @@ def _locked(folder: Path, before: Channel | None) -> Iterator[None]:
         versions = [state and state.timestamp.signed.version for state in (before, open_channel(folder))]
         if versions[0] != versions[1]:
             raise UsageError(f"{folder} changed meanwhile", "run again")
+        if before is not None:
+            tidy(before)  # what a killed run left goes, whatever becomes of this one
         yield
 
 

@@ -184,7 +184,9 @@ class Store:
             if path.is_dir() and not path.is_symlink() and folder.name == _SLOTS and name.isdecimal():
                 recover_dir(path)
             # write_atomic's, staged_dir's and python-tuf's temporary names
-            elif (name.startswith(".") and name.endswith(".tmp")) or (folder == self.trusted and name.startswith("tmp")):
+            elif (name.startswith(".") and name.endswith(".tmp")) or (
+                folder == self.trusted and name.startswith("tmp")
+            ):
                 remove_tree(path)
 
     def _read(self, name: str, model: type[_Model]) -> _Model | None:
@@ -280,21 +282,22 @@ def started(store: Store) -> tuple[State, Bundle, str | None]:
     state = store.state()
     if state.current is None:
         raise UsageError("the store has no release yet", "run `edgeq ota update` first")
+    current = state.current
     why: str | None = None
-    if not state.current.healthy and state.current.starts >= MAX_STARTS:
-        why = f"release {state.current.release} was started {state.current.starts} times and never became healthy"
+    if not current.healthy and current.starts >= MAX_STARTS:
+        why = f"release {current.release} was started {current.starts} times and never became healthy"
     else:
         try:
-            bundle = store.bundle(state.current)
+            bundle = store.bundle(current)
         except EdgeqError as err:
             if state.previous is None:
                 raise
-            why = f"release {state.current.release} is damaged: {err.what}"
+            why = f"release {current.release} is damaged: {err.what}"
     if why is not None:
         state = rolled_back(state, why)
         bundle = store.bundle(_current(state))
-    elif not state.current.healthy:
-        counted = state.current.model_copy(update={"starts": state.current.starts + 1})
+    elif not current.healthy:
+        counted = current.model_copy(update={"starts": current.starts + 1})
         state = state.model_copy(update={"current": counted})
     store.save(state)
     return state, bundle, why
@@ -304,5 +307,3 @@ def _current(state: State) -> Current:
     if state.current is None:
         raise UsageError("the store has no release yet", "run `edgeq ota update` first")
     return state.current
-
-

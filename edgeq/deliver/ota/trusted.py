@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.deliver.ota.channel import ISSUED
 from edgeq.deliver.ota.facts import Index, parse_index
@@ -145,7 +145,26 @@ def _fetcher(source: Source) -> FetcherInterface:
         def fetch(self, url: str) -> Iterator[bytes]:
             return self._fetch(url)  # python-tuf's own would hide our errors in its own
 
+        def download_bytes(self, url: str, max_length: int) -> bytes:
+            data: bytes = super().download_bytes(url, max_length)
+            _check_exact(data, url.removeprefix(_BASE))
+            return data
+
     return Fetcher()
+
+
+def _check_exact(data: bytes, name: str) -> None:
+    """Refuse bytes that are not those that edgeq wrote, even where a change in them would change no meaning.
+
+    Signatures are over canonical JSON, so that spaces, and the case of a signature's digits, are not covered by them.
+    """
+    from tuf.api.metadata import Metadata
+    from tuf.api.serialization.json import JSONSerializer
+
+    metadata: Metadata[Any] = Metadata.from_bytes(data)
+    exact = metadata.to_bytes(JSONSerializer(compact=False)) == data
+    if not exact or any(one.signature != one.signature.lower() for one in metadata.signatures.values()):
+        raise IntegrityError(f"the channel's index was tampered with: {name} is not as it was written", _TELL)
 
 
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

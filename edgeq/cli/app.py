@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, devices, doctor, emulator, inspect, install, package, profile, report, targets, verify
+from edgeq.cli import (
+    cache,
+    devices,
+    doctor,
+    emulator,
+    inspect,
+    install,
+    keys,
+    ota,
+    package,
+    profile,
+    report,
+    targets,
+    verify,
+)
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -40,6 +54,8 @@ app.add_typer(targets.app, name="targets")
 app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")
 app.add_typer(emulator.app, name="emulator")
+app.add_typer(keys.app, name="keys")
+app.add_typer(ota.app, name="ota")
 app.command("doctor")(doctor.doctor)
 
 

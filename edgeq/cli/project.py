@@ -53,6 +53,15 @@ class LimitTable(_Table):
     latency: str | None = None
     peak_memory: str | None = None
     load: str | None = None
+    delta: str | None = None
+    flips: str | None = None
+    class_drop: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app builds in the field, for `edgeq ota release`."""
+
+    runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
 
 
 class DeviceTable(_Table):
@@ -90,6 +99,7 @@ class Options(_Table):
     qat: QatTable = QatTable()
     limit: LimitTable = LimitTable()
     device: DeviceTable = DeviceTable()
+    app: AppTable = AppTable()
 
 
 def read_project(config: Path | None) -> Options:

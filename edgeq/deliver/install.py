@@ -70,7 +70,7 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> Insta
         EnvironmentProblem: the disk is full or not writable, or another install does not end.
     """
     bundle = read_bundle(bundle_folder)
-    _check_releasable(bundle)
+    check_releasable(bundle)
     manifest = bundle.manifest
     models = app / _models_folder(manifest, app)
     place = models / manifest.model.name / manifest.target.name
@@ -103,7 +103,12 @@ def project_platforms(app: Path) -> tuple[str, ...]:
     return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
 
 
-def _check_releasable(bundle: Bundle) -> None:
+def check_releasable(bundle: Bundle) -> None:
+    """Refuse a bundle that may only be measured.
+
+    Raises:
+        VerificationError: a gate failed, or the weights are random.
+    """
     manifest = bundle.manifest
     if not manifest.accepted:
         failed = ", ".join(gate.name for gate in manifest.gates if gate.outcome not in ("ok", "allowed"))

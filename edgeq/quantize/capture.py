@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+from edgeq._replace import replaced
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, UsageError, first_line
@@ -67,10 +72,14 @@ def capture(model: LoadedModel) -> Any:
         program = model.model
     else:
         try:
-            program = torch.export.export(model.model, example_tensors(model.inputs))
+            with _silenced():
+                program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
-            fix = "take out control flow that depends on data (torch.where, torch.cond), or try a TorchScript target"
+            # TorchScript keeps one branch for ever, and so its targets refuse these too
+            depends = "data-dependent" in str(err)
+            fix = "take out control flow that depends on data (torch.where, torch.cond)"
+            fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
@@ -79,6 +88,21 @@ def capture(model: LoadedModel) -> Any:
             name = str(list(stack.values())[-1][0])
             node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _plain(name)}
     return program
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
+    import torch.export._trace
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        # its only use of sys; standard error itself belongs to the progress bars
+        with replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _plain(name: str) -> str:

@@ -179,14 +179,10 @@ def test_a_pipe_that_breaks_in_the_middle_of_a_run_is_no_success(pipeline, proje
 @pytest.mark.parametrize(("args", "code"), [("targets list", 0), ("package gone", 2)])
 def test_a_stream_that_was_closed_beforehand_changes_no_exit_code(project, closed, args, code):
     script = f'"$0" -m edgeq {args} {closed}'
-    nowhere = subprocess.DEVNULL
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
     done = subprocess.run(
-        ["sh", "-c", script, sys.executable],
-        env=environment,
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        ["sh", "-c", script, sys.executable], env=environment, check=False, stdout=nowhere, stderr=nowhere
     )
     assert done.returncode == code
 

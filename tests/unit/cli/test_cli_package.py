@@ -192,3 +192,11 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+@pytest.mark.parametrize("option", ["--name", "--model-version"])
+@pytest.mark.parametrize("text", ["../evil", "a b", "мод", "", "x" * 65, "1.", "a\n"])
+def test_a_name_that_no_bundle_can_have_is_refused_before_anything_runs(pipeline, project, capfd, option, text):
+    assert run([*PACKAGE, option, text]) == 2
+    assert f"{option} {text!r}: expected 1 to 64 of" in capfd.readouterr().err
+    assert pipeline.jobs == []

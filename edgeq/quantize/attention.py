@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 
@@ -14,10 +15,16 @@ def open_attention(module: Any) -> None:
     import torch
     from torch.ao.nn.quantizable import MultiheadAttention
 
+    class OpenAttention(MultiheadAttention):  # type: ignore[misc]  # torch is not followed by mypy
+        """A type of its own: torch.ao passes over the layers inside the original."""
+
     for part in list(module.modules()):
         if isinstance(part, torch.nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0  # one of the conditions of the fused path
         for name, child in part.named_children():
             if type(child) is torch.nn.MultiheadAttention:
                 child.qconfig = None
-                setattr(part, name, MultiheadAttention.from_float(child).eval())
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that torch.ao is deprecated, and that nothing is observed
+                    opened = OpenAttention.from_float(child)
+                setattr(part, name, opened.eval().requires_grad_(False))

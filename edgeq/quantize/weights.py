@@ -77,8 +77,9 @@ def check_half_range(name: str, part: Any) -> None:
 
     largest = torch.finfo(torch.float16).max
     for weight, value in part.named_parameters():
-        if float(value.abs().max()) > largest:
-            what = f"{name}.{weight} holds {float(value.abs().max()):.3g}, half precision at most {largest:.0f}"
+        most = float(value.detach().abs().max())
+        if most > largest:
+            what = f"{name}.{weight} holds {most:.3g}, half precision at most {largest:.0f}"
             raise UnsupportedError(what, f"give --keep-fp32 {name}, or use another scheme")
 
 

@@ -45,7 +45,8 @@ def load_state_dict(module: Any, path: Path) -> None:
                 "the weights of the quantized model" if is_float else "the float weights, from before any quantization"
             )
             raise UsageError(what, f"give {fix}")
-    module.load_state_dict({**own, **state})
+    own.update(state)  # and not a new dict: quantized layers read their version from what this one carries
+    module.load_state_dict(own)
 
 
 def _dtype(tensor: Any) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError
-from edgeq.quantize.attention import open_attention
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec
@@ -46,6 +45,7 @@ def stored_half(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:
+    from edgeq.quantize.attention import open_attention
     from edgeq.quantize.stored import KINDS
 
     module = float_copy(spec, scheme)

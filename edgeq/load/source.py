@@ -260,7 +260,7 @@ def _fp32_bytes(tensors: Any) -> int:
 
 def _tensors(module: Any) -> dict[str, Any]:
     """Return the tensors of the state dict; modules may add others, and quantized ones pair weight and bias."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in module.state_dict().items():
         parts = {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
         found |= {key: part for key, part in parts.items() if hasattr(part, "numel")}

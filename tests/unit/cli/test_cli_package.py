@@ -192,3 +192,10 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
+def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline, project, capfd, scheme):
+    assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
 from edgeq.pipeline.emulate import wants_emulation
-from edgeq.scheme import LIMITS, NEEDS_CALIBRATION
+from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_TRAINING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -121,7 +121,17 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     steps = [("quantize", _joined([method, kept]))]
     if scheme in NEEDS_CALIBRATION:
         steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+    if scheme in NEEDS_TRAINING:
+        steps.append(("train", _training(job)))
     return steps
+
+
+def _training(job: Job) -> str:
+    qat = job.qat
+    data = f"at most {qat.num_samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
+    if qat.train:
+        return _joined([qat.train, data])
+    return _joined([f"distil fp32 in {qat.epochs} epochs", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data])
 
 
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
@@ -129,6 +139,10 @@ def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
     lines = [f"{name} <= {format_quantity(value, LIMITS[name].dimension)}" for name, value in gates.limits]
     if any(name == "accuracy_drop" for name, _ in gates.limits):
         lines.append(f"the drop's {gates.limit_on} counts")
+    if gates.latency_on == "predicted":
+        lines.append(f"latency as predicted for {gates.device} counts")
+    if gates.shipped is not None:
+        lines.append(f"instructions <= 1.1 x those of {gates.shipped}")
     audit = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if audit is not None:
         lines += [f"{key} >= {value:.0%}" for key, value in audit if value]

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from edgeq.cli import words
-from edgeq.cli.as_json import to_json
+from edgeq.report import words
+from edgeq.report.as_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

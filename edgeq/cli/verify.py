@@ -130,7 +130,7 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
     `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
     was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
     """
-    from edgeq.cli.as_json import finite
+    from edgeq.report.as_json import finite
 
     verified, manifest = result.verified, result.manifest
     document: dict[str, Any] = finite(

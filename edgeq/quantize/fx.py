@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -57,6 +58,23 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: FX cannot trace the model (names module and line), or nothing was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
+    return _int8(spec, "static-int8", train=None)
+
+
+def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Fuse, calibrate, train from there, and convert by FX.
+
+    Raises:
+        UnsupportedError, UsageError: as `static_int8`.
+        AccuracyError: as `qat.tune`.
+    """
+    from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_post_process
+
+    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+    return _int8(spec, "qat-int8", train=lambda prepared: tune(prepared, spec.model.model, spec, library))
+
+
+def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
     if spec.model.kind == "exported":
         what = "an exported program cannot be quantized by FX, which fuses modules"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
@@ -67,9 +85,10 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
             prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else _prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
+        tuning = train(prepared) if train else None
         converted = convert_eager(prepared, inputs) if eager else _converted(prepared)
         steps = output_steps(converted, inputs)
-    return quantized_model("static-int8", converted, split_layers(converted), steps=steps)
+    return quantized_model(scheme, converted, split_layers(converted), steps=steps, tuning=tuning)
 
 
 def _prepare(spec: QuantizeSpec) -> Any:

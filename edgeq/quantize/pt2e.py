@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.capture import MODULE_KEY, example_tensors
+from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -41,14 +42,43 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
+    return _int8(spec, "static-int8", spec.captured.module(), train=None)
+
+
+def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Calibrate the captured model, train it from there, and convert it.
+
+    Batch norm is folded before training, with its own eps: `prepare_qat_pt2e` would train it batch by batch, and
+    reset its eps and momentum.
+
+    Raises:
+        UnsupportedError, UsageError: as `static_int8`.
+        AccuracyError: as `qat.tune`.
+    """
+    from torchao.quantization.pt2e.observer import FixedQParamsObserver, _is_activation_post_process
+
+    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+    program = capture_batched(spec.model) or spec.captured
+    teacher = program.module()
+
+    def train(prepared: Any) -> Tuning:
+        # torchao lets nobody call these; batch norm and dropout are gone, so that they would change nothing
+        for name in ("train", "eval"):
+            vars(prepared).pop(name, None)
+        return tune(prepared, teacher, spec, library)
+
+    return _int8(spec, "qat-int8", program.module(), train=train)
+
+
+def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = spec.captured.module()
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
+    tuning = train(prepared) if train else None
     converted = convert_pt2e(prepared)
-    return quantized_model("static-int8", converted, _split_layers(converted), steps=_output_steps(converted))
+    return quantized_model(scheme, converted, _split_layers(converted), steps=_output_steps(converted), tuning=tuning)
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:

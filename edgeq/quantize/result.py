@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -18,6 +18,7 @@ def quantized_model(
     *,
     covers: str = "convolution or linear",
     steps: tuple[float | None, ...] = (),
+    tuning: Tuning | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -27,6 +28,7 @@ def quantized_model(
         layers: names of the layers that were quantized, and of those left in float.
         covers: which layers the scheme is for, in words.
         steps: quantization steps of the outputs, where they are quantized.
+        tuning: what training came to, for schemes that train.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -42,6 +44,7 @@ def quantized_model(
         quantized=tuple(quantized),
         kept_fp32=tuple(kept),
         output_steps=steps,
+        tuning=tuning,
     )
 
 

@@ -21,6 +21,7 @@ from edgeq.artifacts import (
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
@@ -86,6 +87,7 @@ class _Tally:
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
     measured: Variety = field(default_factory=Variety)
     reference: Variety = field(default_factory=Variety)
+    flips: FlipTally = field(default_factory=FlipTally)
     digests: set[str] = field(default_factory=set)
     shapes: tuple[TensorSpec, ...] = ()
     samples: int = 0
@@ -125,6 +127,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         warmup=spec.warmup,
         threads=loaded.threads,
         arch=host_arch(),
+        latencies_ms=tuple(round(value, 6) for value in latencies),
     )
     report = VerifyReport(
         host=f"host {host_arch()}",
@@ -136,6 +139,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         load_ms=loaded.load_ms,
         outputs=tally.shapes,
         findings=_findings(spec, tally),
+        flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -171,6 +175,7 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         tally.reference.look(batch, reference)
         if _same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+            tally.flips.add(batch, cut(batch, reference), measured)
     _score(spec, tally, batch, reference, outputs)
     if spec.observe is not None:
         spec.observe(batch, outputs, reference)

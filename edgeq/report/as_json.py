@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport, DataFacts, Gate, Row, VerifyReport
+    from edgeq.project import ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +27,29 @@ def to_json(report: BuildReport) -> dict[str, Any]:
     }
     result: dict[str, Any] = finite(document)
     return result
+
+
+def project_json(report: ProjectReport) -> dict[str, Any]:
+    """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "models": [_model(model) for model in report.models],
+        "app": [_gate(gate) for gate in report.app],
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+def _model(model: ModelResult) -> dict[str, Any]:
+    error = model.error
+    return {
+        "name": model.name,
+        "exit_code": int(model.exit_code),
+        "error": {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None,
+        "rows": [_row(row) for row in model.rows],
+        "data": _data(model.report.data) if model.report else None,
+    }
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -64,6 +88,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "findings": list(report.findings),
         "emulation": _fields(report.emulation),
         "not_emulated": report.not_emulated or None,
+        "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
     }
 
 

@@ -215,4 +215,5 @@ def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():
     with pytest.raises(UnsupportedError, match="android-arm64-xnnpack cannot do scheme pretrained") as caught:
         request(minimal(targets=["android-arm64-xnnpack"], schemes=["pretrained"]), Options())
     assert caught.value.exit_code == 3
-    assert caught.value.fix == "its schemes: static-int8, dynamic-int8, weight-only-int8, fp16, fp32"
+    assert caught.value.fix.startswith("its schemes: static-int8, ")
+    assert "pretrained" not in caught.value.fix

@@ -209,3 +209,11 @@ def test_every_parameter_of_the_command_is_used():
     tables = {"data": Options.model_fields["data"].annotation.model_fields}
     fields = {f"{name}.{inner}" for name, table in tables.items() for inner in table}
     assert keys == fields | set(Options.model_fields) - set(tables)
+
+
+def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():
+    with pytest.raises(UnsupportedError, match="android-arm64-xnnpack cannot do scheme pretrained") as caught:
+        request(minimal(targets=["android-arm64-xnnpack"], schemes=["pretrained"]), Options())
+    assert caught.value.exit_code == 3
+    assert caught.value.fix.startswith("its schemes: static-int8, ")
+    assert "pretrained" not in caught.value.fix

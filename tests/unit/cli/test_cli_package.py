@@ -200,3 +200,10 @@ def test_a_name_that_no_bundle_can_have_is_refused_before_anything_runs(pipeline
     assert run([*PACKAGE, option, text]) == 2
     assert f"{option} {text!r}: expected 1 to 64 of" in capfd.readouterr().err
     assert pipeline.jobs == []
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
+def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline, project, capfd, scheme):
+    assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]

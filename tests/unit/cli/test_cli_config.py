@@ -44,6 +44,12 @@ skip_bad_images = true
 [limit]
 size = "5MB"
 latency = "40ms"
+
+[device]
+on = "host"
+cpu = ["cortex-a72"]
+samples = 8
+timeout_s = 60
 """
 SHIPPED = Path(__file__).parents[3] / "targets" / "android-arm64-xnnpack.toml"
 
@@ -84,7 +90,7 @@ def test_every_field_of_the_job_differs_from_its_default_in_the_full_file(projec
     (project / "mine.toml").write_text('name = "mine"\nextends = "android-arm64-xnnpack"\n')
     job = request(Options(), read_project(None)).job
     plain = Job(source="", targets=(), out=Path())
-    for told, default in ((job, plain), (job.data, plain.data), (job.gates, plain.gates)):
+    for told, default in ((job, plain), (job.data, plain.data), (job.gates, plain.gates), (job.device, plain.device)):
         for field in type(default).__slots__:
             assert getattr(told, field) != getattr(default, field), field
 
@@ -206,7 +212,7 @@ def test_every_parameter_of_the_command_is_used():
     runs = {"context", "dry_run", "as_json", "quiet", "config", "return"}
     assert set(package_command.package.__annotations__) - runs == set(package_command.KEYS)
     keys = {".".join(path) for path in package_command.KEYS.values()}
-    tables = {"data": Options.model_fields["data"].annotation.model_fields}
+    tables = {name: Options.model_fields[name].annotation.model_fields for name in ("data", "device")}
     fields = {f"{name}.{inner}" for name, table in tables.items() for inner in table}
     assert keys == fields | set(Options.model_fields) - set(tables)
 

@@ -246,7 +246,8 @@ class DeviceRun:
         host: against the host's run of the same artifact.
         fp32: against the float model; None where there is none.
         score, host_score, fp32_score: means over these samples; None without labels.
-        rescored: samples with another score than on the host; None without labels.
+        scored: how many samples have a score.
+        rescored: of these, with another score than on the host; None without labels.
         drop_pp: fp32 minus device in percentage points, paired, over these samples.
         findings: what is wrong whatever the limits: NaN, another shape.
     """
@@ -260,6 +261,7 @@ class DeviceRun:
     score: float | None
     host_score: float | None
     fp32_score: float | None
+    scored: int
     rescored: int | None
     drop_pp: Interval | None
     findings: tuple[str, ...]

@@ -162,7 +162,8 @@ class DeviceRunFacts(_Strict):
     score: Measure | None = Field(description="the mean over these samples; null without labels")
     host_score: Measure | None
     fp32_score: Measure | None
-    rescored: Count | None = Field(description="samples with another score than on the host")
+    scored: Count
+    rescored: Count | None = Field(description="of these, with another score than on the host")
 
 
 class EmulationFacts(_Strict):

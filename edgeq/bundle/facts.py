@@ -203,6 +203,7 @@ def _device_run(run: DeviceRun) -> DeviceRunFacts:
         score=_maybe(run.score),
         host_score=_maybe(run.host_score),
         fp32_score=_maybe(run.fp32_score),
+        scored=run.scored,
         rescored=run.rescored,
     )
 

@@ -163,7 +163,7 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     runs = verified.emulation.runs if verified.emulation else ()
     said = [verified.not_emulated] if verified.not_emulated else []
     said += [
-        f"{run.name} scores {run.rescored} of {run.samples} samples otherwise than this host: the accuracy gate takes"
+        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
         " the worse of the two"
         for run in runs
         if run.rescored

@@ -64,7 +64,7 @@ def _drop(measured: Measured) -> tuple[float | None, str]:
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
     runs = measured.verified.emulation.runs if measured.verified.emulation else ()
-    other = [(run.drop_pp, f"; on {run.name}, {run.samples} samples") for run in runs if run.rescored and run.drop_pp]
+    other = [(run.drop_pp, f"; on {run.name}, {run.scored} samples") for run in runs if run.rescored and run.drop_pp]
     by_point = measured.limit_on == "point"
     drop, where = max([(fidelity.drop_pp, ""), *other], key=lambda item: _judged(item[0], by_point))
     if by_point:

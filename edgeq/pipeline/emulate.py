@@ -83,9 +83,7 @@ class Emulator:
             if wants_emulation(target, self._options):
                 self._machines_of(target)
 
-    def product(
-        self, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, label: str
-    ) -> Product:
+    def product(self, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, label: str) -> Product:
         """Return the product with what the target's device made of it.
 
         Raises:
@@ -138,9 +136,7 @@ class Emulator:
 
 
 def _with(product: Product, *, emulation: Emulation | None = None, not_emulated: str = "") -> Product:
-    verified: VerifyReport = dataclasses.replace(
-        product.verified, emulation=emulation, not_emulated=not_emulated
-    )
+    verified: VerifyReport = dataclasses.replace(product.verified, emulation=emulation, not_emulated=not_emulated)
     return dataclasses.replace(product, verified=verified)
 
 

@@ -141,14 +141,14 @@ def _operators(
     path.write_bytes(dump)
     try:
         parts = attribute(last_run(path), looks)
-    except _UnclearError as err:
+    except UnclearProfileError as err:
         return (), str(err)
     rest = whole - total(part.counts for part in parts)
     return (*parts, OperatorCounts(name=_RUNTIME, counts=rest)), ""
 
 
-class _UnclearError(Exception):
-    pass
+class UnclearProfileError(Exception):
+    """The runtime's profile and the looks at the clock do not fit together."""
 
 
 def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[OperatorCounts, ...]:
@@ -162,11 +162,11 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
         looks: the counters at each look; the runner's own look after the call is the last one.
 
     Raises:
-        _UnclearError: the profile and the looks do not fit together.
+        UnclearProfileError: the profile and the looks do not fit together.
     """
     frame = next((event for event in events if event.name == "Method::execute"), None)
     if frame is None:
-        raise _UnclearError("the profile has no Method::execute")
+        raise UnclearProfileError("the profile has no Method::execute")
     # the runtime's clock began before the first look that counts, so it is aligned by its end
     shift = len(looks) - 2 - frame.end // 1000
     parts: list[tuple[str, int, int]] = []
@@ -177,7 +177,7 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
             waiting.append(event.name)
         elif event.name == "DELEGATE_CALL":
             if end - start - 1 != len(waiting) + 2:
-                raise _UnclearError(
+                raise UnclearProfileError(
                     f"the delegate looked {end - start - 1} times at the clock in {len(waiting)} operators"
                 )
             parts += [(name, start + 2 + i, start + 3 + i) for i, name in enumerate(waiting)]

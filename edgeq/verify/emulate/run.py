@@ -82,9 +82,7 @@ def emulate(spec: EmulateSpec) -> Emulated:
         outputs = _outputs(spec)
     except (VerificationError, UnsupportedError) as err:
         slow = isinstance(err, TooSlow)
-        report = Emulation(
-            emulator=emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow
-        )
+        report = Emulation(emulator=emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow)
         return Emulated(report=report, golden=())
     runs = tuple(_device_run(spec, machine, *found) for machine, found in zip(spec.machines, outputs, strict=True))
     named = [(run.name, outs) for run, (outs, _) in zip(runs, outputs, strict=True)]
@@ -133,6 +131,7 @@ def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran
         score=_mean(device),
         host_score=_mean(host),
         fp32_score=_mean(fp32),
+        scored=len(device),
         rescored=sum(a != b for a, b in zip(device, host, strict=True)) if device else None,
         drop_pp=paired_drop_pp(fp32, device) if fp32 and len(fp32) == len(device) else None,
         findings=tuple(_findings(outputs, hosts)),

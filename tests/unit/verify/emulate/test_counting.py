@@ -68,7 +68,7 @@ def test_cores_that_qemu_lacks_have_the_part_number_of_their_own(qemu):
 
 def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(counting.shutil, "which", lambda name: None)
+    monkeypatch.setattr(counting.shutil, "which", lambda _: None)
     with pytest.raises(EnvironmentProblem, match="gcc is missing") as told:
         counting._tools()
     assert told.value.fix.startswith("apt-get install")

@@ -112,7 +112,7 @@ def count(
         whole = _last_call(looks[0], ran[0])
         if not operators:
             return CountReport(cpu=core, total=whole)
-        found, why = _operators(ran[1].trace or b"", looks[1], whole, Path(name))
+        found, why = _operators(runtime, ran[1].trace or b"", looks[1], whole, Path(name))
     return CountReport(cpu=core, total=whole, operators=found, why_no_operators=why)
 
 
@@ -132,19 +132,24 @@ def _last_call(looks: Sequence[Counts], ran: Ran) -> Counts:
 
 
 def _operators(
-    dump: bytes, looks: Sequence[Counts], whole: Counts, folder: Path
+    runtime: Installed, dump: bytes, looks: Sequence[Counts], whole: Counts, folder: Path
 ) -> tuple[tuple[OperatorCounts, ...], str]:
     """Return the operators of the last call with what each costs, or none and why."""
-    if not dump:
-        return (), "this runtime writes no profile"
     path = folder / "profile.etdp"
     path.write_bytes(dump)
     try:
-        parts = attribute(last_run(path), looks)
+        events = last_run(path) if runtime.wheel.runtime == "executorch" else _lines(dump.decode())
+        parts = attribute(events, looks)
     except UnclearProfileError as err:
         return (), str(err)
     rest = whole - total(part.counts for part in parts)
     return (*parts, OperatorCounts(name=_RUNTIME, counts=rest)), ""
+
+
+def _lines(text: str) -> tuple[Event, ...]:
+    """Return the events that src/ptl_runner.cpp wrote."""
+    rows = [line.split("\t") for line in text.splitlines()]
+    return tuple(Event(name=name, in_delegate=False, start=int(start), end=int(end)) for name, start, end in rows)
 
 
 class UnclearProfileError(Exception):

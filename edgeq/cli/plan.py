@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.pipeline.emulate import wants_emulation
 from edgeq.scheme import LIMITS
 from edgeq.units import format_bytes, format_quantity
+from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.cli.config import Request

@@ -25,7 +25,7 @@ def check_files(job: Job) -> None:
     """
     from edgeq.check import validate_options
     from edgeq.pipeline.cost import check_cost_options
-    from edgeq.pipeline.emulate import check_tools
+    from edgeq.verify.emulate.wanted import check_tools
 
     _check_source(job.source)
     validate_options(job.gates, job.targets)

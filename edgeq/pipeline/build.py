@@ -19,10 +19,11 @@ from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
 from edgeq.pipeline.cost import check_cost_options, with_cost
-from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
+from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile

@@ -11,8 +11,8 @@ from edgeq.counts import CountReport
 from edgeq.device import load_device
 from edgeq.errors import UsageError
 from edgeq.job import DeviceOptions, GateOptions, Progress
-from edgeq.pipeline.emulate import wants_emulation
 from edgeq.pipeline.profile import cores_of, count_on, first_sample, installed_runtime, profile_bundle
+from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from edgeq.counts import Counts
 
-# of a normal distribution, the 95th percentile: the interval holds nine in ten
-_QUANTILE = 1.645
+# Student's t for a 95% interval with seven degrees of freedom: the fit saw eight groups of devices
+QUANTILE = 2.365
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ FITTED_MS = (12.0, 170.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted latency in ms, and the interval that nine in ten measurements should lie in.
+    """A predicted latency in ms, and its 95% interval.
 
     Attributes:
         extrapolated: whether the estimate lies outside what the model was fitted on, `FITTED_MS`.
@@ -97,7 +97,7 @@ def predict(
     """
     slots, lines = _terms(counts, speed, threads)
     estimate = correction * (model.slot_cycles * slots + model.line_cycles * lines)
-    factor = math.exp(_QUANTILE * model.spread)
+    factor = math.exp(QUANTILE * model.spread)
     return Prediction(
         estimate_ms=estimate,
         low_ms=estimate / factor,

@@ -186,7 +186,7 @@ class LatencyPrediction:
     """A latency in ms that was predicted for a device, never measured.
 
     Attributes:
-        low_ms, high_ms: nine in ten measurements should lie between.
+        low_ms, high_ms: the 95% interval.
         extrapolated: whether the estimate lies outside what the model was fitted on.
     """
 

@@ -112,7 +112,8 @@ def failures(row: Row) -> list[str]:
     for gate in row.checked.gates:
         if gate.passed:
             continue
-        measured = gate.measured if gate.measured in ("", MISSING) else f"measured {gate.measured}"
+        is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
+        measured = gate.measured if is_plain else f"measured {gate.measured}"
         facts = (f"limit {gate.limit}" if gate.limit else "", measured)
         told = ", ".join(fact for fact in facts if fact)
         detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail

@@ -26,7 +26,9 @@ seed = 7
 observer = "minmax"
 keep_fp32 = ["head"]
 cache = false
-limit_on = "point"
+limit_on = "point,predicted"
+shipped = "shipped"
+predict_for = "board.toml"
 allow_unmeasured = ["latency"]
 store_limits = ["play-base-module"]
 app_size = "150MB"
@@ -82,6 +84,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     gates = job.gates
     assert gates.limits == (("size", 5e6), ("latency", 40.0))
     assert (gates.limit_on, gates.allow_unmeasured) == ("point", ("latency",))
+    assert (gates.latency_on, gates.shipped, gates.device) == ("predicted", Path("sub/shipped"), "sub/board.toml")
     assert (gates.store_limits, gates.app_size_bytes) == (("play-base-module",), 150_000_000)
 
 

@@ -85,8 +85,7 @@ def _check_qat(command_line: Options, job: Job) -> None:
     schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
     given = _given(command_line.qat)
     if given and not schemes & set(NEEDS_TRAINING):
-        option = "--num-qat-samples" if "num_samples" in given else f"--qat-{next(iter(given))}"
-        what = f"{option} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
+        what = f"--qat-{next(iter(given))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
 
 

@@ -128,7 +128,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
 
 def _training(job: Job) -> str:
     qat = job.qat
-    data = f"at most {qat.num_samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
+    data = f"at most {qat.samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
     if qat.train:
         return _joined([qat.train, data])
     return _joined([f"distil fp32 in {qat.epochs} epochs", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data])

@@ -39,9 +39,9 @@ class QatTable(_Table):
     data: str | None = None
     train: str | None = None
     epochs: int | None = Field(default=None, ge=1)
-    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    lr: float | None = Field(default=None, gt=0, le=10)  # of the size of the weights: above 1 nothing is left of them
     batch: int | None = Field(default=None, ge=1)
-    num_samples: int | None = Field(default=None, ge=2)
+    samples: int | None = Field(default=None, ge=2)
 
 
 class LimitTable(_Table):

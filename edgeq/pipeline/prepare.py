@@ -207,7 +207,7 @@ def _data(
     wanted: list[tuple[Role, str | None, int | None]] = [
         ("calibration", job.data.calibration, job.data.num_calibration_samples),
         ("evaluation", job.data.evaluation, None),
-        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.num_samples),
+        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.samples),
     ]
     for role, origin, limit in wanted:
         if origin is None:

@@ -54,6 +54,23 @@ class GateOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOptions:
+    """Whether and how the artifact is run on the device's own kernels.
+
+    Attributes:
+        on: `emulator` runs the ARM64 runtimes here, for targets that have CPU models to emulate; `host` does not.
+        cpu: CPU models; none for those of the target's profile.
+        samples: how many at most; None for a number by the model's size.
+        timeout_s: for all emulation of one artifact.
+    """
+
+    on: Literal["emulator", "host"] = "emulator"
+    cpu: tuple[str, ...] = ()
+    samples: int | None = None
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One `edgeq package`.
 
@@ -77,6 +94,7 @@ class Job:
     keep_fp32: tuple[str, ...] = ()
     data: DataOptions = DataOptions()
     gates: GateOptions = GateOptions()
+    device: DeviceOptions = DeviceOptions()
     cache: bool = True
 
 
@@ -92,3 +110,6 @@ class Progress(Protocol):
 
     def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
         """Open a step; `total` is the number of `advance` calls to come, None where that is not known."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Open a span in which times are measured: nothing else of this run computes meanwhile."""

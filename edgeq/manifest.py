@@ -138,12 +138,47 @@ class ParityFacts(_Strict):
     )
 
 
+class AgreementFacts(_Strict):
+    """Two runs of the artifact on the same samples."""
+
+    left: str = Field(description="host, fp32, or a CPU with its runtime")
+    right: str
+    samples: Count
+    max_abs: Measure
+    sqnr_db: Measure = Field(description="inf: the outputs are equal")
+    differing: Measure = Field(description="share of the output elements that differ")
+    top1_flips: Count | None
+
+
+class DeviceRunFacts(_Strict):
+    """The artifact on one CPU model, in one version of the device's runtime."""
+
+    cpu: str = Field(description="QEMU's name of the model, or native")
+    runtime: str
+    features: tuple[str, ...] = Field(description="instruction-set extensions that the runtime detected")
+    samples: Count
+    host: AgreementFacts
+    fp32: AgreementFacts | None
+    score: Measure | None = Field(description="the mean over these samples; null without labels")
+    host_score: Measure | None
+    fp32_score: Measure | None
+    rescored: Count | None = Field(description="samples with another score than on the host")
+
+
+class EmulationFacts(_Strict):
+    """The artifact on the device's own kernels."""
+
+    runs: tuple[DeviceRunFacts, ...]
+    between: tuple[AgreementFacts, ...] = Field(description="each pair of runs")
+
+
 class GoldenFacts(_Strict):
     """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
 
     samples: Count
     preprocessed: bool = Field(description="whether the inputs are already what the model takes")
     sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
+    made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
 
 
 class Provenance(_Strict):
@@ -180,6 +215,8 @@ class Manifest(_Strict):
     accuracy: Accuracy | None
     parity: ParityFacts | None
     golden: GoldenFacts
+    emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
+    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
     verified_on: str = Field(description="what ran the artifact, by architecture")
     provenance: Provenance
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, inspect, install, package, report, targets, verify
+from edgeq.cli import cache, doctor, emulator, inspect, install, package, report, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -16,6 +16,7 @@ _FLAGS_OFF = {
     "show_completion": False,
     "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
     "package": {"help": False},
+    "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
@@ -34,6 +35,7 @@ app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
 app.add_typer(targets.app, name="targets")
 app.add_typer(cache.app, name="cache")
+app.add_typer(emulator.app, name="emulator")
 app.command("doctor")(doctor.doctor)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeq.cli.project import DataTable, LimitTable, Options
+from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job
 from edgeq.scheme import (
     LIMITS,
     OBSERVERS,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Name = TypeVar("_Name", bound=str)
 _LIMIT_ON: tuple[Literal["interval", "point"], ...] = ("interval", "point")
+_ON: tuple[Literal["emulator", "host"], ...] = ("emulator", "host")
 _LINT: tuple[Literal["error", "warn"], ...] = ("error", "warn")
 DEFAULT_OUT = "out"
 
@@ -70,6 +71,7 @@ def request(command_line: Options, project: Options) -> Request:
         keep_fp32=tuple(options.keep_fp32 or ()),
         data=_data(options.data),
         gates=_gates(options),
+        device=device_options(options.device),
         cache=_or(options.cache, True),
     )
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
@@ -79,11 +81,12 @@ def merge(command_line: Options, project: Options) -> Options:
     """Return the project's options with those of the command line over them; tables are merged key by key."""
     data = {**_given(project.data), **_given(command_line.data)}
     limit = {**_given(project.limit), **_given(command_line.limit)}
-    values = {**_given(project), **_given(command_line), "data": DataTable(**data), "limit": LimitTable(**limit)}
-    return Options(**values)
+    device = {**_given(project.device), **_given(command_line.device)}
+    tables = {"data": DataTable(**data), "limit": LimitTable(**limit), "device": DeviceTable(**device)}
+    return Options(**{**_given(project), **_given(command_line), **tables})
 
 
-def _given(table: Options | DataTable | LimitTable) -> dict[str, Any]:
+def _given(table: Options | DataTable | LimitTable | DeviceTable) -> dict[str, Any]:
     return {key: value for key, value in table if value is not None}
 
 
@@ -154,6 +157,21 @@ def _data(table: DataTable) -> DataOptions:
         num_calibration_samples=_or(table.num_calibration_samples, 128),
         lint=_choice("value of --data-lint", table.lint, _LINT, default="error"),
         skip_bad_images=_or(table.skip_bad_images, False),
+    )
+
+
+def device_options(table: DeviceTable, *, default: Literal["emulator", "host"] = "emulator") -> DeviceOptions:
+    """Return what the options say of the device's kernels.
+
+    Raises:
+        UsageError: an unknown place to run on.
+    """
+    names = [name.strip() for text in table.cpu or () for name in text.split(",")]
+    return DeviceOptions(
+        on=_choice("value of --on", table.on, _ON, default=default),
+        cpu=tuple(_unique(name for name in names if name)),
+        samples=table.samples,
+        timeout_s=_or(table.timeout_s, DeviceOptions().timeout_s),
     )
 
 

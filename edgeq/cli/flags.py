@@ -115,6 +115,26 @@ InstallInto = Annotated[
         "--install-into", metavar="FOLDER", help="An app's project to install into when all gates pass; repeatable."
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="emulator|host",
+        help="What runs the artifact: the device's ARM64 kernels under QEMU as well, or this host's only.",
+    ),
+]
+Cpu = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A CPU model to emulate, such as cortex-a53, or several with commas; by default those of the target.",
+    ),
+]
+DeviceSamples = Annotated[
+    int | None, typer.Option(metavar="N", help="Samples to emulate; without it a number by the model's size.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given.")
+]
 Cache = Annotated[bool | None, typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print the plan; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

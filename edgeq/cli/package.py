@@ -45,6 +45,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "allow_unmeasured": ("allow_unmeasured",),
     "store_limit": ("store_limits",),
     "app_size": ("app_size",),
+    "on": ("device", "on"),
+    "cpu": ("device", "cpu"),
+    "device_samples": ("device", "samples"),
+    "timeout": ("device", "timeout_s"),
     "install_into": ("install_into",),
     "cache": ("cache",),
 }
@@ -76,6 +80,10 @@ def package(
     allow_unmeasured: flags.AllowUnmeasured = None,
     store_limit: flags.StoreLimit = None,
     app_size: flags.AppSize = None,
+    on: flags.On = None,
+    cpu: flags.Cpu = None,
+    device_samples: flags.DeviceSamples = None,
+    timeout: flags.Timeout = None,
     install_into: flags.InstallInto = None,
     cache: flags.Cache = None,
     dry_run: flags.DryRun = False,
@@ -85,8 +93,8 @@ def package(
 ) -> None:
     """Package a model for each target, gated and verified.
 
-    MODEL is quantized, lowered, checked, run on this host, bundled, and installed if asked for. All options but the
-    last four can stand in an edgeq.toml; the command line wins.
+    MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
+    installed if asked for. All options but the last four can stand in an edgeq.toml; the command line wins.
     """
     raise typer.Exit(_run(context.params))
 
@@ -123,7 +131,7 @@ def from_params(params: Mapping[str, Any]) -> Options:
     from edgeq.cli.config import limit_table
     from edgeq.cli.project import validated
 
-    values: dict[str, Any] = {"data": {}}
+    values: dict[str, Any] = {"data": {}, "device": {}}
     for param, path in KEYS.items():
         given = params[param]
         # typer gives an empty list for a repeatable option that was not used
@@ -132,7 +140,7 @@ def from_params(params: Mapping[str, Any]) -> Options:
         if param == "limit":
             values["limit"] = limit_table(given)
         elif len(path) > 1:
-            values[path[0]][path[1]] = given
+            values[path[0]][path[1]] = list(given) if isinstance(given, list | tuple) else given
         else:
             values[path[0]] = list(given) if isinstance(given, list | tuple) else given
     return validated(values, "command line")

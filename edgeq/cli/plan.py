@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
+from edgeq.pipeline.emulate import wants_emulation
 from edgeq.scheme import LIMITS
 from edgeq.units import format_bytes, format_quantity
 
@@ -90,9 +91,15 @@ def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.runtimes[0]} and newer"),
         ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
         ("verify", verify),
+        *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
         ("bundle", f"{job.out / model / target.name}"),
         *(("install", app) for app in apps),
     ]
+
+
+def _emulated(job: Job, target: TargetProfile) -> str:
+    runtimes = f"{target.runtime} {', '.join(target.app.runtimes)}"
+    return f"{runtimes} under QEMU, {', '.join(job.device.cpu or target.device.cpu)}"
 
 
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:

@@ -19,12 +19,16 @@ def check_files(job: Job) -> None:
     """Check the files that a job names, its gates, its input texts and its preprocessing.
 
     Raises:
-        UsageError: a file is missing, a text does not parse, or a gate or store limit is unknown.
+        UsageError: a file is missing, a text does not parse, or a gate, a store limit or a CPU is unknown.
+        UnsupportedError: a CPU that QEMU cannot emulate.
+        EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
     from edgeq.check import validate_options
+    from edgeq.pipeline.emulate import check_tools
 
     _check_source(job.source)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
     if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
         _must_exist(job.weights, "--weights")
     data = job.data

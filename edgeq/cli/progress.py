@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgeq.cli.output import note
+from edgeq.cli.output import note, results_only
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -27,7 +27,16 @@ class _Silent:
         """Do nothing."""
 
 
-class Quiet:
+class _Lone:
+    """Where one model is made at a time, nothing else of the run computes."""
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Go on at once."""
+        yield
+
+
+class Quiet(_Lone):
     """Says nothing."""
 
     @contextlib.contextmanager
@@ -36,7 +45,7 @@ class Quiet:
         yield _Silent()
 
 
-class Lines:
+class Lines(_Lone):
     """Prints a line when a step starts, with the seconds since the run began."""
 
     def __init__(self) -> None:
@@ -62,7 +71,7 @@ class _Bar:
         self._bars.update(self._task_id, completed=self._done, count=count)
 
 
-class Bars:
+class Bars(_Lone):
     """Draws a bar for each open step, and takes it away when the step is done."""
 
     def __init__(self, bars: RichProgress) -> None:
@@ -80,14 +89,18 @@ class Bars:
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool) -> Iterator[Progress]:
-    """Yield what suits the place that stderr goes to; bars are wiped when the block ends."""
-    if quiet:
-        yield Quiet()
-    elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Lines()
-    else:
-        with _rich_bars() as bars:
-            yield Bars(bars)
+    """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
+
+    What the steps, the user's code among them, print in the block goes to stderr.
+    """
+    with results_only():
+        if quiet:
+            yield Quiet()
+        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield Lines()
+        else:
+            with _rich_bars() as bars:
+                yield Bars(bars)
 
 
 def _rich_bars() -> RichProgress:

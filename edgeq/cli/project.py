@@ -44,6 +44,15 @@ class LimitTable(_Table):
     load: str | None = None
 
 
+class DeviceTable(_Table):
+    """`[device]`: whether and how the artifact is run on the device's own kernels."""
+
+    on: str | None = None
+    cpu: list[str] | None = None
+    samples: int | None = Field(default=None, ge=1)
+    timeout_s: float | int | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class Options(_Table):
     """What an `edgeq.toml` may hold; None stands for what was not given."""
 
@@ -66,6 +75,7 @@ class Options(_Table):
     app_size: str | None = None
     data: DataTable = DataTable()
     limit: LimitTable = LimitTable()
+    device: DeviceTable = DeviceTable()
 
 
 def read_project(config: Path | None) -> Options:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "edgeq"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HELP = frozenset({"-h", "--help", "--version", "--show-completion"})
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -44,7 +45,8 @@ def run(argv: Sequence[str]) -> int:
         with _unwinding_signals():
             return _invoke([arg for arg in argv if arg != "--debug"])
     except BrokenPipeError as err:
-        if _stdout_is_gone():
+        # whatever does more than print help has said so by itself: in the middle of a run it is no success
+        if _HELP.intersection(argv) and _stdout_is_gone():
             return ExitCode.OK
         return _fail(err, debug=debug, as_json="--json" in argv)
     except (Exception, KeyboardInterrupt) as err:

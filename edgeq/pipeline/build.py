@@ -18,6 +18,7 @@ from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
@@ -53,6 +54,26 @@ class Cell:
         return f"{self.target.name} {self.scheme}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job with what is there of it already.
+
+    Attributes:
+        facts: what the cells' keys are over.
+        finished: by the cells' keys.
+    """
+
+    job: Job
+    facts: dict[str, Any]
+    cells: tuple[Cell, ...]
+    finished: dict[str, tuple[Row, DataFacts]]
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """The cells that are still to be made."""
+        return tuple(cell for cell in self.cells if cell.key not in self.finished)
+
+
 def build(job: Job, progress: Progress) -> BuildReport:
     """Package a model for every target and scheme of `job`.
 
@@ -62,34 +83,59 @@ def build(job: Job, progress: Progress) -> BuildReport:
     Raises:
         EdgeqError: a step's own errors; a failed gate is no error but a row of the report.
     """
+    job = with_demo_data(job)
+    check_job(job)
+    with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
+        report = publish(complete(plan(job, work), work, progress))
+        if len(report.rows) > 1:
+            from edgeq.pipeline.pages import write_page
+
+            title = f"{report.rows[0].model} for {len(report.rows)} targets"
+            write_page(job.out, report.rows, report.data, title=title)
+    return report
+
+
+def check_job(job: Job) -> None:
+    """Check before a long run what would end it; raises what the steps would."""
     from edgeq.check.gates import validate_options
 
-    job = with_demo_data(job)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
+
+
+def plan(job: Job, work: Path) -> Plan:
+    """Return the job's cells, and those that the cache has, each bundle copied into the work folder."""
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
-    with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
-        finished = _cached(cells, work) if job.cache else {}
-        missing = tuple(cell for cell in cells if cell.key not in finished)
-        if missing:
-            made, dependencies = _made(job, missing, work, progress)
-            # a file that was changed meanwhile may be part of the result or not
-            if job.cache and dependencies is not None and cache.job_facts(job) == facts:
-                made = _stored(made, dependencies)
-            finished |= made
-        return _published(job, cells, finished)
+    return Plan(job=job, facts=facts, cells=cells, finished=_cached(cells, work) if job.cache else {})
+
+
+def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
+    """Make what is missing, and keep it in the cache; raises the steps' own errors."""
+    missing, job = planned.missing, planned.job
+    if not missing:
+        return planned
+    made, dependencies = _made(job, missing, work, progress)
+    # a file that was changed meanwhile may be part of the result or not
+    if job.cache and dependencies is not None and cache.job_facts(job) == planned.facts:
+        made = _stored(made, dependencies)
+    return dataclasses.replace(planned, finished=planned.finished | made)
 
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
-        Cell(target=target, scheme=scheme, key=cache.cell_key(facts, target, scheme))
+        Cell(
+            target=target,
+            scheme=scheme,
+            key=cache.cell_key(facts, target, scheme, emulated=wants_emulation(target, job.device)),
+        )
         for target in job.targets
         for scheme in (job.schemes or target.schemes[:1])
     )
 
 
 @contextlib.contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
+def work_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder on the disk of `out`; what a killed run left there goes first."""
     work = out / WORK_NAME
     shutil.rmtree(work, ignore_errors=True)
@@ -132,6 +178,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
+    emulator = Emulator(job.device, progress)
+    emulator.prepare(tuple(cell.target for cell in cells))
     with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
         prepared = prepare(
             job,
@@ -144,12 +192,17 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
-            product = maker.product(prepared, recipe, group[0].label)
-            seconds = time.perf_counter() - start
+            emulated = any(wants_emulation(cell.target, job.device) for cell in group)
+            product = maker.product(prepared, recipe, group[0].label, emulated=emulated)
+            seconds = {"make": round(time.perf_counter() - start, 3)}
             for cell in group:
                 place = work / f"bundle-{cells.index(cell)}"
-                row = bundled(job, prepared, product, cell.target, cell.scheme, place)
-                row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
+                start = time.perf_counter()
+                on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
+                if on_device is not product:
+                    seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
+                row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
                 write_page(place, (row,), prepared.data, title=page_title(row))
                 finished[cell.key] = (row, prepared.data)
@@ -173,6 +226,9 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
+        if row.verified.emulation is not None and row.verified.emulation.problem:
+            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+            continue
         try:
             cache.store(key, row, data, dependencies)
         except (EdgeqError, OSError) as err:
@@ -191,25 +247,24 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
     return groups
 
 
-def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
+def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    from edgeq.pipeline.pages import write_page
-
-    rows, replaced = [], []
+    job, cells, finished = planned.job, planned.cells, planned.finished
+    rows: list[Row] = []
+    replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            if len(job.schemes) > 1:
+                name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
-            replaced.append(other)
+            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    report = BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
-    if len(rows) > 1:
-        write_page(job.out, rows, report.data, title=f"{rows[0].model} for {len(rows)} targets")
-    return report
+    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])

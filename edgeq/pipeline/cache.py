@@ -36,6 +36,7 @@ from edgeq.errors import EdgeqError
 from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
+from edgeq.places import cache_folder
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
@@ -53,14 +54,6 @@ class CacheInfo:
     folder: Path
     entries: int
     size_bytes: int
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder; EDGEQ_CACHE_DIR overrides it."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("EDGEQ_CACHE_DIR")
-    return Path(named) if named else user_cache_path("edgeq")
 
 
 def cache_info() -> CacheInfo:
@@ -147,9 +140,14 @@ def job_facts(job: Job) -> dict[str, Any]:
     }
 
 
-def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str) -> str:
-    """Return the hash of the job's facts, a target and a scheme."""
-    return sha256_bytes(canonical_json({**facts, "target": target.model_dump(mode="json"), "scheme": scheme}))
+def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
+    """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
+    own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    if emulated:
+        from edgeq.verify.emulate.cpus import emulator_digest
+
+        own["emulator"] = emulator_digest()
+    return sha256_bytes(canonical_json({**facts, **own}))
 
 
 def _plain(value: Any) -> Any:

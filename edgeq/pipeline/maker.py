@@ -14,6 +14,8 @@ from edgeq.pipeline.produce import Producer, Product, Recipe
 from edgeq.verify.child import forked
 from edgeq.verify.host import HostRuntime
 
+PRELOADED = "edgeq.pipeline.preload"
+
 
 class Maker:
     """Makes the products of one run."""
@@ -24,7 +26,8 @@ class Maker:
         self._progress = progress
         self._producer: Producer | None = None
         self._left = products
-        self._is_fresh = "torch" not in sys.modules
+        # a worker of a project has torch from the process that it was forked from, and has not used it
+        self._is_fresh = "torch" not in sys.modules or PRELOADED in sys.modules
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
             self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]
@@ -51,8 +54,14 @@ class Maker:
         """Return an artifact that came as it is with its inputs filled in."""
         return existing.described(model, self._runtimes[0])
 
-    def product(self, prepared: Prepared, recipe: Recipe, label: str) -> Product:
+    def product(self, prepared: Prepared, recipe: Recipe, label: str, *, emulated: bool) -> Product:
         """Make and verify the artifact of one recipe.
+
+        Args:
+            prepared: the model and its data.
+            recipe: what to make.
+            label: for progress, in words.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
             EdgeqError: the steps' own errors.
@@ -66,7 +75,7 @@ class Maker:
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
                 folder = self._work / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
-                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress)
+                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
-            return self._producer.make(recipe, label, runtime)
+            return self._producer.make(recipe, label, runtime, emulated=emulated)

@@ -15,6 +15,7 @@ from edgeq.pipeline.prepare import Prepared
 from edgeq.samples import Batch
 
 if TYPE_CHECKING:
+    from edgeq.verify.emulate.subset import Observed, Subset
     from edgeq.verify.host import HostRuntime
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
@@ -34,13 +35,20 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """An artifact with all that is known of it."""
+    """An artifact with all that is known of it.
+
+    Attributes:
+        output_steps: quantization steps of the outputs, where known.
+        observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+    """
 
     lowered: LoweredModel
     verified: VerifyReport
     golden: GoldenSet
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
+    output_steps: tuple[float | None, ...] = ()
+    observed: tuple[Observed, ...] = ()
 
 
 class Producer:
@@ -62,13 +70,14 @@ class Producer:
         with self._progress.task("capture the model"):
             return capture(self._prepared.model)
 
-    def make(self, recipe: Recipe, label: str, runtime: HostRuntime) -> Product:
+    def make(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
         """Quantize, lower and verify.
 
         Args:
             recipe: what to make.
             label: for progress, in words.
             runtime: a child process, started early.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
             EdgeqError: the step's own errors.
@@ -93,6 +102,7 @@ class Producer:
             ),
         )
         engine = recipe.backend if recipe.runtime == "torchscript" else None
+        kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(
             lowered=lowered,
             inputs=prepared.model.inputs,
@@ -108,6 +118,7 @@ class Producer:
             threads=recipe.threads,
             progress=self._progress,
             label=label,
+            observe=kept,
         )
         verified, golden = verify(spec, runtime)
         return Product(
@@ -116,6 +127,8 @@ class Producer:
             golden=golden,
             quantized=quantized.quantized,
             kept_fp32=quantized.kept_fp32,
+            output_steps=quantized.output_steps,
+            observed=tuple(kept.observed) if kept else (),
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
@@ -133,6 +146,17 @@ class Producer:
             label=label,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+
+def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:
+    """Return what keeps the samples that are to be emulated."""
+    from edgeq.samples import batch_size
+    from edgeq.verify.emulate.subset import Subset, subset_size
+    from edgeq.verify.run import GOLDEN_SAMPLES
+
+    rows = batch_size(prepared.samples, prepared.model.inputs) or 1
+    limit = job.device.samples or subset_size(macs, scheme)
+    return Subset(count=prepared.samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
 
 
 def metric_name(job: Job) -> str:

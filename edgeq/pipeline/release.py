@@ -96,7 +96,14 @@ def _bundle_input(
         golden=product.golden,
         data=prepared.data,
         seed=job.seed,
-        tools=tool_versions(),
+        tools=_tools(product),
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
     )
+
+
+def _tools(product: Product) -> dict[str, str]:
+    """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
+    emulation = product.verified.emulation
+    name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
+    return tool_versions() | ({name.lower(): version} if version else {})

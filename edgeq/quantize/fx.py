@@ -14,6 +14,7 @@ from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -65,18 +66,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
             calibrate(prepared, spec.calibration, spec.inputs, task)
         converted = _converted(prepared)
         steps = _output_steps(converted, example_tensors(spec.inputs))
-    quantized, kept = _split_layers(converted)
-    if not quantized:
-        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
-        raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
-    return QuantizedModel(
-        scheme="static-int8",
-        graph=converted,
-        exported=None,
-        quantized=quantized,
-        kept_fp32=kept,
-        output_steps=steps,
-    )
+    return quantized_model("static-int8", converted, _split_layers(converted), steps=steps)
 
 
 def _prepare(spec: QuantizeSpec) -> Any:

@@ -11,6 +11,7 @@ from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -52,18 +53,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
             raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
         calibrate(prepared, spec.calibration, spec.inputs, task)
     converted = convert_pt2e(prepared)
-    quantized, kept = _split_layers(converted)
-    if not quantized:
-        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
-        raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
-    return QuantizedModel(
-        scheme="static-int8",
-        graph=converted,
-        exported=None,
-        quantized=quantized,
-        kept_fp32=kept,
-        output_steps=_output_steps(converted),
-    )
+    return quantized_model("static-int8", converted, _split_layers(converted), steps=_output_steps(converted))
 
 
 def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -> Any:

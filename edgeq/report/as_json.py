@@ -87,6 +87,8 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "load_ms": report.load_ms,
         "findings": list(report.findings),
         "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
+        "emulation": _fields(report.emulation),
+        "not_emulated": report.not_emulated or None,
     }
 
 

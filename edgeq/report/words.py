@@ -68,6 +68,20 @@ def int8_share(row: Row) -> str:
     return "-" if kernels is None or kernels.int8_macs is None else share(kernels.int8_macs)
 
 
+def device(row: Row) -> str:
+    """Return how the device's kernels compare with the host's; "-" where the target has no device to emulate."""
+    verified = row.verified
+    emulation = verified.emulation
+    if emulation is None:
+        return "host only" if verified.not_emulated else "-"
+    if emulation.problem:
+        return MISSING
+    worst = min(emulation.runs, key=lambda run: -math.inf if math.isnan(run.host.sqnr_db) else run.host.sqnr_db)
+    cpus = ", ".join(dict.fromkeys(run.cpu for run in emulation.runs))
+    same = "equal" if worst.host.sqnr_db == math.inf else f"host {decibel(worst.host.sqnr_db)}"
+    return f"{same}\n{cpus}"
+
+
 def latency(row: Row) -> str:
     """Return p50 and p90 with the host's architecture, since they say little of another one."""
     timing = row.verified.timing

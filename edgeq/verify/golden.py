@@ -20,7 +20,11 @@ _BUDGET_BYTES = 256_000
 
 
 def golden_set(
-    samples: Sequence[tuple[Sample, Outputs]], output_steps: Sequence[float | None], *, scheme: str
+    samples: Sequence[tuple[Sample, Outputs]],
+    output_steps: Sequence[float | None],
+    *,
+    scheme: str,
+    made_on: str | None = None,
 ) -> GoldenSet:
     """Stack a few samples as an app has them, before preprocessing, with the artifact's outputs.
 
@@ -28,6 +32,7 @@ def golden_set(
         samples: each with the outputs that the artifact gave, the batch axis of one in front.
         output_steps: quantization steps of the outputs, where known.
         scheme: the quantization scheme.
+        made_on: the CPU model whose kernels gave the outputs; None for the host.
     """
     samples = _within_budget(samples)
     raw = [sample.raw for sample, _ in samples]
@@ -41,6 +46,7 @@ def golden_set(
         outputs=expected,
         preprocessed=preprocessed,
         sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
+        made_on=made_on,
     )
 
 

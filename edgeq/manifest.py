@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq._io import canonical_json
-from edgeq.artifacts import Outcome, Weights
+from edgeq.artifacts import Outcome, TunedWeights, Weights
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 from edgeq.preprocess import Preprocess
 from edgeq.target import explain
@@ -162,7 +162,8 @@ class DeviceRunFacts(_Strict):
     score: Measure | None = Field(description="the mean over these samples; null without labels")
     host_score: Measure | None
     fp32_score: Measure | None
-    rescored: Count | None = Field(description="samples with another score than on the host")
+    scored: Count
+    rescored: Count | None = Field(description="of these, with another score than on the host")
 
 
 class EmulationFacts(_Strict):
@@ -181,6 +182,19 @@ class GoldenFacts(_Strict):
     made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
 
 
+class QatFacts(_Strict):
+    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+
+    data_sha256: Sha256
+    samples: Count = Field(description="trained on")
+    held_out: Count = Field(description="that only chose between the candidates")
+    loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
+    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    learning_rate: Measure | None
+    batch: Count | None
+    weights: TunedWeights = Field(description="which candidate was kept")
+
+
 class Provenance(_Strict):
     """What it was made from."""
 
@@ -191,6 +205,7 @@ class Provenance(_Strict):
     evaluation_sha256: Sha256 | None
     evaluation_samples: Count
     data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
 

@@ -7,6 +7,8 @@ from edgeq.artifacts.model import (
     QuantizedModel,
     SourceKind,
     TensorSpec,
+    TunedWeights,
+    Tuning,
     Weights,
 )
 from edgeq.artifacts.release import (
@@ -20,12 +22,14 @@ from edgeq.artifacts.release import (
 from edgeq.artifacts.verdict import (
     Agreement,
     CheckReport,
+    Cost,
     DeviceRun,
     Emulation,
     Fidelity,
     Gate,
     Interval,
     KernelShare,
+    LatencyPrediction,
     Outcome,
     Parity,
     Timing,
@@ -37,6 +41,7 @@ __all__ = [
     "BuildReport",
     "BundleInput",
     "CheckReport",
+    "Cost",
     "DataFacts",
     "DataFinding",
     "DeviceRun",
@@ -46,6 +51,7 @@ __all__ = [
     "GoldenSet",
     "Interval",
     "KernelShare",
+    "LatencyPrediction",
     "Layer",
     "LoadedModel",
     "LoweredModel",
@@ -56,6 +62,8 @@ __all__ = [
     "SourceKind",
     "TensorSpec",
     "Timing",
+    "TunedWeights",
+    "Tuning",
     "VerifyReport",
     "Weights",
 ]

@@ -51,6 +51,40 @@ class LoadedModel:
     source_sha256: str
 
 
+TunedWeights = Literal["start", "last", "average", "user"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What quantization-aware training came to.
+
+    Attributes:
+        loss: what was minimised: the KL divergence of the logits, or the squared error of the outputs.
+        weights: which were kept: those of the last epoch, their moving average, those from before the training
+            (none was better on the held-out samples), or the user's loop's.
+        epochs: how many were finished, of `learning_rate` and `batch`.
+        samples, held_out: how many samples were trained on, and how many only judged.
+        start_loss, end_loss: on the held-out samples, before the training and of the weights that were kept.
+        start_agreement, end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
+        diverged_in: the epoch whose loss was not finite; the weights are of an earlier one.
+        state: the file that an interrupted run would go on from.
+    """
+
+    loss: Literal["kl", "mse"]
+    weights: TunedWeights
+    epochs: int
+    learning_rate: float
+    batch: int
+    samples: int
+    held_out: int
+    start_loss: float
+    end_loss: float
+    start_agreement: float
+    end_agreement: float
+    diverged_in: int | None = None
+    state: Path | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedModel:
     """A model after fusion and quantization, still in PyTorch.
@@ -62,6 +96,7 @@ class QuantizedModel:
         quantized: names of the layers that compute in int8.
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
+        tuning: what training came to, for schemes that train.
     """
 
     scheme: str
@@ -70,6 +105,7 @@ class QuantizedModel:
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +143,7 @@ class LoweredModel:
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
         delegate_calls: how many delegated parts the program has.
+        stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
     path: Path
@@ -119,6 +156,7 @@ class LoweredModel:
     layers: tuple[Layer, ...]
     delegated_macs: float | None
     delegate_calls: int
+    stored: tuple[tuple[str, int], ...] = ()
 
     @property
     def macs(self) -> int:

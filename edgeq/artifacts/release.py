@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Weights
+from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Tuning, Weights
 from edgeq.artifacts.verdict import CheckReport, VerifyReport
 from edgeq.errors import ExitCode
 
@@ -30,6 +30,8 @@ class DataFacts:
     calibration_samples: int = 0
     evaluation_sha256: str | None = None
     evaluation_samples: int = 0
+    qat_sha256: str | None = None
+    qat_samples: int = 0
     findings: tuple[DataFinding, ...] = ()
     excluded_shared: int = 0
     skipped: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class BundleInput:
     tools: dict[str, str]
     quantized: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.artifacts.model import TensorSpec
+from edgeq.counts import CountReport
 from edgeq.errors import ExitCode
 from edgeq.flips import Flips
 
@@ -85,16 +86,21 @@ class KernelShare:
     """What the runtime's own profile says of the multiply-accumulates.
 
     Attributes:
-        int8_macs: share of MACs in int8 kernels; None where the profile could not be matched to the layers.
+        int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
+            the layers.
+        int8_linear_macs: the same among linear and recurrent layers; None also where there are none.
+        half_macs: share of MACs in half-precision kernels.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
-        int8_layers: for each of the lowered model's layers, whether it ran in an int8 kernel; none where unmatched.
+        precisions: what each of the lowered model's layers computed in; none where unmatched.
     """
 
     int8_macs: float | None
     kernels: tuple[str, ...]
     why_unmatched: str = ""
-    int8_layers: tuple[bool, ...] = ()
+    int8_linear_macs: float | None = None
+    half_macs: float | None = None
+    precisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,8 @@ class DeviceRun:
         host: against the host's run of the same artifact.
         fp32: against the float model; None where there is none.
         score, host_score, fp32_score: means over these samples; None without labels.
-        rescored: samples with another score than on the host; None without labels.
+        scored: how many samples have a score.
+        rescored: of these, with another score than on the host; None without labels.
         drop_pp: fp32 minus device in percentage points, paired, over these samples.
         findings: what is wrong whatever the limits: NaN, another shape.
     """
@@ -143,6 +150,7 @@ class DeviceRun:
     score: float | None
     host_score: float | None
     fp32_score: float | None
+    scored: int
     rescored: int | None
     drop_pp: Interval | None
     findings: tuple[str, ...]
@@ -174,6 +182,38 @@ class Emulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyPrediction:
+    """A latency in ms that was predicted for a device, never measured.
+
+    Attributes:
+        low_ms, high_ms: nine in ten measurements should lie between.
+        extrapolated: whether the estimate lies outside what the model was fitted on.
+    """
+
+    device: str
+    threads: int
+    estimate_ms: float
+    low_ms: float
+    high_ms: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one inference makes a device's cores do.
+
+    Attributes:
+        counts: of this artifact, core by core.
+        shipped: of the shipped model's artifact; none where none was named.
+        prediction: None where no device was named.
+    """
+
+    counts: tuple[CountReport, ...]
+    shipped: tuple[CountReport, ...] = ()
+    prediction: LatencyPrediction | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What running the artifact showed. None means that it could not be measured.
 
@@ -182,6 +222,7 @@ class VerifyReport:
         findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
+        cost: instructions, counted; None where no gate needs them.
         flips: the predictions that changed against fp32; None where no output ranks classes.
     """
 
@@ -196,6 +237,7 @@ class VerifyReport:
     findings: tuple[str, ...]
     emulation: Emulation | None = None
     not_emulated: str = ""
+    cost: Cost | None = None
     flips: Flips | None = None
 
 

@@ -38,6 +38,7 @@ from edgeq.manifest import (
     ModelFacts,
     ParityFacts,
     Provenance,
+    QatFacts,
     RuntimeRange,
     TargetFacts,
     Tensor,
@@ -203,6 +204,7 @@ def _device_run(run: DeviceRun) -> DeviceRunFacts:
         score=_maybe(run.score),
         host_score=_maybe(run.host_score),
         fp32_score=_maybe(run.fp32_score),
+        scored=run.scored,
         rescored=run.rescored,
     )
 
@@ -228,6 +230,23 @@ def _golden(golden: GoldenSet) -> GoldenFacts:
     )
 
 
+def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
+    tuning = item.tuning
+    if tuning is None or data.qat_sha256 is None:
+        return None
+    own = tuning.weights == "user"
+    return QatFacts(
+        data_sha256=data.qat_sha256,
+        samples=tuning.samples,
+        held_out=tuning.held_out,
+        loss=None if own else tuning.loss,
+        epochs=tuning.epochs,
+        learning_rate=None if own else measure(tuning.learning_rate),
+        batch=None if own else tuning.batch,
+        weights=tuning.weights,
+    )
+
+
 def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
     return Provenance(
         source_sha256=item.model.source_sha256,
@@ -236,6 +255,7 @@ def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
         evaluation_sha256=data.evaluation_sha256,
         evaluation_samples=data.evaluation_samples,
         data_findings=tuple(sorted({finding.name for finding in data.findings})),
+        qat=_qat(item, data),
         seed=item.seed,
         tools=item.tools,
     )

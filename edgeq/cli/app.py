@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, emulator, inspect, install, package, report, targets, verify
+from edgeq.cli import cache, devices, doctor, emulator, inspect, install, package, profile, report, targets, verify
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -20,6 +20,8 @@ _FLAGS_OFF = {
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
+    "profile": {"help": False},
+    "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
 }
 
 app = typer.Typer(
@@ -33,7 +35,9 @@ app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
+app.command("profile")(profile.profile)
 app.add_typer(targets.app, name="targets")
+app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")
 app.add_typer(emulator.app, name="emulator")
 app.command("doctor")(doctor.doctor)

@@ -10,7 +10,7 @@ from edgeq.cli.columns import aligned
 if TYPE_CHECKING:
     from edgeq.artifacts import Agreement, Emulation
 
-_HEADS = ("", "", "max abs", "SQNR", "differing", "top-1 flips")
+_HEADS = ("against", "run", "max abs", "SQNR", "differing", "top-1 flips")
 
 
 def disagreements(emulation: Emulation) -> list[str]:

@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.cost import check_cost_options, with_cost
 from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -101,6 +103,7 @@ def check_job(job: Job) -> None:
 
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
 
 
 def plan(job: Job, work: Path) -> Plan:
@@ -152,7 +155,8 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 _Finished = dict[str, tuple[Row, DataFacts]]
-Metric = Callable[[tuple[Any, ...], Any], float]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
@@ -175,7 +179,6 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.pages import page_title, write_page
     from edgeq.pipeline.release import bundled
-    from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
     emulator = Emulator(job.device, progress)
@@ -185,10 +188,13 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             job,
             progress,
             needs_calibration=any(cell.scheme in NEEDS_CALIBRATION for cell in cells),
+            needs_training=any(cell.scheme in NEEDS_TRAINING for cell in cells),
             describe=maker.described,
         )
         recorder.on = False
-        prepared = dataclasses.replace(prepared, metric=_heard(prepared.metric, recorder))
+        prepared = dataclasses.replace(
+            prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
+        )
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
@@ -199,6 +205,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 place = work / f"bundle-{cells.index(cell)}"
                 start = time.perf_counter()
                 on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, progress)
                 row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
                 if on_device is not product:
                     seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
@@ -209,15 +216,15 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         return finished, recorder.dependencies()
 
 
-def _heard(metric: Metric | None, recorder: Recorder) -> Metric | None:
-    """Return the metric with the recorder on while it runs: it may open files only then."""
-    if metric is None:
+def _heard(function: Callable[_P, _R] | None, recorder: Recorder) -> Callable[_P, _R] | None:
+    """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+    if function is None:
         return None
-    score = metric
+    users = function
 
-    def call(outputs: tuple[Any, ...], label: Any) -> float:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with recorder.listening():
-            return score(outputs, label)
+            return users(*args, **kwargs)
 
     return call
 

@@ -28,6 +28,7 @@ class Maker:
         self._left = products
         # a worker of a project has torch from the process that it was forked from, and has not used it
         self._is_fresh = "torch" not in sys.modules or PRELOADED in sys.modules
+        self._states: list[Path] = []
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
             self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]
@@ -49,6 +50,9 @@ class Maker:
     ) -> None:
         for runtime in self._runtimes:
             runtime.close()
+        if kind is None:
+            for state in self._states:  # kept until now: a run that ends before its bundles need not train again
+                state.unlink(missing_ok=True)
 
     def described(self, model: LoadedModel) -> LoadedModel:
         """Return an artifact that came as it is with its inputs filled in."""
@@ -78,4 +82,7 @@ class Maker:
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
-            return self._producer.make(recipe, label, runtime, emulated=emulated)
+            product = self._producer.make(recipe, label, runtime, emulated=emulated)
+            if product.tuning is not None and product.tuning.state is not None:
+                self._states.append(product.tuning.state)
+            return product

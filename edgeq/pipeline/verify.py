@@ -13,14 +13,14 @@ from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
 from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
+from edgeq.pipeline.golden import golden_dataset, run_golden
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
-from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.samples import Dataset
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.pipeline.verify_device import DeviceSetting
     from edgeq.verify.host import HostRuntime, Loaded
-    from edgeq.verify.metrics import Outputs
     from edgeq.verify.run import VerifySpec
 
 
@@ -71,7 +71,7 @@ def verify_bundle(
     progress: Progress,
     device: DeviceOptions = ON_HOST,
 ) -> BundleVerification:
-    """Verify a bundle of either runtime on this host, in a child process that may crash, or on its device's kernels too.
+    """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
     Every check is evaluated, whichever failed before it. An artifact that does not load, crashes its runtime or
     breaks a promise of its manifest is a gate that failed; the errors below are what leaves nothing to evaluate.
@@ -140,10 +140,10 @@ def _run(
     from edgeq.verify.rows import of_sample
     from edgeq.verify.run import verify
 
-    manifest, samples = bundle.manifest, _golden_dataset(bundle, golden)
+    manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
     try:
         verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
-        golden_runs = _golden_runs(manifest, samples, runtime)
+        golden_runs = run_golden(manifest, samples, runtime)
         score = _score(bundle, evaluation, runtime, progress) if evaluation else None
         # TorchScript archives state nothing, and were run on what the manifest says
         takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
@@ -198,27 +198,6 @@ def _nothing_seen() -> VerifyReport:
         outputs=(),
         findings=(),
     )
-
-
-def _golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
-    from edgeq.bundle.golden import model_inputs
-    from edgeq.load.digest import sample_digest
-
-    samples = tuple(
-        Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))
-        for i, inputs in enumerate(model_inputs(golden, bundle.manifest))
-    )
-    return Dataset(origin=str(bundle.golden), count=len(samples), read=samples.__getitem__)
-
-
-def _golden_runs(manifest: Manifest, samples: Dataset, runtime: HostRuntime) -> tuple[tuple[Batch, Outputs], ...]:
-    """Run each sample in a batch of its own; the verify step keeps the outputs of a few only."""
-    taken = []
-    for i in range(samples.count):
-        alone = dataclasses.replace(samples, count=1, read=(samples.read(i),).__getitem__)
-        (batch,) = batches(alone, input_specs(manifest))
-        taken.append((batch, runtime.run(batch.inputs)))
-    return tuple(taken)
 
 
 def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:

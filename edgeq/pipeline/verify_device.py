@@ -160,7 +160,7 @@ def _score_gate(run: DeviceRun) -> Gate:
         name=f"score on {run.cpu}",
         outcome="failed" if worse else "ok",
         limit=f">= {host:.4g}, the host's",
-        measured=f"{score:.4g} over {run.samples} samples",
+        measured=f"{score:.4g} over {run.scored} samples",
         detail=f"{run.rescored} samples scored otherwise" if run.rescored else "every sample as on the host",
         exit_code=ExitCode.ACCURACY,
     )

@@ -137,6 +137,8 @@ class _Floor:
             worker.open_tasks[number] = (stack, task)
         elif kind == "advance":
             worker.open_tasks[values[0]][1].advance(values[1])
+        elif kind == "note":
+            worker.open_tasks[values[0]][1].note(values[1])
         elif kind == "close":
             worker.open_tasks.pop(values[0])[0].close()
         elif kind == "alone":
@@ -243,7 +245,7 @@ class Remote:
         number = self._count
         self._pipe.send(("open", number, description, total))
         try:
-            yield _RemoteTask(lambda steps: self._pipe.send(("advance", number, steps)))
+            yield _RemoteTask(lambda kind, value: self._pipe.send((kind, number, value)))
         finally:
             self._pipe.send(("close", number))
 
@@ -260,8 +262,12 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class _RemoteTask:
-    tell: Callable[[int], None]
+    tell: Callable[[str, Any], None]
 
     def advance(self, steps: int = 1) -> None:
         """Say that `steps` more are done."""
-        self.tell(steps)
+        self.tell("advance", steps)
+
+    def note(self, text: str) -> None:
+        """Say how it goes."""
+        self.tell("note", text)

@@ -1,12 +1,14 @@
-"""The end of every method: what was quantized, or the error that nothing was."""
+"""What the methods share: the copy that they start from, and the end, which is an error where nothing was quantized."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
+from edgeq.quantize.spec import QuantizeSpec
 
 
 def quantized_model(
@@ -16,6 +18,7 @@ def quantized_model(
     *,
     covers: str = "convolution or linear",
     steps: tuple[float | None, ...] = (),
+    tuning: Tuning | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -25,6 +28,7 @@ def quantized_model(
         layers: names of the layers that were quantized, and of those left in float.
         covers: which layers the scheme is for, in words.
         steps: quantization steps of the outputs, where they are quantized.
+        tuning: what training came to, for schemes that train.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -40,4 +44,22 @@ def quantized_model(
         quantized=tuple(quantized),
         kept_fp32=tuple(kept),
         output_steps=steps,
+        tuning=tuning,
     )
+
+
+def float_copy(spec: QuantizeSpec, scheme: str) -> Any:
+    """Return a copy of the float module, for methods that exchange its parts.
+
+    Raises:
+        UnsupportedError: an exported program, which has no modules to exchange.
+    """
+    if spec.model.kind == "exported":
+        what = f"{scheme} exchanges modules on TorchScript targets, and an exported program has none"
+        raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
+    return copy.deepcopy(spec.model.model)
+
+
+def type_names(module: Any) -> dict[str, str]:
+    """Return the type's name of every module, by the module's name."""
+    return {name: type(part).__name__ for name, part in module.named_modules()}

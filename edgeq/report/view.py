@@ -154,24 +154,23 @@ def _figures(row: Row) -> tuple[tuple[str, str], ...]:
 
 def _layers(row: Row) -> tuple[LayerView, ...]:
     kernels = row.verified.kernels
-    known = kernels.int8_layers if kernels else ()
-    flags = known if len(known) == len(row.layers) else (None,) * len(row.layers)
+    known = kernels.precisions if kernels else ()
+    kinds = known if len(known) == len(row.layers) else ("not known",) * len(row.layers)
     most_bytes = max((layer.weight_bytes for layer in row.layers), default=0) or 1
     most_macs = max((layer.macs for layer in row.layers), default=0) or 1
-    kinds = {True: "int8", False: "float", None: "not known"}
     largest = sorted(row.layers, key=lambda layer: (layer.weight_bytes, layer.macs), reverse=True)[:_MOST_LAYERS]
     shown = {id(layer) for layer in largest}
     return tuple(
         LayerView(
             name=layer.name,
             op=layer.op,
-            kind=kinds[flag],
+            kind="float" if kind == "other" else kind,
             size=format_bytes(layer.weight_bytes),
             size_percent=100 * layer.weight_bytes / most_bytes,
             macs=f"{layer.macs:,}",
             macs_percent=100 * layer.macs / most_macs,
         )
-        for layer, flag in zip(row.layers, flags, strict=True)
+        for layer, kind in zip(row.layers, kinds, strict=True)
         if id(layer) in shown
     )
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,7 @@ CROSS_COMPILER = "aarch64-linux-gnu-g++"
 _NATIVE_COMPILER = "g++"
 _LOCK_S = 900.0
 _COMPILE_S = 600.0
+_UNUSED_S = 7 * 24 * 3600.0
 _MB = 1_000_000
 
 
@@ -88,9 +90,9 @@ def find_compiler() -> str:
 
 
 def _drop_others(folder: Path, wheel: Wheel) -> None:
-    """Remove what an older edgeq made of the same wheel."""
+    """Remove what another edgeq made of the same wheel long ago; a newer one may be in use beside this one."""
     for other in folder.parent.glob(f"{wheel.package}-{wheel.version}-*"):
-        if other != folder:
+        if other != folder and time.time() - other.stat().st_mtime > _UNUSED_S:
             shutil.rmtree(other, ignore_errors=True)
 
 

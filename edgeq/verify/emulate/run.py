@@ -131,6 +131,7 @@ def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran
         score=_mean(device),
         host_score=_mean(host),
         fp32_score=_mean(fp32),
+        scored=len(device),
         rescored=sum(a != b for a, b in zip(device, host, strict=True)) if device else None,
         drop_pp=paired_drop_pp(fp32, device) if fp32 and len(fp32) == len(device) else None,
         findings=tuple(_findings(outputs, hosts)),

@@ -29,7 +29,6 @@ from edgeq.verify.host import executorch_error, signal_name
 _BAD_INPUTS = 3  # the exit statuses of src/runner.h
 _BAD_MODEL = 4
 _MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops cannot be found[^:]*: *)(\S+)", re.I)
-_CORE_NAMES = 0x00300000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,8 +276,8 @@ def _check_core(work: Work, core: Core) -> None:
     if work.cpu is None or core.uarch == work.cpu.uarch:
         return
     what = (
-        f"{work.runtime.wheel.title} took the emulated {work.cpu.name} for another core: it detected "
-        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, so that its kernels are not the phone's"
+        f"{work.runtime.wheel.title} took the emulated {work.cpu.name} for another core: it detected the "
+        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, and chose kernels for that"
     )
     raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgeq.report.as_json import to_json
 from edgeq.cli.table import render
+from edgeq.report.as_json import to_json
 from edgeq.report.words import share
 
 FIGURES = (

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, devices, doctor, emulator, inspect, install, package, profile, report, targets, verify
+from edgeq.cli import (
+    build,
+    cache,
+    devices,
+    doctor,
+    emulator,
+    inspect,
+    install,
+    package,
+    profile,
+    report,
+    targets,
+    verify,
+)
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -17,6 +30,7 @@ _FLAGS_OFF = {
     "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
     "package": {"help": False},
     "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
+    "build": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
@@ -31,6 +45,7 @@ app = typer.Typer(
     context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
 )
 app.command("package")(package.package)
+app.command("build")(build.build)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)

@@ -105,7 +105,7 @@ class Bars(_Lone):
 
 
 @contextlib.contextmanager
-def open_progress(*, quiet: bool) -> Iterator[Progress]:
+def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
     """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
 
     What the steps, the user's code among them, print in the block goes to stderr.
@@ -113,7 +113,7 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
     with results_only():
         if quiet:
             yield Quiet()
-        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        elif verbose or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             yield Lines()
         else:
             with _rich_bars() as bars:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeq._io import disk_errors, lock_dir
@@ -15,7 +15,9 @@ from edgeq.pipeline.workers import Order, Outcome, run_all
 from edgeq.project import ModelError, ModelResult, Project, ProjectReport
 
 
-def build_project(project: Project, progress: Progress) -> ProjectReport:
+def build_project(
+    project: Project, progress: Progress, *, check: Callable[[Job], None] = lambda _: None
+) -> ProjectReport:
     """Package every model of a project; one that fails does not stop the others.
 
     What did not change comes from the cache, and starts no worker. A kill leaves every bundle whole, old or new.
@@ -23,6 +25,7 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
     Args:
         project: its models have different names, and the project's output folder.
         progress: how it is told; each step with its model's name.
+        check: raises an EdgeqError for a job that cannot be done, before anything slow starts.
 
     Raises:
         EnvironmentProblem: another edgeq writes to the folder, or the disk is full.
@@ -34,7 +37,7 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
             for i, job in enumerate(jobs):
                 folder = work / f"model-{i}"
                 folder.mkdir()
-                planned = _planned(job, folder)
+                planned = _planned(job, folder, check)
                 if isinstance(planned, Plan) and planned.missing:
                     orders.append(Order(name=_name(job), plan=planned, work=folder))
                 else:
@@ -51,8 +54,9 @@ def _name(job: Job) -> str:
     return job.name or job.source
 
 
-def _planned(job: Job, folder: Path) -> Outcome:
+def _planned(job: Job, folder: Path, check: Callable[[Job], None]) -> Outcome:
     try:
+        check(job)
         check_job(job)
         return plan(job, folder)
     except EdgeqError as err:

@@ -93,6 +93,9 @@ class _Floor:
         self._ended: dict[str, Outcome] = {}
         self._asking: deque[_Worker] = deque()  # the first one has the machine for itself
         self._most = min(most_workers(), len(orders))
+        if self._most > 1:
+            # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
 

@@ -139,3 +139,6 @@ class Progress(Protocol):
 
     def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
         """Open a step; `total` is the number of `advance` calls to come, None where that is not known."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Open a span in which times are measured: nothing else of this run computes meanwhile."""

@@ -92,7 +92,7 @@ class KernelShare:
         half_macs: share of MACs in half-precision kernels.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
-        int8_layers: for each of the lowered model's layers, whether it ran in an int8 kernel; none where unmatched.
+        precisions: what each of the lowered model's layers computed in; none where unmatched.
     """
 
     int8_macs: float | None
@@ -100,7 +100,7 @@ class KernelShare:
     why_unmatched: str = ""
     int8_linear_macs: float | None = None
     half_macs: float | None = None
-    int8_layers: tuple[bool, ...] = ()
+    precisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

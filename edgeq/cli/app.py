@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeq.cli import (
+    build,
     cache,
     devices,
     doctor,
@@ -31,11 +32,12 @@ _FLAGS_OFF = {
     "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
     "package": {"help": False},
     "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
+    "build": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
+    "report": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
-    "report": {"help": False},
 }
 
 app = typer.Typer(
@@ -45,11 +47,12 @@ app = typer.Typer(
     context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
 )
 app.command("package")(package.package)
+app.command("build")(build.build)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
-app.command("profile")(profile.profile)
 app.command("report")(report.report)
+app.command("profile")(profile.profile)
 app.add_typer(targets.app, name="targets")
 app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")

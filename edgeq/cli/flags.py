@@ -166,6 +166,7 @@ Cache = Annotated[bool | None, typer.Option("--cache/--no-cache", help="Use what
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print the plan; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress; the result and errors stay.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every step, on a terminal too.")]
 Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="The project's options; edgeq.toml of the current folder if not given."),

@@ -40,7 +40,16 @@ class _Line(_Silent):
         note(f"[{time.monotonic() - self._start:5.1f}s]   {text}")
 
 
-class Quiet:
+class _Lone:
+    """Where one model is made at a time, nothing else of the run computes."""
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Go on at once."""
+        yield
+
+
+class Quiet(_Lone):
     """Says nothing."""
 
     @contextlib.contextmanager
@@ -49,7 +58,7 @@ class Quiet:
         yield _Silent()
 
 
-class Lines:
+class Lines(_Lone):
     """Prints a line when a step starts, with the seconds since the run began."""
 
     def __init__(self) -> None:
@@ -79,7 +88,7 @@ class _Bar:
         self._bars.update(self._task_id, completed=self._done, count=count)
 
 
-class Bars:
+class Bars(_Lone):
     """Draws a bar for each open step, and takes it away when the step is done."""
 
     def __init__(self, bars: RichProgress) -> None:
@@ -96,7 +105,7 @@ class Bars:
 
 
 @contextlib.contextmanager
-def open_progress(*, quiet: bool) -> Iterator[Progress]:
+def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
     """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
 
     What the steps, the user's code among them, print in the block goes to stderr.
@@ -104,7 +113,7 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
     with results_only():
         if quiet:
             yield Quiet()
-        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        elif verbose or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             yield Lines()
         else:
             with _rich_bars() as bars:

@@ -116,7 +116,11 @@ def read_project(config: Path | None) -> Options:
         config = Path(FILE_NAME)
     elif not config.is_file():
         raise UsageError(f"no file {config}", "check the path given to --config")
-    return _relative_to(validated(read_toml(config), str(config)), config.parent)
+    raw = read_toml(config)
+    if isinstance(raw.get("model"), list):
+        raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or name another --config")
+    raw.pop("app", None)  # the app as a whole concerns `edgeq build`
+    return relative_to(validated(raw, str(config)), config.parent)
 
 
 def validated(values: dict[str, Any], origin: str) -> Options:
@@ -131,7 +135,8 @@ def validated(values: dict[str, Any], origin: str) -> Options:
         raise explain(err, origin, Options) from err
 
 
-def _relative_to(options: Options, folder: Path) -> Options:
+def relative_to(options: Options, folder: Path) -> Options:
+    """Return the options with their paths, which are relative to the file, relative to the current folder."""
     data = options.data.model_copy(
         update={
             **{key: _join(folder, getattr(options.data, key)) for key in ("calibration", "evaluation", "metric")},

@@ -57,6 +57,26 @@ class Cell:
         return f"{self.target.name} {self.scheme}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job with what is there of it already.
+
+    Attributes:
+        facts: what the cells' keys are over.
+        finished: by the cells' keys.
+    """
+
+    job: Job
+    facts: dict[str, Any]
+    cells: tuple[Cell, ...]
+    finished: dict[str, tuple[Row, DataFacts]]
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """The cells that are still to be made."""
+        return tuple(cell for cell in self.cells if cell.key not in self.finished)
+
+
 def build(job: Job, progress: Progress) -> BuildReport:
     """Package a model for every target and scheme of `job`.
 
@@ -66,24 +86,44 @@ def build(job: Job, progress: Progress) -> BuildReport:
     Raises:
         EdgeqError: a step's own errors; a failed gate is no error but a row of the report.
     """
+    job = with_demo_data(job)
+    check_job(job)
+    with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
+        report = publish(complete(plan(job, work), work, progress))
+        if len(report.rows) > 1:
+            from edgeq.pipeline.pages import write_page
+
+            title = f"{report.rows[0].model} for {len(report.rows)} targets"
+            write_page(job.out, report.rows, report.data, title=title)
+    return report
+
+
+def check_job(job: Job) -> None:
+    """Check before a long run what would end it; raises what the steps would."""
     from edgeq.check.gates import validate_options
 
-    job = with_demo_data(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
+
+
+def plan(job: Job, work: Path) -> Plan:
+    """Return the job's cells, and those that the cache has, each bundle copied into the work folder."""
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
-    with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
-        finished = _cached(cells, work) if job.cache else {}
-        missing = tuple(cell for cell in cells if cell.key not in finished)
-        if missing:
-            made, dependencies = _made(job, missing, work, progress)
-            # a file that was changed meanwhile may be part of the result or not
-            if job.cache and dependencies is not None and cache.job_facts(job) == facts:
-                made = _stored(made, dependencies)
-            finished |= made
-        return _published(job, cells, finished)
+    return Plan(job=job, facts=facts, cells=cells, finished=_cached(cells, work) if job.cache else {})
+
+
+def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
+    """Make what is missing, and keep it in the cache; raises the steps' own errors."""
+    missing, job = planned.missing, planned.job
+    if not missing:
+        return planned
+    made, dependencies = _made(job, missing, work, progress)
+    # a file that was changed meanwhile may be part of the result or not
+    if job.cache and dependencies is not None and cache.job_facts(job) == planned.facts:
+        made = _stored(made, dependencies)
+    return dataclasses.replace(planned, finished=planned.finished | made)
 
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -99,7 +139,7 @@ def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 @contextlib.contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
+def work_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder on the disk of `out`; what a killed run left there goes first."""
     work = out / WORK_NAME
     shutil.rmtree(work, ignore_errors=True)
@@ -215,10 +255,10 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
     return groups
 
 
-def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
+def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    from edgeq.pipeline.pages import write_page
 
+    job, cells, finished = planned.job, planned.cells, planned.finished
     rows: list[Row] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
@@ -236,7 +276,4 @@ def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildR
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    report = BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
-    if len(rows) > 1:
-        write_page(job.out, rows, report.data, title=f"{rows[0].model} for {len(rows)} targets")
-    return report
+    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])

@@ -14,6 +14,8 @@ from edgeq.pipeline.produce import Producer, Product, Recipe
 from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 
+PRELOADED = "edgeq.pipeline.preload"
+
 
 class Maker:
     """Makes the products of one run."""
@@ -24,8 +26,9 @@ class Maker:
         self._progress = progress
         self._producer: Producer | None = None
         self._left = products
+        # a worker of a project has torch from the process that it was forked from, and has not used it
+        self._is_fresh = "torch" not in sys.modules or PRELOADED in sys.modules
         self._states: list[Path] = []
-        self._is_fresh = "torch" not in sys.modules
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
             self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]

@@ -87,9 +87,9 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "load_ms": report.load_ms,
         "cost": _cost(report.cost),
         "findings": list(report.findings),
+        "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
         "emulation": _fields(report.emulation),
         "not_emulated": report.not_emulated or None,
-        "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
     }
 
 

@@ -32,7 +32,8 @@ def to_junit(report: ProjectReport) -> str:
 def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
     failed, allowed = (sum(test(gate) for gate in gates) for test in (_is_failed, _is_allowed))
     counts = {"tests": len(gates), "failures": failed, "errors": 0, "skipped": allowed}
-    suite = ElementTree.SubElement(root, "testsuite", name=_legal(name), **{k: str(v) for k, v in counts.items()})
+    attributes = {"name": _legal(name)} | {key: str(count) for key, count in counts.items()}
+    suite = ElementTree.SubElement(root, "testsuite", attributes)
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=_legal(gate.name))
         told = _legal(f"limit {gate.limit or 'none'}, measured {gate.measured or 'nothing'}: {gate.detail}")

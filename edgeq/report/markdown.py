@@ -22,7 +22,7 @@ def to_markdown(report: ProjectReport) -> str:
         lines += _table(_HEAD, [_cells(row) for row in report.rows])
     if report.app:
         lines += ["", "### The app as a whole", "", *_table(("gate", "limit", "measured", "verdict"), _app(report.app))]
-    failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row)]
+    failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row, named=len(report.models) > 1)]
     failures += [f"- error: {_text(model.name)}: {_text(model.error.what)}" for model in broken if model.error]
     if failures:
         lines += ["", "### What failed", "", *failures]

@@ -80,7 +80,8 @@ def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_
         points: at least two, all finite.
         title: of what.
         anchor: the plot's own name in the page.
-        x_title, y_title: quantity and unit.
+        x_title: quantity and unit of x.
+        y_title: of y.
     """
     import pygal
 

@@ -10,8 +10,9 @@ from edgeq.artifacts import DataFacts, Gate, Row
 from edgeq.flips import Flip, Flips
 from edgeq.manifest import Manifest
 from edgeq.report import words
+from edgeq.report.places import Place, places, why_host_only
 from edgeq.report.plots import Plot, Point, histogram, pareto
-from edgeq.units import format_bytes, format_quantity
+from edgeq.units import format_bytes
 
 _MOST_LAYERS = 300  # a page with more would be neither small nor read
 _SHOWN_BYTES = 600_000  # of thumbnails in one page, which is to stay below 2 MB
@@ -59,14 +60,6 @@ class FlipsView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What was measured in one place: this host, or an emulated device."""
-
-    name: str
-    facts: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RowView:
     """One target and scheme."""
 
@@ -81,6 +74,7 @@ class RowView:
     layers_left: int
     latency: Plot | None
     places: tuple[Place, ...]
+    host_only: str
     flips: FlipsView | None
     provenance: tuple[tuple[str, str], ...]
 
@@ -140,7 +134,8 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         layers=_layers(row),
         layers_left=max(0, len(row.layers) - _MOST_LAYERS),
         latency=histogram(runs, title=f"Latency on {row.verified.host}", anchor=f"{anchor}-latency") if runs else None,
-        places=(_host(row),),
+        places=places(row),
+        host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels, budget) if flips else None,
         provenance=_provenance(source),
     )
@@ -159,47 +154,25 @@ def _figures(row: Row) -> tuple[tuple[str, str], ...]:
 
 def _layers(row: Row) -> tuple[LayerView, ...]:
     kernels = row.verified.kernels
-    known = kernels.int8_layers if kernels else ()
-    flags = known if len(known) == len(row.layers) else (None,) * len(row.layers)
+    known = kernels.precisions if kernels else ()
+    kinds = known if len(known) == len(row.layers) else ("not known",) * len(row.layers)
     most_bytes = max((layer.weight_bytes for layer in row.layers), default=0) or 1
     most_macs = max((layer.macs for layer in row.layers), default=0) or 1
-    kinds = {True: "int8", False: "float", None: "not known"}
     largest = sorted(row.layers, key=lambda layer: (layer.weight_bytes, layer.macs), reverse=True)[:_MOST_LAYERS]
     shown = {id(layer) for layer in largest}
     return tuple(
         LayerView(
             name=layer.name,
             op=layer.op,
-            kind=kinds[flag],
+            kind="float" if kind == "other" else kind,
             size=format_bytes(layer.weight_bytes),
             size_percent=100 * layer.weight_bytes / most_bytes,
             macs=f"{layer.macs:,}",
             macs_percent=100 * layer.macs / most_macs,
         )
-        for layer, flag in zip(row.layers, flags, strict=True)
+        for layer, kind in zip(row.layers, kinds, strict=True)
         if id(layer) in shown
     )
-
-
-def _host(row: Row) -> Place:
-    verified = row.verified
-    timing, parity, fidelity = verified.timing, verified.parity, verified.fidelity
-    missing = words.MISSING
-    facts = (
-        ("latency p50", format_quantity(timing.p50_ms, "ms") if timing else missing),
-        ("latency p90", format_quantity(timing.p90_ms, "ms") if timing else missing),
-        ("threads", str(timing.threads) if timing else missing),
-        ("load", missing if verified.load_ms is None else format_quantity(verified.load_ms, "ms")),
-        ("peak memory", missing if verified.peak_memory_bytes is None else format_bytes(verified.peak_memory_bytes)),
-        ("SQNR against its graph", words.decibel(parity.sqnr_db) if parity else missing),
-        ("SQNR against fp32", _decibel(fidelity.sqnr_db if fidelity else None)),
-        ("same class as fp32", words.agreement(row)),
-    )
-    return Place(name=verified.host, facts=facts)
-
-
-def _decibel(value_db: float | None) -> str:
-    return words.MISSING if value_db is None else words.decibel(value_db)
 
 
 def _flips(flips: Flips, labels: tuple[str, ...], budget: int) -> FlipsView:

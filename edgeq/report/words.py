@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Fidelity, Row
+    from edgeq.artifacts import Fidelity, Gate, Row
 
 MISSING = "not measured"
 
@@ -106,19 +106,20 @@ def verdict(row: Row) -> str:
     return f"{text}\n{', '.join(marks)}" if marks else text
 
 
-def failures(row: Row) -> list[str]:
-    """Return a line for each gate that failed: its limit, what was measured, and by how much."""
-    lines = []
-    for gate in row.checked.gates:
-        if gate.passed:
-            continue
-        is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
-        measured = gate.measured if is_plain else f"measured {gate.measured}"
-        facts = (f"limit {gate.limit}" if gate.limit else "", measured)
-        told = ", ".join(fact for fact in facts if fact)
-        detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
-        lines.append(f"{gate.outcome}: {row.target} {row.scheme}: {gate.name}: {detail}")
-    return lines
+def failures(row: Row, *, named: bool = False) -> list[str]:
+    """Return a line for each gate that failed; `named` where rows of several models stand together."""
+    about = f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
+    return [failure(about, gate) for gate in row.checked.gates if not gate.passed]
+
+
+def failure(about: str, gate: Gate) -> str:
+    """Return a gate's line: what it is of, its limit, what was measured, and by how much."""
+    is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
+    measured = gate.measured if is_plain else f"measured {gate.measured}"
+    facts = (f"limit {gate.limit}" if gate.limit else "", measured)
+    told = ", ".join(fact for fact in facts if fact)
+    detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+    return f"{gate.outcome}: {about}: {gate.name}: {detail}"
 
 
 def place(row: Row) -> str:

@@ -35,7 +35,8 @@ class FlipTally:
 
         Args:
             batch: what was run; a sample that is a whole batch stands for all of its rows.
-            reference, measured: outputs of equal shapes, padding cut away.
+            reference: fp32's outputs, padding cut away.
+            measured: the artifact's, of the same shapes.
         """
         if not reference or not is_ranking(reference[0]) or len(reference[0]) < batch.rows:
             return

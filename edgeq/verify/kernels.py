@@ -50,7 +50,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         int8_linear_macs=_share([pair for pair in pairs if _LINEAR.match(pair[0].op)], "int8"),
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
-        int8_layers=tuple(kind == "int8" for kind in found),
+        precisions=tuple(found),
     )
 
 

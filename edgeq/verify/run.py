@@ -117,7 +117,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     if len(tally.digests) == 1:
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
-    with spec.progress.task(f"time {spec.label}"):
+    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
         latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
         kernels = _profiled(spec, runtime, first)
     timing = Timing(

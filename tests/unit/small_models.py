@@ -30,6 +30,10 @@ class Silent:
     def task(self, description, total=None):  # noqa: ARG002
         yield self
 
+    @contextlib.contextmanager
+    def alone(self):
+        yield
+
     def advance(self, steps=1):
         pass
 

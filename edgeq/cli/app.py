@@ -18,6 +18,8 @@ _FLAGS_OFF = {
     "package": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
+    "keys": {"help": False},
+    "ota": {"help": False},
 }
 
 app = typer.Typer(

@@ -152,12 +152,16 @@ def publish(
     new_targets = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
     targets_data = _signed(new_targets, ring, "targets")
     meta = MetaFile(new_targets.signed.version, len(targets_data), _hashes(targets_data))
-    snapshot = Metadata(Snapshot(_after(before.snapshot if before else None), expires=soon, meta={"targets.json": meta}))
+    snapshot = Metadata(
+        Snapshot(_after(before.snapshot if before else None), expires=soon, meta={"targets.json": meta})
+    )
     snapshot_data = _signed(snapshot, ring, "snapshot")
     meta = MetaFile(snapshot.signed.version, len(snapshot_data), _hashes(snapshot_data))
     issued = {ISSUED: now.strftime("%Y-%m-%dT%H:%M:%SZ")}
     timestamp = Metadata(
-        Timestamp(_after(before.timestamp if before else None), expires=soon, snapshot_meta=meta, unrecognized_fields=issued)
+        Timestamp(
+            _after(before.timestamp if before else None), expires=soon, snapshot_meta=meta, unrecognized_fields=issued
+        )
     )
     timestamp_data = _signed(timestamp, ring, "timestamp")
     place = folder / METADATA
@@ -197,9 +201,7 @@ def tidy(channel: Channel) -> None:
     numbers = {"targets": channel.targets.signed.version, "snapshot": channel.snapshot.signed.version}
     metadata = {f"{number - back}.{role}.json" for role, number in numbers.items() for back in (0, 1)}
     states = [channel.targets, *_previous_targets(place / f"{numbers['targets'] - 1}.targets.json")]
-    names = {
-        f"{target.hashes['sha256']}.{name}" for state in states for name, target in state.signed.targets.items()
-    }
+    names = {f"{target.hashes['sha256']}.{name}" for state in states for name, target in state.signed.targets.items()}
     with disk_errors(channel.folder):
         _remove_others(place, metadata, _OURS)
         _remove_others(channel.folder / FILES, names, _OUR_FILE)

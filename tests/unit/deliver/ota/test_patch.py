@@ -112,7 +112,9 @@ def test_bounds_what_a_bsdiff_block_inflates_to() -> None:
 
     for blocks in ((bomb, bz2.compress(b"")), (bz2.compress(b""), bomb)):
         head = b"BSDIFF40" + number(len(blocks[0])) + number(len(blocks[1])) + number(1000)
-        patch = dataclasses.replace(made("bsdiff4", base, bytes(1000)), data=head + b"".join(blocks) + bz2.compress(b""))
+        patch = dataclasses.replace(
+            made("bsdiff4", base, bytes(1000)), data=head + b"".join(blocks) + bz2.compress(b"")
+        )
         with pytest.raises(IntegrityError, match="inflate to more"):
             apply_patch(patch, base)
 

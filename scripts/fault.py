@@ -71,7 +71,7 @@ def _preload() -> None:
     source = ROOT / "scripts" / "fault_shim.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(source), "-ldl"], check=True)
     env = {**os.environ, "LD_PRELOAD": str(shim), "EDGEQ_FAULT_SHIM": str(shim)}
-    os.execve(sys.executable, [sys.executable, *sys.argv], env)
+    os.execve(sys.executable, [sys.executable, *sys.argv], env)  # noqa: S606  # no shell is wanted
 
 
 # --- bundles, a channel, a device ---
@@ -80,9 +80,9 @@ def _preload() -> None:
 def bundle(folder: Path, version: str, *, size: int = 20_000, changes: int = 200) -> Path:
     """Write a bundle around invented weights; the golden self-test is not run on it."""
     source = ROOT / "tests" / "golden" / "0.1.0" / "digits" / "android-arm64-xnnpack"
-    rng = random.Random(7)  # noqa: S311  # no secret
+    rng = random.Random(7)  # no secret
     weights = bytearray(int(rng.gauss(0, 20)) & 255 for _ in range(size))
-    rng = random.Random(version)  # noqa: S311
+    rng = random.Random(version)
     for _ in range(changes if version != "1" else 0):
         weights[rng.randrange(size)] = rng.randrange(256)
     folder.mkdir(parents=True)
@@ -111,8 +111,9 @@ def keys(folder: Path) -> None:
 def release(channel: Path, key_folder: Path, folder: Path) -> None:
     """Publish a bundle."""
     from edgeq.deliver.ota.channel import open_channel
+    from edgeq.deliver.ota.entries import Terms, shipped
     from edgeq.deliver.ota.keys import load_keys
-    from edgeq.deliver.ota.release import Terms, add_release, bases, prepare, shipped
+    from edgeq.deliver.ota.release import add_release, bases, prepare
 
     before = open_channel(channel)
     item = prepare(folder, bases(before, shipped(before, "digits", "android-arm64-xnnpack")[:1]))
@@ -133,7 +134,8 @@ def update(store: Path, channel: Path, trust: Path) -> None:
 def go_back(store: Path) -> None:
     """Roll the store back to its previous release."""
     from edgeq._io import disk_errors, lock_dir
-    from edgeq.deliver.ota.store import Store, rolled_back
+    from edgeq.deliver.ota.state import rolled_back
+    from edgeq.deliver.ota.store import Store
 
     with disk_errors(store), lock_dir(store, wait_s=10):
         place = Store(store)
@@ -412,7 +414,7 @@ def _in_child(work: Path, operation: Operation, number: int, how: int, report: i
             shim.fault_arm(ctypes.c_long(number), ctypes.c_int(how))
         operation.run(work)
         calls = shim.fault_disarm()
-    except BaseException as err:  # noqa: BLE001  # every kind becomes an exit status
+    except BaseException as err:  # every kind becomes an exit status
         shim.fault_disarm()
         return int(explain(err).exit_code)
     if report is not None:
@@ -424,7 +426,7 @@ def _killed_at_random(work: Path, operation: Operation, seconds: float) -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(_in_child(work, operation, 0, 0, None))
-    time.sleep(random.uniform(0, seconds))  # noqa: S311
+    time.sleep(random.uniform(0, seconds))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
@@ -432,21 +434,21 @@ def _killed_at_random(work: Path, operation: Operation, seconds: float) -> None:
 def _guarded(read: Callable[[Path], str], work: Path) -> str:
     try:
         return read(work)
-    except Exception as err:  # noqa: BLE001  # whatever it is, the state is torn
+    except Exception as err:  # whatever it is, the state is torn
         return f"torn: {type(err).__name__}: {err}"
 
 
 def _tree(root: Path) -> dict[str, bytes | None]:
     return {
         str(path.relative_to(root)): (
-            os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else None
         )
         for path in sorted(root.rglob("*"))
     }
 
 
 def _kept(tree: dict[str, bytes | None]) -> dict[str, bytes | None]:
-    """Leave out what a store may learn, or keep for the next try, without changing what the app loads."""
+    """Leave out what a store may learn or keep for the next try, and hidden rubbish that the next run removes."""
     state = json.loads(tree.get("state.json") or b"{}")
     for name in ("seen", "trying"):
         state.pop(name, None)
@@ -455,6 +457,7 @@ def _kept(tree: dict[str, bytes | None]) -> dict[str, bytes | None]:
         name: data
         for name, data in tree.items()
         if not name.startswith(("trusted", "download", "trust.json", "device.json"))
+        and not any(part == ".edgeq.lock" or (part[0] == "." and part.endswith(".tmp")) for part in name.split("/"))
         and not (name.startswith("slots/") and name.split("/")[1] not in named)
     }
     if set(kept) <= {"state.json", "slots"} and not named:
@@ -485,8 +488,9 @@ def bits(root: Path, options: argparse.Namespace) -> int:
     for number in range(options.count):
         path = read[number % len(read)]
         good = path.read_bytes()
-        at, bit = random.randrange(len(good)), random.randrange(8)  # noqa: S311
+        at, bit = random.randrange(len(good)), random.randrange(8)
         path.write_bytes(good[:at] + bytes([good[at] ^ (1 << bit)]) + good[at + 1 :])
+        _fresh_device(root)
         try:
             _update(root)
             seen["accepted"] += 1
@@ -505,6 +509,7 @@ def _moved(root: Path, read: list[Path]) -> int:
     from edgeq.errors import EdgeqError
 
     def refused() -> bool:
+        _fresh_device(root)
         try:
             _update(root)
         except EdgeqError:
@@ -534,14 +539,19 @@ def _moved(root: Path, read: list[Path]) -> int:
     return bad
 
 
+def _fresh_device(root: Path) -> None:
+    """Let the device forget what it verified: it would not read that again."""
+    shutil.rmtree(root / "target")
+    shutil.copytree(root / "device", root / "target", symlinks=True)
+
+
 def _intact(root: Path, count: int) -> int:
     alarms = 0
     for _ in range(count):
-        shutil.rmtree(root / "target")
-        shutil.copytree(root / "device", root / "target", symlinks=True)
+        _fresh_device(root)
         try:
             _update(root)
-        except Exception as err:  # noqa: BLE001  # any is a false alarm
+        except Exception as err:  # any is a false alarm
             alarms += 1
             print(f"  false alarm: {err}")
     print(f"{count} intact: {alarms} false alarms", flush=True)
@@ -558,9 +568,9 @@ def archives(root: Path, options: argparse.Namespace) -> int:
     jail = root / "jail"
     seen: Counter[str] = Counter()
     bad, slowest = 0, 0.0
-    outside = {path for path in root.rglob("*")}
+    outside = set(root.rglob("*"))
     for number in range(options.count):
-        data = _hostile(good, random.Random(f"{options.seed}-{number}"))  # noqa: S311
+        data = _hostile(good, random.Random(f"{options.seed}-{number}"))
         place = jail / "in"
         place.mkdir(parents=True)
         start = time.monotonic()
@@ -569,7 +579,7 @@ def archives(root: Path, options: argparse.Namespace) -> int:
             seen["a whole bundle"] += 1
         except EdgeqError as err:
             seen[f"exit {int(err.exit_code)}"] += 1
-        except Exception:  # noqa: BLE001  # what the test looks for
+        except Exception:  # what the test looks for
             seen["traceback"] += 1
             bad += 1
             traceback.print_exc()
@@ -578,7 +588,7 @@ def archives(root: Path, options: argparse.Namespace) -> int:
             bad += 1
             print(f"  archive {number} wrote outside")
         shutil.rmtree(jail)
-    bad += {path for path in root.rglob("*")} != outside
+    bad += set(root.rglob("*")) != outside
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     bad += peak_mb > 256 or slowest > 5
     print(f"{options.count} archives: {dict(seen)}; peak {peak_mb:.0f} MB, slowest {slowest:.2f} s")
@@ -611,7 +621,7 @@ def _hostile(good: bytes, rng: random.Random) -> bytes:
 
 
 _NAMES = (
-    "../out", "a/../../out", "/tmp/out", "C:\\out", "c:out", "..\\out", "\\\\host\\out", "MODEL.PTE", "model.pte",
+    "../out", "a/../../out", "/out", "C:\\out", "c:out", "..\\out", "\\\\host\\out", "MODEL.PTE", "model.pte",
     "manifest.json", "Manifest.json", "golden.npz/", "in/out", ".out", "out\0.pte", "", "\u202eetp.ledom", "CON", "a" * 300,
 )  # fmt: skip
 
@@ -671,7 +681,7 @@ def _parsed(what: str, good: bytes, parse: Callable[[bytes], object], options: a
             seen["accepted"] += 1
         except EdgeqError as err:
             seen[f"exit {int(err.exit_code)}"] += 1
-        except Exception:  # noqa: BLE001  # what the test looks for
+        except Exception:  # what the test looks for
             seen["traceback"] += 1
             bad += 1
             traceback.print_exc()
@@ -697,7 +707,7 @@ def _mutants(good: bytes, options: argparse.Namespace) -> Iterator[bytes]:
         b",",
     )
     for number in range(options.count):
-        rng = random.Random(f"{options.seed}-{number}")  # noqa: S311
+        rng = random.Random(f"{options.seed}-{number}")
         data = bytearray(good)
         for _ in range(rng.randrange(1, 5)):
             at = rng.randrange(len(data))
@@ -726,7 +736,7 @@ def patches(_root: Path, options: argparse.Namespace) -> int:
     bad, seen = 0, Counter[str]()
     made = []
     for number in range(max(1, options.count // 5)):
-        rng = random.Random(f"{options.seed}-{number}")  # noqa: S311
+        rng = random.Random(f"{options.seed}-{number}")
         base = bytes(int(rng.gauss(0, 20)) & 255 for _ in range(rng.choice((0, 1, 100, 3000, 20_000))))
         new = bytearray(base)
         for _ in range(rng.randrange(60)):
@@ -738,7 +748,7 @@ def patches(_root: Path, options: argparse.Namespace) -> int:
             made.append((patch, base, bytes(new)))
     print(f"{max(1, options.count // 5)} round trips: {bad} not byte-exact", flush=True)
     for number in range(options.count):
-        rng = random.Random(f"m{options.seed}-{number}")  # noqa: S311
+        rng = random.Random(f"m{options.seed}-{number}")
         patch, base, new = made[number % len(made)]
         data = bytearray(patch.data)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -764,7 +774,7 @@ def artifacts(root: Path, options: argparse.Namespace) -> int:
     _import_runtime(runtime)
     seen: Counter[str] = Counter()
     for number in range(options.count):
-        rng = random.Random(f"{options.seed}-{number}")  # noqa: S311
+        rng = random.Random(f"{options.seed}-{number}")
         data = bytearray(good)
         for _ in range(rng.randrange(1, 6)):
             data[rng.randrange(len(data))] = rng.randrange(256)
@@ -778,10 +788,10 @@ def artifacts(root: Path, options: argparse.Namespace) -> int:
 
 
 def _import_runtime(runtime: str) -> None:
-    import torch  # noqa: F401
+    import torch
 
     if runtime == "executorch":
-        from executorch.extension.pybindings import _C  # noqa: F401
+        from executorch.extension.pybindings import _C
 
 
 def _loaded_in_fork(worker: object, path: Path, runtime: str) -> str:
@@ -791,7 +801,7 @@ def _loaded_in_fork(worker: object, path: Path, runtime: str) -> str:
         resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
         try:
             worker.RUNNERS[runtime](path, "qnnpack", 1).load()  # type: ignore[attr-defined]
-        except BaseException:  # noqa: BLE001  # the runtimes' errors are of many kinds
+        except BaseException:  # the runtimes' errors are of many kinds
             os._exit(7)
         os._exit(0)
     _, status = os.waitpid(pid, 0)

@@ -38,6 +38,8 @@ _FLAGS_OFF = {
     "report": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
+    "keys": {"help": False},
+    "ota": {"help": False},
 }
 
 app = typer.Typer(

@@ -64,8 +64,9 @@ def rotate(
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
     from edgeq.cli.ota import now
+    from edgeq.deliver.ota.entries import Terms
     from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
-    from edgeq.deliver.ota.release import Terms, refresh
+    from edgeq.deliver.ota.release import refresh
 
     ring = load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already

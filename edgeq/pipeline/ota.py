@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from edgeq.artifacts import CheckReport, Gate
 from edgeq.deliver.ota.channel import VALID_DAYS, Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
+from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
 from edgeq.deliver.ota.keys import load_keys
-from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
+from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare
 from edgeq.errors import ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest

@@ -18,7 +18,7 @@ from edgeq.units import format_quantity
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
-    from edgeq.deliver.ota.release import Prepared
+    from edgeq.deliver.ota.entries import Prepared
     from edgeq.verify.host import HostRuntime
 
 

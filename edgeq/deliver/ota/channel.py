@@ -169,8 +169,7 @@ def publish(
     new[place / f"{new_targets.signed.version}.targets.json"] = targets_data
     new[place / f"{snapshot.signed.version}.snapshot.json"] = snapshot_data
     with disk_errors(folder):
-        _write_all(new)
-        write_atomic(place / "timestamp.json", timestamp_data)
+        _switch(new, place / "timestamp.json", timestamp_data)
         # last: until now the old root, whose keys signed as well, led to all of this
         if root is not None:
             write_atomic(place / f"{root.signed.version}.root.json", _bytes(root))
@@ -181,17 +180,19 @@ def publish(
     return opened
 
 
-def _write_all(files: Mapping[Path, bytes]) -> None:
-    """Write files that nothing leads to yet; where one fails, none stays."""
+def _switch(new: Mapping[Path, bytes], timestamp: Path, data: bytes) -> None:
+    """Write files that nothing leads to yet, then what leads to them; unless that is in place, none stays."""
     written: list[Path] = []
     try:
-        for path, data in files.items():
+        for path, content in new.items():
             if not path.exists():
                 written.append(path)
-            write_atomic(path, data)
+            write_atomic(path, content)
+        write_atomic(timestamp, data)
     except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
+        if not timestamp.exists() or timestamp.read_bytes() != data:
+            for path in written:
+                path.unlink(missing_ok=True)
         raise
 
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from edgeq._io import disk_errors, fsync_tree, lock_dir, sha256_bytes, staged_dir
 from edgeq.bundle.reader import Bundle, read_bundle
-from edgeq.deliver.ota import store as states
+from edgeq.deliver.ota import state as states
+from edgeq.deliver.ota.device import check_device, choose, described
 from edgeq.deliver.ota.facts import BundleEntry, DeltaEntry, Index, disagreement
 from edgeq.deliver.ota.fetch import Source, download
 from edgeq.deliver.ota.patch import Patch, apply_patch
 from edgeq.deliver.ota.plain import pack, unpack
-from edgeq.deliver.ota.store import MAX_TRIES, DeviceFacts, Slot, State, Store, Trying
+from edgeq.deliver.ota.state import MAX_TRIES, DeviceFacts, Slot, State, Trying
+from edgeq.deliver.ota.store import Store, remove_tree
 from edgeq.deliver.ota.trusted import refresh
 from edgeq.deliver.ota.unzip import unzip
-from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, UnsupportedError, UsageError, VerificationError
+from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, VerificationError
 
 MOST_BYTES = 1_000_000_000
 MOST_REPEATS = 30
@@ -93,7 +93,7 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
     with disk_errors(request.store), lock_dir(request.store, wait_s=_WAIT_S):
         store = Store(request.store)
         device_before = store.device()
-        _check_device(device_before, request)
+        check_device(device_before, device_id=request.device_id, model=request.model, target=request.target)
         store.recover()
         state = _capped(store)
         root = _root(store, request)
@@ -110,7 +110,14 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
         fsync_tree(store.trusted)
         state = states.with_seen(state, trusted.seen)
         store.save(state)
-        device = _device(device_before, request, trusted.index)
+        device = described(
+            device_before,
+            trusted.index,
+            device_id=request.device_id,
+            model=request.model,
+            target=request.target,
+            runtime=request.runtime,
+        )
         notes = () if trusted.by_clock else ("no clock to judge by: expiry was judged by when the index was signed",)
         return _followed(store, state, device, trusted.index, request, self_test, notes)
 
@@ -190,86 +197,6 @@ def _root(store: Store, request: Request) -> bytes:
     return request.trust
 
 
-def _check_device(known: DeviceFacts | None, request: Request) -> None:
-    if known is None:
-        return
-    for name, told in (("device_id", request.device_id), ("model", request.model), ("target", request.target)):
-        had = getattr(known, name)
-        if told is not None and told != had:
-            what = f"wrong device: the store is for {name.replace('_', ' ')} {had}, not {told}"
-            raise IntegrityError(what, "give each device, and each model, a store of its own")
-
-
-def _device(known: DeviceFacts | None, request: Request, index: Index) -> DeviceFacts:
-    """Return what the device is; where the channel leaves no choice it need not be told."""
-    if known is not None:
-        return known.model_copy(update={"runtime": request.runtime}) if request.runtime else known
-    offered = [(one.facts.model, one.facts.target) for one in index.bundles]
-    # where nothing fits what was told, `choose` says what is wrong with it
-    models = sorted({model for model, target in offered if request.target == target} or {model for model, _ in offered})
-    targets = sorted(
-        {target for model, target in offered if request.model == model} or {target for _, target in offered}
-    )
-    try:
-        return DeviceFacts(
-            device_id=request.device_id,
-            model=request.model or _only(models, "model"),
-            target=request.target or _only(targets, "target"),
-            runtime=request.runtime,
-        )
-    except ValidationError as err:
-        first = err.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
-        raise UsageError(what, "use letters, digits, and any of . _ : -") from err
-
-
-def _only(names: list[str], what: str) -> str:
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise UnsupportedError(
-            "the channel has no release that fits", f"check --model and --target, or release a {what}"
-        )
-    raise UsageError(f"the channel has several {what}s: {', '.join(names[:8])}", f"say which with --{what}")
-
-
-def choose(index: Index, device: DeviceFacts) -> BundleEntry:
-    """Return the newest release for a device.
-
-    Raises:
-        UnsupportedError: none is for its model, target, runtime or id; the message says which of them.
-    """
-    bundles = [one for one in index.bundles if one.facts.model == device.model]
-    if not bundles:
-        known = ", ".join(sorted({one.facts.model for one in index.bundles})) or "none"
-        raise UnsupportedError(f"the channel has no model {device.model}", f"its models: {known}")
-    fitting = [one for one in bundles if one.facts.target == device.target]
-    if not fitting:
-        known = ", ".join(sorted({f"{one.facts.target} ({one.facts.arch})" for one in bundles}))
-        what = f"wrong target or ABI: the channel has nothing for {device.target}"
-        raise UnsupportedError(what, f"its targets: {known}")
-    offered = [one for one in fitting if not one.facts.withdrawn]
-    addressed = [one for one in offered if not one.facts.devices or device.device_id in one.facts.devices]
-    if not addressed:
-        what = f"wrong device: no release of the channel is for {device.device_id}"
-        raise UnsupportedError(what, "release one for all devices, or name this one with --device")
-    newest = addressed[0]
-    needs = _version(newest.facts.exported_with)
-    if device.runtime is not None and needs and (_version(device.runtime) or needs) < needs:
-        what = (
-            f"wrong runtime: release {newest.facts.release} was written by {newest.facts.runtime}"
-            f" {newest.facts.exported_with}, this device has {device.runtime}"
-        )
-        raise UnsupportedError(what, "update the app first, or release one for its runtime")
-    return newest
-
-
-def _version(text: str) -> tuple[int, int] | None:
-    """Return (major, minor): an artifact runs on the runtime that wrote it, or on a newer one."""
-    parts = text.split(".")
-    return (int(parts[0]), int(parts[1])) if len(parts) > 1 and parts[0].isdecimal() and parts[1].isdecimal() else None
-
-
 def _placed(
     store: Store, state: State, slot: Slot, chosen: BundleEntry, index: Index, request: Request
 ) -> tuple[Literal["patch", "full download", "an earlier try"], int]:
@@ -279,7 +206,7 @@ def _placed(
         try:
             store.bundle(slot)
         except EdgeqError:
-            states.remove_tree(place)
+            remove_tree(place)
         else:
             return "an earlier try", 0
     delta, base = _delta(store, state, chosen, index)

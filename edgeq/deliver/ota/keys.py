@@ -147,10 +147,11 @@ def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places
         roles = {}
         for role in ROLES:
             threshold, count = counts.get(role, (1, 1))
-            if role in places:
-                keys = (_elsewhere(places[role], role),)
-            else:
-                keys = tuple(_generate(folder, f"{role}-{number}") for number in range(1, count + 1))
+            elsewhere = places.get(role)
+            keys = tuple(
+                _elsewhere(elsewhere, role) if elsewhere is not None else _generate(folder, f"{role}-{number}")
+                for number in range(1, count + 1)
+            )
             roles[role] = RoleKeys(threshold=threshold, keys=keys)
         return save_keys(folder, KeyFile(roles=roles))
 
@@ -265,7 +266,7 @@ def _signer_of(data: bytes, place: str) -> Any:
     from securesystemslib.signer import CryptoSigner
 
     try:
-        return CryptoSigner(load_pem_private_key(data, None))  # type: ignore[arg-type]
+        return CryptoSigner(load_pem_private_key(data, None))
     except Exception:  # nothing of a key may reach a message, so neither does the cause
         what = f"the private key at {_safe(place)} is no PEM text of one"
     raise IntegrityError(what, "restore it, or make new keys")
@@ -273,7 +274,7 @@ def _signer_of(data: bytes, place: str) -> Any:
 
 def _from_pem(data: bytes, key: KeyEntry) -> Signer:
     signer = _signer_of(data, key.uri)
-    if signer.public_key.keyval != _public(key).keyval:  # type: ignore[attr-defined]
+    if signer.public_key.keyval != _public(key).keyval:
         what = f"the private key at {_safe(key.uri)} is not the one of {key.keyid[:8]}"
         raise IntegrityError(what, "bring the right one")
     signer.public_key.keyid = key.keyid

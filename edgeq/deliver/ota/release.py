@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,23 @@ from edgeq._io import disk_errors, lock_dir, sha256_bytes
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import Bundle, read_bundle
 from edgeq.deliver.install import check_releasable
-from edgeq.deliver.ota.bom import bill_of_materials
-from edgeq.deliver.ota.channel import FILES, METADATA, VALID_DAYS, Channel, open_channel, publish, tidy
-from edgeq.deliver.ota.facts import KEY, BomFacts, BundleEntry, BundleFacts, DeltaFacts, bundle_facts
+from edgeq.deliver.ota.channel import FILES, METADATA, Channel, open_channel, publish, tidy
+from edgeq.deliver.ota.entries import (
+    Base,
+    Delta,
+    Prepared,
+    Terms,
+    check_distinct,
+    entries_of,
+    kept_entries,
+    mark_withdrawn,
+    newest,
+    next_release,
+    shipped,
+)
+from edgeq.deliver.ota.facts import BundleEntry, bundle_facts
 from edgeq.deliver.ota.keys import KeyRing
-from edgeq.deliver.ota.patch import Patch, make_patch
+from edgeq.deliver.ota.patch import make_patch
 from edgeq.deliver.ota.plain import pack
 from edgeq.deliver.ota.unzip import unzip
 from edgeq.errors import UsageError
@@ -26,59 +37,7 @@ from edgeq.errors import UsageError
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
 
-KEPT_RELEASES = 5
 _WAIT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """What a device may have, and a patch starts from."""
-
-    label: str
-    plain: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """A patch of a release, and what it starts from in words."""
-
-    label: str
-    patch: Patch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A bundle that may be released: the very bytes that would be published.
-
-    Attributes:
-        archive: the ZIP of the full download.
-        plain: its plain form, which patches lead to.
-        deltas: from each base; those that save nothing are measured, and not published.
-    """
-
-    bundle: Bundle
-    archive: bytes
-    plain: bytes
-    deltas: tuple[Delta, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How a release is signed and addressed.
-
-    Attributes:
-        runtimes: runtime and version of the app builds in the field that it was checked for.
-        devices: the only devices that it is for; none for all.
-        licence: the model's, an SPDX expression.
-        valid_days: after how many days clients refuse the index, unless it is signed again.
-    """
-
-    now: datetime.datetime
-    runtimes: tuple[tuple[str, str], ...] = ()
-    devices: tuple[str, ...] = ()
-    licence: str | None = None
-    valid_days: int = VALID_DAYS
-    kept: int = KEPT_RELEASES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +73,6 @@ def prepare(folder: Path, bases: Sequence[Base]) -> Prepared:
     return Prepared(bundle=bundle, archive=bundle_zip(folder), plain=plain, deltas=deltas)
 
 
-def shipped(channel: Channel | None, model: str, target: str) -> tuple[BundleEntry, ...]:
-    """Return the releases of a model for a target, the newest first; withdrawn ones too."""
-    if channel is None:
-        return ()
-    return tuple(one for one in channel.index.bundles if (one.facts.model, one.facts.target) == (model, target))
-
-
 def extract(channel: Channel, entry: BundleEntry, folder: Path) -> Bundle:
     """Write a released bundle into an empty folder.
 
@@ -152,10 +104,10 @@ def add_release(
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
     with _locked(folder, before):
-        _check_distinct(items, before)
-        release = _next(before)
+        check_distinct(items, before)
+        release = next_release(before)
         pairs = {(item.bundle.manifest.model.name, item.bundle.manifest.target.name) for item in items}
-        kept = _kept(before, terms.kept, pairs)
+        kept = kept_entries(before, terms.kept, pairs)
         files: dict[str, bytes] = {}
         for item in items:
             facts = bundle_facts(
@@ -167,7 +119,7 @@ def add_release(
             )
             runtimes = tuple(version for name, version in terms.runtimes if name == facts.runtime) or facts.runtimes
             update = {"devices": terms.devices, "runtimes": runtimes}
-            new, data = _entries(item, facts.model_copy(update=update), terms)
+            new, data = entries_of(item, facts.model_copy(update=update), terms)
             kept |= new
             files |= data
         return _published(folder, before, ring, kept, files, release, terms)
@@ -190,12 +142,12 @@ def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Publish
         raise UsageError(f"{folder} has no release {release}", f"its releases: {known}")
     with _locked(folder, channel):
         pairs = {(entry.facts.model, entry.facts.target) for entry in gone}
-        kept = _kept(channel, terms.kept + 1, pairs)
+        kept = kept_entries(channel, terms.kept + 1, pairs)
         files: dict[str, bytes] = {}
-        number = _next(channel)
+        number = next_release(channel)
         for entry in gone:
-            _mark_withdrawn(kept, entry)
-            if entry.file.name != _newest(channel, entry).file.name:
+            mark_withdrawn(kept, entry)
+            if entry.file.name != newest(channel, entry).file.name:
                 continue  # devices have a newer one; it only must not come back
             new, data = _restored(channel, entry, number, terms)
             kept |= new
@@ -215,7 +167,9 @@ def refresh(folder: Path, ring: KeyRing, terms: Terms) -> Published:
     if channel is None:
         raise UsageError(f"{folder} is no channel", "give the folder that `edgeq ota release` wrote")
     with _locked(folder, channel):
-        return _published(folder, channel, ring, dict(channel.targets.signed.targets), {}, _next(channel) - 1, terms)
+        return _published(
+            folder, channel, ring, dict(channel.targets.signed.targets), {}, next_release(channel) - 1, terms
+        )
 
 
 @contextlib.contextmanager
@@ -245,100 +199,19 @@ def _published(
     return Published(release=release, files=sizes, root_version=after.roots[-1].signed.version, trust=trust)
 
 
-def _check_distinct(items: Sequence[Prepared], before: Channel | None) -> None:
-    seen: set[tuple[str, str]] = set()
-    for item in items:
-        manifest = item.bundle.manifest
-        pair = (manifest.model.name, manifest.target.name)
-        if tuple(part.lower() for part in pair) in seen:
-            raise UsageError(f"two bundles of {pair[0]} for {pair[1]}", "release one of them")
-        seen.add((pair[0].lower(), pair[1].lower()))
-        for entry in before.index.bundles if before else ():
-            known = (entry.facts.model, entry.facts.target)
-            if known != pair and tuple(map(str.lower, known)) == tuple(map(str.lower, pair)):
-                what = f"the channel has {known[0]} for {known[1]}, which differs from {pair[0]} for {pair[1]} in case only"
-                raise UsageError(what, "name the model as it was")
-        newest = next(iter(shipped(before, *pair)), None)
-        if newest is not None and newest.facts.digest == item.bundle.digest and not newest.facts.withdrawn:
-            what = f"{pair[0]} for {pair[1]} is release {newest.facts.release} already: the bundles are equal"
-            raise UsageError(what, "package what changed, or leave it out")
-
-
-def _entries(item: Prepared, facts: BundleFacts, terms: Terms) -> tuple[dict[str, TargetFile], dict[str, bytes]]:
-    """Return the index's entries of a bundle with its patches and its bill, and their contents."""
-    stem = f"{facts.model}.{facts.target}.{facts.release}"
-    shared = {"model": facts.model, "target": facts.target, "release": facts.release}
-    bom = bill_of_materials(item.bundle.manifest, item.bundle.digest, now=terms.now, licence=terms.licence)
-    files = {f"{stem}.zip": item.archive, f"{stem}.cdx.json": bom}
-    said: dict[str, BundleFacts | DeltaFacts | BomFacts] = {
-        f"{stem}.zip": facts,
-        f"{stem}.cdx.json": BomFacts.model_validate(shared),
-    }
-    for delta in item.deltas:
-        patch = delta.patch
-        if len(patch.data) >= len(item.archive):
-            continue
-        name = f"{stem}.from-{patch.base_sha256[:12]}.patch"
-        files[name] = patch.data
-        said[name] = DeltaFacts(
-            **shared,  # type: ignore[arg-type]  # mypy sees one type for all three
-            algorithm=patch.algorithm,
-            base_sha256=patch.base_sha256,
-            output_sha256=patch.output_sha256,
-            output_bytes=patch.output_bytes,
-        )
-    return {name: target_file(name, data, said[name]) for name, data in files.items()}, files
-
-
-def target_file(name: str, data: bytes, facts: BundleFacts | DeltaFacts | BomFacts) -> TargetFile:
-    """Return TUF's entry of a file, with edgeq's facts in its custom field."""
-    from tuf.api.metadata import TargetFile
-
-    made = TargetFile.from_data(name, data, ["sha256"])
-    made.unrecognized_fields["custom"] = {KEY: facts.model_dump(mode="json")}
-    return made
-
-
-def _next(before: Channel | None) -> int:
-    return 1 + max((entry.facts.release for entry in before.index.bundles), default=0) if before else 1
-
-
-def _kept(before: Channel | None, count: int, changed: set[tuple[str, str]]) -> dict[str, TargetFile]:
-    """Return the entries that stay: each pair's newest bundles; patches and bills where nothing changes."""
-    if before is None:
-        return {}
-    index = before.index
-    pairs = {(one.facts.model, one.facts.target) for one in index.bundles}
-    names = {one.file.name for pair in pairs for one in shipped(before, *pair)[:count]}
-    names |= {one.name for one in index.entries if (one.facts.model, one.facts.target) not in changed}
-    return {name: target for name, target in before.targets.signed.targets.items() if name in names}
-
-
-def _newest(channel: Channel, entry: BundleEntry) -> BundleEntry:
-    return shipped(channel, entry.facts.model, entry.facts.target)[0]
-
-
-def _mark_withdrawn(kept: dict[str, TargetFile], entry: BundleEntry) -> None:
-    facts = entry.facts.model_copy(update={"withdrawn": True})
-    before = kept[entry.file.name]
-    from tuf.api.metadata import TargetFile
-
-    custom = {"custom": {KEY: facts.model_dump(mode="json")}}
-    kept[entry.file.name] = TargetFile(before.length, before.hashes, before.path, custom)
-
-
 def _restored(
     channel: Channel, gone: BundleEntry, number: int, terms: Terms
 ) -> tuple[dict[str, TargetFile], dict[str, bytes]]:
     older = [one for one in shipped(channel, gone.facts.model, gone.facts.target) if not one.facts.withdrawn]
     older = [one for one in older if one.facts.release < gone.facts.release]
     if not older:
-        what = f"release {gone.facts.release} is the first of {gone.facts.model} for {gone.facts.target} that the channel has"
+        facts = gone.facts
+        what = f"release {facts.release} is the first of {facts.model} for {facts.target} that the channel has"
         raise UsageError(what, "release a bundle that is good instead")
     with tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
         item = prepare_released(channel, older[0], bases(channel, [gone]), Path(name))
     update = {"release": number, "withdrawn": False}
-    return _entries(item, older[0].facts.model_copy(update=update), terms)
+    return entries_of(item, older[0].facts.model_copy(update=update), terms)
 
 
 def prepare_released(channel: Channel, entry: BundleEntry, starts: Sequence[Base], folder: Path) -> Prepared:

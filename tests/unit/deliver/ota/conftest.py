@@ -20,12 +20,14 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.deliver.ota.channel import Channel, open_channel, publish
 from edgeq.deliver.ota.client import Request, Update, update
+from edgeq.deliver.ota.entries import Base, Terms, shipped, target_file
 from edgeq.deliver.ota.facts import BundleFacts, bundle_facts
 from edgeq.deliver.ota.fetch import open_source
 from edgeq.deliver.ota.keys import KeyRing, load_keys, new_keys
 from edgeq.deliver.ota.plain import pack
-from edgeq.deliver.ota.release import Base, Published, Terms, add_release, bases, prepare, shipped, target_file
-from edgeq.deliver.ota.store import State, Store
+from edgeq.deliver.ota.release import Published, add_release, bases, prepare
+from edgeq.deliver.ota.state import State
+from edgeq.deliver.ota.store import Store
 
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)

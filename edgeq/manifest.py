@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq._io import canonical_json
-from edgeq.artifacts import Outcome, Weights
+from edgeq.artifacts import Outcome, TunedWeights, Weights
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 from edgeq.preprocess import Preprocess
 from edgeq.target import explain
@@ -140,12 +140,61 @@ class ParityFacts(_Strict):
     )
 
 
+class AgreementFacts(_Strict):
+    """Two runs of the artifact on the same samples."""
+
+    left: str = Field(description="host, fp32, or a CPU with its runtime")
+    right: str
+    samples: Count
+    max_abs: Measure
+    sqnr_db: Measure = Field(description="inf: the outputs are equal")
+    differing: Measure = Field(description="share of the output elements that differ")
+    top1_flips: Count | None
+
+
+class DeviceRunFacts(_Strict):
+    """The artifact on one CPU model, in one version of the device's runtime."""
+
+    cpu: str = Field(description="QEMU's name of the model, or native")
+    runtime: str
+    features: tuple[str, ...] = Field(description="instruction-set extensions that the runtime detected")
+    samples: Count
+    host: AgreementFacts
+    fp32: AgreementFacts | None
+    score: Measure | None = Field(description="the mean over these samples; null without labels")
+    host_score: Measure | None
+    fp32_score: Measure | None
+    scored: Count
+    rescored: Count | None = Field(description="of these, with another score than on the host")
+
+
+class EmulationFacts(_Strict):
+    """The artifact on the device's own kernels."""
+
+    runs: tuple[DeviceRunFacts, ...]
+    between: tuple[AgreementFacts, ...] = Field(description="each pair of runs")
+
+
 class GoldenFacts(_Strict):
     """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
 
     samples: Count
     preprocessed: bool = Field(description="whether the inputs are already what the model takes")
     sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
+    made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
+
+
+class QatFacts(_Strict):
+    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+
+    data_sha256: Sha256
+    samples: Count = Field(description="trained on")
+    held_out: Count = Field(description="that only chose between the candidates")
+    loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
+    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    learning_rate: Measure | None
+    batch: Count | None
+    weights: TunedWeights = Field(description="which candidate was kept")
 
 
 class Provenance(_Strict):
@@ -158,6 +207,7 @@ class Provenance(_Strict):
     evaluation_sha256: Sha256 | None
     evaluation_samples: Count
     data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
 
@@ -182,6 +232,8 @@ class Manifest(_Strict):
     accuracy: Accuracy | None
     parity: ParityFacts | None
     golden: GoldenFacts
+    emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
+    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
     verified_on: str = Field(description="what ran the artifact, by architecture")
     provenance: Provenance
 

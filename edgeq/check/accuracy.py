@@ -7,6 +7,7 @@ import math
 from edgeq.artifacts import Fidelity, VerifyReport
 from edgeq.job import GateOptions
 
+FAR_SQNR_DB = 10.0  # the difference is a third of the signal
 _Z95 = 1.645  # the normal distribution's one-sided 95% point
 
 
@@ -43,6 +44,9 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     said = []
     if fidelity.chance_score is not None and (why := why_worthless(fidelity)):
         said.append(why)
+    if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
+        inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+        said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
     if scheme != "fp32":
         how = "" if fidelity.score is not None else "labelled --eval-data and "
         said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or what you can afford")

@@ -19,13 +19,19 @@ def check_files(job: Job) -> None:
     """Check the files that a job names, its gates, its texts and its preprocessing.
 
     Raises:
-        UsageError: a file is missing, a text does not parse, or a gate or store limit is unknown.
+        UsageError: a file is missing, a text does not parse, or a gate, a store limit or a CPU is unknown.
+        UnsupportedError: a CPU that QEMU cannot emulate.
+        EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
     from edgeq.check import validate_options
+    from edgeq.pipeline.cost import check_cost_options
+    from edgeq.pipeline.emulate import check_tools
 
     _check_source(job.source)
     _check_texts(job)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
     if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
         _must_exist(job.weights, "--weights")
     data = job.data
@@ -33,6 +39,8 @@ def check_files(job: Job) -> None:
         (data.calibration, "--calibration-data"),
         (data.evaluation, "--eval-data"),
         (data.metric, "--metric"),
+        (job.qat.data, "--qat-data"),
+        (job.qat.train, "--qat-train"),
     ):
         if text is not None:
             _must_exist(_file_part(text), option)

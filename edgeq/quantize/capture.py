@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,33 @@ def capture(model: LoadedModel) -> Any:
             fix = "take out control flow that depends on data (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
+    return _with_modules(program)
+
+
+def capture_batched(model: LoadedModel) -> Any | None:
+    """Return the model captured for batches of any size, which train faster; None where it takes one size only.
+
+    Inputs without a batch axis, a program that was exported before, and a forward that counts on its batch are such.
+    """
+    import torch
+
+    if model.kind == "exported" or not all(spec.shape for spec in model.inputs):
+        return None
+    batch = torch.export.Dim("batch", min=1)
+    # two rows, since torch.export takes sizes of 0 and 1 for constants
+    wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
+    try:
+        with _silenced():
+            program = torch.export.export(
+                model.model, example_tensors(wider), dynamic_shapes=tuple({0: batch} for _ in wider)
+            )
+    except Exception:  # export raises many types; the capture of one size says what is wrong with the model
+        return None
+    return _with_modules(program)
+
+
+def _with_modules(program: Any) -> Any:
+    """Let each node know the module that it came from."""
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         if stack:

@@ -180,24 +180,30 @@ class HostRuntime:
         last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
         if code >= 0 and not self._ready:
             return EnvironmentProblem(f"the runtime's process ended while starting{last}", "see `edgeq doctor`")
-        how = f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        how = f"crashed with {signal_name(-code)}" if code < 0 else f"ended with status {code}"
         fix = "the artifact must not ship; report the model's architecture to its runtime"
         if code == -signal.SIGKILL:
             fix = "the system ends processes when memory runs out: free some, or try a smaller model"
         return VerificationError(f"the runtime {how} while {doing}{last}", fix)
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:  # real-time signals have no names
         return f"signal {number}"
 
 
+def executorch_error(text: str) -> tuple[type[EdgeqError], str]:
+    """Return the kind of error and the words for the code in `text`; no words where there is none that is known."""
+    code = _CODE.search(text)
+    return _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
+
+
 def _translated(text: str, doing: str) -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes."""
-    code = _CODE.search(text)
-    kind, meaning = _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
+    kind, meaning = executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     return kind(what, "package the model again; if that does not help, choose another target")

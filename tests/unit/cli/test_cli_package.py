@@ -12,7 +12,7 @@ from edgeq.cli.run import run
 from edgeq.deliver.install import InstallResult
 from edgeq.errors import VerificationError
 
-TARGET = ("--target", "android-arm64-xnnpack")
+TARGET = ("--target", "android-arm64-xnnpack", "--on", "host")
 PACKAGE = ("package", "digits", *TARGET)
 
 

@@ -18,7 +18,7 @@ from edgeq.cli.run import run
 from edgeq.errors import EdgeqError, IntegrityError
 
 ROOT = Path(__file__).parents[3]
-PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack")
+PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack", "--on", "host")
 
 
 def raiser(err: BaseException):

@@ -30,6 +30,9 @@ class Told:
     def advance(self, steps: int = 1) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 def as_it_is(model: LoadedModel) -> LoadedModel:
     return model

@@ -21,7 +21,7 @@ def installs(monkeypatch):
     """Record what would be installed instead of doing it."""
     calls: list[tuple[Path, Path]] = []
 
-    def install(bundle_folder: Path, app: Path) -> InstallResult:
+    def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 

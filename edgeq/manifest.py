@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq._io import canonical_json
-from edgeq.artifacts import Outcome, Weights
+from edgeq.artifacts import Outcome, TunedWeights, Weights
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 from edgeq.preprocess import Preprocess
 from edgeq.target import explain
@@ -26,7 +27,8 @@ REPORT_NAMES = ("report.json", "report.html")
 MAX_MANIFEST_BYTES = 4_000_000
 
 # Names become folders and files in apps, on update servers and on devices
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$")]
+_SLUG = r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$"
+Slug = Annotated[str, Field(pattern=_SLUG)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
@@ -182,6 +184,19 @@ class GoldenFacts(_Strict):
     made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
 
 
+class QatFacts(_Strict):
+    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+
+    data_sha256: Sha256
+    samples: Count = Field(description="trained on")
+    held_out: Count = Field(description="that only chose between the candidates")
+    loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
+    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    learning_rate: Measure | None
+    batch: Count | None
+    weights: TunedWeights = Field(description="which candidate was kept")
+
+
 class Provenance(_Strict):
     """What it was made from."""
 
@@ -192,6 +207,7 @@ class Provenance(_Strict):
     evaluation_sha256: Sha256 | None
     evaluation_samples: Count
     data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
 
@@ -234,6 +250,17 @@ class Manifest(_Strict):
     def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
         """Return the entry of the artifact or of the golden file."""
         return next(entry for entry in self.files if entry.role == role)
+
+
+def check_slug(text: str, what: str) -> None:
+    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+
+    Raises:
+        UsageError: with the characters that it may have.
+    """
+    if re.fullmatch(_SLUG, text) is None:
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
 
 
 def manifest_schema() -> dict[str, Any]:

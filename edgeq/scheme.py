@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.units import Dimension, parse_quantity
 
-SchemeName = Literal["fp32", "static-int8"]
-SCHEMES: tuple[SchemeName, ...] = ("fp32", "static-int8")
+SchemeName = Literal["fp32", "fp16", "static-int8", "dynamic-int8", "weight-only-int8", "qat-int8", "pretrained"]
+SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 # PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
-PLANNED_SCHEMES = ("fp16", "dynamic-int8", "qat-int8", "weight-only-int8", "mixed-int8", "pretrained")
+PLANNED_SCHEMES = ("mixed-int8",)
+# they multiply in float, whatever they store, and differ from fp32 by no quantization steps
+FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "weight-only-int8"})
+# they observe ranges on real samples
+NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8"})
+# they train, for which the --qat options are
+NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
 
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")
 
-LimitName = Literal["size", "download", "accuracy_drop", "latency", "peak_memory", "load"]
+LimitName = Literal[
+    "size", "download", "accuracy_drop", "latency", "peak_memory", "load", "delta", "flips", "class_drop"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitKind:
-    """What a limit is measured in, and the exit code of a run that breaks it."""
+    """What a limit is measured in, the exit code of a run that breaks it, and the command that measures it."""
 
     dimension: Dimension
     exit_code: ExitCode
+    measured_by: Literal["package", "release"] = "package"
 
 
 LIMITS: dict[LimitName, LimitKind] = {
@@ -34,11 +43,14 @@ LIMITS: dict[LimitName, LimitKind] = {
     "latency": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
     "peak_memory": LimitKind(dimension="bytes", exit_code=ExitCode.LATENCY),
     "load": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
+    "delta": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE, measured_by="release"),
+    "flips": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, measured_by="release"),
+    "class_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY, measured_by="release"),
 }
 
 
 def parse_limit(text: str) -> tuple[LimitName, float]:
-    """Parse `size=5MB` into its name and its value in the base unit (bytes, ms or percentage points).
+    """Parse `size=5MB` into its name and its value in the base unit (bytes, ms, percentage points or percent).
 
     Raises:
         UsageError: no "=", an unknown name, or a value of another dimension.

@@ -38,6 +38,7 @@ from edgeq.manifest import (
     ModelFacts,
     ParityFacts,
     Provenance,
+    QatFacts,
     RuntimeRange,
     TargetFacts,
     Tensor,
@@ -229,6 +230,23 @@ def _golden(golden: GoldenSet) -> GoldenFacts:
     )
 
 
+def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
+    tuning = item.tuning
+    if tuning is None or data.qat_sha256 is None:
+        return None
+    own = tuning.weights == "user"
+    return QatFacts(
+        data_sha256=data.qat_sha256,
+        samples=tuning.samples,
+        held_out=tuning.held_out,
+        loss=None if own else tuning.loss,
+        epochs=tuning.epochs,
+        learning_rate=None if own else measure(tuning.learning_rate),
+        batch=None if own else tuning.batch,
+        weights=tuning.weights,
+    )
+
+
 def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
     return Provenance(
         source_sha256=item.model.source_sha256,
@@ -237,6 +255,7 @@ def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
         evaluation_sha256=data.evaluation_sha256,
         evaluation_samples=data.evaluation_samples,
         data_findings=tuple(sorted({finding.name for finding in data.findings})),
+        qat=_qat(item, data),
         seed=item.seed,
         tools=item.tools,
     )

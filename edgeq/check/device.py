@@ -8,6 +8,7 @@ from edgeq.artifacts import Agreement, DeviceRun, Emulation, Gate, VerifyReport
 from edgeq.check.outcome import unverified
 from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.errors import ExitCode
+from edgeq.scheme import FLOAT_SCHEMES
 
 NAME = "device"
 
@@ -16,7 +17,7 @@ def device_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
     """Return the gate of the emulated runs; none where nothing was emulated."""
     if verified.emulation is None:
         return ()
-    reaction_db = verified.parity.reaction_db if verified.parity and scheme != "fp32" else None
+    reaction_db = verified.parity.reaction_db if verified.parity and scheme not in FLOAT_SCHEMES else None
     return (device_gate(scheme, verified.emulation, reaction_db),)
 
 
@@ -24,7 +25,8 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
     """Hold the emulated runs to the host's run of the same artifact (exit code 7).
 
     The outputs must be finite and of the host's shapes, and differ by at most one quantization step. Where no output
-    is quantized, or the scheme is fp32, the signal-to-difference ratio counts, by the thresholds of lowering parity.
+    is quantized, or the scheme computes in float, the signal-to-difference ratio counts, by the thresholds of
+    lowering parity.
 
     Args:
         scheme: the quantization scheme.
@@ -75,7 +77,7 @@ def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
 
 
 def _by_steps(host: Agreement, scheme: str) -> bool:
-    return host.max_steps is not None and scheme != "fp32"
+    return host.max_steps is not None and scheme not in FLOAT_SCHEMES
 
 
 def _order(host: Agreement) -> float:
@@ -89,7 +91,7 @@ def _limit(host: Agreement, scheme: str) -> str:
 def _measured(host: Agreement, scheme: str) -> str:
     if host.sqnr_db == math.inf:
         return "equal"
-    if host.max_steps is not None and scheme != "fp32":
+    if host.max_steps is not None and scheme not in FLOAT_SCHEMES:
         return f"{host.max_steps:.3g} steps, {host.sqnr_db:.1f} dB"
     return f"{host.sqnr_db:.1f} dB"
 

@@ -35,6 +35,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "preprocess": ("data", "preprocess"),
     "labels": ("data", "labels"),
     "num_calibration_samples": ("data", "num_calibration_samples"),
+    "qat_data": ("qat", "data"),
+    "qat_samples": ("qat", "samples"),
+    "qat_epochs": ("qat", "epochs"),
+    "qat_lr": ("qat", "lr"),
+    "qat_batch": ("qat", "batch"),
+    "qat_train": ("qat", "train"),
     "data_lint": ("data", "lint"),
     "skip_bad_images": ("data", "skip_bad_images"),
     "seed": ("seed",),
@@ -42,6 +48,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "keep_fp32": ("keep_fp32",),
     "limit": ("limit",),
     "limit_on": ("limit_on",),
+    "shipped": ("shipped",),
+    "device": ("predict_for",),
     "allow_unmeasured": ("allow_unmeasured",),
     "store_limit": ("store_limits",),
     "app_size": ("app_size",),
@@ -73,10 +81,18 @@ def package(
     seed: flags.Seed = None,
     observer: flags.Observer = None,
     keep_fp32: flags.KeepFp32 = None,
+    qat_data: flags.QatData = None,
+    qat_samples: flags.QatSamples = None,
+    qat_epochs: flags.QatEpochs = None,
+    qat_lr: flags.QatLr = None,
+    qat_batch: flags.QatBatch = None,
+    qat_train: flags.QatTrain = None,
     data_lint: flags.DataLint = None,
     skip_bad_images: flags.SkipBadImages = None,
     limit: flags.Limit = None,
     limit_on: flags.LimitOn = None,
+    shipped: flags.Shipped = None,
+    device: flags.Device = None,
     allow_unmeasured: flags.AllowUnmeasured = None,
     store_limit: flags.StoreLimit = None,
     app_size: flags.AppSize = None,
@@ -131,7 +147,7 @@ def from_params(params: Mapping[str, Any]) -> Options:
     from edgeq.cli.config import limit_table
     from edgeq.cli.project import validated
 
-    values: dict[str, Any] = {"data": {}, "device": {}}
+    values: dict[str, Any] = {"data": {}, "qat": {}, "device": {}}
     for param, path in KEYS.items():
         given = params[param]
         # typer gives an empty list for a repeatable option that was not used
@@ -158,7 +174,7 @@ def _build(job: Job, *, quiet: bool) -> BuildReport:
 
 def _print(report: BuildReport, installed: tuple[Installed, ...], problem: EdgeqError | None, *, as_json: bool) -> None:
     if as_json:
-        from edgeq.cli.as_json import to_json
+        from edgeq.report.as_json import to_json
 
         document = {**to_json(report), "installed": [entry.as_json() for entry in installed]}
         if problem is not None:

@@ -33,6 +33,17 @@ class DataTable(_Table):
     skip_bad_images: bool | None = None
 
 
+class QatTable(_Table):
+    """`[qat]`: how qat-int8 trains."""
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0, le=10)  # of the size of the weights: above 1 nothing is left of them
+    batch: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=2)
+
+
 class LimitTable(_Table):
     """`[limit]`: the most that each may be, with its unit."""
 
@@ -42,6 +53,15 @@ class LimitTable(_Table):
     latency: str | None = None
     peak_memory: str | None = None
     load: str | None = None
+    delta: str | None = None
+    flips: str | None = None
+    class_drop: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app builds in the field, for `edgeq ota release`."""
+
+    runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
 
 
 class DeviceTable(_Table):
@@ -70,12 +90,16 @@ class Options(_Table):
     keep_fp32: list[str] | None = None
     cache: bool | None = None
     limit_on: str | None = None
+    shipped: str | None = None
+    predict_for: str | None = None
     allow_unmeasured: list[str] | None = None
     store_limits: list[str] | None = None
     app_size: str | None = None
     data: DataTable = DataTable()
+    qat: QatTable = QatTable()
     limit: LimitTable = LimitTable()
     device: DeviceTable = DeviceTable()
+    app: AppTable = AppTable()
 
 
 def read_project(config: Path | None) -> Options:
@@ -92,7 +116,11 @@ def read_project(config: Path | None) -> Options:
         config = Path(FILE_NAME)
     elif not config.is_file():
         raise UsageError(f"no file {config}", "check the path given to --config")
-    return _relative_to(validated(read_toml(config), str(config)), config.parent)
+    raw = read_toml(config)
+    if isinstance(raw.get("model"), list):
+        raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or name another --config")
+    raw.pop("app", None)  # the app as a whole concerns `edgeq build`
+    return relative_to(validated(raw, str(config)), config.parent)
 
 
 def validated(values: dict[str, Any], origin: str) -> Options:
@@ -107,7 +135,8 @@ def validated(values: dict[str, Any], origin: str) -> Options:
         raise explain(err, origin, Options) from err
 
 
-def _relative_to(options: Options, folder: Path) -> Options:
+def relative_to(options: Options, folder: Path) -> Options:
+    """Return the options with their paths, which are relative to the file, relative to the current folder."""
     data = options.data.model_copy(
         update={
             **{key: _join(folder, getattr(options.data, key)) for key in ("calibration", "evaluation", "metric")},
@@ -121,8 +150,13 @@ def _relative_to(options: Options, folder: Path) -> Options:
             "weights": _join(folder, options.weights, unless=not _is_weights_file(options.weights, folder)),
             "out": _join(folder, options.out),
             "targets": _join_all(folder, options.targets, only_toml=True),
+            "shipped": _join(folder, options.shipped),
+            "predict_for": _join(folder, options.predict_for, unless=not (options.predict_for or "").endswith(".toml")),
             "install_into": _join_all(folder, options.install_into),
             "data": data,
+            "qat": options.qat.model_copy(
+                update={key: _join(folder, getattr(options.qat, key)) for key in ("data", "train")}
+            ),
         }
     )
 

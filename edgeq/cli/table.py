@@ -7,16 +7,20 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeq.cli import words
-from edgeq.cli.as_json import to_json
+from edgeq.cli.columns import printable
+from edgeq.project import of_one
+from edgeq.report import words
+from edgeq.report.as_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from edgeq.artifacts import BuildReport, Row
+    from edgeq.artifacts import BuildReport, DataFacts, Row
+    from edgeq.project import ProjectReport
 
 __all__ = ["render", "to_json"]
 
@@ -26,6 +30,11 @@ _STYLES = {"ok": "green", "failed": "bold red"}
 
 
 def render(report: BuildReport, *, width: int | None = None) -> str:
+    """Return the run of one model: see `render_project`."""
+    return render_project(of_one(report), width=width)
+
+
+def render_project(report: ProjectReport, *, width: int | None = None) -> str:
     """Return the table, what failed and by how much, the warnings, and where the bundles are.
 
     Args:
@@ -34,18 +43,19 @@ def render(report: BuildReport, *, width: int | None = None) -> str:
     """
     canvas = io.StringIO()
     console = _console(canvas, width)
-    table = _table(report)
-    # a table that does not fit would break numbers apart: then each row becomes a block of lines
-    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-        console.print(table)
-    else:
-        for row in report.rows:
-            console.print(_block(row, console.width))
+    if report.rows:
+        table = _table(report.rows)
+        # a table that does not fit would break numbers apart: then each row becomes a block of lines
+        if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+            console.print(table)
+        else:
+            for row in report.rows:
+                console.print(_block(row, console.width))
     below = _below(report)
     if width is not None or sys.stdout.isatty():
         below = [part for line in below for part in _wrapped(line, console.width)]
     above = "\n".join(line.rstrip() for line in canvas.getvalue().splitlines())
-    return "\n".join([above.rstrip("\n"), *below])
+    return "\n".join([above.rstrip("\n"), *below]).lstrip("\n")
 
 
 def _console(canvas: io.StringIO, width: int | None) -> Console:
@@ -63,19 +73,19 @@ def _wrapped(line: str, width: int) -> list[str]:
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
 
 
-def _table(report: BuildReport) -> RenderableType:
+def _table(rows: Sequence[Row]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    many = len({row.model for row in report.rows}) > 1
+    many = len({row.model for row in rows}) > 1
     # ASCII-safe rules and no colours needed: the words alone carry the meaning
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    heads = ["target", "scheme", "size", "download", "accuracy" if _labelled(report) else "fidelity", "agreement"]
-    emulated = any(words.device(row) != "-" for row in report.rows)
+    heads = ["target", "scheme", "size", "download", "accuracy" if _labelled(rows) else "fidelity", "agreement"]
+    emulated = any(words.device(row) != "-" for row in rows)
     heads += ["int8 MACs", *(["on the device"] if emulated else []), "latency p50 / p90", "verdict"]
     for head in [*(["model"] if many else []), *heads]:
         table.add_column(head, no_wrap=True)
-    for row in report.rows:
+    for row in rows:
         cells = [row.target, row.scheme, words.size(row), words.download(row), words.accuracy(row)]
         cells += [words.agreement(row), words.int8_share(row)]
         cells += [*([words.device(row)] if emulated else []), words.latency(row)]
@@ -83,8 +93,8 @@ def _table(report: BuildReport) -> RenderableType:
     return table
 
 
-def _labelled(report: BuildReport) -> bool:
-    return any(row.verified.fidelity is not None and row.verified.fidelity.metric for row in report.rows)
+def _labelled(rows: Sequence[Row]) -> bool:
+    return any(row.verified.fidelity is not None and row.verified.fidelity.metric for row in rows)
 
 
 def _block(row: Row, width: int) -> RenderableType:
@@ -131,10 +141,10 @@ def device_lines(row: Row) -> list[str]:
     return [f"{row.target} {row.scheme}: where the runs differ", *lines] if lines else []
 
 
-def _warnings(report: BuildReport) -> dict[str, list[str]]:
+def _warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return each warning once, with the targets that it is about."""
     about: dict[str, list[str]] = {}
-    for row in report.rows:
+    for row in rows:
         for text in row.checked.warnings:
             names = about.setdefault(text, [])
             if row.target not in names:
@@ -142,15 +152,28 @@ def _warnings(report: BuildReport) -> dict[str, list[str]]:
     return about
 
 
-def _below(report: BuildReport) -> list[str]:
-    """Return the lines under the table: failures, warnings, data, paths."""
+def _below(report: ProjectReport) -> list[str]:
+    """Return the lines under the table: failures, errors, the app, warnings, data, paths."""
+    named = len(report.models) > 1
     devices = [line for row in report.rows for line in device_lines(row)]
-    failed = [line for row in report.rows for line in words.failures(row)]
-    warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report).items()]
-    data = [f"data: {finding.name}: {finding.message}" for finding in report.data.findings]
-    if report.data.excluded_shared:
-        data.append(f"data: {report.data.excluded_shared} samples left out: they are in the other set too")
-    data += [f"data: skipped {name}" for name in report.data.skipped]
+    failed = [line for row in report.rows for line in words.failures(row, named=named)]
+    failed += [words.failure("app", gate) for gate in report.app if not gate.passed]
+    for model in report.models:
+        if model.error is not None:
+            failed += [
+                f"error: {printable(f'{model.name}: {model.error.what}')}",
+                f"  fix: {printable(model.error.fix)}",
+            ]
+    app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
+    warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
+    data = [line for model in report.models if model.report for line in _data(model.report.data)]
     paths = [f"{words.place(row)}: {row.path}" for row in report.rows]
-    sections = [section for section in (devices, failed, warnings, data, paths) if section]
+    sections = [section for section in (devices, failed, app, warnings, data, paths) if section]
     return [line for section in sections for line in ("", *section)]
+
+
+def _data(facts: DataFacts) -> list[str]:
+    lines = [f"data: {finding.name}: {finding.message}" for finding in facts.findings]
+    if facts.excluded_shared:
+        lines.append(f"data: {facts.excluded_shared} samples left out: they are in the other set too")
+    return lines + [f"data: skipped {name}" for name in facts.skipped]

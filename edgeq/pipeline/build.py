@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.cost import check_cost_options, with_cost
 from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
@@ -55,6 +57,26 @@ class Cell:
         return f"{self.target.name} {self.scheme}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job with what is there of it already.
+
+    Attributes:
+        facts: what the cells' keys are over.
+        finished: by the cells' keys.
+    """
+
+    job: Job
+    facts: dict[str, Any]
+    cells: tuple[Cell, ...]
+    finished: dict[str, tuple[Row, DataFacts]]
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """The cells that are still to be made."""
+        return tuple(cell for cell in self.cells if cell.key not in self.finished)
+
+
 def build(job: Job, progress: Progress) -> BuildReport:
     """Package a model for every target and scheme of `job`.
 
@@ -64,23 +86,44 @@ def build(job: Job, progress: Progress) -> BuildReport:
     Raises:
         EdgeqError: a step's own errors; a failed gate is no error but a row of the report.
     """
+    job = with_demo_data(job)
+    check_job(job)
+    with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
+        report = publish(complete(plan(job, work), work, progress))
+        if len(report.rows) > 1:
+            from edgeq.pipeline.pages import write_page
+
+            title = f"{report.rows[0].model} for {len(report.rows)} targets"
+            write_page(job.out, report.rows, report.data, title=title)
+    return report
+
+
+def check_job(job: Job) -> None:
+    """Check before a long run what would end it; raises what the steps would."""
     from edgeq.check.gates import validate_options
 
-    job = with_demo_data(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
+
+
+def plan(job: Job, work: Path) -> Plan:
+    """Return the job's cells, and those that the cache has, each bundle copied into the work folder."""
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
-    with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
-        finished = _cached(cells, work) if job.cache else {}
-        missing = tuple(cell for cell in cells if cell.key not in finished)
-        if missing:
-            made, dependencies = _made(job, missing, work, progress)
-            # a file that was changed meanwhile may be part of the result or not
-            if job.cache and dependencies is not None and cache.job_facts(job) == facts:
-                made = _stored(made, dependencies)
-            finished |= made
-        return _published(job, cells, finished)
+    return Plan(job=job, facts=facts, cells=cells, finished=_cached(cells, work) if job.cache else {})
+
+
+def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
+    """Make what is missing, and keep it in the cache; raises the steps' own errors."""
+    missing, job = planned.missing, planned.job
+    if not missing:
+        return planned
+    made, dependencies = _made(job, missing, work, progress)
+    # a file that was changed meanwhile may be part of the result or not
+    if job.cache and dependencies is not None and cache.job_facts(job) == planned.facts:
+        made = _stored(made, dependencies)
+    return dataclasses.replace(planned, finished=planned.finished | made)
 
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -96,7 +139,7 @@ def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 @contextlib.contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
+def work_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder on the disk of `out`; what a killed run left there goes first."""
     work = out / WORK_NAME
     shutil.rmtree(work, ignore_errors=True)
@@ -113,7 +156,8 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 _Finished = dict[str, tuple[Row, DataFacts]]
-Metric = Callable[[tuple[Any, ...], Any], float]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
@@ -134,8 +178,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
+    from edgeq.pipeline.pages import page_title, write_page
     from edgeq.pipeline.release import bundled
-    from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
     emulator = Emulator(job.device, progress)
@@ -145,10 +189,13 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             job,
             progress,
             needs_calibration=any(cell.scheme in NEEDS_CALIBRATION for cell in cells),
+            needs_training=any(cell.scheme in NEEDS_TRAINING for cell in cells),
             describe=maker.described,
         )
         recorder.on = False
-        prepared = dataclasses.replace(prepared, metric=_heard(prepared.metric, recorder))
+        prepared = dataclasses.replace(
+            prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
+        )
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
@@ -159,24 +206,26 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
                 place = work / f"bundle-{cells.index(cell)}"
                 start = time.perf_counter()
                 on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, progress)
                 row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
                 if on_device is not product:
                     seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
                 row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
+                write_page(place, (row,), prepared.data, title=page_title(row))
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
 
 
-def _heard(metric: Metric | None, recorder: Recorder) -> Metric | None:
-    """Return the metric with the recorder on while it runs: it may open files only then."""
-    if metric is None:
+def _heard(function: Callable[_P, _R] | None, recorder: Recorder) -> Callable[_P, _R] | None:
+    """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+    if function is None:
         return None
-    score = metric
+    users = function
 
-    def call(outputs: tuple[Any, ...], label: Any) -> float:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with recorder.listening():
-            return score(outputs, label)
+            return users(*args, **kwargs)
 
     return call
 
@@ -206,19 +255,24 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
     return groups
 
 
-def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
+def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    rows, replaced = [], []
+
+    job, cells, finished = planned.job, planned.cells, planned.finished
+    rows: list[Row] = []
+    replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            if len(job.schemes) > 1:
+                name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
-            replaced.append(other)
+            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)

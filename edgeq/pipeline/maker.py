@@ -11,8 +11,10 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Producer, Product, Recipe
-from edgeq.verify.child import forked
+from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
+
+PRELOADED = "edgeq.pipeline.preload"
 
 
 class Maker:
@@ -24,7 +26,9 @@ class Maker:
         self._progress = progress
         self._producer: Producer | None = None
         self._left = products
-        self._is_fresh = "torch" not in sys.modules
+        # a worker of a project has torch from the process that it was forked from, and has not used it
+        self._is_fresh = "torch" not in sys.modules or PRELOADED in sys.modules
+        self._states: list[Path] = []
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
             self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]
@@ -35,6 +39,7 @@ class Maker:
         """Import torch, so that the children share it, where it was not used before."""
         if self._is_fresh:
             with self._progress.task("import torch"):
+                calm_openmp()
                 import torch  # noqa: F401
         return self._is_fresh
 
@@ -46,6 +51,9 @@ class Maker:
     ) -> None:
         for runtime in self._runtimes:
             runtime.close()
+        if kind is None:
+            for state in self._states:  # kept until now: a run that ends before its bundles need not train again
+                state.unlink(missing_ok=True)
 
     def described(self, model: LoadedModel) -> LoadedModel:
         """Return an artifact that came as it is with its inputs filled in."""
@@ -75,4 +83,7 @@ class Maker:
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
-            return self._producer.make(recipe, label, runtime, emulated=emulated)
+            product = self._producer.make(recipe, label, runtime, emulated=emulated)
+            if product.tuning is not None and product.tuning.state is not None:
+                self._states.append(product.tuning.state)
+            return product

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, VerifyReport
+from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, Tuning, VerifyReport
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
+from edgeq.places import cache_folder
 from edgeq.samples import Batch
+from edgeq.scheme import NEEDS_TRAINING
 
 if TYPE_CHECKING:
+    from edgeq.quantize.spec import QatSpec
     from edgeq.verify.emulate.subset import Observed, Subset
     from edgeq.verify.host import HostRuntime
 
@@ -49,6 +52,7 @@ class Product:
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...] = ()
     observed: tuple[Observed, ...] = ()
+    tuning: Tuning | None = None
 
 
 class Producer:
@@ -107,7 +111,7 @@ class Producer:
             lowered=lowered,
             inputs=prepared.model.inputs,
             graph=_forward(quantized.graph, engine),
-            fp32=self._reference,
+            fp32=None if recipe.scheme == "pretrained" else self._reference,  # there it is no float model
             output_steps=quantized.output_steps,
             samples=prepared.samples,
             is_evaluation=prepared.is_evaluation,
@@ -129,6 +133,7 @@ class Producer:
             kept_fp32=quantized.kept_fp32,
             output_steps=quantized.output_steps,
             observed=tuple(kept.observed) if kept else (),
+            tuning=quantized.tuning,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
@@ -144,8 +149,24 @@ class Producer:
             calibration=self._prepared.calibration,
             progress=self._progress,
             label=label,
+            qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+    def _qat(self) -> QatSpec:
+        from edgeq.pipeline.cache import edgeq_digest, tool_versions
+        from edgeq.quantize.spec import QatSpec
+
+        prepared, job = self._prepared, self._job
+        return QatSpec(
+            samples=prepared.training,
+            options=job.qat,
+            logits=prepared.logits,
+            seed=job.seed,
+            train=prepared.train,
+            state_folder=cache_folder() / "qat" if job.cache else None,
+            identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
+        )
 
 
 def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:

@@ -38,6 +38,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
             scheme=scheme,
             lowered=product.lowered,
             verified=product.verified,
+            tuning=product.tuning,
             options=job.gates,
             size_bytes=size_bytes,
             download_bytes=judged_bytes,
@@ -99,6 +100,7 @@ def _bundle_input(
         tools=_tools(product),
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
+        tuning=product.tuning,
     )
 
 

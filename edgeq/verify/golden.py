@@ -13,7 +13,8 @@ from edgeq.artifacts import GoldenSet
 from edgeq.samples import Sample
 from edgeq.verify.metrics import Outputs
 
-_FP32_FLOOR_DB = 60.0  # float kernels differ by rounding only
+# float kernels differ by rounding only
+_FLOAT_FLOORS_DB = {"fp32": 60.0, "weight-only-int8": 60.0, "fp16": 40.0}
 _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
 _LEAST_FLOOR_DB = 3.0
 _BUDGET_BYTES = 256_000
@@ -68,6 +69,6 @@ def _sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str)
     """Return the SQNR of outputs that are one quantization step off everywhere: 20 log10(rms / step)."""
     known = [(array, step) for array, step in zip(outputs, steps, strict=False) if step]
     if not known:
-        return _FP32_FLOOR_DB if scheme == "fp32" else _INT8_FLOOR_DB
+        return _FLOAT_FLOORS_DB.get(scheme, _INT8_FLOOR_DB)
     ratios = [float(np.sqrt(np.mean(array.astype(np.float64) ** 2))) / step for array, step in known]
     return round(max(_LEAST_FLOOR_DB, 20 * math.log10(max(min(ratios), 1e-6))), 2)

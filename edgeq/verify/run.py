@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,12 +21,13 @@ from edgeq.artifacts import (
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms
+from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms, top1
 from edgeq.verify.parity import Forward, ParityTally
-from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows
+from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows, scored
 from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
 
 Observer = Callable[[Batch, Outputs, Outputs | None], None]
@@ -80,10 +82,12 @@ class _Tally:
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
     findings: dict[str, None] = field(default_factory=dict)
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
     measured: Variety = field(default_factory=Variety)
     reference: Variety = field(default_factory=Variety)
+    flips: FlipTally = field(default_factory=FlipTally)
     digests: set[str] = field(default_factory=set)
     shapes: tuple[TensorSpec, ...] = ()
     samples: int = 0
@@ -113,7 +117,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     if len(tally.digests) == 1:
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
-    with spec.progress.task(f"time {spec.label}"):
+    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
         latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
         kernels = _profiled(spec, runtime, first)
     timing = Timing(
@@ -123,6 +127,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         warmup=spec.warmup,
         threads=loaded.threads,
         arch=host_arch(),
+        latencies_ms=tuple(round(value, 6) for value in latencies),
     )
     report = VerifyReport(
         host=f"host {host_arch()}",
@@ -134,6 +139,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         load_ms=loaded.load_ms,
         outputs=tally.shapes,
         findings=_findings(spec, tally),
+        flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -169,6 +175,7 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         tally.reference.look(batch, reference)
         if _same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+            tally.flips.add(batch, cut(batch, reference), measured)
     _score(spec, tally, batch, reference, outputs)
     if spec.observe is not None:
         spec.observe(batch, outputs, reference)
@@ -210,6 +217,8 @@ def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | N
     if score is None:
         return
     tally.scores += batch_scores(score, batch, measured)
+    if score is top1:
+        tally.labels.update(int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True))
     if reference is not None:
         tally.fp32_scores += batch_scores(score, batch, reference)
 
@@ -229,6 +238,7 @@ def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
         fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
         score=float(np.mean(tally.scores)) if tally.scores else None,
         drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores) if paired else None,
+        chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
     )
 
 

@@ -30,7 +30,14 @@ class Silent:
     def task(self, description, total=None):  # noqa: ARG002
         yield self
 
+    @contextlib.contextmanager
+    def alone(self):
+        yield
+
     def advance(self, steps=1):
+        pass
+
+    def note(self, text):
         pass
 
 
@@ -107,6 +114,8 @@ def quantized(
     keep=(),
     calibration=None,
     captured=None,
+    qat=None,
+    progress=None,
 ) -> QuantizedModel:
     if runtime == "executorch" and captured is None:
         captured = capture(model)
@@ -117,8 +126,9 @@ def quantized(
         observer=observer,
         keep_fp32=tuple(keep),
         calibration=calibration or dataset(model.inputs),
-        progress=Silent(),
+        progress=progress or Silent(),
         label="small",
+        qat=qat,
     )
     return quantize(runtime, scheme, spec)
 

@@ -92,6 +92,9 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--calibration-data", "cal"), "--calibration-data: no file or folder cal"),
         ((*PACKAGE, "--eval-data", "e.py:data"), "--eval-data: no file or folder e.py"),
         ((*PACKAGE, "--metric", "m.py:score"), "--metric: no file or folder m.py"),
+        ((*PACKAGE, "--scheme", "qat-int8", "--qat-train", "l.py:train"), "--qat-train: no file or folder l.py"),
+        ((*PACKAGE, "--scheme", "qat-int8", "--qat-epochs", "0"), "qat.epochs"),
+        ((*PACKAGE, "--qat-epochs", "2"), "--qat-epochs is for schemes that train"),
         ((*PACKAGE, "--labels", "l.txt"), "--labels: no file or folder l.txt"),
         ((*PACKAGE, "--preprocess", "imagent"), "unknown preprocessing 'imagent'. Did you mean 'imagenet'?"),
         ((*PACKAGE, "--input", "1y3"), "--input"),
@@ -192,3 +195,18 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+@pytest.mark.parametrize("option", ["--name", "--model-version"])
+@pytest.mark.parametrize("text", ["../evil", "a b", "мод", "", "x" * 65, "1.", "a\n"])
+def test_a_name_that_no_bundle_can_have_is_refused_before_anything_runs(pipeline, project, capfd, option, text):
+    assert run([*PACKAGE, option, text]) == 2
+    assert f"{option} {text!r}: expected 1 to 64 of" in capfd.readouterr().err
+    assert pipeline.jobs == []
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
+def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline, project, capfd, scheme):
+    assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]

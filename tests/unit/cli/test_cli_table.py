@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgeq.cli.as_json import to_json
 from edgeq.cli.table import render
-from edgeq.cli.words import share
+from edgeq.report.as_json import to_json
+from edgeq.report.words import share
 
 FIGURES = (
     "3.74 MB",

@@ -1,0 +1,98 @@
+"""`edgeq build`: all models of a project, gated one by one and as an app."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeq.cli import flags, views
+from edgeq.cli.install import Installed, install_rows, match_apps
+from edgeq.cli.output import note, say, say_error, say_json
+from edgeq.cli.precheck import check_files
+from edgeq.errors import EdgeqError
+
+if TYPE_CHECKING:
+    from edgeq.cli.models import ProjectRequest
+    from edgeq.project import ProjectReport
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file; all if not given.")]
+
+
+def build(
+    names: Names = None,
+    config: flags.Config = None,
+    cache: flags.Cache = None,
+    dry_run: flags.DryRun = False,
+    as_json: flags.AsJson = False,
+    junit: views.Junit = None,
+    markdown: views.Markdown = None,
+    github: views.Github = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Build every model of an edgeq.toml, in parallel; only what changed is made anew.
+
+    One model that fails does not stop the others. The exit code is the lowest of all that failed.
+    """
+    from edgeq.cli.models import read_models
+
+    wanted = read_models(config, names or (), cache=cache)
+    if dry_run:
+        _print_plan(wanted, as_json=as_json)
+        return
+    apps = [match_apps(model) for model in wanted.models]
+    report = _build(wanted, quiet=quiet, verbose=verbose)
+    installed: list[Installed] = []
+    problem: EdgeqError | None = None
+    if not report.exit_code:
+        for model, places in zip(report.models, apps, strict=True):
+            if model.report is not None and problem is None:
+                done, problem = install_rows(model.report, places)
+                installed += done
+    _print(report, installed, problem, as_json=as_json, verbose=verbose)
+    views.write_views(report, junit=junit, markdown=markdown, github=github)
+    raise typer.Exit(problem.exit_code if problem else report.exit_code)
+
+
+def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
+    from edgeq.cli.plan import plan_json, plan_text
+
+    if as_json:
+        plans = [plan_json(model)["plan"] | {"name": model.job.name} for model in wanted.models]
+        say_json({"schema_version": 1, "plans": plans})
+    else:
+        say("\n\n".join(plan_text(model) for model in wanted.models))
+
+
+def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
+    from edgeq.cli.progress import open_progress
+    from edgeq.project import AppOptions, Project
+
+    is_whole = len(wanted.models) == len(wanted.names)
+    if not is_whole and wanted.app != AppOptions():
+        note("the app as a whole is not judged: only some of its models are built")
+    app = wanted.app if is_whole else AppOptions()
+    project = Project(jobs=tuple(model.job for model in wanted.models), out=wanted.out, app=app)
+    with open_progress(quiet=quiet, verbose=verbose) as progress:
+        with progress.task("starting"):
+            from edgeq.pipeline.project import build_project
+        return build_project(project, progress, check=check_files)
+
+
+def _print(
+    report: ProjectReport, installed: list[Installed], problem: EdgeqError | None, *, as_json: bool, verbose: bool
+) -> None:
+    if as_json:
+        from edgeq.report.as_json import project_json
+
+        say_json({**project_json(report), "installed": [entry.as_json() for entry in installed]})
+    else:
+        from edgeq.cli.table import render_project
+
+        say("\n".join([render_project(report), *(entry.as_text() for entry in installed)]))
+    for model in report.models:
+        if verbose and model.error is not None and model.error.trace:
+            note(f"{model.name}:\n{model.error.trace.rstrip()}")
+    if problem is not None:
+        say_error(problem, as_json=False)

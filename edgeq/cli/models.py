@@ -1,0 +1,171 @@
+"""`edgeq.toml` with `[[model]]` entries: what stands above them holds for all, an entry's own keys win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgeq.cli.config import DEFAULT_OUT, Request, merge, request
+from edgeq.cli.project import FILE_NAME, Options, relative_to, validated
+from edgeq.errors import EdgeqError, UsageError, nearest
+from edgeq.project import AppOptions
+from edgeq.target import explain, read_toml
+from edgeq.units import parse_size_bytes
+
+RuntimeName = Literal["executorch", "torchscript"]
+# keys of a file of one model that an entry says otherwise, or the whole file says
+_INSTEAD = {"model": "source", "model_version": "version"}
+_OF_THE_FILE = ("out", "cache")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AppLimits(_Table):
+    """`[app] limit`: for all models that one ABI gets, with the runtimes' libraries."""
+
+    size: str | None = None
+    download: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app as a whole. `runtime_size.android-arm64.executorch` is a library's size."""
+
+    limit: AppLimits = AppLimits()
+    runtime_size: dict[str, dict[RuntimeName, str]] = {}
+
+
+class ModelTable(Options):
+    """A `[[model]]` entry."""
+
+    name: str
+    source: str
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRequest:
+    """What `edgeq build` was asked for.
+
+    Attributes:
+        names: of all models of the file.
+        models: those to be built.
+    """
+
+    names: tuple[str, ...]
+    models: tuple[Request, ...]
+    out: Path
+    app: AppOptions
+
+
+def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None) -> ProjectRequest:
+    """Return the models of `config`, or of the current folder's edgeq.toml.
+
+    Args:
+        config: the file, or None.
+        names: those to build; none for all.
+        cache: overrides the file's; None to leave it.
+
+    Raises:
+        UsageError: no such file or model, two models with one name, or an unknown key or value.
+        UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
+    """
+    path = config or Path(FILE_NAME)
+    if not path.is_file():
+        raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
+    raw = read_toml(path)
+    app = _app(raw.pop("app", {}), str(path))
+    entries = raw.pop("model", None)
+    common = validated(raw, str(path))
+    if isinstance(entries, list):
+        found = [_entry(entry, path, common) for entry in entries]
+    else:
+        found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
+    if not found:
+        raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
+    known = [options.name or options.model or "" for options in found]
+    _check_unique(known, path)
+    chosen = _chosen(names, known, path)
+    extra = Options(cache=cache)
+    models = [
+        _request(relative_to(merge(extra, options), path.parent), f"{path}: model {name!r}")
+        for name, options in zip(known, found, strict=True)
+        if name in chosen
+    ]
+    out = path.parent / (common.out or DEFAULT_OUT)
+    return ProjectRequest(names=tuple(known), models=tuple(models), out=out, app=app)
+
+
+def _entry(entry: Any, path: Path, common: Options) -> Options:
+    """Return an entry as a file of one model would say it, over what stands above all entries."""
+    if not isinstance(entry, dict):
+        raise UsageError(f"{path}: `model` is to be a text, or [[model]] entries", "write [[model]] above each")
+    origin = f"{path}: model {entry.get('name', '(without a name)')!r}"
+    for key, instead in _INSTEAD.items():
+        if key in entry:
+            raise UsageError(f"{origin}: unknown key {key!r}", f"in a [[model]] entry it is called {instead!r}")
+    for key in _OF_THE_FILE:
+        if key in entry:
+            raise UsageError(f"{origin}: {key!r} holds for the whole file", "write it above the first [[model]]")
+    try:
+        table = ModelTable.model_validate(entry)
+    except ValidationError as err:
+        raise explain(err, origin, ModelTable) from err
+    given = {key: value for key, value in table if value is not None and key not in ("source", "version")}
+    own = Options(**given, model=table.source, model_version=table.version)
+    return merge(own, common)
+
+
+def _request(options: Options, origin: str) -> Request:
+    """Return the job of one model; of several, a message must say which is meant."""
+    try:
+        return request(Options(), options)
+    except EdgeqError as err:
+        raise type(err)(f"{origin}: {err.what}", err.fix) from err
+
+
+def _check_unique(names: Sequence[str], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        # names become folders, and some file systems know no capitals
+        other = seen.setdefault(name.lower(), name)
+        if sum(one.lower() == name.lower() for one in names) > 1:
+            what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
+            raise UsageError(what, "give each [[model]] a name of its own")
+
+
+def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset[str]:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no model {name!r} in {path}.{nearest(name, known)}", f"models: {', '.join(known)}")
+    return frozenset(names or known)
+
+
+def _app(raw: Any, origin: str) -> AppOptions:
+    try:
+        table = AppTable.model_validate(raw)
+    except ValidationError as err:
+        raise explain(err, f"{origin}: app", AppTable) from err
+    return AppOptions(
+        size_bytes=_bytes(table.limit.size, f"{origin}: app.limit.size"),
+        download_bytes=_bytes(table.limit.download, f"{origin}: app.limit.download"),
+        runtime_bytes=tuple(
+            ((runtime, abi), _bytes(text, f"{origin}: app.runtime_size.{abi}.{runtime}") or 0)
+            for abi, sizes in table.runtime_size.items()
+            for runtime, text in sizes.items()
+        ),
+    )
+
+
+def _bytes(text: str | None, origin: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size_bytes(text)
+    except UsageError as err:
+        raise UsageError(f"{origin}: {err.what}", err.fix) from err

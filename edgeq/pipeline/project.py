@@ -1,0 +1,93 @@
+"""`build_project`: several models into one folder, each in a worker of its own, and the app held to its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgeq._io import disk_errors, lock_dir
+from edgeq.artifacts import DataFacts
+from edgeq.errors import EdgeqError
+from edgeq.job import Job, Progress
+from edgeq.pipeline.build import Plan, check_job, plan, publish, work_folder
+from edgeq.pipeline.prepare import with_demo_data
+from edgeq.pipeline.workers import Order, Outcome, run_all
+from edgeq.project import ModelError, ModelResult, Project, ProjectReport
+
+
+def build_project(
+    project: Project, progress: Progress, *, check: Callable[[Job], None] = lambda _: None
+) -> ProjectReport:
+    """Package every model of a project; one that fails does not stop the others.
+
+    What did not change comes from the cache, and starts no worker. A kill leaves every bundle whole, old or new.
+
+    Args:
+        project: its models have different names, and the project's output folder.
+        progress: how it is told; each step with its model's name.
+        check: raises an EdgeqError for a job that cannot be done, before anything slow starts.
+
+    Raises:
+        EnvironmentProblem: another edgeq writes to the folder, or the disk is full.
+    """
+    jobs = [with_demo_data(job) for job in project.jobs]
+    with disk_errors(project.out), lock_dir(project.out, wait_s=0), work_folder(project.out) as work:
+        orders, ended = [], {}
+        with progress.task("look up what is there"):
+            for i, job in enumerate(jobs):
+                folder = work / f"model-{i}"
+                folder.mkdir()
+                planned = _planned(job, folder, check)
+                if isinstance(planned, Plan) and planned.missing:
+                    orders.append(Order(name=_name(job), plan=planned, work=folder))
+                else:
+                    ended[_name(job)] = planned
+        if orders:
+            names = [order.name for order in orders]
+            ended |= dict(zip(names, run_all(orders, progress), strict=True))
+        report = _judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
+        _write_page(project, report)
+    return report
+
+
+def _name(job: Job) -> str:
+    return job.name or job.source
+
+
+def _planned(job: Job, folder: Path, check: Callable[[Job], None]) -> Outcome:
+    try:
+        check(job)
+        check_job(job)
+        return plan(job, folder)
+    except EdgeqError as err:
+        return _told(err)
+
+
+def _published(name: str, outcome: Outcome) -> ModelResult:
+    if isinstance(outcome, ModelError):
+        return ModelResult(name=name, report=None, error=outcome)
+    try:
+        return ModelResult(name=name, report=publish(outcome))
+    except EdgeqError as err:
+        return ModelResult(name=name, report=None, error=_told(err))
+
+
+def _told(err: EdgeqError) -> ModelError:
+    return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
+
+
+def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
+    from edgeq.check.app import Shipped, app_gates
+
+    targets = {target.name: target for job in project.jobs for target in job.targets}
+    shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
+    missing = [result.name for result in results if result.error is not None]
+    return ProjectReport(models=tuple(results), app=app_gates(shipped, project.app, missing=missing))
+
+
+def _write_page(project: Project, report: ProjectReport) -> None:
+    from edgeq.pipeline.pages import write_page
+
+    if report.rows:
+        title = f"{len(report.models)} models, {len(report.rows)} bundles"
+        write_page(project.out, report.rows, DataFacts(), title=title, app=report.app)

@@ -1,0 +1,276 @@
+"""Worker processes for the models of a project: as many at once as memory and cores allow.
+
+They are forked from one process that has imported torch (`preload`). A worker that wants to measure times asks for
+it: the others are stopped meanwhile, so that no model is judged by how busy another one kept the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import EdgeqError, ExitCode, first_line
+from edgeq.job import Progress, Task
+from edgeq.pipeline.build import Plan
+from edgeq.pipeline.maker import PRELOADED
+from edgeq.project import ModelError
+
+_MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A model to be made, in a work folder of its own."""
+
+    name: str
+    plan: Plan
+    work: Path
+
+
+Outcome = Plan | ModelError
+
+
+@dataclass(slots=True)
+class _Worker:
+    order: Order
+    process: BaseProcess
+    pipe: Connection
+    open_tasks: dict[int, tuple[contextlib.ExitStack, Task]] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+
+def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
+    """Make all models, and return how each ended, in their order. One that fails does not stop the others.
+
+    Raises:
+        KeyboardInterrupt: and no worker is left.
+    """
+    floor = _Floor(orders, progress)
+    try:
+        while not floor.is_done:
+            floor.start_some()
+            floor.listen()
+    finally:
+        floor.end()
+    return floor.outcomes()
+
+
+def most_workers() -> int:
+    """Return how many workers this machine has cores and memory for; one at least."""
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // _MEMORY_BYTES))
+
+
+def available_bytes() -> int:
+    """Return the memory that is free for new processes, by /proc/meminfo and the control group's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # no limit reads as "max"
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+class _Floor:
+    """The workers of one run."""
+
+    def __init__(self, orders: Sequence[Order], progress: Progress) -> None:
+        self._orders = orders
+        self._progress = progress
+        self._waiting = deque(orders)
+        self._running: list[_Worker] = []
+        self._ended: dict[str, Outcome] = {}
+        self._asking: deque[_Worker] = deque()  # the first one has the machine for itself
+        self._most = min(most_workers(), len(orders))
+        if self._most > 1:
+            # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([PRELOADED])
+
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting and not self._running
+
+    def outcomes(self) -> list[Outcome]:
+        return [self._ended[order.name] for order in self._orders]
+
+    def start_some(self) -> None:
+        """Start what fits; one always does. While one measures its times, none starts."""
+        while self._waiting and not self._asking and len(self._running) < self._most:
+            if self._running and available_bytes() < _MEMORY_BYTES:
+                return
+            self._running.append(self._started(self._waiting.popleft()))
+
+    def _started(self, order: Order) -> _Worker:
+        here, there = self._context.Pipe()
+        threads = max(1, len(os.sched_getaffinity(0)) // self._most)
+        process = self._context.Process(target=_work, args=(there, order, threads), name=order.name)
+        process.start()
+        there.close()
+        return _Worker(order=order, process=process, pipe=here)
+
+    def listen(self) -> None:
+        """Wait until a worker says something, or ends."""
+        by_pipe = {worker.pipe: worker for worker in self._running}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]  # type: ignore[index]  # wait returns what it was given
+            try:
+                self._heard(worker, worker.pipe.recv())
+            except (EOFError, ConnectionResetError):
+                self._gone(worker)
+
+    def _heard(self, worker: _Worker, message: tuple[Any, ...]) -> None:
+        kind, *values = message
+        if kind == "open":
+            number, description, total = values
+            stack = contextlib.ExitStack()
+            task = stack.enter_context(self._progress.task(f"{worker.order.name}: {description}", total))
+            worker.open_tasks[number] = (stack, task)
+        elif kind == "advance":
+            worker.open_tasks[values[0]][1].advance(values[1])
+        elif kind == "note":
+            worker.open_tasks[values[0]][1].note(values[1])
+        elif kind == "close":
+            worker.open_tasks.pop(values[0])[0].close()
+        elif kind == "alone":
+            self._asking.append(worker)
+            if self._asking[0] is worker:
+                self._grant()
+        elif kind == "not alone":
+            self._leave(worker)
+        else:
+            worker.outcome = values[0]
+
+    def _grant(self) -> None:
+        """Let the first that asked go on alone, or all where nobody asks."""
+        alone = self._asking[0] if self._asking else None
+        for worker in self._running:
+            _signal(worker.process, signal.SIGCONT if alone in (None, worker) else signal.SIGSTOP)
+        if alone is not None:
+            with contextlib.suppress(BrokenPipeError):
+                alone.pipe.send("go")
+
+    def _leave(self, worker: _Worker) -> None:
+        """Take a worker from those that ask; if it was its turn, it is the next one's."""
+        if worker in self._asking:
+            was_first = self._asking[0] is worker
+            self._asking.remove(worker)
+            if was_first:
+                self._grant()
+
+    def _gone(self, worker: _Worker) -> None:
+        worker.process.join()
+        self._running.remove(worker)
+        for stack, _ in worker.open_tasks.values():
+            stack.close()
+        self._leave(worker)
+        self._ended[worker.order.name] = worker.outcome or _crashed(worker)
+        worker.pipe.close()
+
+    def end(self) -> None:
+        """End what still runs, at once: what a model needs is in place or in the work folder, which goes too."""
+        for worker in self._running:
+            _signal(worker.process, signal.SIGKILL)
+            worker.process.join()
+
+
+def _signal(process: BaseProcess, number: int) -> None:
+    """Signal a worker and all below it: its runtimes lead sessions of their own."""
+    if process.pid is not None:
+        for pid in _tree(process.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    with contextlib.suppress(OSError):  # it may just have ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from _tree(int(child))
+
+
+def _crashed(worker: _Worker) -> ModelError:
+    code = worker.process.exitcode or 0
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    killed = code == -signal.SIGKILL
+    what = f"the process that made {worker.order.name} ended with {name}"
+    fix = "the kernel ends processes when memory runs out: close other programs" if killed else "report this"
+    return ModelError(what=what, fix=fix, exit_code=ExitCode.ENVIRONMENT if killed else ExitCode.INTERNAL)
+
+
+def _work(pipe: Connection, order: Order, threads: int) -> None:
+    """Make one model, in a forked process."""
+    from edgeq.verify.worker import end_with_parent
+
+    end_with_parent(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.dup2(2, 1)  # what the user's code prints is no part of the result
+    import torch
+
+    from edgeq.pipeline.build import complete
+
+    torch.set_num_threads(threads)
+    try:
+        outcome: Outcome = complete(order.plan, order.work, Remote(pipe))
+    except EdgeqError as err:
+        outcome = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
+    except Exception as err:  # whatever it is, the other models go on
+        what = f"internal error: {type(err).__name__}: {first_line(err)}"
+        fix = "run again with --debug and report what it prints"
+        outcome = ModelError(what=what, fix=fix, exit_code=ExitCode.INTERNAL, trace=traceback.format_exc())
+    pipe.send(("done", outcome))
+
+
+class Remote:
+    """Progress that is told over a pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._count = 0
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Open a step over there."""
+        self._count += 1
+        number = self._count
+        self._pipe.send(("open", number, description, total))
+        try:
+            yield _RemoteTask(lambda kind, value: self._pipe.send((kind, number, value)))
+        finally:
+            self._pipe.send(("close", number))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until the other workers are stopped; they go on when the block ends."""
+        self._pipe.send(("alone",))
+        self._pipe.recv()
+        try:
+            yield
+        finally:
+            self._pipe.send(("not alone",))
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteTask:
+    tell: Callable[[str, Any], None]
+
+    def advance(self, steps: int = 1) -> None:
+        """Say that `steps` more are done."""
+        self.tell("advance", steps)
+
+    def note(self, text: str) -> None:
+        """Say how it goes."""
+        self.tell("note", text)

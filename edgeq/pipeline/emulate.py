@@ -53,7 +53,7 @@ class Emulator:
     def __init__(self, options: DeviceOptions, progress: Progress) -> None:
         self._options = options
         self._progress = progress
-        self._done: dict[tuple[int, tuple[Machine, ...]], Product] = {}
+        self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], Product] = {}
         self._machines: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[Machine, ...]] = {}
 
     def prepare(self, targets: tuple[TargetProfile, ...]) -> None:
@@ -80,9 +80,10 @@ class Emulator:
         found = self._machines_of(target)
         if not found:
             return _with(product, emulation=no_sdk(target.runtime, target.app.runtimes))
-        key = (id(product), found)
+        key = (id(product), found, target.app.runtimes)
         if key not in self._done:
-            self._done[key] = self._emulated(prepared, product, found, scheme, label)
+            made = self._emulated(prepared, product, found, scheme, label)
+            self._done[key] = _without_wheel(made, target)
         return self._done[key]
 
     def _machines_of(self, target: TargetProfile) -> tuple[Machine, ...]:
@@ -116,6 +117,17 @@ class Emulator:
                 emulated.golden[0], product.output_steps, scheme=scheme, made_on=emulated.report.runs[0].cpu
             )
         return dataclasses.replace(_with(product, emulation=emulated.report), golden=golden)
+
+
+def _without_wheel(product: Product, target: TargetProfile) -> Product:
+    """Note the runtimes in the field that could not be run."""
+    from edgeq.verify.emulate.runtimes import find_wheels
+
+    emulation = product.verified.emulation
+    _, missing = find_wheels(target.runtime, target.app.runtimes)
+    if emulation is None or not missing:
+        return product
+    return _with(product, emulation=dataclasses.replace(emulation, without_wheel=missing))
 
 
 def _with(product: Product, *, emulation: Emulation | None = None, not_emulated: str = "") -> Product:

@@ -115,7 +115,7 @@ def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
 def fit(rows: Sequence[Observation]) -> CostModel:
     """Return the constants with the least squares of the relative errors, neither below zero.
 
-    The spread is that of each group predicted by the others; infinite where there is one group only.
+    The spread is that of each group predicted by the others; infinite where these cannot tell.
 
     Raises:
         ValueError: no rows.
@@ -123,9 +123,15 @@ def fit(rows: Sequence[Observation]) -> CostModel:
     if not rows:
         raise ValueError("nothing to fit")
     slot, line = _least_squares(rows)
-    errors = [math.log(row.latency_ms / left_out) for row, left_out in zip(rows, leave_one_out(rows), strict=True)]
-    spread = math.sqrt(sum(error * error for error in errors) / len(errors)) if len(groups(rows)) > 1 else math.inf
-    return CostModel(slot_cycles=slot, line_cycles=line, spread=spread)
+    return CostModel(slot_cycles=slot, line_cycles=line, spread=_spread(rows))
+
+
+def _spread(rows: Sequence[Observation]) -> float:
+    predicted = leave_one_out(rows)
+    if len(groups(rows)) < 2 or min(predicted) <= 0:
+        return math.inf
+    errors = [math.log(row.latency_ms / value) for row, value in zip(rows, predicted, strict=True)]
+    return math.sqrt(sum(error * error for error in errors) / len(errors))
 
 
 def groups(rows: Iterable[Observation]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def check_files(job: Job) -> None:
         EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
     from edgeq.check import validate_options
-    from edgeq.pipeline.cost import check_cost_options
+    from edgeq.device import check_cost_options
     from edgeq.verify.emulate.wanted import check_tools
 
     _check_source(job.source)

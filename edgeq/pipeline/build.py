@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
+from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
-from edgeq.pipeline.cost import check_cost_options, with_cost
+from edgeq.pipeline.cost import with_cost
 from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe

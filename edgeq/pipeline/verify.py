@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyReport
+from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, ExitCode, UnsupportedError, UsageError, VerificationError
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
-from edgeq.pipeline.cost import check_cost_options, with_bundle_cost
+from edgeq.pipeline.cost import with_bundle_cost
 from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
 from edgeq.pipeline.golden import golden_dataset, run_golden
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison

@@ -17,10 +17,8 @@ def training_gates(tuning: Tuning | None) -> tuple[Gate, ...]:
         Gate(
             name="training",
             outcome="ok" if diverged is None else "failed",
-            limit="no divergence",
-            measured="learned"
-            if diverged is None
-            else f"diverged in epoch {diverged}: the loss is NaN, or worse than one answer for all",
+            limit="finite loss",
+            measured="finite" if diverged is None else f"NaN or infinite in epoch {diverged}",
             detail=detail,
             exit_code=ExitCode.ACCURACY,
         ),

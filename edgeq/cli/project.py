@@ -39,7 +39,7 @@ class QatTable(_Table):
     data: str | None = None
     train: str | None = None
     epochs: int | None = Field(default=None, ge=1)
-    lr: float | None = Field(default=None, gt=0, le=1e30)  # beyond that float32 overflows
+    lr: float | None = Field(default=None, gt=0, le=10)  # of the size of the weights: above 1 nothing is left of them
     batch: int | None = Field(default=None, ge=1)
     samples: int | None = Field(default=None, ge=2)
 

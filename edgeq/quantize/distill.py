@@ -20,7 +20,6 @@ from edgeq.quantize.fakequant import RANGE_SUFFIX
 from edgeq.samples import Batch, Dataset, batch_size, batches
 
 _MEMO_BYTES = 64 * 10**6  # the teacher's outputs beyond this are computed again
-_FEW = 256
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises
 _RANGE_RATE = 10.0  # ranges that an outlier stretched must shrink many times within a few hundred steps
 
@@ -164,18 +163,6 @@ class Distillation:
         sqnr_db = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf
         count = self._held_out.count
         return Score(loss=loss / count, agreement=same / count if self._logits else sqnr_db)
-
-    def constant_loss(self) -> float:
-        """Return the loss on the held-out samples of one answer for all, the mean of the teacher's on some others."""
-        some = _view(self._samples, range(min(_FEW, self._samples.count)))
-        taught = [self._taught(batch) for batch in batches(some, self._specs)]
-        answer = [torch.cat(column).mean(0, keepdim=True) for column in zip(*taught, strict=True)]
-        total = 0.0
-        measure = _kl if self._logits else _relative_error
-        for batch in batches(self._held_out, self._specs):
-            pairs = zip(answer, self._taught(batch), strict=True)
-            total += sum(float(measure(one.expand_as(theirs), theirs)) for one, theirs in pairs) * batch.rows
-        return total / self._held_out.count
 
     def _outputs(self, module: Any, batch: Batch) -> tuple[Any, ...]:
         tensors = tuple(torch.from_numpy(array.copy()) for array in batch.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,19 +159,17 @@ def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple
         task.note(f"resumed after epoch {done.epochs} of {qat.options.epochs}")
     else:
         task.note(f"before training, {_words(before, logits=qat.logits)}")
-    good, worst = run.state(), max(before.loss, run.constant_loss())
+    good = run.state()
     for epoch in range(done.epochs, qat.options.epochs):
         try:
             loss = run.epoch(epoch, task)
             score = run.score()
-            if not score.loss <= worst:  # one answer for all inputs would be better; NaN fails too
+            if not math.isfinite(score.loss):
                 raise DivergedError
         except DivergedError:
             run.resume(good)
             done.diverged_in = epoch + 1
-            task.note(
-                f"epoch {epoch + 1}/{qat.options.epochs}: the loss is not finite, or worse than one answer for all"
-            )
+            task.note(f"epoch {epoch + 1}/{qat.options.epochs}: the loss is not finite; back to the last good epoch")
             break
         good, done.epochs = run.state(), epoch + 1
         task.note(f"epoch {epoch + 1}/{qat.options.epochs}, loss {loss:.4g}, {_words(score, logits=qat.logits)}")

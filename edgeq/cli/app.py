@@ -10,6 +10,7 @@ from edgeq.cli import (
     build,
     cache,
     devices,
+    diff,
     doctor,
     emulator,
     inspect,
@@ -34,6 +35,7 @@ _FLAGS_OFF = {
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
+    "diff": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
 }
@@ -49,6 +51,7 @@ app.command("build")(build.build)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
+app.command("diff")(diff.diff)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.add_typer(targets.app, name="targets")

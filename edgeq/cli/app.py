@@ -13,11 +13,13 @@ from edgeq.cli import (
     diff,
     doctor,
     emulator,
+    init,
     inspect,
     install,
     package,
     profile,
     report,
+    schema,
     targets,
     verify,
 )
@@ -32,6 +34,8 @@ _FLAGS_OFF = {
     "package": {"help": False},
     "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
     "build": {"help": False},
+    "init": {"help": False},
+    "schema": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
@@ -47,11 +51,13 @@ app = typer.Typer(
     context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
 )
 app.command("package")(package.package)
+app.command("init")(init.init)
 app.command("build")(build.build)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
+app.command("schema")(schema.schema)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.add_typer(targets.app, name="targets")

@@ -27,7 +27,7 @@ def check_files(job: Job) -> None:
     from edgeq.pipeline.cost import check_cost_options
     from edgeq.pipeline.emulate import check_tools
 
-    _check_source(job.source)
+    check_source(job.source)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
@@ -56,7 +56,8 @@ def check_files(job: Job) -> None:
             parse_input(text, index)
 
 
-def _check_source(source: str) -> None:
+def check_source(source: str) -> None:
+    """Refuse a source that names no file, or none that can be told; raises a UsageError."""
     if source == BUILT_IN or source.startswith("torchvision:"):
         return
     suffix = Path(source).suffix

@@ -10,8 +10,10 @@ from edgeq.cli import (
     build,
     cache,
     devices,
+    diff,
     doctor,
     emulator,
+    init,
     inspect,
     install,
     keys,
@@ -19,6 +21,7 @@ from edgeq.cli import (
     package,
     profile,
     report,
+    schema,
     targets,
     verify,
 )
@@ -33,9 +36,12 @@ _FLAGS_OFF = {
     "package": {"help": False},
     "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
     "build": {"help": False},
+    "init": {"help": False},
+    "schema": {"help": False},
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
+    "diff": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
     "keys": {"help": False},
@@ -49,10 +55,13 @@ app = typer.Typer(
     context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
 )
 app.command("package")(package.package)
+app.command("init")(init.init)
 app.command("build")(build.build)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
+app.command("diff")(diff.diff)
+app.command("schema")(schema.schema)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.add_typer(targets.app, name="targets")

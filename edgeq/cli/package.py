@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgeq.cli import flags
+from edgeq.cli import flags, views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import say, say_error, say_json
 from edgeq.errors import ExitCode
+from edgeq.project import of_one
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
@@ -104,13 +105,17 @@ def package(
     cache: flags.Cache = None,
     dry_run: flags.DryRun = False,
     as_json: flags.AsJson = False,
+    junit: views.Junit = None,
+    markdown: views.Markdown = None,
+    github: views.Github = False,
     quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
     config: flags.Config = None,
 ) -> None:
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
-    installed if asked for. All options but the last four can stand in an edgeq.toml; the command line wins.
+    installed if asked for. Most options can stand in an edgeq.toml; the command line wins.
     """
     raise typer.Exit(_run(context.params))
 
@@ -132,9 +137,12 @@ def _run(params: Mapping[str, Any]) -> ExitCode:
         else:
             say(plan_text(wanted))
         return ExitCode.OK
-    report = _build(wanted.job, quiet=params["quiet"])
+    report = _build(wanted.job, quiet=params["quiet"], verbose=params["verbose"])
     installed, problem = install_rows(report, apps)
     _print(report, installed, problem, as_json=as_json)
+
+    written = of_one(report)
+    views.write_views(written, junit=params["junit"], markdown=params["markdown"], github=params["github"])
     return problem.exit_code if problem else report.exit_code
 
 
@@ -162,10 +170,10 @@ def from_params(params: Mapping[str, Any]) -> Options:
     return validated(values, "command line")
 
 
-def _build(job: Job, *, quiet: bool) -> BuildReport:
+def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:
     from edgeq.cli.progress import open_progress
 
-    with open_progress(quiet=quiet) as progress:
+    with open_progress(quiet=quiet, verbose=verbose) as progress:
         # a task of its own: loading torch takes seconds in which nothing else would be said
         with progress.task("starting"):
             from edgeq.pipeline import build

@@ -27,7 +27,7 @@ def check_files(job: Job) -> None:
     from edgeq.device import check_cost_options
     from edgeq.verify.emulate.wanted import check_tools
 
-    _check_source(job.source)
+    check_source(job.source)
     _check_texts(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
@@ -65,7 +65,8 @@ def _check_texts(job: Job) -> None:
     check_slug(job.model_version, "--model-version")
 
 
-def _check_source(source: str) -> None:
+def check_source(source: str) -> None:
+    """Refuse a source that names no file, or none that can be told; raises a UsageError."""
     if source == BUILT_IN or source.startswith("torchvision:"):
         return
     suffix = Path(source).suffix

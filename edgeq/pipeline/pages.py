@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.artifacts import BuildReport, DataFacts, Gate, Row
 from edgeq.errors import IntegrityError, UsageError
 from edgeq.manifest import MANIFEST_NAME
 from edgeq.project import ModelResult, ProjectReport
+
+if TYPE_CHECKING:
+    from edgeq.report.view import Source
 
 
 def page_title(row: Row) -> str:
@@ -50,7 +54,7 @@ def read_run(places: Sequence[Path]) -> ProjectReport:
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
     """
-    rows = [_read_row(folder) for place in places for folder in _bundles(place)]
+    rows = [read_source(folder).row for place in places for folder in _bundles(place)]
     models = dict.fromkeys(row.model for row in rows)
     return ProjectReport(
         models=tuple(
@@ -78,12 +82,14 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_row(folder: Path) -> Row:
+def read_source(folder: Path) -> Source:
+    """Return a bundle's manifest and what report.json says of it; raises what `read_run` does."""
     from edgeq.bundle.reader import read_bundle
     from edgeq.bundle.report import read_report
+    from edgeq.report.view import Source
 
     bundle, row = read_bundle(folder), read_report(folder)
     if row.digest != bundle.digest:
         what = f"{folder}: its report is that of another bundle ({row.digest[:12]}, not {bundle.digest[:12]})"
         raise IntegrityError(what, "package the model again")
-    return row
+    return Source(row=row, manifest=bundle.manifest)

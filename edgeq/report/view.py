@@ -104,7 +104,7 @@ def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Se
     failed = [source.row for source in sources if source.row.checked.exit_code]
     app_failed = [gate for gate in app if not gate.passed]
     told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
-    told += ["the app is over its limits"] if app_failed else []
+    told += ["the app as a whole failed"] if app_failed else []
     verdict = ", ".join(told) or "ok"
     budget = _SHOWN_BYTES // len(sources)
     return PageView(

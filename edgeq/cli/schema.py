@@ -1,0 +1,61 @@
+"""`edgeq schema`: JSON Schemas of what edgeq reads and writes, for editors and for those who parse it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from edgeq.cli.output import say_json
+from edgeq.errors import UsageError, nearest
+
+_DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def _manifest() -> dict[str, Any]:
+    from edgeq.manifest import manifest_schema
+
+    return manifest_schema()
+
+
+def _target() -> dict[str, Any]:
+    from edgeq.target import TargetProfile
+
+    return TargetProfile.model_json_schema()
+
+
+def _package() -> dict[str, Any]:
+    from edgeq.report.document import schema_of
+
+    return schema_of("package")
+
+
+def _build() -> dict[str, Any]:
+    from edgeq.report.document import schema_of
+
+    return schema_of("build")
+
+
+def _diff() -> dict[str, Any]:
+    from edgeq.report.document import schema_of
+
+    return schema_of("diff")
+
+
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "manifest": _manifest,
+    "target": _target,
+    "package": _package,
+    "build": _build,
+    "diff": _diff,
+}
+
+
+def schema(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="manifest, target, package, build or diff.")],
+) -> None:
+    """Print the JSON Schema of a document: of manifest.json, a target's file, or what a command's --json prints."""
+    if name not in SCHEMAS:
+        raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
+    say_json(_DIALECT | SCHEMAS[name]())

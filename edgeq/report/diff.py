@@ -1,0 +1,225 @@
+"""What changed between two bundles: facts that differ, by section, for text, JSON and HTML alike."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.artifacts import Fidelity, Row
+from edgeq.report.view import Source
+from edgeq.units import format_bytes
+
+SCHEMA_VERSION = 1
+NONE = "-"
+Value = float | int | str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A fact that differs.
+
+    Attributes:
+        section: `bundle`, `size`, `metrics`, `gates`, `layers`, `operators` or `provenance`.
+        old, new: as they are; None where one bundle has no such fact.
+        told_old, told_new: for people.
+        delta: by how much, for people; "" where that says nothing.
+    """
+
+    section: str
+    name: str
+    old: Value
+    new: Value
+    told_old: str
+    told_new: str
+    delta: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """Two bundles, and all facts that differ."""
+
+    old: str
+    new: str
+    changes: tuple[Change, ...]
+
+    def sections(self) -> dict[str, list[Change]]:
+        """Return the changes by section, in their order."""
+        found: dict[str, list[Change]] = {}
+        for change in self.changes:
+            found.setdefault(change.section, []).append(change)
+        return found
+
+
+def diff(old: Source, new: Source) -> Diff:
+    """Return what differs. Predictions are compared by what each bundle says of itself against fp32."""
+    changes = [
+        *_compared("bundle", _bundle(old), _bundle(new), str),
+        *_compared("size", _sizes(old), _sizes(new), format_bytes, by=_bytes_by),
+        *_compared("metrics", _metrics(old.row), _metrics(new.row), _number, by=_number_by),
+        *_compared("gates", _gates(old), _gates(new), str),
+        *_compared("layers", _layers(old.row), _layers(new.row), str),
+        *_compared("operators", _operators(old), _operators(new), str),
+        *_compared("provenance", _provenance(old), _provenance(new), str),
+    ]
+    return Diff(old=str(old.row.path), new=str(new.row.path), changes=tuple(changes))
+
+
+def diff_json(found: Diff) -> dict[str, Any]:
+    """Return the differences as a JSON document; values keep their units by name, as in `edgeq package --json`."""
+    from edgeq.report.as_json import finite
+
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "old": found.old,
+        "new": found.new,
+        "changes": [
+            {"section": one.section, "name": one.name, "old": one.old, "new": one.new} for one in found.changes
+        ],
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+Facts = Mapping[str, Value]
+
+
+def _compared(
+    section: str,
+    old: Facts,
+    new: Facts,
+    tell: Callable[[Any], str],
+    *,
+    by: Callable[[float, float], str] = lambda _old, _new: "",
+) -> Iterator[Change]:
+    for name in dict.fromkeys((*old, *new)):
+        left, right = old.get(name), new.get(name)
+        if left == right or (_is_nan(left) and _is_nan(right)):
+            continue
+        both = isinstance(left, int | float) and isinstance(right, int | float)
+        yield Change(
+            section=section,
+            name=name,
+            old=left,
+            new=right,
+            told_old=NONE if left is None else tell(left),
+            told_new=NONE if right is None else tell(right),
+            delta=by(left, right) if both else "",  # type: ignore[arg-type]  # `both` says that they are numbers
+        )
+
+
+def _is_nan(value: Value) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _bundle(source: Source) -> Facts:
+    manifest = source.manifest
+    return {
+        "model": manifest.model.name,
+        "version": manifest.model.version,
+        "target": manifest.target.name,
+        "scheme": manifest.scheme,
+        "runtime": f"{manifest.runtime.name} {manifest.runtime.exported_with}",
+        "inputs": _tensors(manifest.inputs),
+        "outputs": _tensors(manifest.outputs),
+        "labels": ", ".join(manifest.labels) or None,
+        "threads": manifest.threads,
+        "digest": source.row.digest,
+    }
+
+
+def _tensors(tensors: Iterable[Any]) -> str:
+    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+
+
+def _sizes(source: Source) -> Facts:
+    row, golden = source.row, source.manifest.file("golden")
+    return {
+        "size_bytes": row.size_bytes,
+        "download_bytes": row.download_bytes,
+        "golden_bytes": golden.size_bytes,
+        "fp32_bytes": row.fp32_bytes or None,
+        "peak_memory_bytes": row.verified.peak_memory_bytes,
+    }
+
+
+def _metrics(row: Row) -> Facts:
+    verified = row.verified
+    timing, kernels, flips = verified.timing, verified.kernels, verified.flips
+    return {
+        **_fidelity(verified.fidelity),
+        "flips": flips.total if flips else None,
+        "int8_macs": kernels.int8_macs if kernels else None,
+        "delegated_macs": row.delegated_macs,
+        "latency_p50_ms": timing.p50_ms if timing else None,
+        "latency_p90_ms": timing.p90_ms if timing else None,
+        "load_ms": verified.load_ms,
+    }
+
+
+def _fidelity(fidelity: Fidelity | None) -> Facts:
+    if fidelity is None:
+        return {}
+    return {
+        "samples": fidelity.samples,
+        "score": fidelity.score,
+        "fp32_score": fidelity.fp32_score,
+        "drop_pp": fidelity.drop_pp.estimate if fidelity.drop_pp else None,
+        "drop_high_pp": fidelity.drop_pp.high if fidelity.drop_pp else None,
+        "top1_agreement": fidelity.top1_agreement,
+        "sqnr_db": fidelity.sqnr_db,
+    }
+
+
+def _gates(source: Source) -> Facts:
+    return {gate.name: f"{gate.outcome}, limit {gate.limit or 'none'}" for gate in source.row.checked.gates}
+
+
+def _layers(row: Row) -> Facts:
+    """Name each layer with its bytes and its precision; layers of one name are told apart by their order."""
+    kernels = row.verified.kernels
+    known = kernels.precisions if kernels else ()
+    kinds = known if len(known) == len(row.layers) else ("not known",) * len(row.layers)
+    seen: Counter[str] = Counter()
+    facts: dict[str, Value] = {}
+    for layer, kind in zip(row.layers, kinds, strict=True):
+        seen[layer.name] += 1
+        name = layer.name if seen[layer.name] == 1 else f"{layer.name} ({seen[layer.name]})"
+        kind = "float" if kind == "other" else kind
+        facts[name] = f"{kind}, {format_bytes(layer.weight_bytes)}, {layer.macs:,} MACs"
+    return facts
+
+
+def _operators(source: Source) -> Facts:
+    counts: dict[str, Value] = dict(Counter(layer.op for layer in source.row.layers))
+    return counts | {f"{name}, not delegated": "yes" for name in source.manifest.layers.undelegated}
+
+
+def _provenance(source: Source) -> Facts:
+    facts = source.manifest.provenance
+    return {
+        "weights": source.manifest.model.weights,
+        "source_sha256": facts.source_sha256,
+        "weights_sha256": facts.weights_sha256,
+        "calibration_sha256": facts.calibration_sha256,
+        "calibration_samples": facts.calibration_samples,
+        "evaluation_sha256": facts.evaluation_sha256,
+        "evaluation_samples": facts.evaluation_samples,
+        "seed": facts.seed,
+        **facts.tools,
+    }
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.5g}"
+
+
+def _number_by(old: float, new: float) -> str:
+    return f"{new - old:+.4g}" if math.isfinite(new - old) else ""
+
+
+def _bytes_by(old: float, new: float) -> str:
+    change = f" ({(new - old) / old:+.1%})" if old else ""
+    return f"{'+' if new > old else '-'}{format_bytes(abs(new - old))}{change}"

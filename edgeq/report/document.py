@@ -1,0 +1,182 @@
+"""What `--json` prints, as models: JSON Schemas come from them, and a test holds the real documents to them.
+
+A schema's version changes when a key goes or changes its meaning, not when one comes: readers must allow more keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeq.artifacts import Emulation, Fidelity, Outcome, Parity, Timing, Weights
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class GateDocument(_Document):
+    """One gate."""
+
+    name: str
+    outcome: Outcome
+    passed: bool
+    limit: str
+    measured: str
+    detail: str
+    exit_code: int
+
+
+class FlipsDocument(_Document):
+    """How many predictions are not fp32's."""
+
+    total: int
+    ranked: int = Field(description="of how many")
+
+
+class VerifiedDocument(_Document):
+    """What running the artifact showed; null is what could not be measured."""
+
+    host: str
+    parity: Parity | None
+    fidelity: Fidelity | None
+    timing: Timing | None
+    int8_macs: float | None
+    int8_macs_unmatched: str | None = Field(description="why int8_macs is null")
+    peak_memory_bytes: int | None
+    load_ms: float | None
+    findings: list[str]
+    flips: FlipsDocument | None
+    emulation: Emulation | None
+    not_emulated: str | None
+
+
+class RowDocument(_Document):
+    """One target and scheme."""
+
+    model: str
+    target: str
+    scheme: str
+    path: str
+    digest: str
+    passed: bool
+    exit_code: int
+    weights: Weights
+    cached: bool
+    size_bytes: int
+    download_bytes: int
+    fp32_bytes: int | None
+    delegated_macs: float | None
+    verified: VerifiedDocument
+    gates: list[GateDocument]
+    warnings: list[str]
+    seconds: dict[str, float]
+
+
+class FindingDocument(_Document):
+    """A finding of the data lint."""
+
+    name: str
+    message: str
+
+
+class DataDocument(_Document):
+    """The samples, by hash and count."""
+
+    calibration_sha256: str | None
+    calibration_samples: int
+    evaluation_sha256: str | None
+    evaluation_samples: int
+    excluded_shared: int
+    skipped: list[str]
+    findings: list[FindingDocument]
+
+
+class ErrorDocument(_Document):
+    """Why there is no result."""
+
+    what: str
+    fix: str
+    exit_code: int
+
+
+class InstalledDocument(_Document):
+    """A bundle that went into an app."""
+
+    app: str
+    target: str | None
+    place: str
+    files: list[str]
+    size_bytes: int
+    digest: str
+
+
+class PackageDocument(_Document):
+    """`edgeq package --json`; after an error that ended the run, only schema_version and error."""
+
+    schema_version: Literal[1]
+    exit_code: int
+    rows: list[RowDocument]
+    data: DataDocument
+    installed: list[InstalledDocument]
+    error: ErrorDocument | None = None
+
+
+class ModelDocument(_Document):
+    """One model of a project."""
+
+    name: str
+    exit_code: int
+    error: ErrorDocument | None
+    rows: list[RowDocument]
+    data: DataDocument | None
+
+
+class BuildDocument(_Document):
+    """`edgeq build --json`, and `edgeq report --format json`, which has no `installed`."""
+
+    schema_version: Literal[1]
+    exit_code: int
+    models: list[ModelDocument]
+    app: list[GateDocument]
+    installed: list[InstalledDocument] = Field(default_factory=list)
+
+
+class ChangeDocument(_Document):
+    """A fact that differs; null where one bundle has no such fact."""
+
+    section: str
+    name: str
+    old: float | int | str | None
+    new: float | int | str | None
+
+
+class DiffDocument(_Document):
+    """`edgeq diff --json`."""
+
+    schema_version: Literal[1]
+    old: str
+    new: str
+    changes: list[ChangeDocument]
+
+
+DOCUMENTS: dict[str, type[BaseModel]] = {"package": PackageDocument, "build": BuildDocument, "diff": DiffDocument}
+_NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
+    schema: dict[str, Any] = _with_infinity(DOCUMENTS[name].model_json_schema())
+    return schema
+
+
+def _with_infinity(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_infinity(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "number":
+        rest = {key: value for key, value in node.items() if key != "type"}
+        return {**rest, "anyOf": [{"type": "number"}, _NOT_FINITE]}
+    return {key: _with_infinity(value) for key, value in node.items()}

@@ -51,6 +51,12 @@ class UnsupportedError(EdgeqError):
     exit_code = ExitCode.UNSUPPORTED
 
 
+class AccuracyError(EdgeqError):
+    """Training came to nothing that could be judged (exit code 5)."""
+
+    exit_code = ExitCode.ACCURACY
+
+
 class VerificationError(EdgeqError):
     """The artifact could not be run, or does not do what it claims (exit code 7)."""
 

@@ -44,6 +44,9 @@ class GateOptions:
         allow_unmeasured: gates that may stay unverified.
         store_limits: names of store presets.
         app_size_bytes: the app's size without the model, in the preset's own basis.
+        shipped: the shipped model's bundle, whose instructions are compared.
+        latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
+        device: which device that is predicted for, a name or a .toml file.
     """
 
     limits: tuple[tuple[LimitName, float], ...] = ()
@@ -51,6 +54,45 @@ class GateOptions:
     allow_unmeasured: tuple[str, ...] = ()
     store_limits: tuple[str, ...] = ()
     app_size_bytes: int | None = None
+    shipped: Path | None = None
+    latency_on: Literal["measured", "predicted"] = "measured"
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOptions:
+    """Whether and how the artifact is run on the device's own kernels.
+
+    Attributes:
+        on: `emulator` runs the ARM64 runtimes here, for targets that have CPU models to emulate; `host` does not.
+        cpu: CPU models; none for those of the target's profile.
+        samples: how many at most; None for a number by the model's size.
+        timeout_s: for all emulation of one artifact.
+    """
+
+    on: Literal["emulator", "host"] = "emulator"
+    cpu: tuple[str, ...] = ()
+    samples: int | None = None
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QatOptions:
+    """How qat-int8 trains.
+
+    Attributes:
+        data: where its samples come from; None for the source of the calibration data.
+        train: file.py:function, the user's own loop; None to distil from the float model.
+        lr: the learning rate, relative to the size of each tensor's values.
+        num_samples: the most samples that are taken.
+    """
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int = 8
+    lr: float = 2e-3
+    batch: int = 32
+    num_samples: int = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +118,9 @@ class Job:
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()
     data: DataOptions = DataOptions()
+    qat: QatOptions = QatOptions()
     gates: GateOptions = GateOptions()
+    device: DeviceOptions = DeviceOptions()
     cache: bool = True
 
 
@@ -85,6 +129,9 @@ class Task(Protocol):
 
     def advance(self, steps: int = 1) -> None:
         """Say that `steps` more are done."""
+
+    def note(self, text: str) -> None:
+        """Say how it goes."""
 
 
 class Progress(Protocol):

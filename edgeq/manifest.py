@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq._io import canonical_json
-from edgeq.artifacts import Outcome, Weights
+from edgeq.artifacts import Outcome, TunedWeights, Weights
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 from edgeq.preprocess import Preprocess
 from edgeq.target import explain
@@ -26,7 +27,8 @@ REPORT_NAMES = ("report.json", "report.html")
 MAX_MANIFEST_BYTES = 4_000_000
 
 # Names become folders and files in apps, on update servers and on devices
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$")]
+_SLUG = r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$"
+Slug = Annotated[str, Field(pattern=_SLUG)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
@@ -138,12 +140,61 @@ class ParityFacts(_Strict):
     )
 
 
+class AgreementFacts(_Strict):
+    """Two runs of the artifact on the same samples."""
+
+    left: str = Field(description="host, fp32, or a CPU with its runtime")
+    right: str
+    samples: Count
+    max_abs: Measure
+    sqnr_db: Measure = Field(description="inf: the outputs are equal")
+    differing: Measure = Field(description="share of the output elements that differ")
+    top1_flips: Count | None
+
+
+class DeviceRunFacts(_Strict):
+    """The artifact on one CPU model, in one version of the device's runtime."""
+
+    cpu: str = Field(description="QEMU's name of the model, or native")
+    runtime: str
+    features: tuple[str, ...] = Field(description="instruction-set extensions that the runtime detected")
+    samples: Count
+    host: AgreementFacts
+    fp32: AgreementFacts | None
+    score: Measure | None = Field(description="the mean over these samples; null without labels")
+    host_score: Measure | None
+    fp32_score: Measure | None
+    scored: Count
+    rescored: Count | None = Field(description="of these, with another score than on the host")
+
+
+class EmulationFacts(_Strict):
+    """The artifact on the device's own kernels."""
+
+    runs: tuple[DeviceRunFacts, ...]
+    between: tuple[AgreementFacts, ...] = Field(description="each pair of runs")
+
+
 class GoldenFacts(_Strict):
     """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
 
     samples: Count
     preprocessed: bool = Field(description="whether the inputs are already what the model takes")
     sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
+    made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
+
+
+class QatFacts(_Strict):
+    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+
+    data_sha256: Sha256
+    samples: Count = Field(description="trained on")
+    held_out: Count = Field(description="that only chose between the candidates")
+    loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
+    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    learning_rate: Measure | None
+    batch: Count | None
+    weights: TunedWeights = Field(description="which candidate was kept")
 
 
 class Provenance(_Strict):
@@ -156,6 +207,7 @@ class Provenance(_Strict):
     evaluation_sha256: Sha256 | None
     evaluation_samples: Count
     data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
 
@@ -180,6 +232,8 @@ class Manifest(_Strict):
     accuracy: Accuracy | None
     parity: ParityFacts | None
     golden: GoldenFacts
+    emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
+    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
     verified_on: str = Field(description="what ran the artifact, by architecture")
     provenance: Provenance
 
@@ -196,6 +250,17 @@ class Manifest(_Strict):
     def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
         """Return the entry of the artifact or of the golden file."""
         return next(entry for entry in self.files if entry.role == role)
+
+
+def check_slug(text: str, what: str) -> None:
+    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+
+    Raises:
+        UsageError: with the characters that it may have.
+    """
+    if re.fullmatch(_SLUG, text) is None:
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
 
 
 def manifest_schema() -> dict[str, Any]:

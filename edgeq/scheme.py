@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.units import Dimension, parse_quantity
 
-SchemeName = Literal["fp32", "static-int8"]
-SCHEMES: tuple[SchemeName, ...] = ("fp32", "static-int8")
+SchemeName = Literal["fp32", "fp16", "static-int8", "dynamic-int8", "weight-only-int8", "qat-int8", "pretrained"]
+SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 # PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
-PLANNED_SCHEMES = ("fp16", "dynamic-int8", "qat-int8", "weight-only-int8", "mixed-int8", "pretrained")
+PLANNED_SCHEMES = ("mixed-int8",)
+# they multiply in float, whatever they store, and differ from fp32 by no quantization steps
+FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "weight-only-int8"})
+# they observe ranges on real samples
+NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8"})
+# they train, for which the --qat options are
+NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
 
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.errors import UsageError, nearest
 from edgeq.profiles import profile_files
+from edgeq.scheme import SchemeName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,6 +23,10 @@ class Audit(_Strict):
     """The shares of multiply-accumulates that a scheme must really deliver."""
 
     int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
+    int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
+    half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
+    int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    half_weights: Share = Field(default=0.0, description="the same in half precision")
     delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
 
 
@@ -50,8 +55,8 @@ class TargetProfile(_Strict):
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript"]
     backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
-    schemes: tuple[Literal["static-int8", "fp32"], ...] = Field(min_length=1, description="first is the default")
-    audit: dict[Literal["static-int8", "fp32"], Audit] = Field(default_factory=dict)
+    schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
+    audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
     device: Device = Device()
 
@@ -73,7 +78,7 @@ def load_target(name_or_path: str) -> TargetProfile:
 
 def _merged(name_or_path: str, seen: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:
     """Read a profile with what it extends; its own keys win, tables are merged key by key."""
-    path = _find(name_or_path, beside)
+    path = find_file(name_or_path, profile_files(), "target", beside)
     if str(path) in seen:
         chain = " -> ".join(Path(part).name for part in (*seen, str(path)))
         raise UsageError(f"targets extend each other in a cycle: {chain}", "remove one `extends`")
@@ -94,17 +99,21 @@ def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _find(name_or_path: str, beside: Path | None) -> Path:
-    shipped = profile_files()
+def find_file(name_or_path: str, shipped: dict[str, Path], kind: str, beside: Path | None = None) -> Path:
+    """Return the file of a shipped name, or the user's own.
+
+    Raises:
+        UsageError: there is none; the nearest name is offered.
+    """
     if name_or_path in shipped:
         return shipped[name_or_path]
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         path = (beside or Path()) / name_or_path
         if not path.is_file():
-            raise UsageError(f"no target file {path}", "check the path, or see `edgeq targets list`")
+            raise UsageError(f"no {kind} file {path}", f"check the path, or see `edgeq {kind}s list`")
         return path
     hint = nearest(name_or_path, shipped)
-    raise UsageError(f"unknown target {name_or_path!r}.{hint}", "see `edgeq targets list`, or give a .toml file")
+    raise UsageError(f"unknown {kind} {name_or_path!r}.{hint}", f"see `edgeq {kind}s list`, or give a .toml file")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,11 +7,27 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from edgeq.artifacts import BundleInput, DataFacts, Fidelity, Gate, GoldenSet, Interval, Parity, TensorSpec
+from edgeq.artifacts import (
+    Agreement,
+    BundleInput,
+    DataFacts,
+    DeviceRun,
+    Emulation,
+    Fidelity,
+    Gate,
+    GoldenSet,
+    Interval,
+    Parity,
+    TensorSpec,
+    VerifyReport,
+)
 from edgeq.errors import ExitCode
 from edgeq.manifest import (
     SCHEMA_VERSION,
     Accuracy,
+    AgreementFacts,
+    DeviceRunFacts,
+    EmulationFacts,
     FileEntry,
     GateVerdict,
     GoldenFacts,
@@ -22,6 +38,7 @@ from edgeq.manifest import (
     ModelFacts,
     ParityFacts,
     Provenance,
+    QatFacts,
     RuntimeRange,
     TargetFacts,
     Tensor,
@@ -76,7 +93,9 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         accuracy=_accuracy(verified.fidelity),
         parity=_parity(verified.parity),
         golden=_golden(item.golden),
-        verified_on=verified.host,
+        emulation=_emulation(verified.emulation),
+        not_emulated=verified.not_emulated or None,
+        verified_on=_verified_on(verified),
         provenance=_provenance(item, item.data),
     )
 
@@ -159,11 +178,72 @@ def _parity(parity: Parity | None) -> ParityFacts | None:
     )
 
 
+def _verified_on(verified: VerifyReport) -> str:
+    runs = verified.emulation.runs if verified.emulation else ()
+    cpus = ", ".join(dict.fromkeys(run.cpu for run in runs))
+    return f"emulated {cpus}; {verified.host}" if cpus else verified.host
+
+
+def _emulation(emulation: Emulation | None) -> EmulationFacts | None:
+    if emulation is None or not emulation.runs:
+        return None
+    return EmulationFacts(
+        runs=tuple(_device_run(run) for run in emulation.runs),
+        between=tuple(_agreement(pair) for pair in emulation.between),
+    )
+
+
+def _device_run(run: DeviceRun) -> DeviceRunFacts:
+    return DeviceRunFacts(
+        cpu=run.cpu,
+        runtime=run.runtime,
+        features=run.features,
+        samples=run.samples,
+        host=_agreement(run.host),
+        fp32=_agreement(run.fp32) if run.fp32 else None,
+        score=_maybe(run.score),
+        host_score=_maybe(run.host_score),
+        fp32_score=_maybe(run.fp32_score),
+        scored=run.scored,
+        rescored=run.rescored,
+    )
+
+
+def _agreement(pair: Agreement) -> AgreementFacts:
+    return AgreementFacts(
+        left=pair.left,
+        right=pair.right,
+        samples=pair.samples,
+        max_abs=measure(pair.max_abs),
+        sqnr_db=measure(pair.sqnr_db),
+        differing=measure(pair.differing),
+        top1_flips=pair.top1_flips,
+    )
+
+
 def _golden(golden: GoldenSet) -> GoldenFacts:
     return GoldenFacts(
         samples=len(golden.inputs[0]),
         preprocessed=golden.preprocessed,
         sqnr_floor_db=measure(golden.sqnr_floor_db),
+        made_on=golden.made_on,
+    )
+
+
+def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
+    tuning = item.tuning
+    if tuning is None or data.qat_sha256 is None:
+        return None
+    own = tuning.weights == "user"
+    return QatFacts(
+        data_sha256=data.qat_sha256,
+        samples=tuning.samples,
+        held_out=tuning.held_out,
+        loss=None if own else tuning.loss,
+        epochs=tuning.epochs,
+        learning_rate=None if own else measure(tuning.learning_rate),
+        batch=None if own else tuning.batch,
+        weights=tuning.weights,
     )
 
 
@@ -175,6 +255,7 @@ def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
         evaluation_sha256=data.evaluation_sha256,
         evaluation_samples=data.evaluation_samples,
         data_findings=tuple(sorted({finding.name for finding in data.findings})),
+        qat=_qat(item, data),
         seed=item.seed,
         tools=item.tools,
     )

@@ -22,19 +22,30 @@ def audit_gates(
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None:
         return ()
-    gates: list[Gate] = []
-    if asked.int8_macs > 0:
-        kernels = verified.kernels
-        why = kernels.why_unmatched if kernels else "the runtime gave no profile of its kernels"
-        gates.append(_share("int8_macs", asked.int8_macs, kernels.int8_macs if kernels else None, why))
-    if asked.delegated_macs > 0:
-        why = "what the delegate took of the artifact is not known"
-        gates.append(_share("delegated_macs", asked.delegated_macs, lowered.delegated_macs, why))
-    return tuple(gates)
+    kernels = verified.kernels
+    why = kernels.why_unmatched if kernels else "the runtime gave no profile of its kernels"
+    no_linear = why or "the model has no linear or recurrent layer"
+    unread = "what the artifact stores is not known"
+    undelegated = "what the delegate took of the artifact is not known"
+    measured = (
+        ("int8_macs", asked.int8_macs, kernels.int8_macs if kernels else None, why),
+        ("int8_linear_macs", asked.int8_linear_macs, kernels.int8_linear_macs if kernels else None, no_linear),
+        ("half_macs", asked.half_macs, kernels.half_macs if kernels else None, why),
+        ("int8_weights", asked.int8_weights, _stored(lowered, "int8"), unread),
+        ("half_weights", asked.half_weights, _stored(lowered, "float16"), unread),
+        ("delegated_macs", asked.delegated_macs, lowered.delegated_macs, undelegated),
+    )
+    return tuple(_share(name, least, share, reason) for name, least, share, reason in measured if least > 0)
+
+
+def _stored(lowered: LoweredModel, dtype: str) -> float | None:
+    """Return the share of the artifact's constants that it holds in `dtype`."""
+    total = sum(elements for _, elements in lowered.stored)
+    return sum(elements for name, elements in lowered.stored if name == dtype) / total if total else None
 
 
 def _share(name: str, least: float, share: float | None, why: str) -> Gate:
-    limit = f">= {least:.1%} of MACs"
+    limit = f">= {least:.1%} of {'MACs' if name.endswith('macs') else 'constants'}"
     if share is None:
         return unverified(name, limit, why or "no reason given")
     passed = share >= least

@@ -6,27 +6,25 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, VerifyReport, Weights
+from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, Tuning, VerifyReport, Weights
+from edgeq.check.accuracy import accuracy_warnings
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
+from edgeq.check.device import NAME as DEVICE
+from edgeq.check.device import device_gates
+from edgeq.check.instructions import NAME as INSTRUCTIONS
+from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
+from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.check.training import training_gates, training_warnings
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
-from edgeq.scheme import LIMITS
-from edgeq.target import TargetProfile
+from edgeq.scheme import FLOAT_SCHEMES, LIMITS
+from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", "int8_macs", "delegated_macs", "runtime", *LIMITS)
-
-# one quantization step; the rest is what float32 loses in dividing a difference by the step
-MAX_STEPS = 1.0 + 1e-3
-# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth
-MIN_SQNR_DB_FP32 = 60.0
-# the two round int8 activations differently, and no output is quantized that could be counted in steps
-MIN_SQNR_DB_INT8 = 30.0
-# below this the difference is a third of the signal, and no comparison with the graph means anything
-MIN_SQNR_DB_DEEP = 10.0
+GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -58,6 +56,7 @@ def check(
     weights: Weights,
     host_arch: str,
     has_graph: bool = True,
+    tuning: Tuning | None = None,
 ) -> CheckReport:
     """Evaluate all gates of one artifact.
 
@@ -71,6 +70,7 @@ def check(
         download_bytes: the size of the bundle's deterministic, deflated ZIP.
         weights: where the parameters came from.
         host_arch: what `verified` was measured on, as `platform.machine()` says it.
+        tuning: what training came to, for schemes that train.
         has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
 
     Raises:
@@ -84,31 +84,41 @@ def check(
         limit_on=options.limit_on,
         host_arch=host_arch,
         target_arch=target.arch,
+        target_platform=target.platform,
     )
     gates = (
         *((parity_gate(scheme, verified.parity),) if has_graph else ()),
         outputs_gate(verified),
+        *device_gates(scheme, verified),
+        *training_gates(tuning),
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *instruction_gates(options.shipped, verified),
         *(
             store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
             for preset in options.store_limits
         ),
     )
-    warnings = (*_warnings(weights, has_graph), *store_warnings(options.store_limits, target))
+    warnings = (
+        *_warnings(weights, has_graph),
+        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
+        *_device_warnings(verified),
+        *training_warnings(tuning),
+        *store_warnings(options.store_limits, target),
+    )
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 
 def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     """Hold the artifact to its converted graph (exit code 7).
 
-    Quantized outputs may differ by one step. Where none is quantized, or the scheme is fp32, the signal-to-difference
-    ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is nearer to its graph
-    than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
+    Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
+    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
+    nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
     """
-    by_steps = parity is not None and parity.max_steps is not None and scheme != "fp32"
-    least = MIN_SQNR_DB_FP32 if scheme == "fp32" else MIN_SQNR_DB_INT8
+    by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
+    least = least_sqnr_db(scheme)
     limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
     if parity is None or parity.samples == 0:
         return unverified("parity", limit, "the artifact was not compared with the converted graph")
@@ -119,7 +129,7 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
         passed = parity.sqnr_db >= least
         measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
-    if not passed and scheme != "fp32" and parity.reaction_db is not None:
+    if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"
@@ -154,6 +164,19 @@ def _settled(gate: Gate, options: GateOptions) -> Gate:
     if gate.outcome == "unverified" and gate.name in options.allow_unmeasured:
         return dataclasses.replace(gate, outcome="allowed")
     return gate
+
+
+def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
+    """Say that a device's kernels were left out, and where they score otherwise than the host's."""
+    runs = verified.emulation.runs if verified.emulation else ()
+    said = [verified.not_emulated] if verified.not_emulated else []
+    said += [
+        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
+        " the worse of the two"
+        for run in runs
+        if run.rescored
+    ]
+    return tuple(said)
 
 
 def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:

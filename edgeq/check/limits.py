@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.artifacts import Gate, VerifyReport
+from edgeq.artifacts import Gate, Interval, LatencyPrediction, VerifyReport
+from edgeq.check.accuracy import why_worthless
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import format_quantity
 
 # platform.machine() and target profiles name the same processors differently
 _ARCH = {"aarch64": "arm64", "amd64": "x86_64", "x64": "x86_64"}
+_PHONES = ("android", "ios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class Measured:
         verified: what running the artifact showed.
         limit_on: whether the accuracy drop is judged by the upper end of its interval or by the estimate.
         host_arch: the architecture that `verified` was measured on, as `platform.machine()` says it.
-        target_arch: the target's.
+        target_arch, target_platform: the target's.
     """
 
     size_bytes: int
@@ -33,18 +36,21 @@ class Measured:
     limit_on: Literal["interval", "point"]
     host_arch: str
     target_arch: str
+    target_platform: str
 
 
 def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     """Hold one measured value to its limit (bytes, ms or percentage points, unrounded).
 
-    What could not be measured, or not on the target's architecture, is `unverified` (exit code 7).
+    What could not be measured, or not on the target's architecture, or is a phone's, is `unverified` (exit code 7).
     """
     kind = LIMITS[name]
     value, note = _value(name, measured)
     if value is None:
         return unverified(name, f"<= {format_quantity(limit, kind.dimension)}", note)
-    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+    gate = at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+    is_predicted = name == "latency" and _prediction(measured) is not None
+    return dataclasses.replace(gate, measured=f"predicted {gate.measured}") if is_predicted else gate
 
 
 def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
@@ -61,17 +67,31 @@ def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
 
 
 def _drop(measured: Measured) -> tuple[float | None, str]:
+    """Return the drop on all evaluation data, or on a device's kernels where those score otherwise and worse."""
     fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
-    drop = fidelity.drop_pp
-    if measured.limit_on == "point":
-        return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp"
-    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp"
+    why = why_worthless(fidelity)
+    if why:
+        return None, why
+    runs = measured.verified.emulation.runs if measured.verified.emulation else ()
+    other = [(run.drop_pp, f"; on {run.name}, {run.scored} samples") for run in runs if run.rescored and run.drop_pp]
+    by_point = measured.limit_on == "point"
+    drop, where = max([(fidelity.drop_pp, ""), *other], key=lambda item: _judged(item[0], by_point))
+    if by_point:
+        return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp{where}"
+    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp{where}"
+
+
+def _judged(drop: Interval, by_point: bool) -> float:
+    return drop.estimate if by_point else drop.high
 
 
 def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     verified = measured.verified
+    prediction = _prediction(measured)
+    if name == "latency" and prediction is not None:
+        return _predicted(prediction)
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
     values: dict[LimitName, tuple[float | None, str]] = {
@@ -82,10 +102,22 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     value, note = values[name]
     if value is None:
         return None, "the host's run did not give one"
+    what = "memory" if name == "peak_memory" else "a time"
     if _arch(host) != _arch(measured.target_arch):
-        what = "memory" if name == "peak_memory" else "a time"
         return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"
+    if measured.target_platform in _PHONES:  # an arm64 server, or a laptop, is ten times a phone
+        return None, f"{what} measured on this host says nothing about a phone"
     return value, note
+
+
+def _prediction(measured: Measured) -> LatencyPrediction | None:
+    return None if measured.verified.cost is None else measured.verified.cost.prediction
+
+
+def _predicted(told: LatencyPrediction) -> tuple[float, str]:
+    beyond = ", extrapolated from slower or faster models" if told.extrapolated else ""
+    estimate = f"the estimate is {told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g})"
+    return told.high_ms, f"predicted for {told.device} on {told.threads} threads, not measured; {estimate}{beyond}"
 
 
 def _arch(name: str) -> str:

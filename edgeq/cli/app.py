@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli import cache, doctor, inspect, install, keys, ota, package, targets, verify
+from edgeq.cli import (
+    cache,
+    devices,
+    doctor,
+    emulator,
+    inspect,
+    install,
+    keys,
+    ota,
+    package,
+    profile,
+    report,
+    targets,
+    verify,
+)
 from edgeq.cli.output import say
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
@@ -16,10 +30,14 @@ _FLAGS_OFF = {
     "show_completion": False,
     "targets": {"help": False, "list": {"help": False}, "show": {"help": False}},
     "package": {"help": False},
+    "emulator": {"help": False, "install": {"help": False}, "list": {"help": False}},
     "verify": {"help": False},
     "inspect": {"help": False},
     "keys": {"help": False},
     "ota": {"help": False},
+    "profile": {"help": False},
+    "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
+    "report": {"help": False},
 }
 
 app = typer.Typer(
@@ -32,8 +50,12 @@ app.command("package")(package.package)
 app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
+app.command("profile")(profile.profile)
+app.command("report")(report.report)
 app.add_typer(targets.app, name="targets")
+app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")
+app.add_typer(emulator.app, name="emulator")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ota.app, name="ota")
 app.command("doctor")(doctor.doctor)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeq.cli.project import DataTable, LimitTable, Options
+from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
     LIMITS,
+    NEEDS_TRAINING,
     OBSERVERS,
     PLANNED_SCHEMES,
     SCHEMES,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Name = TypeVar("_Name", bound=str)
 _LIMIT_ON: tuple[Literal["interval", "point"], ...] = ("interval", "point")
+_ON: tuple[Literal["emulator", "host"], ...] = ("emulator", "host")
 _LINT: tuple[Literal["error", "warn"], ...] = ("error", "warn")
 DEFAULT_OUT = "out"
 
@@ -69,22 +71,42 @@ def request(command_line: Options, project: Options) -> Request:
         observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
         keep_fp32=tuple(options.keep_fp32 or ()),
         data=_data(options.data),
+        qat=QatOptions(**_given(options.qat)),
         gates=_gates(options),
+        device=device_options(options.device),
         cache=_or(options.cache, True),
     )
+    _check_qat(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
+
+
+def _check_qat(command_line: Options, job: Job) -> None:
+    """Refuse options of a training that no scheme of the run does; those of a project's file may wait."""
+    schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+    given = _given(command_line.qat)
+    if given and not schemes & set(NEEDS_TRAINING):
+        option = "--num-qat-samples" if "num_samples" in given else f"--qat-{next(iter(given))}"
+        what = f"{option} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
+        raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
 
 
 def merge(command_line: Options, project: Options) -> Options:
     """Return the project's options with those of the command line over them; tables are merged key by key."""
     data = {**_given(project.data), **_given(command_line.data)}
     limit = {**_given(project.limit), **_given(command_line.limit)}
-    values = {**_given(project), **_given(command_line), "data": DataTable(**data), "limit": LimitTable(**limit)}
-    values["app"] = project.app  # the command line of `package` has no such option
-    return Options(**values)
+    device = {**_given(project.device), **_given(command_line.device)}
+    qat = {**_given(project.qat), **_given(command_line.qat)}
+    tables: dict[str, Any] = {
+        "data": DataTable(**data),
+        "qat": QatTable(**qat),
+        "limit": LimitTable(**limit),
+        "device": DeviceTable(**device),
+    }
+    tables["app"] = project.app  # the command line of `package` has no such option
+    return Options(**{**_given(project), **_given(command_line), **tables})
 
 
-def _given(table: Options | DataTable | LimitTable) -> dict[str, Any]:
+def _given(table: Options | DataTable | QatTable | LimitTable | DeviceTable) -> dict[str, Any]:
     return {key: value for key, value in table if value is not None}
 
 
@@ -161,19 +183,54 @@ def _data(table: DataTable) -> DataOptions:
     )
 
 
+def device_options(table: DeviceTable, *, default: Literal["emulator", "host"] = "emulator") -> DeviceOptions:
+    """Return what the options say of the device's kernels.
+
+    Raises:
+        UsageError: an unknown place to run on.
+    """
+    names = [name.strip() for text in table.cpu or () for name in text.split(",")]
+    return DeviceOptions(
+        on=_choice("value of --on", table.on, _ON, default=default),
+        cpu=tuple(_unique(name for name in names if name)),
+        samples=table.samples,
+        timeout_s=_or(table.timeout_s, DeviceOptions().timeout_s),
+    )
+
+
 def _gates(options: Options) -> GateOptions:
     stores = tuple(_unique(options.store_limits or []))
     if options.app_size is not None and not stores:
         raise UsageError(
             "--app-size is for --store-limit, and none is given", "add --store-limit NAME, or leave it out"
         )
+    drop_on, latency_on = split_limit_on(options.limit_on)
     return GateOptions(
         limits=tuple(_limits(options.limit)),
-        limit_on=_choice("value of --limit-on", options.limit_on, _LIMIT_ON, default="interval"),
+        limit_on=drop_on,
+        latency_on=latency_on,
+        shipped=None if options.shipped is None else Path(options.shipped),
+        device=options.predict_for,
         allow_unmeasured=tuple(_unique(options.allow_unmeasured or [])),
         store_limits=stores,
         app_size_bytes=None if options.app_size is None else parse_size_bytes(options.app_size),
     )
+
+
+def split_limit_on(
+    text: str | None,
+) -> tuple[Literal["interval", "point"], Literal["measured", "predicted"]]:
+    """Return what --limit-on says of the accuracy drop, and of latency.
+
+    Raises:
+        UsageError: an unknown word.
+    """
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    rest = [word for word in words if word != "predicted"]
+    for word in rest:
+        _choice("value of --limit-on", word, (*_LIMIT_ON, "predicted"), default="interval")
+    drop_on = _choice("value of --limit-on", rest[-1] if rest else None, _LIMIT_ON, default="interval")
+    return drop_on, "predicted" if len(rest) < len(words) else "measured"
 
 
 def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:

@@ -30,6 +30,7 @@ TESTED = {
     "pillow": "13.0.0",
     "filelock": "4.2.11",
     "platformdirs": "4.14.5",
+    "pip": "26.3",
 }
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)
@@ -39,8 +40,12 @@ _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
 _TOOLS = (
-    ("qemu-aarch64", "runs ARM artifacts on an x86 host", "apt-get install qemu-user"),
-    ("aarch64-linux-gnu-g++", "builds the ARM runtimes", "apt-get install g++-aarch64-linux-gnu"),
+    ("qemu-aarch64", "runs the device's ARM64 kernels; package --on host does without", "apt-get install qemu-user"),
+    (
+        "aarch64-linux-gnu-g++",
+        "compiles the runners for the ARM64 runtimes",
+        "apt-get install g++-aarch64-linux-gnu",
+    ),
     ("adb", "runs bundles on a phone", "apt-get install adb"),
     ("java", "builds Android apps", "apt-get install openjdk-17-jdk-headless"),
     ("mvn", "fetches Android libraries", "apt-get install maven"),

@@ -77,6 +77,21 @@ KeepFp32 = Annotated[
     list[str] | None,
     typer.Option("--keep-fp32", metavar="NAME", help="A module's name or type to leave in float; repeatable."),
 ]
+QatData = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="Samples for qat-int8, without labels; the calibration data's if not given."),
+]
+NumQatSamples = Annotated[int | None, typer.Option(metavar="N", help="Samples to train on; 2048 if not given.")]
+QatEpochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs of qat-int8; 8 if not given.")]
+QatLr = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Its learning rate, relative to the size of the weights; 0.002 if not given."),
+]
+QatBatch = Annotated[int | None, typer.Option(metavar="N", help="Its samples a step; 32 if not given.")]
+QatTrain = Annotated[
+    str | None,
+    typer.Option(metavar="FUNCTION", help="file.py:function, your own loop: (prepared, teacher, data) -> module."),
+]
 DataLint = Annotated[
     str | None, typer.Option(metavar="error|warn", help="What a finding in the data is; error if not given.")
 ]
@@ -95,7 +110,19 @@ Limit = Annotated[
 LimitOn = Annotated[
     str | None,
     typer.Option(
-        metavar="interval|point", help="What of the accuracy drop must keep the limit; interval if not given."
+        metavar="interval|point|predicted",
+        help="What of the accuracy drop must keep the limit, interval if not given; predicted: a latency that is "
+        "predicted for --device counts, by its upper end. With a comma, both.",
+    ),
+]
+Shipped = Annotated[
+    str | None,
+    typer.Option(metavar="BUNDLE", help="The shipped model's bundle: at most 1.1 times its instructions."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE", help="For --limit-on predicted: a device of `edgeq devices list`, or a .toml file."
     ),
 ]
 AllowUnmeasured = Annotated[
@@ -114,6 +141,26 @@ InstallInto = Annotated[
     typer.Option(
         "--install-into", metavar="FOLDER", help="An app's project to install into when all gates pass; repeatable."
     ),
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="emulator|host",
+        help="What runs the artifact: the device's ARM64 kernels under QEMU as well, or this host's only.",
+    ),
+]
+Cpu = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A CPU model to emulate, such as cortex-a53, or several with commas; by default those of the target.",
+    ),
+]
+DeviceSamples = Annotated[
+    int | None, typer.Option(metavar="N", help="Samples to emulate; without it a number by the model's size.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given.")
 ]
 Cache = Annotated[bool | None, typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print the plan; write nothing.")]

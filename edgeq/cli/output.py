@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeq.errors import EdgeqError
+
+_STDOUT, _STDERR = 1, 2
 
 
 def say(text: str) -> None:
@@ -38,6 +42,37 @@ def say_error(err: EdgeqError, *, as_json: bool) -> None:
     if as_json:
         error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
         say_json({"schema_version": 1, "error": error})
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """Send to stderr what is printed in the block: models, metrics and native libraries print as they like.
+
+    Printed on stdout, a line of theirs would spoil the JSON, and a reader that went away would end the run.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(_STDOUT)
+    except OSError:  # closed by whoever started edgeq
+        yield
+        return
+    try:
+        _redirect(_STDOUT, _STDERR)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C's own printf still holds
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+
+
+def _redirect(descriptor: int, to: int) -> None:
+    try:
+        os.dup2(to, descriptor)
+    except OSError:  # closed as well
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
 def silence_stdout() -> None:

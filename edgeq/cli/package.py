@@ -35,6 +35,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "preprocess": ("data", "preprocess"),
     "labels": ("data", "labels"),
     "num_calibration_samples": ("data", "num_calibration_samples"),
+    "qat_data": ("qat", "data"),
+    "num_qat_samples": ("qat", "num_samples"),
+    "qat_epochs": ("qat", "epochs"),
+    "qat_lr": ("qat", "lr"),
+    "qat_batch": ("qat", "batch"),
+    "qat_train": ("qat", "train"),
     "data_lint": ("data", "lint"),
     "skip_bad_images": ("data", "skip_bad_images"),
     "seed": ("seed",),
@@ -42,9 +48,15 @@ KEYS: dict[str, tuple[str, ...]] = {
     "keep_fp32": ("keep_fp32",),
     "limit": ("limit",),
     "limit_on": ("limit_on",),
+    "shipped": ("shipped",),
+    "device": ("predict_for",),
     "allow_unmeasured": ("allow_unmeasured",),
     "store_limit": ("store_limits",),
     "app_size": ("app_size",),
+    "on": ("device", "on"),
+    "cpu": ("device", "cpu"),
+    "device_samples": ("device", "samples"),
+    "timeout": ("device", "timeout_s"),
     "install_into": ("install_into",),
     "cache": ("cache",),
 }
@@ -69,13 +81,25 @@ def package(
     seed: flags.Seed = None,
     observer: flags.Observer = None,
     keep_fp32: flags.KeepFp32 = None,
+    qat_data: flags.QatData = None,
+    num_qat_samples: flags.NumQatSamples = None,
+    qat_epochs: flags.QatEpochs = None,
+    qat_lr: flags.QatLr = None,
+    qat_batch: flags.QatBatch = None,
+    qat_train: flags.QatTrain = None,
     data_lint: flags.DataLint = None,
     skip_bad_images: flags.SkipBadImages = None,
     limit: flags.Limit = None,
     limit_on: flags.LimitOn = None,
+    shipped: flags.Shipped = None,
+    device: flags.Device = None,
     allow_unmeasured: flags.AllowUnmeasured = None,
     store_limit: flags.StoreLimit = None,
     app_size: flags.AppSize = None,
+    on: flags.On = None,
+    cpu: flags.Cpu = None,
+    device_samples: flags.DeviceSamples = None,
+    timeout: flags.Timeout = None,
     install_into: flags.InstallInto = None,
     cache: flags.Cache = None,
     dry_run: flags.DryRun = False,
@@ -85,8 +109,8 @@ def package(
 ) -> None:
     """Package a model for each target, gated and verified.
 
-    MODEL is quantized, lowered, checked, run on this host, bundled, and installed if asked for. All options but the
-    last four can stand in an edgeq.toml; the command line wins.
+    MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
+    installed if asked for. All options but the last four can stand in an edgeq.toml; the command line wins.
     """
     raise typer.Exit(_run(context.params))
 
@@ -123,7 +147,7 @@ def from_params(params: Mapping[str, Any]) -> Options:
     from edgeq.cli.config import limit_table
     from edgeq.cli.project import validated
 
-    values: dict[str, Any] = {"data": {}}
+    values: dict[str, Any] = {"data": {}, "qat": {}, "device": {}}
     for param, path in KEYS.items():
         given = params[param]
         # typer gives an empty list for a repeatable option that was not used
@@ -132,7 +156,7 @@ def from_params(params: Mapping[str, Any]) -> Options:
         if param == "limit":
             values["limit"] = limit_table(given)
         elif len(path) > 1:
-            values[path[0]][path[1]] = given
+            values[path[0]][path[1]] = list(given) if isinstance(given, list | tuple) else given
         else:
             values[path[0]] = list(given) if isinstance(given, list | tuple) else given
     return validated(values, "command line")
@@ -150,7 +174,7 @@ def _build(job: Job, *, quiet: bool) -> BuildReport:
 
 def _print(report: BuildReport, installed: tuple[Installed, ...], problem: EdgeqError | None, *, as_json: bool) -> None:
     if as_json:
-        from edgeq.cli.as_json import to_json
+        from edgeq.report.as_json import to_json
 
         document = {**to_json(report), "installed": [entry.as_json() for entry in installed]}
         if problem is not None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.scheme import LIMITS
+from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_TRAINING
 from edgeq.units import format_bytes, format_quantity
+from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.cli.config import Request
     from edgeq.job import Job
     from edgeq.target import TargetProfile
 
-_QUANTIZERS = {"executorch": "PT2E, the XNNPACK quantizer", "torchscript": "FX graph mode, the {backend} engine"}
+_QUANTIZERS = {
+    ("executorch", "fp16"): "weights and arithmetic in half precision",
+    ("executorch", "static-int8"): "PT2E, the XNNPACK quantizer",
+    ("executorch", "dynamic-int8"): "PT2E, the XNNPACK quantizer, activations as it runs",
+    ("executorch", "weight-only-int8"): "linear and embedding weights stored in int8, arithmetic in float32",
+    ("torchscript", "fp16"): "weights stored in half precision, arithmetic in float32",
+    ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
+    ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",
+    ("torchscript", "weight-only-int8"): "weights stored in int8, arithmetic in float32",
+    ("torchscript", "pretrained"): "taken as it is, packed for the {backend} engine",
+}
 
 
 def plan_json(wanted: Request) -> dict[str, Any]:
@@ -90,21 +101,37 @@ def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.runtimes[0]} and newer"),
         ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
         ("verify", verify),
+        *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
         ("bundle", f"{job.out / model / target.name}"),
         *(("install", app) for app in apps),
     ]
 
 
+def _emulated(job: Job, target: TargetProfile) -> str:
+    runtimes = f"{target.runtime} {', '.join(target.app.runtimes)}"
+    return f"{runtimes} under QEMU, {', '.join(job.device.cpu or target.device.cpu)}"
+
+
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == "fp32":
         return []
-    method = _QUANTIZERS[target.runtime].format(backend=target.backend)
+    method = _QUANTIZERS[target.runtime, scheme].format(backend=target.backend)
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
     samples = f"{job.data.num_calibration_samples} samples" if job.data.calibration else "no calibration data given"
-    return [
-        ("quantize", _joined([method, kept])),
-        ("calibrate", f"{samples}, {job.observer} observer"),
-    ]
+    steps = [("quantize", _joined([method, kept]))]
+    if scheme in NEEDS_CALIBRATION:
+        steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+    if scheme in NEEDS_TRAINING:
+        steps.append(("train", _training(job)))
+    return steps
+
+
+def _training(job: Job) -> str:
+    qat = job.qat
+    data = f"at most {qat.num_samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
+    if qat.train:
+        return _joined([qat.train, data])
+    return _joined([f"distil fp32 in {qat.epochs} epochs", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data])
 
 
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
@@ -112,6 +139,10 @@ def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
     lines = [f"{name} <= {format_quantity(value, LIMITS[name].dimension)}" for name, value in gates.limits]
     if any(name == "accuracy_drop" for name, _ in gates.limits):
         lines.append(f"the drop's {gates.limit_on} counts")
+    if gates.latency_on == "predicted":
+        lines.append(f"latency as predicted for {gates.device} counts")
+    if gates.shipped is not None:
+        lines.append(f"instructions <= 1.1 x those of {gates.shipped}")
     audit = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if audit is not None:
         lines += [f"{key} >= {value:.0%}" for key, value in audit if value]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgeq.cli.output import note
+from edgeq.cli.output import note, results_only
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -25,6 +25,19 @@ class _Silent:
 
     def advance(self, steps: int = 1) -> None:
         """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+class _Line(_Silent):
+    """A task whose notes are lines."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+
+    def note(self, text: str) -> None:
+        note(f"[{time.monotonic() - self._start:5.1f}s]   {text}")
 
 
 class Quiet:
@@ -46,15 +59,19 @@ class Lines:
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
         """Print the step's line."""
         note(f"[{time.monotonic() - self._start:5.1f}s] {description}")
-        yield _Silent()
+        yield _Line(self._start)
 
 
 class _Bar:
-    def __init__(self, bars: RichProgress, task_id: TaskID, total: int | None) -> None:
+    def __init__(self, bars: RichProgress, task_id: TaskID, description: str, total: int | None) -> None:
         self._bars = bars
         self._task_id = task_id
         self._total = total
         self._done = 0
+        self._description = description
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task_id, description=f"{self._description}: {text}")
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
@@ -73,21 +90,25 @@ class Bars:
         """Draw a bar; it only pulses where `total` is None."""
         task_id = self._bars.add_task(description, total=total, count="")
         try:
-            yield _Bar(self._bars, task_id, total)
+            yield _Bar(self._bars, task_id, description, total)
         finally:
             self._bars.remove_task(task_id)
 
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool) -> Iterator[Progress]:
-    """Yield what suits the place that stderr goes to; bars are wiped when the block ends."""
-    if quiet:
-        yield Quiet()
-    elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Lines()
-    else:
-        with _rich_bars() as bars:
-            yield Bars(bars)
+    """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
+
+    What the steps, the user's code among them, print in the block goes to stderr.
+    """
+    with results_only():
+        if quiet:
+            yield Quiet()
+        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield Lines()
+        else:
+            with _rich_bars() as bars:
+                yield Bars(bars)
 
 
 def _rich_bars() -> RichProgress:

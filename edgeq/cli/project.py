@@ -33,6 +33,17 @@ class DataTable(_Table):
     skip_bad_images: bool | None = None
 
 
+class QatTable(_Table):
+    """`[qat]`: how qat-int8 trains."""
+
+    data: str | None = None
+    train: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    batch: int | None = Field(default=None, ge=1)
+    num_samples: int | None = Field(default=None, ge=2)
+
+
 class LimitTable(_Table):
     """`[limit]`: the most that each may be, with its unit."""
 
@@ -53,6 +64,15 @@ class AppTable(_Table):
     runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
 
 
+class DeviceTable(_Table):
+    """`[device]`: whether and how the artifact is run on the device's own kernels."""
+
+    on: str | None = None
+    cpu: list[str] | None = None
+    samples: int | None = Field(default=None, ge=1)
+    timeout_s: float | int | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class Options(_Table):
     """What an `edgeq.toml` may hold; None stands for what was not given."""
 
@@ -70,11 +90,15 @@ class Options(_Table):
     keep_fp32: list[str] | None = None
     cache: bool | None = None
     limit_on: str | None = None
+    shipped: str | None = None
+    predict_for: str | None = None
     allow_unmeasured: list[str] | None = None
     store_limits: list[str] | None = None
     app_size: str | None = None
     data: DataTable = DataTable()
+    qat: QatTable = QatTable()
     limit: LimitTable = LimitTable()
+    device: DeviceTable = DeviceTable()
     app: AppTable = AppTable()
 
 
@@ -121,8 +145,13 @@ def _relative_to(options: Options, folder: Path) -> Options:
             "weights": _join(folder, options.weights, unless=not _is_weights_file(options.weights, folder)),
             "out": _join(folder, options.out),
             "targets": _join_all(folder, options.targets, only_toml=True),
+            "shipped": _join(folder, options.shipped),
+            "predict_for": _join(folder, options.predict_for, unless=not (options.predict_for or "").endswith(".toml")),
             "install_into": _join_all(folder, options.install_into),
             "data": data,
+            "qat": options.qat.model_copy(
+                update={key: _join(folder, getattr(options.qat, key)) for key in ("data", "train")}
+            ),
         }
     )
 

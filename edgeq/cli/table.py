@@ -9,8 +9,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from edgeq.cli import words
-from edgeq.cli.as_json import to_json
+from edgeq.report import words
+from edgeq.report.as_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -71,11 +71,14 @@ def _table(report: BuildReport) -> RenderableType:
     # ASCII-safe rules and no colours needed: the words alone carry the meaning
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     heads = ["target", "scheme", "size", "download", "accuracy" if _labelled(report) else "fidelity", "agreement"]
-    for head in [*(["model"] if many else []), *heads, "int8 MACs", "latency p50 / p90", "verdict"]:
+    emulated = any(words.device(row) != "-" for row in report.rows)
+    heads += ["int8 MACs", *(["on the device"] if emulated else []), "latency p50 / p90", "verdict"]
+    for head in [*(["model"] if many else []), *heads]:
         table.add_column(head, no_wrap=True)
     for row in report.rows:
         cells = [row.target, row.scheme, words.size(row), words.download(row), words.accuracy(row)]
-        cells += [words.agreement(row), words.int8_share(row), words.latency(row)]
+        cells += [words.agreement(row), words.int8_share(row)]
+        cells += [*([words.device(row)] if emulated else []), words.latency(row)]
         table.add_row(*([row.model] if many else []), *cells, _verdict(row))
     return table
 
@@ -94,6 +97,7 @@ def _block(row: Row, width: int) -> RenderableType:
         (words.accuracy_head(row), words.accuracy(row)),
         ("agreement", words.agreement(row)),
         ("int8 MACs", words.int8_share(row)),
+        *((("on the device", words.device(row)),) if words.device(row) != "-" else ()),
         ("latency p50 / p90", words.latency(row)),
     )
     lines = Table.grid(padding=(0, 2))
@@ -118,6 +122,15 @@ def _verdict(row: Row, between: str = "\n") -> Text:
     return Text(verdict.replace("\n", between), style=_STYLES.get(verdict.split()[0].rstrip(":"), ""))
 
 
+def device_lines(row: Row) -> list[str]:
+    """Return the table of the pairs that disagree; nothing where host and devices are equal."""
+    from edgeq.cli.device import disagreements
+
+    emulation = row.verified.emulation
+    lines = disagreements(emulation) if emulation else []
+    return [f"{row.target} {row.scheme}: where the runs differ", *lines] if lines else []
+
+
 def _warnings(report: BuildReport) -> dict[str, list[str]]:
     """Return each warning once, with the targets that it is about."""
     about: dict[str, list[str]] = {}
@@ -131,6 +144,7 @@ def _warnings(report: BuildReport) -> dict[str, list[str]]:
 
 def _below(report: BuildReport) -> list[str]:
     """Return the lines under the table: failures, warnings, data, paths."""
+    devices = [line for row in report.rows for line in device_lines(row)]
     failed = [line for row in report.rows for line in words.failures(row)]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report).items()]
     data = [f"data: {finding.name}: {finding.message}" for finding in report.data.findings]
@@ -138,5 +152,5 @@ def _below(report: BuildReport) -> list[str]:
         data.append(f"data: {report.data.excluded_shared} samples left out: they are in the other set too")
     data += [f"data: skipped {name}" for name in report.data.skipped]
     paths = [f"{words.place(row)}: {row.path}" for row in report.rows]
-    sections = [section for section in (failed, warnings, data, paths) if section]
+    sections = [section for section in (devices, failed, warnings, data, paths) if section]
     return [line for section in sections for line in ("", *section)]

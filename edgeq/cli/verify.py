@@ -6,18 +6,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
-from edgeq.errors import UsageError, nearest
+from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.artifacts import Gate
-    from edgeq.job import DataOptions, GateOptions
+    from edgeq.job import DataOptions, DeviceOptions, GateOptions
     from edgeq.pipeline.verify import BundleVerification
 
 SCHEMA_VERSION = 1
@@ -35,23 +35,29 @@ def verify(
     skip_bad_images: flags.SkipBadImages = None,
     limit: flags.Limit = None,
     limit_on: flags.LimitOn = None,
+    shipped: flags.Shipped = None,
+    device: flags.Device = None,
     allow_unmeasured: flags.AllowUnmeasured = None,
+    on: flags.On = None,
+    cpu: flags.Cpu = None,
+    device_samples: flags.DeviceSamples = None,
+    timeout: flags.Timeout = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Verify a bundle on this host.
+    """Verify a bundle on this host, and with --on emulator on its device's kernels.
 
     Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
     running the artifact in a process of its own; limits and data can be added.
     """
     params = context.params
-    gates, data = _gates(params), _data(params)
+    gates, data, kernels = _gates(params), _data(params), _device(params)
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.verify import verify_bundle
 
-        result = verify_bundle(bundle, data=data, gates=gates, progress=progress)
+        result = verify_bundle(bundle, data=data, gates=gates, device=kernels, progress=progress)
     if as_json:
         say_json(to_json(result))
     else:
@@ -60,18 +66,18 @@ def verify(
 
 
 def _gates(params: Mapping[str, Any]) -> GateOptions:
+    from edgeq.cli.config import split_limit_on
     from edgeq.job import GateOptions
     from edgeq.scheme import parse_limit
 
-    limit_on = params["limit_on"] or "interval"
-    known: tuple[Literal["interval", "point"], ...] = ("interval", "point")
-    if limit_on not in known:
-        what = f"unknown value of --limit-on {limit_on!r}.{nearest(limit_on, known)}"
-        raise UsageError(what, f"use one of: {', '.join(known)}")
+    drop_on, latency_on = split_limit_on(params["limit_on"])
     return GateOptions(
         # the last of a name counts, as for `edgeq package`
         limits=tuple(dict(parse_limit(text) for text in params["limit"] or ()).items()),
-        limit_on=known[known.index(limit_on)],
+        limit_on=drop_on,
+        latency_on=latency_on,
+        shipped=None if params["shipped"] is None else Path(params["shipped"]),
+        device=params["device"],
         allow_unmeasured=tuple(dict.fromkeys(params["allow_unmeasured"] or ())),
     )
 
@@ -87,12 +93,28 @@ def _data(params: Mapping[str, Any]) -> DataOptions:
     )
 
 
+def _device(params: Mapping[str, Any]) -> DeviceOptions:
+    from edgeq.cli.config import device_options
+    from edgeq.cli.project import validated
+
+    names = {"on": "on", "samples": "device_samples", "timeout_s": "timeout"}
+    table = {key: params[name] for key, name in names.items()} | {"cpu": list(params["cpu"] or ()) or None}
+    device = device_options(validated({"device": table}, "command line").device, default="host")
+    if device.cpu and device.on == "host":
+        raise UsageError("--cpu names what is emulated, and only --on emulator emulates", "add --on emulator")
+    return device
+
+
 def render(result: BundleVerification) -> str:
     """Return a line for each check, the remarks, and the verdict."""
     manifest = result.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [f"{title}: {printable(str(result.folder))}"]
     lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
+    if result.verified.emulation is not None:
+        from edgeq.cli.device import runs_table
+
+        lines += runs_table(result.verified.emulation)
     lines += [f"note: {printable(text)}" for text in result.checked.warnings]
     failed = [gate.name for gate in result.checked.gates if not gate.passed]
     verdict = f"failed: {', '.join(failed)} (exit code {int(result.exit_code)})" if failed else "ok"
@@ -110,7 +132,7 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
     `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
     was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
     """
-    from edgeq.cli.as_json import finite
+    from edgeq.report.as_json import finite
 
     verified, manifest = result.verified, result.manifest
     document: dict[str, Any] = finite(
@@ -129,6 +151,7 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
             "golden": _fields(result.golden),
             "score": _fields(result.score),
             "timing": _fields(verified.timing),
+            "emulation": _fields(verified.emulation),
             "peak_memory_bytes": verified.peak_memory_bytes,
             "load_ms": verified.load_ms,
             "notes": list(result.checked.warnings),

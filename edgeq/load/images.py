@@ -70,20 +70,7 @@ def open_images(
     folders = sorted({file.folder for file in files if file.folder is not None})
     index = _index(folder, folders, labels)
     gray = preprocess is not None and preprocess.color == "gray"
-    skipped: list[str] = []
-
-    def usable(i: int) -> bool:
-        try:
-            decode(files[i].path, gray=gray)
-        except UsageError:
-            skipped.append(files[i].name)
-            return False
-        return True
-
-    classes = [file.folder for file in files] if folders else None
-    chosen = choose(len(files), limit=limit, seed=seed, classes=classes, usable=usable if skip_bad else lambda _: True)
-    if not chosen:
-        raise UsageError(f"{folder}: no image could be decoded: {few(skipped)}", "replace the bad images")
+    chosen, skipped = _chosen(files, folder, limit=limit, seed=seed, gray=gray, skip_bad=skip_bad)
 
     def read(i: int) -> Sample:
         file = files[chosen[i]]
@@ -96,7 +83,28 @@ def open_images(
     data = Dataset(
         origin=str(folder), count=len(chosen), read=read, class_names=names if folders else (), labelled=bool(folders)
     )
-    return data, tuple(sorted(skipped))
+    return data, skipped
+
+
+def _chosen(
+    files: Sequence[ImageFile], folder: Path, *, limit: int | None, seed: int, gray: bool, skip_bad: bool
+) -> tuple[Sequence[int], tuple[str, ...]]:
+    """Return the indices of the images to take, evenly from all classes, and the names of those that fail."""
+    skipped: list[str] = []
+
+    def usable(i: int) -> bool:
+        try:
+            decode(files[i].path, gray=gray)
+        except UsageError:
+            skipped.append(files[i].name)
+            return False
+        return True
+
+    classes = [file.folder for file in files] if any(file.folder is not None for file in files) else None
+    chosen = choose(len(files), limit=limit, seed=seed, classes=classes, usable=usable if skip_bad else lambda _: True)
+    if not chosen:
+        raise UsageError(f"{folder}: no image could be decoded: {few(skipped)}", "replace the bad images")
+    return chosen, tuple(sorted(skipped))
 
 
 def _check_model(folder: Path, specs: Sequence[TensorSpec], preprocess: Preprocess | None) -> None:

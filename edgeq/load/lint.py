@@ -61,6 +61,7 @@ class _Survey:
 def lint(
     calibration: Dataset | None,
     evaluation: Dataset | None,
+    training: Dataset | None = None,
     *,
     wanted: int,
     preprocess: Preprocess | None,
@@ -73,6 +74,7 @@ def lint(
     Args:
         calibration: the samples that ranges are set from, or None.
         evaluation: the samples that accuracy is measured on, or None.
+        training: the samples that qat-int8 trains on, or None.
         wanted: how many calibration samples were asked for.
         preprocess: says the range of image inputs; None where arrays are fed as they are.
         specs: the model's inputs.
@@ -84,17 +86,26 @@ def lint(
     """
     ranges = {spec.name: span for spec in specs if (span := _range(spec, specs, preprocess, declared))}
     theirs = _survey(evaluation, "evaluation", specs, ranges, n_classes) if evaluation is not None else None
-    if calibration is None:
-        return tuple(_value_findings(theirs)) if theirs is not None else ()
-    ours = _survey(calibration, "calibration", specs, ranges, n_classes)
-    findings = [*_calibration_findings(ours, wanted), *_value_findings(ours)]
-    findings += _class_findings(ours, theirs, n_classes)
+    findings = []
+    seen = []
+    if calibration is not None:
+        ours = _survey(calibration, "calibration", specs, ranges, n_classes)
+        findings += [*_calibration_findings(ours, wanted), *_value_findings(ours)]
+        findings += _class_findings(ours, theirs, n_classes)
+        seen.append(ours)
+    if training is not None:
+        trained_on = _survey(training, "QAT", specs, ranges, n_classes)
+        findings += _value_findings(trained_on)
+        seen.append(trained_on)
     if theirs is not None:
         findings += _value_findings(theirs)
-        shared = [name for digest, name in ours.names.items() if digest in theirs.names]
-        if shared:
-            findings.append(ours.finding("shared-with-evaluation", shared, "are in the evaluation data too"))
+        findings += [finding for one in seen if (finding := _shared_finding(one, theirs)) is not None]
     return tuple(findings)
+
+
+def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
+    shared = [name for digest, name in ours.names.items() if digest in theirs.names]
+    return ours.finding("shared-with-evaluation", shared, "are in the evaluation data too") if shared else None
 
 
 def _range(

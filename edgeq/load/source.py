@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.weights import load_state_dict
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
+_QUANTIZATION = "quantization."  # torchvision:quantization.NAME comes quantized, quantized_NAME does not
 _IMAGE_INPUT = "1x3x224x224"  # what torchvision's classification models are trained on
 
 
@@ -108,6 +110,8 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
     import torchvision
 
     known = torchvision.models.list_models()
+    comes_quantized = name.startswith(_QUANTIZATION)
+    name = f"quantized_{name.removeprefix(_QUANTIZATION)}" if comes_quantized else name
     if name not in known:
         raise UsageError(f"torchvision has no model {name!r}.{nearest(name, known)}", "see torchvision.models")
     from_file = weights is not None and _is_file_name(weights)
@@ -116,7 +120,9 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
     options: dict[str, Any] = {"weights": None if from_file else weights}
     if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
-    with torch.random.fork_rng(devices=[]):
+    if comes_quantized:
+        options["quantize"] = True
+    with torch.random.fork_rng(devices=[]), _engine_restored():
         torch.manual_seed(seed)
         try:
             module = torchvision.models.get_model(name, **options)
@@ -125,6 +131,18 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
             raise EnvironmentProblem(what, "download them elsewhere and give --weights FILE") from err
     origin: Weights = "own" if from_file else "random" if weights is None else "pretrained"
     return _Source(name=name, module=module, weights=origin, example_inputs=None)
+
+
+@contextlib.contextmanager
+def _engine_restored() -> Iterator[None]:
+    """Set the quantized engine back that torchvision sets to the one that a quantized model was made for."""
+    import torch
+
+    before = torch.backends.quantized.engine
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def _is_file_name(weights: str) -> bool:
@@ -237,12 +255,16 @@ def _forward_names(module: Any) -> tuple[tuple[str, ...], bool]:
 
 
 def _fp32_bytes(tensors: Any) -> int:
-    return sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.is_floating_point)
+    return sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.is_floating_point or tensor.is_quantized)
 
 
 def _tensors(module: Any) -> dict[str, Any]:
-    """Return the state dict without the extra states that some modules add, which are no tensors."""
-    return {name: value for name, value in module.state_dict().items() if hasattr(value, "numel")}
+    """Return the tensors of the state dict; modules may add others, and quantized ones pair weight and bias."""
+    found: dict[str, Any] = {}
+    for name, value in module.state_dict().items():
+        parts = {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        found |= {key: part for key, part in parts.items() if hasattr(part, "numel")}
+    return found
 
 
 def _state_sha256(module: Any) -> str:
@@ -252,5 +274,17 @@ def _state_sha256(module: Any) -> str:
     digest = hashlib.sha256(type(module).__qualname__.encode())
     for name, tensor in sorted(_tensors(module).items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for values in _plain(tensor.detach()):
+            digest.update(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(tensor: Any) -> tuple[Any, ...]:
+    """Return a tensor's values as plain tensors: of a quantized one its integers and its scales."""
+    import torch
+
+    if not tensor.is_quantized:
+        return (tensor,)
+    if tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        return tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return tensor.int_repr(), torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())])

@@ -10,9 +10,10 @@ from edgeq.blame import calling_line
 from edgeq.errors import UnsupportedError
 from edgeq.lower.macs import MATRIX_OPS, conv_macs, matmul_macs
 
-# operators that do a whole block at once, always in float
+# operators that do a whole block at once
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _RECURRENT = "mkldnn_rnn_layer"
+_RECURRENT_INT8 = ("quantized_lstm", "quantized_gru")
 _TRANSFORMER = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 
 
@@ -106,6 +107,9 @@ def _block(op: str, args: Any) -> tuple[int, list[Any]]:
     if op == _RECURRENT:  # input [T, B, I], then the weights of input and hidden state, [gates * H, …]
         weights = [args[1], args[2]]
         return math.prod(args[0].shape[:2]) * sum(weight.numel() for weight in weights), weights
+    if op in _RECURRENT_INT8:  # input [T, B, I] or [B, T, I], state, then a cell for each layer and direction
+        weights = [weight for cell in args[2] for weight in _cell_weights(cell)]
+        return math.prod(args[0].shape[:2]) * sum(weight.numel() for weight in weights), weights
     if op == _ATTENTION:  # query [B, heads, L, E], key [B, heads, S, E], value [B, heads, S, Ev]
         query, key, value = args[:3]
         return math.prod(query.shape[:3]) * key.shape[2] * (query.shape[3] + value.shape[3]), []
@@ -114,6 +118,14 @@ def _block(op: str, args: Any) -> tuple[int, list[Any]]:
         weights = [arg for arg in args if getattr(arg, "ndim", 0) == 2]
         return batch * length * (sum(weight.numel() for weight in weights) + 2 * length * width), weights
     return 0, []
+
+
+def _cell_weights(cell: Any) -> list[Any]:
+    """Return the matrices of a dynamically quantized cell; it shows them in its state only."""
+    import torch
+
+    leaves = torch.utils._pytree.tree_leaves(cell.__getstate__())
+    return [leaf.unpack()[0] for leaf in leaves if hasattr(leaf, "unpack")]
 
 
 def _nbytes(tensors: list[Any]) -> int:

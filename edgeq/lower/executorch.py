@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     with spec.progress.task(f"lower {spec.label}"):
         edge = _to_edge(quantized, spec)
         layers, undelegated, calls = _facts(edge.exported_program())
+        stored = _stored(edge.exported_program())
         try:
             program = edge.to_executorch()
         except Exception as err:  # memory planning and emission raise many types
@@ -47,6 +49,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=layers,
         delegated_macs=delegated_share(layers),
         delegate_calls=calls,
+        stored=stored,
     )
 
 
@@ -103,12 +106,37 @@ def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...], int]:
     return tuple(layers), tuple(undelegated), calls
 
 
+def _stored(program: Any) -> tuple[tuple[str, int], ...]:
+    """Return how many elements of each dtype the program and its delegates hold as constants."""
+    tally: Counter[str] = Counter()
+    delegates = [
+        getattr(program.graph_module, node.args[0].target).original_module
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.target.__name__ == "executorch_call_delegate"
+    ]
+    held = {}
+    for part in (program, *delegates):
+        names = _constant_names(part.graph_signature)
+        for node in part.graph.nodes:
+            if node.op == "placeholder" and node.name in names and node.users:
+                held[names[node.name]] = node.meta["val"]
+    for value in held.values():
+        tally[str(value.dtype).removeprefix("torch.")] += int(value.numel())
+    return tuple(sorted(tally.items()))
+
+
 def _layers(program: Any, nodes: Any, *, delegated: bool) -> Iterator[Layer]:
-    signature = program.graph_signature
-    constants = frozenset(
-        {*signature.inputs_to_parameters, *signature.inputs_to_buffers, *signature.inputs_to_lifted_tensor_constants}
-    )
+    constants = frozenset(_constant_names(program.graph_signature))
     for node in nodes:
         layer = graph_layer(node, constants, delegated=delegated) if node.op == "call_function" else None
         if layer is not None:
             yield layer
+
+
+def _constant_names(signature: Any) -> dict[str, str]:
+    """Return what each placeholder of a constant holds, by the placeholder's name."""
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }

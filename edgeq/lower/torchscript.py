@@ -12,6 +12,7 @@ from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.archive import strip_archive
 from edgeq.lower.eager import eager_layers
 from edgeq.lower.spec import LowerSpec
+from edgeq.lower.stored import archive_elements, stored_layers
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
@@ -31,7 +32,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
             inputs = _zeros(spec)
-            layers = eager_layers(quantized.graph, inputs)
+            layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
             module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
@@ -48,6 +49,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=layers,
         delegated_macs=None,
         delegate_calls=0,
+        stored=archive_elements(path),
     )
 
 

@@ -11,16 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
+from edgeq.pipeline.cost import check_cost_options, with_cost
+from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
+from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -66,6 +70,8 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
     job = with_demo_data(job)
     validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
     facts = cache.job_facts(job)
     cells = _cells(job, facts)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), _work_folder(job.out) as work:
@@ -82,7 +88,11 @@ def build(job: Job, progress: Progress) -> BuildReport:
 
 def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
-        Cell(target=target, scheme=scheme, key=cache.cell_key(facts, target, scheme))
+        Cell(
+            target=target,
+            scheme=scheme,
+            key=cache.cell_key(facts, target, scheme, emulated=wants_emulation(target, job.device)),
+        )
         for target in job.targets
         for scheme in (job.schemes or target.schemes[:1])
     )
@@ -106,7 +116,8 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 _Finished = dict[str, tuple[Row, DataFacts]]
-Metric = Callable[[tuple[Any, ...], Any], float]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def _cached(cells: tuple[Cell, ...], work: Path) -> _Finished:
@@ -127,42 +138,54 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     """
     from edgeq.bundle.report import write_report
     from edgeq.pipeline.maker import Maker
+    from edgeq.pipeline.pages import page_title, write_page
     from edgeq.pipeline.release import bundled
-    from edgeq.quantize import NEEDS_CALIBRATION
 
     groups = _grouped(cells)
+    emulator = Emulator(job.device, progress)
+    emulator.prepare(tuple(cell.target for cell in cells))
     with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
         prepared = prepare(
             job,
             progress,
             needs_calibration=any(cell.scheme in NEEDS_CALIBRATION for cell in cells),
+            needs_training=any(cell.scheme in NEEDS_TRAINING for cell in cells),
             describe=maker.described,
         )
         recorder.on = False
-        prepared = dataclasses.replace(prepared, metric=_heard(prepared.metric, recorder))
+        prepared = dataclasses.replace(
+            prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
+        )
         finished: _Finished = {}
         for recipe, group in groups.items():
             start = time.perf_counter()
-            product = maker.product(prepared, recipe, group[0].label)
-            seconds = time.perf_counter() - start
+            emulated = any(wants_emulation(cell.target, job.device) for cell in group)
+            product = maker.product(prepared, recipe, group[0].label, emulated=emulated)
+            seconds = {"make": round(time.perf_counter() - start, 3)}
             for cell in group:
                 place = work / f"bundle-{cells.index(cell)}"
-                row = bundled(job, prepared, product, cell.target, cell.scheme, place)
-                row = dataclasses.replace(row, seconds={"make": round(seconds, 3)})
+                start = time.perf_counter()
+                on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
+                on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, progress)
+                row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
+                if on_device is not product:
+                    seconds = seconds | {"emulate": round(time.perf_counter() - start, 3)}
+                row = dataclasses.replace(row, seconds=seconds)
                 write_report(place, row)
+                write_page(place, (row,), prepared.data, title=page_title(row))
                 finished[cell.key] = (row, prepared.data)
         return finished, recorder.dependencies()
 
 
-def _heard(metric: Metric | None, recorder: Recorder) -> Metric | None:
-    """Return the metric with the recorder on while it runs: it may open files only then."""
-    if metric is None:
+def _heard(function: Callable[_P, _R] | None, recorder: Recorder) -> Callable[_P, _R] | None:
+    """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+    if function is None:
         return None
-    score = metric
+    users = function
 
-    def call(outputs: tuple[Any, ...], label: Any) -> float:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with recorder.listening():
-            return score(outputs, label)
+            return users(*args, **kwargs)
 
     return call
 
@@ -171,6 +194,9 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
+        if row.verified.emulation is not None and row.verified.emulation.problem:
+            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+            continue
         try:
             cache.store(key, row, data, dependencies)
         except (EdgeqError, OSError) as err:
@@ -191,18 +217,26 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def _published(job: Job, cells: tuple[Cell, ...], finished: _Finished) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-    rows, replaced = [], []
+    from edgeq.pipeline.pages import write_page
+
+    rows: list[Row] = []
+    replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name = cell.target.name if len(job.schemes) < 2 else f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            if len(job.schemes) > 1:
+                name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
             rows.append(dataclasses.replace(row, path=place))
-            replaced.append(other)
+            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    report = BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    if len(rows) > 1:
+        write_page(job.out, rows, report.data, title=f"{rows[0].model} for {len(rows)} targets")
+    return report

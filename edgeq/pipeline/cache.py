@@ -33,8 +33,10 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
+from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
+from edgeq.places import cache_folder
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
@@ -52,14 +54,6 @@ class CacheInfo:
     folder: Path
     entries: int
     size_bytes: int
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder; EDGEQ_CACHE_DIR overrides it."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("EDGEQ_CACHE_DIR")
-    return Path(named) if named else user_cache_path("edgeq")
 
 
 def cache_info() -> CacheInfo:
@@ -84,9 +78,10 @@ def clear_cache() -> int:
     """
     folder = cache_folder()
     entries = cache_info().entries
-    if (folder / "cells").exists():
-        with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
-            shutil.rmtree(folder / "cells")
+    for name in ("cells", "qat"):
+        if (folder / name).exists():
+            with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
+                shutil.rmtree(folder / name)
     return entries
 
 
@@ -101,7 +96,7 @@ def tool_versions() -> dict[str, str]:
 
 
 @functools.cache
-def _edgeq_digest() -> str:
+def edgeq_digest() -> str:
     """Hash edgeq itself, so that a changed edgeq never answers with an old one's result."""
     root = package_folder()
     files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
@@ -131,24 +126,31 @@ def job_facts(job: Job) -> dict[str, Any]:
     options = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
     for name in ("targets", "schemes", "out", "cache"):
         del options[name]
-    named = (job.weights, job.data.calibration, job.data.evaluation, job.data.preprocess, job.data.labels)
-    files = [str(name) for name in (job.source, *named) if name is not None]
-    has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, job.data.metric or ""))
+    data, gates = job.data, job.gates
+    named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, job.qat.data)
+    files = [str(name) for name in (job.source, *named, gates.shipped, gates.device) if name is not None]
+    functions = [name for name in (data.metric, job.qat.train) if name is not None]
+    has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, *functions))
     return {
         "options": json.loads(json.dumps(options, default=_plain)),
         "files": {name: _content(Path(name)) for name in files if name != DIGITS},
         # where modules are looked for, and relative paths lead
         "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if has_code else None,
-        "edgeq": _edgeq_digest(),
+        "edgeq": edgeq_digest(),
         "installed": _installed(),
         "tools": tool_versions(),
         "host": [_cpu(), sys.platform],
     }
 
 
-def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str) -> str:
-    """Return the hash of the job's facts, a target and a scheme."""
-    return sha256_bytes(canonical_json({**facts, "target": target.model_dump(mode="json"), "scheme": scheme}))
+def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
+    """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
+    own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    if emulated:
+        from edgeq.verify.emulate.cpus import emulator_digest
+
+        own["emulator"] = emulator_digest()
+    return sha256_bytes(canonical_json({**facts, **own}))
 
 
 def _plain(value: Any) -> Any:
@@ -233,7 +235,7 @@ def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row,
             copy_files(entry / "bundle", staging)
             # the very bytes that are put in place are those that are checked
             bundle = read_bundle(staging)
-            if bundle.digest != facts["digest"] or sha256_file(staging / "report.json") != facts["report_sha256"]:
+            if bundle.digest != facts["digest"] or _reports(staging) != facts["reports"]:
                 return None
             row = read_report(staging)
             data = TypeAdapter(DataFacts).validate_python(facts["data"])
@@ -260,9 +262,14 @@ def store(key: str, row: Row, data: DataFacts, dependencies: Mapping[str, str]) 
         facts = {
             "key": key,
             "digest": row.digest,
-            "report_sha256": sha256_file(staging / "bundle" / "report.json"),
+            "reports": _reports(staging / "bundle"),
             "dependencies": dict(dependencies),
             "data": dataclasses.asdict(data),
         }
         entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
         write_atomic(staging / "entry.json", canonical_json(entry))
+
+
+def _reports(folder: Path) -> dict[str, str]:
+    """Return the hash of each report, which the bundle's digest does not cover."""
+    return {name: sha256_file(folder / name) for name in REPORT_NAMES}

@@ -11,7 +11,7 @@ from edgeq.artifacts import LoadedModel, LoweredModel, TensorSpec
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Product, Recipe, metric_name
+from edgeq.pipeline.produce import Product, Recipe, metric_name, subset
 
 if TYPE_CHECKING:
     from edgeq.verify.host import ArtifactFacts, HostRuntime
@@ -56,7 +56,14 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
 
 
 def take(
-    job: Job, prepared: Prepared, recipe: Recipe, folder: Path, runtime: HostRuntime, progress: Progress
+    job: Job,
+    prepared: Prepared,
+    recipe: Recipe,
+    folder: Path,
+    runtime: HostRuntime,
+    progress: Progress,
+    *,
+    emulated: bool,
 ) -> Product:
     """Verify an artifact that came as it is, and return it as a product.
 
@@ -75,6 +82,7 @@ def take(
         # the copy's name means nothing to whoever named the source
         raise type(err)(f"{source}: {err.what}", err.fix) from err
     lowered = _lowered(path, recipe, runtime.facts())
+    kept = subset(job, prepared, recipe.scheme, lowered.macs) if emulated else None
     spec = VerifySpec(
         lowered=lowered,
         inputs=prepared.model.inputs,
@@ -90,9 +98,17 @@ def take(
         threads=recipe.threads,
         progress=progress,
         label=source.name,
+        observe=kept,
     )
     verified, golden = verify(spec, runtime)
-    return Product(lowered=lowered, verified=verified, golden=golden, quantized=(), kept_fp32=())
+    return Product(
+        lowered=lowered,
+        verified=verified,
+        golden=golden,
+        quantized=(),
+        kept_fp32=(),
+        observed=tuple(kept.observed) if kept else (),
+    )
 
 
 def _lowered(path: Path, recipe: Recipe, facts: ArtifactFacts) -> LoweredModel:

@@ -11,7 +11,7 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Producer, Product, Recipe
-from edgeq.verify.child import forked
+from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 
 
@@ -24,6 +24,7 @@ class Maker:
         self._progress = progress
         self._producer: Producer | None = None
         self._left = products
+        self._states: list[Path] = []
         self._is_fresh = "torch" not in sys.modules
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
@@ -35,6 +36,7 @@ class Maker:
         """Import torch, so that the children share it, where it was not used before."""
         if self._is_fresh:
             with self._progress.task("import torch"):
+                calm_openmp()
                 import torch  # noqa: F401
         return self._is_fresh
 
@@ -46,13 +48,22 @@ class Maker:
     ) -> None:
         for runtime in self._runtimes:
             runtime.close()
+        if kind is None:
+            for state in self._states:  # kept until now: a run that ends before its bundles need not train again
+                state.unlink(missing_ok=True)
 
     def described(self, model: LoadedModel) -> LoadedModel:
         """Return an artifact that came as it is with its inputs filled in."""
         return existing.described(model, self._runtimes[0])
 
-    def product(self, prepared: Prepared, recipe: Recipe, label: str) -> Product:
+    def product(self, prepared: Prepared, recipe: Recipe, label: str, *, emulated: bool) -> Product:
         """Make and verify the artifact of one recipe.
+
+        Args:
+            prepared: the model and its data.
+            recipe: what to make.
+            label: for progress, in words.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
             EdgeqError: the steps' own errors.
@@ -66,7 +77,10 @@ class Maker:
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
                 folder = self._work / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
-                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress)
+                return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
-            return self._producer.make(recipe, label, runtime)
+            product = self._producer.make(recipe, label, runtime, emulated=emulated)
+            if product.tuning is not None and product.tuning.state is not None:
+                self._states.append(product.tuning.state)
+            return product

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
 from edgeq.errors import UsageError
 from edgeq.job import Job, Progress
+from edgeq.manifest import check_slug
 from edgeq.samples import Dataset, remembered
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Prepared:
 
     Attributes:
         samples: evaluation data, or seeded random inputs where none was given.
+        training: what qat-int8 may train on; none where no scheme trains.
+        train: the user's own training loop.
+        logits: whether the outputs are scored as logits [N, classes].
     """
 
     model: LoadedModel
@@ -38,6 +42,9 @@ class Prepared:
     metric: Callable[[tuple[Any, ...], Any], float] | None
     labels: tuple[str, ...]
     data: DataFacts
+    training: Dataset = NO_SAMPLES
+    train: Callable[[Any, Any, Any], Any] | None = None
+    logits: bool = False
 
 
 def _nothing(i: int) -> Any:
@@ -57,7 +64,12 @@ def with_demo_data(job: Job) -> Job:
 
 
 def prepare(
-    job: Job, progress: Progress, *, needs_calibration: bool, describe: Callable[[LoadedModel], LoadedModel]
+    job: Job,
+    progress: Progress,
+    *,
+    needs_calibration: bool,
+    needs_training: bool = False,
+    describe: Callable[[LoadedModel], LoadedModel],
 ) -> Prepared:
     """Load the model and its data.
 
@@ -65,6 +77,7 @@ def prepare(
         job: what the run was asked to do.
         progress: how it is told.
         needs_calibration: whether any scheme of the run observes ranges.
+        needs_training: whether any scheme of the run trains.
         describe: fills in the inputs of an artifact that came as it is.
 
     Raises:
@@ -84,8 +97,11 @@ def prepare(
     if needs_calibration and job.data.calibration is None and not is_artifact:
         what = "int8 ranges must come from real samples, and no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")
+    needs_training = needs_training and not is_artifact
+    train = _train(job) if needs_training else None
     with progress.task("read the data"):
-        calibration, evaluation, facts = _data(job, model, preprocess, outputs)
+        opened, facts = _data(job, model, preprocess, outputs, with_training=needs_training)
+    calibration, evaluation = opened["calibration"], opened.get("evaluation")
     if model.weights == "random" and calibration.count:
         from edgeq.load.weights import estimate_batch_norm
 
@@ -102,11 +118,15 @@ def prepare(
         metric=_metric(job),
         labels=_labels(job, evaluation, calibration),
         data=facts,
+        training=opened.get("qat", NO_SAMPLES),
+        train=train,
+        logits=_n_classes(job, outputs) is not None,
     )
 
 
 def _check_name(model: LoadedModel) -> None:
-    """Refuse the one name that has a meaning of its own in the output folder."""
+    """Refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder."""
+    check_slug(model.name, "the model's name")
     if model.name == REJECTED_NAME:
         what = f"a model cannot be named {REJECTED_NAME!r}: bundles that fail their gates go into OUT/{REJECTED_NAME}"
         raise UsageError(what, "give another --name")
@@ -147,51 +167,70 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
     return on_copies
 
 
+def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
+    if job.qat.train is None:
+        return None
+    from edgeq.load.functions import check_arguments, load_function
+
+    function = load_function(job.qat.train, "training loop")
+    check_arguments(function, 3, "prepared, teacher, data")
+    return function
+
+
 def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple[str, ...]:
     named = (evaluation.class_names if evaluation else ()) or calibration.class_names
     return tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
 
 
+def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
+    """Return how many classes the first output tells apart; None where it is no logits [N, classes]."""
+    shape = outputs[0].shape if outputs and job.data.metric is None else ()
+    return shape[1] if len(shape) == 2 else None
+
+
 def _data(
-    job: Job, model: LoadedModel, preprocess: Preprocess | None, outputs: tuple[TensorSpec, ...]
-) -> tuple[Dataset, Dataset | None, DataFacts]:
-    from edgeq.load.data import open_dataset
+    job: Job,
+    model: LoadedModel,
+    preprocess: Preprocess | None,
+    outputs: tuple[TensorSpec, ...],
+    *,
+    with_training: bool,
+) -> tuple[dict[str, Dataset], DataFacts]:
+    """Return the sets by role, `calibration` always among them, and what the manifest says of them."""
+    from edgeq.load.data import Role, open_dataset
     from edgeq.load.digest import dataset_sha256
     from edgeq.load.labels import check_classes
 
-    n_classes = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 and job.data.metric is None else None
-    opened: dict[str, tuple[Dataset, tuple[str, ...]]] = {}
-    wanted = {"calibration": job.data.calibration, "evaluation": job.data.evaluation}
-    for role in ("calibration", "evaluation"):
-        origin = wanted[role]
+    n_classes = _n_classes(job, outputs)
+    opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
+    skipped: list[str] = []
+    wanted: list[tuple[Role, str | None, int | None]] = [
+        ("calibration", job.data.calibration, job.data.num_calibration_samples),
+        ("evaluation", job.data.evaluation, None),
+        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.num_samples),
+    ]
+    for role, origin, limit in wanted:
         if origin is None:
             continue
-        data, skipped = open_dataset(
-            origin,
-            role="calibration" if role == "calibration" else "evaluation",
-            specs=model.inputs,
-            preprocess=preprocess,
-            options=job.data,
-            limit=job.data.num_calibration_samples if role == "calibration" else None,
-            seed=job.seed,
+        data, left_out = open_dataset(
+            origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
         )
-        opened[role] = (remembered(data, _MEMO_BYTES), skipped)
+        opened[role] = remembered(data, _MEMO_BYTES)
+        skipped += left_out
         if n_classes is not None:
-            check_classes(opened[role][0].class_names, n_classes, from_file=job.data.labels is not None)
-    calibration = opened["calibration"][0] if "calibration" in opened else NO_SAMPLES
-    evaluation = opened["evaluation"][0] if "evaluation" in opened else None
-    evaluation, facts = _linted(job, model, preprocess, calibration, evaluation, n_classes)
-    return (
-        calibration,
-        evaluation,
-        dataclasses.replace(
-            facts,
-            calibration_sha256=dataset_sha256(calibration) if calibration.count else None,
-            calibration_samples=calibration.count,
-            evaluation_sha256=dataset_sha256(evaluation) if evaluation else None,
-            evaluation_samples=evaluation.count if evaluation else 0,
-            skipped=tuple(name for _, names in opened.values() for name in names),
-        ),
+            check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+    opened, facts = _linted(job, model, preprocess, opened, n_classes)
+    hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
+    counts = {role: data.count for role, data in opened.items()}
+    return opened, dataclasses.replace(
+        facts,
+        calibration_sha256=hashes.get("calibration"),
+        calibration_samples=counts["calibration"],
+        evaluation_sha256=hashes.get("evaluation"),
+        evaluation_samples=counts.get("evaluation", 0),
+        qat_sha256=hashes.get("qat"),
+        qat_samples=counts.get("qat", 0),
+        skipped=tuple(dict.fromkeys(skipped)),
     )
 
 
@@ -199,17 +238,18 @@ def _linted(
     job: Job,
     model: LoadedModel,
     preprocess: Preprocess | None,
-    calibration: Dataset,
-    evaluation: Dataset | None,
+    opened: dict[str, Dataset],
     n_classes: int | None,
-) -> tuple[Dataset | None, DataFacts]:
+) -> tuple[dict[str, Dataset], DataFacts]:
     """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
     from edgeq.load.digest import exclude
     from edgeq.load.lint import lint
 
+    evaluation, training = opened.get("evaluation"), opened.get("qat")
     findings = lint(
-        calibration if calibration.count else None,
+        opened["calibration"] if opened["calibration"].count else None,
         evaluation,
+        training,
         wanted=job.data.num_calibration_samples,
         preprocess=preprocess,
         specs=model.inputs,
@@ -222,8 +262,10 @@ def _linted(
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
         before = evaluation.count
-        evaluation = exclude(evaluation, frozenset(sample.digest for sample in calibration))
+        seen = (opened["calibration"], *((training,) if training is not None else ()))
+        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
         excluded = before - evaluation.count
-    if evaluation is not None and evaluation.count == 0:
-        evaluation = None
-    return evaluation, DataFacts(findings=findings, excluded_shared=excluded)
+    kept = {role: data for role, data in opened.items() if role != "evaluation"}
+    if evaluation is not None and evaluation.count:
+        kept["evaluation"] = evaluation
+    return kept, DataFacts(findings=findings, excluded_shared=excluded)

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, VerifyReport
+from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, Tuning, VerifyReport
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
+from edgeq.places import cache_folder
 from edgeq.samples import Batch
+from edgeq.scheme import NEEDS_TRAINING
 
 if TYPE_CHECKING:
+    from edgeq.quantize.spec import QatSpec
+    from edgeq.verify.emulate.subset import Observed, Subset
     from edgeq.verify.host import HostRuntime
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
@@ -34,13 +38,21 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """An artifact with all that is known of it."""
+    """An artifact with all that is known of it.
+
+    Attributes:
+        output_steps: quantization steps of the outputs, where known.
+        observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+    """
 
     lowered: LoweredModel
     verified: VerifyReport
     golden: GoldenSet
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
+    output_steps: tuple[float | None, ...] = ()
+    observed: tuple[Observed, ...] = ()
+    tuning: Tuning | None = None
 
 
 class Producer:
@@ -62,13 +74,14 @@ class Producer:
         with self._progress.task("capture the model"):
             return capture(self._prepared.model)
 
-    def make(self, recipe: Recipe, label: str, runtime: HostRuntime) -> Product:
+    def make(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
         """Quantize, lower and verify.
 
         Args:
             recipe: what to make.
             label: for progress, in words.
             runtime: a child process, started early.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
             EdgeqError: the step's own errors.
@@ -93,11 +106,12 @@ class Producer:
             ),
         )
         engine = recipe.backend if recipe.runtime == "torchscript" else None
+        kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(
             lowered=lowered,
             inputs=prepared.model.inputs,
             graph=_forward(quantized.graph, engine),
-            fp32=self._reference,
+            fp32=None if recipe.scheme == "pretrained" else self._reference,  # there it is no float model
             output_steps=quantized.output_steps,
             samples=prepared.samples,
             is_evaluation=prepared.is_evaluation,
@@ -108,6 +122,7 @@ class Producer:
             threads=recipe.threads,
             progress=self._progress,
             label=label,
+            observe=kept,
         )
         verified, golden = verify(spec, runtime)
         return Product(
@@ -116,6 +131,9 @@ class Producer:
             golden=golden,
             quantized=quantized.quantized,
             kept_fp32=quantized.kept_fp32,
+            output_steps=quantized.output_steps,
+            observed=tuple(kept.observed) if kept else (),
+            tuning=quantized.tuning,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
@@ -131,8 +149,35 @@ class Producer:
             calibration=self._prepared.calibration,
             progress=self._progress,
             label=label,
+            qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+    def _qat(self) -> QatSpec:
+        from edgeq.pipeline.cache import edgeq_digest, tool_versions
+        from edgeq.quantize.spec import QatSpec
+
+        prepared, job = self._prepared, self._job
+        return QatSpec(
+            samples=prepared.training,
+            options=job.qat,
+            logits=prepared.logits,
+            seed=job.seed,
+            train=prepared.train,
+            state_folder=cache_folder() / "qat" if job.cache else None,
+            identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
+        )
+
+
+def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:
+    """Return what keeps the samples that are to be emulated."""
+    from edgeq.samples import batch_size
+    from edgeq.verify.emulate.subset import Subset, subset_size
+    from edgeq.verify.run import GOLDEN_SAMPLES
+
+    rows = batch_size(prepared.samples, prepared.model.inputs) or 1
+    limit = job.device.samples or subset_size(macs, scheme)
+    return Subset(count=prepared.samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
 
 
 def metric_name(job: Job) -> str:

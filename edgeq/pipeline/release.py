@@ -38,6 +38,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
             scheme=scheme,
             lowered=product.lowered,
             verified=product.verified,
+            tuning=product.tuning,
             options=job.gates,
             size_bytes=size_bytes,
             download_bytes=judged_bytes,
@@ -96,7 +97,15 @@ def _bundle_input(
         golden=product.golden,
         data=prepared.data,
         seed=job.seed,
-        tools=tool_versions(),
+        tools=_tools(product),
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
+        tuning=product.tuning,
     )
+
+
+def _tools(product: Product) -> dict[str, str]:
+    """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
+    emulation = product.verified.emulation
+    name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
+    return tool_versions() | ({name.lower(): version} if version else {})

@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyReport
 from edgeq.errors import EdgeqError, ExitCode, UnsupportedError, UsageError, VerificationError
-from edgeq.job import DataOptions, GateOptions, Progress
+from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
+from edgeq.pipeline.cost import check_cost_options, with_bundle_cost
 from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
+from edgeq.pipeline.golden import golden_dataset, run_golden
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
-from edgeq.samples import Dataset, Sample, batches
+from edgeq.samples import Dataset
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
+    from edgeq.pipeline.verify_device import DeviceSetting
     from edgeq.verify.host import HostRuntime, Loaded
     from edgeq.verify.run import VerifySpec
+
+
+ON_HOST = DeviceOptions(on="host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +64,15 @@ class _Seen:
     score: ScoreComparison | None = None
 
 
-def verify_bundle(folder: Path, *, data: DataOptions, gates: GateOptions, progress: Progress) -> BundleVerification:
-    """Verify a bundle of either runtime on this host, in a child process that may crash.
+def verify_bundle(
+    folder: Path,
+    *,
+    data: DataOptions,
+    gates: GateOptions,
+    progress: Progress,
+    device: DeviceOptions = ON_HOST,
+) -> BundleVerification:
+    """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
     Every check is evaluated, whichever failed before it. An artifact that does not load, crashes its runtime or
     breaks a promise of its manifest is a gate that failed; the errors below are what leaves nothing to evaluate.
@@ -69,30 +82,35 @@ def verify_bundle(folder: Path, *, data: DataOptions, gates: GateOptions, progre
         data: evaluation data, its metric and its labels file; the calibration's part is not looked at.
         gates: limits, and what may stay unmeasured.
         progress: how it is told.
+        device: whether and how the artifact runs on the device's kernels.
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
         IntegrityError: a file is missing or changed, or the manifest or the golden file is broken.
         UnsupportedError: a newer edgeq wrote it.
-        EnvironmentProblem: a file cannot be read, or the child process does not start.
+        EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
     from edgeq.bundle.archive import download_size_bytes
     from edgeq.bundle.golden import read_golden
     from edgeq.bundle.reader import read_bundle
     from edgeq.check import validate_options
+    from edgeq.pipeline.verify_device import device_setting
     from edgeq.verify.host import HostRuntime
 
     validate_options(gates)
+    check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
         golden = read_golden(bundle)
         download_bytes = download_size_bytes(folder)
+    setting = device_setting(bundle.manifest, device, progress) if device.on == "emulator" else None
     # its imports take seconds, in which the data is opened here
     with HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
-        seen = _run(bundle, golden, evaluation, runtime, progress)
+        seen = _run(bundle, golden, evaluation, runtime, setting, progress)
+    seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
     verdicts = (
         promises.files_gate(bundle),
         *promises.packaged_gates(bundle.manifest),
@@ -103,7 +121,7 @@ def verify_bundle(folder: Path, *, data: DataOptions, gates: GateOptions, progre
         folder=folder,
         manifest=bundle.manifest,
         digest=bundle.digest,
-        checked=CheckReport(gates=verdicts, warnings=(*_remarks(bundle.manifest), *seen.notes)),
+        checked=CheckReport(gates=verdicts, warnings=(*_remarks(bundle.manifest, seen.verified), *seen.notes)),
         verified=seen.verified,
         golden=seen.golden,
         score=seen.score,
@@ -111,21 +129,32 @@ def verify_bundle(folder: Path, *, data: DataOptions, gates: GateOptions, progre
 
 
 def _run(
-    bundle: Bundle, golden: GoldenSet, evaluation: Evaluation | None, runtime: HostRuntime, progress: Progress
+    bundle: Bundle,
+    golden: GoldenSet,
+    evaluation: Evaluation | None,
+    runtime: HostRuntime,
+    setting: DeviceSetting | None,
+    progress: Progress,
 ) -> _Seen:
     """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one."""
     from edgeq.check.gates import outputs_gate
+    from edgeq.pipeline.verify_device import on_device
+    from edgeq.verify.golden import golden_set
+    from edgeq.verify.rows import of_sample
     from edgeq.verify.run import verify
 
-    manifest, samples = bundle.manifest, _golden_dataset(bundle, golden)
+    manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
     try:
         verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
-        measured = _golden_outputs(manifest, samples, runtime)
+        golden_runs = run_golden(manifest, samples, runtime)
         score = _score(bundle, evaluation, runtime, progress) if evaluation else None
         # TorchScript archives state nothing, and were run on what the manifest says
         takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
+        device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
     except (VerificationError, UnsupportedError) as err:
         return _Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen())
+    taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in golden_runs]
+    measured = golden_set(taken, (), scheme=manifest.scheme)
     golden_gate, compared = promises.golden_gate(golden, measured)
     score_gates, notes = promises.score_gates(score) if score else ((), ())
     verdicts = (
@@ -134,7 +163,10 @@ def _run(
         outputs_gate(verified),
         golden_gate,
         *score_gates,
+        *(device.gates if device else ()),
     )
+    if device is not None:
+        verified = dataclasses.replace(verified, emulation=device.emulation)
     return _Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
 
 
@@ -169,31 +201,6 @@ def _nothing_seen() -> VerifyReport:
         outputs=(),
         findings=(),
     )
-
-
-def _golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
-    from edgeq.bundle.golden import model_inputs
-    from edgeq.load.digest import sample_digest
-
-    samples = tuple(
-        Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))
-        for i, inputs in enumerate(model_inputs(golden, bundle.manifest))
-    )
-    return Dataset(origin=str(bundle.golden), count=len(samples), read=samples.__getitem__)
-
-
-def _golden_outputs(manifest: Manifest, samples: Dataset, runtime: HostRuntime) -> GoldenSet:
-    """Run each sample in a batch of its own; the verify step keeps the outputs of a few only."""
-    from edgeq.verify.golden import golden_set
-    from edgeq.verify.rows import of_sample
-
-    taken = []
-    for i in range(samples.count):
-        sample = samples.read(i)
-        alone = dataclasses.replace(samples, count=1, read=(sample,).__getitem__)
-        (batch,) = batches(alone, input_specs(manifest))
-        taken.append((sample, of_sample(batch, runtime.run(batch.inputs), 0)))
-    return golden_set(taken, (), scheme=manifest.scheme)
 
 
 def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:
@@ -258,6 +265,7 @@ def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progres
 
 
 def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
+    from edgeq.check.instructions import instruction_gates
     from edgeq.check.limits import Measured, limit_gate
     from edgeq.verify.run import host_arch
 
@@ -268,8 +276,11 @@ def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, op
         limit_on=options.limit_on,
         host_arch=host_arch(),
         target_arch=bundle.manifest.target.arch,
+        target_platform=bundle.manifest.target.platform,
     )
-    return tuple(_settled(limit_gate(name, limit, measured), options) for name, limit in options.limits)
+    judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
+    judged += instruction_gates(options.shipped, verified)
+    return tuple(_settled(gate, options) for gate in judged)
 
 
 def _settled(gate: Gate, options: GateOptions) -> Gate:
@@ -279,11 +290,13 @@ def _settled(gate: Gate, options: GateOptions) -> Gate:
     return dataclasses.replace(gate, outcome="allowed") if allowed else gate
 
 
-def _remarks(manifest: Manifest) -> tuple[str, ...]:
+def _remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
     from edgeq.verify.run import host_arch
 
     said = []
-    if manifest.target.platform in ("android", "ios"):
+    if verified.emulation is not None and verified.emulation.runs:
+        pass
+    elif manifest.target.platform in ("android", "ios"):
         said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
     elif manifest.target.arch != host_arch():
         said.append(f"run on the host's kernels ({host_arch()}), not those of {manifest.target.arch}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
+from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.qat import Library, tune
+from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -49,34 +52,43 @@ def fp32(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:
-    """Fuse, calibrate and convert by FX.
+    """Fuse, calibrate and convert by FX, or in eager mode a module that has QuantStub and DeQuantStub already.
 
     Raises:
         UnsupportedError: FX cannot trace the model (names module and line), or nothing was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
+    return _int8(spec, "static-int8", train=None)
+
+
+def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Fuse, calibrate, train from there, and convert by FX.
+
+    Raises:
+        UnsupportedError, UsageError: as `static_int8`.
+        AccuracyError: as `qat.tune`.
+    """
+    from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_post_process
+
+    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+    return _int8(spec, "qat-int8", train=lambda prepared: tune(prepared, spec.model.model, spec, library))
+
+
+def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
     if spec.model.kind == "exported":
         what = "an exported program cannot be quantized by FX, which fuses modules"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
+    eager = has_stubs(spec.model.model)
+    inputs = example_tensors(spec.inputs)
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-            prepared = _prepare(spec)
+            prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else _prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
-        converted = _converted(prepared)
-        steps = _output_steps(converted, example_tensors(spec.inputs))
-    quantized, kept = _split_layers(converted)
-    if not quantized:
-        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
-        raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
-    return QuantizedModel(
-        scheme="static-int8",
-        graph=converted,
-        exported=None,
-        quantized=quantized,
-        kept_fp32=kept,
-        output_steps=steps,
-    )
+        tuning = train(prepared) if train else None
+        converted = convert_eager(prepared, inputs) if eager else _converted(prepared)
+        steps = output_steps(converted, inputs)
+    return quantized_model(scheme, converted, split_layers(converted), steps=steps, tuning=tuning)
 
 
 def _prepare(spec: QuantizeSpec) -> Any:
@@ -111,13 +123,23 @@ def _converted(prepared: Any) -> Any:
         raise UnsupportedError(what, "leave that layer in float (--keep-fp32), or use an ExecuTorch target") from err
 
 
+def _qconfig(backend: str, observer: ObserverName) -> Any:
+    """Return the configuration that the engine's own mapping has for all that it does not name."""
+    return _qconfig_mapping(backend, observer).global_qconfig
+
+
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     """Return the engine's own mapping, with the observer of activations exchanged."""
+    from torch import nn
     from torch.ao.quantization import HistogramObserver, MinMaxObserver, QConfig, get_default_qconfig_mapping
 
     from edgeq.quantize.observers import activation_observer
 
     mapping = get_default_qconfig_mapping(backend)
+    if backend != "qnnpack":
+        # FBGEMM garbles the weights of a transposed convolution when it unpacks them to save or copy (torch 2.15)
+        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+            mapping.set_object_type(kind, None)
     if observer == "histogram":
         return mapping
     chosen = activation_observer(observer, HistogramObserver, MinMaxObserver)
@@ -134,14 +156,15 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     return mapping
 
 
-def _split_layers(converted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_layers(converted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of convolutions and linears that compute in int8, and of those in float."""
     import torch
     from torch.ao.nn import intrinsic
     from torch.ao.nn.quantized import Linear
     from torch.ao.nn.quantized.modules.conv import _ConvNd
 
-    quantized = [node.name for node in converted.graph.nodes if _is_quantized_call(node)]
+    graph = getattr(converted, "graph", None)  # of FX; eager mode leaves a plain module
+    quantized = [node.name for node in graph.nodes if _is_quantized_call(node)] if graph else []
     kept: list[str] = []
     parts = dict(converted.named_modules())
     for name, part in parts.items():
@@ -160,7 +183,7 @@ def _is_quantized_call(node: Any) -> bool:
     return name.startswith(("conv", "linear")) and "quantized" in str(getattr(node.target, "__module__", ""))
 
 
-def _output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:
+def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:
     """Return the scale of each output that leaves the graph straight from a quantized tensor.
 
     Seen in a run: which operators keep a scale is PyTorch's to know.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgeq.errors import UsageError, nearest
 
@@ -26,3 +26,8 @@ def matched_names(keep: Sequence[str], modules: Mapping[str, str]) -> frozenset[
             raise UsageError(what, "give a module's name or type; `edgeq inspect` of a bundle lists the names")
         matched |= found
     return frozenset(matched)
+
+
+def inside(name: str, modules: Collection[str]) -> bool:
+    """Return whether a module or parameter is one of `modules`, or lies in one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.capture import MODULE_KEY
+from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
+from edgeq.quantize.qat import Library, tune
+from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -40,30 +42,94 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    return _int8(spec, "static-int8", spec.captured.module(), train=None)
 
-    graph = spec.captured.module()
-    quantizer = _quantizer(spec.observer, _left_in_float(graph, spec))
+
+def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Calibrate the captured model, train it from there, and convert it.
+
+    Batch norm is folded before training, with its own eps: `prepare_qat_pt2e` would train it batch by batch, and
+    reset its eps and momentum.
+
+    Raises:
+        UnsupportedError, UsageError: as `static_int8`.
+        AccuracyError: as `qat.tune`.
+    """
+    from torchao.quantization.pt2e.observer import FixedQParamsObserver, _is_activation_post_process
+
+    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+    program = capture_batched(spec.model) or spec.captured
+    teacher = program.module()
+
+    def train(prepared: Any) -> Tuning:
+        # torchao lets nobody call these; batch norm and dropout are gone, so that they would change nothing
+        for name in ("train", "eval"):
+            vars(prepared).pop(name, None)
+        return tune(prepared, teacher, spec, library)
+
+    return _int8(spec, "qat-int8", program.module(), train=train)
+
+
+def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        try:
-            prepared = prepare_pt2e(graph, quantizer)
-        except Exception as err:  # torchao raises many types
-            what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
-            raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
+        prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
+    tuning = train(prepared) if train else None
     converted = convert_pt2e(prepared)
-    quantized, kept = _split_layers(converted)
-    if not quantized:
-        what = "static-int8 quantized nothing: the model has no convolution or linear layer left for it"
-        raise UnsupportedError(what, "use --scheme fp32, or take --keep-fp32 back")
-    return QuantizedModel(
-        scheme="static-int8",
-        graph=converted,
-        exported=None,
-        quantized=quantized,
-        kept_fp32=kept,
-        output_steps=_output_steps(converted),
+    return quantized_model(scheme, converted, _split_layers(converted), steps=_output_steps(converted), tuning=tuning)
+
+
+def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Give linear layers int8 weights per channel; XNNPACK quantizes each row of their inputs as it runs.
+
+    LSTM and GRU layers are unrolled into linear ones. Convolutions stay in float: ExecuTorch 1.5 lowers some
+    dynamic ones, and its runtime then fails on them.
+
+    Raises:
+        UnsupportedError: no layer was quantized.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
     )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    graph = _unrolled(spec.captured).module()
+    is_float = _left_in_float(graph, spec)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
+    quantizer.set_filter_function(
+        lambda node: node.target is torch.ops.aten.linear.default and not (is_float and is_float(node))
+    )
+    prepared = _prepared(graph, quantizer)
+    with torch.no_grad():
+        prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
+    converted = convert_pt2e(prepared)
+    return quantized_model("dynamic-int8", converted, _split_layers(converted), covers="linear, LSTM or GRU")
+
+
+def _unrolled(program: Any) -> Any:
+    """Return the program with its recurrent layers taken apart, where it has any."""
+    import torch
+    from torch._decomp import get_decompositions
+
+    kinds = [torch.ops.aten.lstm.input, torch.ops.aten.gru.input]
+    if not any(node.target in kinds for node in program.graph.nodes):
+        return program
+    return program.run_decompositions(get_decompositions(kinds))
+
+
+def _prepared(graph: Any, quantizer: Any) -> Any:
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    try:
+        return prepare_pt2e(graph, quantizer)
+    except Exception as err:  # torchao raises many types
+        what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
+        raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
 
 
 def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -> Any:

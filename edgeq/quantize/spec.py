@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgeq.artifacts import LoadedModel, TensorSpec
-from edgeq.job import Progress
+from edgeq.job import Progress, QatOptions
 from edgeq.samples import Dataset
 from edgeq.scheme import ObserverName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QatSpec:
+    """What quantization-aware training is given.
+
+    Attributes:
+        samples: what it may train on; labels are not needed.
+        options: epochs, batch, learning rate.
+        logits: whether the outputs are logits [N, classes]; else their values are matched.
+        seed: of all that is random.
+        train: the user's own loop: called with the prepared module, the teacher and the data, returns the module.
+        state_folder: where the state of each epoch is kept; None for nowhere.
+        identity: what else decides the result: hashes of the data and of the code.
+    """
+
+    samples: Dataset
+    options: QatOptions
+    logits: bool
+    seed: int
+    train: Callable[[Any, Any, Any], Any] | None
+    state_folder: Path | None
+    identity: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +47,7 @@ class QuantizeSpec:
         calibration: samples whose ranges are observed; empty for schemes that need none.
         keep_fp32: names or types of modules that stay in float.
         label: for progress, in words.
+        qat: for schemes that train, else None.
     """
 
     model: LoadedModel
@@ -32,6 +58,7 @@ class QuantizeSpec:
     calibration: Dataset
     progress: Progress
     label: str
+    qat: QatSpec | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

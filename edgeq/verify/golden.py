@@ -13,14 +13,19 @@ from edgeq.artifacts import GoldenSet
 from edgeq.samples import Sample
 from edgeq.verify.metrics import Outputs
 
-_FP32_FLOOR_DB = 60.0  # float kernels differ by rounding only
+# float kernels differ by rounding only
+_FLOAT_FLOORS_DB = {"fp32": 60.0, "weight-only-int8": 60.0, "fp16": 40.0}
 _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
 _LEAST_FLOOR_DB = 3.0
 _BUDGET_BYTES = 256_000
 
 
 def golden_set(
-    samples: Sequence[tuple[Sample, Outputs]], output_steps: Sequence[float | None], *, scheme: str
+    samples: Sequence[tuple[Sample, Outputs]],
+    output_steps: Sequence[float | None],
+    *,
+    scheme: str,
+    made_on: str | None = None,
 ) -> GoldenSet:
     """Stack a few samples as an app has them, before preprocessing, with the artifact's outputs.
 
@@ -28,6 +33,7 @@ def golden_set(
         samples: each with the outputs that the artifact gave, the batch axis of one in front.
         output_steps: quantization steps of the outputs, where known.
         scheme: the quantization scheme.
+        made_on: the CPU model whose kernels gave the outputs; None for the host.
     """
     samples = _within_budget(samples)
     raw = [sample.raw for sample, _ in samples]
@@ -41,6 +47,7 @@ def golden_set(
         outputs=expected,
         preprocessed=preprocessed,
         sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
+        made_on=made_on,
     )
 
 
@@ -62,6 +69,6 @@ def _sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str)
     """Return the SQNR of outputs that are one quantization step off everywhere: 20 log10(rms / step)."""
     known = [(array, step) for array, step in zip(outputs, steps, strict=False) if step]
     if not known:
-        return _FP32_FLOOR_DB if scheme == "fp32" else _INT8_FLOOR_DB
+        return _FLOAT_FLOORS_DB.get(scheme, _INT8_FLOOR_DB)
     ratios = [float(np.sqrt(np.mean(array.astype(np.float64) ** 2))) / step for array, step in known]
     return round(max(_LEAST_FLOOR_DB, 20 * math.log10(max(min(ratios), 1e-6))), 2)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import select
 import signal
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
 from edgeq.verify import wire
 from edgeq.verify.child import Child, started
+from edgeq.verify.pipe import Pipe
 
 _START_S = 180.0
 _ANSWER_S = 600.0
@@ -78,6 +79,7 @@ class HostRuntime:
         self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-", dir=folder)
         self._log = Path(self._scratch.name) / "stderr"
         self._child = start(self._log)
+        self._pipe = Pipe(self._child)
         self._ready = False
 
     def __enter__(self) -> HostRuntime:
@@ -142,22 +144,28 @@ class HostRuntime:
     ) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
         try:
             if not self._ready:
-                self._answer(_START_S, "starting the runtime")
+                with self._within(_START_S, "starting the runtime"):
+                    wire.receive(self._pipe)
                 self._ready = True
-            wire.send(self._child.requests, request, arrays)
-            reply, outputs = self._answer(_ANSWER_S, doing)
+            with self._within(_ANSWER_S, doing):
+                wire.send(self._pipe, request, arrays)
+                reply, outputs = wire.receive(self._pipe)
         except (EOFError, BrokenPipeError, ValueError, struct.error) as err:  # the last two: no frame came
             raise self._crash(doing) from err
         if "error" in reply:
             raise _translated(str(reply["error"]), doing)
         return reply, outputs
 
-    def _answer(self, timeout_s: float, doing: str) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
-        if not select.select([self._child.replies], [], [], timeout_s)[0]:
+    @contextlib.contextmanager
+    def _within(self, timeout_s: float, doing: str) -> Iterator[None]:
+        """End a child that takes longer, whether it answers nothing or stops in the middle of an answer."""
+        self._pipe.allow(timeout_s)
+        try:
+            yield
+        except TimeoutError as err:
             self._child.process.kill()
-            what = f"no answer within {timeout_s:.0f} s while {doing}"
-            raise VerificationError(what, "try a smaller model, or a faster machine")
-        return wire.receive(self._child.replies)
+            what = f"no whole answer within {timeout_s:.0f} s while {doing}"
+            raise VerificationError(what, "try a smaller model, or a faster machine") from err
 
     def _crash(self, doing: str) -> EdgeqError:
         """Return what became of the child, which no longer answers."""
@@ -172,24 +180,30 @@ class HostRuntime:
         last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
         if code >= 0 and not self._ready:
             return EnvironmentProblem(f"the runtime's process ended while starting{last}", "see `edgeq doctor`")
-        how = f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        how = f"crashed with {signal_name(-code)}" if code < 0 else f"ended with status {code}"
         fix = "the artifact must not ship; report the model's architecture to its runtime"
         if code == -signal.SIGKILL:
             fix = "the system ends processes when memory runs out: free some, or try a smaller model"
         return VerificationError(f"the runtime {how} while {doing}{last}", fix)
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:  # real-time signals have no names
         return f"signal {number}"
 
 
+def executorch_error(text: str) -> tuple[type[EdgeqError], str]:
+    """Return the kind of error and the words for the code in `text`; no words where there is none that is known."""
+    code = _CODE.search(text)
+    return _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
+
+
 def _translated(text: str, doing: str) -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes."""
-    code = _CODE.search(text)
-    kind, meaning = _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
+    kind, meaning = executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     return kind(what, "package the model again; if that does not help, choose another target")

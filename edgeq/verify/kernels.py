@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from edgeq.artifacts import KernelShare, Layer
+
+Precision = Literal["int8", "half", "other"]
 
 # XNNPACK names the operator type and, in brackets, layout and data types: "Convolution (NHWC, QC8) IGEMM #1"
 _XNNPACK = re.compile(
@@ -14,10 +17,11 @@ _XNNPACK = re.compile(
 _NATIVE = re.compile(r"^native_call_(?:convolution|addmm|mm|bmm|linear|baddbmm)\b")
 _INT8_FIRST = re.compile(r"^Q[A-Z]8")  # QS8, QC8, QU8; QD8 quantizes activations on the fly
 _LAYOUTS = frozenset({"NHWC", "NCHW", "NC", "ND"})
+_LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
 _TORCH = re.compile(
     r"^(?:quantized::(?:conv|linear)\w*(?<!pack)"
-    # the last four do a whole block at once
-    r"|aten::(?:_?convolution|addmm|mm|bmm|baddbmm|mkldnn_rnn_layer|_native_multi_head_attention"
+    # from the recurrent ones on, each does a whole block at once
+    r"|aten::(?:_?convolution|addmm|mm|bmm|baddbmm|quantized_lstm|quantized_gru|mkldnn_rnn_layer|_native_multi_head_attention"
     r"|_transformer_encoder_layer_fwd|_scaled_dot_product_flash_attention_for_cpu))$"
 )
 
@@ -33,31 +37,50 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
-    flags = [flag for name in kernels if (flag := _is_int8(runtime, name)) is not None]
-    if not layers and flags and len(set(flags)) == 1:
-        return KernelShare(int8_macs=float(flags[0]), kernels=tuple(kernels))
+    found = [kind for name in kernels if (kind := _precision(runtime, name)) is not None]
+    if not layers and found and (all_int8 := _all_or_none(found, "int8")) is not None:
+        return KernelShare(int8_macs=all_int8, half_macs=_all_or_none(found, "half"), kernels=tuple(kernels))
     total = sum(layer.macs for layer in layers)
-    if total == 0 or len(flags) != len(layers):
-        why = f"the profile has {len(flags)} convolutions and matrix products, the program {len(layers)}"
+    if total == 0 or len(found) != len(layers):
+        why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
-    int8 = sum(layer.macs for layer, flag in zip(layers, flags, strict=True) if flag)
-    return KernelShare(int8_macs=int8 / total, kernels=tuple(kernels))
+    pairs = list(zip(layers, found, strict=True))
+    return KernelShare(
+        int8_macs=_share(pairs, "int8"),
+        int8_linear_macs=_share([pair for pair in pairs if _LINEAR.match(pair[0].op)], "int8"),
+        half_macs=_share(pairs, "half"),
+        kernels=tuple(kernels),
+        int8_layers=tuple(kind == "int8" for kind in found),
+    )
+
+
+def _all_or_none(found: Sequence[Precision], wanted: Precision) -> float | None:
+    count = sum(kind == wanted for kind in found)
+    return count / len(found) if count in (0, len(found)) else None
+
+
+def _share(pairs: Sequence[tuple[Layer, Precision]], wanted: Precision) -> float | None:
+    total = sum(layer.macs for layer, _ in pairs)
+    return sum(layer.macs for layer, kind in pairs if kind == wanted) / total if total else None
 
 
 def multiplies(runtime: str, name: str) -> bool:
     """Whether a kernel convolves or multiplies matrices, in any precision."""
-    return _is_int8(runtime, name) is not None
+    return _precision(runtime, name) is not None
 
 
-def _is_int8(runtime: str, name: str) -> bool | None:
-    """Return whether a kernel multiplies int8 by int8; None where it multiplies no matrices."""
+def _precision(runtime: str, name: str) -> Precision | None:
+    """Return in what a kernel multiplies; None where it multiplies no matrices."""
     if runtime == "torchscript":
-        return name.startswith("quantized::") and "fp16" not in name if _TORCH.match(name) else None
+        is_int8 = name.startswith(("quantized::", "aten::quantized_")) and "fp16" not in name
+        return ("int8" if is_int8 else "other") if _TORCH.match(name) else None
     if _NATIVE.match(name):
-        return False
+        return "other"
     match = _XNNPACK.match(name)
     if match is None:
         return None
     types = [part.strip() for part in match[1].split(",")]
     first = next((part for part in types if part not in _LAYOUTS), "")
-    return bool(_INT8_FIRST.match(first))
+    if _INT8_FIRST.match(first):
+        return "int8"
+    return "half" if first == "F16" else "other"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +21,16 @@ from edgeq.artifacts import (
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, percentile_ms, top1
+from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms, top1
 from edgeq.verify.parity import Forward, ParityTally
 from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows, scored
+from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
 
-Metric = Callable[[Outputs, Any], float]
+Observer = Callable[[Batch, Outputs, Outputs | None], None]
 
 PARITY_SAMPLES = 8  # the converted graph runs fifty times slower than the artifact
 GOLDEN_SAMPLES = 4
@@ -51,6 +52,7 @@ class VerifySpec:
         scheme: the quantization scheme.
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
+        observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
     """
 
     lowered: LoweredModel
@@ -69,6 +71,7 @@ class VerifySpec:
     label: str
     warmup: int = 5
     runs: int = 30
+    observe: Observer | None = None
 
 
 @dataclass(slots=True)
@@ -79,10 +82,12 @@ class _Tally:
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
     findings: dict[str, None] = field(default_factory=dict)
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
     measured: Variety = field(default_factory=Variety)
     reference: Variety = field(default_factory=Variety)
+    flips: FlipTally = field(default_factory=FlipTally)
     digests: set[str] = field(default_factory=set)
     shapes: tuple[TensorSpec, ...] = ()
     samples: int = 0
@@ -122,6 +127,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         warmup=spec.warmup,
         threads=loaded.threads,
         arch=host_arch(),
+        latencies_ms=tuple(round(value, 6) for value in latencies),
     )
     report = VerifyReport(
         host=f"host {host_arch()}",
@@ -133,6 +139,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         load_ms=loaded.load_ms,
         outputs=tally.shapes,
         findings=_findings(spec, tally),
+        flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -168,7 +175,10 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         tally.reference.look(batch, reference)
         if _same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+            tally.flips.add(batch, cut(batch, reference), measured)
     _score(spec, tally, batch, reference, outputs)
+    if spec.observe is not None:
+        spec.observe(batch, outputs, reference)
     tally.samples += batch.rows
     if len(tally.golden) < GOLDEN_SAMPLES:
         tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
@@ -203,23 +213,14 @@ def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -
 
 
 def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
-    labelled = spec.is_evaluation and spec.samples.labelled
-    score = spec.metric if spec.is_evaluation else None
-    if score is None and labelled and is_ranking(measured[0]):
-        score = top1
+    score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
     if score is None:
         return
-    by_row = score is top1
-    tally.scores += [_finite_score(score, *pair) for pair in scored(batch, measured, by_row=by_row)]
+    tally.scores += batch_scores(score, batch, measured)
+    if score is top1:
+        tally.labels.update(int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True))
     if reference is not None:
-        tally.fp32_scores += [_finite_score(score, *pair) for pair in scored(batch, reference, by_row=by_row)]
-
-
-def _finite_score(score: Metric, outputs: Outputs, label: Any) -> float:
-    value = float(score(outputs, label))
-    if not math.isfinite(value):
-        raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
-    return value
+        tally.fp32_scores += batch_scores(score, batch, reference)
 
 
 def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
@@ -237,6 +238,7 @@ def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
         fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
         score=float(np.mean(tally.scores)) if tally.scores else None,
         drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores) if paired else None,
+        chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,24 @@ _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 24
 
 
-def send(stream: IO[bytes], message: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> None:
+class Source(Protocol):
+    """What a frame is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+
+
+class Sink(Protocol):
+    """What a frame is written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of `data`."""
+
+    def flush(self) -> None:
+        """Hold nothing back."""
+
+
+def send(stream: Sink, message: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> None:
     """Write one frame and flush it."""
     arrays = [np.ascontiguousarray(array).reshape(np.shape(array)) for array in arrays]
     header = {**message, "arrays": [[str(array.dtype), list(array.shape)] for array in arrays]}
@@ -28,7 +45,7 @@ def send(stream: IO[bytes], message: dict[str, Any], arrays: Sequence[NDArray[An
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+def receive(stream: Source) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
     """Read one frame.
 
     Raises:
@@ -47,7 +64,7 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]
     return header, tuple(arrays)
 
 
-def _exactly(stream: IO[bytes], size: int) -> bytes:
+def _exactly(stream: Source, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = stream.read(size - len(data))

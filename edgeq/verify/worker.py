@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.verify import memory, wire
+from edgeq.verify.etdump import last_run, tables
 from edgeq.verify.kernels import multiplies
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -183,10 +184,10 @@ class _ExecuTorch(_Runner):
         method(self.tensors(arrays))
         dump = folder / "profile.etdp"
         program.write_etdump_result_to_file(str(dump), str(folder / "profile.bin"))
-        return _etdump_kernels(dump)
+        return [event.name for event in last_run(dump)]
 
     def facts(self, folder: Path) -> dict[str, Any]:
-        plan = _tables(self.path, folder, "schema/program.fbs")["execution_plan"][0]
+        plan = tables(self.path, folder, "schema/program.fbs")["execution_plan"][0]
         names = [f"{op['name']}.{op['overload']}".rstrip(".") for op in plan.get("operators", ())]
         return {"operators": sorted(set(names)), "delegates": len(plan.get("delegates", ())), "bytecode_version": None}
 
@@ -195,28 +196,6 @@ def _described(info: Any) -> list[Any]:
     """Return [dtype, shape] of a tensor's meta data; the dtype is ExecuTorch's ScalarType code."""
     codes = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"}
     return [{**codes, 11: "bool"}.get(info.dtype(), f"code {info.dtype()}"), list(info.sizes())]
-
-
-def _etdump_kernels(dump: Path) -> list[str]:
-    """Return the names in an ETDump, in the order in which they were logged."""
-    tables = _tables(dump, dump.parent, "devtools/etdump/etdump_schema_flatcc.fbs", "--size-prefixed")
-    events = [event.get("profile_event", {}) for event in tables["run_data"][-1]["events"]]
-    return [str(event.get("delegate_debug_id_str") or event.get("name", "")) for event in events]
-
-
-def _tables(path: Path, folder: Path, schema: str, *options: str) -> dict[str, Any]:
-    """Return a flatbuffer as JSON, by the compiler and the schema that come with ExecuTorch."""
-    import json
-    import subprocess
-
-    import executorch
-
-    root = Path(next(iter(executorch.__path__)))
-    command = [str(root / "data" / "bin" / "flatc"), "--json", "--strict-json", "--raw-binary", *options]
-    command += ["-o", str(folder), str(root / schema), "--", str(path)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    tables: dict[str, Any] = json.loads((folder / f"{path.stem}.json").read_text())
-    return tables
 
 
 class _TorchScript(_Runner):

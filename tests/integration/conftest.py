@@ -192,14 +192,15 @@ def edgeq(project: Project, capfd: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def package(edgeq: Run) -> Run:
     """Run `edgeq package` on the model, its data and the x86 target; arguments may add to it, or replace it all."""
+    # emulation has tests of its own, in test_emulator.py
     return lambda *args, base=True, cache=False: edgeq(
-        "package", *(command() if base else ()), *args, *(() if cache else ("--no-cache",)), "--quiet"
+        "package", "--on", "host", *(command() if base else ()), *args, *(() if cache else ("--no-cache",)), "--quiet"
     )
 
 
 def command(model: str = "quarters.py:model", target: str = X86) -> tuple[str, ...]:
     data = ("--calibration-data", "calibration.npz", "--eval-data", "evaluation.npz")
-    return (model, "--target", target, "--out", "out", *data)
+    return (model, "--target", target, "--out", "out", "--on", "host", *data)
 
 
 def arguments(model: str = "quarters.py:model", *, target: str = X86) -> tuple[str, ...]:

@@ -191,7 +191,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packaged(net: Path, target: str, out: Path, *, batch: int = 1) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
     from edgeq.cli.progress import Quiet
-    from edgeq.job import DataOptions, Job
+    from edgeq.job import DataOptions, DeviceOptions, Job
     from edgeq.pipeline import build
 
     data = DataOptions(
@@ -207,6 +207,7 @@ def packaged(net: Path, target: str, out: Path, *, batch: int = 1) -> Path:
         name="net",
         inputs=(f"image={batch}x1x16x16",),
         data=data,
+        device=DeviceOptions(on="host"),
         cache=False,
     )
     with pytest.MonkeyPatch.context() as patch:

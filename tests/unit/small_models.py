@@ -33,6 +33,9 @@ class Silent:
     def advance(self, steps=1):
         pass
 
+    def note(self, text):
+        pass
+
 
 class SmallNet(nn.Module):
     """conv-bn-relu, a depthwise conv, a residual add, linear-relu, linear. Takes [N, 3, 16, 16], returns [N, 5]."""
@@ -107,6 +110,8 @@ def quantized(
     keep=(),
     calibration=None,
     captured=None,
+    qat=None,
+    progress=None,
 ) -> QuantizedModel:
     if runtime == "executorch" and captured is None:
         captured = capture(model)
@@ -117,8 +122,9 @@ def quantized(
         observer=observer,
         keep_fp32=tuple(keep),
         calibration=calibration or dataset(model.inputs),
-        progress=Silent(),
+        progress=progress or Silent(),
         label="small",
+        qat=qat,
     )
     return quantize(runtime, scheme, spec)
 

@@ -9,7 +9,7 @@ from edgeq.check.limits import Measured, limit_gate
 from edgeq.errors import ExitCode
 
 
-def measured(report=None, limit_on="interval", host="x86_64", target="x86_64"):
+def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", platform="linux"):
     return Measured(
         size_bytes=3_740_000,
         download_bytes=3_000_000,
@@ -17,6 +17,7 @@ def measured(report=None, limit_on="interval", host="x86_64", target="x86_64"):
         limit_on=limit_on,
         host_arch=host,
         target_arch=target,
+        target_platform=platform,
     )
 
 
@@ -98,3 +99,14 @@ def test_what_was_not_measured_is_unverified(name, report):
 
 def test_zero_is_a_measurement():
     assert limit_gate("load", 1.0, measured(verified(load_ms=0.0))).outcome == "ok"
+
+
+@pytest.mark.parametrize("platform", ["android", "ios"])
+@pytest.mark.parametrize("name", ["latency", "peak_memory", "load"])
+def test_an_arm64_host_measures_for_no_phone(name, platform):
+    report = verified(timing=timing(arch="arm64"))
+    gate = limit_gate(name, 1e12, measured(report, host="aarch64", target="arm64", platform=platform))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert "phone" in gate.detail
+    server = measured(report, host="aarch64", target="arm64")
+    assert limit_gate(name, 1e12, server).outcome == "ok"

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from edgeq.artifacts import Parity
-from edgeq.check.gates import MIN_SQNR_DB_DEEP, parity_gate
+from edgeq.check.gates import parity_gate
+from edgeq.check.tolerance import MIN_SQNR_DB_DEEP
 from edgeq.errors import ExitCode
 
 

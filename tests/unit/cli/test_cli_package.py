@@ -12,7 +12,7 @@ from edgeq.cli.run import run
 from edgeq.deliver.install import InstallResult
 from edgeq.errors import VerificationError
 
-TARGET = ("--target", "android-arm64-xnnpack")
+TARGET = ("--target", "android-arm64-xnnpack", "--on", "host")
 PACKAGE = ("package", "digits", *TARGET)
 
 
@@ -192,3 +192,18 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+@pytest.mark.parametrize("option", ["--name", "--model-version"])
+@pytest.mark.parametrize("text", ["../evil", "a b", "мод", "", "x" * 65, "1.", "a\n"])
+def test_a_name_that_no_bundle_can_have_is_refused_before_anything_runs(pipeline, project, capfd, option, text):
+    assert run([*PACKAGE, option, text]) == 2
+    assert f"{option} {text!r}: expected 1 to 64 of" in capfd.readouterr().err
+    assert pipeline.jobs == []
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
+def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline, project, capfd, scheme):
+    assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]

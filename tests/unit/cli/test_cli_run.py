@@ -18,7 +18,7 @@ from edgeq.cli.run import run
 from edgeq.errors import EdgeqError, IntegrityError
 
 ROOT = Path(__file__).parents[3]
-PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack")
+PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack", "--on", "host")
 
 
 def raiser(err: BaseException):
@@ -142,6 +142,49 @@ def test_signals_clean_up(project, number):
     assert process.returncode == 130
     assert err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
     assert list(project.iterdir()) == []
+
+
+def test_what_a_models_code_prints_stays_out_of_the_json(pipeline, project, capfd):
+    def act() -> None:
+        sys.stdout.write("from Python\n")
+        os.write(1, b"from C\n")
+
+    pipeline.act = act
+    assert run([*PACKAGE, "--quiet", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["exit_code"] == 0
+    assert sorted(err.splitlines()) == ["from C", "from Python"]
+
+
+def test_stdout_is_as_before_when_a_run_ends_in_an_error(pipeline, project, capfd):
+    pipeline.act = raiser(IntegrityError("the hash differs", "build it again"))
+    assert run([*PACKAGE, "--quiet", "--json"]) == 8
+    assert json.loads(capfd.readouterr().out)["error"]["what"] == "the hash differs"
+
+
+def test_a_pipe_that_breaks_in_the_middle_of_a_run_is_no_success(pipeline, project):
+    """`edgeq package … 2>&1 | head`: nothing was made when a print of the user's model fails."""
+    pipeline.act = raiser(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    read, write = os.pipe()
+    os.close(read)
+    kept = os.dup(1)
+    os.dup2(write, 1)
+    try:
+        assert run([*PACKAGE, "--quiet"]) == 1
+    finally:
+        os.dup2(kept, 1)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("args", "code"), [("targets list", 0), ("package gone", 2)])
+def test_a_stream_that_was_closed_beforehand_changes_no_exit_code(project, closed, args, code):
+    script = f'"$0" -m edgeq {args} {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable], env=environment, check=False, stdout=nowhere, stderr=nowhere
+    )
+    assert done.returncode == code
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["targets", "list"], ["package", "--help"]])

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgeq.cli.as_json import to_json
 from edgeq.cli.table import render
-from edgeq.cli.words import share
+from edgeq.report.as_json import to_json
+from edgeq.report.words import share
 
 FIGURES = (
     "3.74 MB",
@@ -86,7 +86,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     }  # fmt: skip
     assert set(first["verified"]) == {
         "host", "parity", "fidelity", "timing", "int8_macs", "int8_macs_unmatched", "peak_memory_bytes", "load_ms",
-        "findings",
+        "findings", "emulation", "not_emulated",
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",

@@ -44,8 +44,14 @@ def made(item: BundleInput, folder: Path, version: str, failed: bool = False) ->
     )
 
 
-def publish(item: BundleInput, root: Path, version: str, failed: tuple[bool, bool] = (False, False)) -> None:
-    job = Job(source="digits", targets=TARGETS, out=root / "out")
+def publish(
+    item: BundleInput,
+    root: Path,
+    version: str,
+    failed: tuple[bool, bool] = (False, False),
+    schemes: tuple[str, ...] = (),
+) -> None:
+    job = Job(source="digits", targets=TARGETS, schemes=schemes, out=root / "out")
     cells = tuple(Cell(target=target, scheme="fp32", key=target.name) for target in TARGETS)
     rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
     build._published(job, cells, {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)})
@@ -56,6 +62,15 @@ def versions(root: Path) -> dict[str, str]:
         str(path.parent.relative_to(root / "out")): read_bundle(path.parent).manifest.model.version
         for path in sorted((root / "out").rglob("manifest.json"))
     }
+
+
+def test_a_bundle_of_one_scheme_does_not_outlive_a_run_of_several(item: BundleInput, tmp_path: Path) -> None:
+    first, second = (target.name for target in TARGETS)
+    publish(item, tmp_path, "1", failed=(True, False))
+    publish(item, tmp_path, "2", failed=(False, True), schemes=("fp32", "static-int8"))
+    assert versions(tmp_path) == {f"digits/{first}@fp32": "2", f"rejected/digits/{second}@fp32": "2"}
+    publish(item, tmp_path, "3")
+    assert versions(tmp_path) == {f"digits/{first}": "3", f"digits/{second}": "3"}
 
 
 def test_bundles_are_replaced_and_change_sides(item: BundleInput, tmp_path: Path) -> None:

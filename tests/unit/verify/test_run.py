@@ -120,6 +120,8 @@ def test_digits_on_qnnpack_are_bit_equal_to_their_graph(runtime):
     assert report.parity.differing == 0
     assert report.parity.max_steps == 0
     assert report.fidelity.fp32_score > 0.95
+    labels = [sample.label for sample in samples]
+    assert report.fidelity.chance_score == max(map(labels.count, labels)) / 60
     assert report.fidelity.drop_pp.estimate < 5
     assert report.fidelity.top1_agreement > 0.95
     assert report.kernels.int8_macs == 1

@@ -1,0 +1,164 @@
+"""A model on its way: loaded, quantized, lowered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+SourceKind = Literal["module", "exported", "pte", "ptl"]
+Weights = Literal["file", "pretrained", "own", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A model input or output.
+
+    Attributes:
+        name: the argument's name, or `output0` and so on.
+        dtype: NumPy's name of the element type.
+        shape: the exported shape, the batch first.
+        low, high: the range that random inputs are drawn from (high is excluded for floats).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model as it came, in eval mode and contiguous.
+
+    Attributes:
+        name: the model's name in bundles.
+        kind: what `model` is.
+        model: a torch.nn.Module, a torch.export.ExportedProgram, or the Path of an existing artifact.
+        inputs: what it takes.
+        weights: where the parameters came from; `own` means the factory or program brought them.
+        fp32_bytes: bytes of parameters and buffers at four bytes an element; 0 where unknown.
+        source_sha256: hash of what the user named (the file, or the state dict as loaded).
+    """
+
+    name: str
+    kind: SourceKind
+    model: Any
+    inputs: tuple[TensorSpec, ...]
+    weights: Weights
+    fp32_bytes: int
+    source_sha256: str
+
+
+TunedWeights = Literal["start", "last", "average", "user"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What quantization-aware training came to.
+
+    Attributes:
+        loss: what was minimised: the KL divergence of the logits, or the squared error of the outputs.
+        weights: which were kept: those of the last epoch, their moving average, those from before the training
+            (none was better on the held-out samples), or the user's loop's.
+        epochs: how many were finished, of `learning_rate` and `batch`.
+        samples, held_out: how many samples were trained on, and how many only judged.
+        start_loss, end_loss: on the held-out samples, before the training and of the weights that were kept.
+        start_agreement, end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
+        diverged_in: the epoch whose loss was not finite; the weights are of an earlier one.
+        state: the file that an interrupted run would go on from.
+    """
+
+    loss: Literal["kl", "mse"]
+    weights: TunedWeights
+    epochs: int
+    learning_rate: float
+    batch: int
+    samples: int
+    held_out: int
+    start_loss: float
+    end_loss: float
+    start_agreement: float
+    end_agreement: float
+    diverged_in: int | None = None
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedModel:
+    """A model after fusion and quantization, still in PyTorch.
+
+    Attributes:
+        scheme: which scheme made it.
+        graph: a callable torch.nn.Module that computes what the artifact is to compute.
+        exported: the same as an ExportedProgram where there already is one, else None.
+        quantized: names of the layers that compute in int8.
+        kept_fp32: names of the quantizable layers that stay in float.
+        output_steps: the quantization step of each output that is itself quantized, else None.
+        tuning: what training came to, for schemes that train.
+    """
+
+    scheme: str
+    graph: Any
+    exported: Any
+    quantized: tuple[str, ...]
+    kept_fp32: tuple[str, ...]
+    output_steps: tuple[float | None, ...]
+    tuning: Tuning | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """An operator of the lowered model that multiplies and accumulates, or holds weights.
+
+    Attributes:
+        name: the module's name in the user's model, or the operator's where it has none.
+        op: the operator.
+        macs: multiply-accumulates of one inference.
+        weight_bytes: bytes of its constants in the artifact.
+        delegated: whether the delegate took it.
+    """
+
+    name: str
+    op: str
+    macs: int
+    weight_bytes: int
+    delegated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoweredModel:
+    """An artifact on disk, and what is known of it without running it.
+
+    Attributes:
+        path: the artifact, named as it will be in the bundle.
+        runtime: `executorch` or `torchscript`.
+        runtime_version: the version that wrote it; older runtimes are refused.
+        bytecode_version: of a TorchScript archive, else None.
+        passes: the optimization passes that ran, in order.
+        operators: operators that the runtime itself must have.
+        undelegated: what was left to portable kernels, an entry for each call.
+        layers: operators in the order of execution; none where the artifact came as it is.
+        delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
+            or where it is not known.
+        delegate_calls: how many delegated parts the program has.
+        stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
+    """
+
+    path: Path
+    runtime: str
+    runtime_version: str
+    bytecode_version: int | None
+    passes: tuple[str, ...]
+    operators: tuple[str, ...]
+    undelegated: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    delegated_macs: float | None
+    delegate_calls: int
+    stored: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(layer.macs for layer in self.layers)

@@ -1,0 +1,119 @@
+"""What a run publishes: a bundle's content, a row of the table, the whole report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Tuning, Weights
+from edgeq.artifacts.verdict import CheckReport, VerifyReport
+from edgeq.errors import ExitCode
+
+if TYPE_CHECKING:
+    from edgeq.preprocess import Preprocess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFinding:
+    """A finding of the data lint: its name, and a line that says what was seen."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What the manifest says of the data: hashes and counts, never paths."""
+
+    calibration_sha256: str | None = None
+    calibration_samples: int = 0
+    evaluation_sha256: str | None = None
+    evaluation_samples: int = 0
+    qat_sha256: str | None = None
+    qat_samples: int = 0
+    findings: tuple[DataFinding, ...] = ()
+    excluded_shared: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInput:
+    """All that the bundle's writer needs."""
+
+    model: LoadedModel
+    model_version: str
+    target: Any
+    scheme: str
+    lowered: LoweredModel
+    verified: VerifyReport
+    checked: CheckReport
+    labels: tuple[str, ...]
+    preprocess: Preprocess | None
+    golden: GoldenSet
+    data: DataFacts
+    seed: int
+    tools: dict[str, str]
+    quantized: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] = ()
+    tuning: Tuning | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenSet:
+    """A few samples as an app would have them, and the outputs that it must reproduce.
+
+    Attributes:
+        inputs: for each model input, an array [samples, …] before preprocessing.
+        outputs: for each model output, an array [samples, …].
+        preprocessed: whether `inputs` are already what the model takes.
+        sqnr_floor_db: the least signal-to-difference ratio that a device's self-test may show.
+        made_on: the CPU model that gave the outputs; None for the host.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    preprocessed: bool
+    sqnr_floor_db: float
+    made_on: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One target and scheme of a run: a line of the closing table.
+
+    Attributes:
+        path: the bundle, in place or under `rejected/`.
+        seconds: what each step took; a step shared with another row counts once.
+        layers: of the lowered model; none where the artifact came as it is.
+    """
+
+    model: str
+    target: str
+    scheme: str
+    path: Path
+    digest: str
+    size_bytes: int
+    download_bytes: int
+    fp32_bytes: int
+    verified: VerifyReport
+    checked: CheckReport
+    delegated_macs: float | None
+    weights: Weights
+    cached: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """A whole run."""
+
+    rows: tuple[Row, ...]
+    data: DataFacts
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code of all rows that failed."""
+        codes = [row.checked.exit_code for row in self.rows if row.checked.exit_code]
+        return min(codes, default=ExitCode.OK)

@@ -1,0 +1,55 @@
+"""What an accuracy drop is worth: against an fp32 model that is no better than chance it is zero, whatever ships."""
+
+from __future__ import annotations
+
+import math
+
+from edgeq.artifacts import Fidelity, VerifyReport
+from edgeq.job import GateOptions
+
+FAR_SQNR_DB = 10.0  # the difference is a third of the signal
+_Z95 = 1.645  # the normal distribution's one-sided 95% point
+
+
+def why_worthless(fidelity: Fidelity) -> str:
+    """Return why the drop that was measured proves nothing; "" where it does.
+
+    Weights that a factory did not load, another preprocessing or another order of the classes than in training leave
+    fp32 at chance, and a drop against that is near zero. Scores that are no shares have no percentage points.
+    """
+    fp32, score, chance = fidelity.fp32_score, fidelity.score, fidelity.chance_score
+    if fp32 is None or score is None:
+        return ""
+    if not (0 <= fp32 <= 1 and 0 <= score <= 1):
+        return (
+            f"percentage points are of a score from 0 to 1, and {fidelity.metric} gave {fp32:.4g} for fp32 and"
+            f" {score:.4g}: scale it"
+        )
+    if chance is None:
+        return ""
+    margin = _Z95 * math.sqrt(chance * (1 - chance) / fidelity.samples)
+    if fp32 > chance + margin:
+        return ""
+    return (
+        f"fp32 itself scores {fp32:.1%} over {fidelity.samples} samples, no better than the commonest label alone"
+        f" ({chance:.1%}): are weights, preprocessing and the order of the classes right?"
+    )
+
+
+def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
+    """Return what to know where no limit on the drop was given; with one, its gate says the same and fails."""
+    fidelity = verified.fidelity
+    if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
+        return ()
+    said = []
+    if fidelity.chance_score is not None and (why := why_worthless(fidelity)):
+        said.append(why)
+    if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
+        inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+        said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
+    if scheme == "pretrained":
+        said.append("the model came quantized: there is no fp32 model to hold its outputs to")
+    elif scheme != "fp32":
+        how = "" if fidelity.score is not None else "labelled --eval-data and "
+        said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or what you can afford")
+    return tuple(said)

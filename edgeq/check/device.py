@@ -1,0 +1,112 @@
+"""The gate of the device's own kernels: what they compute must be what the host computed."""
+
+from __future__ import annotations
+
+import math
+
+from edgeq.artifacts import Agreement, DeviceRun, Emulation, Gate, VerifyReport
+from edgeq.check.outcome import unverified
+from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.errors import ExitCode
+from edgeq.scheme import FLOAT_SCHEMES
+
+NAME = "device"
+
+
+def device_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
+    """Return the gate of the emulated runs; none where nothing was emulated."""
+    if verified.emulation is None:
+        return ()
+    reaction_db = verified.parity.reaction_db if verified.parity and scheme not in FLOAT_SCHEMES else None
+    return (device_gate(scheme, verified.emulation, reaction_db),)
+
+
+def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = None) -> Gate:
+    """Hold the emulated runs to the host's run of the same artifact (exit code 7).
+
+    The outputs must be finite and of the host's shapes, and differ by at most one quantization step. Where no output
+    is quantized, or the scheme computes in float, the signal-to-difference ratio counts, by the thresholds of
+    lowering parity.
+
+    Args:
+        scheme: the quantization scheme.
+        emulation: the runs.
+        reaction_db: how far one int8 step at the input moves the graph itself, where that is known: a deep int8 model
+            that amplifies rounding passes where the runs are nearer to each other than that.
+    """
+    if emulation.problem:
+        return _problem(emulation)
+    failed = [(run, why) for run in emulation.runs if (why := _why(run, scheme, reaction_db))]
+    worst = min(emulation.runs, key=lambda run: _order(run.host))
+    return Gate(
+        name=NAME,
+        outcome="failed" if failed else "ok",
+        limit=_limit(worst.host, scheme),
+        measured=_measured(worst.host, scheme),
+        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _seen(emulation),
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def _problem(emulation: Emulation) -> Gate:
+    if emulation.is_unmeasured:
+        return unverified(NAME, "as on the host", emulation.problem)
+    return Gate(
+        name=NAME,
+        outcome="failed",
+        limit="as on the host",
+        measured="",
+        detail=emulation.problem,
+        exit_code=emulation.exit_code,
+    )
+
+
+def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
+    """Return what is wrong with a run; "" where nothing is."""
+    if run.findings:
+        return "; ".join(run.findings)
+    host = run.host
+    if _by_steps(host, scheme) and host.max_steps is not None and host.max_steps <= MAX_STEPS:
+        return ""
+    least = least_sqnr_db(scheme)
+    if not _by_steps(host, scheme) and host.sqnr_db >= least:
+        return ""
+    if reaction_db is not None and host.sqnr_db >= max(reaction_db, MIN_SQNR_DB_DEEP):
+        return ""
+    return f"{_measured(host, scheme)} against the host over {host.samples} samples{_flips(host)}"
+
+
+def _by_steps(host: Agreement, scheme: str) -> bool:
+    return host.max_steps is not None and scheme not in FLOAT_SCHEMES
+
+
+def _order(host: Agreement) -> float:
+    return -math.inf if math.isnan(host.sqnr_db) else host.sqnr_db
+
+
+def _limit(host: Agreement, scheme: str) -> str:
+    return "<= 1 step from the host" if _by_steps(host, scheme) else f">= {least_sqnr_db(scheme):.0f} dB"
+
+
+def _measured(host: Agreement, scheme: str) -> str:
+    if host.sqnr_db == math.inf:
+        return "equal"
+    if host.max_steps is not None and scheme not in FLOAT_SCHEMES:
+        return f"{host.max_steps:.3g} steps, {host.sqnr_db:.1f} dB"
+    return f"{host.sqnr_db:.1f} dB"
+
+
+def _flips(host: Agreement) -> str:
+    return f", {host.top1_flips} top-1 flips" if host.top1_flips else ""
+
+
+def _seen(emulation: Emulation) -> str:
+    """Name the machines, those that equal the host's run first."""
+    equal = [run for run in emulation.runs if run.host.sqnr_db == math.inf]
+    parts = [f"equal on {', '.join(run.name for run in equal)}"] if equal else []
+    parts += [
+        f"{run.name}: {run.host.differing:.2%} of outputs differ, by at most {run.host.max_abs:.3g}{_flips(run.host)}"
+        for run in emulation.runs
+        if run not in equal
+    ]
+    return f"{'; '.join(parts)}, over {emulation.runs[0].samples} samples"

@@ -1,0 +1,121 @@
+"""Which views of a run there are, and where they go: files, stdout, GitHub's own places."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from edgeq.cli.output import note
+from edgeq.errors import UsageError, nearest
+from edgeq.project import ProjectReport
+
+ViewName = Literal["html", "json", "junit", "markdown", "github"]
+_GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML: each gate is a test case.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")]
+Github = Annotated[
+    bool, typer.Option("--github", help="Annotate the change on GitHub, and add the summary to the job's page.")
+]
+
+
+def as_html(report: ProjectReport) -> str:
+    """Return the page; bundles must lie where the rows say."""
+    from edgeq.artifacts import DataFacts
+    from edgeq.pipeline.pages import page_of, page_title
+
+    rows = report.rows
+    if not rows:
+        raise UsageError("no bundle was made, so that there is nothing to show", "see the errors above")
+    title = page_title(rows[0]) if len(rows) == 1 else _counted(len(report.models), "model") + f", {len(rows)} bundles"
+    data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
+    return page_of(rows, data, title=title, app=report.app).decode()
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def as_json(report: ProjectReport) -> str:
+    """Return the document of `edgeq build --json`."""
+    from edgeq.report.as_json import project_json
+
+    return json.dumps(project_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_junit(report: ProjectReport) -> str:
+    """Return JUnit XML."""
+    from edgeq.report.junit import to_junit
+
+    return to_junit(report)
+
+
+def as_markdown(report: ProjectReport) -> str:
+    """Return the summary."""
+    from edgeq.report.markdown import to_markdown
+
+    return to_markdown(report)
+
+
+def as_annotations(report: ProjectReport) -> str:
+    """Return a line for each annotation."""
+    from edgeq.report.annotations import to_annotations
+
+    return "".join(f"{line}\n" for line in to_annotations(report))
+
+
+VIEWS: dict[ViewName, Callable[[ProjectReport], str]] = {
+    "html": as_html,
+    "json": as_json,
+    "junit": as_junit,
+    "markdown": as_markdown,
+    "github": as_annotations,
+}
+
+
+def view(name: str) -> Callable[[ProjectReport], str]:
+    """Return the view of a name.
+
+    Raises:
+        UsageError: there is none; the nearest is offered.
+    """
+    for known, render in VIEWS.items():
+        if known == name:
+            return render
+    raise UsageError(f"unknown format {name!r}.{nearest(name, VIEWS)}", f"formats: {', '.join(VIEWS)}")
+
+
+def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | None, github: bool) -> None:
+    """Write the files that were asked for; with `github`, annotations on stderr and the job's page.
+
+    Raises:
+        EnvironmentProblem, UsageError: a file cannot be written.
+    """
+    for path, render in ((junit, as_junit), (markdown, as_markdown)):
+        if path is not None:
+            write_text(path, render(report))
+    if github:
+        # stdout may be the JSON document; GitHub reads commands from both
+        for line in as_annotations(report).splitlines():
+            note(line)
+        summary = os.environ.get(_GITHUB_SUMMARY)
+        if summary:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(as_markdown(report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        EnvironmentProblem, UsageError: it cannot be written.
+    """
+    from edgeq._io import disk_errors, write_atomic
+
+    with disk_errors(path):
+        write_atomic(path, text.encode(errors="replace"))

@@ -1,0 +1,168 @@
+"""From counts to milliseconds: a cost model of two constants, fitted on published figures.
+
+    latency = (slot_cycles * instructions / (width * threads) + line_cycles * lines_32k) / clock
+
+Instructions are shared out over the threads and wait for the decoder's slots; lines that miss the first-level cache
+come through one shared second level, one after the other, whatever the number of threads. Other forms were tried on
+the same rows and predict devices that were left out no better: see `scripts/bench latency`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edgeq.counts import Counts
+
+# Student's t for a 95% interval with seven degrees of freedom: the fit saw eight groups of devices
+QUANTILE = 2.365
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What the cost model takes of a device.
+
+    Attributes:
+        width: instructions that the core decodes in a cycle.
+        clock_ghz: at which inference runs.
+    """
+
+    width: int
+    clock_ghz: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostModel:
+    """The fitted constants.
+
+    Attributes:
+        slot_cycles: cycles that an instruction takes of its decoder slot, waits included.
+        line_cycles: cycles for a 64-byte line that misses the first-level cache.
+        spread: the standard deviation of ln(measured / predicted) on devices that were left out of the fit.
+    """
+
+    slot_cycles: float
+    line_cycles: float
+    spread: float
+
+
+# `scripts/bench latency` fits these again and fails where they differ
+PUBLISHED_FIT = CostModel(slot_cycles=1.548, line_cycles=11.88, spread=0.2144)
+
+# the published latencies lie between; the start of a thread, for one, shows in much faster models only
+FITTED_MS = (12.0, 170.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A predicted latency in ms, and its 95% interval.
+
+    Attributes:
+        extrapolated: whether the estimate lies outside what the model was fitted on, `FITTED_MS`.
+    """
+
+    estimate_ms: float
+    low_ms: float
+    high_ms: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A latency that somebody measured, with what the inference costs on that device's core.
+
+    Attributes:
+        group: rows of one group are left out together.
+    """
+
+    group: str
+    speed: Speed
+    threads: int
+    counts: Counts
+    latency_ms: float
+
+
+def predict(
+    counts: Counts, speed: Speed, threads: int, model: CostModel = PUBLISHED_FIT, correction: float = 1.0
+) -> Prediction:
+    """Return the latency of one inference.
+
+    Args:
+        counts: on this device's core, on one thread.
+        speed: of the device.
+        threads: that share the work.
+        model: the constants.
+        correction: what the device's own measurements were to the model's predictions, as a factor.
+    """
+    slots, lines = _terms(counts, speed, threads)
+    estimate = correction * (model.slot_cycles * slots + model.line_cycles * lines)
+    factor = math.exp(QUANTILE * model.spread)
+    return Prediction(
+        estimate_ms=estimate,
+        low_ms=estimate / factor,
+        high_ms=estimate * factor,
+        extrapolated=not FITTED_MS[0] <= estimate <= FITTED_MS[1],
+    )
+
+
+def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
+    """Return what the two constants are multiplied with, in ms for each of their cycles."""
+    per_ms = speed.clock_ghz * 1e6
+    return counts.instructions / (speed.width * threads) / per_ms, counts.lines_32k / per_ms
+
+
+def fit(rows: Sequence[Observation]) -> CostModel:
+    """Return the constants with the least squares of the relative errors, neither below zero.
+
+    The spread is that of each group predicted by the others; infinite where there is one group only.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("nothing to fit")
+    slot, line = _least_squares(rows)
+    errors = [math.log(row.latency_ms / left_out) for row, left_out in zip(rows, leave_one_out(rows), strict=True)]
+    spread = math.sqrt(sum(error * error for error in errors) / len(errors)) if len(groups(rows)) > 1 else math.inf
+    return CostModel(slot_cycles=slot, line_cycles=line, spread=spread)
+
+
+def groups(rows: Iterable[Observation]) -> tuple[str, ...]:
+    """Return the groups, each once."""
+    return tuple(dict.fromkeys(row.group for row in rows))
+
+
+def leave_one_out(rows: Sequence[Observation]) -> tuple[float, ...]:
+    """Return for each row its prediction in ms by a model that was fitted on the other groups."""
+    predicted: dict[int, float] = {}
+    for group in groups(rows):
+        others = [row for row in rows if row.group != group]
+        slot, line = _least_squares(others or rows)
+        for index, row in enumerate(rows):
+            if row.group == group:
+                slots, lines = _terms(row.counts, row.speed, row.threads)
+                predicted[index] = slot * slots + line * lines
+    return tuple(predicted[index] for index in range(len(rows)))
+
+
+def _least_squares(rows: Sequence[Observation]) -> tuple[float, float]:
+    """Return the two constants that minimize the sum of ((predicted - measured) / measured) squared."""
+    scaled = []
+    for row in rows:
+        slots, lines = _terms(row.counts, row.speed, row.threads)
+        scaled.append((slots / row.latency_ms, lines / row.latency_ms))
+    ss = sum(slots * slots for slots, _ in scaled)
+    ll = sum(lines * lines for _, lines in scaled)
+    sl = sum(slots * lines for slots, lines in scaled)
+    s, n = (sum(pair[i] for pair in scaled) for i in (0, 1))
+    determinant = ss * ll - sl * sl
+    if determinant > 1e-12 * ss * ll:
+        slot, line = (s * ll - n * sl) / determinant, (n * ss - s * sl) / determinant
+        if slot >= 0 and line >= 0:
+            return slot, line
+    # one of them is zero, or the rows are too alike to tell the two apart
+    by_slot, by_line = s / ss if ss else 0.0, n / ll if ll else 0.0
+    slot_error = sum((by_slot * slots - 1) ** 2 for slots, _ in scaled)
+    line_error = sum((by_line * lines - 1) ** 2 for _, lines in scaled)
+    return (by_slot, 0.0) if slot_error <= line_error else (0.0, by_line)

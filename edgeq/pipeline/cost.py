@@ -1,0 +1,166 @@
+"""What the gates on instructions and on predicted latency need: counts of the new artifact and of the shipped one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import Cost, LatencyPrediction, VerifyReport
+from edgeq.counts import CountReport
+from edgeq.device import load_device
+from edgeq.errors import UsageError
+from edgeq.job import DeviceOptions, GateOptions, Progress
+from edgeq.pipeline.profile import cores_of, count_on, first_sample, installed_runtime, profile_bundle
+from edgeq.verify.emulate.wanted import wants_emulation
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.pipeline.prepare import Prepared
+    from edgeq.pipeline.produce import Product
+    from edgeq.target import TargetProfile
+    from edgeq.verify.emulate.container import Arrays
+    from edgeq.verify.emulate.runtimes import Installed
+
+
+def check_cost_options(options: GateOptions, targets: tuple[TargetProfile, ...] = ()) -> None:
+    """Refuse, before a long run, what cannot be counted or predicted.
+
+    Raises:
+        UsageError: --shipped is no bundle, an unknown --device, one without --limit-on predicted, or the reverse, or
+            a target that asks for more threads than the device has.
+        IntegrityError: the shipped bundle is damaged.
+    """
+    if options.latency_on == "predicted" and options.device is None:
+        what = "--limit-on predicted needs the device to predict for"
+        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
+    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
+        raise UsageError(
+            "--limit-on predicted is for a limit on latency, and none is given", "add --limit latency=40ms"
+        )
+    if options.device is not None:
+        if options.latency_on != "predicted":
+            raise UsageError("--device is for --limit-on predicted", "add it, or leave --device out")
+        profile = load_device(options.device)
+        for target in targets:
+            profile.check_threads(target.device.threads)
+    if options.shipped is not None:
+        from edgeq.bundle.reader import read_bundle
+
+        read_bundle(options.shipped)
+
+
+def is_needed(options: GateOptions) -> bool:
+    """Whether a gate needs counts."""
+    return options.shipped is not None or options.device is not None
+
+
+def with_cost(
+    gates: GateOptions,
+    device: DeviceOptions,
+    prepared: Prepared,
+    product: Product,
+    target: TargetProfile,
+    progress: Progress,
+) -> Product:
+    """Return the product with its cost, where a gate needs that and the target's kernels are emulated.
+
+    Raises:
+        EdgeqError: as `profile_bundle`, or the prediction's UsageError.
+    """
+    if not is_needed(gates) or not wants_emulation(target, device):
+        return product
+    from edgeq.samples import batches
+    from edgeq.verify.emulate.build import ensure_installed
+    from edgeq.verify.emulate.runtimes import find_wheels
+
+    wheels, _ = find_wheels(target.runtime, target.app.runtimes)
+    if not wheels:
+        return product
+    sample = next(iter(batches(prepared.samples, prepared.model.inputs))).inputs
+    runtime = ensure_installed(wheels[0], progress)
+    cost = cost_of(
+        gates,
+        runtime,
+        device.cpu or target.device.cpu,
+        product.lowered.path,
+        sample,
+        threads=target.device.threads,
+        timeout_s=device.timeout_s,
+        progress=progress,
+    )
+    return dataclasses.replace(product, verified=dataclasses.replace(product.verified, cost=cost))
+
+
+def with_bundle_cost(
+    bundle: Bundle, gates: GateOptions, device: DeviceOptions, verified: VerifyReport, progress: Progress
+) -> VerifyReport:
+    """Return a bundle's report with its cost, where a gate needs that and its target runs on ARM64.
+
+    The cores are those of --cpu, or those of the shipped target of its name.
+
+    Raises:
+        EdgeqError: as `profile_bundle`.
+    """
+    manifest = bundle.manifest
+    if not is_needed(gates) or manifest.target.arch != "arm64":
+        return verified
+    runtime = installed_runtime(manifest, progress)
+    cost = cost_of(
+        gates,
+        runtime,
+        device.cpu or cores_of(manifest),
+        bundle.artifact,
+        first_sample(bundle),
+        threads=manifest.threads,
+        timeout_s=device.timeout_s,
+        progress=progress,
+    )
+    return dataclasses.replace(verified, cost=cost)
+
+
+def cost_of(
+    gates: GateOptions,
+    runtime: Installed,
+    cpus: tuple[str, ...],
+    artifact: Path,
+    sample: Arrays,
+    *,
+    threads: int,
+    timeout_s: float,
+    progress: Progress,
+) -> Cost:
+    """Count an artifact, and the shipped one on the same cores, and predict the device's latency.
+
+    Raises:
+        EdgeqError: as `verify.emulate.counting.count` and `profile_bundle`.
+    """
+    profile = None if gates.device is None else load_device(gates.device)
+    compared = cpus if gates.shipped is not None else ()
+    cores = tuple(dict.fromkeys((*compared, *((profile.core,) if profile else ()))))
+    counts = count_on(runtime, cores, artifact, sample, progress=progress, timeout_s=timeout_s)
+    shipped: tuple[CountReport, ...] = ()
+    if gates.shipped is not None:
+        found = profile_bundle(
+            gates.shipped,
+            cpus=compared,
+            device=None,
+            threads=None,
+            progress=progress,
+            timeout_s=timeout_s,
+            operators=False,
+        )
+        shipped = tuple(core.counted for core in found.cores)
+    prediction = None
+    if profile is not None:
+        total = next(one.total for one in counts if one.cpu == profile.core)
+        told = profile.predict(total, threads)
+        prediction = LatencyPrediction(
+            device=profile.name,
+            threads=threads,
+            estimate_ms=told.estimate_ms,
+            low_ms=told.low_ms,
+            high_ms=told.high_ms,
+            extrapolated=told.extrapolated,
+        )
+    return Cost(counts=counts, shipped=shipped, prediction=prediction)

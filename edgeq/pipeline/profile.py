@@ -1,0 +1,195 @@
+"""What a bundle costs on its device's cores: instructions counted under emulation, and the latency that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.counts import CountReport
+from edgeq.device import DeviceProfile, devices_with_core, load_device
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.job import Progress
+from edgeq.latency import Prediction
+from edgeq.profiles import profile_files
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.manifest import Manifest
+    from edgeq.verify.emulate.container import Arrays
+    from edgeq.verify.emulate.runtimes import Installed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """A latency that was predicted for a device."""
+
+    device: str
+    threads: int
+    latency: Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreProfile:
+    """What one inference costs on one core, and on the devices that have it."""
+
+    counted: CountReport
+    predicted: tuple[Predicted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleProfile:
+    """A bundle on each core that was asked for."""
+
+    folder: Path
+    manifest: Manifest
+    runtime: str
+    cores: tuple[CoreProfile, ...]
+
+
+def profile_bundle(
+    folder: Path,
+    *,
+    cpus: tuple[str, ...],
+    device: str | None,
+    threads: int | None,
+    progress: Progress,
+    timeout_s: float = 600.0,
+    operators: bool = True,
+) -> BundleProfile:
+    """Count one inference of a bundle's first golden sample on each core, operator by operator.
+
+    Args:
+        folder: what `edgeq package` wrote.
+        cpus: cores; none for the device's, or for those of the shipped target of the bundle's name.
+        device: a device's name or .toml file; None for every shipped device that has one of the cores.
+        threads: for the prediction; None for those of the manifest.
+        progress: how it is told.
+        timeout_s: for each core.
+        operators: whether to tell the operators apart, which takes a second run.
+
+    Raises:
+        UsageError: the folder is no bundle, an unknown core or device, or more threads than the device has cores.
+        UnsupportedError: no ARM64 target, or no wheel holds its runtime.
+        EdgeqError: as `verify.emulate.counting.count`.
+    """
+    from edgeq.bundle.reader import read_bundle
+    from edgeq.verify.emulate.counting import find_core
+
+    with progress.task("check sizes and hashes"):
+        bundle = read_bundle(folder)
+        sample = first_sample(bundle)
+    profile = None if device is None else load_device(device)
+    cores = cpus or ((profile.core,) if profile else cores_of(bundle.manifest))
+    if profile is not None and profile.core not in cores:
+        what = f"device {profile.name} has the core {profile.core}, which is not among --cpu {','.join(cores)}"
+        raise UsageError(what, f"add {profile.core} to --cpu, or leave --cpu out")
+    for core in cores:
+        find_core(core)
+    runtime = installed_runtime(bundle.manifest, progress)
+    counted = count_on(
+        runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s, operators=operators
+    )
+    return BundleProfile(
+        folder=folder,
+        manifest=bundle.manifest,
+        runtime=runtime.wheel.title,
+        cores=tuple(
+            CoreProfile(counted=one, predicted=_predictions(one, profile, threads or bundle.manifest.threads, threads))
+            for one in counted
+        ),
+    )
+
+
+def count_on(
+    runtime: Installed,
+    cores: tuple[str, ...],
+    artifact: Path,
+    sample: Arrays,
+    *,
+    progress: Progress,
+    timeout_s: float,
+    operators: bool = False,
+) -> tuple[CountReport, ...]:
+    """Count one inference on each core.
+
+    Raises:
+        EdgeqError: as `verify.emulate.counting.count`.
+    """
+    from edgeq.verify.emulate.counting import count
+
+    reports = []
+    with progress.task(f"count instructions on {', '.join(cores)}", len(cores)) as task:
+        for core in cores:
+            reports.append(count(runtime, core, artifact, sample, operators=operators, timeout_s=timeout_s))
+            task.advance()
+    return tuple(reports)
+
+
+def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
+    """Return the ARM64 runtime that a bundle's device has, installed.
+
+    Raises:
+        UnsupportedError: no ARM64 target, or no wheel holds its runtime.
+        EdgeqError: as `verify.emulate.build.ensure_installed`.
+    """
+    from edgeq.verify.emulate.build import ensure_installed
+    from edgeq.verify.emulate.runtimes import find_wheels
+
+    target = manifest.target
+    if target.arch != "arm64":
+        what = f"target {target.name} runs on {target.arch}; instructions are counted for ARM64 cores"
+        raise UnsupportedError(what, "measure it on this host: edgeq verify")
+    wheels, missing = find_wheels(target.runtime, (manifest.runtime.oldest_in_field,))
+    if not wheels:
+        what = f"no ARM64 wheel is known for {target.runtime} {missing[0]}, the oldest in the field"
+        raise UnsupportedError(what, "package for a newer runtime")
+    return ensure_installed(wheels[0], progress)
+
+
+def cores_of(manifest: Manifest) -> tuple[str, ...]:
+    """Return the cores that stand for the devices of a bundle's target.
+
+    Raises:
+        UsageError: none are known.
+    """
+    from edgeq.target import load_target
+
+    name = manifest.target.name
+    cpus = load_target(name).device.cpu if name in profile_files() else ()
+    if not cpus:
+        raise UsageError(f"no CPU model is known for target {name}", "name one, such as --cpu cortex-a76")
+    return cpus
+
+
+def first_sample(bundle: Bundle) -> Arrays:
+    """Return the first golden sample as the model takes it: one batch of its own.
+
+    Raises:
+        IntegrityError: the golden file is broken.
+    """
+    from edgeq.bundle.golden import model_inputs, read_golden
+    from edgeq.pipeline.evaluation import input_specs
+    from edgeq.samples import Dataset, Sample, batches
+
+    inputs = next(iter(model_inputs(read_golden(bundle), bundle.manifest)))
+    sample = Sample(inputs=inputs, raw=inputs, label=None, name="golden sample", digest="")
+    data = Dataset(origin=str(bundle.golden), count=1, read=(sample,).__getitem__)
+    return next(iter(batches(data, input_specs(bundle.manifest)))).inputs
+
+
+def _predictions(
+    counted: CountReport, device: DeviceProfile | None, threads: int, asked: int | None
+) -> tuple[Predicted, ...]:
+    found = [device] if device is not None else [load_device(name) for name in devices_with_core(counted.cpu)]
+    # the manifest's threads are for the phones of its target; a device with fewer cores takes what it has
+    return tuple(
+        Predicted(
+            device=one.name,
+            threads=used,
+            latency=one.predict(counted.total, used),
+        )
+        for one in found
+        if one.core == counted.cpu
+        for used in (threads if asked else min(threads, one.cores),)
+    )

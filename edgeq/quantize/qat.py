@@ -1,0 +1,252 @@
+"""Quantization-aware training of a calibrated graph, the same for both routes: distil, or run the user's own loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts import TunedWeights, Tuning
+from edgeq.errors import AccuracyError, UnsupportedError, UsageError, first_line
+from edgeq.job import Task
+from edgeq.quantize.qat_state import load_state, save_state, state_key, state_path
+from edgeq.quantize.spec import QatSpec, QuantizeSpec
+from edgeq.samples import Dataset
+
+if TYPE_CHECKING:
+    from edgeq.quantize.distill import Distillation, Score, State
+
+_HELD_OUT = 0.1  # share of the samples that only choose between candidates
+_MOST_HELD_OUT = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """What differs between the libraries that prepare and convert a graph.
+
+    Attributes:
+        is_observer: tells its observers from other modules.
+        fixed: its observer class of fixed parameters.
+    """
+
+    is_observer: Callable[[Any], bool]
+    fixed: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """How far a run has come.
+
+    Attributes:
+        epochs: how many are done.
+        start: the weights before the first.
+        diverged_in: the epoch, counted from 1, whose loss was not finite.
+    """
+
+    epochs: int
+    start: State
+    diverged_in: int | None = None
+
+
+def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> Tuning:
+    """Train a prepared and calibrated graph, in place; afterwards it can be converted as one that was not trained.
+
+    Batch norm is folded and dropout out of the graph already; the float model is not touched.
+
+    Args:
+        prepared: the graph with its observers.
+        teacher: the float module.
+        spec: what the method was given; `spec.qat` is there.
+        library: whose observers they are.
+
+    Raises:
+        UsageError: too few samples, or the user's loop returned something else than the trained module.
+        AccuracyError: the user's loop returned weights that are not finite.
+        UnsupportedError: a kind of observer that cannot be trained through.
+    """
+    from edgeq.quantize.fakequant import attach, detach
+
+    qat = spec.qat
+    if qat is None:
+        raise TypeError("qat-int8 needs QatSpec")
+    if qat.samples.count < 2:
+        what = f"qat-int8 trains on some samples and judges on others, and {qat.samples.origin} has {qat.samples.count}"
+        raise UsageError(what, "give more with --qat-data")
+    try:
+        attached = attach(prepared, is_observer=library.is_observer, fixed=library.fixed)
+    except TypeError as err:
+        raise UnsupportedError(f"qat-int8: {first_line(err)}", "use --scheme static-int8") from err
+    training, held_out = _split(qat.samples, qat.seed)
+    tuning = _tuned(prepared, teacher, spec, qat, training, held_out)
+    detach(prepared, attached)
+    return tuning
+
+
+def _tuned(
+    prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, training: Dataset, held_out: Dataset
+) -> Tuning:
+    from edgeq.quantize.distill import Distillation
+
+    run = Distillation(
+        prepared,
+        teacher,
+        specs=spec.inputs,
+        samples=training,
+        held_out=held_out,
+        logits=qat.logits,
+        options=qat.options,
+        seed=qat.seed,
+    )
+    steps = 1 if qat.train else qat.options.epochs * training.count
+    with spec.progress.task(f"train {spec.label}", steps) as task:
+        before = run.score()
+        chosen: TunedWeights = "user"
+        if qat.train is not None:
+            _user_loop(prepared, teacher, spec, qat, training)
+            after, done, state = run.score(), _Progress(epochs=0, start={}), None
+        else:
+            done, state = _distil(run, qat, task, before)
+            chosen, after = _choose(run, done)
+        task.note(f"{chosen} weights, {_words(after, logits=qat.logits)}")
+    return Tuning(
+        loss="kl" if qat.logits else "mse",
+        weights=chosen,
+        epochs=done.epochs,
+        learning_rate=qat.options.lr,
+        batch=qat.options.batch,
+        samples=training.count,
+        held_out=held_out.count,
+        start_loss=before.loss,
+        end_loss=after.loss,
+        start_agreement=before.agreement,
+        end_agreement=after.agreement,
+        diverged_in=done.diverged_in,
+        state=state,
+    )
+
+
+def _split(samples: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Return what is trained on, and what only chooses between candidates."""
+    import numpy as np
+
+    held = min(_MOST_HELD_OUT, max(1, round(_HELD_OUT * samples.count)))
+    order = [int(i) for i in np.random.default_rng(seed).permutation(samples.count)]
+    parts = (sorted(order[held:]), sorted(order[:held]))
+    training, held_out = (
+        dataclasses.replace(samples, count=len(rows), read=lambda i, rows=rows: samples.read(rows[i]))  # type: ignore[misc]  # a default binds the loop's value
+        for rows in parts
+    )
+    return training, held_out
+
+
+def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple[_Progress, Path | None]:
+    """Train all epochs, from where a killed run stopped; a loss that is not finite ends it with the last good epoch."""
+    from edgeq.quantize.distill import DivergedError
+
+    done = _Progress(epochs=0, start=run.weights())
+    options = dataclasses.asdict(qat.options)
+    facts = {"options": options, "seed": qat.seed, "logits": qat.logits, "made_of": list(qat.identity)}
+    key = state_key(run.student_state(), facts)
+    path = state_path(qat.state_folder, key) if qat.state_folder is not None else None
+    saved = load_state(path, key) if path is not None else None
+    if saved is not None:
+        run.resume(saved)
+        done.epochs = saved["epochs"]
+        task.advance(done.epochs * run.sample_count)
+        task.note(f"resumed after epoch {done.epochs} of {qat.options.epochs}")
+    else:
+        task.note(f"before training, {_words(before, logits=qat.logits)}")
+    good = run.state()
+    for epoch in range(done.epochs, qat.options.epochs):
+        try:
+            loss = run.epoch(epoch, task)
+            score = run.score()
+            if not math.isfinite(score.loss):
+                raise DivergedError
+        except DivergedError:
+            run.resume(good)
+            done.diverged_in = epoch + 1
+            task.note(f"epoch {epoch + 1}/{qat.options.epochs}: the loss is not finite; back to the last good epoch")
+            break
+        good, done.epochs = run.state(), epoch + 1
+        task.note(f"epoch {epoch + 1}/{qat.options.epochs}, loss {loss:.4g}, {_words(score, logits=qat.logits)}")
+        if path is not None:
+            _keep(path, key, {**good, "epochs": done.epochs}, task)
+    return done, path
+
+
+def _keep(path: Path, key: str, state: State, task: Task) -> None:
+    try:
+        save_state(path, key, state)
+    except OSError as err:  # the training itself goes on
+        task.note(f"the state of this epoch was not kept: {err.strerror or first_line(err)}")
+
+
+def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, Score]:
+    """Load the best of the last weights, their average and the start, by the loss on held-out samples."""
+    candidates: dict[TunedWeights, State] = {"last": run.weights(), "average": run.average(), "start": done.start}
+    scores: dict[TunedWeights, Score] = {}
+    for name, weights in candidates.items():
+        run.load(weights)
+        scores[name] = run.score()
+    best = min(scores, key=lambda name: scores[name].loss)
+    run.load(candidates[best])
+    return best, scores[best]
+
+
+def _words(score: Score, *, logits: bool) -> str:
+    agreement = f"agreement {score.agreement:.2%}" if logits else f"SQNR {score.agreement:.1f} dB"
+    return f"held-out loss {score.loss:.4g}, {agreement}"
+
+
+class TrainingData:
+    """The samples as the user's loop gets them: a sequence that `torch.utils.data.DataLoader` takes.
+
+    Item i is a dict: a tensor for each input, without the batch axis unless the sample has it, and the label as `y`
+    where the data has labels.
+    """
+
+    def __init__(self, samples: Dataset, names: tuple[str, ...]) -> None:
+        self._samples, self._names = samples, names
+
+    def __len__(self) -> int:
+        return self._samples.count
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        import torch
+
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        sample = self._samples.read(i)
+        arrays = zip(self._names, sample.inputs, strict=True)
+        item: dict[str, Any] = {name: torch.from_numpy(array.copy()) for name, array in arrays}
+        return item | {"y": sample.label} if self._samples.labelled else item
+
+
+def _user_loop(prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, training: Dataset) -> None:
+    """Run the user's loop, and take over the weights of the module that it returns."""
+    import torch
+
+    if qat.train is None:
+        raise TypeError("no loop to run")
+    name = f"--qat-train {qat.options.train}"
+    returned = qat.train(prepared, teacher, TrainingData(training, tuple(item.name for item in spec.inputs)))
+    fix = "return the prepared module that it was given, trained (or a copy with the same parameters)"
+    if not isinstance(returned, torch.nn.Module):
+        came = "nothing" if returned is None else f"{type(returned).__name__}"
+        raise UsageError(f"{name} returned {came}, expected the trained module", fix)
+    if isinstance(returned, torch.nn.parallel.DistributedDataParallel):
+        returned = returned.module
+    # buffers are the observers', which have another shape until they have seen values
+    parameters, state = dict(prepared.named_parameters()), dict(returned.named_parameters())
+    if {key: part.shape for key, part in state.items()} != {key: part.shape for key, part in parameters.items()}:
+        raise UsageError(f"{name} returned a {type(returned).__name__} with other parameters than it was given", fix)
+    if broken := [key for key, part in state.items() if not bool(part.isfinite().all())]:
+        what = f"{name} returned weights that hold NaN or Inf: {', '.join(broken[:3])}"
+        raise AccuracyError(what, "lower its learning rate, or clip its gradients")
+    with torch.no_grad():
+        for key, part in parameters.items():
+            part.copy_(state[key])

@@ -1,0 +1,1 @@
+"""Views of a run: a page for people, JSON, JUnit, Markdown and annotations for machines. They judge nothing."""

@@ -1,0 +1,143 @@
+"""A run as JSON for machines. `schema_version` changes when a key goes or changes its meaning, not when one comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, VerifyReport
+    from edgeq.project import ModelResult, ProjectReport
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: BuildReport) -> dict[str, Any]:
+    """Return the run as a JSON document.
+
+    Units stand in the names; shares are of 1. What could not be measured is null. JSON has no infinity and no NaN:
+    they are the strings "Infinity", "-Infinity" and "NaN", which both Python's `float` and JavaScript's `Number` read.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "rows": [_row(row) for row in report.rows],
+        "data": _data(report.data),
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+def project_json(report: ProjectReport) -> dict[str, Any]:
+    """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "models": [_model(model) for model in report.models],
+        "app": [_gate(gate) for gate in report.app],
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+def _model(model: ModelResult) -> dict[str, Any]:
+    error = model.error
+    return {
+        "name": model.name,
+        "exit_code": int(model.exit_code),
+        "error": {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None,
+        "rows": [_row(row) for row in model.rows],
+        "data": _data(model.report.data) if model.report else None,
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "model": row.model,
+        "target": row.target,
+        "scheme": row.scheme,
+        "path": str(row.path),
+        "digest": row.digest,
+        "passed": not row.checked.exit_code,
+        "exit_code": int(row.checked.exit_code),
+        "weights": row.weights,
+        "cached": row.cached,
+        "size_bytes": row.size_bytes,
+        "download_bytes": row.download_bytes,
+        "fp32_bytes": row.fp32_bytes or None,
+        "delegated_macs": row.delegated_macs,
+        "verified": _verified(row.verified),
+        "gates": [_gate(gate) for gate in row.checked.gates],
+        "warnings": list(row.checked.warnings),
+        "seconds": dict(row.seconds),
+    }
+
+
+def _verified(report: VerifyReport) -> dict[str, Any]:
+    kernels = report.kernels
+    return {
+        "host": report.host,
+        "parity": _fields(report.parity),
+        "fidelity": _fields(report.fidelity),
+        "timing": _fields(report.timing),
+        "int8_macs": kernels.int8_macs if kernels else None,
+        "int8_macs_unmatched": (kernels.why_unmatched or None) if kernels else None,
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "load_ms": report.load_ms,
+        "cost": _cost(report.cost),
+        "findings": list(report.findings),
+        "emulation": _fields(report.emulation),
+        "not_emulated": report.not_emulated or None,
+        "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
+    }
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _cost(cost: Cost | None) -> dict[str, Any] | None:
+    if cost is None:
+        return None
+    counted = {"counts": cost.counts, "shipped_counts": cost.shipped}
+    totals = {
+        name: {one.cpu: {"instructions": one.total.instructions, **dataclasses.asdict(one.total)} for one in reports}
+        for name, reports in counted.items()
+    }
+    return {**totals, "predicted_latency": _fields(cost.prediction)}
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "outcome": gate.outcome,
+        "passed": gate.passed,
+        "limit": gate.limit,
+        "measured": gate.measured,
+        "detail": gate.detail,
+        "exit_code": int(gate.exit_code),
+    }
+
+
+def _data(facts: DataFacts) -> dict[str, Any]:
+    return {
+        "calibration_sha256": facts.calibration_sha256,
+        "calibration_samples": facts.calibration_samples,
+        "evaluation_sha256": facts.evaluation_sha256,
+        "evaluation_samples": facts.evaluation_samples,
+        "excluded_shared": facts.excluded_shared,
+        "skipped": list(facts.skipped),
+        "findings": [{"name": finding.name, "message": finding.message} for finding in facts.findings],
+    }
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with infinities and NaN as the strings that stand for them."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

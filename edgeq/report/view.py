@@ -1,0 +1,287 @@
+"""What the page shows, in words and shares: from a run's rows and their manifests, nothing drawn yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeq.artifacts import DataFacts, Gate, Row
+from edgeq.flips import Flip, Flips
+from edgeq.manifest import Manifest
+from edgeq.report import words
+from edgeq.report.plots import Plot, Point, histogram, pareto
+from edgeq.units import format_bytes, format_quantity
+
+_MOST_LAYERS = 300  # a page with more would be neither small nor read
+_SHOWN_BYTES = 600_000  # of thumbnails in one page, which is to stay below 2 MB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A row with the manifest of its bundle."""
+
+    row: Row
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerView:
+    """A layer with its shares of the largest one, in percent, for its bars."""
+
+    name: str
+    op: str
+    kind: str
+    size: str
+    size_percent: float
+    macs: str
+    macs_percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlipView:
+    """A sample that changed, its classes by name."""
+
+    sample: str
+    label: str
+    fp32: str
+    artifact: str
+    thumbnail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlipsView:
+    """The predictions that changed."""
+
+    told: str
+    pairs: tuple[tuple[str, str, int, float], ...]
+    examples: tuple[FlipView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What was measured in one place: this host, or an emulated device."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowView:
+    """One target and scheme."""
+
+    anchor: str
+    title: str
+    verdict: str
+    passed: bool
+    figures: tuple[tuple[str, str], ...]
+    gates: tuple[Gate, ...]
+    warnings: tuple[str, ...]
+    layers: tuple[LayerView, ...]
+    layers_left: int
+    latency: Plot | None
+    places: tuple[Place, ...]
+    flips: FlipsView | None
+    provenance: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageView:
+    """A page: one row, or all of a run."""
+
+    title: str
+    verdict: str
+    passed: bool
+    rows: tuple[RowView, ...]
+    attempts: tuple[Plot, ...]
+    app: tuple[Gate, ...]
+    data: tuple[str, ...]
+
+
+def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Sequence[Gate] = ()) -> PageView:
+    """Return the page of one row or of many.
+
+    Args:
+        sources: at least one.
+        data: what is known of the samples.
+        title: the page's heading.
+        app: gates of the app as a whole.
+    """
+    failed = [source.row for source in sources if source.row.checked.exit_code]
+    app_failed = [gate for gate in app if not gate.passed]
+    told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
+    told += ["the app is over its limits"] if app_failed else []
+    verdict = ", ".join(told) or "ok"
+    budget = _SHOWN_BYTES // len(sources)
+    return PageView(
+        title=title,
+        verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
+        passed=not failed and not app_failed,
+        rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
+        attempts=_attempts([source.row for source in sources]),
+        app=tuple(app),
+        data=_data(data),
+    )
+
+
+def _row(source: Source, anchor: str, budget: int) -> RowView:
+    row, manifest = source.row, source.manifest
+    timing = row.verified.timing
+    runs = timing.latencies_ms if timing else ()
+    flips = row.verified.flips
+    return RowView(
+        anchor=anchor,
+        title=f"{row.model} {manifest.model.version}, {row.target}, {row.scheme}",
+        verdict=words.verdict(row).replace("\n", ", "),
+        passed=not row.checked.exit_code,
+        figures=_figures(row),
+        gates=row.checked.gates,
+        warnings=row.checked.warnings,
+        layers=_layers(row),
+        layers_left=max(0, len(row.layers) - _MOST_LAYERS),
+        latency=histogram(runs, title=f"Latency on {row.verified.host}", anchor=f"{anchor}-latency") if runs else None,
+        places=(_host(row),),
+        flips=_flips(flips, manifest.labels, budget) if flips else None,
+        provenance=_provenance(source),
+    )
+
+
+def _figures(row: Row) -> tuple[tuple[str, str], ...]:
+    return (
+        ("size", words.size(row).replace("\n", ", ")),
+        ("download", words.download(row)),
+        (words.accuracy_head(row), words.accuracy(row).replace("\n", ", ")),
+        ("agreement", words.agreement(row)),
+        ("int8 MACs", words.int8_share(row)),
+        ("latency p50 / p90", words.latency(row).replace("\n", ", ")),
+    )
+
+
+def _layers(row: Row) -> tuple[LayerView, ...]:
+    kernels = row.verified.kernels
+    known = kernels.int8_layers if kernels else ()
+    flags = known if len(known) == len(row.layers) else (None,) * len(row.layers)
+    most_bytes = max((layer.weight_bytes for layer in row.layers), default=0) or 1
+    most_macs = max((layer.macs for layer in row.layers), default=0) or 1
+    kinds = {True: "int8", False: "float", None: "not known"}
+    largest = sorted(row.layers, key=lambda layer: (layer.weight_bytes, layer.macs), reverse=True)[:_MOST_LAYERS]
+    shown = {id(layer) for layer in largest}
+    return tuple(
+        LayerView(
+            name=layer.name,
+            op=layer.op,
+            kind=kinds[flag],
+            size=format_bytes(layer.weight_bytes),
+            size_percent=100 * layer.weight_bytes / most_bytes,
+            macs=f"{layer.macs:,}",
+            macs_percent=100 * layer.macs / most_macs,
+        )
+        for layer, flag in zip(row.layers, flags, strict=True)
+        if id(layer) in shown
+    )
+
+
+def _host(row: Row) -> Place:
+    verified = row.verified
+    timing, parity, fidelity = verified.timing, verified.parity, verified.fidelity
+    missing = words.MISSING
+    facts = (
+        ("latency p50", format_quantity(timing.p50_ms, "ms") if timing else missing),
+        ("latency p90", format_quantity(timing.p90_ms, "ms") if timing else missing),
+        ("threads", str(timing.threads) if timing else missing),
+        ("load", missing if verified.load_ms is None else format_quantity(verified.load_ms, "ms")),
+        ("peak memory", missing if verified.peak_memory_bytes is None else format_bytes(verified.peak_memory_bytes)),
+        ("SQNR against its graph", words.decibel(parity.sqnr_db) if parity else missing),
+        ("SQNR against fp32", _decibel(fidelity.sqnr_db if fidelity else None)),
+        ("same class as fp32", words.agreement(row)),
+    )
+    return Place(name=verified.host, facts=facts)
+
+
+def _decibel(value_db: float | None) -> str:
+    return words.MISSING if value_db is None else words.decibel(value_db)
+
+
+def _flips(flips: Flips, labels: tuple[str, ...], budget: int) -> FlipsView:
+    most = max((pair.count for pair in flips.pairs), default=1)
+    examples, left = [], budget
+    for flip in flips.examples:
+        left -= len(flip.thumbnail)
+        examples.append(_flip(flip, labels, shown=left >= 0))
+    return FlipsView(
+        told=f"{flips.total} of {flips.ranked} samples have another top-1 class than fp32.",
+        pairs=tuple(
+            (_label(p.fp32, labels), _label(p.artifact, labels), p.count, 100 * p.count / most) for p in flips.pairs
+        ),
+        examples=tuple(examples),
+    )
+
+
+def _flip(flip: Flip, labels: tuple[str, ...], *, shown: bool) -> FlipView:
+    return FlipView(
+        sample=flip.sample.rpartition(":")[2],
+        label="" if flip.label is None else _label(flip.label, labels),
+        fp32=_label(flip.fp32, labels),
+        artifact=_label(flip.artifact, labels),
+        thumbnail=flip.thumbnail if shown else "",
+    )
+
+
+def _label(index: int, labels: tuple[str, ...]) -> str:
+    return labels[index] if index < len(labels) else f"class {index}"
+
+
+def _provenance(source: Source) -> tuple[tuple[str, str], ...]:
+    facts, manifest = source.manifest.provenance, source.manifest
+    runtime = manifest.runtime
+    return (
+        ("digest", source.row.digest),
+        ("weights", manifest.model.weights),
+        ("source SHA-256", facts.source_sha256),
+        ("weights SHA-256", facts.weights_sha256 or "covered by the source's"),
+        ("calibration", _samples(facts.calibration_samples, facts.calibration_sha256)),
+        ("evaluation", _samples(facts.evaluation_samples, facts.evaluation_sha256)),
+        ("seed", str(facts.seed)),
+        ("runtime", f"{runtime.name} {runtime.exported_with}, oldest in the field {runtime.oldest_in_field}"),
+        ("verified on", manifest.verified_on),
+        *((name, version) for name, version in sorted(facts.tools.items())),
+    )
+
+
+def _samples(count: int, sha256: str | None) -> str:
+    return f"{count} samples, SHA-256 {sha256}" if sha256 else "none given"
+
+
+def _attempts(rows: Sequence[Row]) -> tuple[Plot, ...]:
+    """Return a plot for each model that several schemes were tried on."""
+    plots = []
+    for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
+        own = [row for row in rows if row.model == model]
+        if len({row.scheme for row in own}) > 1:
+            plot = _attempt(own, f"{model}: size and accuracy of each scheme", f"attempts{i}")
+            plots += [plot] if plot else []
+    return tuple(plots)
+
+
+def _attempt(rows: Sequence[Row], title: str, anchor: str) -> Plot | None:
+    """Plot scores where every row has one, else SQNR; what is infinite or was not measured has no place in it."""
+    fidelities = [row.verified.fidelity for row in rows]
+    scored = all(fidelity is not None and fidelity.score is not None for fidelity in fidelities)
+    values = [None if f is None else 100 * (f.score or 0.0) if scored else f.sqnr_db for f in fidelities]
+    unit, factor = ("kB", 1e3) if max(row.size_bytes for row in rows) < 1e6 else ("MB", 1e6)
+    points = [
+        Point(series=row.scheme, label=f"{row.scheme}, {row.target}", x=row.size_bytes / factor, y=value)
+        for row, value in zip(rows, values, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    if len(points) < 2:
+        return None
+    y_title = "score in %" if scored else "SQNR in dB"
+    return pareto(points, title=title, anchor=anchor, x_title=f"size in {unit}", y_title=y_title)
+
+
+def _data(facts: DataFacts) -> tuple[str, ...]:
+    lines = [f"{finding.name}: {finding.message}" for finding in facts.findings]
+    if facts.excluded_shared:
+        lines.append(f"{facts.excluded_shared} samples left out: they are in the other set too")
+    return (*lines, *(f"skipped {name}" for name in facts.skipped))

@@ -1,0 +1,139 @@
+"""A row of the closing table in words: the figures with their units, and what is missing said plainly."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgeq.units import format_bytes, format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import Fidelity, Row
+
+MISSING = "not measured"
+
+
+def size(row: Row) -> str:
+    """Return the artifact's size, and how many times smaller than fp32 it is."""
+    if not row.fp32_bytes or not row.size_bytes:
+        return format_bytes(row.size_bytes)
+    return f"{format_bytes(row.size_bytes)}\nfp32 is {row.fp32_bytes / row.size_bytes:.2f} x"
+
+
+def download(row: Row) -> str:
+    """Return the size of the published ZIP."""
+    return format_bytes(row.download_bytes)
+
+
+def accuracy_head(row: Row) -> str:
+    """Return what `accuracy(row)` is a figure of."""
+    return "accuracy" if row.verified.fidelity is not None and row.verified.fidelity.metric else "fidelity"
+
+
+def accuracy(row: Row) -> str:
+    """Return artifact against fp32 with the drop's interval; the SQNR where there are no labels."""
+    fidelity = row.verified.fidelity
+    if fidelity is None:
+        return MISSING
+    if fidelity.score is None:
+        if fidelity.sqnr_db is None:
+            return MISSING
+        return f"SQNR {decibel(fidelity.sqnr_db)}\n{fidelity.samples} {_inputs(fidelity)}"
+    score = _score(fidelity, fidelity.score)
+    if fidelity.fp32_score is None:
+        return score
+    scores = f"{score}, fp32 {_score(fidelity, fidelity.fp32_score)}"
+    drop = fidelity.drop_pp
+    return f"{scores}\ndrop {drop.estimate:.2f} pp ({drop.low:.2f} to {drop.high:.2f})" if drop else scores
+
+
+def _inputs(fidelity: Fidelity) -> str:
+    return "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+
+
+def _score(fidelity: Fidelity, value: float) -> str:
+    # a metric of the user's own has a range of its own
+    return share(value) if fidelity.metric in ("top1", "top-1") else f"{fidelity.metric} {value:.4g}"
+
+
+def agreement(row: Row) -> str:
+    """Return the share of samples with the same top-1 class as fp32."""
+    fidelity = row.verified.fidelity
+    return "-" if fidelity is None or fidelity.top1_agreement is None else share(fidelity.top1_agreement)
+
+
+def int8_share(row: Row) -> str:
+    """Return the share of multiply-accumulates that ran in int8 kernels."""
+    kernels = row.verified.kernels
+    return "-" if kernels is None or kernels.int8_macs is None else share(kernels.int8_macs)
+
+
+def device(row: Row) -> str:
+    """Return how the device's kernels compare with the host's; "-" where the target has no device to emulate."""
+    verified = row.verified
+    emulation = verified.emulation
+    if emulation is None:
+        return "host only" if verified.not_emulated else "-"
+    if emulation.problem:
+        return MISSING
+    worst = min(emulation.runs, key=lambda run: -math.inf if math.isnan(run.host.sqnr_db) else run.host.sqnr_db)
+    cpus = ", ".join(dict.fromkeys(run.cpu for run in emulation.runs))
+    same = "equal" if worst.host.sqnr_db == math.inf else f"host {decibel(worst.host.sqnr_db)}"
+    return f"{same}\n{cpus}"
+
+
+def latency(row: Row) -> str:
+    """Return p50 and p90 with the host's architecture, since they say little of another one."""
+    timing = row.verified.timing
+    if timing is None:
+        return MISSING
+    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\nhost {timing.arch}"
+
+
+def _ms(value_ms: float) -> str:
+    return format_quantity(value_ms, "ms").removesuffix(" ms")
+
+
+def verdict(row: Row) -> str:
+    """Return `ok`, or `failed:` with the first gate; below it, what else to know of the row."""
+    failed = [gate for gate in row.checked.gates if not gate.passed]
+    marks = [
+        *([f"and {len(failed) - 1} more"] if len(failed) > 1 else []),
+        *(["random weights"] if row.weights == "random" else []),
+        *(["cached"] if row.cached else []),
+    ]
+    text = f"failed: {failed[0].name}" if failed else "ok"
+    return f"{text}\n{', '.join(marks)}" if marks else text
+
+
+def failures(row: Row) -> list[str]:
+    """Return a line for each gate that failed: its limit, what was measured, and by how much."""
+    lines = []
+    for gate in row.checked.gates:
+        if gate.passed:
+            continue
+        is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
+        measured = gate.measured if is_plain else f"measured {gate.measured}"
+        facts = (f"limit {gate.limit}" if gate.limit else "", measured)
+        told = ", ".join(fact for fact in facts if fact)
+        detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+        lines.append(f"{gate.outcome}: {row.target} {row.scheme}: {gate.name}: {detail}")
+    return lines
+
+
+def place(row: Row) -> str:
+    """Return what the row's path is."""
+    return "rejected" if row.checked.exit_code else "bundle"
+
+
+def share(value: float) -> str:
+    """Return a share in percent; 100.00% only where it is all of it."""
+    if not math.isfinite(value):
+        return str(value)
+    # 99.996% must not read as everything
+    return f"{min(value, 0.9999):.2%}" if value < 1 else "100.00%"
+
+
+def decibel(value_db: float) -> str:
+    """Return a signal-to-difference ratio; infinite means that the outputs are equal."""
+    return "infinite (equal)" if value_db == math.inf else f"{value_db:.1f} dB"

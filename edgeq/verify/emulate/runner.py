@@ -1,0 +1,316 @@
+"""Running a model on one CPU model: the C++ runner of a runtime, under QEMU or natively, watched from here.
+
+The results are read from files. A runner that fails says why on standard error; one that crashes, hangs or takes a
+core for another one is an error here, never a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.verify.emulate.container import Arrays, read_samples, write_samples
+from edgeq.verify.emulate.cpus import Cpu, make_root, qemu_path
+from edgeq.verify.emulate.runtimes import Installed
+from edgeq.verify.host import executorch_error, signal_name
+
+_BAD_INPUTS = 3  # the exit statuses of src/runner.h
+_BAD_MODEL = 4
+_MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops cannot be found[^:]*: *)(\S+)", re.I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one runner process is to do.
+
+    Attributes:
+        runtime: where the runner and its libraries lie.
+        cpu: the model to emulate; None runs natively, on an ARM64 host.
+        model: the artifact.
+        samples: for each sample its input arrays, in order.
+        warmup, runs: inferences of each sample that are not timed, and that are.
+        threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
+        qemu_options: more options for QEMU, such as `-plugin`.
+        trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
+    """
+
+    runtime: Installed
+    cpu: Cpu | None
+    model: Path
+    samples: tuple[Arrays, ...]
+    warmup: int = 0
+    runs: int = 1
+    threads: int = 1
+    qemu_options: tuple[str, ...] = ()
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """The core that the runtime itself detected.
+
+    Attributes:
+        uarch: pytorch/cpuinfo's code of the micro-architecture.
+        midr: the main ID register.
+        features: the instruction-set extensions that decide about kernels.
+    """
+
+    uarch: int
+    midr: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a runner left.
+
+    Attributes:
+        outputs: of the last inference of each sample.
+        latencies_ms: of each timed inference of each sample. Under QEMU they say nothing about the device.
+        load_ms: likewise.
+        peak_memory_bytes: how far the process's resident set rose; under QEMU it holds translated code too.
+        stderr: what the runner and the runtime said, for QEMU's plugins.
+        trace: the event trace's bytes, where it was asked for.
+    """
+
+    outputs: tuple[Arrays, ...]
+    latencies_ms: tuple[tuple[float, ...], ...]
+    load_ms: float
+    peak_memory_bytes: int
+    threads: int
+    engine: str
+    core: Core
+    stderr: str
+    trace: bytes | None = None
+
+
+class TooSlow(VerificationError):
+    """The time limit came before the last sample (exit code 7)."""
+
+    def __init__(self, done: int, total: int, timeout_s: float) -> None:
+        super().__init__(
+            f"emulation did not end within {timeout_s:.0f} s: {done} of {total} samples were done",
+            "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
+        )
+        self.done = done
+        self.total = total
+
+
+def run(work: Work, *, timeout_s: float = 600.0, folder: Path | None = None) -> Ran:
+    """Run one process to its end.
+
+    Raises:
+        EdgeqError: as `run_all`.
+    """
+    return run_all((work,), timeout_s=timeout_s, folder=folder)[0]
+
+
+def run_all(
+    works: Sequence[Work],
+    *,
+    timeout_s: float,
+    parallel: int | None = None,
+    on_sample: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
+) -> tuple[Ran, ...]:
+    """Run several processes, as many at a time as there are cores.
+
+    Args:
+        works: one process each.
+        timeout_s: for all of them together.
+        parallel: how many at a time; None for the number of cores.
+        on_sample: called after each sample.
+        folder: where the scratch folder goes; None for the system's temporary files.
+
+    Returns:
+        What each left, in the order of `works`.
+
+    Raises:
+        UsageError: the inputs do not fit the model.
+        UnsupportedError: the runtime lacks an operator or a delegate.
+        VerificationError: the artifact is damaged, the runner crashed (with its signal), the runtime took the core
+            for another one, or the time was up (`TooSlow`).
+        EnvironmentProblem: QEMU or the ARM64 C library is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeq-emulate-", dir=folder) as scratch:
+        pool = _Pool(works, Path(scratch), timeout_s, on_sample)
+        with contextlib.closing(pool):
+            pool.drain(parallel or usable_cores())
+        return tuple(_result(work, Path(scratch) / str(i)) for i, work in enumerate(works))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Pool:
+    """The processes under way, watched by one thread: so an interrupt ends them all."""
+
+    def __init__(self, works: Sequence[Work], scratch: Path, timeout_s: float, on_sample: Callable[[], None]) -> None:
+        self._works = works
+        self._scratch = scratch
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._on_sample = on_sample
+        self._selector = selectors.DefaultSelector()
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._done = 0
+
+    def drain(self, parallel: int) -> None:
+        waiting = iter(range(len(self._works)))
+        while True:
+            while len(self._running) < parallel and (index := next(waiting, None)) is not None:
+                self._start(index)
+            if not self._running:
+                return
+            self._wait()
+
+    def _start(self, index: int) -> None:
+        work = self._works[index]
+        place = self._scratch / str(index)
+        place.mkdir()
+        write_samples(place / "inputs", work.samples)
+        command = _command(work, place, self._scratch)
+        with (place / "stderr").open("wb") as errors:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={"LC_ALL": "C"},  # QEMU and the loader take options from the environment
+                start_new_session=True,  # Ctrl-C is edgeq's to handle
+                cwd=place,
+            )
+        self._running[index] = process
+        self._selector.register(_stdout(process), selectors.EVENT_READ, index)
+
+    def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        ready = self._selector.select(left) if left > 0 else []
+        if not ready:
+            total = sum(len(work.samples) for work in self._works)
+            raise TooSlow(self._done, total, self._timeout_s)
+        for key, _ in ready:
+            said = os.read(key.fd, 65536)
+            for _ in range(said.count(b"\n")):
+                self._done += 1
+                self._on_sample()
+            if not said:
+                self._finish(key.data)
+
+    def _finish(self, index: int) -> None:
+        process = self._running.pop(index)
+        self._selector.unregister(_stdout(process))
+        status = process.wait()
+        _stdout(process).close()
+        if status:
+            raise _failure(self._works[index], status, self._scratch / str(index))
+
+    def close(self) -> None:
+        for process in self._running.values():
+            process.kill()
+            process.wait()
+            _stdout(process).close()
+        self._selector.close()
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    if process.stdout is None:
+        raise RuntimeError("the runner was started without a pipe")
+    return process.stdout
+
+
+def _command(work: Work, place: Path, scratch: Path) -> list[str]:
+    emulator: list[str] = []
+    if work.cpu is not None:
+        emulator = [qemu_path(), "-cpu", work.cpu.name, "-L", str(make_root(work.cpu, scratch)), *work.qemu_options]
+    trace = ["--etdump", str(place / "trace")] if work.trace else []
+    options = {"model": work.model.absolute(), "warmup": work.warmup, "runs": work.runs, "threads": work.threads}
+    options |= {name: place / name for name in ("inputs", "outputs", "report")}
+    return [*emulator, str(work.runtime.runner), *_flags(options), *trace]
+
+
+def _flags(options: dict[str, object]) -> Iterator[str]:
+    for name, value in options.items():
+        yield f"--{name}"
+        yield str(value)
+
+
+def _result(work: Work, place: Path) -> Ran:
+    try:
+        report = json.loads((place / "report").read_text())
+        core = Core(uarch=report["uarch"], midr=report["midr"], features=tuple(report["features"]))
+        ran = Ran(
+            outputs=read_samples(place / "outputs"),
+            latencies_ms=tuple(tuple(times) for times in report["latencies_ms"]),
+            load_ms=report["load_ms"],
+            peak_memory_bytes=report["peak_memory_bytes"],
+            threads=report["threads"],
+            engine=report["engine"],
+            core=core,
+            stderr=(place / "stderr").read_text(errors="replace"),
+            trace=(place / "trace").read_bytes() if work.trace else None,
+        )
+    except (OSError, ValueError, KeyError) as err:
+        what = f"the runner of {work.runtime.wheel.title} ended well but left no results ({err})"
+        raise VerificationError(what, "run `edgeq emulator install`, and then again") from err
+    _check_core(work, core)
+    return ran
+
+
+def _check_core(work: Work, core: Core) -> None:
+    """Refuse results of kernels that were chosen for another core."""
+    if work.cpu is None or core.uarch == work.cpu.uarch:
+        return
+    what = (
+        f"{work.runtime.wheel.title} took the emulated {work.cpu.name} for another core: it detected the "
+        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, and chose kernels for that"
+    )
+    raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
+
+
+def _failure(work: Work, status: int, place: Path) -> EdgeqError:
+    """Say why a runner ended, from its status and what it said."""
+    said = (place / "stderr").read_text(errors="replace")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    on = f"{work.runtime.wheel.title} on {work.cpu.name if work.cpu else 'this host'}"
+    if status < 0:
+        return _crashed(on, -status, lines)
+    told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    if status == _BAD_INPUTS:
+        return UsageError(f"{on}: {told}", "mend the data, or give --input to match the model")
+    if status == _BAD_MODEL:
+        return _refused(on, told, said)
+    last = told or (lines[-1][:200] if lines else f"status {status}")
+    return EnvironmentProblem(f"{on}: the runner did not start: {last}", "run `edgeq doctor`")
+
+
+def _crashed(on: str, number: int, lines: list[str]) -> EdgeqError:
+    last = f"; it last said: {lines[-1][:200]}" if lines else ""
+    fix = "the artifact must not ship; report the model's architecture to its runtime"
+    if number == signal.SIGKILL:
+        fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+    return VerificationError(f"{on} crashed with {signal_name(number)}{last}", fix)
+
+
+def _refused(on: str, told: str, said: str) -> EdgeqError:
+    missing = tuple(dict.fromkeys(name.rstrip(",.") for name in _MISSING_OPERATOR.findall(said)))
+    if missing:
+        what = f"{on} lacks operators that the artifact uses: {', '.join(missing)}"
+        return UnsupportedError(what, "choose a target with a newer runtime, or replace these operators")
+    kind, meaning = executorch_error(told)
+    what = f"{on}: {meaning} ({told})" if meaning else f"{on}: {told}"
+    return kind(what, "package the model again; if that does not help, choose another target")

@@ -1,0 +1,256 @@
+"""The real runners on the real QEMU: results, and every way in which a run goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from edgeq.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.verify.emulate import runner as runner_module
+from edgeq.verify.emulate.container import read_samples, write_samples
+from edgeq.verify.emulate.cpus import find_cpu, make_root, qemu_path
+from edgeq.verify.emulate.runner import TooSlow, Work, run, run_all
+from edgeq.verify.metrics import Comparison
+
+from .conftest import SELFTEST
+
+
+def expected(kind: str) -> np.ndarray:
+    with np.load(SELFTEST / "digits.npz") as arrays:
+        return arrays[f"outputs_{kind}"]
+
+
+@pytest.fixture
+def work(executorch, digits):
+    cpu = find_cpu("cortex-a53")
+    return Work(runtime=executorch, cpu=cpu, model=SELFTEST / "digits.pte", samples=digits)
+
+
+def test_two_models_give_the_hosts_outputs_and_detect_their_cores(work):
+    cpus = [find_cpu("cortex-a53"), find_cpu("cortex-a76")]
+    done = []
+    works = [dataclasses.replace(work, cpu=cpu, runs=2, warmup=1) for cpu in cpus]
+    little, big = run_all(works, timeout_s=120, on_sample=lambda: done.append(1))
+    for ran, cpu in zip((little, big), cpus, strict=True):
+        assert np.array_equal(np.concatenate([outputs[0] for outputs in ran.outputs]), expected("pte"))
+        assert ran.core.uarch == cpu.uarch
+        assert (ran.core.midr >> 4) & 0xFFF == cpu.part
+        assert [len(times) for times in ran.latencies_ms] == [2] * len(work.samples)
+        assert min(min(times) for times in ran.latencies_ms) > 0
+        assert ran.load_ms > 0
+        assert ran.peak_memory_bytes > 0
+        assert (ran.engine, ran.threads) == ("executorch", 1)
+    assert len(done) == 2 * len(work.samples)
+    assert "dot" not in little.core.features
+    assert "dot" in big.core.features
+
+
+@pytest.mark.slow
+def test_the_lite_interpreter_gives_the_hosts_outputs_and_takes_two_threads(torch_lite, digits):
+    ran = run(
+        Work(
+            runtime=torch_lite,
+            cpu=find_cpu("cortex-a76"),
+            model=SELFTEST / "digits.ptl",
+            samples=digits,
+            threads=2,
+        )
+    )
+    assert np.array_equal(np.concatenate([outputs[0] for outputs in ran.outputs]), expected("ptl"))
+    assert (ran.engine, ran.threads) == ("qnnpack", 2)
+    assert "dot" in ran.core.features
+
+
+def test_an_event_trace_is_left(work):
+    ran = run(dataclasses.replace(work, samples=work.samples[:1], trace=True))
+    assert ran.trace is not None
+    assert b"Convolution" in ran.trace
+
+
+def test_a_run_for_another_core_is_refused(work):
+    other = dataclasses.replace(find_cpu("cortex-a53"), uarch=find_cpu("cortex-a76").uarch)
+    with pytest.raises(VerificationError, match="took the emulated cortex-a53 for another core"):
+        run(dataclasses.replace(work, cpu=other, samples=work.samples[:1]))
+
+
+def test_max_computes_garbage_which_is_why_it_is_refused(work):
+    """Where this fails, QEMU has mended its emulation of SME, and the refusal may go."""
+    if b"7.2" not in subprocess.run([qemu_path(), "--version"], capture_output=True, check=True).stdout:
+        pytest.skip("another QEMU than 7.2")
+    ran = run(dataclasses.replace(work, cpu=dataclasses.replace(find_cpu("cortex-a76"), name="max")))
+    sums = Comparison()
+    sums.add((expected("pte"),), (np.concatenate([outputs[0] for outputs in ran.outputs]),))
+    assert sums.sqnr_db < 10
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped"])
+def test_a_damaged_program_is_an_error_with_words(work, tmp_path, damage):
+    data = bytearray(work.model.read_bytes())
+    if damage == "empty":
+        data.clear()
+    elif damage == "text":
+        data[:] = b"not a program" * 50
+    elif damage == "cut":
+        del data[len(data) // 3 :]
+    else:
+        data[8:600] = bytes(byte ^ 0xFF for byte in data[8:600])
+    path = tmp_path / "bad.pte"
+    path.write_bytes(data)
+    with pytest.raises(VerificationError) as caught:
+        run(dataclasses.replace(work, model=path, samples=work.samples[:1]))
+    assert "executorch 1.5.1 on cortex-a53" in caught.value.what
+    assert caught.value.exit_code == 7
+
+
+def test_a_model_that_is_not_there(work, tmp_path):
+    with pytest.raises(VerificationError, match="cannot be read"):
+        run(dataclasses.replace(work, model=tmp_path / "none.pte"))
+
+
+@pytest.mark.slow
+def test_a_damaged_archive_is_an_error_with_words(torch_lite, digits, tmp_path):
+    path = tmp_path / "bad.ptl"
+    path.write_bytes((SELFTEST / "digits.ptl").read_bytes()[:20_000])
+    work = Work(runtime=torch_lite, cpu=find_cpu("cortex-a53"), model=path, samples=digits[:1])
+    with pytest.raises(VerificationError, match=r"torch 2\.1\.0 on cortex-a53.*loading the archive failed"):
+        run(work)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ((np.zeros((1, 1, 8, 8), np.float32),), r"wants float32 \[1, 1, 32, 32\], got float32 \[1, 1, 8, 8\]"),
+        ((np.zeros((1, 1, 32, 32), np.int32),), r"got int32 \[1, 1, 32, 32\]"),
+        ((), "takes 1 inputs, got 0"),
+    ],
+)
+def test_inputs_that_do_not_fit(work, inputs, told):
+    with pytest.raises(UsageError, match=told):
+        run(dataclasses.replace(work, samples=(inputs,)))
+
+
+def test_a_time_limit_says_how_far_it_got(work):
+    with pytest.raises(TooSlow, match=r"did not end within 2 s: \d+ of 4 samples were done") as caught:
+        run(dataclasses.replace(work, runs=1_000_000), timeout_s=2)
+    assert "--timeout" in caught.value.fix
+    assert caught.value.exit_code == 7
+
+
+def test_a_crash_is_told_with_its_signal(work):
+    """A core that is announced as one with dot products and has none: a real crash of the runtime."""
+    cpu = dataclasses.replace(find_cpu("cortex-a76"), name="cortex-a53")
+    with pytest.raises(VerificationError, match=r"crashed with SIGILL"):
+        run(dataclasses.replace(work, cpu=cpu))
+
+
+def test_the_runner_ends_with_its_parent(work, monkeypatch):
+    """What an interrupt leaves behind: no process."""
+    started = []
+    popen = subprocess.Popen
+
+    def watched(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(runner_module.subprocess, "Popen", watched)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([dataclasses.replace(work, runs=1)] * 2, timeout_s=60, parallel=2, on_sample=interrupt)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_missing_operator_is_named():
+    said = "E 00:00:00.1 executorch:method.cpp:737] Missing operator: [3] aten::nonzero.out\n"
+    told = "loading the method forward failed with code 0x14 (OperatorMissing)"
+    err = runner_module._refused("executorch 1.5.1 on cortex-a53", told, said)
+    assert isinstance(err, UnsupportedError)
+    assert "aten::nonzero.out" in err.what
+    assert err.exit_code == 3
+
+
+class TestRunnerProgram:
+    """The C++ program itself, as a command."""
+
+    def call(self, work, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
+        root = make_root(work.cpu, tmp_path)
+        command = [qemu_path(), "-cpu", work.cpu.name, "-L", str(root), str(work.runtime.runner), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"}, timeout=60)
+
+    def options(self, work, tmp_path) -> dict[str, str]:
+        write_samples(tmp_path / "inputs", work.samples[:1])
+        paths = {name: str(tmp_path / name) for name in ("inputs", "outputs", "report")}
+        return {"model": str(work.model), **paths}
+
+    def flags(self, options: dict[str, str]) -> list[str]:
+        return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+    def test_it_writes_outputs_and_a_report(self, work, tmp_path):
+        done = self.call(work, tmp_path, *self.flags(self.options(work, tmp_path)))
+        assert (done.returncode, done.stdout) == (0, "done 1\n")
+        assert np.array_equal(read_samples(tmp_path / "outputs")[0][0], expected("pte")[:1])
+        assert '"uarch": 3146579' in (tmp_path / "report").read_text()
+
+    @pytest.mark.parametrize(
+        ("change", "status", "told"),
+        [
+            ({"runs": "0"}, 2, "--runs wants a number from 1 to 1000000, got '0'"),
+            ({"threads": "two"}, 2, "--threads wants a number from 1 to 64, got 'two'"),
+            ({"colour": "red"}, 2, "unknown option --colour"),
+            ({"report": ""}, 2, "--report"),
+            ({"outputs": "/nowhere/outputs"}, 2, "cannot write /nowhere/outputs"),
+            ({"inputs": "/nowhere/inputs"}, 3, "cannot open /nowhere/inputs"),
+        ],
+    )
+    def test_bad_options(self, work, tmp_path, change, status, told):
+        done = self.call(work, tmp_path, *self.flags(self.options(work, tmp_path) | change))
+        assert done.returncode == status
+        assert told in done.stderr
+
+    @pytest.mark.parametrize("cut", [0, 5, 12, 20, 60, 1000])
+    def test_a_torn_container(self, work, tmp_path, cut):
+        options = self.options(work, tmp_path)
+        data = (tmp_path / "inputs").read_bytes()
+        (tmp_path / "inputs").write_bytes(data[:cut])
+        done = self.call(work, tmp_path, *self.flags(options))
+        assert done.returncode == 3
+        assert "error: " in done.stderr
+
+    def test_sizes_that_overflow(self, work, tmp_path):
+        options = self.options(work, tmp_path)
+        huge = b"EDGEQT1\n" + (1).to_bytes(4, "little") * 2 + bytes([7, 4]) + (2**62).to_bytes(8, "little") * 4
+        (tmp_path / "inputs").write_bytes(huge)
+        done = self.call(work, tmp_path, *self.flags(options))
+        assert done.returncode == 3
+        assert "ends too soon" in done.stderr
+
+
+def test_the_environment_of_the_host_does_not_reach_the_runner(work, monkeypatch):
+    monkeypatch.setenv("QEMU_CPU", "max")
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.fspath("/nowhere"))
+    ran = run(dataclasses.replace(work, samples=work.samples[:1]))
+    assert ran.core.uarch == find_cpu("cortex-a53").uarch
+
+
+@pytest.mark.slow
+def test_an_archive_with_an_operator_that_the_runtime_lacks(torch_lite, tmp_path):
+    """`_safe_softmax` came with torch 2.5; the device's lite interpreter is that of 2.1."""
+    import torch
+
+    class Newer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._safe_softmax(x, -1)
+
+    path = tmp_path / "newer.ptl"
+    torch.jit.script(Newer())._save_for_lite_interpreter(str(path))
+    work = Work(runtime=torch_lite, cpu=find_cpu("cortex-a53"), model=path, samples=((np.zeros((1, 4), np.float32),),))
+    with pytest.raises(UnsupportedError, match=r"torch 2\.1\.0 on cortex-a53 lacks operators.*_safe_softmax") as caught:
+        run(work)
+    assert caught.value.exit_code == 3

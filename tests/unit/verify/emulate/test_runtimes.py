@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+
+from edgeq.verify.emulate import runtimes
+from edgeq.verify.emulate.runtimes import WHEELS, find_installed, find_wheels, runtime_folder
+
+
+@pytest.mark.parametrize(
+    ("runtime", "versions", "found", "missing"),
+    [
+        ("executorch", ("1.5",), ["1.5.1"], ()),
+        ("executorch", ("1.5.0", "1.5"), ["1.5.0", "1.5.1"], ()),
+        ("executorch", ("1.4", "1.5"), ["1.5.1"], ("1.4",)),
+        ("executorch", ("1.50",), [], ("1.50",)),
+        ("executorch", ("2.1.0",), [], ("2.1.0",)),
+        ("torchscript", ("2.1.0",), ["2.1.0"], ()),
+        ("torchscript", ("2.1", "2.1.0"), ["2.1.0"], ()),
+    ],
+)
+def test_wheels_by_the_versions_in_the_field(runtime, versions, found, missing):
+    wheels, without = find_wheels(runtime, versions)
+    assert [wheel.version for wheel in wheels] == found
+    assert without == missing
+
+
+def test_wheels_are_pinned():
+    for wheel in WHEELS:
+        assert len(wheel.sha256) == 64
+        assert wheel.file.startswith(f"{wheel.package}-{wheel.version}-")
+        assert "aarch64" in wheel.platform
+
+
+@pytest.fixture
+def copied(executorch, tmp_path, monkeypatch):
+    """The installed runtime in a cache of its own."""
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path))
+    place = runtime_folder(executorch.wheel)
+    shutil.copytree(executorch.folder, place)
+    runtimes._is_sound.cache_clear()
+    yield place
+    runtimes._is_sound.cache_clear()
+
+
+def test_what_was_installed_is_found(copied, executorch):
+    found = find_installed(executorch.wheel)
+    assert found is not None
+    assert found.runner.is_file()
+
+
+@pytest.mark.parametrize("damage", ["changed", "torn", "missing", "added", "no record", "bad record"])
+def test_what_is_not_as_installed_is_discarded(copied, executorch, damage):
+    library = copied / "executorch/lib/libexecutorch.so"
+    record = copied / runtimes.RECORD_NAME
+    if damage == "changed":
+        data = bytearray(library.read_bytes())
+        data[len(data) // 2] ^= 1
+        library.write_bytes(data)
+    elif damage == "torn":
+        library.write_bytes(library.read_bytes()[:1000])
+    elif damage == "missing":
+        library.unlink()
+    elif damage == "added":
+        (copied / "executorch/lib/libextra.so").touch()
+    elif damage == "no record":
+        record.unlink()
+    else:
+        record.write_text('{"files": 3}')
+    assert find_installed(executorch.wheel) is None
+    assert not copied.exists()
+
+
+def test_another_source_is_another_folder(monkeypatch, tmp_path, executorch):
+    before = runtime_folder(executorch.wheel)
+    sources = tmp_path / "src"
+    shutil.copytree(runtimes.SOURCES, sources)
+    (sources / "runner.h").write_text((sources / "runner.h").read_text() + "// changed\n")
+    monkeypatch.setattr(runtimes, "SOURCES", sources)
+    runtimes.runtime_digest.cache_clear()
+    try:
+        assert runtime_folder(executorch.wheel) != before
+    finally:
+        runtimes.runtime_digest.cache_clear()
+
+
+def test_wheels_can_be_keys():
+    assert len({dataclasses.replace(wheel) for wheel in WHEELS}) == len(WHEELS)

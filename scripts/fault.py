@@ -622,7 +622,8 @@ def _hostile(good: bytes, rng: random.Random) -> bytes:
 
 _NAMES = (
     "../out", "a/../../out", "/out", "C:\\out", "c:out", "..\\out", "\\\\host\\out", "MODEL.PTE", "model.pte",
-    "manifest.json", "Manifest.json", "golden.npz/", "in/out", ".out", "out\0.pte", "", "\u202eetp.ledom", "CON", "a" * 300,
+    "manifest.json", "Manifest.json", "golden.npz/", "in/out", ".out", "out\0.pte", "", "\u202eetp.ledom", "CON",
+    "a" * 300,
 )  # fmt: skip
 
 
@@ -788,10 +789,9 @@ def artifacts(root: Path, options: argparse.Namespace) -> int:
 
 
 def _import_runtime(runtime: str) -> None:
-    import torch
 
     if runtime == "executorch":
-        from executorch.extension.pybindings import _C
+        pass
 
 
 def _loaded_in_fork(worker: object, path: Path, runtime: str) -> str:

@@ -81,8 +81,8 @@ def server(publisher: Publisher) -> Iterator[Server]:
     made.server_close()
 
 
-def source(server: Server) -> WebSource:
-    return WebSource(f"http://127.0.0.1:{server.server_address[1]}/", PACE)
+def source(server: Server, pace: Pace | None = None) -> WebSource:
+    return WebSource(f"http://127.0.0.1:{server.server_address[1]}/", pace or Pace())
 
 
 def test_updates_from_a_server(publisher: Publisher, device: Device, server: Server) -> None:
@@ -112,7 +112,7 @@ def test_slow_data(publisher: Publisher, device: Device, server: Server, mode: s
     server.mode = mode
     start = time.monotonic()
     with pytest.raises(IntegrityError, match="slow data"):
-        device.update(source=source(server))
+        device.update(source=source(server, PACE))
     assert time.monotonic() - start < 60
     server.mode = "good"
     assert device.update(source=source(server)).release == 1
@@ -129,10 +129,11 @@ def test_endless_data(publisher: Publisher, device: Device, server: Server) -> N
 def test_a_server_that_fails(publisher: Publisher, device: Device, server: Server) -> None:
     publisher.release(publisher.bundle("1"))
     server.mode = "500"
+    patient = WebSource(f"http://127.0.0.1:{server.server_address[1]}", Pace())
     with pytest.raises(EnvironmentProblem, match="answered 500 for targets/"):
-        device.update(source=source(server))
+        device.update(source=patient)
     with pytest.raises(EnvironmentProblem, match="cannot read http"):
-        device.update(source=WebSource("http://127.0.0.1:9", PACE))
+        device.update(source=WebSource("http://127.0.0.1:9", Pace()))
 
 
 def test_places(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_a_key_in_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_message_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = new_keys(tmp_path / "keys", counts={}, places={})
-    secret = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEISECRET"
-    (ring.folder / "targets-1.pem").write_text(secret)
+    text = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEISECRET"
+    (ring.folder / "targets-1.pem").write_text(text)
     with pytest.raises(IntegrityError) as caught:
         ring.signers("targets")
     error: BaseException | None = caught.value

@@ -133,7 +133,7 @@ def test_a_release_that_is_cut_short_changes_nothing_for_readers(
     for number in range(6):
         calls = iter(range(100))
 
-        def cut(path: Path, data: bytes, calls=calls, number: int = number) -> None:  # noqa: ANN001
+        def cut(path: Path, data: bytes, calls=calls, number: int = number) -> None:
             if next(calls) == number:
                 raise OSError(28, "No space left on device")
             write(path, data)

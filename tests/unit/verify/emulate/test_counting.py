@@ -109,3 +109,12 @@ def test_a_core_with_dot_products_takes_them(reports, executorch, digits_pte, di
     assert newer.dot > 100_000
     assert reports[0].total.dot == 0
     assert newer.instructions < 0.6 * reports[0].total.instructions
+
+
+@pytest.mark.slow
+def test_a_lite_archive_is_told_by_operator(torch_lite, digits):
+    report = count(torch_lite, "cortex-a53", SELFTEST / "digits.ptl", digits[0], operators=True)
+    assert report.why_no_operators == ""
+    assert sum(part.counts.instructions for part in report.operators) == report.total.instructions
+    convolutions = [part for part in report.operators if part.name.startswith("quantized::conv2d")]
+    assert sum(part.counts.int_mac for part in convolutions) > 0.9 * report.total.int_mac

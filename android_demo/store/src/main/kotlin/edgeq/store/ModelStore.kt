@@ -27,6 +27,9 @@ class OpenModel internal constructor(
         return run(listOf(batched(spec, preprocess(spec.preprocess, image))))
     }
 
+    /** [height, width] of an image as the model knows them: that of its golden samples. */
+    val imageSize: List<Int> by lazy { golden().imageSize }
+
     /** Runs the bundle's golden samples. */
     fun selfTest(): SelfTestReport = golden().test(model, manifest.golden.sqnrFloorDb)
 

@@ -22,8 +22,15 @@ data class SelfTestReport(
     val passed: Boolean get() = finite && sqnrDb >= floorDb
 }
 
-/** What golden.npz holds: for each sample the model's inputs, ready to run, and the expected outputs. */
-class Golden internal constructor(val samples: List<Pair<List<Tensor>, List<Tensor>>>) {
+/**
+ * What golden.npz holds: for each sample the model's inputs, ready to run, and the expected outputs.
+ *
+ * @property imageSize [height, width] of its images before preprocessing; empty where there are none.
+ */
+class Golden internal constructor(
+    val samples: List<Pair<List<Tensor>, List<Tensor>>>,
+    val imageSize: List<Int>,
+) {
     /** Runs all samples and compares, as edgeq's own verification does (edgeq/verify/metrics.py). */
     fun test(model: LoadedModel, floorDb: Double): SelfTestReport {
         val sums = mutableListOf<Sums>()
@@ -91,6 +98,7 @@ internal fun parseGolden(manifest: Manifest, bytes: ByteArray): Golden = try {
             val ready = inputs.map { (spec, array) -> modelInput(spec, array[index], manifest.golden.preprocessed) }
             ready to outputs.map { it[index] }
         },
+        imageSize = inputs.find { it.first.preprocess != null }?.second?.shape?.drop(1)?.take(2).orEmpty(),
     )
 } catch (err: NpzProblem) {
     throw Refusal(Reason.GOLDEN_BROKEN, "the golden samples cannot be used: ${err.message?.take(300)}", err)

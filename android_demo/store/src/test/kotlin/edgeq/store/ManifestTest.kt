@@ -120,7 +120,7 @@ class ManifestTest {
             edit("\"version\": \"1\"", "\"version\": 1", "model.version"),
             edit("\"threads\": 2", "\"threads\": 0", "threads must be 1 to 64"),
             edit("\"threads\": 2", "\"threads\": 2.0", "threads"),
-            edit("\"threads\": 2", "\"threads\": 99999999999999999999", "number"),
+            edit("\"threads\": 2", "\"threads\": 99999999999999999999", "Numeric"),
             edit("\"size_bytes\": 59304", "\"size_bytes\": -1", "files[1].size_bytes"),
             edit("\"sqnr_floor_db\": 34.91", "\"sqnr_floor_db\": \"nan\"", "sqnr_floor_db"),
             edit("\"sqnr_floor_db\": 34.91", "\"sqnr_floor_db\": 1e999", "finite"),

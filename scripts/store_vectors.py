@@ -1,7 +1,8 @@
-"""Write the vectors that the Android store's tests compare with: what edgeq itself computes. Run by hand after a change.
+"""Write the vectors that the Android store's tests compare with, as edgeq itself computes them.
 
-`preprocess.json` and `preprocess.npz`: specifications, images and edgeq's own results. `digits.npz`: a hundred digits of
-the test third, before preprocessing, their labels, and what edgeq's Python path answers for each golden bundle.
+`preprocess.json` and `preprocess.npz`: specifications, images and edgeq's own results. `digits.npz`: a hundred digits
+of the test third, before preprocessing, their labels, and what edgeq's Python path answers for each golden bundle. Run
+it by hand after a change of preprocessing.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class SessionTest {
     @Test
     fun `a refused import leaves the model that was there`() {
         val session = session().also { it.start(listOf({ XNNPACK }), null) }
-        session.import { XNNPACK.with("model.pte", ByteArray(3)) }
+        session.import { XNNPACK.version("2").with("model.pte", ByteArray(3)) }
         assertEquals(Reason.FILE_SIZE, (session.screen.event as Event.Refused).reason)
         session.recognise(DRAWN.getValue("7"))
         assertEquals("7", session.screen.prediction!!.best.first().label)

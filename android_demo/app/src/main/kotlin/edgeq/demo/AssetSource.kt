@@ -14,6 +14,9 @@ class AssetSource(private val assets: AssetManager, private val folder: String) 
 }
 
 /** All bundles in the app's assets: `models/<model>/<target>/`. */
-fun bundledSources(assets: AssetManager): List<() -> BundleSource> = assets.list(MODELS).orEmpty().flatMap { model ->
-    assets.list("$MODELS/$model").orEmpty().map { target -> { AssetSource(assets, "$MODELS/$model/$target") } }
+fun bundledSources(assets: AssetManager): List<() -> BundleSource> = assets.folders(MODELS).flatMap { model ->
+    assets.folders("$MODELS/$model").map { target -> { AssetSource(assets, "$MODELS/$model/$target") } }
 }
+
+// Android lists the names in a folder; Robolectric lists the files below it
+private fun AssetManager.folders(path: String) = list(path).orEmpty().map { it.substringBefore('/') }.distinct()

@@ -24,10 +24,10 @@ import java.io.File
 
 /** Answers as [StandIn] for the golden samples, and that it is a seven for anything else. */
 class Sevens(behaviour: (String) -> Behaviour = { Behaviour() }) : Loader {
-    private val inner = StandIn(XNNPACK, behaviour)
+    private val inner = listOf(XNNPACK, QNNPACK).associate { it.manifest.target.name to StandIn(it, behaviour) }
 
     override fun load(manifest: Manifest, location: String): LoadedModel {
-        val model = inner.load(manifest, location)
+        val model = inner.getValue(manifest.target.name).load(manifest, location)
         return object : LoadedModel by model {
             override fun run(inputs: List<Tensor>): List<Tensor> = try {
                 model.run(inputs)
@@ -114,7 +114,7 @@ class SessionTest {
         val session = session().also { it.start(listOf({ XNNPACK }, { QNNPACK }), key) }
         assertEquals(2, session.screen.models.size)
         session.recognise(DRAWN.getValue("7"))
-        session.select(session.screen.models.first())
+        session.select(session.screen.models.last())
         assertEquals("android-arm64-qnnpack", session.screen.selected?.target)
         assertNull(session.screen.timing)
     }

@@ -14,9 +14,17 @@ data class ModelKey(val model: String, val target: String)
 class Library(private val files: Files, private val device: Device, private val rules: Rules = Rules()) {
     private val stores = mutableMapOf<ModelKey, ModelStore>()
 
-    /** The models that are installed, in order of their names. */
+    /** The models that are installed: those of the device's first runtime first, then in order of their names. */
     fun models(): List<ModelKey> = files.list("").flatMap { model -> files.list(model).map { ModelKey(model, it) } }
         .filter { store(it).state.current != null }
+        .sortedBy { rank(it) }
+
+    private fun rank(key: ModelKey): Int = try {
+        val runtime = store(key).manifest()?.runtime?.name
+        device.runtimes.indexOfFirst { it.name == runtime }
+    } catch (_: Refusal) { // damaged; opening it says how
+        device.runtimes.size
+    }
 
     /** The store of one model. */
     @Synchronized

@@ -240,7 +240,7 @@ class ModelStoreTest {
     fun `two models live side by side`() {
         healthy(XNNPACK)
         library.deliver(QNNPACK)
-        assertEquals(listOf("android-arm64-qnnpack", "android-arm64-xnnpack"), library.models().map { it.target })
+        assertEquals(listOf("android-arm64-xnnpack", "android-arm64-qnnpack"), library.models().map { it.target })
         assertEquals("digits", library.store(library.models()[0]).manifest()?.modelName)
     }
 

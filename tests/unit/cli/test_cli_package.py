@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeq.cli.install import growth_text
 from edgeq.cli.run import run
+from edgeq.deliver.growth import Growth
 from edgeq.deliver.install import InstallResult
 from edgeq.errors import VerificationError
 
@@ -21,7 +24,7 @@ def installs(monkeypatch):
     """Record what would be installed instead of doing it."""
     calls: list[tuple[Path, Path]] = []
 
-    def install(bundle_folder: Path, app: Path) -> InstallResult:
+    def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 
@@ -156,7 +159,7 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
-    def refuse(bundle_folder: Path, app: Path) -> InstallResult:
+    def refuse(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
     monkeypatch.setattr("edgeq.deliver.install.install", refuse)
@@ -192,3 +195,12 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+def test_what_an_app_grows_by_is_one_line():
+    known = Growth(
+        abi="arm64-v8a", bundle_bytes=64_334, library="et.aar", library_bytes=5 * 10**6, compressed_bytes=10**6
+    )
+    assert growth_text(known) == "arm64-v8a: bundle 64.3 kB + et.aar 5.00 MB (1.00 MB compressed) = 5.06 MB"
+    unknown = dataclasses.replace(known, library=None, library_bytes=None, compressed_bytes=None)
+    assert growth_text(unknown).startswith("arm64-v8a: bundle 64.3 kB, runtime library not known")

@@ -61,7 +61,7 @@ def growth_text(growth: Growth) -> str:
     """Return how much an app grows, as one line for people."""
     bundle = format_bytes(growth.bundle_bytes)
     if growth.library_bytes is None or growth.total_bytes is None or growth.compressed_bytes is None:
-        return f"{growth.abi}: bundle {bundle}, runtime library not known (give --aar FILE)"
+        return f"{growth.abi}: bundle {bundle}, runtime library not known (edgeq install --aar FILE tells)"
     library = (
         f"{growth.library} {format_bytes(growth.library_bytes)} ({format_bytes(growth.compressed_bytes)} compressed)"
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeq.cli.install import growth_text
 from edgeq.cli.run import run
+from edgeq.deliver.growth import Growth
 from edgeq.deliver.install import InstallResult
 from edgeq.errors import VerificationError
 
@@ -159,7 +162,7 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
-    def refuse(bundle_folder: Path, app: Path) -> InstallResult:
+    def refuse(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
     monkeypatch.setattr("edgeq.deliver.install.install", refuse)
@@ -210,3 +213,12 @@ def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline
     assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
     (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
     assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]
+
+
+def test_what_an_app_grows_by_is_one_line():
+    known = Growth(
+        abi="arm64-v8a", bundle_bytes=64_334, library="et.aar", library_bytes=5 * 10**6, compressed_bytes=10**6
+    )
+    assert growth_text(known) == "arm64-v8a: bundle 64.3 kB + et.aar 5.00 MB (1.00 MB compressed) = 5.06 MB"
+    unknown = dataclasses.replace(known, library=None, library_bytes=None, compressed_bytes=None)
+    assert growth_text(unknown).startswith("arm64-v8a: bundle 64.3 kB, runtime library not known")

@@ -44,9 +44,9 @@ internal class Words(private val resources: Resources) {
         resources.getString(R.string.prediction_spoken, score.label, (100 * score.share).roundToInt())
 
     private fun report(report: SelfTestReport): String {
-        val sqnr = if (report.sqnrDb.isInfinite() && report.sqnrDb > 0) resources.getString(R.string.exact) else
-            String.format(Locale.getDefault(), "%.1f", report.sqnrDb)
         val verdict = resources.getString(if (report.passed) R.string.passed else R.string.failed)
+        if (report.finite && report.maxAbs == 0.0) return resources.getString(R.string.test_exact, report.samples, verdict)
+        val sqnr = String.format(Locale.getDefault(), "%.1f", report.sqnrDb)
         return resources.getString(R.string.test_result, report.samples, report.maxAbs, sqnr, report.floorDb, verdict)
     }
 

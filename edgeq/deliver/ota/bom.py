@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import EdgeqError, UsageError, first_line
 from edgeq.manifest import Manifest
@@ -131,5 +131,6 @@ def _licence(name: str, version: str) -> str | None:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    stated = found.metadata["License-Expression"] or found.metadata["License"] or ""
+    metadata: Any = found.metadata  # its type has no get(), and another finder's raises KeyError
+    stated = metadata.get("License-Expression") or metadata.get("License") or ""
     return stated if found.version == version and len(stated) < 200 and is_expression(stated) else None

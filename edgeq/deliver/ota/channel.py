@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.deliver.ota.facts import Index, parse_index
-from edgeq.deliver.ota.keys import ROLES, KeyRing, RoleName
+from edgeq.deliver.ota.keys import KeyRing, RoleName
+from edgeq.deliver.ota.roots import next_root
 from edgeq.errors import IntegrityError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 METADATA, FILES = "metadata", "targets"
 ISSUED = "x-edgeq-issued"  # when the index was signed: the clock of devices that have none
 VALID_DAYS = 30
-_ROOT_DAYS = 730
-_ROOT_RENEWED_DAYS = 180
 _OURS = re.compile(r"\d+\.(?:targets|snapshot)\.json|\..+\.[a-z0-9_]{8}\.tmp")
 _OUR_FILE = re.compile(r"[0-9a-f]{64}\..+|\..+\.[a-z0-9_]{8}\.tmp")
 
@@ -148,7 +147,7 @@ def publish(
     from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
     soon = now + datetime.timedelta(days=valid_days)
-    root = _next_root(before, ring, now)
+    root = next_root(before, ring, now)
     new_targets = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
     targets_data = _signed(new_targets, ring, "targets")
     meta = MetaFile(new_targets.signed.version, len(targets_data), _hashes(targets_data))
@@ -224,59 +223,6 @@ def _remove_others(folder: Path, kept: set[str], ours: re.Pattern[str]) -> None:
         for entry in entries:
             if entry.name not in kept and ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 Path(entry.path).unlink()
-
-
-def _next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> Metadata[Root] | None:
-    """Return the next root, signed by the old one's keys and its own, or None where the present one stays."""
-    from tuf.api.metadata import Metadata, Root
-
-    expires = now + datetime.timedelta(days=_ROOT_DAYS)
-    new = Root(1, expires=expires, consistent_snapshot=True)
-    for role in ROLES:
-        for key in ring.public(role):
-            new.add_key(key, role)
-        new.roles[role].threshold = ring.file.roles[role].threshold
-    if before is not None:
-        old = before.roots[-1].signed
-        _check_ours(before, ring)
-        lasting = old.expires - now > datetime.timedelta(days=_ROOT_RENEWED_DAYS)
-        if lasting and all(_role(old, role) == _role(new, role) for role in ROLES):
-            return None
-        new.version = old.version + 1
-    root = Metadata(new)
-    for signer in (*ring.signers("root"), *ring.retired_signers("root")):
-        root.sign(signer, append=True)
-    _check_chain(before, root)
-    return root
-
-
-def _check_chain(before: Channel | None, root: Metadata[Root]) -> None:
-    """Check before anything is written that clients will follow."""
-    from tuf.api.exceptions import UnsignedMetadataError
-
-    try:
-        for judge in (*(before.roots[-1:] if before else ()), root):
-            judge.signed.verify_delegate("root", root.signed_bytes, root.signatures)
-    except UnsignedMetadataError as err:
-        what = "the channel's root keys did not sign the change: too few of the replaced ones are at hand"
-        raise IntegrityError(
-            what, "bring them; clients follow a new root only when the old one's keys signed it"
-        ) from err
-
-
-def _check_ours(before: Channel, ring: KeyRing) -> None:
-    """Refuse keys of another channel before they sign anything."""
-    old = before.roots[-1].signed
-    known = {key.keyid for key in ring.file.roles["root"].keys}
-    known |= {key.keyid for key in ring.file.retired.get("root", ())}
-    if not known & set(old.roles["root"].keyids):
-        theirs = ", ".join(keyid[:8] for keyid in old.roles["root"].keyids)
-        what = f"the keys in {ring.folder} are not those of {before.folder}, whose root keys are {theirs}"
-        raise IntegrityError(what, "give the channel's own keys with --keys")
-
-
-def _role(root: Root, role: RoleName) -> tuple[int, frozenset[str]]:
-    return root.roles[role].threshold, frozenset(root.roles[role].keyids)
 
 
 def _after(before: Metadata[Any] | None) -> int:

@@ -7,29 +7,24 @@ switch by rename → keep the previous one; the app's health mark, or its absenc
 from __future__ import annotations
 
 import datetime
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgeq._io import disk_errors, fsync_tree, lock_dir, sha256_bytes, staged_dir
-from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq._io import disk_errors, fsync_tree, lock_dir
 from edgeq.deliver.ota import state as states
 from edgeq.deliver.ota.device import check_device, choose, described
-from edgeq.deliver.ota.facts import BundleEntry, DeltaEntry, Index, disagreement
-from edgeq.deliver.ota.fetch import Source, download
-from edgeq.deliver.ota.patch import Patch, apply_patch
-from edgeq.deliver.ota.plain import pack, unpack
+from edgeq.deliver.ota.facts import BundleEntry, Index
+from edgeq.deliver.ota.fetch import Source
+from edgeq.deliver.ota.place import placed
 from edgeq.deliver.ota.state import MAX_TRIES, DeviceFacts, Slot, State, Trying
-from edgeq.deliver.ota.store import Store, remove_tree
+from edgeq.deliver.ota.store import Store
 from edgeq.deliver.ota.trusted import refresh
-from edgeq.deliver.ota.unzip import unzip
 from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, VerificationError
 
 MOST_BYTES = 1_000_000_000
 MOST_REPEATS = 30
-_LEAST_FREE_BYTES = 1_000_000
 _WAIT_S = 30.0
 
 
@@ -141,12 +136,13 @@ def _followed(
         raise IntegrityError(what, "withdraw a release with `edgeq ota withdraw`, which gives the old one a new number")
     if current is not None and (release == current.release or chosen.facts.digest == current.digest):
         _check_whole(store, current)
+        store.drop_downloads()  # of a run that was killed after the switch
         return _up_to_date(store, current.release, state, chosen, notes)
     if release in state.bad:
         what = f"release {release} failed on this device before, and is not tried again"
         raise VerificationError(what, "release a bundle that is good; the device keeps what it has")
     slot = Slot(release=release, digest=chosen.facts.digest)
-    via, fetched = _placed(store, state, slot, chosen, index, request)
+    via, fetched = placed(store, state, slot, chosen, index, source=request.source, most_bytes=request.most_bytes)
     _tried(store, state, slot, self_test)
     store.drop_downloads()
     store.recover()
@@ -195,91 +191,6 @@ def _root(store: Store, request: Request) -> bytes:
         what = f"the store {request.store} trusts nobody yet"
         raise IntegrityError(what, "give --trust ROOT.json, the channel's first root, from a place that you trust")
     return request.trust
-
-
-def _placed(
-    store: Store, state: State, slot: Slot, chosen: BundleEntry, index: Index, request: Request
-) -> tuple[Literal["patch", "full download", "an earlier try"], int]:
-    """Bring a release into its slot, and return how it came."""
-    place = store.slot(slot.release)
-    if place.is_dir():
-        try:
-            store.bundle(slot)
-        except EdgeqError:
-            remove_tree(place)
-        else:
-            return "an earlier try", 0
-    delta, base = _delta(store, state, chosen, index)
-    file = delta.file if delta else chosen.file
-    _check_sizes(store, chosen, file.size_bytes, request)
-    store.downloads.mkdir(exist_ok=True)
-    store.drop_downloads(keep=file.sha256)
-    store.downloads.mkdir(exist_ok=True)
-    data = download(request.source, file, store.downloads).read_bytes()
-    with staged_dir(place) as staging:
-        if delta is not None and base is not None:
-            unpack(_patched(delta, base, data), staging)
-            bundle = read_bundle(staging)
-        else:
-            bundle = unzip(data, staging, most_bytes=chosen.facts.plain_bytes)
-            _check_plain(chosen, staging)
-        _check_same(chosen, bundle)
-    return ("patch" if delta else "full download"), file.size_bytes
-
-
-def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tuple[DeltaEntry | None, bytes | None]:
-    """Return the patch from what the device has, and that in its plain form; neither where a patch saves nothing."""
-    if state.current is None:
-        return None, None
-    try:
-        store.bundle(state.current)
-        base = pack(store.slot(state.current.release))
-    except EdgeqError:  # damaged: a full download mends it
-        return None, None
-    sha256 = sha256_bytes(base)
-    for delta in index.deltas:
-        ends = (delta.facts.base_sha256, delta.facts.output_sha256)
-        if ends == (sha256, chosen.facts.plain_sha256) and delta.file.size_bytes < chosen.file.size_bytes:
-            return delta, base
-    return None, None
-
-
-def _patched(delta: DeltaEntry, base: bytes, data: bytes) -> bytes:
-    facts = delta.facts
-    patch = Patch(
-        algorithm=facts.algorithm,
-        data=data,
-        base_sha256=facts.base_sha256,
-        output_sha256=facts.output_sha256,
-        output_bytes=facts.output_bytes,
-    )
-    return apply_patch(patch, base)
-
-
-def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, request: Request) -> None:
-    """Refuse what is too large before anything is fetched."""
-    size_bytes = chosen.facts.plain_bytes
-    if max(size_bytes, download_bytes) > request.most_bytes:
-        what = f"release {chosen.facts.release} has {size_bytes} bytes, this device takes {request.most_bytes}"
-        raise IntegrityError(what, "release a smaller one, or raise the device's limit")
-    needed = size_bytes + download_bytes + _LEAST_FREE_BYTES
-    free = shutil.disk_usage(store.folder).free
-    if free < needed:
-        what = f"no space left on the disk that holds {store.folder}: the update needs {needed} bytes, {free} are free"
-        raise EnvironmentProblem(what, "free some space, and run again")
-
-
-def _check_plain(chosen: BundleEntry, folder: Path) -> None:
-    if sha256_bytes(pack(folder)) != chosen.facts.plain_sha256:
-        what = f"mix-and-match: release {chosen.facts.release} holds another bundle than the index says"
-        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
-
-
-def _check_same(chosen: BundleEntry, bundle: Bundle) -> None:
-    other = disagreement(chosen.facts, bundle.manifest, bundle.digest)
-    if other is not None:
-        what = f"mix-and-match: the bundle of release {chosen.facts.release} has {other}"
-        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
 
 
 def _capped(store: Store) -> State:

@@ -125,10 +125,11 @@ class WebSource:
             )
             with contextlib.closing(response):
                 yield from self._paced(response, start, path)
-        except urllib3.exceptions.TimeoutError as err:
+        except urllib3.exceptions.ReadTimeoutError as err:
             raise _slow(path, f"no byte within {self._pace.gap_s:g} s") from err
         except urllib3.exceptions.MaxRetryError as err:
-            if isinstance(err.reason, urllib3.exceptions.TimeoutError):
+            # one that never connected is no slow server
+            if isinstance(err.reason, urllib3.exceptions.ReadTimeoutError):
                 raise _slow(path, f"no answer within {self._pace.gap_s:g} s") from err
             raise self._unreachable(err) from err
         except (urllib3.exceptions.HTTPError, OSError) as err:

@@ -268,7 +268,11 @@ def _package_into(work: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         code = run(["package", "digits", "-t", "linux-x86_64-x86", "-o", str(work / "target"), "--quiet"])
     if code:
-        raise RuntimeError(f"edgeq package ended with {code}")
+        from edgeq.errors import EdgeqError, ExitCode
+
+        problem = EdgeqError(f"edgeq package ended with {code}", "")
+        problem.exit_code = ExitCode(code)
+        raise problem
 
 
 def _packaged_read(work: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from edgeq.deliver.ota.channel import VALID_DAYS, Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
 from edgeq.deliver.ota.keys import load_keys
-from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare
+from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare, scratch_dir
 from edgeq.errors import ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
@@ -192,8 +191,8 @@ def _checked(
     progress: Progress,
 ) -> ReleaseRow:
     manifest = item.bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="edgeq-ota-") as scratch:
-        old = _shipped_bundle(job, channel, item, Path(scratch))
+    with scratch_dir() as scratch:
+        old = _shipped_bundle(job, channel, item, scratch)
         named = tuple(version for name, version in job.runtimes if name == manifest.target.runtime)
         runtimes = named or (manifest.runtime.oldest_in_field,)
         gates = (

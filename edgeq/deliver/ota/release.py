@@ -82,14 +82,25 @@ def extract(channel: Channel, entry: BundleEntry, folder: Path) -> Bundle:
     return unzip(channel.read(entry.file.name), folder, most_bytes=entry.facts.plain_bytes)
 
 
+@contextlib.contextmanager
+def scratch_dir() -> Iterator[Path]:
+    """Yield an empty folder among the system's temporary files.
+
+    Raises:
+        EnvironmentProblem: the disk that holds them refuses a write.
+    """
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
+        yield Path(name)
+
+
 def bases(channel: Channel | None, entries: Iterable[BundleEntry]) -> list[Base]:
     """Return released bundles as bases for patches."""
     found = []
     for entry in entries:
-        with tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
+        with scratch_dir() as folder:
             if channel is not None:
-                extract(channel, entry, Path(name))
-                found.append(Base(label=f"release {entry.facts.release}", plain=pack(Path(name))))
+                extract(channel, entry, folder)
+                found.append(Base(label=f"release {entry.facts.release}", plain=pack(folder)))
     return found
 
 
@@ -208,8 +219,8 @@ def _restored(
         facts = gone.facts
         what = f"release {facts.release} is the first of {facts.model} for {facts.target} that the channel has"
         raise UsageError(what, "release a bundle that is good instead")
-    with tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
-        item = prepare_released(channel, older[0], bases(channel, [gone]), Path(name))
+    with scratch_dir() as folder:
+        item = prepare_released(channel, older[0], bases(channel, [gone]), folder)
     update = {"release": number, "withdrawn": False}
     return entries_of(item, older[0].facts.model_copy(update=update), terms)
 

@@ -9,6 +9,8 @@ import typer
 
 from edgeq.cli import complete
 
+PROJECT_FILE = "edgeq.toml"
+
 Model = Annotated[
     str | None,
     typer.Argument(

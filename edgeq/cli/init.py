@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
+from edgeq.cli.flags import PROJECT_FILE
 from edgeq.cli.output import say
 from edgeq.cli.precheck import check_source
-from edgeq.cli.project import FILE_NAME
 from edgeq.cli.views import write_text
 from edgeq.errors import UsageError
 
@@ -48,7 +48,7 @@ def init(
         typer.Argument(metavar="MODEL…", help="torchvision:NAME, file.py or file.py:factory, model.pt2, … or digits."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")] = Path(
-        FILE_NAME
+        PROJECT_FILE
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeq.cli.config import DEFAULT_OUT, Request, merge, request
-from edgeq.cli.project import FILE_NAME, Options, relative_to, validated
+from edgeq.cli.flags import PROJECT_FILE
+from edgeq.cli.project import Options, relative_to, validated
 from edgeq.errors import EdgeqError, UsageError, nearest
 from edgeq.project import AppOptions
 from edgeq.target import explain, read_toml
@@ -75,7 +76,7 @@ def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None
         UsageError: no such file or model, two models with one name, or an unknown key or value.
         UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
     """
-    path = config or Path(FILE_NAME)
+    path = config or Path(PROJECT_FILE)
     if not path.is_file():
         raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
     raw = read_toml(path)
@@ -133,10 +134,11 @@ def _check_unique(names: Sequence[str], path: Path) -> None:
     seen: dict[str, str] = {}
     for name in names:
         # names become folders, and some file systems know no capitals
-        other = seen.setdefault(name.lower(), name)
-        if sum(one.lower() == name.lower() for one in names) > 1:
+        other = seen.get(name.lower())
+        if other is not None:
             what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
             raise UsageError(what, "give each [[model]] a name of its own")
+        seen[name.lower()] = name
 
 
 def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset[str]:

@@ -12,7 +12,6 @@ from edgeq.cli import flags, views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import say, say_error, say_json
 from edgeq.errors import ExitCode
-from edgeq.project import of_one
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
@@ -140,6 +139,8 @@ def _run(params: Mapping[str, Any]) -> ExitCode:
     report = _build(wanted.job, quiet=params["quiet"], verbose=params["verbose"])
     installed, problem = install_rows(report, apps)
     _print(report, installed, problem, as_json=as_json)
+
+    from edgeq.project import of_one
 
     written = of_one(report)
     views.write_views(written, junit=params["junit"], markdown=params["markdown"], github=params["github"])

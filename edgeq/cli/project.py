@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeq.cli.flags import PROJECT_FILE
 from edgeq.errors import UsageError
 from edgeq.preprocess import PRESETS
 from edgeq.target import explain, read_toml
 
-FILE_NAME = "edgeq.toml"
 _MODEL_SUFFIXES = frozenset({".py", ".pt2", ".pte", ".ptl"})
 _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
@@ -111,9 +111,9 @@ def read_project(config: Path | None) -> Options:
         UsageError: the file is missing though it was named, is no TOML, or has an unknown key or value.
     """
     if config is None:
-        if not Path(FILE_NAME).is_file():
+        if not Path(PROJECT_FILE).is_file():
             return Options()
-        config = Path(FILE_NAME)
+        config = Path(PROJECT_FILE)
     elif not config.is_file():
         raise UsageError(f"no file {config}", "check the path given to --config")
     raw = read_toml(config)

@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from edgeq.cli.output import note
 from edgeq.errors import UsageError, nearest
-from edgeq.project import ProjectReport
+
+if TYPE_CHECKING:
+    from edgeq.project import ProjectReport
 
 ViewName = Literal["html", "json", "junit", "markdown", "github"]
 _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"

@@ -1,0 +1,122 @@
+"""edgeq.toml with several models: what is shared, what is refused, and what `edgeq init` writes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeq.cli.models import read_models
+from edgeq.cli.project import read_project
+from edgeq.errors import UnsupportedError, UsageError
+
+TWO = """
+targets = ["linux-x86_64-x86"]
+out = "bundles"
+[limit]
+size = "1MB"
+[app]
+limit.size = "10MB"
+runtime_size.linux-x86_64.torchscript = "5MB"
+[[model]]
+name = "one"
+source = "digits"
+[[model]]
+name = "two"
+source = "sub/net.py:model"
+version = "7"
+targets = ["linux-x86_64-fbgemm", "android-arm64-qnnpack"]
+schemes = ["fp32"]
+data.calibration = "train"
+limit.download = "2MB"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def call(text: str) -> Path:
+        path = tmp_path / "edgeq.toml"
+        path.write_text(text)
+        return path
+
+    return call
+
+
+def test_an_entry_wins_over_what_stands_above(write, tmp_path):
+    found = read_models(write(TWO), (), cache=None)
+    one, two = (model.job for model in found.models)
+    assert found.names == ("one", "two")
+    assert found.out == tmp_path / "bundles" == one.out == two.out
+    assert (one.name, one.source, one.model_version) == ("one", "digits", "1")
+    assert [target.name for target in one.targets] == ["linux-x86_64-x86"]
+    assert one.gates.limits == (("size", 1e6),)
+    assert (two.source, two.model_version, two.schemes) == (f"{tmp_path}/sub/net.py:model", "7", ("fp32",))
+    assert [target.name for target in two.targets] == ["linux-x86_64-fbgemm", "android-arm64-qnnpack"]
+    assert two.gates.limits == (("size", 1e6), ("download", 2e6))
+    assert two.data.calibration == f"{tmp_path}/train"
+    assert found.app.size_bytes == 10**7
+    assert found.app.runtime_bytes == ((("torchscript", "linux-x86_64"), 5 * 10**6),)
+
+
+def test_models_are_chosen_by_name(write):
+    path = write(TWO)
+    assert [model.job.name for model in read_models(path, ("two",), cache=False).models] == ["two"]
+    assert not read_models(path, (), cache=False).models[0].job.cache
+    with pytest.raises(UsageError, match=r"no model 'tow'.*Did you mean 'two'"):
+        read_models(path, ("tow",), cache=None)
+
+
+def test_a_file_of_one_model_is_a_project_too(write):
+    path = write('model = "digits"\nname = "mine"\ntargets = ["linux-x86_64-x86"]\n[app]\nlimit.size = "1MB"\n')
+    (only,) = read_models(path, (), cache=None).models
+    assert (only.job.source, only.job.name) == ("digits", "mine")
+    assert read_project(path).model == "digits"
+
+
+def test_package_sends_a_file_of_several_to_build(write):
+    with pytest.raises(UsageError, match=r"has \[\[model\]\] entries"):
+        read_project(write(TWO))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('name = "two"', 'name = "One"', "two models are named 'one' and 'One'"),
+        ('name = "two"', 'name = "one"', "two models are named 'one'"),
+        ('size = "1MB"', 'size = "1MX"', r"limit size: unknown unit 'MX'"),
+        ('limit.size = "10MB"', 'limit.size = "10ms"', r"app.limit.size: unknown unit 'ms'"),
+        ('limit.size = "10MB"', 'limit.sise = "10MB"', "unknown key 'limit.sise'. Did you mean 'size'"),
+        ('version = "7"', 'verson = "7"', "model 'two'.*unknown key 'verson'. Did you mean 'version'"),
+        ('source = "digits"', 'model = "digits"', "model 'one'.*unknown key 'model'"),
+        ('source = "digits"', "", "model 'one': source: Field required"),
+        ('version = "7"', 'out = "x"', "model 'two'.*'out' holds for the whole file"),
+        ('schemes = ["fp32"]', 'schemes = ["fp33"]', "model 'two'.*unknown scheme 'fp33'"),
+        ('targets = ["linux-x86_64-fbgemm"', 'targets = ["linux-fbgem"', "model 'two'.*unknown target"),
+        ("[[model]]", "[[modell]]", "unknown key 'modell'. Did you mean 'model'"),
+        ("torchscript = ", "torchscrip = ", "app: unknown key|app: runtime_size"),
+    ],
+)
+def test_what_is_wrong_is_named(write, old, new, told):
+    assert old in TWO
+    with pytest.raises(UsageError, match=told):
+        read_models(write(TWO.replace(old, new)), (), cache=None)
+
+
+def test_a_cycle_of_targets_is_named(write, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\ndescription = "x"\nextends = "{other}.toml"\n')
+    text = TWO.replace('targets = ["linux-x86_64-x86"]', 'targets = ["a.toml"]')
+    with pytest.raises(UsageError, match=r"extend each other in a cycle: a.toml -> b.toml -> a.toml"):
+        read_models(write(text), (), cache=None)
+
+
+def test_an_unsupported_scheme_keeps_its_code(write):
+    with pytest.raises(UnsupportedError, match="model 'two'"):
+        read_models(write(TWO.replace('schemes = ["fp32"]', 'schemes = ["mixed-int8"]')), (), cache=None)
+
+
+def test_no_file_and_no_models(write, tmp_path):
+    with pytest.raises(UsageError, match="no file"):
+        read_models(tmp_path / "nothing.toml", (), cache=None)
+    with pytest.raises(UsageError, match="has no models"):
+        read_models(write("model = []\n"), (), cache=None)

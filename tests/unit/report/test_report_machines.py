@@ -1,0 +1,139 @@
+"""JUnit, Markdown, annotations and JSON: whole whatever the names hold, and each failure in them once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeq.artifacts import BuildReport, DataFacts, Gate, Row
+from edgeq.errors import ExitCode
+from edgeq.project import ModelError, ModelResult, ProjectReport
+from edgeq.report.annotations import to_annotations
+from edgeq.report.as_json import project_json, to_json
+from edgeq.report.diff import diff, diff_json
+from edgeq.report.document import DOCUMENTS, schema_of
+from edgeq.report.junit import to_junit
+from edgeq.report.markdown import to_markdown
+
+
+def gate(text: str, outcome: str = "failed", code: ExitCode = ExitCode.SIZE) -> Gate:
+    return Gate(name=text, outcome=outcome, limit=text, measured=text, detail=text, exit_code=code)
+
+
+def project(row: Row, text: str = "size") -> ProjectReport:
+    gates = (gate(text), gate(text, "ok"), gate(text, "allowed"), gate(text, "unverified", ExitCode.VERIFICATION))
+    checked = dataclasses.replace(row.checked, gates=gates, warnings=(text,))
+    report = BuildReport(rows=(dataclasses.replace(row, checked=checked),), data=DataFacts())
+    error = ModelError(what=text, fix=text, exit_code=ExitCode.UNSUPPORTED)
+    models = (ModelResult(name="good", report=report), ModelResult(name=text, report=None, error=error))
+    return ProjectReport(models=models, app=(gate(text),))
+
+
+@pytest.fixture
+def report(row: Row) -> ProjectReport:
+    return project(row)
+
+
+def test_the_exit_code_is_the_lowest_of_all(report):
+    assert report.exit_code == ExitCode.UNSUPPORTED
+    assert dataclasses.replace(report, models=report.models[:1]).exit_code == ExitCode.SIZE
+    assert ProjectReport(models=(), app=(gate("x", "unverified", ExitCode.VERIFICATION),)).exit_code == 7
+
+
+def test_junit_counts_each_gate_once(report):
+    root = ElementTree.fromstring(to_junit(report))  # noqa: S314  # our own
+    assert {key: root.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "6",
+        "failures": "3",
+        "errors": "1",
+        "skipped": "1",
+    }
+    assert len(root.findall(".//failure")) == 3
+    assert [node.get("type") for node in root.iter("error")] == ["UNSUPPORTED"]
+
+
+def test_markdown_tells_what_failed(report):
+    text = to_markdown(report)
+    assert "1 of 1 targets failed, 1 of 2 models could not be built, the app as a whole failed (exit code 3)" in text
+    assert text.count("- failed:") == 2
+    assert text.count("- unverified:") == 1
+    assert text.count("- error:") == 1
+
+
+def test_annotations_have_a_line_for_each_failure_and_warning(report):
+    lines = to_annotations(report)
+    assert [line.partition(" ")[0] for line in lines].count("::error") == 4
+    assert [line.partition(" ")[0] for line in lines].count("::warning") == 1
+
+
+HOSTILE = st.text(
+    alphabet=st.one_of(st.characters(), st.sampled_from("|<>&\"'`\r\n:%,\0\x1b]")), min_size=1, max_size=30
+)
+
+
+@given(text=HOSTILE)
+def test_any_text_stays_in_its_place(text):
+    report = ProjectReport(
+        models=(ModelResult(name=text, report=None, error=ModelError(what=text, fix=text, exit_code=ExitCode.USAGE)),),
+        app=(gate(text),),
+    )
+    root = ElementTree.fromstring(to_junit(report).encode(errors="replace"))  # noqa: S314  # our own
+    assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("2", "1", "1")
+    lines = to_annotations(report)
+    assert len(lines) == 2
+    assert all("\n" not in line and "\r" not in line and line.startswith("::error title=") for line in lines)
+    table = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
+    assert {line.replace("\\|", "").count("|") for line in table} == {5}
+    json.dumps(project_json(report), allow_nan=False)
+
+
+def keys_in_schema(value: object, node: dict, root: dict, path: str = "") -> None:
+    """Assert that every key of a document is in its schema."""
+    options = [node, *node.get("anyOf", [])]
+    options = [root["$defs"][one["$ref"].rsplit("/", 1)[1]] if "$ref" in one else one for one in options]
+    if isinstance(value, dict):
+        known = next((one for one in options if "properties" in one or one.get("type") == "object"), None)
+        assert known is not None, path
+        for key, inner in value.items():
+            if "properties" in known:
+                assert key in known["properties"], f"{path}.{key}"
+                keys_in_schema(inner, known["properties"][key], root, f"{path}.{key}")
+    elif isinstance(value, list):
+        items = next((one["items"] for one in options if "items" in one), {})
+        for inner in value:
+            keys_in_schema(inner, items, root, f"{path}[]")
+
+
+def test_documents_are_what_their_schemas_say(report, row):
+    installed: dict = {"installed": []}
+    documents = {
+        "package": to_json(report.models[0].report) | installed,
+        "build": project_json(report) | installed,
+    }
+    for name, document in documents.items():
+        DOCUMENTS[name].model_validate(json.loads(json.dumps(document)))
+        schema = schema_of(name)
+        keys_in_schema(document, schema, schema)
+
+
+def test_a_difference_names_what_changed_and_nothing_else(row):
+    from edgeq.pipeline.pages import read_source
+
+    old = read_source(row.path)
+    assert diff(old, old).changes == ()
+    layers = (dataclasses.replace(row.layers[0], weight_bytes=45), dataclasses.replace(row.layers[1], name="tail"))
+    new = dataclasses.replace(old, row=dataclasses.replace(old.row, size_bytes=11_000, layers=layers))
+    found = diff(old, new)
+    assert [(one.section, one.name, one.told_old, one.told_new, one.delta) for one in found.changes] == [
+        ("size", "size_bytes", "10.0 kB", "11.0 kB", "+1.00 kB (+10.0%)"),
+        ("layers", "conv", "int8, 90 B, 900 MACs", "int8, 45 B, 900 MACs", ""),
+        ("layers", "head", "float, 10 B, 100 MACs", "-", ""),
+        ("layers", "tail", "-", "float, 10 B, 100 MACs", ""),
+    ]
+    DOCUMENTS["diff"].model_validate(diff_json(found))
+    assert json.dumps(diff_json(found), allow_nan=False)

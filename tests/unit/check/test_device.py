@@ -104,7 +104,13 @@ def test_no_emulation_no_gate():
 def drop_gate(limit_on, *runs):
     report = dataclasses.replace(verified(fidelity=fidelity(interval(0.1, -0.2, 0.3))), emulation=emulation(*runs))
     measured = Measured(
-        size_bytes=1, download_bytes=1, verified=report, limit_on=limit_on, host_arch="x86_64", target_arch="arm64"
+        size_bytes=1,
+        download_bytes=1,
+        verified=report,
+        limit_on=limit_on,
+        host_arch="x86_64",
+        target_arch="arm64",
+        target_platform="android",
     )
     return limit_gate("accuracy_drop", 0.5, measured)
 

@@ -225,7 +225,7 @@ def test_a_limit_option_that_is_none(text):
 
 
 def test_every_parameter_of_the_command_is_used():
-    runs = {"context", "dry_run", "as_json", "quiet", "config", "return"}
+    runs = {"context", "dry_run", "as_json", "quiet", "verbose", "config", "junit", "markdown", "github", "return"}
     assert set(package_command.package.__annotations__) - runs == set(package_command.KEYS)
     keys = {".".join(path) for path in package_command.KEYS.values()}
     tables = {name: Options.model_fields[name].annotation.model_fields for name in ("data", "qat", "device")}

@@ -61,6 +61,7 @@ def latency_gate(limit_ms, report):
             limit_on="interval",
             host_arch="x86_64",
             target_arch="arm64",
+            target_platform="android",
         ),
     )
 

@@ -55,7 +55,7 @@ class TargetFacts(_Strict):
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript"]
-    backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm"]
 
 
 class RuntimeRange(_Strict):
@@ -182,6 +182,9 @@ class GoldenFacts(_Strict):
     preprocessed: bool = Field(description="whether the inputs are already what the model takes")
     sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
     made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
+    made_by: Literal["graph"] | None = Field(
+        default=None, description="graph: the converted graph gave the outputs, the artifact was not run; null: it was"
+    )
 
 
 class QatFacts(_Strict):
@@ -230,11 +233,14 @@ class Manifest(_Strict):
     gates: tuple[GateVerdict, ...]
     accepted: bool = Field(description="whether every gate passed")
     accuracy: Accuracy | None
+    graph_accuracy: Accuracy | None = Field(
+        default=None, description="the converted graph against fp32, where the artifact was not run; null: it was"
+    )
     parity: ParityFacts | None
     golden: GoldenFacts
     emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
     not_emulated: str | None = Field(default=None, description="why, where the target has a device")
-    verified_on: str = Field(description="what ran the artifact, by architecture")
+    verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
     provenance: Provenance
 
     def model_post_init(self, _context: object) -> None:

@@ -14,6 +14,9 @@ from edgeq.scheme import SchemeName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+# delegates whose artifacts can be made here, and run elsewhere only
+_NOT_HERE = {"coreml": "Core ML runs on Apple's devices only"}
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +57,7 @@ class TargetProfile(_Strict):
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript"]
-    backend: Literal["xnnpack", "qnnpack", "x86", "fbgemm"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm"]
     schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
@@ -62,9 +65,14 @@ class TargetProfile(_Strict):
 
     def model_post_init(self, _context: object) -> None:
         """Check what a single field cannot."""
-        backends = {"executorch": ("xnnpack",), "torchscript": ("qnnpack", "x86", "fbgemm")}[self.runtime]
+        backends = {"executorch": ("xnnpack", "coreml"), "torchscript": ("qnnpack", "x86", "fbgemm")}[self.runtime]
         if self.backend not in backends:
             raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
+
+
+def why_not_run(backend: str) -> str:
+    """Return why no artifact of a backend can be run on this host or emulated on it; "" where it can."""
+    return _NOT_HERE.get(backend, "")
 
 
 def load_target(name_or_path: str) -> TargetProfile:

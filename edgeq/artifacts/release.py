@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Tuning, Weights
 from edgeq.artifacts.verdict import CheckReport, VerifyReport
@@ -69,6 +69,7 @@ class GoldenSet:
         preprocessed: whether `inputs` are already what the model takes.
         sqnr_floor_db: the least signal-to-difference ratio that a device's self-test may show.
         made_on: the CPU model that gave the outputs; None for the host.
+        made_by: what gave the outputs; None for the artifact.
     """
 
     inputs: tuple[Any, ...]
@@ -76,6 +77,7 @@ class GoldenSet:
     preprocessed: bool
     sqnr_floor_db: float
     made_on: str | None = None
+    made_by: Literal["graph"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

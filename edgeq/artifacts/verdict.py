@@ -216,6 +216,21 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphOnly:
+    """What stands in for the verdict on an artifact that nothing here can run: that on its converted graph.
+
+    Attributes:
+        why: why the artifact is not run, in words.
+        fidelity: the graph against fp32.
+        findings: what is wrong with the graph's outputs whatever the limits.
+    """
+
+    why: str
+    fidelity: Fidelity
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What running the artifact showed. None means that it could not be measured.
 
@@ -226,6 +241,7 @@ class VerifyReport:
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
         cost: instructions, counted; None where no gate needs them.
         flips: the predictions that changed against fp32; None where no output ranks classes.
+        graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
     """
 
     host: str
@@ -241,6 +257,7 @@ class VerifyReport:
     not_emulated: str = ""
     cost: Cost | None = None
     flips: Flips | None = None
+    graph_only: GraphOnly | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

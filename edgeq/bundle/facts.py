@@ -91,6 +91,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         gates=tuple(_gate(gate) for gate in item.checked.gates),
         accepted=item.checked.exit_code == ExitCode.OK,
         accuracy=_accuracy(verified.fidelity),
+        graph_accuracy=_accuracy(verified.graph_only.fidelity if verified.graph_only else None),
         parity=_parity(verified.parity),
         golden=_golden(item.golden),
         emulation=_emulation(verified.emulation),
@@ -227,6 +228,7 @@ def _golden(golden: GoldenSet) -> GoldenFacts:
         preprocessed=golden.preprocessed,
         sqnr_floor_db=measure(golden.sqnr_floor_db),
         made_on=golden.made_on,
+        made_by=golden.made_by,
     )
 
 

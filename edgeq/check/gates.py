@@ -12,6 +12,7 @@ from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.device import NAME as DEVICE
 from edgeq.check.device import device_gates
+from edgeq.check.graph import graph_gates
 from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
@@ -86,9 +87,11 @@ def check(
         target_arch=target.arch,
         target_platform=target.platform,
     )
+    unrun = verified.graph_only.why if verified.graph_only else ""
     gates = (
-        *((parity_gate(scheme, verified.parity),) if has_graph else ()),
+        *((parity_gate(scheme, verified.parity, unrun),) if has_graph else ()),
         outputs_gate(verified),
+        *graph_gates(verified),
         *device_gates(scheme, verified),
         *training_gates(tuning),
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
@@ -110,7 +113,7 @@ def check(
     return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 
-def parity_gate(scheme: str, parity: Parity | None) -> Gate:
+def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
     """Hold the artifact to its converted graph (exit code 7).
 
     Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
@@ -121,7 +124,7 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
     least = least_sqnr_db(scheme)
     limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
     if parity is None or parity.samples == 0:
-        return unverified("parity", limit, "the artifact was not compared with the converted graph")
+        return unverified("parity", limit, why or "the artifact was not compared with the converted graph")
     if parity.max_steps is not None and by_steps:
         passed = parity.max_steps <= MAX_STEPS
         measured = f"{parity.max_steps:.3g} steps"
@@ -148,8 +151,9 @@ def parity_gate(scheme: str, parity: Parity | None) -> Gate:
 def outputs_gate(verified: VerifyReport) -> Gate:
     """Fail on what is wrong with the outputs whatever the limits: NaN, Inf, constant, wrong shape (exit code 7)."""
     limit = "finite, of the stated shape, not constant"
-    if not verified.outputs and not verified.findings:
-        return unverified("outputs", limit, "the artifact was not run")
+    if verified.graph_only is not None or not (verified.outputs or verified.findings):
+        why = verified.graph_only.why if verified.graph_only else "the artifact was not run"
+        return unverified("outputs", limit, why)
     return Gate(
         name="outputs",
         outcome="failed" if verified.findings else "ok",

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.artifacts import Gate, Interval, LatencyPrediction, VerifyReport
+from edgeq.artifacts import Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
 from edgeq.check.accuracy import why_worthless
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
@@ -45,7 +45,7 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     What could not be measured, or not on the target's architecture, or is a phone's, is `unverified` (exit code 7).
     """
     kind = LIMITS[name]
-    value, note = _value(name, measured)
+    value, note = _value(name, limit, measured)
     if value is None:
         return unverified(name, f"<= {format_quantity(limit, kind.dimension)}", note)
     gate = at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
@@ -53,22 +53,34 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     return dataclasses.replace(gate, measured=f"predicted {gate.measured}") if is_predicted else gate
 
 
-def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
+def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | None, str]:
     """Return the value that counts and a remark, or None and why there is none."""
     if name == "size":
         return measured.size_bytes, ""
     if name == "download":
         return measured.download_bytes, ""
     if name == "accuracy_drop":
-        return _drop(measured)
+        return _drop(measured, limit)
     if LIMITS[name].measured_by == "release":
         return None, "measured against the shipped model, by `edgeq ota release`"
     return _timed(name, measured)
 
 
-def _drop(measured: Measured) -> tuple[float | None, str]:
+def _drop(measured: Measured, limit: float) -> tuple[float | None, str]:
+    """Return the drop that counts; the converted graph's can only fail an artifact that was not run."""
+    only = measured.verified.graph_only
+    if only is None:
+        return _drop_of(measured.verified.fidelity, measured)
+    value, note = _drop_of(only.fidelity, measured)
+    if value is None:
+        return None, f"{only.why}; {note}"
+    if value <= limit:
+        return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
+    return value, f"of the converted graph, {note}"
+
+
+def _drop_of(fidelity: Fidelity | None, measured: Measured) -> tuple[float | None, str]:
     """Return the drop on all evaluation data, or on a device's kernels where those score otherwise and worse."""
-    fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
     why = why_worthless(fidelity)
@@ -101,7 +113,8 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     }
     value, note = values[name]
     if value is None:
-        return None, "the host's run did not give one"
+        only = verified.graph_only
+        return None, only.why if only else "the host's run did not give one"
     what = "memory" if name == "peak_memory" else "a time"
     if _arch(host) != _arch(measured.target_arch):
         return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"

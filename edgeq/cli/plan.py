@@ -92,10 +92,13 @@ def _shared(job: Job) -> _Steps:
 
 
 def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
+    from edgeq.target import why_not_run
+
     job = wanted.job
     apps = [str(app) for app, names in match_apps(wanted).items() if target.name in names]
     model = job.name or "<model>"
-    verify = f"on this host, {job.data.metric or 'top-1'}" if job.data.evaluation else "on this host, against fp32"
+    where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"
+    verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
     return [
         *_quantize(job, target, scheme),
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.runtimes[0]} and newer"),

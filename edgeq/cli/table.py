@@ -80,7 +80,8 @@ def _table(rows: Sequence[Row]) -> RenderableType:
     many = len({row.model for row in rows}) > 1
     # ASCII-safe rules and no colours needed: the words alone carry the meaning
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    heads = ["target", "scheme", "size", "download", "accuracy" if _labelled(rows) else "fidelity", "agreement"]
+    labelled = any(words.is_labelled(row) for row in rows)
+    heads = ["target", "scheme", "size", "download", "accuracy" if labelled else "fidelity", "agreement"]
     emulated = any(words.device(row) != "-" for row in rows)
     heads += ["int8 MACs", *(["on the device"] if emulated else []), "latency p50 / p90", "verdict"]
     for head in [*(["model"] if many else []), *heads]:
@@ -91,10 +92,6 @@ def _table(rows: Sequence[Row]) -> RenderableType:
         cells += [*([words.device(row)] if emulated else []), words.latency(row)]
         table.add_row(*([row.model] if many else []), *cells, _verdict(row))
     return table
-
-
-def _labelled(rows: Sequence[Row]) -> bool:
-    return any(row.verified.fidelity is not None and row.verified.fidelity.metric for row in rows)
 
 
 def _block(row: Row, width: int) -> RenderableType:

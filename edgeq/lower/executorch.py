@@ -1,4 +1,4 @@
-"""ExecuTorch lowering: export, XNNPACK partitioner, `.pte`."""
+"""ExecuTorch lowering: export, the backend's partitioner, `.pte`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
+from edgeq.lower.delegates import DELEGATES
 from edgeq.lower.macs import delegated_share, graph_layer
-from edgeq.lower.patterns import needed_patterns
 from edgeq.lower.spec import LowerSpec
 
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
@@ -20,7 +20,7 @@ _QUIET_LOGGERS = ("executorch", "torchao", "torch.export", "root")
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
-    """Lower to a `.pte` for the XNNPACK delegate.
+    """Lower to a `.pte` for the backend's delegate.
 
     Raises:
         UnsupportedError: ExecuTorch cannot express the model.
@@ -43,7 +43,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         runtime="executorch",
         runtime_version=importlib.metadata.version("executorch"),
         bytecode_version=None,
-        passes=("to_edge_transform_and_lower", "XnnpackPartitioner", "to_executorch"),
+        passes=("to_edge_transform_and_lower", DELEGATES[spec.backend].title, "to_executorch"),
         operators=tuple(sorted({_operator_name(op) for op in plan.operators})),
         undelegated=undelegated,
         layers=layers,
@@ -59,17 +59,17 @@ def _operator_name(operator: Any) -> str:
 
 def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    delegate = DELEGATES[spec.backend]
     try:
         with _quiet():
             program = quantized.exported
             if program is None:
                 inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                 program = torch.export.export(quantized.graph, inputs)
-            with needed_patterns(program):
-                return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            with delegate.around(program):
+                return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
     except Exception as err:  # torch.export and the passes raise many types
         what = f"ExecuTorch cannot lower this model: {first_line(err)}"
         raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err

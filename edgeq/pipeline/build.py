@@ -102,8 +102,10 @@ def build(job: Job, progress: Progress) -> BuildReport:
 def check_job(job: Job) -> None:
     """Check before a long run what would end it; raises what the steps would."""
     from edgeq.check.gates import validate_options
+    from edgeq.lower.delegates import check_delegates
 
     validate_options(job.gates, job.targets)
+    check_delegates(tuple(target.backend for target in job.targets))
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
 

@@ -15,6 +15,7 @@ from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
 from edgeq.samples import Batch
 from edgeq.scheme import NEEDS_TRAINING
+from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QatSpec
@@ -89,6 +90,7 @@ class Producer:
         from edgeq.lower import lower
         from edgeq.lower.spec import LowerSpec
         from edgeq.verify.run import VerifySpec, verify
+        from edgeq.verify.unrun import judge_graph
 
         prepared = self._prepared
         folder = self._folder / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
@@ -124,7 +126,8 @@ class Producer:
             label=label,
             observe=kept,
         )
-        verified, golden = verify(spec, runtime)
+        only = why_not_run(recipe.backend)
+        verified, golden = judge_graph(spec, why=only) if only else verify(spec, runtime)
         return Product(
             lowered=lowered,
             verified=verified,

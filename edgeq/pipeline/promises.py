@@ -121,6 +121,11 @@ def not_run_gate(err: EdgeqError) -> Gate:
     return Gate(name="run", outcome="failed", limit="", measured="", detail=err.what, exit_code=err.exit_code)
 
 
+def elsewhere_gate(why: str) -> Gate:
+    """Say that nothing here can run the artifact (exit code 7, unless --allow-unmeasured names it)."""
+    return unverified("outputs", "those of the golden samples", why)
+
+
 def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) -> Gate:
     """Hold dtypes and shapes of inputs and outputs, as the artifact has them, to the manifest's (exit code 7)."""
     expected = (signature(manifest.inputs), signature(manifest.outputs))

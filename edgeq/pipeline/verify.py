@@ -18,6 +18,7 @@ from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evalua
 from edgeq.pipeline.golden import golden_dataset, run_golden
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
 from edgeq.samples import Dataset
+from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -115,7 +116,7 @@ def verify_bundle(
     verdicts = (
         promises.files_gate(bundle),
         *promises.packaged_gates(bundle.manifest),
-        *seen.gates,
+        *(_settled(gate, gates) for gate in seen.gates),
         *_limit_gates(bundle, seen.verified, download_bytes, gates),
     )
     return BundleVerification(
@@ -142,9 +143,12 @@ def _run(
     from edgeq.pipeline.verify_device import on_device
     from edgeq.verify.golden import golden_set
     from edgeq.verify.rows import of_sample
-    from edgeq.verify.run import verify
+    from edgeq.verify.run import host_arch, verify
 
     manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
+    why = why_not_run(manifest.target.backend)
+    if why:
+        return _Seen(gates=(promises.elsewhere_gate(why),), verified=_nothing_seen("nothing"))
     try:
         verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
         golden_runs = run_golden(manifest, samples, runtime)
@@ -153,7 +157,7 @@ def _run(
         takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
         device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
     except (VerificationError, UnsupportedError) as err:
-        return _Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen())
+        return _Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen(f"host {host_arch()}"))
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in golden_runs]
     measured = golden_set(taken, (), scheme=manifest.scheme)
     golden_gate, compared = promises.golden_gate(golden, measured)
@@ -188,11 +192,9 @@ def _loaded(bundle: Bundle, runtime: HostRuntime) -> Loaded:
     return runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
 
 
-def _nothing_seen() -> VerifyReport:
-    from edgeq.verify.run import host_arch
-
+def _nothing_seen(host: str) -> VerifyReport:
     return VerifyReport(
-        host=f"host {host_arch()}",
+        host=host,
         parity=None,
         fidelity=None,
         timing=None,
@@ -295,7 +297,7 @@ def _remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
     from edgeq.verify.run import host_arch
 
     said = []
-    if verified.emulation is not None and verified.emulation.runs:
+    if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
         pass
     elif manifest.target.platform in ("android", "ios"):
         said.append(f"run on the host's kernels ({host_arch()}), not the phone's")

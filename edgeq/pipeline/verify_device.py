@@ -16,6 +16,7 @@ from edgeq.pipeline.evaluation import Evaluation, input_specs
 from edgeq.pipeline.promises import golden_gate
 from edgeq.profiles import profile_files
 from edgeq.samples import Batch, Dataset, batch_size, batches
+from edgeq.target import load_target, why_not_run
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -58,6 +59,9 @@ def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progres
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}, and the emulator runs ARM64 kernels"
         raise UnsupportedError(what, "verify on this host: leave --on emulator out")
+    why = why_not_run(target.backend)
+    if why:
+        raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "leave --on emulator out")
     versions = (manifest.runtime.oldest_in_field,)
     found = machines(target.runtime, versions, options.cpu or _cpus(manifest), progress)
     if not found:
@@ -67,8 +71,6 @@ def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progres
 
 
 def _cpus(manifest: Manifest) -> tuple[str, ...]:
-    from edgeq.target import load_target
-
     if manifest.emulation is not None:
         return tuple(dict.fromkeys(run.cpu for run in manifest.emulation.runs))
     name = manifest.target.name

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeq.artifacts import Emulation, Fidelity, LatencyPrediction, Outcome, Parity, Timing, Weights
+from edgeq.artifacts import Emulation, Fidelity, GraphOnly, LatencyPrediction, Outcome, Parity, Timing, Weights
 
 
 class _Document(BaseModel):
@@ -58,6 +58,7 @@ class VerifiedDocument(_Document):
     flips: FlipsDocument | None
     emulation: Emulation | None
     not_emulated: str | None
+    graph_only: GraphOnly | None = Field(description="the converted graph's verdict, where the artifact was not run")
     cost: CostDocument | None = Field(description="null where no gate needs it")
 
 

@@ -27,12 +27,25 @@ def download(row: Row) -> str:
 
 def accuracy_head(row: Row) -> str:
     """Return what `accuracy(row)` is a figure of."""
-    return "accuracy" if row.verified.fidelity is not None and row.verified.fidelity.metric else "fidelity"
+    return "accuracy" if is_labelled(row) else "fidelity"
+
+
+def is_labelled(row: Row) -> bool:
+    """Whether the row has a score, if only the converted graph's."""
+    only = row.verified.graph_only
+    fidelity = only.fidelity if only else row.verified.fidelity
+    return fidelity is not None and bool(fidelity.metric)
 
 
 def accuracy(row: Row) -> str:
     """Return artifact against fp32 with the drop's interval; the SQNR where there are no labels."""
-    fidelity = row.verified.fidelity
+    only = row.verified.graph_only
+    if only is not None:
+        return f"{MISSING}\nits graph: {_told(only.fidelity)}"
+    return _told(row.verified.fidelity)
+
+
+def _told(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return MISSING
     if fidelity.score is None:

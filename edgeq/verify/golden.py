@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ def golden_set(
     *,
     scheme: str,
     made_on: str | None = None,
+    made_by: Literal["graph"] | None = None,
 ) -> GoldenSet:
     """Stack a few samples as an app has them, before preprocessing, with the artifact's outputs.
 
@@ -34,6 +35,7 @@ def golden_set(
         output_steps: quantization steps of the outputs, where known.
         scheme: the quantization scheme.
         made_on: the CPU model whose kernels gave the outputs; None for the host.
+        made_by: what gave the outputs, the converted graph; None for the artifact.
     """
     samples = _within_budget(samples)
     raw = [sample.raw for sample, _ in samples]
@@ -48,6 +50,7 @@ def golden_set(
         preprocessed=preprocessed,
         sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
         made_on=made_on,
+        made_by=made_by,
     )
 
 

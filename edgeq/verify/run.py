@@ -75,7 +75,7 @@ class VerifySpec:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """What is gathered while the samples run."""
 
     parity: ParityTally = field(default_factory=ParityTally)
@@ -105,12 +105,12 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     """
     lowered = spec.lowered
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
-    tally = _Tally()
+    tally = Tally()
     first: Batch | None = None
     with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
         for batch in batches(spec.samples, spec.inputs):
             first = first or batch
-            _compare(spec, tally, batch, runtime.run(batch.inputs))
+            compare(spec, tally, batch, runtime.run(batch.inputs))
             task.advance(batch.rows)
     if first is None:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
@@ -132,13 +132,13 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     report = VerifyReport(
         host=f"host {host_arch()}",
         parity=tally.parity.result(spec.graph) if spec.graph else None,
-        fidelity=_fidelity(spec, tally),
+        fidelity=fidelity_of(spec, tally),
         timing=timing,
         kernels=kernels,
         peak_memory_bytes=peak,
         load_ms=loaded.load_ms,
         outputs=tally.shapes,
-        findings=_findings(spec, tally),
+        findings=findings_of(spec, tally),
         flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
@@ -159,7 +159,8 @@ def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelSha
     return kernel_share(spec.lowered.runtime, names, spec.lowered.layers)
 
 
-def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) -> None:
+def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
+    """Take in a batch with its outputs: against the graph and fp32, where `spec` has them, and the labels."""
     if not tally.shapes:
         tally.shapes = tuple(
             TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
@@ -184,7 +185,7 @@ def _compare(spec: VerifySpec, tally: _Tally, batch: Batch, outputs: Outputs) ->
         tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
 
 
-def _look(tally: _Tally, batch: Batch, outputs: Outputs) -> None:
+def _look(tally: Tally, batch: Batch, outputs: Outputs) -> None:
     """Note outputs that are wrong whatever the limits."""
     for index, array in enumerate(outputs):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -194,7 +195,7 @@ def _look(tally: _Tally, batch: Batch, outputs: Outputs) -> None:
         tally.digests.update(sample.digest for sample in batch.samples)
 
 
-def _probe(tally: _Tally, batch: Batch, runtime: HostRuntime) -> None:
+def _probe(tally: Tally, batch: Batch, runtime: HostRuntime) -> None:
     """Where all samples are one and the same, try another input, lest a dead model go unnoticed."""
     inputs = another_input(batch)
     if inputs is not None:
@@ -204,7 +205,7 @@ def _probe(tally: _Tally, batch: Batch, runtime: HostRuntime) -> None:
         tally.findings[f"{what} give --input its range of values, or --eval-data"] = None
 
 
-def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
+def _same_shapes(tally: Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
     left, right = ([array.shape for array in side] for side in (expected, measured))
     if left == right:
         return True
@@ -212,7 +213,7 @@ def _same_shapes(tally: _Tally, expected: Outputs, measured: Outputs, of: str) -
     return False
 
 
-def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
+def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
     score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
     if score is None:
         return
@@ -223,7 +224,8 @@ def _score(spec: VerifySpec, tally: _Tally, batch: Batch, reference: Outputs | N
         tally.fp32_scores += batch_scores(score, batch, reference)
 
 
-def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
+def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
+    """Return what was taken in, against fp32."""
     sums = tally.fidelity
     has_fp32 = sums.elements > 0
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
@@ -242,7 +244,8 @@ def _fidelity(spec: VerifySpec, tally: _Tally) -> Fidelity:
     )
 
 
-def _findings(spec: VerifySpec, tally: _Tally) -> tuple[str, ...]:
+def findings_of(spec: VerifySpec, tally: Tally) -> tuple[str, ...]:
+    """Return what is wrong with the outputs whatever the limits."""
     findings = list(tally.findings)
     if not findings:
         findings += _constants(tally)
@@ -251,7 +254,7 @@ def _findings(spec: VerifySpec, tally: _Tally) -> tuple[str, ...]:
     return tuple(findings)
 
 
-def _constants(tally: _Tally) -> list[str]:
+def _constants(tally: Tally) -> list[str]:
     """Name outputs that do not follow the input. One of several may be constant by design, if fp32's is too."""
     varied = tally.measured.varied
     if not any(varied):

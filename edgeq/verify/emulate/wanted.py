@@ -15,12 +15,18 @@ OPTED_OUT = "not run on the device's kernels: --on host"
 
 def has_device(target: TargetProfile) -> bool:
     """Whether there are ARM64 CPU models that stand for the target's devices."""
-    return target.arch == "arm64" and bool(target.device.cpu)
+    return _can_be_emulated(target) and bool(target.device.cpu)
+
+
+def _can_be_emulated(target: TargetProfile) -> bool:
+    from edgeq.target import why_not_run
+
+    return target.arch == "arm64" and not why_not_run(target.backend)
 
 
 def wants_emulation(target: TargetProfile, options: DeviceOptions) -> bool:
     """Whether a target is to be run on its device's kernels."""
-    return options.on == "emulator" and (has_device(target) or bool(options.cpu and target.arch == "arm64"))
+    return options.on == "emulator" and (has_device(target) or bool(options.cpu and _can_be_emulated(target)))
 
 
 def not_emulated(target: TargetProfile, options: DeviceOptions) -> str:
@@ -55,11 +61,11 @@ def check_options(options: DeviceOptions, targets: tuple[TargetProfile, ...]) ->
     """Refuse options that concern no target.
 
     Raises:
-        UsageError: --cpu without a target for ARM64, or with --on host.
+        UsageError: --cpu without a target that can be emulated, or with --on host.
     """
     if not options.cpu:
         return
     if options.on == "host":
         raise UsageError("--cpu names what is emulated, and --on host emulates nothing", "leave one of them out")
-    if not any(target.arch == "arm64" for target in targets):
-        raise UsageError("--cpu is for targets on ARM64, and none is given", "leave --cpu out")
+    if not any(_can_be_emulated(target) for target in targets):
+        raise UsageError("--cpu is for targets whose ARM64 kernels run here, and none is given", "leave --cpu out")

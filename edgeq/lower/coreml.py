@@ -1,0 +1,127 @@
+"""Core ML's part of an ExecuTorch lowering: its compile options, and packages that come out the same every time.
+
+coremltools writes the day, random identifiers and unordered maps into what it makes. Equal inputs must give equal
+bytes, so each package is put in order before ExecuTorch takes it up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeq._io import canonical_json, sha256_bytes, sha256_file
+from edgeq._replace import replaced
+from edgeq.errors import EnvironmentProblem
+
+_PACKAGE = "model.mlpackage"
+_MANIFEST = "Manifest.json"
+_SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
+_WITH_BARS = ("frontend.torch.ops", "mil.passes.pass_pipeline")
+_DAY = "com.github.apple.coremltools.conversion_date"
+
+
+def check_coreml() -> None:
+    """Find out before a long run whether Core ML models can be made here.
+
+    Raises:
+        EnvironmentProblem: coremltools is not installed.
+    """
+    if importlib.util.find_spec("coremltools") is None:
+        what = "coremltools is missing: it makes Core ML models, for targets with the backend coreml"
+        fix = "executorch brings it on Linux x86_64 and on macOS: package there, with `pip install coremltools==9.0`"
+        raise EnvironmentProblem(what, fix)
+
+
+def partitioner(scheme: str) -> Any:
+    """Return Core ML's partitioner, for iOS 17 and newer and all compute units.
+
+    iOS 17 is what ExecuTorch's Swift package asks for. Core ML computes in half precision, but for fp32.
+    """
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    precision = coremltools.precision.FLOAT32 if scheme == "fp32" else coremltools.precision.FLOAT16
+    specs = CoreMLBackend.generate_compile_specs(
+        compute_unit=coremltools.ComputeUnit.ALL,
+        minimum_deployment_target=coremltools.target.iOS17,
+        compute_precision=precision,
+    )
+    return CoreMLPartitioner(compile_specs=specs)
+
+
+@contextlib.contextmanager
+def repeatable(_program: Any) -> Iterator[None]:
+    """Let equal inputs give equal bytes in the block, without the libraries' own log and progress bars."""
+    with replaced(logging.getLogger("coremltools"), "disabled", True):
+        from executorch.backends.apple.coreml.compiler import coreml_preprocess
+        from executorch.backends.apple.coreml.partition import coreml_partitioner
+
+        library = coreml_preprocess.executorchcoreml
+        flatten = library.flatten_directory_contents
+
+        def ordered(folder: str) -> Any:
+            _put_in_order(Path(folder))
+            return flatten(folder)
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(library, "flatten_directory_contents", ordered))
+            for module in (coreml_preprocess, coreml_partitioner):
+                stack.enter_context(replaced(module.logger, "disabled", True))
+            for name in _WITH_BARS:
+                stack.enter_context(_without_bars(importlib.import_module(f"coremltools.converters.mil.{name}")))
+            yield
+
+
+@contextlib.contextmanager
+def _without_bars(module: Any) -> Iterator[None]:
+    name = "tqdm" if hasattr(module, "tqdm") else "_tqdm"
+    with replaced(module, name, functools.partial(getattr(module, name), disable=True)):
+        yield
+
+
+def _put_in_order(folder: Path) -> None:
+    """Rewrite what coremltools saved without the day and without random names.
+
+    Args:
+        folder: it holds the package and ExecuTorch's `metadata.json`, whose identifier is the name under which a
+            device keeps the compiled model: it follows from the content.
+    """
+    package = folder / _PACKAGE
+    _write_specification(package / _SPECIFICATION)
+    files = sorted(path for path in package.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    content = {str(path.relative_to(package)): sha256_file(path) for path in files}
+    _write_manifest(package / _MANIFEST)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["identifier"] = f"executorch_{_name(sha256_bytes(canonical_json(content)))}"
+    (folder / "metadata.json").write_text(json.dumps(metadata, sort_keys=True))
+
+
+def _write_specification(path: Path) -> None:
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString(path.read_bytes())
+    model.description.metadata.userDefined.pop(_DAY, None)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _write_manifest(path: Path) -> None:
+    """Name the package's entries by what they are."""
+    manifest = json.loads(path.read_text())
+    names = {old: _name(entry["path"]) for old, entry in manifest["itemInfoEntries"].items()}
+    manifest["itemInfoEntries"] = {names[old]: entry for old, entry in manifest["itemInfoEntries"].items()}
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    path.write_text(json.dumps(manifest, sort_keys=True))
+
+
+def _name(text: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, text))

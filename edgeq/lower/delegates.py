@@ -1,0 +1,57 @@
+"""The delegates of ExecuTorch programs, by the backend's name in target profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.lower import coreml
+from edgeq.lower.patterns import needed_patterns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delegate:
+    """What a backend brings to a lowering.
+
+    Attributes:
+        title: of its partitioner, for the manifest.
+        partitioner: makes it for a scheme, compile options included.
+        around: what holds while a program is lowered.
+        check: raises before a long run where something is missing here.
+    """
+
+    title: str
+    partitioner: Callable[[str], Any]
+    around: Callable[[Any], AbstractContextManager[None]]
+    check: Callable[[], None]
+
+
+def _xnnpack(_scheme: str) -> Any:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _nothing() -> None:
+    """XNNPACK comes with ExecuTorch."""
+
+
+DELEGATES: dict[str, Delegate] = {
+    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=needed_patterns, check=_nothing),
+    "coreml": Delegate(
+        title="CoreMLPartitioner", partitioner=coreml.partitioner, around=coreml.repeatable, check=coreml.check_coreml
+    ),
+}
+
+
+def check_delegates(backends: tuple[str, ...]) -> None:
+    """Find out before a long run whether all these backends can be lowered for here.
+
+    Raises:
+        EnvironmentProblem: a library is missing.
+    """
+    for backend in backends:
+        if backend in DELEGATES:
+            DELEGATES[backend].check()

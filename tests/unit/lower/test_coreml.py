@@ -1,0 +1,81 @@
+"""Lowering to Core ML: what is delegated, in which precision, and that equal inputs give equal bytes."""
+
+from __future__ import annotations
+
+import pytest
+from small_models import Silent, dataset, forward, lowered, quantized, small_net
+
+from edgeq.artifacts import QuantizedModel
+from edgeq.errors import EnvironmentProblem, ExitCode
+from edgeq.lower import coreml
+from edgeq.lower.delegates import check_delegates
+from edgeq.verify.run import VerifySpec
+from edgeq.verify.unrun import judge_graph
+
+
+@pytest.fixture(scope="module")
+def half() -> QuantizedModel:
+    return quantized(small_net(), "executorch", "fp16", backend="coreml")
+
+
+@pytest.mark.slow
+def test_a_half_precision_program_is_delegated_whole_and_repeats_byte_for_byte(half, tmp_path, capfd):
+    first, again = (
+        lowered(half, small_net().inputs, tmp_path / name, "executorch", backend="coreml")
+        for name in ("first", "again")
+    )
+    data = first.path.read_bytes()
+    assert again.path.read_bytes() == data
+    assert b"CoreMLBackend" in data
+    assert b"conversion_date" not in data
+    assert (first.delegated_macs, first.delegate_calls, first.undelegated) == (1.0, 1, ())
+    assert [dtype for dtype, _ in first.stored] == ["float16"]
+    assert "CoreMLPartitioner" in first.passes
+    assert "MIL" not in capfd.readouterr().err  # coremltools draws bars of its own
+
+
+@pytest.mark.slow
+def test_precision_follows_the_scheme():
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+
+    for scheme, precision in (("fp16", "float16"), ("fp32", "float32")):
+        specs = coreml.partitioner(scheme).delegation_spec.compile_specs
+        assert CoreMLBackend.model_compute_precision_from_compile_specs(specs).value == precision
+
+
+def test_without_coremltools_it_ends_before_anything_is_done(monkeypatch):
+    monkeypatch.setattr(coreml.importlib.util, "find_spec", lambda _name: None)
+    check_delegates(("xnnpack", "qnnpack"))
+    with pytest.raises(EnvironmentProblem) as raised:
+        check_delegates(("xnnpack", "coreml"))
+    assert raised.value.exit_code == ExitCode.ENVIRONMENT
+    assert "pip install coremltools" in raised.value.fix
+
+
+@pytest.mark.slow
+def test_the_graph_is_judged_and_nothing_is_said_of_the_artifact(half):
+    model = small_net()
+    spec = VerifySpec(
+        lowered=None,  # type: ignore[arg-type]  # nothing may look at it
+        inputs=model.inputs,
+        graph=forward(half.graph),
+        fp32=forward(model.model),
+        output_steps=half.output_steps,
+        samples=dataset(model.inputs, labels=[0, 1, 2, 3, 4, 0, 1, 2]),
+        is_evaluation=True,
+        metric=None,
+        metric_name="top1",
+        scheme="fp16",
+        backend="coreml",
+        threads=1,
+        progress=Silent(),
+        label="small",
+    )
+    report, golden = judge_graph(spec, why="elsewhere")
+    measured = (report.parity, report.fidelity, report.timing, report.kernels, report.load_ms, report.flips)
+    assert measured == (None,) * 6
+    assert [(out.dtype, out.shape) for out in report.outputs] == [("float32", (1, 5))]
+    assert report.graph_only is not None
+    assert report.graph_only.findings == ()
+    assert 40 < report.graph_only.fidelity.sqnr_db < 100  # half precision: near fp32, and not fp32 itself
+    assert (golden.made_by, golden.made_on, len(golden.outputs[0])) == ("graph", None, 4)

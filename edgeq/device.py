@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.counts import Counts
 from edgeq.errors import UsageError
+from edgeq.job import GateOptions
 from edgeq.latency import PUBLISHED_FIT, CostModel, Prediction, Speed, predict
 from edgeq.profiles import device_files
-from edgeq.target import explain, find_file, read_toml
+from edgeq.target import TargetProfile, explain, find_file, read_toml
 
 
 class Fitted(BaseModel):
@@ -84,3 +86,27 @@ def load_device(name_or_path: str) -> DeviceProfile:
 def devices_with_core(core: str) -> tuple[str, ...]:
     """Return the shipped devices that have this core, by name."""
     return tuple(name for name in device_files() if load_device(name).core == core)
+
+
+def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+    """Refuse, before a long run, what cannot be counted or predicted.
+
+    Raises:
+        UsageError: --shipped is no bundle, an unknown --device, one without --limit-on predicted, or the reverse, or
+            a target that asks for more threads than the device has.
+    """
+    if options.latency_on == "predicted" and options.device is None:
+        what = "--limit-on predicted needs the device to predict for"
+        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
+    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
+        what = "--limit-on predicted is for a limit on latency, and none is given"
+        raise UsageError(what, "add --limit latency=40ms")
+    if options.device is not None:
+        if options.latency_on != "predicted":
+            raise UsageError("--device is for --limit-on predicted", "add it, or leave --device out")
+        profile = load_device(options.device)
+        for target in targets:
+            profile.check_threads(target.device.threads)
+    if options.shipped is not None and not (options.shipped / "manifest.json").is_file():
+        what = f"no bundle at {options.shipped}, which --shipped names: expected a folder with manifest.json"
+        raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")

@@ -84,7 +84,7 @@ class QatOptions:
         data: where its samples come from; None for the source of the calibration data.
         train: file.py:function, the user's own loop; None to distil from the float model.
         lr: the learning rate, relative to the size of each tensor's values.
-        num_samples: the most samples that are taken.
+        samples: the most samples that are taken.
     """
 
     data: str | None = None
@@ -92,7 +92,7 @@ class QatOptions:
     epochs: int = 8
     lr: float = 2e-3
     batch: int = 32
-    num_samples: int = 2048
+    samples: int = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from edgeq.counts import Counts
 
-# of a normal distribution, the 95th percentile: the interval holds nine in ten
-_QUANTILE = 1.645
+# Student's t for a 95% interval with seven degrees of freedom: the fit saw eight groups of devices
+QUANTILE = 2.365
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ FITTED_MS = (12.0, 170.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted latency in ms, and the interval that nine in ten measurements should lie in.
+    """A predicted latency in ms, and its 95% interval.
 
     Attributes:
         extrapolated: whether the estimate lies outside what the model was fitted on, `FITTED_MS`.
@@ -97,7 +97,7 @@ def predict(
     """
     slots, lines = _terms(counts, speed, threads)
     estimate = correction * (model.slot_cycles * slots + model.line_cycles * lines)
-    factor = math.exp(_QUANTILE * model.spread)
+    factor = math.exp(QUANTILE * model.spread)
     return Prediction(
         estimate_ms=estimate,
         low_ms=estimate / factor,
@@ -115,7 +115,7 @@ def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
 def fit(rows: Sequence[Observation]) -> CostModel:
     """Return the constants with the least squares of the relative errors, neither below zero.
 
-    The spread is that of each group predicted by the others; infinite where there is one group only.
+    The spread is that of each group predicted by the others; infinite where these cannot tell.
 
     Raises:
         ValueError: no rows.
@@ -123,9 +123,15 @@ def fit(rows: Sequence[Observation]) -> CostModel:
     if not rows:
         raise ValueError("nothing to fit")
     slot, line = _least_squares(rows)
-    errors = [math.log(row.latency_ms / left_out) for row, left_out in zip(rows, leave_one_out(rows), strict=True)]
-    spread = math.sqrt(sum(error * error for error in errors) / len(errors)) if len(groups(rows)) > 1 else math.inf
-    return CostModel(slot_cycles=slot, line_cycles=line, spread=spread)
+    return CostModel(slot_cycles=slot, line_cycles=line, spread=_spread(rows))
+
+
+def _spread(rows: Sequence[Observation]) -> float:
+    predicted = leave_one_out(rows)
+    if len(groups(rows)) < 2 or min(predicted) <= 0:
+        return math.inf
+    errors = [math.log(row.latency_ms / value) for row, value in zip(rows, predicted, strict=True)]
+    return math.sqrt(sum(error * error for error in errors) / len(errors))
 
 
 def groups(rows: Iterable[Observation]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +27,8 @@ REPORT_NAMES = ("report.json", "report.html")
 MAX_MANIFEST_BYTES = 4_000_000
 
 # Names become folders and files in apps, on update servers and on devices
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$")]
+_SLUG = r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$"
+Slug = Annotated[str, Field(pattern=_SLUG)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
@@ -248,6 +250,17 @@ class Manifest(_Strict):
     def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
         """Return the entry of the artifact or of the golden file."""
         return next(entry for entry in self.files if entry.role == role)
+
+
+def check_slug(text: str, what: str) -> None:
+    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+
+    Raises:
+        UsageError: with the characters that it may have.
+    """
+    if re.fullmatch(_SLUG, text) is None:
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
 
 
 def manifest_schema() -> dict[str, Any]:

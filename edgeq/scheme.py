@@ -22,15 +22,18 @@ NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")
 
-LimitName = Literal["size", "download", "accuracy_drop", "latency", "peak_memory", "load"]
+LimitName = Literal[
+    "size", "download", "accuracy_drop", "latency", "peak_memory", "load", "delta", "flips", "class_drop"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitKind:
-    """What a limit is measured in, and the exit code of a run that breaks it."""
+    """What a limit is measured in, the exit code of a run that breaks it, and the command that measures it."""
 
     dimension: Dimension
     exit_code: ExitCode
+    measured_by: Literal["package", "release"] = "package"
 
 
 LIMITS: dict[LimitName, LimitKind] = {
@@ -40,11 +43,14 @@ LIMITS: dict[LimitName, LimitKind] = {
     "latency": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
     "peak_memory": LimitKind(dimension="bytes", exit_code=ExitCode.LATENCY),
     "load": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
+    "delta": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE, measured_by="release"),
+    "flips": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, measured_by="release"),
+    "class_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY, measured_by="release"),
 }
 
 
 def parse_limit(text: str) -> tuple[LimitName, float]:
-    """Parse `size=5MB` into its name and its value in the base unit (bytes, ms or percentage points).
+    """Parse `size=5MB` into its name and its value in the base unit (bytes, ms, percentage points or percent).
 
     Raises:
         UsageError: no "=", an unknown name, or a value of another dimension.

@@ -12,7 +12,7 @@ from typing import Literal
 
 from edgeq.errors import UsageError, nearest
 
-Dimension = Literal["bytes", "ms", "pp"]
+Dimension = Literal["bytes", "ms", "pp", "%"]
 
 _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "bytes": {
@@ -27,13 +27,14 @@ _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     },
     "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
     "pp": {"pp": Decimal(1), "%": Decimal(1)},
+    "%": {"%": Decimal(1)},
 }
-_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp"}
+_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp", "%": "2%"}
 _QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z%]+)\s*", re.ASCII)
 
 
 def parse_quantity(text: str, dimension: Dimension) -> float:
-    """Return `text` in the dimension's base unit (bytes, milliseconds or percentage points).
+    """Return `text` in the dimension's base unit (bytes, milliseconds, percentage points or percent).
 
     Raises:
         UsageError: no number, no unit, or a unit of another dimension.
@@ -76,4 +77,4 @@ def format_quantity(value: float, dimension: Dimension) -> str:
         return format_bytes(value)
     if dimension == "ms":
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
-    return f"{value:.2f} pp"
+    return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} pp"

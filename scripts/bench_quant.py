@@ -24,6 +24,7 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 from scheme_models import Encoder  # noqa: E402
 from small_models import dataset, loaded, lowered, quantized  # noqa: E402
+from torch.jit.mobile import _load_for_lite_interpreter  # noqa: E402
 
 from edgeq.artifacts import LoadedModel, LoweredModel, QuantizedModel, TensorSpec  # noqa: E402
 
@@ -100,22 +101,22 @@ def latency() -> None:
     ):
         _, low = made(model, "torchscript", scheme, "x86")
         torch.backends.quantized.engine = "x86"
-        loader = torch.jit.load if low.path.suffix == ".pt" else torch.jit.mobile._load_for_lite_interpreter
+        loader = torch.jit.load if low.path.suffix == ".pt" else _load_for_lite_interpreter
         archive = loader(str(low.path))
         inputs = tuple(torch.from_numpy(array) for array in dataset(model.inputs, 1).read(0).inputs)
-        eager, fast = _interleaved((lambda m=model: m.model(*inputs), lambda a=archive: a(*inputs)))
+        eager, fast = _interleaved((model.model, archive), inputs)
         ratio = eager / fast
         print(f"| {name} | {eager:.2f} | {scheme} | {fast:.2f} | {ratio:.2f} | {_goal(ratio, goal)} |", flush=True)
 
 
-def _interleaved(calls: tuple[Callable[[], object], ...]) -> tuple[float, ...]:
+def _interleaved(calls: tuple[Callable[..., object], ...], inputs: tuple[torch.Tensor, ...]) -> tuple[float, ...]:
     """Return each call's median time in ms, taken in turns, so that a busy moment hits them all alike."""
     times: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
         for turn in range(RUNS + 5):
             for call, taken in zip(calls, times, strict=True):
                 start = time.perf_counter_ns()
-                call()
+                call(*inputs)
                 if turn >= 5:
                     taken.append((time.perf_counter_ns() - start) / 1e6)
     return tuple(statistics.median(taken) for taken in times)

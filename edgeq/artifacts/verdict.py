@@ -171,6 +171,7 @@ class Emulation:
         problem: why there are no runs; "" where there are.
         exit_code: of that problem.
         is_unmeasured: whether the problem only means that nothing is known, as when the time was up.
+        without_wheel: runtime versions of the app builds in the field that no ARM64 wheel is known for.
     """
 
     emulator: str
@@ -179,6 +180,7 @@ class Emulation:
     problem: str = ""
     exit_code: ExitCode = ExitCode.VERIFICATION
     is_unmeasured: bool = False
+    without_wheel: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,7 @@ class LatencyPrediction:
     """A latency in ms that was predicted for a device, never measured.
 
     Attributes:
-        low_ms, high_ms: nine in ten measurements should lie between.
+        low_ms, high_ms: the 95% interval.
         extrapolated: whether the estimate lies outside what the model was fitted on.
     """
 

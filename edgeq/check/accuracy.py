@@ -47,7 +47,9 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
         inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
         said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
-    if scheme != "fp32":
+    if scheme == "pretrained":
+        said.append("the model came quantized: there is no fp32 model to hold its outputs to")
+    elif scheme != "fp32":
         how = "" if fidelity.score is not None else "labelled --eval-data and "
         said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or what you can afford")
     return tuple(said)

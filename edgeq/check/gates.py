@@ -170,6 +170,8 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     """Say that a device's kernels were left out, and where they score otherwise than the host's."""
     runs = verified.emulation.runs if verified.emulation else ()
     said = [verified.not_emulated] if verified.not_emulated else []
+    missing = verified.emulation.without_wheel if verified.emulation else ()
+    said += [f"not run on the runtime {version}: no ARM64 wheel of it is known" for version in missing]
     said += [
         f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
         " the worse of the two"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,7 +48,9 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     value, note = _value(name, measured)
     if value is None:
         return unverified(name, f"<= {format_quantity(limit, kind.dimension)}", note)
-    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+    gate = at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+    is_predicted = name == "latency" and _prediction(measured) is not None
+    return dataclasses.replace(gate, measured=f"predicted {gate.measured}") if is_predicted else gate
 
 
 def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
@@ -58,6 +61,8 @@ def _value(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         return measured.download_bytes, ""
     if name == "accuracy_drop":
         return _drop(measured)
+    if LIMITS[name].measured_by == "release":
+        return None, "measured against the shipped model, by `edgeq ota release`"
     return _timed(name, measured)
 
 
@@ -84,8 +89,9 @@ def _judged(drop: Interval, by_point: bool) -> float:
 
 def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     verified = measured.verified
-    if name == "latency" and verified.cost is not None and verified.cost.prediction is not None:
-        return _predicted(verified.cost.prediction)
+    prediction = _prediction(measured)
+    if name == "latency" and prediction is not None:
+        return _predicted(prediction)
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
     values: dict[LimitName, tuple[float | None, str]] = {
@@ -102,6 +108,10 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     if measured.target_platform in _PHONES:  # an arm64 server, or a laptop, is ten times a phone
         return None, f"{what} measured on this host says nothing about a phone"
     return value, note
+
+
+def _prediction(measured: Measured) -> LatencyPrediction | None:
+    return None if measured.verified.cost is None else measured.verified.cost.prediction
 
 
 def _predicted(told: LatencyPrediction) -> tuple[float, str]:

@@ -14,7 +14,7 @@ def amount(value: float, dimension: Dimension) -> str:
     if dimension == "bytes":
         whole = math.ceil(value)
         return f"{whole} B" if whole < 1000 else f"{format_bytes(whole)} ({whole:,} B)"
-    return f"{value:.3g} {dimension}"
+    return f"{value:.3g}%" if dimension == "%" else f"{value:.3g} {dimension}"
 
 
 def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:

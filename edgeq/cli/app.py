@@ -16,6 +16,8 @@ from edgeq.cli import (
     init,
     inspect,
     install,
+    keys,
+    ota,
     package,
     profile,
     report,
@@ -42,6 +44,8 @@ _FLAGS_OFF = {
     "diff": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
+    "keys": {"help": False},
+    "ota": {"help": False},
 }
 
 app = typer.Typer(
@@ -64,6 +68,8 @@ app.add_typer(targets.app, name="targets")
 app.add_typer(devices.app, name="devices")
 app.add_typer(cache.app, name="cache")
 app.add_typer(emulator.app, name="emulator")
+app.add_typer(keys.app, name="keys")
+app.add_typer(ota.app, name="ota")
 app.command("doctor")(doctor.doctor)
 
 

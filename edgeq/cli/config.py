@@ -85,8 +85,7 @@ def _check_qat(command_line: Options, job: Job) -> None:
     schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
     given = _given(command_line.qat)
     if given and not schemes & set(NEEDS_TRAINING):
-        option = "--num-qat-samples" if "num_samples" in given else f"--qat-{next(iter(given))}"
-        what = f"{option} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
+        what = f"--qat-{next(iter(given))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
 
 
@@ -96,12 +95,13 @@ def merge(command_line: Options, project: Options) -> Options:
     limit = {**_given(project.limit), **_given(command_line.limit)}
     device = {**_given(project.device), **_given(command_line.device)}
     qat = {**_given(project.qat), **_given(command_line.qat)}
-    tables = {
+    tables: dict[str, Any] = {
         "data": DataTable(**data),
         "qat": QatTable(**qat),
         "limit": LimitTable(**limit),
         "device": DeviceTable(**device),
     }
+    tables["app"] = project.app  # the command line of `package` has no such option
     return Options(**{**_given(project), **_given(command_line), **tables})
 
 
@@ -122,6 +122,9 @@ def limit_table(texts: Sequence[str]) -> LimitTable:
     values = {}
     for text in texts:
         name, _ = parse_limit(text)
+        if LIMITS[name].measured_by != "package":
+            what = f"the limit {name} is measured when a bundle is released"
+            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
         values[name] = text.partition("=")[2]
     return LimitTable(**values)
 
@@ -232,7 +235,7 @@ def split_limit_on(
 def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:
     for name in LIMITS:
         text = getattr(table, name)
-        if text is None:
+        if text is None or LIMITS[name].measured_by != "package":
             continue
         try:
             yield parse_limit(f"{name}={text}")

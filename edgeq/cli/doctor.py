@@ -31,6 +31,14 @@ TESTED = {
     "filelock": "4.2.11",
     "platformdirs": "4.14.5",
     "pip": "26.3",
+    "jinja2": "3.1.6",
+    "pygal": "3.1.3",
+    "tuf": "7.0.1",
+    "securesystemslib": "1.6.0",
+    "cryptography": "50.0.2",
+    "zstandard": "0.25.0",
+    "bsdiff4": "1.3.2",
+    "cyclonedx-python-lib": "11.12.0",
 }
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)

@@ -83,7 +83,7 @@ QatData = Annotated[
     str | None,
     typer.Option(metavar="DATA", help="Samples for qat-int8, without labels; the calibration data's if not given."),
 ]
-NumQatSamples = Annotated[int | None, typer.Option(metavar="N", help="Samples to train on; 2048 if not given.")]
+QatSamples = Annotated[int | None, typer.Option(metavar="N", help="Samples to train on; 2048 if not given.")]
 QatEpochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs of qat-int8; 8 if not given.")]
 QatLr = Annotated[
     float | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgeq.units import format_bytes
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
     from edgeq.cli.config import Request
+    from edgeq.deliver.growth import Growth
     from edgeq.deliver.install import InstallResult
 
 
@@ -28,10 +30,14 @@ class Installed:
     result: InstallResult
 
     def as_text(self) -> str:
-        """Return one line for people."""
-        count = len(self.result.files)
-        size = format_bytes(self.result.size_bytes)
-        return f"installed: {self.result.place} ({count} files, {size}, digest {self.result.digest[:12]})"
+        """Return the lines for people."""
+        result = self.result
+        size = format_bytes(result.size_bytes)
+        first = f"installed: {result.place} ({len(result.files)} files, {size}, digest {result.digest[:12]})"
+        lines = [first, *(f"  {growth_text(growth)}" for growth in result.growth)]
+        lines += [f"  pruned: {path}, another version of the model" for path in result.pruned]
+        lines += [f"  Swift package: {path.parent}" for path in result.package[:1]]
+        return "\n".join(lines + [f"  note: {note}" for note in result.notes])
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for machines."""
@@ -42,21 +48,42 @@ class Installed:
             "files": list(self.result.files),
             "size_bytes": self.result.size_bytes,
             "digest": self.result.digest,
+            "pruned": [str(path) for path in self.result.pruned],
+            "package": [str(path) for path in self.result.package],
+            "growth": [
+                dataclasses.asdict(growth) | {"total_bytes": growth.total_bytes} for growth in self.result.growth
+            ],
+            "notes": list(self.result.notes),
         }
+
+
+def growth_text(growth: Growth) -> str:
+    """Return how much an app grows, as one line for people."""
+    bundle = format_bytes(growth.bundle_bytes)
+    if growth.library_bytes is None or growth.total_bytes is None or growth.compressed_bytes is None:
+        return f"{growth.abi}: bundle {bundle}, runtime library not known (edgeq install --aar FILE tells)"
+    library = (
+        f"{growth.library} {format_bytes(growth.library_bytes)} ({format_bytes(growth.compressed_bytes)} compressed)"
+    )
+    return f"{growth.abi}: bundle {bundle} + {library} = {format_bytes(growth.total_bytes)}"
 
 
 def install(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
     app: Annotated[Path, typer.Option("--app", metavar="FOLDER", help="The root of an Android or iOS project.")],
+    aar: Annotated[
+        str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
 
-    It replaces an older one of the same model and target, whole or not at all.
+    It replaces an older one of the same model and target, whole or not at all. Bundles of the model for other targets
+    go where they carry another version of it. In an iOS project the models become a Swift package of resources.
     """
     from edgeq.deliver.install import install as deliver
 
-    installed = Installed(app=app, target=None, result=deliver(bundle, app))
+    installed = Installed(app=app, target=None, result=deliver(bundle, app, aar=Path(aar) if aar else None))
     if as_json:
         say_json({"schema_version": 1, "installed": [installed.as_json()]})
     else:

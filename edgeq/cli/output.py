@@ -50,8 +50,7 @@ def results_only() -> Iterator[None]:
 
     Printed on stdout, a line of theirs would spoil the JSON, and a reader that went away would end the run.
     """
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
     try:
         kept = os.dup(_STDOUT)
     except OSError:  # closed by whoever started edgeq

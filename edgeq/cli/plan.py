@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.pipeline.emulate import wants_emulation
 from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_TRAINING
 from edgeq.units import format_bytes, format_quantity
+from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.cli.config import Request
@@ -128,7 +128,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
 
 def _training(job: Job) -> str:
     qat = job.qat
-    data = f"at most {qat.num_samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
+    data = f"at most {qat.samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
     if qat.train:
         return _joined([qat.train, data])
     return _joined([f"distil fp32 in {qat.epochs} epochs", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data])

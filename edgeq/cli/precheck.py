@@ -16,7 +16,7 @@ BUILT_IN = "digits"
 
 
 def check_files(job: Job) -> None:
-    """Check the files that a job names, its gates, its input texts and its preprocessing.
+    """Check the files that a job names, its gates, its texts and its preprocessing.
 
     Raises:
         UsageError: a file is missing, a text does not parse, or a gate, a store limit or a CPU is unknown.
@@ -24,10 +24,11 @@ def check_files(job: Job) -> None:
         EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
     from edgeq.check import validate_options
-    from edgeq.pipeline.cost import check_cost_options
-    from edgeq.pipeline.emulate import check_tools
+    from edgeq.device import check_cost_options
+    from edgeq.verify.emulate.wanted import check_tools
 
     check_source(job.source)
+    _check_texts(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
@@ -54,6 +55,14 @@ def check_files(job: Job) -> None:
 
         for index, text in enumerate(job.inputs):
             parse_input(text, index)
+
+
+def _check_texts(job: Job) -> None:
+    from edgeq.manifest import check_slug
+
+    if job.name is not None:
+        check_slug(job.name, "--name")
+    check_slug(job.model_version, "--model-version")
 
 
 def check_source(source: str) -> None:

@@ -39,9 +39,9 @@ class QatTable(_Table):
     data: str | None = None
     train: str | None = None
     epochs: int | None = Field(default=None, ge=1)
-    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    lr: float | None = Field(default=None, gt=0, le=10)  # of the size of the weights: above 1 nothing is left of them
     batch: int | None = Field(default=None, ge=1)
-    num_samples: int | None = Field(default=None, ge=2)
+    samples: int | None = Field(default=None, ge=2)
 
 
 class LimitTable(_Table):
@@ -53,6 +53,15 @@ class LimitTable(_Table):
     latency: str | None = None
     peak_memory: str | None = None
     load: str | None = None
+    delta: str | None = None
+    flips: str | None = None
+    class_drop: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app builds in the field, for `edgeq ota release`."""
+
+    runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
 
 
 class DeviceTable(_Table):
@@ -90,6 +99,7 @@ class Options(_Table):
     qat: QatTable = QatTable()
     limit: LimitTable = LimitTable()
     device: DeviceTable = DeviceTable()
+    app: AppTable = AppTable()
 
 
 def read_project(config: Path | None) -> Options:

@@ -37,6 +37,7 @@ class Interrupted(EdgeqError):
 
 def run(argv: Sequence[str]) -> int:
     """Run the command line `argv` and return its exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the run
@@ -51,6 +52,14 @@ def run(argv: Sequence[str]) -> int:
         return _fail(err, debug=debug, as_json="--json" in argv)
     except (Exception, KeyboardInterrupt) as err:
         return _fail(err, debug=debug, as_json="--json" in argv)
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that whoever started edgeq had closed (`>&-`) somewhere to go; Python has None for it."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def _invoke(argv: list[str]) -> int:

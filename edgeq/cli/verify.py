@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
-from edgeq.errors import UsageError, nearest
+from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.artifacts import Gate
@@ -35,6 +35,8 @@ def verify(
     skip_bad_images: flags.SkipBadImages = None,
     limit: flags.Limit = None,
     limit_on: flags.LimitOn = None,
+    shipped: flags.Shipped = None,
+    device: flags.Device = None,
     allow_unmeasured: flags.AllowUnmeasured = None,
     on: flags.On = None,
     cpu: flags.Cpu = None,
@@ -49,13 +51,13 @@ def verify(
     running the artifact in a process of its own; limits and data can be added.
     """
     params = context.params
-    gates, data, device = _gates(params), _data(params), _device(params)
+    gates, data, kernels = _gates(params), _data(params), _device(params)
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.verify import verify_bundle
 
-        result = verify_bundle(bundle, data=data, gates=gates, device=device, progress=progress)
+        result = verify_bundle(bundle, data=data, gates=gates, device=kernels, progress=progress)
     if as_json:
         say_json(to_json(result))
     else:
@@ -64,18 +66,18 @@ def verify(
 
 
 def _gates(params: Mapping[str, Any]) -> GateOptions:
+    from edgeq.cli.config import split_limit_on
     from edgeq.job import GateOptions
     from edgeq.scheme import parse_limit
 
-    limit_on = params["limit_on"] or "interval"
-    known: tuple[Literal["interval", "point"], ...] = ("interval", "point")
-    if limit_on not in known:
-        what = f"unknown value of --limit-on {limit_on!r}.{nearest(limit_on, known)}"
-        raise UsageError(what, f"use one of: {', '.join(known)}")
+    drop_on, latency_on = split_limit_on(params["limit_on"])
     return GateOptions(
         # the last of a name counts, as for `edgeq package`
         limits=tuple(dict(parse_limit(text) for text in params["limit"] or ()).items()),
-        limit_on=known[known.index(limit_on)],
+        limit_on=drop_on,
+        latency_on=latency_on,
+        shipped=None if params["shipped"] is None else Path(params["shipped"]),
+        device=params["device"],
         allow_unmeasured=tuple(dict.fromkeys(params["allow_unmeasured"] or ())),
     )
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from edgeq._io import disk_errors, lock_dir, staged_dir
 from edgeq.bundle.reader import Bundle, open_regular, read_bundle, read_manifest
+from edgeq.deliver.gradle import no_compress_note
+from edgeq.deliver.growth import Growth, growth_by_abi
+from edgeq.deliver.prune import prune
+from edgeq.deliver.swift import check_swift, write_swift
 from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
 from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
 
@@ -32,37 +36,66 @@ class InstallResult:
         files: names of the installed files, sorted.
         size_bytes: of all of them together.
         digest: the bundle's digest.
+        pruned: folders with other versions of the model, which were removed.
+        package: files of the Swift package around an iOS project's models.
+        growth: of an Android app, by ABI.
+        notes: what to change in the project's build.
     """
 
     place: Path
     files: tuple[str, ...]
     size_bytes: int
     digest: str
+    pruned: tuple[Path, ...] = ()
+    package: tuple[Path, ...] = ()
+    growth: tuple[Growth, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def install(bundle_folder: Path, app: Path) -> InstallResult:
+def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
     """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
+
+    Other targets' bundles of the same model go where they carry another version of it.
 
     Args:
         bundle_folder: what `edgeq package` wrote.
         app: the project's root folder.
+        aar: the runtime's Android library, to tell how much the app grows; None to look in the builds' caches.
 
     Raises:
-        UsageError: no bundle, no project of the bundle's platform, or a user's own files are in the way.
+        UsageError: no bundle, no AAR, no project of the bundle's platform, or a user's own files are in the way.
         VerificationError: a gate failed, or the weights are random.
         IntegrityError: the bundle's files are not those that it lists.
         UnsupportedError: a newer edgeq wrote the bundle.
         EnvironmentProblem: the disk is full or not writable, or another install does not end.
     """
     bundle = read_bundle(bundle_folder)
-    _check_releasable(bundle)
-    models = app / _models_folder(bundle.manifest, app)
-    place = models / bundle.manifest.model.name / bundle.manifest.target.name
+    check_releasable(bundle)
+    manifest = bundle.manifest
+    models = app / _models_folder(manifest, app)
+    place = models / manifest.model.name / manifest.target.name
+    android = manifest.target.platform == "android"
+    size_bytes = sum(entry.size_bytes for entry in manifest.files) + (bundle.folder / MANIFEST_NAME).stat().st_size
+    growth = growth_by_abi(manifest.target.arch, manifest.runtime.name, size_bytes, aar) if android else ()
     with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
         _check_place(place)
+        if not android:
+            check_swift(models)
         with staged_dir(place) as staging:
             _copy(bundle, staging)
-    return _result(bundle, place)
+        pruned = prune(models, manifest)
+        package = () if android else write_swift(models)
+    note = no_compress_note(app, bundle.artifact.name) if android else None
+    return InstallResult(
+        place=place,
+        files=_names(bundle),
+        size_bytes=size_bytes,
+        digest=bundle.digest,
+        pruned=pruned,
+        package=package,
+        growth=growth,
+        notes=(note,) if note else (),
+    )
 
 
 def project_platforms(app: Path) -> tuple[str, ...]:
@@ -70,7 +103,12 @@ def project_platforms(app: Path) -> tuple[str, ...]:
     return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
 
 
-def _check_releasable(bundle: Bundle) -> None:
+def check_releasable(bundle: Bundle) -> None:
+    """Refuse a bundle that may only be measured.
+
+    Raises:
+        VerificationError: a gate failed, or the weights are random.
+    """
     manifest = bundle.manifest
     if not manifest.accepted:
         failed = ", ".join(gate.name for gate in manifest.gates if gate.outcome not in ("ok", "allowed"))
@@ -124,9 +162,3 @@ def _copy(bundle: Bundle, staging: Path) -> None:
 
 def _names(bundle: Bundle) -> tuple[str, ...]:
     return tuple(sorted((MANIFEST_NAME, *(entry.path for entry in bundle.manifest.files))))
-
-
-def _result(bundle: Bundle, place: Path) -> InstallResult:
-    names = _names(bundle)
-    size_bytes = sum((place / name).stat().st_size for name in names)
-    return InstallResult(place=place, files=names, size_bytes=size_bytes, digest=bundle.digest)

@@ -259,11 +259,12 @@ def _fp32_bytes(tensors: Any) -> int:
 
 
 def _tensors(module: Any) -> dict[str, Any]:
-    """Return the tensors of the state dict; modules may add others, and quantized ones pack weight and bias."""
-    import torch
-
-    leaves = torch.utils._pytree.tree_flatten_with_path(dict(module.state_dict()))[0]
-    return {torch.utils._pytree.keystr(path): leaf for path, leaf in leaves if torch.is_tensor(leaf)}
+    """Return the tensors of the state dict; modules may add others, and quantized ones pair weight and bias."""
+    found: dict[str, Any] = {}
+    for name, value in module.state_dict().items():
+        parts = {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        found |= {key: part for key, part in parts.items() if hasattr(part, "numel")}
+    return found
 
 
 def _state_sha256(module: Any) -> str:

@@ -33,13 +33,20 @@ def load_state_dict(module: Any, path: Path) -> None:
         parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
         raise UsageError(f"{path} does not fit the model: {'; '.join(parts)}", "give the model that it was saved from")
     for key, value in state.items():
+        if not hasattr(value, "shape"):  # a quantized layer's packed weight and bias, or its dtype
+            continue
         if tuple(value.shape) != tuple(own[key].shape):
             what = f"{path}: {key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}"
             raise UsageError(what, "give the model that it was saved from")
         if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
             what = f"{path}: {key} is {_dtype(value)}, the model wants {_dtype(own[key])}"
-            raise UsageError(what, "give the float weights, from before any quantization")
-    module.load_state_dict({**own, **state})
+            is_float = value.dtype.is_floating_point
+            fix = (
+                "the weights of the quantized model" if is_float else "the float weights, from before any quantization"
+            )
+            raise UsageError(what, f"give {fix}")
+    own.update(state)  # and not a new dict: quantized layers read their version from what this one carries
+    module.load_state_dict(own)
 
 
 def _dtype(tensor: Any) -> str:
@@ -85,7 +92,9 @@ def _tensors(state: Any, path: Path) -> dict[str, Any]:
 
     if isinstance(state, dict):
         nested = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
-        if nested and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in nested.items()):
+        # quantized layers keep weight and bias as a pair, and their dtype beside it
+        kinds = (torch.Tensor, tuple, torch.dtype)
+        if nested and all(isinstance(k, str) and isinstance(v, kinds) for k, v in nested.items()):
             return dict(nested)
     what = f"{path} holds {type(state).__name__}, expected a state dict of tensors"
     raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors")

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
+from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
-from edgeq.pipeline.cost import check_cost_options, with_cost
-from edgeq.pipeline.emulate import Emulator, check_tools, wants_emulation
+from edgeq.pipeline.cost import with_cost
+from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
 from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
+from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -256,6 +258,7 @@ def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
 
 def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
+
     job, cells, finished = planned.job, planned.cells, planned.finished
     rows: list[Row] = []
     replaced: list[Path] = []

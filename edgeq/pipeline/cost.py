@@ -6,47 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import Cost, LatencyPrediction
+from edgeq.artifacts import Cost, LatencyPrediction, VerifyReport
 from edgeq.counts import CountReport
 from edgeq.device import load_device
-from edgeq.errors import UsageError
 from edgeq.job import DeviceOptions, GateOptions, Progress
-from edgeq.pipeline.emulate import wants_emulation
-from edgeq.pipeline.profile import count_on, profile_bundle
+from edgeq.pipeline.profile import cores_of, count_on, first_sample, installed_runtime, profile_bundle
+from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
     from edgeq.pipeline.prepare import Prepared
     from edgeq.pipeline.produce import Product
     from edgeq.target import TargetProfile
     from edgeq.verify.emulate.container import Arrays
     from edgeq.verify.emulate.runtimes import Installed
-
-
-def check_cost_options(options: GateOptions, targets: tuple[TargetProfile, ...]) -> None:
-    """Refuse, before a long run, what cannot be counted or predicted.
-
-    Raises:
-        UsageError: --shipped is no bundle, an unknown --device, one without --limit-on predicted, or the reverse, or
-            a target that asks for more threads than the device has.
-        IntegrityError: the shipped bundle is damaged.
-    """
-    if options.latency_on == "predicted" and options.device is None:
-        what = "--limit-on predicted needs the device to predict for"
-        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
-    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
-        raise UsageError(
-            "--limit-on predicted is for a limit on latency, and none is given", "add --limit latency=40ms"
-        )
-    if options.device is not None:
-        if options.latency_on != "predicted":
-            raise UsageError("--device is for --limit-on predicted", "add it, or leave --device out")
-        profile = load_device(options.device)
-        for target in targets:
-            profile.check_threads(target.device.threads)
-    if options.shipped is not None:
-        from edgeq.bundle.reader import read_bundle
-
-        read_bundle(options.shipped)
 
 
 def is_needed(options: GateOptions) -> bool:
@@ -89,6 +62,33 @@ def with_cost(
         progress=progress,
     )
     return dataclasses.replace(product, verified=dataclasses.replace(product.verified, cost=cost))
+
+
+def with_bundle_cost(
+    bundle: Bundle, gates: GateOptions, device: DeviceOptions, verified: VerifyReport, progress: Progress
+) -> VerifyReport:
+    """Return a bundle's report with its cost, where a gate needs that and its target runs on ARM64.
+
+    The cores are those of --cpu, or those of the shipped target of its name.
+
+    Raises:
+        EdgeqError: as `profile_bundle`.
+    """
+    manifest = bundle.manifest
+    if not is_needed(gates) or manifest.target.arch != "arm64":
+        return verified
+    runtime = installed_runtime(manifest, progress)
+    cost = cost_of(
+        gates,
+        runtime,
+        device.cpu or cores_of(manifest),
+        bundle.artifact,
+        first_sample(bundle),
+        threads=manifest.threads,
+        timeout_s=device.timeout_s,
+        progress=progress,
+    )
+    return dataclasses.replace(verified, cost=cost)
 
 
 def cost_of(

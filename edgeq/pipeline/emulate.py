@@ -6,31 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Emulation, VerifyReport
-from edgeq.errors import UsageError
 from edgeq.job import DeviceOptions, Progress
+from edgeq.verify.emulate.wanted import not_emulated, wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.pipeline.prepare import Prepared
     from edgeq.pipeline.produce import Product
     from edgeq.target import TargetProfile
     from edgeq.verify.emulate.selftest import Machine
-
-OPTED_OUT = "not run on the device's kernels: --on host"
-
-
-def has_device(target: TargetProfile) -> bool:
-    """Whether there are ARM64 CPU models that stand for the target's devices."""
-    return target.arch == "arm64" and bool(target.device.cpu)
-
-
-def wants_emulation(target: TargetProfile, options: DeviceOptions) -> bool:
-    """Whether a target is to be run on its device's kernels."""
-    return options.on == "emulator" and (has_device(target) or bool(options.cpu and target.arch == "arm64"))
-
-
-def not_emulated(target: TargetProfile, options: DeviceOptions) -> str:
-    """Return why a target that has a device is not run on its kernels; "" otherwise."""
-    return OPTED_OUT if options.on == "host" and has_device(target) else ""
 
 
 def no_sdk(runtime: str, versions: tuple[str, ...]) -> Emulation:
@@ -70,7 +53,7 @@ class Emulator:
     def __init__(self, options: DeviceOptions, progress: Progress) -> None:
         self._options = options
         self._progress = progress
-        self._done: dict[tuple[int, tuple[Machine, ...]], Product] = {}
+        self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], Product] = {}
         self._machines: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[Machine, ...]] = {}
 
     def prepare(self, targets: tuple[TargetProfile, ...]) -> None:
@@ -97,9 +80,10 @@ class Emulator:
         found = self._machines_of(target)
         if not found:
             return _with(product, emulation=no_sdk(target.runtime, target.app.runtimes))
-        key = (id(product), found)
+        key = (id(product), found, target.app.runtimes)
         if key not in self._done:
-            self._done[key] = self._emulated(prepared, product, found, scheme, label)
+            made = self._emulated(prepared, product, found, scheme, label)
+            self._done[key] = _without_wheel(made, target)
         return self._done[key]
 
     def _machines_of(self, target: TargetProfile) -> tuple[Machine, ...]:
@@ -135,43 +119,17 @@ class Emulator:
         return dataclasses.replace(_with(product, emulation=emulated.report), golden=golden)
 
 
+def _without_wheel(product: Product, target: TargetProfile) -> Product:
+    """Note the runtimes in the field that could not be run."""
+    from edgeq.verify.emulate.runtimes import find_wheels
+
+    emulation = product.verified.emulation
+    _, missing = find_wheels(target.runtime, target.app.runtimes)
+    if emulation is None or not missing:
+        return product
+    return _with(product, emulation=dataclasses.replace(emulation, without_wheel=missing))
+
+
 def _with(product: Product, *, emulation: Emulation | None = None, not_emulated: str = "") -> Product:
     verified: VerifyReport = dataclasses.replace(product.verified, emulation=emulation, not_emulated=not_emulated)
     return dataclasses.replace(product, verified=verified)
-
-
-def check_tools(options: DeviceOptions, targets: tuple[TargetProfile, ...]) -> None:
-    """Find out before a long run whether the targets can be emulated here.
-
-    Raises:
-        UsageError: as `check_options`, or an unknown CPU.
-        UnsupportedError: a CPU that QEMU emulates wrongly, or not at all.
-        EnvironmentProblem: QEMU is missing, or the compiler where a runtime is still to be made.
-    """
-    from edgeq.verify.emulate.build import find_compiler
-    from edgeq.verify.emulate.cpus import find_cpu
-    from edgeq.verify.emulate.runtimes import find_wheels, is_native, runtime_folder
-
-    check_options(options, targets)
-    for target in targets:
-        if not wants_emulation(target, options):
-            continue
-        for name in () if is_native() else options.cpu or target.device.cpu:
-            find_cpu(name)
-        wheels, _ = find_wheels(target.runtime, target.app.runtimes)
-        if not all(runtime_folder(wheel).exists() for wheel in wheels):
-            find_compiler()
-
-
-def check_options(options: DeviceOptions, targets: tuple[TargetProfile, ...]) -> None:
-    """Refuse options that concern no target.
-
-    Raises:
-        UsageError: --cpu without a target for ARM64, or with --on host.
-    """
-    if not options.cpu:
-        return
-    if options.on == "host":
-        raise UsageError("--cpu names what is emulated, and --on host emulates nothing", "leave one of them out")
-    if not any(target.arch == "arm64" for target in targets):
-        raise UsageError("--cpu is for targets on ARM64, and none is given", "leave --cpu out")

@@ -11,7 +11,7 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Producer, Product, Recipe
-from edgeq.verify.child import forked
+from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 
 PRELOADED = "edgeq.pipeline.preload"
@@ -39,6 +39,7 @@ class Maker:
         """Import torch, so that the children share it, where it was not used before."""
         if self._is_fresh:
             with self._progress.task("import torch"):
+                calm_openmp()
                 import torch  # noqa: F401
         return self._is_fresh
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
 from edgeq.errors import UsageError
 from edgeq.job import Job, Progress
+from edgeq.manifest import check_slug
 from edgeq.samples import Dataset, remembered
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def prepare(
 
 
 def _check_name(model: LoadedModel) -> None:
-    """Refuse the one name that has a meaning of its own in the output folder."""
+    """Refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder."""
+    check_slug(model.name, "the model's name")
     if model.name == REJECTED_NAME:
         what = f"a model cannot be named {REJECTED_NAME!r}: bundles that fail their gates go into OUT/{REJECTED_NAME}"
         raise UsageError(what, "give another --name")
@@ -205,7 +207,7 @@ def _data(
     wanted: list[tuple[Role, str | None, int | None]] = [
         ("calibration", job.data.calibration, job.data.num_calibration_samples),
         ("evaluation", job.data.evaluation, None),
-        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.num_samples),
+        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.samples),
     ]
     for role, origin, limit in wanted:
         if origin is None:

@@ -111,7 +111,7 @@ class Producer:
             lowered=lowered,
             inputs=prepared.model.inputs,
             graph=_forward(quantized.graph, engine),
-            fp32=self._reference,
+            fp32=None if recipe.scheme == "pretrained" else self._reference,  # there it is no float model
             output_steps=quantized.output_steps,
             samples=prepared.samples,
             is_evaluation=prepared.is_evaluation,

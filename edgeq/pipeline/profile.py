@@ -73,22 +73,20 @@ def profile_bundle(
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.counting.count`.
     """
-    from edgeq.bundle.golden import model_inputs, read_golden
     from edgeq.bundle.reader import read_bundle
     from edgeq.verify.emulate.counting import find_core
 
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
-        golden = read_golden(bundle)
+        sample = first_sample(bundle)
     profile = None if device is None else load_device(device)
-    cores = cpus or _cores(bundle.manifest, profile)
+    cores = cpus or ((profile.core,) if profile else cores_of(bundle.manifest))
     if profile is not None and profile.core not in cores:
         what = f"device {profile.name} has the core {profile.core}, which is not among --cpu {','.join(cores)}"
         raise UsageError(what, f"add {profile.core} to --cpu, or leave --cpu out")
     for core in cores:
         find_core(core)
     runtime = installed_runtime(bundle.manifest, progress)
-    sample = _batched(bundle, next(iter(model_inputs(golden, bundle.manifest))))
     counted = count_on(
         runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s, operators=operators
     )
@@ -149,9 +147,12 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
     return ensure_installed(wheels[0], progress)
 
 
-def _cores(manifest: Manifest, device: DeviceProfile | None) -> tuple[str, ...]:
-    if device is not None:
-        return (device.core,)
+def cores_of(manifest: Manifest) -> tuple[str, ...]:
+    """Return the cores that stand for the devices of a bundle's target.
+
+    Raises:
+        UsageError: none are known.
+    """
     from edgeq.target import load_target
 
     name = manifest.target.name
@@ -161,11 +162,17 @@ def _cores(manifest: Manifest, device: DeviceProfile | None) -> tuple[str, ...]:
     return cpus
 
 
-def _batched(bundle: Bundle, inputs: Arrays) -> Arrays:
-    """Return a golden sample as the model takes it: one batch of its own."""
+def first_sample(bundle: Bundle) -> Arrays:
+    """Return the first golden sample as the model takes it: one batch of its own.
+
+    Raises:
+        IntegrityError: the golden file is broken.
+    """
+    from edgeq.bundle.golden import model_inputs, read_golden
     from edgeq.pipeline.evaluation import input_specs
     from edgeq.samples import Dataset, Sample, batches
 
+    inputs = next(iter(model_inputs(read_golden(bundle), bundle.manifest)))
     sample = Sample(inputs=inputs, raw=inputs, label=None, name="golden sample", digest="")
     data = Dataset(origin=str(bundle.golden), count=1, read=(sample,).__getitem__)
     return next(iter(batches(data, input_specs(bundle.manifest)))).inputs

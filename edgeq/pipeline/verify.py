@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyReport
+from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, ExitCode, UnsupportedError, UsageError, VerificationError
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
+from edgeq.pipeline.cost import with_bundle_cost
 from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
 from edgeq.pipeline.golden import golden_dataset, run_golden
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
@@ -97,6 +99,7 @@ def verify_bundle(
     from edgeq.verify.host import HostRuntime
 
     validate_options(gates)
+    check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
     with progress.task("check sizes and hashes"):
@@ -108,6 +111,7 @@ def verify_bundle(
     with HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
         seen = _run(bundle, golden, evaluation, runtime, setting, progress)
+    seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
     verdicts = (
         promises.files_gate(bundle),
         *promises.packaged_gates(bundle.manifest),
@@ -262,6 +266,7 @@ def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progres
 
 
 def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
+    from edgeq.check.instructions import instruction_gates
     from edgeq.check.limits import Measured, limit_gate
     from edgeq.verify.run import host_arch
 
@@ -274,7 +279,9 @@ def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, op
         target_arch=bundle.manifest.target.arch,
         target_platform=bundle.manifest.target.platform,
     )
-    return tuple(_settled(limit_gate(name, limit, measured), options) for name, limit in options.limits)
+    judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
+    judged += instruction_gates(options.shipped, verified)
+    return tuple(_settled(gate, options) for gate in judged)
 
 
 def _settled(gate: Gate, options: GateOptions) -> Gate:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+from edgeq._replace import replaced
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, UsageError, first_line
@@ -68,10 +73,14 @@ def capture(model: LoadedModel) -> Any:
         program = model.model
     else:
         try:
-            program = torch.export.export(model.model, example_tensors(model.inputs))
+            with _silenced():
+                program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
-            fix = "take out control flow that depends on data (torch.where, torch.cond), or try a TorchScript target"
+            # TorchScript keeps one branch for ever, and so its targets refuse these too
+            depends = "data-dependent" in str(err)
+            fix = "take out control flow that depends on data (torch.where, torch.cond)"
+            fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
     return _with_modules(program)
 
@@ -89,9 +98,10 @@ def capture_batched(model: LoadedModel) -> Any | None:
     # two rows, since torch.export takes sizes of 0 and 1 for constants
     wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
-        program = torch.export.export(
-            model.model, example_tensors(wider), dynamic_shapes=tuple({0: batch} for _ in wider)
-        )
+        with _silenced():
+            program = torch.export.export(
+                model.model, example_tensors(wider), dynamic_shapes=tuple({0: batch} for _ in wider)
+            )
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
     return _with_modules(program)
@@ -106,6 +116,21 @@ def _with_modules(program: Any) -> Any:
             name = str(list(stack.values())[-1][0])
             node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _plain(name)}
     return program
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
+    import torch.export._trace
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        # its only use of sys; standard error itself belongs to the progress bars
+        with replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _plain(name: str) -> str:

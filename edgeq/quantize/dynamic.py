@@ -6,7 +6,6 @@ import warnings
 
 from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
-from edgeq.quantize.attention import open_attention
 from edgeq.quantize.fx import engine
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.result import float_copy, quantized_model, type_names
@@ -22,6 +21,8 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     """
     import torch
     from torch.ao.quantization import quantize_dynamic
+
+    from edgeq.quantize.attention import open_attention
 
     module = float_copy(spec, "dynamic-int8")
     kept = matched_names(spec.keep_fp32, type_names(module))

@@ -70,7 +70,7 @@ def convert_eager(prepared: Any, inputs: tuple[Any, ...]) -> Any:
             converted(*inputs)
     except Exception as err:  # the engines raise many types
         what = f"the converted model does not run: {first_line(err)}"
-        fix = "put a DeQuantStub before what has no int8 kernel, and FloatFunctional for add, mul and cat"
+        fix = "put a DeQuantStub before what stays in float, and FloatFunctional for add, mul and cat"
         raise UnsupportedError(what, fix) from err
     return converted
 

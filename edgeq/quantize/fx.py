@@ -130,11 +130,16 @@ def _qconfig(backend: str, observer: ObserverName) -> Any:
 
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     """Return the engine's own mapping, with the observer of activations exchanged."""
+    from torch import nn
     from torch.ao.quantization import HistogramObserver, MinMaxObserver, QConfig, get_default_qconfig_mapping
 
     from edgeq.quantize.observers import activation_observer
 
     mapping = get_default_qconfig_mapping(backend)
+    if backend != "qnnpack":
+        # FBGEMM garbles the weights of a transposed convolution when it unpacks them to save or copy (torch 2.15)
+        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+            mapping.set_object_type(kind, None)
     if observer == "histogram":
         return mapping
     chosen = activation_observer(observer, HistogramObserver, MinMaxObserver)

@@ -107,9 +107,11 @@ def _tuned(
         if qat.train is not None:
             _user_loop(prepared, teacher, spec, qat, training)
             after, done, state = run.score(), _Progress(epochs=0, start={}), None
+            trained_loss = after.loss
         else:
             done, state = _distil(run, qat, task, before)
-            chosen, after = _choose(run, done)
+            chosen, scores = _choose(run, done)
+            after, trained_loss = scores[chosen], min(scores["last"].loss, scores["average"].loss)
         task.note(f"{chosen} weights, {_words(after, logits=qat.logits)}")
     return Tuning(
         loss="kl" if qat.logits else "mse",
@@ -121,6 +123,7 @@ def _tuned(
         held_out=held_out.count,
         start_loss=before.loss,
         end_loss=after.loss,
+        trained_loss=trained_loss,
         start_agreement=before.agreement,
         end_agreement=after.agreement,
         diverged_in=done.diverged_in,
@@ -185,7 +188,7 @@ def _keep(path: Path, key: str, state: State, task: Task) -> None:
         task.note(f"the state of this epoch was not kept: {err.strerror or first_line(err)}")
 
 
-def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, Score]:
+def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, dict[TunedWeights, Score]]:
     """Load the best of the last weights, their average and the start, by the loss on held-out samples."""
     candidates: dict[TunedWeights, State] = {"last": run.weights(), "average": run.average(), "start": done.start}
     scores: dict[TunedWeights, Score] = {}
@@ -194,7 +197,7 @@ def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, Score]:
         scores[name] = run.score()
     best = min(scores, key=lambda name: scores[name].loss)
     run.load(candidates[best])
-    return best, scores[best]
+    return best, scores
 
 
 def _words(score: Score, *, logits: bool) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError
-from edgeq.quantize.attention import open_attention
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec
@@ -46,6 +45,7 @@ def stored_half(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:
+    from edgeq.quantize.attention import open_attention
     from edgeq.quantize.stored import KINDS
 
     module = float_copy(spec, scheme)
@@ -77,8 +77,9 @@ def check_half_range(name: str, part: Any) -> None:
 
     largest = torch.finfo(torch.float16).max
     for weight, value in part.named_parameters():
-        if float(value.abs().max()) > largest:
-            what = f"{name}.{weight} holds {float(value.abs().max()):.3g}, half precision at most {largest:.0f}"
+        most = float(value.detach().abs().max())
+        if most > largest:
+            what = f"{name}.{weight} holds {most:.3g}, half precision at most {largest:.0f}"
             raise UnsupportedError(what, f"give --keep-fp32 {name}, or use another scheme")
 
 

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport, DataFacts, Gate, Row, VerifyReport
+    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, VerifyReport
     from edgeq.project import ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
@@ -85,6 +85,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "int8_macs_unmatched": (kernels.why_unmatched or None) if kernels else None,
         "peak_memory_bytes": report.peak_memory_bytes,
         "load_ms": report.load_ms,
+        "cost": _cost(report.cost),
         "findings": list(report.findings),
         "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
         "emulation": _fields(report.emulation),
@@ -94,6 +95,17 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
 
 def _fields(value: Any) -> dict[str, Any] | None:
     return None if value is None else dataclasses.asdict(value)
+
+
+def _cost(cost: Cost | None) -> dict[str, Any] | None:
+    if cost is None:
+        return None
+    counted = {"counts": cost.counts, "shipped_counts": cost.shipped}
+    totals = {
+        name: {one.cpu: {"instructions": one.total.instructions, **dataclasses.asdict(one.total)} for one in reports}
+        for name, reports in counted.items()
+    }
+    return {**totals, "predicted_latency": _fields(cost.prediction)}
 
 
 def _gate(gate: Gate) -> dict[str, Any]:

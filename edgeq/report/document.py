@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeq.artifacts import Emulation, Fidelity, Outcome, Parity, Timing, Weights
+from edgeq.artifacts import Emulation, Fidelity, LatencyPrediction, Outcome, Parity, Timing, Weights
 
 
 class _Document(BaseModel):
@@ -35,6 +35,14 @@ class FlipsDocument(_Document):
     ranked: int = Field(description="of how many")
 
 
+class CostDocument(_Document):
+    """What one inference makes the device's cores do, by core."""
+
+    counts: dict[str, dict[str, int]] = Field(description="instructions in all and by class, bytes, cache lines")
+    shipped_counts: dict[str, dict[str, int]] = Field(description="of the shipped model; empty where none was named")
+    predicted_latency: LatencyPrediction | None
+
+
 class VerifiedDocument(_Document):
     """What running the artifact showed; null is what could not be measured."""
 
@@ -50,6 +58,7 @@ class VerifiedDocument(_Document):
     flips: FlipsDocument | None
     emulation: Emulation | None
     not_emulated: str | None
+    cost: CostDocument | None = Field(description="null where no gate needs it")
 
 
 class RowDocument(_Document):

@@ -114,7 +114,8 @@ def failures(row: Row, *, named: bool = False) -> list[str]:
 
 def failure(about: str, gate: Gate) -> str:
     """Return a gate's line: what it is of, its limit, what was measured, and by how much."""
-    measured = gate.measured if gate.measured in ("", MISSING) else f"measured {gate.measured}"
+    is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
+    measured = gate.measured if is_plain else f"measured {gate.measured}"
     facts = (f"limit {gate.limit}" if gate.limit else "", measured)
     told = ", ".join(fact for fact in facts if fact)
     detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail

@@ -38,10 +38,8 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         layers: the lowered model's layers.
     """
     found = [kind for name in kernels if (kind := _precision(runtime, name)) is not None]
-    if not layers and len(set(found)) == 1:
-        return KernelShare(
-            int8_macs=float(found[0] == "int8"), half_macs=float(found[0] == "half"), kernels=tuple(kernels)
-        )
+    if not layers and found and (all_int8 := _all_or_none(found, "int8")) is not None:
+        return KernelShare(int8_macs=all_int8, half_macs=_all_or_none(found, "half"), kernels=tuple(kernels))
     total = sum(layer.macs for layer in layers)
     if total == 0 or len(found) != len(layers):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
@@ -54,6 +52,11 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         kernels=tuple(kernels),
         precisions=tuple(found),
     )
+
+
+def _all_or_none(found: Sequence[Precision], wanted: Precision) -> float | None:
+    count = sum(kind == wanted for kind in found)
+    return count / len(found) if count in (0, len(found)) else None
 
 
 def _share(pairs: Sequence[tuple[Layer, Precision]], wanted: Precision) -> float | None:

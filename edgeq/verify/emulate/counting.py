@@ -112,7 +112,7 @@ def count(
         whole = _last_call(looks[0], ran[0])
         if not operators:
             return CountReport(cpu=core, total=whole)
-        found, why = _operators(ran[1].trace or b"", looks[1], whole, Path(name))
+        found, why = _operators(runtime, ran[1].trace or b"", looks[1], whole, Path(name))
     return CountReport(cpu=core, total=whole, operators=found, why_no_operators=why)
 
 
@@ -132,23 +132,28 @@ def _last_call(looks: Sequence[Counts], ran: Ran) -> Counts:
 
 
 def _operators(
-    dump: bytes, looks: Sequence[Counts], whole: Counts, folder: Path
+    runtime: Installed, dump: bytes, looks: Sequence[Counts], whole: Counts, folder: Path
 ) -> tuple[tuple[OperatorCounts, ...], str]:
     """Return the operators of the last call with what each costs, or none and why."""
-    if not dump:
-        return (), "this runtime writes no profile"
     path = folder / "profile.etdp"
     path.write_bytes(dump)
     try:
-        parts = attribute(last_run(path), looks)
-    except _UnclearError as err:
+        events = last_run(path) if runtime.wheel.runtime == "executorch" else _lines(dump.decode())
+        parts = attribute(events, looks)
+    except UnclearProfileError as err:
         return (), str(err)
     rest = whole - total(part.counts for part in parts)
     return (*parts, OperatorCounts(name=_RUNTIME, counts=rest)), ""
 
 
-class _UnclearError(Exception):
-    pass
+def _lines(text: str) -> tuple[Event, ...]:
+    """Return the events that src/ptl_runner.cpp wrote."""
+    rows = [line.split("\t") for line in text.splitlines()]
+    return tuple(Event(name=name, in_delegate=False, start=int(start), end=int(end)) for name, start, end in rows)
+
+
+class UnclearProfileError(Exception):
+    """The runtime's profile and the looks at the clock do not fit together."""
 
 
 def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[OperatorCounts, ...]:
@@ -162,11 +167,11 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
         looks: the counters at each look; the runner's own look after the call is the last one.
 
     Raises:
-        _UnclearError: the profile and the looks do not fit together.
+        UnclearProfileError: the profile and the looks do not fit together.
     """
     frame = next((event for event in events if event.name == "Method::execute"), None)
     if frame is None:
-        raise _UnclearError("the profile has no Method::execute")
+        raise UnclearProfileError("the profile has no Method::execute")
     # the runtime's clock began before the first look that counts, so it is aligned by its end
     shift = len(looks) - 2 - frame.end // 1000
     parts: list[tuple[str, int, int]] = []
@@ -177,7 +182,7 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
             waiting.append(event.name)
         elif event.name == "DELEGATE_CALL":
             if end - start - 1 != len(waiting) + 2:
-                raise _UnclearError(
+                raise UnclearProfileError(
                     f"the delegate looked {end - start - 1} times at the clock in {len(waiting)} operators"
                 )
             parts += [(name, start + 2 + i, start + 3 + i) for i, name in enumerate(waiting)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeq.samples import Batch
+from edgeq.scheme import FLOAT_SCHEMES
 from edgeq.verify.metrics import Outputs
 
 # mobilenet_v2 at 224 x 224 has 300 million multiply-accumulates: 16 samples of it, or a hundred small ones
 _INT8_MACS = 4.8e9
-_FP32_FACTOR = 8  # fp32 kernels take that much longer under QEMU, which emulates floating point in software
+_FLOAT_FACTOR = 8  # float kernels take that much longer under QEMU, which emulates floating point in software
 _LEAST, _MOST = 4, 128
 _UNKNOWN = 16
 
@@ -25,7 +26,7 @@ def subset_size(macs: int, scheme: str) -> int:
     """
     if macs == 0:
         return _UNKNOWN
-    budget = _INT8_MACS / _FP32_FACTOR if scheme == "fp32" else _INT8_MACS
+    budget = _INT8_MACS / _FLOAT_FACTOR if scheme in FLOAT_SCHEMES else _INT8_MACS
     return min(_MOST, max(_LEAST, int(budget // macs)))
 
 

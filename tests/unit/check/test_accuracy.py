@@ -61,3 +61,16 @@ def test_without_a_limit_it_is_a_warning():
     assert accuracy_warnings("static-int8", at_chance, limited) == ()
     (unlabelled,) = accuracy_warnings("static-int8", verified(), unlimited)
     assert "labelled --eval-data and --limit" in unlabelled
+
+
+def test_outputs_far_from_fp32s_are_told_where_no_limit_judged_them():
+    far = verified(fidelity=replace(fidelity(), sqnr_db=1.6))
+    assert "far from fp32's: 1.6 dB over 32 random inputs" in accuracy_warnings("static-int8", far, GateOptions())[0]
+    near = verified(fidelity=replace(fidelity(), sqnr_db=10.0))
+    assert "far" not in accuracy_warnings("static-int8", near, GateOptions())[0]
+
+
+def test_a_pretrained_model_has_no_fp32_to_be_held_to():
+    alone = verified(fidelity=replace(fidelity(), sqnr_db=None))
+    (said,) = accuracy_warnings("pretrained", alone, GateOptions())
+    assert "came quantized" in said

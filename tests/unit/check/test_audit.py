@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -52,3 +53,26 @@ def test_only_what_the_profile_asks_of_this_scheme_is_audited():
     assert list(audited(scheme="fp32")) == ["delegated_macs"]
     assert list(audited(name="linux-x86_64-x86")) == ["int8_macs"]
     assert list(audited(name="linux-x86_64-x86", scheme="fp32")) == []
+
+
+def stored(*pairs):
+    return dataclasses.replace(lowered(), stored=pairs)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "dtype"),
+    [("weight-only-int8", "int8_weights", "int8"), ("fp16", "half_weights", "float16")],
+)
+def test_what_a_torchscript_artifact_stores_is_counted(scheme, name, dtype):
+    enough, short = (stored((dtype, count), ("float32", 100 - count)) for count in (80, 79))
+    gates = [audited(scheme, model, name="linux-x86_64-x86")[name] for model in (enough, short, lowered())]
+    assert [gate.outcome for gate in gates] == ["ok", "failed", "unverified"]
+    assert gates[1].limit == ">= 80.0% of constants"
+
+
+def test_dynamic_is_held_to_its_linear_layers_and_half_to_its_kernels():
+    mixed = dataclasses.replace(kernels(0.4), int8_linear_macs=1.0)
+    assert audited("dynamic-int8", report=verified(kernels=mixed))["int8_linear_macs"].outcome == "ok"
+    assert audited("dynamic-int8", report=verified(kernels=kernels(1.0)))["int8_linear_macs"].outcome == "unverified"
+    half = dataclasses.replace(kernels(0.0), half_macs=0.9)
+    assert audited("fp16", report=verified(kernels=half))["half_macs"].outcome == "failed"

@@ -10,7 +10,8 @@ from edgeq.cli import package as package_command
 from edgeq.cli.config import limit_table, merge, request
 from edgeq.cli.project import LimitTable, Options, read_project, validated
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.job import Job
+from edgeq.job import Job, QatOptions
+from edgeq.scheme import SCHEMES
 
 FULL = """
 model = "model.py:factory"
@@ -26,7 +27,9 @@ seed = 7
 observer = "minmax"
 keep_fp32 = ["head"]
 cache = false
-limit_on = "point"
+limit_on = "point,predicted"
+shipped = "shipped"
+predict_for = "board.toml"
 allow_unmeasured = ["latency"]
 store_limits = ["play-base-module"]
 app_size = "150MB"
@@ -41,9 +44,23 @@ num_calibration_samples = 64
 lint = "warn"
 skip_bad_images = true
 
+[qat]
+data = "more.npz"
+train = "loop.py:train"
+epochs = 3
+lr = 0.01
+batch = 16
+samples = 500
+
 [limit]
 size = "5MB"
 latency = "40ms"
+
+[device]
+on = "host"
+cpu = ["cortex-a72"]
+samples = 8
+timeout_s = 60
 """
 SHIPPED = Path(__file__).parents[3] / "targets" / "android-arm64-xnnpack.toml"
 
@@ -73,9 +90,13 @@ def test_a_full_file_fills_every_field_of_the_job(project):
         Path("sub/labels.txt"),
     )
     assert (data.num_calibration_samples, data.lint, data.skip_bad_images) == (64, "warn", True)
+    assert job.qat == QatOptions(
+        data="sub/more.npz", train="sub/loop.py:train", epochs=3, lr=0.01, batch=16, samples=500
+    )
     gates = job.gates
     assert gates.limits == (("size", 5e6), ("latency", 40.0))
     assert (gates.limit_on, gates.allow_unmeasured) == ("point", ("latency",))
+    assert (gates.latency_on, gates.shipped, gates.device) == ("predicted", Path("sub/shipped"), "sub/board.toml")
     assert (gates.store_limits, gates.app_size_bytes) == (("play-base-module",), 150_000_000)
 
 
@@ -84,7 +105,8 @@ def test_every_field_of_the_job_differs_from_its_default_in_the_full_file(projec
     (project / "mine.toml").write_text('name = "mine"\nextends = "android-arm64-xnnpack"\n')
     job = request(Options(), read_project(None)).job
     plain = Job(source="", targets=(), out=Path())
-    for told, default in ((job, plain), (job.data, plain.data), (job.gates, plain.gates)):
+    pairs = tuple((getattr(job, name), getattr(plain, name)) for name in ("data", "qat", "gates", "device"))
+    for told, default in ((job, plain), *pairs):
         for field in type(default).__slots__:
             assert getattr(told, field) != getattr(default, field), field
 
@@ -179,8 +201,8 @@ def test_what_is_unknown_or_missing(project, values, what):
 
 def test_a_planned_scheme_is_unsupported_not_unknown():
     with pytest.raises(UnsupportedError, match="planned") as caught:
-        request(minimal(schemes=["qat-int8"]), Options())
-    assert caught.value.fix.startswith("schemes: fp32, fp16, static-int8")
+        request(minimal(schemes=["mixed-int8"]), Options())
+    assert caught.value.fix == f"schemes: {', '.join(SCHEMES)}"
 
 
 def test_a_scheme_that_the_target_does_not_list(project):
@@ -203,9 +225,17 @@ def test_a_limit_option_that_is_none(text):
 
 
 def test_every_parameter_of_the_command_is_used():
-    runs = {"context", "dry_run", "as_json", "quiet", "config", "return"}
+    runs = {"context", "dry_run", "as_json", "quiet", "verbose", "config", "junit", "markdown", "github", "return"}
     assert set(package_command.package.__annotations__) - runs == set(package_command.KEYS)
     keys = {".".join(path) for path in package_command.KEYS.values()}
-    tables = {"data": Options.model_fields["data"].annotation.model_fields}
+    tables = {name: Options.model_fields[name].annotation.model_fields for name in ("data", "qat", "device")}
     fields = {f"{name}.{inner}" for name, table in tables.items() for inner in table}
-    assert keys == fields | set(Options.model_fields) - set(tables)
+    assert keys == fields | set(Options.model_fields) - set(tables) - {"app"}  # of `edgeq ota release`
+
+
+def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():
+    with pytest.raises(UnsupportedError, match="android-arm64-xnnpack cannot do scheme pretrained") as caught:
+        request(minimal(targets=["android-arm64-xnnpack"], schemes=["pretrained"]), Options())
+    assert caught.value.exit_code == 3
+    assert caught.value.fix.startswith("its schemes: static-int8, ")
+    assert "pretrained" not in caught.value.fix

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeq.cli.install import growth_text
 from edgeq.cli.run import run
+from edgeq.deliver.growth import Growth
 from edgeq.deliver.install import InstallResult
 from edgeq.errors import VerificationError
 
@@ -21,7 +24,7 @@ def installs(monkeypatch):
     """Record what would be installed instead of doing it."""
     calls: list[tuple[Path, Path]] = []
 
-    def install(bundle_folder: Path, app: Path) -> InstallResult:
+    def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 
@@ -92,6 +95,9 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--calibration-data", "cal"), "--calibration-data: no file or folder cal"),
         ((*PACKAGE, "--eval-data", "e.py:data"), "--eval-data: no file or folder e.py"),
         ((*PACKAGE, "--metric", "m.py:score"), "--metric: no file or folder m.py"),
+        ((*PACKAGE, "--scheme", "qat-int8", "--qat-train", "l.py:train"), "--qat-train: no file or folder l.py"),
+        ((*PACKAGE, "--scheme", "qat-int8", "--qat-epochs", "0"), "qat.epochs"),
+        ((*PACKAGE, "--qat-epochs", "2"), "--qat-epochs is for schemes that train"),
         ((*PACKAGE, "--labels", "l.txt"), "--labels: no file or folder l.txt"),
         ((*PACKAGE, "--preprocess", "imagent"), "unknown preprocessing 'imagent'. Did you mean 'imagenet'?"),
         ((*PACKAGE, "--input", "1y3"), "--input"),
@@ -156,7 +162,7 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
-    def refuse(bundle_folder: Path, app: Path) -> InstallResult:
+    def refuse(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
     monkeypatch.setattr("edgeq.deliver.install.install", refuse)
@@ -192,3 +198,27 @@ def test_install_prints_where_it_went(project, installs, capfd):
     assert run(["install", "bundle", "--app", "app", "--json"]) == 0
     (entry,) = json.loads(capfd.readouterr().out)["installed"]
     assert (entry["place"], entry["files"], entry["size_bytes"]) == ("app/models", ["a", "b"], 1234)
+
+
+@pytest.mark.parametrize("option", ["--name", "--model-version"])
+@pytest.mark.parametrize("text", ["../evil", "a b", "мод", "", "x" * 65, "1.", "a\n"])
+def test_a_name_that_no_bundle_can_have_is_refused_before_anything_runs(pipeline, project, capfd, option, text):
+    assert run([*PACKAGE, option, text]) == 2
+    assert f"{option} {text!r}: expected 1 to 64 of" in capfd.readouterr().err
+    assert pipeline.jobs == []
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
+def test_a_dry_run_of_a_scheme_that_observes_nothing_does_not_calibrate(pipeline, project, capfd, scheme):
+    assert run([*PACKAGE, "--scheme", scheme, "--dry-run", "--json"]) == 0
+    (target,) = json.loads(capfd.readouterr().out)["plan"]["targets"]
+    assert [step["step"] for step in target["steps"]] == ["quantize", "lower", "check", "verify", "bundle"]
+
+
+def test_what_an_app_grows_by_is_one_line():
+    known = Growth(
+        abi="arm64-v8a", bundle_bytes=64_334, library="et.aar", library_bytes=5 * 10**6, compressed_bytes=10**6
+    )
+    assert growth_text(known) == "arm64-v8a: bundle 64.3 kB + et.aar 5.00 MB (1.00 MB compressed) = 5.06 MB"
+    unknown = dataclasses.replace(known, library=None, library_bytes=None, compressed_bytes=None)
+    assert growth_text(unknown).startswith("arm64-v8a: bundle 64.3 kB, runtime library not known")

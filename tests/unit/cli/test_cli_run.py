@@ -175,6 +175,18 @@ def test_a_pipe_that_breaks_in_the_middle_of_a_run_is_no_success(pipeline, proje
         os.dup2(kept, 1)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("args", "code"), [("targets list", 0), ("package gone", 2)])
+def test_a_stream_that_was_closed_beforehand_changes_no_exit_code(project, closed, args, code):
+    script = f'"$0" -m edgeq {args} {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable], env=environment, check=False, stdout=nowhere, stderr=nowhere
+    )
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["targets", "list"], ["package", "--help"]])
 def test_a_reader_that_went_away_is_no_error(project, argv):
     read, write = os.pipe()

@@ -79,6 +79,13 @@ def test_int8_needs_calibration_data(factory: str) -> None:
         prepare(job(factory), Told(), needs_calibration=True, describe=as_it_is)
 
 
+def test_a_name_that_no_bundle_can_have_is_refused_when_the_model_is_loaded(factory: str) -> None:
+    Path("net.py").rename("мой net.py")
+    with pytest.raises(UsageError, match="the model's name 'мой net': expected 1 to 64 of") as caught:
+        prepare(job("мой net.py:model"), Told(), needs_calibration=False, describe=as_it_is)
+    assert "--name" in caught.value.fix
+
+
 def test_the_name_of_the_folder_for_rejected_bundles_is_taken(factory: str) -> None:
     Path("net.py").rename("rejected.py")
     with pytest.raises(UsageError, match="rejected"):

@@ -66,7 +66,7 @@ def scenes(count, seed=0) -> Dataset:
     return Dataset(origin="scenes", count=count, read=read, labelled=True)
 
 
-def on_scenes(count=64, **values):
+def on_scenes(count=96, **values):
     """Return calibration and training data for the uneven net, as arguments of `trained`."""
     return {
         "calibration": scenes(16, seed=1),
@@ -104,7 +104,7 @@ def test_training_starts_from_the_static_ranges_exactly(backend):
 
 @pytest.mark.parametrize("observer", ["histogram", "minmax", "percentile"])
 def test_training_wins_back_what_uneven_channels_lose(observer):
-    result = trained(loaded(uneven()), observer=observer, **on_scenes(epochs=6, lr=0.01))
+    result = trained(loaded(uneven()), observer=observer, **on_scenes(epochs=6, lr=5e-3))
     tuning = result.tuning
     assert tuning.weights in ("last", "average")
     assert tuning.end_loss < 0.5 * tuning.start_loss
@@ -316,7 +316,7 @@ def test_the_users_loop_gets_module_teacher_and_data_and_its_weights_are_taken()
 
     result = trained(model, **on_scenes(train=loop))
     assert result.tuning.end_loss < result.tuning.start_loss
-    assert asked["items"] == result.tuning.samples == 58
+    assert asked["items"] == result.tuning.samples == 86
     assert asked["item"]["x"].shape == (3, 16, 16)
     assert asked["item"]["y"] in range(5)
     assert not same(result.graph, quantized(model).graph, model)

@@ -311,6 +311,16 @@ def test_a_child_that_reads_no_more_is_ended(monkeypatch):
         assert host._child.process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(("own", "seen"), [(None, "10000"), ("7", "7")])
+def test_openmp_gives_cores_back_unless_the_user_says_otherwise(monkeypatch, own, seen):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    with HostRuntime() as host:
+        environment = Path(f"/proc/{host._child.process.pid}/environ").read_bytes().split(b"\0")
+    assert f"GOMP_SPINCOUNT={seen}".encode() in environment
+
+
 def test_closing_ends_the_child_at_once_and_leaves_nothing():
     before = children()
     host = HostRuntime()

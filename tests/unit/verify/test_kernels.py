@@ -104,3 +104,29 @@ def test_names_that_multiply_nothing_change_nothing(pairs, random):
     total = sum(macs for _, macs in pairs)
     int8 = sum(macs for name, macs in pairs if name in INT8)
     assert share(names, [macs for _, macs in pairs]).int8_macs == pytest.approx(int8 / total)
+
+
+def test_half_kernels_are_told_from_float_and_from_int8():
+    names = [
+        "Convolution (NHWC, F16) IGEMM #1",
+        "Fully Connected (NC, F32) GEMM #1",
+        "Fully Connected (NC, QD8, F16, QC8W) GEMM #1",
+    ]
+    found = share(names, [50, 30, 20])
+    assert (found.half_macs, found.int8_macs) == (0.5, 0.2)
+
+
+def test_the_share_of_linear_layers_leaves_attentions_products_and_convolutions_out():
+    layers = [
+        Layer(name=op, op=op, macs=macs, weight_bytes=0, delegated=False)
+        for op, macs in (
+            ("linear_dynamic", 60),
+            ("bmm", 500),
+            ("quantized_lstm", 30),
+            ("addmm", 10),
+            ("convolution", 7),
+        )
+    ]
+    names = ["quantized::linear_dynamic", "aten::bmm", "aten::quantized_lstm", "aten::addmm", "aten::_convolution"]
+    assert kernel_share("torchscript", names, layers).int8_linear_macs == pytest.approx(0.9)
+    assert share([FLOAT[0]], [10]).int8_linear_macs is None

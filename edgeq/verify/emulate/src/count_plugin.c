@@ -115,9 +115,3 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
   qemu_plugin_register_atexit_cb(id, finish, NULL);
   return 0;
 }
-
-/* For tests: class, bytes loaded and bytes stored of one instruction. */
-__attribute__((visibility("default"))) void edgeq_decode(uint32_t word, uint32_t *result) {
-  struct a64_insn insn = a64_decode(word);
-  result[0] = insn.class, result[1] = insn.bytes_loaded, result[2] = insn.bytes_stored;
-}

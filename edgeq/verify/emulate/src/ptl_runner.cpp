@@ -3,10 +3,13 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Dict.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <c10/core/InferenceMode.h>
 #include <cpuinfo.h>
 #include <torch/csrc/jit/mobile/import.h>
 #include <torch/csrc/jit/mobile/module.h>
+
+#include <memory>
 
 #include "runner.h"
 
@@ -65,6 +68,64 @@ void flatten(const c10::IValue& value, Sample& into) {
   }
 }
 
+// The operators of the last call: a line each with name, start and end in ns, and one for the call as a whole under
+// ExecuTorch's name for it. Operators within operators are their callers'.
+class Trace {
+ public:
+  void begin() {
+    lines_.clear();
+    depth_ = 0;
+    start_ = now();
+  }
+
+  void end() { add("Method::execute", start_, now()); }
+
+  void watch() {
+    current_ = this;
+    at::addGlobalCallback(at::RecordFunctionCallback(enter, leave).scopes({at::RecordScope::FUNCTION}));
+  }
+
+  void write(const std::string& path) const {
+    std::ofstream file(path);
+    for (const std::string& line : lines_) file << line;
+    file.close();
+    if (!file) throw Failure(edgeq::kBadArguments, "cannot write " + path);
+  }
+
+ private:
+  struct Entered : at::ObserverContext {
+    int64_t start = 0;
+    bool outermost = false;
+  };
+
+  static int64_t now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+  }
+
+  static std::unique_ptr<at::ObserverContext> enter(const at::RecordFunction&) {
+    auto entered = std::make_unique<Entered>();
+    entered->outermost = current_->depth_++ == 0;
+    if (entered->outermost) entered->start = now();
+    return entered;
+  }
+
+  static void leave(const at::RecordFunction& function, at::ObserverContext* context) {
+    current_->depth_--;
+    const auto* entered = static_cast<Entered*>(context);
+    if (entered->outermost) current_->add(function.name(), entered->start, now());
+  }
+
+  void add(const std::string& name, int64_t start, int64_t end) {
+    lines_.push_back(name + "\t" + std::to_string(start) + "\t" + std::to_string(end) + "\n");
+  }
+
+  static inline Trace* current_ = nullptr;
+  std::vector<std::string> lines_;
+  int64_t start_ = 0;
+  int depth_ = 0;
+};
+
 class LiteInterpreter : public edgeq::Engine {
  public:
   void load(const edgeq::Options& options) override {
@@ -75,6 +136,8 @@ class LiteInterpreter : public edgeq::Engine {
     } catch (const c10::Error& error) {
       throw Failure(kBadModel, "loading the archive failed: " + first_lines(error));
     }
+    tracing_ = !options.etdump.empty();
+    if (tracing_) trace_.watch();
   }
 
   void bind(Sample& sample) override {
@@ -87,8 +150,10 @@ class LiteInterpreter : public edgeq::Engine {
   }
 
   void call() override {
+    if (tracing_) trace_.begin();
     try {
       result_ = module_.forward(inputs_);
+      if (tracing_) trace_.end();
     } catch (const c10::Error& error) {
       throw Failure(kBadModel, "running the archive failed: " + first_lines(error));
     }
@@ -98,6 +163,10 @@ class LiteInterpreter : public edgeq::Engine {
     Sample sample;
     flatten(result_, sample);
     return sample;
+  }
+
+  void finish(const edgeq::Options& options) override {
+    if (tracing_) trace_.write(options.etdump);
   }
 
   edgeq::Core core() override {
@@ -128,6 +197,8 @@ class LiteInterpreter : public edgeq::Engine {
   torch::jit::mobile::Module module_;
   std::vector<c10::IValue> inputs_;
   c10::IValue result_;
+  Trace trace_;
+  bool tracing_ = false;
 };
 
 }  // namespace

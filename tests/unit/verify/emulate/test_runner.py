@@ -237,3 +237,28 @@ def test_the_environment_of_the_host_does_not_reach_the_runner(work, monkeypatch
     monkeypatch.setenv("LD_LIBRARY_PATH", os.fspath("/nowhere"))
     ran = run(dataclasses.replace(work, samples=work.samples[:1]))
     assert ran.core.uarch == find_cpu("cortex-a53").uarch
+
+
+@pytest.mark.slow
+def test_an_archive_with_an_operator_that_the_runtime_lacks(torch_lite, tmp_path):
+    """`_safe_softmax` came with torch 2.5; the device's lite interpreter is that of 2.1."""
+    import torch
+
+    class Newer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._safe_softmax(x, -1)
+
+    path = tmp_path / "newer.ptl"
+    torch.jit.script(Newer())._save_for_lite_interpreter(str(path))
+    work = Work(runtime=torch_lite, cpu=find_cpu("cortex-a53"), model=path, samples=((np.zeros((1, 4), np.float32),),))
+    with pytest.raises(UnsupportedError, match=r"torch 2\.1\.0 on cortex-a53 lacks operators.*_safe_softmax") as caught:
+        run(work)
+    assert caught.value.exit_code == 3
+
+
+def test_an_arm64_host_runs_without_qemu(work, tmp_path):
+    """The command only: there is no ARM64 host to try it on."""
+    command = runner_module._command(dataclasses.replace(work, cpu=None, threads=3), tmp_path, tmp_path)
+    assert command[0] == str(work.runtime.runner)
+    assert command[command.index("--threads") + 1] == "3"
+    assert qemu_path() not in command

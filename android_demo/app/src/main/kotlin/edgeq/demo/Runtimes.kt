@@ -1,0 +1,25 @@
+package edgeq.demo
+
+import edgeq.store.LoadedModel
+import edgeq.store.Loader
+import edgeq.store.Manifest
+import edgeq.store.RuntimeSupport
+
+// the versions in gradle/libs.versions.toml; a test holds them together
+internal const val EXECUTORCH_VERSION = "1.5.1"
+internal const val PYTORCH_LITE_VERSION = "2.1.0"
+
+/** The runtimes that this app carries. */
+object Runtimes : Loader {
+    val support = listOf(
+        RuntimeSupport("executorch", EXECUTORCH_VERSION, setOf("xnnpack")),
+        // kMinSupportedBytecodeVersion and kMaxSupportedBytecodeVersion of torch 2.1's caffe2/serialize/versions.h
+        RuntimeSupport("torchscript", PYTORCH_LITE_VERSION, setOf("qnnpack"), bytecodes = 4L..9L),
+    )
+
+    override fun load(manifest: Manifest, location: String): LoadedModel = when (manifest.runtime.name) {
+        "executorch" -> ExecuTorchModel(location, manifest.threads)
+        "torchscript" -> TorchLiteModel(location, manifest.threads)
+        else -> throw IllegalArgumentException("no runtime ${manifest.runtime.name} in this app")
+    }
+}

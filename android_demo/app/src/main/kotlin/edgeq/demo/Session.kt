@@ -1,0 +1,169 @@
+package edgeq.demo
+
+import edgeq.store.BundleSource
+import edgeq.store.Installed
+import edgeq.store.Library
+import edgeq.store.Loader
+import edgeq.store.Manifest
+import edgeq.store.ModelKey
+import edgeq.store.OpenModel
+import edgeq.store.Reason
+import edgeq.store.Refusal
+import edgeq.store.Rejected
+import edgeq.store.SelfTestReport
+import java.util.concurrent.Executor
+
+/** The last thing that happened besides an inference. */
+sealed interface Event {
+    data class Checked(val report: SelfTestReport?) : Event
+
+    data class Tested(val report: SelfTestReport) : Event
+
+    data class RolledBack(val rejected: Rejected) : Event
+
+    data class Refused(val reason: Reason, val detail: String) : Event
+
+    data class Imported(val key: ModelKey) : Event
+}
+
+/** Times as the screen shows them. */
+data class Timing(val lastMs: Double, val medianMs: Double, val count: Int)
+
+/** All that the screen shows; replaced whole. */
+data class Screen(
+    val models: List<ModelKey> = emptyList(),
+    val selected: ModelKey? = null,
+    val manifest: Manifest? = null,
+    val event: Event? = null,
+    val prediction: Prediction? = null,
+    val timing: Timing? = null,
+    val busy: Boolean = false,
+)
+
+/**
+ * The app without Android: opens models, runs them, and tells [observer] what to show.
+ *
+ * @param background runs one task after the other: a model is not safe for several threads.
+ * @param main where [screen] changes and [observer] is told.
+ */
+class Session(
+    private val library: Library,
+    private val loader: Loader,
+    private val background: Executor,
+    private val main: Executor,
+) {
+    /** Only on [main]. */
+    var screen = Screen()
+        private set
+
+    /** Only on [main]; told at once what there is. */
+    var observer: ((Screen) -> Unit)? = null
+        set(value) {
+            field = value
+            value?.invoke(screen)
+        }
+
+    // only in the background
+    private var model: OpenModel? = null
+    private var latencies = Latencies()
+
+    /** The newest sketch that waits for an inference; older ones are dropped. */
+    @Volatile
+    private var waiting: Sketch? = null
+
+    /** Installs what the app brings along, and opens [wanted] or the first model. Call it once. */
+    fun start(offered: List<() -> BundleSource>, wanted: ModelKey?) = task {
+        val refused = offered.mapNotNull { source -> refusal { library.offer(source()) } }
+        val models = library.models()
+        show { it.copy(models = models) }
+        open(wanted?.takeIf { it in models } ?: models.firstOrNull())
+        // a bundle for another ABI is no news while there is a model
+        if (models.isEmpty()) refused.firstOrNull()?.let { event -> show { it.copy(event = event) } }
+    }
+
+    fun select(key: ModelKey) {
+        if (key != screen.selected) task { open(key) }
+    }
+
+    /** Recognises a sketch; an empty one takes the prediction away. */
+    fun recognise(sketch: Sketch) {
+        waiting = sketch
+        background.execute {
+            val newest = waiting ?: return@execute
+            waiting = null
+            guarded { infer(newest) }
+        }
+    }
+
+    fun selfTest() = task {
+        model?.let { open -> open.selfTest().let { report -> show { it.copy(event = Event.Tested(report)) } } }
+    }
+
+    /** Installs a bundle that the user picked, and opens it. */
+    fun import(source: () -> BundleSource) = task {
+        val (key, installed) = source().let { bundle ->
+            try {
+                library.import(bundle)
+            } finally {
+                (bundle as? AutoCloseable)?.close()
+            }
+        }
+        val models = library.models()
+        show { it.copy(models = models) }
+        val fine = open(key)
+        if (fine && installed == Installed.ALREADY_THERE) show { it.copy(event = Event.Imported(key)) }
+    }
+
+    private fun infer(sketch: Sketch) {
+        val open = model ?: return
+        if (sketch.isEmpty) return show { it.copy(prediction = null) }
+        val (height, width) = open.imageSize
+        val image = sketch.image(height, width)
+        val begin = System.nanoTime()
+        val outputs = open.run(image)
+        latencies.add((System.nanoTime() - begin) / 1e6)
+        val result = prediction(outputs, open.manifest.labels)
+        val timing = Timing(latencies.lastMs!!, latencies.medianMs!!, latencies.count)
+        show { it.copy(prediction = result, timing = timing) }
+    }
+
+    /** Opens a model in place of the one that is open; whether it is the one that was asked for. */
+    private fun open(key: ModelKey?): Boolean {
+        model?.close()
+        model = null
+        latencies = Latencies()
+        show { it.copy(selected = key, manifest = null, prediction = null, timing = null, event = null) }
+        val store = library.store(key ?: return false)
+        val before = store.state.rejected.size
+        val open = store.open(loader)
+        model = open
+        val rejected = store.state.rejected
+        val event = if (rejected.size > before) Event.RolledBack(rejected.last()) else Event.Checked(open.firstTest)
+        show { it.copy(manifest = open.manifest, event = event) }
+        return event is Event.Checked
+    }
+
+    private fun task(act: () -> Unit) = background.execute {
+        show { it.copy(busy = true) }
+        guarded(act)
+        show { it.copy(busy = false) }
+    }
+
+    private fun guarded(act: () -> Unit) {
+        refusal(act)?.let { event -> show { it.copy(event = event) } }
+    }
+
+    private fun refusal(act: () -> Unit): Event.Refused? = try {
+        act()
+        null
+    } catch (err: Refusal) {
+        Event.Refused(err.reason, err.message.orEmpty())
+    } catch (err: Exception) { // a runtime throws what it likes
+        Event.Refused(Reason.RUN_FAILED, err.message ?: err.javaClass.simpleName)
+    }
+
+    private fun show(change: (Screen) -> Screen) = main.execute {
+        screen = change(screen)
+        observer?.invoke(screen)
+    }
+}

@@ -1,0 +1,64 @@
+package edgeq.store
+
+/**
+ * A runtime that the app carries.
+ *
+ * @property name the manifest's word: executorch or torchscript.
+ * @property version of the library in this app.
+ * @property backends that it was built with.
+ * @property bytecodes versions of TorchScript archives that it loads; null for runtimes that go by [version].
+ */
+data class RuntimeSupport(
+    val name: String,
+    val version: String,
+    val backends: Set<String>,
+    val bytecodes: LongRange? = null,
+)
+
+/** What this device and app can run. */
+class Device(val platform: String, val archs: Set<String>, val runtimes: List<RuntimeSupport>) {
+    /**
+     * Refuses a bundle that was not made for this device, or that its own gates refused.
+     *
+     * An ExecuTorch artifact runs on the runtime that wrote it or a newer one, by major and minor version; a TorchScript
+     * archive by its bytecode version. It is edgeq's own rule (edgeq/check/compat.py).
+     */
+    fun check(manifest: Manifest) {
+        val target = manifest.target
+        if (!manifest.accepted) refuse(Reason.NOT_ACCEPTED, "the bundle did not pass its gates")
+        if (manifest.weights == "random") refuse(Reason.RANDOM_WEIGHTS, "the model has random weights")
+        if (target.platform != platform) {
+            refuse(Reason.WRONG_PLATFORM, "the bundle is for ${target.platform}, this is $platform")
+        }
+        if (target.arch !in archs) {
+            refuse(Reason.WRONG_ARCH, "the bundle is for ${target.arch}, this device runs ${archs.joinToString()}")
+        }
+        val runtime = runtimes.find { it.name == manifest.runtime.name && target.backend in it.backends }
+            ?: refuse(Reason.RUNTIME_MISSING, "this app has no ${manifest.runtime.name} with ${target.backend}")
+        check(manifest.runtime, runtime)
+    }
+
+    private fun check(needed: RuntimeFacts, runtime: RuntimeSupport) {
+        val app = "this app carries ${runtime.name} ${runtime.version}"
+        if (runtime.bytecodes != null) {
+            val bytecode = needed.bytecodeVersion
+            if (bytecode == null || bytecode !in runtime.bytecodes) {
+                val loads = "which loads bytecode ${runtime.bytecodes.first} to ${runtime.bytecodes.last}"
+                refuse(Reason.RUNTIME_TOO_OLD, "the archive has bytecode version $bytecode; $app, $loads")
+            }
+            return
+        }
+        val (major, minor) = version(needed.exportedWith) ?: (Int.MAX_VALUE to 0)
+        val (ownMajor, ownMinor) = version(runtime.version) ?: (-1 to 0)
+        if (major > ownMajor || (major == ownMajor && minor > ownMinor)) {
+            refuse(Reason.RUNTIME_TOO_OLD, "written by ${needed.name} ${needed.exportedWith.take(40)}; $app: update it")
+        }
+    }
+}
+
+private fun refuse(reason: Reason, what: String): Nothing = throw Refusal(reason, what)
+
+private fun version(text: String): Pair<Int, Int>? {
+    val (major, minor) = Regex("(\\d{1,6})\\.(\\d{1,6}).*").matchEntire(text)?.destructured ?: return null
+    return major.toInt() to minor.toInt()
+}

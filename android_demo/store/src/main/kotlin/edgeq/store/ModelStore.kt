@@ -1,0 +1,236 @@
+package edgeq.store
+
+import java.io.FileNotFoundException
+import java.io.IOException
+
+/** What [ModelStore.install] did. */
+enum class Installed { NEW, ALREADY_THERE }
+
+/**
+ * A model that is ready to run.
+ *
+ * @property firstTest the self-test of its first start; null when it had passed it before.
+ */
+class OpenModel internal constructor(
+    val manifest: Manifest,
+    val firstTest: SelfTestReport?,
+    private val model: LoadedModel,
+    private val golden: () -> Golden,
+) : AutoCloseable {
+    /** Runs it on inputs as the manifest describes them. */
+    fun run(inputs: List<Tensor>): List<Tensor> = model.run(inputs)
+
+    /** Preprocesses one image, and runs it; for models with one image input. */
+    fun run(image: Image): List<Tensor> {
+        val spec = manifest.inputs.singleOrNull { it.preprocess != null }
+        requireNotNull(spec?.preprocess) { "${manifest.modelName} does not take one image" }
+        return run(listOf(batched(spec, preprocess(spec.preprocess, image))))
+    }
+
+    /** [height, width] of an image as the model knows them: that of its golden samples. */
+    val imageSize: List<Int> by lazy { golden().imageSize }
+
+    /** Runs the bundle's golden samples. */
+    fun selfTest(): SelfTestReport = golden().test(model, manifest.golden.sqnrFloorDb)
+
+    override fun close() = model.close()
+}
+
+/**
+ * One model for one target on this device: installed whole, tried before it is trusted, rolled back when it fails.
+ *
+ * On disk, below [folder]: `slots/<digest>/` with the bundle's files, and `state.json`. A new bundle is copied, synced and
+ * renamed into its slot before the state names it; the state says that a model is being tried before it is loaded, and
+ * that it is healthy after its self-test. So a kill between any two file operations leaves a model that can be opened.
+ *
+ * Safe for several threads; keep one object for a folder in one process.
+ */
+class ModelStore internal constructor(
+    private val files: Files,
+    private val folder: String,
+    private val device: Device,
+    private val rules: Rules,
+) {
+    private val slots = Slots(files, folder, rules)
+
+    /** What is remembered between starts. */
+    val state: State @Synchronized get() = readState()
+
+    /** The current bundle's manifest, without loading or checking it; null where none is installed. */
+    @Synchronized
+    fun manifest(): Manifest? = readState().current?.let {
+        parseManifest(slots.readFile(it, MANIFEST_NAME, MAX_MANIFEST_BYTES + 1L))
+    }
+
+    /** Installs a bundle; whatever is refused leaves everything as it was. */
+    internal fun install(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed =
+        synchronized(this) {
+            device.check(manifest)
+            try {
+                installed(source, bytes, manifest, how)
+            } catch (err: IOException) {
+                throw Refusal(Reason.DISK, "the model cannot be written: ${err.message}; free some space", err)
+            }
+        }
+
+    private fun installed(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed {
+        var state = readState()
+        val digest = manifest.digest
+        if (how == How.OFFERED && state.offered == digest && state.current != null) return Installed.ALREADY_THERE
+        if (state.current == digest && how == How.OFFERED) {
+            writeState(state.copy(offered = digest))
+            return Installed.ALREADY_THERE
+        }
+        if (state.current == digest) return Installed.ALREADY_THERE
+        state.rejected.find { it.digest == digest }?.let {
+            if (how != How.ASKED_FOR) throw Refusal(Reason.REJECTED_BEFORE, "it was rolled back here: ${it.detail}")
+        }
+        // a slot cannot be renamed over; the current one stays, so there is a model all the while
+        if (state.previous == digest) state = writeState(state.copy(previous = null))
+        slots.prune(setOf(state.current, state.previous))
+        slots.add(source, bytes, manifest)
+        writeState(
+            state.copy(
+                current = digest,
+                health = Health.NEW,
+                starts = 0,
+                previous = if (state.health == Health.HEALTHY) state.current else state.previous,
+                offered = if (how == How.OFFERED) digest else state.offered,
+                rejected = state.rejected.filter { it.digest != digest },
+            ),
+        )
+        return Installed.NEW
+    }
+
+    /**
+     * Loads the current model; a new one is tested first, and one that fails gives way to the previous.
+     *
+     * @throws Refusal NO_MODEL when none is installed, what was wrong with the last one when none is left,
+     *   RUNTIME_MISSING when the app lacks the runtime's library, LOAD_FAILED when a model that was healthy does not
+     *   load, DISK.
+     */
+    @Synchronized
+    fun open(loader: Loader): OpenModel = try {
+        readState().let { slots.prune(setOf(it.current, it.previous)) } // what a kill left
+        var open: OpenModel? = null
+        while (open == null) open = attempt(loader)
+        open
+    } catch (err: IOException) {
+        throw Refusal(Reason.DISK, "the model's state cannot be written: ${err.message}; free some space", err)
+    }
+
+    /** One start of the current model; null when it was rolled back, so that there is another to try. */
+    private fun attempt(loader: Loader): OpenModel? {
+        val state = readState()
+        val digest = state.current ?: throw Refusal(Reason.NO_MODEL, noModel(state))
+        val trial = state.health != Health.HEALTHY
+        if (trial && state.starts >= rules.maxStarts) {
+            val what = "the app ended ${state.starts} times while it was being started"
+            return rollBack(state, Refusal(Reason.CRASHED, what))
+        }
+        val manifest = try {
+            slots.check(digest).also(device::check)
+        } catch (err: Refusal) {
+            return rollBack(state, err)
+        }
+        if (!trial) return OpenModel(manifest, null, load(loader, manifest), golden(manifest))
+        val trying = writeState(state.copy(health = Health.TRYING, starts = state.starts + 1))
+        return try {
+            firstStart(loader, manifest).also { writeState(trying.copy(health = Health.HEALTHY, starts = 0)) }
+        } catch (err: Refusal) {
+            if (err.reason == Reason.RUNTIME_MISSING) writeState(state).also { throw err }
+            rollBack(trying, err)
+        }
+    }
+
+    private fun firstStart(loader: Loader, manifest: Manifest): OpenModel {
+        val model = load(loader, manifest)
+        try {
+            val report = runTest(manifest, model)
+            val detail = "SQNR %.1f dB, at least %.1f dB expected".format(report.sqnrDb, report.floorDb)
+            if (!report.finite) throw Refusal(Reason.NOT_FINITE, "it gave NaN or infinity in its self-test")
+            if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, detail)
+            return OpenModel(manifest, report, model, golden(manifest))
+        } catch (err: Refusal) {
+            model.close()
+            throw err
+        }
+    }
+
+    private fun runTest(manifest: Manifest, model: LoadedModel): SelfTestReport {
+        val golden = golden(manifest)()
+        return try {
+            golden.test(model, manifest.golden.sqnrFloorDb)
+        } catch (err: Refusal) {
+            throw err
+        } catch (err: Exception) { // a runtime throws what it likes
+            throw Refusal(Reason.RUN_FAILED, "the runtime failed while running it: ${err.message?.take(300)}", err)
+        }
+    }
+
+    private fun load(loader: Loader, manifest: Manifest): LoadedModel = try {
+        loader.load(manifest, files.location(slots.path(manifest.digest, manifest.artifact.path)))
+    } catch (err: LinkageError) {
+        val what = "this app lacks the library of ${manifest.runtime.name}: ${err.message?.take(300)}"
+        throw Refusal(Reason.RUNTIME_MISSING, what, err)
+    } catch (err: Exception) { // a runtime throws what it likes
+        throw Refusal(Reason.LOAD_FAILED, "the runtime would not load it: ${err.message?.take(300)}", err)
+    }
+
+    private fun golden(manifest: Manifest): () -> Golden = {
+        parseGolden(manifest, slots.readFile(manifest.digest, manifest.goldenFile.path, manifest.goldenFile.sizeBytes))
+    }
+
+    /** Goes back to the previous model. One that misbehaved is remembered; a damaged one may be installed again. */
+    private fun rollBack(state: State, why: Refusal): OpenModel? {
+        val digest = requireNotNull(state.current)
+        val version = runCatching { manifest()?.modelVersion }.getOrNull().orEmpty()
+        val rejected = Rejected(digest, version, why.reason, why.message.orEmpty())
+        val misbehaved = why.reason in MISBEHAVED
+        val next = state.copy(
+            current = state.previous,
+            health = if (state.previous == null) Health.NEW else Health.HEALTHY,
+            starts = 0,
+            previous = null,
+            offered = if (misbehaved) state.offered else null,
+            rejected = if (misbehaved) (state.rejected + rejected).takeLast(rules.maxRejected) else state.rejected,
+        )
+        writeState(next)
+        if (next.current == null) throw why
+        return null
+    }
+
+    private fun noModel(state: State): String =
+        state.rejected.lastOrNull()?.let { "no model is left; the last one was rolled back: ${it.detail}" }
+            ?: "no model is installed"
+
+    /** The state, after a kill too; one that is no longer readable counts as none, and the app brings its own model. */
+    private fun readState(): State {
+        val path = "$folder/$STATE_NAME"
+        val state = try {
+            files.read(path).use { parseState(readAtMost(it, MAX_STATE_BYTES)) }
+        } catch (_: FileNotFoundException) {
+            null
+        }
+        return state ?: State()
+    }
+
+    private fun writeState(state: State): State {
+        files.makeFolders(folder)
+        files.writeAtomic("$folder/$STATE_NAME", stateBytes(state))
+        slots.prune(setOf(state.current, state.previous))
+        return state
+    }
+
+    /** How a bundle came, which decides what is done with one that was seen before. */
+    internal enum class How { OFFERED, DELIVERED, ASKED_FOR }
+
+    private companion object {
+        const val STATE_NAME = "state.json"
+        const val MAX_STATE_BYTES = 1_000_000L
+        val MISBEHAVED = setOf(
+            Reason.CRASHED, Reason.LOAD_FAILED, Reason.RUN_FAILED, Reason.NOT_FINITE, Reason.BELOW_FLOOR,
+            Reason.GOLDEN_BROKEN,
+        )
+    }
+}

@@ -1,0 +1,56 @@
+package edgeq.store
+
+import java.io.Closeable
+import java.io.File
+import java.io.FileNotFoundException
+import java.io.IOException
+import java.io.InputStream
+import java.util.zip.ZipFile
+
+/** Where a bundle comes from: the app's assets, a file that the user picked, an update server. */
+interface BundleSource {
+    /** The names of all files that it holds. */
+    fun names(): List<String>
+
+    /** @throws FileNotFoundException there is no such file. */
+    fun open(name: String): InputStream
+}
+
+/** A bundle as `edgeq package` leaves it in a folder. */
+class FolderSource(private val folder: File) : BundleSource {
+    override fun names(): List<String> = folder.list()?.sorted().orEmpty()
+
+    override fun open(name: String): InputStream = File(folder, name).inputStream()
+}
+
+/** A bundle as one file, the ZIP that a release publishes. Only the names that a manifest lists are ever opened. */
+class ZipSource(file: File) : BundleSource, Closeable {
+    private val zip = try {
+        ZipFile(file)
+    } catch (err: IOException) {
+        throw Refusal(Reason.NO_MODEL, "this file is no bundle: ${err.message}", err)
+    }
+
+    // names that stand twice stay in the list, and are refused as not listed
+    override fun names(): List<String> = zip.entries().toList().map { it.name }
+
+    override fun open(name: String): InputStream =
+        zip.getInputStream(zip.getEntry(name) ?: throw FileNotFoundException("$name is not in the file"))
+
+    override fun close() = zip.close()
+}
+
+/** Copies what cannot be read twice, such as a picked document, into a file, up to [maxBytes]. */
+fun spool(stream: InputStream, file: File, maxBytes: Long) {
+    file.outputStream().use { out ->
+        val buffer = ByteArray(1 shl 16)
+        var left = maxBytes
+        while (true) {
+            val count = stream.read(buffer)
+            if (count < 0) return
+            left -= count
+            if (left < 0) throw Refusal(Reason.TOO_LARGE, "the file has more than $maxBytes bytes")
+            out.write(buffer, 0, count)
+        }
+    }
+}

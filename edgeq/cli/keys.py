@@ -1,0 +1,134 @@
+"""`edgeq keys`: the keys that sign a channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli.columns import aligned
+from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from edgeq.deliver.ota.keys import KeyRing, RoleName
+
+app = typer.Typer(help="Make, show and replace the keys that sign updates.")
+
+_Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the keys.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("new")
+def new(
+    folder: _Folder,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=K/N", help="N keys for a role, K of which must sign, such as root=2/3; repeatable."),
+    ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=URI",
+            help="A private key that is elsewhere: env:VARIABLE, or a KMS URI such as awskms:…; repeatable.",
+        ),
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Make Ed25519 keys for root, targets, snapshot and timestamp, in files that only you can read."""
+    from edgeq.deliver.ota.keys import new_keys
+
+    counts = {_role(role): _counts(text) for role, text in map(_pair, threshold or ())}
+    places = {_role(role): uri for role, uri in map(_pair, place or ())}
+    both = sorted(set(counts) & set(places))
+    if both:
+        raise UsageError(f"--threshold and --place both name {both[0]}", "a key that is elsewhere is one key")
+    _tell(new_keys(folder, counts=counts, places=places), as_json)
+
+
+@app.command("show")
+def show(folder: _Folder, as_json: _AsJson = False) -> None:
+    """Print the public keys, the thresholds, and where the private keys are."""
+    from edgeq.deliver.ota.keys import load_keys
+
+    _tell(load_keys(folder), as_json)
+
+
+@app.command("rotate")
+def rotate(
+    folder: _Folder,
+    role: Annotated[str, typer.Option(metavar="ROLE", help="root, targets, snapshot or timestamp.")],
+    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="The channel whose clients must follow.")],
+    as_json: _AsJson = False,
+) -> None:
+    """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
+    from edgeq.cli.ota import now
+    from edgeq.deliver.ota.entries import Terms
+    from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
+    from edgeq.deliver.ota.release import refresh
+
+    ring = load_keys(folder)
+    if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
+        ring = rotated(ring, _role(role))
+    done = refresh(channel, ring, Terms(now=now()))
+    ring = forget_retired(ring)
+    if as_json:
+        say_json({"schema_version": 1, **_facts(ring), "channel": str(channel), "root_version": done.root_version})
+    else:
+        say(_text(ring))
+        say(f"published: {channel} has root version {done.root_version}")
+
+
+def _tell(ring: KeyRing, as_json: bool) -> None:
+    if as_json:
+        say_json({"schema_version": 1, **_facts(ring)})
+    else:
+        say(_text(ring))
+
+
+def _text(ring: KeyRing) -> str:
+    rows = [
+        (role, f"{keys.threshold} of {len(keys.keys)}", key.keyid[:16], key.uri.partition("?")[0])
+        for role, keys in ring.file.roles.items()
+        for key in keys.keys
+    ]
+    return "\n".join([f"keys: {ring.folder}", *aligned(rows)])
+
+
+def _facts(ring: KeyRing) -> dict[str, Any]:
+    return {
+        "folder": str(ring.folder),
+        "roles": {
+            role: {
+                "threshold": keys.threshold,
+                "keys": [
+                    {"keyid": key.keyid, "public": key.public, "uri": key.uri.partition("?")[0]} for key in keys.keys
+                ],
+            }
+            for role, keys in ring.file.roles.items()
+        },
+    }
+
+
+def _pair(text: str) -> tuple[str, str]:
+    role, equals, value = text.partition("=")
+    if not equals or not value:
+        raise UsageError(f"expected ROLE=VALUE, got {text!r}", "write, for example, --threshold root=2/3")
+    return role, value
+
+
+def _role(name: str) -> RoleName:
+    from edgeq.deliver.ota.keys import ROLES
+
+    for role in ROLES:
+        if role == name:
+            return role
+    raise UsageError(f"unknown role {name!r}.{nearest(name, ROLES)}", f"roles: {', '.join(ROLES)}")
+
+
+def _counts(text: str) -> tuple[int, int]:
+    least, slash, count = text.partition("/")
+    if not slash or not least.isdecimal() or not count.isdecimal() or not 1 <= int(least) <= int(count) <= 16:
+        raise UsageError(f"expected K/N with 1 <= K <= N <= 16, got {text!r}", "write, for example, root=2/3")
+    return int(least), int(count)

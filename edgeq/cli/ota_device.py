@@ -1,0 +1,152 @@
+"""`edgeq ota` as a device: the reference client, and what an app tells its store."""
+# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli import flags
+from edgeq.cli.columns import printable
+from edgeq.cli.ota_words import SCHEMA_VERSION
+from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError
+from edgeq.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgeq.deliver.ota.client import Request
+
+_LOCK_S = 30.0
+_Store = Annotated[Path, typer.Option(metavar="FOLDER", help="The device's store.")]
+
+
+def update(
+    context: typer.Context,
+    channel: Annotated[str, typer.Option(metavar="URL|FOLDER", help="The channel.")],
+    store: _Store,
+    device_id: Annotated[str, typer.Option(metavar="ID", help="This device's name.")],
+    trust: Annotated[
+        Path | None, typer.Option(metavar="ROOT.json", help="The channel's first root, which the app ships with.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="The device's target.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model; a store is for one.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The version of the runtime in this app build.")
+    ] = None,
+    no_clock: Annotated[bool, typer.Option("--no-clock", help="The device has no clock to judge expiry by.")] = False,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Bring a device's store to the channel's newest release, whole or not at all."""
+    request = _request(context.params)
+    from edgeq.cli.progress import open_progress
+
+    with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.ota import update_device
+
+        done = update_device(request, progress)
+    if as_json:
+        say_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(done), "place": str(done.place)})
+        return
+    came = f", {done.via}, {format_bytes(done.downloaded_bytes)}" if done.downloaded_bytes else ""
+    before = f", release {done.previous} is kept" if done.previous and done.action == "installed" else ""
+    say(f"{done.action}: release {done.release} (version {done.model_version}){came}{before}: {done.place}")
+    for text in done.notes:
+        say(f"note: {text}")
+
+
+def start(store: _Store, as_json: flags.AsJson = False) -> None:
+    """Print the folder that an app loads now, verified, and count the start until the release is healthy."""
+    from edgeq._io import disk_errors, lock_dir
+    from edgeq.deliver.ota.store import Store, started
+
+    _must_be_store(store)
+    with disk_errors(store), lock_dir(store, wait_s=_LOCK_S):
+        state, bundle, why = started(Store(store))
+    release_number = state.current.release if state.current else None
+    if as_json:
+        facts = {"release": release_number, "place": str(bundle.folder), "rolled_back": why}
+        say_json({"schema_version": SCHEMA_VERSION, **facts})
+    else:
+        if why:
+            say(f"rolled back to release {release_number}: {printable(why)}")
+        say(str(bundle.folder))
+
+
+def healthy(store: _Store, as_json: flags.AsJson = False) -> None:
+    """Say that the current release works: it stays."""
+    _changed(store, "healthy", as_json)
+
+
+def rollback(store: _Store, as_json: flags.AsJson = False) -> None:
+    """Go back to the previous release; the present one is not tried again on this device."""
+    _changed(store, "rollback", as_json)
+
+
+def status(store: _Store, as_json: flags.AsJson = False) -> None:
+    """Print which release a store loads, and what it knows of others."""
+    _changed(store, "status", as_json)
+
+
+def _changed(folder: Path, what: str, as_json: bool) -> None:
+    from edgeq._io import disk_errors, lock_dir
+    from edgeq.deliver.ota import state as states
+    from edgeq.deliver.ota.store import Store
+
+    _must_be_store(folder)
+    with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
+        store = Store(folder)
+        state = store.state()
+        if what != "status":
+            state = states.healthy(state) if what == "healthy" else states.rolled_back(state, "asked to go back")
+            if state.current is not None:
+                store.bundle(state.current)
+            store.save(state)
+            store.recover()
+    if as_json:
+        say_json({"schema_version": SCHEMA_VERSION, "store": str(folder), "state": state.model_dump(mode="json")})
+        return
+    current = state.current
+    if current is None:
+        say("no release yet")
+        return
+    health = "healthy" if current.healthy else f"on trial, started {current.starts} times"
+    say(f"release {current.release}, {health}, digest {current.digest[:12]}")
+    if state.previous:
+        say(f"previous: release {state.previous.release}")
+    if state.trying:
+        say(f"trying: release {state.trying.release}, {state.trying.tries} tries")
+    if state.bad:
+        say(f"failed here: {', '.join(str(number) for number in state.bad)}")
+
+
+def _must_be_store(folder: Path) -> None:
+    if not (folder / "device.json").is_file():
+        raise UsageError(f"{folder} is no store", "make one with `edgeq ota update`")
+
+
+def _request(params: Mapping[str, Any]) -> Request:
+    from edgeq.deliver.ota.client import Request
+    from edgeq.deliver.ota.fetch import open_source
+
+    root: bytes | None = None
+    if params["trust"] is not None:
+        try:
+            root = Path(params["trust"]).read_bytes()
+        except OSError as err:
+            raise UsageError(f"cannot read --trust {params['trust']}: {err.strerror}", "check the path") from err
+    return Request(
+        source=open_source(params["channel"]),
+        store=params["store"],
+        device_id=params["device_id"],
+        model=params["model"],
+        target=params["target"],
+        runtime=params["runtime"],
+        trust=root,
+        clock=None if params["no_clock"] else datetime.datetime.now(datetime.UTC),
+    )

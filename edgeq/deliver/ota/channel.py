@@ -1,0 +1,248 @@
+"""A channel: a folder of signed metadata and files that any static server can hold.
+
+`metadata/` holds TUF's roles (`N.root.json`, `N.targets.json`, `N.snapshot.json`, `timestamp.json`), `targets/` the
+files, named after their hashes. Every file but `timestamp.json` is new under its own name, and `timestamp.json` is
+renamed into place after all that it leads to: a reader, and a run that is killed, sees the old channel or the new one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq._io import disk_errors, write_atomic
+from edgeq.deliver.ota.facts import Index, parse_index
+from edgeq.deliver.ota.keys import KeyRing, RoleName
+from edgeq.deliver.ota.roots import next_root
+from edgeq.errors import IntegrityError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+
+METADATA, FILES = "metadata", "targets"
+ISSUED = "x-edgeq-issued"  # when the index was signed: the clock of devices that have none
+VALID_DAYS = 30
+_OURS = re.compile(r"\d+\.(?:targets|snapshot)\.json|\..+\.[a-z0-9_]{8}\.tmp")
+_OUR_FILE = re.compile(r"[0-9a-f]{64}\..+|\..+\.[a-z0-9_]{8}\.tmp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """A channel as its own metadata has it, every signature checked.
+
+    Attributes:
+        roots: all versions of the root, the first one first.
+    """
+
+    folder: Path
+    roots: tuple[Metadata[Root], ...]
+    timestamp: Metadata[Timestamp]
+    snapshot: Metadata[Snapshot]
+    targets: Metadata[Targets]
+
+    @property
+    def index(self) -> Index:
+        """The files of the channel."""
+        return parse_index(self.targets.signed.targets)
+
+    def read(self, name: str) -> bytes:
+        """Return a file of the channel.
+
+        Raises:
+            IntegrityError: it is missing, or not the one that was signed.
+        """
+        from tuf.api.exceptions import LengthOrHashMismatchError
+
+        target = self.targets.signed.targets[name]
+        path = self.folder / FILES / f"{target.hashes['sha256']}.{name}"
+        try:
+            data = path.read_bytes()
+            target.verify_length_and_hashes(data)
+        except (OSError, LengthOrHashMismatchError) as err:
+            what = f"{path} is not the file that was released: {first_line(err)}"
+            raise IntegrityError(what, "restore it from a copy of the channel") from err
+        return data
+
+
+def open_channel(folder: Path) -> Channel | None:
+    """Return the channel in a folder, or None where there is none yet.
+
+    Raises:
+        UsageError: the folder holds something else.
+        IntegrityError: its metadata is damaged, or not signed by its own keys.
+    """
+    place = folder / METADATA
+    if not (place / "1.root.json").exists():
+        strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+        if set(strange) - {METADATA, FILES}:
+            what = f"{folder} is no channel: it holds {sorted(strange)[0]}"
+            raise UsageError(what, "give an empty folder, or one that does not exist yet")
+        return None
+    try:
+        return _opened(folder, place)
+    except IntegrityError:
+        raise
+    except Exception as err:  # python-tuf raises several kinds on damaged metadata
+        what = f"the channel {folder} is damaged, or signed by others: {first_line(err)}"
+        raise IntegrityError(what, "restore it from a copy") from err
+
+
+def _opened(folder: Path, place: Path) -> Channel:
+    from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+
+    roots: list[Metadata[Root]] = []
+    while (path := place / f"{len(roots) + 1}.root.json").exists():
+        root = Metadata[Root].from_bytes(path.read_bytes())
+        if root.signed.version != len(roots) + 1:
+            raise ValueError(f"{path.name} has version {root.signed.version}")
+        for judge in (*roots[-1:], root):
+            judge.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        roots.append(root)
+    judge = roots[-1]
+    timestamp = Metadata[Timestamp].from_bytes((place / "timestamp.json").read_bytes())
+    judge.signed.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
+    meta = timestamp.signed.snapshot_meta
+    data = (place / f"{meta.version}.snapshot.json").read_bytes()
+    meta.verify_length_and_hashes(data)
+    snapshot = Metadata[Snapshot].from_bytes(data)
+    judge.signed.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
+    meta = snapshot.signed.meta["targets.json"]
+    data = (place / f"{meta.version}.targets.json").read_bytes()
+    meta.verify_length_and_hashes(data)
+    targets = Metadata[Targets].from_bytes(data)
+    judge.signed.verify_delegate("targets", targets.signed_bytes, targets.signatures)
+    return Channel(folder=folder, roots=tuple(roots), timestamp=timestamp, snapshot=snapshot, targets=targets)
+
+
+def publish(
+    folder: Path,
+    before: Channel | None,
+    ring: KeyRing,
+    *,
+    targets: Mapping[str, TargetFile],
+    files: Mapping[str, bytes],
+    now: datetime.datetime,
+    valid_days: int = VALID_DAYS,
+) -> Channel:
+    """Sign a channel's next state and write it; the caller holds the folder's lock.
+
+    Args:
+        folder: the channel.
+        before: its state now, None for a new one.
+        ring: the keys. Where they differ from the channel's root, a new root is published too.
+        targets: all files of the new index, by name.
+        files: the contents of those that are new, by name.
+        now: the time of signing.
+        valid_days: after how many days clients refuse the index, unless it is signed again.
+
+    Raises:
+        IntegrityError: the keys are not this channel's.
+        EnvironmentProblem: a private key is not at hand, or the disk refused a write.
+    """
+    from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
+
+    soon = now + datetime.timedelta(days=valid_days)
+    root = next_root(before, ring, now)
+    new_targets = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
+    targets_data = _signed(new_targets, ring, "targets")
+    meta = MetaFile(new_targets.signed.version, len(targets_data), _hashes(targets_data))
+    snapshot = Metadata(
+        Snapshot(_after(before.snapshot if before else None), expires=soon, meta={"targets.json": meta})
+    )
+    snapshot_data = _signed(snapshot, ring, "snapshot")
+    meta = MetaFile(snapshot.signed.version, len(snapshot_data), _hashes(snapshot_data))
+    issued = {ISSUED: now.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    timestamp = Metadata(
+        Timestamp(
+            _after(before.timestamp if before else None), expires=soon, snapshot_meta=meta, unrecognized_fields=issued
+        )
+    )
+    timestamp_data = _signed(timestamp, ring, "timestamp")
+    place = folder / METADATA
+    new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
+    new[place / f"{new_targets.signed.version}.targets.json"] = targets_data
+    new[place / f"{snapshot.signed.version}.snapshot.json"] = snapshot_data
+    with disk_errors(folder):
+        _switch(new, place / "timestamp.json", timestamp_data)
+        # last: until now the old root, whose keys signed as well, led to all of this
+        if root is not None:
+            write_atomic(place / f"{root.signed.version}.root.json", _bytes(root))
+    opened = open_channel(folder)
+    if opened is None:
+        raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
+    tidy(opened)
+    return opened
+
+
+def _switch(new: Mapping[Path, bytes], timestamp: Path, data: bytes) -> None:
+    """Write files that nothing leads to yet, then what leads to them; unless that is in place, none stays."""
+    written: list[Path] = []
+    try:
+        for path, content in new.items():
+            if not path.exists():
+                written.append(path)
+            write_atomic(path, content)
+        write_atomic(timestamp, data)
+    except BaseException:
+        if not timestamp.exists() or timestamp.read_bytes() != data:
+            for path in written:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def tidy(channel: Channel) -> None:
+    """Remove what no reader needs: files of states older than the previous one, and what killed runs left."""
+    place = channel.folder / METADATA
+    numbers = {"targets": channel.targets.signed.version, "snapshot": channel.snapshot.signed.version}
+    metadata = {f"{number - back}.{role}.json" for role, number in numbers.items() for back in (0, 1)}
+    states = [channel.targets, *_previous_targets(place / f"{numbers['targets'] - 1}.targets.json")]
+    names = {f"{target.hashes['sha256']}.{name}" for state in states for name, target in state.signed.targets.items()}
+    with disk_errors(channel.folder):
+        _remove_others(place, metadata, _OURS)
+        _remove_others(channel.folder / FILES, names, _OUR_FILE)
+
+
+def _previous_targets(path: Path) -> list[Metadata[Targets]]:
+    """Return the index before this one, which readers that came a moment earlier still follow."""
+    from tuf.api.metadata import Metadata, Targets
+    from tuf.api.serialization import DeserializationError
+
+    try:
+        return [Metadata[Targets].from_bytes(path.read_bytes())]
+    except (OSError, DeserializationError):
+        return []
+
+
+def _remove_others(folder: Path, kept: set[str], ours: re.Pattern[str]) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in kept and ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                Path(entry.path).unlink()
+
+
+def _after(before: Metadata[Any] | None) -> int:
+    return 1 if before is None else before.signed.version + 1
+
+
+def _signed(metadata: Metadata[Any], ring: KeyRing, role: RoleName) -> bytes:
+    # replaced keys sign too, since clients read this before they know the new root
+    for signer in (*ring.signers(role), *ring.retired_signers(role)):
+        metadata.sign(signer, append=True)
+    return _bytes(metadata)
+
+
+def _bytes(metadata: Metadata[Any]) -> bytes:
+    from tuf.api.serialization.json import JSONSerializer
+
+    return metadata.to_bytes(JSONSerializer(compact=False, validate=True))
+
+
+def _hashes(data: bytes) -> dict[str, str]:
+    from edgeq._io import sha256_bytes
+
+    return {"sha256": sha256_bytes(data)}

@@ -1,0 +1,233 @@
+"""Releases: what goes out, its patches, and the index that names it. Nothing is written before `publish`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq._io import disk_errors, lock_dir, sha256_bytes
+from edgeq.bundle.archive import bundle_zip
+from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.deliver.install import check_releasable
+from edgeq.deliver.ota.channel import FILES, METADATA, Channel, open_channel, publish, tidy
+from edgeq.deliver.ota.entries import (
+    Base,
+    Delta,
+    Prepared,
+    Terms,
+    check_distinct,
+    entries_of,
+    kept_entries,
+    mark_withdrawn,
+    newest,
+    next_release,
+    shipped,
+)
+from edgeq.deliver.ota.facts import BundleEntry, bundle_facts
+from edgeq.deliver.ota.keys import KeyRing
+from edgeq.deliver.ota.patch import make_patch
+from edgeq.deliver.ota.plain import pack
+from edgeq.deliver.ota.unzip import unzip
+from edgeq.errors import UsageError
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+
+_WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A channel after a release.
+
+    Attributes:
+        files: names of the new files, with their sizes.
+        root_version: the root that clients now follow.
+    """
+
+    release: int
+    files: tuple[tuple[str, int], ...]
+    root_version: int
+    trust: Path
+
+
+def prepare(folder: Path, bases: Sequence[Base]) -> Prepared:
+    """Read a bundle, and make its download and its patches in memory.
+
+    Raises:
+        UsageError: the folder is no bundle.
+        VerificationError: a gate failed when it was packaged, or its weights are random.
+        IntegrityError: its files are not those that it lists.
+        UnsupportedError: a newer edgeq wrote it.
+    """
+    bundle = read_bundle(folder)
+    check_releasable(bundle)
+    plain = pack(folder)
+    distinct = {sha256_bytes(base.plain): base for base in bases}
+    distinct.pop(sha256_bytes(plain), None)
+    deltas = tuple(Delta(label=base.label, patch=make_patch(base.plain, plain)) for base in distinct.values())
+    return Prepared(bundle=bundle, archive=bundle_zip(folder), plain=plain, deltas=deltas)
+
+
+def extract(channel: Channel, entry: BundleEntry, folder: Path) -> Bundle:
+    """Write a released bundle into an empty folder.
+
+    Raises:
+        IntegrityError: the channel's file is missing or damaged.
+    """
+    return unzip(channel.read(entry.file.name), folder, most_bytes=entry.facts.plain_bytes)
+
+
+@contextlib.contextmanager
+def scratch_dir() -> Iterator[Path]:
+    """Yield an empty folder among the system's temporary files.
+
+    Raises:
+        EnvironmentProblem: the disk that holds them refuses a write.
+    """
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
+        yield Path(name)
+
+
+def bases(channel: Channel | None, entries: Iterable[BundleEntry]) -> list[Base]:
+    """Return released bundles as bases for patches."""
+    found = []
+    for entry in entries:
+        with scratch_dir() as folder:
+            if channel is not None:
+                extract(channel, entry, folder)
+                found.append(Base(label=f"release {entry.facts.release}", plain=pack(folder)))
+    return found
+
+
+def add_release(
+    folder: Path, before: Channel | None, ring: KeyRing, items: Sequence[Prepared], terms: Terms
+) -> Published:
+    """Publish prepared bundles together, under the channel's next release number.
+
+    Raises:
+        UsageError: two bundles for one place, or one that is released already.
+        IntegrityError: the keys are not this channel's, or it changed since it was read.
+        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+    """
+    with _locked(folder, before):
+        check_distinct(items, before)
+        release = next_release(before)
+        pairs = {(item.bundle.manifest.model.name, item.bundle.manifest.target.name) for item in items}
+        kept = kept_entries(before, terms.kept, pairs)
+        files: dict[str, bytes] = {}
+        for item in items:
+            facts = bundle_facts(
+                item.bundle.manifest,
+                release=release,
+                digest=item.bundle.digest,
+                plain_sha256=sha256_bytes(item.plain),
+                plain_bytes=len(item.plain),
+            )
+            runtimes = tuple(version for name, version in terms.runtimes if name == facts.runtime) or facts.runtimes
+            update = {"devices": terms.devices, "runtimes": runtimes}
+            new, data = entries_of(item, facts.model_copy(update=update), terms)
+            kept |= new
+            files |= data
+        return _published(folder, before, ring, kept, files, release, terms)
+
+
+def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Published:
+    """Publish, under a higher number, what was there before a release; devices get it like any other.
+
+    Raises:
+        UsageError: there is no such release, or none before it.
+        IntegrityError: the keys are not this channel's, or a file of it is damaged.
+        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+    """
+    channel = open_channel(folder)
+    if channel is None:
+        raise UsageError(f"{folder} is no channel", "give the folder that `edgeq ota release` wrote")
+    gone = [one for one in channel.index.bundles if one.facts.release == release]
+    if not gone:
+        known = ", ".join(str(number) for number in sorted({one.facts.release for one in channel.index.bundles}))
+        raise UsageError(f"{folder} has no release {release}", f"its releases: {known}")
+    with _locked(folder, channel):
+        pairs = {(entry.facts.model, entry.facts.target) for entry in gone}
+        kept = kept_entries(channel, terms.kept + 1, pairs)
+        files: dict[str, bytes] = {}
+        number = next_release(channel)
+        for entry in gone:
+            mark_withdrawn(kept, entry)
+            if entry.file.name != newest(channel, entry).file.name:
+                continue  # devices have a newer one; it only must not come back
+            new, data = _restored(channel, entry, number, terms)
+            kept |= new
+            files |= data
+        return _published(folder, channel, ring, kept, files, number, terms)
+
+
+def refresh(folder: Path, ring: KeyRing, terms: Terms) -> Published:
+    """Sign a channel's index again, so that it does not expire, and with its present keys.
+
+    Raises:
+        UsageError: the folder is no channel.
+        IntegrityError: the keys are not this channel's.
+        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+    """
+    channel = open_channel(folder)
+    if channel is None:
+        raise UsageError(f"{folder} is no channel", "give the folder that `edgeq ota release` wrote")
+    with _locked(folder, channel):
+        return _published(
+            folder, channel, ring, dict(channel.targets.signed.targets), {}, next_release(channel) - 1, terms
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, before: Channel | None) -> Iterator[None]:
+    """Hold the channel's lock, once it is seen that the channel is still what was read."""
+    with disk_errors(folder), lock_dir(folder, wait_s=_WAIT_S):
+        versions = [state and state.timestamp.signed.version for state in (before, open_channel(folder))]
+        if versions[0] != versions[1]:
+            raise UsageError(f"{folder} changed meanwhile", "run again")
+        if before is not None:
+            tidy(before)  # what a killed run left goes, whatever becomes of this one
+        yield
+
+
+def _published(
+    folder: Path,
+    before: Channel | None,
+    ring: KeyRing,
+    targets: dict[str, TargetFile],
+    files: dict[str, bytes],
+    release: int,
+    terms: Terms,
+) -> Published:
+    after = publish(folder, before, ring, targets=targets, files=files, now=terms.now, valid_days=terms.valid_days)
+    sizes = tuple((f"{FILES}/{targets[name].hashes['sha256']}.{name}", len(data)) for name, data in files.items())
+    trust = folder / METADATA / "1.root.json"
+    return Published(release=release, files=sizes, root_version=after.roots[-1].signed.version, trust=trust)
+
+
+def _restored(
+    channel: Channel, gone: BundleEntry, number: int, terms: Terms
+) -> tuple[dict[str, TargetFile], dict[str, bytes]]:
+    older = [one for one in shipped(channel, gone.facts.model, gone.facts.target) if not one.facts.withdrawn]
+    older = [one for one in older if one.facts.release < gone.facts.release]
+    if not older:
+        facts = gone.facts
+        what = f"release {facts.release} is the first of {facts.model} for {facts.target} that the channel has"
+        raise UsageError(what, "release a bundle that is good instead")
+    with scratch_dir() as folder:
+        item = prepare_released(channel, older[0], bases(channel, [gone]), folder)
+    update = {"release": number, "withdrawn": False}
+    return entries_of(item, older[0].facts.model_copy(update=update), terms)
+
+
+def prepare_released(channel: Channel, entry: BundleEntry, starts: Sequence[Base], folder: Path) -> Prepared:
+    """Return a released bundle as it was published, with patches from `starts`."""
+    bundle = extract(channel, entry, folder)
+    plain = pack(folder)
+    deltas = tuple(Delta(label=base.label, patch=make_patch(base.plain, plain)) for base in starts)
+    return Prepared(bundle=bundle, archive=channel.read(entry.file.name), plain=plain, deltas=deltas)

@@ -1,0 +1,190 @@
+"""How a device keeps releases: the contract that the reference client and the Android app share.
+
+    STORE/
+      device.json      whose store this is: device id, model, target, runtime version
+      trust.json       the root metadata that the app shipped with
+      trusted/         what the TUF client verified (python-tuf's files)
+      state.json       which release is current, whether it is healthy, which one is being tried
+      slots/<release>/ a bundle's files, named by the number in decimal
+      download/        <sha256>.part, continued by the next run
+
+A slot appears by one rename, and `state.json` is replaced by one rename: it alone says what the app loads. `trying` is
+written, with its count, before a release is loaded for the first time, so that a crash or a power cut counts as a try.
+After the switch `starts` counts the app's starts until it says that it is healthy; the slot before is kept to go back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from edgeq._io import canonical_json, recover_dir, write_atomic
+from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.deliver.ota.state import MAX_STARTS, DeviceFacts, Slot, State, current_of, rolled_back
+from edgeq.errors import EdgeqError, IntegrityError, UsageError
+
+_STATE, _DEVICE, _TRUST, _SLOTS, _DOWNLOAD = "state.json", "device.json", "trust.json", "slots", "download"
+_MOST_STATE_BYTES = 1_000_000
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Store:
+    """A device's store; the caller holds its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trusted = folder / "trusted"
+        self.downloads = folder / _DOWNLOAD
+
+    def slot(self, release: int) -> Path:
+        """Return a release's folder. Its name is a number, so nothing from an index becomes a path."""
+        return self.folder / _SLOTS / f"{int(release)}"
+
+    def state(self) -> State:
+        """Return what the store says of itself.
+
+        Raises:
+            IntegrityError: state.json is damaged.
+        """
+        return self._read(_STATE, State) or State()
+
+    def save(self, state: State) -> None:
+        """Replace state.json by one rename."""
+        write_atomic(self.folder / _STATE, canonical_json(state.model_dump(mode="json")))
+
+    def device(self) -> DeviceFacts | None:
+        """Return whose store this is, or None for a new one."""
+        return self._read(_DEVICE, DeviceFacts)
+
+    def claim(self, device: DeviceFacts) -> None:
+        """Write whose store this is."""
+        write_atomic(self.folder / _DEVICE, canonical_json(device.model_dump(mode="json")))
+
+    def trust(self) -> bytes | None:
+        """Return the root that the store began with, or None for a new one."""
+        try:
+            return (self.folder / _TRUST).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def begin_trust(self, root: bytes) -> None:
+        """Keep the root that the app shipped with."""
+        write_atomic(self.folder / _TRUST, root)
+
+    def recover(self) -> None:
+        """Remove what killed runs left: half-made slots, slots that nothing names, temporary files."""
+        state = self.state()
+        named = {slot.release for slot in (state.current, state.previous, state.trying) if slot is not None}
+        slots = self.folder / _SLOTS
+        for folder in (self.folder, self.trusted, self.trusted / "root_history", slots):
+            self._sweep(folder)
+        if slots.is_dir():
+            for path in sorted(slots.iterdir()):
+                if path.name.isdecimal() and int(path.name) not in named:
+                    remove_tree(path)
+
+    def drop_downloads(self, keep: str | None = None) -> None:
+        """Remove downloads, all but one of that hash."""
+        if self.downloads.is_dir():
+            for path in self.downloads.iterdir():
+                if path.name != f"{keep}.part":
+                    path.unlink(missing_ok=True)
+            if keep is None:
+                self.downloads.rmdir()
+
+    def bundle(self, slot: Slot) -> Bundle:
+        """Return a slot's bundle, every hash checked.
+
+        Raises:
+            IntegrityError: it is missing, changed, or another one than the state says.
+        """
+        folder = self.slot(slot.release)
+        try:
+            bundle = read_bundle(folder)
+        except UsageError as err:
+            raise IntegrityError(f"release {slot.release} is missing in {self.folder}", "update again") from err
+        if bundle.digest != slot.digest:
+            what = f"{folder} holds another bundle than was installed"
+            raise IntegrityError(what, "update again")
+        return bundle
+
+    def _sweep(self, folder: Path) -> None:
+        if not folder.is_dir():
+            return
+        for path in sorted(folder.iterdir()):
+            name = path.name
+            if path.is_dir() and not path.is_symlink() and folder.name == _SLOTS and name.isdecimal():
+                recover_dir(path)
+            # write_atomic's, staged_dir's and python-tuf's temporary names
+            elif (name.startswith(".") and name.endswith(".tmp")) or (
+                folder == self.trusted and name.startswith("tmp")
+            ):
+                remove_tree(path)
+
+    def _read(self, name: str, model: type[_Model]) -> _Model | None:
+        path = self.folder / name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(_MOST_STATE_BYTES)
+        try:
+            return model.model_validate_json(data)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_input=False)[0]
+            what = f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg'][:120]}"
+            raise IntegrityError(what, "remove the store's folder, and update again with --trust") from err
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder; a folder is renamed first, so that no part of it looks whole."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.parent / f".{path.name.strip('.')}.removed.tmp"
+        if path != doomed:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def started(store: Store) -> tuple[State, Bundle, str | None]:
+    """Choose what the app loads now, and count the start of a release that is not known to be healthy.
+
+    Returns:
+        The state as it was written, the bundle to load, and why an older one was taken, if so.
+
+    Raises:
+        UsageError: there is no release yet.
+        IntegrityError: the current release is damaged, and there is none to go back to.
+        VerificationError: it failed too often, and there is none to go back to.
+    """
+    state = store.state()
+    if state.current is None:
+        raise UsageError("the store has no release yet", "run `edgeq ota update` first")
+    current = state.current
+    why: str | None = None
+    if not current.healthy and current.starts >= MAX_STARTS:
+        why = f"release {current.release} was started {current.starts} times and never became healthy"
+    else:
+        try:
+            bundle = store.bundle(current)
+        except EdgeqError as err:
+            if state.previous is None:
+                raise
+            why = f"release {current.release} is damaged: {err.what}"
+    if why is not None:
+        state = rolled_back(state, why)
+        bundle = store.bundle(current_of(state))
+    elif not current.healthy:
+        counted = current.model_copy(update={"starts": current.starts + 1})
+        state = state.model_copy(update={"current": counted})
+    store.save(state)
+    return state, bundle, why

@@ -1,0 +1,195 @@
+"""The gates of a release: will the apps in the field load it, take it, and be better off with it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgeq.artifacts import Gate, LoweredModel
+from edgeq.check.compat import runtime_gate as field_gate
+from edgeq.check.outcome import at_most, unverified
+from edgeq.check.store import find_store_limit, store_gate
+from edgeq.errors import ExitCode, UsageError
+from edgeq.job import DataOptions, GateOptions, Progress
+from edgeq.manifest import Manifest, Tensor
+from edgeq.scheme import LIMITS, LimitName
+from edgeq.target import App, TargetProfile
+from edgeq.units import format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.deliver.ota.entries import Prepared
+    from edgeq.verify.host import HostRuntime
+
+
+def is_lite(manifest: Manifest) -> bool:
+    """Whether the artifact is for the lite interpreter, whose operators have to be read from the artifact."""
+    return manifest.target.runtime == "torchscript" and manifest.target.platform == "android"
+
+
+def runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime | None) -> Gate:
+    """Hold the artifact to the oldest runtime in the field: its version, or bytecode and operators (exit code 3)."""
+    manifest = bundle.manifest
+    operators: tuple[str, ...] = ()
+    bytecode = manifest.runtime.bytecode_version
+    if is_lite(manifest) and runtime is not None:
+        target = manifest.target
+        runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
+        facts = runtime.facts()
+        operators, bytecode = facts.operators, facts.bytecode_version
+    lowered = LoweredModel(
+        path=bundle.artifact,
+        runtime=manifest.target.runtime,
+        runtime_version=manifest.runtime.exported_with,
+        bytecode_version=bytecode,
+        passes=(),
+        operators=operators,
+        undelegated=(),
+        layers=(),
+        delegated_macs=None,
+        delegate_calls=0,
+    )
+    return field_gate(_profile(manifest, runtimes), lowered)
+
+
+def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
+    """Return the bundle's target with the runtimes of this release; the project's own file may not be here."""
+    from pydantic import ValidationError
+
+    from edgeq.target import explain
+
+    facts = manifest.target
+    try:
+        return TargetProfile(
+            name=facts.name,
+            description="of a bundle",
+            platform=facts.platform,
+            arch=facts.arch,
+            runtime=facts.runtime,
+            backend=facts.backend,
+            schemes=("fp32",),
+            app=App(runtimes=runtimes),
+        )
+    except ValidationError as err:
+        raise explain(err, "[app]", App) from err
+
+
+def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
+    """Hold inputs, outputs, preprocessing and labels to the shipped model's: the app was written for them (code 3)."""
+    limit = "as the shipped model's"
+    if old is None:
+        return _gate("contract", "", limit, "no shipped model to compare with")
+    for what, left, right in (
+        ("inputs", _tensors(old.inputs), _tensors(new.inputs)),
+        ("outputs", _tensors(old.outputs), _tensors(new.outputs)),
+        ("preprocessing", _preprocessing(old), _preprocessing(new)),
+        ("labels", ", ".join(old.labels), ", ".join(new.labels)),
+    ):
+        if left != right:
+            return _gate(
+                "contract", f"the {what} are other ones: {right or 'none'}; the app takes {left or 'none'}", limit
+            )
+    same = "inputs, outputs, preprocessing and labels are equal"
+    more = sorted(set(new.layers.undelegated) - set(old.layers.undelegated))
+    # an app may be built with the operators of its model only; which ones it has is not known here
+    hint = f"; it uses operators that the shipped one does not: {', '.join(more[:5])}" if more else ""
+    return _gate("contract", "", limit, same + hint)
+
+
+def _tensors(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+
+
+def _preprocessing(manifest: Manifest) -> str:
+    return "; ".join(one.preprocessing.model_dump_json() if one.preprocessing else "none" for one in manifest.inputs)
+
+
+def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:
+    return Gate(
+        name=name,
+        outcome="failed" if wrong else "ok",
+        limit=limit,
+        measured="",
+        detail=wrong or detail,
+        exit_code=ExitCode.UNSUPPORTED,
+    )
+
+
+def size_gates(item: Prepared, options: GateOptions) -> tuple[Gate, ...]:
+    """Hold the very bytes that would be published to the limits (exit code 4)."""
+    manifest = item.bundle.manifest
+    size_bytes, download_bytes = manifest.file("artifact").size_bytes, len(item.archive)
+    gates = []
+    for name, limit in options.limits:
+        if name == "download":
+            gates.append(_bytes(name, limit, download_bytes, "the full download"))
+        elif name == "size":
+            gates.append(_bytes(name, limit, size_bytes, "the artifact"))
+        elif name == "delta":
+            gates += [_bytes(name, limit, len(delta.patch.data), f"from {delta.label}") for delta in item.deltas]
+            if not item.deltas:
+                nothing = "no earlier release to make a patch from"
+                gates.append(_ok(name, limit, "no patch", nothing))
+    for preset in options.store_limits:
+        limit_of = find_store_limit(preset, options.app_size_bytes)
+        if limit_of.platform in ("any", manifest.target.platform):
+            profile = _profile(manifest, (manifest.runtime.oldest_in_field,))
+            gates.append(store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, profile))
+    return tuple(gates)
+
+
+def _bytes(name: LimitName, limit: float, size_bytes: int, note: str) -> Gate:
+    return at_most(
+        name=name, limit=limit, measured=size_bytes, dimension="bytes", code=LIMITS[name].exit_code, note=note
+    )
+
+
+def _ok(name: LimitName, limit: float, measured: str, detail: str) -> Gate:
+    kind = LIMITS[name]
+    text = f"<= {format_quantity(limit, kind.dimension)}"
+    return Gate(name=name, outcome="ok", limit=text, measured=measured, detail=detail, exit_code=kind.exit_code)
+
+
+def churn_gates(
+    new: Bundle,
+    old: Bundle | None,
+    data: DataOptions,
+    options: GateOptions,
+    runtime: HostRuntime | None,
+    progress: Progress,
+) -> tuple[Gate, ...]:
+    """Hold what changes for users to the limits, on the evaluation set (exit code 5)."""
+    asked = [(name, limit) for name, limit in options.limits if name in ("flips", "class_drop")]
+    if not asked:
+        return ()
+    if old is None:
+        return tuple(_ok(name, limit, "no shipped model", "nothing can change for users") for name, limit in asked)
+    if data.evaluation is None or runtime is None:
+        why = "no evaluation set: give --eval-data"
+        return tuple(_unmeasured(name, limit, why) for name, limit in asked)
+    if contract_gate(new.manifest, old.manifest).outcome == "failed":
+        why = "the shipped model has other inputs or outputs"
+        return tuple(_unmeasured(name, limit, why) for name, limit in asked)
+    from edgeq.pipeline.churn import churn
+
+    try:
+        found = churn(new, old, data, runtime, progress)
+    except UsageError as err:
+        raise UsageError(f"churn cannot be measured: {err.what}", err.fix) from err
+    values: dict[str, tuple[float | None, str]] = {
+        "flips": (100 * found.flips, f"{round(found.flips * found.samples)} of {found.samples} samples"),
+        "class_drop": (found.class_drop_pp, found.worst_class),
+    }
+    return tuple(_churn_gate(name, limit, *values[name]) for name, limit in asked)
+
+
+def _churn_gate(name: LimitName, limit: float, value: float | None, note: str) -> Gate:
+    if value is None:
+        return _unmeasured(name, limit, "the evaluation set has no labels")
+    kind = LIMITS[name]
+    value = max(value, 0.0) if not math.isnan(value) else value
+    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+
+
+def _unmeasured(name: LimitName, limit: float, why: str) -> Gate:
+    return unverified(name, f"<= {format_quantity(limit, LIMITS[name].dimension)}", why)

@@ -1,0 +1,65 @@
+"""Which targets are run on their device's kernels, and whether this host can do that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeq.errors import UsageError
+from edgeq.job import DeviceOptions
+
+if TYPE_CHECKING:
+    from edgeq.target import TargetProfile
+
+OPTED_OUT = "not run on the device's kernels: --on host"
+
+
+def has_device(target: TargetProfile) -> bool:
+    """Whether there are ARM64 CPU models that stand for the target's devices."""
+    return target.arch == "arm64" and bool(target.device.cpu)
+
+
+def wants_emulation(target: TargetProfile, options: DeviceOptions) -> bool:
+    """Whether a target is to be run on its device's kernels."""
+    return options.on == "emulator" and (has_device(target) or bool(options.cpu and target.arch == "arm64"))
+
+
+def not_emulated(target: TargetProfile, options: DeviceOptions) -> str:
+    """Return why a target that has a device is not run on its kernels; "" otherwise."""
+    return OPTED_OUT if options.on == "host" and has_device(target) else ""
+
+
+def check_tools(options: DeviceOptions, targets: tuple[TargetProfile, ...]) -> None:
+    """Find out before a long run whether the targets can be emulated here.
+
+    Raises:
+        UsageError: as `check_options`, or an unknown CPU.
+        UnsupportedError: a CPU that QEMU emulates wrongly, or not at all.
+        EnvironmentProblem: QEMU is missing, or the compiler where a runtime is still to be made.
+    """
+    from edgeq.verify.emulate.build import find_compiler
+    from edgeq.verify.emulate.cpus import find_cpu
+    from edgeq.verify.emulate.runtimes import find_wheels, is_native, runtime_folder
+
+    check_options(options, targets)
+    for target in targets:
+        if not wants_emulation(target, options):
+            continue
+        for name in () if is_native() else options.cpu or target.device.cpu:
+            find_cpu(name)
+        wheels, _ = find_wheels(target.runtime, target.app.runtimes)
+        if not all(runtime_folder(wheel).exists() for wheel in wheels):
+            find_compiler()
+
+
+def check_options(options: DeviceOptions, targets: tuple[TargetProfile, ...]) -> None:
+    """Refuse options that concern no target.
+
+    Raises:
+        UsageError: --cpu without a target for ARM64, or with --on host.
+    """
+    if not options.cpu:
+        return
+    if options.on == "host":
+        raise UsageError("--cpu names what is emulated, and --on host emulates nothing", "leave one of them out")
+    if not any(target.arch == "arm64" for target in targets):
+        raise UsageError("--cpu is for targets on ARM64, and none is given", "leave --cpu out")

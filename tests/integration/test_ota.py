@@ -1,0 +1,182 @@
+"""Over the air from the command line: a real bundle is released, followed, tested in its runtime, and withdrawn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Result, Run
+
+X86 = "linux-x86_64-x86"
+
+
+@pytest.fixture
+def shipped(edgeq: Run, package: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A channel with one release of the quarters model, and keys; returns the bundle, which is packaged once."""
+    bundle = Path("out/quarters") / X86
+    kept = tmp_path_factory.getbasetemp() / "shipped-quarters"
+    if kept.exists():
+        shutil.copytree(kept, bundle)
+    else:
+        assert package().code == 0
+        shutil.copytree(bundle, kept)
+    assert edgeq("keys", "new", "keys").code == 0
+    result = release(edgeq, bundle)
+    assert result.code == 0, result.err
+    return bundle
+
+
+def release(edgeq: Run, *args: str | Path) -> Result:
+    return edgeq("ota", "release", *args, "--channel", "channel", "--keys", "keys", "--quiet", "--json")
+
+
+def update(edgeq: Run, *args: str) -> Result:
+    trust = ("--trust", "channel/metadata/1.root.json")
+    return edgeq("ota", "update", "--channel", "channel", "--store", "store", "--device-id", "d", *trust, *args)
+
+
+def gates(result: Result) -> dict[str, str]:
+    return {gate["name"]: gate["outcome"] for gate in result.json["rows"][0]["gates"]}
+
+
+def changed(bundle: Path, **model: str) -> Path:
+    """Return a copy of a bundle as another version: its manifest says so, its files are the same."""
+    copy = bundle.parent / f"copy-{len(list(bundle.parent.iterdir()))}"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["model"].update(model or {"version": "2"})
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.slow
+def test_a_release_reaches_a_device_and_is_withdrawn(edgeq: Run, shipped: Path) -> None:
+    first = update(edgeq, "--quiet")
+    assert first.code == 0, first.err
+    assert "installed: release 1 (version 1), full download" in first.out
+    assert edgeq("ota", "start", "--store", "store").out.strip() == "store/slots/1"
+    assert edgeq("ota", "healthy", "--store", "store").out.startswith("release 1, healthy")
+
+    second = release(edgeq, changed(shipped), "--limit", "delta=20kB")
+    assert second.code == 0, second.err
+    (delta,) = second.json["rows"][0]["deltas"]
+    assert delta["published"]
+    assert delta["size_bytes"] < second.json["rows"][0]["download_bytes"] / 4
+    assert "installed: release 2 (version 2), patch" in update(edgeq, "--quiet").out
+
+    gone = edgeq("ota", "withdraw", "2", "--channel", "channel", "--keys", "keys")
+    assert gone.code == 0, gone.err
+    assert "release 3 (version 1), patch" in update(edgeq, "--quiet").out
+    assert edgeq("ota", "rollback", "--store", "store").out.startswith("release 1, healthy")
+    # release 3 is what release 1 was: there is nothing newer
+    assert update(edgeq, "--quiet").out.startswith("up to date: release 1 (version 1)")
+
+
+@pytest.mark.slow
+def test_a_bundle_that_does_not_do_what_it_says_is_not_switched_to(edgeq: Run, shipped: Path) -> None:
+    assert update(edgeq, "--quiet").code == 0
+    broken = changed(shipped)
+    artifact = next(broken.glob("model.*"))
+    artifact.write_bytes(artifact.read_bytes()[:-2000] + bytes(2000))
+    manifest = json.loads((broken / "manifest.json").read_text())
+    from edgeq._io import sha256_file
+
+    for entry in manifest["files"]:
+        if entry["path"] == artifact.name:
+            entry["sha256"] = sha256_file(artifact)
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    assert release(edgeq, broken).code == 0  # the gates of a release do not run the model unless churn is asked for
+    update(edgeq, "--quiet").fails(7, "release 2 failed its self-test (2 more tries)")
+    assert edgeq("ota", "status", "--store", "store").out.startswith("release 1,")
+
+
+@pytest.mark.slow
+def test_gates_of_a_release(edgeq: Run, package: Run, shipped: Path) -> None:
+    before = {path: path.read_bytes() for path in Path("channel").rglob("*") if path.is_file()}
+    assert release(edgeq, shipped).code == 2  # it is released already
+    second = changed(shipped)
+    size = len(b"".join(path.read_bytes() for path in Path("channel/targets").glob("*.zip")))
+    told = release(edgeq, second, "--limit", "download=1kB", "--limit", "delta=10B")
+    assert told.code == 4
+    assert {"download", "delta"} <= {name for name, outcome in gates(told).items() if outcome == "failed"}
+    assert told.json["published"] is None
+    assert gates(release(edgeq, second, "--runtime", "torchscript=2.1"))["runtime"] == "failed"
+    assert release(edgeq, second, "--limit", "flips=2%").code == 7  # no evaluation set
+    assert release(edgeq, second, "--limit", "latency=2ms").code == 2
+    assert release(edgeq, changed(shipped, version="3", weights="random")).code == 7
+    assert {path: path.read_bytes() for path in Path("channel").rglob("*") if path.is_file()} == before
+    assert size > 1000
+
+
+@pytest.mark.slow
+def test_churn_against_the_shipped_model(edgeq: Run, package: Run, shipped: Path) -> None:
+    data = ("--eval-data", "evaluation.npz")
+    same = release(edgeq, changed(shipped), *data, "--limit", "flips=0%", "--limit", "class_drop=0pp")
+    assert same.code == 0, same.out
+    # a model whose first two outputs have changed places
+    code = Path("quarters.py").read_text().replace("head.weight[quarter, 4", "head.weight[[1, 0, 2, 3][quarter], 4")
+    Path("swapped.py").write_text(code)
+    made = edgeq(
+        *(
+            "package",
+            "swapped.py:model",
+            "--target",
+            X86,
+            "--out",
+            "out2",
+            "--name",
+            "quarters",
+            "--model-version",
+            "9",
+        ),
+        *("--calibration-data", "calibration.npz", "--no-cache", "--quiet"),
+    )
+    assert made.code == 0, made.err
+    told = release(edgeq, Path("out2/quarters") / X86, *data, "--limit", "flips=2%", "--limit", "class_drop=1pp")
+    assert told.code == 5
+    found = {gate["name"]: gate for gate in told.json["rows"][0]["gates"]}
+    assert found["flips"]["measured"] == "50.00%"
+    assert found["class_drop"]["measured"] == "100.00 pp"
+    assert "25 right of 25 before, 0 now" in found["class_drop"]["detail"]
+
+
+def test_another_contract_is_refused(edgeq: Run, shipped: Path) -> None:
+    other = changed(shipped)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["labels"] = ["a", "b", "c", "d"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    told = release(edgeq, other)
+    assert told.code == 3
+    assert gates(told)["contract"] == "failed"
+
+
+def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
+    edgeq("ota", "update", "--channel", "channel", "--store", "s2", "--device-id", "d").fails(8, "trusts nobody yet")
+    assert not Path("s2").exists()
+    edgeq("ota", "update", "--channel", "none", "--store", "s2", "--device-id", "d").fails(2, "no such folder")
+    edgeq("ota", "start", "--store", "s2").fails(2, "no store")
+    edgeq("ota", "withdraw", "7", "--channel", "channel", "--keys", "keys").fails(2, "no release 7")
+    edgeq("ota", "withdraw", "1", "--channel", "channel", "--keys", "keys").fails(2, "is the first")
+    edgeq("keys", "new", "keys").fails(2, "has keys already")
+    edgeq("keys", "rotate", "keys", "--role", "rooot", "--channel", "channel").fails(2, "Did you mean 'root'")
+    rotated = edgeq("keys", "rotate", "keys", "--role", "targets", "--channel", "channel")
+    assert "root version 2" in rotated.out
+    assert "targets-2.pem" in rotated.out
+    assert edgeq("keys", "show", "keys", "--json").json["roles"]["targets"]["threshold"] == 1
+    edgeq("package", "quarters.py:model", "--target", X86, "--limit", "delta=1MB").fails(2, "when a bundle is released")
+
+
+@pytest.mark.slow
+def test_one_release_has_one_digest(edgeq: Run, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short share of `scripts/fault builds`."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1790000000")
+    trees = []
+    for name in ("a", "b"):
+        done = edgeq("ota", "release", shipped, "--channel", name, "--keys", "keys", "--quiet")
+        assert done.code == 0, done.err
+        trees.append({path.relative_to(name): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()})
+    assert trees[0] == trees[1]
+    assert any(path.name.endswith(".cdx.json") for path in trees[0])

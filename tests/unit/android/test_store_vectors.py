@@ -1,0 +1,41 @@
+"""The vectors that the Android store's tests compare with are still what edgeq computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.bundle.reader import read_bundle
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import store_vectors  # noqa: E402  # a script, which lies in no package
+
+
+def test_preprocessing() -> None:
+    specs, arrays = store_vectors.preprocess_vectors()
+    assert json.loads((store_vectors.FOLDER / "preprocess.json").read_text()) == specs
+    with np.load(store_vectors.FOLDER / "preprocess.npz", allow_pickle=False) as kept:
+        assert sorted(kept.files) == sorted(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(kept[name], array)
+
+
+def test_digits_are_real_ones() -> None:
+    images, labels = store_vectors.digits()
+    with np.load(store_vectors.FOLDER / "digits.npz", allow_pickle=False) as kept:
+        np.testing.assert_array_equal(kept["image"], images)
+        np.testing.assert_array_equal(kept["label"], labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", store_vectors.TARGETS)
+def test_answers_of_edgeqs_python_path(target: str) -> None:
+    bundle = read_bundle(store_vectors.GOLDEN / target)
+    with np.load(store_vectors.FOLDER / "digits.npz", allow_pickle=False) as kept:
+        np.testing.assert_array_equal(store_vectors.predictions(bundle, kept["image"]), kept[target])

@@ -33,7 +33,8 @@ def archive_elements(path: Path) -> tuple[tuple[str, int], ...]:
     seen: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(".pkl"):
+            # torch.jit.trace leaves its example inputs beside the model
+            if name.endswith(".pkl") and not name.endswith("/traced_inputs.pkl"):
                 with archive.open(name) as file:
                     _Tables(file, tally, seen, name.removesuffix(".pkl")).load()
     return tuple(sorted(tally.items()))

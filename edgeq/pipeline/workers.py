@@ -57,6 +57,10 @@ def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
     """
     floor = _Floor(orders, progress)
     try:
+        # the process that workers are forked from imports torch first, which takes seconds
+        with progress.task("import torch"):
+            floor.start_some()
+            floor.listen()
         while not floor.is_done:
             floor.start_some()
             floor.listen()

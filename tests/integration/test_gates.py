@@ -70,7 +70,7 @@ def test_every_limit_can_fail_and_the_lowest_code_wins(package: Run, project: Pr
     assert first["parity"]["outcome"] == first["outputs"]["outcome"] == first["runtime"]["outcome"] == "ok"
     assert "1.13.1" in second["runtime"]["detail"]
     assert [row["exit_code"] for row in result.json["rows"]] == [4, 3]
-    assert sorted(path.name for path in project.out.iterdir()) == ["rejected"]
+    assert sorted(path.name for path in project.out.iterdir()) == ["rejected", "report.html"]
     assert not project.manifest(model="rejected/quarters")["accepted"]
 
 

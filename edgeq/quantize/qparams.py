@@ -100,7 +100,7 @@ def _matched(tensors: Sequence[_Tensor], shipped: Sequence[QParams]) -> dict[str
     here = {tensor.name: tensor for tensor in tensors}
     fix = "give a bundle of the same model, scheme and --keep-fp32, or leave --reuse-qparams-from out"
     if missing := sorted(known.keys() ^ here.keys()):
-        side = "has no" if missing[0] in here else "has a"
+        side = "has no" if missing[0] in here else "has an"
         what = f"the shipped model is another one: it {side} int8 tensor {missing[0]}"
         raise UsageError(f"{what} ({len(missing)} of {len(known | here)} tensors are in one model only)", fix)
     for name, tensor in here.items():

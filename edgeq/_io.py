@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# of Linux's fcntl.h and fs.h
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -114,9 +117,9 @@ def copy_files(source: Path, target: Path) -> None:
 def staged_dir(target: Path) -> Iterator[Path]:
     """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.
 
-    An existing `target` is moved aside first and restored if the switch fails. Two renames are needed, since a
-    folder cannot replace one that is not empty; `recover_dir` mends a kill between them. Hold `lock_dir` of a folder
-    above: a second run on the same target would take this one's staging for a leftover.
+    An existing `target` changes places with it, in one step where the file system can. After an error all is as it
+    was. Hold `lock_dir` of a folder above: a second run on the same target would take this one's staging for a
+    leftover.
     """
     with _parents(target.parent):
         recover_dir(target)
@@ -133,15 +136,51 @@ def staged_dir(target: Path) -> Iterator[Path]:
 
 
 def _switch(staging: Path, target: Path) -> None:
+    """Put `staging` in place of `target`, whose former content is then in `staging`; on an error, in neither."""
+    swap = _swap if target.exists() else os.rename
+    swap(staging, target)
+    try:
+        fsync_dir(target.parent)
+    except BaseException:
+        # nobody was told that it is done: a run that ends with an error changes nothing
+        _swap(staging, target) if swap is _swap else os.rename(target, staging)
+        raise
+
+
+def _swap(staging: Path, target: Path) -> None:
+    if _exchange(staging, target):
+        return
+    # three renames, since a folder cannot replace one that is not empty; `recover_dir` mends a kill between them
     old = _aside(target)
     try:
-        if target.exists():
-            os.rename(target, old)
+        os.rename(target, old)
         os.rename(staging, target)
-        fsync_dir(target.parent)
-    finally:
+    except BaseException:
         if old.exists():
             _settle(target)
+        raise
+    with contextlib.suppress(OSError):  # then the next run drops it
+        os.rename(old, staging)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step (Linux's renameat2); False where system or file system cannot.
+
+    Raises:
+        OSError: it can, and the disk refuses.
+    """
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # no such system call
+        return False
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def recover_dir(target: Path) -> None:

@@ -104,6 +104,7 @@ class Job:
         schemes: none for each target's default.
         weights: a state dict, or a torchvision weights name.
         inputs: the texts of --input; none where the factory gives example inputs.
+        reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
     """
 
     source: str
@@ -117,6 +118,7 @@ class Job:
     seed: int = 0
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()
+    reuse_qparams_from: Path | None = None
     data: DataOptions = DataOptions()
     qat: QatOptions = QatOptions()
     gates: GateOptions = GateOptions()

@@ -74,6 +74,12 @@ int renameat(int from_fd, const char *from, int to_fd, const char *to) {
   return real(from_fd, from, to_fd, to);
 }
 
+int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned int flags) {
+  REAL(int, "renameat2", int, const char *, int, const char *, unsigned int);
+  FAIL(hit());
+  return real(from_fd, from, to_fd, to, flags);
+}
+
 int symlink(const char *from, const char *to) {
   REAL(int, "symlink", const char *, const char *);
   FAIL(hit());

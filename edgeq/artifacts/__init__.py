@@ -4,6 +4,7 @@ from edgeq.artifacts.model import (
     Layer,
     LoadedModel,
     LoweredModel,
+    QParams,
     QuantizedModel,
     SourceKind,
     TensorSpec,
@@ -17,6 +18,7 @@ from edgeq.artifacts.release import (
     DataFacts,
     DataFinding,
     GoldenSet,
+    Reuse,
     Row,
 )
 from edgeq.artifacts.verdict import (
@@ -59,7 +61,9 @@ __all__ = [
     "LoweredModel",
     "Outcome",
     "Parity",
+    "QParams",
     "QuantizedModel",
+    "Reuse",
     "Row",
     "SourceKind",
     "TensorSpec",

@@ -88,6 +88,22 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QParams:
+    """Scale and zero point of an int8 tensor.
+
+    Attributes:
+        name: the weight's, or that of the operator whose result it is.
+        shape: of a weight; () for an activation.
+        scales, zero_points: one for the tensor, or one for each channel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedModel:
     """A model after fusion and quantization, still in PyTorch.
 
@@ -99,6 +115,8 @@ class QuantizedModel:
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
         tuning: what training came to, for schemes that train.
+        qparams: of every tensor in static int8; none for other schemes.
+        fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
     """
 
     scheme: str
@@ -108,6 +126,8 @@ class QuantizedModel:
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]
     tuning: Tuning | None = None
+    qparams: tuple[QParams, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

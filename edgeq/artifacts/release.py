@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Tuning, Weights
-from edgeq.artifacts.verdict import CheckReport, VerifyReport
+from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
+from edgeq.artifacts.verdict import CheckReport, Fidelity, VerifyReport
 from edgeq.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -81,6 +81,27 @@ class GoldenSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What it came to that the shipped model's scales and zero points were reused.
+
+    Attributes:
+        shipped: the digest of the shipped model's bundle.
+        tensors: how many int8 tensors there are.
+        fresh: the tensors that have a range of their own in a channel at least, since the shipped one does not fit.
+        patch_bytes: the patch from the shipped artifact to this one.
+        patch_bytes_without: the same to the artifact that all new ranges give.
+        fidelity_without: how that one compares with fp32.
+    """
+
+    shipped: str
+    tensors: int
+    fresh: tuple[str, ...]
+    patch_bytes: int
+    patch_bytes_without: int
+    fidelity_without: Fidelity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One target and scheme of a run: a line of the closing table.
 
@@ -88,6 +109,8 @@ class Row:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
         layers: of the lowered model; none where the artifact came as it is.
+        qparams: of every tensor in static int8, for models to come that are to reuse them.
+        reuse: None where no shipped model's were reused.
     """
 
     model: str
@@ -105,6 +128,8 @@ class Row:
     cached: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    qparams: tuple[QParams, ...] = ()
+    reuse: Reuse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ def request(command_line: Options, project: Options) -> Request:
         seed=_or(options.seed, 0),
         observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
         keep_fp32=tuple(options.keep_fp32 or ()),
+        reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
         data=_data(options.data),
         qat=QatOptions(**_given(options.qat)),
         gates=_gates(options),

@@ -121,6 +121,14 @@ Shipped = Annotated[
     str | None,
     typer.Option(metavar="BUNDLE", help="The shipped model's bundle: at most 1.1 times its instructions."),
 ]
+ReuseQParams = Annotated[
+    str | None,
+    typer.Option(
+        "--reuse-qparams-from",
+        metavar="BUNDLE",
+        help="The shipped model's bundle: keep its scales and zero points where they fit, for a small update.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

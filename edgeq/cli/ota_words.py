@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
+from edgeq.report import words
+from edgeq.report.as_json import finite
 from edgeq.units import format_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def report_text(report: ReleaseReport) -> str:
         lines.append(f"{row.model} {row.model_version} for {row.target}: {printable(str(row.path))}")
         lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
         lines += aligned(_sizes(row), right=frozenset({1}))
+        if row.reuse is not None:
+            lines += [f"  {line}" for line in words.reuse(row.reuse.found, row.reuse.fidelity)]
     if report.published is None:
         failed = [gate.name for row in report.rows for gate in row.checked.gates if not gate.passed]
         return "\n".join(
@@ -89,6 +93,7 @@ def report_json(report: ReleaseReport) -> dict[str, Any]:
                 "digest": row.digest,
                 "download_bytes": row.download_bytes,
                 "deltas": [dataclasses.asdict(delta) for delta in row.deltas],
+                "reuse": finite(dataclasses.asdict(row.reuse)) if row.reuse else None,
                 "gates": [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in row.checked.gates],
             }
             for row in report.rows

@@ -124,6 +124,8 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     steps = [("quantize", _joined([method, kept]))]
     if scheme in NEEDS_CALIBRATION:
         steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+    if job.reuse_qparams_from is not None:
+        steps.append(("reuse", f"scales and zero points of {job.reuse_qparams_from} where they fit"))
     if scheme in NEEDS_TRAINING:
         steps.append(("train", _training(job)))
     return steps

@@ -88,6 +88,7 @@ class Options(_Table):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     observer: str | None = None
     keep_fp32: list[str] | None = None
+    reuse_qparams_from: str | None = None
     cache: bool | None = None
     limit_on: str | None = None
     shipped: str | None = None
@@ -151,6 +152,7 @@ def relative_to(options: Options, folder: Path) -> Options:
             "out": _join(folder, options.out),
             "targets": _join_all(folder, options.targets, only_toml=True),
             "shipped": _join(folder, options.shipped),
+            "reuse_qparams_from": _join(folder, options.reuse_qparams_from),
             "predict_for": _join(folder, options.predict_for, unless=not (options.predict_for or "").endswith(".toml")),
             "install_into": _join_all(folder, options.install_into),
             "data": data,

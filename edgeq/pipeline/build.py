@@ -24,6 +24,7 @@ from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
+from edgeq.pipeline.reuse import check_reuse, reusing_product
 from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
@@ -108,6 +109,7 @@ def check_job(job: Job) -> None:
     check_delegates(tuple(target.backend for target in job.targets))
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
+    check_reuse(job)
 
 
 def plan(job: Job, work: Path) -> Plan:
@@ -187,7 +189,8 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
     groups = _grouped(cells)
     emulator = Emulator(job.device, progress)
     emulator.prepare(tuple(cell.target for cell in cells))
-    with Maker(job, work, progress, products=len(groups)) as maker, recording() as recorder:
+    products = len(groups) * (1 if job.reuse_qparams_from is None else 2)
+    with Maker(job, work, progress, products=products) as maker, recording() as recorder:
         prepared = prepare(
             job,
             progress,
@@ -203,7 +206,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
         for recipe, group in groups.items():
             start = time.perf_counter()
             emulated = any(wants_emulation(cell.target, job.device) for cell in group)
-            product = maker.product(prepared, recipe, group[0].label, emulated=emulated)
+            product = reusing_product(job, maker, prepared, recipe, group[0].label, emulated=emulated)
             seconds = {"make": round(time.perf_counter() - start, 3)}
             for cell in group:
                 place = work / f"bundle-{cells.index(cell)}"

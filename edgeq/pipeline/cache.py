@@ -128,7 +128,11 @@ def job_facts(job: Job) -> dict[str, Any]:
         del options[name]
     data, gates = job.data, job.gates
     named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, job.qat.data)
-    files = [str(name) for name in (job.source, *named, gates.shipped, gates.device) if name is not None]
+    files = [
+        str(name)
+        for name in (job.source, *named, gates.shipped, gates.device, job.reuse_qparams_from)
+        if name is not None
+    ]
     functions = [name for name in (data.metric, job.qat.train) if name is not None]
     has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, *functions))
     return {

@@ -79,7 +79,7 @@ class Maker:
                 )  # importing torch there takes seconds: ahead of time
             if prepared.model.kind in ("pte", "ptl"):
                 existing.check_runtime(prepared.model, recipe)
-                folder = self._work / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
+                folder = self._work / recipe.folder
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import CheckReport, Gate
+from edgeq.artifacts import CheckReport, Fidelity, Gate, Reuse
 from edgeq.deliver.ota.channel import VALID_DAYS, Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
 from edgeq.deliver.ota.keys import load_keys
 from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare, scratch_dir
-from edgeq.errors import ExitCode, UsageError, VerificationError
+from edgeq.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import skew
@@ -68,8 +68,20 @@ class DeltaRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseRow:
+    """What the bundle's own report says of the reuse of scales and zero points, with and without."""
+
+    found: Reuse
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRow:
-    """One bundle of a release."""
+    """One bundle of a release.
+
+    Attributes:
+        reuse: None where it was packaged without --reuse-qparams-from, or its report is gone.
+    """
 
     model: str
     model_version: str
@@ -79,6 +91,7 @@ class ReleaseRow:
     download_bytes: int
     deltas: tuple[DeltaRow, ...]
     checked: CheckReport
+    reuse: ReuseRow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +231,21 @@ def _checked(
             for delta in item.deltas
         ),
         checked=CheckReport(gates=gates),
+        reuse=_reuse(item.bundle),
     )
+
+
+def _reuse(bundle: Bundle) -> ReuseRow | None:
+    """Return the comparison that the report beside the bundle holds; it tells people, and no gate reads it."""
+    from edgeq.bundle.report import read_report
+
+    try:
+        row = read_report(bundle.folder)
+    except EdgeqError:
+        return None
+    if row.digest != bundle.digest or row.reuse is None:
+        return None
+    return ReuseRow(found=row.reuse, fidelity=row.verified.fidelity)
 
 
 def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, scratch: Path) -> Bundle | None:

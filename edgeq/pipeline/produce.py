@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, Tuning, VerifyReport
+from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Tuning, VerifyReport
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
@@ -29,12 +29,22 @@ Forward = Callable[[Batch], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What an artifact depends on, apart from the job: targets with equal recipes share it."""
+    """What an artifact depends on, apart from the job: targets with equal recipes share it.
+
+    Attributes:
+        fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
+    """
 
     runtime: str
     backend: str
     scheme: str
     threads: int
+    fresh: bool = False
+
+    @property
+    def folder(self) -> str:
+        """A folder's name for it."""
+        return f"{self.backend}-{self.scheme}-{self.threads}{'-fresh' if self.fresh else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +54,8 @@ class Product:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+        qparams, fresh: as in QuantizedModel.
+        reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
 
     lowered: LoweredModel
@@ -54,6 +66,9 @@ class Product:
     output_steps: tuple[float | None, ...] = ()
     observed: tuple[Observed, ...] = ()
     tuning: Tuning | None = None
+    qparams: tuple[QParams, ...] = ()
+    fresh: tuple[str, ...] = ()
+    reuse: Reuse | None = None
 
 
 class Producer:
@@ -75,6 +90,13 @@ class Producer:
         with self._progress.task("capture the model"):
             return capture(self._prepared.model)
 
+    @functools.cached_property
+    def _shipped(self) -> tuple[QParams, ...]:
+        from edgeq.pipeline.reuse import shipped_qparams
+
+        folder = self._job.reuse_qparams_from
+        return () if folder is None else shipped_qparams(folder)
+
     def make(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
         """Quantize, lower and verify.
 
@@ -93,7 +115,7 @@ class Producer:
         from edgeq.verify.unrun import judge_graph
 
         prepared = self._prepared
-        folder = self._folder / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
+        folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
         quantized = self._quantized(recipe, label)
         lowered = lower(
@@ -137,6 +159,8 @@ class Producer:
             output_steps=quantized.output_steps,
             observed=tuple(kept.observed) if kept else (),
             tuning=quantized.tuning,
+            qparams=quantized.qparams,
+            fresh=quantized.fresh,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
@@ -153,6 +177,7 @@ class Producer:
             progress=self._progress,
             label=label,
             qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
+            shipped=() if recipe.fresh else self._shipped,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
 

@@ -64,6 +64,8 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         delegated_macs=product.lowered.delegated_macs,
         weights=prepared.model.weights,
         layers=product.lowered.layers,
+        qparams=product.qparams,
+        reuse=product.reuse,
     )
 
 

@@ -16,6 +16,7 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
+from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -75,6 +76,8 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
+    from torch.ao.quantization.observer import _is_activation_post_process
+
     if spec.model.kind == "exported":
         what = "an exported program cannot be quantized by FX, which fuses modules"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
@@ -86,9 +89,11 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
             prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else _prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
         tuning = train(prepared) if train else None
+        settled = settle(prepared, spec.shipped, _is_activation_post_process)
         converted = convert_eager(prepared, inputs) if eager else _converted(prepared)
         steps = output_steps(converted, inputs)
-    return quantized_model(scheme, converted, split_layers(converted), steps=steps, tuning=tuning)
+    layers = split_layers(converted)
+    return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
 
 
 def _prepare(spec: QuantizeSpec) -> Any:

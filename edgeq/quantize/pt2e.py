@@ -12,6 +12,7 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
+from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -71,14 +72,17 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
+    from torchao.quantization.pt2e.observer import _is_activation_post_process
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
     tuning = train(prepared) if train else None
+    settled = settle(prepared, spec.shipped, _is_activation_post_process)
     converted = convert_pt2e(prepared)
-    return quantized_model(scheme, converted, _split_layers(converted), steps=_output_steps(converted), tuning=tuning)
+    layers, steps = _split_layers(converted), _output_steps(converted)
+    return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:

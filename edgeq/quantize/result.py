@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
+from edgeq.quantize.qparams import Settled
 from edgeq.quantize.spec import QuantizeSpec
 
 
@@ -19,6 +20,7 @@ def quantized_model(
     covers: str = "convolution or linear",
     steps: tuple[float | None, ...] = (),
     tuning: Tuning | None = None,
+    settled: Settled | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -29,6 +31,7 @@ def quantized_model(
         covers: which layers the scheme is for, in words.
         steps: quantization steps of the outputs, where they are quantized.
         tuning: what training came to, for schemes that train.
+        settled: scales and zero points, for schemes that observe them.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -45,6 +48,8 @@ def quantized_model(
         kept_fp32=tuple(kept),
         output_steps=steps,
         tuning=tuning,
+        qparams=settled.qparams if settled else (),
+        fresh=settled.fresh if settled else (),
     )
 
 

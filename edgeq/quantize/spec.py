@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import LoadedModel, TensorSpec
+from edgeq.artifacts import LoadedModel, QParams, TensorSpec
 from edgeq.job import Progress, QatOptions
 from edgeq.samples import Dataset
 from edgeq.scheme import ObserverName
@@ -48,6 +48,7 @@ class QuantizeSpec:
         keep_fp32: names or types of modules that stay in float.
         label: for progress, in words.
         qat: for schemes that train, else None.
+        shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
     """
 
     model: LoadedModel
@@ -59,6 +60,7 @@ class QuantizeSpec:
     progress: Progress
     label: str
     qat: QatSpec | None = None
+    shipped: tuple[QParams, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

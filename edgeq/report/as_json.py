@@ -71,6 +71,7 @@ def _row(row: Row) -> dict[str, Any]:
         "gates": [_gate(gate) for gate in row.checked.gates],
         "warnings": list(row.checked.warnings),
         "seconds": dict(row.seconds),
+        "reuse": _fields(row.reuse),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeq.artifacts import Emulation, Fidelity, GraphOnly, LatencyPrediction, Outcome, Parity, Timing, Weights
+from edgeq.artifacts import Emulation, Fidelity, GraphOnly, LatencyPrediction, Outcome, Parity, Reuse, Timing, Weights
 
 
 class _Document(BaseModel):
@@ -82,6 +82,7 @@ class RowDocument(_Document):
     gates: list[GateDocument]
     warnings: list[str]
     seconds: dict[str, float]
+    reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
 
 
 class FindingDocument(_Document):

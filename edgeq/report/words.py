@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Fidelity, Gate, Row
+    from edgeq.artifacts import Fidelity, Gate, Reuse, Row
 
 MISSING = "not measured"
+_MOST_NAMES = 6
 
 
 def size(row: Row) -> str:
@@ -133,6 +134,31 @@ def failure(about: str, gate: Gate) -> str:
     told = ", ".join(fact for fact in facts if fact)
     detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
     return f"{gate.outcome}: {about}: {gate.name}: {detail}"
+
+
+def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
+    """Return what reused scales and zero points brought and cost, and the tensors that could not have them.
+
+    Args:
+        found: the comparison with the artifact that has all new ranges.
+        fidelity: of the artifact that reuses them.
+    """
+    kept = found.tensors - len(found.fresh)
+    patches = f"{format_bytes(found.patch_bytes)} with, {format_bytes(found.patch_bytes_without)} without"
+    lines = [
+        f"{kept} of {found.tensors} int8 tensors keep the shipped scales and zero points",
+        f"the artifact's patch: {patches}; {_quality(fidelity)} with, {_quality(found.fidelity_without)} without",
+    ]
+    if found.fresh:
+        more = f" and {len(found.fresh) - _MOST_NAMES} more" if len(found.fresh) > _MOST_NAMES else ""
+        lines.append(f"new ranges, since the shipped ones do not fit: {', '.join(found.fresh[:_MOST_NAMES])}{more}")
+    return lines
+
+
+def _quality(fidelity: Fidelity | None) -> str:
+    if fidelity is not None and fidelity.score is not None:
+        return f"accuracy {_score(fidelity, fidelity.score)}"
+    return MISSING if fidelity is None or fidelity.sqnr_db is None else f"SQNR {decibel(fidelity.sqnr_db)}"
 
 
 def place(row: Row) -> str:

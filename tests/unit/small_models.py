@@ -116,6 +116,7 @@ def quantized(
     captured=None,
     qat=None,
     progress=None,
+    shipped=(),
 ) -> QuantizedModel:
     if runtime == "executorch" and captured is None:
         captured = capture(model)
@@ -129,6 +130,7 @@ def quantized(
         progress=progress or Silent(),
         label="small",
         qat=qat,
+        shipped=shipped,
     )
     return quantize(runtime, scheme, spec)
 

@@ -44,7 +44,8 @@ def test_every_shipped_profile_loads(name: str) -> None:
     assert target.name == name
     assert name == f"{target.platform}-{target.arch}-{target.backend}"
     assert set(target.audit) <= set(target.schemes)
-    assert target.audit["static-int8"].int8_macs == 0.95
+    if "static-int8" in target.schemes:
+        assert target.audit["static-int8"].int8_macs == 0.95
 
 
 def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,8 @@ def lock_dir(folder: Path, *, wait_s: float) -> Iterator[None]:
             yield
         finally:
             # the unlink happens under the lock; a waiter that opened the old file retries on the new one
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that stays is taken again by the next run
+                path.unlink(missing_ok=True)
             lock.release()
     finally:
         _remove_empty(made)  # a run that wrote nothing leaves no empty folder

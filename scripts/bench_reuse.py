@@ -38,6 +38,7 @@ def main() -> None:
     """Print the patches, and which figures were reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--kinds", default="tuned,head,retrained")
     parser.add_argument("--targets", default=",".join(TARGETS))
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,10 +46,10 @@ def main() -> None:
         os.environ["EDGEQ_CACHE_DIR"] = f"{name}/cache"
         for model in options.models.split(","):
             for target in options.targets.split(","):
-                compare(Path(name), model, target)
+                compare(Path(name), model, target, options.kinds.split(","))
 
 
-def compare(work: Path, model: str, target: str) -> None:
+def compare(work: Path, model: str, target: str, kinds: list[str]) -> None:
     """Package a model and its successors for a target, and print the patches."""
     from edgeq.deliver.ota.entries import Base
     from edgeq.deliver.ota.plain import pack
@@ -58,7 +59,7 @@ def compare(work: Path, model: str, target: str) -> None:
     source.write_text(FACTORIES.format(scripts=str(ROOT / "scripts"), model=model))
     base = package(work / model / target / "shipped", source, "shipped", target, [])
     start = Base(label="shipped", plain=pack(base))
-    for kind in ("tuned", "head", "retrained"):
+    for kind in kinds:
         sizes = {}
         for how, options in (("without", []), ("with", ["--reuse-qparams-from", str(base)])):
             folder = package(work / model / target / f"{kind}-{how}", source, kind, target, options)

@@ -37,6 +37,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
@@ -59,6 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edgeq-fault-") as name:
         random.seed(options.seed)
         bad = TESTS[options.test](Path(name), options)
+        shutil.rmtree(_PACKAGED, ignore_errors=True)
     print("all as it should be" if not bad else f"NOT as it should be: {bad}", flush=True)
     sys.exit(bool(bad))
 
@@ -154,11 +156,15 @@ class Operation:
         prepare: makes the state before it in an empty folder.
         run: does it there.
         read: fails if the state is torn; returns what it is, in one word.
+        measured: names of files that hold times, which differ from run to run.
+        most: how many kills at most, for what takes long.
     """
 
     prepare: Callable[[Path], None]
     run: Callable[[Path], None]
     read: Callable[[Path], str]
+    measured: tuple[str, ...] = ()
+    most: int = sys.maxsize
 
 
 def _release_before(work: Path) -> None:
@@ -261,6 +267,11 @@ def _package_before(work: Path) -> None:
     shutil.copytree(_PACKAGED / "target", work / "target")
 
 
+def _cold_before(work: Path) -> None:
+    _package_before(work)
+    shutil.rmtree(work / "cache")
+
+
 def _package_into(work: Path) -> None:
     from edgeq.cli.run import run
 
@@ -300,6 +311,13 @@ OPERATIONS: dict[str, Operation] = {
     "roll back": Operation(prepare=_back_before, run=lambda work: go_back(work / "target"), read=_store_read),
     "install": Operation(prepare=_install_before, run=_install, read=_installed),
     "package": Operation(prepare=_package_before, run=_package_into, read=_packaged_read),
+    "cold package": Operation(
+        prepare=_cold_before,
+        run=_package_into,
+        read=_packaged_read,
+        measured=("report.json", "report.html"),
+        most=50,
+    ),
 }
 
 
@@ -313,7 +331,8 @@ def kills(root: Path, options: argparse.Namespace) -> int:
         first = _prepared(root, name, operation)
         calls, after = _undisturbed(root, first, operation)
         seen: Counter[str] = Counter()
-        for number in range(1, options.count + 1):
+        count = min(options.count, operation.most)
+        for number in _spread(calls, count):
             work = _copy(root, first)
             if number <= calls:
                 _child(work, operation, number, KILL)
@@ -323,21 +342,37 @@ def kills(root: Path, options: argparse.Namespace) -> int:
             code = _child(work, operation, 0, 0)
             left = _tree(work / "target")
             torn = state.startswith("torn")
-            ok = not torn and code == 0 and left == after.tree
+            ok = not torn and code == 0 and _equal(left, after.tree, operation)
             seen["torn" if torn else "recovered" if ok else "not recovered"] += 1
             if not ok:
                 bad += 1
                 print(f"  {name}: call {number} of {calls}: {state}, then {code}: {_difference(after.tree, left)}")
             shutil.rmtree(work)
-        print(f"{name}: {calls} calls, {options.count} kills: {dict(seen)}", flush=True)
+        print(f"{name}: {calls} calls, {count} kills: {dict(seen)}", flush=True)
         shutil.rmtree(first)
     return bad
+
+
+def _spread(calls: int, count: int) -> Iterator[int]:
+    """Yield numbers of calls: all of them and more where there are tries enough, else evenly spread ones."""
+    if count >= calls:
+        yield from range(1, count + 1)
+    else:
+        yield from (1 + i * calls // count for i in range(count))
+
+
+def _equal(left: dict[str, bytes | None], right: dict[str, bytes | None], operation: Operation) -> bool:
+    return left.keys() == right.keys() and all(
+        data == right[name] for name, data in left.items() if Path(name).name not in operation.measured
+    )
 
 
 def errors(root: Path, options: argparse.Namespace) -> int:
     """Let each call fail once in each way: a named error, and the target as it was, or done."""
     bad = 0
     for name, operation in _chosen(options):
+        if operation.most < sys.maxsize:
+            continue  # four faults at each of its calls would take a day
         first = _prepared(root, name, operation)
         calls, after = _undisturbed(root, first, operation)
         before = _kept(_tree(first / "target"))
@@ -366,6 +401,8 @@ class _After:
 
 
 def _chosen(options: argparse.Namespace) -> list[tuple[str, Operation]]:
+    if options.only and options.only not in OPERATIONS:
+        raise SystemExit(f"error: unknown operation {options.only!r}; there are: {', '.join(OPERATIONS)}")
     return [(name, one) for name, one in OPERATIONS.items() if options.only in ("", name)]
 
 
@@ -772,12 +809,22 @@ def patches(_root: Path, options: argparse.Namespace) -> int:
 
 def artifacts(root: Path, options: argparse.Namespace) -> int:
     """Load and run mutated artifacts in forks of a process that has imported the runtime: no crash of the parent."""
-    good = options.file.read_bytes()
-    runtime = "executorch" if options.file.suffix == ".pte" else "torchscript"
+    import numpy as np
+
+    from edgeq.manifest import parse_manifest
     from edgeq.verify import worker
 
-    _import_runtime(runtime)
+    if options.file is None:
+        raise SystemExit("error: give the artifact of a bundle, such as out/digits/android-arm64-xnnpack/model.pte")
+    good = options.file.read_bytes()
+    manifest = parse_manifest((options.file.parent / "manifest.json").read_bytes())
+    inputs = tuple(np.zeros(one.shape, one.dtype) for one in manifest.inputs)
+    runner = worker.RUNNERS[manifest.target.runtime]
+    backend = manifest.target.backend
+    _import_runtime(manifest.target.runtime)
+    intact = _run_in_fork(lambda: runner(options.file, backend, 1), inputs)
     seen: Counter[str] = Counter()
+    path = root / f"mutant{options.file.suffix}"
     for number in range(options.count):
         rng = random.Random(f"{options.seed}-{number}")
         data = bytearray(good)
@@ -785,33 +832,45 @@ def artifacts(root: Path, options: argparse.Namespace) -> int:
             data[rng.randrange(len(data))] = rng.randrange(256)
         if rng.randrange(6) == 0:
             del data[rng.randrange(len(data)) :]
-        path = root / f"mutant{options.file.suffix}"
         path.write_bytes(data)
-        seen[_loaded_in_fork(worker, path, runtime)] += 1
+        seen[_run_in_fork(lambda: runner(path, backend, 1), inputs)] += 1
+    print(f"the intact {options.file.name}: {intact}")
     print(f"{options.count} mutants of {options.file.name}: {dict(seen)}; the parent lives")
-    return 0
+    return (intact != _RAN) + seen[_ENDED]
+
+
+_RAN, _ENDED = "loads and runs", "ended without a word"
 
 
 def _import_runtime(runtime: str) -> None:
+    """Import what the forks need, so that each takes milliseconds; computing here would start threads, which they lack."""
+    import torch
 
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     if runtime == "executorch":
-        pass
+        from executorch.extension.pybindings import _C  # noqa: F401
+    else:
+        import torch.jit.mobile
 
 
-def _loaded_in_fork(worker: object, path: Path, runtime: str) -> str:
+def _run_in_fork(make: Callable[[], Any], inputs: tuple[object, ...]) -> str:
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
-            worker.RUNNERS[runtime](path, "qnnpack", 1).load()  # type: ignore[attr-defined]
+            runner = make()
+            runner.load()
+            runner.run(inputs)
         except BaseException:  # the runtimes' errors are of many kinds
             os._exit(7)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
-        return f"the child died of {signal.Signals(os.WTERMSIG(status)).name}, a named error"
-    return {0: "loaded", 7: "refused by the runtime"}.get(os.WEXITSTATUS(status), "ended")
+        return f"the child died of {signal.Signals(os.WTERMSIG(status)).name}, which edgeq names"
+    return {0: _RAN, 7: "refused by the runtime"}.get(os.WEXITSTATUS(status), _ENDED)
 
 
 def builds(root: Path, options: argparse.Namespace) -> int:

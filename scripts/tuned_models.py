@@ -71,15 +71,15 @@ def _training(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 @functools.cache
 def _pixels(part: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images as the model takes them, float32 [samples, channels, H, W], and their labels."""
-    from edgeq.demo.digits import images, split
+    from edgeq.demo.digits import PREPROCESS, images, split
+    from edgeq.preprocess import apply
 
     raw, labels = images()
     rest, held = split(labels)
     rows = held if part == "evaluation" else rest[:128] if part == "calibration" else rest[128:]
-    pixels = torch.from_numpy(raw[rows]).permute(0, 3, 1, 2).float() / 255
-    side = 32 if channels == 1 else 64
-    pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bilinear").expand(-1, channels, -1, -1)
-    pixels = pixels.contiguous()
+    pixels = torch.from_numpy(np.concatenate([apply(PREPROCESS, raw[row]).reshape(1, 1, 32, 32) for row in rows]))
+    if channels == 3:
+        pixels = nn.functional.interpolate(pixels, size=(64, 64), mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     return pixels, torch.from_numpy(np.asarray(labels)[rows])
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from gate_builders import fidelity, interval, timing, verified
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.errors import ExitCode
+from edgeq.scheme import LIMITS, parse_limit
 
 
 def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", platform="linux"):
@@ -110,3 +114,32 @@ def test_an_arm64_host_measures_for_no_phone(name, platform):
     assert "phone" in gate.detail
     server = measured(report, host="aarch64", target="arm64")
     assert limit_gate(name, 1e12, server).outcome == "ok"
+
+
+OF_PACKAGE = tuple(name for name, kind in LIMITS.items() if kind.measured_by == "package")
+UNITS = {"bytes": ("B", "kB", "MB", "MiB", "GB"), "ms": ("us", "ms", "s"), "pp": ("pp", "%")}
+
+
+def valued(name, value):
+    """What is held to the limits where the value of one of them is `value`, and all others are 0."""
+    report = verified(
+        fidelity=fidelity(drop=interval(0.0, 0.0, value if name == "accuracy_drop" else 0.0)),
+        timing=timing(p90_ms=value if name == "latency" else 0.0),
+        peak_memory_bytes=value if name == "peak_memory" else 0,
+        load_ms=value if name == "load" else 0.0,
+    )
+    sizes = {f"{one}_bytes": value if name == one else 0 for one in ("size", "download")}
+    return dataclasses.replace(measured(report), **sizes)
+
+
+@given(data=st.data(), name=st.sampled_from(OF_PACKAGE), number=st.integers(1, 10**6), part=st.integers(0, 999))
+def test_one_less_exact_and_one_more_of_any_limit_that_people_write(data, name, number, part):
+    dimension = LIMITS[name].dimension
+    text = f"{name}={number}.{part:03d}{data.draw(st.sampled_from(UNITS[dimension]))}"
+    _, limit = parse_limit(text)
+    whole = math.floor(limit)
+    # bytes are whole: the most that passes is the limit rounded down; of times and points every bit counts
+    steps = (whole - 1, whole, whole + 1) if dimension == "bytes" else (math.nextafter(limit, 0), limit, math.inf)
+    last = steps[-1] if dimension == "bytes" else math.nextafter(limit, math.inf)
+    outcomes = [limit_gate(name, limit, valued(name, value)).outcome for value in (*steps[:2], last)]
+    assert outcomes == ["ok", "ok", "failed"], text

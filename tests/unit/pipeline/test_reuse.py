@@ -1,0 +1,97 @@
+"""Which bundles may lend their scales and zero points, seen before anything is quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edgeq.artifacts import BundleInput, QParams, Row
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.report import write_report
+from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.job import Job
+from edgeq.pipeline.cache import job_facts
+from edgeq.pipeline.reuse import check_reuse, shipped_qparams
+from edgeq.target import load_target
+
+QPARAMS = (QParams(name="conv.weight", shape=(4, 3, 3, 3), scales=(0.5, 0.25, 0.125, 1.0), zero_points=(0, 0, 0, 0)),)
+
+
+@pytest.fixture
+def row(item: BundleInput, bundle: Path) -> Row:
+    return Row(
+        model="digits",
+        target=item.target.name,
+        scheme=item.scheme,
+        path=bundle,
+        digest=read_bundle(bundle).digest,
+        size_bytes=10_000,
+        download_bytes=6_000,
+        fp32_bytes=40_000,
+        verified=item.verified,
+        checked=item.checked,
+        delegated_macs=0.9,
+        weights="file",
+        qparams=QPARAMS,
+    )
+
+
+def job(bundle: Path, item: BundleInput, scheme: str = "", target: str = "") -> Job:
+    return Job(
+        source="digits",
+        targets=(load_target(target or item.target.name),),
+        out=Path("out"),
+        schemes=(scheme or item.scheme,),  # type: ignore[arg-type]
+        reuse_qparams_from=bundle,
+    )
+
+
+def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, row: Row) -> None:
+    write_report(bundle, row)
+    check_reuse(job(bundle, item))
+    assert shipped_qparams(bundle) == QPARAMS
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "error", "told"),
+    [
+        ("fp32", "", UnsupportedError, "is for qat-int8 and static-int8, and this run has fp32"),
+        ("qat-int8", "", UsageError, "static-int8, and this run has .* qat-int8"),
+        ("static-int8", "linux-x86_64-x86", UsageError, "and this run has torchscript x86 static-int8"),
+    ],
+)
+def test_another_runtime_or_scheme_is_refused_before_the_run(
+    item: BundleInput, bundle: Path, row: Row, scheme: str, target: str, error: type[EdgeqError], told: str
+) -> None:
+    write_report(bundle, row)
+    with pytest.raises(error, match=told):
+        check_reuse(job(bundle, item, scheme, target))
+
+
+def test_what_lends_none_is_refused(item: BundleInput, bundle: Path, row: Row, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"report\.json"):
+        check_reuse(job(bundle, item))
+    write_report(bundle, dataclasses.replace(row, qparams=()))
+    with pytest.raises(UsageError, match="holds no scales and zero points"):
+        check_reuse(job(bundle, item))
+    write_report(bundle, dataclasses.replace(row, digest="1" * 64))
+    with pytest.raises(UsageError, match="another bundle"):
+        check_reuse(job(bundle, item))
+    with pytest.raises(UsageError):
+        check_reuse(job(tmp_path / "absent", item))
+    write_report(bundle, row)
+    (bundle / "golden.npz").write_bytes(b"other")
+    with pytest.raises(IntegrityError):
+        check_reuse(job(bundle, item))
+
+
+def test_the_shipped_bundle_is_in_the_key_of_the_cache(item: BundleInput, bundle: Path, row: Row) -> None:
+    write_report(bundle, row)
+    plain = dataclasses.replace(job(bundle, item), reuse_qparams_from=None)
+    before = job_facts(job(bundle, item))
+    assert before != job_facts(plain)
+    other = dataclasses.replace(QPARAMS[0], scales=(0.5, 0.25, 0.125, 2.0))
+    write_report(bundle, dataclasses.replace(row, qparams=(other,)))
+    assert job_facts(job(bundle, item)) != before

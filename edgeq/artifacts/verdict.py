@@ -184,6 +184,35 @@ class Emulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMeasures:
+    """What one inference takes on a real device: measured there, in the device's own runtime.
+
+    Attributes:
+        device: its model, and how it was reached.
+        platform, arch: in the words of target profiles; `macos` and others are no target's.
+        cores: 0 where it did not say.
+        is_virtual: whether it is an emulated device, whose times say nothing.
+        runtime: package and version.
+        p50_ms, p90_ms: of `runs` inferences after `warmup`.
+        load_ms, peak_memory_bytes: of the process that was timed; None where that is not known.
+    """
+
+    device: str
+    platform: str
+    arch: str
+    cores: int
+    is_virtual: bool
+    runtime: str
+    threads: int
+    warmup: int
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    load_ms: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyPrediction:
     """A latency in ms that was predicted for a device, never measured.
 
@@ -226,6 +255,7 @@ class VerifyReport:
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
         cost: instructions, counted; None where no gate needs them.
         flips: the predictions that changed against fp32; None where no output ranks classes.
+        device: times of a real device; None where none was reached.
     """
 
     host: str
@@ -241,6 +271,7 @@ class VerifyReport:
     not_emulated: str = ""
     cost: Cost | None = None
     flips: Flips | None = None
+    device: DeviceMeasures | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

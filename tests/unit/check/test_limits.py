@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from gate_builders import fidelity, interval, timing, verified
 
+from edgeq.artifacts import DeviceMeasures
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.errors import ExitCode
 
@@ -110,3 +112,34 @@ def test_an_arm64_host_measures_for_no_phone(name, platform):
     assert "phone" in gate.detail
     server = measured(report, host="aarch64", target="arm64")
     assert limit_gate(name, 1e12, server).outcome == "ok"
+
+
+def device(**changes):
+    facts = {"device": "Pixel 9 (adb)", "platform": "android", "arch": "arm64", "cores": 8, "is_virtual": False}
+    facts |= {"runtime": "executorch 1.5.1", "threads": 2, "warmup": 5, "runs": 50, "p50_ms": 8.0, "p90_ms": 12.0}
+    return DeviceMeasures(**(facts | {"load_ms": 5.0, "peak_memory_bytes": 1000} | changes))
+
+
+@pytest.mark.parametrize(("name", "limit"), [("latency", 12.0), ("load", 5.0), ("peak_memory", 1000)])
+def test_a_phones_own_figures_count_for_it(name, limit):
+    report = dataclasses.replace(verified(), device=device())
+    phone = measured(report, target="arm64", platform="android")
+    assert limit_gate(name, limit, phone).outcome == "ok"
+    assert limit_gate(name, math.nextafter(limit, 0), phone).outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"platform": "linux"}, {"arch": "x86_64"}, {"is_virtual": True}, {"platform": "macos"}, {"load_ms": None}],
+)
+def test_another_kind_of_device_does_not_settle_a_limit(changes):
+    report = dataclasses.replace(verified(), device=device(**changes))
+    gate = limit_gate("load", 1e9, measured(report, target="arm64", platform="android"))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+
+
+def test_size_and_accuracy_are_never_a_devices():
+    report = dataclasses.replace(verified(fidelity=DROP), device=device())
+    phone = measured(report, target="arm64", platform="android")
+    assert limit_gate("size", 3_739_999, phone).outcome == "failed"
+    assert limit_gate("accuracy_drop", 0.5, phone).outcome == "failed"

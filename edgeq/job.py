@@ -64,13 +64,14 @@ class DeviceOptions:
     """Whether and how the artifact is run on the device's own kernels.
 
     Attributes:
-        on: `emulator` runs the ARM64 runtimes here, for targets that have CPU models to emulate; `host` does not.
+        on: `emulator` runs the ARM64 runtimes here, for targets that have CPU models to emulate; `host` does not;
+            `ssh:HOST`, `adb` and `adb:SERIAL` are real devices.
         cpu: CPU models; none for those of the target's profile.
         samples: how many at most; None for a number by the model's size.
         timeout_s: for all emulation of one artifact.
     """
 
-    on: Literal["emulator", "host"] = "emulator"
+    on: str = "emulator"
     cpu: tuple[str, ...] = ()
     samples: int | None = None
     timeout_s: float = 1800.0

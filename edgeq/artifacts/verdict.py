@@ -184,6 +184,35 @@ class Emulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMeasures:
+    """What one inference takes on a real device: measured there, in the device's own runtime.
+
+    Attributes:
+        device: its model, and how it was reached.
+        platform, arch: in the words of target profiles; `macos` and others are no target's.
+        cores: 0 where it did not say.
+        is_virtual: whether it is an emulated device, whose times say nothing.
+        runtime: package and version.
+        p50_ms, p90_ms: of `runs` inferences after `warmup`.
+        load_ms, peak_memory_bytes: of the process that was timed; None where that is not known.
+    """
+
+    device: str
+    platform: str
+    arch: str
+    cores: int
+    is_virtual: bool
+    runtime: str
+    threads: int
+    warmup: int
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    load_ms: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyPrediction:
     """A latency in ms that was predicted for a device, never measured.
 
@@ -242,6 +271,7 @@ class VerifyReport:
         cost: instructions, counted; None where no gate needs them.
         flips: the predictions that changed against fp32; None where no output ranks classes.
         graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
+        device: times of a real device; None where none was reached.
     """
 
     host: str
@@ -258,6 +288,7 @@ class VerifyReport:
     cost: Cost | None = None
     flips: Flips | None = None
     graph_only: GraphOnly | None = None
+    device: DeviceMeasures | None = None
 
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.artifacts import Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
+from edgeq.artifacts import DeviceMeasures, Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
 from edgeq.check.accuracy import why_worthless
 from edgeq.check.outcome import at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
@@ -104,6 +104,8 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     prediction = _prediction(measured)
     if name == "latency" and prediction is not None:
         return _predicted(prediction)
+    if verified.device is not None:
+        return _on_device(name, verified.device, measured)
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
     values: dict[LimitName, tuple[float | None, str]] = {
@@ -123,8 +125,32 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     return value, note
 
 
+def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> tuple[float | None, str]:
+    """Return what a real device took; another kind of device than the target's does not settle a limit."""
+    if device.is_virtual:
+        return None, f"{device.device} is an emulated device, whose figures say nothing about a real one"
+    if not _fits(device, measured):
+        own, wanted = (f"{device.platform} {device.arch}", f"{measured.target_platform} {measured.target_arch}")
+        return None, f"measured on {device.device}, which is {own}: that says nothing about {wanted}"
+    where = f"on {device.device}, {device.runtime}"
+    values: dict[LimitName, tuple[float | None, str]] = {
+        "latency": (device.p90_ms, f"p90 of {device.runs} runs, {device.threads} threads, {where}"),
+        "peak_memory": (device.peak_memory_bytes, where),
+        "load": (device.load_ms, where),
+    }
+    value, note = values[name]
+    return (value, note) if value is not None else (None, f"the run {where} did not give one")
+
+
+def _fits(device: DeviceMeasures, measured: Measured) -> bool:
+    kind = (device.platform, _arch(device.arch))
+    return not device.is_virtual and kind == (measured.target_platform, _arch(measured.target_arch))
+
+
 def _prediction(measured: Measured) -> LatencyPrediction | None:
-    return None if measured.verified.cost is None else measured.verified.cost.prediction
+    """Return the prediction that counts: none where the device itself was measured."""
+    device, cost = measured.verified.device, measured.verified.cost
+    return None if cost is None or (device is not None and _fits(device, measured)) else cost.prediction
 
 
 def _predicted(told: LatencyPrediction) -> tuple[float, str]:

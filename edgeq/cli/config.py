@@ -189,9 +189,15 @@ def device_options(table: DeviceTable, *, default: Literal["emulator", "host"] =
     Raises:
         UsageError: an unknown place to run on.
     """
+    from edgeq.verify.remote.link import is_link, parse_link
+
+    if table.on is not None and is_link(table.on):
+        on = parse_link(table.on).name
+    else:
+        on = _choice("value of --on", table.on, _ON, default=default)
     names = [name.strip() for text in table.cpu or () for name in text.split(",")]
     return DeviceOptions(
-        on=_choice("value of --on", table.on, _ON, default=default),
+        on=on,
         cpu=tuple(_unique(name for name in names if name)),
         samples=table.samples,
         timeout_s=_or(table.timeout_s, DeviceOptions().timeout_s),

@@ -155,8 +155,9 @@ InstallInto = Annotated[
 On = Annotated[
     str | None,
     typer.Option(
-        metavar="emulator|host",
-        help="What runs the artifact: the device's ARM64 kernels under QEMU as well, or this host's only.",
+        metavar="emulator|host|ssh:HOST|adb[:SERIAL]",
+        help="What runs the artifact: the device's ARM64 kernels under QEMU as well, this host's only, or (verify) a "
+        "real device as well.",
     ),
 ]
 Cpu = Annotated[

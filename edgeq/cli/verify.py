@@ -45,7 +45,7 @@ def verify(
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Verify a bundle on this host, and with --on emulator on its device's kernels.
+    """Verify a bundle on this host, and with --on on its device's kernels, emulated or real.
 
     Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
     running the artifact in a process of its own; limits and data can be added.
@@ -100,7 +100,7 @@ def _device(params: Mapping[str, Any]) -> DeviceOptions:
     names = {"on": "on", "samples": "device_samples", "timeout_s": "timeout"}
     table = {key: params[name] for key, name in names.items()} | {"cpu": list(params["cpu"] or ()) or None}
     device = device_options(validated({"device": table}, "command line").device, default="host")
-    if device.cpu and device.on == "host":
+    if device.cpu and device.on != "emulator":
         raise UsageError("--cpu names what is emulated, and only --on emulator emulates", "add --on emulator")
     return device
 
@@ -152,6 +152,7 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
             "score": _fields(result.score),
             "timing": _fields(verified.timing),
             "emulation": _fields(verified.emulation),
+            "device": _fields(verified.device),
             "peak_memory_bytes": verified.peak_memory_bytes,
             "load_ms": verified.load_ms,
             "notes": list(result.checked.warnings),

@@ -97,11 +97,13 @@ class Emulator:
         self, prepared: Prepared, product: Product, found: tuple[Machine, ...], scheme: str, label: str
     ) -> Product:
         from edgeq.verify.emulate.run import EmulateSpec, emulate
+        from edgeq.verify.emulate.selftest import emulator_of
         from edgeq.verify.golden import golden_set
 
         spec = EmulateSpec(
             artifact=product.lowered.path,
             machines=found,
+            emulator=emulator_of(found),
             observed=product.observed,
             output_steps=product.output_steps,
             metric=prepared.metric,

@@ -107,9 +107,8 @@ def verify_bundle(
         bundle = read_bundle(folder)
         golden = read_golden(bundle)
         download_bytes = download_size_bytes(folder)
-    setting = device_setting(bundle.manifest, device, progress) if device.on == "emulator" else None
-    # its imports take seconds, in which the data is opened here
-    with HostRuntime() as runtime:
+    # the runtime's imports take seconds, in which the data is opened here
+    with device_setting(bundle.manifest, device, progress) as setting, HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
         seen = _run(bundle, golden, evaluation, runtime, setting, progress)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
@@ -171,7 +170,7 @@ def _run(
         *(device.gates if device else ()),
     )
     if device is not None:
-        verified = dataclasses.replace(verified, emulation=device.emulation)
+        verified = dataclasses.replace(verified, emulation=device.emulation, device=device.measures)
     return _Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
 
 

@@ -1,15 +1,16 @@
-"""The emulated part of `verify_bundle`: a bundle on its device's kernels, held to its golden samples and the host."""
+"""The device's part of `verify_bundle`: a bundle on its device's kernels, held to its golden samples and the host."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import DeviceRun, Emulation, Gate, GoldenSet
-from edgeq.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.artifacts import DeviceMeasures, DeviceRun, Emulation, Gate, GoldenSet
+from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
 from edgeq.job import DeviceOptions, Progress
 from edgeq.pipeline.emulate import machines
 from edgeq.pipeline.evaluation import Evaluation, input_specs
@@ -26,26 +27,81 @@ if TYPE_CHECKING:
     from edgeq.verify.emulate.subset import Observed
     from edgeq.verify.host import HostRuntime
     from edgeq.verify.metrics import Outputs
+    from edgeq.verify.remote.session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSetting:
-    """The machines that stand for a bundle's device, and how to use them."""
+    """The machines that stand for a bundle's device, and how to use them.
+
+    Attributes:
+        emulator: what runs them, in words.
+        session: the stay on a real device; None for the emulator.
+    """
 
     machines: tuple[Machine, ...]
     options: DeviceOptions
     progress: Progress
+    emulator: str
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnDevice:
-    """What the device's kernels made of a bundle, and the gates that follow."""
+    """What the device's kernels made of a bundle, and the gates that follow.
+
+    Attributes:
+        measures: a real device's times; None for the emulator, or where nothing ran.
+    """
 
     emulation: Emulation
     gates: tuple[Gate, ...]
+    measures: DeviceMeasures | None = None
 
 
-def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progress) -> DeviceSetting:
+@contextmanager
+def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progress) -> Iterator[DeviceSetting | None]:
+    """Yield what a bundle's kernels are run on besides this host: None, the emulator, or a real device.
+
+    Raises:
+        UsageError: no CPU is known for the target, or an unknown one was named.
+        UnsupportedError: no wheel holds the target's runtime.
+        EnvironmentProblem: QEMU, the compiler, the network or the device is missing.
+    """
+    from edgeq.verify.remote.link import is_link, parse_link
+    from edgeq.verify.remote.session import open_session
+
+    if options.on == "host":
+        yield None
+    elif not is_link(options.on):
+        yield _emulated(manifest, options, progress)
+    else:
+        with open_session(parse_link(options.on)) as session:
+            yield _remote(manifest, options, session, progress)
+
+
+def _remote(manifest: Manifest, options: DeviceOptions, session: Session, progress: Progress) -> DeviceSetting:
+    """Return the runtime on a real device, installed and self-tested."""
+    from edgeq.verify.emulate.build import ensure_installed
+    from edgeq.verify.emulate.runtimes import find_wheels
+    from edgeq.verify.emulate.selftest import Machine, hold_all
+
+    target, board = manifest.target, session.board
+    if board.arch != target.arch:
+        what = f"target {target.name} runs on {target.arch}, and {board.title} is {board.arch}"
+        raise EnvironmentProblem(what, f"name a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
+    version = manifest.runtime.oldest_in_field
+    wheels, _ = find_wheels(target.runtime, (version,), board.arch)
+    if not wheels:
+        what = f"edgeq has no {target.runtime} {version} for a device with {board.arch}"
+        raise UnsupportedError(what, "verify on this host: leave --on out")
+    machine = Machine(runtime=ensure_installed(wheels[0], progress), cpu=None, device=board.title)
+    with progress.task(f"self-test {machine.name}"):
+        found = tuple(hold_all((machine,), session))
+    return DeviceSetting(machines=found, options=options, progress=progress, emulator=board.title, session=session)
+
+
+def _emulated(manifest: Manifest, options: DeviceOptions, progress: Progress) -> DeviceSetting:
     """Return the machines that stand for a bundle's device, installed and self-tested.
 
     The CPU models are those of --cpu, or those that it was packaged with, or those of the shipped target of its name.
@@ -55,6 +111,8 @@ def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progres
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EnvironmentProblem: QEMU, the compiler or the network is missing.
     """
+    from edgeq.verify.emulate.selftest import emulator_of
+
     target = manifest.target
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}, and the emulator runs ARM64 kernels"
@@ -67,7 +125,7 @@ def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progres
     if not found:
         what = f"no ARM64 wheel is known for {target.runtime} {versions[0]}, the oldest in the field"
         raise UnsupportedError(what, "verify on this host: leave --on emulator out")
-    return DeviceSetting(machines=found, options=options, progress=progress)
+    return DeviceSetting(machines=found, options=options, progress=progress, emulator=emulator_of(found))
 
 
 def _cpus(manifest: Manifest) -> tuple[str, ...]:
@@ -110,6 +168,7 @@ def on_device(
     spec = EmulateSpec(
         artifact=bundle.artifact,
         machines=setting.machines,
+        emulator=setting.emulator,
         observed=(*first, *more),
         output_steps=(),
         metric=evaluation.metric if evaluation else None,
@@ -117,9 +176,29 @@ def on_device(
         timeout_s=options.timeout_s,
         progress=setting.progress,
         label=manifest.target.name,
+        threads=manifest.threads if setting.session else 1,
+        launcher=setting.session,
     )
     emulated = emulate(spec)
-    return OnDevice(emulation=emulated.report, gates=_gates(manifest, golden, len(first), emulated))
+    gates = _gates(manifest, golden, len(first), emulated)
+    return OnDevice(emulation=emulated.report, gates=gates, measures=_measured(bundle, first[0], setting, emulated))
+
+
+def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated: Emulated) -> DeviceMeasures | None:
+    """Time the first golden sample where a real device ran it before."""
+    if setting.session is None or not emulated.report.runs:
+        return None
+    from edgeq.verify.remote.measure import measure
+
+    with setting.progress.task(f"time {bundle.manifest.target.name} on {setting.emulator}"):
+        return measure(
+            setting.session,
+            setting.machines[0].runtime,
+            bundle.artifact,
+            first.batch.inputs,
+            threads=bundle.manifest.threads,
+            timeout_s=setting.options.timeout_s,
+        )
 
 
 def _gates(manifest: Manifest, golden: GoldenSet, count: int, emulated: Emulated) -> tuple[Gate, ...]:

@@ -1,4 +1,4 @@
-"""Installing an ARM64 runtime: fetch its wheel, unpack what is needed, compile the runner, put it into the cache."""
+"""Installing a device's runtime: fetch its wheel, unpack what is needed, compile the runner, put it into the cache."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edgeq.verify.emulate.cpus import SYSROOT
 from edgeq.verify.emulate.runtimes import (
     RECORD_NAME,
     SOURCES,
+    Arch,
     Build,
     Installed,
     Wheel,
@@ -30,6 +31,21 @@ from edgeq.verify.emulate.runtimes import (
 
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
 _NATIVE_COMPILER = "g++"
+_CROSS: dict[Arch, tuple[str, str]] = {  # the compiler, and Debian's package of it
+    "arm64": (CROSS_COMPILER, "g++-aarch64-linux-gnu"),
+    "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),
+}
+_WORDS: dict[Arch, str] = {"arm64": "ARM64", "x86_64": "x86_64"}
+LOADERS: dict[Arch, str] = {"arm64": "ld-linux-aarch64.so.1", "x86_64": "ld-linux-x86-64.so.2"}
+_SYSTEM_LIBRARIES = (
+    "libc.so.6",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libgcc_s.so.1",
+    "libstdc++.so.6",
+)
 _LOCK_S = 900.0
 _COMPILE_S = 600.0
 _UNUSED_S = 7 * 24 * 3600.0
@@ -53,7 +69,7 @@ def install(wheel: Wheel, progress: Progress) -> Installed:
         EnvironmentProblem: as `ensure_installed`.
         IntegrityError: likewise.
     """
-    compiler = find_compiler()
+    compiler = find_compiler(wheel.arch)
     root, folder = emulator_folder(), runtime_folder(wheel)
     with disk_errors(root), lock_dir(root, wait_s=_LOCK_S):
         found = find_installed(wheel)  # another edgeq may have been faster
@@ -74,19 +90,37 @@ def install(wheel: Wheel, progress: Progress) -> Installed:
     return Installed(wheel=wheel, folder=folder)
 
 
-def find_compiler() -> str:
-    """Return the compiler for ARM64: the cross compiler, or on an ARM64 host its own.
+def find_compiler(arch: Arch = "arm64") -> str:
+    """Return the compiler for an architecture: the cross compiler, or on a host of that kind its own.
 
     Raises:
         EnvironmentProblem: it is not installed.
     """
-    name = _NATIVE_COMPILER if is_native() else CROSS_COMPILER
+    name, package = (_NATIVE_COMPILER, _NATIVE_COMPILER) if is_native(arch) else _CROSS[arch]
     found = shutil.which(name)
-    if found is None or not (is_native() or SYSROOT.is_dir()):
-        package = "g++" if is_native() else "g++-aarch64-linux-gnu"
-        what = f"{name} is missing: it compiles edgeq's runners for the ARM64 runtimes"
-        raise EnvironmentProblem(what, f"apt-get install qemu-user {package}, or verify on this host only: --on host")
+    if found is None or not (is_native(arch) or arch != "arm64" or SYSROOT.is_dir()):
+        what = f"{name} is missing: it compiles edgeq's runners for the {_WORDS[arch]} runtimes"
+        emulator = "qemu-user " if arch == "arm64" else ""
+        raise EnvironmentProblem(what, f"apt-get install {emulator}{package}, or verify on this host only: --on host")
     return found
+
+
+def system_libraries(arch: Arch) -> tuple[Path, ...]:
+    """Return the loader and the C and C++ libraries that the runners of an architecture need.
+
+    Raises:
+        EnvironmentProblem: the compiler, or one of them, is not installed.
+    """
+    compiler = find_compiler(arch)
+    return tuple(_library(compiler, name) for name in (LOADERS[arch], *_SYSTEM_LIBRARIES))
+
+
+def _library(compiler: str, name: str) -> Path:
+    command = [compiler, f"-print-file-name={name}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_S).stdout.strip()
+    if not Path(said).is_absolute() or not Path(said).is_file():  # a compiler without it prints the name alone
+        raise EnvironmentProblem(f"{compiler} has no {name}", "install the compiler again, with its libraries")
+    return Path(said)
 
 
 def _drop_others(folder: Path, wheel: Wheel) -> None:
@@ -105,7 +139,7 @@ def _fetched(wheel: Wheel, progress: Progress) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
         total = wheel.size_bytes // _MB
-        with progress.task(f"download {wheel.title} for ARM64, {total} MB", total) as task:
+        with progress.task(f"download {wheel.title} for {_WORDS[wheel.arch]}, {total} MB", total) as task:
             _download(wheel, Path(folder), task)
         came = Path(folder) / wheel.file
         if not came.is_file():

@@ -14,8 +14,7 @@ from edgeq.artifacts import Agreement, DeviceRun, Emulation
 from edgeq.errors import UnsupportedError, VerificationError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Sample
-from edgeq.verify.emulate.cpus import qemu_version
-from edgeq.verify.emulate.runner import Ran, TooSlow, Work, run_all, usable_cores
+from edgeq.verify.emulate.runner import Launcher, Ran, TooSlow, Work, run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine
 from edgeq.verify.emulate.subset import Observed
 from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp
@@ -24,7 +23,6 @@ from edgeq.verify.run import GOLDEN_SAMPLES
 from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
 
 HOST = "host"
-NATIVE = "native"
 
 Pair = tuple[Batch, Outputs, Outputs]
 Golden = tuple[tuple[Sample, Outputs], ...]
@@ -37,15 +35,19 @@ class EmulateSpec:
     Attributes:
         artifact: the file on disk.
         machines: runtimes on CPU models, each tested.
+        emulator: what runs them: QEMU with its version, `native`, or a device.
         observed: the sub-set, with what the host and fp32 made of it.
         output_steps: quantization steps of the outputs, where known.
         metric: a score per sample, or None for top-1.
         labelled: whether the samples have labels, or a metric of the user's own scores them.
         label: for progress, in words.
+        threads: of the runtime; under QEMU one is the fastest.
+        launcher: starts the runners, one at a time; None for this host.
     """
 
     artifact: Path
     machines: tuple[Machine, ...]
+    emulator: str
     observed: tuple[Observed, ...]
     output_steps: tuple[float | None, ...]
     metric: Metric | None
@@ -53,6 +55,8 @@ class EmulateSpec:
     timeout_s: float
     progress: Progress
     label: str
+    threads: int = 1
+    launcher: Launcher | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +81,13 @@ def emulate(spec: EmulateSpec) -> Emulated:
         UsageError: the metric fails, or the inputs do not fit.
         EnvironmentProblem: QEMU or the ARM64 C library is missing.
     """
-    emulator = NATIVE if all(machine.cpu is None for machine in spec.machines) else qemu_version()
     try:
         outputs = _outputs(spec)
     except (VerificationError, UnsupportedError) as err:
         slow = isinstance(err, TooSlow)
-        report = Emulation(emulator=emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow)
+        report = Emulation(
+            emulator=spec.emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow
+        )
         return Emulated(report=report, golden=())
     runs = tuple(_device_run(spec, machine, *found) for machine, found in zip(spec.machines, outputs, strict=True))
     named = [(run.name, outs) for run, (outs, _) in zip(runs, outputs, strict=True)]
@@ -92,25 +97,36 @@ def emulate(spec: EmulateSpec) -> Emulated:
     )
     sound = not any(run.findings for run in runs)
     golden = tuple(_golden(spec.observed, outs) for outs, _ in outputs) if sound else ()
-    return Emulated(report=Emulation(emulator=emulator, runs=runs, between=between), golden=golden)
+    return Emulated(report=Emulation(emulator=spec.emulator, runs=runs, between=between), golden=golden)
 
 
 def _outputs(spec: EmulateSpec) -> list[tuple[list[Outputs], Ran]]:
     """Return each machine's outputs, one for each observed batch; a machine's share runs in several processes."""
-    parts = max(1, usable_cores() // len(spec.machines))
+    parts = 1 if spec.launcher else max(1, usable_cores() // len(spec.machines))
     shares = [share for share in np.array_split(np.arange(len(spec.observed)), parts) if len(share)]
     works = [_work(spec, machine, share.tolist()) for machine in spec.machines for share in shares]
     total = len(spec.machines) * len(spec.observed)
     names = ", ".join(machine.cpu_name for machine in spec.machines)
-    with spec.progress.task(f"emulate {spec.label} on {names}", total) as task:
-        ran = run_all(works, timeout_s=spec.timeout_s, on_sample=task.advance)
+    doing = "run" if spec.launcher else "emulate"
+    with spec.progress.task(f"{doing} {spec.label} on {names}", total) as task:
+        parallel = 1 if spec.launcher else None
+        ran = run_all(
+            works, timeout_s=spec.timeout_s, parallel=parallel, on_sample=task.advance, launcher=spec.launcher
+        )
     grouped = [ran[i : i + len(shares)] for i in range(0, len(ran), len(shares))]
     return [([outputs for one in group for outputs in one.outputs], group[0]) for group in grouped]
 
 
 def _work(spec: EmulateSpec, machine: Machine, share: Iterable[int]) -> Work:
     samples = tuple(spec.observed[index].batch.inputs for index in share)
-    return Work(runtime=machine.runtime, cpu=machine.cpu, model=spec.artifact, samples=samples)
+    return Work(
+        runtime=machine.runtime,
+        cpu=machine.cpu,
+        model=spec.artifact,
+        samples=samples,
+        threads=spec.threads,
+        where=machine.cpu_name,
+    )
 
 
 def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran: Ran) -> DeviceRun:

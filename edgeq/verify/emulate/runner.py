@@ -15,10 +15,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePath
+from typing import IO, Protocol
 
 from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.verify.emulate.container import Arrays, read_samples, write_samples
@@ -44,6 +44,7 @@ class Work:
         threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
         qemu_options: more options for QEMU, such as `-plugin`.
         trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
+        where: what runs it where no model is emulated, for people.
     """
 
     runtime: Installed
@@ -55,6 +56,7 @@ class Work:
     threads: int = 1
     qemu_options: tuple[str, ...] = ()
     trace: bool = False
+    where: str = "this host"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +98,26 @@ class Ran:
     trace: bytes | None = None
 
 
+class Launcher(Protocol):
+    """Where runners are started: here, or on a device."""
+
+    @property
+    def name(self) -> str:
+        """What is under way, for people."""
+
+    def command(self, work: Work, place: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Return the command that runs a work to its end, its inputs lying in `place`, and its environment."""
+
+    def finish(self, work: Work, place: Path, status: int) -> int:
+        """Bring the results into `place`; return the runner's own status, negative for a signal."""
+
+
 class TooSlow(VerificationError):
     """The time limit came before the last sample (exit code 7)."""
 
-    def __init__(self, done: int, total: int, timeout_s: float) -> None:
+    def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
         super().__init__(
-            f"emulation did not end within {timeout_s:.0f} s: {done} of {total} samples were done",
+            f"{name} did not end within {timeout_s:.0f} s: {done} of {total} samples were done",
             "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
         )
         self.done = done
@@ -124,6 +140,7 @@ def run_all(
     parallel: int | None = None,
     on_sample: Callable[[], None] = lambda: None,
     folder: Path | None = None,
+    launcher: Launcher | None = None,
 ) -> tuple[Ran, ...]:
     """Run several processes, as many at a time as there are cores.
 
@@ -133,6 +150,7 @@ def run_all(
         parallel: how many at a time; None for the number of cores.
         on_sample: called after each sample.
         folder: where the scratch folder goes; None for the system's temporary files.
+        launcher: starts the runners; None for this host, under QEMU or natively.
 
     Returns:
         What each left, in the order of `works`.
@@ -145,7 +163,7 @@ def run_all(
         EnvironmentProblem: QEMU or the ARM64 C library is missing.
     """
     with tempfile.TemporaryDirectory(prefix="edgeq-emulate-", dir=folder) as scratch:
-        pool = _Pool(works, Path(scratch), timeout_s, on_sample)
+        pool = _Pool(works, Path(scratch), timeout_s, on_sample, launcher or _Here(Path(scratch)))
         with contextlib.closing(pool):
             pool.drain(parallel or usable_cores())
         return tuple(_result(work, Path(scratch) / str(i)) for i, work in enumerate(works))
@@ -159,7 +177,15 @@ def usable_cores() -> int:
 class _Pool:
     """The processes under way, watched by one thread: so an interrupt ends them all."""
 
-    def __init__(self, works: Sequence[Work], scratch: Path, timeout_s: float, on_sample: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        works: Sequence[Work],
+        scratch: Path,
+        timeout_s: float,
+        on_sample: Callable[[], None],
+        launcher: Launcher,
+    ) -> None:
+        self._launcher = launcher
         self._works = works
         self._scratch = scratch
         self._timeout_s = timeout_s
@@ -183,14 +209,14 @@ class _Pool:
         place = self._scratch / str(index)
         place.mkdir()
         write_samples(place / "inputs", work.samples)
-        command = _command(work, place, self._scratch)
+        command, environment = self._launcher.command(work, place)
         with (place / "stderr").open("wb") as errors:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={"LC_ALL": "C"},  # QEMU and the loader take options from the environment
+                env=environment,
                 start_new_session=True,  # Ctrl-C is edgeq's to handle
                 cwd=place,
             )
@@ -202,7 +228,7 @@ class _Pool:
         ready = self._selector.select(left) if left > 0 else []
         if not ready:
             total = sum(len(work.samples) for work in self._works)
-            raise TooSlow(self._done, total, self._timeout_s)
+            raise TooSlow(self._done, total, self._timeout_s, self._launcher.name)
         for key, _ in ready:
             said = os.read(key.fd, 65536)
             for _ in range(said.count(b"\n")):
@@ -216,8 +242,10 @@ class _Pool:
         self._selector.unregister(_stdout(process))
         status = process.wait()
         _stdout(process).close()
+        work, place = self._works[index], self._scratch / str(index)
+        status = self._launcher.finish(work, place, status)
         if status:
-            raise _failure(self._works[index], status, self._scratch / str(index))
+            raise _failure(work, status, place)
 
     def close(self) -> None:
         for process in self._running.values():
@@ -233,14 +261,38 @@ def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdout
 
 
-def _command(work: Work, place: Path, scratch: Path) -> list[str]:
-    emulator: list[str] = []
-    if work.cpu is not None:
-        emulator = [qemu_path(), "-cpu", work.cpu.name, "-L", str(make_root(work.cpu, scratch)), *work.qemu_options]
-    trace = ["--etdump", str(place / "trace")] if work.trace else []
-    options = {"model": work.model.absolute(), "warmup": work.warmup, "runs": work.runs, "threads": work.threads}
+class _Here:
+    """Starts runners on this host."""
+
+    name = "emulation"
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+
+    def command(self, work: Work, place: Path) -> tuple[list[str], dict[str, str]]:
+        emulator: list[str] = []
+        if work.cpu is not None:
+            root = make_root(work.cpu, self._scratch)
+            emulator = [qemu_path(), "-cpu", work.cpu.name, "-L", str(root), *work.qemu_options]
+        # QEMU and the loader take options from the environment
+        return [*emulator, str(work.runtime.runner), *arguments(work, work.model.absolute(), place)], {"LC_ALL": "C"}
+
+    def finish(self, _work: Work, _place: Path, status: int) -> int:
+        return status
+
+
+def arguments(work: Work, model: PurePath, place: PurePath) -> list[str]:
+    """Return a runner's arguments.
+
+    Args:
+        work: what it is to do.
+        model: where the artifact lies for it.
+        place: where inputs lie, and results go.
+    """
+    options: dict[str, object] = {"model": model, "warmup": work.warmup, "runs": work.runs, "threads": work.threads}
     options |= {name: place / name for name in ("inputs", "outputs", "report")}
-    return [*emulator, str(work.runtime.runner), *_flags(options), *trace]
+    trace = {"etdump": place / "trace"} if work.trace else {}
+    return list(_flags(options | trace))
 
 
 def _flags(options: dict[str, object]) -> Iterator[str]:
@@ -286,7 +338,7 @@ def _failure(work: Work, status: int, place: Path) -> EdgeqError:
     """Say why a runner ended, from its status and what it said."""
     said = (place / "stderr").read_text(errors="replace")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    on = f"{work.runtime.wheel.title} on {work.cpu.name if work.cpu else 'this host'}"
+    on = f"{work.runtime.wheel.title} on {work.cpu.name if work.cpu else work.where}"
     if status < 0:
         return _crashed(on, -status, lines)
     told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")

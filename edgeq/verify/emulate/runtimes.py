@@ -1,4 +1,4 @@
-"""The ARM64 runtimes: which official wheels hold them, pinned by hash, and what was made of them in the cache."""
+"""The devices' runtimes: which official wheels hold them, pinned by hash, and what was made of them in the cache."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from edgeq._io import canonical_json, sha256_bytes, sha256_file
 from edgeq.places import cache_folder
 
 RECORD_NAME = "installed.json"
+Arch = Literal["arm64", "x86_64"]
+_MACHINES: dict[Arch, tuple[str, ...]] = {"arm64": ("aarch64", "arm64"), "x86_64": ("x86_64", "amd64")}
 SOURCES = Path(__file__).with_name("src")
 
 
@@ -77,15 +79,17 @@ _TORCH = Build(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """An official wheel for ARM64 Linux that holds a runtime and its headers.
+    """An official wheel for Linux that holds a runtime and its headers.
 
     Attributes:
         runtime: whose artifacts it runs, in the words of target profiles.
+        arch: whose processors it is for, in the same words.
         platform: the wheel's platform tag.
         file: its file name on PyPI.
     """
 
     runtime: Literal["executorch", "torchscript"]
+    arch: Arch
     package: str
     version: str
     platform: str
@@ -100,10 +104,12 @@ class Wheel:
         return f"{self.package} {self.version}"
 
 
-# oldest first; an executorch wheel is an SDK from 1.5 on, and the last Android lite runtime is torch 2.1.0's
+# of each architecture oldest first; an executorch wheel is an SDK from 1.5 on, and the last Android lite runtime is
+# torch 2.1.0's, whose wheel for x86_64 is CUDA's, of 670 MB
 WHEELS = (
     Wheel(
         runtime="executorch",
+        arch="arm64",
         package="executorch",
         version="1.5.0",
         platform="manylinux_2_28_aarch64",
@@ -114,6 +120,7 @@ WHEELS = (
     ),
     Wheel(
         runtime="executorch",
+        arch="arm64",
         package="executorch",
         version="1.5.1",
         platform="manylinux_2_28_aarch64",
@@ -124,6 +131,7 @@ WHEELS = (
     ),
     Wheel(
         runtime="torchscript",
+        arch="arm64",
         package="torch",
         version="2.1.0",
         platform="manylinux2014_aarch64",
@@ -132,8 +140,19 @@ WHEELS = (
         size_bytes=84_158_846,
         build=_TORCH,
     ),
+    Wheel(
+        runtime="executorch",
+        arch="x86_64",
+        package="executorch",
+        version="1.5.1",
+        platform="manylinux_2_28_x86_64",
+        file="executorch-1.5.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256="274c28c2fe2b76acb03f9fa381537425c40e0098dcf886baf6d97a1a55ffe300",
+        size_bytes=18_887_977,
+        build=_EXECUTORCH,
+    ),
 )
-DEFAULT_WHEELS = WHEELS[1:]  # those of the shipped target profiles
+DEFAULT_WHEELS = WHEELS[1:3]  # those of the shipped target profiles that are emulated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +168,9 @@ class Installed:
         return self.folder / "runner"
 
 
-def find_wheels(runtime: str, versions: Sequence[str]) -> tuple[tuple[Wheel, ...], tuple[str, ...]]:
+def find_wheels(
+    runtime: str, versions: Sequence[str], arch: Arch = "arm64"
+) -> tuple[tuple[Wheel, ...], tuple[str, ...]]:
     """Return the wheels for a target's `[app] runtimes`, and the versions that none is known for.
 
     A version without its last part, such as 1.5, stands for the newest 1.5.x.
@@ -157,7 +178,7 @@ def find_wheels(runtime: str, versions: Sequence[str]) -> tuple[tuple[Wheel, ...
     found: dict[str, Wheel] = {}
     missing = []
     for version in versions:
-        match = [w for w in WHEELS if w.runtime == runtime and f"{w.version}.".startswith(f"{version}.")]
+        match = [w for w in _wheels_of(runtime, arch) if f"{w.version}.".startswith(f"{version}.")]
         if match:
             found[match[-1].version] = match[-1]
         else:
@@ -165,9 +186,13 @@ def find_wheels(runtime: str, versions: Sequence[str]) -> tuple[tuple[Wheel, ...
     return tuple(found.values()), tuple(missing)
 
 
-def is_native() -> bool:
-    """Whether this host runs ARM64 programs itself."""
-    return platform.system() == "Linux" and platform.machine().lower() in ("aarch64", "arm64")
+def _wheels_of(runtime: str, arch: Arch) -> tuple[Wheel, ...]:
+    return tuple(wheel for wheel in WHEELS if (wheel.runtime, wheel.arch) == (runtime, arch))
+
+
+def is_native(arch: Arch = "arm64") -> bool:
+    """Whether this host runs programs of that architecture itself."""
+    return platform.system() == "Linux" and platform.machine().lower() in _MACHINES[arch]
 
 
 def emulator_folder() -> Path:
@@ -190,7 +215,7 @@ def runtime_digest(wheel: Wheel) -> str:
     """Hash what a compiled runtime depends on, compiler apart."""
     build = wheel.build
     sources = {name: sha256_file(SOURCES / name) for name in ("runner.h", build.source)}
-    options = [build.flags, build.links, build.libraries, is_native()]
+    options = [build.flags, build.links, build.libraries, is_native(wheel.arch)]
     return sha256_bytes(canonical_json({"wheel": wheel.sha256, "sources": sources, "options": options}))
 
 

@@ -6,7 +6,7 @@ inputs and the outputs of x86 kernels; correct ARM64 kernels give the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,15 @@ import numpy as np
 from edgeq._io import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgeq.errors import EnvironmentProblem, VerificationError
 from edgeq.job import Progress
-from edgeq.verify.emulate.cpus import Cpu, emulator_digest
-from edgeq.verify.emulate.runner import Ran, Work, run_all
+from edgeq.verify.emulate.cpus import Cpu, emulator_digest, qemu_version
+from edgeq.verify.emulate.runner import Launcher, Ran, Work, run_all
 from edgeq.verify.emulate.runtimes import Installed, emulator_folder, runtime_digest
 from edgeq.verify.metrics import Comparison
 
 _FOLDER = Path(__file__).with_name("selftest")
 _ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl"}
 _TIMEOUT_S = 300.0
+NATIVE = "native"
 # outputs that are one int8 step off everywhere are at 34.9 dB; the kernels of every good CPU model give equal ones
 _LEAST_SQNR_DB = 34.9
 
@@ -32,21 +33,28 @@ class Machine:
     """A runtime on a CPU model.
 
     Attributes:
-        cpu: None for this host's own, where it is an ARM64 one.
+        cpu: None for a processor that needs no emulation.
+        device: what that processor is called.
     """
 
     runtime: Installed
     cpu: Cpu | None
+    device: str = NATIVE
 
     @property
     def cpu_name(self) -> str:
-        """The model's name, or `native`."""
-        return self.cpu.name if self.cpu else "native"
+        """The model's name, or the device's."""
+        return self.cpu.name if self.cpu else self.device
 
     @property
     def name(self) -> str:
         """Runtime and CPU, for people."""
         return f"{self.runtime.wheel.title} on {self.cpu_name}"
+
+
+def emulator_of(machines: Sequence[Machine]) -> str:
+    """Return what runs machines of this host: QEMU with its version, or `native`."""
+    return NATIVE if all(machine.cpu is None for machine in machines) else qemu_version()
 
 
 def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
@@ -60,15 +68,30 @@ def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
         return
     names = ", ".join(machine.name for machine in untested)
     with progress.task(f"self-test {names}", len(untested)) as task:
-        try:
-            results = run_all([_work(machine) for machine in untested], timeout_s=_TIMEOUT_S)
-        except VerificationError as err:
-            what = f"the self-test of the emulated ARM64 runtimes failed: {err.what}"
-            raise EnvironmentProblem(what, err.fix) from err
-        for machine, ran in zip(untested, results, strict=True):
-            _hold(machine, ran)
+        for machine in hold_all(untested):
             write_atomic(_mark(machine), canonical_json(_facts(machine)))
             task.advance()
+
+
+def hold_all(machines: Sequence[Machine], launcher: Launcher | None = None) -> Iterator[Machine]:
+    """Run the known artifact on each machine, and yield those that computed it well.
+
+    Args:
+        machines: of one kind.
+        launcher: starts their runners; None for this host.
+
+    Raises:
+        EnvironmentProblem: one computes wrongly, or does not run at all.
+    """
+    parallel = None if launcher is None else 1
+    try:
+        works = [_work(machine) for machine in machines]
+        results = run_all(works, timeout_s=_TIMEOUT_S, parallel=parallel, launcher=launcher)
+    except VerificationError as err:
+        raise EnvironmentProblem(f"the self-test of the device's runtimes failed: {err.what}", err.fix) from err
+    for machine, ran in zip(machines, results, strict=True):
+        _hold(machine, ran)
+        yield machine
 
 
 def _work(machine: Machine) -> Work:
@@ -79,6 +102,7 @@ def _work(machine: Machine) -> Work:
         cpu=machine.cpu,
         model=_FOLDER / _ARTIFACTS[machine.runtime.wheel.runtime],
         samples=tuple((row[None],) for row in inputs),
+        where=machine.cpu_name,
     )
 
 
@@ -92,7 +116,8 @@ def _hold(machine: Machine, ran: Ran) -> None:
         sums.add((row[None],), (output,))
     if not sums.sqnr_db >= _LEAST_SQNR_DB:  # NaN fails too
         what = f"{machine.name} fails its self-test: {sums.sqnr_db:.1f} dB against known outputs"
-        raise EnvironmentProblem(what, "this QEMU computes wrongly for that CPU: choose another --cpu, or a newer QEMU")
+        fix = "this QEMU computes wrongly for that CPU: choose another --cpu, or a newer QEMU"
+        raise EnvironmentProblem(what, fix if machine.cpu else "this device computes wrongly: try another one")
 
 
 def _has_passed(machine: Machine) -> bool:

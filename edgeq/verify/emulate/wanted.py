@@ -61,8 +61,12 @@ def check_options(options: DeviceOptions, targets: tuple[TargetProfile, ...]) ->
     """Refuse options that concern no target.
 
     Raises:
-        UsageError: --cpu without a target that can be emulated, or with --on host.
+        UsageError: --cpu without a target that can be emulated, or with --on host; a real device, which needs a whole
+            bundle.
     """
+    if options.on not in ("emulator", "host"):
+        what = f"--on {options.on}: a real device runs finished bundles"
+        raise UsageError(what, f"package without it, then: edgeq verify BUNDLE --on {options.on}")
     if not options.cpu:
         return
     if options.on == "host":

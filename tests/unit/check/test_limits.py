@@ -8,6 +8,7 @@ from gate_builders import fidelity, interval, timing, verified
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeq.artifacts import DeviceMeasures
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.errors import ExitCode
 from edgeq.scheme import LIMITS, parse_limit
@@ -143,3 +144,34 @@ def test_one_less_exact_and_one_more_of_any_limit_that_people_write(data, name, 
     last = steps[-1] if dimension == "bytes" else math.nextafter(limit, math.inf)
     outcomes = [limit_gate(name, limit, valued(name, value)).outcome for value in (*steps[:2], last)]
     assert outcomes == ["ok", "ok", "failed"], text
+
+
+def device(**changes):
+    facts = {"device": "Pixel 9 (adb)", "platform": "android", "arch": "arm64", "cores": 8, "is_virtual": False}
+    facts |= {"runtime": "executorch 1.5.1", "threads": 2, "warmup": 5, "runs": 50, "p50_ms": 8.0, "p90_ms": 12.0}
+    return DeviceMeasures(**(facts | {"load_ms": 5.0, "peak_memory_bytes": 1000} | changes))
+
+
+@pytest.mark.parametrize(("name", "limit"), [("latency", 12.0), ("load", 5.0), ("peak_memory", 1000)])
+def test_a_phones_own_figures_count_for_it(name, limit):
+    report = dataclasses.replace(verified(), device=device())
+    phone = measured(report, target="arm64", platform="android")
+    assert limit_gate(name, limit, phone).outcome == "ok"
+    assert limit_gate(name, math.nextafter(limit, 0), phone).outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"platform": "linux"}, {"arch": "x86_64"}, {"is_virtual": True}, {"platform": "macos"}, {"load_ms": None}],
+)
+def test_another_kind_of_device_does_not_settle_a_limit(changes):
+    report = dataclasses.replace(verified(), device=device(**changes))
+    gate = limit_gate("load", 1e9, measured(report, target="arm64", platform="android"))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+
+
+def test_size_and_accuracy_are_never_a_devices():
+    report = dataclasses.replace(verified(fidelity=DROP), device=device())
+    phone = measured(report, target="arm64", platform="android")
+    assert limit_gate("size", 3_739_999, phone).outcome == "failed"
+    assert limit_gate("accuracy_drop", 0.5, phone).outcome == "failed"

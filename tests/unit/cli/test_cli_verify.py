@@ -28,7 +28,7 @@ def test_verify_as_json_keeps_its_schema(host_bundle, net, capfd):
     document = json.loads(capfd.readouterr().out)
     assert set(document) == {
         "schema_version", "passed", "exit_code", "bundle", "digest", "model", "model_version", "target", "scheme",
-        "host", "gates", "golden", "score", "timing", "emulation", "peak_memory_bytes", "load_ms", "notes",
+        "host", "gates", "golden", "score", "timing", "emulation", "device", "peak_memory_bytes", "load_ms", "notes",
     }  # fmt: skip
     assert document["schema_version"] == 1
     gates = {gate["name"]: gate for gate in document["gates"]}

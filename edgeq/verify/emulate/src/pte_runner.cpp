@@ -25,12 +25,14 @@ struct cpuinfo_uarch_info {
   uint32_t processor_count;
   uint32_t core_count;
 };
+#if defined(__aarch64__)
 struct cpuinfo_arm_isa {
   bool atomics, bf16, sve, sve2, i8mm, sme, sme2, sme2p1, sme_i16i32, sme_bi32i32, sme_b16b16, sme_f16f16;
   uint32_t svelen, smelen;
   bool rdm, fp16arith, dot, jscvt, fcma, fhm, aes, sha1, sha2, pmull, crc32;
 };
 extern cpuinfo_arm_isa cpuinfo_isa;
+#endif
 bool cpuinfo_initialize();
 const cpuinfo_uarch_info* cpuinfo_get_uarch(uint32_t index);
 }
@@ -153,11 +155,19 @@ class ExecuTorch : public edgeq::Engine {
       core.uarch = found->uarch;
       core.midr = found->midr;
     }
+#if defined(__aarch64__)
     const auto& isa = cpuinfo_isa;
     const std::pair<const char*, bool> known[] = {
         {"atomics", isa.atomics}, {"bf16", isa.bf16}, {"dot", isa.dot}, {"fhm", isa.fhm}, {"fp16", isa.fp16arith},
         {"i8mm", isa.i8mm},       {"rdm", isa.rdm},   {"sme", isa.sme}, {"sve", isa.sve}, {"sve2", isa.sve2},
     };
+#else
+    const std::pair<const char*, bool> known[] = {
+        {"avx", __builtin_cpu_supports("avx")},         {"avx2", __builtin_cpu_supports("avx2")},
+        {"avx512f", __builtin_cpu_supports("avx512f")}, {"avx512vnni", __builtin_cpu_supports("avx512vnni")},
+        {"fma", __builtin_cpu_supports("fma")},
+    };
+#endif
     for (const auto& [name, has] : known) {
       if (has) core.features.emplace_back(name);
     }

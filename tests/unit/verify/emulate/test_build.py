@@ -130,13 +130,13 @@ def test_a_cached_wheel_that_was_changed_is_fetched_again(index, tmp_path, qemu)
 
 def test_without_the_compiler_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(build.shutil, "which", lambda _name: None)
-    monkeypatch.setattr(build, "is_native", lambda: False)
+    monkeypatch.setattr(build, "is_native", lambda _arch: False)
     with pytest.raises(EnvironmentProblem, match=r"aarch64-linux-gnu-g\+\+ is missing") as caught:
         find_compiler()
     assert "apt-get install qemu-user g++-aarch64-linux-gnu" in caught.value.fix
 
 
 def test_an_arm64_host_compiles_with_its_own_compiler(monkeypatch):
-    monkeypatch.setattr(build, "is_native", lambda: True)
+    monkeypatch.setattr(build, "is_native", lambda _arch: True)
     monkeypatch.setattr(build.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert find_compiler() == "/usr/bin/g++"

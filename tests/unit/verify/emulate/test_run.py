@@ -38,6 +38,7 @@ def spec(executorch, digits, known):
     machines = tuple(Machine(runtime=executorch, cpu=find_cpu(name)) for name in ("cortex-a53", "cortex-a76"))
     labels = tuple(int(row.argmax()) for row in known)
     return EmulateSpec(
+        emulator="QEMU",
         artifact=SELFTEST / "digits.pte",
         machines=machines,
         observed=observed(digits, known, labels),

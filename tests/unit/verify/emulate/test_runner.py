@@ -258,7 +258,9 @@ def test_an_archive_with_an_operator_that_the_runtime_lacks(torch_lite, tmp_path
 
 def test_an_arm64_host_runs_without_qemu(work, tmp_path):
     """The command only: there is no ARM64 host to try it on."""
-    command = runner_module._command(dataclasses.replace(work, cpu=None, threads=3), tmp_path, tmp_path)
+    here = runner_module._Here(tmp_path)
+    command, environment = here.command(dataclasses.replace(work, cpu=None, threads=3), tmp_path)
+    assert environment == {"LC_ALL": "C"}
     assert command[0] == str(work.runtime.runner)
     assert command[command.index("--threads") + 1] == "3"
     assert qemu_path() not in command

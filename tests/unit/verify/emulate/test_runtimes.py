@@ -31,7 +31,7 @@ def test_wheels_are_pinned():
     for wheel in WHEELS:
         assert len(wheel.sha256) == 64
         assert wheel.file.startswith(f"{wheel.package}-{wheel.version}-")
-        assert "aarch64" in wheel.platform
+        assert wheel.platform.endswith({"arm64": "aarch64", "x86_64": "x86_64"}[wheel.arch])
 
 
 @pytest.fixture

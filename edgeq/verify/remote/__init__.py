@@ -1,0 +1,1 @@
+"""Running artifacts on a real device: a board by ssh, a phone by adb."""

@@ -54,7 +54,8 @@ def publish(
     job = Job(source="digits", targets=TARGETS, schemes=schemes, out=root / "out")
     cells = tuple(Cell(target=target, scheme="fp32", key=target.name) for target in TARGETS)
     rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
-    build._published(job, cells, {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)})
+    finished = {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)}
+    build.publish(build.Plan(job=job, facts={}, cells=cells, finished=finished))
 
 
 def versions(root: Path) -> dict[str, str]:
@@ -107,18 +108,18 @@ def test_a_disk_that_fills_up_at_the_second_bundle_changes_nothing(
 def test_what_a_killed_run_left_goes_first(tmp_path: Path) -> None:
     (tmp_path / WORK_NAME / "bundle-0").mkdir(parents=True)
     (tmp_path / WORK_NAME / "bundle-0" / "model.pte").touch()
-    with build._work_folder(tmp_path) as work:
+    with build.work_folder(tmp_path) as work:
         assert list(work.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_librarys_words_for_a_full_disk_are_translated(small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
-    with pytest.raises(OSError, match="No space left") as caught, build._work_folder(small_disk):
+    with pytest.raises(OSError, match="No space left") as caught, build.work_folder(small_disk):
         raise RuntimeError("PytorchStreamWriter failed writing file")
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
-    with pytest.raises(EdgeqError, match="mine"), build._work_folder(tmp_path):
+    with pytest.raises(EdgeqError, match="mine"), build.work_folder(tmp_path):
         raise EdgeqError("mine", "mend it")

@@ -235,8 +235,8 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
-        if row.verified.emulation is not None and row.verified.emulation.problem:
-            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+        if _may_pass_later(row):
+            kept[key] = (row, data)
             continue
         try:
             cache.store(key, row, data, dependencies)
@@ -251,6 +251,20 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
 
 def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
     groups: dict[Recipe, list[Cell]] = {}
+def _may_pass_later(row: Row) -> bool:
+    """Whether the same may pass with nothing changed but how busy the machine is: that is to be measured again.
+
+    Load can only lengthen a time, so one that kept its limit is as good from the cache. The peak memory of a run
+    differs by what the allocator had at hand.
+    """
+    verified = row.verified
+    if verified.emulation is not None and verified.emulation.problem:
+        return True
+    predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
+    measured = {"latency", "load", "peak_memory"} - predicted
+    return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
+
+
     for cell in cells:
         groups.setdefault(cell.recipe, []).append(cell)
     return groups

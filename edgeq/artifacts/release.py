@@ -86,6 +86,7 @@ class Row:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
         layers: of the lowered model; none where the artifact came as it is.
+        source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Row:
     cached: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
 from edgeq.pipeline.cost import with_cost
 from edgeq.pipeline.emulate import Emulator
+from edgeq.pipeline.owner import check_owner
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
@@ -194,6 +195,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             describe=maker.described,
         )
         recorder.on = False
+        check_owner(job, prepared.model.name)  # before the minutes that follow
         prepared = dataclasses.replace(
             prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
         )
@@ -249,8 +251,6 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     return kept
 
 
-def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
-    groups: dict[Recipe, list[Cell]] = {}
 def _may_pass_later(row: Row) -> bool:
     """Whether the same may pass with nothing changed but how busy the machine is: that is to be measured again.
 
@@ -265,6 +265,8 @@ def _may_pass_later(row: Row) -> bool:
     return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
 
 
+def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
+    groups: dict[Recipe, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.recipe, []).append(cell)
     return groups
@@ -274,6 +276,8 @@ def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
 
     job, cells, finished = planned.job, planned.cells, planned.finished
+    for name in {row.model for row, _ in finished.values()}:
+        check_owner(job, name)
     rows: list[Row] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there

@@ -44,6 +44,9 @@ Out = Annotated[
 Name = Annotated[
     str | None, typer.Option(metavar="NAME", help="The model's name in bundles; by default from the source.")
 ]
+Digest = Annotated[
+    str | None, typer.Option(metavar="HEX", help="What the bundle's digest must be, as `edgeq package --json` gave it.")
+]
 ModelVersion = Annotated[
     str | None, typer.Option(metavar="TEXT", help="The model's version in the manifest; 1 if not given.")
 ]

@@ -62,7 +62,10 @@ CalibrationData = Annotated[
 ]
 EvalData = Annotated[str | None, typer.Option(metavar="DATA", help="The same, for accuracy; no sample may be in both.")]
 Metric = Annotated[
-    str | None, typer.Option(metavar="FUNCTION", help="file.py:function, a score per sample, in place of top-1.")
+    str | None,
+    typer.Option(
+        metavar="FUNCTION", help="file.py:function, a score of 0 to 1 per sample, higher is better, in place of top-1."
+    ),
 ]
 Preprocess = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="imagenet, unit, or a .toml file.")]
 Labels = Annotated[str | None, typer.Option(metavar="FILE", help="A file that maps class folders to output indices.")]

@@ -90,7 +90,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
-        "drop_pp", "chance_score",
+        "drop_pp", "chance_score", "mismatch_drop_pp",
     }  # fmt: skip
     assert set(first["verified"]["timing"]) == {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "latencies_ms"}
     assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}

@@ -125,7 +125,7 @@ def test_the_users_module_is_put_right_in_a_copy(script):
     own = load(f"{path}:the_same", inputs=["1x3x8x8"]).model  # imports the file
     import sys
 
-    kept = next(m for name, m in sys.modules.items() if name.startswith("_edgeq_user_")).kept
+    kept = next(m for name, m in sys.modules.items() if name.startswith("_edgeq_user_") and hasattr(m, "kept")).kept
     kept.train().to(memory_format=torch.channels_last)
     own = load(f"{path}:the_same", inputs=["1x3x8x8"]).model
     assert not own.training

@@ -111,6 +111,7 @@ class Row:
         layers: of the lowered model; none where the artifact came as it is.
         qparams: of every tensor in static int8, for models to come that are to reuse them.
         reuse: None where no shipped model's were reused.
+        source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
     """
 
     model: str
@@ -130,6 +131,7 @@ class Row:
     layers: tuple[Layer, ...] = ()
     qparams: tuple[QParams, ...] = ()
     reuse: Reuse | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

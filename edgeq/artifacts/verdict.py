@@ -53,6 +53,8 @@ class Fidelity:
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
         chance_score: what always answering the commonest label would score; None without top-1 labels.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet the label of the sample before it, paired;
+            None for top-1, or where no two such labels differ. Below zero, lower scores are the better ones.
     """
 
     samples: int
@@ -66,6 +68,7 @@ class Fidelity:
     score: float | None = None
     drop_pp: Interval | None = None
     chance_score: float | None = None
+    mismatch_drop_pp: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,12 +52,16 @@ class Bundle:
         return self.folder / self.manifest.file("golden").path
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:
     """Verify the bundle in a folder, and return it.
 
+    Args:
+        folder: where it lies.
+        digest: what it must be; None where nobody said. Without it, a bundle that was written anew passes.
+
     Raises:
-        UsageError: the folder is no bundle.
-        IntegrityError: a file is missing, changed, a link or not listed, or the manifest is broken.
+        UsageError: the folder is no bundle, or `digest` is none.
+        IntegrityError: a file is missing, changed, a link or not listed, the manifest is broken, or the digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
     """
@@ -64,7 +69,20 @@ def read_bundle(folder: Path) -> Bundle:
     _check_names(folder, manifest)
     for entry in manifest.files:
         _check_file(folder, entry)
-    return Bundle(folder=folder, manifest=manifest, digest=manifest_digest(data, manifest))
+    bundle = Bundle(folder=folder, manifest=manifest, digest=manifest_digest(data, manifest))
+    if digest is not None:
+        _check_digest(bundle, digest)
+    return bundle
+
+
+def _check_digest(bundle: Bundle, expected: str) -> None:
+    expected = expected.strip().lower()
+    if re.fullmatch("[0-9a-f]{64}", expected) is None:
+        what = f"--digest: expected 64 hexadecimal digits, got {expected[:80]!r}"
+        raise UsageError(what, "take the whole digest from `edgeq package --json`, or `edgeq verify --json`")
+    if bundle.digest != expected:
+        what = f"{bundle.folder} has the digest {bundle.digest}, expected {expected}"
+        raise IntegrityError(what, "it is another bundle, or was changed: " + _AGAIN)
 
 
 def read_manifest(folder: Path) -> tuple[bytes, Manifest]:

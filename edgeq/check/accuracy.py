@@ -25,6 +25,12 @@ def why_worthless(fidelity: Fidelity) -> str:
             f"percentage points are of a score from 0 to 1, and {fidelity.metric} gave {fp32:.4g} for fp32 and"
             f" {score:.4g}: scale it"
         )
+    mismatched = fidelity.mismatch_drop_pp
+    if mismatched is not None and mismatched.high < 0:
+        return (
+            f"{fidelity.metric} scores fp32 higher against other samples' labels than against its own, by"
+            f" {-mismatched.estimate:.2f} pp: higher must be better, so return 1 - x for a loss or an error x"
+        )
     if chance is None:
         return ""
     margin = _Z95 * math.sqrt(chance * (1 - chance) / fidelity.samples)
@@ -42,7 +48,8 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
         return ()
     said = []
-    if fidelity.chance_score is not None and (why := why_worthless(fidelity)):
+    comparable = fidelity.chance_score is not None or fidelity.mismatch_drop_pp is not None
+    if comparable and (why := why_worthless(fidelity)):
         said.append(why)
     if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
         inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"

@@ -44,6 +44,9 @@ Out = Annotated[
 Name = Annotated[
     str | None, typer.Option(metavar="NAME", help="The model's name in bundles; by default from the source.")
 ]
+Digest = Annotated[
+    str | None, typer.Option(metavar="HEX", help="What the bundle's digest must be, as `edgeq package --json` gave it.")
+]
 ModelVersion = Annotated[
     str | None, typer.Option(metavar="TEXT", help="The model's version in the manifest; 1 if not given.")
 ]
@@ -59,7 +62,10 @@ CalibrationData = Annotated[
 ]
 EvalData = Annotated[str | None, typer.Option(metavar="DATA", help="The same, for accuracy; no sample may be in both.")]
 Metric = Annotated[
-    str | None, typer.Option(metavar="FUNCTION", help="file.py:function, a score per sample, in place of top-1.")
+    str | None,
+    typer.Option(
+        metavar="FUNCTION", help="file.py:function, a score of 0 to 1 per sample, higher is better, in place of top-1."
+    ),
 ]
 Preprocess = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="imagenet, unit, or a .toml file.")]
 Labels = Annotated[str | None, typer.Option(metavar="FILE", help="A file that maps class folders to output indices.")]

@@ -17,13 +17,13 @@ from edgeq.cli.output import say
 from edgeq.cli.precheck import check_source
 from edgeq.cli.views import write_text
 from edgeq.errors import UsageError
+from edgeq.sources import GENERIC_FACTORIES, factory_model_name
 
 _TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack"}
 _HOST_TARGET = "linux-x86_64-x86"
 _CALIBRATION = ("calibration", "calib", "train")
 _EVALUATION = ("evaluation", "eval", "val", "validation", "test")
 _PLACES = ("", "data", "images", "dataset")
-_FACTORIES = ("model", "get_model", "build_model", "create_model", "make_model", "net", "build")
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -139,8 +139,8 @@ def _inputs(source: str) -> list[str]:
 def _names(sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for source in sources:
-        path, _, inner = source.partition(":")
-        base = inner if path == "torchvision" else Path(path).stem if "." in path else inner or path
+        base = source.removeprefix("torchvision:")
+        base = factory_model_name(base) if ":" in base else Path(base).stem
         name = _NOT_A_NAME.sub("-", base).strip("-.") or "model"
         count = sum(other == name or other.startswith(f"{name}-") for other in names)
         names.append(name if not count else f"{name}-{count + 1}")
@@ -152,10 +152,10 @@ def _source(text: str) -> str:
     if ":" in text or not text.endswith(".py"):
         return text
     functions = _functions(Path(text))
-    chosen = [name for name in _FACTORIES if name in functions] or [
+    chosen = [name for name in GENERIC_FACTORIES if name in functions] or [
         name for name in functions if name != "example_inputs"
     ]
-    if not chosen or (chosen[0] not in _FACTORIES and len(chosen) > 1):
+    if not chosen or (chosen[0] not in GENERIC_FACTORIES and len(chosen) > 1):
         told = f"its functions without arguments: {', '.join(functions)}" if functions else "it has none"
         raise UsageError(f"{text}: which function returns the model? {told}", f"name it: {text}:FUNCTION")
     return f"{text}:{chosen[0]}"

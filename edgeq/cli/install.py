@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeq.cli import flags
 from edgeq.cli.output import say, say_json
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.units import format_bytes
@@ -74,6 +75,7 @@ def install(
     aar: Annotated[
         str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
     ] = "",
+    digest: flags.Digest = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
@@ -83,7 +85,8 @@ def install(
     """
     from edgeq.deliver.install import install as deliver
 
-    installed = Installed(app=app, target=None, result=deliver(bundle, app, aar=Path(aar) if aar else None))
+    result = deliver(bundle, app, aar=Path(aar) if aar else None, digest=digest)
+    installed = Installed(app=app, target=None, result=result)
     if as_json:
         say_json({"schema_version": 1, "installed": [installed.as_json()]})
     else:

@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 def verify(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    digest: flags.Digest = None,
     eval_data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Labelled data to score: an image folder, .npz/.npy or file.py:function."),
@@ -57,7 +58,7 @@ def verify(
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.verify import verify_bundle
 
-        result = verify_bundle(bundle, data=data, gates=gates, device=kernels, progress=progress)
+        result = verify_bundle(bundle, data=data, gates=gates, device=kernels, progress=progress, digest=digest)
     if as_json:
         say_json(to_json(result))
     else:

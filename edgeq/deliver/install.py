@@ -52,7 +52,7 @@ class InstallResult:
     notes: tuple[str, ...] = ()
 
 
-def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> InstallResult:
+def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
     """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
 
     Other targets' bundles of the same model go where they carry another version of it.
@@ -61,15 +61,16 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None) -> Insta
         bundle_folder: what `edgeq package` wrote.
         app: the project's root folder.
         aar: the runtime's Android library, to tell how much the app grows; None to look in the builds' caches.
+        digest: what the bundle's must be; None where nobody said.
 
     Raises:
         UsageError: no bundle, no AAR, no project of the bundle's platform, or a user's own files are in the way.
         VerificationError: a gate failed, or the weights are random.
-        IntegrityError: the bundle's files are not those that it lists.
+        IntegrityError: the bundle's files are not those that it lists, or its digest is another.
         UnsupportedError: a newer edgeq wrote the bundle.
         EnvironmentProblem: the disk is full or not writable, or another install does not end.
     """
-    bundle = read_bundle(bundle_folder)
+    bundle = read_bundle(bundle_folder, digest=digest)
     check_releasable(bundle)
     manifest = bundle.manifest
     models = app / _models_folder(manifest, app)

@@ -5,6 +5,8 @@ The first axis is the sample. Labels are called `y`, unless the model has an inp
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,9 +20,12 @@ from edgeq.errors import UsageError, first_line
 from edgeq.load.functions import UserFunction, check_arguments, load_function
 from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
 from edgeq.load.selection import choose
+from edgeq.memory import available_bytes
 from edgeq.samples import Dataset, Sample
+from edgeq.units import format_bytes
 
 LABELS = "y"
+MEMORY_SHARE = 0.5  # the rest is for the model, its copies and the samples that are made from the arrays
 _RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable with a dict for each sample"
 
 
@@ -47,7 +52,8 @@ def open_array_file(path: Path, wanted: Wanted) -> Dataset:
     An `.npy` is mapped, so that it need not fit into memory; an `.npz` must.
 
     Raises:
-        UsageError: not readable, pickled, or arrays that do not fit the model's inputs.
+        UsageError: not readable, larger than `MEMORY_SHARE` of the free memory, pickled, or arrays that do not fit
+            the model's inputs.
     """
     origin = str(path)
     try:
@@ -55,12 +61,35 @@ def open_array_file(path: Path, wanted: Wanted) -> Dataset:
         if isinstance(loaded, np.ndarray):
             return _from_arrays({"": loaded}, origin, wanted)
         with loaded:
+            _check_size(path)
             arrays = {name: loaded[name] for name in loaded.files}
     except UsageError:
         raise
     except Exception as err:  # zip, zlib and NumPy's header raise a dozen types on bad bytes
         raise _unreadable(origin, err) from err
     return _from_arrays(arrays, origin, wanted)
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an `.npz` before it is unpacked: its arrays' headers say what they take."""
+    with zipfile.ZipFile(path) as archive:
+        needed = sum(_array_bytes(archive, name) for name in archive.namelist())
+    free = available_bytes()
+    if needed > MEMORY_SHARE * free:
+        what = (
+            f"{path} unpacks to {format_bytes(needed)} of arrays, more than {MEMORY_SHARE:.0%} of the free memory"
+            f" ({format_bytes(free)}), and an .npz is read whole"
+        )
+        raise UsageError(what, "write fewer samples into it, or a single input as .npy, which need not fit")
+
+
+def _array_bytes(archive: zipfile.ZipFile, name: str) -> int:
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        # of later versions, which NumPy writes for names of fields that are not Latin-1, the size of the header differs
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return math.prod(shape) * dtype.itemsize
 
 
 def _unreadable(origin: str, err: Exception) -> UsageError:

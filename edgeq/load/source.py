@@ -18,6 +18,7 @@ from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.functions import UserFunction, load_function
 from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.weights import load_state_dict
+from edgeq.sources import factory_model_name
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 _QUANTIZATION = "quantization."  # torchvision:quantization.NAME comes quantized, quantized_NAME does not
@@ -176,8 +177,7 @@ def _factory(source: str, seed: int) -> _Source:
             came = type(module).__name__
             raise UsageError(f"{source} returned {came}, expected a torch.nn.Module", "return the model from it")
         examples = _example_inputs(make, module)
-    stem = Path(source.rpartition(":")[0]).stem if ".py:" in source else source.rpartition(":")[0].rpartition(".")[2]
-    return _Source(name=stem, module=module, weights="own", example_inputs=examples)
+    return _Source(name=factory_model_name(source), module=module, weights="own", example_inputs=examples)
 
 
 def _example_inputs(make: UserFunction, module: Any) -> tuple[Any, ...] | None:

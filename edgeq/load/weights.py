@@ -11,6 +11,7 @@ from edgeq.samples import Dataset, batches
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SHOWN = 3
+_QUOTED = 100
 
 
 def load_state_dict(module: Any, path: Path) -> None:
@@ -76,9 +77,16 @@ def _read(path: Path) -> dict[str, Any]:
         what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects, which could run code"
         raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
     except Exception as err:  # torch and safetensors raise many types for a truncated file
-        what = f"{path} cannot be read as a checkpoint: {first_line(err)}"
+        what = f"{path} cannot be read as a checkpoint: {_why(err)}"
         raise UsageError(what, "check that the copy is whole, or save it again") from err
     return _tensors(state, path)
+
+
+def _why(err: Exception) -> str:
+    """Return the reason in a few words; for a file that was cut off, torch's own say nothing more."""
+    if isinstance(err, EOFError) or "PytorchStreamReader" in str(err):
+        return "it is cut off or damaged"
+    return first_line(err, _QUOTED)
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -21,6 +21,7 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
 from edgeq.pipeline.cost import with_cost
 from edgeq.pipeline.emulate import Emulator
+from edgeq.pipeline.owner import check_owner
 from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
@@ -199,6 +200,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             describe=maker.described,
         )
         recorder.on = False
+        check_owner(job, prepared.model.name)  # before the minutes that follow
         prepared = dataclasses.replace(
             prepared, metric=_heard(prepared.metric, recorder), train=_heard(prepared.train, recorder)
         )
@@ -240,8 +242,8 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
-        if row.verified.emulation is not None and row.verified.emulation.problem:
-            kept[key] = (row, data)  # the next run may have more time, or a machine that is not so busy
+        if _may_pass_later(row):
+            kept[key] = (row, data)
             continue
         try:
             cache.store(key, row, data, dependencies)
@@ -252,6 +254,20 @@ def _stored(made: _Finished, dependencies: Mapping[str, str]) -> _Finished:
             row = dataclasses.replace(row, checked=checked)
         kept[key] = (row, data)
     return kept
+
+
+def _may_pass_later(row: Row) -> bool:
+    """Whether the same may pass with nothing changed but how busy the machine is: that is to be measured again.
+
+    Load can only lengthen a time, so one that kept its limit is as good from the cache. The peak memory of a run
+    differs by what the allocator had at hand.
+    """
+    verified = row.verified
+    if verified.emulation is not None and verified.emulation.problem:
+        return True
+    predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
+    measured = {"latency", "load", "peak_memory"} - predicted
+    return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
 
 
 def _grouped(cells: tuple[Cell, ...]) -> dict[Recipe, list[Cell]]:
@@ -265,6 +281,8 @@ def publish(planned: Plan) -> BuildReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
 
     job, cells, finished = planned.job, planned.cells, planned.finished
+    for name in {row.model for row, _ in finished.values()}:
+        check_owner(job, name)
     rows: list[Row] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there

@@ -37,6 +37,7 @@ from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
 from edgeq.places import cache_folder
+from edgeq.sources import origin
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
@@ -137,6 +138,7 @@ def job_facts(job: Job) -> dict[str, Any]:
     has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, *functions))
     return {
         "options": json.loads(json.dumps(options, default=_plain)),
+        "origin": origin(job.source),
         "files": {name: _content(Path(name)) for name in files if name != DIGITS},
         # where modules are looked for, and relative paths lead
         "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if has_code else None,

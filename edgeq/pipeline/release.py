@@ -11,6 +11,7 @@ from edgeq.job import Job
 from edgeq.pipeline.cache import tool_versions
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Product
+from edgeq.sources import origin
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -66,6 +67,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         layers=product.lowered.layers,
         qparams=product.qparams,
         reuse=product.reuse,
+        source=origin(job.source),
     )
 
 

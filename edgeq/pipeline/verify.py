@@ -73,6 +73,7 @@ def verify_bundle(
     gates: GateOptions,
     progress: Progress,
     device: DeviceOptions = ON_HOST,
+    digest: str | None = None,
 ) -> BundleVerification:
     """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
@@ -85,10 +86,11 @@ def verify_bundle(
         gates: limits, and what may stay unmeasured.
         progress: how it is told.
         device: whether and how the artifact runs on the device's kernels.
+        digest: what the bundle's must be; None where nobody said.
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
-        IntegrityError: a file is missing or changed, or the manifest or the golden file is broken.
+        IntegrityError: a file is missing or changed, the manifest or the golden file is broken, or the digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
@@ -104,7 +106,7 @@ def verify_bundle(
     if data.evaluation is None and (data.metric or data.labels):
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
     with progress.task("check sizes and hashes"):
-        bundle = read_bundle(folder)
+        bundle = read_bundle(folder, digest=digest)
         golden = read_golden(bundle)
         download_bytes = download_size_bytes(folder)
     # the runtime's imports take seconds, in which the data is opened here

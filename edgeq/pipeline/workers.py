@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeq.errors import EdgeqError, ExitCode, first_line
 from edgeq.job import Progress, Task
+from edgeq.memory import available_bytes
 from edgeq.pipeline.build import Plan
 from edgeq.pipeline.maker import PRELOADED
 from edgeq.project import ModelError
@@ -72,18 +73,6 @@ def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
 def most_workers() -> int:
     """Return how many workers this machine has cores and memory for; one at least."""
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // _MEMORY_BYTES))
-
-
-def available_bytes() -> int:
-    """Return the memory that is free for new processes, by /proc/meminfo and the control group's limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with contextlib.suppress(OSError, ValueError):  # no limit reads as "max"
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
 
 
 class _Floor:

@@ -15,10 +15,12 @@ _MOST_NAMES = 6
 
 
 def size(row: Row) -> str:
-    """Return the artifact's size, and how many times smaller than fp32 it is."""
+    """Return the artifact's size against the fp32 weights; of a small model it can be more, the program included."""
     if not row.fp32_bytes or not row.size_bytes:
         return format_bytes(row.size_bytes)
-    return f"{format_bytes(row.size_bytes)}\nfp32 is {row.fp32_bytes / row.size_bytes:.2f} x"
+    ratio = row.size_bytes / row.fp32_bytes
+    against = f"{ratio:.1%} of fp32" if ratio <= 1 else f"{ratio:.2f} times the fp32 weights"
+    return f"{format_bytes(row.size_bytes)}\n{against}"
 
 
 def download(row: Row) -> str:

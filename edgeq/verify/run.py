@@ -28,7 +28,7 @@ from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms, top1
 from edgeq.verify.parity import Forward, ParityTally
 from edgeq.verify.rows import Variety, another_input, cut, of_sample, real_rows, scored
-from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
+from edgeq.verify.scoring import Metric, Mismatches, batch_scores, chosen_metric
 
 Observer = Callable[[Batch, Outputs, Outputs | None], None]
 
@@ -82,6 +82,7 @@ class Tally:
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    mismatches: Mismatches = field(default_factory=Mismatches)
     labels: Counter[int] = field(default_factory=Counter)
     findings: dict[str, None] = field(default_factory=dict)
     golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
@@ -221,7 +222,10 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
     if score is top1:
         tally.labels.update(int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True))
     if reference is not None:
-        tally.fp32_scores += batch_scores(score, batch, reference)
+        fp32_scores = batch_scores(score, batch, reference)
+        tally.fp32_scores += fp32_scores
+        if score is not top1:
+            tally.mismatches.add(score, batch, reference, fp32_scores)
 
 
 def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
@@ -241,6 +245,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         score=float(np.mean(tally.scores)) if tally.scores else None,
         drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores) if paired else None,
         chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
+        mismatch_drop_pp=tally.mismatches.drop_pp(),
     )
 
 

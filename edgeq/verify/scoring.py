@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.errors import UsageError
+import numpy as np
+
+from edgeq.artifacts import Interval
+from edgeq.errors import EdgeqError, UsageError
 from edgeq.samples import Batch
-from edgeq.verify.metrics import Outputs, is_ranking, top1
+from edgeq.verify.metrics import Outputs, is_ranking, paired_drop_pp, top1
 from edgeq.verify.rows import scored
 
 Metric = Callable[[Outputs, Any], float]
+_MOST = 128
 
 
 def chosen_metric(metric: Metric | None, outputs: Outputs, *, labelled: bool) -> Metric | None:
@@ -28,6 +34,41 @@ def batch_scores(score: Metric, batch: Batch, outputs: Outputs) -> list[float]:
         UsageError: the metric gave a value that is not finite, or the labels do not fit.
     """
     return [_finite(score(*pair)) for pair in scored(batch, outputs, by_row=score is top1)]
+
+
+@dataclass(slots=True)
+class Mismatches:
+    """Scores of outputs against the label of the sample before, beside those against their own.
+
+    A metric is the user's: a loss passes for a score, and a larger one for a gain, unless it is seen which way is
+    better. A model that learned anything scores better on its own labels.
+    """
+
+    own: list[float] = field(default_factory=list)
+    other: list[float] = field(default_factory=list)
+    before: Any = None
+
+    def add(self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float]) -> None:
+        """Add the samples of a batch, with their scores; at most `_MOST` are looked at."""
+        pairs = scored(batch, outputs, by_row=False)
+        for (row, label), own in zip(pairs, scores, strict=True):
+            if len(self.own) >= _MOST:
+                return
+            if self.before is not None and not _equal(self.before, label):
+                with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
+                    self.other.append(_finite(score(row, self.before)))
+                    self.own.append(own)
+            self.before = label
+
+    def drop_pp(self) -> Interval | None:
+        """Return the paired drop; None without samples."""
+        return paired_drop_pp(self.own, self.other) if self.own else None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    with contextlib.suppress(ValueError, TypeError):  # labels of the user's own kind need not compare
+        return type(one) is type(other) and bool(np.array_equal(one, other))
+    return False
 
 
 def _finite(value: float) -> float:

@@ -50,6 +50,17 @@ def test_a_share_of_the_users_own_counts():
     assert why_worthless(scored(1.0, 0.0)) == ""
 
 
+@pytest.mark.parametrize(("high", "worthless"), [(-0.1, True), (0.1, False)])
+def test_a_loss_does_not_pass_for_a_score(high, worthless):
+    shuffled = interval(-30.0, -60.0, high)
+    report = verified(fidelity=replace(scored(0.1, 0.2), metric="error", mismatch_drop_pp=shuffled))
+    gate = limit_gate("accuracy_drop", 50.0, measured(report))
+    assert gate.outcome == ("unverified" if worthless else "ok")
+    assert ("error scores fp32 higher against other samples' labels" in gate.detail) == worthless
+    said = accuracy_warnings("static-int8", report, GateOptions())
+    assert any("return 1 - x" in text for text in said) == worthless
+
+
 def test_without_a_limit_it_is_a_warning():
     unlimited, limited = GateOptions(), GateOptions(limits=(("accuracy_drop", 1.0),))
     at_chance = verified(fidelity=scored(0.5, 0.5, 0.5))

@@ -11,7 +11,7 @@ import pytest
 
 from edgeq.cli.table import render
 from edgeq.report.as_json import to_json
-from edgeq.report.words import share
+from edgeq.report.words import share, size
 
 FIGURES = (
     "3.74 MB",
@@ -90,7 +90,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
-        "drop_pp", "chance_score",
+        "drop_pp", "chance_score", "mismatch_drop_pp",
     }  # fmt: skip
     assert set(first["verified"]["timing"]) == {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "latencies_ms"}
     assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}
@@ -104,3 +104,10 @@ def test_json_has_words_for_what_it_has_no_numbers_for(mixed):
     assert verified["parity"]["sqnr_db"] == "Infinity"
     assert verified["fidelity"]["sqnr_db"] == "NaN"
     assert verified["fidelity"]["cosine"] == "-Infinity"
+
+
+def test_the_size_is_told_against_fp32_both_ways(passing):
+    (row,) = passing.rows
+    assert size(row) == "3.74 MB\n26.7% of fp32"
+    small = replace(row, size_bytes=4_200, fp32_bytes=1_000)
+    assert size(small) == "4.20 kB\n4.20 times the fp32 weights"

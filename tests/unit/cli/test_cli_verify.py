@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from edgeq.bundle.reader import read_bundle
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.run import run
 
@@ -57,6 +58,27 @@ def test_tampering_is_told_without_a_traceback(host_bundle, tmp_path, capfd):
         assert out == ""
         assert err.startswith("error: ")
         assert "Traceback" not in err
+
+
+def test_a_bundle_that_was_written_anew_is_told_by_the_digest(host_bundle, tmp_path, capfd):
+    digest = read_bundle(host_bundle).digest
+    assert run(["verify", str(host_bundle), "--digest", digest.upper(), "-q"]) == 0
+    folder = tmp_path / "bundle"
+    shutil.copytree(host_bundle, folder)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    assert run(["verify", str(folder), "-q"]) == 0
+    capfd.readouterr()
+    app = tmp_path / "app"
+    (app / "app" / "src" / "main").mkdir(parents=True)
+    for argv in (["verify", str(folder), "-q"], ["install", str(folder), "--app", str(app)]):
+        assert run([*argv, "--digest", digest]) == 8
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert f"expected {digest}" in err
+        assert run([*argv, "--digest", digest[:12]]) == 2
+        assert "64 hexadecimal digits" in capfd.readouterr().err
+    assert not (app / "app" / "src" / "main" / "assets").exists()
 
 
 @pytest.mark.parametrize(

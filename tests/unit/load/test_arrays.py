@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,21 @@ def test_npz_with_labels(save, rows):
     sample = data.read(4)
     assert (sample.label, sample.name, type(sample.label)) == (4, "data.npz[4]", int)
     np.testing.assert_array_equal(sample.inputs[0], rows[4])
+
+
+def test_an_npz_that_does_not_fit_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, rows):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as to:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 2, 4)}
+        np.lib.format.write_array_header_1_0(to, header)
+    with pytest.raises(UsageError, match=r"bomb\.npz unpacks to 32\.\d+ GB .* 50% of the free memory") as caught:
+        open_array_file(tmp_path / "bomb.npz", wanted(VECTOR))
+    assert ".npy" in caught.value.fix
+    np.savez_compressed(tmp_path / "small.npz", x=rows)
+    monkeypatch.setattr("edgeq.load.arrays.available_bytes", lambda: 2 * rows.nbytes)
+    assert open_array_file(tmp_path / "small.npz", wanted(VECTOR)).count == 6
+    monkeypatch.setattr("edgeq.load.arrays.available_bytes", lambda: 2 * rows.nbytes - 1)
+    with pytest.raises(UsageError, match="fewer samples"):
+        open_array_file(tmp_path / "small.npz", wanted(VECTOR))
 
 
 def test_several_inputs_are_matched_by_name(save, rows):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeq import _io
-from edgeq.artifacts import BundleInput, CheckReport, DataFacts, Gate, Row
+from edgeq.artifacts import BundleInput, CheckReport, Cost, DataFacts, Gate, LatencyPrediction, Row
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.errors import EdgeqError, ExitCode
@@ -123,3 +123,41 @@ def test_a_librarys_words_for_a_full_disk_are_translated(small_disk: Path) -> No
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(EdgeqError, match="mine"), build.work_folder(tmp_path):
         raise EdgeqError("mine", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "code", "kept"),
+    [
+        ("latency", "failed", ExitCode.LATENCY, False),
+        ("load", "failed", ExitCode.LATENCY, False),
+        ("peak_memory", "failed", ExitCode.LATENCY, False),
+        ("latency", "ok", ExitCode.LATENCY, True),
+        ("latency", "unverified", ExitCode.VERIFICATION, True),
+        ("size", "failed", ExitCode.SIZE, True),
+        ("instructions", "failed", ExitCode.LATENCY, True),
+    ],
+)
+def test_a_time_that_broke_its_limit_on_a_busy_machine_is_measured_again(
+    item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, code: int, kept: bool
+) -> None:
+    stored = []
+    monkeypatch.setattr(build.cache, "store", lambda key, *_: stored.append(key))
+    row = made(item, tmp_path / "bundle", "1")
+    gate = dataclasses.replace(FAILED, name=name, outcome=outcome, exit_code=code)
+    row = dataclasses.replace(row, checked=CheckReport(gates=(gate,)))
+    assert build._stored({"key": (row, DataFacts())}, {}) == {"key": (row, DataFacts())}
+    assert stored == (["key"] if kept else [])
+
+
+def test_a_predicted_latency_stays_what_it_is(
+    item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = []
+    monkeypatch.setattr(build.cache, "store", lambda key, *_: stored.append(key))
+    row = made(item, tmp_path / "bundle", "1")
+    told = LatencyPrediction(**{field.name: 0 for field in dataclasses.fields(LatencyPrediction)})
+    verified = dataclasses.replace(row.verified, cost=Cost(counts=(), prediction=told))
+    gate = dataclasses.replace(FAILED, name="latency", exit_code=ExitCode.LATENCY)
+    row = dataclasses.replace(row, verified=verified, checked=CheckReport(gates=(gate,)))
+    build._stored({"key": (row, DataFacts())}, {})
+    assert stored == ["key"]

@@ -102,6 +102,18 @@ def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None
     assert key(demo) == before
 
 
+def test_files_of_one_name_in_two_folders_are_two_sources(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = dataclasses.replace(job, source="model.pt2", weights=None, data=DataOptions())
+    keys = []
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "model.pt2").write_bytes(b"same")
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            keys.append(key(source))
+    assert keys[0] != keys[1]
+
+
 def test_no_cache_folder_is_an_empty_cache(job: Job, tmp_path: Path) -> None:
     assert look_up("0" * 64, tmp_path / "target") is None
     assert (cache_info().entries, cache_info().size_bytes, clear_cache()) == (0, 0, 0)

@@ -34,6 +34,7 @@ class Recipe:
     backend: str
     scheme: str
     threads: int
+    reduce_range: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,8 @@ class Producer:
 
         spec = QuantizeSpec(
             model=self._prepared.model,
-            captured=self._captured if recipe.runtime == "executorch" else None,
+            captured=None if recipe.runtime == "torchscript" else self._captured,
+            reduce_range=recipe.reduce_range,
             backend=recipe.backend,
             observer=self._job.observer,
             keep_fp32=self._job.keep_fp32,

@@ -48,6 +48,7 @@ class QuantizeSpec:
         keep_fp32: names or types of modules that stay in float.
         label: for progress, in words.
         qat: for schemes that train, else None.
+        reduce_range: whether weights keep to seven bits, so that 16-bit sums of two products cannot overflow.
     """
 
     model: LoadedModel
@@ -59,6 +60,7 @@ class QuantizeSpec:
     progress: Progress
     label: str
     qat: QatSpec | None = None
+    reduce_range: bool = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -54,17 +54,17 @@ class TargetFacts(_Strict):
     name: Slug
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm"]
+    runtime: Literal["executorch", "torchscript", "onnx"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
 
 
 class RuntimeRange(_Strict):
     """What loads it."""
 
-    name: Literal["executorch", "torchscript"]
+    name: Literal["executorch", "torchscript", "onnx"]
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
-    bytecode_version: Count | None = Field(description="of a TorchScript archive")
+    bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
 
 
 class Tensor(_Strict):

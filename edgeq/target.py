@@ -46,6 +46,10 @@ class Device(_Strict):
 
     cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
     threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")
+    vnni: bool = Field(
+        default=True,
+        description="false: x86 CPUs without VNNI run it too, whose int8 sums overflow: ONNX weights keep to 7 bits",
+    )
 
 
 class TargetProfile(_Strict):
@@ -56,8 +60,8 @@ class TargetProfile(_Strict):
     extends: str | None = Field(default=None, description="a target whose values this one starts from")
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm"]
+    runtime: Literal["executorch", "torchscript", "onnx"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
     schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
@@ -65,7 +69,8 @@ class TargetProfile(_Strict):
 
     def model_post_init(self, _context: object) -> None:
         """Check what a single field cannot."""
-        backends = {"executorch": ("xnnpack", "coreml"), "torchscript": ("qnnpack", "x86", "fbgemm")}[self.runtime]
+        known = {"executorch": ("xnnpack", "coreml"), "torchscript": ("qnnpack", "x86", "fbgemm"), "onnx": ("ort",)}
+        backends = known[self.runtime]
         if self.backend not in backends:
             raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
 

@@ -155,9 +155,9 @@ class LoweredModel:
 
     Attributes:
         path: the artifact, named as it will be in the bundle.
-        runtime: `executorch` or `torchscript`.
+        runtime: `executorch`, `torchscript` or `onnx`.
         runtime_version: the version that wrote it; older runtimes are refused.
-        bytecode_version: of a TorchScript archive, else None.
+        bytecode_version: of a TorchScript archive, the opset of an ONNX file, else None.
         passes: the optimization passes that ran, in order.
         operators: operators that the runtime itself must have.
         undelegated: what was left to portable kernels, an entry for each call.

@@ -30,6 +30,7 @@ class Parity:
         sqnr_db: signal to difference of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
+        mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
     """
 
     samples: int
@@ -38,6 +39,8 @@ class Parity:
     sqnr_db: float
     differing: float
     reaction_db: float | None = None
+    mean_abs: float | None = None
+    mean_magnitude: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,17 +36,25 @@ LITE_RUNTIMES: dict[Version, LiteRuntime] = {
 }
 
 
+# the newest opset that an onnxruntime release loads as finished (docs/Versioning.md of that release); tried with the
+# wheels of these versions
+ONNX_OPSETS: dict[Version, int] = {(1, 16): 19, (1, 18): 21, (1, 22): 22, (1, 31): 26}
+
+
 def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     """Return whether the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
 
     ExecuTorch, and TorchScript on a host: by (major, minor), since an artifact runs on the runtime that wrote it or a
-    newer one. TorchScript on Android: by bytecode version and by operators.
+    newer one. TorchScript on Android: by bytecode version and by operators. ONNX: by opset; the full builds of ONNX
+    Runtime have every operator of an opset that they know.
     """
     oldest = min(target.app.runtimes, key=lambda text: _version(text) or (0, 0))
     if lowered.runtime != target.runtime:
         return _gate("failed", oldest, lowered, f"target {target.name} runs {target.runtime} artifacts")
     if lowered.runtime == "torchscript" and target.platform == "android":
         return _lite(oldest, lowered)
+    if lowered.runtime == "onnx":
+        return _onnx(oldest, lowered)
     exporter = _version(lowered.runtime_version)
     if exporter is None:
         why = f"the artifact does not say which {lowered.runtime} wrote it (got {lowered.runtime_version!r})"
@@ -84,6 +92,22 @@ def _lite(oldest: str, lowered: LoweredModel) -> Gate:
         f"bytecode version {lowered.bytecode_version}; torch {oldest} registers all {len(lowered.operators)} operators"
     )
     return _gate("ok", oldest, lowered, why)
+
+
+def _onnx(oldest: str, lowered: LoweredModel) -> Gate:
+    version, opset = _version(oldest) or (0, 0), lowered.bytecode_version
+    known = max((item for item in ONNX_OPSETS if item <= version), default=None)
+    if known is None or opset is None:
+        first = min(ONNX_OPSETS)
+        why = f"which opset onnxruntime {oldest} loads is not known here (known from {first[0]}.{first[1]} on)"
+        return unverified("runtime", f"onnx {oldest}", why)
+    if opset > ONNX_OPSETS[known]:
+        why = f"opset {opset}, but onnxruntime {oldest} loads opsets up to {ONNX_OPSETS[known]}: ship a newer app first"
+        return _gate("failed", oldest, lowered, why)
+    foreign = sorted(name for name in lowered.operators if not name.startswith(("ai.onnx::", "com.microsoft::")))
+    if foreign:
+        return _gate("failed", oldest, lowered, f"onnxruntime has no operators {', '.join(foreign[:5])}")
+    return _gate("ok", oldest, lowered, f"opset {opset}; onnxruntime {oldest} loads opsets up to {ONNX_OPSETS[known]}")
 
 
 @functools.cache

@@ -18,14 +18,15 @@ from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
-from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.check.tolerance import MAX_RELATIVE_FP32, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.check.training import training_gates, training_warnings
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
 from edgeq.scheme import FLOAT_SCHEMES, LIMITS
 from edgeq.target import Audit, TargetProfile
 
-GATE_NAMES = ("parity", "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
+EQUIVALENCE = "equivalence"
+GATE_NAMES = ("parity", EQUIVALENCE, "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -90,6 +91,7 @@ def check(
     unrun = verified.graph_only.why if verified.graph_only else ""
     gates = (
         *((parity_gate(scheme, verified.parity, unrun),) if has_graph else ()),
+        *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
         *device_gates(scheme, verified),
@@ -145,6 +147,31 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         measured=measured,
         detail=seen,
         exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
+    """Hold a float ONNX file to PyTorch, by the mean difference beside the mean magnitude (exit code 7).
+
+    The exporter writes the model anew, operator by operator, and folds what it can: the ratio of parity, which is
+    ruled by the largest outputs, would let a small one go wrong.
+    """
+    if lowered.runtime != "onnx" or scheme != "fp32":
+        return ()
+    limit = f"<= {MAX_RELATIVE_FP32:.0e} of the mean magnitude"
+    if parity is None or parity.mean_abs is None or not parity.mean_magnitude:
+        return (unverified(EQUIVALENCE, limit, "no output of PyTorch to compare with, or all of them are zero"),)
+    relative = parity.mean_abs / parity.mean_magnitude
+    return (
+        Gate(
+            name=EQUIVALENCE,
+            outcome="ok" if relative <= MAX_RELATIVE_FP32 else "failed",
+            limit=limit,
+            measured=f"{relative:.1e}",
+            detail=f"mean difference {parity.mean_abs:.3g} at mean magnitude {parity.mean_magnitude:.3g},"
+            f" over {parity.samples} samples",
+            exit_code=ExitCode.VERIFICATION,
+        ),
     )
 
 

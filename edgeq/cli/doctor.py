@@ -43,7 +43,12 @@ TESTED = {
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)
 _ALLOWED_PYTHON = ((3, 11), (3, 14))  # the second is excluded
-_RUNTIME_NEEDS = {"executorch": ("torch", "torchao", "executorch"), "torchscript": ("torch",)}
+_ONNX = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnxruntime": "1.31.1"}
+_RUNTIME_NEEDS = {
+    "executorch": ("torch", "torchao", "executorch"),
+    "torchscript": ("torch",),
+    "onnx": ("torch", "torchao", *_ONNX),
+}
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
@@ -95,10 +100,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def examine() -> tuple[Finding, ...]:
     """Return all findings, in the order in which they are printed."""
     libraries = [_library(name, tested, needed=True) for name, tested in TESTED.items()]
-    digits = _library(*_DIGITS, needed=False)
-    present = {finding.name for finding in libraries if finding.found}
+    optional = [
+        _library(*_DIGITS, needed=False, use="the digits model's data come with it"),
+        *(_library(name, tested, needed=False, use="ONNX Runtime targets need it") for name, tested in _ONNX.items()),
+    ]
+    present = {finding.name for finding in (*libraries, *optional) if finding.found}
     tools = [_tool(*tool) for tool in _TOOLS]
-    return (_python(), *libraries, digits, *_targets(present), *tools, _disk(Path.cwd()))
+    return (_python(), *libraries, *optional, *_targets(present), *tools, _disk(Path.cwd()))
 
 
 def _python() -> Finding:
@@ -112,12 +120,12 @@ def _python() -> Finding:
     )
 
 
-def _library(name: str, tested: str, *, needed: bool) -> Finding:
+def _library(name: str, tested: str, *, needed: bool, use: str = "") -> Finding:
     fix = f"pip install {name}=={tested}"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        remark = "missing" if needed else "missing; the digits model's data come with it"
+        remark = "missing" if needed else f"missing; {use}"
         return Finding(kind="library", name=name, ok=False, needed=needed, found=None, remark=remark, fix=fix)
     # torch adds "+cpu" and the like to its version
     same = version.partition("+")[0] == tested
@@ -142,7 +150,10 @@ def _targets(present: set[str]) -> list[Finding]:
 def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding:
     missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
     if missing:
-        remark, fix = f"needs {', '.join(missing)}", "pip install " + " ".join(f"{m}=={TESTED[m]}" for m in missing)
+        remark, fix = (
+            f"needs {', '.join(missing)}",
+            "pip install " + " ".join(f"{m}=={(TESTED | _ONNX)[m]}" for m in missing),
+        )
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
     else:

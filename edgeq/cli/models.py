@@ -17,7 +17,7 @@ from edgeq.project import AppOptions
 from edgeq.target import explain, read_toml
 from edgeq.units import parse_size_bytes
 
-RuntimeName = Literal["executorch", "torchscript"]
+RuntimeName = Literal["executorch", "torchscript", "onnx"]
 # keys of a file of one model that an entry says otherwise, or the whole file says
 _INSTEAD = {"model": "source", "model_version": "version"}
 _OF_THE_FILE = ("out", "cache")

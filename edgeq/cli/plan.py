@@ -19,6 +19,7 @@ _QUANTIZERS = {
     ("executorch", "static-int8"): "PT2E, the XNNPACK quantizer",
     ("executorch", "dynamic-int8"): "PT2E, the XNNPACK quantizer, activations as it runs",
     ("executorch", "weight-only-int8"): "linear and embedding weights stored in int8, arithmetic in float32",
+    ("onnx", "static-int8"): "PT2E, written as QuantizeLinear and DequantizeLinear",
     ("torchscript", "fp16"): "weights stored in half precision, arithmetic in float32",
     ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
     ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",

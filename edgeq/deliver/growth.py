@@ -11,7 +11,12 @@ from edgeq.errors import UsageError
 
 # the manifest's words for an instruction set, in Android's
 _ABIS = {"arm64": "arm64-v8a", "x86_64": "x86_64"}
-_LIBRARIES = {"executorch": "executorch-android", "torchscript": "pytorch_android_lite"}
+# Maven's group and name
+_LIBRARIES = {
+    "executorch": ("org.pytorch", "executorch-android"),
+    "torchscript": ("org.pytorch", "pytorch_android_lite"),
+    "onnx": ("com.microsoft.onnxruntime", "onnxruntime-android"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +77,14 @@ def _library_bytes(aar: Path, abi: str) -> tuple[int, int]:
 
 def _newest(runtime: str) -> Path | None:
     """Return the newest AAR of a runtime that a build on this machine has fetched."""
-    found = list(_cached(_LIBRARIES[runtime]))
+    found = list(_cached(*_LIBRARIES[runtime]))
     return max(found, key=_version) if found else None
 
 
-def _cached(name: str) -> Iterator[Path]:
+def _cached(group: str, name: str) -> Iterator[Path]:
     home = Path.home()
-    yield from (home / ".gradle/caches/modules-2/files-2.1/org.pytorch" / name).glob("*/*/*.aar")
-    yield from (home / ".m2/repository/org/pytorch" / name).glob("*/*.aar")
+    yield from (home / ".gradle/caches/modules-2/files-2.1" / group / name).glob("*/*/*.aar")
+    yield from (home / ".m2/repository" / group.replace(".", "/") / name).glob("*/*.aar")
 
 
 def _version(path: Path) -> tuple[int, ...]:

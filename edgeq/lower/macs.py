@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.artifacts import Layer
 
-_MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
+MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
 # which arguments are the factors
 MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2)}
 
@@ -58,7 +58,7 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
         macs = matmul_macs(_shape(source), shape[-1])
     else:
         return None
-    name = node.meta.get("custom", {}).get(_MODULE_KEY) or node.name
+    name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
     constants = {item for arg in node.all_input_nodes for item in _constants(arg, constant_names)}
     return Layer(
         name=name,

@@ -17,6 +17,7 @@ from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
+from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
 from edgeq.pipeline.cost import with_cost
@@ -52,7 +53,13 @@ class Cell:
     def recipe(self) -> Recipe:
         """What the artifact depends on."""
         target = self.target
-        return Recipe(runtime=target.runtime, backend=target.backend, scheme=self.scheme, threads=target.device.threads)
+        return Recipe(
+            runtime=target.runtime,
+            backend=target.backend,
+            scheme=self.scheme,
+            threads=target.device.threads,
+            reduce_range=target.runtime == "onnx" and not target.device.vnni,
+        )
 
     @property
     def label(self) -> str:
@@ -108,6 +115,7 @@ def check_job(job: Job) -> None:
 
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
+    check_extras(target.runtime for target in job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     check_reuse(job)

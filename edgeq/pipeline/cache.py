@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from edgeq.job import Job
     from edgeq.target import TargetProfile
 
-_TOOLS = ("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn")
+_TOOLS = (
+    *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn"),
+    *("onnx", "onnxscript", "onnxruntime"),
+)
 _LOCK_S = 60.0
 
 

@@ -40,6 +40,7 @@ class Recipe:
     scheme: str
     threads: int
     fresh: bool = False
+    reduce_range: bool = False
 
     @property
     def folder(self) -> str:
@@ -169,7 +170,8 @@ class Producer:
 
         spec = QuantizeSpec(
             model=self._prepared.model,
-            captured=self._captured if recipe.runtime == "executorch" else None,
+            captured=None if recipe.runtime == "torchscript" else self._captured,
+            reduce_range=recipe.reduce_range,
             backend=recipe.backend,
             observer=self._job.observer,
             keep_fp32=self._job.keep_fp32,

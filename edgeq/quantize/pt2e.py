@@ -15,7 +15,6 @@ from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.scheme import ObserverName
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
@@ -76,7 +75,7 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
+        prepared = _prepared(graph, _quantizer(spec, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
     tuning = train(prepared) if train else None
     settled = settle(prepared, spec.shipped, _is_activation_post_process)
@@ -136,7 +135,7 @@ def _prepared(graph: Any, quantizer: Any) -> Any:
         raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
 
 
-def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -> Any:
+def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> Any:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -145,17 +144,28 @@ def _quantizer(observer: ObserverName, is_float: Callable[[Any], bool] | None) -
 
     from edgeq.quantize.observers import activation_observer
 
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    chosen = activation_observer(observer, HistogramObserver, MinMaxObserver)
+    most = 63 if spec.reduce_range else 127
+    config = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)
+    chosen = activation_observer(spec.observer, HistogramObserver, MinMaxObserver)
     # 2^-12 is the scale floor of the XNNPACK quantizer's own configuration
     activation = {
-        name: dataclasses.replace(getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=2**-12))
+        name: dataclasses.replace(
+            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=2**-12), **_activation(spec)
+        )
         for name in ("input_activation", "output_activation")
     }
     quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, **activation))
     if is_float is not None:
         quantizer.set_filter_function(lambda node: not is_float(node))
     return quantizer
+
+
+def _activation(spec: QuantizeSpec) -> dict[str, Any]:
+    """Return what the backend's activations are, where they are not the XNNPACK quantizer's int8."""
+    import torch
+
+    # ONNX Runtime has no int8 convolution for x86 whose activations are signed
+    return {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255} if spec.backend == "ort" else {}
 
 
 def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | None:

@@ -49,6 +49,7 @@ class QuantizeSpec:
         label: for progress, in words.
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
+        reduce_range: whether weights keep to seven bits, so that 16-bit sums of two products cannot overflow.
     """
 
     model: LoadedModel
@@ -61,6 +62,7 @@ class QuantizeSpec:
     label: str
     qat: QatSpec | None = None
     shipped: tuple[QParams, ...] = ()
+    reduce_range: bool = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

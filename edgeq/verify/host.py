@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
+from edgeq.extras import missing_module
 from edgeq.verify import wire
 from edgeq.verify.child import Child, started
 from edgeq.verify.pipe import Pipe
@@ -46,12 +47,14 @@ class Loaded:
 
     Attributes:
         inputs, outputs: (dtype, shape); empty for TorchScript, whose archives state none.
+        names: of the inputs, where the artifact states them.
     """
 
     load_ms: float
     threads: int
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,7 @@ class HostRuntime:
             threads=int(reply["threads"]),
             inputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("inputs", ())),
             outputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("outputs", ())),
+            names=tuple(reply.get("names", ())),
         )
 
     def facts(self) -> ArtifactFacts:
@@ -203,6 +207,9 @@ def executorch_error(text: str) -> tuple[type[EdgeqError], str]:
 
 def _translated(text: str, doing: str) -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes."""
+    missing = missing_module(text)
+    if missing is not None:
+        return missing
     kind, meaning = executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"

@@ -25,15 +25,26 @@ _TORCH = re.compile(
     r"|_transformer_encoder_layer_fwd|_scaled_dot_product_flash_attention_for_cpu))$"
 )
 
+# ONNX Runtime's operators after its fusions, and what it appends to the names of nodes that it moved or fused
+_ORT_WORDS = re.compile(r"(?:_token_\d+|/.*)$")
+_ONNX_INT8 = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
+    | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+)
+_ONNX_FLOAT = frozenset(
+    {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "RNN"}
+)
+
 
 def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
     """Return which share of the MACs ran in int8 kernels.
 
-    Both sequences are in the order of execution; where their lengths differ nothing is claimed. Of an artifact
+    Both sequences are in the order of execution, but ONNX Runtime's kernels, which are matched by their nodes' names;
+    where their lengths differ nothing is claimed. Of an artifact
     whose layers are not known, only all and none can be told.
 
     Args:
-        runtime: `executorch` or `torchscript`.
+        runtime: `executorch`, `torchscript` or `onnx`.
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
@@ -44,6 +55,12 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     if total == 0 or len(found) != len(layers):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
+    if runtime == "onnx":
+        matched = _by_node(kernels, layers)
+        if matched is None:
+            why = "the profile has quantized kernels that are of no layer of the program"
+            return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
+        found = matched
     pairs = list(zip(layers, found, strict=True))
     return KernelShare(
         int8_macs=_share(pairs, "int8"),
@@ -52,6 +69,17 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         kernels=tuple(kernels),
         precisions=tuple(found),
     )
+
+
+def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision] | None:
+    """Return in what ONNX Runtime multiplied each layer; None where a quantized kernel belongs to none of them.
+
+    It runs branches in an order of its own, keeps a node's name when it quantizes it, and not when it fuses float ones.
+    """
+    quantized = [_ORT_WORDS.sub("", name.partition(" ")[2]) for name in kernels if _precision("onnx", name) == "int8"]
+    if not set(quantized) <= {layer.name for layer in layers} or len(set(quantized)) != len(quantized):
+        return None
+    return ["int8" if layer.name in quantized else "other" for layer in layers]
 
 
 def _all_or_none(found: Sequence[Precision], wanted: Precision) -> float | None:
@@ -74,6 +102,9 @@ def _precision(runtime: str, name: str) -> Precision | None:
     if runtime == "torchscript":
         is_int8 = name.startswith(("quantized::", "aten::quantized_")) and "fp16" not in name
         return ("int8" if is_int8 else "other") if _TORCH.match(name) else None
+    if runtime == "onnx":
+        op = name.partition(" ")[0]
+        return "int8" if op in _ONNX_INT8 else "other" if op in _ONNX_FLOAT else None
     if _NATIVE.match(name):
         return "other"
     match = _XNNPACK.match(name)

@@ -47,6 +47,8 @@ class Comparison:
     max_abs: float = 0.0
     elements: int = 0
     differing: int = 0
+    error_sum: float = 0.0
+    magnitude_sum: float = 0.0
     agreeing: int = 0
     ranked: int = 0
     finite: bool = True
@@ -79,6 +81,8 @@ class Comparison:
             error = np.abs(left - right)
             sums.reference_energy += float((left**2).sum())
             sums.error_energy += float((error**2).sum())
+            self.error_sum += float(error.sum())
+            self.magnitude_sum += float(np.abs(left).sum())
             self.measured_energy += float((right**2).sum())
             self.product += float((left * right).sum())
         largest = float(error.max(initial=0.0))

@@ -45,6 +45,8 @@ class ParityTally:
             max_steps=sums.max_steps,
             sqnr_db=sums.sqnr_db,
             differing=sums.differing / sums.elements if sums.elements else 0.0,
+            mean_abs=sums.error_sum / sums.elements if sums.elements else None,
+            mean_magnitude=sums.magnitude_sum / sums.elements if sums.elements else None,
             reaction_db=None if within_a_step or not sums.differing else self._reaction_db(graph),
         )
 

@@ -117,8 +117,9 @@ def quantized(
     qat=None,
     progress=None,
     shipped=(),
+    reduce_range=False,
 ) -> QuantizedModel:
-    if runtime == "executorch" and captured is None:
+    if runtime != "torchscript" and captured is None:
         captured = capture(model)
     spec = QuantizeSpec(
         model=model,
@@ -131,6 +132,7 @@ def quantized(
         label="small",
         qat=qat,
         shipped=shipped,
+        reduce_range=reduce_range,
     )
     return quantize(runtime, scheme, spec)
 
@@ -183,6 +185,6 @@ def captured_net():
 @functools.cache
 def artifact(runtime: str, scheme: str, backend: str) -> tuple[QuantizedModel, LoweredModel]:
     """SmallNet quantized and lowered, once a process: ExecuTorch takes seconds for each step."""
-    captured = captured_net() if runtime == "executorch" else None
+    captured = captured_net() if runtime != "torchscript" else None
     graph = quantized(small_net(), runtime, scheme, backend=backend, captured=captured)
     return graph, lowered(graph, (IMAGE,), folder() / f"{scheme}-{backend}", runtime, backend=backend)

@@ -9,10 +9,12 @@ from edgeq.profiles import profile_files
 from edgeq.target import load_target
 
 SHIPPED = (
+    "android-arm64-ort",
     "android-arm64-qnnpack",
     "android-arm64-xnnpack",
     "ios-arm64-xnnpack",
     "linux-x86_64-fbgemm",
+    "linux-x86_64-ort",
     "linux-x86_64-x86",
     "linux-x86_64-xnnpack",
 )

@@ -111,3 +111,21 @@ def test_operator_lists_hold_what_quantized_vision_models_need(runtime):
     # neither full JIT nor newer than the runtime
     assert not {name for name in names if name.startswith(("prim::MKLDNN", "static_runtime::"))}
     assert "aten::rms_norm" not in names
+
+
+@pytest.mark.parametrize(
+    ("oldest", "opset", "outcome"),
+    [("1.18", 18, "ok"), ("1.18", 22, "failed"), ("1.20.1", 21, "ok"), ("1.99", 26, "ok"), ("1.12", 18, "unverified")],
+)
+def test_an_onnx_file_is_held_to_the_opset_of_the_oldest_onnxruntime(oldest, opset, outcome):
+    model = lowered(runtime="onnx", version="1.31.1", bytecode=opset, operators=("ai.onnx::Conv",))
+    gate = runtime_gate(field(oldest, name="android-arm64-ort"), model)
+    assert gate.outcome == outcome
+    assert oldest in gate.detail
+
+
+def test_an_operator_of_a_domain_that_onnxruntime_has_not_fails():
+    model = lowered(runtime="onnx", version="1.31.1", bytecode=18, operators=("mine::Magic",))
+    gate = runtime_gate(field("1.18", name="android-arm64-ort"), model)
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.UNSUPPORTED)
+    assert "mine::Magic" in gate.detail

@@ -130,3 +130,23 @@ def test_the_share_of_linear_layers_leaves_attentions_products_and_convolutions_
     names = ["quantized::linear_dynamic", "aten::bmm", "aten::quantized_lstm", "aten::addmm", "aten::_convolution"]
     assert kernel_share("torchscript", names, layers).int8_linear_macs == pytest.approx(0.9)
     assert share([FLOAT[0]], [10]).int8_linear_macs is None
+
+
+ORT = ("QLinearConv a_token_1", "QuantizeLinear QuantizeLinear_3", "Conv relu_nchwc", "QGemm c/MatMulAddFusion")
+
+
+def test_onnx_runtimes_kernels_are_matched_by_their_nodes_in_any_order():
+    layers = [layer(1, "c"), layer(2, "b"), layer(5, "a")]
+    found = kernel_share("onnx", ORT, layers)
+    assert (found.int8_macs, found.precisions) == (6 / 8, ("int8", "other", "int8"))
+
+
+@pytest.mark.parametrize("name", ["d", "c"])
+def test_a_quantized_kernel_of_no_layer_or_twice_of_one_claims_nothing(name):
+    found = kernel_share("onnx", (f"QLinearConv {name}", *ORT[1:]), [layer(1, "c"), layer(2, "b"), layer(5, "a")])
+    assert found.int8_macs is None
+    assert found.why_unmatched
+
+
+def test_another_number_of_onnx_kernels_claims_nothing():
+    assert kernel_share("onnx", ORT, [layer(1, "a"), layer(2, "c")]).int8_macs is None

@@ -1,0 +1,181 @@
+"""ONNX lowering: torch.onnx's exporter, its graph checked, named and stripped of what only debugging needs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.errors import UnsupportedError, first_line
+from edgeq.lower.macs import MODULE_KEY
+from edgeq.lower.onnx_layers import LAYER_OPS, elements, onnx_layers
+from edgeq.lower.spec import LowerSpec
+
+# what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
+OPSET = 18
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
+_LINE = re.compile(r'File "([^"]+)", line (\d+), in forward')
+
+
+def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
+    """Write `model.onnx`, with the inputs' names and `output0` and so on; quantized layers as QDQ.
+
+    Raises:
+        UnsupportedError: ONNX lacks an operator of the model (named), or the graph is larger than 2 GB.
+    """
+    import onnxruntime
+
+    with spec.progress.task(f"lower {spec.label}"):
+        program, proto = _exported(quantized, spec)
+        _name_nodes(proto, program)
+        _strip(proto)
+        proto = _checked(proto)
+        path = spec.folder / "model.onnx"
+        layers = onnx_layers(proto)
+        # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
+        del proto.graph.value_info[:]
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+    return LoweredModel(
+        path=path,
+        runtime="onnx",
+        runtime_version=str(onnxruntime.__version__),
+        bytecode_version=OPSET,
+        passes=("torch.onnx.export", "optimize", "check_model", "infer_shapes"),
+        operators=tuple(sorted({f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in proto.graph.node})),
+        undelegated=(),
+        layers=layers,
+        delegated_macs=None,
+        delegate_calls=0,
+        stored=elements(proto),
+    )
+
+
+def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
+    """Return the exported program as ONNX's decompositions left it, and the ONNX model."""
+    import torch
+
+    program = quantized.exported
+    try:
+        with _quiet():
+            if program is None:
+                inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+                program = torch.export.export(quantized.graph, inputs)
+            outputs = [f"output{index}" for index, _ in enumerate(program.graph_signature.user_outputs)]
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[item.name for item in spec.inputs],
+                output_names=outputs,
+                external_data=False,
+                verbose=False,
+            )
+            return made.exported_program, made.model_proto
+    except Exception as err:  # torch.export and the exporter raise many types
+        raise _refused(err, program) from err
+
+
+def _refused(err: BaseException, program: Any) -> UnsupportedError:
+    """Name the operator that ONNX lacks, with the module and the line that call it."""
+    missing = _MISSING.search(_chain(err))
+    if missing is None:
+        what = f"torch.onnx cannot export this model: {first_line(err)}"
+        return UnsupportedError(what, "leave out the operator that it names, or use an ExecuTorch target")
+    # a decomposition may have taken the front of its name off: prims.bessel_j0 is aten.special_bessel_j0
+    short = re.split(r"[.:]+", missing[1])[-1]
+    nodes = program.graph.nodes if program is not None else ()
+    callers = [node for node in nodes if node.op == "call_function" and short in str(node.target)]
+    name = str(callers[0].target) if callers else f"{missing[1]}.{missing[2]}"
+    what = f"ONNX has no operator for {name}{_where(callers[0]) if callers else ''}"
+    return UnsupportedError(what, "write it with other operators, or use an ExecuTorch target")
+
+
+def _where(node: Any) -> str:
+    """Return the module and the line that a node came from, in brackets."""
+    module = _module_of(node)
+    lines = _LINE.findall(node.meta.get("stack_trace") or "")
+    parts = [f"module {module}" if module else "", f"{lines[-1][0]}:{lines[-1][1]}" if lines else ""]
+    told = ", ".join(part for part in parts if part)
+    return f" ({told})" if told else ""
+
+
+def _chain(err: BaseException) -> str:
+    texts = []
+    current: BaseException | None = err
+    while current is not None:
+        texts.append(str(current))
+        current = current.__cause__ or current.__context__
+    return "\n".join(texts)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from printing its steps and logging what its optimizer could not fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _name_nodes(proto: Any, program: Any) -> None:
+    """Give layers their modules' names, which ONNX Runtime keeps through its fusions, and the others numbers."""
+    modules = {node.name: _module_of(node) for node in program.graph.nodes}
+    modules |= {f"output{i}": modules[name] for i, name in enumerate(program.graph_signature.user_outputs)}
+    readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
+    taken: Counter[str] = Counter()
+    for index, node in enumerate(proto.graph.node):
+        name = f"{node.op_type}_{index}"
+        if node.op_type in LAYER_OPS:
+            value = node.output[0]
+            # of a matrix product with a bias, the sum has the name of PyTorch's linear
+            summed = readers[value].output[0] if value in readers else value
+            name = modules.get(value) or modules.get(summed) or value
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+
+
+def _module_of(node: Any) -> str | None:
+    """Return the module that a value comes from; of a normalization that is folded, that of the layer before it."""
+    while "batch_norm" in str(node.target) or "getitem" in str(node.target):
+        node = node.all_input_nodes[0]
+    name: str | None = node.meta.get("custom", {}).get(MODULE_KEY)
+    return name
+
+
+def _strip(proto: Any) -> None:
+    """Take out stack traces, which hold paths of this machine, and all other notes of the exporter."""
+    import onnx
+
+    graph = proto.graph
+    parts = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    proto.producer_name, proto.producer_version = "edgeq", ""
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import))
+
+
+def _checked(proto: Any) -> Any:
+    """Return the model with all shapes inferred.
+
+    Raises:
+        UnsupportedError: the model is no valid ONNX, or its shapes contradict each other.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as err:  # the checker, shape inference and protobuf raise types of their own
+        what = f"the exported ONNX does not hold: {first_line(err)}"
+        raise UnsupportedError(what, "please report the model's architecture") from err

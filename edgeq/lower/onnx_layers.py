@@ -1,0 +1,81 @@
+"""Layers of an ONNX graph: multiply-accumulates from inferred shapes, bytes and elements from its constants."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from edgeq.artifacts import Layer
+from edgeq.lower.macs import conv_macs, matmul_macs
+
+_MATRIX = frozenset({"MatMul", "Gemm"})
+_CONV = frozenset({"Conv", "ConvTranspose"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+LAYER_OPS = _MATRIX | _CONV | _RECURRENT
+# they hand on a constant's values, in another type or order
+_PASSING = frozenset({"DequantizeLinear", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"})
+
+
+def onnx_layers(proto: Any) -> tuple[Layer, ...]:
+    """Return the layers in the graph's order, by their nodes' names.
+
+    Args:
+        proto: a model with the shapes of all its values.
+    """
+    graph = proto.graph
+    shapes = _shapes(graph)
+    held = {item.name: item for item in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    return tuple(
+        Layer(
+            name=node.name,
+            op=node.op_type,
+            macs=int(_macs(node, shapes)),
+            weight_bytes=sum(_nbytes(held, makers, name) for name in node.input),
+            delegated=False,
+        )
+        for node in graph.node
+        if node.op_type in LAYER_OPS
+    )
+
+
+def elements(proto: Any) -> tuple[tuple[str, int], ...]:
+    """Return how many elements of each dtype the graph holds as constants."""
+    import onnx
+
+    tally: Counter[str] = Counter()
+    for item in proto.graph.initializer:
+        tally[str(onnx.helper.tensor_dtype_to_np_dtype(item.data_type))] += math.prod(item.dims)
+    return tuple(sorted(tally.items()))
+
+
+def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    values = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    return shapes | {item.name: tuple(item.dims) for item in graph.initializer}
+
+
+def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    source, weight, output = (shapes[name] for name in (*node.input[:2], node.output[0]))
+    if node.op_type in _CONV:
+        return conv_macs(weight, output, source, transposed=node.op_type == "ConvTranspose")
+    if node.op_type in _MATRIX:
+        return matmul_macs(source, output[-1])
+    # input [T, B, I]; the weights of input and hidden state, [directions, gates * H, I or H], meet every step
+    return math.prod(source[:2]) * (math.prod(weight) + math.prod(shapes[node.input[2]]))
+
+
+def _nbytes(held: Mapping[str, Any], makers: Mapping[str, Any], name: str) -> int:
+    """Return the bytes of the constant that a value comes from; 0 where it comes from the input."""
+    import onnx
+
+    while name not in held:
+        node = makers.get(name)
+        if node is None or node.op_type not in _PASSING:
+            return 0
+        name = node.input[0]
+    item = held[name]
+    width = int(onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize)
+    return int(math.prod(item.dims)) * width

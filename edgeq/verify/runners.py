@@ -1,0 +1,213 @@
+"""The host's runtimes inside the child process: each loads, runs, times and profiles an artifact."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.verify import memory
+from edgeq.verify.etdump import last_run, tables
+from edgeq.verify.kernels import multiplies
+
+
+class Runner:
+    """An artifact in its runtime."""
+
+    def __init__(self, path: Path, backend: str, threads: int) -> None:
+        self.path = path
+        self.backend = backend
+        self.threads = threads
+        self.mark: memory.Mark | None = None
+
+    def load(self) -> dict[str, Any]:
+        """Load the artifact, timed; return what it says of its inputs and outputs."""
+        self.mark = memory.mark()
+        start = time.perf_counter_ns()
+        facts = self._open()
+        return {"load_ms": (time.perf_counter_ns() - start) / 1e6, **facts}
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        """Return torch tensors of `arrays`; copied, since what came over the pipe is read-only."""
+        import torch
+
+        return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+
+    def run(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+        """Run once and return every output tensor."""
+        import torch
+
+        leaves = torch.utils._pytree.tree_leaves(self.call(self.tensors(arrays)))
+        return tuple(leaf.detach().numpy() for leaf in leaves)
+
+    def peak_bytes(self) -> int | None:
+        """Return the peak of what loading and running took; None where /proc does not tell."""
+        return memory.peak_bytes(self.mark, self.path)
+
+    def _open(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        """Run once on tensors."""
+        raise NotImplementedError
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:
+        """Return the kernel names of one run, in order."""
+        raise NotImplementedError
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """Return the operators, the number of delegates and the bytecode version."""
+        raise NotImplementedError
+
+
+class _ExecuTorch(Runner):
+    def _open(self) -> dict[str, Any]:
+        # the package's own front imports all of executorch.exir, which takes ten seconds
+        from executorch.extension.pybindings import _C as runtime  # noqa: N811
+
+        runtime._unsafe_reset_threadpool(self.threads)
+        self.runtime = runtime
+        # the Program must outlive its Method, or the runtime crashes
+        self.program = runtime._load_program(
+            str(self.path), program_verification=runtime.Verification.InternalConsistency
+        )
+        self.method = self.program.load_method("forward")
+        meta = self.method.method_meta()
+        return {
+            "inputs": [_described(meta.input_tensor_meta(i)) for i in range(meta.num_inputs())],
+            "outputs": [_described(meta.output_tensor_meta(i)) for i in range(meta.num_outputs())],
+            "threads": runtime._threadpool_get_thread_count(),
+        }
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        return self.method(inputs)
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:
+        program = self.runtime._load_program(
+            str(self.path),
+            enable_etdump=True,
+            debug_buffer_size=0,
+            program_verification=self.runtime.Verification.InternalConsistency,
+        )
+        method = program.load_method("forward")
+        method(self.tensors(arrays))
+        dump = folder / "profile.etdp"
+        program.write_etdump_result_to_file(str(dump), str(folder / "profile.bin"))
+        return [event.name for event in last_run(dump)]
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        plan = tables(self.path, folder, "schema/program.fbs")["execution_plan"][0]
+        names = [f"{op['name']}.{op['overload']}".rstrip(".") for op in plan.get("operators", ())]
+        return {"operators": sorted(set(names)), "delegates": len(plan.get("delegates", ())), "bytecode_version": None}
+
+
+def _described(info: Any) -> list[Any]:
+    """Return [dtype, shape] of a tensor's meta data; the dtype is ExecuTorch's ScalarType code."""
+    codes = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"}
+    return [{**codes, 11: "bool"}.get(info.dtype(), f"code {info.dtype()}"), list(info.sizes())]
+
+
+class _TorchScript(Runner):
+    def _open(self) -> dict[str, Any]:
+        import torch
+        from torch.jit.mobile import _load_for_lite_interpreter
+
+        torch.set_num_threads(self.threads)
+        torch.backends.quantized.engine = self.backend
+        is_lite = self.path.suffix == ".ptl"
+        self.module = (_load_for_lite_interpreter if is_lite else torch.jit.load)(str(self.path))
+        return {"threads": torch.get_num_threads()}
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        return self.module(*inputs)
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:  # noqa: ARG002
+        import torch
+
+        inputs = self.tensors(arrays)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.call(inputs)
+        events = sorted(profile.events(), key=lambda event: event.time_range.start)
+        return [str(event.name) for event in events if not _inside_matrix(event)]
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version
+
+        is_lite = self.path.suffix == ".ptl"
+        names = _export_operator_list(self.module) if is_lite else ()
+        version = int(_get_model_bytecode_version(str(self.path))) if is_lite else None
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": version}
+
+
+def _inside_matrix(event: Any) -> bool:
+    """Whether an event is part of a convolution or matrix product: each is to be counted once."""
+    parent = event.cpu_parent
+    while parent is not None and not multiplies("torchscript", str(parent.name)):
+        parent = parent.cpu_parent
+    return parent is not None
+
+
+class _Onnx(Runner):
+    def _open(self) -> dict[str, Any]:
+        self.session = self._session()
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.names = [item.name for item in inputs]
+        return {
+            "inputs": [_onnx_described(item) for item in inputs],
+            "outputs": [_onnx_described(item) for item in outputs],
+            "names": self.names,
+            "threads": self.threads,
+        }
+
+    def _session(self, profile: Path | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; its warnings concern graphs that people write by hand
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        return arrays
+
+    def run(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+        return tuple(np.asarray(output) for output in self.call(arrays))
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        return self.session.run(None, dict(zip(self.names, inputs, strict=True)))
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:
+        session = self._session(folder / "profile")
+        session.run(None, dict(zip(self.names, arrays, strict=True)))
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+        return [
+            f"{event['args']['op_name']} {event['name'].removesuffix('_kernel_time')}"
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        ]
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        import onnx
+
+        model = onnx.load(str(self.path), load_external_data=False)
+        names = {f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph.node}
+        opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": int(opset)}
+
+
+def _onnx_described(info: Any) -> list[Any]:
+    """Return [dtype, shape] of an input or output; a dimension that is not fixed is 0."""
+    name = info.type.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(name, name)
+    return [dtype, [size if isinstance(size, int) else 0 for size in info.shape]]
+
+
+RUNNERS: dict[str, type[Runner]] = {"executorch": _ExecuTorch, "torchscript": _TorchScript, "onnx": _Onnx}

@@ -19,6 +19,7 @@ from edgeq.artifacts.release import (
     GoldenSet,
     Row,
 )
+from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
 from edgeq.artifacts.verdict import (
     Agreement,
     CheckReport,
@@ -38,6 +39,7 @@ from edgeq.artifacts.verdict import (
 
 __all__ = [
     "Agreement",
+    "Attempt",
     "BuildReport",
     "BundleInput",
     "CheckReport",
@@ -59,6 +61,9 @@ __all__ = [
     "Parity",
     "QuantizedModel",
     "Row",
+    "Scores",
+    "Search",
+    "Sensitivity",
     "SourceKind",
     "TensorSpec",
     "Timing",

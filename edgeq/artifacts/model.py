@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.search import Search
+
 SourceKind = Literal["module", "exported", "pte", "ptl"]
 Weights = Literal["file", "pretrained", "own", "random"]
 
@@ -99,6 +101,8 @@ class QuantizedModel:
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
         tuning: what training came to, for schemes that train.
+        search: what a search for the layers to leave in float came to; an interrupted one would go on from
+            `search_state`.
     """
 
     scheme: str
@@ -108,6 +112,8 @@ class QuantizedModel:
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]
     tuning: Tuning | None = None
+    search: Search | None = None
+    search_state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

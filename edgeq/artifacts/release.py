@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, Tuning, Weights
+from edgeq.artifacts.search import Search
 from edgeq.artifacts.verdict import CheckReport, VerifyReport
 from edgeq.errors import ExitCode
 
@@ -32,6 +33,8 @@ class DataFacts:
     evaluation_samples: int = 0
     qat_sha256: str | None = None
     qat_samples: int = 0
+    search_sha256: str | None = None
+    search_samples: int = 0
     findings: tuple[DataFinding, ...] = ()
     excluded_shared: int = 0
     skipped: tuple[str, ...] = ()
@@ -57,6 +60,7 @@ class BundleInput:
     quantized: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
     tuning: Tuning | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,7 @@ class Row:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
         layers: of the lowered model; none where the artifact came as it is.
+        search: what a search for the layers to leave in float came to; None for schemes that do not search.
     """
 
     model: str
@@ -103,6 +108,7 @@ class Row:
     cached: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

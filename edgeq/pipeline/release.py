@@ -39,6 +39,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
             lowered=product.lowered,
             verified=product.verified,
             tuning=product.tuning,
+            search=product.search,
             options=job.gates,
             size_bytes=size_bytes,
             download_bytes=judged_bytes,
@@ -64,6 +65,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         delegated_macs=product.lowered.delegated_macs,
         weights=prepared.model.weights,
         layers=product.lowered.layers,
+        search=product.search,
     )
 
 
@@ -101,6 +103,7 @@ def _bundle_input(
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
         tuning=product.tuning,
+        search=product.search,
     )
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Fidelity, Gate, Row
+    from edgeq.artifacts import Fidelity, Gate, Row, Search
 
 MISSING = "not measured"
+_SHOWN = 6  # names of layers in one line
 
 
 def size(row: Row) -> str:
@@ -92,6 +93,14 @@ def latency(row: Row) -> str:
 
 def _ms(value_ms: float) -> str:
     return format_quantity(value_ms, "ms").removesuffix(" ms")
+
+
+def search(found: Search) -> str:
+    """Return which layers a search left in float."""
+    kept = found.found.kept
+    names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
+    tried = f"{len(found.attempts)} assignments tried on {found.samples} samples"
+    return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''} ({tried})"
 
 
 def verdict(row: Row) -> str:

@@ -132,8 +132,9 @@ def test_an_unknown_key_of_a_target_file_is_named_with_its_file(package: Run) ->
     package("--target", "mine.toml").fails(2, "mine.toml", "device.thread", "Did you mean 'threads'?")
 
 
-def test_a_scheme_that_is_known_but_not_supported_is_another_code(package: Run) -> None:
-    package("--scheme", "qat-int8").fails(3, "qat-int8", "planned")
+def test_a_search_that_no_limit_would_end_is_an_error(package: Run) -> None:
+    package("--scheme", "mixed-int8").fails(2, "mixed-int8", "--limit accuracy_drop=0.5pp")
+    package("--search-data", "x.npz").fails(2, "--search-data is for schemes that search")
 
 
 def make_images(folder: Path, count: int = 32, seed: int = 0) -> None:

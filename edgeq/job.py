@@ -22,6 +22,7 @@ class DataOptions:
         metric: file.py:function, a score per sample; None for top-1.
         preprocess: a preset or a TOML file; None where arrays are fed as they are.
         labels: a file that maps class folders to output indices.
+        search: where mixed-int8 judges; None for what the calibration data has left over.
     """
 
     calibration: str | None = None
@@ -29,7 +30,9 @@ class DataOptions:
     metric: str | None = None
     preprocess: str | None = None
     labels: Path | None = None
+    search: str | None = None
     num_calibration_samples: int = 128
+    num_search_samples: int = 512
     lint: Literal["error", "warn"] = "error"
     skip_bad_images: bool = False
 

@@ -200,6 +200,14 @@ class QatFacts(_Strict):
     weights: TunedWeights = Field(description="which candidate was kept")
 
 
+class SearchFacts(_Strict):
+    """What mixed-int8 chose the layers in float by; its samples are none of the calibration's or the evaluation's."""
+
+    data_sha256: Sha256
+    samples: Count
+    assignments: Count = Field(description="that were tried")
+
+
 class Provenance(_Strict):
     """What it was made from."""
 
@@ -211,6 +219,7 @@ class Provenance(_Strict):
     evaluation_samples: Count
     data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
     qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
+    search: SearchFacts | None = Field(default=None, description="null where nothing was searched")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
 

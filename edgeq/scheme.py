@@ -8,38 +8,60 @@ from typing import Literal, get_args
 from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.units import Dimension, parse_quantity
 
-SchemeName = Literal["fp32", "fp16", "static-int8", "dynamic-int8", "weight-only-int8", "qat-int8", "pretrained"]
+SchemeName = Literal[
+    "fp32", "fp16", "static-int8", "dynamic-int8", "weight-only-int8", "qat-int8", "mixed-int8", "pretrained"
+]
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
-# PyTorch's other schemes: known, so that a profile or a user who names one gets code 3, not a spelling hint
-PLANNED_SCHEMES = ("mixed-int8",)
 # they multiply in float, whatever they store, and differ from fp32 by no quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "weight-only-int8"})
 # they observe ranges on real samples
-NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8"})
+NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8"})
 # they train, for which the --qat options are
 NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
+# they choose what stays in float by an accuracy, for which the --search options are
+NEEDS_SEARCH: frozenset[SchemeName] = frozenset({"mixed-int8"})
 
 ObserverName = Literal["histogram", "minmax", "percentile"]
 OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")
 
 LimitName = Literal[
-    "size", "download", "accuracy_drop", "latency", "peak_memory", "load", "delta", "flips", "class_drop"
+    "size",
+    "download",
+    "accuracy_drop",
+    "sqnr",
+    "agreement",
+    "latency",
+    "peak_memory",
+    "load",
+    "delta",
+    "flips",
+    "class_drop",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitKind:
-    """What a limit is measured in, the exit code of a run that breaks it, and the command that measures it."""
+    """A limit.
+
+    Attributes:
+        dimension: what it is measured in.
+        exit_code: of a run that breaks it.
+        measured_by: the command that measures it.
+        at_least: whether less than the limit breaks it; else more does.
+    """
 
     dimension: Dimension
     exit_code: ExitCode
     measured_by: Literal["package", "release"] = "package"
+    at_least: bool = False
 
 
 LIMITS: dict[LimitName, LimitKind] = {
     "size": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE),
     "download": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE),
     "accuracy_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY),
+    "sqnr": LimitKind(dimension="dB", exit_code=ExitCode.ACCURACY, at_least=True),
+    "agreement": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, at_least=True),
     "latency": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
     "peak_memory": LimitKind(dimension="bytes", exit_code=ExitCode.LATENCY),
     "load": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
@@ -47,6 +69,8 @@ LIMITS: dict[LimitName, LimitKind] = {
     "flips": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, measured_by="release"),
     "class_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY, measured_by="release"),
 }
+# what a search may be held to: one of them says which accuracy is enough
+SEARCH_LIMITS: tuple[LimitName, ...] = ("accuracy_drop", "sqnr", "agreement")
 
 
 def parse_limit(text: str) -> tuple[LimitName, float]:

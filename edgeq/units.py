@@ -12,7 +12,7 @@ from typing import Literal
 
 from edgeq.errors import UsageError, nearest
 
-Dimension = Literal["bytes", "ms", "pp", "%"]
+Dimension = Literal["bytes", "ms", "pp", "%", "dB"]
 
 _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "bytes": {
@@ -28,8 +28,9 @@ _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
     "pp": {"pp": Decimal(1), "%": Decimal(1)},
     "%": {"%": Decimal(1)},
+    "dB": {"dB": Decimal(1)},
 }
-_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp", "%": "2%"}
+_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
 _QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z%]+)\s*", re.ASCII)
 
 
@@ -77,4 +78,4 @@ def format_quantity(value: float, dimension: Dimension) -> str:
         return format_bytes(value)
     if dimension == "ms":
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
-    return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} pp"
+    return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"

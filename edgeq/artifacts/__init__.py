@@ -21,6 +21,7 @@ from edgeq.artifacts.release import (
     Reuse,
     Row,
 )
+from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
 from edgeq.artifacts.verdict import (
     Agreement,
     CheckReport,
@@ -42,6 +43,7 @@ from edgeq.artifacts.verdict import (
 
 __all__ = [
     "Agreement",
+    "Attempt",
     "BuildReport",
     "BundleInput",
     "CheckReport",
@@ -67,6 +69,9 @@ __all__ = [
     "QuantizedModel",
     "Reuse",
     "Row",
+    "Scores",
+    "Search",
+    "Sensitivity",
     "SourceKind",
     "TensorSpec",
     "Timing",

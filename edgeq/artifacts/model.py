@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.search import Search
+
 SourceKind = Literal["module", "exported", "pte", "ptl"]
 Weights = Literal["file", "pretrained", "own", "random"]
 
@@ -117,6 +119,8 @@ class QuantizedModel:
         tuning: what training came to, for schemes that train.
         qparams: of every tensor in static int8; none for other schemes.
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
+        search: what a search for the layers to leave in float came to; an interrupted one would go on from
+            `search_state`.
     """
 
     scheme: str
@@ -128,6 +132,8 @@ class QuantizedModel:
     tuning: Tuning | None = None
     qparams: tuple[QParams, ...] = ()
     fresh: tuple[str, ...] = ()
+    search: Search | None = None
+    search_state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
+from edgeq.artifacts.search import Search
 from edgeq.artifacts.verdict import CheckReport, Fidelity, VerifyReport
 from edgeq.errors import ExitCode
 
@@ -32,6 +33,8 @@ class DataFacts:
     evaluation_samples: int = 0
     qat_sha256: str | None = None
     qat_samples: int = 0
+    search_sha256: str | None = None
+    search_samples: int = 0
     findings: tuple[DataFinding, ...] = ()
     excluded_shared: int = 0
     skipped: tuple[str, ...] = ()
@@ -57,6 +60,7 @@ class BundleInput:
     quantized: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
     tuning: Tuning | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ class Row:
         qparams: of every tensor in static int8, for models to come that are to reuse them.
         reuse: None where no shipped model's were reused.
         source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
+        search: what a search for the layers to leave in float came to; None for schemes that do not search.
     """
 
     model: str
@@ -132,6 +137,7 @@ class Row:
     qparams: tuple[QParams, ...] = ()
     reuse: Reuse | None = None
     source: str = ""
+    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ from edgeq.manifest import (
     Provenance,
     QatFacts,
     RuntimeRange,
+    SearchFacts,
     TargetFacts,
     Tensor,
 )
@@ -249,6 +250,14 @@ def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
     )
 
 
+def _search(item: BundleInput, data: DataFacts) -> SearchFacts | None:
+    if item.search is None or data.search_sha256 is None:
+        return None
+    return SearchFacts(
+        data_sha256=data.search_sha256, samples=data.search_samples, assignments=len(item.search.attempts)
+    )
+
+
 def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
     return Provenance(
         source_sha256=item.model.source_sha256,
@@ -258,6 +267,7 @@ def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
         evaluation_samples=data.evaluation_samples,
         data_findings=tuple(sorted({finding.name for finding in data.findings})),
         qat=_qat(item, data),
+        search=_search(item, data),
         seed=item.seed,
         tools=item.tools,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, Tuning, VerifyReport, Weights
+from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, Search, Tuning, VerifyReport, Weights
 from edgeq.check.accuracy import accuracy_warnings
 from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
@@ -17,6 +17,7 @@ from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.instructions import instruction_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.check.outcome import unverified
+from edgeq.check.search import search_gates
 from edgeq.check.store import find_store_limit, store_gate, store_warnings
 from edgeq.check.tolerance import MAX_RELATIVE_FP32, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.check.training import training_gates, training_warnings
@@ -59,6 +60,7 @@ def check(
     host_arch: str,
     has_graph: bool = True,
     tuning: Tuning | None = None,
+    search: Search | None = None,
 ) -> CheckReport:
     """Evaluate all gates of one artifact.
 
@@ -73,6 +75,7 @@ def check(
         weights: where the parameters came from.
         host_arch: what `verified` was measured on, as `platform.machine()` says it.
         tuning: what training came to, for schemes that train.
+        search: what the search came to, for schemes that search.
         has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
 
     Raises:
@@ -96,6 +99,7 @@ def check(
         *graph_gates(verified),
         *device_gates(scheme, verified),
         *training_gates(tuning),
+        *search_gates(search),
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
         runtime_gate(target, lowered),
         *(limit_gate(name, limit, measured) for name, limit in options.limits),

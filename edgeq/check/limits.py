@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgeq.artifacts import DeviceMeasures, Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
 from edgeq.check.accuracy import why_worthless
-from edgeq.check.outcome import at_most, unverified
+from edgeq.check.outcome import at_least, at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import format_quantity
 
@@ -47,8 +47,10 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     kind = LIMITS[name]
     value, note = _value(name, limit, measured)
     if value is None:
-        return unverified(name, f"<= {format_quantity(limit, kind.dimension)}", note)
-    gate = at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+        sign = ">=" if kind.at_least else "<="
+        return unverified(name, f"{sign} {format_quantity(limit, kind.dimension)}", note)
+    hold = at_least if kind.at_least else at_most
+    gate = hold(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
     is_predicted = name == "latency" and _prediction(measured) is not None
     return dataclasses.replace(gate, measured=f"predicted {gate.measured}") if is_predicted else gate
 
@@ -61,6 +63,8 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
         return measured.download_bytes, ""
     if name == "accuracy_drop":
         return _drop(measured, limit)
+    if name in ("sqnr", "agreement"):
+        return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":
         return None, "measured against the shipped model, by `edgeq ota release`"
     return _timed(name, measured)
@@ -93,6 +97,17 @@ def _drop_of(fidelity: Fidelity | None, measured: Measured) -> tuple[float | Non
     if by_point:
         return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp{where}"
     return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp{where}"
+
+
+def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
+    """Return the SQNR in dB or the top-1 agreement in percent, on evaluation data; random inputs prove nothing."""
+    fidelity = measured.verified.fidelity
+    if fidelity is None or fidelity.inputs != "evaluation":
+        return None, "random inputs are no evidence: give --eval-data, with labels or without"
+    agreement = None if fidelity.top1_agreement is None else 100 * fidelity.top1_agreement
+    value = fidelity.sqnr_db if name == "sqnr" else agreement
+    why = "there is no fp32 output that ranks classes" if name == "agreement" else "there is no fp32 to compare with"
+    return value, f"over {fidelity.samples} samples" if value is not None else why
 
 
 def _judged(drop: Interval, by_point: bool) -> float:

@@ -18,7 +18,7 @@ def amount(value: float, dimension: Dimension) -> str:
 
 
 def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
-    """Hold `measured` to `limit`, both in the dimension's base unit; equal passes, NaN does not.
+    """Hold `measured` to the most that passes, both in the dimension's base unit; equal passes, NaN does not.
 
     Args:
         name: the gate's name.
@@ -28,16 +28,35 @@ def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, c
         code: the exit code of a failure.
         note: said after by how much.
     """
-    # negated, so that NaN fails
-    over = not measured <= limit
-    if math.isnan(measured) or math.isnan(limit):
-        by = "not a number"
-    else:
-        by = f"+{amount(measured - limit, dimension)} over" if over else f"{amount(limit - measured, dimension)} left"
+    left = limit - measured
+    by = f"{amount(left, dimension)} left" if left >= 0 else f"+{amount(-left, dimension)} over"
+    return _held("<=", left, by, name, limit, measured, dimension, code, note)
+
+
+def at_least(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
+    """Hold `measured` to the least that passes; the rest is as in `at_most`."""
+    above = measured - limit
+    by = f"{amount(above, dimension)} above" if above >= 0 else f"{amount(-above, dimension)} short"
+    return _held(">=", above, by, name, limit, measured, dimension, code, note)
+
+
+def _held(
+    sign: str,
+    margin: float,
+    by: str,
+    name: str,
+    limit: float,
+    measured: float,
+    dimension: Dimension,
+    code: ExitCode,
+    note: str,
+) -> Gate:
+    by = "not a number" if math.isnan(margin) else by
     return Gate(
         name=name,
-        outcome="failed" if over else "ok",
-        limit=f"<= {format_quantity(limit, dimension)}",
+        # so that NaN fails
+        outcome="ok" if margin >= 0 else "failed",
+        limit=f"{sign} {format_quantity(limit, dimension)}",
         measured=format_quantity(measured, dimension),
         detail=f"{by}; {note}" if note else by,
         exit_code=code,

@@ -22,6 +22,7 @@ from edgeq.cli import (
     profile,
     report,
     schema,
+    sensitivity,
     targets,
     verify,
 )
@@ -42,6 +43,7 @@ _FLAGS_OFF = {
     "inspect": {"help": False},
     "report": {"help": False},
     "diff": {"help": False},
+    "sensitivity": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
     "keys": {"help": False},
@@ -61,6 +63,7 @@ app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("schema")(schema.schema)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)

@@ -12,10 +12,11 @@ from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
     LIMITS,
+    NEEDS_SEARCH,
     NEEDS_TRAINING,
     OBSERVERS,
-    PLANNED_SCHEMES,
     SCHEMES,
+    SEARCH_LIMITS,
     LimitName,
     SchemeName,
     parse_limit,
@@ -78,6 +79,7 @@ def request(command_line: Options, project: Options) -> Request:
         cache=_or(options.cache, True),
     )
     _check_qat(command_line, job)
+    _check_search(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
 
 
@@ -88,6 +90,20 @@ def _check_qat(command_line: Options, job: Job) -> None:
     if given and not schemes & set(NEEDS_TRAINING):
         what = f"--qat-{next(iter(given))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
+
+
+def _check_search(command_line: Options, job: Job) -> None:
+    """Refuse a search that nothing would end, and options of one where none is done."""
+    schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+    searches = schemes & NEEDS_SEARCH
+    given = [name for name in ("search", "num_search_samples") if getattr(command_line.data, name) is not None]
+    if given and not searches:
+        option = {"search": "--search-data"}.get(given[0], "--num-search-samples")
+        what = f"{option} is for schemes that search, and this run has {', '.join(sorted(schemes))}"
+        raise UsageError(what, f"add --scheme {next(iter(NEEDS_SEARCH))}, or leave the option out")
+    if searches and not any(name in SEARCH_LIMITS for name, _ in job.gates.limits):
+        what = f"{next(iter(searches))} searches for the least that keeps an accuracy, and none was asked for"
+        raise UsageError(what, "add --limit accuracy_drop=0.5pp, sqnr=30dB or agreement=99%")
 
 
 def merge(command_line: Options, project: Options) -> Options:
@@ -154,10 +170,7 @@ def _scheme(name: str) -> SchemeName:
     for known in SCHEMES:
         if known == name:
             return known
-    if name in PLANNED_SCHEMES:
-        what = f"scheme {name} is planned, this version of edgeq cannot do it yet"
-        raise UnsupportedError(what, f"schemes: {', '.join(SCHEMES)}")
-    hint = nearest(name, (*SCHEMES, *PLANNED_SCHEMES))
+    hint = nearest(name, SCHEMES)
     raise UsageError(f"unknown scheme {name!r}.{hint}", f"schemes: {', '.join(SCHEMES)}")
 
 
@@ -177,7 +190,9 @@ def _data(table: DataTable) -> DataOptions:
         metric=table.metric,
         preprocess=table.preprocess,
         labels=None if table.labels is None else Path(table.labels),
+        search=table.search,
         num_calibration_samples=_or(table.num_calibration_samples, 128),
+        num_search_samples=_or(table.num_search_samples, DataOptions().num_search_samples),
         lint=_choice("value of --data-lint", table.lint, _LINT, default="error"),
         skip_bad_images=_or(table.skip_bad_images, False),
     )

@@ -72,6 +72,13 @@ Labels = Annotated[str | None, typer.Option(metavar="FILE", help="A file that ma
 NumCalibrationSamples = Annotated[
     int | None, typer.Option(metavar="N", help="Samples to calibrate on; 128 if not given.")
 ]
+SearchData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA", help="Samples that mixed-int8 judges on; the rest of the calibration data if not given."
+    ),
+]
+NumSearchSamples = Annotated[int | None, typer.Option(metavar="N", help="At most so many; 512 if not given.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="The seed of all that is random; 0 if not given.")]
 Observer = Annotated[
     str | None,
@@ -111,7 +118,8 @@ Limit = Annotated[
     typer.Option(
         "--limit",
         metavar="NAME=VALUE",
-        help="size=5MB, download=4MB, accuracy_drop=0.5pp, latency=40ms, peak_memory=120MB, load=300ms; repeatable.",
+        help="size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, latency=40ms, "
+        " peak_memory=120MB, load=300ms; repeatable.",
         autocompletion=complete.limits,
     ),
 ]

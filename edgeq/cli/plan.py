@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_TRAINING
+from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.units import format_bytes, format_quantity
 from edgeq.verify.emulate.wanted import wants_emulation
 
@@ -20,6 +20,10 @@ _QUANTIZERS = {
     ("executorch", "dynamic-int8"): "PT2E, the XNNPACK quantizer, activations as it runs",
     ("executorch", "weight-only-int8"): "linear and embedding weights stored in int8, arithmetic in float32",
     ("onnx", "static-int8"): "PT2E, written as QuantizeLinear and DequantizeLinear",
+    ("executorch", "qat-int8"): "PT2E, the XNNPACK quantizer",
+    ("executorch", "mixed-int8"): "PT2E, the XNNPACK quantizer, some layers in float",
+    ("torchscript", "qat-int8"): "FX graph mode, the {backend} engine",
+    ("torchscript", "mixed-int8"): "FX graph mode, the {backend} engine, some layers in float",
     ("torchscript", "fp16"): "weights stored in half precision, arithmetic in float32",
     ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
     ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",
@@ -129,6 +133,9 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
         steps.append(("reuse", f"scales and zero points of {job.reuse_qparams_from} where they fit"))
     if scheme in NEEDS_TRAINING:
         steps.append(("train", _training(job)))
+    if scheme in NEEDS_SEARCH:
+        data = job.data.search or "the rest of the calibration data"
+        steps.append(("search", f"the layers to leave in float, on at most {job.data.num_search_samples} of {data}"))
     return steps
 
 
@@ -142,7 +149,10 @@ def _training(job: Job) -> str:
 
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
     gates = job.gates
-    lines = [f"{name} <= {format_quantity(value, LIMITS[name].dimension)}" for name, value in gates.limits]
+    lines = [
+        f"{name} {'>=' if LIMITS[name].at_least else '<='} {format_quantity(value, LIMITS[name].dimension)}"
+        for name, value in gates.limits
+    ]
     if any(name == "accuracy_drop" for name, _ in gates.limits):
         lines.append(f"the drop's {gates.limit_on} counts")
     if gates.latency_on == "predicted":

@@ -39,6 +39,7 @@ def check_files(job: Job) -> None:
         (data.calibration, "--calibration-data"),
         (data.evaluation, "--eval-data"),
         (data.metric, "--metric"),
+        (data.search, "--search-data"),
         (job.qat.data, "--qat-data"),
         (job.qat.train, "--qat-train"),
     ):

@@ -28,7 +28,9 @@ class DataTable(_Table):
     metric: str | None = None
     preprocess: str | None = None
     labels: str | None = None
+    search: str | None = None
     num_calibration_samples: int | None = Field(default=None, ge=1)
+    num_search_samples: int | None = Field(default=None, ge=16)
     lint: str | None = None
     skip_bad_images: bool | None = None
 
@@ -50,6 +52,8 @@ class LimitTable(_Table):
     size: str | None = None
     download: str | None = None
     accuracy_drop: str | None = None
+    sqnr: str | None = None
+    agreement: str | None = None
     latency: str | None = None
     peak_memory: str | None = None
     load: str | None = None
@@ -140,7 +144,10 @@ def relative_to(options: Options, folder: Path) -> Options:
     """Return the options with their paths, which are relative to the file, relative to the current folder."""
     data = options.data.model_copy(
         update={
-            **{key: _join(folder, getattr(options.data, key)) for key in ("calibration", "evaluation", "metric")},
+            **{
+                key: _join(folder, getattr(options.data, key))
+                for key in ("calibration", "evaluation", "metric", "search")
+            },
             "labels": _join(folder, options.data.labels),
             "preprocess": _join(folder, options.data.preprocess, unless=options.data.preprocess in PRESETS),
         }

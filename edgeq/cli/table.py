@@ -161,12 +161,13 @@ def _below(report: ProjectReport) -> list[str]:
                 f"error: {printable(f'{model.name}: {model.error.what}')}",
                 f"  fix: {printable(model.error.fix)}",
             ]
+    found = [f"search: {words.search(row.search)} ({row.target})" for row in report.rows if row.search]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
     reused = [line for row in report.rows for line in _reused(row)]
     paths = [f"{words.place(row)}: {row.path}" for row in report.rows]
-    sections = [section for section in (devices, failed, app, warnings, data, reused, paths) if section]
+    sections = [section for section in (devices, failed, found, app, warnings, data, reused, paths) if section]
     return [line for section in sections for line in ("", *section)]
 
 

@@ -16,8 +16,13 @@ from edgeq.load.records import Reading
 from edgeq.preprocess import Preprocess
 from edgeq.samples import Dataset
 
-Role = Literal["calibration", "evaluation", "qat"]
-_OPTION: dict[Role, str] = {"calibration": "--calibration-data", "evaluation": "--eval-data", "qat": "--qat-data"}
+Role = Literal["calibration", "evaluation", "qat", "search"]
+_OPTION: dict[Role, str] = {
+    "calibration": "--calibration-data",
+    "evaluation": "--eval-data",
+    "qat": "--qat-data",
+    "search": "--search-data",
+}
 _KINDS = "give an image folder, an .npz or .npy file, or file.py:function"
 
 

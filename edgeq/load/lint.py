@@ -62,6 +62,7 @@ def lint(
     calibration: Dataset | None,
     evaluation: Dataset | None,
     training: Dataset | None = None,
+    search: Dataset | None = None,
     *,
     wanted: int,
     preprocess: Preprocess | None,
@@ -75,6 +76,7 @@ def lint(
         calibration: the samples that ranges are set from, or None.
         evaluation: the samples that accuracy is measured on, or None.
         training: the samples that qat-int8 trains on, or None.
+        search: the samples that mixed-int8 chooses by, or None.
         wanted: how many calibration samples were asked for.
         preprocess: says the range of image inputs; None where arrays are fed as they are.
         specs: the model's inputs.
@@ -93,10 +95,10 @@ def lint(
         findings += [*_calibration_findings(ours, wanted), *_value_findings(ours)]
         findings += _class_findings(ours, theirs, n_classes)
         seen.append(ours)
-    if training is not None:
-        trained_on = _survey(training, "QAT", specs, ranges, n_classes)
-        findings += _value_findings(trained_on)
-        seen.append(trained_on)
+    for title, data in (("QAT", training), ("search", search)):
+        if data is not None:
+            seen.append(_survey(data, title, specs, ranges, n_classes))
+            findings += _value_findings(seen[-1])
     if theirs is not None:
         findings += _value_findings(theirs)
         findings += [finding for one in seen if (finding := _shared_finding(one, theirs)) is not None]

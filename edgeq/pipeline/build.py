@@ -27,7 +27,7 @@ from edgeq.pipeline.prepare import REJECTED_NAME, prepare, with_demo_data
 from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
 from edgeq.pipeline.reuse import check_reuse, reusing_product
-from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def _made(job: Job, cells: tuple[Cell, ...], work: Path, progress: Progress) -> 
             progress,
             needs_calibration=any(cell.scheme in NEEDS_CALIBRATION for cell in cells),
             needs_training=any(cell.scheme in NEEDS_TRAINING for cell in cells),
+            needs_search=any(cell.scheme in NEEDS_SEARCH for cell in cells),
             describe=maker.described,
         )
         recorder.on = False

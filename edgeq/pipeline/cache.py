@@ -82,7 +82,7 @@ def clear_cache() -> int:
     """
     folder = cache_folder()
     entries = cache_info().entries
-    for name in ("cells", "qat"):
+    for name in ("cells", "qat", "search"):
         if (folder / name).exists():
             with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
                 shutil.rmtree(folder / name)
@@ -131,12 +131,9 @@ def job_facts(job: Job) -> dict[str, Any]:
     for name in ("targets", "schemes", "out", "cache"):
         del options[name]
     data, gates = job.data, job.gates
-    named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, job.qat.data)
-    files = [
-        str(name)
-        for name in (job.source, *named, gates.shipped, gates.device, job.reuse_qparams_from)
-        if name is not None
-    ]
+    named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, data.search, job.qat.data)
+    others = (gates.shipped, gates.device, job.reuse_qparams_from)
+    files = [str(name) for name in (job.source, *named, *others) if name is not None]
     functions = [name for name in (data.metric, job.qat.train) if name is not None]
     has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, *functions))
     return {

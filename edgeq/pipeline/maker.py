@@ -84,6 +84,6 @@ class Maker:
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
             product = self._producer.make(recipe, label, runtime, emulated=emulated)
-            if product.tuning is not None and product.tuning.state is not None:
-                self._states.append(product.tuning.state)
+            states = (product.tuning.state if product.tuning is not None else None, product.search_state)
+            self._states += [state for state in states if state is not None]
             return product

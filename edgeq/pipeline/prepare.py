@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from edgeq.manifest import check_slug
 from edgeq.samples import Dataset, remembered
 
 if TYPE_CHECKING:
+    from edgeq.load.data import Role
     from edgeq.preprocess import Preprocess
 
+_Wanted = tuple["Role", str | None, int | None]
 DIGITS = "digits"
 REJECTED_NAME = "rejected"
 RANDOM_SAMPLES = 32
@@ -30,6 +32,7 @@ class Prepared:
     Attributes:
         samples: evaluation data, or seeded random inputs where none was given.
         training: what qat-int8 may train on; none where no scheme trains.
+        searching: what mixed-int8 judges on; none where no scheme searches.
         train: the user's own training loop.
         logits: whether the outputs are scored as logits [N, classes].
     """
@@ -43,6 +46,7 @@ class Prepared:
     labels: tuple[str, ...]
     data: DataFacts
     training: Dataset = NO_SAMPLES
+    searching: Dataset = NO_SAMPLES
     train: Callable[[Any, Any, Any], Any] | None = None
     logits: bool = False
 
@@ -69,6 +73,7 @@ def prepare(
     *,
     needs_calibration: bool,
     needs_training: bool = False,
+    needs_search: bool = False,
     describe: Callable[[LoadedModel], LoadedModel],
 ) -> Prepared:
     """Load the model and its data.
@@ -78,6 +83,7 @@ def prepare(
         progress: how it is told.
         needs_calibration: whether any scheme of the run observes ranges.
         needs_training: whether any scheme of the run trains.
+        needs_search: whether any scheme of the run searches.
         describe: fills in the inputs of an artifact that came as it is.
 
     Raises:
@@ -97,10 +103,11 @@ def prepare(
     if needs_calibration and job.data.calibration is None and not is_artifact:
         what = "int8 ranges must come from real samples, and no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")
-    needs_training = needs_training and not is_artifact
+    needs_training, needs_search = needs_training and not is_artifact, needs_search and not is_artifact
     train = _train(job) if needs_training else None
     with progress.task("read the data"):
-        opened, facts = _data(job, model, preprocess, outputs, with_training=needs_training)
+        also = _also(job, with_training=needs_training, with_search=needs_search)
+        opened, facts = _data(job, model, preprocess, outputs, also)
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     if model.weights == "random" and calibration.count:
         from edgeq.load.weights import estimate_batch_norm
@@ -119,6 +126,7 @@ def prepare(
         labels=_labels(job, evaluation, calibration),
         data=facts,
         training=opened.get("qat", NO_SAMPLES),
+        searching=opened.get("search", NO_SAMPLES),
         train=train,
         logits=_n_classes(job, outputs) is not None,
     )
@@ -193,21 +201,20 @@ def _data(
     model: LoadedModel,
     preprocess: Preprocess | None,
     outputs: tuple[TensorSpec, ...],
-    *,
-    with_training: bool,
+    also: Sequence[_Wanted],
 ) -> tuple[dict[str, Dataset], DataFacts]:
     """Return the sets by role, `calibration` always among them, and what the manifest says of them."""
-    from edgeq.load.data import Role, open_dataset
+    from edgeq.load.data import open_dataset
     from edgeq.load.digest import dataset_sha256
     from edgeq.load.labels import check_classes
 
     n_classes = _n_classes(job, outputs)
     opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
     skipped: list[str] = []
-    wanted: list[tuple[Role, str | None, int | None]] = [
+    wanted: list[_Wanted] = [
         ("calibration", job.data.calibration, job.data.num_calibration_samples),
         ("evaluation", job.data.evaluation, None),
-        ("qat", (job.qat.data or job.data.calibration) if with_training else None, job.qat.samples),
+        *also,
     ]
     for role, origin, limit in wanted:
         if origin is None:
@@ -219,6 +226,12 @@ def _data(
         skipped += left_out
         if n_classes is not None:
             check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+    if "search" in opened:
+        from edgeq.pipeline.searching import split_search
+
+        own = job.data.search is not None
+        parts = split_search(opened["calibration"], opened["search"], most=job.data.num_search_samples, own=own)
+        opened |= dict(zip(("calibration", "search"), parts, strict=True))
     opened, facts = _linted(job, model, preprocess, opened, n_classes)
     hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
     counts = {role: data.count for role, data in opened.items()}
@@ -230,8 +243,23 @@ def _data(
         evaluation_samples=counts.get("evaluation", 0),
         qat_sha256=hashes.get("qat"),
         qat_samples=counts.get("qat", 0),
+        search_sha256=hashes.get("search"),
+        search_samples=counts.get("search", 0),
         skipped=tuple(dict.fromkeys(skipped)),
     )
+
+
+def _also(job: Job, *, with_training: bool, with_search: bool) -> list[_Wanted]:
+    """Return the sets that only some schemes need."""
+    data = job.data
+    wanted: list[_Wanted] = []
+    if with_training:
+        wanted.append(("qat", job.qat.data or data.calibration, job.qat.samples))
+    if with_search:
+        # of the calibration data so many are asked for that enough are left
+        most = data.num_search_samples + data.num_calibration_samples
+        wanted.append(("search", data.search or data.calibration, most))
+    return wanted
 
 
 def _linted(
@@ -245,11 +273,12 @@ def _linted(
     from edgeq.load.digest import exclude
     from edgeq.load.lint import lint
 
-    evaluation, training = opened.get("evaluation"), opened.get("qat")
+    evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(
         opened["calibration"] if opened["calibration"].count else None,
         evaluation,
         training,
+        search,
         wanted=job.data.num_calibration_samples,
         preprocess=preprocess,
         specs=model.inputs,
@@ -262,7 +291,7 @@ def _linted(
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
         before = evaluation.count
-        seen = (opened["calibration"], *((training,) if training is not None else ()))
+        seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
         evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
         excluded = before - evaluation.count
     kept = {role: data for role, data in opened.items() if role != "evaluation"}

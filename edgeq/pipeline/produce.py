@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Tuning, VerifyReport
+from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Search, Tuning, VerifyReport
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
 from edgeq.samples import Batch
-from edgeq.scheme import NEEDS_TRAINING
+from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Product:
     qparams: tuple[QParams, ...] = ()
     fresh: tuple[str, ...] = ()
     reuse: Reuse | None = None
+    search: Search | None = None
+    search_state: Path | None = None
 
 
 class Producer:
@@ -130,12 +132,11 @@ class Producer:
                 label=label,
             ),
         )
-        engine = recipe.backend if recipe.runtime == "torchscript" else None
         kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(
             lowered=lowered,
             inputs=prepared.model.inputs,
-            graph=_forward(quantized.graph, engine),
+            graph=_forward(quantized.graph, engine_of(recipe)),
             fp32=None if recipe.scheme == "pretrained" else self._reference,  # there it is no float model
             output_steps=quantized.output_steps,
             samples=prepared.samples,
@@ -162,12 +163,21 @@ class Producer:
             tuning=quantized.tuning,
             qparams=quantized.qparams,
             fresh=quantized.fresh,
+            search=quantized.search,
+            search_state=quantized.search_state,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
         from edgeq.quantize import quantize
         from edgeq.quantize.spec import QuantizeSpec
 
+        search = None
+        if recipe.scheme in NEEDS_SEARCH:
+            from edgeq.pipeline.searching import search_spec
+
+            search = search_spec(
+                self._job, self._prepared, self._reference, lambda graph: _forward(graph, engine_of(recipe))
+            )
         spec = QuantizeSpec(
             model=self._prepared.model,
             captured=None if recipe.runtime == "torchscript" else self._captured,
@@ -180,6 +190,7 @@ class Producer:
             label=label,
             qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
             shipped=() if recipe.fresh else self._shipped,
+            search=search,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
 
@@ -197,6 +208,11 @@ class Producer:
             state_folder=cache_folder() / "qat" if job.cache else None,
             identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
         )
+
+
+def engine_of(recipe: Recipe) -> str | None:
+    """Return the quantized engine that runs a recipe's graphs; None where they are of plain operators."""
+    return recipe.backend if recipe.runtime == "torchscript" else None
 
 
 def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:

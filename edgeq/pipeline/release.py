@@ -40,6 +40,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
             lowered=product.lowered,
             verified=product.verified,
             tuning=product.tuning,
+            search=product.search,
             options=job.gates,
             size_bytes=size_bytes,
             download_bytes=judged_bytes,
@@ -68,6 +69,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         qparams=product.qparams,
         reuse=product.reuse,
         source=origin(job.source),
+        search=product.search,
     )
 
 
@@ -105,6 +107,7 @@ def _bundle_input(
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
         tuning=product.tuning,
+        search=product.search,
     )
 
 

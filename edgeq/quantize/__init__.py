@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeq.artifacts import QuantizedModel
+from edgeq.artifacts import QuantizedModel, Sensitivity
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import dynamic, fx, half, pretrained, pt2e, weights
+from edgeq.quantize import dynamic, fx, half, mixed, pretrained, pt2e, weights
 from edgeq.quantize.spec import QuantizeSpec
 
 METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
@@ -19,13 +19,20 @@ METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("onnx", "fp32"): pt2e.fp32,
     ("onnx", "static-int8"): pt2e.static_int8,
     ("onnx", "qat-int8"): pt2e.qat_int8,
+    ("executorch", "mixed-int8"): mixed.pt2e_mixed,
     ("torchscript", "fp32"): fx.fp32,
     ("torchscript", "fp16"): weights.stored_half,
     ("torchscript", "static-int8"): fx.static_int8,
     ("torchscript", "qat-int8"): fx.qat_int8,
+    ("torchscript", "mixed-int8"): mixed.fx_mixed,
     ("torchscript", "dynamic-int8"): dynamic.dynamic_int8,
     ("torchscript", "weight-only-int8"): weights.weight_only_int8,
     ("torchscript", "pretrained"): pretrained.pretrained,
+}
+
+RANKINGS: dict[str, Callable[[QuantizeSpec], tuple[Sensitivity, ...]]] = {
+    "executorch": mixed.pt2e_sensitivity,
+    "torchscript": mixed.fx_sensitivity,
 }
 
 

@@ -101,7 +101,7 @@ def attach(prepared: Any, *, is_observer: Callable[[Any], bool], fixed: Any) -> 
         TypeError: an observer of another kind than the two that edgeq's configurations give.
     """
     own_parameters(prepared)
-    weights = {str(node.target) for node in prepared.graph.nodes if _observes_weight(prepared, node)}
+    weights = {str(node.target) for node in prepared.graph.nodes if observes_weight(prepared, node)}
     made: dict[int, tuple[Any, nn.Module]] = {}
     ranges = {}
     # not named_children(), which leaves out the second name of an observer that two tensors share
@@ -109,7 +109,7 @@ def attach(prepared: Any, *, is_observer: Callable[[Any], bool], fixed: Any) -> 
         if not is_observer(part):
             continue
         if id(part) not in made:
-            made[id(part)] = (part, WeightFakeQuant(part)) if name in weights else _range(part, fixed)
+            made[id(part)] = (part, WeightFakeQuant(part)) if name in weights else fake_range(part, fixed)
         ranges[name] = made[id(part)]
         setattr(prepared, name, made[id(part)][1])
     layers = _swapped_layers(prepared)
@@ -132,7 +132,7 @@ def detach(prepared: Any, attached: Attached) -> None:
     for node in prepared.graph.nodes:
         _, stand_in = attached.ranges.get(str(node.target), (None, None))
         if node.op == "call_module" and isinstance(stand_in, WeightFakeQuant):
-            stand_in.observe(_attribute(prepared, node.args[0].target))
+            stand_in.observe(part_at(prepared, node.args[0].target))
     for name, (layer, stand_in) in attached.layers.items():
         inner = layer[0] if isinstance(layer, nn.Sequential) else layer
         inner.weight, inner.bias = stand_in.weight, stand_in.bias
@@ -154,8 +154,8 @@ def own_parameters(module: Any) -> None:
                 part._buffers[name] = buffer.detach().clone()
 
 
-def _range(observer: Any, fixed: Any) -> tuple[Any, nn.Module]:
-    """Return an observer of fixed parameters, and the module that learns them."""
+def fake_range(observer: Any, fixed: Any) -> tuple[Any, nn.Module]:
+    """Return an observer of fixed parameters, and the module that learns them; raises TypeError for other kinds."""
     scale, zero_point = observer.calculate_qparams()
     if scale.numel() != 1 or observer.dtype not in _LIMITS:
         raise TypeError(f"cannot train through {type(observer).__name__} of {observer.dtype}")
@@ -173,13 +173,15 @@ def _range(observer: Any, fixed: Any) -> tuple[Any, nn.Module]:
     return keeper, RangeFakeQuant(scale, zero_point, low, high, learned=learned)
 
 
-def _observes_weight(prepared: Any, node: Any) -> bool:
+def observes_weight(prepared: Any, node: Any) -> bool:
+    """Whether a node of a prepared graph is the observer of a parameter."""
     if node.op != "call_module" or not node.args or getattr(node.args[0], "op", "") != "get_attr":
         return False
-    return isinstance(_attribute(prepared, node.args[0].target), nn.Parameter)
+    return isinstance(part_at(prepared, node.args[0].target), nn.Parameter)
 
 
-def _attribute(module: Any, path: str) -> Any:
+def part_at(module: Any, path: str) -> Any:
+    """Return the module or parameter that a dotted path leads to."""
     for name in path.split("."):
         module = getattr(module, name)
     return module

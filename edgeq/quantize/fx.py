@@ -69,34 +69,63 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError, UsageError: as `static_int8`.
         AccuracyError: as `qat.tune`.
     """
+    return _int8(spec, "qat-int8", train=lambda prepared: tune(prepared, spec.model.model, spec, library()))
+
+
+def library() -> Library:
+    """Return what tells FX's observers."""
     from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_post_process
 
-    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
-    return _int8(spec, "qat-int8", train=lambda prepared: tune(prepared, spec.model.model, spec, library))
+    return Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+
+
+def layer_of(prepared: Any, node: Any) -> str | None:
+    """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
+    import torch
+
+    if node.op != "call_module":
+        return None
+    part = prepared.get_submodule(str(node.target))
+    inner = part[0] if isinstance(part, torch.nn.Sequential) else part
+    is_layer = isinstance(inner, (torch.nn.Linear, torch.nn.modules.conv._ConvNd))
+    return str(node.target) if is_layer and getattr(part, "qconfig", None) is not None else None
 
 
 def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
-    from torch.ao.quantization.observer import _is_activation_post_process
-
-    if spec.model.kind == "exported":
-        what = "an exported program cannot be quantized by FX, which fuses modules"
-        raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
+    refuse_exported(spec)
     eager = has_stubs(spec.model.model)
     inputs = example_tensors(spec.inputs)
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-            prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else _prepare(spec)
+            prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
         tuning = train(prepared) if train else None
-        settled = settle(prepared, spec.shipped, _is_activation_post_process)
-        converted = convert_eager(prepared, inputs) if eager else _converted(prepared)
+        settled = settle(prepared, spec.shipped, library().is_observer)
+        converted = convert_eager(prepared, inputs) if eager else convert(prepared)
         steps = output_steps(converted, inputs)
     layers = split_layers(converted)
     return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
 
 
-def _prepare(spec: QuantizeSpec) -> Any:
+def refuse_exported(spec: QuantizeSpec) -> None:
+    """Refuse a program that has no modules to fuse.
+
+    Raises:
+        UnsupportedError: it is an exported one.
+    """
+    if spec.model.kind == "exported":
+        what = "an exported program cannot be quantized by FX, which fuses modules"
+        raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
+
+
+def prepare(spec: QuantizeSpec) -> Any:
+    """Return a fused copy of the model with observers.
+
+    Raises:
+        UnsupportedError: FX cannot trace the model (names module and line).
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
@@ -118,7 +147,12 @@ def _prepare(spec: QuantizeSpec) -> Any:
         raise UnsupportedError(what, fix) from err
 
 
-def _converted(prepared: Any) -> Any:
+def convert(prepared: Any) -> Any:
+    """Return the quantized graph of a calibrated one.
+
+    Raises:
+        UnsupportedError: the engine cannot pack a layer.
+    """
     from torch.ao.quantization.quantize_fx import convert_fx
 
     try:

@@ -55,9 +55,6 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError, UsageError: as `static_int8`.
         AccuracyError: as `qat.tune`.
     """
-    from torchao.quantization.pt2e.observer import FixedQParamsObserver, _is_activation_post_process
-
-    library = Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
     program = capture_batched(spec.model) or spec.captured
     teacher = program.module()
 
@@ -65,23 +62,55 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
         # torchao lets nobody call these; batch norm and dropout are gone, so that they would change nothing
         for name in ("train", "eval"):
             vars(prepared).pop(name, None)
-        return tune(prepared, teacher, spec, library)
+        return tune(prepared, teacher, spec, library())
 
     return _int8(spec, "qat-int8", program.module(), train=train)
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
-    from torchao.quantization.pt2e.observer import _is_activation_post_process
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = _prepared(graph, _quantizer(spec, _left_in_float(graph, spec)))
+        prepared = prepare(graph, spec)
         calibrate(prepared, spec.calibration, spec.inputs, task)
     tuning = train(prepared) if train else None
-    settled = settle(prepared, spec.shipped, _is_activation_post_process)
-    converted = convert_pt2e(prepared)
-    layers, steps = _split_layers(converted), _output_steps(converted)
+    settled = settle(prepared, spec.shipped, library().is_observer)
+    converted = convert(prepared)
+    layers, steps = split_layers(converted), output_steps(converted)
     return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
+
+
+def library() -> Library:
+    """Return what tells torchao's observers."""
+    from torchao.quantization.pt2e.observer import FixedQParamsObserver, _is_activation_post_process
+
+    return Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
+
+
+def prepare(graph: Any, spec: QuantizeSpec) -> Any:
+    """Return a captured graph with observers; it takes the graph over.
+
+    Raises:
+        UnsupportedError: the quantizer cannot take the graph.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    return _prepared(graph, _quantizer(spec, _left_in_float(graph, spec)))
+
+
+def convert(prepared: Any) -> Any:
+    """Return the quantized graph of a calibrated one."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    return convert_pt2e(prepared)
+
+
+def layer_of(prepared: Any, node: Any) -> str | None:
+    """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
+    from edgeq.quantize.fakequant import observes_weight
+
+    if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
+        return None
+    is_int8 = any(observes_weight(prepared, arg) for arg in node.args[1:2] if hasattr(arg, "op"))
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return (_stack_name(stack[-1]) or None) if stack and is_int8 else None
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -111,7 +140,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     with torch.no_grad():
         prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
     converted = convert_pt2e(prepared)
-    return quantized_model("dynamic-int8", converted, _split_layers(converted), covers="linear, LSTM or GRU")
+    return quantized_model("dynamic-int8", converted, split_layers(converted), covers="linear, LSTM or GRU")
 
 
 def _unrolled(program: Any) -> Any:
@@ -188,7 +217,7 @@ def _type_name(kind: Any) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else str(kind.__name__)
 
 
-def _split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of convolutions and linears that compute in int8, and of those in float."""
     quantized: list[str] = []
     kept: list[str] = []
@@ -202,7 +231,7 @@ def _split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(quantized), tuple(kept)
 
 
-def _output_steps(graph: Any) -> tuple[float | None, ...]:
+def output_steps(graph: Any) -> tuple[float | None, ...]:
     """Return the scale of each output that a dequantize node gives."""
     import torch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import LoadedModel, QParams, TensorSpec
+from edgeq.artifacts import LoadedModel, QParams, Scores, TensorSpec
 from edgeq.job import Progress, QatOptions
 from edgeq.samples import Dataset
 from edgeq.scheme import ObserverName
@@ -37,6 +37,27 @@ class QatSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpec:
+    """What the search for a mixed precision is given.
+
+    Attributes:
+        samples: what assignments are judged on; neither calibration nor evaluation samples.
+        score: runs a converted graph on them, against fp32.
+        limits: what its scores must keep, by the limits' names, at least one.
+        size_limit: the most bytes that the artifact may have; None for any.
+        state_folder: where the state is kept after each measurement; None for nowhere.
+        identity: what else decides the result: hashes of the data and of the code.
+    """
+
+    samples: Dataset
+    score: Callable[[Any], Scores]
+    limits: tuple[tuple[str, float], ...]
+    size_limit: float | None
+    state_folder: Path | None
+    identity: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeSpec:
     """Input of every quantization method.
 
@@ -50,6 +71,7 @@ class QuantizeSpec:
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
         reduce_range: whether weights keep to seven bits, so that 16-bit sums of two products cannot overflow.
+        search: for schemes that search, else None.
     """
 
     model: LoadedModel
@@ -63,6 +85,7 @@ class QuantizeSpec:
     qat: QatSpec | None = None
     shipped: tuple[QParams, ...] = ()
     reduce_range: bool = False
+    search: SearchSpec | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, VerifyReport
+    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, Search, VerifyReport
     from edgeq.project import ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
@@ -72,7 +72,14 @@ def _row(row: Row) -> dict[str, Any]:
         "warnings": list(row.checked.warnings),
         "seconds": dict(row.seconds),
         "reuse": _fields(row.reuse),
+        "search": _search(row.search),
     }
+
+
+def _search(search: Search | None) -> dict[str, Any] | None:
+    if search is None:
+        return None
+    return {**dataclasses.asdict(search), "limits": dict(search.limits), "kept_fp32": list(search.found.kept)}
 
 
 def _verified(report: VerifyReport) -> dict[str, Any]:

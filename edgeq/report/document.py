@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeq.artifacts import Emulation, Fidelity, GraphOnly, LatencyPrediction, Outcome, Parity, Reuse, Timing, Weights
+from edgeq.artifacts import (
+    Attempt,
+    Emulation,
+    Fidelity,
+    GraphOnly,
+    LatencyPrediction,
+    Outcome,
+    Parity,
+    Reuse,
+    Sensitivity,
+    Timing,
+    Weights,
+)
 
 
 class _Document(BaseModel):
@@ -62,6 +74,17 @@ class VerifiedDocument(_Document):
     cost: CostDocument | None = Field(description="null where no gate needs it")
 
 
+class SearchDocument(_Document):
+    """The search for the layers to leave in float."""
+
+    limits: dict[str, float]
+    samples: int
+    ranking: list[Sensitivity] = Field(description="all layers, the one that costs most by itself first")
+    attempts: list[Attempt] = Field(description="assignments that were converted and run, in order")
+    chosen: int = Field(description="the index of the attempt that the artifact is")
+    kept_fp32: list[str]
+
+
 class RowDocument(_Document):
     """One target and scheme."""
 
@@ -83,6 +106,7 @@ class RowDocument(_Document):
     warnings: list[str]
     seconds: dict[str, float]
     reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
+    search: SearchDocument | None = Field(description="null for schemes that do not search")
 
 
 class FindingDocument(_Document):

@@ -12,6 +12,7 @@ from edgeq.manifest import Manifest
 from edgeq.report import words
 from edgeq.report.places import Place, places, why_host_only
 from edgeq.report.plots import Plot, Point, histogram, pareto
+from edgeq.report.searched import SearchView, search_view
 from edgeq.units import format_bytes
 
 _MOST_LAYERS = 300  # a page with more would be neither small nor read
@@ -76,6 +77,7 @@ class RowView:
     places: tuple[Place, ...]
     host_only: str
     flips: FlipsView | None
+    search: SearchView | None
     provenance: tuple[tuple[str, str], ...]
 
 
@@ -137,6 +139,7 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         places=places(row),
         host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels, budget) if flips else None,
+        search=search_view(row.search, f"{anchor}-search") if row.search else None,
         provenance=_provenance(source),
     )
 

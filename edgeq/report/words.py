@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Fidelity, Gate, Reuse, Row
+    from edgeq.artifacts import Fidelity, Gate, Reuse, Row, Search
 
 MISSING = "not measured"
-_MOST_NAMES = 6
+_SHOWN = 6  # names of layers in one line
 
 
 def size(row: Row) -> str:
@@ -110,6 +110,14 @@ def _ms(value_ms: float) -> str:
     return format_quantity(value_ms, "ms").removesuffix(" ms")
 
 
+def search(found: Search) -> str:
+    """Return which layers a search left in float."""
+    kept = found.found.kept
+    names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
+    tried = f"{len(found.attempts)} assignments tried on {found.samples} samples"
+    return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''} ({tried})"
+
+
 def verdict(row: Row) -> str:
     """Return `ok`, or `failed:` with the first gate; below it, what else to know of the row."""
     failed = [gate for gate in row.checked.gates if not gate.passed]
@@ -152,8 +160,8 @@ def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
         f"the artifact's patch: {patches}; {_quality(fidelity)} with, {_quality(found.fidelity_without)} without",
     ]
     if found.fresh:
-        more = f" and {len(found.fresh) - _MOST_NAMES} more" if len(found.fresh) > _MOST_NAMES else ""
-        lines.append(f"new ranges, since the shipped ones do not fit: {', '.join(found.fresh[:_MOST_NAMES])}{more}")
+        more = f" and {len(found.fresh) - _SHOWN} more" if len(found.fresh) > _SHOWN else ""
+        lines.append(f"new ranges, since the shipped ones do not fit: {', '.join(found.fresh[:_SHOWN])}{more}")
     return lines
 
 

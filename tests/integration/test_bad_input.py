@@ -136,6 +136,11 @@ def test_a_scheme_that_is_known_but_not_supported_is_another_code(package: Run) 
     package("--scheme", "pretrained", "--target", "linux-x86_64-xnnpack").fails(3, "pretrained", "its schemes")
 
 
+def test_a_search_that_no_limit_would_end_is_an_error(package: Run) -> None:
+    package("--scheme", "mixed-int8").fails(2, "mixed-int8", "--limit accuracy_drop=0.5pp")
+    package("--search-data", "x.npz").fails(2, "--search-data is for schemes that search")
+
+
 def make_images(folder: Path, count: int = 32, seed: int = 0) -> None:
     images, labels = bright_quarters(count, seed)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):

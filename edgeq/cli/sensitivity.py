@@ -1,0 +1,107 @@
+"""`edgeq sensitivity`: which layers int8 costs most, so that one knows what to leave in float."""
+# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli import flags
+from edgeq.cli.columns import aligned, printable
+from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.job import Job
+    from edgeq.pipeline.sensitivity import Ranking
+
+SCHEMA_VERSION = 1
+_SAMPLES = 32
+
+
+def sensitivity(
+    context: typer.Context,
+    model: flags.Model = None,
+    target: flags.Target = None,
+    name: flags.Name = None,
+    weights: flags.Weights = None,
+    inputs: flags.Input = None,
+    calibration_data: flags.CalibrationData = None,
+    num_calibration_samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Samples to calibrate and measure on.")
+    ] = _SAMPLES,
+    preprocess: flags.Preprocess = None,
+    seed: flags.Seed = None,
+    observer: flags.Observer = None,
+    keep_fp32: flags.KeepFp32 = None,
+    data_lint: flags.DataLint = None,
+    skip_bad_images: flags.SkipBadImages = None,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+    config: flags.Config = None,
+) -> None:
+    """Rank a model's layers by what int8 does to each of them.
+
+    Each layer is quantized alone, and the most sensitive ones are each left in float among all others in int8; the
+    outputs are compared with fp32's on calibration samples. Nothing is written.
+    """
+    job = _job(context.params)
+    from edgeq.cli.precheck import check_files
+    from edgeq.cli.progress import open_progress
+
+    check_files(job)
+    with open_progress(quiet=quiet) as progress:
+        with progress.task("starting"):
+            from edgeq.pipeline.sensitivity import sensitivity as ranked
+        found = ranked(job, progress)
+    if as_json:
+        say_json(to_json(found))
+    else:
+        say(render(found))
+
+
+def _job(params: Mapping[str, Any]) -> Job:
+    from edgeq.cli.config import request
+    from edgeq.cli.package import KEYS, from_params
+    from edgeq.cli.project import read_project
+
+    command_line = from_params({**dict.fromkeys(KEYS), **params})
+    project = read_project(params["config"])
+    # what is packaged, and held to which limits, does not matter here; on the host nothing is emulated
+    plain = project.model_copy(update={"schemes": ["static-int8"], "limit": type(project.limit)(), "evaluation": None})
+    job = request(command_line, plain.model_copy(update={"device": type(project.device)(on="host")})).job
+    if len(job.targets) > 1:
+        names = ", ".join(target.name for target in job.targets)
+        raise UsageError(f"a ranking is for one target, got {names}", "give one --target")
+    return dataclasses.replace(job, data=dataclasses.replace(job.data, evaluation=None))
+
+
+def render(found: Ranking) -> str:
+    """Return a line for each layer."""
+    rows = [("layer", "alone in int8", "all but it in int8", "weights")]
+    rows += [
+        (
+            item.layer,
+            f"{item.alone_db:.1f} dB",
+            "" if item.but_one_db is None else f"{item.but_one_db:.1f} dB",
+            f"{item.weight_bytes:,}",
+        )
+        for item in found.layers
+    ]
+    title = f"{found.model} for {found.target}: {len(found.layers)} layers, SQNR of the outputs against fp32"
+    return "\n".join([printable(title), *aligned(rows, right=frozenset({1, 2, 3})), _told(found)])
+
+
+def _told(found: Ranking) -> str:
+    return f"over at most 32 of {found.samples} calibration samples; the first layers cost most: see --keep-fp32"
+
+
+def to_json(found: Ranking) -> dict[str, Any]:
+    """Return the same for machines; a layer that changes nothing has the string "Infinity"."""
+    from edgeq.report.as_json import finite
+
+    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
+    return document

@@ -1,0 +1,117 @@
+"""What the search for a mixed precision is judged on: samples of its own, and the scores of a graph on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgeq.artifacts import Scores
+from edgeq.errors import UsageError
+from edgeq.load.digest import exclude
+from edgeq.samples import Batch, Dataset, batches
+from edgeq.scheme import SEARCH_LIMITS
+
+if TYPE_CHECKING:
+    from edgeq.job import Job
+    from edgeq.pipeline.prepare import Prepared
+    from edgeq.quantize.spec import SearchSpec
+
+_LEAST = 16  # with fewer, one prediction is worth more than any limit in use
+_SHARE = 4  # one of so many calibration samples is for the search, where there are no others
+
+Forward = Callable[[Batch], tuple[Any, ...]]
+
+
+def split_search(calibration: Dataset, search: Dataset, *, most: int, own: bool) -> tuple[Dataset, Dataset]:
+    """Return calibration and search samples that share none.
+
+    Args:
+        calibration: the samples that ranges are set from.
+        search: the samples of --search-data, or of the calibration data as a whole.
+        most: how many of the latter are taken at most.
+        own: whether they are those of --search-data.
+
+    Raises:
+        UsageError: too few are left.
+    """
+    rest = exclude(search, frozenset(sample.digest for sample in calibration))
+    if rest.count >= _LEAST:
+        return calibration, dataclasses.replace(rest, count=min(rest.count, most))
+    if own:
+        what = f"--search-data has {rest.count} samples that are not calibrated on, at least {_LEAST} are needed"
+        raise UsageError(what, "give more, or leave --search-data out")
+    if calibration.count < _SHARE * _LEAST:
+        what = f"mixed-int8 judges on samples that it does not calibrate on, and {calibration.origin} has only"
+        raise UsageError(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
+    held = [i for i in range(calibration.count) if i % _SHARE == 0]
+    kept = [i for i in range(calibration.count) if i % _SHARE]
+    return _view(calibration, kept), _view(calibration, held)
+
+
+def _view(dataset: Dataset, rows: list[int]) -> Dataset:
+    return dataclasses.replace(dataset, count=len(rows), read=lambda i: dataset.read(rows[i]))
+
+
+def search_spec(job: Job, prepared: Prepared, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
+    """Return what the search is given.
+
+    Args:
+        job: its limits.
+        prepared: the model and its data.
+        fp32: the float model.
+        forward: makes a function from batches to outputs of a converted graph.
+
+    Raises:
+        UsageError: a limit that these samples cannot judge.
+    """
+    from edgeq.pipeline.cache import edgeq_digest, tool_versions
+    from edgeq.places import cache_folder
+    from edgeq.quantize.spec import SearchSpec
+
+    limits = tuple((name, value) for name, value in job.gates.limits if name in SEARCH_LIMITS)
+    size = dict(job.gates.limits).get("size")
+    return SearchSpec(
+        samples=prepared.searching,
+        score=lambda graph: scores(prepared, fp32, forward(graph)),
+        limits=limits,
+        size_limit=size,
+        state_folder=cache_folder() / "search" if job.cache else None,
+        identity=(
+            prepared.data.search_sha256 or "",
+            prepared.data.calibration_sha256 or "",
+            edgeq_digest(),
+            tool_versions()["torch"],
+            job.data.metric or "",
+        ),
+    )
+
+
+def scores(prepared: Prepared, fp32: Forward, measured: Forward) -> Scores:
+    """Score a graph on the search samples, against fp32.
+
+    Without labels, the share of top-1 predictions that changed bounds the drop of accuracy.
+
+    Raises:
+        UsageError: the metric fails.
+    """
+    from edgeq.verify.metrics import Comparison, paired_drop_pp
+    from edgeq.verify.rows import cut, real_rows
+    from edgeq.verify.scoring import batch_scores, chosen_metric
+
+    sums, labelled = Comparison(), prepared.searching.labelled
+    before: list[float] = []
+    after: list[float] = []
+    for batch in batches(prepared.searching, prepared.model.inputs):
+        expected, came = fp32(batch), measured(batch)
+        sums.add(cut(batch, expected), cut(batch, came), rows=real_rows(batch))
+        metric = chosen_metric(prepared.metric, expected, labelled=labelled)
+        if metric is not None:
+            before += batch_scores(metric, batch, expected)
+            after += batch_scores(metric, batch, came)
+    agreement = sums.top1_agreement
+    if before:
+        drop: float | None = paired_drop_pp(before, after).estimate
+    else:
+        drop = None if agreement is None else 100 * (1 - agreement)
+    return Scores(sqnr_db=sums.sqnr_db, agreement=agreement, drop_pp=drop)

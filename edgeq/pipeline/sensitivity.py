@@ -1,0 +1,60 @@
+"""The ranking of a model's layers by what int8 does to each, with nothing lowered."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from edgeq.artifacts import LoadedModel, Sensitivity
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.job import Job, Progress
+from edgeq.pipeline.prepare import prepare, with_demo_data
+from edgeq.quantize.spec import QuantizeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The layers of a model on a target, the most sensitive one first, measured on `samples` calibration samples."""
+
+    model: str
+    target: str
+    samples: int
+    layers: tuple[Sensitivity, ...]
+
+
+def sensitivity(job: Job, progress: Progress) -> Ranking:
+    """Rank the layers of a job's model for its one target.
+
+    Raises:
+        UsageError: the model or its data cannot be used.
+        UnsupportedError: an artifact that came as it is, or a model that cannot be quantized.
+    """
+    from edgeq.quantize import RANKINGS
+    from edgeq.quantize.capture import capture
+    from edgeq.verify.child import calm_openmp
+
+    calm_openmp()
+    # importing torchao makes torch log of an enumeration that only concerns torchao's authors
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    (target,) = job.targets
+    job = with_demo_data(job)
+    prepared = prepare(job, progress, needs_calibration=True, describe=_refused)
+    if prepared.calibration.count == 0:
+        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
+    spec = QuantizeSpec(
+        model=prepared.model,
+        captured=capture(prepared.model) if target.runtime == "executorch" else None,
+        backend=target.backend,
+        observer=job.observer,
+        keep_fp32=job.keep_fp32,
+        calibration=prepared.calibration,
+        progress=progress,
+        label=target.name,
+    )
+    layers = RANKINGS[target.runtime](spec)
+    return Ranking(model=prepared.model.name, target=target.name, samples=prepared.calibration.count, layers=layers)
+
+
+def _refused(model: LoadedModel) -> LoadedModel:
+    what = f"{model.model} is an artifact, whose layers cannot be quantized one by one"
+    raise UnsupportedError(what, "give the PyTorch model")

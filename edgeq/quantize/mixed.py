@@ -1,0 +1,121 @@
+"""mixed-int8 and the ranking of layers, on both routes: one calibrated graph to rank by, and others by its ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from edgeq.artifacts import QuantizedModel, Sensitivity
+from edgeq.errors import UnsupportedError
+from edgeq.quantize import fx, pt2e
+from edgeq.quantize.calibrate import calibrate
+from edgeq.quantize.capture import example_tensors
+from edgeq.quantize.eager import has_stubs
+from edgeq.quantize.lent import lend, observed
+from edgeq.quantize.result import quantized_model
+from edgeq.quantize.search import evenly, mixed
+from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
+from edgeq.quantize.spec import QuantizeSpec
+
+_SCHEME = "mixed-int8"
+
+
+def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
+    """Search by FX.
+
+    Raises:
+        UnsupportedError: FX cannot trace the model, or there is no layer to choose.
+        UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
+    """
+    with _fx(spec):
+        subject = _fx_subject(spec)
+        known = observed(subject.prepared, subject.library.is_observer)
+
+        def finish(kept: Sequence[str]) -> QuantizedModel:
+            fewer = _keeping(spec, kept)
+            prepared = fx.prepare(fewer)
+            _ranged(prepared, known, subject, fewer)
+            converted = fx.convert(prepared)
+            steps = fx.output_steps(converted, example_tensors(spec.inputs))
+            return quantized_model(_SCHEME, converted, fx.split_layers(converted), steps=steps)
+
+        return mixed(subject, spec, finish)
+
+
+def fx_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+    """Rank the layers by FX; raises what `fx_mixed` does."""
+    with _fx(spec):
+        return _ranked(_fx_subject(spec), spec)
+
+
+def pt2e_mixed(spec: QuantizeSpec) -> QuantizedModel:
+    """Search by PT2E.
+
+    Raises:
+        UnsupportedError: there is no layer to choose.
+        UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
+    """
+    subject = _pt2e_subject(spec)
+    known = observed(subject.prepared, subject.library.is_observer)
+
+    def finish(kept: Sequence[str]) -> QuantizedModel:
+        fewer = _keeping(spec, kept)
+        prepared = pt2e.prepare(fewer.captured.module(), fewer)
+        _ranged(prepared, known, subject, fewer)
+        converted = pt2e.convert(prepared)
+        return quantized_model(_SCHEME, converted, pt2e.split_layers(converted), steps=pt2e.output_steps(converted))
+
+    return mixed(subject, spec, finish)
+
+
+def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+    """Rank the layers by PT2E; raises what `pt2e_mixed` does."""
+    return _ranked(_pt2e_subject(spec), spec)
+
+
+def _ranked(subject: Subject, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+    def measure(_name: str, run: Callable[[], float]) -> float:
+        return run()
+
+    simulation = simulated(subject)
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
+        return rank(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs, task, measure)
+
+
+def _keeping(spec: QuantizeSpec, kept: Sequence[str]) -> QuantizeSpec:
+    return dataclasses.replace(spec, keep_fp32=(*spec.keep_fp32, *kept))
+
+
+def _ranged(prepared: Any, known: dict[str, Any], subject: Subject, spec: QuantizeSpec) -> None:
+    """Give a graph its ranges: those that are known, or by calibration."""
+    if not lend(prepared, known, subject.library.is_observer):
+        with spec.progress.task(f"calibrate {spec.label} again", spec.calibration.count) as task:
+            calibrate(prepared, spec.calibration, spec.inputs, task)
+
+
+@contextlib.contextmanager
+def _fx(spec: QuantizeSpec) -> Iterator[None]:
+    if spec.model.kind == "module" and has_stubs(spec.model.model):
+        what = "the model has QuantStub, so that it says itself what is int8, and there is nothing to search"
+        raise UnsupportedError(what, "use --scheme static-int8 with --keep-fp32")
+    fx.refuse_exported(spec)
+    with fx.engine(spec.backend), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
+        yield
+
+
+def _fx_subject(spec: QuantizeSpec) -> Subject:
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
+        prepared = fx.prepare(spec)
+        calibrate(prepared, spec.calibration, spec.inputs, task)
+    return Subject(prepared=prepared, library=fx.library(), layer_of=fx.layer_of)
+
+
+def _pt2e_subject(spec: QuantizeSpec) -> Subject:
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
+        prepared = pt2e.prepare(spec.captured.module(), spec)
+        calibrate(prepared, spec.calibration, spec.inputs, task)
+    return Subject(prepared=prepared, library=pt2e.library(), layer_of=pt2e.layer_of)

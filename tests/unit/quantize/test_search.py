@@ -1,0 +1,194 @@
+"""The search for the layers to leave in float: the ranking, lent ranges, and which assignment is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_models import IMAGE, Silent, SmallNet, dataset, loaded, quantized
+
+from edgeq.artifacts import Scores
+from edgeq.errors import UnsupportedError
+from edgeq.quantize import RANKINGS, fx, quantize
+from edgeq.quantize.capture import capture
+from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
+from edgeq.quantize.sensitivity import Subject, simulated
+from edgeq.quantize.spec import QuantizeSpec, SearchSpec
+from edgeq.samples import batches
+
+from .test_qat import scenes, uneven
+
+ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
+
+
+def spec_of(model, runtime="torchscript", backend="qnnpack", *, calibration=None, **search) -> QuantizeSpec:
+    model = dataclasses.replace(model, fp32_bytes=4 * sum(part.numel() for part in model.model.parameters()))
+    samples = scenes(24, seed=2)
+    asked = SearchSpec(
+        **{
+            "samples": samples,
+            "score": lambda graph: sqnr_of(model.model, graph, samples, model.inputs, backend),
+            "limits": (("sqnr", 20.0),),
+            "size_limit": None,
+            "state_folder": None,
+            "identity": (),
+            **search,
+        }
+    )
+    return QuantizeSpec(
+        model=model,
+        captured=capture(model) if runtime == "executorch" else None,
+        backend=backend,
+        observer="histogram",
+        keep_fp32=(),
+        calibration=calibration or scenes(16, seed=1),
+        progress=Silent(),
+        label="small",
+        search=asked,
+    )
+
+
+@torch.no_grad()
+def sqnr_of(exact, graph, samples, specs, backend="qnnpack") -> Scores:
+    signal = noise = 0.0
+    before, torch.backends.quantized.engine = (
+        torch.backends.quantized.engine,
+        "qnnpack" if backend == "xnnpack" else backend,
+    )
+    for batch in batches(samples, specs):
+        x = torch.from_numpy(batch.inputs[0].copy())
+        expected = exact(x)
+        signal += float(expected.square().sum())
+        noise += float((expected - graph(x)).square().sum())
+    torch.backends.quantized.engine = before
+    return Scores(sqnr_db=10 * math.log10(signal / noise), agreement=None, drop_pp=None)
+
+
+def outputs(graph, samples, specs):
+    with torch.no_grad():
+        return np.concatenate([graph(torch.from_numpy(b.inputs[0].copy())).numpy() for b in batches(samples, specs)])
+
+
+def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
+    ranking = RANKINGS["torchscript"](spec_of(loaded(uneven())))
+    assert [item.layer for item in ranking] == ["2", "0", "6"] or ranking[0].layer in ("0", "2")
+    assert {item.layer for item in ranking} == {"0", "2", "6"}
+    assert [item.alone_db for item in ranking] == sorted(item.alone_db for item in ranking)
+    assert {item.layer: item.weight_bytes for item in ranking} == {"0": 216, "2": 576, "6": 160}
+
+
+def test_all_layers_simulated_come_near_to_the_converted_graph():
+    model = loaded(uneven())
+    spec = spec_of(model)
+    static = quantized(model, calibration=spec.calibration)
+    with fx.engine("qnnpack"):
+        prepared = fx.prepare(spec)
+        for batch in batches(spec.calibration, spec.inputs):
+            prepared(torch.from_numpy(batch.inputs[0].copy()))
+        simulation = simulated(Subject(prepared=prepared, library=fx.library(), layer_of=fx.layer_of))
+        samples = scenes(8, seed=4)
+        exact = outputs(model.model, samples, model.inputs)
+        simulation.quantize(simulation.layers, others=True)
+        simulated_error = np.square(outputs(simulation.graph, samples, model.inputs) - exact).sum()
+        real_error = np.square(outputs(static.graph, samples, model.inputs) - exact).sum()
+        simulation.quantize((), others=False)
+        np.testing.assert_array_equal(outputs(simulation.graph, samples, model.inputs), exact)
+    assert 0.5 < simulated_error / real_error < 2.0
+
+
+@pytest.mark.parametrize(("runtime", "backend"), ROUTES)
+def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, backend):
+    model = loaded(SmallNet)
+    spec = spec_of(model, runtime, backend, limits=(("sqnr", 200.0),), calibration=dataset(model.inputs, 16))
+    found = quantize(runtime, "mixed-int8", spec)
+    kept = found.search.found.kept
+    assert kept
+    assert not found.search.found.meets
+    static = quantized(model, runtime, backend=backend, keep=kept, calibration=spec.calibration)
+    assert sorted(found.kept_fp32) == sorted(static.kept_fp32)
+    samples = dataset(model.inputs, 4)
+    with fx.engine("qnnpack"):
+        np.testing.assert_array_equal(
+            outputs(found.graph, samples, model.inputs), outputs(static.graph, samples, model.inputs)
+        )
+
+
+def test_few_bytes_are_left_in_float():
+    spec = spec_of(loaded(uneven()))
+    found = fx_mixed(spec).search
+    assert not found.attempts[0].kept
+    assert found.attempts[0].scores.sqnr_db < 20
+    assert found.found.meets
+    assert found.found.scores.sqnr_db >= 20
+    meeting = [attempt for attempt in found.attempts if attempt.meets]
+    assert found.found.size_bytes == min(attempt.size_bytes for attempt in meeting)
+    assert 0 < len(found.found.kept) < 3
+
+
+def test_pt2e_searches_too():
+    found = pt2e_mixed(spec_of(loaded(uneven()), "executorch", "xnnpack", limits=(("sqnr", 45.0),)))
+    assert found.search.found.kept
+    assert len(found.search.ranking) == 3
+    assert set(found.kept_fp32) == set(found.search.found.kept)
+
+
+def test_int8_as_it_is_when_it_is_good_enough():
+    found = fx_mixed(spec_of(loaded(SmallNet), limits=(("sqnr", 1.0),), calibration=dataset((IMAGE,), 8)))
+    assert found.search.found.kept == ()
+    assert len(found.search.attempts) == 1
+
+
+def test_no_assignment_beyond_the_size_is_tried():
+    generous, spec = spec_of(loaded(uneven())), spec_of(loaded(uneven()))
+    most = fx_mixed(generous).search.found.size_bytes
+    tight = dataclasses.replace(spec, search=dataclasses.replace(spec.search, size_limit=most - 1))
+    found = fx_mixed(tight).search
+    assert not found.found.meets
+    assert all(attempt.size_bytes < most for attempt in found.attempts)
+
+
+def test_the_nearest_is_taken_when_none_is_good_enough():
+    found = fx_mixed(spec_of(loaded(uneven()), limits=(("sqnr", 300.0),))).search
+    assert not found.found.meets
+    assert found.found.scores.sqnr_db == max(attempt.scores.sqnr_db for attempt in found.attempts)
+
+
+def test_scores_that_are_not_finite_keep_no_limit():
+    scores = Scores(sqnr_db=math.nan, agreement=None, drop_pp=math.nan)
+    for limit in (("sqnr", 20.0), ("accuracy_drop", 1.0), ("agreement", 99.0)):
+        found = fx_mixed(spec_of(loaded(uneven()), score=lambda _graph: scores, limits=(limit,))).search
+        assert not any(attempt.meets for attempt in found.attempts)
+
+
+def test_a_killed_search_goes_on_from_its_last_measurement(tmp_path):
+    calls = []
+
+    def dying(graph):
+        calls.append(graph)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return Scores(sqnr_db=0.0, agreement=None, drop_pp=None)
+
+    spec = spec_of(loaded(uneven()), state_folder=tmp_path, score=dying)
+    with pytest.raises(KeyboardInterrupt):
+        fx_mixed(spec)
+    (state,) = tmp_path.iterdir()
+    result = fx_mixed(spec)
+    assert len(calls) == 3  # the first is not made again
+    assert result.search_state == state
+    assert len(result.search.attempts) == 2
+
+
+def test_a_torn_state_is_measured_again(tmp_path):
+    spec = spec_of(loaded(uneven()), state_folder=tmp_path)
+    first = fx_mixed(spec)
+    first.search_state.write_bytes(first.search_state.read_bytes()[:-7])
+    assert fx_mixed(spec).search == first.search
+
+
+def test_a_model_without_layers_says_so():
+    with pytest.raises(UnsupportedError, match="no convolution or linear layer"):
+        fx_mixed(spec_of(loaded(torch.nn.Sequential(torch.nn.ReLU()))))

@@ -44,6 +44,7 @@ _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)
 _ALLOWED_PYTHON = ((3, 11), (3, 14))  # the second is excluded
 _RUNTIME_NEEDS = {"executorch": ("torch", "torchao", "executorch"), "torchscript": ("torch",)}
+_BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
@@ -55,8 +56,10 @@ _TOOLS = (
         "apt-get install g++-aarch64-linux-gnu",
     ),
     ("adb", "runs bundles on a phone", "apt-get install adb"),
-    ("java", "builds Android apps", "apt-get install openjdk-17-jdk-headless"),
-    ("mvn", "fetches Android libraries", "apt-get install maven"),
+    ("gcc", "builds what counts instructions, for edgeq profile and --device", "apt-get install gcc"),
+    ("java", "runs the Android demo's tests", "apt-get install openjdk-17-jdk-headless"),
+    ("mvn", "builds the Android demo for its tests", "apt-get install maven"),
+    ("aapt2", "compiles the Android demo's resources for its tests", "apt-get install aapt"),
 )
 
 
@@ -143,6 +146,9 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
     missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
     if missing:
         remark, fix = f"needs {', '.join(missing)}", "pip install " + " ".join(f"{m}=={TESTED[m]}" for m in missing)
+    elif backend in _BACKEND_NEEDS and not _is_installed(_BACKEND_NEEDS[backend]):
+        remark = f"needs {_BACKEND_NEEDS[backend]}, which executorch brings on Linux x86_64 and macOS"
+        fix = "run edgeq on such a machine"
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
     else:
@@ -150,6 +156,14 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _tool(name: str, use: str, fix: str) -> Finding:

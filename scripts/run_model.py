@@ -1,34 +1,68 @@
-"""Run an artifact on this host: MODEL INPUTS OUTPUTS, for tests of the app on a machine without a phone.
+"""Run an artifact: MODEL INPUTS OUTPUTS, for tests of the app on a machine without a phone.
 
 INPUTS is an .npz with `input_<i>` [samples, …] as the model takes them, each sample in a batch of its own; OUTPUTS gets
-`output_<i>` [samples, …]. Whatever else can run an artifact takes the same three arguments.
+`output_<i>` [samples, …]. With `--on CPU`, such as cortex-a53, the runtime in the field runs them on that emulated CPU,
+all samples in one process; without, this host's runtime does. What ran them is printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgeq.verify.host import HostRuntime
+from edgeq.errors import EdgeqError
+from edgeq.target import TargetProfile, load_target
 
-_RUNTIMES = {".pte": ("executorch", "xnnpack"), ".ptl": ("torchscript", "qnnpack")}
+_TARGETS = {".pte": "android-arm64-xnnpack", ".ptl": "android-arm64-qnnpack"}
+
+Arrays = tuple[NDArray[Any], ...]
 
 
-def main(model: Path, inputs: Path, outputs: Path) -> None:
-    """Run every sample, and write the outputs."""
-    runtime, backend = _RUNTIMES[model.suffix]
+def main(model: Path, inputs: Path, outputs: Path, on: str | None) -> str:
+    """Run every sample, write the outputs, and return what ran them, in words."""
+    target = load_target(_TARGETS[model.suffix])
     with np.load(inputs, allow_pickle=False) as file:
         columns = [file[f"input_{index}"] for index in range(len(file.files))]
-    with HostRuntime() as host:
-        host.load(model, runtime=runtime, backend=backend, threads=1)
-        rows = [host.run(tuple(column[np.newaxis] for column in sample)) for sample in zip(*columns, strict=True)]
+    samples = [tuple(column[np.newaxis] for column in sample) for sample in zip(*columns, strict=True)]
+    rows, what = _on_host(model, samples, target) if on is None else _emulated(model, samples, target, on)
     results = [np.concatenate(column) for column in zip(*rows, strict=True)]
     np.savez(outputs, **{f"output_{index}": array for index, array in enumerate(results)})
+    return what
+
+
+def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> tuple[list[Arrays], str]:
+    from edgeq.verify.host import HostRuntime
+    from edgeq.verify.run import host_arch
+
+    with HostRuntime() as host:
+        host.load(model, runtime=target.runtime, backend=target.backend, threads=1)
+        return [host.run(sample) for sample in samples], f"{target.runtime} on this {host_arch()} host"
+
+
+def _emulated(model: Path, samples: Sequence[Arrays], target: TargetProfile, cpu: str) -> tuple[list[Arrays], str]:
+    from edgeq.cli.progress import Lines
+    from edgeq.pipeline.emulate import machines
+    from edgeq.verify.emulate.runner import Work, run
+
+    machine = machines(target.runtime, target.app.runtimes, (cpu,), Lines())[-1]
+    ran = run(Work(runtime=machine.runtime, cpu=machine.cpu, model=model, samples=tuple(samples)))
+    return list(ran.outputs), machine.name
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: run_model.py MODEL INPUTS.npz OUTPUTS.npz")
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Run an artifact on every sample.")
+    for argument in ("model", "inputs", "outputs"):
+        parser.add_argument(argument, type=Path)
+    parser.add_argument("--on", metavar="CPU", help="emulate this CPU; without, run on this host")
+    given = parser.parse_args()
+    try:
+        print(f"ran on: {main(given.model, given.inputs, given.outputs, given.on)}")
+    except EdgeqError as err:
+        print(f"error: {err.what}\n  fix: {err.fix}", file=sys.stderr)
+        sys.exit(err.exit_code)

@@ -49,6 +49,7 @@ _RUNTIME_NEEDS = {
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", *_ONNX),
 }
+_BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
@@ -60,8 +61,10 @@ _TOOLS = (
         "apt-get install g++-aarch64-linux-gnu",
     ),
     ("adb", "runs bundles on a phone", "apt-get install adb"),
-    ("java", "builds Android apps", "apt-get install openjdk-17-jdk-headless"),
-    ("mvn", "fetches Android libraries", "apt-get install maven"),
+    ("gcc", "builds what counts instructions, for edgeq profile and --device", "apt-get install gcc"),
+    ("java", "runs the Android demo's tests", "apt-get install openjdk-17-jdk-headless"),
+    ("mvn", "builds the Android demo for its tests", "apt-get install maven"),
+    ("aapt2", "compiles the Android demo's resources for its tests", "apt-get install aapt"),
 )
 
 
@@ -154,6 +157,9 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
             f"needs {', '.join(missing)}",
             "pip install " + " ".join(f"{m}=={(TESTED | _ONNX)[m]}" for m in missing),
         )
+    elif backend in _BACKEND_NEEDS and not _is_installed(_BACKEND_NEEDS[backend]):
+        remark = f"needs {_BACKEND_NEEDS[backend]}, which executorch brings on Linux x86_64 and macOS"
+        fix = "run edgeq on such a machine"
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
     else:
@@ -161,6 +167,14 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _tool(name: str, use: str, fix: str) -> Finding:

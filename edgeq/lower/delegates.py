@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ class Delegate:
         partitioner: makes it for a scheme, compile options included.
         around: what holds while a program is lowered.
         check: raises before a long run where something is missing here.
+        library: what else decides the artifact, beside ExecuTorch; "" for nothing.
     """
 
     title: str
     partitioner: Callable[[str], Any]
     around: Callable[[Any], AbstractContextManager[None]]
     check: Callable[[], None]
+    library: str = ""
 
 
 def _xnnpack(_scheme: str) -> Any:
@@ -41,9 +44,19 @@ def _nothing() -> None:
 DELEGATES: dict[str, Delegate] = {
     "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=needed_patterns, check=_nothing),
     "coreml": Delegate(
-        title="CoreMLPartitioner", partitioner=coreml.partitioner, around=coreml.repeatable, check=coreml.check_coreml
+        title="CoreMLPartitioner",
+        partitioner=coreml.partitioner,
+        around=coreml.repeatable,
+        check=coreml.check_coreml,
+        library="coremltools",
     ),
 }
+
+
+def delegate_tools(backend: str) -> dict[str, str]:
+    """Return the version of the library that a backend's delegate is made by, by its name; of most backends none."""
+    library = DELEGATES[backend].library if backend in DELEGATES else ""
+    return {library: importlib.metadata.version(library)} if library else {}
 
 
 def check_delegates(backends: tuple[str, ...]) -> None:

@@ -103,7 +103,7 @@ def _bundle_input(
         golden=product.golden,
         data=prepared.data,
         seed=job.seed,
-        tools=_tools(product),
+        tools=_tools(product, target),
         quantized=product.quantized,
         kept_fp32=product.kept_fp32,
         tuning=product.tuning,
@@ -111,8 +111,10 @@ def _bundle_input(
     )
 
 
-def _tools(product: Product) -> dict[str, str]:
+def _tools(product: Product, target: TargetProfile) -> dict[str, str]:
     """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
+    from edgeq.lower.delegates import delegate_tools
+
     emulation = product.verified.emulation
     name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
-    return tool_versions() | ({name.lower(): version} if version else {})
+    return tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})

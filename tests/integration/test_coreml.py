@@ -38,6 +38,7 @@ def test_unverified_unless_allowed(edgeq: Run, project: Project) -> None:
     assert manifest["graph_accuracy"]["samples"] == 100
     assert manifest["golden"]["made_by"] == "graph"
     assert manifest["scheme"] == "fp16"
+    assert manifest["provenance"]["tools"]["coremltools"]
 
     bundle = project.out / "quarters" / COREML
     verified = edgeq("verify", bundle, "--json", "-q")

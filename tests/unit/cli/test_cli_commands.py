@@ -116,6 +116,15 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
     assert found["linux-x86_64-xnnpack"]["ok"] is False
     assert found["android-arm64-qnnpack"]["ok"]
     assert found["aarch64-linux-gnu-g++"]["fix"] == "apt-get install g++-aarch64-linux-gnu"
+    assert [found[tool]["fix"] for tool in ("gcc", "aapt2")] == ["apt-get install gcc", "apt-get install aapt"]
+
+
+def test_doctor_knows_what_a_backend_needs_beside_its_runtime(monkeypatch, capfd):
+    monkeypatch.setattr(doctor_command, "_is_installed", lambda _name: False)
+    assert run(["doctor", "--json"]) == 0
+    found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
+    assert found["ios-arm64-coreml"]["remark"].startswith("needs coremltools")
+    assert found["ios-arm64-xnnpack"]["ok"]
 
 
 def test_doctor_needs_space(monkeypatch, capfd):

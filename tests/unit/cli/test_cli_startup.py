@@ -59,7 +59,7 @@ def test_help_and_targets_list_are_quick():
         ("edgeq package --scheme s", ["static-int8"]),
         ("edgeq package --observer p", ["percentile"]),
         ("edgeq package --limit l", ["latency=", "load="]),
-        ("edgeq targets show ios", ["ios-arm64-xnnpack"]),
+        ("edgeq targets show ios-arm64-x", ["ios-arm64-xnnpack"]),
         ("edgeq tar", ["targets"]),
         ("edgeq package --num", ["--num-calibration-samples"]),
     ],

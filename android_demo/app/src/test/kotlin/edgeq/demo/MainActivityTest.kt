@@ -42,7 +42,7 @@ open class TestApplication : DemoApplication() {
     override val background: Executor = Executor { it.run() }
 }
 
-/** The same with the artifact in its real runtime, in another process on this host. */
+/** The same with the artifact in its real runtime, in another process. */
 class HostApplication : TestApplication() {
     override val loader = Loader { manifest, location ->
         HostModel(File(cacheDir, "run"), File(location), manifest, DRAWN.values.map { it.image(8, 8) })
@@ -75,7 +75,8 @@ class MainActivityTest {
                 view.dispatchTouchEvent(event)
             }
             val last = stroke.last()
-            view.dispatchTouchEvent(MotionEvent.obtain(time, time, MotionEvent.ACTION_UP, last.x * view.width, last.y * view.height, 0))
+            val (x, y) = last.x * view.width to last.y * view.height
+            view.dispatchTouchEvent(MotionEvent.obtain(time, time, MotionEvent.ACTION_UP, x, y, 0))
         }
         idle()
     }
@@ -227,7 +228,8 @@ class MainActivityTest {
         assertNotEquals(0, root.width)
         val bitmap = Bitmap.createBitmap(root.width, root.height, Bitmap.Config.ARGB_8888)
         root.draw(Canvas(bitmap))
-        File(System.getProperty("edgeq.pictures"), name).outputStream().use { bitmap.compress(Bitmap.CompressFormat.PNG, 100, it) }
+        val file = File(System.getProperty("edgeq.pictures"), name)
+        file.outputStream().use { bitmap.compress(Bitmap.CompressFormat.PNG, 100, it) }
         return bitmap
     }
 

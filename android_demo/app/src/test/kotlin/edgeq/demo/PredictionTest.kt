@@ -20,7 +20,8 @@ class PredictionTest {
 
     @Test
     fun `a class without a label goes by its index, and few classes give few scores`() {
-        assertEquals(listOf("1", "0"), prediction(listOf(Tensor.of(floatArrayOf(0f, 1f), listOf(2))), emptyList()).best.map { it.label })
+        val scores = Tensor.of(floatArrayOf(0f, 1f), listOf(2))
+        assertEquals(listOf("1", "0"), prediction(listOf(scores), emptyList()).best.map { it.label })
     }
 
     @Test

@@ -48,7 +48,9 @@ class SketchTest {
         val library = Library(DiskFiles(File(folder, "models")), PHONE)
         val key = library.offer(FolderSource(File(REPOSITORY, "tests/golden/0.1.0/digits/android-arm64-xnnpack")))
         val images = DRAWN.values.map { it.image(8, 8) }
-        library.store(key).open { manifest, location -> HostModel(File(folder, "run"), File(location), manifest, images) }.use { model ->
+        library.store(key).open { manifest, location ->
+            HostModel(File(folder, "run"), File(location), manifest, images)
+        }.use { model ->
             assertEquals(listOf(8, 8), model.imageSize)
             val answers = images.map { prediction(model.run(it), model.manifest.labels).best.first() }
             assertEquals(DRAWN.keys.toList(), answers.map { it.label }, "$answers")

@@ -6,7 +6,7 @@ import java.nio.ByteOrder
 import java.util.zip.ZipEntry
 import java.util.zip.ZipInputStream
 
-private val MAGIC = byteArrayOf(0x93.toByte(), 'N'.code.toByte(), 'U'.code.toByte(), 'M'.code.toByte(), 'P'.code.toByte(), 'Y'.code.toByte())
+private val MAGIC = byteArrayOf(0x93.toByte()) + "NUMPY".toByteArray()
 private val HEADER =
     Regex("""\{'descr': '[<|]([a-z]\d)', 'fortran_order': False, 'shape': \(((?:\d{1,10},? ?)*)\),? ?\}\s*""")
 private val DTYPES = mapOf(

@@ -69,10 +69,17 @@ class NpzTest {
 
     @ParameterizedTest
     @ValueSource(
-        strings = ["{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }",
-            "{'descr': '<f4', 'fortran_order': True, 'shape': (1,), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+        strings = [
+            "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '<f4', 'fortran_order': True, 'shape': (1,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999, 9999999999), }",
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", "{'descr': '<f3', 'fortran_order': False, 'shape': (1,), }", "", "{}"],
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
+            "{'descr': '<f3', 'fortran_order': False, 'shape': (1,), }",
+            "",
+            "{}",
+        ],
     )
     fun `other arrays are refused`(header: String) {
         assertThrows(NpzProblem::class.java) { parseNpy(npy(header, ByteArray(4))) }
@@ -118,10 +125,12 @@ fun npzOf(arrays: Map<String, Tensor>): ByteArray {
     ZipOutputStream(out).use { zip ->
         for ((name, tensor) in arrays) {
             val shape = tensor.shape.joinToString(", ", "(", if (tensor.shape.size == 1) ",)" else ")")
-            val header = "{'descr': '<f4', 'fortran_order': False, 'shape': $shape, }".let { it.padEnd((it.length / 64 + 2) * 64 - 11) + "\n" }
+            val header = "{'descr': '<f4', 'fortran_order': False, 'shape': $shape, }"
+                .let { it.padEnd((it.length / 64 + 2) * 64 - 11) + "\n" }
             val length = ByteBuffer.allocate(2).order(ByteOrder.LITTLE_ENDIAN).putShort(header.length.toShort()).array()
             val values = ByteArray(4 * tensor.size).also { tensor.data.duplicate().get(it) }
-            val data = byteArrayOf(0x93.toByte()) + "NUMPY".toByteArray() + byteArrayOf(1, 0) + length + header.toByteArray() + values
+            val magic = byteArrayOf(0x93.toByte()) + "NUMPY".toByteArray() + byteArrayOf(1, 0)
+            val data = magic + length + header.toByteArray() + values
             val entry = ZipEntry("$name.npy")
             entry.method = ZipEntry.STORED
             entry.size = data.size.toLong()

@@ -843,7 +843,7 @@ _RAN, _ENDED = "loads and runs", "ended without a word"
 
 
 def _import_runtime(runtime: str) -> None:
-    """Import what the forks need, so that each takes milliseconds; computing here would start threads, which they lack."""
+    """Import what the forks need, so that each takes milliseconds; threads started here they would lack."""
     import torch
 
     torch.set_num_threads(1)

@@ -843,7 +843,7 @@ _RAN, _ENDED = "loads and runs", "ended without a word"
 
 
 def _import_runtime(runtime: str) -> None:
-    """Import what the forks need, so that each takes milliseconds; to compute here would start threads."""
+    """Import what the forks need, so that each takes milliseconds; threads started here they would lack."""
     import torch
 
     torch.set_num_threads(1)

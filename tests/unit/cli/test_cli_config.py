@@ -26,6 +26,7 @@ install_into = ["app"]
 seed = 7
 observer = "minmax"
 keep_fp32 = ["head"]
+reuse_qparams_from = "released"
 cache = false
 limit_on = "point,predicted"
 shipped = "shipped"
@@ -82,6 +83,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     assert (job.name, job.model_version, job.seed, job.observer) == ("net", "3", 7, "minmax")
     assert (job.inputs, job.keep_fp32, job.cache) == (("1x3x32x32",), ("head",), False)
     assert job.schemes == ("static-int8", "fp32")
+    assert job.reuse_qparams_from == Path("sub/released")
     data = job.data
     assert (data.calibration, data.evaluation) == ("sub/cal", "sub/eval.npz")
     assert (data.metric, data.preprocess, data.labels) == (

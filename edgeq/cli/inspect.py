@@ -30,7 +30,7 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTIFACT_OR_BUNDLE", help="A bundle's folder, or a .pte, .ptl or TorchScript .pt file."
+            metavar="ARTIFACT_OR_BUNDLE", help="A bundle's folder, or a .pte, .ptl, .onnx or TorchScript .pt file."
         ),
     ],
     layers: Annotated[
@@ -152,7 +152,7 @@ def artifact_text(found: ArtifactInspection, shown: int) -> str:
     if found.runtime == "executorch":
         lines += [("delegates", str(facts.delegates)), ("delegated", _SHARE_UNKNOWN)]
     if facts.bytecode_version is not None:
-        lines.append(("bytecode", f"version {facts.bytecode_version}"))
+        lines.append(("opset" if found.runtime == "onnx" else "bytecode", f"version {facts.bytecode_version}"))
     text = [printable(str(found.path)), *aligned(lines)]
     if found.entries and shown:
         text.append(f"entries: {len(found.entries)}, the largest {min(shown, len(found.entries))}:")
@@ -181,6 +181,7 @@ def bundle_json(found: BundleInspection) -> dict[str, Any]:
 def artifact_json(found: ArtifactInspection) -> dict[str, Any]:
     """Return an artifact for machines; what the format does not say is null."""
     is_executorch = found.runtime == "executorch"
+    states_tensors = found.runtime != "torchscript"
     listed = found.path.suffix != ".pt"
     return {
         "schema_version": SCHEMA_VERSION,
@@ -188,8 +189,8 @@ def artifact_json(found: ArtifactInspection) -> dict[str, Any]:
         "path": str(found.path),
         "runtime": found.runtime,
         "size_bytes": found.size_bytes,
-        "inputs": _stated_json(found.stated.inputs) if is_executorch else None,
-        "outputs": _stated_json(found.stated.outputs) if is_executorch else None,
+        "inputs": _stated_json(found.stated.inputs) if states_tensors else None,
+        "outputs": _stated_json(found.stated.outputs) if states_tensors else None,
         "operators": list(found.facts.operators) if listed else None,
         "delegates": found.facts.delegates if is_executorch else None,
         "delegated_macs": None,

@@ -123,7 +123,10 @@ def _emulated(job: Job, target: TargetProfile) -> str:
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == "fp32":
         return []
-    method = _QUANTIZERS[target.runtime, scheme].format(backend=target.backend)
+    # training starts from what static-int8 prepares
+    method = _QUANTIZERS[target.runtime, "static-int8" if scheme in NEEDS_TRAINING else scheme].format(
+        backend=target.backend
+    )
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
     samples = f"{job.data.num_calibration_samples} samples" if job.data.calibration else "no calibration data given"
     steps = [("quantize", _joined([method, kept]))]

@@ -222,3 +222,10 @@ def test_what_an_app_grows_by_is_one_line():
     assert growth_text(known) == "arm64-v8a: bundle 64.3 kB + et.aar 5.00 MB (1.00 MB compressed) = 5.06 MB"
     unknown = dataclasses.replace(known, library=None, library_bytes=None, compressed_bytes=None)
     assert growth_text(unknown).startswith("arm64-v8a: bundle 64.3 kB, runtime library not known")
+
+
+def test_a_dry_run_of_training_tells_how_it_starts(capsys) -> None:
+    assert run([*PACKAGE, "--target", "linux-x86_64-ort", "--scheme", "qat-int8", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "PT2E, written as QuantizeLinear" in said
+    assert "distil fp32" in said

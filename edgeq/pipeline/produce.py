@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import GoldenSet, LoweredModel, QuantizedModel, Tuning, VerifyReport
 from edgeq.job import Job, Progress
+from edgeq.memory import release_memory
 from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
 from edgeq.samples import Batch
@@ -94,6 +95,7 @@ class Producer:
         folder = self._folder / f"{recipe.backend}-{recipe.scheme}-{recipe.threads}"
         folder.mkdir(parents=True)
         quantized = self._quantized(recipe, label)
+        release_memory()
         lowered = lower(
             recipe.runtime,
             quantized,
@@ -105,6 +107,7 @@ class Producer:
                 label=label,
             ),
         )
+        release_memory()
         engine = recipe.backend if recipe.runtime == "torchscript" else None
         kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,9 @@ class Maker:
             with self._progress.task("import torch"):
                 calm_openmp()
                 import torch  # noqa: F401
+            # a collection writes to every object that it looks at, and so would copy the pages that the children share
+            gc.collect()
+            gc.freeze()
         return self._is_fresh
 
     def __enter__(self) -> Maker:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Search, Tuning, VerifyReport
 from edgeq.job import Job, Progress
+from edgeq.memory import release_memory
 from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
 from edgeq.samples import Batch
@@ -121,6 +122,7 @@ class Producer:
         folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
         quantized = self._quantized(recipe, label)
+        release_memory()
         lowered = lower(
             recipe.runtime,
             quantized,
@@ -132,6 +134,7 @@ class Producer:
                 label=label,
             ),
         )
+        release_memory()
         kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(
             lowered=lowered,

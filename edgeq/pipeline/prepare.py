@@ -229,9 +229,7 @@ def _data(
     if "search" in opened:
         from edgeq.pipeline.searching import split_search
 
-        own = job.data.search is not None
-        parts = split_search(opened["calibration"], opened["search"], most=job.data.num_search_samples, own=own)
-        opened |= dict(zip(("calibration", "search"), parts, strict=True))
+        opened |= split_search(opened["calibration"], opened["search"], job)
     opened, facts = _linted(job, model, preprocess, opened, n_classes)
     hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
     counts = {role: data.count for role, data in opened.items()}

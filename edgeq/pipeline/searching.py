@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import Scores
 from edgeq.errors import UsageError
 from edgeq.load.digest import exclude
+from edgeq.load.selection import choose
 from edgeq.samples import Batch, Dataset, batches
 from edgeq.scheme import SEARCH_LIMITS
 
@@ -23,33 +24,37 @@ _SHARE = 4  # one of so many calibration samples is for the search, where there 
 Forward = Callable[[Batch], tuple[Any, ...]]
 
 
-def split_search(calibration: Dataset, search: Dataset, *, most: int, own: bool) -> tuple[Dataset, Dataset]:
-    """Return calibration and search samples that share none.
+def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, Dataset]:
+    """Return calibration and search samples that share none, by role.
 
     Args:
         calibration: the samples that ranges are set from.
         search: the samples of --search-data, or of the calibration data as a whole.
-        most: how many of the latter are taken at most.
-        own: whether they are those of --search-data.
+        job: how many of the latter are taken at most, and the seed that splits the former.
 
     Raises:
         UsageError: too few are left.
     """
     rest = exclude(search, frozenset(sample.digest for sample in calibration))
     if rest.count >= _LEAST:
-        return calibration, dataclasses.replace(rest, count=min(rest.count, most))
-    if own:
+        taken = dataclasses.replace(rest, count=min(rest.count, job.data.num_search_samples))
+        return {"calibration": calibration, "search": taken}
+    if job.data.search is not None:
         what = f"--search-data has {rest.count} samples that are not calibrated on, at least {_LEAST} are needed"
         raise UsageError(what, "give more, or leave --search-data out")
     if calibration.count < _SHARE * _LEAST:
         what = f"mixed-int8 judges on samples that it does not calibrate on, and {calibration.origin} has only"
         raise UsageError(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
-    held = [i for i in range(calibration.count) if i % _SHARE == 0]
-    kept = [i for i in range(calibration.count) if i % _SHARE]
-    return _view(calibration, kept), _view(calibration, held)
+    held = choose(calibration.count, limit=calibration.count // _SHARE, seed=job.seed, classes=_classes(calibration))
+    kept = sorted({*range(calibration.count)} - {*held})
+    return {"calibration": _view(calibration, kept), "search": _view(calibration, held)}
 
 
-def _view(dataset: Dataset, rows: list[int]) -> Dataset:
+def _classes(dataset: Dataset) -> list[str] | None:
+    return [str(sample.label) for sample in dataset] if dataset.labelled else None
+
+
+def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     return dataclasses.replace(dataset, count=len(rows), read=lambda i: dataset.read(rows[i]))
 
 

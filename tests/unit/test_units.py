@@ -95,7 +95,7 @@ def test_quantities_as_people_read_them(value: float, dimension: Dimension, expe
 
 
 def test_every_limit_has_its_dimension() -> None:
-    examples = {"bytes": ("2kB", 2000), "ms": ("2s", 2000), "pp": ("2pp", 2), "%": ("2%", 2)}
+    examples = {"bytes": ("2kB", 2000), "ms": ("2s", 2000), "pp": ("2pp", 2), "%": ("2%", 2), "dB": ("2dB", 2)}
     for name, kind in LIMITS.items():
         text, value = examples[kind.dimension]
         assert parse_limit(f"{name}={text}") == (name, value)

@@ -11,7 +11,6 @@ from edgeq.cli.config import limit_table, merge, request
 from edgeq.cli.project import LimitTable, Options, read_project, validated
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import Job, QatOptions
-from edgeq.scheme import SCHEMES
 
 FULL = """
 model = "model.py:factory"
@@ -42,6 +41,8 @@ metric = "metric.py:score"
 preprocess = "prep.toml"
 labels = "labels.txt"
 num_calibration_samples = 64
+search = "search.npz"
+num_search_samples = 100
 lint = "warn"
 skip_bad_images = true
 
@@ -91,6 +92,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
         "sub/prep.toml",
         Path("sub/labels.txt"),
     )
+    assert (data.search, data.num_search_samples) == ("sub/search.npz", 100)
     assert (data.num_calibration_samples, data.lint, data.skip_bad_images) == (64, "warn", True)
     assert job.qat == QatOptions(
         data="sub/more.npz", train="sub/loop.py:train", epochs=3, lr=0.01, batch=16, samples=500
@@ -201,10 +203,16 @@ def test_what_is_unknown_or_missing(project, values, what):
     assert what in caught.value.what
 
 
-def test_a_planned_scheme_is_unsupported_not_unknown():
-    with pytest.raises(UnsupportedError, match="planned") as caught:
-        request(minimal(schemes=["mixed-int8"]), Options())
-    assert caught.value.fix == f"schemes: {', '.join(SCHEMES)}"
+def test_a_search_needs_an_accuracy_to_end_by():
+    with pytest.raises(UsageError, match="none was asked for"):
+        request(minimal(schemes=["mixed-int8"], limit={"size": "5MB"}), Options())
+    for limit in ({"accuracy_drop": "1pp"}, {"sqnr": "30dB"}, {"agreement": "99%"}):
+        assert request(minimal(schemes=["mixed-int8"], limit=limit), Options()).job.schemes == ("mixed-int8",)
+
+
+def test_options_of_a_search_that_no_scheme_does_are_refused():
+    with pytest.raises(UsageError, match="--search-data is for schemes that search"):
+        request(minimal(data={"search": "x.npz"}), Options())
 
 
 def test_a_scheme_that_the_target_does_not_list(project):

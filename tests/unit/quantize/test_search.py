@@ -74,7 +74,7 @@ def outputs(graph, samples, specs):
 
 def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
     ranking = RANKINGS["torchscript"](spec_of(loaded(uneven())))
-    assert [item.layer for item in ranking] == ["2", "0", "6"] or ranking[0].layer in ("0", "2")
+    assert ranking[-1].layer == "6"
     assert {item.layer for item in ranking} == {"0", "2", "6"}
     assert [item.alone_db for item in ranking] == sorted(item.alone_db for item in ranking)
     assert {item.layer: item.weight_bytes for item in ranking} == {"0": 216, "2": 576, "6": 160}

@@ -87,7 +87,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     }  # fmt: skip
     assert set(first["verified"]) == {
         "host", "parity", "fidelity", "timing", "int8_macs", "int8_macs_unmatched", "peak_memory_bytes", "load_ms",
-        "findings", "flips", "emulation", "not_emulated", "cost",
+        "findings", "flips", "emulation", "not_emulated", "graph_only", "cost",
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",

@@ -77,8 +77,19 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
         prepared = _prepared(graph, _quantizer(spec.observer, _left_in_float(graph, spec)))
         calibrate(prepared, spec.calibration, spec.inputs, task)
     tuning = train(prepared) if train else None
-    converted = convert_pt2e(prepared)
+    converted = _without_unused(convert_pt2e(prepared))
     return quantized_model(scheme, converted, _split_layers(converted), steps=_output_steps(converted), tuning=tuning)
+
+
+def _without_unused(graph: Any) -> Any:
+    """Drop the float weights that int8 ones took the place of: torchao leaves them in the graph's modules."""
+    used = tuple(node.target for node in graph.graph.nodes if node.op in ("get_attr", "call_module"))
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if not any(f"{name}.".startswith(f"{target}.") for target in used):
+            place, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(place), leaf)
+    return graph
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeq.artifacts import QParams, Reuse
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import Job
-from edgeq.scheme import NEEDS_CALIBRATION
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_SEARCH
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeq.pipeline.produce import Product, Recipe
 
 _OPTION = "--reuse-qparams-from"
+_SCHEMES = NEEDS_CALIBRATION - NEEDS_SEARCH  # a search chooses other layers each time, and so other tensors
 
 
 def check_reuse(job: Job) -> None:
@@ -35,8 +36,8 @@ def check_reuse(job: Job) -> None:
     has = (target.runtime, target.backend, manifest.scheme)
     for profile in job.targets:
         for scheme in job.schemes or profile.schemes[:1]:
-            if scheme not in NEEDS_CALIBRATION:
-                what = f"{_OPTION} is for {' and '.join(sorted(NEEDS_CALIBRATION))}, and this run has {scheme}"
+            if scheme not in _SCHEMES:
+                what = f"{_OPTION} is for {' and '.join(sorted(_SCHEMES))}, and this run has {scheme}"
                 raise UnsupportedError(what, "leave it out, or give --scheme")
             if (profile.runtime, profile.backend, scheme) != has:
                 what = f"{_OPTION}: {job.reuse_qparams_from} is {' '.join(has)}"

@@ -99,7 +99,7 @@ def convert(prepared: Any) -> Any:
     """Return the quantized graph of a calibrated one."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    return convert_pt2e(prepared)
+    return _without_unused(convert_pt2e(prepared))
 
 
 def layer_of(prepared: Any, node: Any) -> str | None:
@@ -111,6 +111,17 @@ def layer_of(prepared: Any, node: Any) -> str | None:
     is_int8 = any(observes_weight(prepared, arg) for arg in node.args[1:2] if hasattr(arg, "op"))
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return (_stack_name(stack[-1]) or None) if stack and is_int8 else None
+
+
+def _without_unused(graph: Any) -> Any:
+    """Drop the float weights that int8 ones took the place of: torchao leaves them in the graph's modules."""
+    used = tuple(node.target for node in graph.graph.nodes if node.op in ("get_attr", "call_module"))
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if not any(f"{name}.".startswith(f"{target}.") for target in used):
+            place, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(place), leaf)
+    return graph
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:

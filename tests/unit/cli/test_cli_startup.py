@@ -54,14 +54,14 @@ def test_help_and_targets_list_are_quick():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("edgeq package --target andr", ["android-arm64-qnnpack", "android-arm64-xnnpack"]),
+        ("edgeq package --target andr", ["android-arm64-ort", "android-arm64-qnnpack", "android-arm64-xnnpack"]),
         ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm"]),
         ("edgeq package --scheme s", ["static-int8"]),
         ("edgeq package --observer p", ["percentile"]),
         ("edgeq package --limit l", ["latency=", "load="]),
         ("edgeq targets show ios-arm64-x", ["ios-arm64-xnnpack"]),
         ("edgeq tar", ["targets"]),
-        ("edgeq package --num", ["--num-calibration-samples"]),
+        ("edgeq package --num", ["--num-calibration-samples", "--num-search-samples"]),
     ],
 )
 def test_completion_by_name_loads_nothing_heavy(words, expected):

@@ -161,3 +161,12 @@ def test_a_model_that_returns_no_tensors_is_refused():
 
     with pytest.raises(UnsupportedError, match="returns Tensor, int"):
         run_once(loaded(Counting()))
+
+
+def test_the_float_weights_that_became_int8_are_let_go(int8):
+    held = dict(int8.graph.named_parameters()) | dict(int8.graph.named_buffers())
+    used = {node.target for node in int8.graph.graph.nodes if node.op == "get_attr"}
+    assert set(held) <= used
+    assert any(tensor.dtype == torch.int8 for tensor in held.values())
+    largest = max(tensor.numel() for tensor in held.values() if tensor.dtype == torch.int8)
+    assert all(tensor.numel() < largest for tensor in held.values() if tensor.dtype.is_floating_point)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from edgeq._replace import replaced
 from edgeq.errors import EdgeqError, ExitCode, first_line
 from edgeq.job import Progress, Task
 from edgeq.memory import available_bytes
@@ -26,6 +29,8 @@ from edgeq.pipeline.build import Plan
 from edgeq.pipeline.maker import PRELOADED
 from edgeq.project import ModelError
 
+_MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included
+_SOCKET_BYTES = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
 
 
@@ -70,6 +75,13 @@ def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
     return floor.outcomes()
 
 
+def _shorten_sockets() -> None:
+    """Put the fork server's sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is."""
+    if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
+        with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
+            multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
+
+
 def most_workers() -> int:
     """Return how many workers this machine has cores and memory for; one at least."""
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // _MEMORY_BYTES))
@@ -89,6 +101,7 @@ class _Floor:
         if self._most > 1:
             # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        _shorten_sockets()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
 

@@ -112,7 +112,7 @@ def test_a_cycle_of_targets_is_named(write, tmp_path):
 
 def test_an_unsupported_scheme_keeps_its_code(write):
     text = TWO.replace('schemes = ["fp32"]', 'schemes = ["pretrained"]')
-    path = write(text.replace('"linux-x86_64-x86"', '"linux-x86_64-xnnpack"'))
+    path = write(text.replace('"linux-x86_64-fbgemm"', '"linux-x86_64-xnnpack"'))
     with pytest.raises(UnsupportedError, match="model 'two'"):
         read_models(path, (), cache=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import re
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import ExitCode, UnsupportedError
-from edgeq.lower import executorch
+from edgeq.lower.delegates import DELEGATES
 from edgeq.lower.patterns import needed_patterns
 
 pytestmark = pytest.mark.slow
@@ -140,7 +141,8 @@ def test_loggers_are_as_before():
 
 def test_sparing_the_patterns_changes_no_byte(tmp_path, monkeypatch, int8):
     graph, _ = artifact("executorch", "static-int8", "xnnpack")
-    monkeypatch.setattr(executorch, "needed_patterns", lambda _program: contextlib.nullcontext())
+    with_all = dataclasses.replace(DELEGATES["xnnpack"], around=lambda _program: contextlib.nullcontext())
+    monkeypatch.setitem(DELEGATES, "xnnpack", with_all)
     again = lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
     assert again.path.read_bytes() == int8.path.read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -53,8 +54,10 @@ class DeviceProfile(BaseModel):
             what = f"{threads} threads on {self.name}, which has {self.cores} cores of this kind"
             raise UsageError(what, f"ask for 1 to {self.cores} threads")
 
-    def predict(self, counts: Counts, threads: int) -> Prediction:
+    def predict(self, counts: Counts, threads: int, *, runtime: str = "executorch") -> Prediction:
         """Return the latency of one inference whose counts on this device's core are known.
+
+        The published rows are XNNPACK's: for another runtime, and no measurements of one's own, they are extrapolated.
 
         Raises:
             UsageError: more threads than the device has cores of this kind.
@@ -62,7 +65,8 @@ class DeviceProfile(BaseModel):
         self.check_threads(threads)
         speed = Speed(width=self.width, clock_ghz=self.clock_ghz)
         if self.fitted is None:
-            return predict(counts, speed, threads)
+            told = predict(counts, speed, threads)
+            return dataclasses.replace(told, extrapolated=told.extrapolated or runtime != "executorch")
         published = PUBLISHED_FIT
         model = CostModel(
             slot_cycles=published.slot_cycles, line_cycles=published.line_cycles, spread=self.fitted.spread

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeq._io import disk_errors, sha256_file
 from edgeq.artifacts import BundleInput, GoldenSet
 from edgeq.bundle.facts import manifest_from
-from edgeq.bundle.reader import read_manifest
 from edgeq.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry, manifest_bytes, manifest_digest
 
 if TYPE_CHECKING:
@@ -41,18 +40,6 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
         data = manifest_bytes(manifest)
         (folder / MANIFEST_NAME).write_bytes(data)
     return manifest_digest(data, manifest)
-
-
-def bundle_digest(folder: Path) -> str:
-    """Return the digest that a bundle's manifest claims; `read_bundle` is what proves it.
-
-    Raises:
-        UsageError: the folder is no bundle.
-        IntegrityError: the manifest is broken.
-        UnsupportedError: a newer edgeq wrote it.
-        EnvironmentProblem: the manifest cannot be read.
-    """
-    return manifest_digest(*read_manifest(folder))
 
 
 def golden_npz(golden: GoldenSet, input_names: list[str]) -> bytes:

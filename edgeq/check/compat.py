@@ -36,8 +36,7 @@ LITE_RUNTIMES: dict[Version, LiteRuntime] = {
 }
 
 
-# the newest opset that an onnxruntime release loads as finished (docs/Versioning.md of that release); tried with the
-# wheels of these versions
+# the newest opset that an onnxruntime release loads as finished, tried with the wheels of these versions
 ONNX_OPSETS: dict[Version, int] = {(1, 16): 19, (1, 18): 21, (1, 22): 22, (1, 31): 26}
 
 

@@ -169,7 +169,7 @@ def _prediction(measured: Measured) -> LatencyPrediction | None:
 
 
 def _predicted(told: LatencyPrediction) -> tuple[float, str]:
-    beyond = ", extrapolated from slower or faster models" if told.extrapolated else ""
+    beyond = ", extrapolated beyond what the model was fitted on" if told.extrapolated else ""
     estimate = f"the estimate is {told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g})"
     return told.high_ms, f"predicted for {told.device} on {told.threads} threads, not measured; {estimate}{beyond}"
 

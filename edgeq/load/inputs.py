@@ -58,13 +58,6 @@ def parse_input(text: str, index: int) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high)
 
 
-def format_input(spec: TensorSpec) -> str:
-    """Return the text from which `parse_input` makes `spec` again."""
-    whole = not spec.dtype.startswith("float")
-    low, high = (str(int(value)) if whole else repr(float(value)) for value in (spec.low, spec.high))
-    return f"{spec.name}={spec.dtype}:{'x'.join(map(str, spec.shape))}:{low}..{high}"
-
-
 def _bad(text: str, why: str) -> UsageError:
     return UsageError(f"--input {text!r}: {why}", _EXAMPLE)
 

@@ -127,7 +127,7 @@ def cost_of(
     prediction = None
     if profile is not None:
         total = next(one.total for one in counts if one.cpu == profile.core)
-        told = profile.predict(total, threads)
+        told = profile.predict(total, threads, runtime=runtime.wheel.runtime)
         prediction = LatencyPrediction(
             device=profile.name,
             threads=threads,

@@ -95,7 +95,12 @@ def profile_bundle(
         manifest=bundle.manifest,
         runtime=runtime.wheel.title,
         cores=tuple(
-            CoreProfile(counted=one, predicted=_predictions(one, profile, threads or bundle.manifest.threads, threads))
+            CoreProfile(
+                counted=one,
+                predicted=_predictions(
+                    one, profile, threads or bundle.manifest.threads, threads, runtime.wheel.runtime
+                ),
+            )
             for one in counted
         ),
     )
@@ -179,7 +184,7 @@ def first_sample(bundle: Bundle) -> Arrays:
 
 
 def _predictions(
-    counted: CountReport, device: DeviceProfile | None, threads: int, asked: int | None
+    counted: CountReport, device: DeviceProfile | None, threads: int, asked: int | None, runtime: str
 ) -> tuple[Predicted, ...]:
     found = [device] if device is not None else [load_device(name) for name in devices_with_core(counted.cpu)]
     # the manifest's threads are for the phones of its target; a device with fewer cores takes what it has
@@ -187,7 +192,7 @@ def _predictions(
         Predicted(
             device=one.name,
             threads=used,
-            latency=one.predict(counted.total, used),
+            latency=one.predict(counted.total, used, runtime=runtime),
         )
         for one in found
         if one.core == counted.cpu

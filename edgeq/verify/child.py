@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 # How often a thread of OpenMP looks for work before it sleeps. By default (300,000, a millisecond) the threads of two
-# processes on the same cores wait for each other's waiting: digits took 30 to 100 times longer. With 10,000 a layer's
-# threads still find the next layer's work awake: idle machines lose nothing (without spinning, 2 to 4 times).
+# processes on the same cores wait for each other's waiting: digits took 30 to 100 times longer on busy cores. With
+# 10,000 a layer's threads still find the next layer's work awake; no spinning at all made most models slower when idle.
 _OPENMP = {"GOMP_SPINCOUNT": "10000"}
 
 

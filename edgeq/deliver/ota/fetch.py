@@ -164,22 +164,6 @@ def _slow(path: str, why: str) -> IntegrityError:
     return IntegrityError(f"slow data: {path}: {why}", "try again; what came so far is kept")
 
 
-def read_all(source: Source, path: str, most_bytes: int) -> bytes:
-    """Return a file of at most `most_bytes`.
-
-    Raises:
-        IntegrityError: endless or slow data.
-        EnvironmentProblem: the source cannot be reached.
-    """
-    parts, size = [], 0
-    for chunk in source.chunks(path, 0):
-        size += len(chunk)
-        if size > most_bytes:
-            raise endless(path, most_bytes)
-        parts.append(chunk)
-    return b"".join(parts)
-
-
 def endless(path: str, most_bytes: int) -> IntegrityError:
     """Return the error of a file that has more bytes than it may."""
     what = f"endless data: {path} has more than the {most_bytes} bytes that it may have"

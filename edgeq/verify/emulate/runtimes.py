@@ -105,7 +105,7 @@ class Wheel:
 
 
 # of each architecture oldest first; an executorch wheel is an SDK from 1.5 on, and the last Android lite runtime is
-# torch 2.1.0's, whose wheel for x86_64 is CUDA's, of 670 MB
+# torch 2.1.0's, whose wheel for x86_64 is CUDA's
 WHEELS = (
     Wheel(
         runtime="executorch",

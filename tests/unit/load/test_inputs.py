@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import ExitCode, UsageError
-from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, format_input, parse_input, random_inputs
+from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, parse_input, random_inputs
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,12 @@ def specs(draw):
         whole = st.integers(max(info.min, -(2**53)), min(info.max, 2**53)).map(float)
         low, high = sorted((draw(whole), draw(whole)))
     return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high)
+
+
+def format_input(spec):
+    whole = not spec.dtype.startswith("float")
+    low, high = (str(int(value)) if whole else repr(float(value)) for value in (spec.low, spec.high))
+    return f"{spec.name}={spec.dtype}:{'x'.join(map(str, spec.shape))}:{low}..{high}"
 
 
 @given(specs())

@@ -1,5 +1,20 @@
 """The frozen results that the steps hand to each other."""
 
+from edgeq.artifacts.measured import (
+    Agreement,
+    Cost,
+    DeviceMeasures,
+    DeviceRun,
+    Emulation,
+    Fidelity,
+    GraphOnly,
+    Interval,
+    KernelShare,
+    LatencyPrediction,
+    Parity,
+    Timing,
+    VerifyReport,
+)
 from edgeq.artifacts.model import (
     Layer,
     LoadedModel,
@@ -22,24 +37,7 @@ from edgeq.artifacts.release import (
     Row,
 )
 from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
-from edgeq.artifacts.verdict import (
-    Agreement,
-    CheckReport,
-    Cost,
-    DeviceMeasures,
-    DeviceRun,
-    Emulation,
-    Fidelity,
-    Gate,
-    GraphOnly,
-    Interval,
-    KernelShare,
-    LatencyPrediction,
-    Outcome,
-    Parity,
-    Timing,
-    VerifyReport,
-)
+from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
     "Agreement",

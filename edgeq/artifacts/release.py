@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeq.artifacts.measured import Fidelity, VerifyReport
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
-from edgeq.artifacts.verdict import CheckReport, Fidelity, VerifyReport
+from edgeq.artifacts.verdict import CheckReport
 from edgeq.errors import ExitCode
 
 if TYPE_CHECKING:

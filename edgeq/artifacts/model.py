@@ -121,6 +121,7 @@ class QuantizedModel:
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
+        remarks: what people must know of it, such as layers that half precision cannot hold.
     """
 
     scheme: str
@@ -134,6 +135,7 @@ class QuantizedModel:
     fresh: tuple[str, ...] = ()
     search: Search | None = None
     search_state: Path | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

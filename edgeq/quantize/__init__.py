@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgeq.artifacts import QuantizedModel, Sensitivity
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import dynamic, fx, half, mixed, pretrained, pt2e, weights
+from edgeq.quantize import cuda, dynamic, fx, half, mixed, pretrained, pt2e, weights
 from edgeq.quantize.spec import QuantizeSpec
 
 METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
@@ -28,6 +28,10 @@ METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("torchscript", "dynamic-int8"): dynamic.dynamic_int8,
     ("torchscript", "weight-only-int8"): weights.weight_only_int8,
     ("torchscript", "pretrained"): pretrained.pretrained,
+    ("cuda", "fp16"): cuda.fp16,
+    ("cuda", "bf16"): cuda.bf16,
+    ("cuda", "storage-fp16"): cuda.storage_fp16,
+    ("cuda", "fp32"): cuda.fp32,
 }
 
 RANKINGS: dict[str, Callable[[QuantizeSpec], tuple[Sensitivity, ...]]] = {

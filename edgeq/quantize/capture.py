@@ -73,7 +73,7 @@ def capture(model: LoadedModel) -> Any:
         program = model.model
     else:
         try:
-            with _silenced():
+            with silenced():
                 program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
@@ -98,7 +98,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
     # two rows, since torch.export takes sizes of 0 and 1 for constants
     wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
-        with _silenced():
+        with silenced():
             program = torch.export.export(
                 model.model, example_tensors(wider), dynamic_shapes=tuple({0: batch} for _ in wider)
             )
@@ -119,7 +119,7 @@ def _with_modules(program: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
     import torch.export._trace
 

@@ -33,6 +33,7 @@ TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
 Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"]
+FileRole = Literal["artifact", "golden", "compiled", "example"]
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
 
@@ -54,14 +55,14 @@ class TargetFacts(_Strict):
     name: Slug
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
+    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
 
 
 class RuntimeRange(_Strict):
     """What loads it."""
 
-    name: Literal["executorch", "torchscript", "onnx"]
+    name: Literal["executorch", "torchscript", "onnx", "cuda"]
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
     bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
@@ -76,13 +77,22 @@ class Tensor(_Strict):
     preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: fed as it is")
 
 
+class CudaBox(_Strict):
+    """What a GPU box must have."""
+
+    torch: str = Field(description="the version that wrote the artifact; older ones are refused")
+    cuda: str | None = Field(description="that the compiled package was built with; null without one")
+    compiled_for: str | None = Field(description="compute capability that alone runs that package; null without one")
+    least_capability: str | None = Field(description="compute capability that the arithmetic needs; null: any")
+
+
 class FileEntry(_Strict):
     """A file of the bundle. The manifest itself and the reports are not listed."""
 
     path: Slug = Field(description="a plain file name")
     sha256: Sha256
     size_bytes: Count
-    role: Literal["artifact", "golden"]
+    role: FileRole
 
 
 class LayerSummary(_Strict):
@@ -236,7 +246,7 @@ class Manifest(_Strict):
     inputs: tuple[Tensor, ...] = Field(min_length=1)
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = Field(description="by output index")
-    files: tuple[FileEntry, ...] = Field(min_length=2, max_length=2)
+    files: tuple[FileEntry, ...] = Field(min_length=2, max_length=4)
     passes: tuple[str, ...]
     layers: LayerSummary
     gates: tuple[GateVerdict, ...]
@@ -249,13 +259,15 @@ class Manifest(_Strict):
     golden: GoldenFacts
     emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
     not_emulated: str | None = Field(default=None, description="why, where the target has a device")
+    cuda: CudaBox | None = Field(default=None, description="null for other runtimes")
     verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
     provenance: Provenance
 
     def model_post_init(self, _context: object) -> None:
         """Check what a single field cannot."""
-        if {entry.role for entry in self.files} != {"artifact", "golden"}:
-            raise ValueError("expected one artifact and one golden file")
+        roles = [entry.role for entry in self.files]
+        if len(set(roles)) != len(roles) or not {"artifact", "golden"} <= set(roles):
+            raise ValueError("expected one artifact and one golden file, and no role twice")
         names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
         if len(set(names)) != len(names):
             raise ValueError("two files share a name, or take the manifest's or a report's")
@@ -265,6 +277,10 @@ class Manifest(_Strict):
     def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
         """Return the entry of the artifact or of the golden file."""
         return next(entry for entry in self.files if entry.role == role)
+
+    def compiled(self) -> FileEntry | None:
+        """Return the entry of the package that was compiled for one GPU; None where there is none."""
+        return next((entry for entry in self.files if entry.role == "compiled"), None)
 
 
 def check_slug(text: str, what: str) -> None:

@@ -9,11 +9,20 @@ from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.units import Dimension, parse_quantity
 
 SchemeName = Literal[
-    "fp32", "fp16", "static-int8", "dynamic-int8", "weight-only-int8", "qat-int8", "mixed-int8", "pretrained"
+    "fp32",
+    "fp16",
+    "bf16",
+    "storage-fp16",
+    "static-int8",
+    "dynamic-int8",
+    "weight-only-int8",
+    "qat-int8",
+    "mixed-int8",
+    "pretrained",
 ]
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 # they multiply in float, whatever they store, and differ from fp32 by no quantization steps
-FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "weight-only-int8"})
+FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
 # they observe ranges on real samples
 NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8"})
 # they train, for which the --qat options are

@@ -29,7 +29,7 @@ class Audit(_Strict):
     int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
-    half_weights: Share = Field(default=0.0, description="the same in half precision")
+    half_weights: Share = Field(default=0.0, description="the same in half precision, float16 or bfloat16")
     delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
 
 
@@ -60,8 +60,8 @@ class TargetProfile(_Strict):
     extends: str | None = Field(default=None, description="a target whose values this one starts from")
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
+    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
     schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
@@ -69,7 +69,12 @@ class TargetProfile(_Strict):
 
     def model_post_init(self, _context: object) -> None:
         """Check what a single field cannot."""
-        known = {"executorch": ("xnnpack", "coreml"), "torchscript": ("qnnpack", "x86", "fbgemm"), "onnx": ("ort",)}
+        known = {
+            "executorch": ("xnnpack", "coreml"),
+            "torchscript": ("qnnpack", "x86", "fbgemm"),
+            "onnx": ("ort",),
+            "cuda": ("cuda", "cuda-torchscript"),
+        }
         backends = known[self.runtime]
         if self.backend not in backends:
             raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")

@@ -16,6 +16,7 @@ from edgeq.artifacts.measured import (
     VerifyReport,
 )
 from edgeq.artifacts.model import (
+    CudaFacts,
     Layer,
     LoadedModel,
     LoweredModel,
@@ -46,6 +47,7 @@ __all__ = [
     "BundleInput",
     "CheckReport",
     "Cost",
+    "CudaFacts",
     "DataFacts",
     "DataFinding",
     "DeviceMeasures",

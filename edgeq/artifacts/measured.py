@@ -278,6 +278,8 @@ class VerifyReport:
         flips: the predictions that changed against fp32; None where no output ranks classes.
         graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
         device: times of a real device; None where none was reached.
+        stand_in: what ran the artifact in the place of its own kind of device, in words: then nothing was timed. ""
+            where it ran on its own.
     """
 
     host: str
@@ -295,3 +297,4 @@ class VerifyReport:
     flips: Flips | None = None
     graph_only: GraphOnly | None = None
     device: DeviceMeasures | None = None
+    stand_in: str = ""

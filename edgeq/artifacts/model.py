@@ -158,12 +158,30 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CudaFacts:
+    """What a GPU box must have for an artifact.
+
+    Attributes:
+        torch: the version that wrote it; older ones may not load it.
+        cuda: the version that its compiled package was built with; None without such a package.
+        compiled_for: compute capability of the GPU that the package was compiled for, and that alone runs it; None
+            without such a package.
+        least_capability: compute capability from which a GPU has the scheme's arithmetic; None for any.
+    """
+
+    torch: str
+    cuda: str | None
+    compiled_for: str | None
+    least_capability: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoweredModel:
     """An artifact on disk, and what is known of it without running it.
 
     Attributes:
         path: the artifact, named as it will be in the bundle.
-        runtime: `executorch`, `torchscript` or `onnx`.
+        runtime: `executorch`, `torchscript`, `onnx` or `cuda`.
         runtime_version: the version that wrote it; older runtimes are refused.
         bytecode_version: of a TorchScript archive, the opset of an ONNX file, else None.
         passes: the optimization passes that ran, in order.
@@ -174,6 +192,8 @@ class LoweredModel:
             or where it is not known.
         delegate_calls: how many delegated parts the program has.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
+        companions: files that go into the bundle beside the artifact, with their roles.
+        cuda: what a GPU box must have; None for other runtimes.
     """
 
     path: Path
@@ -187,6 +207,8 @@ class LoweredModel:
     delegated_macs: float | None
     delegate_calls: int
     stored: tuple[tuple[str, int], ...] = ()
+    companions: tuple[tuple[Literal["compiled", "example"], Path], ...] = ()
+    cuda: CudaFacts | None = None
 
     @property
     def macs(self) -> int:

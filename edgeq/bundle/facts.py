@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from edgeq.manifest import (
     SCHEMA_VERSION,
     Accuracy,
     AgreementFacts,
+    CudaBox,
     DeviceRunFacts,
     EmulationFacts,
     FileEntry,
@@ -97,6 +99,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         golden=_golden(item.golden),
         emulation=_emulation(verified.emulation),
         not_emulated=verified.not_emulated or None,
+        cuda=None if lowered.cuda is None else CudaBox(**dataclasses.asdict(lowered.cuda)),
         verified_on=_verified_on(verified),
         provenance=_provenance(item, item.data),
     )

@@ -7,12 +7,12 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, sha256_file
 from edgeq.artifacts import BundleInput, GoldenSet
 from edgeq.bundle.facts import manifest_from
-from edgeq.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry, manifest_bytes, manifest_digest
+from edgeq.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry, FileRole, manifest_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,10 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
         shutil.copyfile(item.lowered.path, artifact)
         golden = folder / GOLDEN_NAME
         golden.write_bytes(golden_npz(item.golden, [spec.name for spec in item.model.inputs]))
-        manifest = manifest_from(item, (_entry(artifact, "artifact"), _entry(golden, "golden")))
+        files = [_entry(artifact, "artifact"), _entry(golden, "golden")]
+        for role, companion in item.lowered.companions:
+            files.append(_entry(Path(shutil.copyfile(companion, folder / companion.name)), role))
+        manifest = manifest_from(item, files)
         data = manifest_bytes(manifest)
         (folder / MANIFEST_NAME).write_bytes(data)
     return manifest_digest(data, manifest)
@@ -78,5 +81,5 @@ def _npy(array: NDArray[Any]) -> bytes:
     return sink.getvalue()
 
 
-def _entry(path: Path, role: Literal["artifact", "golden"]) -> FileEntry:
+def _entry(path: Path, role: FileRole) -> FileEntry:
     return FileEntry(path=path.name, sha256=sha256_file(path), size_bytes=path.stat().st_size, role=role)

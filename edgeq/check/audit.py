@@ -32,16 +32,16 @@ def audit_gates(
         ("int8_linear_macs", asked.int8_linear_macs, kernels.int8_linear_macs if kernels else None, no_linear),
         ("half_macs", asked.half_macs, kernels.half_macs if kernels else None, why),
         ("int8_weights", asked.int8_weights, _stored(lowered, "int8"), unread),
-        ("half_weights", asked.half_weights, _stored(lowered, "float16"), unread),
+        ("half_weights", asked.half_weights, _stored(lowered, "float16", "bfloat16"), unread),
         ("delegated_macs", asked.delegated_macs, lowered.delegated_macs, undelegated),
     )
     return tuple(_share(name, least, share, reason) for name, least, share, reason in measured if least > 0)
 
 
-def _stored(lowered: LoweredModel, dtype: str) -> float | None:
-    """Return the share of the artifact's constants that it holds in `dtype`."""
+def _stored(lowered: LoweredModel, *dtypes: str) -> float | None:
+    """Return the share of the artifact's constants that it holds in `dtypes`."""
     total = sum(elements for _, elements in lowered.stored)
-    return sum(elements for name, elements in lowered.stored if name == dtype) / total if total else None
+    return sum(elements for name, elements in lowered.stored if name in dtypes) / total if total else None
 
 
 def _share(name: str, least: float, share: float | None, why: str) -> Gate:

@@ -61,6 +61,7 @@ def check(
     has_graph: bool = True,
     tuning: Tuning | None = None,
     search: Search | None = None,
+    remarks: tuple[str, ...] = (),
 ) -> CheckReport:
     """Evaluate all gates of one artifact.
 
@@ -76,6 +77,7 @@ def check(
         host_arch: what `verified` was measured on, as `platform.machine()` says it.
         tuning: what training came to, for schemes that train.
         search: what the search came to, for schemes that search.
+        remarks: what the quantization found that people must know.
         has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
 
     Raises:
@@ -111,6 +113,8 @@ def check(
     )
     warnings = (
         *_warnings(weights, has_graph),
+        *remarks,
+        *((verified.stand_in,) if verified.stand_in else ()),
         *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
         *_device_warnings(verified),
         *training_warnings(tuning),

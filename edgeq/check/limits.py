@@ -131,7 +131,7 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     value, note = values[name]
     if value is None:
         only = verified.graph_only
-        return None, only.why if only else "the host's run did not give one"
+        return None, verified.stand_in or (only.why if only else "the host's run did not give one")
     what = "memory" if name == "peak_memory" else "a time"
     if _arch(host) != _arch(measured.target_arch):
         return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"

@@ -5,8 +5,14 @@ from __future__ import annotations
 # one quantization step; the rest is what float32 loses in dividing a difference by the step
 MAX_STEPS = 1.0 + 1e-3
 # float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
-# and an artifact may sum in half where its graph sums in float32
-MIN_SQNR_DB_FLOAT: dict[str, float] = {"fp32": 60.0, "weight-only-int8": 60.0, "fp16": 40.0}
+# bfloat16 has 8, and an artifact may sum in them where its graph sums in float32
+MIN_SQNR_DB_FLOAT: dict[str, float] = {
+    "fp32": 60.0,
+    "storage-fp16": 60.0,
+    "weight-only-int8": 60.0,
+    "fp16": 40.0,
+    "bf16": 25.0,
+}
 # the two round int8 activations differently, and no output is quantized that could be counted in steps
 MIN_SQNR_DB_INT8 = 30.0
 # below this the difference is a third of the signal, and no comparison with the graph means anything

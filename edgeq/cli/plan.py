@@ -28,6 +28,9 @@ _QUANTIZERS = {
     ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
     ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",
     ("torchscript", "weight-only-int8"): "weights stored in int8, arithmetic in float32",
+    ("cuda", "fp16"): "float16, with float32 where it overflows or loses too much on the calibration data",
+    ("cuda", "bf16"): "bfloat16, with float32 where it loses too much on the calibration data",
+    ("cuda", "storage-fp16"): "weights stored in float16, arithmetic in float32",
     ("torchscript", "pretrained"): "taken as it is, packed for the {backend} engine",
 }
 

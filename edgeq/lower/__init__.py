@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeq.artifacts import LoweredModel, QuantizedModel
-from edgeq.lower import executorch, onnx, torchscript
+from edgeq.lower import cuda, executorch, onnx, torchscript
 from edgeq.lower.spec import LowerSpec
 
 LOWERINGS: dict[str, Callable[[QuantizedModel, LowerSpec], LoweredModel]] = {
+    "cuda": cuda.lower,
     "executorch": executorch.lower,
     "onnx": onnx.lower,
     "torchscript": torchscript.lower,

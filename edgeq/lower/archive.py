@@ -15,7 +15,7 @@ _DROPPED = (".debug_pkl", "/.data/serialization_id", "/mobile_debug_handles.pkl"
 _ALIGNMENT = 64  # PyTorch's own (caffe2/serialize/inline_container.h), so that tensors can be mapped
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
-_TENSOR = re.compile(r"/\d+$")  # raw bytes, where anything may occur by chance
+_TENSOR = re.compile(r"/(?:weight_|tensor_)?\d+$")  # raw bytes, where anything may occur by chance
 _PATH = re.compile(rb"/[\w.+-]+/[\w./+-]*\w\.py\b|/site-packages/")
 _PAD_ID = 0x4246  # "FB", the extra field that PyTorch pads with
 

@@ -10,7 +10,7 @@ from edgeq.artifacts import Layer
 
 MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
 # which arguments are the factors
-MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2)}
+MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2), "matmul": (0, 1)}
 
 
 def conv_macs(
@@ -80,7 +80,7 @@ def _constants(node: Any, names: frozenset[str]) -> list[Any]:
     target = getattr(node.target, "__name__", "")
     if "dequantize" in target:  # values and scales; zero points of weights are zero and are not stored
         return [item for arg in node.args[:2] if hasattr(arg, "op") for item in _constants(arg, names)]
-    if any(word in target for word in ("permute", "t_copy", "view", "t.default", "unsqueeze", "to_dim_order_copy")):
+    if target == "to.dtype" or any(word in target for word in ("permute", "t_copy", "view", "t.default", "unsqueeze", "to_dim_order_copy")):
         return [item for arg in node.all_input_nodes for item in _constants(arg, names)]
     return []
 

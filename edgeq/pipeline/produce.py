@@ -56,7 +56,7 @@ class Product:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
-        qparams, fresh: as in QuantizedModel.
+        qparams, fresh, remarks: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
 
@@ -73,6 +73,7 @@ class Product:
     reuse: Reuse | None = None
     search: Search | None = None
     search_state: Path | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Producer:
@@ -168,6 +169,7 @@ class Producer:
             fresh=quantized.fresh,
             search=quantized.search,
             search_state=quantized.search_state,
+            remarks=quantized.remarks,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:

@@ -47,6 +47,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
             weights=prepared.model.weights,
             host_arch=host_arch(),
             has_graph=prepared.model.kind not in ("pte", "ptl"),
+            remarks=product.remarks,
         )
         digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
         return checked, digest, download_size_bytes(folder)

@@ -63,7 +63,12 @@ def fp32(spec: QuantizeSpec) -> QuantizedModel:
     module = halfgraph.functional_graph(spec.captured)
     program = halfgraph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
     return QuantizedModel(
-        scheme="fp32", graph=program.module(), exported=program, quantized=(), kept_fp32=(), output_steps=()
+        scheme="fp32",
+        graph=program.module(),
+        exported=program,
+        quantized=(),
+        kept_fp32=(),
+        output_steps=(None,) * len(program.graph_signature.user_outputs),
     )
 
 

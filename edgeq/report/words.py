@@ -99,11 +99,11 @@ def device(row: Row) -> str:
 
 
 def latency(row: Row) -> str:
-    """Return p50 and p90 with the host's architecture, since they say little of another one."""
+    """Return p50 and p90 with the host's architecture or GPU, since they say little of another one."""
     timing = row.verified.timing
     if timing is None:
         return MISSING
-    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\nhost {timing.arch}"
+    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\n{row.verified.host}"
 
 
 def _ms(value_ms: float) -> str:
@@ -123,6 +123,7 @@ def verdict(row: Row) -> str:
     failed = [gate for gate in row.checked.gates if not gate.passed]
     marks = [
         *([f"and {len(failed) - 1} more"] if len(failed) > 1 else []),
+        *(["emulated"] if row.verified.stand_in else []),
         *(["random weights"] if row.weights == "random" else []),
         *(["cached"] if row.cached else []),
     ]

@@ -20,6 +20,7 @@ from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, Verif
 from edgeq.extras import missing_module
 from edgeq.verify import wire
 from edgeq.verify.child import Child, started
+from edgeq.verify.gpu import OUT_OF_MEMORY
 from edgeq.verify.pipe import Pipe
 
 _START_S = 180.0
@@ -48,6 +49,8 @@ class Loaded:
     Attributes:
         inputs, outputs: (dtype, shape); empty for TorchScript, whose archives state none.
         names: of the inputs, where the artifact states them.
+        stand_in: what ran in the place of the device that it is for, in words; "" where nothing did.
+        gpu: the name of the GPU that it was loaded on; "" for none.
     """
 
     load_ms: float
@@ -55,6 +58,17 @@ class Loaded:
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     names: tuple[str, ...] = ()
+    stand_in: str = ""
+    gpu: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU with its compute capability, such as 9.0, and CUDA's version."""
+
+    name: str
+    capability: str
+    cuda: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +127,14 @@ class HostRuntime:
             inputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("inputs", ())),
             outputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("outputs", ())),
             names=tuple(reply.get("names", ())),
+            stand_in=str(reply.get("stand_in", "")),
+            gpu=str(reply.get("gpu", "")),
         )
+
+    def gpu(self) -> Gpu | None:
+        """Return the GPU of this host; None where there is none that torch can use."""
+        reply, _ = self._ask({"op": "gpu"}, (), "looking for a GPU")
+        return Gpu(name=reply["gpu"], capability=reply["capability"], cuda=reply["cuda"]) if reply else None
 
     def facts(self) -> ArtifactFacts:
         """Return what the loaded artifact's own tables say of it."""
@@ -210,6 +231,9 @@ def _translated(text: str, doing: str) -> EdgeqError:
     missing = missing_module(text)
     if missing is not None:
         return missing
+    if OUT_OF_MEMORY in text:
+        what = text.partition(": ")[2].splitlines()[0]
+        return EnvironmentProblem(what, "package for a smaller batch: --input with a smaller first dimension")
     kind, meaning = executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from edgeq.job import Progress
 from edgeq.samples import Batch, Dataset, Sample, batches
 from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
-from edgeq.verify.host import HostRuntime
+from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp, percentile_ms, top1
 from edgeq.verify.parity import Forward, ParityTally
@@ -117,10 +118,34 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
     if len(tally.digests) == 1:
         _probe(tally, first, runtime)
+    report = VerifyReport(
+        host=f"host {host_arch()}",
+        parity=tally.parity.result(spec.graph) if spec.graph else None,
+        fidelity=fidelity_of(spec, tally),
+        timing=None,
+        kernels=None,
+        peak_memory_bytes=None,
+        load_ms=None,
+        outputs=tally.shapes,
+        findings=findings_of(spec, tally),
+        flips=tally.flips.result(),
+        stand_in=loaded.stand_in,
+    )
+    if loaded.stand_in:  # its times are none of the device's
+        report = dataclasses.replace(report, host=f"emulated on {report.host}")
+    else:
+        report = _measured(spec, runtime, loaded, first, report)
+    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def _measured(
+    spec: VerifySpec, runtime: HostRuntime, loaded: Loaded, batch: Batch, report: VerifyReport
+) -> VerifyReport:
+    """Add times, memory and kernels."""
     peak = runtime.peak_memory_bytes()
     with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
-        latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
-        kernels = _profiled(spec, runtime, first)
+        latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
+        kernels = _profiled(spec, runtime, batch)
     timing = Timing(
         p50_ms=percentile_ms(latencies, 0.5),
         p90_ms=percentile_ms(latencies, 0.9),
@@ -130,19 +155,10 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         arch=host_arch(),
         latencies_ms=tuple(round(value, 6) for value in latencies),
     )
-    report = VerifyReport(
-        host=f"host {host_arch()}",
-        parity=tally.parity.result(spec.graph) if spec.graph else None,
-        fidelity=fidelity_of(spec, tally),
-        timing=timing,
-        kernels=kernels,
-        peak_memory_bytes=peak,
-        load_ms=loaded.load_ms,
-        outputs=tally.shapes,
-        findings=findings_of(spec, tally),
-        flips=tally.flips.result(),
+    host = f"{report.host}, {loaded.gpu}" if loaded.gpu else report.host
+    return dataclasses.replace(
+        report, host=host, timing=timing, kernels=kernels, peak_memory_bytes=peak, load_ms=loaded.load_ms
     )
-    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
 
 def host_arch() -> str:

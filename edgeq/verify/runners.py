@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.half import emulation
 from edgeq.verify import memory
+from edgeq.verify.gpu import gpu_facts, out_of_memory
 from edgeq.verify.etdump import last_run, tables
 from edgeq.verify.kernels import multiplies
 
@@ -210,4 +212,71 @@ def _onnx_described(info: Any) -> list[Any]:
     return [dtype, [size if isinstance(size, int) else 0 for size in info.shape]]
 
 
-RUNNERS: dict[str, type[Runner]] = {"executorch": _ExecuTorch, "torchscript": _TorchScript, "onnx": _Onnx}
+class _Cuda(Runner):
+    """On a GPU where there is one; else half precision is emulated on the CPU."""
+
+    def _open(self) -> dict[str, Any]:
+        import torch
+        import torch.export.passes
+
+        torch.set_num_threads(self.threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.program = None
+        compiled = self.path.with_name("model.aoti.pt2")
+        if self.path.suffix == ".pt":
+            self.module = torch.jit.load(str(self.path), map_location=self.device)
+        else:
+            program = torch.export.load(self.path)
+            self.program = program
+            self.module = torch.export.passes.move_to_device_pass(program, self.device).module()
+        if self.device == "cuda" and compiled.exists():
+            self.module = torch._inductor.aoti_load_package(str(compiled))
+        if self.device == "cpu":
+            return {"threads": torch.get_num_threads(), "stand_in": "no CUDA device here: emulated on the CPU"}
+        self.weight_bytes = int(torch.cuda.memory_allocated())
+        return {"threads": torch.get_num_threads(), **gpu_facts()}
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        return tuple(tensor.to(self.device) for tensor in super().tensors(arrays))
+
+    def run(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+        import torch
+
+        leaves = torch.utils._pytree.tree_leaves(self.call(self.tensors(arrays)))
+        return tuple(leaf.detach().cpu().numpy() for leaf in leaves)
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        import torch
+
+        if self.device == "cpu":
+            with emulation():
+                return self.module(*inputs)
+        try:
+            result = self.module(*inputs)
+            torch.cuda.synchronize()  # or only the launches would be timed
+        except torch.OutOfMemoryError as err:
+            raise out_of_memory(err, inputs, self.weight_bytes) from err
+        return result
+
+    def peak_bytes(self) -> int | None:
+        import torch
+
+        return int(torch.cuda.max_memory_allocated()) if self.device == "cuda" else None
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:  # noqa: ARG002
+        return []  # the precision of each operator stands in the program itself
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        nodes = self.program.graph.nodes if self.program is not None else ()
+        names = {str(node.target) for node in nodes if node.op == "call_function"}
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": None}
+
+
+RUNNERS: dict[str, type[Runner]] = {
+    "executorch": _ExecuTorch,
+    "torchscript": _TorchScript,
+    "onnx": _Onnx,
+    "cuda": _Cuda,
+}

@@ -18,6 +18,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from edgeq.verify import wire
+from edgeq.verify.gpu import gpu_facts
 from edgeq.verify.runners import RUNNERS, Runner
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -63,6 +64,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             if request["op"] == "load":
                 runner = RUNNERS[request["runtime"]](Path(request["path"]), request["backend"], request["threads"])
                 wire.send(replies, runner.load())
+            elif request["op"] == "gpu":
+                wire.send(replies, gpu_facts())
             elif runner is None:
                 raise RuntimeError("nothing is loaded")
             else:

@@ -6,7 +6,13 @@ from typing import Any
 
 # the largest finite float16 (IEEE 754 binary16); beyond it comes infinity
 HALF_MAX = 65504.0
-_NO_KERNEL = ("not implemented for", "not supported", "unsupported", "expected scalar type", "could not create a primitive")
+_NO_KERNEL = (
+    "not implemented for",
+    "not supported",
+    "unsupported",
+    "expected scalar type",
+    "could not create a primitive",
+)
 # these multiply half values and add them up in float32 on tensor cores, and round once
 _PRODUCTS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "_convolution"})
 _PRODUCTS_PREFIX = "_scaled_dot_product"
@@ -87,4 +93,6 @@ def _rounded(torch: Any, func: Any, args: Any, kwargs: Any, dtype: Any) -> Any:
         return tree_map(lambda leaf: changed.get(id(leaf), leaf), result)
     if kwargs.get("dtype") is not None:
         return result
-    return tree_map(lambda leaf: leaf.to(dtype) if torch.is_tensor(leaf) and leaf.dtype == torch.float32 else leaf, result)
+    return tree_map(
+        lambda leaf: leaf.to(dtype) if torch.is_tensor(leaf) and leaf.dtype == torch.float32 else leaf, result
+    )

@@ -68,7 +68,7 @@ class DeviceOptions:
 
     Attributes:
         on: `emulator` runs the ARM64 runtimes here, for targets that have CPU models to emulate; `host` does not;
-            `ssh:HOST`, `adb` and `adb:SERIAL` are real devices.
+            `cuda` serves the artifact on this box's GPU; `ssh:HOST`, `adb` and `adb:SERIAL` are real devices.
         cpu: CPU models; none for those of the target's profile.
         samples: how many at most; None for a number by the model's size.
         timeout_s: for all emulation of one artifact.

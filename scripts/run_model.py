@@ -37,8 +37,8 @@ def main(model: Path, inputs: Path, outputs: Path, on: str | None) -> str:
 
 
 def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> tuple[list[Arrays], str]:
+    from edgeq.machine import host_arch
     from edgeq.verify.host import HostRuntime
-    from edgeq.verify.run import host_arch
 
     with HostRuntime() as host:
         host.load(model, runtime=target.runtime, backend=target.backend, threads=1)

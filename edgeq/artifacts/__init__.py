@@ -16,6 +16,7 @@ from edgeq.artifacts.measured import (
     VerifyReport,
 )
 from edgeq.artifacts.model import (
+    Companion,
     CudaFacts,
     Layer,
     LoadedModel,
@@ -46,6 +47,7 @@ __all__ = [
     "BuildReport",
     "BundleInput",
     "CheckReport",
+    "Companion",
     "Cost",
     "CudaFacts",
     "DataFacts",

@@ -53,6 +53,8 @@ class LoadedModel:
     source_sha256: str
 
 
+# a file beside the artifact, with its role
+Companion = tuple[Literal["compiled", "example"], Path]
 TunedWeights = Literal["start", "last", "average", "user"]
 
 
@@ -207,7 +209,7 @@ class LoweredModel:
     delegated_macs: float | None
     delegate_calls: int
     stored: tuple[tuple[str, int], ...] = ()
-    companions: tuple[tuple[Literal["compiled", "example"], Path], ...] = ()
+    companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
 
     @property

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Name = TypeVar("_Name", bound=str)
 _LIMIT_ON: tuple[Literal["interval", "point"], ...] = ("interval", "point")
-_ON: tuple[Literal["emulator", "host"], ...] = ("emulator", "host")
+_ON: tuple[Literal["emulator", "host", "cuda"], ...] = ("emulator", "host", "cuda")
 _LINT: tuple[Literal["error", "warn"], ...] = ("error", "warn")
 DEFAULT_OUT = "out"
 

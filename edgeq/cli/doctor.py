@@ -14,6 +14,7 @@ import typer
 
 from edgeq.cli.output import say, say_json
 from edgeq.errors import ExitCode
+from edgeq.machine import driver_state
 from edgeq.units import format_bytes
 
 # what requirements.lock pins: the versions that the tests ran with
@@ -48,8 +49,10 @@ _RUNTIME_NEEDS = {
     "executorch": ("torch", "torchao", "executorch"),
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", *_ONNX),
+    "cuda": ("torch",),
 }
 _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
+_NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
@@ -62,6 +65,8 @@ _TOOLS = (
     ),
     ("adb", "runs bundles on a phone", "apt-get install adb"),
     ("gcc", "builds what counts instructions, for edgeq profile and --device", "apt-get install gcc"),
+    ("nvidia-smi", "runs CUDA targets on a GPU; the CPU emulates them without", "install NVIDIA's driver"),
+    ("g++", "compiles AOTInductor packages where there is a GPU", "apt-get install g++"),
     ("java", "runs the Android demo's tests", "apt-get install openjdk-17-jdk-headless"),
     ("mvn", "builds the Android demo for its tests", "apt-get install maven"),
     ("aapt2", "compiles the Android demo's resources for its tests", "apt-get install aapt"),
@@ -164,6 +169,9 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
         remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
     else:
         remark, fix = "", ""
+    if runtime == "cuda" and not remark and not driver_state():
+        # what is made here is whole, but neither timed nor compiled
+        return Finding(kind="target", name=name, ok=True, needed=False, found="ready", remark=_NO_GPU)
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)

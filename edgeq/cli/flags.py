@@ -169,9 +169,9 @@ InstallInto = Annotated[
 On = Annotated[
     str | None,
     typer.Option(
-        metavar="emulator|host|ssh:HOST|adb[:SERIAL]",
+        metavar="emulator|host|cuda|ssh:HOST|adb[:SERIAL]",
         help="What runs the artifact: the device's ARM64 kernels under QEMU as well, this host's only, or (verify) a "
-        "real device as well.",
+        "real device as well; cuda: this box's GPU, in a process with torch alone.",
     ),
 ]
 Cpu = Annotated[

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import CudaFacts, Layer, LoweredModel, QuantizedModel
+from edgeq.artifacts import Companion, CudaFacts, Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.archive import strip_archive
 from edgeq.lower.example import example_script
@@ -45,9 +45,9 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         is_exported = spec.backend == "cuda"
         path = _saved(plain, spec.folder) if is_exported else _traced(plain, spec)
         stored = _elements(plain) if is_exported else archive_elements(path)
-        companions = [("example", _example(path.name, quantized.scheme, spec))]
+        companions: list[Companion] = [("example", _example(path.name, quantized.scheme, spec))]
     compiled, facts = None, cuda_facts(quantized.scheme)
-    if is_exported and can_compile():
+    if is_exported and spec.native and can_compile():
         with spec.progress.task(f"compile {spec.label}"):
             compiled = compile_package(plain, spec.folder, "cuda")
         companions.append(("compiled", compiled))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from edgeq.artifacts import TensorSpec
 
-_EXPORTED = '''\
+_EXPORTED = """\
 program = torch.export.load(here / "{artifact}")
 model = torch.export.passes.move_to_device_pass(program, device).module(){widened}
-'''
-_TORCHSCRIPT = '''\
+"""
+_TORCHSCRIPT = """\
 model = torch.jit.load(here / "{artifact}", map_location=device){widened}
-'''
+"""
 _SCRIPT = '''\
 """Runs {artifact} with torch alone, on the GPU where there is one: python run_example.py"""
 import pathlib
@@ -49,5 +49,9 @@ def example_script(artifact: str, scheme: str, inputs: Sequence[TensorSpec]) -> 
 def _value(spec: TensorSpec) -> str:
     shape = ", ".join(str(size) for size in spec.shape)
     if spec.dtype.startswith("float"):
-        return f"torch.rand({shape}, dtype=torch.{spec.dtype})" if shape else f"torch.tensor(0.5, dtype=torch.{spec.dtype})"
+        return (
+            f"torch.rand({shape}, dtype=torch.{spec.dtype})"
+            if shape
+            else f"torch.tensor(0.5, dtype=torch.{spec.dtype})"
+        )
     return f"torch.zeros({shape}, dtype=torch.{spec.dtype})" if shape else f"torch.tensor(0, dtype=torch.{spec.dtype})"

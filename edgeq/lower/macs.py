@@ -80,7 +80,9 @@ def _constants(node: Any, names: frozenset[str]) -> list[Any]:
     target = getattr(node.target, "__name__", "")
     if "dequantize" in target:  # values and scales; zero points of weights are zero and are not stored
         return [item for arg in node.args[:2] if hasattr(arg, "op") for item in _constants(arg, names)]
-    if target == "to.dtype" or any(word in target for word in ("permute", "t_copy", "view", "t.default", "unsqueeze", "to_dim_order_copy")):
+    if target == "to.dtype" or any(
+        word in target for word in ("permute", "t_copy", "view", "t.default", "unsqueeze", "to_dim_order_copy")
+    ):
         return [item for arg in node.all_input_nodes for item in _constants(arg, names)]
     return []
 

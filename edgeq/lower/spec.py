@@ -18,6 +18,7 @@ class LowerSpec:
         backend: the delegate or quantized engine.
         folder: where the artifact is written.
         label: for progress, in words.
+        native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -25,3 +26,4 @@ class LowerSpec:
     folder: Path
     progress: Progress
     label: str
+    native: bool = False

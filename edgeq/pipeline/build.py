@@ -19,6 +19,7 @@ from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
 from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
+from edgeq.machine import host_arch
 from edgeq.pipeline import cache
 from edgeq.pipeline.cost import with_cost
 from edgeq.pipeline.emulate import Emulator
@@ -59,6 +60,7 @@ class Cell:
             scheme=self.scheme,
             threads=target.device.threads,
             reduce_range=target.runtime == "onnx" and not target.device.vnni,
+            native=target.runtime == "cuda" and target.arch == host_arch(),
         )
 
     @property

@@ -33,6 +33,7 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
+from edgeq.machine import driver_state
 from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
@@ -152,6 +153,8 @@ def job_facts(job: Job) -> dict[str, Any]:
 def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
     """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
     own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    if target.runtime == "cuda":
+        own["gpu"] = driver_state()
     if emulated:
         from edgeq.verify.emulate.cpus import emulator_digest
 

@@ -34,6 +34,7 @@ class Recipe:
 
     Attributes:
         fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
+        native: whether it may be compiled for this machine; of runtimes that compile nothing, no.
     """
 
     runtime: str
@@ -42,11 +43,13 @@ class Recipe:
     threads: int
     fresh: bool = False
     reduce_range: bool = False
+    native: bool = False
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
-        return f"{self.backend}-{self.scheme}-{self.threads}{'-fresh' if self.fresh else ''}"
+        marks = f"{'-fresh' if self.fresh else ''}{'-native' if self.native else ''}"
+        return f"{self.backend}-{self.scheme}-{self.threads}{marks}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,7 @@ class Producer:
                 folder=folder,
                 progress=self._progress,
                 label=label,
+                native=recipe.native,
             ),
         )
         release_memory()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeq.artifacts import BundleInput, CheckReport, Row
 from edgeq.job import Job
+from edgeq.machine import host_arch
 from edgeq.pipeline.cache import tool_versions
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Product
@@ -28,7 +29,6 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
     from edgeq.bundle.archive import download_size_bytes
     from edgeq.bundle.writer import write_bundle
     from edgeq.check.gates import check
-    from edgeq.verify.run import host_arch
 
     folder.mkdir()
     size_bytes = product.lowered.path.stat().st_size

@@ -11,8 +11,9 @@ from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyRe
 from edgeq.device import check_cost_options
 from edgeq.errors import EdgeqError, ExitCode, UnsupportedError, UsageError, VerificationError
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
+from edgeq.machine import host_arch
 from edgeq.manifest import Manifest
-from edgeq.pipeline import promises
+from edgeq.pipeline import promises, verify_gpu
 from edgeq.pipeline.cost import with_bundle_cost
 from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
 from edgeq.pipeline.golden import golden_dataset, run_golden
@@ -112,7 +113,7 @@ def verify_bundle(
     # the runtime's imports take seconds, in which the data is opened here
     with device_setting(bundle.manifest, device, progress) as setting, HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
-        seen = _run(bundle, golden, evaluation, runtime, setting, progress)
+        seen = _run(bundle, golden, evaluation, runtime, setting, progress, serving=device.on == verify_gpu.ON)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
     verdicts = (
         promises.files_gate(bundle),
@@ -138,18 +139,23 @@ def _run(
     runtime: HostRuntime,
     setting: DeviceSetting | None,
     progress: Progress,
+    *,
+    serving: bool,
 ) -> _Seen:
     """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one."""
     from edgeq.check.gates import outputs_gate
     from edgeq.pipeline.verify_device import on_device
     from edgeq.verify.golden import golden_set
     from edgeq.verify.rows import of_sample
-    from edgeq.verify.run import host_arch, verify
+    from edgeq.verify.run import verify
 
     manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
     why = why_not_run(manifest.target.backend)
     if why:
         return _Seen(gates=(promises.elsewhere_gate(why),), verified=_nothing_seen("nothing"))
+    box = verify_gpu.box_gates(manifest, runtime)
+    if not all(gate.passed for gate in box):
+        return _Seen(gates=box, verified=_nothing_seen(f"host {host_arch()}"))
     try:
         verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
         golden_runs = run_golden(manifest, samples, runtime)
@@ -157,6 +163,7 @@ def _run(
         # TorchScript archives state nothing, and were run on what the manifest says
         takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
         device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
+        server = (verify_gpu.served(bundle, golden, golden_runs),) if serving else ()
     except (VerificationError, UnsupportedError) as err:
         return _Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen(f"host {host_arch()}"))
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in golden_runs]
@@ -164,15 +171,19 @@ def _run(
     golden_gate, compared = promises.golden_gate(golden, measured)
     score_gates, notes = promises.score_gates(score) if score else ((), ())
     verdicts = (
+        *box,
         promises.run_gate(verified),
         promises.signature_gate(manifest, takes, promises.signature(verified.outputs)),
         outputs_gate(verified),
         golden_gate,
         *score_gates,
         *(device.gates if device else ()),
+        *(gate for gate, _ in server),
     )
     if device is not None:
         verified = dataclasses.replace(verified, emulation=device.emulation, device=device.measures)
+    for _, measures in server:
+        verified = dataclasses.replace(verified, device=measures)
     return _Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
 
 
@@ -271,7 +282,6 @@ def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progres
 def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
     from edgeq.check.instructions import instruction_gates
     from edgeq.check.limits import Measured, limit_gate
-    from edgeq.verify.run import host_arch
 
     measured = Measured(
         size_bytes=bundle.manifest.file("artifact").size_bytes,
@@ -295,11 +305,11 @@ def _settled(gate: Gate, options: GateOptions) -> Gate:
 
 
 def _remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
-    from edgeq.verify.run import host_arch
-
     said = []
     if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
         pass
+    elif verified.stand_in:
+        said.append(verified.stand_in)
     elif manifest.target.platform in ("android", "ios"):
         said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
     elif manifest.target.arch != host_arch():

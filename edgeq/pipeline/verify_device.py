@@ -15,6 +15,8 @@ from edgeq.job import DeviceOptions, Progress
 from edgeq.pipeline.emulate import machines
 from edgeq.pipeline.evaluation import Evaluation, input_specs
 from edgeq.pipeline.promises import golden_gate
+from edgeq.pipeline.verify_gpu import ON as CUDA
+from edgeq.pipeline.verify_gpu import check_box
 from edgeq.profiles import profile_files
 from edgeq.samples import Batch, Dataset, batch_size, batches
 from edgeq.target import load_target, why_not_run
@@ -71,7 +73,8 @@ def device_setting(manifest: Manifest, options: DeviceOptions, progress: Progres
     from edgeq.verify.remote.link import is_link, parse_link
     from edgeq.verify.remote.session import open_session
 
-    if options.on == "host":
+    check_box(manifest, options.on)
+    if options.on in ("host", CUDA):
         yield None
     elif not is_link(options.on):
         yield _emulated(manifest, options, progress)

@@ -28,8 +28,8 @@ _LEAST_SQNR_DB: dict[HalfScheme, float] = {"fp16": 40.0, "bf16": 25.0}
 _TOLD = 5
 _CHECKED_SAMPLES = 8
 _MOVES = frozenset(
-    "view reshape _unsafe_view permute transpose t unsqueeze squeeze expand slice select narrow clone contiguous"
-    " flatten split chunk unbind cat stack dropout detach alias".split()
+    {"view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flatten"}
+    | {"slice", "select", "narrow", "split", "chunk", "unbind", "cat", "stack", "clone", "contiguous", "dropout"}
 )
 
 
@@ -158,9 +158,7 @@ def _samples(spec: QuantizeSpec) -> tuple[Dataset, tuple[str, ...]]:
     return Dataset(origin="random", count=1, read=(sample,).__getitem__), (said,)
 
 
-def _plan(
-    module: Any, ranges: dict[Any, NodeRange], kept: frozenset[str], scheme: HalfScheme, largest: float
-) -> _Plan:
+def _plan(module: Any, ranges: dict[Any, NodeRange], kept: frozenset[str], scheme: HalfScheme, largest: float) -> _Plan:
     limit = largest / HEADROOM
     wide: set[Any] = set()
     reached: dict[Any, float] = {}
@@ -170,7 +168,11 @@ def _plan(
             continue
         own = ranges.get(node, NodeRange())
         most = max([own.largest, *(ranges[arg].largest for arg in node.all_input_nodes if arg in ranges)])
-        if halfgraph.op_name(node) == "" or halfgraph.float_op(node, largest) or inside(halfgraph.module_of(node), kept):
+        if (
+            halfgraph.op_name(node) == ""
+            or halfgraph.float_op(node, largest)
+            or inside(halfgraph.module_of(node), kept)
+        ):
             wide.add(node)
         elif most > limit:
             wide.add(node)
@@ -218,7 +220,7 @@ def _finite(result: Any) -> bool:
     import torch
 
     leaves = torch.utils._pytree.tree_leaves(result)
-    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves if leaf.is_floating_point())
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves)
 
 
 def _types(spec: QuantizeSpec) -> dict[str, str]:
@@ -244,8 +246,10 @@ def _owners(module: Any) -> dict[str, list[Any]]:
 def _is_float(module: Any, node: Any) -> bool:
     import torch
 
-    tensor = halfgraph.tensor_at(module, node.target) if node.op == "get_attr" else None
-    return torch.is_tensor(tensor) and tensor.is_floating_point()
+    if node.op != "get_attr":
+        return False
+    tensor = halfgraph.tensor_at(module, node.target)
+    return bool(torch.is_tensor(tensor) and tensor.is_floating_point())
 
 
 def _owner(node: Any) -> str:

@@ -13,10 +13,12 @@ from edgeq.quantize.capture import MODULE_KEY, silenced
 # What torch.autocast computes in float32: exponentials, powers and long sums leave half's range or its 11 bits first.
 # Normalizations and softmax are among them.
 _FLOAT_OPS = frozenset(
-    "softmax _softmax log_softmax _log_softmax layer_norm native_layer_norm group_norm native_group_norm instance_norm"
-    " rms_norm batch_norm _native_batch_norm_legit_no_training exp expm1 exp2 log log10 log1p log2 logsumexp pow rsqrt"
-    " reciprocal cumsum cumprod prod sum norm linalg_vector_norm cdist dist renorm var std var_mean softplus cosh sinh"
-    " tan acos asin erfinv cosine_similarity nll_loss cross_entropy_loss mse_loss kl_div".split()
+    {"softmax", "_softmax", "log_softmax", "_log_softmax", "logsumexp", "softplus"}
+    | {"layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm", "batch_norm"}
+    | {"_native_batch_norm_legit_no_training", "norm", "linalg_vector_norm", "renorm", "var", "std", "var_mean"}
+    | {"exp", "expm1", "exp2", "log", "log10", "log1p", "log2", "pow", "rsqrt", "reciprocal", "erfinv"}
+    | {"sum", "prod", "cumsum", "cumprod", "dist", "cdist", "cosine_similarity"}
+    | {"cosh", "sinh", "tan", "acos", "asin", "nll_loss", "cross_entropy_loss", "mse_loss", "kl_div"}
 )
 # their results have a dtype of their own, whatever they are given
 _OWN_DTYPE = frozenset({"to", "_to_copy", "type_as"})
@@ -85,7 +87,8 @@ def float_op(node: Any, limit: float) -> bool:
 
     Args:
         node: of the graph.
-        limit: the largest number of the other precision; a constant beyond it, such as a mask's -1e9, has no place there.
+        limit: the largest number of the other precision; a constant beyond it, such as a mask's -1e9, has no place in
+            it.
     """
     scalars = [arg for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, int | float)]
     return op_name(node) in _FLOAT_OPS or any(limit < abs(scalar) < float("inf") for scalar in scalars)

@@ -38,9 +38,7 @@ class NodeRange:
         return 10 * math.log10(self.signal / self.noise) if self.signal > 0 and self.noise > 0 else math.inf
 
 
-def scan(
-    module: Any, dtype: Any, dataset: Dataset, specs: Sequence[TensorSpec], task: Task
-) -> dict[Any, NodeRange]:
+def scan(module: Any, dtype: Any, dataset: Dataset, specs: Sequence[TensorSpec], task: Task) -> dict[Any, NodeRange]:
     """Run a float32 graph over the samples and return what was seen of each node's float results.
 
     Args:
@@ -107,7 +105,7 @@ def _scanner(module: Any, dtype: Any, seen: dict[Any, NodeRange]) -> Any:
         return value.to(dtype) if torch.is_tensor(value) and value.dtype == torch.float32 else value
 
     def _is_float(leaf: Any) -> bool:
-        return torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0
+        return bool(torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0)
 
     def _largest(leaf: Any) -> float:
         return float(leaf.abs().nan_to_num(nan=0.0, posinf=0.0).max())

@@ -55,7 +55,7 @@ def out_of_memory(err: BaseException, inputs: tuple[Any, ...], weight_bytes: int
         memory_bytes=taken_bytes + free_bytes,
     )
     return RuntimeError(
-        f"{OUT_OF_MEMORY}: a batch of {rows} does not fit into {total_bytes / 2**30:.1f} GiB, one of {most} at most does"
+        f"{OUT_OF_MEMORY}: a batch of {rows} does not fit into {total_bytes / 2**30:.1f} GiB; at most {most} do"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from edgeq.artifacts import (
 )
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
+from edgeq.machine import host_arch
 from edgeq.samples import Batch, Dataset, Sample, batches
 from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
@@ -132,7 +132,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         stand_in=loaded.stand_in,
     )
     if loaded.stand_in:  # its times are none of the device's
-        report = dataclasses.replace(report, host=f"emulated on {report.host}")
+        report = dataclasses.replace(report, host=f"{report.host}, emulated")
     else:
         report = _measured(spec, runtime, loaded, first, report)
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
@@ -159,12 +159,6 @@ def _measured(
     return dataclasses.replace(
         report, host=host, timing=timing, kernels=kernels, peak_memory_bytes=peak, load_ms=loaded.load_ms
     )
-
-
-def host_arch() -> str:
-    """Return this machine's architecture in the words of target profiles."""
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelShare:

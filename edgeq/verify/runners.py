@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgeq.half import emulation
 from edgeq.verify import memory
-from edgeq.verify.gpu import gpu_facts, out_of_memory
 from edgeq.verify.etdump import last_run, tables
+from edgeq.verify.gpu import gpu_facts, out_of_memory
 from edgeq.verify.kernels import multiplies
 
 

@@ -99,7 +99,9 @@ def tensor(item: dict[str, Any], folder: Path) -> Any:
 
     data = bytearray((folder / item["file"]).read_bytes())
     dtype = getattr(torch, item["dtype"])
-    return torch.frombuffer(data, dtype=dtype).reshape(item["shape"]) if data else torch.empty(item["shape"], dtype=dtype)
+    return (
+        torch.frombuffer(data, dtype=dtype).reshape(item["shape"]) if data else torch.empty(item["shape"], dtype=dtype)
+    )
 
 
 def described(value: Any, folder: Path, name: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from edgeq.artifacts import DeviceMeasures
 from edgeq.errors import EnvironmentProblem, VerificationError
+from edgeq.machine import host_arch
 from edgeq.verify import serve_alone
 from edgeq.verify.metrics import Outputs, percentile_ms
-from edgeq.verify.run import host_arch
 
 WARMUP, RUNS = 10, 100
 NO_CUDA = "no CUDA device: torch sees none here"
@@ -97,7 +97,9 @@ def _answer(folder: Path, timeout_s: float) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=folder)
     except subprocess.TimeoutExpired as err:
-        raise VerificationError(f"no answer within {timeout_s:.0f} s from torch alone", "give a longer --timeout") from err
+        raise VerificationError(
+            f"no answer within {timeout_s:.0f} s from torch alone", "give a longer --timeout"
+        ) from err
     path = folder / "reply.json"
     if not path.exists():
         said = [line for line in done.stderr.splitlines() if line.strip()]

@@ -15,10 +15,11 @@ from edgeq.demo import digits
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import GateOptions
 from edgeq.load.source import load_model
+from edgeq.machine import host_arch
 from edgeq.quantize import METHODS
 from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import VerifySpec, host_arch, verify
+from edgeq.verify.run import VerifySpec, verify
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}

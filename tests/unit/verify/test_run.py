@@ -25,9 +25,10 @@ from torch import nn
 from edgeq.artifacts import TensorSpec
 from edgeq.demo import digits
 from edgeq.errors import UsageError
+from edgeq.machine import host_arch
 from edgeq.samples import Dataset
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import PARITY_SAMPLES, VerifySpec, host_arch, verify
+from edgeq.verify.run import PARITY_SAMPLES, VerifySpec, verify
 
 pytestmark = pytest.mark.slow
 

@@ -49,7 +49,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     compiled, facts = None, cuda_facts(quantized.scheme)
     if is_exported and spec.native and can_compile():
         with spec.progress.task(f"compile {spec.label}"):
-            compiled = compile_package(plain, spec.folder, "cuda")
+            compiled = compile_package(quantized.exported, spec.folder, "cuda")
         companions.append(("compiled", compiled))
         facts = dataclasses.replace(facts, cuda=str(torch.version.cuda), compiled_for=_capability())
     return LoweredModel(

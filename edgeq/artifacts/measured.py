@@ -76,7 +76,10 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each."""
+    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each.
+
+    On a GPU, `gpu` names it; "" where the CPU computed.
+    """
 
     p50_ms: float
     p90_ms: float
@@ -85,6 +88,7 @@ class Timing:
     threads: int
     arch: str
     latencies_ms: tuple[float, ...] = ()
+    gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

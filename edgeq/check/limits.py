@@ -124,7 +124,7 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
     values: dict[LimitName, tuple[float | None, str]] = {
-        "latency": (timing.p90_ms, f"p90 of {timing.runs} runs, {timing.threads} threads") if timing else (None, ""),
+        "latency": (timing.p90_ms, f"p90 of {timing.runs} runs, {timing.gpu or f'{timing.threads} threads'}") if timing else (None, ""),
         "peak_memory": (verified.peak_memory_bytes, f"on {verified.host}"),
         "load": (verified.load_ms, f"on {verified.host}"),
     }

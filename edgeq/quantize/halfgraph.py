@@ -59,7 +59,7 @@ def op_name(node: Any) -> str:
     """Return an ATen operator's name without overload; "" for any other node."""
     import torch
 
-    return node.target._opname if isinstance(node.target, torch._ops.OpOverload) else ""
+    return str(node.target._schema.name.partition("::")[2]) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def module_of(node: Any) -> str:

@@ -103,7 +103,7 @@ def latency(row: Row) -> str:
     timing = row.verified.timing
     if timing is None:
         return MISSING
-    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\n{row.verified.host}"
+    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\n{timing.gpu or f'host {timing.arch}'}"
 
 
 def _ms(value_ms: float) -> str:

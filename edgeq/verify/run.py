@@ -143,14 +143,14 @@ def _measured(
 ) -> VerifyReport:
     """Add times, memory and kernels."""
     peak = runtime.peak_memory_bytes()
-    timing, kernels = _timed(spec, runtime, batch, loaded.threads)
+    timing, kernels = _timed(spec, runtime, batch, loaded)
     host = f"{report.host}, {loaded.gpu}" if loaded.gpu else report.host
     return dataclasses.replace(
         report, host=host, timing=timing, kernels=kernels, peak_memory_bytes=peak, load_ms=loaded.load_ms
     )
 
 
-def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> tuple[Timing, KernelShare]:
+def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded) -> tuple[Timing, KernelShare]:
     """Time and profile the artifact on one batch, with nothing else of the run going on."""
     with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
         latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
@@ -160,9 +160,10 @@ def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -
         p90_ms=percentile_ms(latencies, 0.9),
         runs=spec.runs,
         warmup=spec.warmup,
-        threads=threads,
+        threads=loaded.threads,
         arch=host_arch(),
         latencies_ms=tuple(round(value, 6) for value in latencies),
+        gpu=loaded.gpu,
     )
     return timing, kernels
 

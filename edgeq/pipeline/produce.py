@@ -59,7 +59,7 @@ class Producer:
         Args:
             recipe: what to make.
             label: for progress, in words.
-            runtime: a child process, started early.
+            runtime: a child process, started early; it has ended afterwards.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
@@ -111,7 +111,7 @@ class Producer:
         kept: Subset | None,
     ) -> tuple[VerifyReport, GoldenSet]:
         """Run the artifact beside its graph and fp32; where nothing here runs it, judge its graph."""
-        from edgeq.verify.run import verify
+        from edgeq.verify.run import judge, run_artifact
         from edgeq.verify.unrun import judge_graph
 
         spec = dataclasses.replace(
@@ -122,7 +122,11 @@ class Producer:
             observe=kept,
         )
         why = why_not_run(recipe.backend)
-        return judge_graph(spec, why=why) if why else verify(spec, runtime)
+        if why:
+            return judge_graph(spec, why=why)
+        ran = run_artifact(spec, runtime)
+        runtime.close()  # the artifact is done; the graph takes memory too
+        return judge(spec, ran)
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
         from edgeq.quantize import quantize

@@ -14,6 +14,7 @@ from edgeq.artifacts import (
     GoldenSet,
     KernelShare,
     LoweredModel,
+    Parity,
     TensorSpec,
     Timing,
     VerifyReport,
@@ -79,6 +80,7 @@ class Tally:
     """What is gathered while the samples run."""
 
     parity: ParityTally = field(default_factory=ParityTally)
+    for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
     fidelity: Comparison = field(default_factory=Comparison)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -94,8 +96,19 @@ class Tally:
     samples: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What running the artifact alone gave; its graph has not run yet."""
+
+    tally: Tally
+    timing: Timing
+    kernels: KernelShare
+    peak_memory_bytes: int | None
+    load_ms: float
+
+
 def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
-    """Run the artifact on the samples, compare, time and profile it.
+    """Run the artifact on the samples, time and profile it, and compare it with fp32 and with its graph.
 
     Returns:
         What was seen, and a few samples with the artifact's outputs for a device's self-test.
@@ -104,6 +117,11 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         VerificationError: the artifact cannot be loaded or crashes the runtime.
         UsageError: samples that do not fit, or a metric that fails.
     """
+    return judge(spec, run_artifact(spec, runtime))
+
+
+def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
+    """Do what needs the child process: it takes memory, and so may be ended before `judge`; raises as `verify`."""
     lowered = spec.lowered
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
@@ -119,14 +137,21 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, runtime, first, loaded.threads)
+    return Ran(tally=tally, timing=timing, kernels=kernels, peak_memory_bytes=peak, load_ms=loaded.load_ms)
+
+
+def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
+    """Run the converted graph on some of the samples, and return what `verify` does; raises as it."""
+    tally = ran.tally
+    parity = _parity(spec.graph, spec, tally) if spec.graph else None
     report = VerifyReport(
         host=f"host {host_arch()}",
-        parity=tally.parity.result(spec.graph) if spec.graph else None,
+        parity=parity,
         fidelity=fidelity_of(spec, tally),
-        timing=timing,
-        kernels=kernels,
-        peak_memory_bytes=peak,
-        load_ms=loaded.load_ms,
+        timing=ran.timing,
+        kernels=ran.kernels,
+        peak_memory_bytes=ran.peak_memory_bytes,
+        load_ms=ran.load_ms,
         outputs=tally.shapes,
         findings=findings_of(spec, tally),
         flips=tally.flips.result(),
@@ -174,10 +199,8 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
         )
     _look(tally, batch, outputs)
     measured = cut(batch, outputs)
-    if spec.graph is not None and tally.parity.samples < PARITY_SAMPLES:
-        expected = cut(batch, spec.graph(batch))
-        if _same_shapes(tally, expected, measured, "the converted graph"):
-            tally.parity.add(batch, expected, measured, spec.output_steps)
+    if tally.samples < PARITY_SAMPLES:
+        tally.for_parity.append((batch, measured))
     reference = spec.fp32(batch) if spec.fp32 else None
     if reference is not None:
         tally.reference.look(batch, reference)
@@ -190,6 +213,16 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
     tally.samples += batch.rows
     if len(tally.golden) < GOLDEN_SAMPLES:
         tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
+
+
+def _parity(graph: Forward, spec: VerifySpec, tally: Tally) -> Parity:
+    """Run the converted graph on the first samples."""
+    with spec.progress.task(f"compare {spec.label} with its graph"):
+        for batch, measured in tally.for_parity:
+            expected = cut(batch, graph(batch))
+            if _same_shapes(tally, expected, measured, "the converted graph"):
+                tally.parity.add(batch, expected, measured, spec.output_steps)
+        return tally.parity.result(graph)
 
 
 def _look(tally: Tally, batch: Batch, outputs: Outputs) -> None:

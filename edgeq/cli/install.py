@@ -76,16 +76,21 @@ def install(
         str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
     ] = "",
     digest: flags.Digest = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where a model of other inputs, outputs or labels has the name.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
 
-    It replaces an older one of the same model and target, whole or not at all. Bundles of the model for other targets
-    go where they carry another version of it. In an iOS project the models become a Swift package of resources.
+    It replaces an older one of the same model and target, whole or not at all. A model with other inputs, outputs,
+    preprocessing or labels is taken for another one: the one that is there stays, unless --replace is given. Bundles
+    of the model for other targets go where they carry another version of it. In an iOS project the models become a
+    Swift package of resources.
     """
     from edgeq.deliver.install import install as deliver
 
-    result = deliver(bundle, app, aar=Path(aar) if aar else None, digest=digest)
+    result = deliver(bundle, app, aar=Path(aar) if aar else None, digest=digest, replace=replace)
     installed = Installed(app=app, target=None, result=result)
     if as_json:
         say_json({"schema_version": 1, "installed": [installed.as_json()]})

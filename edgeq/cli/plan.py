@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
@@ -34,6 +35,7 @@ _QUANTIZERS = {
 
 def plan_json(wanted: Request) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
+    wanted = _with_own_data(wanted)
     job = wanted.job
     return {
         "schema_version": 1,
@@ -52,11 +54,19 @@ def plan_json(wanted: Request) -> dict[str, Any]:
 
 def plan_text(wanted: Request) -> str:
     """Return the plan for people."""
+    wanted = _with_own_data(wanted)
     lines = [f"plan for {wanted.job.source}; nothing is written", *_lines(_shared(wanted.job))]
     for target in wanted.job.targets:
         for scheme in _schemes(wanted.job, target):
             lines += ["", f"{target.name}, {scheme}", *_lines(_own(wanted, target, scheme))]
     return "\n".join(lines)
+
+
+def _with_own_data(wanted: Request) -> Request:
+    """Return the request with the name and the data that the built-in model brings with it."""
+    from edgeq.pipeline.prepare import with_demo_data
+
+    return dataclasses.replace(wanted, job=with_demo_data(wanted.job))
 
 
 _Steps = list[tuple[str, str]]

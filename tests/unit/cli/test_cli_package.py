@@ -107,6 +107,7 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--limit", "sise=5MB"), "unknown limit 'sise'. Did you mean 'size'?"),
         ((*PACKAGE, "--num-calibration-samples", "0"), "num_calibration_samples"),
         ((*PACKAGE, "--config", "x.toml"), "no file x.toml"),
+        (("package", "torchvision:resnet18", *TARGET), "int8 ranges must come from real samples"),
     ],
 )
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
@@ -125,6 +126,7 @@ def test_a_dry_run_says_every_step_and_writes_nothing(pipeline, project, android
     for word in ("load", "quantize", "calibrate", "lower", "size <= 5.00 MB", "verify", "out/net/linux-x86_64-x86"):
         assert word in out
     assert out.count(f"install    {android_app}") == 1
+    assert "calibration edgeq.demo.digits:calibration_data" in out
     assert pipeline.jobs == []
     assert set(project.rglob("*")) == before
 

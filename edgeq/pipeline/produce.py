@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Search, Tuning, VerifyReport
+from edgeq.artifacts import (
+    GoldenSet,
+    LayerSqnrs,
+    LoweredModel,
+    QParams,
+    QuantizedModel,
+    Reuse,
+    Search,
+    Tuning,
+    VerifyReport,
+)
 from edgeq.job import Job, Progress
 from edgeq.memory import release_memory
 from edgeq.pipeline.prepare import Prepared
@@ -56,7 +66,7 @@ class Product:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
-        qparams, fresh: as in QuantizedModel.
+        qparams, fresh, layer_sqnrs: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
 
@@ -73,6 +83,7 @@ class Product:
     reuse: Reuse | None = None
     search: Search | None = None
     search_state: Path | None = None
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 class Producer:
@@ -168,6 +179,7 @@ class Producer:
             fresh=quantized.fresh,
             search=quantized.search,
             search_state=quantized.search_state,
+            layer_sqnrs=quantized.layer_sqnrs,
         )
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:

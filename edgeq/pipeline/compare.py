@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import HostRuntime
 
-SAMPLES = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputComparison:
@@ -99,10 +97,9 @@ def compare_bundles(
             threads = bundle.manifest.threads
             runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
         outputs = _compared(pair, (left, right), dataset, data.evaluation is not None, progress)
-    manifests = pair[0].manifest, pair[1].manifest
-    return BundleComparison(
-        fp32=manifests[0], quantized=manifests[1], outputs=outputs, layers=found, notes=_notes(*manifests)
-    )
+    left_facts, right_facts = pair[0].manifest, pair[1].manifest
+    notes = _notes(left_facts, right_facts, is_evaluation=data.evaluation is not None)
+    return BundleComparison(fp32=left_facts, quantized=right_facts, outputs=outputs, layers=found, notes=notes)
 
 
 def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
@@ -169,8 +166,10 @@ def _same_source(left: Manifest, right: Manifest) -> bool:
     return (one.source_sha256, one.weights_sha256) == (other.source_sha256, other.weights_sha256)
 
 
-def _notes(left: Manifest, right: Manifest) -> tuple[str, ...]:
+def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str, ...]:
     notes = []
+    if not is_evaluation:
+        notes.append("random inputs are not what the model was calibrated on, and agree worse: give --eval-data")
     if not _same_source(left, right):
         notes.append("the bundles come from other sources or weights: the difference is not quantization's alone")
     if "random" in (left.model.weights, right.model.weights):

@@ -91,7 +91,7 @@ def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Librar
     """Return the Android libraries that a Gradle or Maven build has fetched to this machine, by (runtime, ABI)."""
     from edgeq.deliver.growth import growth_by_abi
 
-    found = {}
+    found: dict[tuple[str, str], Library] = {}
     for target in targets:
         if target.platform != "android":
             continue

@@ -83,8 +83,8 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
     private fun sink(file: Content): Sink {
         return object : Sink {
             override fun write(data: ByteArray, count: Int) = change {
+                if (count > left) throw IOException("No space left on device")
                 left -= count
-                if (left < 0) throw IOException("No space left on device")
                 file.data = ByteArrayOutputStream().apply { write(file.data); write(data, 0, count) }.toByteArray()
             }
 

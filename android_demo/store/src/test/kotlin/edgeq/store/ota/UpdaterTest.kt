@@ -227,7 +227,7 @@ class UpdaterTest {
         phone.disk.left = 1_000_000
         phone.refuses(Reason.DISK, second)
         val small = Phone(phone.disk, limits = Limits(spareBytes = -10_000_000))
-        for (left in 0L..70_000L step 2_000) {
+        for (left in 0L..58_000L step 2_000) {
             phone.disk.left = left
             small.refuses(Reason.DISK, second)
         }

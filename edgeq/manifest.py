@@ -7,18 +7,16 @@ numbers are rounded to four significant digits, so that noise in the last bits d
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from edgeq._io import canonical_json
 from edgeq.artifacts import Outcome, TunedWeights, Weights
-from edgeq.errors import IntegrityError, UnsupportedError, UsageError
+from edgeq.errors import UsageError
 from edgeq.preprocess import Preprocess
-from edgeq.target import explain
+from edgeq.strict import Strict, parse_strict
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -36,11 +34,7 @@ Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", 
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelFacts(_Strict):
+class ModelFacts(Strict):
     """Which model this is."""
 
     name: Slug
@@ -48,7 +42,7 @@ class ModelFacts(_Strict):
     weights: Weights = Field(description="where the parameters came from; `random` must not ship")
 
 
-class TargetFacts(_Strict):
+class TargetFacts(Strict):
     """Where it runs."""
 
     name: Slug
@@ -58,7 +52,7 @@ class TargetFacts(_Strict):
     backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
 
 
-class RuntimeRange(_Strict):
+class RuntimeRange(Strict):
     """What loads it."""
 
     name: Literal["executorch", "torchscript", "onnx"]
@@ -67,7 +61,7 @@ class RuntimeRange(_Strict):
     bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
 
 
-class Tensor(_Strict):
+class Tensor(Strict):
     """An input or output; the batch comes first."""
 
     name: TensorName
@@ -76,7 +70,7 @@ class Tensor(_Strict):
     preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: fed as it is")
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """A file of the bundle. The manifest itself and the reports are not listed."""
 
     path: Slug = Field(description="a plain file name")
@@ -85,7 +79,7 @@ class FileEntry(_Strict):
     role: Literal["artifact", "golden"]
 
 
-class LayerSummary(_Strict):
+class LayerSummary(Strict):
     """What the lowered model computes, and where. Shares are of the multiply-accumulates, 0 to 1."""
 
     macs: Count | None = Field(description="of one inference; null where the artifact came as it is")
@@ -95,16 +89,19 @@ class LayerSummary(_Strict):
     kept_fp32: tuple[str, ...] = Field(description="quantizable layers that stay in float")
 
 
-class GateVerdict(_Strict):
+class GateVerdict(Strict):
     """One gate. What a gate measured in ms or bytes stands in report.json only."""
 
     name: str
     outcome: Outcome
     limit: str
+    bound: Measure | None = Field(
+        default=None, description="the limit as a number, in the base unit of its name: bytes, ms, percent, pp or dB"
+    )
     detail: str | None
 
 
-class IntervalFacts(_Strict):
+class IntervalFacts(Strict):
     """An estimate with its 95% interval."""
 
     estimate: Measure
@@ -112,7 +109,7 @@ class IntervalFacts(_Strict):
     high: Measure
 
 
-class Accuracy(_Strict):
+class Accuracy(Strict):
     """The artifact against fp32."""
 
     samples: Count
@@ -127,7 +124,7 @@ class Accuracy(_Strict):
     max_abs: Measure | None
 
 
-class ParityFacts(_Strict):
+class ParityFacts(Strict):
     """The artifact against the converted graph."""
 
     samples: Count
@@ -140,7 +137,7 @@ class ParityFacts(_Strict):
     )
 
 
-class AgreementFacts(_Strict):
+class AgreementFacts(Strict):
     """Two runs of the artifact on the same samples."""
 
     left: str = Field(description="host, fp32, or a CPU with its runtime")
@@ -152,7 +149,7 @@ class AgreementFacts(_Strict):
     top1_flips: Count | None
 
 
-class DeviceRunFacts(_Strict):
+class DeviceRunFacts(Strict):
     """The artifact on one CPU model, in one version of the device's runtime."""
 
     cpu: str = Field(description="QEMU's name of the model, or native")
@@ -168,14 +165,14 @@ class DeviceRunFacts(_Strict):
     rescored: Count | None = Field(description="of these, with another score than on the host")
 
 
-class EmulationFacts(_Strict):
+class EmulationFacts(Strict):
     """The artifact on the device's own kernels."""
 
     runs: tuple[DeviceRunFacts, ...]
     between: tuple[AgreementFacts, ...] = Field(description="each pair of runs")
 
 
-class GoldenFacts(_Strict):
+class GoldenFacts(Strict):
     """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
 
     samples: Count
@@ -187,7 +184,7 @@ class GoldenFacts(_Strict):
     )
 
 
-class QatFacts(_Strict):
+class QatFacts(Strict):
     """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
 
     data_sha256: Sha256
@@ -200,7 +197,7 @@ class QatFacts(_Strict):
     weights: TunedWeights = Field(description="which candidate was kept")
 
 
-class SearchFacts(_Strict):
+class SearchFacts(Strict):
     """What mixed-int8 chose the layers in float by; its samples are none of the calibration's or the evaluation's."""
 
     data_sha256: Sha256
@@ -208,7 +205,7 @@ class SearchFacts(_Strict):
     assignments: Count = Field(description="that were tried")
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """What it was made from."""
 
     source_sha256: Sha256
@@ -224,7 +221,7 @@ class Provenance(_Strict):
     tools: dict[str, str] = Field(description="version of each tool")
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """manifest.json of a bundle."""
 
     schema_version: Literal[1]
@@ -311,42 +308,11 @@ def parse_manifest(data: bytes) -> Manifest:
         IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
         UnsupportedError: a newer schema than this edgeq knows.
     """
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise _broken(f"more than {MAX_MANIFEST_BYTES} bytes")
-    try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-    except RecursionError as err:
-        raise _broken("nested too deeply") from err
-    except ValueError as err:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise _broken(str(err)) from err
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if type(version) is not int:  # True would pass for 1
-        raise _broken("it has no schema_version")
-    if version > SCHEMA_VERSION:
-        what = f"{MANIFEST_NAME} has schema version {version}, this edgeq reads {SCHEMA_VERSION}"
-        raise UnsupportedError(what, "update edgeq, or the app that reads the bundle")
-    try:
-        return Manifest.model_validate_json(data, strict=True)
-    except ValidationError as err:
-        raise _broken(explain(err, "it", Manifest).what.removeprefix("it: ")) from err
-
-
-def _broken(why: str) -> IntegrityError:
-    what = f"{MANIFEST_NAME} is not what edgeq wrote: {why[:300]}"
-    return IntegrityError(what, "get the bundle again, or package the model again")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!r} stands twice")
-        found[key] = value
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:80]} is no finite number")
-    return value
+    return parse_strict(
+        data,
+        Manifest,
+        name=MANIFEST_NAME,
+        version=SCHEMA_VERSION,
+        most_bytes=MAX_MANIFEST_BYTES,
+        again="get the bundle again, or package the model again",
+    )

@@ -90,6 +90,7 @@ def check(
         host_arch=host_arch,
         target_arch=target.arch,
         target_platform=target.platform,
+        threads=target.device.threads,
     )
     unrun = verified.graph_only.why if verified.graph_only else ""
     gates = (

@@ -107,11 +107,18 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     lowered = spec.lowered
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
-    first = _compared(spec, tally, runtime)
+    first: Batch | None = None
+    with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
+        for batch in batches(spec.samples, spec.inputs):
+            first = first or batch
+            compare(spec, tally, batch, runtime.run(batch.inputs))
+            task.advance(batch.rows)
+    if first is None:
+        raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    if len(tally.digests) == 1:
+        _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
-    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
-        timing = _timed(spec, runtime, first, loaded.threads)
-        kernels = _profiled(spec, runtime, first)
+    timing, kernels = _timed(spec, runtime, first, loaded.threads)
     report = VerifyReport(
         host=f"host {host_arch()}",
         parity=tally.parity.result(spec.graph) if spec.graph else None,
@@ -127,24 +134,12 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
 
-def _compared(spec: VerifySpec, tally: Tally, runtime: HostRuntime) -> Batch:
-    """Run and compare all samples; return the first batch."""
-    first: Batch | None = None
-    with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
-        for batch in batches(spec.samples, spec.inputs):
-            first = first or batch
-            compare(spec, tally, batch, runtime.run(batch.inputs))
-            task.advance(batch.rows)
-    if first is None:
-        raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
-    if len(tally.digests) == 1:
-        _probe(tally, first, runtime)
-    return first
-
-
-def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> Timing:
-    latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
-    return Timing(
+def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> tuple[Timing, KernelShare]:
+    """Time and profile the artifact on one batch, with nothing else of the run going on."""
+    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
+        latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
+        kernels = _profiled(spec, runtime, batch)
+    timing = Timing(
         p50_ms=percentile_ms(latencies, 0.5),
         p90_ms=percentile_ms(latencies, 0.9),
         runs=spec.runs,
@@ -153,6 +148,7 @@ def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -
         arch=host_arch(),
         latencies_ms=tuple(round(value, 6) for value in latencies),
     )
+    return timing, kernels
 
 
 def host_arch() -> str:

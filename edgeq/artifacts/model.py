@@ -173,7 +173,6 @@ class LoweredModel:
         layers: operators in the order of execution; none where the artifact came as it is.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
-        delegate_calls: how many delegated parts the program has.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
@@ -186,7 +185,6 @@ class LoweredModel:
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
     delegated_macs: float | None
-    delegate_calls: int
     stored: tuple[tuple[str, int], ...] = ()
 
     @property

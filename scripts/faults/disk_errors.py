@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .operations import OPERATIONS, Operation
-from .processes import SHORT, Stage, difference, promised, run, stage, tree
+from .processes import SHORT, Stage, difference, equal, promised, run, stage, tree
 from .tally import Outcome, Row, Trials
 
 FAULTS = (("ENOSPC", errno.ENOSPC), ("EIO", errno.EIO), ("EACCES", errno.EACCES), ("short write", SHORT))
@@ -29,7 +29,8 @@ def _trial(staged: Stage, number: int) -> Outcome:
     work = staged.copy()
     code = run(work, staged.operation, number=call, how=how)
     before, left, after = (promised(one) for one in (staged.before, tree(work / "target"), staged.after))
-    same = "as before" if left == before else "done" if left == after else "changed"
+    is_done = equal(left, after, staged.operation)
+    same = "as before" if left == before else "done" if is_done else "changed"
     seen = f"{fault}: exit {code}, {same}"
     if code in _NAMED and same != "changed" and not (code == 0 and same == "as before"):
         return Outcome(seen=seen)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .operations import OPERATIONS, Operation
-from .processes import KILL, Stage, Tree, difference, kill_at, moment, run, spread, stage, tree
+from .processes import KILL, Stage, difference, equal, kill_at, moment, run, spread, stage, tree
 from .tally import Outcome, Row, Trials
 
 
@@ -32,16 +32,10 @@ def _trial(staged: Stage, number: int, count: int) -> Outcome:
         return Outcome(seen="torn", wrong=f"{where}: torn: {type(err).__name__}: {err}")
     code = run(work, operation)
     left = tree(work / "target")
-    if code or not _equal(left, staged.after, operation):
+    if code or not equal(left, staged.after, operation):
         told = f"{where}: {state}, then exit {code}: {difference(staged.after, left)}"
         return Outcome(seen="not recovered", wrong=told)
     return Outcome(seen="recovered")
-
-
-def _equal(left: Tree, right: Tree, operation: Operation) -> bool:
-    return left.keys() == right.keys() and all(
-        data == right[name] for name, data in left.items() if Path(name).name not in operation.measured
-    )
 
 
 ROWS = tuple(

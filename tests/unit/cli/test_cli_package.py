@@ -24,7 +24,9 @@ def installs(monkeypatch):
     """Record what would be installed instead of doing it."""
     calls: list[tuple[Path, Path]] = []
 
-    def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
+    def install(
+        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+    ) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 
@@ -164,7 +166,9 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
-    def refuse(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
+    def refuse(
+        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+    ) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
     monkeypatch.setattr("edgeq.deliver.install.install", refuse)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeq.quantize.spec import QatSpec
     from edgeq.verify.emulate.subset import Subset
     from edgeq.verify.host import HostRuntime
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
@@ -176,7 +176,7 @@ def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:
     """Return what keeps the samples that are to be emulated."""
     from edgeq.samples import batch_size
     from edgeq.verify.emulate.subset import Subset, subset_size
-    from edgeq.verify.run import GOLDEN_SAMPLES
+    from edgeq.verify.tally import GOLDEN_SAMPLES
 
     rows = batch_size(prepared.samples, prepared.model.inputs) or 1
     limit = job.device.samples or subset_size(macs, scheme)
@@ -187,7 +187,7 @@ def verify_spec(
     job: Job, prepared: Prepared, recipe: Recipe, lowered: LoweredModel, progress: Progress, label: str
 ) -> VerifySpec:
     """Return the verify step's input for an artifact that is compared with nothing yet."""
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
     return VerifySpec(
         lowered=lowered,

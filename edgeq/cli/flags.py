@@ -34,7 +34,8 @@ Scheme = Annotated[
     typer.Option(
         "--scheme",
         metavar="NAME",
-        help="A quantization scheme; repeatable. Without it, each target's default.",
+        help="A quantization scheme, repeatable, or auto: the cheapest that passes every gate. Without it, each "
+        "target's default.",
         autocompletion=complete.schemes,
     ),
 ]
@@ -186,6 +187,10 @@ DeviceSamples = Annotated[
 ]
 Timeout = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given.")
+]
+Compare = Annotated[
+    bool | None,
+    typer.Option("--compare/--no-compare", help="Make fp32 and fp16 too, to compare with; off if not given."),
 ]
 Cache = Annotated[bool | None, typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print the plan; write nothing.")]

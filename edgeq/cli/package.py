@@ -61,6 +61,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "device_samples": ("device", "samples"),
     "timeout": ("device", "timeout_s"),
     "install_into": ("install_into",),
+    "compare": ("compare",),
     "cache": ("cache",),
 }
 
@@ -107,6 +108,7 @@ def package(
     device_samples: flags.DeviceSamples = None,
     timeout: flags.Timeout = None,
     install_into: flags.InstallInto = None,
+    compare: flags.Compare = None,
     cache: flags.Cache = None,
     dry_run: flags.DryRun = False,
     as_json: flags.AsJson = False,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from edgeq.artifacts import Choice, DataFacts, Row, Variant, variant_of
 from edgeq.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
 from edgeq.job import Job
-from edgeq.pipeline.cells import Cell, Finished, Run, keep, look_up, obtain, seen_of, with_warning, write_reports
+from edgeq.pipeline.cells import Cell, Finished, look_up, with_warning
+from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
 from edgeq.pipeline.searching import TooFewSamples
 from edgeq.scheme import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.target import TargetProfile

@@ -8,47 +8,25 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
-from edgeq.artifacts import BuildReport, Row
+from edgeq._io import disk_errors, lock_dir
+from edgeq.artifacts import BuildReport
 from edgeq.device import check_cost_options
 from edgeq.errors import EnvironmentProblem
 from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
-from edgeq.pipeline import cache
 from edgeq.pipeline.auto import obtain_all
-from edgeq.pipeline.cells import Cell, Finished, Run, look_up, plain_cell
-from edgeq.pipeline.compare import COMPARED, compared
-from edgeq.pipeline.owner import check_owner
-from edgeq.pipeline.prepare import REJECTED_NAME, with_demo_data
+from edgeq.pipeline.cells import Plan, plan
+from edgeq.pipeline.compare import compared
+from edgeq.pipeline.make import Run
+from edgeq.pipeline.prepare import with_demo_data
+from edgeq.pipeline.publish import publish
 from edgeq.pipeline.reuse import check_reuse
 from edgeq.verify.emulate.wanted import check_tools
 
 WORK_NAME = ".edgeq-work"
 _LEAST_FREE_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A job with what is there of it already.
-
-    Attributes:
-        facts: what the cells' keys are over.
-        finished: by the cells' keys.
-    """
-
-    job: Job
-    facts: dict[str, Any]
-    cells: tuple[Cell, ...]
-    finished: Finished
-
-    @property
-    def missing(self) -> tuple[Cell, ...]:
-        """The cells that are still to be made."""
-        return tuple(cell for cell in self.cells if cell.key not in self.finished)
 
 
 def build(job: Job, progress: Progress) -> BuildReport:
@@ -85,16 +63,6 @@ def check_job(job: Job) -> None:
     check_reuse(job)
 
 
-def plan(job: Job, work: Path) -> Plan:
-    """Return the job's cells, and those that the cache has, each bundle copied into the work folder."""
-    facts = cache.job_facts(job)
-    note = COMPARED if job.compare else ""
-    cells = tuple(
-        plain_cell(job, facts, target, scheme, note=note) for target in job.targets for scheme in job.schemes_of(target)
-    )
-    return Plan(job=job, facts=facts, cells=cells, finished=look_up(cells, work) if job.cache else {})
-
-
 def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
     """Make what is missing, and keep it in the cache; raises the steps' own errors."""
     missing, job = planned.missing, planned.job
@@ -120,29 +88,3 @@ def work_folder(out: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def publish(planned: Plan) -> BuildReport:
-    """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
-
-    job, cells, finished = planned.job, planned.cells, planned.finished
-    for name in {row.model for row, _ in finished.values()}:
-        check_owner(job, name)
-    rows: list[Row] = []
-    replaced: list[Path] = []
-    # all are copied before the first is switched: a disk that fills up leaves what was there
-    with contextlib.ExitStack() as switches:
-        for cell in cells:
-            row, _ = finished[cell.key]
-            name, former = cell.target.name, f"{cell.target.name}@{row.scheme}"
-            if len(job.schemes) > 1:
-                name, former = former, name
-            accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
-            place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
-            copy_files(row.path, switches.enter_context(staged_dir(place)))
-            rows.append(dataclasses.replace(row, path=place))
-            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
-    for other in replaced:
-        # a bundle of an earlier run must not pass for this one's
-        remove_dir(other, below=job.out)
-    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])

@@ -15,10 +15,10 @@ from edgeq.artifacts import Comparison, Row, Variant, variant_of
 from edgeq.job import DeviceOptions, GateOptions, Job
 from edgeq.pipeline import cache
 from edgeq.pipeline.auto import REFUSALS, obtain_all
-from edgeq.pipeline.cells import Cell, Finished, Run, keep, obtain, seen_of, write_reports
+from edgeq.pipeline.cells import Cell, Finished
+from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
 from edgeq.target import TargetProfile, why_not_run
 
-COMPARED = " compared"  # in the cache's keys: the same bundle, with more in its report
 _AGAINST = ("fp32", "fp16")
 # of each artifact in turn: a busy moment hits them all alike
 _TURNS, _RUNS, _WARMUP = 6, 5, 3

@@ -11,7 +11,8 @@ from edgeq.artifacts import LoadedModel
 from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Producer, Product, Recipe
+from edgeq.pipeline.produce import Producer
+from edgeq.pipeline.product import Product, Recipe
 from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 

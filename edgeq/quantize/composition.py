@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from edgeq.artifacts import LoadedModel
 from edgeq.quantize.capture import run_once
 
@@ -26,8 +28,10 @@ def linear_macs(model: LoadedModel) -> float:
     # the fused paths of attention and of oneDNN's recurrent layers are operators that the counter does not know
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False), counter:
-            run_once(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TF32 on GPUs, where the flags are set
+            with torch.backends.mkldnn.flags(enabled=False), counter:
+                run_once(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     counts = {str(op): count for op, count in counter.get_flop_counts().get("Global", {}).items()}

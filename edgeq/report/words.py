@@ -115,8 +115,9 @@ def search(found: Search) -> str:
     """Return which layers a search left in float."""
     kept = found.found.kept
     names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
+    remedies = "".join(f", {name}" for name in found.found.remedies)
     tried = f"{len(found.attempts)} assignments tried on {found.samples} samples"
-    return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''} ({tried})"
+    return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''}{remedies} ({tried})"
 
 
 def choice(found: Choice) -> str:

@@ -97,10 +97,11 @@ class _Race:
         passed = [place for place in self.rows if self.tried[place].passed]
         return passed[0] if passed else min(self.rows, key=self._distance, default=None)
 
-    def _distance(self, place: int) -> tuple[int, float]:
+    def _distance(self, place: int) -> tuple[int, float, float]:
+        """Order by the number of failed gates, then by the drop of accuracy, then by the SQNR."""
         one = self.tried[place]
-        quality = -one.drop_pp.estimate if one.drop_pp else one.sqnr_db if one.sqnr_db is not None else -math.inf
-        return len(one.failed), -quality
+        drop = one.drop_pp.estimate if one.drop_pp else 0.0
+        return len(one.failed), drop, math.inf if one.sqnr_db is None else -one.sqnr_db
 
 
 def _is_for_all(name: str, outcome: str) -> bool:

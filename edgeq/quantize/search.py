@@ -85,28 +85,41 @@ def mixed(
     asked = spec.search
     if asked is None:
         raise TypeError("mixed-int8 needs SearchSpec")
-    ground = ground_of(spec)
-    key = _key(ground.subject, spec, asked)
-    simulation = simulated(ground.subject)
+    first = ground_of(spec)
+    key = _key(first.subject, spec, asked)
+    simulation = simulated(first.subject)
     sizes = {layer: simulation.weight_elements(layer) for layer in simulation.layers}
     with spec.progress.task(f"search {spec.label}") as task:
         book = _notebook(key, asked, task)
         trials = _Trials(sizes, spec, asked, book)
-        remedied = _remedied(ground, ground_of, remedies, trials)
-    if remedied is not ground:
-        ground, simulation = remedied, simulated(remedied.subject)
+        remedied = _remedied(first, ground_of, remedies, trials)
+    ranking, chosen = _best(first, simulation, remedied, trials, book)
+    ground = remedied if chosen.remedies else first
+    search = trials.search(ranking, chosen)
+    return dataclasses.replace(ground.finish(chosen.kept), search=search, search_state=book.path)
+
+
+def _best(
+    first: Ground, simulation: Simulation, remedied: Ground, trials: _Trials, book: _Notebook
+) -> tuple[tuple[Sensitivity, ...], Attempt]:
+    """Return the best attempt, and the ranking that led to it."""
+    found = []
+    if remedied is not first:
+        found.append(_searched(remedied, simulated(remedied.subject), trials, book))
+    # what helps where all is int8 may spoil what little is left in it: then without
+    if not found or not found[0][1].meets:
+        found.append(_searched(first, simulation, trials, book))
+    return min(found, key=lambda one: trials.rank(one[1]))
+
+
+def _searched(
+    ground: Ground, simulation: Simulation, trials: _Trials, book: _Notebook
+) -> tuple[tuple[Sensitivity, ...], Attempt]:
+    """Return the layers' ranking on one ground, and the best attempt there."""
     ranking = _ranking(ground, simulation, book)
-    with spec.progress.task(f"search {spec.label}") as task:
+    with ground.spec.progress.task(f"search {ground.spec.label}") as task:
         book.task = task
-        chosen = _Assignments(ground, ranking, trials).best()
-    found = Search(
-        limits=asked.limits,
-        samples=asked.samples.count,
-        ranking=ranking,
-        attempts=tuple(trials.attempts),
-        chosen=trials.attempts.index(chosen),
-    )
-    return dataclasses.replace(ground.finish(chosen.kept), search=found, search_state=book.path)
+        return ranking, _Assignments(ground, ranking, trials).best()
 
 
 def _remedied(
@@ -189,6 +202,22 @@ class _Trials:
         self._book.task.note(f"{len(kept)} layers in float: {_words(scores)}, {'ok' if meets else 'too far'}")
         return attempt
 
+    def rank(self, attempt: Attempt) -> tuple[bool, float, float]:
+        """Order attempts: those that keep the limits by their size, others by how far they are from that."""
+        if attempt.meets:
+            return False, attempt.size_bytes, len(attempt.kept)
+        return True, self.short(attempt.scores), attempt.size_bytes
+
+    def search(self, ranking: tuple[Sensitivity, ...], chosen: Attempt) -> Search:
+        """Return all that was tried, with one chosen."""
+        return Search(
+            limits=self._asked.limits,
+            samples=self._asked.samples.count,
+            ranking=ranking,
+            attempts=tuple(self.attempts),
+            chosen=self.attempts.index(chosen),
+        )
+
     def size_bytes(self, kept: Sequence[str]) -> int:
         """Return an estimate of the artifact's size."""
         return self._int8_bytes + (_FLOAT_TIMES - 1) * sum(self.sizes[name] for name in kept)
@@ -216,10 +245,7 @@ class _Assignments:
         if not self._try(()).meets and most and self._try(self._order[:most]).meets:
             self._prune(self._bisect(most))
         attempts = [one for one in self._trials.attempts if one.remedies == self._ground.remedies]
-        meeting = [attempt for attempt in attempts if attempt.meets]
-        if meeting:
-            return min(meeting, key=lambda attempt: (attempt.size_bytes, len(attempt.kept)))
-        return min(attempts, key=lambda attempt: (self._trials.short(attempt.scores), attempt.size_bytes))
+        return min(attempts, key=self._trials.rank)
 
     def _affordable(self) -> int:
         """Return how many layers of the order may be in float, one always left in int8."""

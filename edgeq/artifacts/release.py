@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.measured import Fidelity, VerifyReport
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
@@ -119,6 +120,7 @@ class Row:
         reuse: None where no shipped model's were reused.
         source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
         search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto came to the scheme; None where it was named.
         compared: with float on the same target; None where --compare was not given.
     """
@@ -142,6 +144,7 @@ class Row:
     reuse: Reuse | None = None
     source: str = ""
     search: Search | None = None
+    layer_sqnrs: LayerSqnrs | None = None
     choice: Choice | None = None
     compared: Comparison | None = None
 

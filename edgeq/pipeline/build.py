@@ -17,8 +17,8 @@ from edgeq.errors import EnvironmentProblem
 from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
 from edgeq.pipeline.auto import obtain_all
+from edgeq.pipeline.beside import compared
 from edgeq.pipeline.cells import Plan, plan
-from edgeq.pipeline.compare import compared
 from edgeq.pipeline.make import Run
 from edgeq.pipeline.prepare import with_demo_data
 from edgeq.pipeline.publish import publish

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Cost,
         DataFacts,
         Gate,
+        LayerSqnrs,
         Row,
         Search,
         Variant,
@@ -84,6 +85,7 @@ def _row(row: Row) -> dict[str, Any]:
         "seconds": dict(row.seconds),
         "reuse": _fields(row.reuse),
         "search": _search(row.search),
+        "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
         "auto": _choice(row.choice),
         "compared": _comparison(row.compared),
     }
@@ -114,6 +116,13 @@ def _variant(one: Variant) -> dict[str, Any]:
         "error": one.error or None,
         "exit_code": int(one.exit_code),
     }
+
+
+def layer_sqnrs_json(found: LayerSqnrs | None) -> dict[str, Any] | None:
+    """Return what is known of the layers, and where the error starts; null where it builds up."""
+    if found is None:
+        return None
+    return {**dataclasses.asdict(found), "start": found.start.layer if found.start else None}
 
 
 def _search(search: Search | None) -> dict[str, Any] | None:

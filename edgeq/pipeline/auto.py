@@ -123,7 +123,12 @@ def _raced(run: Run, cells: Sequence[Cell]) -> Finished:
 def _linear_macs(run: Run) -> float:
     """Load the model and look at what it is made of; raises what loading does."""
     from edgeq.load.source import load_model
+    from edgeq.pipeline.maker import use_torch
     from edgeq.quantize.composition import linear_macs
+    from edgeq.verify.child import calm_openmp
+
+    calm_openmp()
+    use_torch()
 
     job = run.job
     with run.progress.task("look at what the model is made of"):

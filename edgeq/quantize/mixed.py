@@ -62,14 +62,14 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
     subject = _fx_subject(spec)
     known = observed(subject.prepared, subject.library.is_observer)
 
-    def finish(kept: Sequence[str]) -> QuantizedModel:
+    def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = fx.prepare(fewer)
         _ranged(prepared, known, subject, fewer)
-        before = fx.watched(prepared, spec)
+        before = fx.watched(prepared, spec) if final else None
         converted = fx.convert(prepared)
         steps = fx.output_steps(converted, example_tensors(spec.inputs))
-        layers, sqnrs = fx.split_layers(converted), before.against(converted)
+        layers, sqnrs = fx.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 
     return Ground(spec=spec, subject=subject, finish=finish)
@@ -79,13 +79,13 @@ def _pt2e_ground(spec: QuantizeSpec) -> Ground:
     subject = _pt2e_subject(spec)
     known = observed(subject.prepared, subject.library.is_observer)
 
-    def finish(kept: Sequence[str]) -> QuantizedModel:
+    def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = pt2e.prepare(fewer.captured.module(), fewer)
         _ranged(prepared, known, subject, fewer)
-        before = pt2e.watched(prepared, spec)
+        before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared)
-        layers, sqnrs = pt2e.split_layers(converted), before.against(converted)
+        layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=pt2e.output_steps(converted), layer_sqnrs=sqnrs)
 
     return Ground(spec=spec, subject=subject, finish=finish)

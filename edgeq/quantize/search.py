@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MOST_PRUNED = 12  # layers that are put back into int8 one by one at the end, the largest first
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
 
-Finish = Callable[[Sequence[str]], QuantizedModel]
+Finish = Callable[[Sequence[str], bool], QuantizedModel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Ground:
     Attributes:
         spec: what it was calibrated by.
         subject: the calibrated graph; it is used up.
-        finish: quantizes all layers but those named.
+        finish: quantizes all layers but those named, and measures them one by one where it is the final one.
         remedies: in what it differs from what was asked for.
     """
 
@@ -96,7 +96,7 @@ def mixed(
     ranking, chosen = _best(first, simulation, remedied, trials, book)
     ground = remedied if chosen.remedies else first
     search = trials.search(ranking, chosen)
-    return dataclasses.replace(ground.finish(chosen.kept), search=search, search_state=book.path)
+    return dataclasses.replace(ground.finish(chosen.kept, True), search=search, search_state=book.path)
 
 
 def _best(
@@ -192,7 +192,7 @@ class _Trials:
             return known[0]
 
         def score() -> dict[str, float | None]:
-            return dataclasses.asdict(self._asked.score(ground.finish(kept).graph))
+            return dataclasses.asdict(self._asked.score(ground.finish(kept, False).graph))
 
         name = f"{'+'.join(ground.remedies)}:kept:{'|'.join(kept)}"
         scores, size = Scores(**self._book.recall(name, score)), self.size_bytes(kept)

@@ -126,6 +126,8 @@ class Updater(
             return null
         } catch (_: IOException) {
             return null
+        } catch (_: OutOfMemoryError) { // a full download is streamed
+            return null
         }
         val sha256 = sha256(base)
         return fitting.find { it.baseSha256 == sha256 }?.let { it to base }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.search import Search
 
 SourceKind = Literal["module", "exported", "pte", "ptl"]
@@ -124,6 +125,7 @@ class QuantizedModel:
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
         remarks: what people must know of it, such as layers that half precision cannot hold.
+        layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
     """
 
     scheme: str
@@ -138,6 +140,7 @@ class QuantizedModel:
     search: Search | None = None
     search_state: Path | None = None
     remarks: tuple[str, ...] = ()
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +195,6 @@ class LoweredModel:
         layers: operators in the order of execution; none where the artifact came as it is.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
-        delegate_calls: how many delegated parts the program has.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
@@ -207,7 +209,6 @@ class LoweredModel:
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
     delegated_macs: float | None
-    delegate_calls: int
     stored: tuple[tuple[str, int], ...] = ()
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None

@@ -50,7 +50,8 @@ Scheme = Annotated[
     typer.Option(
         "--scheme",
         metavar="NAME",
-        help="A quantization scheme; repeatable. Without it, each target's default.",
+        help="A quantization scheme, repeatable, or auto: the cheapest that passes every gate. Without it, each "
+        "target's default.",
         autocompletion=complete.schemes,
     ),
 ]
@@ -66,6 +67,15 @@ Name = Annotated[
 ]
 Digest = Annotated[
     str | None, typer.Option(metavar="HEX", help="What the bundle's digest must be, as `edgeq package --json` gave it.")
+]
+Verdict = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdict",
+        metavar="FILE",
+        help="What `edgeq verify --write-verdict` measured of this very bundle elsewhere: latency, load time, peak "
+        "memory and golden outputs, judged here.",
+    ),
 ]
 ModelVersion = Annotated[
     str | None,
@@ -262,6 +272,11 @@ Timeout = Annotated[
     float | None,
     Key("device.timeout_s"),
     typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given."),
+]
+Compare = Annotated[
+    bool | None,
+    Key("compare"),
+    typer.Option("--compare/--no-compare", help="Make fp32 and fp16 too, to compare with; off if not given."),
 ]
 Cache = Annotated[
     bool | None, Key("cache"), typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")

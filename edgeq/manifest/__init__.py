@@ -1,5 +1,6 @@
 """manifest.json: what a bundle publishes of itself."""
 
+from edgeq.manifest.contract import contract_change
 from edgeq.manifest.document import (
     GOLDEN_NAME,
     MANIFEST_NAME,
@@ -19,6 +20,7 @@ from edgeq.manifest.facts import (
     Count,
     CudaBox,
     DeviceRunFacts,
+    Dtype,
     EmulationFacts,
     FileEntry,
     FileRole,
@@ -50,6 +52,7 @@ __all__ = [
     "Count",
     "CudaBox",
     "DeviceRunFacts",
+    "Dtype",
     "EmulationFacts",
     "FileEntry",
     "FileRole",
@@ -70,6 +73,7 @@ __all__ = [
     "TargetFacts",
     "Tensor",
     "check_slug",
+    "contract_change",
     "manifest_bytes",
     "manifest_digest",
     "manifest_schema",

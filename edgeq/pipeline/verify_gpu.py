@@ -119,7 +119,9 @@ def served(
     compiled = manifest.compiled()
     artifact = bundle.folder / compiled.path if compiled and device == "cuda" else bundle.artifact
     widen = manifest.scheme == "storage-fp16" and device == "cpu"
-    result = serve(artifact, [batch.inputs for batch, _ in golden_runs], device=device, widen=widen)
+    result = serve(
+        artifact, [batch.inputs for batch, _ in golden_runs], device=device, widen=widen, threads=manifest.threads
+    )
     pairs = zip(golden_runs, result.outputs, strict=True)
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for (batch, _), outputs in pairs]
     gate, _ = golden_gate(golden, golden_set(taken, (), scheme=manifest.scheme))

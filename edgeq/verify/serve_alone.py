@@ -1,7 +1,7 @@
 """Loads and runs an artifact with torch alone, as a server does: `python -I serve_alone.py FOLDER`. Imports no edgeq.
 
-FOLDER/request.json: {artifact, device, widen, warmup, runs, samples}; a sample is a list of {dtype, shape, file}.
-FOLDER/reply.json: {error} or {device, capability, cuda, torch, edgeq, load_ms, latencies_ms, peak_bytes, outputs}, the
+FOLDER/request.json: {artifact, device, widen, threads, warmup, runs, samples}; a sample is a list of {dtype, shape, file}.
+FOLDER/reply.json: {error} or {device, capability, cuda, torch, edgeq, threads, load_ms, latencies_ms, peak_bytes, outputs}, the
 outputs described as the samples are. Files hold little-endian numbers in C order.
 """
 
@@ -33,6 +33,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     device = request["device"]
     if device == "cuda" and not torch.cuda.is_available():
         return {"error": "no CUDA"}
+    torch.set_num_threads(request["threads"])
     start = time.perf_counter_ns()
     model = loaded(Path(request["artifact"]), device, widen=request["widen"])
     load_ms = (time.perf_counter_ns() - start) / 1e6
@@ -50,6 +51,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "cuda": str(torch.version.cuda),
         "torch": str(torch.__version__),
         "edgeq": sorted(name for name in sys.modules if name.partition(".")[0] == "edgeq"),
+        "threads": torch.get_num_threads(),
         "load_ms": load_ms,
         "latencies_ms": latencies,
         "peak_bytes": int(torch.cuda.max_memory_allocated()) if on_gpu else None,

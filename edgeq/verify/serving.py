@@ -60,6 +60,7 @@ def serve(
     *,
     device: Literal["cuda", "cpu"] = "cuda",
     widen: bool = False,
+    threads: int = 1,
     timeout_s: float = 1800.0,
 ) -> Served:
     """Load the artifact with torch alone, run the samples and time the first.
@@ -69,6 +70,7 @@ def serve(
         samples: what the artifact takes, at least one.
         device: where it runs.
         widen: whether stored half weights are widened to float32 once, where there is no GPU.
+        threads: of the CPU.
         timeout_s: for all of it.
 
     Raises:
@@ -81,6 +83,7 @@ def serve(
             "artifact": str(artifact.resolve()),
             "device": device,
             "widen": widen,
+            "threads": threads,
             "warmup": WARMUP,
             "runs": RUNS,
             "samples": [_written(sample, folder, i) for i, sample in enumerate(samples)],
@@ -124,17 +127,19 @@ def _measures(reply: dict[str, Any]) -> DeviceMeasures:
     return DeviceMeasures(
         device=reply["device"],
         platform=platform.system().lower(),
+        os=f"{platform.system()} {platform.release()}"[:80],
         arch=host_arch(),
         cores=os.cpu_count() or 0,
         is_virtual=False,
         runtime=f"torch {reply['torch']}{cuda}",
-        threads=1,
+        threads=int(reply["threads"]),
         warmup=WARMUP,
         runs=len(latencies),
         p50_ms=percentile_ms(latencies, 0.5),
         p90_ms=percentile_ms(latencies, 0.9),
         load_ms=float(reply["load_ms"]),
         peak_memory_bytes=reply["peak_bytes"],
+        latencies_ms=tuple(latencies),
     )
 
 

@@ -19,7 +19,8 @@ from edgeq.machine import host_arch
 from edgeq.quantize import METHODS
 from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import VerifySpec, verify
+from edgeq.verify.run import verify
+from edgeq.verify.spec import VerifySpec
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}

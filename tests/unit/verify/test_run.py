@@ -28,7 +28,9 @@ from edgeq.errors import UsageError
 from edgeq.machine import host_arch
 from edgeq.samples import Dataset
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import PARITY_SAMPLES, VerifySpec, verify
+from edgeq.verify.run import verify
+from edgeq.verify.spec import VerifySpec
+from edgeq.verify.tally import PARITY_SAMPLES
 
 pytestmark = pytest.mark.slow
 

@@ -107,7 +107,7 @@ def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures
         raise EnvironmentProblem(what, "measure on another machine, or on a device: --on ssh:HOST or --on adb")
     package = RUNTIME_PACKAGES[manifest.target.runtime]
     return DeviceMeasures(
-        device=_processor(system),
+        device=timing.gpu or _processor(system),
         platform=_PLATFORMS[system],
         os=f"macOS {platform.mac_ver()[0]}" if system == "Darwin" else f"{system} {platform.release()}",
         arch=timing.arch,

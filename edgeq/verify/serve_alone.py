@@ -1,8 +1,9 @@
 """Loads and runs an artifact with torch alone, as a server does: `python -I serve_alone.py FOLDER`. Imports no edgeq.
 
-FOLDER/request.json: {artifact, device, widen, threads, warmup, runs, samples}; a sample is a list of {dtype, shape, file}.
-FOLDER/reply.json: {error} or {device, capability, cuda, torch, edgeq, threads, load_ms, latencies_ms, peak_bytes, outputs}, the
-outputs described as the samples are. Files hold little-endian numbers in C order.
+FOLDER/request.json: {artifact, device, widen, threads, warmup, runs, samples}; a sample is a list of
+{dtype, shape, file}. FOLDER/reply.json: {error} or {device, capability, cuda, torch, edgeq, threads, load_ms,
+latencies_ms, peak_bytes, outputs}, the outputs described as the samples are. Files hold little-endian numbers in C
+order.
 """
 
 from __future__ import annotations

@@ -147,6 +147,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
         "emulation": _fields(report.emulation),
         "not_emulated": report.not_emulated or None,
+        "stand_in": report.stand_in or None,
         "graph_only": _fields(report.graph_only),
     }
 

@@ -72,6 +72,7 @@ class VerifiedDocument(_Document):
     flips: FlipsDocument | None
     emulation: Emulation | None
     not_emulated: str | None
+    stand_in: str | None
     graph_only: GraphOnly | None = Field(description="the converted graph's verdict, where the artifact was not run")
     cost: CostDocument | None = Field(description="null where no gate needs it")
 

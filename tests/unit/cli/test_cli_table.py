@@ -83,16 +83,18 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     assert set(first) == {
         "model", "target", "scheme", "path", "digest", "passed", "exit_code", "weights", "cached", "size_bytes",
         "download_bytes", "fp32_bytes", "delegated_macs", "verified", "gates", "warnings", "seconds", "reuse", "search",
+        "auto", "compared", "layer_sqnrs",
     }  # fmt: skip
     assert set(first["verified"]) == {
         "host", "parity", "fidelity", "timing", "int8_macs", "int8_macs_unmatched", "peak_memory_bytes", "load_ms",
-        "findings", "flips", "emulation", "not_emulated", "graph_only", "cost",
+        "findings", "flips", "emulation", "not_emulated", "stand_in", "graph_only", "cost",
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
         "drop_pp", "chance_score", "mismatch_drop_pp",
     }  # fmt: skip
-    assert set(first["verified"]["timing"]) == {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "latencies_ms"}
+    timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "latencies_ms"}
+    assert set(first["verified"]["timing"]) == timing
     assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}
 
 

@@ -30,9 +30,10 @@ def golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
 
 def run_golden(manifest: Manifest, samples: Dataset, runtime: HostRuntime) -> tuple[tuple[Batch, Outputs], ...]:
     """Run each sample in a batch of its own; the verify step keeps the outputs of a few only."""
-    taken = []
-    for i in range(samples.count):
-        alone = dataclasses.replace(samples, count=1, read=(samples.read(i),).__getitem__)
-        (batch,) = batches(alone, input_specs(manifest))
-        taken.append((batch, runtime.run(batch.inputs)))
-    return tuple(taken)
+    return tuple((batch, runtime.run(batch.inputs)) for batch in golden_batches(manifest, samples))
+
+
+def golden_batches(manifest: Manifest, samples: Dataset) -> tuple[Batch, ...]:
+    """Return each sample in a batch of its own."""
+    alone = (dataclasses.replace(samples, count=1, read=(samples.read(i),).__getitem__) for i in range(samples.count))
+    return tuple(batch for one in alone for batch in batches(one, input_specs(manifest)))

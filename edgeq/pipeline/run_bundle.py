@@ -61,8 +61,12 @@ def run_bundle(
     if not all(gate.passed for gate in box):
         return Seen(gates=box, verified=_nothing_seen(f"host {host_arch()}"))
     try:
-        seen = _run(bundle, golden, evaluation, runtime, setting, progress, serving=serving)
-        return dataclasses.replace(seen, gates=(*box, *seen.gates))
+        seen = _run(bundle, golden, evaluation, runtime, setting, progress)
+        gates, verified = (*box, *seen.gates), seen.verified
+        if serving:
+            gate, measures = verify_gpu.served(bundle, golden)
+            gates, verified = (*gates, gate), dataclasses.replace(verified, device=measures)
+        return dataclasses.replace(seen, gates=gates, verified=verified)
     except (VerificationError, UnsupportedError) as err:
         return Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen(f"host {host_arch()}"))
 
@@ -74,8 +78,6 @@ def _run(
     runtime: HostRuntime,
     setting: DeviceSetting | None,
     progress: Progress,
-    *,
-    serving: bool,
 ) -> Seen:
     from edgeq.check.gates import outputs_gate
     from edgeq.pipeline.verify_device import on_device
@@ -88,7 +90,6 @@ def _run(
     # TorchScript archives state nothing, and were run on what the manifest says
     takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
     device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
-    server = (verify_gpu.served(bundle, golden, golden_runs),) if serving else ()
     measured = _measured(manifest, golden_runs)
     golden_gate, compared = promises.golden_gate(golden, measured)
     score_gates, notes = promises.score_gates(score) if score else ((), ())
@@ -99,12 +100,9 @@ def _run(
         golden_gate,
         *score_gates,
         *(device.gates if device else ()),
-        *(gate for gate, _ in server),
     )
     if device is not None:
         verified = dataclasses.replace(verified, emulation=device.emulation, device=device.measures)
-    for _, measures in server:
-        verified = dataclasses.replace(verified, device=measures)
     return Seen(
         gates=verdicts,
         verified=verified,

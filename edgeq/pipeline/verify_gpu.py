@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.artifacts import DeviceMeasures, Gate, GoldenSet
 from edgeq.errors import ExitCode, UnsupportedError
 from edgeq.manifest import CudaBox, Manifest
+from edgeq.pipeline.golden import golden_batches, golden_dataset
 from edgeq.pipeline.promises import golden_gate
-from edgeq.samples import Batch
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import Gpu, HostRuntime
-    from edgeq.verify.metrics import Outputs
 
 ON = "cuda"
 
@@ -91,18 +89,13 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def served(
-    bundle: Bundle,
-    golden: GoldenSet,
-    golden_runs: Sequence[tuple[Batch, Outputs]],
-    *,
-    device: Literal["cuda", "cpu"] = "cuda",
+    bundle: Bundle, golden: GoldenSet, *, device: Literal["cuda", "cpu"] = "cuda"
 ) -> tuple[Gate, DeviceMeasures]:
     """Run the golden samples in a process that has torch and no edgeq.
 
     Args:
         bundle: as it lies on disk.
         golden: its recorded inputs and outputs.
-        golden_runs: each golden sample in a batch of its own.
         device: where the artifact runs.
 
     Returns:
@@ -119,10 +112,10 @@ def served(
     compiled = manifest.compiled()
     artifact = bundle.folder / compiled.path if compiled and device == "cuda" else bundle.artifact
     widen = manifest.scheme == "storage-fp16" and device == "cpu"
-    result = serve(
-        artifact, [batch.inputs for batch, _ in golden_runs], device=device, widen=widen, threads=manifest.threads
-    )
-    pairs = zip(golden_runs, result.outputs, strict=True)
-    taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for (batch, _), outputs in pairs]
+    samples = golden_batches(manifest, golden_dataset(bundle, golden))
+    inputs = [batch.inputs for batch in samples]
+    result = serve(artifact, inputs, device=device, widen=widen, threads=manifest.threads)
+    pairs = zip(samples, result.outputs, strict=True)
+    taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in pairs]
     gate, _ = golden_gate(golden, golden_set(taken, (), scheme=manifest.scheme))
     return dataclasses.replace(gate, name=f"serving on {device}"), result.measures

@@ -104,10 +104,14 @@ def _scanner(module: Any, dtype: Any, seen: dict[Any, NodeRange]) -> Any:
     def _narrowed(value: Any) -> Any:
         return value.to(dtype) if torch.is_tensor(value) and value.dtype == torch.float32 else value
 
-    def _is_float(leaf: Any) -> bool:
-        return bool(torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0)
-
-    def _largest(leaf: Any) -> float:
-        return float(leaf.abs().nan_to_num(nan=0.0, posinf=0.0).max())
-
     return Scanner(module)
+
+
+def _is_float(leaf: Any) -> bool:
+    import torch
+
+    return bool(torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0)
+
+
+def _largest(leaf: Any) -> float:
+    return float(leaf.abs().nan_to_num(nan=0.0, posinf=0.0).max())

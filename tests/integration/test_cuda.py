@@ -8,6 +8,10 @@ import json
 import pytest
 import torch
 
+from edgeq.bundle.golden import read_golden
+from edgeq.bundle.reader import read_bundle
+from edgeq.pipeline.verify_gpu import served
+
 from .conftest import X86, Project, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")]
@@ -46,6 +50,10 @@ def test_emulated_and_not_timed(edgeq: Run, project: Project) -> None:
 
     bundle = project.out / "quarters" / CUDA
     assert edgeq("verify", bundle, "-q").code == 0
+    read = read_bundle(bundle)
+    gate, measures = served(read, read_golden(read), device="cpu")
+    assert gate.passed, gate
+    assert (measures.platform, measures.threads, measures.runtime) == ("linux", 2, f"torch {torch.__version__}")
     edgeq("verify", bundle, "--on", "cuda").fails(9, "no CUDA device", "nvidia-smi")
     newer = json.loads((bundle / "manifest.json").read_text())
     newer["cuda"]["torch"] = "99.0.0"

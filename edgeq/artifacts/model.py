@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.search import Search
 
 SourceKind = Literal["module", "exported", "pte", "ptl"]
@@ -121,6 +122,7 @@ class QuantizedModel:
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
+        layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
     """
 
     scheme: str
@@ -134,6 +136,7 @@ class QuantizedModel:
     fresh: tuple[str, ...] = ()
     search: Search | None = None
     search_state: Path | None = None
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,10 +124,12 @@ def refresh(
 
 
 def _job(params: Mapping[str, Any]) -> ReleaseJob:
-    from edgeq.cli.project import read_project
+    from edgeq.bundle.reader import read_manifest
+    from edgeq.cli.models import read_released
     from edgeq.pipeline.ota import ReleaseJob
 
-    project = read_project(params["config"])
+    models = dict.fromkeys(read_manifest(folder)[1].model.name for folder in params["bundles"])
+    project = read_released(params["config"], tuple(models))
     data = _data(params, project.data.evaluation, project.data.labels)
     runtimes = tuple(_runtime(text) for text in params["runtime"] or ())
     if not runtimes:

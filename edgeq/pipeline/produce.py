@@ -84,6 +84,7 @@ class Producer:
             fresh=quantized.fresh,
             search=quantized.search,
             search_state=quantized.search_state,
+            layer_sqnrs=quantized.layer_sqnrs,
         )
 
     def _lowered(self, quantized: QuantizedModel, recipe: Recipe, label: str) -> LoweredModel:

@@ -78,7 +78,8 @@ def _bundle(folder: Path) -> Path:
     if not place.exists():
         rng = np.random.default_rng(0)
         for name, count in (("calibration", 8), ("evaluation", 16)):
-            np.savez(folder / f"{name}.npz", x=rng.standard_normal((count, 3, SIDE, SIDE)).astype(np.float32))
+            images = rng.standard_normal((count, 3, SIDE, SIDE)).astype(np.float32)
+            np.savez(folder / f"{name}.npz", x=images, y=rng.integers(0, 1000, count))
         data = ("--calibration-data", str(folder / "calibration.npz"), "--eval-data", str(folder / "evaluation.npz"))
         words = ("torchvision:mobilenet_v2", "-t", "android-arm64-xnnpack", "--input", f"1x3x{SIDE}x{SIDE}", *data)
         _run("package", *words, "--on", "host", "--data-lint", "warn", "-o", str(folder), "-q")

@@ -56,7 +56,7 @@ def schema(
         str, typer.Argument(metavar="NAME", help="manifest, target, verdict, package, build, diff or compare.")
     ],
 ) -> None:
-    """Print the JSON Schema of a document: of manifest.json, a target's file, verdict.json, or what a command's --json prints."""
+    """Print a document's JSON Schema: of manifest.json, a target's file, verdict.json, or what --json prints."""
     if name not in SCHEMAS:
         raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
     say_json(_DIALECT | SCHEMAS[name]())

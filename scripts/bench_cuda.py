@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from cuda_figures import HEAD, shown_row, verdicts  # noqa: E402
 from cuda_models import CLASSES, PARAMETERS, build, noisy, patterns  # noqa: E402
-from cuda_ways import Run, autocast, graphed, measured, tensor_floats, tf32  # noqa: E402
+from cuda_ways import Run, autocast, graphed, machine, measured, tensor_floats, tf32  # noqa: E402
 
 from edgeq.artifacts import LoadedModel, QuantizedModel, TensorSpec  # noqa: E402
 from edgeq.half import HALF_MAX, emulated  # noqa: E402
@@ -65,6 +64,7 @@ class Bench:
         self.name, self.options, self.folder = name, options, folder
         self.module, self.origin = build(name, options.size, options.classes, options.device)
         self.device = options.device
+        self.packages: dict[int, Path] = {}
 
     def made(self, scheme: str, batch: int, calibration: torch.Tensor) -> tuple[QuantizedModel, Path]:
         """Quantize and lower by edgeq for one batch size; the artifact lies in a folder of its own."""
@@ -134,12 +134,17 @@ class Bench:
             lambda: torch.compile(cast(self.plain(half)), mode="reduce-overhead"),
         )
         if can_compile():
-            yield "edgeq AOTInductor half", lambda: self.compiled(quantized)
-            yield "edgeq AOTInductor half, CUDA graph", lambda: graphed(self.compiled(quantized), self.example(batch))
+            yield "edgeq AOTInductor half", lambda: self.compiled(batch, quantized)
+            yield (
+                "edgeq AOTInductor half, CUDA graph",
+                lambda: graphed(self.compiled(batch, quantized), self.example(batch)),
+            )
 
-    def compiled(self, quantized: QuantizedModel) -> Run:
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        return torch._inductor.aoti_load_package(str(compile_package(quantized.exported, folder, self.device)))
+    def compiled(self, batch: int, quantized: QuantizedModel) -> Run:
+        if batch not in self.packages:  # compiling takes a minute
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
+            self.packages[batch] = compile_package(quantized.exported, folder, self.device)
+        return torch._inductor.aoti_load_package(str(self.packages[batch]))
 
     def calibration(self, count: int) -> torch.Tensor:
         return noisy(patterns(max(8, count), self.options.size), seed=2)
@@ -234,14 +239,6 @@ def dataset(samples: torch.Tensor) -> Dataset:
     rows = [row.numpy() for row in samples]
     found = [Sample(inputs=(row,), raw=(row,), label=None, name=str(i), digest=str(i)) for i, row in enumerate(rows)]
     return Dataset(origin="seeded", count=len(found), read=found.__getitem__)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Return what it ran on."""
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    capability = ".".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else None
-    names = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "python": platform.python_version()}
-    return {"device": device, "gpu": gpu, "compute_capability": capability, **names}
 
 
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -108,3 +109,11 @@ def timed(run: Run, x: torch.Tensor, options: argparse.Namespace, *, on_gpu: boo
             run(x)
             latencies.append((time.perf_counter_ns() - begun) / 1e6)
     return latencies
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return what it ran on."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    capability = ".".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else None
+    names = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "python": platform.python_version()}
+    return {"device": device, "gpu": gpu, "compute_capability": capability, **names}

@@ -87,9 +87,9 @@ def patterns(count: int, size: int, seed: int = 1) -> torch.Tensor:
     return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
 
 
-def noisy(plain: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return the images with a little noise."""
-    return plain + 0.1 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(seed))
+def noisy(plain: torch.Tensor, seed: int, share: float = 0.1) -> torch.Tensor:
+    """Return the images with noise of `share` of their own spread."""
+    return plain + share * torch.randn(plain.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def build(name: str, size: int, classes: int, device: str) -> tuple[nn.Module, str]:

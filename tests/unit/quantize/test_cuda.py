@@ -137,7 +137,7 @@ def test_headroom_for_samples_to_come():
     assert kept == [("norm",), ("steep", "norm")]
 
 
-@pytest.mark.parametrize("share", [0.4, 0.6, 0.99, 1.01, 3.0])
+@pytest.mark.parametrize("share", [0.6, 0.99, 3.0])
 def test_no_nan_at_the_edge_of_the_range(share):
     model = loaded(Steep(share * 65504), VECTOR)
     graph = quantized(model, "cuda", "fp16", backend="cuda")
@@ -172,7 +172,7 @@ def test_masks_softmax_and_norms_are_float32():
     assert sqnr_db(graph, model) > 50
 
 
-@pytest.mark.parametrize("scheme", [*HALF, "storage-fp16"])
+@pytest.mark.parametrize("scheme", ["fp16", "storage-fp16"])
 @pytest.mark.parametrize(("keep", "left"), [("depth", ("depth",)), ("Linear", ("hidden.0", "head"))])
 def test_keep_fp32_by_name_and_by_type(scheme, keep, left):
     graph = quantized(small_net(), "cuda", scheme, backend="cuda", keep=[keep], captured=captured_net())

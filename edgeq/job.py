@@ -12,6 +12,9 @@ from edgeq.scheme import LimitName, ObserverName, SchemeName
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
 
+InputDtype = Literal["uint8"]
+INPUT_DTYPES: tuple[InputDtype, ...] = ("uint8",)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
@@ -108,6 +111,7 @@ class Job:
         schemes: none for each target's default.
         weights: a state dict, or a torchvision weights name.
         inputs: the texts of --input; none where the factory gives example inputs.
+        input_dtype: uint8 for an artifact that takes pixels and normalises them itself; None for the model's own.
         reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
     """
 
@@ -119,6 +123,7 @@ class Job:
     model_version: str = "1"
     weights: str | None = None
     inputs: tuple[str, ...] = ()
+    input_dtype: InputDtype | None = None
     seed: int = 0
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()

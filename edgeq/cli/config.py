@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job, QatOptions
+from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
     LIMITS,
     NEEDS_SEARCH,
@@ -68,6 +68,7 @@ def request(command_line: Options, project: Options) -> Request:
         model_version=_or(options.model_version, "1"),
         weights=options.weights,
         inputs=tuple(options.inputs or ()),
+        input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
         seed=_or(options.seed, 0),
         observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
         keep_fp32=tuple(options.keep_fp32 or ()),
@@ -175,8 +176,13 @@ def _scheme(name: str) -> SchemeName:
 
 
 def _choice(kind: str, name: str | None, known: Sequence[_Name], *, default: _Name) -> _Name:
+    chosen = _optional(kind, name, known)
+    return default if chosen is None else chosen
+
+
+def _optional(kind: str, name: str | None, known: Sequence[_Name]) -> _Name | None:
     if name is None:
-        return default
+        return None
     for choice in known:
         if choice == name:
             return choice

@@ -57,6 +57,13 @@ Input = Annotated[
     list[str] | None,
     typer.Option("--input", metavar="SPEC", help="1x3x224x224, or tokens=int64:1x128:0..30521; repeatable, in order."),
 ]
+InputDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="uint8",
+        help="The artifact takes pixels as bytes and normalises them itself, as --preprocess says.",
+    ),
+]
 CalibrationData = Annotated[
     str | None, typer.Option(metavar="DATA", help="An image folder, .npz/.npy or file.py:function.")
 ]

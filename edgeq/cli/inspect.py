@@ -120,6 +120,8 @@ def _tensor(tensor: Tensor) -> str:
     steps: list[str] = [image.color]
     steps += [f"resize {_sides(image.resize)}"] if image.resize is not None else []
     steps += [f"crop {_sides(image.crop)}"] if image.crop is not None else []
+    if image.dtype == "uint8":
+        return f"{text}: {', '.join(steps)}, as bytes, {image.layout}"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
     return f"{text}: {', '.join(steps)}, x {image.scale:.6g}, mean {mean}, std {std}, {image.layout}"
 

@@ -85,6 +85,7 @@ class Options(_Table):
     model_version: str | None = None
     weights: str | None = None
     inputs: list[str] | None = None
+    input_dtype: str | None = None
     targets: list[str] | None = None
     schemes: list[str] | None = None
     out: str | None = None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from edgeq._io import copy_files, disk_errors, lock_dir, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, DataFacts, Row
 from edgeq.device import check_cost_options
-from edgeq.errors import EdgeqError, EnvironmentProblem, first_line
+from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, first_line
 from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
@@ -28,6 +28,7 @@ from edgeq.pipeline.produce import Recipe
 from edgeq.pipeline.record import Recorder, recording
 from edgeq.pipeline.reuse import check_reuse, reusing_product
 from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.target import why_not_run
 from edgeq.verify.emulate.wanted import check_tools, wants_emulation
 
 if TYPE_CHECKING:
@@ -116,9 +117,18 @@ def check_job(job: Job) -> None:
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
     check_extras(target.runtime for target in job.targets)
+    _check_pixels(job)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     check_reuse(job)
+
+
+def _check_pixels(job: Job) -> None:
+    """Refuse bytes as inputs where nothing here could show that they are taken rightly."""
+    unrun = next((target for target in job.targets if why_not_run(target.backend)), None)
+    if job.input_dtype is not None and unrun is not None:
+        what = f"--input-dtype {job.input_dtype} was never seen to work on {unrun.name}: {why_not_run(unrun.backend)}"
+        raise UnsupportedError(what, "leave out --input-dtype, or this target")
 
 
 def plan(job: Job, work: Path) -> Plan:

@@ -98,8 +98,8 @@ def prepare(
         is_artifact = model.kind in ("pte", "ptl")
         model = describe(model) if is_artifact else model
         _check_name(model)
+        model, preprocess = _pixels(job, model, _preprocess(job))
         outputs = () if is_artifact else _outputs(model)
-    preprocess = _preprocess(job)
     if needs_calibration and job.data.calibration is None and not is_artifact:
         what = "int8 ranges must come from real samples, and no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")
@@ -145,6 +145,18 @@ def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
     from edgeq.quantize.capture import run_once
 
     return run_once(model)
+
+
+def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tuple[LoadedModel, Preprocess | None]:
+    """Let the model normalise pixels itself, where the job asks for it, and the preprocessing leave them bytes."""
+    if job.input_dtype is None:
+        return model, preprocess
+    from edgeq.load.pixels import takes_pixels
+
+    if preprocess is None:
+        what = f"--input-dtype {job.input_dtype} lets the artifact normalise pixels, and how is not known"
+        raise UsageError(what, "give --preprocess imagenet, unit, or a .toml file")
+    return takes_pixels(model, preprocess), preprocess.as_bytes
 
 
 def _preprocess(job: Job) -> Preprocess | None:

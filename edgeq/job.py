@@ -107,11 +107,13 @@ class Job:
     """One `edgeq package`.
 
     Attributes:
-        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, or `digits`.
+        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte, model.ptl,
+            or `digits`.
         schemes: none for each target's default.
         weights: a state dict, or a torchvision weights name.
         inputs: the texts of --input; none where the factory gives example inputs.
         input_dtype: uint8 for an artifact that takes pixels and normalises them itself; None for the model's own.
+        dynamic_batch: whether the artifact takes any number of samples at once (ONNX targets).
         reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
     """
 
@@ -124,6 +126,7 @@ class Job:
     weights: str | None = None
     inputs: tuple[str, ...] = ()
     input_dtype: InputDtype | None = None
+    dynamic_batch: bool = False
     seed: int = 0
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from edgeq.artifacts.measured import (
     VerifyReport,
 )
 from edgeq.artifacts.model import (
+    FILE_KINDS,
     Layer,
     LoadedModel,
     LoweredModel,
@@ -40,6 +41,7 @@ from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
+    "FILE_KINDS",
     "Agreement",
     "Attempt",
     "BuildReport",

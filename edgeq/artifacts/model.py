@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from edgeq.artifacts.search import Search
 
-SourceKind = Literal["module", "exported", "pte", "ptl"]
+SourceKind = Literal["module", "exported", "pte", "ptl", "onnx"]
+# what is no PyTorch model any more
+FILE_KINDS: frozenset[SourceKind] = frozenset({"pte", "ptl", "onnx"})
 Weights = Literal["file", "pretrained", "own", "random"]
 
 

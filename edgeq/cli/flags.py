@@ -15,7 +15,7 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, "
+        help="torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte, model.ptl, "
         "or digits, the built-in model.",
     ),
 ]

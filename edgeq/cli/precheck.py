@@ -10,7 +10,7 @@ from edgeq.errors import UsageError, nearest
 if TYPE_CHECKING:
     from edgeq.job import Job
 
-_ARTIFACTS = frozenset({".pt2", ".pte", ".ptl"})
+_ARTIFACTS = frozenset({".pt2", ".onnx", ".pte", ".ptl"})
 _STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 BUILT_IN = "digits"
 
@@ -80,7 +80,7 @@ def check_source(source: str) -> None:
         raise UsageError(what, f"name the model, and give --weights {source}")
     else:
         hint = nearest(source, (BUILT_IN,))
-        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte or model.ptl"
+        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
         raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
 
 

@@ -12,7 +12,7 @@ from edgeq.errors import UsageError
 from edgeq.preprocess import PRESETS
 from edgeq.target import explain, read_toml
 
-_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".pte", ".ptl"})
+_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
 _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
 

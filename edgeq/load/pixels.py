@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgeq.artifacts import LoadedModel, TensorSpec
+from edgeq.artifacts import FILE_KINDS, LoadedModel, TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, first_line
 from edgeq.preprocess import Preprocess
 
@@ -39,7 +39,7 @@ def takes_pixels(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
 
 def _image(model: LoadedModel) -> TensorSpec:
     """Return the one input that takes an image."""
-    if model.kind in ("pte", "ptl"):
+    if model.kind in FILE_KINDS:
         what = f"{model.model} is lowered already, and nothing can be put in front of it"
         raise UnsupportedError(what, "give the PyTorch model, or leave out --input-dtype")
     if len(model.inputs) != 1 or model.inputs[0].dtype != "float32" or len(model.inputs[0].shape) != 4:

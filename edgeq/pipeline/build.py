@@ -60,6 +60,7 @@ class Cell:
             scheme=self.scheme,
             threads=target.device.threads,
             reduce_range=target.runtime == "onnx" and not target.device.vnni,
+            file_format=target.file_format,
         )
 
     @property
@@ -116,7 +117,7 @@ def check_job(job: Job) -> None:
 
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
-    check_extras(target.runtime for target in job.targets)
+    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
     _check_pixels(job)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)

@@ -141,7 +141,11 @@ def _check_name(model: LoadedModel) -> None:
 
 
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
-    """Run the float model once, so that a misfit shows at once."""
+    """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
+    if model.kind == "onnx":
+        from edgeq.load.onnx_file import output_specs
+
+        return output_specs(model.model)
     from edgeq.quantize.capture import run_once
 
     return run_once(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from edgeq.pipeline.prepare import Prepared
 from edgeq.places import cache_folder
 from edgeq.samples import Batch
 from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.target import why_not_run
+from edgeq.target import FileFormat, why_not_run
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QatSpec
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from edgeq.verify.host import HostRuntime
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
+
+# schemes that are operators of the runtime, which no PyTorch graph has
+_FROM_FLOAT_FILE = frozenset({("onnx", "dynamic-int8")})
 
 Forward = Callable[[Batch], tuple[Any, ...]]
 
@@ -42,11 +46,13 @@ class Recipe:
     threads: int
     fresh: bool = False
     reduce_range: bool = False
+    file_format: FileFormat = "onnx"
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
-        return f"{self.backend}-{self.scheme}-{self.threads}{'-fresh' if self.fresh else ''}"
+        own = f"-{self.file_format}" if self.runtime == "onnx" else ""
+        return f"{self.backend}-{self.scheme}-{self.threads}{own}{'-fresh' if self.fresh else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,28 +119,13 @@ class Producer:
         Raises:
             EdgeqError: the step's own errors.
         """
-        from edgeq.lower import lower
-        from edgeq.lower.spec import LowerSpec
         from edgeq.verify.run import VerifySpec, verify
         from edgeq.verify.unrun import judge_graph
 
         prepared = self._prepared
-        folder = self._folder / recipe.folder
-        folder.mkdir(parents=True)
-        quantized = self._quantized(recipe, label)
-        release_memory()
-        lowered = lower(
-            recipe.runtime,
-            quantized,
-            LowerSpec(
-                inputs=prepared.model.inputs,
-                backend=recipe.backend,
-                folder=folder,
-                progress=self._progress,
-                label=label,
-            ),
-        )
-        release_memory()
+        if (recipe.runtime, recipe.scheme) in _FROM_FLOAT_FILE:
+            return self._from_float_file(recipe, label, runtime, emulated=emulated)
+        quantized, lowered = self._lowered(recipe, label, self._folder / recipe.folder)
         kept = subset(self._job, prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = VerifySpec(
             lowered=lowered,
@@ -169,6 +160,46 @@ class Producer:
             search=quantized.search,
             search_state=quantized.search_state,
         )
+
+    def _lowered(self, recipe: Recipe, label: str, folder: Path) -> tuple[QuantizedModel, LoweredModel]:
+        """Quantize, and lower into a new folder."""
+        from edgeq.lower import lower
+        from edgeq.lower.spec import LowerSpec
+
+        folder.mkdir(parents=True)
+        quantized = self._quantized(recipe, label)
+        release_memory()
+        spec = LowerSpec(
+            inputs=self._prepared.model.inputs,
+            backend=recipe.backend,
+            folder=folder,
+            progress=self._progress,
+            label=label,
+            file_format=recipe.file_format,
+            dynamic_batch=self._job.dynamic_batch,
+        )
+        lowered = lower(recipe.runtime, quantized, spec)
+        release_memory()
+        return quantized, lowered
+
+    def _from_float_file(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
+        """Export the float model, and let the runtime's own tools quantize that."""
+        from edgeq.pipeline.onnx_file import Making, check_equivalence, product_of
+
+        floats = dataclasses.replace(recipe, scheme="fp32", file_format="onnx")
+        _, lowered = self._lowered(floats, label, self._folder / f"float-{recipe.folder}")
+        check_equivalence(lowered, self._reference, self._prepared)
+        making = Making(
+            job=self._job,
+            prepared=self._prepared,
+            recipe=recipe,
+            folder=self._folder / recipe.folder,
+            runtime=runtime,
+            progress=self._progress,
+            label=label,
+            emulated=emulated,
+        )
+        return product_of(lowered.path, self._reference, making)
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
         from edgeq.quantize import quantize

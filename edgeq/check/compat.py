@@ -58,7 +58,7 @@ def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     if lowered.runtime == "torchscript" and target.platform == "android":
         return _lite(oldest, lowered)
     if lowered.runtime == "onnx":
-        return _onnx(oldest, lowered)
+        return _mobile(oldest, lowered) if target.app.build == "mobile" else _onnx(oldest, lowered)
     exporter = _version(lowered.runtime_version)
     if exporter is None:
         why = f"the artifact does not say which {lowered.runtime} wrote it (got {lowered.runtime_version!r})"
@@ -108,8 +108,6 @@ def _onnx(oldest: str, lowered: LoweredModel) -> Gate:
     if opset > ONNX_OPSETS[known]:
         why = f"opset {opset}, but onnxruntime {oldest} loads opsets up to {ONNX_OPSETS[known]}: ship a newer app first"
         return _gate("failed", oldest, lowered, why)
-    if target.app.build == "mobile":
-        return _mobile(oldest, lowered)
     foreign = sorted(name for name in lowered.operators if not name.startswith(("ai.onnx::", "com.microsoft::")))
     if foreign:
         return _gate("failed", oldest, lowered, f"onnxruntime has no operators {', '.join(foreign[:5])}")

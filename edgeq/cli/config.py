@@ -69,8 +69,15 @@ def request(command_line: Options, project: Options) -> Request:
         weights=options.weights,
         inputs=tuple(options.inputs or ()),
         input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
+        dynamic_batch=_or(options.dynamic_batch, False),
         seed=_or(options.seed, 0),
-        observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
+        # of ONNX Runtime's own calibrators, which have no histogram's least error, its default
+        observer=_choice(
+            "observer",
+            options.observer,
+            OBSERVERS,
+            default="minmax" if options.model.endswith(".onnx") else "histogram",
+        ),
         keep_fp32=tuple(options.keep_fp32 or ()),
         reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
         data=_data(options.data),

@@ -86,6 +86,7 @@ class Options(_Table):
     weights: str | None = None
     inputs: list[str] | None = None
     input_dtype: str | None = None
+    dynamic_batch: bool | None = None
     targets: list[str] | None = None
     schemes: list[str] | None = None
     out: str | None = None

@@ -29,7 +29,7 @@ def load_onnx(path: Path, *, inputs: Sequence[str], name: str | None) -> LoadedM
 
     Raises:
         UsageError: no ONNX, damaged, external data is missing, or --input does not fit.
-        UnsupportedError: an opset or an operator's domain that ONNX Runtime does not have, or inputs that are no tensors.
+        UnsupportedError: an opset or an operator's domain that ONNX Runtime does not have, or no tensors as inputs.
     """
     proto = read_onnx(path)
     _check_operators(proto, path)
@@ -52,15 +52,13 @@ def read_onnx(path: Path) -> Any:
         UsageError: no ONNX, damaged, or external data is missing or outside of the file's folder.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as err:
+    except Exception as err:  # protobuf's own types, by what the bytes happen to say
         raise _no_onnx(path, first_line(err)) from err
-    if (
-        not proto.ir_version or not proto.graph.node
-    ):  # protobuf takes an empty file, and many another, for an empty model
+    # protobuf takes an empty file, and many another, for an empty model
+    if not proto.ir_version or not proto.graph.node:
         raise _no_onnx(path, "it holds no graph")
     for tensor in proto.graph.initializer:
         _check_external(tensor, path)
@@ -191,7 +189,7 @@ def _sha256(path: Path, proto: Any) -> str:
     """Hash the file, and the files that its tensors lie in."""
     digest = hashlib.sha256()
     beside = sorted({place for tensor in proto.graph.initializer if (place := external_file(tensor))})
-    for place in (path, *(path.parent / name for name in beside)):
-        with place.open("rb") as file:
+    for file_path in (path, *(path.parent / name for name in beside)):
+        with file_path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from edgeq.verify.emulate.wanted import wants_emulation
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.pipeline.prepare import Prepared
-    from edgeq.pipeline.produce import Product
+    from edgeq.pipeline.product import Product
     from edgeq.target import TargetProfile
     from edgeq.verify.emulate.container import Arrays
     from edgeq.verify.emulate.runtimes import Installed

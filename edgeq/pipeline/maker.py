@@ -10,8 +10,10 @@ from types import TracebackType
 from edgeq.artifacts import FILE_KINDS, LoadedModel
 from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
+from edgeq.pipeline.onnx_file import FileMaker
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Producer, Product, Recipe
+from edgeq.pipeline.produce import Producer
+from edgeq.pipeline.product import Product, Recipe
 from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 
@@ -83,9 +85,10 @@ class Maker:
                 )  # importing torch there takes seconds: ahead of time
             if prepared.model.kind in FILE_KINDS:
                 existing.check_runtime(prepared.model, recipe)
-                folder = self._work / recipe.folder
                 if prepared.model.kind == "onnx":
-                    return self._from_onnx(prepared, recipe, label, runtime, folder, emulated=emulated)
+                    files = FileMaker(self._job, prepared, self._work, self._progress)
+                    return files.from_source(recipe, label, runtime, emulated=emulated)
+                folder = self._work / recipe.folder
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:
                 self._producer = Producer(self._job, prepared, self._work, self._progress)
@@ -93,23 +96,3 @@ class Maker:
             states = (product.tuning.state if product.tuning is not None else None, product.search_state)
             self._states += [state for state in states if state is not None]
             return product
-
-    def _from_onnx(
-        self, prepared: Prepared, recipe: Recipe, label: str, runtime: HostRuntime, folder: Path, *, emulated: bool
-    ) -> Product:
-        from edgeq.pipeline.onnx_file import Making, product_of, unfused
-
-        source: Path = prepared.model.model
-        # of a file that came quantized, no float model is known
-        fp32 = None if recipe.scheme == "pretrained" else unfused(source, prepared)
-        making = Making(
-            job=self._job,
-            prepared=prepared,
-            recipe=recipe,
-            folder=folder,
-            runtime=runtime,
-            progress=self._progress,
-            label=label,
-            emulated=emulated,
-        )
-        return product_of(source, fp32, making)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,129 +11,122 @@ import numpy as np
 from edgeq.artifacts import LoweredModel
 from edgeq.errors import UnsupportedError, VerificationError
 from edgeq.job import Job, Progress
+from edgeq.pipeline.forward import Forward
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Forward, Product, Recipe, metric_name, subset
+from edgeq.pipeline.produce import subset, verify_spec
+from edgeq.pipeline.product import Product, Recipe
 from edgeq.samples import Batch, batches
 
 if TYPE_CHECKING:
+    from edgeq.quantize.onnx_file import QuantizedFile
     from edgeq.verify.host import HostRuntime
 
 _EQUIVALENCE_SAMPLES = 8
 AS_IT_IS = ("fp32", "pretrained")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Making:
-    """What a product is made with.
+class FileMaker:
+    """Makes products from ONNX files: quantizes one as the recipe says, or takes it as it is, and verifies it."""
 
-    Attributes:
-        folder: is new, and the artifact lies in it.
-        label: for progress, in words.
-        emulated: whether a device's kernels are to run a part of the samples afterwards.
-    """
+    def __init__(self, job: Job, prepared: Prepared, folder: Path, progress: Progress) -> None:
+        self._job = job
+        self._prepared = prepared
+        self._folder = folder
+        self._progress = progress
 
-    job: Job
-    prepared: Prepared
-    recipe: Recipe
-    folder: Path
-    runtime: HostRuntime
-    progress: Progress
-    label: str
-    emulated: bool
+    def from_source(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
+        """Make a product from the source itself; of one that came quantized, no float model is known."""
+        source: Path = self._prepared.model.model
+        # in the child first: a file that crashes the runtime must not take edgeq along
+        runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+        fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
+        return self.make(source, fp32, recipe, label, runtime, emulated=emulated)
 
+    def make(
+        self, source: Path, fp32: Forward | None, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool
+    ) -> Product:
+        """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
 
-def product_of(source: Path, fp32: Forward | None, making: Making) -> Product:
-    """Quantize an ONNX file as the recipe says, or take it as it is, and verify it.
+        Args:
+            source: a float file; of `pretrained` a quantized one.
+            fp32: the float model; None where there is none to compare with.
+            recipe: what to make.
+            label: for progress, in words.
+            runtime: a child process.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
 
-    What the artifact is held to is the very file with none of ONNX Runtime's fusions, in which its int8 kernels come.
+        Raises:
+            UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
+            EdgeqError: the steps' own errors.
+        """
+        from edgeq.verify.run import verify
 
-    Args:
-        source: a float file; of `pretrained` a quantized one.
-        fp32: the float model; None where there is none to compare with.
-        making: all else.
+        folder = self._folder / recipe.folder
+        folder.mkdir(parents=True)
+        made = self._quantized(source, recipe, folder, label)
+        lowered = self._lowered(source, made, recipe, folder, label)
+        kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
+        spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
+        graph = unfused(lowered.path, self._prepared)
+        verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), runtime)
+        return Product(
+            lowered=lowered,
+            verified=verified,
+            golden=golden,
+            quantized=made.quantized if made else (),
+            kept_fp32=made.kept_fp32 if made else (),
+            observed=tuple(kept.observed) if kept else (),
+        )
 
-    Raises:
-        UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
-        EdgeqError: the steps' own errors.
-    """
-    from edgeq.lower.onnx import lower_file
-    from edgeq.lower.spec import LowerSpec
-    from edgeq.verify.run import VerifySpec, verify
+    def _quantized(self, source: Path, recipe: Recipe, folder: Path, label: str) -> QuantizedFile | None:
+        """Return the quantized model; None for the file as it is."""
+        from edgeq.quantize.onnx_file import FileSpec, quantize_file
 
-    prepared, recipe = making.prepared, making.recipe
-    making.folder.mkdir(parents=True, exist_ok=True)
-    quantized, kept, proto = _quantized(source, making)
-    lowered = lower_file(
-        source,
-        proto,
-        LowerSpec(
-            inputs=prepared.model.inputs,
-            backend=recipe.backend,
-            folder=making.folder,
-            progress=making.progress,
-            label=making.label,
-            file_format=recipe.file_format,
-        ),
-    )
-    watched = subset(making.job, prepared, recipe.scheme, lowered.macs) if making.emulated else None
-    spec = VerifySpec(
-        lowered=lowered,
-        inputs=prepared.model.inputs,
-        graph=unfused(lowered.path, prepared),
-        fp32=fp32,
-        output_steps=(),
-        samples=prepared.samples,
-        is_evaluation=prepared.is_evaluation,
-        metric=prepared.metric,
-        metric_name=metric_name(making.job),
-        scheme=recipe.scheme,
-        backend=recipe.backend,
-        threads=recipe.threads,
-        progress=making.progress,
-        label=making.label,
-        observe=watched,
-    )
-    verified, golden = verify(spec, making.runtime)
-    return Product(
-        lowered=lowered,
-        verified=verified,
-        golden=golden,
-        quantized=quantized,
-        kept_fp32=kept,
-        observed=tuple(watched.observed) if watched else (),
-    )
-
-
-def _quantized(source: Path, making: Making) -> tuple[tuple[str, ...], tuple[str, ...], Any | None]:
-    """Return the names of the quantized layers and of the others, and the quantized model; None for the file as it is."""
-    from edgeq.quantize.onnx_file import FileSpec, is_quantized, quantize_file
-
-    prepared, recipe, job = making.prepared, making.recipe, making.job
-    if recipe.scheme in AS_IT_IS:
-        import onnx
-
-        found = is_quantized(onnx.load(str(source), load_external_data=False))
-        if found != (recipe.scheme == "pretrained"):
-            state, other = ("quantized already", "pretrained") if found else ("a float model", "fp32")
-            raise UnsupportedError(f"{source.name} is {state}, not {recipe.scheme}", f"give --scheme {other}")
-        return (), (), None
-    scratch = making.folder / "quantize"
-    scratch.mkdir()
-    made = quantize_file(
-        recipe.scheme,
-        FileSpec(
+        if recipe.scheme in AS_IT_IS:
+            _check_state(source, recipe.scheme)
+            return None
+        scratch = folder / "quantize"
+        scratch.mkdir()
+        spec = FileSpec(
             path=source,
             folder=scratch,
-            inputs=prepared.model.inputs,
-            observer=job.observer,
-            keep_fp32=job.keep_fp32,
-            calibration=prepared.calibration,
+            inputs=self._prepared.model.inputs,
+            observer=self._job.observer,
+            keep_fp32=self._job.keep_fp32,
+            calibration=self._prepared.calibration,
             reduce_range=recipe.reduce_range,
-            progress=making.progress,
-            label=making.label,
-        ),
-    )
-    return made.quantized, made.kept_fp32, made.proto
+            progress=self._progress,
+            label=label,
+        )
+        return quantize_file(recipe.scheme, spec)
+
+    def _lowered(
+        self, source: Path, made: QuantizedFile | None, recipe: Recipe, folder: Path, label: str
+    ) -> LoweredModel:
+        from edgeq.lower.onnx import lower_file
+        from edgeq.lower.spec import LowerSpec
+
+        spec = LowerSpec(
+            inputs=self._prepared.model.inputs,
+            backend=recipe.backend,
+            folder=folder,
+            progress=self._progress,
+            label=label,
+            file_format=recipe.file_format,
+        )
+        return lower_file(source, made.proto if made else None, spec)
+
+
+def _check_state(source: Path, scheme: str) -> None:
+    """Refuse a float file as `pretrained`, and a quantized one as fp32."""
+    import onnx
+
+    from edgeq.quantize.onnx_file import is_quantized
+
+    found = is_quantized(onnx.load(str(source), load_external_data=False))
+    if found != (scheme == "pretrained"):
+        state, other = ("quantized already", "pretrained") if found else ("a float model", "fp32")
+        raise UnsupportedError(f"{source.name} is {state}, not {scheme}", f"give --scheme {other}")
 
 
 def unfused(path: Path, prepared: Prepared) -> Forward:

@@ -9,8 +9,10 @@ from edgeq._io import disk_errors, lock_dir
 from edgeq.artifacts import DataFacts
 from edgeq.errors import EdgeqError
 from edgeq.job import Job, Progress
-from edgeq.pipeline.build import Plan, check_job, plan, publish, work_folder
+from edgeq.pipeline.build import check_job, work_folder
+from edgeq.pipeline.cells import Plan, plan
 from edgeq.pipeline.prepare import with_demo_data
+from edgeq.pipeline.publish import publish
 from edgeq.pipeline.workers import Order, Outcome, run_all
 from edgeq.project import ModelError, ModelResult, Project, ProjectReport
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.prepare import Prepared
-    from edgeq.pipeline.produce import Product, Recipe
+    from edgeq.pipeline.product import Product, Recipe
 
 _OPTION = "--reuse-qparams-from"
 _SCHEMES = NEEDS_CALIBRATION - NEEDS_SEARCH  # a search chooses other layers each time, and so other tensors

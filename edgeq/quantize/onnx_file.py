@@ -1,4 +1,4 @@
-"""Quantization of a float ONNX file by ONNX Runtime's own tools: what comes as ONNX, and what only its operators say."""
+"""Quantization of a float ONNX file by ONNX Runtime's own tools."""
 
 from __future__ import annotations
 
@@ -235,9 +235,8 @@ def _result(made: Any, source: Any, scheme: str) -> QuantizedFile:
         what = f"{scheme} quantized nothing: the file has no layer left for it"
         raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
     chosen = tuple(name for name in layers if name in quantized)
-    return QuantizedFile(
-        proto=made, quantized=chosen, kept_fp32=tuple(name for name in layers if name not in quantized)
-    )
+    left = tuple(name for name in layers if name not in quantized)
+    return QuantizedFile(proto=made, quantized=chosen, kept_fp32=left)
 
 
 def _integer(made: Any, names: set[str]) -> set[str]:

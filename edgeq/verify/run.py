@@ -118,18 +118,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     if len(tally.digests) == 1:
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
-    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
-        latencies = runtime.latencies_ms(first.inputs, warmup=spec.warmup, runs=spec.runs)
-        kernels = _profiled(spec, runtime, first)
-    timing = Timing(
-        p50_ms=percentile_ms(latencies, 0.5),
-        p90_ms=percentile_ms(latencies, 0.9),
-        runs=spec.runs,
-        warmup=spec.warmup,
-        threads=loaded.threads,
-        arch=host_arch(),
-        latencies_ms=tuple(round(value, 6) for value in latencies),
-    )
+    timing, kernels = _timed(spec, runtime, first, loaded.threads)
     report = VerifyReport(
         host=f"host {host_arch()}",
         parity=tally.parity.result(spec.graph) if spec.graph else None,
@@ -143,6 +132,23 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> tuple[Timing, KernelShare]:
+    """Time and profile the artifact on one batch, with nothing else of the run going on."""
+    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
+        latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
+        kernels = _profiled(spec, runtime, batch)
+    timing = Timing(
+        p50_ms=percentile_ms(latencies, 0.5),
+        p90_ms=percentile_ms(latencies, 0.9),
+        runs=spec.runs,
+        warmup=spec.warmup,
+        threads=threads,
+        arch=host_arch(),
+        latencies_ms=tuple(round(value, 6) for value in latencies),
+    )
+    return timing, kernels
 
 
 def host_arch() -> str:

@@ -13,8 +13,9 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.errors import ExitCode
 from edgeq.job import GateOptions, Job
 from edgeq.pipeline import release
-from edgeq.pipeline.prepare import NO_SAMPLES, Prepared
-from edgeq.pipeline.produce import Product
+from edgeq.pipeline.datasets import NO_SAMPLES
+from edgeq.pipeline.prepare import Prepared
+from edgeq.pipeline.product import Product
 
 
 def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: str = "1") -> Row:

@@ -10,7 +10,7 @@ from small_models import Silent, dataset, folder, forward, loaded, lowered, quan
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
-from edgeq.check.gates import check
+from edgeq.check.gates import Candidate, check
 from edgeq.demo import digits
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import GateOptions
@@ -61,7 +61,7 @@ def gates(runtime, model, scheme, backend, failing=()):
     )
     report, golden = verify(spec, runtime)
     size = low.path.stat().st_size
-    judged = check(
+    item = Candidate(
         target=target,
         scheme=scheme,
         lowered=low,
@@ -72,6 +72,7 @@ def gates(runtime, model, scheme, backend, failing=()):
         weights="own",
         host_arch=host_arch(),
     )
+    judged = check(item)
     failed = [(gate.name, gate.measured, gate.detail) for gate in judged.gates if not gate.passed]
     assert {name for name, _, _ in failed} == set(failing), failed
     return graph, low, report, golden

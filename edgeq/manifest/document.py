@@ -1,0 +1,170 @@
+"""The manifest as a whole: the one contract between edgeq, app and update channel, and how its bytes are read.
+
+It holds no times, no paths and nothing of the machine that built it, so that equal inputs give equal bytes. Measured
+numbers are rounded to four significant digits, so that noise in the last bits does not change the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from edgeq._io import canonical_json
+from edgeq.errors import IntegrityError, UnsupportedError, UsageError
+from edgeq.manifest.facts import (
+    SLUG,
+    Accuracy,
+    EmulationFacts,
+    FileEntry,
+    GateVerdict,
+    GoldenFacts,
+    LayerSummary,
+    ModelFacts,
+    ParityFacts,
+    Provenance,
+    RuntimeRange,
+    Slug,
+    Strict,
+    TargetFacts,
+    Tensor,
+)
+from edgeq.target import explain
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+REPORT_NAMES = ("report.json", "report.html")
+MAX_MANIFEST_BYTES = 4_000_000
+
+
+class Manifest(Strict):
+    """manifest.json of a bundle."""
+
+    schema_version: Literal[1]
+    model: ModelFacts
+    target: TargetFacts
+    runtime: RuntimeRange
+    scheme: Slug
+    threads: int = Field(ge=1, le=64, description="threads that the app should use")
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...]
+    labels: tuple[str, ...] = Field(description="by output index")
+    files: tuple[FileEntry, ...] = Field(min_length=2, max_length=2)
+    passes: tuple[str, ...]
+    layers: LayerSummary
+    gates: tuple[GateVerdict, ...]
+    accepted: bool = Field(description="whether every gate passed")
+    accuracy: Accuracy | None
+    graph_accuracy: Accuracy | None = Field(
+        default=None, description="the converted graph against fp32, where the artifact was not run; null: it was"
+    )
+    parity: ParityFacts | None
+    golden: GoldenFacts
+    emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
+    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
+    verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
+    provenance: Provenance
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what a single field cannot."""
+        if {entry.role for entry in self.files} != {"artifact", "golden"}:
+            raise ValueError("expected one artifact and one golden file")
+        names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
+        if len(set(names)) != len(names):
+            raise ValueError("two files share a name, or take the manifest's or a report's")
+        if self.accepted != all(gate.outcome in ("ok", "allowed") for gate in self.gates):
+            raise ValueError("`accepted` contradicts the gates")
+
+    def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
+        """Return the entry of the artifact or of the golden file."""
+        return next(entry for entry in self.files if entry.role == role)
+
+
+def check_slug(text: str, what: str) -> None:
+    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+
+    Raises:
+        UsageError: with the characters that it may have.
+    """
+    if re.fullmatch(SLUG, text) is None:
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the JSON Schema of manifest.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the manifest as it is written: sorted JSON, the same bytes for equal manifests.
+
+    Raises:
+        UsageError: it would be larger than `parse_manifest` reads.
+    """
+    data = canonical_json(manifest.model_dump(mode="json"))
+    if len(data) > MAX_MANIFEST_BYTES:
+        what = f"the manifest would take {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read"
+        raise UsageError(what, "shorten the labels, or the names of layers")
+    return data
+
+
+def manifest_digest(data: bytes, manifest: Manifest) -> str:
+    """Return a bundle's digest: SHA-256 over the manifest's bytes, then path and hash of each file, sorted."""
+    digest = hashlib.sha256(data)
+    for entry in sorted(manifest.files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest that `data` holds; any bytes give a manifest or one of the errors below.
+
+    Raises:
+        IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
+        UnsupportedError: a newer schema than this edgeq knows.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _broken(f"more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as err:
+        raise _broken("nested too deeply") from err
+    except ValueError as err:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise _broken(str(err)) from err
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int:  # True would pass for 1
+        raise _broken("it has no schema_version")
+    if version > SCHEMA_VERSION:
+        what = f"{MANIFEST_NAME} has schema version {version}, this edgeq reads {SCHEMA_VERSION}"
+        raise UnsupportedError(what, "update edgeq, or the app that reads the bundle")
+    try:
+        return Manifest.model_validate_json(data, strict=True)
+    except ValidationError as err:
+        raise _broken(explain(err, "it", Manifest).what.removeprefix("it: ")) from err
+
+
+def _broken(why: str) -> IntegrityError:
+    what = f"{MANIFEST_NAME} is not what edgeq wrote: {why[:300]}"
+    return IntegrityError(what, "get the bundle again, or package the model again")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:80]!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:80]} is no finite number")
+    return value

@@ -84,6 +84,8 @@ class TargetProfile(_Strict):
             raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
         if self.runtime != "onnx" and (self.file_format != "onnx" or self.app.build != "full"):
             raise ValueError("file_format and app.build are ONNX Runtime's")
+        if self.file_format == "ort" and "fp16" in self.schemes:
+            raise ValueError("an .ort file has the casts to float32 of the host that wrote it: fp16 needs onnx")
 
 
 def why_not_run(backend: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.macs import MODULE_KEY
-from edgeq.lower.onnx_layers import LAYER_OPS, elements, fixed, layer_macs, onnx_layers
+from edgeq.lower.onnx_layers import LAYER_OPS, RECURRENT, elements, fixed, layer_macs, onnx_layers
 from edgeq.lower.ort import write_ort
 from edgeq.lower.spec import LowerSpec
 from edgeq.ort_format import required_operators
@@ -133,9 +133,23 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
                 external_data=False,
                 verbose=False,
             )
+            _fold_recurrent(made.model)
             return made.exported_program, made.model_proto
     except Exception as err:  # torch.export and the exporter raise many types
         raise _refused(err, program) from err
+
+
+def _fold_recurrent(model: Any) -> None:
+    """Make the weights of float recurrent layers constants: the exporter leaves larger ones as slices to be joined.
+
+    Only there: of a quantized file the weights would become floats.
+    """
+    from onnxscript import optimizer
+
+    operators = {node.op_type for node in model.graph}
+    if operators & RECURRENT and "DequantizeLinear" not in operators:
+        optimizer.fold_constants(model, input_size_limit=2**31, output_size_limit=2**31)
+        optimizer.remove_unused_nodes(model)
 
 
 def _captured(graph: Any, spec: LowerSpec) -> Any:
@@ -234,7 +248,7 @@ def _strip(proto: Any) -> None:
         del part.metadata_props[:]
         part.doc_string = ""
     proto.producer_name, proto.producer_version = "edgeq", ""
-    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import))
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
 
 
 def _checked(proto: Any) -> Any:

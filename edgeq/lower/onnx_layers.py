@@ -12,10 +12,10 @@ from edgeq.lower.macs import conv_macs, matmul_macs
 
 _MATRIX = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm"})
 _CONV = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 # operators whose inputs have a scale and a zero point each
 _WITH_SCALES = frozenset({"QLinearMatMul", "QGemm", "QLinearConv"})
-LAYER_OPS = _MATRIX | _CONV | _RECURRENT
+LAYER_OPS = _MATRIX | _CONV | RECURRENT
 # they hand on a constant's values, in another type or order
 _PASSING = frozenset({"DequantizeLinear", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"})
 

@@ -173,6 +173,7 @@ class LoweredModel:
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
         delegate_calls: how many delegated parts the program has.
+        dynamic_batch: whether it takes any number of samples at once.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
@@ -186,6 +187,7 @@ class LoweredModel:
     layers: tuple[Layer, ...]
     delegated_macs: float | None
     delegate_calls: int
+    dynamic_batch: bool = False
     stored: tuple[tuple[str, int], ...] = ()
 
     @property

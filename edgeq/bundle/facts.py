@@ -87,6 +87,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         outputs=tuple(_tensor(spec, None) for spec in verified.outputs),
         labels=item.labels,
         files=tuple(sorted(files, key=lambda entry: entry.path)),
+        dynamic_batch=lowered.dynamic_batch,
         passes=lowered.passes,
         layers=_layers(item),
         gates=tuple(_gate(gate) for gate in item.checked.gates),

@@ -110,8 +110,17 @@ def _written(
         layers=layers,
         delegated_macs=None,
         delegate_calls=0,
+        dynamic_batch=any_batch(proto),
         stored=elements(proto),
     )
+
+
+def any_batch(proto: Any) -> bool:
+    """Whether the first size of every input is left open, and no other."""
+    held = {tensor.name for tensor in proto.graph.initializer}
+    sizes = [value.type.tensor_type.shape.dim for value in proto.graph.input if value.name not in held]
+    is_open = [[not dim.HasField("dim_value") for dim in dims] for dims in sizes]
+    return all(dims and dims[0] and not any(dims[1:]) for dims in is_open)
 
 
 def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:

@@ -61,6 +61,8 @@ class FileMaker:
         """
         from edgeq.verify.run import verify
 
+        if self._job.dynamic_batch:
+            check_open_batch(source)
         folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
         made = self._quantized(source, recipe, folder, label)
@@ -115,6 +117,21 @@ class FileMaker:
             file_format=recipe.file_format,
         )
         return lower_file(source, made.proto if made else None, spec)
+
+
+def check_open_batch(source: Path) -> None:
+    """Refuse a file of one batch size where any was asked for.
+
+    Raises:
+        UnsupportedError: it is such.
+    """
+    import onnx
+
+    from edgeq.lower.onnx import any_batch
+
+    if not any_batch(onnx.load(str(source), load_external_data=False)):
+        what = f"{source.name} has a fixed batch size, and --dynamic-batch asks for any"
+        raise UnsupportedError(what, "export it again with dynamic_shapes, or leave out --dynamic-batch")
 
 
 def _check_state(source: Path, scheme: str) -> None:

@@ -71,8 +71,8 @@ def _entropy(base: Any) -> Any:
 def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, int]:
     """Return the bins [low, high) of the range about zero to keep, by entropy calibration.
 
-    Of each candidate range -T to T, what lies outside is moved to its ends (P); its bins are averaged over the 256
-    steps of int8, zero where P is (Q); the range with the least KL(P || Q) is kept (S. Migacz, "8-bit Inference with
+    Of each candidate range -T to T, what lies outside is moved to its ends (P); its own counts are averaged over the
+    256 steps of int8, zero where P is (Q); the range with the least KL(P || Q) is kept (S. Migacz, "8-bit Inference with
     TensorRT", GTC 2017, there over 128 steps of the magnitudes).
 
     Args:
@@ -104,11 +104,11 @@ def _divergence(histogram: Any, low: int, high: int) -> float:
     clipped[0] += histogram[:low].sum()
     clipped[-1] += histogram[high:].sum()
     group = torch.arange(high - low) * _STEPS // (high - low)
-    filled = inside > 0
+    filled = clipped > 0
     sums = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, inside)
     counts = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, filled.double())
     spread = torch.where(filled, (sums / counts.clamp(min=1))[group], 0.0)
-    if float(clipped[~filled].sum()) > 0 or not float(spread.sum()):
+    if bool((spread[filled] == 0).any()):
         return math.inf  # P has mass where Q has none
     p, q = clipped / clipped.sum(), spread / spread.sum()
     return float((p[filled] * (p[filled] / q[filled]).log()).sum())

@@ -21,6 +21,7 @@ from edgeq.artifacts import (
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Dataset, Sample, batches
+from edgeq.verify.any_batch import batch_findings
 from edgeq.verify.flips import FlipTally
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
@@ -119,6 +120,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, runtime, first, loaded.threads)
+    _look_at_any_batch(spec, tally, first, runtime)
     report = VerifyReport(
         host=f"host {host_arch()}",
         parity=tally.parity.result(spec.graph) if spec.graph else None,
@@ -132,6 +134,13 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
         flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def _look_at_any_batch(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime) -> None:
+    """Note whether an artifact for any batch size answers to several as to each; last, lest it raise the memory."""
+    if spec.lowered.dynamic_batch:
+        seen = [batch for batch, _ in tally.parity.batches] or [first]
+        tally.findings |= dict.fromkeys(batch_findings(seen, spec.output_steps, spec.scheme, runtime))
 
 
 def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> tuple[Timing, KernelShare]:

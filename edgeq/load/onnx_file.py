@@ -50,6 +50,7 @@ def read_onnx(path: Path) -> Any:
 
     Raises:
         UsageError: no ONNX, damaged, or external data is missing or outside of the file's folder.
+        UnsupportedError: an opset that ONNX Runtime does not have.
     """
     import onnx
 
@@ -62,6 +63,7 @@ def read_onnx(path: Path) -> Any:
         raise _no_onnx(path, "it holds no graph")
     for tensor in proto.graph.initializer:
         _check_external(tensor, path)
+    _check_opset(proto, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as err:  # the checker raises its own and protobuf's types
@@ -107,8 +109,7 @@ def _check_external(tensor: Any, path: Path) -> None:
         raise UsageError(what, f"put {location} beside the model, or export it again as one file")
 
 
-def _check_operators(proto: Any, path: Path) -> None:
-    """Refuse opsets and domains that ONNX Runtime has not."""
+def _check_opset(proto: Any, path: Path) -> None:
     import onnx
 
     opset = max((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), default=0)
@@ -117,6 +118,10 @@ def _check_operators(proto: Any, path: Path) -> None:
         way = "older" if opset < OLDEST_OPSET else "newer"
         what = f"{path} has opset {opset}, {way} than what is known here ({OLDEST_OPSET} to {newest})"
         raise UnsupportedError(what, "export it again with another opset, or convert it (onnx.version_converter)")
+
+
+def _check_operators(proto: Any, path: Path) -> None:
+    """Refuse operators of domains that ONNX Runtime has not."""
     own = {function.domain for function in proto.functions}
     foreign = [node for node in proto.graph.node if node.domain not in _DOMAINS | own]
     if foreign:

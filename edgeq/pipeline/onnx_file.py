@@ -40,10 +40,19 @@ class FileMaker:
         # in the child first: a file that crashes the runtime must not take edgeq along
         runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
         fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
-        return self.make(source, fp32, recipe, label, runtime, emulated=emulated)
+        keep = self._job.keep_fp32
+        return self.make(source, fp32, recipe, label, runtime, emulated=emulated, keep_fp32=keep)
 
     def make(
-        self, source: Path, fp32: Forward | None, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool
+        self,
+        source: Path,
+        fp32: Forward | None,
+        recipe: Recipe,
+        label: str,
+        runtime: HostRuntime,
+        *,
+        emulated: bool,
+        keep_fp32: tuple[str, ...],
     ) -> Product:
         """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
 
@@ -54,6 +63,7 @@ class FileMaker:
             label: for progress, in words.
             runtime: a child process.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
+            keep_fp32: names of nodes, or operators, that stay in float.
 
         Raises:
             UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
@@ -65,7 +75,7 @@ class FileMaker:
             check_open_batch(source)
         folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
-        made = self._quantized(source, recipe, folder, label)
+        made = self._quantized(source, recipe, folder, label, keep_fp32)
         lowered = self._lowered(source, made, recipe, folder, label)
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
@@ -80,7 +90,9 @@ class FileMaker:
             observed=tuple(kept.observed) if kept else (),
         )
 
-    def _quantized(self, source: Path, recipe: Recipe, folder: Path, label: str) -> QuantizedFile | None:
+    def _quantized(
+        self, source: Path, recipe: Recipe, folder: Path, label: str, keep_fp32: tuple[str, ...]
+    ) -> QuantizedFile | None:
         """Return the quantized model; None for the file as it is."""
         from edgeq.quantize.onnx_file import FileSpec, quantize_file
 
@@ -94,7 +106,7 @@ class FileMaker:
             folder=scratch,
             inputs=self._prepared.model.inputs,
             observer=self._job.observer,
-            keep_fp32=self._job.keep_fp32,
+            keep_fp32=keep_fp32,
             calibration=self._prepared.calibration,
             reduce_range=recipe.reduce_range,
             progress=self._progress,

@@ -100,7 +100,8 @@ class Producer:
         check_equivalence(lowered, self._reference, self._prepared)
         release_memory()
         maker = FileMaker(self._job, self._prepared, self._folder, self._progress)
-        return maker.make(lowered.path, self._reference, recipe, label, runtime, emulated=emulated)
+        keep = _kept_layers(self._job, float_module(self._prepared), lowered)
+        return maker.make(lowered.path, self._reference, recipe, label, runtime, emulated=emulated, keep_fp32=keep)
 
     def _lowered(self, quantized: QuantizedModel, recipe: Recipe, label: str, folder: Path) -> LoweredModel:
         from edgeq.lower import lower
@@ -182,6 +183,16 @@ class Producer:
             state_folder=cache_folder() / "qat" if job.cache else None,
             identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
         )
+
+
+def _kept_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
+    """Return the layers of a float file that lie in the modules that are to stay in float."""
+    from edgeq.quantize.names import inside, matched_names
+    from edgeq.quantize.result import type_names
+
+    kept = matched_names(job.keep_fp32, type_names(module))
+    # of one module's layers, all but the first have a number
+    return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
 
 
 def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:

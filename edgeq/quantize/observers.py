@@ -72,8 +72,9 @@ def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, i
     """Return the bins [low, high) of the range about zero to keep, by entropy calibration.
 
     Of each candidate range -T to T, what lies outside is moved to its ends (P); its own counts are averaged over the
-    256 steps of int8, zero where P is (Q); the range with the least KL(P || Q) is kept (S. Migacz, "8-bit Inference with
-    TensorRT", GTC 2017, there over 128 steps of the magnitudes).
+    256 steps of int8, zero where P is (Q); the range with the least KL(P || Q) is kept (S. Migacz, "8-bit Inference
+    with TensorRT", GTC 2017, there over 128 steps of the magnitudes). Zeros, which every range has a step for, count
+    as much as their neighbours: after a ReLU they would be the only thing that a wide range blurs.
 
     Args:
         histogram: counts, float64 [bins].
@@ -84,6 +85,7 @@ def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, i
     if width <= 0 or not float(histogram.sum()):
         return 0, bins
     zero = min(max(round(-start / width), 0), bins)
+    histogram = _without_zeros(histogram, zero)
     reach = max(zero, bins - zero)
     best, chosen = math.inf, (0, bins)
     for step in range(_CANDIDATES):
@@ -93,6 +95,15 @@ def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, i
         if divergence < best:
             best, chosen = divergence, (low, high)
     return chosen
+
+
+def _without_zeros(histogram: Any, zero: int) -> Any:
+    """Return the histogram with no more about the edge `zero` than beside it."""
+    first, last = max(0, zero - 2), min(len(histogram), zero + 2)
+    beside = [float(histogram[i]) for i in (first - 1, last) if 0 <= i < len(histogram)]
+    levelled = histogram.clone()
+    levelled[first:last] = levelled[first:last].clamp(max=max(beside, default=0.0))
+    return levelled
 
 
 def _divergence(histogram: Any, low: int, high: int) -> float:

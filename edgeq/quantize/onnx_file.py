@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class FileSpec:
     Attributes:
         path: a float ONNX file.
         folder: where the methods write; empty.
-        keep_fp32: names of nodes, which are those of modules where edgeq exported the file, or operators.
+        keep_fp32: names of nodes, or operators.
         calibration: samples whose ranges are observed; empty for schemes that need none.
         reduce_range: whether weights keep to seven bits.
     """
@@ -87,7 +88,8 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
     onnx.save(proto, str(source))
     kinds = {node.name: node.op_type for node in proto.graph.node}
     kept = matched_names(spec.keep_fp32, kinds)
-    left_out = [name for name in kinds if inside(name, kept)]
+    # the tools make a product and a sum of each Gemm before they look for the names
+    left_out = [name + suffix for name in kinds if inside(name, kept) for suffix in ("", "_MatMul")]
     try:
         with _quiet():
             made = method(spec, source, left_out)
@@ -264,11 +266,11 @@ def _halved(made: Any, names: set[str]) -> set[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tools from logging and warning, mostly of what they were called with."""
+    """Keep the tools from printing, logging and warning, mostly of what they were called with."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

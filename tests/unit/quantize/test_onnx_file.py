@@ -98,7 +98,7 @@ def test_each_method_gives_its_kernels_and_nearly_the_outputs(kind, scheme, leas
 def test_the_other_calibrators_give_other_ranges(observer, tmp_path):
     def read(i):
         array = np.random.default_rng(i).random(IMAGE.shape).astype(np.float32)
-        array[0, 0, 0, 0] = 9
+        array[0, 0, 0, 0] = 9 if i == 7 else 0.5  # the entropy calibrator cuts what came late
         return sample(array)
 
     outliers = Dataset(origin="outliers", count=8, read=read)

@@ -21,26 +21,26 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 def main() -> None:
     """Print what was measured, and which figures were reached."""
-    import fault
+    from faults import bundles
 
     print(f"{datetime.date.today()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(prefix="edgeq-bench-") as name:
         work = Path(name)
-        large = _bundle(work / "large", "1", weights(100_000_000))
+        large = bundles.bundle_of(work / "large", "1", weights(100_000_000))
         from edgeq.bundle.reader import read_bundle
 
         _line("verify a 100 MB bundle", _seconds(lambda: read_bundle(large)), 1.0)
-        fault.keys(work / "keys")
+        bundles.keys(work / "keys")
         old = weights(4_000_000)
-        first = _bundle(work / "one", "1", old)
-        fault.release(work / "channel", work / "keys", first)
+        first = bundles.bundle_of(work / "one", "1", old)
+        bundles.release(work / "channel", work / "keys", first)
         for label, changed in (("2% scattered", scattered(old, 0.02)), ("11.6% scattered", scattered(old, 0.116))):
-            new = _bundle(work / label, label.split("%")[0], changed)
-            took = _seconds(lambda new=new: fault.release(work / "channel", work / "keys", new))
+            new = bundles.bundle_of(work / label, label.split("%")[0], changed)
+            took = _seconds(lambda new=new: bundles.release(work / "channel", work / "keys", new))
             _line(f"release of a 4 MB model, {label}, with a patch", took, 10.0)
             _sizes(work / "channel")
         trust = work / "channel/metadata/1.root.json"
-        took = _seconds(lambda: fault.update(work / "store", work / "channel", trust))
+        took = _seconds(lambda: bundles.update(work / "store", work / "channel", trust))
         print(f"  {'update, full download, without the self-test':<52}{took:8.2f} s")
 
 
@@ -56,23 +56,6 @@ def scattered(data: bytes, share: float) -> bytes:
     chosen = rng.random(len(array)) < share
     array[chosen] += rng.choice(np.array([-1, 1], np.int8), int(chosen.sum()))
     return array.tobytes()
-
-
-def _bundle(folder: Path, version: str, data: bytes) -> Path:
-    import json
-
-    import fault
-
-    from edgeq._io import canonical_json, sha256_bytes
-
-    fault.bundle(folder, version, size=100)
-    (folder / "model.pte").write_bytes(data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for entry in manifest["files"]:
-        if entry["path"] == "model.pte":
-            entry.update(sha256=sha256_bytes(data), size_bytes=len(data))
-    (folder / "manifest.json").write_bytes(canonical_json(manifest))
-    return folder
 
 
 def _sizes(channel: Path) -> None:

@@ -1,5 +1,6 @@
 """The frozen results that the steps hand to each other."""
 
+from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
 from edgeq.artifacts.measured import (
     Agreement,
     Cost,
@@ -61,6 +62,8 @@ __all__ = [
     "KernelShare",
     "LatencyPrediction",
     "Layer",
+    "LayerSqnr",
+    "LayerSqnrs",
     "LoadedModel",
     "LoweredModel",
     "Outcome",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.search import Search
 
 SourceKind = Literal["module", "exported", "pte", "ptl", "onnx"]
@@ -123,6 +124,7 @@ class QuantizedModel:
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
+        layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
     """
 
     scheme: str
@@ -136,6 +138,7 @@ class QuantizedModel:
     fresh: tuple[str, ...] = ()
     search: Search | None = None
     search_state: Path | None = None
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +175,6 @@ class LoweredModel:
         layers: operators in the order of execution; none where the artifact came as it is.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
-        delegate_calls: how many delegated parts the program has.
         dynamic_batch: whether it takes any number of samples at once.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
@@ -186,7 +188,6 @@ class LoweredModel:
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
     delegated_macs: float | None
-    delegate_calls: int
     dynamic_batch: bool = False
     stored: tuple[tuple[str, int], ...] = ()
 

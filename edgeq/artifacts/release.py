@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.measured import Fidelity, VerifyReport
 from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
@@ -118,6 +119,7 @@ class Row:
         reuse: None where no shipped model's were reused.
         source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
         search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        layer_sqnrs: as in QuantizedModel; None in older reports too.
     """
 
     model: str
@@ -139,6 +141,7 @@ class Row:
     reuse: Reuse | None = None
     source: str = ""
     search: Search | None = None
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

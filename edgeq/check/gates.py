@@ -120,6 +120,7 @@ def _gates_by_what_was_asked(item: Candidate) -> tuple[Gate, ...]:
         host_arch=item.host_arch,
         target_arch=target.arch,
         target_platform=target.platform,
+        threads=target.device.threads,
     )
     return (
         *(limit_gate(name, limit, measured) for name, limit in options.limits),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable
+from pydantic import ValidationError
+
+from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable, RuntimeName
 from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
@@ -21,7 +23,7 @@ from edgeq.scheme import (
     SchemeName,
     parse_limit,
 )
-from edgeq.target import load_target
+from edgeq.target import App, explain, load_target
 from edgeq.units import parse_size_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def request(command_line: Options, project: Options) -> Request:
         )
     if not options.targets:
         raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
-    targets = _targets(options.targets)
+    targets = _targets(options.targets, options.app.runtimes)
     job = Job(
         source=options.model,
         targets=targets,
@@ -126,7 +128,7 @@ def merge(command_line: Options, project: Options) -> Options:
         "limit": LimitTable(**limit),
         "device": DeviceTable(**device),
     }
-    tables["app"] = project.app  # the command line of `package` has no such option
+    tables["app"] = project.app  # no command line has such options
     return Options(**{**_given(project), **_given(command_line), **tables})
 
 
@@ -154,14 +156,24 @@ def limit_table(texts: Sequence[str]) -> LimitTable:
     return LimitTable(**values)
 
 
-def _targets(names: Sequence[str]) -> tuple[TargetProfile, ...]:
+def _targets(names: Sequence[str], in_field: Mapping[RuntimeName, Sequence[str]]) -> tuple[TargetProfile, ...]:
+    """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
     profiles: dict[str, TargetProfile] = {}
     for name in _unique(names):
         profile = load_target(name)
+        if in_field.get(profile.runtime):
+            profile = profile.model_copy(update={"app": _app(in_field[profile.runtime], profile.runtime)})
         if profile.name in profiles:
             raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
         profiles[profile.name] = profile
     return tuple(profiles.values())
+
+
+def _app(versions: Sequence[str], runtime: str) -> App:
+    try:
+        return App(runtimes=tuple(versions))
+    except ValidationError as err:
+        raise explain(err, f"app.runtimes.{runtime}", App) from err
 
 
 def _schemes(names: Sequence[str], targets: Iterable[TargetProfile]) -> tuple[SchemeName, ...]:

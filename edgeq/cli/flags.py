@@ -67,6 +67,15 @@ Name = Annotated[
 Digest = Annotated[
     str | None, typer.Option(metavar="HEX", help="What the bundle's digest must be, as `edgeq package --json` gave it.")
 ]
+Verdict = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdict",
+        metavar="FILE",
+        help="What `edgeq verify --write-verdict` measured of this very bundle elsewhere: latency, load time, peak "
+        "memory and golden outputs, judged here.",
+    ),
+]
 ModelVersion = Annotated[
     str | None,
     Key("model_version"),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import flags
+from edgeq.cli.clock import now
 from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
+from edgeq.cli.output import note, say, say_json
 from edgeq.cli.params import DeviceParams, GateParams, grouped, to_options
 from edgeq.errors import UsageError
 
@@ -43,6 +44,11 @@ def verify(
     gates: GateParams,
     device: DeviceParams,
     digest: flags.Digest = None,
+    verdict: flags.Verdict = None,
+    write_verdict: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what was measured, here or with --on, for --verdict elsewhere."),
+    ] = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -52,17 +58,39 @@ def verify(
     running the artifact in a process of its own; limits and data can be added.
     """
     limits, data, kernels = _gates(gates), _data(scored), _device(device)
+    _check_verdicts(verdict, write_verdict, kernels)
+    when = now()
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.settle import write_verdict as write
         from edgeq.pipeline.verify import verify_bundle
 
-        result = verify_bundle(bundle, data=data, gates=limits, device=kernels, progress=progress, digest=digest)
+        result = verify_bundle(
+            bundle, data=data, gates=limits, device=kernels, progress=progress, digest=digest, verdict=verdict
+        )
+        written = write(result, write_verdict, when) if write_verdict else None
     if as_json:
-        say_json(to_json(result))
+        say_json(to_json(result) | {"verdict_file": None if written is None else str(written)})
     else:
         say(render(result))
+    if write_verdict is not None:
+        note(f"verdict written: {written}" if written else "no verdict written: nothing was measured")
     raise typer.Exit(result.exit_code)
+
+
+def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptions) -> None:
+    """Refuse what would measure twice, or nothing.
+
+    Raises:
+        UsageError: --verdict beside --on or --write-verdict, or --write-verdict of an emulator's run.
+    """
+    if given is not None and (device.on != "host" or wanted is not None):
+        other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
+        raise UsageError(f"--verdict is what was measured elsewhere, and {other} measures", "leave one of them out")
+    if wanted is not None and device.on == "emulator":
+        what = "--write-verdict is of a real device or of this host: an emulator's times say nothing"
+        raise UsageError(what, "leave --on emulator out, or name a device: --on ssh:HOST or --on adb")
 
 
 def _gates(params: GateParams) -> GateOptions:

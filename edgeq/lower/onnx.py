@@ -109,7 +109,6 @@ def _written(
         undelegated=(),
         layers=layers,
         delegated_macs=None,
-        delegate_calls=0,
         dynamic_batch=any_batch(proto),
         stored=elements(proto),
     )

@@ -7,15 +7,13 @@ numbers are rounded to four significant digits, so that noise in the last bits d
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from edgeq._io import canonical_json
-from edgeq.errors import IntegrityError, UnsupportedError, UsageError
+from edgeq.errors import UsageError
 from edgeq.manifest.facts import (
     SLUG,
     Accuracy,
@@ -29,11 +27,10 @@ from edgeq.manifest.facts import (
     Provenance,
     RuntimeRange,
     Slug,
-    Strict,
     TargetFacts,
     Tensor,
 )
-from edgeq.target import explain
+from edgeq.strict import Strict, parse_strict
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -134,42 +131,11 @@ def parse_manifest(data: bytes) -> Manifest:
         IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
         UnsupportedError: a newer schema than this edgeq knows.
     """
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise _broken(f"more than {MAX_MANIFEST_BYTES} bytes")
-    try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-    except RecursionError as err:
-        raise _broken("nested too deeply") from err
-    except ValueError as err:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise _broken(str(err)) from err
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if type(version) is not int:  # True would pass for 1
-        raise _broken("it has no schema_version")
-    if version > SCHEMA_VERSION:
-        what = f"{MANIFEST_NAME} has schema version {version}, this edgeq reads {SCHEMA_VERSION}"
-        raise UnsupportedError(what, "update edgeq, or the app that reads the bundle")
-    try:
-        return Manifest.model_validate_json(data, strict=True)
-    except ValidationError as err:
-        raise _broken(explain(err, "it", Manifest).what.removeprefix("it: ")) from err
-
-
-def _broken(why: str) -> IntegrityError:
-    what = f"{MANIFEST_NAME} is not what edgeq wrote: {why[:300]}"
-    return IntegrityError(what, "get the bundle again, or package the model again")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!r} stands twice")
-        found[key] = value
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:80]} is no finite number")
-    return value
+    return parse_strict(
+        data,
+        Manifest,
+        name=MANIFEST_NAME,
+        version=SCHEMA_VERSION,
+        most_bytes=MAX_MANIFEST_BYTES,
+        again="get the bundle again, or package the model again",
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgeq.artifacts import Outcome, TunedWeights, Weights
 from edgeq.preprocess import Preprocess
+from edgeq.strict import Strict
 
 # Names become folders and files in apps, on update servers and on devices
 SLUG = r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$"
@@ -17,12 +18,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
 Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"]
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
-
-
-class Strict(BaseModel):
-    """Refuses keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelFacts(Strict):
@@ -86,6 +81,9 @@ class GateVerdict(Strict):
     name: str
     outcome: Outcome
     limit: str
+    bound: Measure | None = Field(
+        default=None, description="the limit as a number, in the base unit of its name: bytes, ms, percent, pp or dB"
+    )
     detail: str | None
 
 

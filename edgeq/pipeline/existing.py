@@ -110,5 +110,4 @@ def _lowered(path: Path, recipe: Recipe, facts: ArtifactFacts) -> LoweredModel:
         undelegated=facts.operators if recipe.runtime == "executorch" else (),
         layers=(),
         delegated_macs=1.0 if all_delegated else None,
-        delegate_calls=facts.delegates,
     )

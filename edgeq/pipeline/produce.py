@@ -89,6 +89,7 @@ class Producer:
             fresh=quantized.fresh,
             search=quantized.search,
             search_state=quantized.search_state,
+            layer_sqnrs=quantized.layer_sqnrs,
         )
 
     def _from_float_file(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QParams, Reuse, Search, Tuning, VerifyReport
+from edgeq.artifacts import GoldenSet, LayerSqnrs, LoweredModel, QParams, Reuse, Search, Tuning, VerifyReport
 from edgeq.target import FileFormat
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Product:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
-        qparams, fresh: as in QuantizedModel.
+        qparams, fresh, layer_sqnrs: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
 
@@ -65,3 +65,4 @@ class Product:
     reuse: Reuse | None = None
     search: Search | None = None
     search_state: Path | None = None
+    layer_sqnrs: LayerSqnrs | None = None

@@ -46,6 +46,7 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         reuse=product.reuse,
         source=origin(job.source),
         search=product.search,
+        layer_sqnrs=product.layer_sqnrs,
     )
 
 

@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What running the artifact showed, and the gates and remarks that follow from it."""
+    """What running the artifact showed, and the gates and remarks that follow from it.
+
+    Attributes:
+        outputs: for the golden samples, [samples, …] each, of the real device, or else of this host.
+    """
 
     gates: tuple[Gate, ...]
     verified: VerifyReport
     notes: tuple[str, ...] = ()
     golden: GoldenComparison | None = None
     score: ScoreComparison | None = None
+    outputs: Outputs = ()
 
 
 def run_bundle(
@@ -76,7 +81,8 @@ def _run(
     # TorchScript archives state nothing, and were run on what the manifest says
     takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
     device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
-    golden_gate, compared = _golden_gate(manifest, golden, golden_runs)
+    measured = _measured(manifest, golden_runs)
+    golden_gate, compared = promises.golden_gate(golden, measured)
     score_gates, notes = promises.score_gates(score) if score else ((), ())
     verdicts = (
         promises.run_gate(verified),
@@ -88,17 +94,22 @@ def _run(
     )
     if device is not None:
         verified = dataclasses.replace(verified, emulation=device.emulation, device=device.measures)
-    return Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
+    return Seen(
+        gates=verdicts,
+        verified=verified,
+        notes=notes,
+        golden=compared,
+        score=score,
+        outputs=device.outputs if device else measured.outputs,
+    )
 
 
-def _golden_gate(
-    manifest: Manifest, golden: GoldenSet, runs: Sequence[tuple[Batch, Outputs]]
-) -> tuple[Gate, GoldenComparison]:
+def _measured(manifest: Manifest, runs: Sequence[tuple[Batch, Outputs]]) -> GoldenSet:
     from edgeq.verify.golden import golden_set
     from edgeq.verify.rows import of_sample
 
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in runs]
-    return promises.golden_gate(golden, golden_set(taken, (), scheme=manifest.scheme))
+    return golden_set(taken, (), scheme=manifest.scheme)
 
 
 def _why_not(bundle: Bundle, runtime: HostRuntime, err: VerificationError | UnsupportedError) -> Gate:
@@ -147,7 +158,6 @@ def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> Ve
         undelegated=manifest.layers.undelegated,
         layers=(),
         delegated_macs=None,
-        delegate_calls=0,
     )
     return VerifySpec(
         lowered=lowered,

@@ -47,7 +47,6 @@ def runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime
         undelegated=(),
         layers=(),
         delegated_macs=None,
-        delegate_calls=0,
     )
     return field_gate(_profile(manifest, runtimes), lowered)
 

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import CheckReport, Gate, GoldenSet, VerifyReport
+from edgeq.artifacts import CheckReport, GoldenSet, VerifyReport
 from edgeq.device import check_cost_options
 from edgeq.errors import ExitCode, UsageError
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
 from edgeq.pipeline.cost import with_bundle_cost
+from edgeq.pipeline.elsewhere import Elsewhere, judge, read_verdict
 from edgeq.pipeline.evaluation import open_evaluation
+from edgeq.pipeline.limits import limit_gates, remarks, settled
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
 from edgeq.pipeline.run_bundle import Seen, run_bundle
-from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
+    from edgeq.verify.metrics import Outputs
 
 ON_HOST = DeviceOptions(on="host")
 
@@ -34,6 +36,8 @@ class BundleVerification:
         verified: what running the golden samples showed; nothing in it where the artifact does not run.
         golden: None where the artifact does not run.
         score: None where no data was given, or the artifact does not run.
+        outputs: for the golden samples, [samples, …] each, of what was measured: the real device, or else this host;
+            none where it does not run.
     """
 
     folder: Path
@@ -43,6 +47,7 @@ class BundleVerification:
     verified: VerifyReport
     golden: GoldenComparison | None
     score: ScoreComparison | None
+    outputs: Outputs = ()
 
     @property
     def exit_code(self) -> ExitCode:
@@ -58,6 +63,7 @@ def verify_bundle(
     progress: Progress,
     device: DeviceOptions = ON_HOST,
     digest: str | None = None,
+    verdict: Path | None = None,
 ) -> BundleVerification:
     """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
@@ -71,14 +77,15 @@ def verify_bundle(
         progress: how it is told.
         device: whether and how the artifact runs on the device's kernels.
         digest: what the bundle's must be; None where nobody said.
+        verdict: what was measured of it elsewhere; with it, `device` is the host.
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
-        IntegrityError: a file is missing or changed, the manifest or the golden file is broken, or the digest differs.
+        IntegrityError: a file is missing or changed, the manifest, the golden file or the verdict is broken, or the
+            digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
-    from edgeq.bundle.archive import download_size_bytes
     from edgeq.bundle.golden import read_golden
     from edgeq.bundle.reader import read_bundle
 
@@ -86,10 +93,10 @@ def verify_bundle(
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder, digest=digest)
         golden = read_golden(bundle)
-        download_bytes = download_size_bytes(folder)
+        elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
     seen = _seen(bundle, golden, data, device, progress)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
-    return _judged(bundle, seen, download_bytes, gates)
+    return _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
 
 
 def _check_options(data: DataOptions, gates: GateOptions) -> None:
@@ -112,61 +119,29 @@ def _seen(bundle: Bundle, golden: GoldenSet, data: DataOptions, device: DeviceOp
         return run_bundle(bundle, golden, evaluation, runtime, setting, progress)
 
 
-def _judged(bundle: Bundle, seen: Seen, download_bytes: int, gates: GateOptions) -> BundleVerification:
+def _judged(bundle: Bundle, seen: Seen, gates: GateOptions, elsewhere: Elsewhere | None) -> BundleVerification:
     """Hold what was seen to the manifest's promises and to the limits of this run."""
     verdicts = (
         promises.files_gate(bundle),
-        *promises.packaged_gates(bundle.manifest),
-        *(_settled(gate, gates) for gate in seen.gates),
-        *_limit_gates(bundle, seen.verified, download_bytes, gates),
+        *promises.packaged_gates(bundle.manifest, elsewhere.settled if elsewhere else {}),
+        *(settled(gate, gates) for gate in seen.gates),
+        *limit_gates(bundle, seen.verified, gates),
     )
     return BundleVerification(
         folder=bundle.folder,
         manifest=bundle.manifest,
         digest=bundle.digest,
-        checked=CheckReport(gates=verdicts, warnings=(*_remarks(bundle.manifest, seen.verified), *seen.notes)),
+        checked=CheckReport(gates=verdicts, warnings=(*remarks(bundle.manifest, seen.verified), *seen.notes)),
         verified=seen.verified,
         golden=seen.golden,
         score=seen.score,
+        outputs=seen.outputs,
     )
 
 
-def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
-    from edgeq.check.instructions import instruction_gates
-    from edgeq.check.limits import Measured, limit_gate
-    from edgeq.verify.run import host_arch
-
-    measured = Measured(
-        size_bytes=bundle.manifest.file("artifact").size_bytes,
-        download_bytes=download_bytes,
-        verified=verified,
-        limit_on=options.limit_on,
-        host_arch=host_arch(),
-        target_arch=bundle.manifest.target.arch,
-        target_platform=bundle.manifest.target.platform,
-    )
-    judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
-    judged += instruction_gates(options.shipped, verified)
-    return tuple(_settled(gate, options) for gate in judged)
-
-
-def _settled(gate: Gate, options: GateOptions) -> Gate:
-    if gate.name == "accuracy_drop":
-        gate = dataclasses.replace(gate, detail="a bundle holds no fp32 model; package again with this limit")
-    allowed = gate.outcome == "unverified" and gate.name in options.allow_unmeasured
-    return dataclasses.replace(gate, outcome="allowed") if allowed else gate
-
-
-def _remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
-    from edgeq.verify.run import host_arch
-
-    said = []
-    if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
-        pass
-    elif manifest.target.platform in ("android", "ios"):
-        said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
-    elif manifest.target.arch != host_arch():
-        said.append(f"run on the host's kernels ({host_arch()}), not those of {manifest.target.arch}")
-    if manifest.model.weights == "random":
-        said.append("the weights are random: install and release will refuse this bundle")
-    return tuple(said)
+def _with_elsewhere(seen: Seen, elsewhere: Elsewhere) -> Seen:
+    """Take what was measured elsewhere for what was not measured here."""
+    names = {gate.name for gate in elsewhere.gates}
+    kept = (gate for gate in seen.gates if gate.name not in names or gate.outcome != "unverified")
+    verified = dataclasses.replace(seen.verified, device=elsewhere.measures, emulation=elsewhere.emulation)
+    return dataclasses.replace(seen, gates=(*kept, *elsewhere.gates), verified=verified)

@@ -38,9 +38,11 @@ def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
             fewer = _keeping(spec, kept)
             prepared = fx.prepare(fewer)
             _ranged(prepared, known, subject, fewer)
+            before = fx.watched(prepared, spec)
             converted = fx.convert(prepared)
             steps = fx.output_steps(converted, example_tensors(spec.inputs))
-            return quantized_model(_SCHEME, converted, fx.split_layers(converted), steps=steps)
+            layers, sqnrs = fx.split_layers(converted), before.against(converted)
+            return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 
         return mixed(subject, spec, finish)
 
@@ -65,8 +67,10 @@ def pt2e_mixed(spec: QuantizeSpec) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = pt2e.prepare(fewer.captured.module(), fewer)
         _ranged(prepared, known, subject, fewer)
+        before = pt2e.watched(prepared, spec)
         converted = pt2e.convert(prepared)
-        return quantized_model(_SCHEME, converted, pt2e.split_layers(converted), steps=pt2e.output_steps(converted))
+        layers, sqnrs = pt2e.split_layers(converted), before.against(converted)
+        return quantized_model(_SCHEME, converted, layers, steps=pt2e.output_steps(converted), layer_sqnrs=sqnrs)
 
     return mixed(subject, spec, finish)
 

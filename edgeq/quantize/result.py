@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel, Tuning
+from edgeq.artifacts import LayerSqnrs, QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
 from edgeq.quantize.qparams import Settled
 from edgeq.quantize.spec import QuantizeSpec
@@ -21,6 +21,7 @@ def quantized_model(
     steps: tuple[float | None, ...] = (),
     tuning: Tuning | None = None,
     settled: Settled | None = None,
+    layer_sqnrs: LayerSqnrs | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -32,6 +33,7 @@ def quantized_model(
         steps: quantization steps of the outputs, where they are quantized.
         tuning: what training came to, for schemes that train.
         settled: scales and zero points, for schemes that observe them.
+        layer_sqnrs: against the float graph, for schemes that calibrate one.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -50,6 +52,7 @@ def quantized_model(
         tuning=tuning,
         qparams=settled.qparams if settled else (),
         fresh=settled.fresh if settled else (),
+        layer_sqnrs=layer_sqnrs,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, Search, VerifyReport
+    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, LayerSqnrs, Row, Search, VerifyReport
     from edgeq.project import ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
@@ -73,7 +73,15 @@ def _row(row: Row) -> dict[str, Any]:
         "seconds": dict(row.seconds),
         "reuse": _fields(row.reuse),
         "search": _search(row.search),
+        "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
     }
+
+
+def layer_sqnrs_json(found: LayerSqnrs | None) -> dict[str, Any] | None:
+    """Return what is known of the layers, and where the error starts; null where it builds up."""
+    if found is None:
+        return None
+    return {**dataclasses.asdict(found), "start": found.start.layer if found.start else None}
 
 
 def _search(search: Search | None) -> dict[str, Any] | None:

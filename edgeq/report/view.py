@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.artifacts import DataFacts, Gate, Row
+from edgeq.artifacts import DataFacts, Gate, LayerSqnr, LayerSqnrs, Row
 from edgeq.flips import Flip, Flips
 from edgeq.manifest import Manifest
 from edgeq.report import words
@@ -29,7 +29,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerView:
-    """A layer with its shares of the largest one, in percent, for its bars."""
+    """A layer with its shares of the largest one, in percent, for its bars.
+
+    Attributes:
+        sqnr, own_sqnr: of its output against the float graph's, with all layers quantized and by itself, as
+            `LayerSqnr` defines them; "" where that was not measured.
+    """
 
     name: str
     op: str
@@ -38,6 +43,8 @@ class LayerView:
     size_percent: float
     macs: str
     macs_percent: float
+    sqnr: str = ""
+    own_sqnr: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +80,7 @@ class RowView:
     warnings: tuple[str, ...]
     layers: tuple[LayerView, ...]
     layers_left: int
+    error_start: str
     latency: Plot | None
     places: tuple[Place, ...]
     host_only: str
@@ -135,6 +143,7 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         warnings=row.checked.warnings,
         layers=_layers(row),
         layers_left=max(0, len(row.layers) - _MOST_LAYERS),
+        error_start=_error_start(row.layer_sqnrs),
         latency=histogram(runs, title=f"Latency on {row.verified.host}", anchor=f"{anchor}-latency") if runs else None,
         places=places(row),
         host_only=why_host_only(row),
@@ -172,10 +181,27 @@ def _layers(row: Row) -> tuple[LayerView, ...]:
             size_percent=100 * layer.weight_bytes / most_bytes,
             macs=f"{layer.macs:,}",
             macs_percent=100 * layer.macs / most_macs,
+            sqnr=words.decibel(sqnr.sqnr_db) if sqnr else "",
+            own_sqnr=words.decibel(sqnr.own_db) if sqnr else "",
         )
-        for layer, kind in zip(row.layers, kinds, strict=True)
+        for layer, kind, sqnr in zip(row.layers, kinds, _sqnr_of(row), strict=True)
         if id(layer) in shown
     )
+
+
+def _sqnr_of(row: Row) -> list[LayerSqnr | None]:
+    """Return what is known of each lowered layer; a module that is called twice has its calls in their order."""
+    known: dict[str, list[LayerSqnr]] = {}
+    for one in row.layer_sqnrs.layers if row.layer_sqnrs else ():
+        known.setdefault(one.layer, []).append(one)
+    return [known[layer.name].pop(0) if known.get(layer.name) else None for layer in row.layers]
+
+
+def _error_start(found: LayerSqnrs | None) -> str:
+    if found is None:
+        return ""
+    samples = "one calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
+    return f"Against the float graph, on {samples}: {words.error_start(found)}."
 
 
 def _flips(flips: Flips, labels: tuple[str, ...], budget: int) -> FlipsView:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Fidelity, Gate, Reuse, Row, Search
+    from edgeq.artifacts import Fidelity, Gate, LayerSqnrs, Reuse, Row, Search
 
 MISSING = "not measured"
 _SHOWN = 6  # names of layers in one line
@@ -169,6 +169,17 @@ def _quality(fidelity: Fidelity | None) -> str:
     if fidelity is not None and fidelity.score is not None:
         return f"accuracy {_score(fidelity, fidelity.score)}"
     return MISSING if fidelity is None or fidelity.sqnr_db is None else f"SQNR {decibel(fidelity.sqnr_db)}"
+
+
+def error_start(found: LayerSqnrs) -> str:
+    """Return at which layer the error starts, or that it builds up, in a line."""
+    start, noisiest = found.start, found.noisiest
+    if start is None:
+        most = f"most comes from {noisiest.layer} ({decibel(noisiest.own_db)} by itself)"
+        return f"no layer stands out: the error builds up from layer to layer, {most}"
+    before = found.before(start)
+    told = "it reads the input" if before == math.inf else f"{decibel(before)} before it"
+    return f"the error starts at {start.layer}: {decibel(start.own_db)} by itself, {told}"
 
 
 def place(row: Row) -> str:

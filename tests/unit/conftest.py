@@ -104,7 +104,6 @@ def _lowered(path: Path) -> LoweredModel:
             Layer(name="conv", op="convolution", macs=900, weight_bytes=90, delegated=True),
             Layer(name="head", op="linear", macs=100, weight_bytes=10, delegated=False),
         ),
-        delegate_calls=1,
         delegated_macs=0.9,
     )
 

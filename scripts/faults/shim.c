@@ -1,5 +1,5 @@
 /* Faults in a process's own system calls that change files: LD_PRELOAD it, then call fault_arm from Python.
-   Built by scripts/fault.py: cc -shared -fPIC -O2 -o fault_shim.so fault_shim.c -ldl */
+   Built by `scripts/fault`: cc -shared -fPIC -O2 -o shim.so shim.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -12,6 +12,7 @@ from edgeq.scheme import ObserverName
 PERCENTILE = 0.9999
 _SEARCH = "_non_linear_param_search"
 _STEPS, _CANDIDATES = 256, 128  # of int8, and the ranges that entropy calibration tries
+_LEAST_SHARE = 1e-4
 
 
 def activation_observer(name: ObserverName, base: Any, minmax: Any) -> Any:
@@ -119,8 +120,8 @@ def _divergence(histogram: Any, low: int, high: int) -> float:
     sums = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, inside)
     counts = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, filled.double())
     spread = torch.where(filled, (sums / counts.clamp(min=1))[group], 0.0)
-    if bool((spread[filled] == 0).any()):
-        return math.inf  # P has mass where Q has none
+    # where only what was moved lies, Q would be zero, and no such range be kept
+    spread = torch.where(filled & (spread == 0), _LEAST_SHARE * inside.sum(), spread)
     p, q = clipped / clipped.sum(), spread / spread.sum()
     return float((p[filled] * (p[filled] / q[filled]).log()).sum())
 

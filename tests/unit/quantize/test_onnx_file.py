@@ -94,24 +94,25 @@ def test_each_method_gives_its_kernels_and_nearly_the_outputs(kind, scheme, leas
         assert dict(low.stored)["float16"] / sum(count for _, count in low.stored) > 0.9
 
 
-@pytest.mark.parametrize("observer", ["entropy", "percentile"])
-def test_the_other_calibrators_give_other_ranges(observer, tmp_path):
+def test_the_calibrators_cut_outliers_off(tmp_path):
     def read(i):
         array = np.random.default_rng(i).random(IMAGE.shape).astype(np.float32)
-        array[0, 0, 0, 0] = 9 if i == 7 else 0.5  # the entropy calibrator cuts what came late
+        array[0, 0, 0, 0] = 9 if i == 31 else 0.5
         return sample(array)
 
-    outliers = Dataset(origin="outliers", count=8, read=read)
+    outliers = Dataset(origin="outliers", count=32, read=read)
 
-    def scales(name, place):
-        place.mkdir()
-        proto = made("image", "static-int8", place, observer=name, calibration=outliers)[0].proto
+    def scales(name):
+        (tmp_path / name).mkdir()
+        proto = made("image", "static-int8", tmp_path / name, observer=name, calibration=outliers)[0].proto
         scalars = [item for item in proto.graph.initializer if "scale" in item.name and not item.dims]
         return {item.name: onnx.numpy_helper.to_array(item).item() for item in scalars}
 
-    minmax, other = scales("minmax", tmp_path / "a"), scales(observer, tmp_path / "b")
-    assert minmax.keys() == other.keys()
-    assert minmax != other
+    minmax, percentile, entropy = (scales(name) for name in ("minmax", "percentile", "entropy"))
+    assert minmax["x_scale"] == pytest.approx(9 / 255, rel=1e-3)
+    assert percentile["x_scale"] < 0.99 * minmax["x_scale"]
+    # ONNX Runtime's starts from as many bins as steps, and so keeps the range of what came first
+    assert all(entropy[name] <= minmax[name] * 1.001 for name in minmax)
 
 
 def test_layers_stay_in_float_by_their_modules_name(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from small_models import IMAGE, Silent, dataset, folder, loaded, lowered, quantized, small_net
 from torch import nn
 
-from edgeq.errors import UnsupportedError
+from edgeq.errors import UnsupportedError, VerificationError
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize.capture import dynamic_capture
@@ -83,6 +83,17 @@ def test_outputs_without_the_batch_are_found_out():
 
     (finding,) = found(*open_batch(loaded(Sum, IMAGE), "fp32", "sum"), "fp32")
     assert finding == "3 batches at once give outputs of the shapes [(3,)], expected [(9,)]"
+
+
+def test_a_file_that_only_says_that_it_takes_any_batch_is_found_out():
+    class Refusing:
+        def run(self, arrays):
+            if len(arrays[0]) > 1:
+                raise VerificationError("Reshape fails", "none")
+            return (arrays[0][:, 0, 0],)
+
+    (finding,) = batch_findings(list(batches(dataset((IMAGE,), 1), (IMAGE,))), (None,), "fp32", Refusing())
+    assert finding == "it states that it takes any batch, and fails on 3 at once: Reshape fails"
 
 
 def test_a_model_of_one_batch_size_is_refused():

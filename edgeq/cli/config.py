@@ -20,6 +20,7 @@ from edgeq.scheme import (
     SCHEMES,
     SEARCH_LIMITS,
     LimitName,
+    ObserverName,
     SchemeName,
     parse_limit,
 )
@@ -73,13 +74,7 @@ def request(command_line: Options, project: Options) -> Request:
         input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
         dynamic_batch=_or(options.dynamic_batch, False),
         seed=_or(options.seed, 0),
-        # of ONNX Runtime's own calibrators, which have no histogram's least error, its default
-        observer=_choice(
-            "observer",
-            options.observer,
-            OBSERVERS,
-            default="minmax" if options.model.endswith(".onnx") else "histogram",
-        ),
+        observer=_observer(options.observer, options.model),
         keep_fp32=tuple(options.keep_fp32 or ()),
         reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
         data=_data(options.data),
@@ -91,6 +86,11 @@ def request(command_line: Options, project: Options) -> Request:
     _check_qat(command_line, job)
     _check_search(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
+
+
+def _observer(name: str | None, source: str) -> ObserverName:
+    """Return the observer; of ONNX Runtime's own calibrators, which know no histogram's least error, its default."""
+    return _choice("observer", name, OBSERVERS, default="minmax" if source.endswith(".onnx") else "histogram")
 
 
 def _check_qat(command_line: Options, job: Job) -> None:

@@ -86,8 +86,8 @@ class Maker:
             if prepared.model.kind in FILE_KINDS:
                 existing.check_runtime(prepared.model, recipe)
                 if prepared.model.kind == "onnx":
-                    files = FileMaker(self._job, prepared, self._work, self._progress)
-                    return files.from_source(recipe, label, runtime, emulated=emulated)
+                    files = FileMaker(self._job, prepared, self._work, self._progress, runtime)
+                    return files.from_source(recipe, label, emulated=emulated)
                 folder = self._work / recipe.folder
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +29,21 @@ AS_IT_IS = ("fp32", "pretrained")
 class FileMaker:
     """Makes products from ONNX files: quantizes one as the recipe says, or takes it as it is, and verifies it."""
 
-    def __init__(self, job: Job, prepared: Prepared, folder: Path, progress: Progress) -> None:
+    def __init__(self, job: Job, prepared: Prepared, folder: Path, progress: Progress, runtime: HostRuntime) -> None:
+        self._runtime = runtime  # a child process, started early
         self._job = job
         self._prepared = prepared
         self._folder = folder
         self._progress = progress
 
-    def from_source(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
+    def from_source(self, recipe: Recipe, label: str, *, emulated: bool) -> Product:
         """Make a product from the source itself; of one that came quantized, no float model is known."""
         source: Path = self._prepared.model.model
         # in the child first: a file that crashes the runtime must not take edgeq along
-        runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+        self._runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
         fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
         keep = self._job.keep_fp32
-        return self.make(source, fp32, recipe, label, runtime, emulated=emulated, keep_fp32=keep)
+        return self.make(source, fp32, recipe, label, emulated=emulated, keep_fp32=keep)
 
     def make(
         self,
@@ -49,10 +51,9 @@ class FileMaker:
         fp32: Forward | None,
         recipe: Recipe,
         label: str,
-        runtime: HostRuntime,
         *,
         emulated: bool,
-        keep_fp32: tuple[str, ...],
+        keep_fp32: Sequence[str],
     ) -> Product:
         """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
 
@@ -61,7 +62,6 @@ class FileMaker:
             fp32: the float model; None where there is none to compare with.
             recipe: what to make.
             label: for progress, in words.
-            runtime: a child process.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
             keep_fp32: names of nodes, or operators, that stay in float.
 
@@ -80,7 +80,7 @@ class FileMaker:
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
         graph = unfused(lowered.path, self._prepared)
-        verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), runtime)
+        verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), self._runtime)
         return Product(
             lowered=lowered,
             verified=verified,
@@ -91,7 +91,7 @@ class FileMaker:
         )
 
     def _quantized(
-        self, source: Path, recipe: Recipe, folder: Path, label: str, keep_fp32: tuple[str, ...]
+        self, source: Path, recipe: Recipe, folder: Path, label: str, keep_fp32: Sequence[str]
     ) -> QuantizedFile | None:
         """Return the quantized model; None for the file as it is."""
         from edgeq.quantize.onnx_file import FileSpec, quantize_file
@@ -106,7 +106,7 @@ class FileMaker:
             folder=scratch,
             inputs=self._prepared.model.inputs,
             observer=self._job.observer,
-            keep_fp32=keep_fp32,
+            keep_fp32=tuple(keep_fp32),
             calibration=self._prepared.calibration,
             reduce_range=recipe.reduce_range,
             progress=self._progress,

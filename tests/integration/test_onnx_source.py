@@ -44,7 +44,7 @@ def test_a_file_for_any_batch_is_taken_quantized_and_taken_again(
     assert _gates(taken)["equivalence"] == "ok"
     assert edgeq("verify", str(bundle.folder), "--quiet").code == 0
 
-    limits = ("--limit", "agreement=99%", "--limit", "size=52kB")
+    limits = ("--limit", "agreement=99%", "--limit", "size=66kB")
     quantized = edgeq("package", "mine.onnx", "--observer", "percentile", "--name", "int8", *limits, *options)
     assert quantized.code == 0, quantized.out + quantized.err
     assert _gates(quantized)["int8_macs"] == "ok"

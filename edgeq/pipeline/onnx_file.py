@@ -43,17 +43,10 @@ class FileMaker:
         self._runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
         fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
         keep = self._job.keep_fp32
-        return self.make(source, fp32, recipe, label, emulated=emulated, keep_fp32=keep)
+        return self.make(source, fp32, recipe, label, emulated=emulated, keep=keep)
 
     def make(
-        self,
-        source: Path,
-        fp32: Forward | None,
-        recipe: Recipe,
-        label: str,
-        *,
-        emulated: bool,
-        keep_fp32: Sequence[str],
+        self, source: Path, fp32: Forward | None, recipe: Recipe, label: str, *, emulated: bool, keep: Sequence[str]
     ) -> Product:
         """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
 
@@ -63,7 +56,7 @@ class FileMaker:
             recipe: what to make.
             label: for progress, in words.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
-            keep_fp32: names of nodes, or operators, that stay in float.
+            keep: names of nodes, or operators, that stay in float.
 
         Raises:
             UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
@@ -75,7 +68,7 @@ class FileMaker:
             check_open_batch(source)
         folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
-        made = self._quantized(source, recipe, folder, label, keep_fp32)
+        made = self._quantized(source, recipe, folder, label, keep)
         lowered = self._lowered(source, made, recipe, folder, label)
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
@@ -91,7 +84,7 @@ class FileMaker:
         )
 
     def _quantized(
-        self, source: Path, recipe: Recipe, folder: Path, label: str, keep_fp32: Sequence[str]
+        self, source: Path, recipe: Recipe, folder: Path, label: str, keep: Sequence[str]
     ) -> QuantizedFile | None:
         """Return the quantized model; None for the file as it is."""
         from edgeq.quantize.onnx_file import FileSpec, quantize_file
@@ -106,7 +99,7 @@ class FileMaker:
             folder=scratch,
             inputs=self._prepared.model.inputs,
             observer=self._job.observer,
-            keep_fp32=tuple(keep_fp32),
+            keep_fp32=tuple(keep),
             calibration=self._prepared.calibration,
             reduce_range=recipe.reduce_range,
             progress=self._progress,

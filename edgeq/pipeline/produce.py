@@ -102,7 +102,7 @@ class Producer:
         release_memory()
         maker = FileMaker(self._job, self._prepared, self._folder, self._progress, runtime)
         keep = _kept_layers(self._job, float_module(self._prepared), lowered)
-        return maker.make(lowered.path, self._reference, recipe, label, emulated=emulated, keep_fp32=keep)
+        return maker.make(lowered.path, self._reference, recipe, label, emulated=emulated, keep=keep)
 
     def _lowered(self, quantized: QuantizedModel, recipe: Recipe, label: str, folder: Path) -> LoweredModel:
         from edgeq.lower import lower

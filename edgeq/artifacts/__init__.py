@@ -37,8 +37,10 @@ from edgeq.artifacts.release import (
     GoldenSet,
     Reuse,
     Row,
+    variant_of,
 )
 from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
+from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "BuildReport",
     "BundleInput",
     "CheckReport",
+    "Choice",
+    "Comparison",
     "Cost",
     "DataFacts",
     "DataFinding",
@@ -80,6 +84,8 @@ __all__ = [
     "Timing",
     "TunedWeights",
     "Tuning",
+    "Variant",
     "VerifyReport",
     "Weights",
+    "variant_of",
 ]

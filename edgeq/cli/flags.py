@@ -50,7 +50,8 @@ Scheme = Annotated[
     typer.Option(
         "--scheme",
         metavar="NAME",
-        help="A quantization scheme; repeatable. Without it, each target's default.",
+        help="A quantization scheme, repeatable, or auto: the cheapest that passes every gate. Without it, each "
+        "target's default.",
         autocompletion=complete.schemes,
     ),
 ]
@@ -284,6 +285,11 @@ Timeout = Annotated[
     float | None,
     Key("device.timeout_s"),
     typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given."),
+]
+Compare = Annotated[
+    bool | None,
+    Key("compare"),
+    typer.Option("--compare/--no-compare", help="Make fp32 and fp16 too, to compare with; off if not given."),
 ]
 Cache = Annotated[
     bool | None, Key("cache"), typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")

@@ -77,12 +77,17 @@ def install(
     ] = "",
     digest: flags.Digest = None,
     verdict: flags.Verdict = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where a model of other inputs, outputs or labels has the name.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
 
-    It replaces an older one of the same model and target, whole or not at all. Bundles of the model for other targets
-    go where they carry another version of it. In an iOS project the models become a Swift package of resources.
+    It replaces an older one of the same model and target, whole or not at all. A model with other inputs, outputs,
+    preprocessing or labels is taken for another one: the one that is there stays, unless --replace is given. Bundles
+    of the model for other targets go where they carry another version of it. In an iOS project the models become a
+    Swift package of resources.
 
     With --verdict, gates that were not measured when the bundle was packaged are settled by it, in the manifest that is
     installed.
@@ -91,12 +96,12 @@ def install(
 
     library = Path(aar) if aar else None
     if verdict is None:
-        result = deliver(bundle, app, aar=library, digest=digest)
+        result = deliver(bundle, app, aar=library, digest=digest, replace=replace)
     else:
         from edgeq.pipeline.settle import settled_bundle
 
         with settled_bundle(bundle, verdict, digest=digest) as settled:
-            result = deliver(settled.folder, app, aar=library)
+            result = deliver(settled.folder, app, aar=library, replace=replace)
         result = dataclasses.replace(result, notes=(*result.notes, settled.told))
     installed = Installed(app=app, target=None, result=result)
     if as_json:

@@ -47,6 +47,7 @@ class BundleParams:
     metric: flags.Metric = None
     labels: flags.Labels = None
     reuse_qparams_from: flags.ReuseQParams = None
+    compare: flags.Compare = None
     install_into: flags.InstallInto = None
 
 

@@ -107,6 +107,7 @@ class Options(_Table):
     observer: str | None = None
     keep_fp32: list[str] | None = None
     reuse_qparams_from: str | None = None
+    compare: bool | None = None
     cache: bool | None = None
     limit_on: str | None = None
     shipped: str | None = None

@@ -1,5 +1,6 @@
 """manifest.json: what a bundle publishes of itself."""
 
+from edgeq.manifest.contract import contract_change
 from edgeq.manifest.document import (
     GOLDEN_NAME,
     MANIFEST_NAME,
@@ -68,6 +69,7 @@ __all__ = [
     "TargetFacts",
     "Tensor",
     "check_slug",
+    "contract_change",
     "manifest_bytes",
     "manifest_digest",
     "manifest_schema",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edgeq.target import TargetProfile
 from edgeq.verify.emulate.wanted import wants_emulation
 
 Finished = dict[str, tuple[Row, DataFacts]]
+COMPARED = " compared"  # in the keys of --compare: the same bundle, with more in its report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Cell:
     """One target and scheme of a run.
 
     Attributes:
+        scheme: its name, or `auto`.
         key: its place in the cache.
     """
 
@@ -73,23 +75,20 @@ class Plan:
 def plan(job: Job, work: Path) -> Plan:
     """Return the job's cells, and those that the cache has, each bundle copied into the work folder."""
     facts = cache.job_facts(job)
-    cells = _cells(job, facts)
-    return Plan(job=job, facts=facts, cells=cells, finished=_cached(cells, work) if job.cache else {})
-
-
-def _cells(job: Job, facts: Mapping[str, Any]) -> tuple[Cell, ...]:
-    return tuple(
-        Cell(
-            target=target,
-            scheme=scheme,
-            key=cache.cell_key(facts, target, scheme, emulated=wants_emulation(target, job.device)),
-        )
-        for target in job.targets
-        for scheme in (job.schemes or target.schemes[:1])
+    note = COMPARED if job.compare else ""
+    cells = tuple(
+        cell_of(job, facts, target, scheme, note=note) for target in job.targets for scheme in job.schemes_of(target)
     )
+    return Plan(job=job, facts=facts, cells=cells, finished=look_up(cells, work) if job.cache else {})
 
 
-def _cached(cells: tuple[Cell, ...], work: Path) -> Finished:
+def cell_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> Cell:
+    """Return a cell of a job; `note` tells results apart that hold more than the scheme's bundle."""
+    key = cache.cell_key(facts, target, scheme + note, emulated=wants_emulation(target, job.device))
+    return Cell(target=target, scheme=scheme, key=key)
+
+
+def look_up(cells: Sequence[Cell], work: Path) -> Finished:
     """Return what the cache has, each bundle copied into the work folder."""
     found: Finished = {}
     for index, cell in enumerate(cells):
@@ -118,11 +117,14 @@ def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
             cache.store(key, row, data, dependencies)
         except (EdgeqError, OSError) as err:
             why = err.what if isinstance(err, EdgeqError) else first_line(err)
-            warning = f"the result was not kept in the cache: {why}"
-            checked = dataclasses.replace(row.checked, warnings=(*row.checked.warnings, warning))
-            row = dataclasses.replace(row, checked=checked)
+            row = with_warning(row, f"the result was not kept in the cache: {why}")
         kept[key] = (row, data)
     return kept
+
+
+def with_warning(row: Row, text: str) -> Row:
+    """Return a row with one more warning."""
+    return dataclasses.replace(row, checked=dataclasses.replace(row.checked, warnings=(*row.checked.warnings, text)))
 
 
 def _may_pass_later(row: Row) -> bool:

@@ -80,7 +80,7 @@ def prepare(
     model, preprocess, outputs = _loaded(job, progress, describe)
     if model.kind in _ARTIFACTS:
         schemes = ()
-    _check_calibration(job, schemes)
+    check_calibration(job, schemes)
     train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
     n_classes = _n_classes(job, outputs)
     with progress.task("read the data"):
@@ -145,7 +145,8 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
 
 
-def _check_calibration(job: Job, schemes: Collection[str]) -> None:
+def check_calibration(job: Job, schemes: Collection[str]) -> None:
+    """Refuse schemes that observe ranges where there is nothing to observe; raises a UsageError."""
     if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
         what = "int8 ranges must come from real samples, and no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")

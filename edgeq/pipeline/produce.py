@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeq.quantize.spec import QatSpec
     from edgeq.verify.emulate.subset import Subset
     from edgeq.verify.host import HostRuntime
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
 # schemes that are operators of the runtime, which no PyTorch graph has
 _FROM_FLOAT_FILE = frozenset({("onnx", "dynamic-int8")})
@@ -62,7 +62,7 @@ class Producer:
         Args:
             recipe: what to make.
             label: for progress, in words.
-            runtime: a child process, started early.
+            runtime: a child process, started early; it has ended afterwards.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
 
         Raises:
@@ -130,7 +130,7 @@ class Producer:
         kept: Subset | None,
     ) -> tuple[VerifyReport, GoldenSet]:
         """Run the artifact beside its graph and fp32; where nothing here runs it, judge its graph."""
-        from edgeq.verify.run import verify
+        from edgeq.verify.run import judge, run_artifact
         from edgeq.verify.unrun import judge_graph
 
         spec = dataclasses.replace(
@@ -141,7 +141,11 @@ class Producer:
             observe=kept,
         )
         why = why_not_run(recipe.backend)
-        return judge_graph(spec, why=why) if why else verify(spec, runtime)
+        if why:
+            return judge_graph(spec, why=why)
+        ran = run_artifact(spec, runtime)
+        runtime.close()  # the artifact is done; the graph takes memory too
+        return judge(spec, ran)
 
     def _quantized(self, recipe: Recipe, label: str) -> QuantizedModel:
         from edgeq.quantize import quantize
@@ -200,7 +204,7 @@ def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:
     """Return what keeps the samples that are to be emulated."""
     from edgeq.samples import batch_size
     from edgeq.verify.emulate.subset import Subset, subset_size
-    from edgeq.verify.run import GOLDEN_SAMPLES
+    from edgeq.verify.tally import GOLDEN_SAMPLES
 
     rows = batch_size(prepared.samples, prepared.model.inputs) or 1
     limit = job.device.samples or subset_size(macs, scheme)
@@ -211,7 +215,7 @@ def verify_spec(
     job: Job, prepared: Prepared, recipe: Recipe, lowered: LoweredModel, progress: Progress, label: str
 ) -> VerifySpec:
     """Return the verify step's input for an artifact that is compared with nothing yet."""
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
     return VerifySpec(
         lowered=lowered,

@@ -25,7 +25,7 @@ def publish(planned: Plan) -> BuildReport:
     with contextlib.ExitStack() as switches:
         for cell in cells:
             row, _ = finished[cell.key]
-            name, former = cell.target.name, f"{cell.target.name}@{cell.scheme}"
+            name, former = cell.target.name, f"{cell.target.name}@{row.scheme}"
             if len(job.schemes) > 1:
                 name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))

@@ -35,7 +35,7 @@ def check_reuse(job: Job) -> None:
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)
     for profile in job.targets:
-        for scheme in job.schemes or profile.schemes[:1]:
+        for scheme in job.schemes_of(profile):
             if scheme not in _SCHEMES:
                 what = f"{_OPTION} is for {' and '.join(sorted(_SCHEMES))}, and this run has {scheme}"
                 raise UnsupportedError(what, "leave it out, or give --scheme")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeq.pipeline.verify_device import DeviceSetting
     from edgeq.verify.host import HostRuntime, Loaded
     from edgeq.verify.metrics import Outputs
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ def _nothing_seen(host: str) -> VerifyReport:
 
 def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:
     """Return the verify step's input for a bundle, which holds neither the converted graph nor fp32."""
-    from edgeq.verify.run import VerifySpec
+    from edgeq.verify.spec import VerifySpec
 
     manifest = bundle.manifest
     lowered = LoweredModel(

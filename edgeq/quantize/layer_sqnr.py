@@ -194,9 +194,15 @@ class _Compared(Interpreter):  # type: ignore[misc]  # torch is not followed by 
         rounding = next((user for user in node.users if _is_rounding(user)), None)
         if rounding is None:
             return value
-        _, scale, zero_point, low, high = rounding.args[:5]
+        scale, zero_point, *rest = (self._constant(argument) for argument in rounding.args[1:])
+        if len(rest) == 1:  # FX's: the dtype
+            return torch.quantize_per_tensor(value, float(scale), int(zero_point), rest[0]).dequantize()
+        low, high, _ = rest  # PT2E's
         steps = (value / scale).round() + zero_point
         return (steps.clamp(low, high) - zero_point) * scale
+
+    def _constant(self, argument: Any) -> Any:
+        return self.fetch_attr(str(argument.target)) if isinstance(argument, Node) else argument
 
 
 def _is_weight(node: Node) -> bool:

@@ -14,6 +14,7 @@ from edgeq.artifacts import (
     Emulation,
     Fidelity,
     GraphOnly,
+    Interval,
     LatencyPrediction,
     LayerSqnr,
     Outcome,
@@ -86,6 +87,38 @@ class SearchDocument(_Document):
     kept_fp32: list[str]
 
 
+class VariantDocument(_Document):
+    """The model under one scheme."""
+
+    scheme: str
+    passed: bool
+    size_bytes: int | None
+    score: float | None
+    fp32_score: float | None
+    drop_pp: Interval | None
+    sqnr_db: float | None
+    latency_ms: float | None = Field(description="p50 on this host")
+    failed: list[GateDocument]
+    error: str | None = Field(description="why there is no artifact")
+    exit_code: int
+
+
+class ChoiceDocument(_Document):
+    """How --scheme auto came to the scheme."""
+
+    linear_macs: float = Field(description="share of the float model's multiply-accumulates in matrix products")
+    tried: list[VariantDocument]
+    chosen: int = Field(description="the index of the one that the artifact is")
+    untried: list[str] = Field(description="left out: no scheme could mend what failed before")
+
+
+class ComparisonDocument(_Document):
+    """Against float on the same target; the latencies were measured in turns."""
+
+    arch: str
+    variants: list[VariantDocument] = Field(description="the artifact itself, then fp32 and fp16")
+
+
 class LayerSqnrsDocument(_Document):
     """How far each layer of the converted graph is from the float graph's, in the order of execution."""
 
@@ -116,6 +149,8 @@ class RowDocument(_Document):
     seconds: dict[str, float]
     reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
     search: SearchDocument | None = Field(description="null for schemes that do not search")
+    auto: ChoiceDocument | None = Field(description="null where the scheme was named")
+    compared: ComparisonDocument | None = Field(description="null without --compare")
     layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes that calibrate no graph")
 
 

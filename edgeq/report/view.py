@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ from edgeq.flips import Flip, Flips
 from edgeq.manifest import Manifest
 from edgeq.report import words
 from edgeq.report.places import Place, places, why_host_only
-from edgeq.report.plots import Plot, Point, histogram, pareto
+from edgeq.report.plots import Plot, histogram
 from edgeq.report.searched import SearchView, search_view
+from edgeq.report.variants import VariantsView, attempts, variants_views
 from edgeq.units import format_bytes
 
 _MOST_LAYERS = 300  # a page with more would be neither small nor read
@@ -86,6 +86,7 @@ class RowView:
     host_only: str
     flips: FlipsView | None
     search: SearchView | None
+    variants: tuple[VariantsView, ...]
     provenance: tuple[tuple[str, str], ...]
 
 
@@ -122,7 +123,7 @@ def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Se
         verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
         passed=not failed and not app_failed,
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
-        attempts=_attempts([source.row for source in sources]),
+        attempts=attempts([source.row for source in sources]),
         app=tuple(app),
         data=_data(data),
     )
@@ -149,6 +150,7 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels, budget) if flips else None,
         search=search_view(row.search, f"{anchor}-search") if row.search else None,
+        variants=variants_views(row),
         provenance=_provenance(source),
     )
 
@@ -252,34 +254,6 @@ def _provenance(source: Source) -> tuple[tuple[str, str], ...]:
 
 def _samples(count: int, sha256: str | None) -> str:
     return f"{count} samples, SHA-256 {sha256}" if sha256 else "none given"
-
-
-def _attempts(rows: Sequence[Row]) -> tuple[Plot, ...]:
-    """Return a plot for each model that several schemes were tried on."""
-    plots = []
-    for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
-        own = [row for row in rows if row.model == model]
-        if len({row.scheme for row in own}) > 1:
-            plot = _attempt(own, f"{model}: size and accuracy of each scheme", f"attempts{i}")
-            plots += [plot] if plot else []
-    return tuple(plots)
-
-
-def _attempt(rows: Sequence[Row], title: str, anchor: str) -> Plot | None:
-    """Plot scores where every row has one, else SQNR; what is infinite or was not measured has no place in it."""
-    fidelities = [row.verified.fidelity for row in rows]
-    scored = all(fidelity is not None and fidelity.score is not None for fidelity in fidelities)
-    values = [None if f is None else 100 * (f.score or 0.0) if scored else f.sqnr_db for f in fidelities]
-    unit, factor = ("kB", 1e3) if max(row.size_bytes for row in rows) < 1e6 else ("MB", 1e6)
-    points = [
-        Point(series=row.scheme, label=f"{row.scheme}, {row.target}", x=row.size_bytes / factor, y=value)
-        for row, value in zip(rows, values, strict=True)
-        if value is not None and math.isfinite(value)
-    ]
-    if len(points) < 2:
-        return None
-    y_title = "score in %" if scored else "SQNR in dB"
-    return pareto(points, title=title, anchor=anchor, x_title=f"size in {unit}", y_title=y_title)
 
 
 def _data(facts: DataFacts) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ from edgeq.verify.emulate.subset import Observed
 from edgeq.verify.emulate.work import Launcher, Ran, Work
 from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp
 from edgeq.verify.rows import cut, of_sample, real_rows
-from edgeq.verify.run import GOLDEN_SAMPLES
 from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
+from edgeq.verify.tally import GOLDEN_SAMPLES
 
 HOST = "host"
 

@@ -37,6 +37,7 @@ seed = 7
 observer = "minmax"
 keep_fp32 = ["head"]
 reuse_qparams_from = "released"
+compare = true
 cache = false
 limit_on = "point,predicted"
 shipped = "shipped"
@@ -93,7 +94,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     assert wanted.install_into == (Path("sub/app"),)
     assert (job.source, job.weights, job.out) == ("sub/model.py:factory", "sub/weights.safetensors", Path("sub/dist"))
     assert (job.name, job.model_version, job.seed, job.observer) == ("net", "3", 7, "minmax")
-    assert (job.inputs, job.keep_fp32, job.cache) == (("1x3x32x32",), ("head",), False)
+    assert (job.inputs, job.keep_fp32, job.cache, job.compare) == (("1x3x32x32",), ("head",), False, True)
     assert job.schemes == ("static-int8", "fp32")
     assert job.reuse_qparams_from == Path("sub/released")
     data = job.data

@@ -9,7 +9,7 @@ from edgeq.artifacts import QuantizedModel
 from edgeq.errors import EnvironmentProblem, ExitCode
 from edgeq.lower import coreml
 from edgeq.lower.delegates import check_delegates
-from edgeq.verify.run import VerifySpec
+from edgeq.verify.spec import VerifySpec
 from edgeq.verify.unrun import judge_graph
 
 

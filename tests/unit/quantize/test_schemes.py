@@ -18,7 +18,8 @@ from edgeq.load.source import load_model
 from edgeq.quantize import METHODS
 from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import VerifySpec, host_arch, verify
+from edgeq.verify.run import host_arch, verify
+from edgeq.verify.spec import VerifySpec
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}

@@ -37,7 +37,8 @@ open class DemoApplication : Application() {
     }
 
     /** Where updates come from; null in an app without a channel. */
-    protected open fun channel(): Channel? = getString(R.string.channel_url).takeIf { it.isNotEmpty() }?.let { HttpChannel(it) }
+    protected open fun channel(): Channel? =
+        getString(R.string.channel_url).takeIf { it.isNotEmpty() }?.let { HttpChannel(it) }
 
     /** The channel's first root, which the app trusts; null where it was not put into the assets. */
     protected open fun channelRoot(): ByteArray? = try {

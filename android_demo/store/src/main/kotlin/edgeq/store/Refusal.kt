@@ -1,6 +1,6 @@
 package edgeq.store
 
-/** Why a bundle was refused, or a model taken out of use. The names are stable: apps report them home. */
+/** Why a bundle or an update was refused, or a model taken out of use. The names are stable: apps report them home. */
 enum class Reason {
     /** There is no manifest, or no model is installed. */
     NO_MODEL,

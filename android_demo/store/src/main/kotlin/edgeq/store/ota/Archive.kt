@@ -64,7 +64,8 @@ internal class ArchiveSource(channel: SeekableByteChannel, mostBytes: Long) : Bu
 /** Bounds the directory before all of it is read. */
 private fun checkDirectory(channel: SeekableByteChannel) {
     val size = channel.size()
-    val tail = ByteBuffer.allocate(minOf(size, (END_BYTES + LOCATOR_BYTES).toLong()).toInt()).order(ByteOrder.LITTLE_ENDIAN)
+    val last = minOf(size, (END_BYTES + LOCATOR_BYTES).toLong()).toInt()
+    val tail = ByteBuffer.allocate(last).order(ByteOrder.LITTLE_ENDIAN)
     channel.position(size - tail.capacity())
     do { val count = channel.read(tail) } while (count >= 0 && tail.hasRemaining())
     val end = tail.capacity() - END_BYTES
@@ -100,7 +101,8 @@ private fun checked(entries: List<ZipArchiveEntry>, mostBytes: Long): Map<String
 
 private fun checkName(name: String) {
     val shown = name.take(80)
-    if (name.startsWith("/") || name.startsWith("\\") || DRIVE.matches(name)) refuse("the entry $shown has an absolute path")
+    val absolute = name.startsWith("/") || name.startsWith("\\") || DRIVE.matches(name)
+    if (absolute) refuse("the entry $shown has an absolute path")
     if (".." in name.split('/', '\\')) refuse("the entry $shown leads out of the folder")
     if (!PLAIN.matches(name)) refuse("the entry $shown is no plain file name")
 }

@@ -78,8 +78,9 @@ internal class Index(val bundles: List<BundleFacts>, val deltas: List<DeltaFacts
     /** The newest release for a device; what it is not for is said. */
     fun choose(key: ModelKey, device: Device, deviceId: String): BundleFacts {
         val fitting = bundles.filter { it.key == key }.ifEmpty {
-            val known = bundles.map { "${it.key.model} for ${it.key.target}" }.toSortedSet().joinToString().ifEmpty { "none" }
-            throw Refusal(Reason.NO_RELEASE, "the channel has no ${key.model} for ${key.target}; its models: ${known.take(300)}")
+            val known = bundles.map { "${it.key.model} for ${it.key.target}" }.toSortedSet().joinToString()
+            val what = "the channel has no ${key.model} for ${key.target}, but: ${known.take(300).ifEmpty { "nothing" }}"
+            throw Refusal(Reason.NO_RELEASE, what)
         }
         val newest = fitting.filter { !it.withdrawn && (it.devices.isEmpty() || deviceId in it.devices) }
             .maxByOrNull { it.release }

@@ -30,6 +30,8 @@ internal fun applyPatch(facts: DeltaFacts, base: ByteArray, patch: ByteArray): B
         refuse("it is damaged: ${err.message?.take(160)}", err)
     } catch (err: OutOfMemoryError) {
         refuse("it takes more memory than this app has", err)
+    } catch (err: LinkageError) {
+        refuse("this app lacks the library of ${facts.algorithm}", err)
     }
     if (sha256(output) != facts.outputSha256) refuse("its output is not what the signed index names")
     return output

@@ -52,7 +52,8 @@ internal class Memory(private val files: Files) {
         return try {
             parse(bytes)
         } catch (err: JsonProblem) {
-            val what = "what this device remembers of the channel is damaged: ${err.message?.take(160)}; clear the app's data"
+            val why = err.message?.take(160)
+            val what = "what this device remembers of the channel is damaged: $why; clear the app's data"
             throw Refusal(Reason.UPDATES_BROKEN, what, err)
         }
     }

@@ -27,7 +27,13 @@ enum class Via { NOTHING, PATCH, FULL_DOWNLOAD }
  * @property via [Via.NOTHING] where the newest release was there already.
  * @property byClock whether the index's expiry was judged by the device's clock, and not by when the last was signed.
  */
-data class Update(val release: Long, val modelVersion: String, val via: Via, val downloadedBytes: Long, val byClock: Boolean)
+data class Update(
+    val release: Long,
+    val modelVersion: String,
+    val via: Via,
+    val downloadedBytes: Long,
+    val byClock: Boolean,
+)
 
 /**
  * Follows an update channel that `edgeq ota release` wrote; the workflow is that of `edgeq ota update`
@@ -70,7 +76,8 @@ class Updater(
     @Synchronized
     fun update(key: ModelKey): Update = try {
         val state = memory.state()
-        val begin = memory.root() ?: root ?: throw Refusal(Reason.NO_TRUST, "the app brought no root to trust the channel by")
+        val begin = memory.root() ?: root
+            ?: throw Refusal(Reason.NO_TRUST, "the app brought no root to trust the channel by")
         val trusted = Trust(reader, state.seen, clock(), limits).refresh(begin)
         memory.writeRoot(trusted.root)
         followed(key, memory.write(state.copy(seen = trusted.seen)), trusted)
@@ -126,6 +133,8 @@ class Updater(
             return null
         } catch (_: IOException) {
             return null
+        } catch (_: OutOfMemoryError) { // a full download is streamed
+            return null
         }
         val sha256 = sha256(base)
         return fitting.find { it.baseSha256 == sha256 }?.let { it to base }
@@ -174,7 +183,8 @@ class Updater(
         chosen.check(manifest)
         val (held, listed) = source.names().toSet() to manifest.files.map { it.path }.toSet() + MANIFEST_NAME
         if (held != listed) {
-            throw Refusal(Reason.ARCHIVE_REFUSED, "the archive holds ${held.joinToString()}, its manifest lists ${listed.joinToString()}")
+            val what = "the archive holds ${held.joinToString()}, its manifest lists ${listed.joinToString()}"
+            throw Refusal(Reason.ARCHIVE_REFUSED, what)
         }
         val sha = MessageDigest.getInstance("SHA-256")
         var size = 0L

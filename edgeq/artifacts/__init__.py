@@ -1,5 +1,6 @@
 """The frozen results that the steps hand to each other."""
 
+from edgeq.artifacts.compared import OutputComparison
 from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
 from edgeq.artifacts.measured import (
     Agreement,
@@ -71,6 +72,7 @@ __all__ = [
     "LoadedModel",
     "LoweredModel",
     "Outcome",
+    "OutputComparison",
     "Parity",
     "QParams",
     "QuantizedModel",

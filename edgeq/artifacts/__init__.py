@@ -18,6 +18,7 @@ from edgeq.artifacts.measured import (
     VerifyReport,
 )
 from edgeq.artifacts.model import (
+    FILE_KINDS,
     Companion,
     CudaFacts,
     Layer,
@@ -46,6 +47,7 @@ from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
+    "FILE_KINDS",
     "Agreement",
     "Attempt",
     "BuildReport",

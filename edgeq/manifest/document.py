@@ -53,6 +53,11 @@ class Manifest(Strict):
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = Field(description="by output index")
     files: tuple[FileEntry, ...] = Field(min_length=2, max_length=4)
+    dynamic_batch: bool = Field(
+        default=False,
+        exclude_if=lambda is_open: not is_open,
+        description="whether inputs and outputs may have any first size, and not only the stated one",
+    )
     passes: tuple[str, ...]
     layers: LayerSummary
     gates: tuple[GateVerdict, ...]
@@ -65,7 +70,9 @@ class Manifest(Strict):
     golden: GoldenFacts
     emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
     not_emulated: str | None = Field(default=None, description="why, where the target has a device")
-    cuda: CudaBox | None = Field(default=None, description="null for other runtimes")
+    cuda: CudaBox | None = Field(
+        default=None, exclude_if=lambda box: box is None, description="absent for other runtimes"
+    )
     verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
     provenance: Provenance
 

@@ -45,6 +45,7 @@ class Cell:
             threads=target.device.threads,
             reduce_range=target.runtime == "onnx" and not target.device.vnni,
             native=target.runtime == "cuda" and target.arch == host_arch(),
+            file_format=target.file_format,
         )
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import GoldenSet, LayerSqnrs, LoweredModel, QParams, Reuse, Search, Tuning, VerifyReport
+from edgeq.target import FileFormat
 
 if TYPE_CHECKING:
     from edgeq.verify.emulate.subset import Observed
@@ -28,12 +29,14 @@ class Recipe:
     fresh: bool = False
     reduce_range: bool = False
     native: bool = False
+    file_format: FileFormat = "onnx"
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
+        own = f"-{self.file_format}" if self.runtime == "onnx" else ""
         marks = f"{'-fresh' if self.fresh else ''}{'-native' if self.native else ''}"
-        return f"{self.backend}-{self.scheme}-{self.threads}{marks}"
+        return f"{self.backend}-{self.scheme}-{self.threads}{own}{marks}"
 
     @property
     def engine(self) -> str | None:

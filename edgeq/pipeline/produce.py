@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet, LoweredModel, QParams, QuantizedModel, Reuse, Search, Tuning, VerifyReport
+from edgeq.artifacts import (
+    GoldenSet,
+    KeptValues,
+    LoweredModel,
+    QParams,
+    QuantizedModel,
+    Reuse,
+    Search,
+    Tuning,
+    VerifyReport,
+)
 from edgeq.job import Job, Progress
 from edgeq.memory import release_memory
 from edgeq.pipeline.prepare import Prepared
@@ -19,7 +29,7 @@ from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
-    from edgeq.quantize.spec import QatSpec
+    from edgeq.quantize.spec import QatSpec, StickySpec
     from edgeq.verify.emulate.subset import Observed, Subset
     from edgeq.verify.host import HostRuntime
 
@@ -56,7 +66,7 @@ class Product:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
-        qparams, fresh: as in QuantizedModel.
+        qparams, fresh, kept: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
 
@@ -70,6 +80,7 @@ class Product:
     tuning: Tuning | None = None
     qparams: tuple[QParams, ...] = ()
     fresh: tuple[str, ...] = ()
+    kept: KeptValues | None = None
     reuse: Reuse | None = None
     search: Search | None = None
     search_state: Path | None = None
@@ -166,6 +177,7 @@ class Producer:
             tuning=quantized.tuning,
             qparams=quantized.qparams,
             fresh=quantized.fresh,
+            kept=quantized.kept,
             search=quantized.search,
             search_state=quantized.search_state,
         )
@@ -193,9 +205,18 @@ class Producer:
             label=label,
             qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
             shipped=() if recipe.fresh else self._shipped,
+            sticky=None if recipe.fresh else self._sticky(recipe),
             search=search,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+    def _sticky(self, recipe: Recipe) -> StickySpec | None:
+        from edgeq.pipeline.reuse import sticky_spec
+
+        folder = self._job.reuse_qparams_from
+        if folder is None:
+            return None
+        return sticky_spec(folder, self._prepared, self._reference, lambda graph: _forward(graph, engine_of(recipe)))
 
     def _qat(self) -> QatSpec:
         from edgeq.pipeline.cache import edgeq_digest, tool_versions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +17,8 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
+from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -101,11 +102,11 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
             prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
         tuning = train(prepared) if train else None
-        settled = settle(prepared, spec.shipped, library().is_observer)
-        converted = convert_eager(prepared, inputs) if eager else convert(prepared)
-        steps = output_steps(converted, inputs)
-    layers = split_layers(converted)
-    return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
+        finish = functools.partial(convert_eager, inputs=inputs) if eager else convert
+        converted = convert_reusing(prepared, spec, finish, library().is_observer)
+        steps = output_steps(converted.graph, inputs)
+    layers = split_layers(converted.graph)
+    return quantized_model(scheme, converted.graph, layers, steps=steps, tuning=tuning, converted=converted)
 
 
 def refuse_exported(spec: QuantizeSpec) -> None:

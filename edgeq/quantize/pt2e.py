@@ -12,8 +12,8 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
+from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
@@ -72,10 +72,9 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
         prepared = prepare(graph, spec)
         calibrate(prepared, spec.calibration, spec.inputs, task)
     tuning = train(prepared) if train else None
-    settled = settle(prepared, spec.shipped, library().is_observer)
-    converted = convert(prepared)
-    layers, steps = split_layers(converted), output_steps(converted)
-    return quantized_model(scheme, converted, layers, steps=steps, tuning=tuning, settled=settled)
+    converted = convert_reusing(prepared, spec, convert, library().is_observer)
+    layers, steps = split_layers(converted.graph), output_steps(converted.graph)
+    return quantized_model(scheme, converted.graph, layers, steps=steps, tuning=tuning, converted=converted)
 
 
 def library() -> Library:

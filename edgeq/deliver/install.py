@@ -78,14 +78,7 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: 
     android = manifest.target.platform == "android"
     size_bytes = sum(entry.size_bytes for entry in manifest.files) + (bundle.folder / MANIFEST_NAME).stat().st_size
     growth = growth_by_abi(manifest.target.arch, manifest.runtime.name, size_bytes, aar) if android else ()
-    with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
-        _check_place(place)
-        if not android:
-            check_swift(models)
-        with staged_dir(place) as staging:
-            _copy(bundle, staging)
-        pruned = prune(models, manifest)
-        package = () if android else write_swift(models)
+    pruned, package = _placed(bundle, models, place)
     note = no_compress_note(app, bundle.artifact.name) if android else None
     return InstallResult(
         place=place,
@@ -97,6 +90,18 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: 
         growth=growth,
         notes=(note,) if note else (),
     )
+
+
+def _placed(bundle: Bundle, models: Path, place: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Put a bundle in place, and return what was pruned, and the Swift package's files."""
+    is_ios = bundle.manifest.target.platform == "ios"
+    with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
+        _check_place(place)
+        if is_ios:
+            check_swift(models)
+        with staged_dir(place) as staging:
+            _copy(bundle, staging)
+        return prune(models, bundle.manifest), write_swift(models) if is_ios else ()
 
 
 def project_platforms(app: Path) -> tuple[str, ...]:

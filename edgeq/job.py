@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from edgeq.scheme import LimitName, ObserverName, SchemeName
+from edgeq.scheme import AUTO, AUTO_TRIES, AskedScheme, LimitName, ObserverName, SchemeName
 
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
@@ -105,16 +105,17 @@ class Job:
 
     Attributes:
         source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, or `digits`.
-        schemes: none for each target's default.
+        schemes: none for each target's default; `auto` stands alone.
         weights: a state dict, or a torchvision weights name.
         inputs: the texts of --input; none where the factory gives example inputs.
         reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
+        compare: whether fp32 and fp16 are made for the same targets too, to be compared with and then dropped.
     """
 
     source: str
     targets: tuple[TargetProfile, ...]
     out: Path
-    schemes: tuple[SchemeName, ...] = ()
+    schemes: tuple[AskedScheme, ...] = ()
     name: str | None = None
     model_version: str = "1"
     weights: str | None = None
@@ -127,7 +128,18 @@ class Job:
     qat: QatOptions = QatOptions()
     gates: GateOptions = GateOptions()
     device: DeviceOptions = DeviceOptions()
+    compare: bool = False
     cache: bool = True
+
+    def schemes_of(self, target: TargetProfile) -> tuple[AskedScheme, ...]:
+        """Return what is made for a target: the schemes that were asked for, or its default."""
+        return self.schemes or target.schemes[:1]
+
+    def possible_schemes(self, target: TargetProfile) -> frozenset[SchemeName]:
+        """Return the schemes that may come of it for a target, `auto` taken for all that it tries."""
+        asked = self.schemes_of(target)
+        tries = AUTO_TRIES if AUTO in asked else ()
+        return frozenset((*(scheme for scheme in asked if scheme != AUTO), *(s for s in tries if s in target.schemes)))
 
 
 class Task(Protocol):

@@ -25,6 +25,19 @@ class AppOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A runtime's native library for one ABI, as the app carries it, and as it is downloaded.
+
+    Attributes:
+        origin: where the sizes come from, in words.
+    """
+
+    size_bytes: int
+    download_bytes: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """One `edgeq build`: its models have different names, and one output folder."""
 

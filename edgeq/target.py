@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +15,8 @@ from edgeq.scheme import SchemeName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# delegates whose artifacts can be made here, and run elsewhere only
-_NOT_HERE = {"coreml": "Core ML runs on Apple's devices only"}
+# delegates whose artifacts run in one operating system only, by `platform.system()`, and are made in others too
+_ONLY_IN = {"coreml": ("Darwin", "Core ML runs on Apple's devices only")}
 
 
 class _Strict(BaseModel):
@@ -76,8 +77,14 @@ class TargetProfile(_Strict):
 
 
 def why_not_run(backend: str) -> str:
-    """Return why no artifact of a backend can be run on this host or emulated on it; "" where it can."""
-    return _NOT_HERE.get(backend, "")
+    """Return why no artifact of a backend can be run on this host; "" where it can."""
+    system, why = _ONLY_IN.get(backend, ("", ""))
+    return why if system and platform.system() != system else ""
+
+
+def why_not_emulated(backend: str) -> str:
+    """Return why no artifact of a backend can be emulated, on any host; "" where it can."""
+    return _ONLY_IN.get(backend, ("", ""))[1]
 
 
 def load_target(name_or_path: str) -> TargetProfile:

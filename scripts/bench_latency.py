@@ -1,17 +1,19 @@
 """Predicted beside published latencies, for every row of scripts/latency_rows.json.
 
 Each device is predicted by a fit on the others. Counts are those of the same models, lowered by edgeq, on the device's
-core; --recount makes the models and counts again, which takes an hour on one core.
+core; --recount makes the models and counts again, which takes an hour on one core, or with --only less.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import itertools
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ def main() -> None:
     """Print the rows, the summary, other forms of the model, and int8 against fp32."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recount", metavar="FOLDER", type=Path, help="count again; models are kept in this folder")
+    parser.add_argument("--only", metavar="PATTERN", default="*", help="which counts: mobilenet_v2-*@cortex-a72")
     options = parser.parse_args()
     data = json.loads(ROWS.read_text())
     if options.recount:
-        _recount(data, options.recount)
+        _recount(data, options.recount, options.only)
     observed = [_observation(row, data["counts"]) for row in data["rows"]]
     predicted = leave_one_out(observed)
     _table(data["rows"], predicted)
@@ -172,7 +175,8 @@ def _ratios(data: dict[str, Any]) -> None:
         print(f"  {label:<24} {model:<24} {count:12.2f} {one / other:10.2f} {told:>10}")
 
 
-def _recount(data: dict[str, Any], folder: Path) -> None:
+def _recount(data: dict[str, Any], folder: Path, pattern: str) -> None:
+    """Count again what matches, say what changed and what it took, and write it down."""
     import numpy as np
     from mobilenets import MODELS, Silent, build
 
@@ -185,15 +189,19 @@ def _recount(data: dict[str, Any], folder: Path) -> None:
     runtime = ensure_installed(wheel, Silent())
     image = (np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype("float32"),)
     cores = sorted({key.partition("@")[2] for key in data["counts"]})
-    for name, scheme in MODELS:
+    for (name, scheme), core in itertools.product(MODELS, cores):
+        key = f"{name}-{scheme}@{core}"
+        if not fnmatch.fnmatch(key, pattern):
+            continue
         path = folder / f"{name}-{scheme}.pte"
         path = path if path.exists() else build(name, scheme, folder)
-        for core in cores:
-            counted = count(runtime, core, path, image, timeout_s=3000).total
-            key = f"{name}-{scheme}@{core}"
-            was = data["counts"].get(key, {}).get("instructions")
-            print(f"{key}: {counted.instructions}, was {was}", flush=True)
-            data["counts"][key] = dataclasses.asdict(counted)
+        start = time.perf_counter()
+        counted = dataclasses.asdict(count(runtime, core, path, image, timeout_s=3000).total)
+        took_s = time.perf_counter() - start
+        was = data["counts"].get(key, {})
+        changed = {what: f"{was.get(what)} -> {now}" for what, now in counted.items() if was.get(what) != now}
+        print(f"{key}: {took_s:.0f} s, {changed or 'all counts as before'}", flush=True)
+        data["counts"][key] = counted
     ROWS.write_text(json.dumps(data, indent=1) + "\n")
 
 

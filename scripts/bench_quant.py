@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sizes and speed-ups of the schemes: `scripts/bench_quant.py [sizes|latency]`, by default both.
+"""Schemes: `scripts/bench quant [sizes|latency|sensitivity|accuracy|mixed]…`, by default the first three.
 
 Sizes are against the fp32 artifact of the same route. Latencies are p50 of interleaved runs in one process and one
 thread, against fp32 eager.
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from scheme_models import Encoder  # noqa: E402
@@ -31,6 +34,7 @@ from edgeq.artifacts import LoadedModel, LoweredModel, QuantizedModel, TensorSpe
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 TOKENS = TensorSpec(name="tokens", dtype="int64", shape=(1, 128), low=0, high=30521)
 RUNS = 40
+SENSITIVITY_S, SENSITIVITY_MB = 360, 3000
 
 
 def encoder() -> torch.nn.Module:
@@ -109,6 +113,31 @@ def latency() -> None:
         print(f"| {name} | {eager:.2f} | {scheme} | {fast:.2f} | {ratio:.2f} | {_goal(ratio, goal)} |", flush=True)
 
 
+def sensitivity() -> None:
+    """Print what `edgeq sensitivity` takes of mobilenet_v2, 53 layers, on 32 images."""
+    print("| target | wall, s | CPU, s | peak memory, MB | to reach |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images.npy"
+        np.save(images, np.random.default_rng(0).random((32, 3, 224, 224), dtype=np.float32))
+        for target in ("linux-x86_64-x86", "linux-x86_64-xnnpack"):
+            before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            command = [sys.executable, "-m", "edgeq", "sensitivity", "torchvision:mobilenet_v2", "-t", target]
+            options = ["--input", "1x3x224x224", "--calibration-data", str(images), "--quiet"]
+            subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+            wall_s, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            memory_mb = after.ru_maxrss * 1024 / 1e6
+            missed = wall_s > SENSITIVITY_S or memory_mb > SENSITIVITY_MB
+            goal = f"{SENSITIVITY_S} s, {SENSITIVITY_MB} MB{', missed' if missed else ''}"
+            print(f"| {target} | {wall_s:.0f} | {cpu_s:.0f} | {memory_mb:.0f} | {goal} |", flush=True)
+
+
+def digits_accuracy(*options: str) -> None:
+    """Print the accuracy of the digits, by a process of its own."""
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "bench_quant_accuracy.py"), *options], check=False)
+
+
 def _interleaved(calls: tuple[Callable[..., object], ...], inputs: tuple[torch.Tensor, ...]) -> tuple[float, ...]:
     """Return each call's median time in ms, taken in turns, so that a busy moment hits them all alike."""
     times: list[list[float]] = [[] for _ in calls]
@@ -124,8 +153,14 @@ def _interleaved(calls: tuple[Callable[..., object], ...], inputs: tuple[torch.T
 
 def main() -> None:
     """Run the parts that were named."""
-    parts = {"sizes": sizes, "latency": latency}
-    wanted = sys.argv[1:] or list(parts)
+    parts: dict[str, Callable[[], None]] = {
+        "sizes": sizes,
+        "latency": latency,
+        "sensitivity": sensitivity,
+        "accuracy": digits_accuracy,
+        "mixed": lambda: digits_accuracy("--mixed"),
+    }
+    wanted = sys.argv[1:] or list(parts)[:3]
     unknown = [name for name in wanted if name not in parts]
     if unknown:
         sys.exit(f"unknown part {unknown[0]!r}: {', '.join(parts)}")

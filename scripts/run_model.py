@@ -48,7 +48,8 @@ def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> t
 def _emulated(model: Path, samples: Sequence[Arrays], target: TargetProfile, cpu: str) -> tuple[list[Arrays], str]:
     from edgeq.cli.progress import Lines
     from edgeq.pipeline.emulate import machines
-    from edgeq.verify.emulate.runner import Work, run
+    from edgeq.verify.emulate.runner import run
+    from edgeq.verify.emulate.work import Work
 
     machine = machines(target.runtime, target.app.runtimes, (cpu,), Lines())[-1]
     ran = run(Work(runtime=machine.runtime, cpu=machine.cpu, model=model, samples=tuple(samples)))

@@ -38,6 +38,7 @@ kotlin {
 
 dependencies {
     implementation(project(":store"))
+    implementation(variantOf(libs.zstd) { artifactType("aar") })
     implementation(libs.executorch)
     implementation(libs.fbjni)
     implementation(libs.pytorch.lite) {

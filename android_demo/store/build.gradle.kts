@@ -8,6 +8,10 @@ kotlin {
 
 dependencies {
     implementation(libs.jackson.core)
+    implementation(libs.tink)
+    implementation(libs.commons.compress)
+    compileOnly(libs.zstd) // for a phone it is the AAR with Android's libraries, which only an app can bring
+    testImplementation(libs.zstd)
     testImplementation(libs.junit.jupiter)
     testRuntimeOnly(libs.junit.launcher)
 }

@@ -1,5 +1,6 @@
 """The frozen results that the steps hand to each other."""
 
+from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
 from edgeq.artifacts.measured import (
     Agreement,
     Cost,
@@ -38,8 +39,10 @@ from edgeq.artifacts.release import (
     GoldenSet,
     Reuse,
     Row,
+    variant_of,
 )
 from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
+from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "BuildReport",
     "BundleInput",
     "CheckReport",
+    "Choice",
+    "Comparison",
     "Cost",
     "DataFacts",
     "DataFinding",
@@ -63,6 +68,8 @@ __all__ = [
     "KernelShare",
     "LatencyPrediction",
     "Layer",
+    "LayerSqnr",
+    "LayerSqnrs",
     "LoadedModel",
     "LoweredModel",
     "Outcome",
@@ -81,6 +88,8 @@ __all__ = [
     "Timing",
     "TunedWeights",
     "Tuning",
+    "Variant",
     "VerifyReport",
     "Weights",
+    "variant_of",
 ]

@@ -196,15 +196,17 @@ class DeviceMeasures:
     Attributes:
         device: its model, and how it was reached.
         platform, arch: in the words of target profiles; `macos` and others are no target's.
+        os: the operating system with its version.
         cores: 0 where it did not say.
         is_virtual: whether it is an emulated device, whose times say nothing.
         runtime: package and version.
-        p50_ms, p90_ms: of `runs` inferences after `warmup`.
+        p50_ms, p90_ms: of `runs` inferences after `warmup`; `latencies_ms` holds each.
         load_ms, peak_memory_bytes: of the process that was timed; None where that is not known.
     """
 
     device: str
     platform: str
+    os: str
     arch: str
     cores: int
     is_virtual: bool
@@ -216,6 +218,7 @@ class DeviceMeasures:
     p90_ms: float
     load_ms: float | None
     peak_memory_bytes: int | None
+    latencies_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.search import Search
 
 SourceKind = Literal["module", "exported", "pte", "ptl"]
@@ -175,6 +176,7 @@ class QuantizedModel:
         kept: what was kept of the shipped model beyond these; None where it was not asked for.
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
+        layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
     """
 
     scheme: str
@@ -189,6 +191,7 @@ class QuantizedModel:
     kept: KeptValues | None = None
     search: Search | None = None
     search_state: Path | None = None
+    layer_sqnrs: LayerSqnrs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +228,6 @@ class LoweredModel:
         layers: operators in the order of execution; none where the artifact came as it is.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
-        delegate_calls: how many delegated parts the program has.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
@@ -238,7 +240,6 @@ class LoweredModel:
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
     delegated_macs: float | None
-    delegate_calls: int
     stored: tuple[tuple[str, int], ...] = ()
 
     @property

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.measured import Fidelity, VerifyReport
 from edgeq.artifacts.model import KeptValues, Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
+from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport
 from edgeq.errors import ExitCode
 
@@ -120,6 +122,9 @@ class Row:
         reuse: None where no shipped model's were reused.
         source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
         search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        layer_sqnrs: as in QuantizedModel; None in older reports too.
+        choice: how --scheme auto came to the scheme; None where it was named.
+        compared: with float on the same target; None where --compare was not given.
     """
 
     model: str
@@ -141,6 +146,25 @@ class Row:
     reuse: Reuse | None = None
     source: str = ""
     search: Search | None = None
+    layer_sqnrs: LayerSqnrs | None = None
+    choice: Choice | None = None
+    compared: Comparison | None = None
+
+
+def variant_of(row: Row) -> Variant:
+    """Return a row in figures."""
+    fidelity, timing = row.verified.fidelity, row.verified.timing
+    return Variant(
+        scheme=row.scheme,
+        size_bytes=row.size_bytes,
+        score=fidelity.score if fidelity else None,
+        fp32_score=fidelity.fp32_score if fidelity else None,
+        drop_pp=fidelity.drop_pp if fidelity else None,
+        sqnr_db=fidelity.sqnr_db if fidelity else None,
+        latency_ms=timing.p50_ms if timing else None,
+        failed=tuple(gate for gate in row.checked.gates if not gate.passed),
+        exit_code=row.checked.exit_code,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ class Attempt:
 
     Attributes:
         kept: the layers in float.
+        remedies: what was changed for all layers, in words; none for int8 as it was asked for.
         size_bytes: an estimate of the artifact's size.
         meets: whether accuracy and size keep their limits.
     """
@@ -52,6 +53,7 @@ class Attempt:
     size_bytes: int
     scores: Scores
     meets: bool
+    remedies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ class Gate:
         outcome: `unverified` fails like `failed`; `allowed` is unverified but named in --allow-unmeasured.
         limit, measured: as people read them.
         detail: by how much, or why it could not be measured.
+        bound: the limit as a number, in the base unit of its name; None for a gate that people set no limit for.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Gate:
     measured: str
     detail: str
     exit_code: ExitCode
+    bound: float | None = None
 
     @property
     def passed(self) -> bool:

@@ -141,7 +141,7 @@ def _layers(item: BundleInput) -> LayerSummary:
 
 def _gate(gate: Gate) -> GateVerdict:
     detail = None if gate.exit_code in _SILENT else gate.detail or None
-    return GateVerdict(name=gate.name, outcome=gate.outcome, limit=gate.limit, detail=detail)
+    return GateVerdict(name=gate.name, outcome=gate.outcome, limit=gate.limit, bound=gate.bound, detail=detail)
 
 
 def _accuracy(fidelity: Fidelity | None) -> Accuracy | None:

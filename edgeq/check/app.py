@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeq.artifacts import Gate, Row
 from edgeq.check.outcome import at_most, unverified
 from edgeq.errors import ExitCode
-from edgeq.project import AppOptions
+from edgeq.project import AppOptions, Library
 from edgeq.target import TargetProfile
 from edgeq.units import format_bytes
 
@@ -26,13 +26,36 @@ class Shipped:
         return f"{self.target.platform}-{self.target.arch}"
 
 
-_KINDS: tuple[tuple[str, Callable[[AppOptions], int | None], Callable[[Row], int]], ...] = (
-    ("size", lambda options: options.size_bytes, lambda row: row.size_bytes),
-    ("download", lambda options: options.download_bytes, lambda row: row.download_bytes),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """What is summed up and held to a limit."""
+
+    name: str
+    limit_of: Callable[[AppOptions], int | None]
+    bytes_of: Callable[[Row], int]
+    library_bytes_of: Callable[[Library], int]
+
+
+_KINDS = (
+    _Kind(
+        name="size",
+        limit_of=lambda options: options.size_bytes,
+        bytes_of=lambda row: row.size_bytes,
+        library_bytes_of=lambda library: library.size_bytes,
+    ),
+    _Kind(
+        name="download",
+        limit_of=lambda options: options.download_bytes,
+        bytes_of=lambda row: row.download_bytes,
+        library_bytes_of=lambda library: library.download_bytes,
+    ),
 )
+Libraries = Mapping[tuple[str, str], Library]
 
 
-def app_gates(shipped: Sequence[Shipped], options: AppOptions, *, missing: Sequence[str]) -> tuple[Gate, ...]:
+def app_gates(
+    shipped: Sequence[Shipped], options: AppOptions, *, found: Libraries, missing: Sequence[str]
+) -> tuple[Gate, ...]:
     """Hold the sum of all bundles that one ABI gets, and their runtimes' libraries, to the app's limits.
 
     Every target's bundle of a model is in the app; of several schemes of one target the largest counts, since only
@@ -41,37 +64,34 @@ def app_gates(shipped: Sequence[Shipped], options: AppOptions, *, missing: Seque
 
     Args:
         shipped: bundles, accepted or not: what was rejected is to be mended, not left out.
-        options: the limits, and the libraries' sizes.
+        options: the limits, and the libraries' sizes that people gave, which win.
+        found: libraries that lie on this machine, by (runtime, ABI).
         missing: names of models that could not be built.
     """
+    given = {
+        key: Library(size_bytes=size, download_bytes=size, origin="as given") for key, size in options.runtime_bytes
+    }
     gates = []
     for abi in dict.fromkeys(item.abi for item in shipped):
         own = [item for item in shipped if item.abi == abi]
-        for kind, limit_of, bytes_of in _KINDS:
-            limit = limit_of(options)
+        for kind in _KINDS:
+            limit = kind.limit_of(options)
             if limit is not None:
-                gates.append(_gate(f"{kind} of the app for {abi}", limit, own, bytes_of, options, missing))
+                gates.append(_gate(f"{kind.name} of the app for {abi}", limit, own, kind, {**found, **given}, missing))
     return tuple(gates)
 
 
-def _gate(
-    name: str,
-    limit: int,
-    own: Sequence[Shipped],
-    bytes_of: Callable[[Row], int],
-    options: AppOptions,
-    missing: Sequence[str],
-) -> Gate:
+def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Libraries, missing: Sequence[str]) -> Gate:
     largest: dict[tuple[str, str], int] = {}
     for item in own:
         key = (item.row.model, item.row.target)
-        largest[key] = max(largest.get(key, 0), bytes_of(item.row))
+        largest[key] = max(largest.get(key, 0), kind.bytes_of(item.row))
     models = sum(largest.values())
-    known = dict(options.runtime_bytes)
     runtimes = sorted({(item.target.runtime, item.abi) for item in own})
-    unknown = [runtime for runtime, abi in runtimes if (runtime, abi) not in known]
-    libraries = sum(known.get(key, 0) for key in runtimes)
-    told = f"{len(largest)} bundles {format_bytes(models)}, runtimes {_libraries(runtimes, known)}"
+    unknown = [key[0] for key in runtimes if key not in known]
+    libraries = sum(kind.library_bytes_of(known[key]) for key in runtimes if key in known)
+    named = ", ".join(_told(key[0], known.get(key), kind) for key in runtimes)
+    told = f"{len(largest)} bundles {format_bytes(models)}, runtimes {named}"
     gate = at_most(
         name=name, limit=limit, measured=models + libraries, dimension="bytes", code=ExitCode.SIZE, note=told
     )
@@ -82,6 +102,7 @@ def _gate(
     return unverified(name, gate.limit, f"{'; '.join(why)}; {told}")
 
 
-def _libraries(runtimes: Sequence[tuple[str, str]], known: dict[tuple[str, str], int]) -> str:
-    parts = [f"{key[0]} {format_bytes(known[key]) if key in known else 'unknown'}" for key in runtimes]
-    return ", ".join(parts)
+def _told(runtime: str, library: Library | None, kind: _Kind) -> str:
+    if library is None:
+        return f"{runtime} unknown"
+    return f"{runtime} {format_bytes(kind.library_bytes_of(library))} ({library.origin})"

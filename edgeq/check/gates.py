@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgeq.artifacts import CheckReport, Gate, LoweredModel, Parity, Search, Tuning, VerifyReport, Weights
 from edgeq.check.accuracy import accuracy_warnings
@@ -47,24 +48,11 @@ def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()
             find_store_limit(preset, options.app_size_bytes, target)
 
 
-def check(
-    *,
-    target: TargetProfile,
-    scheme: str,
-    lowered: LoweredModel,
-    verified: VerifyReport,
-    options: GateOptions,
-    size_bytes: int,
-    download_bytes: int,
-    weights: Weights,
-    host_arch: str,
-    has_graph: bool = True,
-    tuning: Tuning | None = None,
-    search: Search | None = None,
-) -> CheckReport:
-    """Evaluate all gates of one artifact.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One artifact with all that its gates judge it by.
 
-    Args:
+    Attributes:
         target: the profile that it was made for.
         scheme: the scheme that made it.
         lowered: what is known of it without running it.
@@ -74,49 +62,74 @@ def check(
         download_bytes: the size of the bundle's deterministic, deflated ZIP.
         weights: where the parameters came from.
         host_arch: what `verified` was measured on, as `platform.machine()` says it.
+        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
         tuning: what training came to, for schemes that train.
         search: what the search came to, for schemes that search.
-        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
+    """
+
+    target: TargetProfile
+    scheme: str
+    lowered: LoweredModel
+    verified: VerifyReport
+    options: GateOptions
+    size_bytes: int
+    download_bytes: int
+    weights: Weights
+    host_arch: str
+    has_graph: bool = True
+    tuning: Tuning | None = None
+    search: Search | None = None
+
+
+def check(item: Candidate) -> CheckReport:
+    """Evaluate all gates of one artifact.
 
     Raises:
         UsageError: as `validate_options` says.
     """
-    validate_options(options, (target,))
-    measured = Measured(
-        size_bytes=size_bytes,
-        download_bytes=download_bytes,
-        verified=verified,
-        limit_on=options.limit_on,
-        host_arch=host_arch,
-        target_arch=target.arch,
-        target_platform=target.platform,
-    )
+    validate_options(item.options, (item.target,))
+    gates = (*_gates_by_what_it_is(item), *_gates_by_what_was_asked(item))
+    return CheckReport(gates=tuple(_settled(gate, item.options) for gate in gates), warnings=_warnings(item))
+
+
+def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
+    """Return the gates that no option asks for: the artifact must be what it claims to be."""
+    scheme, lowered, verified = item.scheme, item.lowered, item.verified
     unrun = verified.graph_only.why if verified.graph_only else ""
-    gates = (
-        *((parity_gate(scheme, verified.parity, unrun),) if has_graph else ()),
-        *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
+    return (
+        *((parity_gate(scheme, verified.parity, unrun),) if item.has_graph else ()),
+        *(equivalence_gates(lowered, scheme, verified.parity) if item.has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
         *device_gates(scheme, verified),
-        *training_gates(tuning),
-        *search_gates(search),
-        *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified),
-        runtime_gate(target, lowered),
+        *training_gates(item.tuning),
+        *search_gates(item.search),
+        *audit_gates(target=item.target, scheme=scheme, lowered=lowered, verified=verified),
+        runtime_gate(item.target, lowered),
+    )
+
+
+def _gates_by_what_was_asked(item: Candidate) -> tuple[Gate, ...]:
+    """Return the gates of the project's limits, the shipped model and the stores."""
+    options, target = item.options, item.target
+    measured = Measured(
+        size_bytes=item.size_bytes,
+        download_bytes=item.download_bytes,
+        verified=item.verified,
+        limit_on=options.limit_on,
+        host_arch=item.host_arch,
+        target_arch=target.arch,
+        target_platform=target.platform,
+        threads=target.device.threads,
+    )
+    return (
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
-        *instruction_gates(options.shipped, verified),
+        *instruction_gates(options.shipped, item.verified),
         *(
-            store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
+            store_gate(preset, options.app_size_bytes, item.size_bytes, item.download_bytes, target)
             for preset in options.store_limits
         ),
     )
-    warnings = (
-        *_warnings(weights, has_graph),
-        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
-        *_device_warnings(verified),
-        *training_warnings(tuning),
-        *store_warnings(options.store_limits, target),
-    )
-    return CheckReport(gates=tuple(_settled(gate, options) for gate in gates), warnings=warnings)
 
 
 def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
@@ -216,10 +229,17 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _warnings(weights: Weights, has_graph: bool) -> tuple[str, ...]:
+def _warnings(item: Candidate) -> tuple[str, ...]:
+    """Return what fails no gate, and is to be known all the same."""
     said = []
-    if weights == "random":
+    if item.weights == "random":
         said.append("the weights are random: install and release will refuse this bundle")
-    if not has_graph:
+    if not item.has_graph:
         said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
-    return tuple(said)
+    return (
+        *said,
+        *(accuracy_warnings(item.scheme, item.verified, item.options) if item.has_graph else ()),
+        *_device_warnings(item.verified),
+        *training_warnings(item.tuning),
+        *store_warnings(item.options.store_limits, item.target),
+    )

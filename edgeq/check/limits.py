@@ -28,6 +28,7 @@ class Measured:
         limit_on: whether the accuracy drop is judged by the upper end of its interval or by the estimate.
         host_arch: the architecture that `verified` was measured on, as `platform.machine()` says it.
         target_arch, target_platform: the target's.
+        threads: that the app uses; a device that was timed with others settles no latency.
     """
 
     size_bytes: int
@@ -37,6 +38,7 @@ class Measured:
     host_arch: str
     target_arch: str
     target_platform: str
+    threads: int
 
 
 def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
@@ -48,11 +50,12 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     value, note = _value(name, limit, measured)
     if value is None:
         sign = ">=" if kind.at_least else "<="
-        return unverified(name, f"{sign} {format_quantity(limit, kind.dimension)}", note)
+        gate = unverified(name, f"{sign} {format_quantity(limit, kind.dimension)}", note)
+        return dataclasses.replace(gate, bound=limit)
     hold = at_least if kind.at_least else at_most
     gate = hold(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
-    is_predicted = name == "latency" and _prediction(measured) is not None
-    return dataclasses.replace(gate, measured=f"predicted {gate.measured}") if is_predicted else gate
+    predicted = "predicted " if name == "latency" and _prediction(measured) is not None else ""
+    return dataclasses.replace(gate, measured=f"{predicted}{gate.measured}", bound=limit)
 
 
 def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | None, str]:
@@ -147,6 +150,8 @@ def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> t
     if not _fits(device, measured):
         own, wanted = (f"{device.platform} {device.arch}", f"{measured.target_platform} {measured.target_arch}")
         return None, f"measured on {device.device}, which is {own}: that says nothing about {wanted}"
+    if name == "latency" and device.threads != measured.threads:
+        return None, f"{device.device} was timed with {device.threads} threads, and the app uses {measured.threads}"
     where = f"on {device.device}, {device.runtime}"
     values: dict[LimitName, tuple[float | None, str]] = {
         "latency": (device.p90_ms, f"p90 of {device.runs} runs, {device.threads} threads, {where}"),

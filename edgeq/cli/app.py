@@ -9,6 +9,7 @@ import typer
 from edgeq.cli import (
     build,
     cache,
+    compare,
     devices,
     diff,
     doctor,
@@ -43,6 +44,7 @@ _FLAGS_OFF = {
     "inspect": {"help": False},
     "report": {"help": False},
     "diff": {"help": False},
+    "compare": {"help": False},
     "sensitivity": {"help": False},
     "profile": {"help": False},
     "devices": {"help": False, "list": {"help": False}, "show": {"help": False}, "fit": {"help": False}},
@@ -63,6 +65,7 @@ app.command("install")(install.install)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
+app.command("compare")(compare.compare)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("schema")(schema.schema)
 app.command("report")(report.report)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeq.cli import flags, views
+from edgeq.cli import views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import note, say, say_error, say_json
+from edgeq.cli.params import RunParams, grouped
 from edgeq.cli.precheck import check_files
 from edgeq.errors import EdgeqError
 
@@ -19,30 +20,20 @@ if TYPE_CHECKING:
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file; all if not given.")]
 
 
-def build(
-    names: Names = None,
-    config: flags.Config = None,
-    cache: flags.Cache = None,
-    dry_run: flags.DryRun = False,
-    as_json: flags.AsJson = False,
-    junit: views.Junit = None,
-    markdown: views.Markdown = None,
-    github: views.Github = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-) -> None:
+@grouped
+def build(run: RunParams, names: Names = None) -> None:
     """Build every model of an edgeq.toml, in parallel; only what changed is made anew.
 
     One model that fails does not stop the others. The exit code is the lowest of all that failed.
     """
     from edgeq.cli.models import read_models
 
-    wanted = read_models(config, names or (), cache=cache)
-    if dry_run:
-        _print_plan(wanted, as_json=as_json)
+    wanted = read_models(run.config, names or (), cache=run.cache)
+    if run.dry_run:
+        _print_plan(wanted, as_json=run.as_json)
         return
     apps = [match_apps(model) for model in wanted.models]
-    report = _build(wanted, quiet=quiet, verbose=verbose)
+    report = _build(wanted, quiet=run.quiet, verbose=run.verbose)
     installed: list[Installed] = []
     problem: EdgeqError | None = None
     if not report.exit_code:
@@ -50,8 +41,8 @@ def build(
             if model.report is not None and problem is None:
                 done, problem = install_rows(model.report, places)
                 installed += done
-    _print(report, installed, problem, as_json=as_json, verbose=verbose)
-    views.write_views(report, junit=junit, markdown=markdown, github=github)
+    _print(report, installed, problem, as_json=run.as_json, verbose=run.verbose)
+    views.write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
     raise typer.Exit(problem.exit_code if problem else report.exit_code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgeq.profiles import profile_files
-from edgeq.scheme import LIMITS, OBSERVERS, SCHEMES
+from edgeq.scheme import AUTO, LIMITS, OBSERVERS, SCHEMES
 
 
 def targets(incomplete: str) -> list[str]:
@@ -15,7 +15,7 @@ def targets(incomplete: str) -> list[str]:
 
 def schemes(incomplete: str) -> list[str]:
     """Return the schemes that start with `incomplete`."""
-    return _starting(incomplete, SCHEMES)
+    return _starting(incomplete, (*SCHEMES, AUTO))
 
 
 def observers(incomplete: str) -> list[str]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable
+from pydantic import ValidationError
+
+from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable, RuntimeName
 from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
+    AUTO,
     LIMITS,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
     OBSERVERS,
     SCHEMES,
     SEARCH_LIMITS,
+    AskedScheme,
     LimitName,
     SchemeName,
     parse_limit,
 )
-from edgeq.target import load_target
+from edgeq.target import App, explain, load_target
 from edgeq.units import parse_size_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +62,7 @@ def request(command_line: Options, project: Options) -> Request:
         )
     if not options.targets:
         raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
-    targets = _targets(options.targets)
+    targets = _targets(options.targets, options.app.runtimes)
     job = Job(
         source=options.model,
         targets=targets,
@@ -76,6 +80,7 @@ def request(command_line: Options, project: Options) -> Request:
         qat=QatOptions(**_given(options.qat)),
         gates=_gates(options),
         device=device_options(options.device),
+        compare=_or(options.compare, False),
         cache=_or(options.cache, True),
     )
     _check_qat(command_line, job)
@@ -85,7 +90,7 @@ def request(command_line: Options, project: Options) -> Request:
 
 def _check_qat(command_line: Options, job: Job) -> None:
     """Refuse options of a training that no scheme of the run does; those of a project's file may wait."""
-    schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
     given = _given(command_line.qat)
     if given and not schemes & set(NEEDS_TRAINING):
         what = f"--qat-{next(iter(given))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
@@ -94,14 +99,15 @@ def _check_qat(command_line: Options, job: Job) -> None:
 
 def _check_search(command_line: Options, job: Job) -> None:
     """Refuse a search that nothing would end, and options of one where none is done."""
-    schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
     searches = schemes & NEEDS_SEARCH
     given = [name for name in ("search", "num_search_samples") if getattr(command_line.data, name) is not None]
     if given and not searches:
         option = {"search": "--search-data"}.get(given[0], "--num-search-samples")
         what = f"{option} is for schemes that search, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_SEARCH))}, or leave the option out")
-    if searches and not any(name in SEARCH_LIMITS for name, _ in job.gates.limits):
+    # auto leaves out what it has no limit for
+    if searches and AUTO not in job.schemes and not any(name in SEARCH_LIMITS for name, _ in job.gates.limits):
         what = f"{next(iter(searches))} searches for the least that keeps an accuracy, and none was asked for"
         raise UsageError(what, "add --limit accuracy_drop=0.5pp, sqnr=30dB or agreement=99%")
 
@@ -118,7 +124,7 @@ def merge(command_line: Options, project: Options) -> Options:
         "limit": LimitTable(**limit),
         "device": DeviceTable(**device),
     }
-    tables["app"] = project.app  # the command line of `package` has no such option
+    tables["app"] = project.app  # no command line has such options
     return Options(**{**_given(project), **_given(command_line), **tables})
 
 
@@ -146,17 +152,33 @@ def limit_table(texts: Sequence[str]) -> LimitTable:
     return LimitTable(**values)
 
 
-def _targets(names: Sequence[str]) -> tuple[TargetProfile, ...]:
+def _targets(names: Sequence[str], in_field: Mapping[RuntimeName, Sequence[str]]) -> tuple[TargetProfile, ...]:
+    """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
     profiles: dict[str, TargetProfile] = {}
     for name in _unique(names):
         profile = load_target(name)
+        if in_field.get(profile.runtime):
+            profile = profile.model_copy(update={"app": _app(in_field[profile.runtime], profile.runtime)})
         if profile.name in profiles:
             raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
         profiles[profile.name] = profile
     return tuple(profiles.values())
 
 
-def _schemes(names: Sequence[str], targets: Iterable[TargetProfile]) -> tuple[SchemeName, ...]:
+def _app(versions: Sequence[str], runtime: str) -> App:
+    try:
+        return App(runtimes=tuple(versions))
+    except ValidationError as err:
+        raise explain(err, f"app.runtimes.{runtime}", App) from err
+
+
+def _schemes(names: Sequence[str], targets: Iterable[TargetProfile]) -> tuple[AskedScheme, ...]:
+    if AUTO in names:
+        others = [name for name in _unique(names) if name != AUTO]
+        if others:
+            what = f"--scheme {AUTO} chooses one scheme, and {', '.join(others)} is asked for too"
+            raise UsageError(what, f"give {AUTO} alone, or --compare to see fp32 and fp16 beside it")
+        return (AUTO,)
     chosen = tuple(_scheme(name) for name in _unique(names))
     for target in targets:
         for scheme in chosen:
@@ -170,8 +192,8 @@ def _scheme(name: str) -> SchemeName:
     for known in SCHEMES:
         if known == name:
             return known
-    hint = nearest(name, SCHEMES)
-    raise UsageError(f"unknown scheme {name!r}.{hint}", f"schemes: {', '.join(SCHEMES)}")
+    known_names = (*SCHEMES, AUTO)
+    raise UsageError(f"unknown scheme {name!r}.{nearest(name, known_names)}", f"schemes: {', '.join(known_names)}")
 
 
 def _choice(kind: str, name: str | None, known: Sequence[_Name], *, default: _Name) -> _Name:

@@ -1,7 +1,8 @@
-"""The options of `edgeq package`, each with its help. What a default is, `config.py` and `edgeq.job` say."""
+"""The options of the commands, each with its help. What a default is, `config.py` and `edgeq.job` say."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,21 @@ from edgeq.cli import complete
 
 PROJECT_FILE = "edgeq.toml"
 
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where an option stands in an edgeq.toml.
+
+    Attributes:
+        path: the key, after its table and a full stop where it has one.
+    """
+
+    path: str
+
+
 Model = Annotated[
     str | None,
+    Key("model"),
     typer.Argument(
         metavar="MODEL",
         help="torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, "
@@ -21,6 +35,7 @@ Model = Annotated[
 ]
 Target = Annotated[
     list[str] | None,
+    Key("targets"),
     typer.Option(
         "--target",
         "-t",
@@ -31,57 +46,98 @@ Target = Annotated[
 ]
 Scheme = Annotated[
     list[str] | None,
+    Key("schemes"),
     typer.Option(
         "--scheme",
         metavar="NAME",
-        help="A quantization scheme; repeatable. Without it, each target's default.",
+        help="A quantization scheme, repeatable, or auto: the cheapest that passes every gate. Without it, each "
+        "target's default.",
         autocompletion=complete.schemes,
     ),
 ]
 Out = Annotated[
-    str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for the bundles; out if not given.")
+    str | None,
+    Key("out"),
+    typer.Option("--out", "-o", metavar="FOLDER", help="The folder for the bundles; out if not given."),
 ]
 Name = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The model's name in bundles; by default from the source.")
+    str | None,
+    Key("name"),
+    typer.Option(metavar="NAME", help="The model's name in bundles; by default from the source."),
 ]
 Digest = Annotated[
     str | None, typer.Option(metavar="HEX", help="What the bundle's digest must be, as `edgeq package --json` gave it.")
 ]
+Verdict = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdict",
+        metavar="FILE",
+        help="What `edgeq verify --write-verdict` measured of this very bundle elsewhere: latency, load time, peak "
+        "memory and golden outputs, judged here.",
+    ),
+]
 ModelVersion = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="The model's version in the manifest; 1 if not given.")
+    str | None,
+    Key("model_version"),
+    typer.Option(metavar="TEXT", help="The model's version in the manifest; 1 if not given."),
 ]
 Weights = Annotated[
-    str | None, typer.Option(metavar="FILE|NAME", help="A state dict (.safetensors, .pt, .pth) or torchvision's name.")
+    str | None,
+    Key("weights"),
+    typer.Option(metavar="FILE|NAME", help="A state dict (.safetensors, .pt, .pth) or torchvision's name."),
 ]
 Input = Annotated[
     list[str] | None,
+    Key("inputs"),
     typer.Option("--input", metavar="SPEC", help="1x3x224x224, or tokens=int64:1x128:0..30521; repeatable, in order."),
 ]
 CalibrationData = Annotated[
-    str | None, typer.Option(metavar="DATA", help="An image folder, .npz/.npy or file.py:function.")
+    str | None,
+    Key("data.calibration"),
+    typer.Option(metavar="DATA", help="An image folder, .npz/.npy or file.py:function."),
 ]
-EvalData = Annotated[str | None, typer.Option(metavar="DATA", help="The same, for accuracy; no sample may be in both.")]
+EvalData = Annotated[
+    str | None,
+    Key("data.evaluation"),
+    typer.Option(metavar="DATA", help="The same, for accuracy; no sample may be in both."),
+]
 Metric = Annotated[
     str | None,
+    Key("data.metric"),
     typer.Option(
         metavar="FUNCTION", help="file.py:function, a score of 0 to 1 per sample, higher is better, in place of top-1."
     ),
 ]
-Preprocess = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="imagenet, unit, or a .toml file.")]
-Labels = Annotated[str | None, typer.Option(metavar="FILE", help="A file that maps class folders to output indices.")]
+Preprocess = Annotated[
+    str | None, Key("data.preprocess"), typer.Option(metavar="NAME|FILE", help="imagenet, unit, or a .toml file.")
+]
+Labels = Annotated[
+    str | None,
+    Key("data.labels"),
+    typer.Option(metavar="FILE", help="A file that maps class folders to output indices."),
+]
 NumCalibrationSamples = Annotated[
-    int | None, typer.Option(metavar="N", help="Samples to calibrate on; 128 if not given.")
+    int | None,
+    Key("data.num_calibration_samples"),
+    typer.Option(metavar="N", help="Samples to calibrate on; 128 if not given."),
 ]
 SearchData = Annotated[
     str | None,
+    Key("data.search"),
     typer.Option(
         metavar="DATA", help="Samples that mixed-int8 judges on; the rest of the calibration data if not given."
     ),
 ]
-NumSearchSamples = Annotated[int | None, typer.Option(metavar="N", help="At most so many; 512 if not given.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="The seed of all that is random; 0 if not given.")]
+NumSearchSamples = Annotated[
+    int | None, Key("data.num_search_samples"), typer.Option(metavar="N", help="At most so many; 512 if not given.")
+]
+Seed = Annotated[
+    int | None, Key("seed"), typer.Option(metavar="N", help="The seed of all that is random; 0 if not given.")
+]
 Observer = Annotated[
     str | None,
+    Key("observer"),
     typer.Option(
         metavar="NAME",
         help="histogram, minmax or percentile; histogram if not given.",
@@ -90,31 +146,46 @@ Observer = Annotated[
 ]
 KeepFp32 = Annotated[
     list[str] | None,
+    Key("keep_fp32"),
     typer.Option("--keep-fp32", metavar="NAME", help="A module's name or type to leave in float; repeatable."),
 ]
 QatData = Annotated[
     str | None,
+    Key("qat.data"),
     typer.Option(metavar="DATA", help="Samples for qat-int8, without labels; the calibration data's if not given."),
 ]
-QatSamples = Annotated[int | None, typer.Option(metavar="N", help="Samples to train on; 2048 if not given.")]
-QatEpochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs of qat-int8; 8 if not given.")]
+QatSamples = Annotated[
+    int | None, Key("qat.samples"), typer.Option(metavar="N", help="Samples to train on; 2048 if not given.")
+]
+QatEpochs = Annotated[
+    int | None, Key("qat.epochs"), typer.Option(metavar="N", help="Epochs of qat-int8; 8 if not given.")
+]
 QatLr = Annotated[
     float | None,
+    Key("qat.lr"),
     typer.Option(metavar="X", help="Its learning rate, relative to the size of the weights; 0.002 if not given."),
 ]
-QatBatch = Annotated[int | None, typer.Option(metavar="N", help="Its samples a step; 32 if not given.")]
+QatBatch = Annotated[
+    int | None, Key("qat.batch"), typer.Option(metavar="N", help="Its samples a step; 32 if not given.")
+]
 QatTrain = Annotated[
     str | None,
+    Key("qat.train"),
     typer.Option(metavar="FUNCTION", help="file.py:function, your own loop: (prepared, teacher, data) -> module."),
 ]
 DataLint = Annotated[
-    str | None, typer.Option(metavar="error|warn", help="What a finding in the data is; error if not given.")
+    str | None,
+    Key("data.lint"),
+    typer.Option(metavar="error|warn", help="What a finding in the data is; error if not given."),
 ]
 SkipBadImages = Annotated[
-    bool | None, typer.Option("--skip-bad-images/--no-skip-bad-images", help="Leave out images that do not decode.")
+    bool | None,
+    Key("data.skip_bad_images"),
+    typer.Option("--skip-bad-images/--no-skip-bad-images", help="Leave out images that do not decode."),
 ]
 Limit = Annotated[
     list[str] | None,
+    Key("limit"),
     typer.Option(
         "--limit",
         metavar="NAME=VALUE",
@@ -125,6 +196,7 @@ Limit = Annotated[
 ]
 LimitOn = Annotated[
     str | None,
+    Key("limit_on"),
     typer.Option(
         metavar="interval|point|predicted",
         help="What of the accuracy drop must keep the limit, interval if not given; predicted: a latency that is "
@@ -133,10 +205,12 @@ LimitOn = Annotated[
 ]
 Shipped = Annotated[
     str | None,
+    Key("shipped"),
     typer.Option(metavar="BUNDLE", help="The shipped model's bundle: at most 1.1 times its instructions."),
 ]
 ReuseQParams = Annotated[
     str | None,
+    Key("reuse_qparams_from"),
     typer.Option(
         "--reuse-qparams-from",
         metavar="BUNDLE",
@@ -145,29 +219,36 @@ ReuseQParams = Annotated[
 ]
 Device = Annotated[
     str | None,
+    Key("predict_for"),
     typer.Option(
         metavar="NAME|FILE", help="For --limit-on predicted: a device of `edgeq devices list`, or a .toml file."
     ),
 ]
 AllowUnmeasured = Annotated[
     list[str] | None,
+    Key("allow_unmeasured"),
     typer.Option("--allow-unmeasured", metavar="GATE", help="A gate that may stay unmeasured; repeatable."),
 ]
 StoreLimit = Annotated[
     list[str] | None,
+    Key("store_limits"),
     typer.Option("--store-limit", metavar="NAME", help="A store's limit, such as play-base-module; repeatable."),
 ]
 AppSize = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="The app's size without the model, for --store-limit.")
+    str | None,
+    Key("app_size"),
+    typer.Option(metavar="SIZE", help="The app's size without the model, for --store-limit."),
 ]
 InstallInto = Annotated[
     list[str] | None,
+    Key("install_into"),
     typer.Option(
         "--install-into", metavar="FOLDER", help="An app's project to install into when all gates pass; repeatable."
     ),
 ]
 On = Annotated[
     str | None,
+    Key("device.on"),
     typer.Option(
         metavar="emulator|host|ssh:HOST|adb[:SERIAL]",
         help="What runs the artifact: the device's ARM64 kernels under QEMU as well, this host's only, or (verify) a "
@@ -176,18 +257,30 @@ On = Annotated[
 ]
 Cpu = Annotated[
     list[str] | None,
+    Key("device.cpu"),
     typer.Option(
         metavar="NAME",
         help="A CPU model to emulate, such as cortex-a53, or several with commas; by default those of the target.",
     ),
 ]
 DeviceSamples = Annotated[
-    int | None, typer.Option(metavar="N", help="Samples to emulate; without it a number by the model's size.")
+    int | None,
+    Key("device.samples"),
+    typer.Option(metavar="N", help="Samples to emulate; without it a number by the model's size."),
 ]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given.")
+    float | None,
+    Key("device.timeout_s"),
+    typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given."),
 ]
-Cache = Annotated[bool | None, typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")]
+Compare = Annotated[
+    bool | None,
+    Key("compare"),
+    typer.Option("--compare/--no-compare", help="Make fp32 and fp16 too, to compare with; off if not given."),
+]
+Cache = Annotated[
+    bool | None, Key("cache"), typer.Option("--cache/--no-cache", help="Use what earlier runs made; on if not given.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print the plan; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress; the result and errors stay.")]

@@ -76,16 +76,33 @@ def install(
         str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
     ] = "",
     digest: flags.Digest = None,
+    verdict: flags.Verdict = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where a model of other inputs, outputs or labels has the name.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
 
-    It replaces an older one of the same model and target, whole or not at all. Bundles of the model for other targets
-    go where they carry another version of it. In an iOS project the models become a Swift package of resources.
+    It replaces an older one of the same model and target, whole or not at all. A model with other inputs, outputs,
+    preprocessing or labels is taken for another one: the one that is there stays, unless --replace is given. Bundles
+    of the model for other targets go where they carry another version of it. In an iOS project the models become a
+    Swift package of resources.
+
+    With --verdict, gates that were not measured when the bundle was packaged are settled by it, in the manifest that is
+    installed.
     """
     from edgeq.deliver.install import install as deliver
 
-    result = deliver(bundle, app, aar=Path(aar) if aar else None, digest=digest)
+    library = Path(aar) if aar else None
+    if verdict is None:
+        result = deliver(bundle, app, aar=library, digest=digest, replace=replace)
+    else:
+        from edgeq.pipeline.settle import settled_bundle
+
+        with settled_bundle(bundle, verdict, digest=digest) as settled:
+            result = deliver(settled.folder, app, aar=library, replace=replace)
+        result = dataclasses.replace(result, notes=(*result.notes, settled.told))
     installed = Installed(app=app, target=None, result=result)
     if as_json:
         say_json({"schema_version": 1, "installed": [installed.as_json()]})

@@ -63,7 +63,7 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
-    from edgeq.cli.ota import now
+    from edgeq.cli.clock import now
     from edgeq.deliver.ota.entries import Terms
     from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
     from edgeq.deliver.ota.release import refresh

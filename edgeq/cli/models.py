@@ -5,40 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from edgeq.cli.config import DEFAULT_OUT, Request, merge, request
 from edgeq.cli.flags import PROJECT_FILE
-from edgeq.cli.project import Options, relative_to, validated
+from edgeq.cli.project import AppTable, Options, read_project, relative_to, validated
 from edgeq.errors import EdgeqError, UsageError, nearest
 from edgeq.project import AppOptions
 from edgeq.target import explain, read_toml
 from edgeq.units import parse_size_bytes
 
-RuntimeName = Literal["executorch", "torchscript", "onnx"]
 # keys of a file of one model that an entry says otherwise, or the whole file says
 _INSTEAD = {"model": "source", "model_version": "version"}
-_OF_THE_FILE = ("out", "cache")
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class AppLimits(_Table):
-    """`[app] limit`: for all models that one ABI gets, with the runtimes' libraries."""
-
-    size: str | None = None
-    download: str | None = None
-
-
-class AppTable(_Table):
-    """`[app]`: the app as a whole. `runtime_size.android-arm64.executorch` is a library's size."""
-
-    limit: AppLimits = AppLimits()
-    runtime_size: dict[str, dict[RuntimeName, str]] = {}
+_OF_THE_FILE = ("out", "cache", "app")
 
 
 class ModelTable(Options):
@@ -79,18 +60,9 @@ def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None
     path = config or Path(PROJECT_FILE)
     if not path.is_file():
         raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
-    raw = read_toml(path)
-    app = _app(raw.pop("app", {}), str(path))
-    entries = raw.pop("model", None)
-    common = validated(raw, str(path))
-    if isinstance(entries, list):
-        found = [_entry(entry, path, common) for entry in entries]
-    else:
-        found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
-    if not found:
-        raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
+    common, found = _read(path)
+    app = _app(common.app, str(path))
     known = [options.name or options.model or "" for options in found]
-    _check_unique(known, path)
     chosen = _chosen(names, known, path)
     extra = Options(cache=cache)
     models = [
@@ -100,6 +72,44 @@ def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None
     ]
     out = path.parent / (common.out or DEFAULT_OUT)
     return ProjectRequest(names=tuple(known), models=tuple(models), out=out, app=app)
+
+
+def read_released(config: Path | None, models: Sequence[str]) -> Options:
+    """Return what `config`, or the current folder's edgeq.toml, says of the models that are to be released.
+
+    Args:
+        config: the file, or None.
+        models: the names of the bundles' models, each once.
+
+    Raises:
+        UsageError: an unknown key or value; or the file has [[model]] entries, and none is of that name, or several
+            models are released at once, whose limits differ.
+    """
+    path = config or Path(PROJECT_FILE)
+    if not path.is_file() or not isinstance(read_toml(path).get("model"), list):
+        return read_project(config)
+    _, found = _read(path)
+    if len(models) != 1:
+        what = f"{path} has limits for each model, and bundles of several are released at once: {', '.join(models)}"
+        raise UsageError(what, "release the models one by one, or name another --config")
+    known = [options.name or "" for options in found]
+    (name,) = _chosen(models, known, path)
+    return relative_to(found[known.index(name)], path.parent)
+
+
+def _read(path: Path) -> tuple[Options, list[Options]]:
+    """Return what stands above all models, and each model as a file of its own would say it."""
+    raw = read_toml(path)
+    entries = raw.pop("model", None)
+    common = validated(raw, str(path))
+    if isinstance(entries, list):
+        found = [_entry(entry, path, common) for entry in entries]
+    else:
+        found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
+    if not found:
+        raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
+    _check_unique([options.name or options.model or "" for options in found], path)
+    return common, found
 
 
 def _entry(entry: Any, path: Path, common: Options) -> Options:
@@ -148,11 +158,7 @@ def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset
     return frozenset(names or known)
 
 
-def _app(raw: Any, origin: str) -> AppOptions:
-    try:
-        table = AppTable.model_validate(raw)
-    except ValidationError as err:
-        raise explain(err, f"{origin}: app", AppTable) from err
+def _app(table: AppTable, origin: str) -> AppOptions:
     return AppOptions(
         size_bytes=_bytes(table.limit.size, f"{origin}: app.limit.size"),
         download_bytes=_bytes(table.limit.download, f"{origin}: app.limit.download"),

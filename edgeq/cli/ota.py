@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import flags, ota_device
+from edgeq.cli.clock import now
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
@@ -124,27 +123,13 @@ def refresh(
     tell_published(f"signed again: {channel}, for {valid_days} days", done, as_json)
 
 
-def now() -> datetime.datetime:
-    """Return the time of signing: SOURCE_DATE_EPOCH if set, so that a release can be made again byte by byte.
-
-    Raises:
-        UsageError: SOURCE_DATE_EPOCH is no time.
-    """
-    text = os.environ.get("SOURCE_DATE_EPOCH")
-    if not text:
-        return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    try:
-        return datetime.datetime.fromtimestamp(int(text), datetime.UTC)
-    except (ValueError, OverflowError, OSError) as err:
-        what = f"SOURCE_DATE_EPOCH must be seconds since 1970, got {text!r}"
-        raise UsageError(what, "set it to a number, or unset it") from err
-
-
 def _job(params: Mapping[str, Any]) -> ReleaseJob:
-    from edgeq.cli.project import read_project
+    from edgeq.bundle.reader import read_manifest
+    from edgeq.cli.models import read_released
     from edgeq.pipeline.ota import ReleaseJob
 
-    project = read_project(params["config"])
+    models = dict.fromkeys(read_manifest(folder)[1].model.name for folder in params["bundles"])
+    project = read_released(params["config"], tuple(models))
     data = _data(params, project.data.evaluation, project.data.labels)
     runtimes = tuple(_runtime(text) for text in params["runtime"] or ())
     if not runtimes:

@@ -1,180 +1,81 @@
 """`edgeq package`: the whole job, from a model to gated, verified and installed bundles."""
-# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from edgeq.cli import flags, views
+from edgeq.cli import views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import say, say_error, say_json
+from edgeq.cli.params import (
+    BundleParams,
+    DeviceParams,
+    GateParams,
+    ModelParams,
+    RunParams,
+    SchemeParams,
+    StoreParams,
+    grouped,
+    to_options,
+)
 from edgeq.errors import ExitCode
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
+    from edgeq.cli.config import Request
     from edgeq.cli.project import Options
     from edgeq.errors import EdgeqError
     from edgeq.job import Job
 
-# where in an edgeq.toml the option of each parameter would stand
-KEYS: dict[str, tuple[str, ...]] = {
-    "model": ("model",),
-    "target": ("targets",),
-    "scheme": ("schemes",),
-    "out": ("out",),
-    "name": ("name",),
-    "model_version": ("model_version",),
-    "weights": ("weights",),
-    "inputs": ("inputs",),
-    "calibration_data": ("data", "calibration"),
-    "eval_data": ("data", "evaluation"),
-    "metric": ("data", "metric"),
-    "preprocess": ("data", "preprocess"),
-    "labels": ("data", "labels"),
-    "num_calibration_samples": ("data", "num_calibration_samples"),
-    "search_data": ("data", "search"),
-    "num_search_samples": ("data", "num_search_samples"),
-    "qat_data": ("qat", "data"),
-    "qat_samples": ("qat", "samples"),
-    "qat_epochs": ("qat", "epochs"),
-    "qat_lr": ("qat", "lr"),
-    "qat_batch": ("qat", "batch"),
-    "qat_train": ("qat", "train"),
-    "data_lint": ("data", "lint"),
-    "skip_bad_images": ("data", "skip_bad_images"),
-    "seed": ("seed",),
-    "observer": ("observer",),
-    "keep_fp32": ("keep_fp32",),
-    "reuse_qparams_from": ("reuse_qparams_from",),
-    "limit": ("limit",),
-    "limit_on": ("limit_on",),
-    "shipped": ("shipped",),
-    "device": ("predict_for",),
-    "allow_unmeasured": ("allow_unmeasured",),
-    "store_limit": ("store_limits",),
-    "app_size": ("app_size",),
-    "on": ("device", "on"),
-    "cpu": ("device", "cpu"),
-    "device_samples": ("device", "samples"),
-    "timeout": ("device", "timeout_s"),
-    "install_into": ("install_into",),
-    "cache": ("cache",),
-}
 
-
+@grouped
 def package(
-    context: typer.Context,
-    model: flags.Model = None,
-    target: flags.Target = None,
-    scheme: flags.Scheme = None,
-    out: flags.Out = None,
-    name: flags.Name = None,
-    model_version: flags.ModelVersion = None,
-    weights: flags.Weights = None,
-    inputs: flags.Input = None,
-    calibration_data: flags.CalibrationData = None,
-    eval_data: flags.EvalData = None,
-    metric: flags.Metric = None,
-    preprocess: flags.Preprocess = None,
-    labels: flags.Labels = None,
-    num_calibration_samples: flags.NumCalibrationSamples = None,
-    search_data: flags.SearchData = None,
-    num_search_samples: flags.NumSearchSamples = None,
-    seed: flags.Seed = None,
-    observer: flags.Observer = None,
-    keep_fp32: flags.KeepFp32 = None,
-    reuse_qparams_from: flags.ReuseQParams = None,
-    qat_data: flags.QatData = None,
-    qat_samples: flags.QatSamples = None,
-    qat_epochs: flags.QatEpochs = None,
-    qat_lr: flags.QatLr = None,
-    qat_batch: flags.QatBatch = None,
-    qat_train: flags.QatTrain = None,
-    data_lint: flags.DataLint = None,
-    skip_bad_images: flags.SkipBadImages = None,
-    limit: flags.Limit = None,
-    limit_on: flags.LimitOn = None,
-    shipped: flags.Shipped = None,
-    device: flags.Device = None,
-    allow_unmeasured: flags.AllowUnmeasured = None,
-    store_limit: flags.StoreLimit = None,
-    app_size: flags.AppSize = None,
-    on: flags.On = None,
-    cpu: flags.Cpu = None,
-    device_samples: flags.DeviceSamples = None,
-    timeout: flags.Timeout = None,
-    install_into: flags.InstallInto = None,
-    cache: flags.Cache = None,
-    dry_run: flags.DryRun = False,
-    as_json: flags.AsJson = False,
-    junit: views.Junit = None,
-    markdown: views.Markdown = None,
-    github: views.Github = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    config: flags.Config = None,
+    model: ModelParams,
+    bundle: BundleParams,
+    scheme: SchemeParams,
+    gates: GateParams,
+    store: StoreParams,
+    device: DeviceParams,
+    run: RunParams,
 ) -> None:
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
     installed if asked for. Most options can stand in an edgeq.toml; the command line wins.
     """
-    raise typer.Exit(_run(context.params))
+    raise typer.Exit(_run(to_options(model, bundle, scheme, gates, store, device, run), run))
 
 
-def _run(params: Mapping[str, Any]) -> ExitCode:
+def _run(command_line: Options, run: RunParams) -> ExitCode:
     from edgeq.cli.config import request
     from edgeq.cli.precheck import check_files
     from edgeq.cli.project import read_project
 
-    wanted = request(from_params(params), read_project(params["config"]))
+    wanted = request(command_line, read_project(run.config))
     check_files(wanted.job)
     apps = match_apps(wanted)
-    as_json: bool = params["as_json"]
-    if params["dry_run"]:
-        from edgeq.cli.plan import plan_json, plan_text
-
-        if as_json:
-            say_json(plan_json(wanted))
-        else:
-            say(plan_text(wanted))
+    if run.dry_run:
+        _print_plan(wanted, as_json=run.as_json)
         return ExitCode.OK
-    report = _build(wanted.job, quiet=params["quiet"], verbose=params["verbose"])
+    report = _build(wanted.job, quiet=run.quiet, verbose=run.verbose)
     installed, problem = install_rows(report, apps)
-    _print(report, installed, problem, as_json=as_json)
+    _print(report, installed, problem, as_json=run.as_json)
 
     from edgeq.project import of_one
 
-    written = of_one(report)
-    views.write_views(written, junit=params["junit"], markdown=params["markdown"], github=params["github"])
+    views.write_views(of_one(report), junit=run.junit, markdown=run.markdown, github=run.github)
     return problem.exit_code if problem else report.exit_code
 
 
-def from_params(params: Mapping[str, Any]) -> Options:
-    """Return the command line's options in the form of an `edgeq.toml`.
+def _print_plan(wanted: Request, *, as_json: bool) -> None:
+    from edgeq.cli.plan import plan_json, plan_text
 
-    Raises:
-        UsageError: a value of the wrong type, or a limit that is none.
-    """
-    from edgeq.cli.config import limit_table
-    from edgeq.cli.project import validated
-
-    values: dict[str, Any] = {"data": {}, "qat": {}, "device": {}}
-    for param, path in KEYS.items():
-        given = params[param]
-        # typer gives an empty list for a repeatable option that was not used
-        if given is None or given in ([], ()):
-            continue
-        if param == "limit":
-            values["limit"] = limit_table(given)
-        elif len(path) > 1:
-            values[path[0]][path[1]] = list(given) if isinstance(given, list | tuple) else given
-        else:
-            values[path[0]] = list(given) if isinstance(given, list | tuple) else given
-    return validated(values, "command line")
+    if as_json:
+        say_json(plan_json(wanted))
+    else:
+        say(plan_text(wanted))
 
 
 def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
-from edgeq.scheme import LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.scheme import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.units import format_bytes, format_quantity
 from edgeq.verify.emulate.wanted import wants_emulation
 
@@ -34,6 +35,7 @@ _QUANTIZERS = {
 
 def plan_json(wanted: Request) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
+    wanted = _with_own_data(wanted)
     job = wanted.job
     return {
         "schema_version": 1,
@@ -44,7 +46,7 @@ def plan_json(wanted: Request) -> dict[str, Any]:
             "targets": [
                 {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(wanted, target, scheme))}
                 for target in job.targets
-                for scheme in _schemes(job, target)
+                for scheme in job.schemes_of(target)
             ],
         },
     }
@@ -52,11 +54,19 @@ def plan_json(wanted: Request) -> dict[str, Any]:
 
 def plan_text(wanted: Request) -> str:
     """Return the plan for people."""
+    wanted = _with_own_data(wanted)
     lines = [f"plan for {wanted.job.source}; nothing is written", *_lines(_shared(wanted.job))]
     for target in wanted.job.targets:
-        for scheme in _schemes(wanted.job, target):
+        for scheme in wanted.job.schemes_of(target):
             lines += ["", f"{target.name}, {scheme}", *_lines(_own(wanted, target, scheme))]
     return "\n".join(lines)
+
+
+def _with_own_data(wanted: Request) -> Request:
+    """Return the request with the name and the data that the built-in model brings with it."""
+    from edgeq.pipeline.prepare import with_demo_data
+
+    return dataclasses.replace(wanted, job=with_demo_data(wanted.job))
 
 
 _Steps = list[tuple[str, str]]
@@ -68,10 +78,6 @@ def _lines(steps: _Steps) -> list[str]:
 
 def _steps_json(steps: _Steps) -> list[dict[str, str]]:
     return [{"step": name, "what": text} for name, text in steps]
-
-
-def _schemes(job: Job, target: TargetProfile) -> tuple[str, ...]:
-    return job.schemes or target.schemes[:1]
 
 
 def _shared(job: Job) -> _Steps:
@@ -110,6 +116,7 @@ def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
         ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
         ("verify", verify),
         *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
+        *([("compare", "fp32 and fp16 of the same target, which are then dropped")] if job.compare else []),
         ("bundle", f"{job.out / model / target.name}"),
         *(("install", app) for app in apps),
     ]
@@ -121,6 +128,11 @@ def _emulated(job: Job, target: TargetProfile) -> str:
 
 
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+    if scheme == AUTO:
+        tries = ", ".join(name for name in AUTO_TRIES if name in target.schemes) or ", ".join(target.schemes)
+        return [
+            ("choose", f"the first of {tries} that passes every gate; what the model is made of says which is first")
+        ]
     if scheme == "fp32":
         return []
     # training starts from what static-int8 prepares

@@ -10,7 +10,8 @@ from edgeq.errors import UsageError, nearest
 if TYPE_CHECKING:
     from edgeq.job import Job
 
-_ARTIFACTS = frozenset({".pt2", ".pte", ".ptl"})
+_LOWERED = frozenset({".pte", ".ptl"})
+_ARTIFACTS = _LOWERED | {".pt2"}
 _STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 BUILT_IN = "digits"
 
@@ -19,7 +20,8 @@ def check_files(job: Job) -> None:
     """Check the files that a job names, its gates, its texts and its preprocessing.
 
     Raises:
-        UsageError: a file is missing, a text does not parse, or a gate, a store limit or a CPU is unknown.
+        UsageError: a file is missing, a text does not parse, calibration data is needed and not given, or a gate, a
+            store limit or a CPU is unknown.
         UnsupportedError: a CPU that QEMU cannot emulate.
         EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
@@ -29,11 +31,21 @@ def check_files(job: Job) -> None:
 
     check_source(job.source)
     _check_texts(job)
+    _check_calibration(job)
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
         _must_exist(job.weights, "--weights")
+    _check_data(job)
+    if job.inputs:
+        from edgeq.load.inputs import parse_input
+
+        for index, text in enumerate(job.inputs):
+            parse_input(text, index)
+
+
+def _check_data(job: Job) -> None:
     data = job.data
     for text, option in (
         (data.calibration, "--calibration-data"),
@@ -51,11 +63,14 @@ def check_files(job: Job) -> None:
         from edgeq.preprocess import load_preprocess
 
         load_preprocess(data.preprocess)
-    if job.inputs:
-        from edgeq.load.inputs import parse_input
 
-        for index, text in enumerate(job.inputs):
-            parse_input(text, index)
+
+def _check_calibration(job: Job) -> None:
+    from edgeq.pipeline.prepare import check_calibration, with_demo_data
+
+    if Path(job.source).suffix not in _LOWERED:
+        schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+        check_calibration(with_demo_data(job), schemes)
 
 
 def _check_texts(job: Job) -> None:

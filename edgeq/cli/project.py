@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,7 @@ from edgeq.errors import UsageError
 from edgeq.preprocess import PRESETS
 from edgeq.target import explain, read_toml
 
+RuntimeName = Literal["executorch", "torchscript", "onnx"]
 _MODEL_SUFFIXES = frozenset({".py", ".pt2", ".pte", ".ptl"})
 _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
@@ -62,10 +63,21 @@ class LimitTable(_Table):
     class_drop: str | None = None
 
 
-class AppTable(_Table):
-    """`[app]`: the app builds in the field, for `edgeq ota release`."""
+class AppLimitTable(_Table):
+    """`[app] limit`: for all models that one ABI gets, with the runtimes' libraries; judged by `edgeq build`."""
 
-    runtimes: dict[str, list[str]] = Field(default_factory=dict, description="versions by runtime, oldest first")
+    size: str | None = None
+    download: str | None = None
+
+
+class AppTable(_Table):
+    """`[app]`: the app as a whole. `runtime_size.android-arm64.executorch` is a library's size."""
+
+    runtimes: dict[RuntimeName, Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=dict, description="versions that the app builds in the field carry, oldest first"
+    )
+    limit: AppLimitTable = AppLimitTable()
+    runtime_size: dict[str, dict[RuntimeName, str]] = Field(default_factory=dict)
 
 
 class DeviceTable(_Table):
@@ -93,6 +105,7 @@ class Options(_Table):
     observer: str | None = None
     keep_fp32: list[str] | None = None
     reuse_qparams_from: str | None = None
+    compare: bool | None = None
     cache: bool | None = None
     limit_on: str | None = None
     shipped: str | None = None
@@ -124,7 +137,6 @@ def read_project(config: Path | None) -> Options:
     raw = read_toml(config)
     if isinstance(raw.get("model"), list):
         raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or name another --config")
-    raw.pop("app", None)  # the app as a whole concerns `edgeq build`
     return relative_to(validated(raw, str(config)), config.parent)
 
 

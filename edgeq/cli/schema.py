@@ -25,35 +25,27 @@ def _target() -> dict[str, Any]:
     return TargetProfile.model_json_schema()
 
 
-def _package() -> dict[str, Any]:
-    from edgeq.report.document import schema_of
+def _printed(name: str) -> Callable[[], dict[str, Any]]:
+    def schema_of_it() -> dict[str, Any]:
+        from edgeq.report.document import schema_of
 
-    return schema_of("package")
+        return schema_of(name)
 
-
-def _build() -> dict[str, Any]:
-    from edgeq.report.document import schema_of
-
-    return schema_of("build")
-
-
-def _diff() -> dict[str, Any]:
-    from edgeq.report.document import schema_of
-
-    return schema_of("diff")
+    return schema_of_it
 
 
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "manifest": _manifest,
     "target": _target,
-    "package": _package,
-    "build": _build,
-    "diff": _diff,
+    "package": _printed("package"),
+    "build": _printed("build"),
+    "diff": _printed("diff"),
+    "compare": _printed("compare"),
 }
 
 
 def schema(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="manifest, target, package, build or diff.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="manifest, target, package, build, diff or compare.")],
 ) -> None:
     """Print the JSON Schema of a document: of manifest.json, a target's file, or what a command's --json prints."""
     if name not in SCHEMAS:

@@ -1,10 +1,9 @@
 """`edgeq sensitivity`: which layers int8 costs most, so that one knows what to leave in float."""
-# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +11,11 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
+from edgeq.cli.params import BundleParams, ModelParams, grouped, to_options
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeq.cli.project import Options
     from edgeq.job import Job
     from edgeq.pipeline.sensitivity import Ranking
 
@@ -22,23 +23,12 @@ SCHEMA_VERSION = 1
 _SAMPLES = 32
 
 
+@grouped
 def sensitivity(
-    context: typer.Context,
-    model: flags.Model = None,
-    target: flags.Target = None,
-    name: flags.Name = None,
-    weights: flags.Weights = None,
-    inputs: flags.Input = None,
-    calibration_data: flags.CalibrationData = None,
+    model: ModelParams,
     num_calibration_samples: Annotated[
         int, typer.Option(metavar="N", min=1, help="Samples to calibrate and measure on.")
     ] = _SAMPLES,
-    preprocess: flags.Preprocess = None,
-    seed: flags.Seed = None,
-    observer: flags.Observer = None,
-    keep_fp32: flags.KeepFp32 = None,
-    data_lint: flags.DataLint = None,
-    skip_bad_images: flags.SkipBadImages = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
     config: flags.Config = None,
@@ -48,7 +38,7 @@ def sensitivity(
     Each layer is quantized alone, and the most sensitive ones are each left in float among all others in int8; the
     outputs are compared with fp32's on calibration samples. Nothing is written.
     """
-    job = _job(context.params)
+    job = _job(to_options(model, BundleParams(num_calibration_samples=num_calibration_samples)), config)
     from edgeq.cli.precheck import check_files
     from edgeq.cli.progress import open_progress
 
@@ -63,13 +53,11 @@ def sensitivity(
         say(render(found))
 
 
-def _job(params: Mapping[str, Any]) -> Job:
+def _job(command_line: Options, config: Path | None) -> Job:
     from edgeq.cli.config import request
-    from edgeq.cli.package import KEYS, from_params
     from edgeq.cli.project import read_project
 
-    command_line = from_params({**dict.fromkeys(KEYS), **params})
-    project = read_project(params["config"])
+    project = read_project(config)
     # what is packaged, and held to which limits, does not matter here; on the host nothing is emulated
     plain = project.model_copy(update={"schemes": ["static-int8"], "limit": type(project.limit)(), "evaluation": None})
     job = request(command_line, plain.model_copy(update={"device": type(project.device)(on="host")})).job

@@ -162,13 +162,25 @@ def _below(report: ProjectReport) -> list[str]:
                 f"  fix: {printable(model.error.fix)}",
             ]
     found = [f"search: {words.search(row.search)} ({row.target})" for row in report.rows if row.search]
+    tried = [line for row in report.rows for line in _tried(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
     reused = [line for row in report.rows for line in _reused(row)]
     paths = [f"{words.place(row)}: {row.path}" for row in report.rows]
-    sections = [section for section in (devices, failed, found, app, warnings, data, reused, paths) if section]
+    sections = [section for section in (devices, failed, found, tried, app, warnings, data, reused, paths) if section]
     return [line for section in sections for line in ("", *section)]
+
+
+def _tried(row: Row) -> list[str]:
+    """Return how auto came to the row's scheme, and how that compares with float."""
+    lines = []
+    if row.choice is not None:
+        lines.append(f"auto: {row.target}: {words.choice(row.choice)}")
+        lines += [f"  {printable(line)}" for line in words.choice_lines(row.choice)]
+    if row.compared is not None:
+        lines += [f"compare: {row.target}: {printable(line)}" for line in words.compared(row.compared)]
+    return lines
 
 
 def _reused(row: Row) -> list[str]:

@@ -1,18 +1,19 @@
 """`edgeq verify`: a bundle is read, run on this host, and held to what its manifest says."""
-# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeq.cli import flags
+from edgeq.cli.clock import now
 from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
+from edgeq.cli.output import note, say, say_json
+from edgeq.cli.params import DeviceParams, GateParams, grouped, to_options
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,26 +24,31 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def verify(
-    context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
-    digest: flags.Digest = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParams:
+    """The data that a bundle is scored on."""
+
     eval_data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Labelled data to score: an image folder, .npz/.npy or file.py:function."),
+    ] = None
+    metric: flags.Metric = None
+    labels: flags.Labels = None
+    skip_bad_images: flags.SkipBadImages = None
+
+
+@grouped
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    scored: DataParams,
+    gates: GateParams,
+    device: DeviceParams,
+    digest: flags.Digest = None,
+    verdict: flags.Verdict = None,
+    write_verdict: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what was measured, here or with --on, for --verdict elsewhere."),
     ] = None,
-    metric: flags.Metric = None,
-    labels: flags.Labels = None,
-    skip_bad_images: flags.SkipBadImages = None,
-    limit: flags.Limit = None,
-    limit_on: flags.LimitOn = None,
-    shipped: flags.Shipped = None,
-    device: flags.Device = None,
-    allow_unmeasured: flags.AllowUnmeasured = None,
-    on: flags.On = None,
-    cpu: flags.Cpu = None,
-    device_samples: flags.DeviceSamples = None,
-    timeout: flags.Timeout = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -51,56 +57,74 @@ def verify(
     Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
     running the artifact in a process of its own; limits and data can be added.
     """
-    params = context.params
-    gates, data, kernels = _gates(params), _data(params), _device(params)
+    limits, data, kernels = _gates(gates), _data(scored), _device(device)
+    _check_verdicts(verdict, write_verdict, kernels)
+    when = now()
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.settle import write_verdict as write
         from edgeq.pipeline.verify import verify_bundle
 
-        result = verify_bundle(bundle, data=data, gates=gates, device=kernels, progress=progress, digest=digest)
+        result = verify_bundle(
+            bundle, data=data, gates=limits, device=kernels, progress=progress, digest=digest, verdict=verdict
+        )
+        written = write(result, write_verdict, when) if write_verdict else None
     if as_json:
-        say_json(to_json(result))
+        say_json(to_json(result) | {"verdict_file": None if written is None else str(written)})
     else:
         say(render(result))
+    if write_verdict is not None:
+        note(f"verdict written: {written}" if written else "no verdict written: nothing was measured")
     raise typer.Exit(result.exit_code)
 
 
-def _gates(params: Mapping[str, Any]) -> GateOptions:
+def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptions) -> None:
+    """Refuse what would measure twice, or nothing.
+
+    Raises:
+        UsageError: --verdict beside --on or --write-verdict, or --write-verdict of an emulator's run.
+    """
+    if given is not None and (device.on != "host" or wanted is not None):
+        other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
+        raise UsageError(f"--verdict is what was measured elsewhere, and {other} measures", "leave one of them out")
+    if wanted is not None and device.on == "emulator":
+        what = "--write-verdict is of a real device or of this host: an emulator's times say nothing"
+        raise UsageError(what, "leave --on emulator out, or name a device: --on ssh:HOST or --on adb")
+
+
+def _gates(params: GateParams) -> GateOptions:
     from edgeq.cli.config import split_limit_on
     from edgeq.job import GateOptions
     from edgeq.scheme import parse_limit
 
-    drop_on, latency_on = split_limit_on(params["limit_on"])
+    drop_on, latency_on = split_limit_on(params.limit_on)
     return GateOptions(
         # the last of a name counts, as for `edgeq package`
-        limits=tuple(dict(parse_limit(text) for text in params["limit"] or ()).items()),
+        limits=tuple(dict(parse_limit(text) for text in params.limit or ()).items()),
         limit_on=drop_on,
         latency_on=latency_on,
-        shipped=None if params["shipped"] is None else Path(params["shipped"]),
-        device=params["device"],
-        allow_unmeasured=tuple(dict.fromkeys(params["allow_unmeasured"] or ())),
+        shipped=None if params.shipped is None else Path(params.shipped),
+        device=params.device,
+        allow_unmeasured=tuple(dict.fromkeys(params.allow_unmeasured or ())),
     )
 
 
-def _data(params: Mapping[str, Any]) -> DataOptions:
+def _data(params: DataParams) -> DataOptions:
     from edgeq.job import DataOptions
 
     return DataOptions(
-        evaluation=params["eval_data"],
-        metric=params["metric"],
-        labels=None if params["labels"] is None else Path(params["labels"]),
-        skip_bad_images=bool(params["skip_bad_images"]),
+        evaluation=params.eval_data,
+        metric=params.metric,
+        labels=None if params.labels is None else Path(params.labels),
+        skip_bad_images=bool(params.skip_bad_images),
     )
 
 
-def _device(params: Mapping[str, Any]) -> DeviceOptions:
+def _device(params: DeviceParams) -> DeviceOptions:
     from edgeq.cli.config import device_options
-    from edgeq.cli.project import validated
 
-    names = {"on": "on", "samples": "device_samples", "timeout_s": "timeout"}
-    table = {key: params[name] for key, name in names.items()} | {"cpu": list(params["cpu"] or ()) or None}
-    device = device_options(validated({"device": table}, "command line").device, default="host")
+    device = device_options(to_options(params).device, default="host")
     if device.cpu and device.on != "emulator":
         raise UsageError("--cpu names what is emulated, and only --on emulator emulates", "add --on emulator")
     return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgeq.deliver.growth import Growth, growth_by_abi
 from edgeq.deliver.prune import prune
 from edgeq.deliver.swift import check_swift, write_swift
 from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
-from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
+from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest, contract_change
 
 # what stands in the root of a project of each platform
 _MARKERS = {
@@ -52,7 +53,9 @@ class InstallResult:
     notes: tuple[str, ...] = ()
 
 
-def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
+def install(
+    bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+) -> InstallResult:
     """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
 
     Other targets' bundles of the same model go where they carry another version of it.
@@ -62,9 +65,10 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: 
         app: the project's root folder.
         aar: the runtime's Android library, to tell how much the app grows; None to look in the builds' caches.
         digest: what the bundle's must be; None where nobody said.
+        replace: whether it may take the place of a model that other inputs, outputs or labels tell to be another one.
 
     Raises:
-        UsageError: no bundle, no AAR, no project of the bundle's platform, or a user's own files are in the way.
+        UsageError: no bundle, no AAR, no project of the bundle's platform, or another model or files are in the way.
         VerificationError: a gate failed, or the weights are random.
         IntegrityError: the bundle's files are not those that it lists, or its digest is another.
         UnsupportedError: a newer edgeq wrote the bundle.
@@ -72,23 +76,47 @@ def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: 
     """
     bundle = read_bundle(bundle_folder, digest=digest)
     check_releasable(bundle)
+    models = app / _models_folder(bundle.manifest, app)
+    growth = _growth(bundle, aar)
+    placed = _placed(bundle, models, replace=replace)
+    is_android = bundle.manifest.target.platform == "android"
+    note = no_compress_note(app, bundle.artifact.name) if is_android else None
+    return dataclasses.replace(placed, growth=growth, notes=(note,) if note else ())
+
+
+def _size_bytes(bundle: Bundle) -> int:
+    return sum(entry.size_bytes for entry in bundle.manifest.files) + (bundle.folder / MANIFEST_NAME).stat().st_size
+
+
+def _growth(bundle: Bundle, aar: Path | None) -> tuple[Growth, ...]:
+    target = bundle.manifest.target
+    if target.platform != "android":
+        return ()
+    return growth_by_abi(target.arch, bundle.manifest.runtime.name, _size_bytes(bundle), aar)
+
+
+def _placed(bundle: Bundle, models: Path, *, replace: bool) -> InstallResult:
+    """Switch the bundle into its place, under the lock of all models."""
     manifest = bundle.manifest
-    models = app / _models_folder(manifest, app)
     place = models / manifest.model.name / manifest.target.name
-    android = manifest.target.platform == "android"
-    size_bytes = sum(entry.size_bytes for entry in manifest.files) + (bundle.folder / MANIFEST_NAME).stat().st_size
-    growth = growth_by_abi(manifest.target.arch, manifest.runtime.name, size_bytes, aar) if android else ()
-    pruned, package = _placed(bundle, models, place)
-    note = no_compress_note(app, bundle.artifact.name) if android else None
+    is_ios = manifest.target.platform == "ios"
+    with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
+        _check_place(place)
+        if not replace:
+            _check_same_model(bundle, place)
+        if is_ios:
+            check_swift(models)
+        with staged_dir(place) as staging:
+            _copy(bundle, staging)
+        pruned = prune(models, manifest)
+        package = write_swift(models) if is_ios else ()
     return InstallResult(
         place=place,
         files=_names(bundle),
-        size_bytes=size_bytes,
+        size_bytes=_size_bytes(bundle),
         digest=bundle.digest,
         pruned=pruned,
         package=package,
-        growth=growth,
-        notes=(note,) if note else (),
     )
 
 
@@ -155,6 +183,25 @@ def _check_place(place: Path) -> None:
     if own:
         what = f"{place} holds files that edgeq did not install: {', '.join(own[:3])}"
         raise UsageError(what, "move them away, and install again")
+
+
+def _check_same_model(bundle: Bundle, place: Path) -> None:
+    """Refuse another model under the name of one that is there, for whichever target: the app was written for that.
+
+    A new version may be trained, pruned or built otherwise, but is fed and read as the old one was.
+    """
+    if not place.parent.is_dir():
+        return
+    for other in sorted(place.parent.iterdir()):
+        try:
+            installed = read_manifest(other)[1]
+        except EdgeqError:  # not a bundle, or a damaged one, which says nothing
+            continue
+        change = contract_change(installed, bundle.manifest)
+        if change:
+            what = f"{other} holds another model named {installed.model.name!r}: {change}"
+            fix = "package it under another --name, or replace what is there: edgeq install BUNDLE --app APP --replace"
+            raise UsageError(what, fix)
 
 
 def _copy(bundle: Bundle, staging: Path) -> None:

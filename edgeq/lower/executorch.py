@@ -27,7 +27,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     """
     with spec.progress.task(f"lower {spec.label}"):
         edge = _to_edge(quantized, spec)
-        layers, undelegated, calls = _facts(edge.exported_program())
+        layers, undelegated = _facts(edge.exported_program())
         stored = _stored(edge.exported_program())
         try:
             program = edge.to_executorch()
@@ -48,7 +48,6 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         undelegated=undelegated,
         layers=layers,
         delegated_macs=delegated_share(layers),
-        delegate_calls=calls,
         stored=stored,
     )
 
@@ -88,22 +87,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...], int]:
-    """Return layers in the order of execution, what was not delegated, and the number of delegate calls."""
+def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Return layers in the order of execution, and what was not delegated."""
     layers: list[Layer] = []
     undelegated: list[str] = []
-    calls = 0
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if node.target.__name__ == "executorch_call_delegate":
-            calls += 1
             delegate = getattr(program.graph_module, node.args[0].target)
             layers += _layers(delegate.original_module, delegate.original_module.graph.nodes, delegated=True)
         elif node.target.__name__ != "getitem":
             undelegated.append(str(node.target.__name__))
             layers += _layers(program, [node], delegated=False)
-    return tuple(layers), tuple(undelegated), calls
+    return tuple(layers), tuple(undelegated)
 
 
 def _stored(program: Any) -> tuple[tuple[str, int], ...]:

@@ -48,7 +48,6 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         undelegated=(),
         layers=layers,
         delegated_macs=None,
-        delegate_calls=0,
         stored=archive_elements(path),
     )
 

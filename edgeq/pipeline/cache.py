@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,7 @@ def _cpu() -> str:
 def job_facts(job: Job) -> dict[str, Any]:
     """Return everything that is known before the model is loaded and holds for all cells of a run."""
     options = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    for name in ("targets", "schemes", "out", "cache"):
+    for name in ("targets", "schemes", "out", "compare", "cache"):
         del options[name]
     data, gates = job.data, job.gates
     named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, data.search, job.qat.data)
@@ -181,18 +181,28 @@ def look_up(key: str, target: Path) -> tuple[Row, DataFacts] | None:
     Raises:
         OSError: the disk of `target` is full.
     """
-    for entry in _entries(key):
-        facts = _read_entry(entry, key)
-        if facts is None:
-            _discard(entry)
-            continue
-        if any(current_state(name) != state for name, state in facts["dependencies"].items()):
-            continue  # another state of the user's files, which may come back
+    for entry, facts in _valid(key):
         found = _restored(entry, facts, target)
         if found is not None:
             return found
         _discard(entry)
     return None
+
+
+def dependencies_of(key: str) -> dict[str, str] | None:
+    """Return what the user's code looked at for a result that is kept; None where there is none."""
+    return next((dict(facts["dependencies"]) for _, facts in _valid(key)), None)
+
+
+def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed."""
+    for entry in _entries(key):
+        facts = _read_entry(entry, key)
+        if facts is None:
+            _discard(entry)
+        # another state of the user's files may come back
+        elif all(current_state(name) == state for name, state in facts["dependencies"].items()):
+            yield entry, facts
 
 
 def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:

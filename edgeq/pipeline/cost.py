@@ -11,13 +11,13 @@ from edgeq.counts import CountReport
 from edgeq.device import load_device
 from edgeq.job import DeviceOptions, GateOptions, Progress
 from edgeq.pipeline.profile import cores_of, count_on, first_sample, installed_runtime, profile_bundle
-from edgeq.target import why_not_run
+from edgeq.target import why_not_emulated
 from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.pipeline.prepare import Prepared
-    from edgeq.pipeline.produce import Product
+    from edgeq.pipeline.product import Product
     from edgeq.target import TargetProfile
     from edgeq.verify.emulate.container import Arrays
     from edgeq.verify.emulate.runtimes import Installed
@@ -76,7 +76,7 @@ def with_bundle_cost(
         EdgeqError: as `profile_bundle`.
     """
     manifest = bundle.manifest
-    if not is_needed(gates) or manifest.target.arch != "arm64" or why_not_run(manifest.target.backend):
+    if not is_needed(gates) or manifest.target.arch != "arm64" or why_not_emulated(manifest.target.backend):
         return verified
     runtime = installed_runtime(manifest, progress)
     cost = cost_of(

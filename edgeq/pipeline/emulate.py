@@ -11,7 +11,7 @@ from edgeq.verify.emulate.wanted import not_emulated, wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.pipeline.prepare import Prepared
-    from edgeq.pipeline.produce import Product
+    from edgeq.pipeline.product import Product
     from edgeq.target import TargetProfile
     from edgeq.verify.emulate.selftest import Machine
 

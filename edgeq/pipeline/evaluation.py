@@ -33,8 +33,16 @@ def input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in manifest.inputs)
 
 
-def open_evaluation(manifest: Manifest, data: DataOptions, progress: Progress) -> Evaluation:
+def open_evaluation(
+    manifest: Manifest, data: DataOptions, progress: Progress, *, limit: int | None = None
+) -> Evaluation:
     """Open evaluation data for a bundle, preprocessed as its manifest says.
+
+    Args:
+        manifest: the bundle's.
+        data: what was given.
+        progress: how it is told.
+        limit: the most samples, evenly from all classes; None for all.
 
     Raises:
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
@@ -49,7 +57,7 @@ def open_evaluation(manifest: Manifest, data: DataOptions, progress: Progress) -
             specs=input_specs(manifest),
             preprocess=next((one.preprocessing for one in manifest.inputs if one.preprocessing), None),
             options=data,
-            limit=None,
+            limit=limit,
             seed=manifest.provenance.seed,
         )
         _check_labels(manifest, samples, data)

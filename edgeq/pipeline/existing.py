@@ -11,7 +11,8 @@ from edgeq.artifacts import LoadedModel, LoweredModel, TensorSpec
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.job import Job, Progress
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Product, Recipe, metric_name, subset
+from edgeq.pipeline.produce import subset, verify_spec
+from edgeq.pipeline.product import Product, Recipe
 
 if TYPE_CHECKING:
     from edgeq.verify.host import ArtifactFacts, HostRuntime
@@ -70,7 +71,7 @@ def take(
     Raises:
         EdgeqError: the verify step's own errors.
     """
-    from edgeq.verify.run import VerifySpec, verify
+    from edgeq.verify.run import verify
 
     source: Path = prepared.model.model
     folder.mkdir(parents=True)
@@ -83,24 +84,8 @@ def take(
         raise type(err)(f"{source}: {err.what}", err.fix) from err
     lowered = _lowered(path, recipe, runtime.facts())
     kept = subset(job, prepared, recipe.scheme, lowered.macs) if emulated else None
-    spec = VerifySpec(
-        lowered=lowered,
-        inputs=prepared.model.inputs,
-        graph=None,
-        fp32=None,
-        output_steps=(),
-        samples=prepared.samples,
-        is_evaluation=prepared.is_evaluation,
-        metric=prepared.metric,
-        metric_name=metric_name(job),
-        scheme=recipe.scheme,
-        backend=recipe.backend,
-        threads=recipe.threads,
-        progress=progress,
-        label=source.name,
-        observe=kept,
-    )
-    verified, golden = verify(spec, runtime)
+    spec = verify_spec(job, prepared, recipe, lowered, progress, source.name)
+    verified, golden = verify(dataclasses.replace(spec, observe=kept), runtime)
     return Product(
         lowered=lowered,
         verified=verified,
@@ -125,5 +110,4 @@ def _lowered(path: Path, recipe: Recipe, facts: ArtifactFacts) -> LoweredModel:
         undelegated=facts.operators if recipe.runtime == "executorch" else (),
         layers=(),
         delegated_macs=1.0 if all_delegated else None,
-        delegate_calls=facts.delegates,
     )

@@ -11,11 +11,21 @@ from edgeq.artifacts import LoadedModel
 from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Producer, Product, Recipe
+from edgeq.pipeline.produce import Producer
+from edgeq.pipeline.product import Product, Recipe
 from edgeq.verify.child import calm_openmp, forked
 from edgeq.verify.host import HostRuntime
 
 PRELOADED = "edgeq.pipeline.preload"
+
+
+_used = False  # whether this process has used torch, and not only imported it
+
+
+def use_torch() -> None:
+    """Say that this process uses torch from now on: its children are started anew, since a fork could hang."""
+    global _used
+    _used = True
 
 
 class Maker:
@@ -28,7 +38,7 @@ class Maker:
         self._producer: Producer | None = None
         self._left = products
         # a worker of a project has torch from the process that it was forked from, and has not used it
-        self._is_fresh = "torch" not in sys.modules or PRELOADED in sys.modules
+        self._is_fresh = not _used and ("torch" not in sys.modules or PRELOADED in sys.modules)
         self._states: list[Path] = []
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
@@ -53,6 +63,7 @@ class Maker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        use_torch()
         for runtime in self._runtimes:
             runtime.close()
         if kind is None:

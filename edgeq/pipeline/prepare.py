@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,17 @@ from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
 from edgeq.errors import UsageError
 from edgeq.job import Job, Progress
 from edgeq.manifest import check_slug
-from edgeq.samples import Dataset, remembered
+from edgeq.pipeline.datasets import NO_SAMPLES, open_data
+from edgeq.samples import Dataset
+from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 
 if TYPE_CHECKING:
-    from edgeq.load.data import Role
     from edgeq.preprocess import Preprocess
 
-_Wanted = tuple["Role", str | None, int | None]
 DIGITS = "digits"
 REJECTED_NAME = "rejected"
 RANDOM_SAMPLES = 32
-_MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
-NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
+_ARTIFACTS = ("pte", "ptl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +50,6 @@ class Prepared:
     logits: bool = False
 
 
-def _nothing(i: int) -> Any:
-    raise IndexError(i)
-
-
 def with_demo_data(job: Job) -> Job:
     """Fill in the digits' own data and labels where the source is the embedded demo and none were given."""
     if job.source != DIGITS:
@@ -68,59 +63,35 @@ def with_demo_data(job: Job) -> Job:
 
 
 def prepare(
-    job: Job,
-    progress: Progress,
-    *,
-    needs_calibration: bool,
-    needs_training: bool = False,
-    needs_search: bool = False,
-    describe: Callable[[LoadedModel], LoadedModel],
+    job: Job, progress: Progress, *, schemes: Collection[str], describe: Callable[[LoadedModel], LoadedModel]
 ) -> Prepared:
     """Load the model and its data.
 
     Args:
         job: what the run was asked to do.
         progress: how it is told.
-        needs_calibration: whether any scheme of the run observes ranges.
-        needs_training: whether any scheme of the run trains.
-        needs_search: whether any scheme of the run searches.
+        schemes: of the run, which say what data it needs.
         describe: fills in the inputs of an artifact that came as it is.
 
     Raises:
         UsageError: the model or the data is not usable, or the lint found something.
         EnvironmentProblem: weights could not be downloaded.
     """
-    from edgeq.load.inputs import random_inputs
-    from edgeq.load.source import load_model
-
-    with progress.task(f"load {job.source}"):
-        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
-        is_artifact = model.kind in ("pte", "ptl")
-        model = describe(model) if is_artifact else model
-        _check_name(model)
-        outputs = () if is_artifact else _outputs(model)
+    model, outputs = _loaded(job, progress, describe)
     preprocess = _preprocess(job)
-    if needs_calibration and job.data.calibration is None and not is_artifact:
-        what = "int8 ranges must come from real samples, and no calibration data was given"
-        raise UsageError(what, "give --calibration-data, or --scheme fp32")
-    needs_training, needs_search = needs_training and not is_artifact, needs_search and not is_artifact
-    train = _train(job) if needs_training else None
+    if model.kind in _ARTIFACTS:
+        schemes = ()
+    check_calibration(job, schemes)
+    train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
+    n_classes = _n_classes(job, outputs)
     with progress.task("read the data"):
-        also = _also(job, with_training=needs_training, with_search=needs_search)
-        opened, facts = _data(job, model, preprocess, outputs, also)
+        opened, facts = open_data(job, model, preprocess, n_classes, schemes)
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
-    if model.weights == "random" and calibration.count:
-        from edgeq.load.weights import estimate_batch_norm
-
-        with progress.task("estimate batch-norm statistics"):
-            module = estimate_batch_norm(model.model, calibration, model.inputs)
-            model = dataclasses.replace(model, model=module)
-    value_range = preprocess.value_range if preprocess else None
     return Prepared(
-        model=model,
+        model=_with_statistics(model, calibration, progress),
         preprocess=preprocess,
         calibration=calibration,
-        samples=evaluation or random_inputs(model.inputs, RANDOM_SAMPLES, job.seed, value_range),
+        samples=evaluation or _random_samples(model, preprocess, job.seed),
         is_evaluation=evaluation is not None,
         metric=_metric(job),
         labels=_labels(job, evaluation, calibration),
@@ -128,8 +99,45 @@ def prepare(
         training=opened.get("qat", NO_SAMPLES),
         searching=opened.get("search", NO_SAMPLES),
         train=train,
-        logits=_n_classes(job, outputs) is not None,
+        logits=n_classes is not None,
     )
+
+
+def _loaded(
+    job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
+) -> tuple[LoadedModel, tuple[TensorSpec, ...]]:
+    """Return the model and its outputs; those of an artifact that came as it is are not known yet."""
+    from edgeq.load.source import load_model
+
+    with progress.task(f"load {job.source}"):
+        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
+        if model.kind in _ARTIFACTS:
+            model = describe(model)
+        _check_name(model)
+        return model, () if model.kind in _ARTIFACTS else _outputs(model)
+
+
+def _random_samples(model: LoadedModel, preprocess: Preprocess | None, seed: int) -> Dataset:
+    from edgeq.load.inputs import random_inputs
+
+    return random_inputs(model.inputs, RANDOM_SAMPLES, seed, preprocess.value_range if preprocess else None)
+
+
+def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progress) -> LoadedModel:
+    """Return a model with random weights with batch-norm statistics of its own: its outputs are near zero else."""
+    if model.weights != "random" or not calibration.count:
+        return model
+    from edgeq.load.weights import estimate_batch_norm
+
+    with progress.task("estimate batch-norm statistics"):
+        return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
+
+
+def check_calibration(job: Job, schemes: Collection[str]) -> None:
+    """Refuse schemes that observe ranges where there is nothing to observe; raises a UsageError."""
+    if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
+        what = "int8 ranges must come from real samples, and no calibration data was given"
+        raise UsageError(what, "give --calibration-data, or --scheme fp32")
 
 
 def _check_name(model: LoadedModel) -> None:
@@ -194,105 +202,3 @@ def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
     """Return how many classes the first output tells apart; None where it is no logits [N, classes]."""
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
     return shape[1] if len(shape) == 2 else None
-
-
-def _data(
-    job: Job,
-    model: LoadedModel,
-    preprocess: Preprocess | None,
-    outputs: tuple[TensorSpec, ...],
-    also: Sequence[_Wanted],
-) -> tuple[dict[str, Dataset], DataFacts]:
-    """Return the sets by role, `calibration` always among them, and what the manifest says of them."""
-    from edgeq.load.data import open_dataset
-    from edgeq.load.digest import dataset_sha256
-    from edgeq.load.labels import check_classes
-
-    n_classes = _n_classes(job, outputs)
-    opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
-    skipped: list[str] = []
-    wanted: list[_Wanted] = [
-        ("calibration", job.data.calibration, job.data.num_calibration_samples),
-        ("evaluation", job.data.evaluation, None),
-        *also,
-    ]
-    for role, origin, limit in wanted:
-        if origin is None:
-            continue
-        data, left_out = open_dataset(
-            origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
-        )
-        opened[role] = remembered(data, _MEMO_BYTES)
-        skipped += left_out
-        if n_classes is not None:
-            check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
-    if "search" in opened:
-        from edgeq.pipeline.searching import split_search
-
-        opened |= split_search(opened["calibration"], opened["search"], job)
-    opened, facts = _linted(job, model, preprocess, opened, n_classes)
-    hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
-    counts = {role: data.count for role, data in opened.items()}
-    return opened, dataclasses.replace(
-        facts,
-        calibration_sha256=hashes.get("calibration"),
-        calibration_samples=counts["calibration"],
-        evaluation_sha256=hashes.get("evaluation"),
-        evaluation_samples=counts.get("evaluation", 0),
-        qat_sha256=hashes.get("qat"),
-        qat_samples=counts.get("qat", 0),
-        search_sha256=hashes.get("search"),
-        search_samples=counts.get("search", 0),
-        skipped=tuple(dict.fromkeys(skipped)),
-    )
-
-
-def _also(job: Job, *, with_training: bool, with_search: bool) -> list[_Wanted]:
-    """Return the sets that only some schemes need."""
-    data = job.data
-    wanted: list[_Wanted] = []
-    if with_training:
-        wanted.append(("qat", job.qat.data or data.calibration, job.qat.samples))
-    if with_search:
-        # of the calibration data so many are asked for that enough are left
-        most = data.num_search_samples + data.num_calibration_samples
-        wanted.append(("search", data.search or data.calibration, most))
-    return wanted
-
-
-def _linted(
-    job: Job,
-    model: LoadedModel,
-    preprocess: Preprocess | None,
-    opened: dict[str, Dataset],
-    n_classes: int | None,
-) -> tuple[dict[str, Dataset], DataFacts]:
-    """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
-    from edgeq.load.digest import exclude
-    from edgeq.load.lint import lint
-
-    evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
-    findings = lint(
-        opened["calibration"] if opened["calibration"].count else None,
-        evaluation,
-        training,
-        search,
-        wanted=job.data.num_calibration_samples,
-        preprocess=preprocess,
-        specs=model.inputs,
-        n_classes=n_classes,
-        declared=bool(job.inputs),
-    )
-    if findings and job.data.lint == "error":
-        told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
-        raise UsageError(f"the data lint found {told}", "mend the data, or give --data-lint warn to go on all the same")
-    excluded = 0
-    if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
-        before = evaluation.count
-        seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
-        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
-        excluded = before - evaluation.count
-    kept = {role: data for role, data in opened.items() if role != "evaluation"}
-    if evaluation is not None and evaluation.count:
-        kept["evaluation"] = evaluation
-    return kept, DataFacts(findings=findings, excluded_shared=excluded)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from edgeq._io import disk_errors, lock_dir
 from edgeq.artifacts import DataFacts
-from edgeq.errors import EdgeqError
+from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Job, Progress
-from edgeq.pipeline.build import Plan, check_job, plan, publish, work_folder
+from edgeq.pipeline.build import check_job, work_folder
+from edgeq.pipeline.cells import Plan, plan
 from edgeq.pipeline.prepare import with_demo_data
+from edgeq.pipeline.publish import publish
 from edgeq.pipeline.workers import Order, Outcome, run_all
-from edgeq.project import ModelError, ModelResult, Project, ProjectReport
+from edgeq.project import Library, ModelError, ModelResult, Project, ProjectReport
+from edgeq.target import TargetProfile
 
 
 def build_project(
@@ -82,7 +85,29 @@ def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
     targets = {target.name: target for job in project.jobs for target in job.targets}
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]
-    return ProjectReport(models=tuple(results), app=app_gates(shipped, project.app, missing=missing))
+    gates = app_gates(shipped, project.app, found=_libraries([item.target for item in shipped]), missing=missing)
+    return ProjectReport(models=tuple(results), app=gates)
+
+
+def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Library]:
+    """Return the Android libraries that a Gradle or Maven build has fetched to this machine, by (runtime, ABI)."""
+    from edgeq.deliver.growth import growth_by_abi
+
+    found: dict[tuple[str, str], Library] = {}
+    for target in targets:
+        if target.platform != "android":
+            continue
+        try:
+            (growth,) = growth_by_abi(target.arch, target.runtime, 0, None)
+        except UsageError:  # one without a library for this ABI says nothing of the app's
+            continue
+        if growth.library_bytes is not None and growth.compressed_bytes is not None:
+            found[target.runtime, f"{target.platform}-{target.arch}"] = Library(
+                size_bytes=growth.library_bytes,
+                download_bytes=growth.compressed_bytes,
+                origin=f"in {growth.library} on this machine",
+            )
+    return found
 
 
 def _write_page(project: Project, report: ProjectReport) -> None:

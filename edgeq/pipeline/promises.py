@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Gate, GoldenSet, TensorSpec, VerifyReport
@@ -73,14 +75,21 @@ def files_gate(bundle: Bundle) -> Gate:
     )
 
 
-def packaged_gates(manifest: Manifest) -> tuple[Gate, ...]:
-    """Return the verdict of the run that packaged the bundle: one gate, or one for each that failed then."""
-    failed = [gate for gate in manifest.gates if gate.outcome not in ("ok", "allowed")]
+def packaged_gates(manifest: Manifest, settled: Mapping[str, Gate] = MappingProxyType({})) -> tuple[Gate, ...]:
+    """Return the verdict of the run that packaged the bundle: one gate, or one for each that failed then.
+
+    Args:
+        manifest: the bundle's.
+        settled: its gates that have been measured since, by name.
+    """
+    since = tuple(dataclasses.replace(gate, name=f"packaged:{gate.name}") for gate in settled.values())
+    rest = [gate for gate in manifest.gates if gate.name not in settled]
+    failed = [gate for gate in rest if gate.outcome not in ("ok", "allowed")]
     if not failed:
-        allowed = [gate.name for gate in manifest.gates if gate.outcome == "allowed"]
+        allowed = [gate.name for gate in rest if gate.outcome == "allowed"]
         detail = f"allowed without a measurement: {', '.join(allowed)}" if allowed else ""
-        return (_gate("packaged", True, "", f"{len(manifest.gates)} gates passed when it was packaged", detail),)
-    return tuple(
+        return (_gate("packaged", True, "", f"{len(rest)} gates passed when it was packaged", detail), *since)
+    return since + tuple(
         Gate(
             name=f"packaged:{gate.name}",
             outcome="failed",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from edgeq._io import sha256_bytes, sha256_file
 from edgeq._replace import replaced
@@ -30,6 +30,8 @@ _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
 # they list the folders of sys.path, among them the current one, for modules and packages only
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
 _ABSENT = ""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(slots=True)
@@ -64,6 +66,18 @@ class Recorder:
             yield
         finally:
             self.on = before
+
+    def heard(self, function: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
+        """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+        if function is None:
+            return None
+        users = function
+
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with self.listening():
+                return users(*args, **kwargs)
+
+        return call
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         """Python's audit hook: called for every event of the interpreter."""

@@ -10,7 +10,7 @@ from edgeq.artifacts import BundleInput, CheckReport, Row
 from edgeq.job import Job
 from edgeq.pipeline.cache import tool_versions
 from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.produce import Product
+from edgeq.pipeline.product import Product
 from edgeq.sources import origin
 
 if TYPE_CHECKING:
@@ -25,33 +25,9 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
     Raises:
         EdgeqError: the checks' and the writer's own errors.
     """
-    from edgeq.bundle.archive import download_size_bytes
-    from edgeq.bundle.writer import write_bundle
-    from edgeq.check.gates import check
-    from edgeq.verify.run import host_arch
-
     folder.mkdir()
     size_bytes = product.lowered.path.stat().st_size
-
-    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
-        checked = check(
-            target=target,
-            scheme=scheme,
-            lowered=product.lowered,
-            verified=product.verified,
-            tuning=product.tuning,
-            search=product.search,
-            options=job.gates,
-            size_bytes=size_bytes,
-            download_bytes=judged_bytes,
-            weights=prepared.model.weights,
-            host_arch=host_arch(),
-            has_graph=prepared.model.kind not in ("pte", "ptl"),
-        )
-        digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
-        return checked, digest, download_size_bytes(folder)
-
-    checked, digest, download_bytes = _settled(write)
+    checked, digest, download_bytes = _written(job, prepared, product, target, scheme, folder)
     return Row(
         model=prepared.model.name,
         target=target.name,
@@ -70,7 +46,39 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
         reuse=product.reuse,
         source=origin(job.source),
         search=product.search,
+        layer_sqnrs=product.layer_sqnrs,
     )
+
+
+def _written(
+    job: Job, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, folder: Path
+) -> tuple[CheckReport, str, int]:
+    """Write a bundle with its verdicts; return them, its digest and the bytes of its download."""
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.bundle.writer import write_bundle
+    from edgeq.check.gates import Candidate, check
+    from edgeq.verify.run import host_arch
+
+    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
+        item = Candidate(
+            target=target,
+            scheme=scheme,
+            lowered=product.lowered,
+            verified=product.verified,
+            tuning=product.tuning,
+            search=product.search,
+            options=job.gates,
+            size_bytes=product.lowered.path.stat().st_size,
+            download_bytes=judged_bytes,
+            weights=prepared.model.weights,
+            host_arch=host_arch(),
+            has_graph=prepared.model.kind not in ("pte", "ptl"),
+        )
+        checked = check(item)
+        digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
+        return checked, digest, download_size_bytes(folder)
+
+    return _settled(write)
 
 
 def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[CheckReport, str, int]:

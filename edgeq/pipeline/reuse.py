@@ -14,9 +14,10 @@ from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_SEARCH
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
+    from edgeq.pipeline.forward import Forward
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.prepare import Prepared
-    from edgeq.pipeline.produce import Forward, Product, Recipe
+    from edgeq.pipeline.product import Product, Recipe
     from edgeq.quantize.spec import StickySpec
 
 _OPTION = "--reuse-qparams-from"
@@ -38,7 +39,7 @@ def check_reuse(job: Job) -> None:
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)
     for profile in job.targets:
-        for scheme in job.schemes or profile.schemes[:1]:
+        for scheme in job.schemes_of(profile):
             if scheme not in _SCHEMES:
                 what = f"{_OPTION} is for {' and '.join(sorted(_SCHEMES))}, and this run has {scheme}"
                 raise UnsupportedError(what, "leave it out, or give --scheme")

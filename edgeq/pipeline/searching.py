@@ -24,6 +24,10 @@ _SHARE = 4  # one of so many calibration samples is for the search, where there 
 Forward = Callable[[Batch], tuple[Any, ...]]
 
 
+class TooFewSamples(UsageError):
+    """Too few samples to search on and to calibrate on (exit code 2)."""
+
+
 def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, Dataset]:
     """Return calibration and search samples that share none, by role.
 
@@ -33,7 +37,7 @@ def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, D
         job: how many of the latter are taken at most, and the seed that splits the former.
 
     Raises:
-        UsageError: too few are left.
+        TooFewSamples: too few are left.
     """
     rest = exclude(search, frozenset(sample.digest for sample in calibration))
     if rest.count >= _LEAST:
@@ -41,10 +45,10 @@ def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, D
         return {"calibration": calibration, "search": taken}
     if job.data.search is not None:
         what = f"--search-data has {rest.count} samples that are not calibrated on, at least {_LEAST} are needed"
-        raise UsageError(what, "give more, or leave --search-data out")
+        raise TooFewSamples(what, "give more, or leave --search-data out")
     if calibration.count < _SHARE * _LEAST:
         what = f"mixed-int8 judges on samples that it does not calibrate on, and {calibration.origin} has only"
-        raise UsageError(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
+        raise TooFewSamples(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
     held = choose(calibration.count, limit=calibration.count // _SHARE, seed=job.seed, classes=_classes(calibration))
     kept = sorted({*range(calibration.count)} - {*held})
     return {"calibration": _view(calibration, kept), "search": _view(calibration, held)}

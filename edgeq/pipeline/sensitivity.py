@@ -38,7 +38,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     (target,) = job.targets
     job = with_demo_data(job)
-    prepared = prepare(job, progress, needs_calibration=True, describe=_refused)
+    prepared = prepare(job, progress, schemes=("static-int8",), describe=_refused)
     if prepared.calibration.count == 0:
         raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
     spec = QuantizeSpec(

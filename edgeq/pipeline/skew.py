@@ -11,7 +11,7 @@ from edgeq.check.outcome import at_most, unverified
 from edgeq.check.store import find_store_limit, store_gate
 from edgeq.errors import ExitCode, UsageError
 from edgeq.job import DataOptions, GateOptions, Progress
-from edgeq.manifest import Manifest, Tensor
+from edgeq.manifest import Manifest, contract_change
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.target import App, TargetProfile
 from edgeq.units import format_quantity
@@ -47,7 +47,6 @@ def runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime
         undelegated=(),
         layers=(),
         delegated_macs=None,
-        delegate_calls=0,
     )
     return field_gate(_profile(manifest, runtimes), lowered)
 
@@ -79,29 +78,14 @@ def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
     limit = "as the shipped model's"
     if old is None:
         return _gate("contract", "", limit, "no shipped model to compare with")
-    for what, left, right in (
-        ("inputs", _tensors(old.inputs), _tensors(new.inputs)),
-        ("outputs", _tensors(old.outputs), _tensors(new.outputs)),
-        ("preprocessing", _preprocessing(old), _preprocessing(new)),
-        ("labels", ", ".join(old.labels), ", ".join(new.labels)),
-    ):
-        if left != right:
-            return _gate(
-                "contract", f"the {what} are other ones: {right or 'none'}; the app takes {left or 'none'}", limit
-            )
+    change = contract_change(old, new)
+    if change:
+        return _gate("contract", change, limit)
     same = "inputs, outputs, preprocessing and labels are equal"
     more = sorted(set(new.layers.undelegated) - set(old.layers.undelegated))
     # an app may be built with the operators of its model only; which ones it has is not known here
     hint = f"; it uses operators that the shipped one does not: {', '.join(more[:5])}" if more else ""
     return _gate("contract", "", limit, same + hint)
-
-
-def _tensors(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
-
-
-def _preprocessing(manifest: Manifest) -> str:
-    return "; ".join(one.preprocessing.model_dump_json() if one.preprocessing else "none" for one in manifest.inputs)
 
 
 def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:

@@ -7,25 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import CheckReport, Gate, GoldenSet, LoweredModel, VerifyReport
+from edgeq.artifacts import CheckReport, GoldenSet, VerifyReport
 from edgeq.device import check_cost_options
-from edgeq.errors import EdgeqError, ExitCode, UnsupportedError, UsageError, VerificationError
+from edgeq.errors import ExitCode, UsageError
 from edgeq.job import DataOptions, DeviceOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import promises
 from edgeq.pipeline.cost import with_bundle_cost
-from edgeq.pipeline.evaluation import TOP1, Evaluation, input_specs, open_evaluation
-from edgeq.pipeline.golden import golden_dataset, run_golden
+from edgeq.pipeline.elsewhere import Elsewhere, judge, read_verdict
+from edgeq.pipeline.evaluation import open_evaluation
+from edgeq.pipeline.limits import limit_gates, remarks, settled
 from edgeq.pipeline.promises import GoldenComparison, ScoreComparison
-from edgeq.samples import Dataset
-from edgeq.target import why_not_run
+from edgeq.pipeline.run_bundle import Seen, run_bundle
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
-    from edgeq.pipeline.verify_device import DeviceSetting
-    from edgeq.verify.host import HostRuntime, Loaded
-    from edgeq.verify.run import VerifySpec
-
+    from edgeq.verify.metrics import Outputs
 
 ON_HOST = DeviceOptions(on="host")
 
@@ -39,6 +36,8 @@ class BundleVerification:
         verified: what running the golden samples showed; nothing in it where the artifact does not run.
         golden: None where the artifact does not run.
         score: None where no data was given, or the artifact does not run.
+        outputs: for the golden samples, [samples, …] each, of what was measured: the real device, or else this host;
+            none where it does not run.
     """
 
     folder: Path
@@ -48,22 +47,12 @@ class BundleVerification:
     verified: VerifyReport
     golden: GoldenComparison | None
     score: ScoreComparison | None
+    outputs: Outputs = ()
 
     @property
     def exit_code(self) -> ExitCode:
         """The lowest code among the gates that failed."""
         return self.checked.exit_code
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What running the artifact showed, and the gates and remarks that follow from it."""
-
-    gates: tuple[Gate, ...]
-    verified: VerifyReport
-    notes: tuple[str, ...] = ()
-    golden: GoldenComparison | None = None
-    score: ScoreComparison | None = None
 
 
 def verify_bundle(
@@ -74,6 +63,7 @@ def verify_bundle(
     progress: Progress,
     device: DeviceOptions = ON_HOST,
     digest: str | None = None,
+    verdict: Path | None = None,
 ) -> BundleVerification:
     """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
@@ -87,223 +77,71 @@ def verify_bundle(
         progress: how it is told.
         device: whether and how the artifact runs on the device's kernels.
         digest: what the bundle's must be; None where nobody said.
+        verdict: what was measured of it elsewhere; with it, `device` is the host.
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
-        IntegrityError: a file is missing or changed, the manifest or the golden file is broken, or the digest differs.
+        IntegrityError: a file is missing or changed, the manifest, the golden file or the verdict is broken, or the
+            digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
-    from edgeq.bundle.archive import download_size_bytes
     from edgeq.bundle.golden import read_golden
     from edgeq.bundle.reader import read_bundle
+
+    _check_options(data, gates)
+    with progress.task("check sizes and hashes"):
+        bundle = read_bundle(folder, digest=digest)
+        golden = read_golden(bundle)
+        elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
+    seen = _seen(bundle, golden, data, device, progress)
+    seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
+    return _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
+
+
+def _check_options(data: DataOptions, gates: GateOptions) -> None:
     from edgeq.check import validate_options
-    from edgeq.pipeline.verify_device import device_setting
-    from edgeq.verify.host import HostRuntime
 
     validate_options(gates)
     check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
-    with progress.task("check sizes and hashes"):
-        bundle = read_bundle(folder, digest=digest)
-        golden = read_golden(bundle)
-        download_bytes = download_size_bytes(folder)
+
+
+def _seen(bundle: Bundle, golden: GoldenSet, data: DataOptions, device: DeviceOptions, progress: Progress) -> Seen:
+    """Run the artifact, on the device's kernels too where that was asked for."""
+    from edgeq.pipeline.verify_device import device_setting
+    from edgeq.verify.host import HostRuntime
+
     # the runtime's imports take seconds, in which the data is opened here
     with device_setting(bundle.manifest, device, progress) as setting, HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
-        seen = _run(bundle, golden, evaluation, runtime, setting, progress)
-    seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
+        return run_bundle(bundle, golden, evaluation, runtime, setting, progress)
+
+
+def _judged(bundle: Bundle, seen: Seen, gates: GateOptions, elsewhere: Elsewhere | None) -> BundleVerification:
+    """Hold what was seen to the manifest's promises and to the limits of this run."""
     verdicts = (
         promises.files_gate(bundle),
-        *promises.packaged_gates(bundle.manifest),
-        *(_settled(gate, gates) for gate in seen.gates),
-        *_limit_gates(bundle, seen.verified, download_bytes, gates),
+        *promises.packaged_gates(bundle.manifest, elsewhere.settled if elsewhere else {}),
+        *(settled(gate, gates) for gate in seen.gates),
+        *limit_gates(bundle, seen.verified, gates),
     )
     return BundleVerification(
-        folder=folder,
+        folder=bundle.folder,
         manifest=bundle.manifest,
         digest=bundle.digest,
-        checked=CheckReport(gates=verdicts, warnings=(*_remarks(bundle.manifest, seen.verified), *seen.notes)),
+        checked=CheckReport(gates=verdicts, warnings=(*remarks(bundle.manifest, seen.verified), *seen.notes)),
         verified=seen.verified,
         golden=seen.golden,
         score=seen.score,
+        outputs=seen.outputs,
     )
 
 
-def _run(
-    bundle: Bundle,
-    golden: GoldenSet,
-    evaluation: Evaluation | None,
-    runtime: HostRuntime,
-    setting: DeviceSetting | None,
-    progress: Progress,
-) -> _Seen:
-    """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one."""
-    from edgeq.check.gates import outputs_gate
-    from edgeq.pipeline.verify_device import on_device
-    from edgeq.verify.golden import golden_set
-    from edgeq.verify.rows import of_sample
-    from edgeq.verify.run import host_arch, verify
-
-    manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
-    why = why_not_run(manifest.target.backend)
-    if why:
-        return _Seen(gates=(promises.elsewhere_gate(why),), verified=_nothing_seen("nothing"))
-    try:
-        verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
-        golden_runs = run_golden(manifest, samples, runtime)
-        score = _score(bundle, evaluation, runtime, progress) if evaluation else None
-        # TorchScript archives state nothing, and were run on what the manifest says
-        takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
-        device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
-    except (VerificationError, UnsupportedError) as err:
-        return _Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen(f"host {host_arch()}"))
-    taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in golden_runs]
-    measured = golden_set(taken, (), scheme=manifest.scheme)
-    golden_gate, compared = promises.golden_gate(golden, measured)
-    score_gates, notes = promises.score_gates(score) if score else ((), ())
-    verdicts = (
-        promises.run_gate(verified),
-        promises.signature_gate(manifest, takes, promises.signature(verified.outputs)),
-        outputs_gate(verified),
-        golden_gate,
-        *score_gates,
-        *(device.gates if device else ()),
-    )
-    if device is not None:
-        verified = dataclasses.replace(verified, emulation=device.emulation, device=device.measures)
-    return _Seen(gates=verdicts, verified=verified, notes=notes, golden=compared, score=score)
-
-
-def _why_not(bundle: Bundle, runtime: HostRuntime, err: VerificationError | UnsupportedError) -> Gate:
-    """Return the gate of an artifact that did not run; of inputs that it does not take, the runtime only has codes."""
-    manifest = bundle.manifest
-    try:
-        stated = _loaded(bundle, runtime)
-    except EdgeqError:  # a damaged artifact, or a child that crashed: the first error says more
-        return promises.not_run_gate(err)
-    if stated.inputs and stated.inputs != promises.signature(manifest.inputs):
-        return promises.signature_gate(manifest, stated.inputs, stated.outputs)
-    return promises.not_run_gate(err)
-
-
-def _loaded(bundle: Bundle, runtime: HostRuntime) -> Loaded:
-    target, threads = bundle.manifest.target, bundle.manifest.threads
-    return runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
-
-
-def _nothing_seen(host: str) -> VerifyReport:
-    return VerifyReport(
-        host=host,
-        parity=None,
-        fidelity=None,
-        timing=None,
-        kernels=None,
-        peak_memory_bytes=None,
-        load_ms=None,
-        outputs=(),
-        findings=(),
-    )
-
-
-def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:
-    """Return the verify step's input for a bundle, which holds neither the converted graph nor fp32."""
-    from edgeq.verify.run import VerifySpec
-
-    manifest = bundle.manifest
-    lowered = LoweredModel(
-        path=bundle.artifact,
-        runtime=manifest.target.runtime,
-        runtime_version=manifest.runtime.exported_with,
-        bytecode_version=manifest.runtime.bytecode_version,
-        passes=manifest.passes,
-        operators=(),
-        undelegated=manifest.layers.undelegated,
-        layers=(),
-        delegated_macs=None,
-        delegate_calls=0,
-    )
-    return VerifySpec(
-        lowered=lowered,
-        inputs=input_specs(manifest),
-        graph=None,
-        fp32=None,
-        output_steps=(),
-        samples=samples,
-        is_evaluation=False,
-        metric=None,
-        metric_name=TOP1,
-        scheme=manifest.scheme,
-        backend=manifest.target.backend,
-        threads=manifest.threads,
-        progress=progress,
-        label=f"{manifest.target.name}, {what}",
-    )
-
-
-def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progress: Progress) -> ScoreComparison:
-    from edgeq.load.digest import dataset_sha256
-    from edgeq.verify.run import verify
-
-    recorded = bundle.manifest.accuracy
-    spec = dataclasses.replace(
-        _spec(bundle, evaluation.samples, progress, "evaluation data"),
-        is_evaluation=True,
-        metric=evaluation.metric,
-        metric_name=evaluation.metric_name,
-        # the times that count are those of the golden samples
-        warmup=0,
-        runs=1,
-    )
-    fidelity = verify(spec, runtime)[0].fidelity
-    known = recorded.score if recorded is not None and recorded.inputs == "evaluation" else None
-    return ScoreComparison(
-        metric=evaluation.metric_name,
-        samples=evaluation.samples.count,
-        score=fidelity.score if fidelity else None,
-        recorded=None if known is None else float(known),
-        same_data=dataset_sha256(evaluation.samples) == bundle.manifest.provenance.evaluation_sha256,
-        same_metric=recorded is not None and recorded.metric == evaluation.metric_name,
-    )
-
-
-def _limit_gates(bundle: Bundle, verified: VerifyReport, download_bytes: int, options: GateOptions) -> tuple[Gate, ...]:
-    from edgeq.check.instructions import instruction_gates
-    from edgeq.check.limits import Measured, limit_gate
-    from edgeq.verify.run import host_arch
-
-    measured = Measured(
-        size_bytes=bundle.manifest.file("artifact").size_bytes,
-        download_bytes=download_bytes,
-        verified=verified,
-        limit_on=options.limit_on,
-        host_arch=host_arch(),
-        target_arch=bundle.manifest.target.arch,
-        target_platform=bundle.manifest.target.platform,
-    )
-    judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
-    judged += instruction_gates(options.shipped, verified)
-    return tuple(_settled(gate, options) for gate in judged)
-
-
-def _settled(gate: Gate, options: GateOptions) -> Gate:
-    if gate.name == "accuracy_drop":
-        gate = dataclasses.replace(gate, detail="a bundle holds no fp32 model; package again with this limit")
-    allowed = gate.outcome == "unverified" and gate.name in options.allow_unmeasured
-    return dataclasses.replace(gate, outcome="allowed") if allowed else gate
-
-
-def _remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
-    from edgeq.verify.run import host_arch
-
-    said = []
-    if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
-        pass
-    elif manifest.target.platform in ("android", "ios"):
-        said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
-    elif manifest.target.arch != host_arch():
-        said.append(f"run on the host's kernels ({host_arch()}), not those of {manifest.target.arch}")
-    if manifest.model.weights == "random":
-        said.append("the weights are random: install and release will refuse this bundle")
-    return tuple(said)
+def _with_elsewhere(seen: Seen, elsewhere: Elsewhere) -> Seen:
+    """Take what was measured elsewhere for what was not measured here."""
+    names = {gate.name for gate in elsewhere.gates}
+    kept = (gate for gate in seen.gates if gate.name not in names or gate.outcome != "unverified")
+    verified = dataclasses.replace(seen.verified, device=elsewhere.measures, emulation=elsewhere.emulation)
+    return dataclasses.replace(seen, gates=(*kept, *elsewhere.gates), verified=verified)

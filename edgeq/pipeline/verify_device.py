@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import DeviceMeasures, DeviceRun, Emulation, Gate, GoldenSet
 from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
@@ -17,12 +17,12 @@ from edgeq.pipeline.evaluation import Evaluation, input_specs
 from edgeq.pipeline.promises import golden_gate
 from edgeq.profiles import profile_files
 from edgeq.samples import Batch, Dataset, batch_size, batches
-from edgeq.target import load_target, why_not_run
+from edgeq.target import load_target, why_not_emulated
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.manifest import Manifest
-    from edgeq.verify.emulate.run import Emulated
+    from edgeq.verify.emulate.run import Emulated, EmulateSpec
     from edgeq.verify.emulate.selftest import Machine
     from edgeq.verify.emulate.subset import Observed
     from edgeq.verify.host import HostRuntime
@@ -52,11 +52,13 @@ class OnDevice:
 
     Attributes:
         measures: a real device's times; None for the emulator, or where nothing ran.
+        outputs: of the first machine for the golden samples, [samples, …] each; none where nothing ran.
     """
 
     emulation: Emulation
     gates: tuple[Gate, ...]
     measures: DeviceMeasures | None = None
+    outputs: tuple[Any, ...] = ()
 
 
 @contextmanager
@@ -117,7 +119,7 @@ def _emulated(manifest: Manifest, options: DeviceOptions, progress: Progress) ->
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}, and the emulator runs ARM64 kernels"
         raise UnsupportedError(what, "verify on this host: leave --on emulator out")
-    why = why_not_run(target.backend)
+    why = why_not_emulated(target.backend)
     if why:
         raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "leave --on emulator out")
     versions = (manifest.runtime.oldest_in_field,)
@@ -159,29 +161,42 @@ def on_device(
     Raises:
         EdgeqError: as `verify.emulate.run.emulate`.
     """
-    from edgeq.verify.emulate.run import EmulateSpec, emulate
+    from edgeq.verify.emulate.run import emulate
     from edgeq.verify.emulate.subset import Observed
+    from edgeq.verify.golden import golden_set
 
-    manifest, options = bundle.manifest, setting.options
+    manifest = bundle.manifest
     first = tuple(Observed(batch=batch, host=host, fp32=None, scored=False) for batch, host in golden_runs)
-    more = _observed(evaluation.samples, manifest, runtime, options) if evaluation else ()
-    spec = EmulateSpec(
+    more = _observed(evaluation.samples, manifest, runtime, setting.options) if evaluation else ()
+    emulated = emulate(_spec(bundle, (*first, *more), evaluation, setting))
+    measured = [golden_set(samples[: len(first)], (), scheme=manifest.scheme) for samples in emulated.golden]
+    return OnDevice(
+        emulation=emulated.report,
+        gates=_gates(manifest, golden, measured, emulated),
+        measures=_measured(bundle, first[0], setting, emulated),
+        outputs=measured[0].outputs if measured else (),
+    )
+
+
+def _spec(
+    bundle: Bundle, observed: tuple[Observed, ...], evaluation: Evaluation | None, setting: DeviceSetting
+) -> EmulateSpec:
+    from edgeq.verify.emulate.run import EmulateSpec
+
+    return EmulateSpec(
         artifact=bundle.artifact,
         machines=setting.machines,
         emulator=setting.emulator,
-        observed=(*first, *more),
+        observed=observed,
         output_steps=(),
         metric=evaluation.metric if evaluation else None,
         labelled=evaluation is not None and (evaluation.samples.labelled or evaluation.metric is not None),
-        timeout_s=options.timeout_s,
+        timeout_s=setting.options.timeout_s,
         progress=setting.progress,
-        label=manifest.target.name,
-        threads=manifest.threads if setting.session else 1,
+        label=bundle.manifest.target.name,
+        threads=bundle.manifest.threads if setting.session else 1,
         launcher=setting.session,
     )
-    emulated = emulate(spec)
-    gates = _gates(manifest, golden, len(first), emulated)
-    return OnDevice(emulation=emulated.report, gates=gates, measures=_measured(bundle, first[0], setting, emulated))
 
 
 def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated: Emulated) -> DeviceMeasures | None:
@@ -201,12 +216,12 @@ def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated:
         )
 
 
-def _gates(manifest: Manifest, golden: GoldenSet, count: int, emulated: Emulated) -> tuple[Gate, ...]:
+def _gates(
+    manifest: Manifest, golden: GoldenSet, measured: Sequence[GoldenSet], emulated: Emulated
+) -> tuple[Gate, ...]:
     from edgeq.check.device import device_gate
-    from edgeq.verify.golden import golden_set
 
     runs = emulated.report.runs
-    measured = [golden_set(samples[:count], (), scheme=manifest.scheme) for samples in emulated.golden]
     return (
         device_gate(manifest.scheme, emulated.report),
         *(_golden_gate(run, golden, own) for run, own in zip(runs, measured, strict=False)),

@@ -25,7 +25,7 @@ from edgeq._replace import replaced
 from edgeq.errors import EdgeqError, ExitCode, first_line
 from edgeq.job import Progress, Task
 from edgeq.memory import available_bytes
-from edgeq.pipeline.build import Plan
+from edgeq.pipeline.cells import Plan
 from edgeq.pipeline.maker import PRELOADED
 from edgeq.project import ModelError
 

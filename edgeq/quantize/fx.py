@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.blame import user_line
@@ -21,6 +20,9 @@ from edgeq.quantize.result import quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
+
+if TYPE_CHECKING:
+    from edgeq.quantize.layer_sqnr import FloatRun
 
 # what moves values and changes none of them
 _REARRANGING = frozenset({"view", "_unsafe_view", "clone", "permute", "transpose", "squeeze", "unsqueeze", "select"})
@@ -82,14 +84,20 @@ def library() -> Library:
 
 def layer_of(prepared: Any, node: Any) -> str | None:
     """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
+    name = _layer_name(prepared, node)
+    is_int8 = name is not None and getattr(prepared.get_submodule(name), "qconfig", None) is not None
+    return name if is_int8 else None
+
+
+def _layer_name(prepared: Any, node: Any) -> str | None:
+    """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
     import torch
 
     if node.op != "call_module":
         return None
     part = prepared.get_submodule(str(node.target))
-    inner = part[0] if isinstance(part, torch.nn.Sequential) else part
-    is_layer = isinstance(inner, (torch.nn.Linear, torch.nn.modules.conv._ConvNd))
-    return str(node.target) if is_layer and getattr(part, "qconfig", None) is not None else None
+    inner = part[0] if isinstance(part, torch.nn.Sequential) and len(part) else part
+    return str(node.target) if isinstance(inner, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)) else None
 
 
 def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
@@ -101,12 +109,32 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
             prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else prepare(spec)
             calibrate(prepared, spec.calibration, spec.inputs, task)
+        before = None if eager else watched(prepared, spec)
         tuning = train(prepared) if train else None
-        finish = functools.partial(convert_eager, inputs=inputs) if eager else convert
-        converted = convert_reusing(prepared, spec, finish, library().is_observer)
+        converted = convert_reusing(prepared, spec, _finish(inputs) if eager else convert, library().is_observer)
         steps = output_steps(converted.graph, inputs)
-    layers = split_layers(converted.graph)
-    return quantized_model(scheme, converted.graph, layers, steps=steps, tuning=tuning, converted=converted)
+        layer_sqnrs = before.against(converted.graph) if before else None
+    return quantized_model(
+        scheme,
+        converted.graph,
+        split_layers(converted.graph),
+        steps=steps,
+        tuning=tuning,
+        converted=converted,
+        layer_sqnrs=layer_sqnrs,
+    )
+
+
+def _finish(inputs: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Return what converts a module that was prepared in eager mode."""
+    return lambda prepared: _for_engine(convert_eager(prepared, inputs))
+
+
+def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
+    """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
+    from edgeq.quantize.layer_sqnr import float_run
+
+    return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=_layer_name)
 
 
 def refuse_exported(spec: QuantizeSpec) -> None:
@@ -157,10 +185,21 @@ def convert(prepared: Any) -> Any:
     from torch.ao.quantization.quantize_fx import convert_fx
 
     try:
-        return convert_fx(prepared)
+        return _for_engine(convert_fx(prepared))
     except Exception as err:  # the engines' packing raises many types
         what = f"FX cannot convert the model: {first_line(err)}"
         raise UnsupportedError(what, "leave that layer in float (--keep-fp32), or use an ExecuTorch target") from err
+
+
+def _for_engine(converted: Any) -> Any:
+    """Return a quantized module that the engine of the process computes rightly."""
+    import torch
+
+    if torch.backends.quantized.engine != "qnnpack":
+        return converted
+    from edgeq.quantize.clamps import contiguous_clamps
+
+    return contiguous_clamps(converted)
 
 
 def _qconfig(backend: str, observer: ObserverName) -> Any:

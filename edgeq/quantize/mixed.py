@@ -15,8 +15,9 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
 from edgeq.quantize.lent import lend, observed
+from edgeq.quantize.remedies import EVENED, other_ranges
 from edgeq.quantize.result import quantized_model
-from edgeq.quantize.search import evenly, mixed
+from edgeq.quantize.search import Ground, evenly, mixed
 from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -31,18 +32,9 @@ def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
     with _fx(spec):
-        subject = _fx_subject(spec)
-        known = observed(subject.prepared, subject.library.is_observer)
-
-        def finish(kept: Sequence[str]) -> QuantizedModel:
-            fewer = _keeping(spec, kept)
-            prepared = fx.prepare(fewer)
-            _ranged(prepared, known, subject, fewer)
-            converted = fx.convert(prepared)
-            steps = fx.output_steps(converted, example_tensors(spec.inputs))
-            return quantized_model(_SCHEME, converted, fx.split_layers(converted), steps=steps)
-
-        return mixed(subject, spec, finish)
+        # the other engines have a step size for each channel, and equalization would gain them little
+        evened = (EVENED,) if spec.backend == "qnnpack" else ()
+        return mixed(spec, _fx_ground, (*evened, *other_ranges(spec)))
 
 
 def fx_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
@@ -58,22 +50,45 @@ def pt2e_mixed(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: there is no layer to choose.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    subject = _pt2e_subject(spec)
-    known = observed(subject.prepared, subject.library.is_observer)
-
-    def finish(kept: Sequence[str]) -> QuantizedModel:
-        fewer = _keeping(spec, kept)
-        prepared = pt2e.prepare(fewer.captured.module(), fewer)
-        _ranged(prepared, known, subject, fewer)
-        converted = pt2e.convert(prepared)
-        return quantized_model(_SCHEME, converted, pt2e.split_layers(converted), steps=pt2e.output_steps(converted))
-
-    return mixed(subject, spec, finish)
+    return mixed(spec, _pt2e_ground, other_ranges(spec))
 
 
 def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
     """Rank the layers by PT2E; raises what `pt2e_mixed` does."""
     return _ranked(_pt2e_subject(spec), spec)
+
+
+def _fx_ground(spec: QuantizeSpec) -> Ground:
+    subject = _fx_subject(spec)
+    known = observed(subject.prepared, subject.library.is_observer)
+
+    def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
+        fewer = _keeping(spec, kept)
+        prepared = fx.prepare(fewer)
+        _ranged(prepared, known, subject, fewer)
+        before = fx.watched(prepared, spec) if final else None
+        converted = fx.convert(prepared)
+        steps = fx.output_steps(converted, example_tensors(spec.inputs))
+        layers, sqnrs = fx.split_layers(converted), before.against(converted) if before else None
+        return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
+
+    return Ground(spec=spec, subject=subject, finish=finish)
+
+
+def _pt2e_ground(spec: QuantizeSpec) -> Ground:
+    subject = _pt2e_subject(spec)
+    known = observed(subject.prepared, subject.library.is_observer)
+
+    def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
+        fewer = _keeping(spec, kept)
+        prepared = pt2e.prepare(fewer.captured.module(), fewer)
+        _ranged(prepared, known, subject, fewer)
+        before = pt2e.watched(prepared, spec) if final else None
+        converted = pt2e.convert(prepared)
+        layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
+        return quantized_model(_SCHEME, converted, layers, steps=pt2e.output_steps(converted), layer_sqnrs=sqnrs)
+
+    return Ground(spec=spec, subject=subject, finish=finish)
 
 
 def _ranked(subject: Subject, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError, first_line
@@ -15,6 +15,9 @@ from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
+
+if TYPE_CHECKING:
+    from edgeq.quantize.layer_sqnr import FloatRun
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
@@ -71,10 +74,25 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = prepare(graph, spec)
         calibrate(prepared, spec.calibration, spec.inputs, task)
+    before = watched(prepared, spec)
     tuning = train(prepared) if train else None
     converted = convert_reusing(prepared, spec, convert, library().is_observer)
-    layers, steps = split_layers(converted.graph), output_steps(converted.graph)
-    return quantized_model(scheme, converted.graph, layers, steps=steps, tuning=tuning, converted=converted)
+    return quantized_model(
+        scheme,
+        converted.graph,
+        split_layers(converted.graph),
+        steps=output_steps(converted.graph),
+        tuning=tuning,
+        converted=converted,
+        layer_sqnrs=before.against(converted.graph),
+    )
+
+
+def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
+    """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
+    from edgeq.quantize.layer_sqnr import float_run
+
+    return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=_layer_name)
 
 
 def library() -> Library:
@@ -227,14 +245,21 @@ def _type_name(kind: Any) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else str(kind.__name__)
 
 
+def _layer_name(_graph: Any, node: Any) -> str | None:
+    """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
+    if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
+        return None
+    return str(node.meta.get("custom", {}).get(MODULE_KEY) or node.name)
+
+
 def split_layers(graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of convolutions and linears that compute in int8, and of those in float."""
     quantized: list[str] = []
     kept: list[str] = []
     for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
+        name = _layer_name(graph, node)
+        if name is None:
             continue
-        name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
         operands = [arg for arg in node.args[:2] if hasattr(arg, "target")]
         is_int8 = len(operands) == 2 and all("dequantize" in str(arg.target) for arg in operands)
         (quantized if is_int8 else kept).append(name)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel, Tuning
+from edgeq.artifacts import LayerSqnrs, QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
 from edgeq.quantize.reusing import Converted
 from edgeq.quantize.spec import QuantizeSpec
@@ -21,6 +21,7 @@ def quantized_model(
     steps: tuple[float | None, ...] = (),
     tuning: Tuning | None = None,
     converted: Converted | None = None,
+    layer_sqnrs: LayerSqnrs | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -32,6 +33,7 @@ def quantized_model(
         steps: quantization steps of the outputs, where they are quantized.
         tuning: what training came to, for schemes that train.
         converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
+        layer_sqnrs: against the float graph, for schemes that calibrate one.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -51,6 +53,7 @@ def quantized_model(
         qparams=converted.settled.qparams if converted else (),
         fresh=converted.settled.fresh if converted else (),
         kept=converted.kept if converted else None,
+        layer_sqnrs=layer_sqnrs,
     )
 
 

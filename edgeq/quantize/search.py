@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import Attempt, QuantizedModel, Scores, Search, Sensitivity
 from edgeq.errors import first_line
 from edgeq.job import Task
 from edgeq.quantize.qat_state import load_state, save_state, state_key, state_path
+from edgeq.quantize.remedies import Remedy
 from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import Dataset
 
+if TYPE_CHECKING:
+    from edgeq.quantize.simulate import Simulation
+
 _MOST_PRUNED = 12  # layers that are put back into int8 one by one at the end, the largest first
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
 
-Finish = Callable[[Sequence[str]], QuantizedModel]
+Finish = Callable[[Sequence[str], bool], QuantizedModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """A calibrated model to search on.
+
+    Attributes:
+        spec: what it was calibrated by.
+        subject: the calibrated graph; it is used up.
+        finish: quantizes all layers but those named, and measures them one by one where it is the final one.
+        remedies: in what it differs from what was asked for.
+    """
+
+    spec: QuantizeSpec
+    subject: Subject
+    finish: Finish
+    remedies: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -31,8 +52,10 @@ class _Notebook:
     key: str
     task: Task
     values: dict[str, Any]
+    prefix: str = ""
 
     def recall(self, name: str, measure: Callable[[], Any]) -> Any:
+        name = self.prefix + name
         if name not in self.values:
             self.values[name] = measure()
             if self.path is not None:
@@ -43,37 +66,86 @@ class _Notebook:
         return self.values[name]
 
 
-def mixed(subject: Subject, spec: QuantizeSpec, finish: Finish) -> QuantizedModel:
+def mixed(
+    spec: QuantizeSpec, ground_of: Callable[[QuantizeSpec], Ground], remedies: Sequence[Remedy]
+) -> QuantizedModel:
     """Return the smallest model that keeps the limits on the search samples, or the nearest to them.
 
+    Where int8 as it was asked for is not enough, remedies come first, each on top of those that helped, since they
+    cost no bytes; then layers are left in float.
+
     Args:
-        subject: the calibrated graph; it is used up.
         spec: what the method was given; `spec.search` is there.
-        finish: quantizes all layers but those named.
+        ground_of: calibrates a model.
+        remedies: changes for all layers.
 
     Raises:
-        UnsupportedError: no layer can be left in float, or what `finish` raises.
+        UnsupportedError: no layer can be left in float, or what `ground_of` and its `finish` raise.
     """
     asked = spec.search
     if asked is None:
         raise TypeError("mixed-int8 needs SearchSpec")
-    key = _key(subject, spec, asked)
-    simulation = simulated(subject)
-    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
-        book = _notebook(key, asked, task)
-        ranking = rank(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs, task, book.recall)
+    first = ground_of(spec)
+    key = _key(first.subject, spec, asked)
+    simulation = simulated(first.subject)
+    sizes = {layer: simulation.weight_elements(layer) for layer in simulation.layers}
     with spec.progress.task(f"search {spec.label}") as task:
+        book = _notebook(key, asked, task)
+        trials = _Trials(sizes, spec, asked, book)
+        remedied = _remedied(first, ground_of, remedies, trials)
+    ranking, chosen = _best(first, simulation, remedied, trials, book)
+    ground = remedied if chosen.remedies else first
+    search = trials.search(ranking, chosen)
+    return dataclasses.replace(ground.finish(chosen.kept, True), search=search, search_state=book.path)
+
+
+def _best(
+    first: Ground, simulation: Simulation, remedied: Ground, trials: _Trials, book: _Notebook
+) -> tuple[tuple[Sensitivity, ...], Attempt]:
+    """Return the best attempt, and the ranking that led to it."""
+    found = []
+    if remedied is not first:
+        found.append(_searched(remedied, simulated(remedied.subject), trials, book))
+    # what helps where all is int8 may spoil what little is left in it: then without
+    if not found or not found[0][1].meets:
+        found.append(_searched(first, simulation, trials, book))
+    return min(found, key=lambda one: trials.rank(one[1]))
+
+
+def _searched(
+    ground: Ground, simulation: Simulation, trials: _Trials, book: _Notebook
+) -> tuple[tuple[Sensitivity, ...], Attempt]:
+    """Return the layers' ranking on one ground, and the best attempt there."""
+    ranking = _ranking(ground, simulation, book)
+    with ground.spec.progress.task(f"search {ground.spec.label}") as task:
         book.task = task
-        run = _Run(ranking, spec, asked, finish, book)
-        chosen = run.best()
-        found = Search(
-            limits=asked.limits,
-            samples=asked.samples.count,
-            ranking=ranking,
-            attempts=tuple(run.attempts),
-            chosen=run.attempts.index(chosen),
-        )
-        return dataclasses.replace(finish(chosen.kept), search=found, search_state=book.path)
+        return ranking, _Assignments(ground, ranking, trials).best()
+
+
+def _remedied(
+    ground: Ground, ground_of: Callable[[QuantizeSpec], Ground], remedies: Sequence[Remedy], trials: _Trials
+) -> Ground:
+    """Return what to search on: as asked for, or with the remedies that brought the scores nearer to the limits."""
+    best = trials.run(ground, ())
+    for remedy in remedies:
+        changed = None if best.meets else remedy.apply(ground.spec)
+        if changed is None:
+            continue
+        other = dataclasses.replace(ground_of(changed), remedies=(*ground.remedies, remedy.name))
+        attempt = trials.run(other, ())
+        if trials.short(attempt.scores) < trials.short(best.scores):
+            ground, best = other, attempt
+    return ground
+
+
+def _ranking(ground: Ground, simulation: Simulation, book: _Notebook) -> tuple[Sensitivity, ...]:
+    spec = ground.spec
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
+        book.task, book.prefix = task, f"{'+'.join(ground.remedies)}:"
+        samples = evenly(spec.calibration, RANK_SAMPLES)
+        ranking = rank(simulation, samples, spec.inputs, task, book.recall)
+    book.prefix = ""
+    return ranking
 
 
 def evenly(samples: Dataset, most: int) -> Dataset:
@@ -103,34 +175,83 @@ def _notebook(key: str, asked: SearchSpec, task: Task) -> _Notebook:
     return _Notebook(path=path, key=key, task=task, values=values)
 
 
-class _Run:
-    """Tries assignments, each converted and run on the search samples."""
+class _Trials:
+    """Assignments that were converted and run on the search samples, each once."""
 
-    def __init__(
-        self, ranking: Sequence[Sensitivity], spec: QuantizeSpec, asked: SearchSpec, finish: Finish, book: _Notebook
-    ) -> None:
-        self._asked, self._finish, self._book = asked, finish, book
-        self._bytes = {item.layer: item.weight_bytes for item in ranking}
-        self._int8_bytes = spec.model.fp32_bytes - (_FLOAT_TIMES - 1) * sum(self._bytes.values())
-        # the most noise for a byte first, so that few bytes of float take away much of it
-        self._order = sorted(self._bytes, key=lambda name: -_noise(ranking, name) / max(1, self._bytes[name]))
+    def __init__(self, sizes: Mapping[str, int], spec: QuantizeSpec, asked: SearchSpec, book: _Notebook) -> None:
+        self._asked, self._book = asked, book
+        self.sizes = sizes
+        self._int8_bytes = spec.model.fp32_bytes - (_FLOAT_TIMES - 1) * sum(sizes.values())
         self.attempts: list[Attempt] = []
+
+    def run(self, ground: Ground, layers: Sequence[str]) -> Attempt:
+        """Return what leaving these layers in float comes to."""
+        kept = tuple(sorted(layers))
+        known = [one for one in self.attempts if (one.kept, one.remedies) == (kept, ground.remedies)]
+        if known:
+            return known[0]
+
+        def score() -> dict[str, float | None]:
+            return dataclasses.asdict(self._asked.score(ground.finish(kept, False).graph))
+
+        name = f"{'+'.join(ground.remedies)}:kept:{'|'.join(kept)}"
+        scores, size = Scores(**self._book.recall(name, score)), self.size_bytes(kept)
+        meets = self.fits(kept) and self.short(scores) <= 0
+        attempt = Attempt(kept=kept, size_bytes=size, scores=scores, meets=meets, remedies=ground.remedies)
+        self.attempts.append(attempt)
+        self._book.task.note(f"{len(kept)} layers in float: {_words(scores)}, {'ok' if meets else 'too far'}")
+        return attempt
+
+    def rank(self, attempt: Attempt) -> tuple[bool, float, float]:
+        """Order attempts: those that keep the limits by their size, others by how far they are from that."""
+        if attempt.meets:
+            return False, attempt.size_bytes, len(attempt.kept)
+        return True, self.short(attempt.scores), attempt.size_bytes
+
+    def search(self, ranking: tuple[Sensitivity, ...], chosen: Attempt) -> Search:
+        """Return all that was tried, with one chosen."""
+        return Search(
+            limits=self._asked.limits,
+            samples=self._asked.samples.count,
+            ranking=ranking,
+            attempts=tuple(self.attempts),
+            chosen=self.attempts.index(chosen),
+        )
+
+    def size_bytes(self, kept: Sequence[str]) -> int:
+        """Return an estimate of the artifact's size."""
+        return self._int8_bytes + (_FLOAT_TIMES - 1) * sum(self.sizes[name] for name in kept)
+
+    def fits(self, kept: Sequence[str]) -> bool:
+        """Whether the size keeps its limit, where there is one."""
+        return self._asked.size_limit is None or self.size_bytes(kept) <= self._asked.size_limit
+
+    def short(self, scores: Scores) -> float:
+        """Return by how much the worst limit is missed, relative to the limit; at most 0 where all are kept."""
+        return max(_missed(name, limit, scores) for name, limit in self._asked.limits)
+
+
+class _Assignments:
+    """Looks for the fewest bytes in float on one ground."""
+
+    def __init__(self, ground: Ground, ranking: Sequence[Sensitivity], trials: _Trials) -> None:
+        self._ground, self._trials = ground, trials
+        # the most noise for a byte first, so that few bytes of float take away much of it
+        self._order = sorted(trials.sizes, key=lambda name: -_noise(ranking, name) / max(1, trials.sizes[name]))
 
     def best(self) -> Attempt:
         """Return the attempt that keeps the limits with the fewest bytes, or the nearest."""
         most = self._affordable()
         if not self._try(()).meets and most and self._try(self._order[:most]).meets:
             self._prune(self._bisect(most))
-        meeting = [attempt for attempt in self.attempts if attempt.meets]
-        if meeting:
-            return min(meeting, key=lambda attempt: (attempt.size_bytes, len(attempt.kept)))
-        return min(self.attempts, key=lambda attempt: (self._short(attempt.scores), attempt.size_bytes))
+        attempts = [one for one in self._trials.attempts if one.remedies == self._ground.remedies]
+        return min(attempts, key=self._trials.rank)
 
     def _affordable(self) -> int:
         """Return how many layers of the order may be in float, one always left in int8."""
-        limit, count = self._asked.size_limit, 0
+        count = 0
         for count in range(len(self._order)):
-            if limit is not None and self._size(self._order[: count + 1]) > limit:
+            if not self._trials.fits(self._order[: count + 1]):
                 return count
         return count
 
@@ -144,33 +265,13 @@ class _Run:
     def _prune(self, found: Attempt) -> None:
         """Put back into int8 what is not needed, the largest layer first."""
         kept = found.kept
-        for layer in sorted(kept, key=lambda name: -self._bytes[name])[:_MOST_PRUNED]:
+        for layer in sorted(kept, key=lambda name: -self._trials.sizes[name])[:_MOST_PRUNED]:
             fewer = tuple(name for name in kept if name != layer)
             if fewer and self._try(fewer).meets:
                 kept = fewer
 
     def _try(self, layers: Sequence[str]) -> Attempt:
-        kept = tuple(sorted(layers))
-        known = next((attempt for attempt in self.attempts if attempt.kept == kept), None)
-        if known is not None:
-            return known
-        scores = Scores(**self._book.recall(f"kept:{'|'.join(kept)}", lambda: self._scored(kept)))
-        size = self._size(kept)
-        fits = self._asked.size_limit is None or size <= self._asked.size_limit
-        attempt = Attempt(kept=kept, size_bytes=size, scores=scores, meets=fits and self._short(scores) <= 0)
-        self.attempts.append(attempt)
-        self._book.task.note(f"{len(kept)} layers in float: {_words(scores)}, {'ok' if attempt.meets else 'too far'}")
-        return attempt
-
-    def _scored(self, kept: tuple[str, ...]) -> dict[str, float | None]:
-        return dataclasses.asdict(self._asked.score(self._finish(kept).graph))
-
-    def _size(self, kept: Sequence[str]) -> int:
-        return self._int8_bytes + (_FLOAT_TIMES - 1) * sum(self._bytes[name] for name in kept)
-
-    def _short(self, scores: Scores) -> float:
-        """Return by how much the worst limit is missed, relative to the limit; at most 0 where all are kept."""
-        return max(_missed(name, limit, scores) for name, limit in self._asked.limits)
+        return self._trials.run(self._ground, layers)
 
 
 def _missed(name: str, limit: float, scores: Scores) -> float:

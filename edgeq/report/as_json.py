@@ -7,7 +7,19 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport, Cost, DataFacts, Gate, Row, Search, VerifyReport
+    from edgeq.artifacts import (
+        BuildReport,
+        Choice,
+        Comparison,
+        Cost,
+        DataFacts,
+        Gate,
+        LayerSqnrs,
+        Row,
+        Search,
+        Variant,
+        VerifyReport,
+    )
     from edgeq.project import ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
@@ -73,7 +85,44 @@ def _row(row: Row) -> dict[str, Any]:
         "seconds": dict(row.seconds),
         "reuse": _fields(row.reuse),
         "search": _search(row.search),
+        "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
+        "auto": _choice(row.choice),
+        "compared": _comparison(row.compared),
     }
+
+
+def _choice(choice: Choice | None) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    return {
+        "linear_macs": choice.linear_macs,
+        "tried": [_variant(one) for one in choice.tried],
+        "chosen": choice.chosen,
+        "untried": list(choice.untried),
+    }
+
+
+def _comparison(compared: Comparison | None) -> dict[str, Any] | None:
+    if compared is None:
+        return None
+    return {"arch": compared.arch, "variants": [_variant(one) for one in compared.variants]}
+
+
+def _variant(one: Variant) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(one),
+        "passed": one.passed,
+        "failed": [_gate(gate) for gate in one.failed],
+        "error": one.error or None,
+        "exit_code": int(one.exit_code),
+    }
+
+
+def layer_sqnrs_json(found: LayerSqnrs | None) -> dict[str, Any] | None:
+    """Return what is known of the layers, and where the error starts; null where it builds up."""
+    if found is None:
+        return None
+    return {**dataclasses.asdict(found), "start": found.start.layer if found.start else None}
 
 
 def _search(search: Search | None) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ from edgeq.artifacts import (
     Emulation,
     Fidelity,
     GraphOnly,
+    Interval,
     LatencyPrediction,
+    LayerSqnr,
     Outcome,
     Parity,
     Reuse,
@@ -85,6 +87,46 @@ class SearchDocument(_Document):
     kept_fp32: list[str]
 
 
+class VariantDocument(_Document):
+    """The model under one scheme."""
+
+    scheme: str
+    passed: bool
+    size_bytes: int | None
+    score: float | None
+    fp32_score: float | None
+    drop_pp: Interval | None
+    sqnr_db: float | None
+    latency_ms: float | None = Field(description="p50 on this host")
+    failed: list[GateDocument]
+    error: str | None = Field(description="why there is no artifact")
+    exit_code: int
+
+
+class ChoiceDocument(_Document):
+    """How --scheme auto came to the scheme."""
+
+    linear_macs: float = Field(description="share of the float model's multiply-accumulates in matrix products")
+    tried: list[VariantDocument]
+    chosen: int = Field(description="the index of the one that the artifact is")
+    untried: list[str] = Field(description="left out: no scheme could mend what failed before")
+
+
+class ComparisonDocument(_Document):
+    """Against float on the same target; the latencies were measured in turns."""
+
+    arch: str
+    variants: list[VariantDocument] = Field(description="the artifact itself, then fp32 and fp16")
+
+
+class LayerSqnrsDocument(_Document):
+    """How far each layer of the converted graph is from the float graph's, in the order of execution."""
+
+    samples: int
+    layers: list[LayerSqnr]
+    start: str | None = Field(description="the layer where the error starts; null where it builds up")
+
+
 class RowDocument(_Document):
     """One target and scheme."""
 
@@ -107,6 +149,9 @@ class RowDocument(_Document):
     seconds: dict[str, float]
     reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
     search: SearchDocument | None = Field(description="null for schemes that do not search")
+    auto: ChoiceDocument | None = Field(description="null where the scheme was named")
+    compared: ComparisonDocument | None = Field(description="null without --compare")
+    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes that calibrate no graph")
 
 
 class FindingDocument(_Document):
@@ -196,7 +241,47 @@ class DiffDocument(_Document):
     changes: list[ChangeDocument]
 
 
-DOCUMENTS: dict[str, type[BaseModel]] = {"package": PackageDocument, "build": BuildDocument, "diff": DiffDocument}
+class ComparedDocument(_Document):
+    """One of the bundles that were compared."""
+
+    model: str
+    model_version: str
+    target: str
+    scheme: str
+
+
+class OutputsDocument(_Document):
+    """Two artifacts on the same inputs; errors are of the second against the first."""
+
+    samples: int
+    inputs: Literal["evaluation", "random"]
+    mean_abs_error: float
+    fp32_magnitude: float = Field(description="mean absolute value")
+    quantized_magnitude: float
+    max_abs_error: float
+    sqnr_db: float = Field(description="of the worst output")
+    cosine: float
+    agreeing: int = Field(description="inputs with the same argmax")
+    ranked: int = Field(description="of how many; 0 where no output ranks classes")
+
+
+class CompareDocument(_Document):
+    """`edgeq compare --json`."""
+
+    schema_version: Literal[1]
+    fp32: ComparedDocument
+    quantized: ComparedDocument
+    outputs: OutputsDocument
+    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null without --layers")
+    notes: list[str]
+
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "package": PackageDocument,
+    "build": BuildDocument,
+    "diff": DiffDocument,
+    "compare": CompareDocument,
+}
 _NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
 
 

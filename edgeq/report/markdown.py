@@ -27,6 +27,14 @@ def to_markdown(report: ProjectReport) -> str:
     failures += [f"- error: {_text(model.name)}: {_text(model.error.what)}" for model in broken if model.error]
     if failures:
         lines += ["", "### What failed", "", *failures]
+    compared = [
+        f"- {_text(f'{row.target}: {line}')}"
+        for row in report.rows
+        if row.compared
+        for line in words.compared(row.compared)
+    ]
+    if compared:
+        lines += ["", "### Against float", "", *compared]
     return "\n".join(lines) + "\n"
 
 

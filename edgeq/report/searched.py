@@ -50,7 +50,7 @@ def _tried(search: Search, anchor: str) -> Plot | None:
         value = scores.get(name, None if drop is None else -drop)
         if value is not None and math.isfinite(value):
             series = "chosen" if index == search.chosen else "keeps the limits" if attempt.meets else "does not"
-            label = f"{len(attempt.kept)} layers in float"
+            label = ", ".join([f"{len(attempt.kept)} layers in float", *attempt.remedies])
             points.append(Point(series=series, label=label, x=attempt.size_bytes / factor, y=value))
     if len(points) < 2:
         return None

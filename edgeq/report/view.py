@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.artifacts import DataFacts, Gate, Row
+from edgeq.artifacts import DataFacts, Gate, LayerSqnr, LayerSqnrs, Row
 from edgeq.flips import Flip, Flips
 from edgeq.manifest import Manifest
 from edgeq.report import words
 from edgeq.report.places import Place, places, why_host_only
-from edgeq.report.plots import Plot, Point, histogram, pareto
+from edgeq.report.plots import Plot, histogram
 from edgeq.report.searched import SearchView, search_view
+from edgeq.report.variants import VariantsView, attempts, variants_views
 from edgeq.units import format_bytes
 
 _MOST_LAYERS = 300  # a page with more would be neither small nor read
@@ -29,7 +29,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerView:
-    """A layer with its shares of the largest one, in percent, for its bars."""
+    """A layer with its shares of the largest one, in percent, for its bars.
+
+    Attributes:
+        sqnr, own_sqnr: of its output against the float graph's, with all layers quantized and by itself, as
+            `LayerSqnr` defines them; "" where that was not measured.
+    """
 
     name: str
     op: str
@@ -38,6 +43,8 @@ class LayerView:
     size_percent: float
     macs: str
     macs_percent: float
+    sqnr: str = ""
+    own_sqnr: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +80,13 @@ class RowView:
     warnings: tuple[str, ...]
     layers: tuple[LayerView, ...]
     layers_left: int
+    error_start: str
     latency: Plot | None
     places: tuple[Place, ...]
     host_only: str
     flips: FlipsView | None
     search: SearchView | None
+    variants: tuple[VariantsView, ...]
     provenance: tuple[tuple[str, str], ...]
 
 
@@ -114,7 +123,7 @@ def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Se
         verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
         passed=not failed and not app_failed,
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
-        attempts=_attempts([source.row for source in sources]),
+        attempts=attempts([source.row for source in sources]),
         app=tuple(app),
         data=_data(data),
     )
@@ -135,11 +144,13 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         warnings=row.checked.warnings,
         layers=_layers(row),
         layers_left=max(0, len(row.layers) - _MOST_LAYERS),
+        error_start=_error_start(row.layer_sqnrs),
         latency=histogram(runs, title=f"Latency on {row.verified.host}", anchor=f"{anchor}-latency") if runs else None,
         places=places(row),
         host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels, budget) if flips else None,
         search=search_view(row.search, f"{anchor}-search") if row.search else None,
+        variants=variants_views(row),
         provenance=_provenance(source),
     )
 
@@ -172,10 +183,27 @@ def _layers(row: Row) -> tuple[LayerView, ...]:
             size_percent=100 * layer.weight_bytes / most_bytes,
             macs=f"{layer.macs:,}",
             macs_percent=100 * layer.macs / most_macs,
+            sqnr=words.decibel(sqnr.sqnr_db) if sqnr else "",
+            own_sqnr=words.decibel(sqnr.own_db) if sqnr else "",
         )
-        for layer, kind in zip(row.layers, kinds, strict=True)
+        for layer, kind, sqnr in zip(row.layers, kinds, _sqnr_of(row), strict=True)
         if id(layer) in shown
     )
+
+
+def _sqnr_of(row: Row) -> list[LayerSqnr | None]:
+    """Return what is known of each lowered layer; a module that is called twice has its calls in their order."""
+    known: dict[str, list[LayerSqnr]] = {}
+    for one in row.layer_sqnrs.layers if row.layer_sqnrs else ():
+        known.setdefault(one.layer, []).append(one)
+    return [known[layer.name].pop(0) if known.get(layer.name) else None for layer in row.layers]
+
+
+def _error_start(found: LayerSqnrs | None) -> str:
+    if found is None:
+        return ""
+    samples = "one calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
+    return f"Against the float graph, on {samples}: {words.error_start(found)}."
 
 
 def _flips(flips: Flips, labels: tuple[str, ...], budget: int) -> FlipsView:
@@ -226,34 +254,6 @@ def _provenance(source: Source) -> tuple[tuple[str, str], ...]:
 
 def _samples(count: int, sha256: str | None) -> str:
     return f"{count} samples, SHA-256 {sha256}" if sha256 else "none given"
-
-
-def _attempts(rows: Sequence[Row]) -> tuple[Plot, ...]:
-    """Return a plot for each model that several schemes were tried on."""
-    plots = []
-    for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
-        own = [row for row in rows if row.model == model]
-        if len({row.scheme for row in own}) > 1:
-            plot = _attempt(own, f"{model}: size and accuracy of each scheme", f"attempts{i}")
-            plots += [plot] if plot else []
-    return tuple(plots)
-
-
-def _attempt(rows: Sequence[Row], title: str, anchor: str) -> Plot | None:
-    """Plot scores where every row has one, else SQNR; what is infinite or was not measured has no place in it."""
-    fidelities = [row.verified.fidelity for row in rows]
-    scored = all(fidelity is not None and fidelity.score is not None for fidelity in fidelities)
-    values = [None if f is None else 100 * (f.score or 0.0) if scored else f.sqnr_db for f in fidelities]
-    unit, factor = ("kB", 1e3) if max(row.size_bytes for row in rows) < 1e6 else ("MB", 1e6)
-    points = [
-        Point(series=row.scheme, label=f"{row.scheme}, {row.target}", x=row.size_bytes / factor, y=value)
-        for row, value in zip(rows, values, strict=True)
-        if value is not None and math.isfinite(value)
-    ]
-    if len(points) < 2:
-        return None
-    y_title = "score in %" if scored else "SQNR in dB"
-    return pareto(points, title=title, anchor=anchor, x_title=f"size in {unit}", y_title=y_title)
 
 
 def _data(facts: DataFacts) -> tuple[str, ...]:

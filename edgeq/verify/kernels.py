@@ -15,7 +15,8 @@ _XNNPACK = re.compile(
     r"^(?:Convolution|Deconvolution|Fully Connected|Dynamic Fully Connected|Batch Matrix Multiply)\b[^(]*\(([^)]*)\)"
 )
 _NATIVE = re.compile(r"^native_call_(?:convolution|addmm|mm|bmm|linear|baddbmm)\b")
-_INT8_FIRST = re.compile(r"^Q[A-Z]8")  # QS8, QC8, QU8; QD8 quantizes activations on the fly
+# QS8, QC8, QU8; QD8, QDU8 (hosts with AVX-VNNI) and QP8 quantize activations on the fly; P before Q or F: packed (SME)
+_INT8_FIRST = re.compile(r"^(?:P?Q[SCU]|QDU?|QP)8$")
 _LAYOUTS = frozenset({"NHWC", "NCHW", "NC", "ND"})
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
 _TORCH = re.compile(
@@ -114,4 +115,4 @@ def _precision(runtime: str, name: str) -> Precision | None:
     first = next((part for part in types if part not in _LAYOUTS), "")
     if _INT8_FIRST.match(first):
         return "int8"
-    return "half" if first == "F16" else "other"
+    return "half" if first in ("F16", "PF16") else "other"

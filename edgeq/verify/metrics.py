@@ -49,6 +49,7 @@ class Comparison:
     differing: int = 0
     error_sum: float = 0.0
     magnitude_sum: float = 0.0
+    measured_magnitude_sum: float = 0.0
     agreeing: int = 0
     ranked: int = 0
     finite: bool = True
@@ -83,6 +84,7 @@ class Comparison:
             sums.error_energy += float((error**2).sum())
             self.error_sum += float(error.sum())
             self.magnitude_sum += float(np.abs(left).sum())
+            self.measured_magnitude_sum += float(np.abs(right).sum())
             self.measured_energy += float((right**2).sum())
             self.product += float((left * right).sum())
         largest = float(error.max(initial=0.0))

@@ -8,7 +8,8 @@ from edgeq.artifacts import GoldenSet, GraphOnly, VerifyReport
 from edgeq.errors import UsageError
 from edgeq.samples import batches
 from edgeq.verify.golden import golden_set
-from edgeq.verify.run import Tally, VerifySpec, compare, fidelity_of, findings_of
+from edgeq.verify.spec import VerifySpec
+from edgeq.verify.tally import Tally, compare, fidelity_of, findings_of
 
 
 def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]:

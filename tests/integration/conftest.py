@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from platformdirs import user_cache_path
 
 X86 = "linux-x86_64-x86"
 FBGEMM = "linux-x86_64-fbgemm"
@@ -173,6 +174,16 @@ def project(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> 
     made = enter(monkeypatch, tmp_path, template)
     yield made
     assert made.left_behind() == []
+
+
+@pytest.fixture
+def runtimes(project: Project) -> Path:
+    """The devices' runtimes in the user's own cache, which every run of the tests shares: fetching takes minutes."""
+    shared = user_cache_path("edgeq") / "emulator"
+    shared.mkdir(parents=True, exist_ok=True)
+    project.cache.mkdir()
+    (project.cache / "emulator").symlink_to(shared)
+    return shared
 
 
 @pytest.fixture

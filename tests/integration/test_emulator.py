@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from platformdirs import user_cache_path
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.verify.emulate import build, cpus
@@ -20,17 +19,12 @@ INT8_AUDIT = ("--allow-unmeasured", "int8_macs")
 
 
 @pytest.fixture
-def emulator(project: Project) -> Path:
-    """The runtimes in the user's own cache, which every run of the tests shares: fetching them takes minutes."""
+def emulator(runtimes: Path, project: Project) -> Path:
     for tool in (cpus.QEMU, build.CROSS_COMPILER):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is missing")
-    shared = user_cache_path("edgeq") / "emulator"
-    shared.mkdir(parents=True, exist_ok=True)
-    project.cache.mkdir()
-    (project.cache / "emulator").symlink_to(shared)
     shutil.copy(GOLDEN / XNNPACK / "model.pte", project.root / "digits.pte")
-    return shared
+    return runtimes
 
 
 def test_a_program_is_emulated_by_default_and_answered_from_the_cache(

@@ -34,6 +34,7 @@ from edgeq.artifacts import (
 from edgeq.bundle.writer import write_bundle
 from edgeq.errors import ExitCode
 from edgeq.preprocess import PRESETS
+from edgeq.scheme import SchemeName
 from edgeq.target import load_target
 
 
@@ -104,7 +105,6 @@ def _lowered(path: Path) -> LoweredModel:
             Layer(name="conv", op="convolution", macs=900, weight_bytes=90, delegated=True),
             Layer(name="head", op="linear", macs=100, weight_bytes=10, delegated=False),
         ),
-        delegate_calls=1,
         delegated_macs=0.9,
     )
 
@@ -188,7 +188,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def packaged(net: Path, target: str, out: Path, *, batch: int = 1) -> Path:
+def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tuple[SchemeName, ...] = ()) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
     from edgeq.cli.progress import Quiet
     from edgeq.job import DataOptions, DeviceOptions, Job
@@ -203,6 +203,7 @@ def packaged(net: Path, target: str, out: Path, *, batch: int = 1) -> Path:
     job = Job(
         source=f"{net}:factory",
         targets=(load_target(target),),
+        schemes=schemes,
         out=out,
         name="net",
         inputs=(f"image={batch}x1x16x16",),

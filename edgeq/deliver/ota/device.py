@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from edgeq.deliver.ota.facts import BundleEntry, Index
+from edgeq.deliver.ota.facts import BundleEntry, BundleFacts, Index
 from edgeq.deliver.ota.state import DeviceFacts
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 
@@ -89,14 +89,22 @@ def choose(index: Index, device: DeviceFacts) -> BundleEntry:
         what = f"wrong device: no release of the channel is for {device.device_id}"
         raise UnsupportedError(what, "release one for all devices, or name this one with --device")
     newest = addressed[0]
-    needs = _version(newest.facts.exported_with)
+    needs = _needs(newest.facts)
     if device.runtime is not None and needs and (_version(device.runtime) or needs) < needs:
         what = (
             f"wrong runtime: release {newest.facts.release} was written by {newest.facts.runtime}"
-            f" {newest.facts.exported_with}, this device has {device.runtime}"
+            f" {newest.facts.exported_with}, for {' and '.join(newest.facts.runtimes) or 'no older one'};"
+            f" this device has {device.runtime}"
         )
         raise UnsupportedError(what, "update the app first, or release one for its runtime")
     return newest
+
+
+def _needs(facts: BundleFacts) -> tuple[int, int] | None:
+    """Return the oldest runtime that loads a release."""
+    if facts.runtime == "torchscript":  # by the archive's bytecode, not by who wrote it: it was released for these
+        return min(filter(None, map(_version, facts.runtimes)), default=None)
+    return _version(facts.exported_with)
 
 
 def _version(text: str) -> tuple[int, int] | None:

@@ -16,8 +16,9 @@ from edgeq.counts import COUNTERS, CountReport, Counts, OperatorCounts, total
 from edgeq.errors import EnvironmentProblem, UsageError, VerificationError, nearest
 from edgeq.verify.emulate.container import Arrays
 from edgeq.verify.emulate.cpus import CPUS, Cpu, find_cpu
-from edgeq.verify.emulate.runner import Ran, Work, run_all
+from edgeq.verify.emulate.runner import run_all
 from edgeq.verify.emulate.runtimes import SOURCES, Installed, emulator_folder
+from edgeq.verify.emulate.work import Ran, Work
 from edgeq.verify.etdump import Event, last_run
 
 _SOURCES = ("a64_classes.h", "caches.h", "count_plugin.c", "read_clock.c")
@@ -86,34 +87,24 @@ def count(
     Raises:
         EdgeqError: as `run_all` and `find_core`; EnvironmentProblem also where a compiler is missing.
     """
-    cpu = find_core(core)
+    work = Work(runtime=runtime, cpu=find_core(core), model=model, samples=(sample,), runs=2)
     tools = _tools()
     with tempfile.TemporaryDirectory(prefix="edgeq-count-") as name, _fixed_addresses():
         files = [Path(name) / "total", *([Path(name) / "traced"] if operators else [])]
-        works = [
-            Work(
-                runtime=runtime,
-                cpu=cpu,
-                model=model,
-                samples=(sample,),
-                runs=2,
-                qemu_options=(
-                    "-plugin",
-                    f"{tools}/count_plugin.so,out={file}",
-                    "-E",
-                    f"LD_PRELOAD={tools}/read_clock.so",
-                ),
-                trace=file.name == "traced",
-            )
-            for file in files
-        ]
-        ran = run_all(works, timeout_s=timeout_s)
+        ran = run_all([_counted(work, tools, file) for file in files], timeout_s=timeout_s)
         looks = [_looks(file) for file in files]
         whole = _last_call(looks[0], ran[0])
         if not operators:
             return CountReport(cpu=core, total=whole)
         found, why = _operators(runtime, ran[1].trace or b"", looks[1], whole, Path(name))
     return CountReport(cpu=core, total=whole, operators=found, why_no_operators=why)
+
+
+def _counted(work: Work, tools: Path, file: Path) -> Work:
+    """Return the work with the plugin and the clock; one that goes into `traced` tells its operators too."""
+    plugin = f"{tools}/count_plugin.so,out={file}"
+    options = ("-plugin", plugin, "-E", f"LD_PRELOAD={tools}/read_clock.so")
+    return dataclasses.replace(work, qemu_options=options, trace=file.name == "traced")
 
 
 def _looks(file: Path) -> tuple[Counts, ...]:

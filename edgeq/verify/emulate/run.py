@@ -14,13 +14,15 @@ from edgeq.artifacts import Agreement, DeviceRun, Emulation
 from edgeq.errors import UnsupportedError, VerificationError
 from edgeq.job import Progress
 from edgeq.samples import Batch, Sample
-from edgeq.verify.emulate.runner import Launcher, Ran, TooSlow, Work, run_all, usable_cores
+from edgeq.verify.emulate.failure import TooSlow
+from edgeq.verify.emulate.runner import run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine
 from edgeq.verify.emulate.subset import Observed
+from edgeq.verify.emulate.work import Launcher, Ran, Work
 from edgeq.verify.metrics import Comparison, Outputs, paired_drop_pp
 from edgeq.verify.rows import cut, of_sample, real_rows
-from edgeq.verify.run import GOLDEN_SAMPLES
 from edgeq.verify.scoring import Metric, batch_scores, chosen_metric
+from edgeq.verify.tally import GOLDEN_SAMPLES
 
 HOST = "host"
 

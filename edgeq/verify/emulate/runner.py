@@ -9,119 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import IO, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
 
-from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
-from edgeq.verify.emulate.container import Arrays, read_samples, write_samples
-from edgeq.verify.emulate.cpus import Cpu, make_root, qemu_path
-from edgeq.verify.emulate.runtimes import Installed
-from edgeq.verify.host import executorch_error, signal_name
-
-_BAD_INPUTS = 3  # the exit statuses of src/runner.h
-_BAD_MODEL = 4
-_MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops cannot be found[^:]*: *)(\S+)", re.I)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What one runner process is to do.
-
-    Attributes:
-        runtime: where the runner and its libraries lie.
-        cpu: the model to emulate; None runs natively, on an ARM64 host.
-        model: the artifact.
-        samples: for each sample its input arrays, in order.
-        warmup, runs: inferences of each sample that are not timed, and that are.
-        threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
-        qemu_options: more options for QEMU, such as `-plugin`.
-        trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
-        where: what runs it where no model is emulated, for people.
-    """
-
-    runtime: Installed
-    cpu: Cpu | None
-    model: Path
-    samples: tuple[Arrays, ...]
-    warmup: int = 0
-    runs: int = 1
-    threads: int = 1
-    qemu_options: tuple[str, ...] = ()
-    trace: bool = False
-    where: str = "this host"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Core:
-    """The core that the runtime itself detected.
-
-    Attributes:
-        uarch: pytorch/cpuinfo's code of the micro-architecture.
-        midr: the main ID register.
-        features: the instruction-set extensions that decide about kernels.
-    """
-
-    uarch: int
-    midr: int
-    features: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """What a runner left.
-
-    Attributes:
-        outputs: of the last inference of each sample.
-        latencies_ms: of each timed inference of each sample. Under QEMU they say nothing about the device.
-        load_ms: likewise.
-        peak_memory_bytes: how far the process's resident set rose; under QEMU it holds translated code too.
-        stderr: what the runner and the runtime said, for QEMU's plugins.
-        trace: the event trace's bytes, where it was asked for.
-    """
-
-    outputs: tuple[Arrays, ...]
-    latencies_ms: tuple[tuple[float, ...], ...]
-    load_ms: float
-    peak_memory_bytes: int
-    threads: int
-    engine: str
-    core: Core
-    stderr: str
-    trace: bytes | None = None
-
-
-class Launcher(Protocol):
-    """Where runners are started: here, or on a device."""
-
-    @property
-    def name(self) -> str:
-        """What is under way, for people."""
-
-    def command(self, work: Work, place: Path) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Return the command that runs a work to its end, its inputs lying in `place`, and its environment."""
-
-    def finish(self, work: Work, place: Path, status: int) -> int:
-        """Bring the results into `place`; return the runner's own status, negative for a signal."""
-
-
-class TooSlow(VerificationError):
-    """The time limit came before the last sample (exit code 7)."""
-
-    def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
-        super().__init__(
-            f"{name} did not end within {timeout_s:.0f} s: {done} of {total} samples were done",
-            "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
-        )
-        self.done = done
-        self.total = total
+from edgeq.errors import VerificationError
+from edgeq.verify.emulate.container import read_samples, write_samples
+from edgeq.verify.emulate.cpus import make_root, qemu_path
+from edgeq.verify.emulate.failure import TooSlow, failure
+from edgeq.verify.emulate.work import Core, Launcher, Ran, Work, arguments
 
 
 def run(work: Work, *, timeout_s: float = 600.0, folder: Path | None = None) -> Ran:
@@ -245,7 +145,7 @@ class _Pool:
         work, place = self._works[index], self._scratch / str(index)
         status = self._launcher.finish(work, place, status)
         if status:
-            raise _failure(work, status, place)
+            raise failure(work, status, place)
 
     def close(self) -> None:
         for process in self._running.values():
@@ -281,26 +181,6 @@ class _Here:
         return status
 
 
-def arguments(work: Work, model: PurePath, place: PurePath) -> list[str]:
-    """Return a runner's arguments.
-
-    Args:
-        work: what it is to do.
-        model: where the artifact lies for it.
-        place: where inputs lie, and results go.
-    """
-    options: dict[str, object] = {"model": model, "warmup": work.warmup, "runs": work.runs, "threads": work.threads}
-    options |= {name: place / name for name in ("inputs", "outputs", "report")}
-    trace = {"etdump": place / "trace"} if work.trace else {}
-    return list(_flags(options | trace))
-
-
-def _flags(options: dict[str, object]) -> Iterator[str]:
-    for name, value in options.items():
-        yield f"--{name}"
-        yield str(value)
-
-
 def _result(work: Work, place: Path) -> Ran:
     try:
         report = json.loads((place / "report").read_text())
@@ -332,37 +212,3 @@ def _check_core(work: Work, core: Core) -> None:
         f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, and chose kernels for that"
     )
     raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
-
-
-def _failure(work: Work, status: int, place: Path) -> EdgeqError:
-    """Say why a runner ended, from its status and what it said."""
-    said = (place / "stderr").read_text(errors="replace")
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    on = f"{work.runtime.wheel.title} on {work.cpu.name if work.cpu else work.where}"
-    if status < 0:
-        return _crashed(on, -status, lines)
-    told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
-    if status == _BAD_INPUTS:
-        return UsageError(f"{on}: {told}", "mend the data, or give --input to match the model")
-    if status == _BAD_MODEL:
-        return _refused(on, told, said)
-    last = told or (lines[-1][:200] if lines else f"status {status}")
-    return EnvironmentProblem(f"{on}: the runner did not start: {last}", "run `edgeq doctor`")
-
-
-def _crashed(on: str, number: int, lines: list[str]) -> EdgeqError:
-    last = f"; it last said: {lines[-1][:200]}" if lines else ""
-    fix = "the artifact must not ship; report the model's architecture to its runtime"
-    if number == signal.SIGKILL:
-        fix = "the system ends processes when memory runs out: free some, or try a smaller model"
-    return VerificationError(f"{on} crashed with {signal_name(number)}{last}", fix)
-
-
-def _refused(on: str, told: str, said: str) -> EdgeqError:
-    missing = tuple(dict.fromkeys(name.rstrip(",.") for name in _MISSING_OPERATOR.findall(said)))
-    if missing:
-        what = f"{on} lacks operators that the artifact uses: {', '.join(missing)}"
-        return UnsupportedError(what, "choose a target with a newer runtime, or replace these operators")
-    kind, meaning = executorch_error(told)
-    what = f"{on}: {meaning} ({told})" if meaning else f"{on}: {told}"
-    return kind(what, "package the model again; if that does not help, choose another target")

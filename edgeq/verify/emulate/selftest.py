@@ -16,8 +16,9 @@ from edgeq._io import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgeq.errors import EnvironmentProblem, VerificationError
 from edgeq.job import Progress
 from edgeq.verify.emulate.cpus import Cpu, emulator_digest, qemu_version
-from edgeq.verify.emulate.runner import Launcher, Ran, Work, run_all
+from edgeq.verify.emulate.runner import run_all
 from edgeq.verify.emulate.runtimes import Installed, emulator_folder, runtime_digest
+from edgeq.verify.emulate.work import Launcher, Ran, Work
 from edgeq.verify.metrics import Comparison
 
 _FOLDER = Path(__file__).with_name("selftest")

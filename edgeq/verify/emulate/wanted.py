@@ -19,9 +19,9 @@ def has_device(target: TargetProfile) -> bool:
 
 
 def _can_be_emulated(target: TargetProfile) -> bool:
-    from edgeq.target import why_not_run
+    from edgeq.target import why_not_emulated
 
-    return target.arch == "arm64" and not why_not_run(target.backend)
+    return target.arch == "arm64" and not why_not_emulated(target.backend)
 
 
 def wants_emulation(target: TargetProfile, options: DeviceOptions) -> bool:

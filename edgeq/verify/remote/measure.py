@@ -6,8 +6,9 @@ from pathlib import Path
 
 from edgeq.artifacts import DeviceMeasures
 from edgeq.verify.emulate.container import Arrays
-from edgeq.verify.emulate.runner import Work, run_all
+from edgeq.verify.emulate.runner import run_all
 from edgeq.verify.emulate.runtimes import Installed
+from edgeq.verify.emulate.work import Work
 from edgeq.verify.metrics import percentile_ms
 from edgeq.verify.remote.session import Session
 
@@ -38,6 +39,7 @@ def measure(
     return DeviceMeasures(
         device=board.title,
         platform=board.platform,
+        os=board.os,
         arch=board.arch,
         cores=board.cores,
         is_virtual=board.is_virtual,
@@ -49,4 +51,5 @@ def measure(
         p90_ms=percentile_ms(latencies, 0.9),
         load_ms=ran.load_ms,
         peak_memory_bytes=ran.peak_memory_bytes,
+        latencies_ms=latencies,
     )

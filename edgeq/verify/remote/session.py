@@ -1,59 +1,25 @@
-"""A stay on a device: a temporary folder there, the runner and its libraries in it, runs, and nothing left behind.
-
-A process on the device holds the folder. It waits for its standard input to end, which it does when edgeq ends the
-stay, and as well when edgeq is killed or the connection breaks; then it kills what still runs and removes the folder.
-"""
+"""A stay on a device: the runner and its libraries go into a temporary folder there, runs, and nothing left behind."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from edgeq.errors import EnvironmentProblem, VerificationError
 from edgeq.verify.emulate.build import LOADERS, system_libraries
-from edgeq.verify.emulate.runner import Work, arguments
-from edgeq.verify.emulate.runtimes import RECORD_NAME, Arch
-from edgeq.verify.remote.link import CONNECT_S, Link, Transfer, joined
+from edgeq.verify.emulate.runtimes import RECORD_NAME
+from edgeq.verify.emulate.work import Work, arguments
+from edgeq.verify.remote.board import Board, environment, hold
+from edgeq.verify.remote.link import Link, Transfer, joined
 
-_GREET_S = 60.0
 _TRANSFER_S = 600.0
-_LEAVE_S = 15.0
-_ARCHES: dict[str, Arch] = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "x86_64", "amd64": "x86_64"}
 _SYSTEM = "system"  # the folder of the C and C++ libraries: Android has others, and an old board older ones
 
-# what the process that holds the folder does; the facts are key=value lines
-_HOLD = """\
-d=$(mktemp -d {base}/edgeq-XXXXXX) || exit 91
-trap '' HUP INT TERM
-echo "folder=$d"
-echo "system=$(uname -s)"
-echo "machine=$(uname -m)"
-echo "cores=$(grep -c '^processor' /proc/cpuinfo)"
-if command -v getprop >/dev/null 2>&1; then
-  echo "android=$(getprop ro.build.version.release)"
-  echo "virtual=$(getprop ro.kernel.qemu)$(getprop ro.boot.qemu)"
-  echo "model=$(getprop ro.product.manufacturer) $(getprop ro.product.model)"
-elif [ -r /proc/device-tree/model ]; then
-  echo "model=$(tr -d '\\000' </proc/device-tree/model)"
-else
-  echo "model=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)"
-fi
-echo "end="
-cat >/dev/null
-: >"$d/over"
-for p in "$d"/*.pid; do [ -f "$p" ] && kill -9 "$(cat "$p")"; done 2>/dev/null
-rm -rf "$d"
-"""
 # not exec: the shell tells a signal as 128 + its number, which ssh would not. A runner that starts while the stay ends
 # either has its number in a file that `_HOLD` reads, or sees here that it is over
 _RUN = """\
@@ -65,32 +31,6 @@ s=$?
 rm -f {name}.pid
 exit $s
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
-    """What a device says of itself.
-
-    Attributes:
-        name: the way to it, as --on has it.
-        model: as its vendor, or its kernel, calls it; "" where neither does.
-        platform: in the words of target profiles.
-        is_virtual: whether it is an emulator, such as Android's.
-        folder: where the runner lies on it.
-    """
-
-    name: str
-    model: str
-    platform: str
-    arch: Arch
-    cores: int
-    is_virtual: bool
-    folder: str
-
-    @property
-    def title(self) -> str:
-        """Model and way, for people."""
-        return f"{self.model} ({self.name})" if self.model else self.name
 
 
 class Session:
@@ -119,7 +59,7 @@ class Session:
         command = [f"./{loader}", "--library-path", ":".join(folders), f"./{home}/runner"]
         command += arguments(work, PurePosixPath(model), PurePosixPath(name))
         script = _RUN.format(folder=self.board.folder, loader=loader, command=joined(command), name=name)
-        return self._link.shell(script), _environment()
+        return self._link.shell(script), environment()
 
     def finish(self, work: Work, place: Path, status: int) -> int:
         """Bring the results; return the runner's status, negative for a signal.
@@ -186,81 +126,13 @@ class Session:
 
 @contextmanager
 def open_session(link: Link) -> Iterator[Session]:
-    """Make a temporary folder on a device, and remove it whatever happens.
+    """Stay on a device until the block ends.
 
     Raises:
-        EnvironmentProblem: ssh or adb is missing, the device cannot be reached, refuses, or is no device of these.
+        EnvironmentProblem: as `hold`.
     """
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            link.shell(_HOLD.format(base=link.base)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=_environment(),
-            start_new_session=True,  # Ctrl-C is edgeq's to handle
-        )
-        try:
-            yield Session(link, _board(link, process, errors))
-        finally:
-            _leave(process)
-
-
-def _board(link: Link, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Board:
-    facts = _facts(process)
-    if "end" not in facts:
-        status = process.wait(timeout=CONNECT_S)
-        errors.seek(0)
-        said = errors.read().decode(errors="replace")
-        problem = link.broken(status, said)
-        if problem is None and "No space left" in said:
-            problem = EnvironmentProblem(f"{link.name} has no space left for a temporary folder", "free some there")
-        lines = said.strip().splitlines() or [f"status {status}"]
-        what = f"{link.name} gave no temporary folder: {lines[-1][:200]}"
-        raise problem or EnvironmentProblem(what, "see that its shell works, and that there is space left")
-    if not re.fullmatch(r"/[A-Za-z0-9_./-]+", facts["folder"]):
-        what = f"{link.name} has its temporary files in {facts['folder']!r}, which shells would misread"
-        raise EnvironmentProblem(what, "set TMPDIR there to a plain path, such as /tmp")
-    arch = _ARCHES.get(facts["machine"])
-    if arch is None or facts["system"] != "Linux":
-        found = f"{facts['system']} on {facts['machine']}"
-        what = f"{link.name} is {found}: edgeq has runners for Linux on arm64 and x86_64"
-        raise EnvironmentProblem(what, "name another device, or verify on this host: --on host")
-    return Board(
-        name=link.name,
-        model=facts["model"].strip()[:80],
-        platform="android" if "android" in facts else "linux",
-        arch=arch,
-        cores=int(facts["cores"]) if facts["cores"].isdigit() else 0,
-        is_virtual=facts.get("virtual", "").strip() not in ("", "0", "00"),
-        folder=facts["folder"],
-    )
-
-
-def _facts(process: subprocess.Popen[bytes]) -> dict[str, str]:
-    """Read the key=value lines up to the last one, which is `end`."""
-    facts: dict[str, str] = {}
-    patience = threading.Timer(_GREET_S, process.kill)
-    patience.start()
-    for line in process.stdout or ():
-        key, _, value = line.decode(errors="replace").strip().partition("=")
-        facts[key] = value
-        if key == "end":
-            break
-    patience.cancel()
-    return facts
-
-
-def _leave(process: subprocess.Popen[bytes]) -> None:
-    """End the process that holds the folder by its input's end, and wait until it has cleaned up."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    try:
-        process.wait(timeout=_LEAVE_S)
-    except subprocess.TimeoutExpired:  # the connection hangs; the device cleans up when it notices
-        process.kill()
-        process.wait()
+    with hold(link) as board:
+        yield Session(link, board)
 
 
 def _run(transfer: Transfer, name: str) -> tuple[int, str]:
@@ -272,7 +144,7 @@ def _run(transfer: Transfer, name: str) -> tuple[int, str]:
             stdin=stdin or subprocess.DEVNULL,
             stdout=stdout or subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=environment(),
             timeout=_TRANSFER_S,
             check=False,
             start_new_session=True,
@@ -298,11 +170,6 @@ def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment, with messages in English: they are looked at."""
-    return {**os.environ, "LC_ALL": "C"}
 
 
 def _needs() -> str:

@@ -34,7 +34,6 @@ def lowered(
         undelegated=(),
         layers=(),
         delegated_macs=delegated,
-        delegate_calls=1,
     )
 
 

@@ -111,6 +111,7 @@ def drop_gate(limit_on, *runs):
         host_arch="x86_64",
         target_arch="arm64",
         target_platform="android",
+        threads=2,
     )
     return limit_gate("accuracy_drop", 0.5, measured)
 

@@ -7,14 +7,14 @@ import sys
 import pytest
 from gate_builders import lowered, parity, target, verified
 
-from edgeq.check.gates import GATE_NAMES, check, outputs_gate, parity_gate, validate_options
+from edgeq.check.gates import GATE_NAMES, Candidate, check, outputs_gate, parity_gate, validate_options
 from edgeq.errors import ExitCode, UsageError
 from edgeq.job import GateOptions
 
 
 def checked(options=None, report=None, model=None, profile=None, **said):
     facts = {"scheme": "static-int8", "size_bytes": 1000, "download_bytes": 900, "weights": "file"}
-    return check(
+    item = Candidate(
         target=profile or target(),
         lowered=model or lowered(),
         verified=report or verified(),
@@ -22,6 +22,7 @@ def checked(options=None, report=None, model=None, profile=None, **said):
         host_arch="x86_64",
         **(facts | said),
     )
+    return check(item)
 
 
 def by_name(report):

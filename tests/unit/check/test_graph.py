@@ -9,7 +9,7 @@ import pytest
 from gate_builders import fidelity, interval, lowered, target, verified
 
 from edgeq.artifacts import GraphOnly, VerifyReport
-from edgeq.check.gates import check
+from edgeq.check.gates import Candidate, check
 from edgeq.errors import ExitCode
 from edgeq.job import GateOptions
 
@@ -24,7 +24,7 @@ def unrun(drop=GOOD, findings=()) -> VerifyReport:
 
 
 def gates(report, allow=(), limits=()):
-    checked = check(
+    item = Candidate(
         target=target("ios-arm64-coreml"),
         scheme="fp16",
         lowered=lowered(),
@@ -35,6 +35,7 @@ def gates(report, allow=(), limits=()):
         weights="file",
         host_arch="arm64",
     )
+    checked = check(item)
     return checked.exit_code, {gate.name: gate for gate in checked.gates}
 
 

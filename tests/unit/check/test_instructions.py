@@ -62,6 +62,7 @@ def latency_gate(limit_ms, report):
             host_arch="x86_64",
             target_arch="arm64",
             target_platform="android",
+            threads=2,
         ),
     )
 

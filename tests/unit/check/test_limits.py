@@ -23,6 +23,7 @@ def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", p
         host_arch=host,
         target_arch=target,
         target_platform=platform,
+        threads=2,
     )
 
 
@@ -147,8 +148,9 @@ def test_one_less_exact_and_one_more_of_any_limit_that_people_write(data, name, 
 
 
 def device(**changes):
-    facts = {"device": "Pixel 9 (adb)", "platform": "android", "arch": "arm64", "cores": 8, "is_virtual": False}
-    facts |= {"runtime": "executorch 1.5.1", "threads": 2, "warmup": 5, "runs": 50, "p50_ms": 8.0, "p90_ms": 12.0}
+    facts = {"device": "Pixel 9 (adb)", "platform": "android", "os": "Android 16", "arch": "arm64", "cores": 8}
+    facts |= {"is_virtual": False, "runtime": "executorch 1.5.1", "threads": 2, "warmup": 5, "runs": 50}
+    facts |= {"p50_ms": 8.0, "p90_ms": 12.0}
     return DeviceMeasures(**(facts | {"load_ms": 5.0, "peak_memory_bytes": 1000} | changes))
 
 

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli import package as package_command
 from edgeq.cli.config import limit_table, merge, request
+from edgeq.cli.params import (
+    BundleParams,
+    DeviceParams,
+    GateParams,
+    ModelParams,
+    RunParams,
+    SchemeParams,
+    StoreParams,
+    keys_of,
+)
 from edgeq.cli.project import LimitTable, Options, read_project, validated
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import Job, QatOptions
@@ -26,6 +35,7 @@ seed = 7
 observer = "minmax"
 keep_fp32 = ["head"]
 reuse_qparams_from = "released"
+compare = true
 cache = false
 limit_on = "point,predicted"
 shipped = "shipped"
@@ -82,7 +92,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     assert wanted.install_into == (Path("sub/app"),)
     assert (job.source, job.weights, job.out) == ("sub/model.py:factory", "sub/weights.safetensors", Path("sub/dist"))
     assert (job.name, job.model_version, job.seed, job.observer) == ("net", "3", 7, "minmax")
-    assert (job.inputs, job.keep_fp32, job.cache) == (("1x3x32x32",), ("head",), False)
+    assert (job.inputs, job.keep_fp32, job.cache, job.compare) == (("1x3x32x32",), ("head",), False, True)
     assert job.schemes == ("static-int8", "fp32")
     assert job.reuse_qparams_from == Path("sub/released")
     data = job.data
@@ -234,13 +244,13 @@ def test_a_limit_option_that_is_none(text):
         limit_table([text])
 
 
-def test_every_parameter_of_the_command_is_used():
-    runs = {"context", "dry_run", "as_json", "quiet", "verbose", "config", "junit", "markdown", "github", "return"}
-    assert set(package_command.package.__annotations__) - runs == set(package_command.KEYS)
-    keys = {".".join(path) for path in package_command.KEYS.values()}
+def test_every_key_of_a_file_is_an_option_of_the_command():
+    groups = (BundleParams, DeviceParams, GateParams, ModelParams, RunParams, SchemeParams, StoreParams)
+    keys = [key for group in groups for key in keys_of(group).values()]
+    assert len(set(keys)) == len(keys)
     tables = {name: Options.model_fields[name].annotation.model_fields for name in ("data", "qat", "device")}
     fields = {f"{name}.{inner}" for name, table in tables.items() for inner in table}
-    assert keys == fields | set(Options.model_fields) - set(tables) - {"app"}  # of `edgeq ota release`
+    assert set(keys) == fields | set(Options.model_fields) - set(tables) - {"app"}  # of `edgeq ota release`
 
 
 def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():

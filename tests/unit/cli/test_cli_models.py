@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.models import read_models
+from edgeq.cli.models import read_models, read_released
 from edgeq.cli.project import read_project
 from edgeq.errors import UnsupportedError, UsageError
 
@@ -85,7 +85,7 @@ def test_package_sends_a_file_of_several_to_build(write):
         ('name = "two"', 'name = "one"', "two models are named 'one'"),
         ('size = "1MB"', 'size = "1MX"', r"limit size: unknown unit 'MX'"),
         ('limit.size = "10MB"', 'limit.size = "10ms"', r"app.limit.size: unknown unit 'ms'"),
-        ('limit.size = "10MB"', 'limit.sise = "10MB"', "unknown key 'limit.sise'. Did you mean 'size'"),
+        ('limit.size = "10MB"', 'limit.sise = "10MB"', "unknown key 'app.limit.sise'. Did you mean 'size'"),
         ('version = "7"', 'verson = "7"', "model 'two'.*unknown key 'verson'. Did you mean 'version'"),
         ('source = "digits"', 'model = "digits"', "model 'one'.*unknown key 'model'"),
         ('source = "digits"', "", "model 'one': source: Field required"),
@@ -93,13 +93,43 @@ def test_package_sends_a_file_of_several_to_build(write):
         ('schemes = ["fp32"]', 'schemes = ["fp33"]', "model 'two'.*unknown scheme 'fp33'"),
         ('targets = ["linux-x86_64-fbgemm"', 'targets = ["linux-fbgem"', "model 'two'.*unknown target"),
         ("[[model]]", "[[modell]]", "unknown key 'modell'. Did you mean 'model'"),
-        ("torchscript = ", "torchscrip = ", "app: unknown key|app: runtime_size"),
+        ("torchscript = ", "torchscrip = ", r"app.runtime_size.linux-x86_64.torchscrip"),
+        (
+            'limit.size = "10MB"',
+            'runtimes.torchscript = ["two"]',
+            "app.runtimes.torchscript: runtimes.0: String should",
+        ),
+        ('limit.size = "10MB"', "runtimes.torchscript = []", "app.runtimes.torchscript: List should have at least 1"),
+        ('version = "7"', 'app.limit.size = "1MB"', "model 'two'.*'app' holds for the whole file"),
     ],
 )
 def test_what_is_wrong_is_named(write, old, new, told):
     assert old in TWO
     with pytest.raises(UsageError, match=told):
         read_models(write(TWO.replace(old, new)), (), cache=None)
+
+
+def test_the_runtimes_of_the_app_take_the_place_of_the_targets_own(write):
+    text = TWO.replace("[app]\n", '[app]\nruntimes.torchscript = ["1.13.1", "2.1.0"]\n')
+    one, two = (model.job for model in read_models(write(text), (), cache=None).models)
+    assert {target.app.runtimes for target in (*one.targets, *two.targets)} == {("1.13.1", "2.1.0")}
+
+
+def test_a_release_reads_what_the_file_says_of_its_model(write, tmp_path):
+    path = write(TWO.replace("[app]\n", '[app]\nruntimes.executorch = ["1.5"]\n'))
+    found = read_released(path, ("two",))
+    assert (found.limit.size, found.limit.download) == ("1MB", "2MB")
+    assert found.app.runtimes == {"executorch": ["1.5"]}
+    assert found.data.calibration == f"{tmp_path}/train"
+    with pytest.raises(UsageError, match=r"no model 'three'.*"):
+        read_released(path, ("three",))
+    with pytest.raises(UsageError, match="bundles of several are released at once: one, two"):
+        read_released(path, ("one", "two"))
+
+
+def test_a_release_reads_a_file_of_one_model(write):
+    path = write('model = "digits"\n[app]\nruntimes.executorch = ["1.5"]\nlimit.size = "1MB"\n')
+    assert read_released(path, ("any",)).app.runtimes == {"executorch": ["1.5"]}
 
 
 def test_a_cycle_of_targets_is_named(write, tmp_path):

@@ -24,7 +24,9 @@ def installs(monkeypatch):
     """Record what would be installed instead of doing it."""
     calls: list[tuple[Path, Path]] = []
 
-    def install(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
+    def install(
+        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+    ) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
 
@@ -107,6 +109,7 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--limit", "sise=5MB"), "unknown limit 'sise'. Did you mean 'size'?"),
         ((*PACKAGE, "--num-calibration-samples", "0"), "num_calibration_samples"),
         ((*PACKAGE, "--config", "x.toml"), "no file x.toml"),
+        (("package", "torchvision:resnet18", *TARGET), "int8 ranges must come from real samples"),
     ],
 )
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
@@ -125,6 +128,7 @@ def test_a_dry_run_says_every_step_and_writes_nothing(pipeline, project, android
     for word in ("load", "quantize", "calibrate", "lower", "size <= 5.00 MB", "verify", "out/net/linux-x86_64-x86"):
         assert word in out
     assert out.count(f"install    {android_app}") == 1
+    assert "calibration edgeq.demo.digits:calibration_data" in out
     assert pipeline.jobs == []
     assert set(project.rglob("*")) == before
 
@@ -162,7 +166,9 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
-    def refuse(bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None) -> InstallResult:
+    def refuse(
+        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+    ) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
     monkeypatch.setattr("edgeq.deliver.install.install", refuse)

@@ -30,10 +30,11 @@ def test_verify_as_json_keeps_its_schema(host_bundle, net, capfd):
     assert set(document) == {
         "schema_version", "passed", "exit_code", "bundle", "digest", "model", "model_version", "target", "scheme",
         "host", "gates", "golden", "score", "timing", "emulation", "device", "peak_memory_bytes", "load_ms", "notes",
+            "verdict_file",
     }  # fmt: skip
     assert document["schema_version"] == 1
     gates = {gate["name"]: gate for gate in document["gates"]}
-    assert set(gates["golden"]) == {"name", "outcome", "limit", "measured", "detail", "exit_code", "passed"}
+    assert set(gates["golden"]) == {"name", "outcome", "limit", "measured", "detail", "exit_code", "passed", "bound"}
     assert gates["latency"]["limit"] == "<= 100000 ms"
     assert (gates["accuracy_drop"]["outcome"], gates["accuracy_drop"]["passed"]) == ("allowed", True)
     assert document["score"]["same_data"] is True

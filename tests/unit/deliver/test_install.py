@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,6 +149,23 @@ def test_refuses_another_bundle_in_its_place(
         install_module, "_check_place", lambda _: shutil.copyfile(other / "manifest.json", bundle / "manifest.json")
     )
     refused(IntegrityError, "changed while", bundle, app)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"labels": tuple("abcdefghij")}, "other labels: a, b, "),
+        ({"preprocess": None}, "other preprocessing: none; the app takes {"),
+        ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "other labels: x; the app takes"),
+    ],
+)
+def test_another_model_does_not_take_the_place_of_one_by_its_name(
+    item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path], change: dict[str, Any], why: str
+) -> None:
+    install(bundle, app)
+    other = built(dataclasses.replace(item, **change))
+    refused(UsageError, f"holds another model named 'digits': {re.escape(why)}", other, app)
+    assert read_bundle(install(other, app, replace=True).place).digest == read_bundle(other).digest
 
 
 def test_refuses_other_projects(

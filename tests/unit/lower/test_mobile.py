@@ -50,7 +50,8 @@ def python() -> Path:
 
 def _make(place: Path, python: Path) -> None:
     if _torch_of(python) != TORCH:
-        uv = shutil.which("uv")
+        ours = Path(__file__).parents[3] / ".uv" / "bin" / "uv"  # where scripts/setup puts it
+        uv = shutil.which("uv") or shutil.which(ours)
         if uv is None:
             pytest.skip("uv, which makes the environment, is not installed")
         making = [[uv, "venv", "--clear", "-q", "-p", "3.11", str(place)]]

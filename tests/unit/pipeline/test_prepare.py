@@ -68,7 +68,7 @@ def test_only_the_demo_gets_its_own_data_and_what_was_given_stays() -> None:
 
 def test_without_data_random_inputs_stand_in(factory: str) -> None:
     told = Told()
-    prepared = prepare(job(factory), told, needs_calibration=False, describe=as_it_is)
+    prepared = prepare(job(factory), told, schemes=("fp32",), describe=as_it_is)
     assert (prepared.is_evaluation, prepared.samples.count, prepared.calibration.count) == (False, 32, 0)
     assert prepared.data.evaluation_sha256 is None
     assert told.steps == [f"load {factory}", "read the data"]
@@ -76,24 +76,24 @@ def test_without_data_random_inputs_stand_in(factory: str) -> None:
 
 def test_int8_needs_calibration_data(factory: str) -> None:
     with pytest.raises(UsageError, match="calibration data"):
-        prepare(job(factory), Told(), needs_calibration=True, describe=as_it_is)
+        prepare(job(factory), Told(), schemes=("static-int8",), describe=as_it_is)
 
 
 def test_a_name_that_no_bundle_can_have_is_refused_when_the_model_is_loaded(factory: str) -> None:
     Path("net.py").rename("мой net.py")
     with pytest.raises(UsageError, match="the model's name 'мой net': expected 1 to 64 of") as caught:
-        prepare(job("мой net.py:model"), Told(), needs_calibration=False, describe=as_it_is)
+        prepare(job("мой net.py:model"), Told(), schemes=("fp32",), describe=as_it_is)
     assert "--name" in caught.value.fix
 
 
 def test_the_name_of_the_folder_for_rejected_bundles_is_taken(factory: str) -> None:
     Path("net.py").rename("rejected.py")
     with pytest.raises(UsageError, match="rejected"):
-        prepare(job("rejected.py:model"), Told(), needs_calibration=False, describe=as_it_is)
+        prepare(job("rejected.py:model"), Told(), schemes=("fp32",), describe=as_it_is)
 
 
 def test_a_metric_gets_copies(factory: str) -> None:
-    prepared = prepare(job(factory, metric="net.py:zero"), Told(), needs_calibration=False, describe=as_it_is)
+    prepared = prepare(job(factory, metric="net.py:zero"), Told(), schemes=("fp32",), describe=as_it_is)
     assert prepared.metric is not None
     outputs = (np.ones(3),)
     assert prepared.metric(outputs, None) == 1.0
@@ -107,11 +107,11 @@ def test_evaluation_data_alone_is_looked_at(factory: str, value: float, finding:
     np.savez("evaluation.npz", input=samples, y=np.arange(8) % 3)
     asked = job(factory, evaluation="evaluation.npz")
     if finding is None:
-        prepared = prepare(asked, Told(), needs_calibration=False, describe=as_it_is)
+        prepared = prepare(asked, Told(), schemes=("fp32",), describe=as_it_is)
         assert (prepared.is_evaluation, prepared.data.evaluation_samples, prepared.data.findings) == (True, 8, ())
     else:
         with pytest.raises(UsageError, match=finding):
-            prepare(asked, Told(), needs_calibration=False, describe=as_it_is)
+            prepare(asked, Told(), schemes=("fp32",), describe=as_it_is)
 
 
 def test_facts_tell_both_sets(factory: str) -> None:
@@ -119,8 +119,8 @@ def test_facts_tell_both_sets(factory: str) -> None:
     for name, count in (("calibration", 40), ("evaluation", 10)):
         np.savez(f"{name}.npz", input=rng.normal(size=(count, 4)).astype(np.float32), y=np.arange(count) % 3)
     asked = job(factory, calibration="calibration.npz", evaluation="evaluation.npz", num_calibration_samples=30)
-    facts = prepare(asked, Told(), needs_calibration=True, describe=as_it_is).data
+    facts = prepare(asked, Told(), schemes=("static-int8",), describe=as_it_is).data
     assert (facts.calibration_samples, facts.evaluation_samples) == (30, 10)
     assert facts.calibration_sha256 != facts.evaluation_sha256
-    again = prepare(asked, Told(), needs_calibration=True, describe=as_it_is).data
+    again = prepare(asked, Told(), schemes=("static-int8",), describe=as_it_is).data
     assert again == facts

@@ -36,6 +36,13 @@ def test_every_layer_is_int8_and_known_by_its_module(int8):
     assert not [node for node in int8.graph.graph.nodes if "batch_norm" in str(node.target)]
 
 
+def test_every_layer_is_compared_with_the_float_graph(int8):
+    found = int8.layer_sqnrs
+    assert [one.layer for one in found.layers] == ["conv", "depth", "hidden.0", "head"]
+    assert all(15 < one.sqnr_db < 60 and 15 < one.own_db < 60 for one in found.layers)
+    assert found.layers[0].sqnr_db == found.layers[0].own_db
+
+
 def test_quantizing_leaves_the_model_and_its_capture_alone(model, captured, int8):
     fresh = loaded(SmallNet)
     assert int8.quantized

@@ -10,7 +10,7 @@ from small_models import Silent, dataset, folder, forward, loaded, lowered, quan
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
-from edgeq.check.gates import check
+from edgeq.check.gates import Candidate, check
 from edgeq.demo import digits
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import GateOptions
@@ -18,7 +18,8 @@ from edgeq.load.source import load_model
 from edgeq.quantize import METHODS
 from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import VerifySpec, host_arch, verify
+from edgeq.verify.run import host_arch, verify
+from edgeq.verify.spec import VerifySpec
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}
@@ -61,7 +62,7 @@ def gates(runtime, model, scheme, backend, failing=()):
     )
     report, golden = verify(spec, runtime)
     size = low.path.stat().st_size
-    judged = check(
+    item = Candidate(
         target=target,
         scheme=scheme,
         lowered=low,
@@ -72,6 +73,7 @@ def gates(runtime, model, scheme, backend, failing=()):
         weights="own",
         host_arch=host_arch(),
     )
+    judged = check(item)
     failed = [(gate.name, gate.measured, gate.detail) for gate in judged.gates if not gate.passed]
     assert {name for name, _, _ in failed} == set(failing), failed
     return graph, low, report, golden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -15,6 +16,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.quantize import RANKINGS, fx, quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
+from edgeq.quantize.remedies import EVENED, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import batches
@@ -72,6 +74,13 @@ def outputs(graph, samples, specs):
         return np.concatenate([graph(torch.from_numpy(b.inputs[0].copy())).numpy() for b in batches(samples, specs)])
 
 
+def stubborn():
+    """The same, with activations between the layers that no gain can be moved across."""
+    model = uneven()
+    model[1], model[3] = torch.nn.ReLU6(), torch.nn.ReLU6()
+    return model
+
+
 def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
     ranking = RANKINGS["torchscript"](spec_of(loaded(uneven())))
     assert ranking[-1].layer == "6"
@@ -107,7 +116,11 @@ def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, bac
     kept = found.search.found.kept
     assert kept
     assert not found.search.found.meets
-    static = quantized(model, runtime, backend=backend, keep=kept, calibration=spec.calibration)
+    for remedy in (EVENED, *other_ranges(spec)):
+        spec = remedy.apply(spec) if remedy.name in found.search.found.remedies else spec
+    static = quantized(
+        spec.model, runtime, backend=backend, keep=kept, calibration=spec.calibration, observer=spec.observer
+    )
     assert sorted(found.kept_fp32) == sorted(static.kept_fp32)
     samples = dataset(model.inputs, 4)
     with fx.engine("qnnpack"):
@@ -117,7 +130,7 @@ def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, bac
 
 
 def test_few_bytes_are_left_in_float():
-    spec = spec_of(loaded(uneven()))
+    spec = spec_of(loaded(stubborn()))
     found = fx_mixed(spec).search
     assert not found.attempts[0].kept
     assert found.attempts[0].scores.sqnr_db < 20
@@ -126,6 +139,24 @@ def test_few_bytes_are_left_in_float():
     meeting = [attempt for attempt in found.attempts if attempt.meets]
     assert found.found.size_bytes == min(attempt.size_bytes for attempt in meeting)
     assert 0 < len(found.found.kept) < 3
+    assert found.found.remedies == (), "percentile helps where all is int8, and spoils what float could reach"
+
+
+def test_weights_are_evened_out_before_bytes_are_spent():
+    model = loaded(uneven())
+    before = copy.deepcopy(model.model.state_dict())
+    found = fx_mixed(spec_of(model)).search
+    assert [(attempt.remedies, attempt.meets) for attempt in found.attempts] == [((), False), ((EVENED.name,), True)]
+    assert (found.chosen, found.found.kept) == (1, ())
+    assert found.attempts[1].size_bytes == found.attempts[0].size_bytes
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def test_a_remedy_keeps_what_was_to_stay_in_float():
+    spec = dataclasses.replace(spec_of(loaded(uneven())), keep_fp32=("Linear",))
+    found = fx_mixed(spec)
+    assert found.search.found.remedies
+    assert found.kept_fp32 == ("6",)
 
 
 def test_pt2e_searches_too():
@@ -142,7 +173,7 @@ def test_int8_as_it_is_when_it_is_good_enough():
 
 
 def test_no_assignment_beyond_the_size_is_tried():
-    generous, spec = spec_of(loaded(uneven())), spec_of(loaded(uneven()))
+    generous, spec = spec_of(loaded(stubborn())), spec_of(loaded(stubborn()))
     most = fx_mixed(generous).search.found.size_bytes
     tight = dataclasses.replace(spec, search=dataclasses.replace(spec.search, size_limit=most - 1))
     found = fx_mixed(tight).search
@@ -172,14 +203,14 @@ def test_a_killed_search_goes_on_from_its_last_measurement(tmp_path):
             raise KeyboardInterrupt
         return Scores(sqnr_db=0.0, agreement=None, drop_pp=None)
 
-    spec = spec_of(loaded(uneven()), state_folder=tmp_path, score=dying)
+    spec = spec_of(loaded(stubborn()), state_folder=tmp_path, score=dying)
     with pytest.raises(KeyboardInterrupt):
         fx_mixed(spec)
     (state,) = tmp_path.iterdir()
     result = fx_mixed(spec)
-    assert len(calls) == 3  # the first is not made again
+    assert len(calls) == 4  # the first is not made again
     assert result.search_state == state
-    assert len(result.search.attempts) == 2
+    assert [attempt.remedies for attempt in result.search.attempts] == [(), ("percentile ranges",), ()]
 
 
 def test_a_torn_state_is_measured_again(tmp_path):

@@ -14,6 +14,10 @@ INT8 = (
     "Deconvolution (NHWC, QS8, QC8W) SubConv #1",
     "Fully Connected (NC, QS8, QC8W) GEMM #9",
     "Fully Connected (NC, QD8, F32, QC8W) GEMM #2",
+    # on a host with AVX-VNNI, and on cores with KleidiAI's packed kernels
+    "Fully Connected (NC, QDU8, F32, QC8W) GEMM #1",
+    "Batch Matrix Multiply (NC, QP8, F32, QC8W) GEMM #1",
+    "Convolution (NHWC, PQS8, QS8, QC8W) IGEMM #1",
 )
 FLOAT = (
     "Convolution (NHWC, F32) IGEMM #1",
@@ -24,6 +28,8 @@ FLOAT = (
     "Fully Connected (NC, F32, QC8W) GEMM #1",
     "Dynamic Fully Connected (NC, F32) GEMM #1",
     "Batch Matrix Multiply (NC, F32) GEMM #1",
+    "Batch Matrix Multiply (NC, BF16_F32) GEMM #1",
+    "Fully Connected (NC, PF32) GEMM #1",
     "native_call_convolution.out",
     "native_call_addmm.out",
     "native_call_bmm.out",

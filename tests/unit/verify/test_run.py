@@ -27,7 +27,9 @@ from edgeq.demo import digits
 from edgeq.errors import UsageError
 from edgeq.samples import Dataset
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import PARITY_SAMPLES, VerifySpec, host_arch, verify
+from edgeq.verify.run import host_arch, verify
+from edgeq.verify.spec import VerifySpec
+from edgeq.verify.tally import PARITY_SAMPLES
 
 pytestmark = pytest.mark.slow
 

@@ -173,9 +173,21 @@ def test_a_release_for_other_devices_only(publisher: Publisher, device: Device) 
 def test_wrong_target_abi_or_runtime(publisher: Publisher, device: Device) -> None:
     publisher.release(publisher.bundle("1"))
     refused(device, UnsupportedError, "wrong target or ABI: .*linux-x86_64-xnnpack", target="linux-x86_64-xnnpack")
-    refused(device, UnsupportedError, "wrong runtime: .*1.5.1, this device has 1.4.0", runtime="1.4.0")
+    refused(device, UnsupportedError, "wrong runtime: .*1.5.1, for 1.5; this device has 1.4.0", runtime="1.4.0")
     refused(device, UnsupportedError, "no model other", model="other")
     assert device.update(runtime="1.6.0").release == 1
+
+
+def test_a_torchscript_archive_goes_by_the_runtimes_that_it_was_released_for(
+    publisher: Publisher, device: Device
+) -> None:
+    bundle = publisher.bundle("1")
+    facts = publisher.facts(bundle, runtime="torchscript", exported_with="2.15.0", runtimes=("2.6", "2.1.0"))
+    publisher.index({"a.zip": (b"x", facts)})
+    refused(
+        device, UnsupportedError, "wrong runtime: .*2.15.0, for 2.6 and 2.1.0; this device has 2.0.1", runtime="2.0.1"
+    )
+    refused(device, IntegrityError, "archive is refused", runtime="2.1.0")  # it was chosen, and fetched
 
 
 def test_a_choice_has_to_be_told(publisher: Publisher, device: Device) -> None:

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import Server, client, left, program
 
 from edgeq.cli.progress import Quiet
 from edgeq.errors import EnvironmentProblem, UsageError, VerificationError
 from edgeq.verify.emulate.build import ensure_installed
-from edgeq.verify.emulate.runner import TooSlow, Work, run_all
+from edgeq.verify.emulate.failure import TooSlow
+from edgeq.verify.emulate.runner import run_all
 from edgeq.verify.emulate.runtimes import Installed, find_wheels
 from edgeq.verify.emulate.selftest import Machine, hold_all
+from edgeq.verify.emulate.work import Work
 from edgeq.verify.remote.link import Ssh
 from edgeq.verify.remote.measure import RUNS, measure
 from edgeq.verify.remote.session import open_session
-
-from .conftest import Server, client, left, program
 
 SELFTEST = Path(__file__).parents[4] / "edgeq" / "verify" / "emulate" / "selftest"
 ARCH = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")

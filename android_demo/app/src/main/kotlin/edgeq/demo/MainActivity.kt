@@ -41,6 +41,8 @@ class MainActivity : Activity() {
         }
         findViewById<Button>(R.id.self_test).setOnClickListener { session.selfTest() }
         findViewById<Button>(R.id.import_bundle).setOnClickListener { pick() }
+        findViewById<Button>(R.id.update).setOnClickListener { session.update() }
+        findViewById<View>(R.id.update).visibility = if (session.hasChannel) View.VISIBLE else View.GONE
         picker.onItemSelectedListener = object : AdapterView.OnItemSelectedListener {
             override fun onItemSelected(parent: AdapterView<*>, view: View?, position: Int, id: Long) = select(listed[position])
 
@@ -103,6 +105,7 @@ class MainActivity : Activity() {
         text(R.id.verdict, words.verdict(screen))
         findViewById<View>(R.id.self_test).isEnabled = screen.manifest != null && !screen.busy
         findViewById<View>(R.id.import_bundle).isEnabled = !screen.busy
+        findViewById<View>(R.id.update).isEnabled = screen.selected != null && !screen.busy && !screen.updating
     }
 
     private fun showModels(screen: Screen) {

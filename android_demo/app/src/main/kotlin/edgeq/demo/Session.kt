@@ -11,6 +11,9 @@ import edgeq.store.Reason
 import edgeq.store.Refusal
 import edgeq.store.Rejected
 import edgeq.store.SelfTestReport
+import edgeq.store.ota.Update
+import edgeq.store.ota.Updater
+import edgeq.store.ota.Via
 import java.util.concurrent.Executor
 
 /** The last thing that happened besides an inference. */
@@ -24,6 +27,8 @@ sealed interface Event {
     data class Refused(val reason: Reason, val detail: String) : Event
 
     data class Imported(val key: ModelKey) : Event
+
+    data class Updated(val update: Update) : Event
 }
 
 /** Times as the screen shows them. */
@@ -38,6 +43,7 @@ data class Screen(
     val prediction: Prediction? = null,
     val timing: Timing? = null,
     val busy: Boolean = false,
+    val updating: Boolean = false,
 )
 
 /**
@@ -45,13 +51,20 @@ data class Screen(
  *
  * @param background runs one task after the other: a model is not safe for several threads.
  * @param main where [screen] changes and [observer] is told.
+ * @param updater follows the update channel; null in an app that has none.
+ * @param network where the channel is read, so that drawings are answered meanwhile.
  */
 class Session(
     private val library: Library,
     private val loader: Loader,
     private val background: Executor,
     private val main: Executor,
+    private val updater: Updater? = null,
+    private val network: Executor = background,
 ) {
+    /** Whether there is a channel to ask for updates. */
+    val hasChannel: Boolean get() = updater != null
+
     /** Only on [main]. */
     var screen = Screen()
         private set
@@ -65,6 +78,7 @@ class Session(
 
     // only in the background
     private var model: OpenModel? = null
+    private var opened: ModelKey? = null
     private var latencies = Latencies()
 
     /** The newest sketch that waits for an inference; older ones are dropped. */
@@ -114,6 +128,27 @@ class Session(
         if (fine && installed == Installed.ALREADY_THERE) show { it.copy(event = Event.Imported(key)) }
     }
 
+    /** Brings the selected model to the channel's newest release, and opens it; what went wrong is shown. */
+    fun update() {
+        val key = screen.selected ?: return
+        if (updater == null || screen.updating) return
+        show { it.copy(updating = true) }
+        network.execute {
+            var update: Update? = null
+            val refused = refusal { update = updater.update(key) }
+            background.execute {
+                guarded { update?.let { updated(key, it) } }
+                show { it.copy(updating = false, event = refused ?: it.event) }
+            }
+        }
+    }
+
+    /** Starts what came, which is tested first and may be rolled back. */
+    private fun updated(key: ModelKey, update: Update) {
+        val fine = update.via == Via.NOTHING || key != opened || open(key)
+        if (fine) show { it.copy(event = Event.Updated(update)) }
+    }
+
     private fun infer(sketch: Sketch) {
         val open = model ?: return
         if (sketch.isEmpty) return show { it.copy(prediction = null) }
@@ -131,6 +166,7 @@ class Session(
     private fun open(key: ModelKey?): Boolean {
         model?.close()
         model = null
+        opened = key
         latencies = Latencies()
         show { it.copy(selected = key, manifest = null, prediction = null, timing = null, event = null) }
         val store = library.store(key ?: return false)

@@ -3,6 +3,8 @@ package edgeq.demo
 import android.content.res.Resources
 import edgeq.store.Manifest
 import edgeq.store.SelfTestReport
+import edgeq.store.ota.Update
+import edgeq.store.ota.Via
 import java.util.Locale
 import kotlin.math.roundToInt
 
@@ -25,6 +27,7 @@ internal class Words(private val resources: Resources) {
     )
 
     fun verdict(screen: Screen): String {
+        if (screen.updating) return resources.getString(R.string.updating)
         if (screen.busy) return resources.getString(R.string.working)
         if (screen.models.isEmpty() && screen.event == null) return resources.getString(R.string.no_model)
         return when (val event = screen.event) {
@@ -37,11 +40,22 @@ internal class Words(private val resources: Resources) {
             }
             is Event.Refused -> resources.getString(R.string.refused, event.reason.name, event.detail)
             is Event.Imported -> resources.getString(R.string.imported, event.key.model, event.key.target)
+            is Event.Updated -> updated(event.update)
         }
     }
 
     fun spokenPrediction(score: Score): String =
         resources.getString(R.string.prediction_spoken, score.label, (100 * score.share).roundToInt())
+
+    private fun updated(update: Update): String {
+        val clock = if (update.byClock) "" else resources.getString(R.string.no_clock)
+        if (update.via == Via.NOTHING) {
+            return resources.getString(R.string.up_to_date, update.release, update.modelVersion) + clock
+        }
+        val via = resources.getString(if (update.via == Via.PATCH) R.string.via_patch else R.string.via_full)
+        val size = size(update.downloadedBytes)
+        return resources.getString(R.string.updated, update.release, update.modelVersion, via, size) + clock
+    }
 
     private fun report(report: SelfTestReport): String {
         val verdict = resources.getString(if (report.passed) R.string.passed else R.string.failed)

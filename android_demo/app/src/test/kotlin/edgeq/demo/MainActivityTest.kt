@@ -17,6 +17,9 @@ import edgeq.store.HostModel
 import edgeq.store.Loader
 import edgeq.store.PHONE
 import edgeq.store.XNNPACK
+import edgeq.store.ota.Channel
+import edgeq.store.ota.NOW
+import edgeq.store.ota.channel
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNotEquals
 import org.junit.Assert.assertNotNull
@@ -40,6 +43,17 @@ open class TestApplication : DemoApplication() {
     override val loader: Loader = Sevens()
     override val device: Device = PHONE
     override val background: Executor = Executor { it.run() }
+}
+
+/** The same with an update channel, signed by edgeq. */
+class FollowingApplication : TestApplication() {
+    override val network: Executor = Executor { it.run() }
+
+    override val clock = { NOW }
+
+    override fun channel(): Channel = channel("good/second")
+
+    override fun channelRoot() = channel("good/first").files.getValue("metadata/1.root.json")
 }
 
 /** The same with the artifact in its real runtime, in another process. */
@@ -193,6 +207,25 @@ class MainActivityTest {
             assertNotNull(view.contentDescription ?: (view as TextView).text)
             assertTrue("${view.height}", view.height >= 48 * density - 1)
         }
+    }
+
+    @Test
+    @Config(application = FollowingApplication::class)
+    fun `the update button follows the channel, and says what came`() {
+        val activity = started().get()
+        val button = activity.findViewById<View>(R.id.update)
+        assertEquals(View.VISIBLE, button.visibility)
+        assertTrue("${button.right} of ${activity.window.decorView.width}", button.right < activity.window.decorView.width)
+        activity.press(R.id.update)
+        assertTrue(activity.text(R.id.verdict), "Updated to release 2, version 2: a patch" in activity.text(R.id.verdict))
+        assertTrue("version 2" in activity.text(R.id.facts))
+        activity.press(R.id.update)
+        assertTrue(activity.text(R.id.verdict), "Up to date: release 2" in activity.text(R.id.verdict))
+    }
+
+    @Test
+    fun `an app without a channel has no update button`() {
+        assertEquals(View.GONE, started().get().findViewById<View>(R.id.update).visibility)
     }
 
     @Test

@@ -14,6 +14,12 @@ import edgeq.store.XNNPACK
 import edgeq.store.LoadedModel
 import edgeq.store.Loader
 import edgeq.store.Manifest
+import edgeq.store.ota.NOW
+import edgeq.store.ota.TestChannel
+import edgeq.store.ota.Update
+import edgeq.store.ota.Updater
+import edgeq.store.ota.Via
+import edgeq.store.ota.channel
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertInstanceOf
 import org.junit.jupiter.api.Assertions.assertNull
@@ -107,6 +113,78 @@ class SessionTest {
         assertEquals(Reason.FILE_SIZE, (session.screen.event as Event.Refused).reason)
         session.recognise(DRAWN.getValue("7"))
         assertEquals("7", session.screen.prediction!!.best.first().label)
+    }
+
+    private fun following(channel: TestChannel, loader: Loader = Sevens()): Session {
+        val library = Library(DiskFiles(File(folder, "models")), PHONE)
+        val root = channel("good/first").files.getValue("metadata/1.root.json")
+        val updater = Updater(DiskFiles(File(folder, "updates")), library, PHONE, channel, root, "phone-1", clock = { NOW })
+        return Session(library, loader, { it.run() }, { it.run() }, updater, network = { waiting.add(it) })
+            .also { it.start(listOf({ XNNPACK }), null) }
+    }
+
+    @Test
+    fun `an update is fetched while drawings are answered, then opened`() {
+        val session = following(channel("good/second"))
+        assertTrue(session.hasChannel)
+        session.update()
+        assertTrue(session.screen.updating)
+        session.update() // one at a time
+        session.recognise(DRAWN.getValue("7"))
+        assertEquals("7", session.screen.prediction!!.best.first().label)
+        waiting.removeFirst().run()
+        assertEquals(0, waiting.size)
+        assertTrue(!session.screen.updating)
+        val update = assertInstanceOf(Event.Updated::class.java, session.screen.event).update
+        assertEquals(Via.PATCH to 2L, update.via to update.release)
+        assertEquals("2", session.screen.manifest?.modelVersion)
+        session.update()
+        waiting.removeFirst().run()
+        assertEquals(Update(2, "2", Via.NOTHING, 0, true), (session.screen.event as Event.Updated).update)
+    }
+
+    @Test
+    fun `an update that fails its self-test is rolled back and said so`() {
+        val session = following(channel("good/second"), Sevens { Behaviour(gain = if (it == "2") 0.2f else 1f) })
+        session.update()
+        waiting.removeFirst().run()
+        assertEquals(Reason.BELOW_FLOOR, (session.screen.event as Event.RolledBack).rejected.reason)
+        assertEquals("1", session.screen.manifest?.modelVersion)
+        session.update()
+        waiting.removeFirst().run()
+        assertEquals(Reason.REJECTED_BEFORE, (session.screen.event as Event.Refused).reason)
+    }
+
+    @Test
+    fun `a refused update leaves the model that was there`() {
+        val session = following(channel("hostile/WRONG_KEY/strange"))
+        session.update()
+        waiting.removeFirst().run()
+        assertEquals(Reason.WRONG_KEY, (session.screen.event as Event.Refused).reason)
+        assertTrue(!session.screen.updating)
+        session.recognise(DRAWN.getValue("7"))
+        assertEquals("7", session.screen.prediction!!.best.first().label)
+    }
+
+    @Test
+    fun `a model that was picked meanwhile stays`() {
+        val session = following(channel("good/second"))
+        session.import { QNNPACK }
+        session.select(key)
+        session.update()
+        session.select(session.screen.models.single { it != key })
+        waiting.removeFirst().run()
+        assertEquals("android-arm64-qnnpack", session.screen.manifest?.target?.name)
+        session.select(key)
+        assertEquals("2", session.screen.manifest?.modelVersion)
+    }
+
+    @Test
+    fun `an app without a channel asks nobody`() {
+        val session = session().also { it.start(listOf({ XNNPACK }), null) }
+        assertTrue(!session.hasChannel)
+        session.update()
+        assertTrue(!session.screen.updating)
     }
 
     @Test

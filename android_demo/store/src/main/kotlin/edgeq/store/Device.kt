@@ -27,33 +27,47 @@ class Device(val platform: String, val archs: Set<String>, val runtimes: List<Ru
         val target = manifest.target
         if (!manifest.accepted) refuse(Reason.NOT_ACCEPTED, "the bundle did not pass its gates")
         if (manifest.weights == "random") refuse(Reason.RANDOM_WEIGHTS, "the model has random weights")
-        if (target.platform != platform) {
-            refuse(Reason.WRONG_PLATFORM, "the bundle is for ${target.platform}, this is $platform")
-        }
-        if (target.arch !in archs) {
-            refuse(Reason.WRONG_ARCH, "the bundle is for ${target.arch}, this device runs ${archs.joinToString()}")
-        }
+        checkPlace(target.platform, target.arch)
         val runtime = runtimes.find { it.name == manifest.runtime.name && target.backend in it.backends }
             ?: refuse(Reason.RUNTIME_MISSING, "this app has no ${manifest.runtime.name} with ${target.backend}")
         check(manifest.runtime, runtime)
     }
 
-    private fun check(needed: RuntimeFacts, runtime: RuntimeSupport) {
-        val app = "this app carries ${runtime.name} ${runtime.version}"
-        if (runtime.bytecodes != null) {
-            val bytecode = needed.bytecodeVersion
-            if (bytecode == null || bytecode !in runtime.bytecodes) {
-                val loads = "which loads bytecode ${runtime.bytecodes.first} to ${runtime.bytecodes.last}"
-                refuse(Reason.RUNTIME_TOO_OLD, "the archive has bytecode version $bytecode; $app, $loads")
-            }
-            return
+    /** Refuses a release by what a channel's index says of it, before it is fetched; its manifest is judged later. */
+    internal fun checkRelease(neededPlatform: String, neededArch: String, runtime: String, exportedWith: String) {
+        checkPlace(neededPlatform, neededArch)
+        val own = runtimes.find { it.name == runtime } ?: refuse(Reason.RUNTIME_MISSING, "this app has no $runtime")
+        // an index does not tell the bytecode's version
+        if (own.bytecodes == null) checkVersion(runtime, exportedWith, own)
+    }
+
+    private fun checkPlace(neededPlatform: String, neededArch: String) {
+        if (neededPlatform != platform) {
+            refuse(Reason.WRONG_PLATFORM, "the bundle is for $neededPlatform, this is $platform")
         }
-        val (major, minor) = version(needed.exportedWith) ?: (Int.MAX_VALUE to 0)
-        val (ownMajor, ownMinor) = version(runtime.version) ?: (-1 to 0)
-        if (major > ownMajor || (major == ownMajor && minor > ownMinor)) {
-            refuse(Reason.RUNTIME_TOO_OLD, "written by ${needed.name} ${needed.exportedWith.take(40)}; $app: update it")
+        if (neededArch !in archs) {
+            refuse(Reason.WRONG_ARCH, "the bundle is for $neededArch, this device runs ${archs.joinToString()}")
         }
     }
+
+    private fun check(needed: RuntimeFacts, runtime: RuntimeSupport) {
+        val bytecodes = runtime.bytecodes ?: return checkVersion(needed.name, needed.exportedWith, runtime)
+        val bytecode = needed.bytecodeVersion
+        if (bytecode == null || bytecode !in bytecodes) {
+            val loads = "${app(runtime)}, which loads bytecode ${bytecodes.first} to ${bytecodes.last}"
+            refuse(Reason.RUNTIME_TOO_OLD, "the archive has bytecode version $bytecode; $loads")
+        }
+    }
+
+    private fun checkVersion(name: String, exportedWith: String, runtime: RuntimeSupport) {
+        val (major, minor) = version(exportedWith) ?: (Int.MAX_VALUE to 0)
+        val (ownMajor, ownMinor) = version(runtime.version) ?: (-1 to 0)
+        if (major > ownMajor || (major == ownMajor && minor > ownMinor)) {
+            refuse(Reason.RUNTIME_TOO_OLD, "written by $name ${exportedWith.take(40)}; ${app(runtime)}: update it")
+        }
+    }
+
+    private fun app(runtime: RuntimeSupport) = "this app carries ${runtime.name} ${runtime.version}"
 }
 
 private fun refuse(reason: Reason, what: String): Nothing = throw Refusal(reason, what)

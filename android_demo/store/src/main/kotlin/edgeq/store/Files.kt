@@ -5,6 +5,7 @@ import java.io.FileOutputStream
 import java.io.IOException
 import java.io.InputStream
 import java.nio.channels.FileChannel
+import java.nio.channels.SeekableByteChannel
 import java.nio.file.Path
 import java.nio.file.StandardCopyOption
 import java.nio.file.StandardOpenOption
@@ -29,11 +30,22 @@ interface Files {
 
     fun read(path: String): InputStream
 
+    /** Opens a file for reading at any place. */
+    fun seekable(path: String): SeekableByteChannel
+
+    fun size(path: String): Long
+
+    /** Bytes that the disk still takes. */
+    fun free(): Long
+
     /** Makes a folder whose parent exists. */
     fun makeFolder(path: String)
 
     /** Begins a new, empty file. */
     fun create(path: String): Sink
+
+    /** Goes on at a file's end; a new one where there is none. */
+    fun append(path: String): Sink
 
     /** Renames at once: over a file, or a folder to where nothing is. */
     fun rename(from: String, to: String)
@@ -61,11 +73,19 @@ class DiskFiles(private val root: File) : Files {
 
     override fun read(path: String): InputStream = at(path).inputStream()
 
+    override fun seekable(path: String): SeekableByteChannel = FileChannel.open(path(path), StandardOpenOption.READ)
+
+    override fun size(path: String): Long = java.nio.file.Files.size(path(path))
+
+    override fun free(): Long = root.usableSpace
+
     override fun makeFolder(path: String) {
         java.nio.file.Files.createDirectory(path(path))
     }
 
     override fun create(path: String): Sink = DiskSink(FileOutputStream(at(path)))
+
+    override fun append(path: String): Sink = DiskSink(FileOutputStream(at(path), true))
 
     override fun rename(from: String, to: String) {
         java.nio.file.Files.move(path(from), path(to), StandardCopyOption.ATOMIC_MOVE)

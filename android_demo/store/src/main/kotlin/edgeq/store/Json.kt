@@ -61,6 +61,9 @@ private fun read(parser: JsonParser): Any? = when (parser.currentToken()) {
 
 /** An object of a JSON document, whose fields are asked for by name and type; [where] names it in messages. */
 internal class JsonObject(private val fields: Map<*, *>, private val where: String) {
+    /** The names of its fields, where they are data themselves. */
+    val keys: Set<String> get() = fields.keys.mapTo(mutableSetOf()) { it.toString() }
+
     /** Refuses fields that are not among [known]. */
     fun only(vararg known: String): JsonObject = apply {
         val unknown = fields.keys.firstOrNull { it !in known } ?: return this

@@ -7,9 +7,9 @@ const val SCHEMA_VERSION = 1L
 internal const val MAX_MANIFEST_BYTES = 4_000_000
 
 /** Names that become folders and files; nothing in them can leave the store's folder. */
-private val SLUG = Regex("[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?")
+internal val SLUG = Regex("[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?")
 private val TENSOR_NAME = Regex("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-private val SHA256 = Regex("[0-9a-f]{64}")
+internal val SHA256 = Regex("[0-9a-f]{64}")
 private val BESIDE = setOf(MANIFEST_NAME, "report.json", "report.html")
 private const val MAX_RANK = 16
 

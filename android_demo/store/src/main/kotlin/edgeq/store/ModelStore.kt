@@ -62,6 +62,10 @@ class ModelStore internal constructor(
         parseManifest(slots.readFile(it, MANIFEST_NAME, MAX_MANIFEST_BYTES + 1L))
     }
 
+    /** The current bundle's files, unchecked; null where none is installed. */
+    @Synchronized
+    internal fun current(): BundleSource? = readState().current?.let(slots::source)
+
     /** Installs a bundle; whatever is refused leaves everything as it was. */
     internal fun install(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed =
         synchronized(this) {

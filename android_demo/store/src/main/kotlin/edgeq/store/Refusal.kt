@@ -1,6 +1,6 @@
 package edgeq.store
 
-/** Why a bundle was refused, or a model taken out of use. The names are stable: apps report them home. */
+/** Why a bundle or an update was refused, or a model taken out of use. The names are stable: apps report them home. */
 enum class Reason {
     /** There is no manifest, or no model is installed. */
     NO_MODEL,
@@ -67,6 +67,57 @@ enum class Reason {
 
     /** It fell under the manifest's floor in its self-test. */
     BELOW_FLOOR,
+
+    /** An update needs a root to begin to trust from, and the app brought none. */
+    NO_TRUST,
+
+    /** The channel's index is not signed by the keys that this device trusts; a revoked key is none of them. */
+    WRONG_KEY,
+
+    /** The channel shows something older than this device has seen. */
+    ROLLBACK,
+
+    /** The channel's index has expired, or did not change for too long on a device without a clock. */
+    FREEZE,
+
+    /** Parts of the channel do not belong together. */
+    MIX_AND_MATCH,
+
+    /** The channel's index is damaged, was tampered with, or says what no index may. */
+    INDEX_BROKEN,
+
+    /** A newer edgeq signed the index than this app knows. */
+    INDEX_TOO_NEW,
+
+    /** More bytes came than a file may have. */
+    ENDLESS_DATA,
+
+    /** Bytes came too slowly. */
+    SLOW_DATA,
+
+    /** The channel cannot be reached, or broke off; what came is kept. */
+    CHANNEL_UNREACHABLE,
+
+    /** The channel lacks a file that it should have. */
+    CHANNEL_INCOMPLETE,
+
+    /** The channel has nothing for this model and target. */
+    NO_RELEASE,
+
+    /** The channel's releases are for other devices. */
+    WRONG_DEVICE,
+
+    /** A download is not the file that was signed. */
+    DOWNLOAD_HASH,
+
+    /** A downloaded archive is no bundle's ZIP, or a hostile one. */
+    ARCHIVE_REFUSED,
+
+    /** A patch does not fit, is damaged, or gives something else than the index says. */
+    PATCH_REFUSED,
+
+    /** What this device remembers of a channel is damaged. */
+    UPDATES_BROKEN,
 }
 
 /** What the store throws: a [reason] for programs, a message for people. */

@@ -36,7 +36,7 @@ internal class Slots(private val files: Files, private val folder: String, priva
             files.rename(staging, "$slots/${manifest.digest}")
             files.syncFolder(slots)
             files.syncFolder(folder)
-        } catch (err: Refusal) {
+        } catch (err: Exception) { // on a full disk there must be room again, to say so
             files.deleteFolder(staging)
             throw err
         }
@@ -78,6 +78,13 @@ internal class Slots(private val files: Files, private val folder: String, priva
             open(digest, entry.path).use { verify(it, entry) { _, _ -> } }
         }
         return manifest
+    }
+
+    /** A slot's files as they lie there, unchecked. */
+    fun source(digest: String): BundleSource = object : BundleSource {
+        override fun names(): List<String> = files.list("$slots/$digest")
+
+        override fun open(name: String): java.io.InputStream = files.read(path(digest, name))
     }
 
     fun readFile(digest: String, name: String, most: Long): ByteArray = open(digest, name).use { readAtMost(it, most) }

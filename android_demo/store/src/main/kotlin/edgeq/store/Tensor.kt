@@ -1,5 +1,6 @@
 package edgeq.store
 
+import java.nio.Buffer
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
@@ -46,7 +47,9 @@ class Tensor(val dtype: Dtype, val shape: List<Int>, data: ByteBuffer) {
         val rest = shape.drop(1)
         val bytes = rest.fold(dtype.sizeBytes, Int::times)
         val part = data.duplicate()
-        part.limit((index + 1) * bytes).position(index * bytes)
+        val bounds: Buffer = part // Android 8 has not Java 9's own limit and position of ByteBuffer
+        bounds.limit((index + 1) * bytes)
+        bounds.position(index * bytes)
         return Tensor(dtype, rest, part)
     }
 

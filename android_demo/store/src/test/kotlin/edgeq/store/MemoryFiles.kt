@@ -5,6 +5,8 @@ import java.io.ByteArrayOutputStream
 import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
+import java.nio.channels.SeekableByteChannel
+import org.apache.commons.compress.utils.SeekableInMemoryByteChannel
 
 /** What a device that lost its power may come back with. */
 enum class After {
@@ -37,7 +39,7 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
         private set
 
     /** Bytes that are left on the disk. */
-    var free = Long.MAX_VALUE
+    var left = Long.MAX_VALUE
 
     /** The disk as a device finds it afterwards. */
     fun after(what: After): Folder = copy(root, what) as Folder
@@ -57,18 +59,32 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
     override fun read(path: String): InputStream =
         ByteArrayInputStream((find(path) as? Content ?: throw FileNotFoundException(path)).data)
 
+    override fun seekable(path: String): SeekableByteChannel = SeekableInMemoryByteChannel(read(path).readBytes())
+
+    override fun size(path: String): Long = (find(path) as? Content ?: throw FileNotFoundException(path)).data.size.toLong()
+
+    override fun free(): Long = left
+
     override fun makeFolder(path: String) = change {
         if (exists(path)) throw IOException("$path exists")
         parent(path).names[name(path)] = Folder()
     }
 
-    override fun create(path: String): Sink {
-        val file = Content()
-        change { parent(path).names[name(path)] = file }
+    override fun create(path: String): Sink = Content().let { file ->
+        change {
+            freed(path)
+            parent(path).names[name(path)] = file
+        }
+        sink(file)
+    }
+
+    override fun append(path: String): Sink = (find(path) as? Content)?.let(::sink) ?: create(path)
+
+    private fun sink(file: Content): Sink {
         return object : Sink {
             override fun write(data: ByteArray, count: Int) = change {
-                free -= count
-                if (free < 0) throw IOException("No space left on device")
+                if (count > left) throw IOException("No space left on device")
+                left -= count
                 file.data = ByteArrayOutputStream().apply { write(file.data); write(data, 0, count) }.toByteArray()
             }
 
@@ -81,6 +97,7 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
     override fun rename(from: String, to: String) = change {
         val node = find(from) ?: throw FileNotFoundException(from)
         if (node is Folder && exists(to)) throw IOException("$to exists")
+        freed(to)
         parent(from).names.remove(name(from))
         parent(to).names[name(to)] = node
     }
@@ -88,6 +105,7 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
     override fun delete(path: String) = change {
         val node = find(path) ?: throw FileNotFoundException(path)
         if (node is Folder && node.names.isNotEmpty()) throw IOException("$path is not empty")
+        freed(path)
         parent(path).names.remove(name(path))
     }
 
@@ -97,6 +115,11 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
     }
 
     override fun location(path: String) = path
+
+    private fun freed(path: String) {
+        val size = (find(path) as? Content)?.data?.size ?: 0
+        if (left < Long.MAX_VALUE / 2) left += size
+    }
 
     private fun change(act: () -> Unit) {
         if (changes >= dieBefore) throw Died()

@@ -198,20 +198,20 @@ class ModelStoreTest {
         healthy(XNNPACK)
         var used = 0L
         while (true) {
-            files.free = used
+            files.left = used
             try {
                 library.deliver(XNNPACK.version("2"))
                 break
             } catch (refusal: Refusal) {
                 assertEquals(Reason.DISK, refusal.reason)
             }
-            files.free = Long.MAX_VALUE
+            files.left = Long.MAX_VALUE
             assertEquals("1", current())
             store.open(loader()).close()
             used += 5_000
         }
         assertTrue(used > 60_000)
-        files.free = Long.MAX_VALUE
+        files.left = Long.MAX_VALUE
         assertEquals("2", current())
     }
 

@@ -1,0 +1,125 @@
+"""`edgeq compare`: the outputs of an fp32 bundle and of a quantized one, and where between them the error starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeq.cli import flags
+from edgeq.cli.columns import aligned, printable
+from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import LayerSqnrs
+    from edgeq.manifest import Manifest
+    from edgeq.pipeline.compare import BundleComparison, OutputComparison
+
+SCHEMA_VERSION = 1
+_SAMPLES = 1000
+
+
+def compare(
+    fp32: Annotated[Path, typer.Argument(metavar="FP32_BUNDLE", help="A bundle of scheme fp32.")],
+    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED_BUNDLE", help="Another one of the same model.")],
+    layers: Annotated[bool, typer.Option("--layers", help="The SQNR of each layer too.")] = False,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Inputs: an image folder, .npz/.npy or file.py:function; else seeded ones."),
+    ] = None,
+    labels: flags.Labels = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many inputs; 1000.")] = _SAMPLES,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Run an fp32 and a quantized bundle of one model on the same inputs, and compare their outputs.
+
+    Without --eval-data the inputs are drawn from the range that the preprocessing gives. Figures, no verdict: the exit
+    code is 0 however far apart they are.
+    """
+    from edgeq.cli.progress import open_progress
+    from edgeq.job import DataOptions
+
+    if labels is not None and eval_data is None:
+        raise UsageError("--labels says what class folders stand for, and no data is given", "add --eval-data")
+    data = DataOptions(evaluation=eval_data, labels=None if labels is None else Path(labels))
+    with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.compare import compare_bundles
+
+        found = compare_bundles(fp32, quantized, data=data, samples=samples, layers=layers, progress=progress)
+    if as_json:
+        say_json(to_json(found))
+    else:
+        say(render(found))
+
+
+def render(found: BundleComparison) -> str:
+    """Return the figures for people, a line for each layer, and where the error starts in words."""
+    outputs = found.outputs
+    lines = aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
+    inputs = "evaluation samples" if outputs.inputs == "evaluation" else "random inputs"
+    lines += [f"outputs, {outputs.samples:,} {inputs}:", *aligned(_figures(outputs))]
+    if found.layers is not None:
+        lines += _layer_lines(found.layers)
+    return "\n".join([*lines, *(f"note: {printable(text)}" for text in found.notes)])
+
+
+def _title(manifest: Manifest) -> str:
+    return f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
+
+
+def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
+    from edgeq.report import words
+
+    share = f"{words.share(outputs.agreeing / outputs.ranked)}, {outputs.agreeing:,} of {outputs.ranked:,}"
+    return [
+        ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
+        ("mean magnitude", f"{outputs.fp32_magnitude:.4g} fp32, {outputs.quantized_magnitude:.4g} quantized"),
+        ("largest error", f"{outputs.max_abs_error:.4g}"),
+        ("argmax agreement", share if outputs.ranked else "the first output is no [N, classes]"),
+        ("SQNR", words.decibel(outputs.sqnr_db)),
+        ("cosine", f"{outputs.cosine:.6g}"),
+    ]
+
+
+def _layer_lines(found: LayerSqnrs) -> list[str]:
+    from edgeq.report import words
+
+    cells = [(one.layer, words.decibel(one.sqnr_db), words.decibel(one.own_db)) for one in found.layers]
+    head = ("layer", "SQNR", "by itself")
+    samples = "1 calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
+    return [
+        f"layers, the converted graph against the float one, {samples}:",
+        *aligned([head, *cells], right=frozenset({1, 2})),
+        printable(words.error_start(found)),
+    ]
+
+
+def to_json(found: BundleComparison) -> dict[str, Any]:
+    """Return the same for machines; `schema_version` changes when a key goes or changes its meaning."""
+    from edgeq.report.as_json import finite, layer_sqnrs_json
+
+    document: dict[str, Any] = finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "fp32": _bundle_json(found.fp32),
+            "quantized": _bundle_json(found.quantized),
+            "outputs": dataclasses.asdict(found.outputs),
+            "layer_sqnrs": layer_sqnrs_json(found.layers),
+            "notes": list(found.notes),
+        }
+    )
+    return document
+
+
+def _bundle_json(manifest: Manifest) -> dict[str, str]:
+    model = manifest.model
+    return {
+        "model": model.name,
+        "model_version": model.version,
+        "target": manifest.target.name,
+        "scheme": manifest.scheme,
+    }

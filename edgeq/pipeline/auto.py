@@ -1,0 +1,189 @@
+"""`--scheme auto`: a target's schemes, the cheaper first, until one passes every gate.
+
+Each try is what a run of that scheme alone would make, and is kept in the cache as such.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgeq.artifacts import Choice, DataFacts, Row, Variant, variant_of
+from edgeq.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
+from edgeq.job import Job
+from edgeq.pipeline.cells import Cell, Finished, look_up, with_warning
+from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
+from edgeq.pipeline.searching import TooFewSamples
+from edgeq.scheme import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
+from edgeq.target import TargetProfile
+
+# what says that this scheme will not do, and nothing of the others; all else ends the run
+REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
+_MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
+
+
+def obtain_all(run: Run, cells: Sequence[Cell]) -> Finished:
+    """Return the cells of a run, those of `auto` among them.
+
+    Raises:
+        EdgeqError: the steps' own; under `auto` that of the last try, where no try made a bundle.
+    """
+    named = [cell for cell in cells if cell.scheme != AUTO]
+    found = obtain(run, named).finished if named else {}
+    wanted = [cell for cell in cells if cell.scheme == AUTO]
+    known = look_up(wanted, run.folder()) if run.job.cache else {}
+    missing = [cell for cell in wanted if cell.key not in known]
+    return found | known | (_raced(run, missing) if missing else {})
+
+
+def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
+    """Return what is tried for a target, the cheapest first.
+
+    dynamic-int8 leaves convolutions in float. Where these do most of the work it is no int8 model, and is not tried.
+    A target without any of these schemes has its own, in the order of its profile.
+
+    Args:
+        target: its schemes.
+        job: its limits: without one on accuracy there is nothing to search for.
+        linear_macs: share of the multiply-accumulates in matrix products.
+    """
+    first: tuple[SchemeName, ...] = ("dynamic-int8", "static-int8") if linear_macs > _MOST else ("static-int8",)
+    searched = any(name in SEARCH_LIMITS for name, _ in job.gates.limits)
+    order = (*first, *(("mixed-int8",) if searched else ()), "qat-int8")
+    return tuple(scheme for scheme in order if scheme in target.schemes) or tuple(
+        scheme for scheme in target.schemes if scheme != "pretrained"
+    )
+
+
+@dataclass(slots=True)
+class _Race:
+    """The tries for one target.
+
+    Attributes:
+        left: schemes that were not tried yet.
+        rows: those of the tries that made a bundle, by their place among the tries.
+    """
+
+    cell: Cell
+    linear_macs: float
+    left: list[SchemeName]
+    tried: list[Variant] = field(default_factory=list)
+    rows: dict[int, tuple[Row, DataFacts]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    untried: tuple[str, ...] = ()
+    error: EdgeqError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return not self.left or any(one.passed for one in self.tried)
+
+    def refuse(self, scheme: str, error: EdgeqError) -> None:
+        self.left.remove(scheme)  # type: ignore[arg-type]  # it came from there
+        self.error = error
+        self.tried.append(Variant(scheme=scheme, error=error.what, exit_code=error.exit_code))
+
+    def take(self, cell: Cell, row: Row, data: DataFacts) -> None:
+        self.left.remove(cell.scheme)  # type: ignore[arg-type]
+        self.rows[len(self.tried)] = (row, data)
+        self.keys.append(cell.key)
+        self.tried.append(variant_of(row))
+        if any(_is_for_all(gate.name, gate.outcome) for gate in self.tried[-1].failed):
+            self.untried, self.left = tuple(self.left), []
+
+    def winner(self) -> int | None:
+        """Return the place of the first that passed, or else of the nearest; None where there is no bundle."""
+        passed = [place for place in self.rows if self.tried[place].passed]
+        return passed[0] if passed else min(self.rows, key=self._distance, default=None)
+
+    def _distance(self, place: int) -> tuple[int, float, float]:
+        """Order by the number of failed gates, then by the drop of accuracy, then by the SQNR."""
+        one = self.tried[place]
+        drop = one.drop_pp.estimate if one.drop_pp else 0.0
+        return len(one.failed), drop, math.inf if one.sqnr_db is None else -one.sqnr_db
+
+
+def _is_for_all(name: str, outcome: str) -> bool:
+    """Whether a gate's verdict would be the same under any scheme: a limit that cannot be measured here."""
+    return outcome == "unverified" and name in LIMITS
+
+
+def _raced(run: Run, cells: Sequence[Cell]) -> Finished:
+    linear_macs = _linear_macs(run)
+    races = [
+        _Race(cell=cell, linear_macs=linear_macs, left=list(candidates(cell.target, run.job, linear_macs)))
+        for cell in cells
+    ]
+    while still := [race for race in races if not race.is_over]:
+        _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]])
+    return {key: value for race in races for key, value in _settled(run, race).items()}
+
+
+def _linear_macs(run: Run) -> float:
+    """Load the model and look at what it is made of; raises what loading does."""
+    from edgeq.load.source import load_model
+    from edgeq.pipeline.maker import use_torch
+    from edgeq.quantize.composition import linear_macs
+    from edgeq.verify.child import calm_openmp
+
+    calm_openmp()
+    use_torch()
+
+    job = run.job
+    with run.progress.task("look at what the model is made of"):
+        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
+        if model.kind in ("pte", "ptl"):
+            what = f"{job.source} is an artifact, whose scheme is what it is"
+            raise UnsupportedError(what, f"leave --scheme {AUTO} out, or give the PyTorch model")
+        return linear_macs(model)
+
+
+def _try(run: Run, scheme: SchemeName, races: Sequence[_Race]) -> None:
+    """Make one scheme for all targets whose turn it is; each scheme reads the data its own way, as when run alone."""
+    if scheme in NEEDS_CALIBRATION and run.job.data.calibration is None:
+        for race in races:
+            race.refuse(scheme, UnsupportedError(f"{scheme} needs calibration data", "give --calibration-data"))
+        return
+    cells = {race.cell.key: run.cell(race.cell.target, scheme) for race in races}
+    try:
+        got = obtain(run, tuple(cells.values()), refusals=REFUSALS)
+    except TooFewSamples as err:
+        for race in races:
+            race.refuse(scheme, err)
+        return
+    for race in races:
+        cell = cells[race.cell.key]
+        if cell.key in got.refused:
+            race.refuse(scheme, got.refused[cell.key])
+        else:
+            race.take(cell, *got.finished[cell.key])
+
+
+def _settled(run: Run, race: _Race) -> Finished:
+    """Return the bundle that came of a race, with the tries in its reports.
+
+    Raises:
+        EdgeqError: no try made one.
+    """
+    place = race.winner()
+    if place is None:
+        raise _nothing(race)
+    row, data = race.rows[place]
+    choice = Choice(linear_macs=race.linear_macs, tried=tuple(race.tried), chosen=place, untried=race.untried)
+    row = dataclasses.replace(row, choice=choice)
+    judged = sum(data.evaluation_samples > 0 and not race.tried[i].passed for i in race.rows)
+    if judged and race.tried[place].passed:
+        before = "one scheme was" if judged == 1 else f"{judged} schemes were"
+        row = with_warning(row, f"{before} refused on the same evaluation samples before this one passed")
+    row = write_reports(row, data)
+    return keep(run, {race.cell.key: (row, data)}, seen_of(race.keys))
+
+
+def _nothing(race: _Race) -> EdgeqError:
+    """Return the error of a race in which no scheme could be made, with the least exit code of them."""
+    told = "; ".join(f"{one.scheme}: {one.error}" for one in race.tried)
+    code = min((one.exit_code for one in race.tried), default=ExitCode.UNSUPPORTED)
+    kind = {ExitCode.ACCURACY: AccuracyError, ExitCode.VERIFICATION: VerificationError}.get(code, UnsupportedError)
+    fix = race.error.fix if race.error is not None else "name a --scheme"
+    return kind(f"no scheme of {race.cell.target.name} could be made: {told}", fix)

@@ -1,0 +1,109 @@
+"""`--compare`: what a scheme brings against float on the same target. The float artifacts are made, timed and dropped.
+
+They decide nothing: they are held to no limit, lie in no output folder, and are installed nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeq.artifacts import Comparison, Row, Variant, variant_of
+from edgeq.job import DeviceOptions, GateOptions, Job
+from edgeq.pipeline import cache
+from edgeq.pipeline.auto import REFUSALS, obtain_all
+from edgeq.pipeline.cells import Cell, Finished
+from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
+from edgeq.target import TargetProfile, why_not_run
+
+_AGAINST = ("fp32", "fp16")
+# of each artifact in turn: a busy moment hits them all alike
+_TURNS, _RUNS, _WARMUP = 6, 5, 3
+
+
+def compared(run: Run, cells: Sequence[Cell]) -> Finished:
+    """Return the cells of a run, each with its comparison.
+
+    Raises:
+        EdgeqError: what making the cells raises; float artifacts that cannot be made are told of in the comparison.
+    """
+    plain = {cell.key: run.cell(cell.target, cell.scheme) for cell in cells}
+    made = obtain_all(run, tuple(plain.values()))
+    rows = {cell.key: made[plain[cell.key].key] for cell in cells}
+    job = float_job(run.job)
+    beside = Run(job=job, facts=cache.job_facts(job), work=run.work, progress=run.progress)
+    rivals = {
+        cell.key: [beside.cell(cell.target, scheme) for scheme in _rivals(cell.target, rows[cell.key][0])]
+        for cell in cells
+    }
+    unique = {rival.key: rival for several in rivals.values() for rival in several}
+    got = obtain(beside, tuple(unique.values()), refusals=REFUSALS)
+    finished: Finished = {}
+    for cell in cells:
+        row, data = rows[cell.key]
+        others = [got.finished[rival.key][0] for rival in rivals[cell.key] if rival.key in got.finished]
+        refused = [
+            Variant(scheme=rival.scheme, error=got.refused[rival.key].what, exit_code=got.refused[rival.key].exit_code)
+            for rival in rivals[cell.key]
+            if rival.key in got.refused
+        ]
+        row = dataclasses.replace(row, compared=_comparison(run, cell, (row, *others), refused))
+        row = write_reports(row, data)
+        seen = [one.key for one in (plain[cell.key], *rivals[cell.key]) if one.key not in got.refused]
+        finished |= keep(run, {cell.key: (row, data)}, seen_of(seen))
+    return finished
+
+
+def float_job(job: Job) -> Job:
+    """Return the job of the float artifacts: the same model and data, no limits, this host only."""
+    return dataclasses.replace(
+        job,
+        schemes=(),
+        gates=GateOptions(),
+        device=DeviceOptions(on="host"),
+        reuse_qparams_from=None,
+        compare=False,
+    )
+
+
+def _rivals(target: TargetProfile, row: Row) -> tuple[str, ...]:
+    return tuple(scheme for scheme in _AGAINST if scheme in target.schemes and scheme != row.scheme)
+
+
+def _comparison(run: Run, cell: Cell, rows: Sequence[Row], refused: Sequence[Variant]) -> Comparison:
+    """Return the row's own figures and the others', their latencies measured in turns."""
+    from edgeq.verify.run import host_arch
+
+    latencies = _latencies_ms(run, cell, [row.path for row in rows])
+    variants = tuple(
+        dataclasses.replace(variant_of(row), latency_ms=latency) for row, latency in zip(rows, latencies, strict=True)
+    )
+    return Comparison(arch=host_arch(), variants=(*variants, *refused))
+
+
+def _latencies_ms(run: Run, cell: Cell, folders: Sequence[Path]) -> list[float | None]:
+    """Return the median latency of each bundle's artifact; None where this host cannot run them."""
+    from edgeq.bundle.reader import read_bundle
+    from edgeq.pipeline.profile import first_sample
+    from edgeq.verify.host import HostRuntime
+
+    target = cell.target
+    if why_not_run(target.backend):
+        return [None] * len(folders)
+    bundles = [read_bundle(folder) for folder in folders]
+    sample = first_sample(bundles[0])
+    with contextlib.ExitStack() as stack:
+        runtimes = [stack.enter_context(HostRuntime(folder=run.work)) for _ in bundles]
+        task = stack.enter_context(run.progress.task(f"compare {cell.label}", _TURNS))
+        for runtime, bundle in zip(runtimes, bundles, strict=True):
+            runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
+        stack.enter_context(run.progress.alone())
+        times: list[list[float]] = [[] for _ in bundles]
+        for _ in range(_TURNS):
+            for runtime, taken in zip(runtimes, times, strict=True):
+                taken += runtime.latencies_ms(sample, warmup=_WARMUP, runs=_RUNS)
+            task.advance()
+    return [statistics.median(taken) for taken in times]

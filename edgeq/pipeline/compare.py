@@ -1,0 +1,247 @@
+"""`compare_bundles`: the outputs of an fp32 bundle and of a quantized one, on the same inputs, and layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeq.artifacts import LayerSqnrs, TensorSpec
+from edgeq.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.job import DataOptions, Progress
+from edgeq.manifest import Manifest
+from edgeq.pipeline.evaluation import input_specs, open_evaluation
+from edgeq.samples import Batch, Dataset, batches
+from edgeq.target import why_not_run
+
+if TYPE_CHECKING:
+    from edgeq.bundle.reader import Bundle
+    from edgeq.verify.host import HostRuntime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputComparison:
+    """The outputs of two artifacts on the same inputs; errors are of the second against the first.
+
+    Attributes:
+        samples: how many inputs.
+        inputs: `evaluation` data, or `random` ones: seeded, uniform in the range that the preprocessing gives.
+        mean_abs_error: over all elements of all outputs.
+        fp32_magnitude, quantized_magnitude: mean absolute values of either's outputs.
+        sqnr_db: of the worst output; infinite where they are equal.
+        cosine: over all outputs together; NaN where one is all zero.
+        agreeing, ranked: samples with the same argmax, of how many; no output that ranks classes gives 0 of 0.
+    """
+
+    samples: int
+    inputs: Literal["evaluation", "random"]
+    mean_abs_error: float
+    fp32_magnitude: float
+    quantized_magnitude: float
+    max_abs_error: float
+    sqnr_db: float
+    cosine: float
+    agreeing: int
+    ranked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleComparison:
+    """Two bundles of one model.
+
+    Attributes:
+        layers: as the quantized bundle's report has them; None where they were not asked for.
+        notes: what makes the figures say less than they seem to.
+    """
+
+    fp32: Manifest
+    quantized: Manifest
+    outputs: OutputComparison
+    layers: LayerSqnrs | None
+    notes: tuple[str, ...]
+
+
+def compare_bundles(
+    fp32: Path, quantized: Path, *, data: DataOptions, samples: int, layers: bool, progress: Progress
+) -> BundleComparison:
+    """Run both artifacts on this host, each in a child process, on the same inputs.
+
+    Args:
+        fp32: a bundle of scheme fp32.
+        quantized: one of any other scheme, or of fp32 for another target.
+        data: evaluation data; without it seeded inputs are drawn.
+        samples: the most inputs.
+        layers: whether the layers are wanted too.
+        progress: how it is told.
+
+    Raises:
+        UsageError: a folder is no bundle, the two cannot be compared, the data does not fit, or the quantized bundle
+            has no figures of its layers.
+        UnsupportedError: nothing on this host runs one of them.
+        IntegrityError: a file is missing or changed.
+        VerificationError: an artifact does not run, or gives NaN or Inf.
+    """
+    from edgeq.bundle.reader import read_bundle
+    from edgeq.verify.host import HostRuntime
+
+    with progress.task("check sizes and hashes"):
+        pair = read_bundle(fp32), read_bundle(quantized)
+        _check_pair(*pair)
+        found = _layers(*pair) if layers else None
+    # the runtimes' imports take seconds, in which the data is opened here
+    with HostRuntime() as left, HostRuntime() as right:
+        dataset = _inputs(pair[0], data, samples, progress)
+        for bundle, runtime in zip(pair, (left, right), strict=True):
+            target = bundle.manifest.target
+            threads = bundle.manifest.threads
+            runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
+        outputs = _compared(pair, (left, right), dataset, data.evaluation is not None, progress)
+    left_facts, right_facts = pair[0].manifest, pair[1].manifest
+    notes = _notes(left_facts, right_facts, is_evaluation=data.evaluation is not None)
+    return BundleComparison(fp32=left_facts, quantized=right_facts, outputs=outputs, layers=found, notes=notes)
+
+
+def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
+    """Refuse what cannot be compared; raises UsageError and UnsupportedError."""
+    left, right = fp32.manifest, quantized.manifest
+    if fp32.digest == quantized.digest:
+        raise UsageError("both are one and the same bundle", "give an fp32 bundle, and a quantized one of its model")
+    if left.scheme != "fp32":
+        swapped = "swap the two" if right.scheme == "fp32" else "package the model with --scheme fp32 too"
+        raise UsageError(f"the first bundle is to be the fp32 one, and {fp32.folder} is {left.scheme}", swapped)
+    for what, old, new in (
+        ("inputs", _tensors(left.inputs), _tensors(right.inputs)),
+        ("outputs", _tensors(left.outputs, named=False), _tensors(right.outputs, named=False)),
+        ("preprocessing", _preprocessing(left), _preprocessing(right)),
+        ("labels", ", ".join(left.labels) or "none", ", ".join(right.labels) or "none"),
+    ):
+        if old != new:
+            text = f"the bundles cannot be compared: their {what} differ: {_short(old)}, and {_short(new)}"
+            raise UsageError(text, "package one model for both, with the same --input, --preprocess and data")
+    for manifest in (left, right):
+        why = why_not_run(manifest.target.backend)
+        if why:
+            what = f"the bundle for {manifest.target.name} cannot be run here: {why}"
+            raise UnsupportedError(what, "compare bundles for another target of the same model")
+
+
+def _tensors(tensors: Any, *, named: bool = True) -> str:
+    return ", ".join(f"{one.name if named else ''} {one.dtype} {list(one.shape)}".strip() for one in tensors)
+
+
+def _preprocessing(manifest: Manifest) -> str:
+    return "; ".join(one.preprocessing.model_dump_json() if one.preprocessing else "none" for one in manifest.inputs)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
+    """Return what was measured when the model was quantized: the very graph that was lowered, trained weights too."""
+    from edgeq.bundle.report import read_report
+
+    row, manifest = read_report(quantized.folder), quantized.manifest
+    if row.digest != quantized.digest:
+        what = f"{quantized.folder / 'report.json'} is of another bundle than the one it lies in"
+        raise UsageError(what, "give the folder that `edgeq package` wrote")
+    if not _same_source(fp32.manifest, manifest):
+        what = "the bundles come from other sources or weights, and layers are against the quantized one's own fp32"
+        raise UsageError(what, "package both from the same model, or leave --layers out")
+    if row.layer_sqnrs is None:
+        what = f"{quantized.folder} has no figures of its layers: {_why_none(manifest.scheme)}"
+        raise UsageError(what, "package the model again, with a scheme that is calibrated, or leave --layers out")
+    return row.layer_sqnrs
+
+
+def _why_none(scheme: str) -> str:
+    if scheme in ("static-int8", "qat-int8", "mixed-int8"):
+        return "an older edgeq made it, or the model says itself what is quantized (QuantStub)"
+    return f"they are measured while a graph is calibrated, and {scheme} calibrates none"
+
+
+def _same_source(left: Manifest, right: Manifest) -> bool:
+    one, other = left.provenance, right.provenance
+    return (one.source_sha256, one.weights_sha256) == (other.source_sha256, other.weights_sha256)
+
+
+def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str, ...]:
+    notes = []
+    if not is_evaluation:
+        notes.append("random inputs are not what the model was calibrated on, and agree worse: give --eval-data")
+    if not _same_source(left, right):
+        notes.append("the bundles come from other sources or weights: the difference is not quantization's alone")
+    if "random" in (left.model.weights, right.model.weights):
+        notes.append("the weights are random: such outputs agree badly, and say little of the trained model")
+    return tuple(notes)
+
+
+def _inputs(bundle: Bundle, data: DataOptions, samples: int, progress: Progress) -> Dataset:
+    if data.evaluation is not None:
+        return open_evaluation(bundle.manifest, data, progress, limit=samples).samples
+    from edgeq.load.inputs import random_inputs
+
+    preprocess = next((one.preprocessing for one in bundle.manifest.inputs if one.preprocessing), None)
+    value_range = preprocess.value_range if preprocess else None
+    return random_inputs(_ranged(bundle), samples, bundle.manifest.provenance.seed, value_range)
+
+
+def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
+    """Return the inputs with the range that the golden samples span: the manifest states none."""
+    from edgeq.bundle.golden import model_inputs, read_golden
+
+    specs = input_specs(bundle.manifest)
+    lows, highs = [[] for _ in specs], [[] for _ in specs]  # type: tuple[list[list[float]], list[list[float]]]
+    for arrays in model_inputs(read_golden(bundle), bundle.manifest):
+        for i, array in enumerate(arrays):
+            lows[i].append(float(array.min()))
+            highs[i].append(float(array.max()))
+    return tuple(
+        dataclasses.replace(spec, low=min(low), high=max(high))
+        for spec, low, high in zip(specs, lows, highs, strict=True)
+    )
+
+
+def _compared(
+    pair: tuple[Bundle, Bundle],
+    runtimes: tuple[HostRuntime, HostRuntime],
+    samples: Dataset,
+    is_evaluation: bool,
+    progress: Progress,
+) -> OutputComparison:
+    from edgeq.verify.metrics import Comparison
+
+    comparison = Comparison()
+    count = 0
+    with progress.task("run both", samples.count) as task:
+        for batch in batches(samples, input_specs(pair[0].manifest)):
+            left, right = (_finite(bundle, runtime, batch) for bundle, runtime in zip(pair, runtimes, strict=True))
+            comparison.add(left, right)
+            count += batch.rows
+            task.advance(batch.rows)
+    return OutputComparison(
+        samples=count,
+        inputs="evaluation" if is_evaluation else "random",
+        mean_abs_error=comparison.error_sum / comparison.elements,
+        fp32_magnitude=comparison.magnitude_sum / comparison.elements,
+        quantized_magnitude=comparison.measured_magnitude_sum / comparison.elements,
+        max_abs_error=comparison.max_abs,
+        sqnr_db=comparison.sqnr_db,
+        cosine=comparison.cosine,
+        agreeing=comparison.agreeing,
+        ranked=comparison.ranked,
+    )
+
+
+def _finite(bundle: Bundle, runtime: HostRuntime, batch: Batch) -> tuple[Any, ...]:
+    """Return the outputs of the rows that are samples; the rest of a batch repeats the last one."""
+    import numpy as np
+
+    from edgeq.verify.rows import cut
+
+    outputs = cut(batch, runtime.run(batch.inputs))
+    if not all(np.isfinite(array).all() for array in outputs):
+        what = f"{bundle.folder} gives NaN or Inf on {batch.samples[0].name}"
+        raise VerificationError(what, "see what is wrong with it by `edgeq verify`")
+    return outputs

@@ -1,0 +1,53 @@
+"""Input of the verify step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeq.artifacts import LoweredModel, TensorSpec
+from edgeq.job import Progress
+from edgeq.samples import Batch, Dataset
+from edgeq.verify.metrics import Outputs
+from edgeq.verify.parity import Forward
+from edgeq.verify.scoring import Metric
+
+Observer = Callable[[Batch, Outputs, Outputs | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySpec:
+    """Input of the verify step.
+
+    Attributes:
+        lowered: the artifact on disk.
+        inputs: the model's inputs.
+        graph: computes what the artifact is to compute; None for an artifact that came as it is.
+        fp32: the float model; None for an artifact that came as it is.
+        output_steps: quantization steps of the outputs, where known.
+        samples: evaluation data, or random inputs.
+        is_evaluation: which of the two.
+        metric: a score per sample, or None for top-1.
+        scheme: the quantization scheme.
+        backend, threads: how the runtime is set.
+        warmup, runs: of the latency measurement.
+        observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
+    """
+
+    lowered: LoweredModel
+    inputs: tuple[TensorSpec, ...]
+    graph: Forward | None
+    fp32: Forward | None
+    output_steps: tuple[float | None, ...]
+    samples: Dataset
+    is_evaluation: bool
+    metric: Metric | None
+    metric_name: str
+    scheme: str
+    backend: str
+    threads: int
+    progress: Progress
+    label: str
+    warmup: int = 5
+    runs: int = 30
+    observe: Observer | None = None

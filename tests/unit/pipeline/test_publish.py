@@ -1,0 +1,80 @@
+"""Putting bundles in place: all of them, or none."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from edgeq import _io
+from edgeq.artifacts import BundleInput, DataFacts
+from edgeq.bundle.reader import read_bundle
+from edgeq.job import Job
+from edgeq.pipeline import publish as publishing
+from edgeq.pipeline.cells import Cell, Plan
+from edgeq.target import load_target
+from pipeline.finished import made
+
+TARGETS = (load_target("android-arm64-xnnpack"), load_target("ios-arm64-xnnpack"))
+
+
+def publish(
+    item: BundleInput,
+    root: Path,
+    version: str,
+    failed: tuple[bool, bool] = (False, False),
+    schemes: tuple[str, ...] = (),
+) -> None:
+    job = Job(source="digits", targets=TARGETS, schemes=schemes, out=root / "out")
+    cells = tuple(Cell(target=target, scheme="fp32", key=target.name) for target in TARGETS)
+    rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
+    finished = {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)}
+    publishing.publish(Plan(job=job, facts={}, cells=cells, finished=finished))
+
+
+def versions(root: Path) -> dict[str, str]:
+    return {
+        str(path.parent.relative_to(root / "out")): read_bundle(path.parent).manifest.model.version
+        for path in sorted((root / "out").rglob("manifest.json"))
+    }
+
+
+def test_a_bundle_of_one_scheme_does_not_outlive_a_run_of_several(item: BundleInput, tmp_path: Path) -> None:
+    first, second = (target.name for target in TARGETS)
+    publish(item, tmp_path, "1", failed=(True, False))
+    publish(item, tmp_path, "2", failed=(False, True), schemes=("fp32", "static-int8"))
+    assert versions(tmp_path) == {f"digits/{first}@fp32": "2", f"rejected/digits/{second}@fp32": "2"}
+    publish(item, tmp_path, "3")
+    assert versions(tmp_path) == {f"digits/{first}": "3", f"digits/{second}": "3"}
+
+
+def test_bundles_are_replaced_and_change_sides(item: BundleInput, tmp_path: Path) -> None:
+    publish(item, tmp_path, "1")
+    assert versions(tmp_path) == {f"digits/{target.name}": "1" for target in TARGETS}
+    publish(item, tmp_path, "2", failed=(True, False))
+    first, second = (target.name for target in TARGETS)
+    assert versions(tmp_path) == {f"rejected/digits/{first}": "2", f"digits/{second}": "2"}
+    publish(item, tmp_path, "3", failed=(False, True))
+    assert versions(tmp_path) == {f"digits/{first}": "3", f"rejected/digits/{second}": "3"}
+
+
+def test_a_disk_that_fills_up_at_the_second_bundle_changes_nothing(
+    item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(item, tmp_path, "1")
+    names = sorted((tmp_path / "out").rglob("*"))
+    copies = 0
+
+    def copy_files(source: Path, target: Path) -> None:
+        nonlocal copies
+        copies += 1
+        if copies == 2:
+            raise OSError(errno.ENOSPC, "full", str(target))
+        _io.copy_files(source, target)
+
+    monkeypatch.setattr(publishing, "copy_files", copy_files)
+    with pytest.raises(OSError, match="full"):
+        publish(item, tmp_path, "2")
+    assert set(versions(tmp_path).values()) == {"1"}
+    assert sorted((tmp_path / "out").rglob("*")) == names

@@ -120,18 +120,6 @@ def _placed(bundle: Bundle, models: Path, *, replace: bool) -> InstallResult:
     )
 
 
-def _placed(bundle: Bundle, models: Path, place: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Put a bundle in place, and return what was pruned, and the Swift package's files."""
-    is_ios = bundle.manifest.target.platform == "ios"
-    with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
-        _check_place(place)
-        if is_ios:
-            check_swift(models)
-        with staged_dir(place) as staging:
-            _copy(bundle, staging)
-        return prune(models, bundle.manifest), write_swift(models) if is_ios else ()
-
-
 def project_platforms(app: Path) -> tuple[str, ...]:
     """Return the platforms that a folder is an app's project for; none where it is no project."""
     return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))

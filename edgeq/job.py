@@ -12,6 +12,9 @@ from edgeq.scheme import AUTO, AUTO_TRIES, AskedScheme, LimitName, ObserverName,
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
 
+InputDtype = Literal["uint8"]
+INPUT_DTYPES: tuple[InputDtype, ...] = ("uint8",)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
@@ -104,10 +107,13 @@ class Job:
     """One `edgeq package`.
 
     Attributes:
-        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, or `digits`.
+        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte, model.ptl,
+            or `digits`.
         schemes: none for each target's default; `auto` stands alone.
         weights: a state dict, or a torchvision weights name.
         inputs: the texts of --input; none where the factory gives example inputs.
+        input_dtype: uint8 for an artifact that takes pixels and normalises them itself; None for the model's own.
+        dynamic_batch: whether the artifact takes any number of samples at once (ONNX targets).
         reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
         compare: whether fp32 and fp16 are made for the same targets too, to be compared with and then dropped.
     """
@@ -120,6 +126,8 @@ class Job:
     model_version: str = "1"
     weights: str | None = None
     inputs: tuple[str, ...] = ()
+    input_dtype: InputDtype | None = None
+    dynamic_batch: bool = False
     seed: int = 0
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()

@@ -1,13 +1,14 @@
 """Preprocessing: defined once, written into the manifest, so simple that an app can do exactly the same.
 
 Order: decode to uint8 [H, W, C] → colour → resize → crop → multiply by `scale` → subtract `mean` → divide by
-`std` → layout. All arithmetic is float32.
+`std` → layout. All arithmetic is float32. A model that takes bytes normalises them itself: for it the order ends with
+rounding half up to uint8, and layout.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +39,11 @@ class Preprocess(BaseModel):
     mean: tuple[Finite, ...] = Field(default=(0.0,), description="subtracted after scaling, one or one a channel")
     std: tuple[Finite, ...] = Field(default=(1.0,), description="divided by last, one or one a channel")
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "uint8"] = Field(
+        default="float32",
+        exclude_if=lambda dtype: dtype == "float32",  # apps of before read manifests without it
+        description="what the model is fed; uint8: the pixels themselves, rounded half up, with scale 1, mean 0, std 1",
+    )
 
     def model_post_init(self, _context: object) -> None:
         """Check what a single field cannot."""
@@ -47,6 +53,18 @@ class Preprocess(BaseModel):
                 raise ValueError(f"{name} has {len(values)} values, expected 1 or {channels}")
         if any(value <= 0 for value in self.std):
             raise ValueError("std must be positive")
+        neutral = self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
+        if self.dtype == "uint8" and not neutral:
+            raise ValueError("uint8 pixels are fed as they are: scale must be 1, mean 0 and std 1")
+
+    @property
+    def as_bytes(self) -> Preprocess:
+        """The same up to the pixels, for a model that normalises them itself."""
+        return self.model_copy(update={"dtype": "uint8", "scale": 1.0, "mean": (0.0,), "std": (1.0,)})
+
+    def takes(self, dtype: str) -> bool:
+        """Whether an input of this dtype can be what the preprocessing gives."""
+        return dtype == "uint8" if self.dtype == "uint8" else dtype.startswith("float")
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -85,7 +103,7 @@ def load_preprocess(name_or_path: str) -> Preprocess:
         raise explain(err, str(path), Preprocess) from err
 
 
-def apply(spec: Preprocess, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def apply(spec: Preprocess, image: NDArray[np.uint8]) -> NDArray[Any]:
     """Preprocess one image.
 
     Args:
@@ -93,14 +111,18 @@ def apply(spec: Preprocess, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         image: uint8 [H, W, C], C is 1 (gray) or 3 (RGB).
 
     Returns:
-        float32 [C, H, W] or [H, W, C], by `spec.layout`.
+        `spec.dtype`, [C, H, W] or [H, W, C], by `spec.layout`.
     """
     import numpy as np
 
     pixels = _crop(_resize(_color(image.astype(np.float32), spec.color), spec.resize), spec.crop)
-    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    scaled: NDArray[np.float32] = (pixels * np.float32(spec.scale) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1) if spec.layout == "NCHW" else scaled)
+    ready: NDArray[Any]
+    if spec.dtype == "uint8":
+        ready = np.clip(np.floor(pixels + np.float32(0.5)), 0, 255).astype(np.uint8)
+    else:
+        mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+        ready = (pixels * np.float32(spec.scale) - mean) / std
+    return np.ascontiguousarray(ready.transpose(2, 0, 1) if spec.layout == "NCHW" else ready)
 
 
 def _color(pixels: NDArray[np.float32], color: str) -> NDArray[np.float32]:

@@ -26,8 +26,8 @@ NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
 # they choose what stays in float by an accuracy, for which the --search options are
 NEEDS_SEARCH: frozenset[SchemeName] = frozenset({"mixed-int8"})
 
-ObserverName = Literal["histogram", "minmax", "percentile"]
-OBSERVERS: tuple[ObserverName, ...] = ("histogram", "minmax", "percentile")
+ObserverName = Literal["histogram", "minmax", "percentile", "entropy"]
+OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
 
 LimitName = Literal[
     "size",

@@ -30,6 +30,6 @@ def origin(source: str) -> str:
     place, colon, function = source.rpartition(":")
     is_file = place.endswith(".py") or "/" in place
     path = Path(place if is_file else source)
-    if not is_file and path.suffix not in (".pt2", ".pte", ".ptl"):
+    if not is_file and path.suffix not in (".pt2", ".onnx", ".pte", ".ptl"):
         return source
     return "/".join(path.absolute().parts[-2:]) + (f"{colon}{function}" if is_file else "")

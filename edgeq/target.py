@@ -13,6 +13,7 @@ from edgeq.errors import UsageError, nearest
 from edgeq.profiles import profile_files
 from edgeq.scheme import SchemeName
 
+FileFormat = Literal["onnx", "ort"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 # delegates whose artifacts run in one operating system only, by `platform.system()`, and are made in others too
@@ -40,6 +41,11 @@ class App(_Strict):
     runtimes: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")], ...] = Field(
         min_length=1, description="runtime versions that the app builds in the field carry, oldest first"
     )
+    build: Literal["full", "mobile"] = Field(
+        default="full",
+        description="of ONNX Runtime: mobile is onnxruntime-mobile, with few operators and .ort files only; the last "
+        "is 1.18",
+    )
 
 
 class Device(_Strict):
@@ -63,6 +69,9 @@ class TargetProfile(_Strict):
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript", "onnx"]
     backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort"]
+    file_format: FileFormat = Field(
+        default="onnx", description="of ONNX Runtime's artifacts; ort: what its reduced mobile builds read"
+    )
     schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
@@ -74,6 +83,10 @@ class TargetProfile(_Strict):
         backends = known[self.runtime]
         if self.backend not in backends:
             raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
+        if self.runtime != "onnx" and (self.file_format != "onnx" or self.app.build != "full"):
+            raise ValueError("file_format and app.build are ONNX Runtime's")
+        if self.file_format == "ort" and "fp16" in self.schemes:
+            raise ValueError("an .ort file has the casts to float32 of the host that wrote it: fp16 needs onnx")
 
 
 def why_not_run(backend: str) -> str:

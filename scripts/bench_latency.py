@@ -1,7 +1,7 @@
 """Predicted beside published latencies, for every row of scripts/latency_rows.json.
 
 Each device is predicted by a fit on the others. Counts are those of the same models, lowered by edgeq, on the device's
-core; --recount makes the models and counts again, which takes an hour on one core, or with --only less.
+core; --recount makes the models and counts again, which takes five minutes of processor time, or with --only less.
 """
 
 from __future__ import annotations

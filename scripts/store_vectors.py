@@ -38,6 +38,8 @@ CASES: tuple[tuple[tuple[int, int, int], Preprocess], ...] = (
     ((3, 2, 1), Preprocess(color="gray", resize=(19, 29), scale=1 / 127.5, mean=(1.0,))),
     ((1, 1, 3), Preprocess(color="gray", resize=5)),
     ((12, 12, 3), Preprocess(crop=(7, 5))),
+    ((9, 14, 3), Preprocess(resize=(6, 5)).as_bytes),
+    ((5, 7, 3), Preprocess(color="gray", layout="NHWC").as_bytes),
 )
 
 

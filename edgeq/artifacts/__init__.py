@@ -1,5 +1,6 @@
 """The frozen results that the steps hand to each other."""
 
+from edgeq.artifacts.compared import OutputComparison
 from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
 from edgeq.artifacts.measured import (
     Agreement,
@@ -17,6 +18,7 @@ from edgeq.artifacts.measured import (
     VerifyReport,
 )
 from edgeq.artifacts.model import (
+    FILE_KINDS,
     KeptValues,
     Layer,
     LoadedModel,
@@ -46,6 +48,7 @@ from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
 
 __all__ = [
+    "FILE_KINDS",
     "Agreement",
     "Attempt",
     "BuildReport",
@@ -73,6 +76,7 @@ __all__ = [
     "LoadedModel",
     "LoweredModel",
     "Outcome",
+    "OutputComparison",
     "Parity",
     "QParams",
     "QuantizedModel",

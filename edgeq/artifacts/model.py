@@ -9,7 +9,9 @@ from typing import Any, Literal
 from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.search import Search
 
-SourceKind = Literal["module", "exported", "pte", "ptl"]
+SourceKind = Literal["module", "exported", "pte", "ptl", "onnx"]
+# what is no PyTorch model any more
+FILE_KINDS: frozenset[SourceKind] = frozenset({"pte", "ptl", "onnx"})
 Weights = Literal["file", "pretrained", "own", "random"]
 
 
@@ -228,6 +230,7 @@ class LoweredModel:
         layers: operators in the order of execution; none where the artifact came as it is.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
+        dynamic_batch: whether it takes any number of samples at once.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
     """
 
@@ -240,6 +243,7 @@ class LoweredModel:
     undelegated: tuple[str, ...]
     layers: tuple[Layer, ...]
     delegated_macs: float | None
+    dynamic_batch: bool = False
     stored: tuple[tuple[str, int], ...] = ()
 
     @property

@@ -87,6 +87,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         outputs=tuple(_tensor(spec, None) for spec in verified.outputs),
         labels=item.labels,
         files=tuple(sorted(files, key=lambda entry: entry.path)),
+        dynamic_batch=lowered.dynamic_batch,
         passes=lowered.passes,
         layers=_layers(item),
         gates=tuple(_gate(gate) for gate in item.checked.gates),
@@ -123,9 +124,12 @@ def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
 
 
 def _preprocessing(spec: TensorSpec, item: BundleInput) -> Preprocess | None:
-    """Images go into the only float input, or into those of rank 4 and more; `load` reads the data by the same rule."""
-    floats = [other for other in item.model.inputs if other.dtype.startswith("float")]
-    return item.preprocess if spec in floats and (len(floats) == 1 or len(spec.shape) >= 4) else None
+    """Images go into the only input that can take them, or into those of rank 4 and more; `load` does the same."""
+    preprocess = item.preprocess
+    if preprocess is None or not preprocess.takes(spec.dtype):
+        return None
+    alone = sum(preprocess.takes(other.dtype) for other in item.model.inputs) == 1
+    return preprocess if alone or len(spec.shape) >= 4 else None
 
 
 def _layers(item: BundleInput) -> LayerSummary:

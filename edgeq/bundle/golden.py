@@ -75,7 +75,9 @@ def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArra
 
     if math.prod(tensor.shape) > _MAX_ELEMENTS:
         raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is more than any model takes")
-    if not preprocessed and array.dtype == np.uint8 and tensor.dtype.startswith("float"):
+    image = tensor.preprocessing
+    is_image = tensor.dtype.startswith("float") if image is None else image.takes(tensor.dtype)
+    if not preprocessed and array.dtype == np.uint8 and is_image:
         array = _preprocessed(array, tensor)
     if str(array.dtype) != tensor.dtype:
         raise _broken(f"input {tensor.name} is {array.dtype}, the model takes {tensor.dtype}")

@@ -40,6 +40,11 @@ LITE_RUNTIMES: dict[Version, LiteRuntime] = {
 ONNX_OPSETS: dict[Version, int] = {(1, 16): 19, (1, 18): 21, (1, 22): 22, (1, 31): 26}
 
 
+# onnxruntime-mobile, the build with few operators: of the last releases only this one's list was published
+MOBILE_OPERATORS: dict[Version, str] = {(1, 17): "onnxruntime-mobile-1.17.ops.txt"}
+_MOBILE_OPSET = 15  # the newest whose operators it has
+
+
 def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     """Return whether the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
 
@@ -53,7 +58,7 @@ def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     if lowered.runtime == "torchscript" and target.platform == "android":
         return _lite(oldest, lowered)
     if lowered.runtime == "onnx":
-        return _onnx(oldest, lowered)
+        return _mobile(oldest, lowered) if target.app.build == "mobile" else _onnx(oldest, lowered)
     exporter = _version(lowered.runtime_version)
     if exporter is None:
         why = f"the artifact does not say which {lowered.runtime} wrote it (got {lowered.runtime_version!r})"
@@ -109,11 +114,39 @@ def _onnx(oldest: str, lowered: LoweredModel) -> Gate:
     return _gate("ok", oldest, lowered, f"opset {opset}; onnxruntime {oldest} loads opsets up to {ONNX_OPSETS[known]}")
 
 
+def _mobile(oldest: str, lowered: LoweredModel) -> Gate:
+    """Hold an .ort file to the operators of onnxruntime-mobile."""
+    known = MOBILE_OPERATORS.get(_version(oldest) or (0, 0))
+    if known is None:
+        versions = ", ".join(f"{major}.{minor}" for major, minor in MOBILE_OPERATORS)
+        why = f"which operators onnxruntime-mobile {oldest} has is not known here (known: {versions})"
+        return unverified("runtime", f"onnx {oldest}", why)
+    if lowered.path.suffix != ".ort":
+        return _gate("failed", oldest, lowered, 'onnxruntime-mobile reads .ort files only: set file_format = "ort"')
+    has = frozenset(line for line in _lines(known))
+    missing = [name for name in lowered.operators if not _in_mobile(name, has)]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        why = f"onnxruntime-mobile {oldest} lacks {', '.join(missing[:5])}{more}: ship the full build"
+        return _gate("failed", oldest, lowered, f"{why}, or one of your own (edgeq inspect --required-operators)")
+    return _gate("ok", oldest, lowered, f"onnxruntime-mobile {oldest} has all {len(lowered.operators)} operators")
+
+
+def _in_mobile(name: str, has: frozenset[str]) -> bool:
+    """Whether the mobile build has an operator, which keeps the version of the opset that it last changed in."""
+    plain, _, since = name.partition("@")
+    return plain in has and int(since or 0) <= _MOBILE_OPSET
+
+
 @functools.cache
 def operators_of(runtime: LiteRuntime) -> frozenset[str]:
     """Return the operators, with overload names, that a lite interpreter of that torch version can have."""
-    lines = (Path(__file__).parent / runtime.operators).read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if line and not line.startswith("#"))
+    return frozenset(_lines(runtime.operators))
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _gate(outcome: Outcome, oldest: str, lowered: LoweredModel, detail: str) -> Gate:

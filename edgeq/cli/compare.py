@@ -14,9 +14,9 @@ from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import LayerSqnrs
+    from edgeq.artifacts import LayerSqnrs, OutputComparison
     from edgeq.manifest import Manifest
-    from edgeq.pipeline.compare import BundleComparison, OutputComparison
+    from edgeq.pipeline.compare import BundleComparison
 
 SCHEMA_VERSION = 1
 _SAMPLES = 1000

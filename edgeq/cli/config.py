@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable, RuntimeName
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import DataOptions, DeviceOptions, GateOptions, Job, QatOptions
+from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
     AUTO,
     LIMITS,
@@ -22,6 +22,7 @@ from edgeq.scheme import (
     SEARCH_LIMITS,
     AskedScheme,
     LimitName,
+    ObserverName,
     SchemeName,
     parse_limit,
 )
@@ -72,8 +73,10 @@ def request(command_line: Options, project: Options) -> Request:
         model_version=_or(options.model_version, "1"),
         weights=options.weights,
         inputs=tuple(options.inputs or ()),
+        input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
+        dynamic_batch=_or(options.dynamic_batch, False),
         seed=_or(options.seed, 0),
-        observer=_choice("observer", options.observer, OBSERVERS, default="histogram"),
+        observer=_observer(options.observer, options.model),
         keep_fp32=tuple(options.keep_fp32 or ()),
         reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
         data=_data(options.data),
@@ -86,6 +89,11 @@ def request(command_line: Options, project: Options) -> Request:
     _check_qat(command_line, job)
     _check_search(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
+
+
+def _observer(name: str | None, source: str) -> ObserverName:
+    """Return the observer; of ONNX Runtime's own calibrators, which know no histogram's least error, its default."""
+    return _choice("observer", name, OBSERVERS, default="minmax" if source.endswith(".onnx") else "histogram")
 
 
 def _check_qat(command_line: Options, job: Job) -> None:
@@ -197,8 +205,13 @@ def _scheme(name: str) -> SchemeName:
 
 
 def _choice(kind: str, name: str | None, known: Sequence[_Name], *, default: _Name) -> _Name:
+    chosen = _optional(kind, name, known)
+    return default if chosen is None else chosen
+
+
+def _optional(kind: str, name: str | None, known: Sequence[_Name]) -> _Name | None:
     if name is None:
-        return default
+        return None
     for choice in known:
         if choice == name:
             return choice

@@ -29,7 +29,7 @@ Model = Annotated[
     Key("model"),
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte, model.ptl, "
+        help="torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte, model.ptl, "
         "or digits, the built-in model.",
     ),
 ]
@@ -92,6 +92,19 @@ Input = Annotated[
     Key("inputs"),
     typer.Option("--input", metavar="SPEC", help="1x3x224x224, or tokens=int64:1x128:0..30521; repeatable, in order."),
 ]
+InputDtype = Annotated[
+    str | None,
+    Key("input_dtype"),
+    typer.Option(
+        metavar="uint8",
+        help="The artifact takes pixels as bytes and normalises them itself, as --preprocess says.",
+    ),
+]
+DynamicBatch = Annotated[
+    bool | None,
+    Key("dynamic_batch"),
+    typer.Option("--dynamic-batch/--fixed-batch", help="The artifact takes any number of samples at once; ONNX only."),
+]
 CalibrationData = Annotated[
     str | None,
     Key("data.calibration"),
@@ -140,7 +153,7 @@ Observer = Annotated[
     Key("observer"),
     typer.Option(
         metavar="NAME",
-        help="histogram, minmax or percentile; histogram if not given.",
+        help="histogram, minmax, percentile or entropy; histogram if not given, of an ONNX file minmax.",
         autocompletion=complete.observers,
     ),
 ]

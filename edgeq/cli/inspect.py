@@ -13,6 +13,7 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
+from edgeq.errors import UsageError
 from edgeq.units import format_bytes
 
 if TYPE_CHECKING:
@@ -30,12 +31,17 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTIFACT_OR_BUNDLE", help="A bundle's folder, or a .pte, .ptl, .onnx or TorchScript .pt file."
+            metavar="ARTIFACT_OR_BUNDLE",
+            help="A bundle's folder, or a .pte, .ptl, .onnx, .ort or TorchScript .pt file.",
         ),
     ],
     layers: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many layers, or entries of an archive, to list; JSON has all.")
     ] = _SHOWN,
+    required_operators: Annotated[
+        bool,
+        typer.Option("--required-operators", help="Of an .ort file: only the configuration of a runtime built for it."),
+    ] = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -49,8 +55,12 @@ def inspect(
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.inspect import BundleInspection, inspect_path
 
-        found = inspect_path(path, progress)
-    if as_json:
+        found = inspect_path(_ort_file(path) if required_operators else path, progress)
+    if required_operators and not isinstance(found, BundleInspection):
+        from edgeq.ort_format import reduced_build_config
+
+        say(reduced_build_config(found.facts.operators).rstrip())
+    elif as_json:
         say_json(bundle_json(found) if isinstance(found, BundleInspection) else artifact_json(found))
     else:
         say(bundle_text(found, layers) if isinstance(found, BundleInspection) else artifact_text(found, layers))
@@ -120,6 +130,8 @@ def _tensor(tensor: Tensor) -> str:
     steps: list[str] = [image.color]
     steps += [f"resize {_sides(image.resize)}"] if image.resize is not None else []
     steps += [f"crop {_sides(image.crop)}"] if image.crop is not None else []
+    if image.dtype == "uint8":
+        return f"{text}: {', '.join(steps)}, as bytes, {image.layout}"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
     return f"{text}: {', '.join(steps)}, x {image.scale:.6g}, mean {mean}, std {std}, {image.layout}"
 
@@ -131,6 +143,19 @@ def _sides(sides: int | tuple[int, int]) -> str:
 def _share(value: Measure | None, unknown: str) -> str:
     number = math.nan if value is None else float(value)
     return f"{number:.2%} of the MACs" if math.isfinite(number) else unknown
+
+
+def _ort_file(path: Path) -> Path:
+    """Return the .ort file that `path` is, or that lies in the bundle.
+
+    Raises:
+        UsageError: there is none.
+    """
+    file = path / "model.ort" if path.is_dir() else path
+    if file.suffix != ".ort" or not file.is_file():
+        what = f"--required-operators is for ONNX Runtime's own format, and {path} is no .ort file and holds none"
+        raise UsageError(what, "give a model.ort, or the bundle of a target whose file_format is ort")
+    return file
 
 
 def _bytes(size_bytes: int) -> str:

@@ -67,6 +67,10 @@ def release(
     app_size: flags.AppSize = None,
     eval_data: flags.EvalData = None,
     labels: flags.Labels = None,
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
+    ] = None,
     valid_days: _ValidDays = _DAYS,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
@@ -141,6 +145,7 @@ def _job(params: Mapping[str, Any]) -> ReleaseJob:
         now=now(),
         deltas=params["deltas"],
         delta_from=tuple(params["delta_from"] or ()),
+        verdicts=tuple(params["verdict"] or ()),
         runtimes=runtimes,
         devices=tuple(dict.fromkeys(params["device"] or ())),
         licence=params["licence"],

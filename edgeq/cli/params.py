@@ -24,6 +24,7 @@ class ModelParams:
     name: flags.Name = None
     weights: flags.Weights = None
     inputs: flags.Input = None
+    input_dtype: flags.InputDtype = None
     calibration_data: flags.CalibrationData = None
     preprocess: flags.Preprocess = None
     data_lint: flags.DataLint = None
@@ -40,6 +41,7 @@ class BundleParams:
     scheme: flags.Scheme = None
     out: flags.Out = None
     model_version: flags.ModelVersion = None
+    dynamic_batch: flags.DynamicBatch = None
     num_calibration_samples: flags.NumCalibrationSamples = None
     eval_data: flags.EvalData = None
     metric: flags.Metric = None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgeq.job import Job
 
 _LOWERED = frozenset({".pte", ".ptl"})
-_ARTIFACTS = _LOWERED | {".pt2"}
+_ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 _STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 BUILT_IN = "digits"
 
@@ -95,7 +95,7 @@ def check_source(source: str) -> None:
         raise UsageError(what, f"name the model, and give --weights {source}")
     else:
         hint = nearest(source, (BUILT_IN,))
-        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte or model.ptl"
+        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
         raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
 
 

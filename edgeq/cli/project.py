@@ -13,7 +13,7 @@ from edgeq.preprocess import PRESETS
 from edgeq.target import explain, read_toml
 
 RuntimeName = Literal["executorch", "torchscript", "onnx"]
-_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".pte", ".ptl"})
+_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
 _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
 
@@ -97,6 +97,8 @@ class Options(_Table):
     model_version: str | None = None
     weights: str | None = None
     inputs: list[str] | None = None
+    input_dtype: str | None = None
+    dynamic_batch: bool | None = None
     targets: list[str] | None = None
     schemes: list[str] | None = None
     out: str | None = None

@@ -41,17 +41,19 @@ def run(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the run
-    debug = "--debug" in argv
+    debug, as_json = "--debug" in argv, "--json" in argv
+    received: list[int] = []
     try:
-        with _unwinding_signals():
+        with _unwinding_signals(received):
             return _invoke([arg for arg in argv if arg != "--debug"])
     except BrokenPipeError as err:
         # whatever does more than print help has said so by itself: in the middle of a run it is no success
         if _HELP.intersection(argv) and _stdout_is_gone():
             return ExitCode.OK
-        return _fail(err, debug=debug, as_json="--json" in argv)
+        return _fail(err, debug=debug, as_json=as_json)
     except (Exception, KeyboardInterrupt) as err:
-        return _fail(err, debug=debug, as_json="--json" in argv)
+        # an import that is cut short leaves half a module, which a library then takes for an error of its own
+        return _fail(err, debug=debug, as_json=as_json, interrupted=bool(received))
 
 
 def _open_closed_streams() -> None:
@@ -90,10 +92,10 @@ def _as_typed(_context: object, value: object) -> object:
     return value
 
 
-def _fail(err: BaseException, *, debug: bool, as_json: bool) -> int:
+def _fail(err: BaseException, *, debug: bool, as_json: bool, interrupted: bool = False) -> int:
     if debug:
         traceback.print_exception(err)
-    told = explain(err)
+    told = explain(KeyboardInterrupt() if interrupted else err)
     say_error(told, as_json=as_json)
     return told.exit_code
 
@@ -150,10 +152,15 @@ def _stdout_is_gone() -> bool:
 
 
 @contextlib.contextmanager
-def _unwinding_signals() -> Iterator[None]:
-    """Make the signals that end a run raise KeyboardInterrupt, so that `finally` blocks leave nothing behind."""
+def _unwinding_signals(received: list[int]) -> Iterator[None]:
+    """Make the signals that end a run raise KeyboardInterrupt, so that `finally` blocks leave nothing behind.
+
+    Args:
+        received: takes the number of the one that came.
+    """
 
     def unwind(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleanup short
         raise KeyboardInterrupt
 

@@ -25,6 +25,12 @@ def _target() -> dict[str, Any]:
     return TargetProfile.model_json_schema()
 
 
+def _verdict() -> dict[str, Any]:
+    from edgeq.verdict import verdict_schema
+
+    return verdict_schema()
+
+
 def _printed(name: str) -> Callable[[], dict[str, Any]]:
     def schema_of_it() -> dict[str, Any]:
         from edgeq.report.document import schema_of
@@ -37,6 +43,7 @@ def _printed(name: str) -> Callable[[], dict[str, Any]]:
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "manifest": _manifest,
     "target": _target,
+    "verdict": _verdict,
     "package": _printed("package"),
     "build": _printed("build"),
     "diff": _printed("diff"),
@@ -45,9 +52,11 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def schema(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="manifest, target, package, build, diff or compare.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="manifest, target, verdict, package, build, diff or compare.")
+    ],
 ) -> None:
-    """Print the JSON Schema of a document: of manifest.json, a target's file, or what a command's --json prints."""
+    """Print a document's JSON Schema: of manifest.json, a target's file, verdict.json, or what --json prints."""
     if name not in SCHEMAS:
         raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
     say_json(_DIALECT | SCHEMAS[name]())

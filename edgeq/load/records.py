@@ -22,7 +22,8 @@ class Reading:
 
     Attributes:
         specs: the model's inputs.
-        preprocess: applied to uint8 images for float inputs; None where arrays are fed as they are.
+        preprocess: applied to uint8 images for inputs of the dtype that it gives; None where arrays are fed as they
+            are.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -78,8 +79,8 @@ def label_of(value: Any) -> Any:
 def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading: Reading) -> Sample:
     """Return a sample from an array for each input, each without the batch axis or of the input's whole shape.
 
-    uint8 images [H, W] or [H, W, C] for a float input are preprocessed; float64 for a float32 input is rounded. No
-    other dtype is converted.
+    uint8 images [H, W] or [H, W, C] for an input that takes images are preprocessed; float64 for a float32 input is
+    rounded. No other dtype is converted.
 
     Raises:
         UsageError: a dtype or shape that does not fit.
@@ -100,6 +101,8 @@ def _fit(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the array as an app would have it, and as the model takes it."""
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if preprocess is not None and native.dtype == np.uint8 and preprocess.takes(spec.dtype):
+        return _preprocessed(native, spec, name, preprocess)
     if native.dtype.name == spec.dtype:
         return native, native
     if native.dtype == np.float64 and spec.dtype == "float32":
@@ -109,10 +112,8 @@ def _fit(
     if native.dtype != np.uint8 or not spec.dtype.startswith("float"):
         what = f"{name}: input {spec.name!r} wants {spec.dtype}, got {native.dtype}"
         raise UsageError(what, f"convert the array with .astype({spec.dtype!r})")
-    if preprocess is None:
-        what = f"{name}: input {spec.name!r} wants {spec.dtype}, got uint8 pixels"
-        raise UsageError(what, "say how images become inputs: --preprocess imagenet, unit, or a .toml file")
-    return _preprocessed(native, spec, name, preprocess)
+    what = f"{name}: input {spec.name!r} wants {spec.dtype}, got uint8 pixels"
+    raise UsageError(what, "say how images become inputs: --preprocess imagenet, unit, or a .toml file")
 
 
 def _preprocessed(
@@ -123,7 +124,7 @@ def _preprocessed(
         what = f"{name}: expected a uint8 image [H, W] or [H, W, C] with 1 or 3 channels, got {list(pixels.shape)}"
         raise UsageError(what, "put the channels last, or give float32 arrays that are already preprocessed")
     ready = apply(preprocess, image)
-    if spec.dtype != "float32":
-        what = f"{name}: input {spec.name!r} wants {spec.dtype}, but preprocessing gives float32"
+    if spec.dtype != preprocess.dtype:
+        what = f"{name}: input {spec.name!r} wants {spec.dtype}, but preprocessing gives {preprocess.dtype}"
         raise UsageError(what, f"give {spec.dtype} arrays that are already preprocessed")
     return image, ready

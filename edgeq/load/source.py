@@ -39,7 +39,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
     """Load what `source` names.
 
     Args:
-        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.pte or model.ptl.
+        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl.
         weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name; None for none.
         inputs: texts of `--input`, in order; empty where the source brings example inputs.
         name: overrides the model's name.
@@ -51,7 +51,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
         UnsupportedError: weights given for a program that brings its own.
     """
     suffix = Path(source).suffix
-    if suffix in (".pt2", *ARTIFACT_KINDS):
+    if suffix in (".pt2", ".onnx", *ARTIFACT_KINDS):
         return _load_file(Path(source), weights=weights, inputs=inputs, name=name)
     if source.startswith("torchvision:"):
         found = _torchvision(source.removeprefix("torchvision:"), weights, seed)
@@ -80,6 +80,10 @@ def _load_file(path: Path, *, weights: str | None, inputs: Sequence[str], name: 
         raise UsageError(f"no file {path}", "check the path")
     if weights is not None:
         raise UnsupportedError(f"{path} brings its own weights; --weights cannot replace them", "leave out --weights")
+    if path.suffix == ".onnx":
+        from edgeq.load.onnx_file import load_onnx
+
+        return load_onnx(path, inputs=inputs, name=name)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     kind = ARTIFACT_KINDS.get(path.suffix)

@@ -1,4 +1,4 @@
-"""ONNX lowering: torch.onnx's exporter, its graph checked, named and stripped of what only debugging needs."""
+"""ONNX lowering: torch.onnx's exporter, its graph checked, named and stripped; ONNX files that came or were made."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.macs import MODULE_KEY
-from edgeq.lower.onnx_layers import LAYER_OPS, elements, onnx_layers
+from edgeq.lower.onnx_layers import LAYER_OPS, RECURRENT, elements, fixed, layer_macs, onnx_layers
+from edgeq.lower.ort import write_ort
 from edgeq.lower.spec import LowerSpec
+from edgeq.ort_format import required_operators
 
 # what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
 OPSET = 18
@@ -29,30 +32,94 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     Raises:
         UnsupportedError: ONNX lacks an operator of the model (named), or the graph is larger than 2 GB.
     """
-    import onnxruntime
-
     with spec.progress.task(f"lower {spec.label}"):
         program, proto = _exported(quantized, spec)
         _name_nodes(proto, program)
         _strip(proto)
         proto = _checked(proto)
-        path = spec.folder / "model.onnx"
-        layers = onnx_layers(proto)
+        layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
-        path.write_bytes(proto.SerializeToString(deterministic=True))
+        return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+
+
+def lower_file(source: Path, proto: Any | None, spec: LowerSpec) -> LoweredModel:
+    """Write an ONNX file as the artifact: as it is, one file in place of several, or what was quantized from it.
+
+    Args:
+        source: the file that came, or the float one that `proto` was quantized from, with equal names of layers.
+        proto: an onnx.ModelProto; None to take `source` as it is.
+        spec: where to.
+
+    Raises:
+        UnsupportedError: ONNX does not hold it, or it is larger than 2 GB.
+    """
+    import onnx
+
+    before = onnx.load(str(source))
+    with spec.progress.task(f"lower {spec.label}"):
+        try:
+            macs: dict[str, int] | None = layer_macs(fixed(before, spec.inputs))
+        except (KeyError, ValueError):  # a value whose shape onnx cannot infer: the layers are not known
+            macs = None
+        after = before if proto is None else proto
+        layers = () if macs is None else onnx_layers(after, macs)
+        if proto is None:
+            whole = source.read_bytes() if not _is_split(source) else None
+            return _written(after, spec, layers, (), whole)
+        _strip(after)
+        onnx.checker.check_model(after)
+        return _written(after, spec, layers, ("onnxruntime.quantization", "check_model"))
+
+
+def _is_split(source: Path) -> bool:
+    """Whether a file keeps tensors in others."""
+    import onnx
+
+    held = onnx.load(str(source), load_external_data=False).graph.initializer
+    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in held)
+
+
+def _written(
+    proto: Any, spec: LowerSpec, layers: tuple[Layer, ...], passes: tuple[str, ...], whole: bytes | None = None
+) -> LoweredModel:
+    """Write the model, as `whole` where its bytes are to stay, in the format that the target reads.
+
+    Raises:
+        UnsupportedError: it is larger than 2 GB.
+    """
+    import onnxruntime
+
+    path = spec.folder / "model.onnx"
+    try:
+        path.write_bytes(proto.SerializeToString(deterministic=True) if whole is None else whole)
+    except ValueError as err:  # protobuf's own limit
+        raise UnsupportedError(f"the ONNX file would be larger than 2 GB: {first_line(err)}", "quantize it") from err
+    operators = tuple(sorted({f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in proto.graph.node}))
+    if spec.file_format == "ort":
+        path = write_ort(path)
+        operators, passes = required_operators(path), (*passes, "ort format")
     return LoweredModel(
         path=path,
         runtime="onnx",
         runtime_version=str(onnxruntime.__version__),
-        bytecode_version=OPSET,
-        passes=("torch.onnx.export", "optimize", "check_model", "infer_shapes"),
-        operators=tuple(sorted({f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in proto.graph.node})),
+        bytecode_version=max(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")),
+        passes=passes,
+        operators=operators,
         undelegated=(),
         layers=layers,
         delegated_macs=None,
+        dynamic_batch=any_batch(proto),
         stored=elements(proto),
     )
+
+
+def any_batch(proto: Any) -> bool:
+    """Whether the first size of every input is left open, and no other."""
+    held = {tensor.name for tensor in proto.graph.initializer}
+    sizes = [value.type.tensor_type.shape.dim for value in proto.graph.input if value.name not in held]
+    is_open = [[not dim.HasField("dim_value") for dim in dims] for dims in sizes]
+    return all(dims and dims[0] and not any(dims[1:]) for dims in is_open)
 
 
 def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
@@ -63,8 +130,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
     try:
         with _quiet():
             if program is None:
-                inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                program = torch.export.export(quantized.graph, inputs)
+                program = _captured(quantized.graph, spec)
             outputs = [f"output{index}" for index, _ in enumerate(program.graph_signature.user_outputs)]
             made = torch.onnx.export(
                 program,
@@ -75,9 +141,38 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
                 external_data=False,
                 verbose=False,
             )
+            _fold_recurrent(made.model)
             return made.exported_program, made.model_proto
     except Exception as err:  # torch.export and the exporter raise many types
         raise _refused(err, program) from err
+
+
+def _fold_recurrent(model: Any) -> None:
+    """Make the weights of float recurrent layers constants: the exporter leaves larger ones as slices to be joined.
+
+    Only there: of a quantized file the weights would become floats.
+    """
+    from onnxscript import optimizer
+
+    operators = {node.op_type for node in model.graph}
+    if operators & RECURRENT and "DequantizeLinear" not in operators:
+        optimizer.fold_constants(model, input_size_limit=2**31, output_size_limit=2**31)
+        optimizer.remove_unused_nodes(model)
+
+
+def _captured(graph: Any, spec: LowerSpec) -> Any:
+    """Return a quantized graph as an exported program, for batches of any size where that is asked for."""
+    import torch
+
+    rows = 2 if spec.dynamic_batch else 1  # torch.export takes a size of 1 for a constant
+    shapes = [(rows * item.shape[0], *item.shape[1:]) if item.shape else () for item in spec.inputs]
+    inputs = tuple(
+        torch.zeros(shape, dtype=getattr(torch, item.dtype)) for shape, item in zip(shapes, spec.inputs, strict=True)
+    )
+    if not spec.dynamic_batch:
+        return torch.export.export(graph, inputs)
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(graph, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
 
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:
@@ -161,7 +256,7 @@ def _strip(proto: Any) -> None:
         del part.metadata_props[:]
         part.doc_string = ""
     proto.producer_name, proto.producer_version = "edgeq", ""
-    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import))
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
 
 
 def _checked(proto: Any) -> Any:

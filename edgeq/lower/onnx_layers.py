@@ -4,41 +4,70 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeq.artifacts import Layer
+from edgeq.artifacts import Layer, TensorSpec
 from edgeq.lower.macs import conv_macs, matmul_macs
 
-_MATRIX = frozenset({"MatMul", "Gemm"})
-_CONV = frozenset({"Conv", "ConvTranspose"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-LAYER_OPS = _MATRIX | _CONV | _RECURRENT
+_MATRIX = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm"})
+_CONV = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
+# operators whose inputs have a scale and a zero point each
+_WITH_SCALES = frozenset({"QLinearMatMul", "QGemm", "QLinearConv"})
+LAYER_OPS = _MATRIX | _CONV | RECURRENT
 # they hand on a constant's values, in another type or order
 _PASSING = frozenset({"DequantizeLinear", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"})
 
 
-def onnx_layers(proto: Any) -> tuple[Layer, ...]:
+def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Layer, ...]:
     """Return the layers in the graph's order, by their nodes' names.
 
     Args:
-        proto: a model with the shapes of all its values.
+        proto: a model, with the shapes of all its values where `macs` is None.
+        macs: multiply-accumulates by node, for a model whose operators onnx cannot infer shapes of.
     """
     graph = proto.graph
-    shapes = _shapes(graph)
+    known = layer_macs(proto) if macs is None else macs
     held = {item.name: item for item in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     return tuple(
         Layer(
             name=node.name,
             op=node.op_type,
-            macs=int(_macs(node, shapes)),
+            macs=known.get(node.name, 0),
             weight_bytes=sum(_nbytes(held, makers, name) for name in node.input),
             delegated=False,
         )
         for node in graph.node
         if node.op_type in LAYER_OPS
     )
+
+
+def layer_macs(proto: Any) -> dict[str, int]:
+    """Return the multiply-accumulates of one inference, by node; of a model with the shapes of all its values.
+
+    Raises:
+        KeyError: a value without a shape.
+    """
+    shapes = _shapes(proto.graph)
+    return {node.name: int(_macs(node, shapes)) for node in proto.graph.node if node.op_type in LAYER_OPS}
+
+
+def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:
+    """Return a copy with the inputs' sizes stated, and of all values that onnx can infer."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    sizes = {spec.name: spec.shape for spec in inputs}
+    for value in copy.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:  # an open size is inferred anew
+        value.type.tensor_type.ClearField("shape")
+    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
 
 
 def elements(proto: Any) -> tuple[tuple[str, int], ...]:
@@ -58,7 +87,8 @@ def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    source, weight, output = (shapes[name] for name in (*node.input[:2], node.output[0]))
+    second = 3 if node.op_type in _WITH_SCALES else 1
+    source, weight, output = (shapes[name] for name in (node.input[0], node.input[second], node.output[0]))
     if node.op_type in _CONV:
         return conv_macs(weight, output, source, transposed=node.op_type == "ConvTranspose")
     if node.op_type in _MATRIX:

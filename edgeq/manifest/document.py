@@ -52,6 +52,11 @@ class Manifest(Strict):
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = Field(description="by output index")
     files: tuple[FileEntry, ...] = Field(min_length=2, max_length=2)
+    dynamic_batch: bool = Field(
+        default=False,
+        exclude_if=lambda is_open: not is_open,
+        description="whether inputs and outputs may have any first size, and not only the stated one",
+    )
     passes: tuple[str, ...]
     layers: LayerSummary
     gates: tuple[GateVerdict, ...]

@@ -13,7 +13,7 @@ from pathlib import Path
 from edgeq._io import disk_errors, lock_dir
 from edgeq.artifacts import BuildReport
 from edgeq.device import check_cost_options
-from edgeq.errors import EnvironmentProblem
+from edgeq.errors import EnvironmentProblem, UnsupportedError
 from edgeq.extras import check_extras
 from edgeq.job import Job, Progress
 from edgeq.pipeline.auto import obtain_all
@@ -23,6 +23,7 @@ from edgeq.pipeline.make import Run
 from edgeq.pipeline.prepare import with_demo_data
 from edgeq.pipeline.publish import publish
 from edgeq.pipeline.reuse import check_reuse
+from edgeq.target import why_not_run
 from edgeq.verify.emulate.wanted import check_tools
 
 WORK_NAME = ".edgeq-work"
@@ -57,10 +58,24 @@ def check_job(job: Job) -> None:
 
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
-    check_extras(target.runtime for target in job.targets)
+    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
+    _check_inputs(job)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     check_reuse(job)
+
+
+def _check_inputs(job: Job) -> None:
+    """Refuse what some target cannot take as inputs, or where nothing here could show that it does."""
+    for target in job.targets:
+        if job.input_dtype is not None and (why := why_not_run(target.backend)):
+            what = f"--input-dtype {job.input_dtype} was never seen to work on {target.name}: {why}"
+            raise UnsupportedError(what, "leave out --input-dtype, or this target")
+        if job.dynamic_batch and target.runtime != "onnx":
+            what = (
+                f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime}, one batch size an artifact"
+            )
+            raise UnsupportedError(what, "leave it out, and give --input with the batch that the app feeds")
 
 
 def complete(planned: Plan, work: Path, progress: Progress) -> Plan:

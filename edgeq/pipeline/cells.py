@@ -43,6 +43,7 @@ class Cell:
             scheme=self.scheme,
             threads=target.device.threads,
             reduce_range=target.runtime == "onnx" and not target.device.vnni,
+            file_format=target.file_format,
         )
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import LayerSqnrs, TensorSpec
+from edgeq.artifacts import LayerSqnrs, OutputComparison, TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, VerificationError
 from edgeq.job import DataOptions, Progress
 from edgeq.manifest import Manifest
@@ -18,32 +18,6 @@ from edgeq.target import why_not_run
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import HostRuntime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputComparison:
-    """The outputs of two artifacts on the same inputs; errors are of the second against the first.
-
-    Attributes:
-        samples: how many inputs.
-        inputs: `evaluation` data, or `random` ones: seeded, uniform in the range that the preprocessing gives.
-        mean_abs_error: over all elements of all outputs.
-        fp32_magnitude, quantized_magnitude: mean absolute values of either's outputs.
-        sqnr_db: of the worst output; infinite where they are equal.
-        cosine: over all outputs together; NaN where one is all zero.
-        agreeing, ranked: samples with the same argmax, of how many; no output that ranks classes gives 0 of 0.
-    """
-
-    samples: int
-    inputs: Literal["evaluation", "random"]
-    mean_abs_error: float
-    fp32_magnitude: float
-    quantized_magnitude: float
-    max_abs_error: float
-    sqnr_db: float
-    cosine: float
-    agreeing: int
-    ranked: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,13 +71,7 @@ def read_verdict(path: Path, bundle: Bundle) -> Verdict:
         IntegrityError: it is no verdict, of another bundle, or of another runtime than the bundle's.
         UnsupportedError: a newer edgeq wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_VERDICT_BYTES + 1)
-    except OSError as err:
-        what = f"cannot read the verdict {path}: {err.strerror}"
-        raise UsageError(what, "give the file that `edgeq verify --write-verdict` wrote") from err
-    verdict = parse_verdict(data, str(path))
+    verdict = load_verdict(path)
     if verdict.bundle != bundle.digest:
         what = f"{path} is the verdict on the bundle {verdict.bundle}, and {bundle.folder} is {bundle.digest}"
         raise IntegrityError(what, "measure this very bundle: edgeq verify BUNDLE --write-verdict FILE")
@@ -86,6 +80,23 @@ def read_verdict(path: Path, bundle: Bundle) -> Verdict:
         what = f"{path} was measured in {verdict.run.runtime}, and the bundle is for {runtime}"
         raise IntegrityError(what, "measure again: edgeq verify BUNDLE --write-verdict FILE")
     return verdict
+
+
+def load_verdict(path: Path) -> Verdict:
+    """Return the verdict in a file, of whatever bundle.
+
+    Raises:
+        UsageError: the file cannot be read.
+        IntegrityError: it is no verdict.
+        UnsupportedError: a newer edgeq wrote it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_VERDICT_BYTES + 1)
+    except OSError as err:
+        what = f"cannot read the verdict {path}: {err.strerror}"
+        raise UsageError(what, "give the file that `edgeq verify --write-verdict` wrote") from err
+    return parse_verdict(data, str(path))
 
 
 def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> Elsewhere:

@@ -17,7 +17,7 @@ from edgeq.pipeline.product import Product, Recipe
 if TYPE_CHECKING:
     from edgeq.verify.host import ArtifactFacts, HostRuntime
 
-_RUNTIMES = {"pte": "executorch", "ptl": "torchscript"}
+_RUNTIMES = {"pte": "executorch", "ptl": "torchscript", "onnx": "onnx"}
 _MATRIX_KERNELS = ("convolution", "addmm", "mm", "bmm", "linear", "baddbmm")
 
 
@@ -25,7 +25,7 @@ def check_runtime(model: LoadedModel, recipe: Recipe) -> None:
     """Refuse an artifact of another runtime than the target's.
 
     Raises:
-        UnsupportedError: a `.pte` for TorchScript, or a `.ptl` for ExecuTorch.
+        UnsupportedError: a `.pte` for TorchScript, a `.ptl` for ExecuTorch, and so on.
     """
     runtime = _RUNTIMES[model.kind]
     if runtime != recipe.runtime:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import ArtifactFacts, Loaded
 
-RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx"}
-_ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx or TorchScript .pt file"
+RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx", ".ort": "onnx"}
+_ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort or TorchScript .pt file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from edgeq.artifacts import LoadedModel
+from edgeq.artifacts import FILE_KINDS, LoadedModel
 from edgeq.job import Job, Progress
 from edgeq.pipeline import existing
+from edgeq.pipeline.onnx_file import FileMaker
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import Producer
 from edgeq.pipeline.product import Product, Recipe
@@ -92,8 +93,11 @@ class Maker:
                 self._runtimes.append(
                     HostRuntime(folder=self._work)
                 )  # importing torch there takes seconds: ahead of time
-            if prepared.model.kind in ("pte", "ptl"):
+            if prepared.model.kind in FILE_KINDS:
                 existing.check_runtime(prepared.model, recipe)
+                if prepared.model.kind == "onnx":
+                    files = FileMaker(self._job, prepared, self._work, self._progress, runtime)
+                    return files.from_source(recipe, label, emulated=emulated)
                 folder = self._work / recipe.folder
                 return existing.take(self._job, prepared, recipe, folder, runtime, self._progress, emulated=emulated)
             if self._producer is None:

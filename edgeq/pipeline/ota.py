@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from edgeq.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import skew
+from edgeq.pipeline.settle import settled_bundles
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -38,6 +39,7 @@ class ReleaseJob:
             was packaged for.
         gates: the limits that a release is held to.
         data: the evaluation set, for churn against the shipped model.
+        verdicts: what was measured of these bundles elsewhere, for gates that nobody had measured.
     """
 
     bundles: tuple[Path, ...]
@@ -52,6 +54,7 @@ class ReleaseJob:
     valid_days: int = VALID_DAYS
     gates: GateOptions = field(default_factory=GateOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    verdicts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +121,17 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
 
     Raises:
         UsageError: no bundle, no keys, or options that name nothing.
-        VerificationError: a bundle did not pass its gates when it was packaged.
+        VerificationError: a bundle did not pass its gates when it was packaged, nor by its verdict.
         IntegrityError: a bundle, the channel or the keys are not what they should be.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
     _check_limits(job.gates)
+    with settled_bundles(job.bundles, job.verdicts) as places:
+        return _release(job, places, progress)
+
+
+def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> ReleaseReport:
+    """Release the bundles as they lie at `places`."""
     ring = load_keys(job.keys)
     channel = open_channel(job.channel)
     with contextlib.ExitStack() as open_runtimes:
@@ -130,8 +139,8 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         runtime = open_runtimes.enter_context(_host()) if _needs_runtime(job) else None
         with progress.task("make the patches", len(job.bundles)) as task:
             items = []
-            for folder in job.bundles:
-                items.append(_prepared(job, channel, folder))
+            for place in places:
+                items.append(_prepared(job, channel, place))
                 task.advance()
         rows = tuple(
             _checked(job, channel, item, folder, runtime, progress)

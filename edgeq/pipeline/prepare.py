@@ -77,8 +77,7 @@ def prepare(
         UsageError: the model or the data is not usable, or the lint found something.
         EnvironmentProblem: weights could not be downloaded.
     """
-    model, outputs = _loaded(job, progress, describe)
-    preprocess = _preprocess(job)
+    model, preprocess, outputs = _loaded(job, progress, describe)
     if model.kind in _ARTIFACTS:
         schemes = ()
     check_calibration(job, schemes)
@@ -105,8 +104,8 @@ def prepare(
 
 def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
-) -> tuple[LoadedModel, tuple[TensorSpec, ...]]:
-    """Return the model and its outputs; those of an artifact that came as it is are not known yet."""
+) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
+    """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
     from edgeq.load.source import load_model
 
     with progress.task(f"load {job.source}"):
@@ -114,7 +113,20 @@ def _loaded(
         if model.kind in _ARTIFACTS:
             model = describe(model)
         _check_name(model)
-        return model, () if model.kind in _ARTIFACTS else _outputs(model)
+        model, preprocess = _pixels(job, model, _preprocess(job))
+        return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
+
+
+def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tuple[LoadedModel, Preprocess | None]:
+    """Let the model normalise pixels itself, where the job asks for it, and the preprocessing leave them bytes."""
+    if job.input_dtype is None:
+        return model, preprocess
+    from edgeq.load.pixels import takes_pixels
+
+    if preprocess is None:
+        what = f"--input-dtype {job.input_dtype} lets the artifact normalise pixels, and how is not known"
+        raise UsageError(what, "give --preprocess imagenet, unit, or a .toml file")
+    return takes_pixels(model, preprocess), preprocess.as_bytes
 
 
 def _random_samples(model: LoadedModel, preprocess: Preprocess | None, seed: int) -> Dataset:
@@ -149,7 +161,11 @@ def _check_name(model: LoadedModel) -> None:
 
 
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
-    """Run the float model once, so that a misfit shows at once."""
+    """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
+    if model.kind == "onnx":
+        from edgeq.load.onnx_file import output_specs
+
+        return output_specs(model.model)
     from edgeq.quantize.capture import run_once
 
     return run_once(model)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgeq.verify.host import HostRuntime
     from edgeq.verify.spec import VerifySpec
 
+# schemes that are operators of the runtime, which no PyTorch graph has
+_FROM_FLOAT_FILE = frozenset({("onnx", "dynamic-int8")})
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
 
@@ -41,10 +43,11 @@ class Producer:
 
     @functools.cached_property
     def _captured(self) -> Any:
-        from edgeq.quantize.capture import capture
+        from edgeq.quantize.capture import capture, dynamic_capture
 
+        model = self._prepared.model
         with self._progress.task("capture the model"):
-            return capture(self._prepared.model)
+            return dynamic_capture(model) if self._job.dynamic_batch else capture(model)
 
     @functools.cached_property
     def _shipped(self) -> tuple[QParams, ...]:
@@ -65,9 +68,11 @@ class Producer:
         Raises:
             EdgeqError: the step's own errors.
         """
+        if (recipe.runtime, recipe.scheme) in _FROM_FLOAT_FILE:
+            return self._from_float_file(recipe, label, runtime, emulated=emulated)
         quantized = self._quantized(recipe, label)
         release_memory()
-        lowered = self._lowered(quantized, recipe, label)
+        lowered = self._lowered(quantized, recipe, label, self._folder / recipe.folder)
         release_memory()
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         verified, golden = self._verified(quantized, lowered, recipe, label, runtime, kept)
@@ -88,11 +93,22 @@ class Producer:
             layer_sqnrs=quantized.layer_sqnrs,
         )
 
-    def _lowered(self, quantized: QuantizedModel, recipe: Recipe, label: str) -> LoweredModel:
+    def _from_float_file(self, recipe: Recipe, label: str, runtime: HostRuntime, *, emulated: bool) -> Product:
+        """Export the float model, and let the runtime's own tools quantize that."""
+        from edgeq.pipeline.onnx_file import FileMaker, check_equivalence
+
+        floats = dataclasses.replace(recipe, scheme="fp32", file_format="onnx")
+        lowered = self._lowered(self._quantized(floats, label), floats, label, self._folder / f"{recipe.folder}-float")
+        check_equivalence(lowered, self._reference, self._prepared)
+        release_memory()
+        maker = FileMaker(self._job, self._prepared, self._folder, self._progress, runtime)
+        keep = _kept_layers(self._job, float_module(self._prepared), lowered)
+        return maker.make(lowered.path, self._reference, recipe, label, emulated=emulated, keep=keep)
+
+    def _lowered(self, quantized: QuantizedModel, recipe: Recipe, label: str, folder: Path) -> LoweredModel:
         from edgeq.lower import lower
         from edgeq.lower.spec import LowerSpec
 
-        folder = self._folder / recipe.folder
         folder.mkdir(parents=True)
         spec = LowerSpec(
             inputs=self._prepared.model.inputs,
@@ -100,6 +116,8 @@ class Producer:
             folder=folder,
             progress=self._progress,
             label=label,
+            file_format=recipe.file_format,
+            dynamic_batch=self._job.dynamic_batch,
         )
         return lower(recipe.runtime, quantized, spec)
 
@@ -180,6 +198,16 @@ class Producer:
             state_folder=cache_folder() / "qat" if job.cache else None,
             identity=(prepared.data.qat_sha256 or "", edgeq_digest(), tool_versions()["torch"]),
         )
+
+
+def _kept_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
+    """Return the layers of a float file that lie in the modules that are to stay in float."""
+    from edgeq.quantize.names import inside, matched_names
+    from edgeq.quantize.result import type_names
+
+    kept = matched_names(job.keep_fp32, type_names(module))
+    # of one module's layers, all but the first have a number
+    return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
 
 
 def subset(job: Job, prepared: Prepared, scheme: str, macs: int) -> Subset:

@@ -17,6 +17,7 @@ from edgeq.artifacts import (
     Tuning,
     VerifyReport,
 )
+from edgeq.target import FileFormat
 
 if TYPE_CHECKING:
     from edgeq.verify.emulate.subset import Observed
@@ -36,11 +37,13 @@ class Recipe:
     threads: int
     fresh: bool = False
     reduce_range: bool = False
+    file_format: FileFormat = "onnx"
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
-        return f"{self.backend}-{self.scheme}-{self.threads}{'-fresh' if self.fresh else ''}"
+        own = f"-{self.file_format}" if self.runtime == "onnx" else ""
+        return f"{self.backend}-{self.scheme}-{self.threads}{own}{'-fresh' if self.fresh else ''}"
 
     @property
     def engine(self) -> str | None:

@@ -138,7 +138,7 @@ def elsewhere_gate(why: str) -> Gate:
 def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) -> Gate:
     """Hold dtypes and shapes of inputs and outputs, as the artifact has them, to the manifest's (exit code 7)."""
     expected = (signature(manifest.inputs), signature(manifest.outputs))
-    same = (inputs, outputs) == expected
+    same = fits(inputs, expected[0]) and outputs == expected[1]
     limit, came = (f"{_told(left)} -> {_told(right)}" for left, right in (expected, (inputs, outputs)))
     return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
 
@@ -208,6 +208,14 @@ def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str,
 def signature(tensors: Sequence[Tensor] | Sequence[TensorSpec]) -> Signature:
     """Return dtype and shape of each tensor."""
     return tuple((tensor.dtype, tensor.shape) for tensor in tensors)
+
+
+def fits(stated: Signature, expected: Signature) -> bool:
+    """Whether the signature that an artifact states is the expected one; it states 0 for a size that it leaves open."""
+    if [(dtype, len(shape)) for dtype, shape in stated] != [(dtype, len(shape)) for dtype, shape in expected]:
+        return False
+    pairs = zip(stated, expected, strict=True)
+    return all(left in (0, right) for one, other in pairs for left, right in zip(one[1], other[1], strict=True))
 
 
 def _told(tensors: Signature) -> str:

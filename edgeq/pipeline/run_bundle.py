@@ -119,7 +119,7 @@ def _why_not(bundle: Bundle, runtime: HostRuntime, err: VerificationError | Unsu
         stated = _loaded(bundle, runtime)
     except EdgeqError:  # a damaged artifact, or a child that crashed: the first error says more
         return promises.not_run_gate(err)
-    if stated.inputs and stated.inputs != promises.signature(manifest.inputs):
+    if stated.inputs and not promises.fits(stated.inputs, promises.signature(manifest.inputs)):
         return promises.signature_gate(manifest, stated.inputs, stated.outputs)
     return promises.not_run_gate(err)
 

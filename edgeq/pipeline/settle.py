@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.artifacts import DeviceMeasures, Gate, VerifyReport
-from edgeq.errors import EnvironmentProblem, VerificationError
+from edgeq.errors import EnvironmentProblem, IntegrityError, VerificationError
 from edgeq.manifest import MANIFEST_NAME, GateVerdict, Manifest, manifest_bytes
-from edgeq.pipeline.elsewhere import RUNTIME_PACKAGES, Elsewhere, judge, read_verdict
+from edgeq.pipeline.elsewhere import RUNTIME_PACKAGES, Elsewhere, judge, load_verdict, read_verdict
 from edgeq.verdict import SCHEMA_VERSION, DeviceFacts, OutputFacts, RunFacts, Verdict, verdict_bytes
 
 if TYPE_CHECKING:
@@ -185,6 +185,28 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
             shutil.copyfile(folder / entry.path, place / entry.path)
         (place / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
         yield Settled(folder=place, gates=tuple(elsewhere.settled.values()), device=elsewhere.measures.device)
+
+
+@contextlib.contextmanager
+def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Yield bundles as they are to be released: those that a verdict is on, as that settles them.
+
+    Raises:
+        IntegrityError: a verdict is on none of the bundles.
+        EdgeqError: as `settled_bundle`.
+    """
+    from edgeq.bundle.reader import read_bundle
+
+    left = {load_verdict(path).bundle: path for path in verdicts}
+    with contextlib.ExitStack() as stack:
+        places = []
+        for folder in folders:
+            verdict = left.pop(read_bundle(folder).digest, None) if left else None
+            places.append(stack.enter_context(settled_bundle(folder, verdict)).folder if verdict else folder)
+        for digest, path in left.items():
+            what = f"{path} is the verdict on the bundle {digest}, which is none of these"
+            raise IntegrityError(what, "leave it out, or name its bundle")
+        yield tuple(places)
 
 
 def _check(bundle: Bundle, verdict: Path, elsewhere: Elsewhere) -> None:

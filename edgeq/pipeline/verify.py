@@ -67,12 +67,11 @@ def verify_bundle(
 ) -> BundleVerification:
     """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
 
-    Every check is evaluated, whichever failed before it. An artifact that does not load, crashes its runtime or
-    breaks a promise of its manifest is a gate that failed; the errors below are what leaves nothing to evaluate.
+    Every check is evaluated, whichever failed before it; the errors below are what leaves nothing to evaluate.
 
     Args:
         folder: what `edgeq package` wrote, or a copy in an app's project.
-        data: evaluation data, its metric and its labels file; the calibration's part is not looked at.
+        data: evaluation data, its metric and its labels file.
         gates: limits, and what may stay unmeasured.
         progress: how it is told.
         device: whether and how the artifact runs on the device's kernels.
@@ -81,8 +80,7 @@ def verify_bundle(
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
-        IntegrityError: a file is missing or changed, the manifest, the golden file or the verdict is broken, or the
-            digest differs.
+        IntegrityError: a file is missing, changed or broken, or the digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """

@@ -131,8 +131,12 @@ def _emulated(manifest: Manifest, options: DeviceOptions, progress: Progress) ->
 
 
 def _cpus(manifest: Manifest) -> tuple[str, ...]:
-    if manifest.emulation is not None:
-        return tuple(dict.fromkeys(run.cpu for run in manifest.emulation.runs))
+    from edgeq.verify.emulate.selftest import NATIVE
+
+    # an ARM64 host packages on its own processor, which is no model
+    emulated = [run.cpu for run in manifest.emulation.runs if run.cpu != NATIVE] if manifest.emulation else []
+    if emulated:
+        return tuple(dict.fromkeys(emulated))
     name = manifest.target.name
     cpus = load_target(name).device.cpu if name in profile_files() else ()
     if not cpus:

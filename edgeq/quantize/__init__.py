@@ -17,6 +17,7 @@ METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
     ("executorch", "weight-only-int8"): weights.weight_only_linear_int8,
     ("executorch", "qat-int8"): pt2e.qat_int8,
     ("onnx", "fp32"): pt2e.fp32,
+    ("onnx", "fp16"): half.true_half,
     ("onnx", "static-int8"): pt2e.static_int8,
     ("onnx", "qat-int8"): pt2e.qat_int8,
     ("executorch", "mixed-int8"): mixed.pt2e_mixed,

@@ -107,6 +107,21 @@ def capture_batched(model: LoadedModel) -> Any | None:
     return _with_modules(program)
 
 
+def dynamic_capture(model: LoadedModel) -> Any:
+    """Return the model captured for batches of any size.
+
+    Raises:
+        UnsupportedError: it takes one size only.
+    """
+    program = capture_batched(model)
+    if program is None:
+        what = "the model takes batches of one size only: --dynamic-batch cannot capture it"
+        raise UnsupportedError(
+            what, "take fixed sizes out of its forward (x.flatten(1), not x.view(1, -1)), or give one"
+        )
+    return program
+
+
 def _with_modules(program: Any) -> Any:
     """Let each node know the module that it came from."""
     for node in program.graph.nodes:

@@ -18,7 +18,7 @@ from edgeq.artifacts import LayerSqnr, LayerSqnrs, TensorSpec
 from edgeq.quantize.search import evenly
 from edgeq.samples import Batch, Dataset, batch_size, batches
 
-# a batch of resnet18 (224 x 224) costs about a second of CPU, most of it for its weights and convolutions: of large
+# a batch of resnet18 or mobilenet_v2 (224 x 224) costs about 0.2 s of CPU, through three graphs: of large
 # models one is run, of small ones several
 _MOST_BATCHES = 16
 _SMALL_ELEMENTS = 4 * 10**6  # of weights and layers' outputs in all batches, up to which one more is run

@@ -18,6 +18,7 @@ from edgeq.artifacts import (
     LatencyPrediction,
     LayerSqnr,
     Outcome,
+    OutputComparison,
     Parity,
     Reuse,
     Sensitivity,
@@ -250,28 +251,13 @@ class ComparedDocument(_Document):
     scheme: str
 
 
-class OutputsDocument(_Document):
-    """Two artifacts on the same inputs; errors are of the second against the first."""
-
-    samples: int
-    inputs: Literal["evaluation", "random"]
-    mean_abs_error: float
-    fp32_magnitude: float = Field(description="mean absolute value")
-    quantized_magnitude: float
-    max_abs_error: float
-    sqnr_db: float = Field(description="of the worst output")
-    cosine: float
-    agreeing: int = Field(description="inputs with the same argmax")
-    ranked: int = Field(description="of how many; 0 where no output ranks classes")
-
-
 class CompareDocument(_Document):
     """`edgeq compare --json`."""
 
     schema_version: Literal[1]
     fp32: ComparedDocument
     quantized: ComparedDocument
-    outputs: OutputsDocument
+    outputs: OutputComparison
     layer_sqnrs: LayerSqnrsDocument | None = Field(description="null without --layers")
     notes: list[str]
 

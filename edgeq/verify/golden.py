@@ -48,7 +48,7 @@ def golden_set(
         inputs=tuple(np.stack(column) for column in zip(*raw[:count], strict=True)),
         outputs=expected,
         preprocessed=preprocessed,
-        sqnr_floor_db=_sqnr_floor_db(expected, output_steps, scheme),
+        sqnr_floor_db=sqnr_floor_db(expected, output_steps, scheme),
         made_on=made_on,
         made_by=made_by,
     )
@@ -68,7 +68,7 @@ def _unbatched(array: NDArray[Any]) -> NDArray[Any]:
     return array[0] if array.ndim and array.shape[0] == 1 else array
 
 
-def _sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str) -> float:
+def sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str) -> float:
     """Return the SQNR of outputs that are one quantization step off everywhere: 20 log10(rms / step)."""
     known = [(array, step) for array, step in zip(outputs, steps, strict=False) if step]
     if not known:

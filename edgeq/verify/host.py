@@ -205,12 +205,24 @@ def executorch_error(text: str) -> tuple[type[EdgeqError], str]:
     return _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
 
 
+def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
+    """Return the kind of error and the words for what ONNX Runtime said; None where it was another runtime."""
+    if "[ONNXRuntimeError]" not in text:
+        return None
+    lacking = ("NOT_IMPLEMENTED", "is not a registered function/op", "No Op registered", "No opset import for domain")
+    if any(words in text for words in lacking):
+        return UnsupportedError, "the runtime lacks an operator that it uses"
+    if "guarantees support for models stamped" in text:
+        return UnsupportedError, "its opset is newer than the runtime"
+    return VerificationError, ""
+
+
 def _translated(text: str, doing: str) -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes."""
     missing = missing_module(text)
     if missing is not None:
         return missing
-    kind, meaning = executorch_error(text)
+    kind, meaning = onnx_error(text) or executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     return kind(what, "package the model again; if that does not help, choose another target")

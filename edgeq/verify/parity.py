@@ -51,7 +51,7 @@ class ParityTally:
         )
 
     def _reaction_db(self, graph: Forward) -> float | None:
-        """Return the graph's SQNR against itself with every float input one int8 step up or down, seeded.
+        """Return the graph's SQNR against itself with every float or pixel input one int8 step up or down, seeded.
 
         Kernels round at ties differently in every layer, and a deep model amplifies that as it amplifies noise at its
         input. An artifact nearer to its graph than this has lost nothing that the input's own step does not lose.
@@ -59,16 +59,23 @@ class ParityTally:
         rng = np.random.default_rng(0)
         sums = Comparison()
         for batch, expected in self.batches:
-            if all(array.dtype.kind != "f" for array in batch.inputs):
+            if not any(_can_move(array) for array in batch.inputs):
                 return None
             nudged = dataclasses.replace(batch, inputs=tuple(_nudged(array, rng) for array in batch.inputs))
             sums.add(expected, cut(batch, graph(nudged)))
         return sums.sqnr_db
 
 
+def _can_move(array: NDArray[Any]) -> bool:
+    return array.size > 0 and (array.dtype.kind == "f" or array.dtype == np.uint8)
+
+
 def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Move every element of a float array by 1/255 of its range, up or down."""
-    if array.dtype.kind != "f" or array.size == 0:
+    """Move every element of a float array by 1/255 of its range, up or down, and pixels by one."""
+    if not _can_move(array):
         return array
+    if array.dtype == np.uint8:
+        moved = array.astype(np.int16) + rng.choice(np.array([-1, 1], np.int16), array.shape)
+        return np.asarray(np.clip(moved, array.min(), array.max()), np.uint8)
     step = float(array.max() - array.min()) / 255
     return np.asarray(array + rng.choice([-step, step], array.shape), array.dtype)

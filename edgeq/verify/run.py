@@ -14,6 +14,7 @@ from edgeq.artifacts import (
 )
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.samples import Batch, batches
+from edgeq.verify.any_batch import batch_findings
 from edgeq.verify.golden import golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
@@ -65,6 +66,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         _probe(tally, first, runtime)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, runtime, first, loaded.threads)
+    _look_at_any_batch(spec, tally, first, runtime)
     return Ran(tally=tally, timing=timing, kernels=kernels, peak_memory_bytes=peak, load_ms=loaded.load_ms)
 
 
@@ -85,6 +87,13 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         flips=tally.flips.result(),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def _look_at_any_batch(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime) -> None:
+    """Note whether an artifact for any batch size answers to several as to each; last, lest it raise the memory."""
+    if spec.lowered.dynamic_batch:
+        seen = [batch for batch, _ in tally.for_parity] or [first]
+        tally.findings |= dict.fromkeys(batch_findings(seen, spec.output_steps, spec.scheme, runtime))
 
 
 def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, threads: int) -> tuple[Timing, KernelShare]:

@@ -197,6 +197,10 @@ class _Onnx(Runner):
     def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
         import onnx
 
+        if self.path.suffix == ".ort":
+            from edgeq.ort_format import required_operators
+
+            return {"operators": required_operators(self.path), "delegates": 0, "bytecode_version": None}
         model = onnx.load(str(self.path), load_external_data=False)
         names = {f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph.node}
         opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))

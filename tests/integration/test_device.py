@@ -98,6 +98,15 @@ def test_this_hosts_own_verdict_settles_a_bundle_that_was_rejected_for_want_of_i
     assert read_bundle(place).manifest.accepted
     assert edgeq("verify", place, "-q").code == 0
 
+    release = ("ota", "release", rejected, "--channel", "channel", "--keys", "keys", "-q")
+    assert edgeq("keys", "new", "keys").code == 0
+    edgeq(*release).fails(7, "did not pass its gates")
+    judged = edgeq(*release, "--verdict", "v.json", "--json").json["rows"][0]["gates"]
+    # the release's own gates follow: who wrote a .pte that came as it is nobody knows
+    assert [(gate["name"], gate["outcome"]) for gate in judged] == [("runtime", "unverified"), ("contract", "ok")]
+    other = edgeq("ota", "release", bundle, "--channel", "channel", "--keys", "keys", "--verdict", "v.json", "-q")
+    other.fails(8, "v.json is the verdict on the bundle", "none of these")
+
 
 def test_options_that_measure_twice_or_nothing(bundle: Path, edgeq: Run) -> None:
     edgeq("verify", bundle, "--verdict", "v.json", "--on", "adb").fails(2, "--on adb measures")

@@ -101,6 +101,20 @@ def test_scale_then_mean_then_std_then_layout() -> None:
     np.testing.assert_array_equal(first, last.transpose(2, 0, 1))
 
 
+def test_bytes_are_the_pixels_rounded_half_up_and_a_manifest_says_so() -> None:
+    spec = Preprocess(resize=(2, 1)).as_bytes
+    image = np.array([[[10], [11]], [[250], [255]]], np.uint8).repeat(3, axis=2)
+    made = apply(spec, image)
+    assert made.dtype == np.uint8
+    assert made[0].tolist() == [[11], [253]]
+    assert spec.value_range == (0, 255)
+    assert spec.model_dump(mode="json")["dtype"] == "uint8"
+    # an app of before refuses keys that it does not know
+    assert "dtype" not in Preprocess().model_dump(mode="json")
+    with pytest.raises(ValueError, match="fed as they are"):
+        Preprocess(dtype="uint8")
+
+
 def test_imagenet_is_what_torchvisions_reference_does() -> None:
     pixels = image(300, 400)
     found = apply(PRESETS["imagenet"], pixels)

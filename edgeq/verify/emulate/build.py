@@ -100,7 +100,7 @@ def find_compiler(arch: Arch = "arm64") -> str:
     found = shutil.which(name)
     if found is None or not (is_native(arch) or arch != "arm64" or SYSROOT.is_dir()):
         what = f"{name} is missing: it compiles edgeq's runners for the {_WORDS[arch]} runtimes"
-        emulator = "qemu-user " if arch == "arm64" else ""
+        emulator = "" if is_native(arch) or arch != "arm64" else "qemu-user "
         raise EnvironmentProblem(what, f"apt-get install {emulator}{package}, or verify on this host only: --on host")
     return found
 

@@ -31,13 +31,14 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
 _RUNTIME = "(runtime)"
 
 # Cores that QEMU 7.2 has no model of, by one with the same instructions: kernels are chosen by instructions and part
-# number. Part numbers: Arm's Technical Reference Manuals, MIDR_EL1; uarch: pytorch/cpuinfo's cpuinfo.h.
-_STAND_INS = {
-    "cortex-a55": ("cortex-a76", 0xD05, 0x00300355),
-    "cortex-a73": ("cortex-a72", 0xD09, 0x00300373),
-    "cortex-a75": ("cortex-a76", 0xD0A, 0x00300375),
-    "cortex-a77": ("cortex-a76", 0xD0D, 0x00300377),
-    "cortex-a78": ("cortex-a76", 0xD41, 0x00300378),
+# number. Part numbers: Arm's Technical Reference Manuals, MIDR_EL1; uarch: pytorch/cpuinfo's cpuinfo.h. Cortex-A75 has
+# dot products from revision 2 on, by cpuinfo's aarch64-isa.c; revision 1 is that of the phones in `devices/`.
+_STAND_INS = {  # model, part number, variant, uarch
+    "cortex-a55": ("cortex-a76", 0xD05, 2, 0x00300355),
+    "cortex-a73": ("cortex-a72", 0xD09, 0, 0x00300373),
+    "cortex-a75": ("cortex-a76", 0xD0A, 1, 0x00300375),
+    "cortex-a77": ("cortex-a76", 0xD0D, 1, 0x00300377),
+    "cortex-a78": ("cortex-a76", 0xD41, 1, 0x00300378),
 }
 
 
@@ -55,8 +56,8 @@ def find_core(name: str) -> Cpu:
         EnvironmentProblem: there is no QEMU.
     """
     if name in _STAND_INS:
-        model, part, uarch = _STAND_INS[name]
-        return dataclasses.replace(find_cpu(model), part=part, uarch=uarch)
+        model, part, variant, uarch = _STAND_INS[name]
+        return dataclasses.replace(find_cpu(model), part=part, variant=variant, uarch=uarch)
     if name not in countable_cores() and not name.startswith("max"):
         hint = nearest(name, countable_cores())
         raise UsageError(f"unknown CPU {name!r}.{hint}", f"use one of: {', '.join(countable_cores())}")

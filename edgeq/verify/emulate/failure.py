@@ -20,7 +20,7 @@ class TooSlow(VerificationError):
 
     def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
         super().__init__(
-            f"{name} did not end within {timeout_s:.0f} s: {done} of {total} samples were done",
+            f"{name} did not end within {timeout_s:.3g} s: {done} of {total} samples were done",
             "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
         )
         self.done = done

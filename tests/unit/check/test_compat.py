@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from gate_builders import lowered, target
 
@@ -129,3 +132,27 @@ def test_an_operator_of_a_domain_that_onnxruntime_has_not_fails():
     gate = runtime_gate(field("1.18", name="android-arm64-ort"), model)
     assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.UNSUPPORTED)
     assert "mine::Magic" in gate.detail
+
+
+def mobile(version):
+    return target("android-arm64-ort", app={"runtimes": (version,), "build": "mobile"})
+
+
+@pytest.mark.parametrize(
+    ("path", "operators", "outcome", "why"),
+    [
+        ("model.ort", ("ai.onnx::Conv@11", "com.microsoft::QLinearAdd@1"), "ok", "has all 2 operators"),
+        ("model.ort", ("ai.onnx::ReduceMean@18",), "failed", "1.17 lacks ai.onnx::ReduceMean@18: ship the full build"),
+        ("model.ort", ("com.microsoft::QGemm@1",), "failed", "lacks com.microsoft::QGemm@1"),
+        ("model.onnx", ("ai.onnx::Conv",), "failed", "reads .ort files only"),
+    ],
+)
+def test_the_mobile_build_has_few_operators(path, operators, outcome, why):
+    model = dataclasses.replace(lowered(runtime="onnx", bytecode=18, operators=operators), path=Path(path))
+    gate = runtime_gate(mobile("1.17"), model)
+    assert gate.outcome == outcome
+    assert why in gate.detail
+
+
+def test_a_mobile_build_whose_list_is_not_known_is_unverified():
+    assert runtime_gate(mobile("1.18"), lowered(runtime="onnx", bytecode=18)).outcome == "unverified"

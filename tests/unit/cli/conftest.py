@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,9 +136,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(passing: BuildReport, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline(passing)
-    module = types.ModuleType("edgeq.pipeline")
-    module.build = fake.build  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgeq.pipeline", module)
+    monkeypatch.setattr("edgeq.pipeline.build", fake.build)
     return fake
 
 

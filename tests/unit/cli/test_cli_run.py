@@ -107,8 +107,10 @@ def test_usage_errors_look_the_same(project, capfd, argv, what, fix):
 
 
 SLEEPER = """
-    import sys, time, types
+    import time
     from pathlib import Path
+
+    import edgeq.pipeline
 
     def build(job, progress):
         with progress.task("sleeping"):
@@ -118,8 +120,7 @@ SLEEPER = """
             finally:
                 Path("temporary").unlink()
 
-    sys.modules["edgeq.pipeline"] = module = types.ModuleType("edgeq.pipeline")
-    module.build = build
+    edgeq.pipeline.build = build
     from edgeq.cli import main
     main()
 """
@@ -142,6 +143,18 @@ def test_signals_clean_up(project, number):
     assert process.returncode == 130
     assert err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
     assert list(project.iterdir()) == []
+
+
+def test_an_error_that_a_signal_brought_about_is_no_error_of_the_model(pipeline, project, capfd):
+    def act() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise AttributeError("module 'torch._dynamo' has no attribute 'utils'") from None
+
+    pipeline.act = act
+    assert run(PACKAGE) == 130
+    assert capfd.readouterr().err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
 
 
 def test_what_a_models_code_prints_stays_out_of_the_json(pipeline, project, capfd):

@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from small_models import IMAGE, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
+from small_models import IMAGE, Silent, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import UnsupportedError
+from edgeq.lower.onnx import lower_file
+from edgeq.lower.spec import LowerSpec
+from edgeq.ort_format import reduced_build_config
 from edgeq.quantize import METHODS
 from edgeq.samples import batches
 from edgeq.verify.kernels import kernel_share
@@ -113,7 +116,69 @@ def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line():
 
 
 def test_each_scheme_of_the_shipped_profiles_has_a_method():
+    from edgeq.pipeline.produce import _FROM_FLOAT_FILE
     from edgeq.target import load_target
 
+    known = {*METHODS, *_FROM_FLOAT_FILE, ("onnx", "pretrained")}  # of an ONNX file as it is
     for name in ("linux-x86_64-ort", "android-arm64-ort"):
-        assert all(("onnx", scheme) in METHODS for scheme in load_target(name).schemes)
+        assert all(("onnx", scheme) in known for scheme in load_target(name).schemes)
+
+
+def to_file(source, inputs, place, **given):
+    target = folder() / place
+    target.mkdir()
+    spec = LowerSpec(inputs=inputs, backend="ort", folder=target, progress=Silent(), label="small", **given)
+    return lower_file(source, None, spec)
+
+
+def test_a_file_is_taken_byte_by_byte_and_its_layers_are_known():
+    source = made("static-int8")[1]
+    low = to_file(source.path, (IMAGE,), "as-it-is")
+    assert low.path.read_bytes() == source.path.read_bytes()
+    assert [(layer.name, layer.macs) for layer in low.layers] == MACS
+    assert (low.bytecode_version, low.passes, low.stored) == (18, (), source.stored)
+
+
+def test_a_file_in_several_becomes_one():
+    import onnx
+
+    source = folder() / "split.onnx"
+    proto = onnx.load(made("fp32")[1].path)
+    onnx.save(proto, str(source), save_as_external_data=True, location="split.bin", size_threshold=0)
+    low = to_file(source, (IMAGE,), "joined")
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    runner, before = RUNNERS["onnx"](low.path, "ort", 1), RUNNERS["onnx"](made("fp32")[1].path, "ort", 1)
+    for one in (runner, before):
+        one.load()
+    np.testing.assert_array_equal(runner.run(batch.inputs)[0], before.run(batch.inputs)[0])
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
+def test_the_mobile_format_gives_the_same_and_says_what_it_needs(scheme, tmp_path):
+    source = made(scheme)[1]
+    low = to_file(source.path, (IMAGE,), f"ort-{scheme}", file_format="ort")
+    assert low.path.name == "model.ort"
+    assert not low.path.with_suffix(".onnx").exists()
+    runner, before = RUNNERS["onnx"](low.path, "ort", 1), RUNNERS["onnx"](source.path, "ort", 1)
+    for one in (runner, before):
+        one.load()
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    step = 0 if scheme == "fp32" else made(scheme)[0].output_steps[0]
+    assert np.abs(runner.run(batch.inputs)[0] - before.run(batch.inputs)[0]).max() <= max(step, 1e-6) * 1.001
+    found = kernel_share("onnx", runner.profile(batch.inputs, tmp_path), low.layers)
+    assert (found.int8_macs, found.why_unmatched) == (float(scheme == "static-int8"), "")
+    wanted = "ai.onnx::QLinearConv@10" if scheme == "static-int8" else "ai.onnx::ReduceMean@18"
+    assert wanted in low.operators
+    assert runner.facts(tmp_path)["operators"] == low.operators
+    assert "ai.onnx;18;ReduceMean" in reduced_build_config(low.operators).splitlines()
+
+
+def test_half_is_stored_in_half():
+    graph = quantized(small_net(), "onnx", "fp16", backend="ort")
+    low = lowered(graph, (IMAGE,), folder() / "half", "onnx", backend="ort")
+    assert dict(low.stored)["float16"] / sum(count for _, count in low.stored) > 0.9
+    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    assert runner.load()["inputs"] == [["float32", [1, 3, 16, 16]]]
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)
+    assert np.abs(came - expected).max() <= 2e-3 * np.abs(expected).max()

@@ -16,7 +16,7 @@ from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
 from edgeq.pipeline.elsewhere import Elsewhere, judge, read_verdict
-from edgeq.pipeline.settle import _output, settled_bundle
+from edgeq.pipeline.settle import _output, settled_bundle, settled_bundles
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / "android-arm64-xnnpack"
 PIXEL = {"name": "Pixel 9 (adb)", "platform": "android", "os": "Android 16", "arch": "arm64"}
@@ -226,6 +226,17 @@ def test_another_bundles_verdict_another_runtimes_and_none_at_all(bundle: Make) 
     for missing in (folder / "nothing.json", folder):
         with pytest.raises(UsageError, match="cannot read the verdict"):
             judged(folder, missing)
+
+
+def test_of_several_bundles_each_is_settled_by_its_own_verdict(bundle: Make) -> None:
+    folder = bundle(gate("latency", "unverified", 100.0))
+    with settled_bundles((GOLDEN, folder), (verdict(folder),)) as (same, settled):
+        assert same == GOLDEN
+        assert read_bundle(settled).manifest.accepted
+    with settled_bundles((GOLDEN,), ()) as places:
+        assert places == (GOLDEN,)
+    with pytest.raises(IntegrityError, match="none of these"), settled_bundles((GOLDEN,), (verdict(folder),)):
+        pass
 
 
 def test_a_wrong_digest_stops_before_the_verdict(bundle: Make) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 
 from edgeq.check.device import device_gate
-from edgeq.errors import UsageError
+from edgeq.cli.progress import Quiet
+from edgeq.errors import EnvironmentProblem, UsageError
 from edgeq.job import DeviceOptions
-from edgeq.pipeline.emulate import no_sdk
+from edgeq.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
+from edgeq.pipeline.emulate import machines, no_sdk
 from edgeq.target import TargetProfile, load_target
-from edgeq.verify.emulate.wanted import check_options, not_emulated, wants_emulation
+from edgeq.verify.emulate import build, selftest
+from edgeq.verify.emulate.runtimes import Installed
+from edgeq.verify.emulate.selftest import Machine, emulator_of
+from edgeq.verify.emulate.wanted import check_options, check_tools, not_emulated, wants_emulation
 
 PHONE, APPLE, HOST = (load_target(name) for name in ("android-arm64-xnnpack", "ios-arm64-xnnpack", "linux-x86_64-x86"))
 
@@ -40,3 +48,36 @@ def test_a_runtime_without_a_wheel_is_unverified():
     gate = device_gate("fp32", no_sdk("executorch", ("1.4",)))
     assert gate.outcome == "unverified"
     assert "executorch 1.4" in gate.detail
+
+
+def test_an_arm64_host_asks_for_no_qemu_and_takes_its_own_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_tools(DeviceOptions(), (PHONE,))
+    assert caught.value.what.startswith("g++ is missing")
+    assert caught.value.fix == "apt-get install g++, or verify on this host only: --on host"
+    monkeypatch.setattr(build, "ensure_installed", lambda wheel, _: Installed(wheel=wheel, folder=tmp_path))
+    tested: list[Machine] = []
+    monkeypatch.setattr(selftest, "ensure_tested", lambda found, _: tested.extend(found))
+    (machine,) = machines("executorch", ("1.5",), ("cortex-a53", "cortex-a76"), Quiet())
+    assert (machine.cpu, machine.cpu_name, tested) == (None, "native", [machine])
+    assert emulator_of([machine]) == "native"
+
+
+def test_a_bundle_of_an_arm64_host_is_emulated_on_the_models_of_its_target():
+    from edgeq.pipeline.verify_device import _cpus
+
+    path = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / PHONE.name / "manifest.json"
+    manifest = parse_manifest(path.read_bytes())
+    pair = AgreementFacts(
+        left="host", right="native", samples=1, max_abs=0.0, sqnr_db="inf", differing=0.0, top1_flips=0
+    )
+    run = DeviceRunFacts(
+        cpu="native", runtime="executorch 1.5.1", features=(), samples=1, host=pair, fp32=None, score=None,
+        host_score=None, fp32_score=None, scored=0, rescored=None,
+    )  # fmt: skip
+    native = manifest.model_copy(update={"emulation": EmulationFacts(runs=(run,), between=())})
+    assert _cpus(native) == PHONE.device.cpu

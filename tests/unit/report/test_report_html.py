@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import edgeq.report
-from edgeq.artifacts import DataFacts, Gate, Layer, Row
+from edgeq.artifacts import BuildReport, DataFacts, Gate, Layer, LayerSqnr, LayerSqnrs, Row
 from edgeq.errors import ExitCode
 from edgeq.pipeline.pages import page_of, read_run, read_source
+from edgeq.report.as_json import to_json
 from edgeq.report.plots import Point, is_best
 
 CSS = (Path(edgeq.report.__file__).parent / "page.css").read_text()
@@ -90,6 +91,34 @@ def test_a_page_says_what_was_measured(row):
     assert text.count("data:image/webp;base64,") == 1
     assert 'class="kind-int8"' in text
     assert 'class="kind-float"' in text
+
+
+def test_a_page_says_how_far_each_layer_is_from_float(row):
+    assert "SQNR</th>" not in page(dataclasses.replace(row, layer_sqnrs=None))
+    known = LayerSqnrs(
+        samples=2,
+        layers=(
+            LayerSqnr(layer="conv", sqnr_db=12.25, own_db=12.5),
+            LayerSqnr(layer="other", sqnr_db=30.0, own_db=float("inf")),
+        ),
+    )
+    row = dataclasses.replace(row, layer_sqnrs=known)
+    text = page(row)
+    assert "on 2 calibration samples: the error starts at conv: 12.5 dB by itself, it reads the input." in text
+    assert '<td class="number">12.2 dB<small>12.5 dB by itself</small></td>' in text
+    assert text.count('<td class="number">not measured</td>') == 1  # the head, which it does not know
+    document = to_json(BuildReport(rows=(row,), data=NO_DATA))["rows"][0]["layer_sqnrs"]
+    assert (document["start"], document["layers"][1]["own_db"]) == ("conv", "Infinity")
+
+
+def test_layers_that_are_all_alike_are_blamed_together(row):
+    layers = tuple(LayerSqnr(layer=f"l{i}", sqnr_db=40.0 - 5 * i, own_db=35.0 - i / 4) for i in range(4))
+    found = LayerSqnrs(samples=1, layers=layers)
+    assert found.start is None
+    told = page(dataclasses.replace(row, layer_sqnrs=found))
+    assert (
+        "no layer stands out: the error builds up from layer to layer, most comes from l3 (34.2 dB by itself)" in told
+    )
 
 
 def test_every_plot_and_picture_has_words(row):

@@ -118,3 +118,9 @@ def test_a_lite_archive_is_told_by_operator(torch_lite, digits):
     assert sum(part.counts.instructions for part in report.operators) == report.total.instructions
     convolutions = [part for part in report.operators if part.name.startswith("quantized::conv2d")]
     assert sum(part.counts.int_mac for part in convolutions) > 0.9 * report.total.int_mac
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("core", "has_dot"), [("cortex-a55", True), ("cortex-a75", False)])
+def test_phones_with_a_cortex_a75_have_no_dot_products(executorch, digits_pte, digits, core, has_dot):
+    assert bool(count(executorch, core, digits_pte, digits[0]).total.dot) == has_dot

@@ -18,7 +18,7 @@ from edgeq.cli.progress import Quiet
 from edgeq.errors import EnvironmentProblem, UsageError, VerificationError
 from edgeq.verify.emulate.build import ensure_installed
 from edgeq.verify.emulate.failure import TooSlow
-from edgeq.verify.emulate.runner import run_all
+from edgeq.verify.emulate.runner import run, run_all
 from edgeq.verify.emulate.runtimes import Installed, find_wheels
 from edgeq.verify.emulate.selftest import Machine, hold_all
 from edgeq.verify.emulate.work import Work
@@ -70,6 +70,14 @@ def test_a_board_runs_the_known_artifact_and_is_timed(board: Server, work: Work)
     assert took.load_ms > 0
     assert took.peak_memory_bytes > 0
     assert left(board) == []
+
+
+def test_a_runtime_of_this_hosts_own_kind_needs_no_qemu(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ARM64 host runs the ARM64 runtimes in this very way; here it is this host's kind."""
+    monkeypatch.setenv("PATH", "")
+    ran = run(work, timeout_s=60)
+    with np.load(SELFTEST / "digits.npz") as arrays:
+        assert np.array_equal(np.concatenate([outputs[0] for outputs in ran.outputs]), arrays["outputs_pte"])
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ private fun tensor(node: JsonObject): TensorSpec {
 }
 
 private fun preprocess(node: JsonObject): Preprocess {
-    node.only("color", "resize", "crop", "scale", "mean", "std", "layout")
+    node.only("color", "resize", "crop", "scale", "mean", "std", "layout", "dtype")
     val spec = Preprocess(
         gray = when (node.text("color")) { "gray" -> true; "rgb" -> false; else -> throw JsonProblem("unknown color") },
         resize = node.sides("resize"),
@@ -154,10 +154,18 @@ private fun preprocess(node: JsonObject): Preprocess {
             "NHWC" -> false
             else -> throw JsonProblem("unknown layout")
         },
+        bytes = when (node.textOrNull("dtype")) {
+            null, "float32" -> false
+            "uint8" -> true
+            else -> throw JsonProblem("unknown dtype of the preprocessing")
+        },
     )
     val counts = setOf(1, spec.channels)
     if (spec.mean.size !in counts || spec.std.size !in counts) throw JsonProblem("mean and std must be one a channel")
     if (spec.std.any { it <= 0 } || spec.scale <= 0) throw JsonProblem("std and scale must be positive")
+    if (spec.bytes && (spec.scale != 1f || spec.mean.any { it != 0f } || spec.std.any { it != 1f })) {
+        throw JsonProblem("bytes are fed as they are: scale 1, mean 0, std 1")
+    }
     if (spec.resize?.size !in setOf(null, 1, 2) || spec.crop?.size !in setOf(null, 2)) {
         throw JsonProblem("resize and crop must be [height, width]")
     }

@@ -5,7 +5,8 @@ import kotlin.math.min
 
 /**
  * How an image becomes a model input, as the manifest says it: colour, resize, crop, times [scale], minus [mean], divided
- * by [std], layout. All arithmetic is float32, in edgeq's own order of operations.
+ * by [std], layout. All arithmetic is float32, in edgeq's own order of operations. A model that takes [bytes] normalises
+ * them itself: for it the order ends with rounding half up, and layout.
  *
  * @property resize [height, width], or the shorter side alone; half-pixel bilinear without antialiasing.
  * @property crop [height, width] from the centre.
@@ -18,6 +19,7 @@ data class Preprocess(
     val mean: List<Float>,
     val std: List<Float>,
     val channelsFirst: Boolean,
+    val bytes: Boolean = false,
 ) {
     val channels: Int get() = if (gray) 1 else 3
 }
@@ -34,7 +36,7 @@ class Image(val height: Int, val width: Int, val channels: Int, val pixels: Byte
 /**
  * Preprocesses one image.
  *
- * @return float32, [channels, height, width] or [height, width, channels].
+ * @return float32, or uint8 where the model takes bytes; [channels, height, width] or [height, width, channels].
  */
 fun preprocess(spec: Preprocess, image: Image): Tensor {
     val size = outputSize(image.height, image.width, spec.resize)
@@ -42,18 +44,20 @@ fun preprocess(spec: Preprocess, image: Image): Tensor {
     // rows first, then columns: the order matters in the last bit
     val pixels = crop(lerpColumns(lerpRows(coloured, size[0]), size[1]), spec.crop)
     val channels = pixels.channels
-    val values = FloatArray(pixels.values.size)
     val area = pixels.height * pixels.width
-    for (position in 0 until area) {
-        for (channel in 0 until channels) {
-            val mean = spec.mean[if (spec.mean.size == 1) 0 else channel]
-            val std = spec.std[if (spec.std.size == 1) 0 else channel]
-            val value = (pixels.values[position * channels + channel] * spec.scale - mean) / std
-            values[if (spec.channelsFirst) channel * area + position else position * channels + channel] = value
-        }
-    }
+    /** Where the model's element [index] lies among the pixels. */
+    fun source(index: Int) = if (spec.channelsFirst) index % area * channels + index / area else index
     val shape = if (spec.channelsFirst) listOf(channels, pixels.height, pixels.width) else
         listOf(pixels.height, pixels.width, channels)
+    if (spec.bytes) {
+        return Tensor.of(ByteArray(area * channels) { floor(pixels.values[source(it)] + 0.5f).toInt().coerceIn(0, 255).toByte() }, shape)
+    }
+    val values = FloatArray(area * channels) {
+        val channel = source(it) % channels
+        val mean = spec.mean[if (spec.mean.size == 1) 0 else channel]
+        val std = spec.std[if (spec.std.size == 1) 0 else channel]
+        (pixels.values[source(it)] * spec.scale - mean) / std
+    }
     return Tensor.of(values, shape)
 }
 

@@ -18,7 +18,8 @@ class PreprocessTest {
         val (height, width, channels) = image.shape
         val came = preprocess(specs[index], Image(height, width, channels, ByteArray(image.size) { image.data.get(it) }))
         assertEquals(expected.shape, came.shape)
-        val difference = expected.toFloats().zip(came.toFloats().asIterable()) { left, right -> abs(left - right) }.max()
+        assertEquals(expected.dtype, came.dtype)
+        val difference = expected.toDoubles().zip(came.toDoubles().asIterable()) { left, right -> abs(left - right) }.max()
         assertTrue(difference <= 1e-6) { "case $index differs by $difference" }
     }
 

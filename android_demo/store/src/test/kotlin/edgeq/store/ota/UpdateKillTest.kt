@@ -16,7 +16,7 @@ class UpdateKillTest {
     private val first = channel("good/first")
     private val second = channel("good/second")
 
-    /** The first release whole, the second as a patch, and a bad one. */
+    /** The first release whole, the second as a patch. */
     private fun life(disk: MemoryFiles) {
         Phone(disk).follow(first)
         Phone(disk).follow(second)
@@ -42,10 +42,10 @@ class UpdateKillTest {
     @EnumSource(After::class)
     fun `a second kill while it goes on changes nothing`(what: After) {
         val all = MemoryFiles().also(::life).changes
-        for (dieBefore in 0 until all step 9) {
+        for (dieBefore in 0 until all step 17) {
             val files = MemoryFiles(dieBefore = dieBefore)
             assertThrows(Died::class.java) { life(files) }
-            for (again in 0 until 60 step 7) {
+            for (again in 0 until 60 step 11) {
                 val disk = MemoryFiles(files.after(what), dieBefore = again)
                 try {
                     Phone(disk).follow(second)

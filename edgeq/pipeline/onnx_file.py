@@ -1,0 +1,192 @@
+"""Artifacts that are made from an ONNX file: one that came as the source, or the float one that PyTorch exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeq.artifacts import LoweredModel
+from edgeq.errors import UnsupportedError, VerificationError
+from edgeq.job import Job, Progress
+from edgeq.pipeline.forward import Forward
+from edgeq.pipeline.prepare import Prepared
+from edgeq.pipeline.produce import subset, verify_spec
+from edgeq.pipeline.product import Product, Recipe
+from edgeq.samples import Batch, batches
+
+if TYPE_CHECKING:
+    from edgeq.quantize.onnx_file import QuantizedFile
+    from edgeq.verify.host import HostRuntime
+
+_EQUIVALENCE_SAMPLES = 8
+AS_IT_IS = ("fp32", "pretrained")
+
+
+class FileMaker:
+    """Makes products from ONNX files: quantizes one as the recipe says, or takes it as it is, and verifies it."""
+
+    def __init__(self, job: Job, prepared: Prepared, folder: Path, progress: Progress, runtime: HostRuntime) -> None:
+        self._runtime = runtime  # a child process, started early
+        self._job = job
+        self._prepared = prepared
+        self._folder = folder
+        self._progress = progress
+
+    def from_source(self, recipe: Recipe, label: str, *, emulated: bool) -> Product:
+        """Make a product from the source itself; of one that came quantized, no float model is known."""
+        source: Path = self._prepared.model.model
+        # in the child first: a file that crashes the runtime must not take edgeq along
+        self._runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+        fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
+        keep = self._job.keep_fp32
+        return self.make(source, fp32, recipe, label, emulated=emulated, keep=keep)
+
+    def make(
+        self, source: Path, fp32: Forward | None, recipe: Recipe, label: str, *, emulated: bool, keep: Sequence[str]
+    ) -> Product:
+        """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
+
+        Args:
+            source: a float file; of `pretrained` a quantized one.
+            fp32: the float model; None where there is none to compare with.
+            recipe: what to make.
+            label: for progress, in words.
+            emulated: whether a device's kernels are to run a part of the samples afterwards.
+            keep: names of nodes, or operators, that stay in float.
+
+        Raises:
+            UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
+            EdgeqError: the steps' own errors.
+        """
+        from edgeq.verify.run import verify
+
+        if self._job.dynamic_batch:
+            check_open_batch(source)
+        folder = self._folder / recipe.folder
+        folder.mkdir(parents=True)
+        made = self._quantized(source, recipe, folder, label, keep)
+        lowered = self._lowered(source, made, recipe, folder, label)
+        kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
+        spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
+        graph = unfused(lowered.path, self._prepared)
+        verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), self._runtime)
+        return Product(
+            lowered=lowered,
+            verified=verified,
+            golden=golden,
+            quantized=made.quantized if made else (),
+            kept_fp32=made.kept_fp32 if made else (),
+            observed=tuple(kept.observed) if kept else (),
+        )
+
+    def _quantized(
+        self, source: Path, recipe: Recipe, folder: Path, label: str, keep: Sequence[str]
+    ) -> QuantizedFile | None:
+        """Return the quantized model; None for the file as it is."""
+        from edgeq.quantize.onnx_file import FileSpec, quantize_file
+
+        if recipe.scheme in AS_IT_IS:
+            _check_state(source, recipe.scheme)
+            return None
+        scratch = folder / "quantize"
+        scratch.mkdir()
+        spec = FileSpec(
+            path=source,
+            folder=scratch,
+            inputs=self._prepared.model.inputs,
+            observer=self._job.observer,
+            keep_fp32=tuple(keep),
+            calibration=self._prepared.calibration,
+            reduce_range=recipe.reduce_range,
+            progress=self._progress,
+            label=label,
+        )
+        return quantize_file(recipe.scheme, spec)
+
+    def _lowered(
+        self, source: Path, made: QuantizedFile | None, recipe: Recipe, folder: Path, label: str
+    ) -> LoweredModel:
+        from edgeq.lower.onnx import lower_file
+        from edgeq.lower.spec import LowerSpec
+
+        spec = LowerSpec(
+            inputs=self._prepared.model.inputs,
+            backend=recipe.backend,
+            folder=folder,
+            progress=self._progress,
+            label=label,
+            file_format=recipe.file_format,
+        )
+        return lower_file(source, made.proto if made else None, spec)
+
+
+def check_open_batch(source: Path) -> None:
+    """Refuse a file of one batch size where any was asked for.
+
+    Raises:
+        UnsupportedError: it is such.
+    """
+    import onnx
+
+    from edgeq.lower.onnx import any_batch
+
+    if not any_batch(onnx.load(str(source), load_external_data=False)):
+        what = f"{source.name} has a fixed batch size, and --dynamic-batch asks for any"
+        raise UnsupportedError(what, "export it again with dynamic_shapes, or leave out --dynamic-batch")
+
+
+def _check_state(source: Path, scheme: str) -> None:
+    """Refuse a float file as `pretrained`, and a quantized one as fp32."""
+    import onnx
+
+    from edgeq.quantize.onnx_file import is_quantized
+
+    found = is_quantized(onnx.load(str(source), load_external_data=False))
+    if found != (scheme == "pretrained"):
+        state, other = ("quantized already", "pretrained") if found else ("a float model", "fp32")
+        raise UnsupportedError(f"{source.name} is {state}, not {scheme}", f"give --scheme {other}")
+
+
+def unfused(path: Path, prepared: Prepared) -> Forward:
+    """Return a function that runs an ONNX file operator by operator, without any optimization, in this process."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in prepared.model.inputs]
+
+    def run(batch: Batch) -> tuple[Any, ...]:
+        outputs = session.run(None, dict(zip(names, batch.inputs, strict=True)))
+        return tuple(np.asarray(output) for output in outputs)
+
+    return run
+
+
+def check_equivalence(lowered: LoweredModel, fp32: Forward, prepared: Prepared) -> None:
+    """Hold the float file that is to be quantized to PyTorch: what is quantized from another model is another model.
+
+    Raises:
+        VerificationError: they differ by more than float32 kernels do that sum in another order.
+    """
+    from edgeq.check.tolerance import MAX_RELATIVE_FP32
+    from edgeq.verify.metrics import Comparison
+
+    runs, sums = unfused(lowered.path, prepared), Comparison()
+    seen = 0
+    for batch in batches(prepared.samples, prepared.model.inputs):
+        sums.add(fp32(batch), runs(batch))
+        seen += batch.rows
+        if seen >= _EQUIVALENCE_SAMPLES:
+            break
+    relative = sums.error_sum / sums.magnitude_sum if sums.magnitude_sum else float("nan")
+    if not relative <= MAX_RELATIVE_FP32:
+        what = f"the float ONNX file differs from PyTorch by {relative:.1e} of the mean magnitude over {seen} samples"
+        fix = "package it with --scheme fp32, and report the model's architecture"
+        raise VerificationError(f"{what}, at most {MAX_RELATIVE_FP32:.0e} is rounding", fix)

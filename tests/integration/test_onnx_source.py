@@ -1,0 +1,89 @@
+"""ONNX files as the source, from the command line: as they are, quantized, for any batch, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgeq.bundle.reader import read_bundle
+
+from .conftest import Project, Run
+
+pytestmark = pytest.mark.slow
+
+ORT = "linux-x86_64-ort"
+PREPROCESS = 'color = "gray"\nresize = [32, 32]\nscale = 0.00392156862745098\nmean = [0.31]\nstd = [0.38]\n'
+DATA = (
+    *("--calibration-data", "edgeq.demo.digits:calibration_data", "--eval-data", "edgeq.demo.digits:evaluation_data"),
+    *("--preprocess", "digits.toml"),
+)
+
+
+@pytest.fixture
+def options(project: Project) -> tuple[str, ...]:
+    (project.root / "digits.toml").write_text(PREPROCESS)
+    return (*DATA, "-t", ORT, "-o", "out", "--no-cache", "--json", "--quiet")
+
+
+def test_a_file_for_any_batch_is_taken_quantized_and_taken_again(
+    edgeq: Run, project: Project, options: tuple[str, ...]
+) -> None:
+    """One chain, since each link takes seconds: PyTorch, a float file, the int8 file of that, and that as it is."""
+    made = edgeq("package", "digits", "--scheme", "fp32", "--dynamic-batch", *options)
+    assert made.code == 0, made.out + made.err
+    shutil.copy(read_bundle(project.out / "digits" / ORT).artifact, "mine.onnx")
+
+    taken = edgeq("package", "mine.onnx", "--scheme", "fp32", *options)
+    assert taken.code == 0, taken.out + taken.err
+    bundle = read_bundle(project.out / "mine" / ORT)
+    assert bundle.artifact.read_bytes() == Path("mine.onnx").read_bytes()
+    assert bundle.manifest.dynamic_batch
+    assert _gates(taken)["equivalence"] == "ok"
+    assert edgeq("verify", str(bundle.folder), "--quiet").code == 0
+
+    limits = ("--limit", "agreement=99%", "--limit", "size=66kB")
+    quantized = edgeq("package", "mine.onnx", "--observer", "percentile", "--name", "int8", *limits, *options)
+    assert quantized.code == 0, quantized.out + quantized.err
+    assert _gates(quantized)["int8_macs"] == "ok"
+    shutil.copy(read_bundle(project.out / "int8" / ORT).artifact, "int8.onnx")
+
+    again = edgeq("package", "int8.onnx", "--scheme", "pretrained", "--name", "again", *options)
+    assert again.code == 0, again.out + again.err
+    assert read_bundle(project.out / "again" / ORT).artifact.read_bytes() == Path("int8.onnx").read_bytes()
+    edgeq("package", "int8.onnx", "--name", "other", *options).fails(3, "quantized already", "--scheme pretrained")
+    wrong = ("mine.onnx", "--scheme", "pretrained", "--name", "other")
+    edgeq("package", *wrong, *options).fails(3, "a float model", "--scheme fp32")
+
+
+def test_what_cannot_be_taken_is_refused_before_anything_is_written(
+    edgeq: Run, project: Project, options: tuple[str, ...]
+) -> None:
+    Path("no.onnx").write_text("hello")
+    edgeq("package", "no.onnx", "--scheme", "fp32", *options).fails(2, "no.onnx", "is no ONNX file")
+    edgeq("package", "lost.onnx", "--scheme", "fp32", *options).fails(2, "lost.onnx", "check the path")
+    _unknown_operator(Path("nope.onnx"))
+    edgeq("package", "nope.onnx", "--scheme", "fp32", *options[6:]).fails(3, "Nope", "lacks an operator")
+    other = ("-t", "linux-x86_64-x86", "--scheme", "fp32", "-o", "out", "--no-cache", "--quiet")
+    edgeq("package", "nope.onnx", *other).fails(3, "nope.onnx", "torchscript")
+    edgeq("package", "digits", "--dynamic-batch", *other).fails(3, "--dynamic-batch is for ONNX targets")
+    coreml = ("-t", "ios-arm64-coreml", "--input-dtype", "uint8", "-o", "out", "--no-cache", "--quiet")
+    edgeq("package", "digits", *coreml).fails(3, "--input-dtype uint8 was never seen to work on ios-arm64-coreml")
+    assert not project.out.exists() or not any(project.out.iterdir())
+
+
+def _gates(result: object) -> dict[str, str]:
+    (row,) = json.loads(result.out)["rows"]  # type: ignore[attr-defined]
+    return {gate["name"]: gate["outcome"] for gate in row["gates"]}
+
+
+def _unknown_operator(target: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    node = helper.make_node("Nope", ["x"], ["y"], domain="com.microsoft")
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(target))

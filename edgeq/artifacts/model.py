@@ -111,6 +111,59 @@ class QParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """A convolution or linear layer as an artifact stores it.
+
+    Attributes:
+        weight: int8 [out, in / groups, …].
+        scales: one for the tensor, or one for each output channel.
+        bias: float32 [out]; None where it has none, or one that is not stored.
+    """
+
+    weight: Any
+    scales: tuple[float, ...]
+    bias: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseTolerances:
+    """How near to a new model a shipped one's parts must be to stay.
+
+    Attributes:
+        clipped: by which share of its width a shipped range of activations may fall short of the new one.
+        biases: how far a bias may have moved, as a share of what rounding the weights moves the output.
+        values: less than so many steps an int8 value may be from the exact one; 0.5 is plain rounding.
+    """
+
+    clipped: float
+    biases: float
+    values: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptValues:
+    """What was kept of a shipped model beyond the scales and zero points that fit.
+
+    Attributes:
+        tolerances: the loosest that cost little.
+        layers: how many layers are the shipped model's, by shape and scales.
+        values, biases: how many int8 values and biases would be others without.
+        ranges: how many more tensors have the shipped range.
+        samples: how many calibration samples judged.
+        sqnr_db, sqnr_strict_db: against fp32 on these, so and with what fits alone.
+    """
+
+    tolerances: ReuseTolerances
+    layers: int
+    values: int
+    biases: int
+    ranges: int
+    samples: int
+    sqnr_db: float
+    sqnr_strict_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedModel:
     """A model after fusion and quantization, still in PyTorch.
 
@@ -124,6 +177,7 @@ class QuantizedModel:
         tuning: what training came to, for schemes that train.
         qparams: of every tensor in static int8; none for other schemes.
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
+        kept: what was kept of the shipped model beyond these; None where it was not asked for.
         search: what a search for the layers to leave in float came to; an interrupted one would go on from
             `search_state`.
         remarks: what people must know of it, such as layers that half precision cannot hold.
@@ -139,6 +193,7 @@ class QuantizedModel:
     tuning: Tuning | None = None
     qparams: tuple[QParams, ...] = ()
     fresh: tuple[str, ...] = ()
+    kept: KeptValues | None = None
     search: Search | None = None
     search_state: Path | None = None
     remarks: tuple[str, ...] = ()

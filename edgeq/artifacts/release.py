@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.artifacts.layer_sqnr import LayerSqnrs
 from edgeq.artifacts.measured import Fidelity, VerifyReport
-from edgeq.artifacts.model import Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
+from edgeq.artifacts.model import KeptValues, Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
 from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport
@@ -95,6 +95,7 @@ class Reuse:
         shipped: the digest of the shipped model's bundle.
         tensors: how many int8 tensors there are.
         fresh: the tensors that have a range of their own in a channel at least, since the shipped one does not fit.
+        kept: what was kept of it beyond these; None in older reports.
         patch_bytes: the patch from the shipped artifact to this one.
         patch_bytes_without: the same to the artifact that all new ranges give.
         fidelity_without: how that one compares with fp32.
@@ -106,6 +107,7 @@ class Reuse:
     patch_bytes: int
     patch_bytes_without: int
     fidelity_without: Fidelity | None
+    kept: KeptValues | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

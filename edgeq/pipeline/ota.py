@@ -14,7 +14,8 @@ from edgeq.deliver.ota.channel import VALID_DAYS, Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
 from edgeq.deliver.ota.keys import load_keys
-from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare, scratch_dir
+from edgeq.deliver.ota.release import Published, add_release, bases, extract, prepare
+from edgeq.deliver.ota.scratch import scratch_dir
 from edgeq.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest

@@ -19,7 +19,7 @@ from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
-    from edgeq.quantize.spec import QatSpec
+    from edgeq.quantize.spec import QatSpec, StickySpec
     from edgeq.verify.emulate.subset import Subset
     from edgeq.verify.host import HostRuntime
     from edgeq.verify.spec import VerifySpec
@@ -87,6 +87,7 @@ class Producer:
             tuning=quantized.tuning,
             qparams=quantized.qparams,
             fresh=quantized.fresh,
+            kept=quantized.kept,
             search=quantized.search,
             search_state=quantized.search_state,
             remarks=quantized.remarks,
@@ -172,9 +173,18 @@ class Producer:
             label=label,
             qat=self._qat() if recipe.scheme in NEEDS_TRAINING else None,
             shipped=() if recipe.fresh else self._shipped,
+            sticky=None if recipe.fresh else self._sticky(recipe),
             search=search,
         )
         return quantize(recipe.runtime, recipe.scheme, spec)
+
+    def _sticky(self, recipe: Recipe) -> StickySpec | None:
+        from edgeq.pipeline.reuse import sticky_spec
+
+        folder = self._job.reuse_qparams_from
+        if folder is None:
+            return None
+        return sticky_spec(folder, self._prepared, self._reference, lambda graph: forward(graph, recipe.engine))
 
     def _qat(self) -> QatSpec:
         from edgeq.pipeline.cache import edgeq_digest, tool_versions

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import GoldenSet, LayerSqnrs, LoweredModel, QParams, Reuse, Search, Tuning, VerifyReport
+from edgeq.artifacts import (
+    GoldenSet,
+    KeptValues,
+    LayerSqnrs,
+    LoweredModel,
+    QParams,
+    Reuse,
+    Search,
+    Tuning,
+    VerifyReport,
+)
 from edgeq.target import FileFormat
 
 if TYPE_CHECKING:
@@ -65,6 +75,7 @@ class Product:
     tuning: Tuning | None = None
     qparams: tuple[QParams, ...] = ()
     fresh: tuple[str, ...] = ()
+    kept: KeptValues | None = None
     reuse: Reuse | None = None
     search: Search | None = None
     search_state: Path | None = None

@@ -1,10 +1,11 @@
-"""Taking over the shipped model's scales and zero points: what is needed of its bundle, and what came of it."""
+"""Taking over the shipped model's scales, zero points and int8 values: what its bundle gives, and what came of it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import QParams, Reuse
 from edgeq.errors import UnsupportedError, UsageError
@@ -13,11 +14,14 @@ from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_SEARCH
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
+    from edgeq.pipeline.forward import Forward
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.prepare import Prepared
     from edgeq.pipeline.product import Product, Recipe
+    from edgeq.quantize.spec import StickySpec
 
 _OPTION = "--reuse-qparams-from"
+_JUDGED = 128  # calibration samples at most that judge which int8 values may stay
 _SCHEMES = NEEDS_CALIBRATION - NEEDS_SEARCH  # a search chooses other layers each time, and so other tensors
 
 
@@ -48,6 +52,32 @@ def check_reuse(job: Job) -> None:
 def shipped_qparams(folder: Path) -> tuple[QParams, ...]:
     """Return the scales and zero points that a bundle was made with; raises as `check_reuse`."""
     return _shipped(folder)[1]
+
+
+def sticky_spec(folder: Path, prepared: Prepared, fp32: Forward, forward: Callable[[Any], Forward]) -> StickySpec:
+    """Return what keeping a bundle's int8 values is given.
+
+    Args:
+        folder: the shipped model's bundle.
+        prepared: the model and its data; calibration samples judge, since evaluation data decides nothing here.
+        fp32: the float model.
+        forward: makes a function from batches to outputs of a converted graph.
+
+    Raises:
+        UsageError, IntegrityError: as `check_reuse`.
+        UnsupportedError: the artifact is laid out otherwise than this edgeq's.
+    """
+    from edgeq.lower.shipped import shipped_layers
+    from edgeq.pipeline.searching import scores
+    from edgeq.quantize.spec import StickySpec
+
+    bundle, _ = _shipped(folder)
+    samples = dataclasses.replace(prepared.calibration, count=min(prepared.calibration.count, _JUDGED))
+    return StickySpec(
+        layers=shipped_layers(bundle.artifact, bundle.manifest.target.runtime),
+        score=lambda graph: scores(samples, prepared, fp32, forward(graph)),
+        samples=samples.count,
+    )
 
 
 def reusing_product(
@@ -81,6 +111,7 @@ def _facts(folder: Path, product: Product, own: Product) -> Reuse:
         shipped=bundle.digest,
         tensors=len(product.qparams),
         fresh=product.fresh,
+        kept=product.kept,
         patch_bytes=patches[0],
         patch_bytes_without=patches[1],
         fidelity_without=own.verified.fidelity,

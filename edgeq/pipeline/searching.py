@@ -82,7 +82,7 @@ def search_spec(job: Job, prepared: Prepared, fp32: Forward, forward: Callable[[
     size = dict(job.gates.limits).get("size")
     return SearchSpec(
         samples=prepared.searching,
-        score=lambda graph: scores(prepared, fp32, forward(graph)),
+        score=lambda graph: scores(prepared.searching, prepared, fp32, forward(graph)),
         limits=limits,
         size_limit=size,
         state_folder=cache_folder() / "search" if job.cache else None,
@@ -96,8 +96,8 @@ def search_spec(job: Job, prepared: Prepared, fp32: Forward, forward: Callable[[
     )
 
 
-def scores(prepared: Prepared, fp32: Forward, measured: Forward) -> Scores:
-    """Score a graph on the search samples, against fp32.
+def scores(samples: Dataset, prepared: Prepared, fp32: Forward, measured: Forward) -> Scores:
+    """Score a graph on samples, against fp32.
 
     Without labels, the share of top-1 predictions that changed bounds the drop of accuracy.
 
@@ -108,10 +108,10 @@ def scores(prepared: Prepared, fp32: Forward, measured: Forward) -> Scores:
     from edgeq.verify.rows import cut, real_rows
     from edgeq.verify.scoring import batch_scores, chosen_metric
 
-    sums, labelled = Comparison(), prepared.searching.labelled
+    sums, labelled = Comparison(), samples.labelled
     before: list[float] = []
     after: list[float] = []
-    for batch in batches(prepared.searching, prepared.model.inputs):
+    for batch in batches(samples, prepared.model.inputs):
         expected, came = fp32(batch), measured(batch)
         sums.add(cut(batch, expected), cut(batch, came), rows=real_rows(batch))
         metric = chosen_metric(prepared.metric, expected, labelled=labelled)

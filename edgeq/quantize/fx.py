@@ -16,8 +16,8 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
+from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
 
@@ -111,19 +111,23 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
             calibrate(prepared, spec.calibration, spec.inputs, task)
         before = None if eager else watched(prepared, spec)
         tuning = train(prepared) if train else None
-        settled = settle(prepared, spec.shipped, library().is_observer)
-        converted = _for_engine(convert_eager(prepared, inputs)) if eager else convert(prepared)
-        steps = output_steps(converted, inputs)
-        layer_sqnrs = before.against(converted) if before else None
+        converted = convert_reusing(prepared, spec, _finish(inputs) if eager else convert, library().is_observer)
+        steps = output_steps(converted.graph, inputs)
+        layer_sqnrs = before.against(converted.graph) if before else None
     return quantized_model(
         scheme,
-        converted,
-        split_layers(converted),
+        converted.graph,
+        split_layers(converted.graph),
         steps=steps,
         tuning=tuning,
-        settled=settled,
+        converted=converted,
         layer_sqnrs=layer_sqnrs,
     )
+
+
+def _finish(inputs: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Return what converts a module that was prepared in eager mode."""
+    return lambda prepared: _for_engine(convert_eager(prepared, inputs))
 
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:

@@ -12,8 +12,8 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import quantized_model
+from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 
 if TYPE_CHECKING:
@@ -76,16 +76,15 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
         calibrate(prepared, spec.calibration, spec.inputs, task)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
-    settled = settle(prepared, spec.shipped, library().is_observer)
-    converted = convert(prepared)
+    converted = convert_reusing(prepared, spec, convert, library().is_observer)
     return quantized_model(
         scheme,
-        converted,
-        split_layers(converted),
-        steps=output_steps(converted),
+        converted.graph,
+        split_layers(converted.graph),
+        steps=output_steps(converted.graph),
         tuning=tuning,
-        settled=settled,
-        layer_sqnrs=before.against(converted),
+        converted=converted,
+        layer_sqnrs=before.against(converted.graph),
     )
 
 

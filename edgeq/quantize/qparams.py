@@ -48,13 +48,16 @@ class _Tensor:
     pin: Callable[[Any, Any], None]
 
 
-def settle(prepared: Any, shipped: Sequence[QParams], is_observer: Callable[[Any], bool]) -> Settled:
+def settle(
+    prepared: Any, shipped: Sequence[QParams], is_observer: Callable[[Any], bool], *, clipped: float = CLIPPED
+) -> Settled:
     """Return the scales and zero points that a calibrated graph is to have, and let it convert with them.
 
     Args:
         prepared: a calibrated graph (FX, PT2E) or module (eager mode); changed in place.
         shipped: those of the shipped model; none to leave all as they are.
         is_observer: tells observers from other modules.
+        clipped: by which share of its width a shipped range of activations may fall short; of weights it is CLIPPED.
 
     Raises:
         UsageError: the shipped model has other tensors.
@@ -66,7 +69,9 @@ def settle(prepared: Any, shipped: Sequence[QParams], is_observer: Callable[[Any
     for tensor in tensors:
         scale, zero_point = pinned.get(id(tensor.observer)) or tensor.observer.calculate_qparams()
         if tensor.name in known and id(tensor.observer) not in pinned:
-            scale, zero_point, whole = _chosen(tensor.observer, scale, zero_point, known[tensor.name])
+            scale, zero_point, whole = _chosen(
+                tensor.observer, scale, zero_point, known[tensor.name], CLIPPED if tensor.shape else clipped
+            )
             tensor.pin(scale, zero_point)
             if not whole:
                 fresh.append(tensor.name)
@@ -82,7 +87,7 @@ def settle(prepared: Any, shipped: Sequence[QParams], is_observer: Callable[[Any
     return Settled(qparams=tuple(settled), fresh=tuple(fresh))
 
 
-def _chosen(observer: Any, scale: Any, zero_point: Any, shipped: QParams) -> tuple[Any, Any, bool]:
+def _chosen(observer: Any, scale: Any, zero_point: Any, shipped: QParams, clipped: float) -> tuple[Any, Any, bool]:
     """Return the shipped values where they fit, channel by channel, else the new ones; and whether all fit."""
     import torch
 
@@ -90,7 +95,7 @@ def _chosen(observer: Any, scale: Any, zero_point: Any, shipped: QParams) -> tup
     old_zero = torch.tensor(shipped.zero_points, dtype=zero_point.dtype).reshape(zero_point.shape)
     low, high = ((end - zero_point) * scale for end in (observer.quant_min, observer.quant_max))
     old_low, old_high = ((end - old_zero) * old_scale for end in (observer.quant_min, observer.quant_max))
-    slack = CLIPPED * (high - low)
+    slack = clipped * (high - low)
     fits = (old_low <= low + slack) & (old_high >= high - slack) & (old_scale <= COARSEST * scale)
     return torch.where(fits, old_scale, scale), torch.where(fits, old_zero, zero_point), bool(fits.all())
 
@@ -114,7 +119,7 @@ def _matched(tensors: Sequence[_Tensor], shipped: Sequence[QParams]) -> dict[str
 
 def _tensors(prepared: Any, is_observer: Callable[[Any], bool]) -> Iterator[_Tensor]:
     names: dict[str, int] = {}
-    for name, shape, observer, pin in (*_observed(prepared, is_observer), *_layer_weights(prepared)):
+    for name, shape, observer, pin in (*_observed(prepared, is_observer), *_layer_tensors(prepared)):
         if not _is_int8(observer):
             continue
         names[name] = names.get(name, 0) + 1
@@ -148,8 +153,12 @@ def _observed(prepared: Any, is_observer: Callable[[Any], bool]) -> Iterator[_Fo
             yield source.name, (), part, _pinning(part)
 
 
-def _layer_weights(prepared: Any) -> Iterator[_Found]:
-    """Yield the weights of layers that FX and eager mode observe only as they convert."""
+def layer_weights(prepared: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield the layers whose weights FX and eager mode observe only as they convert.
+
+    Yields:
+        The layer's name, the layer, what holds its weight where it is fused, and an observer that has seen the weight.
+    """
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
 
@@ -164,6 +173,11 @@ def _layer_weights(prepared: Any) -> Iterator[_Found]:
         done.add(name)
         observer = config.weight()
         observer(inner.weight.detach())
+        yield name, layer, inner, observer
+
+
+def _layer_tensors(prepared: Any) -> Iterator[_Found]:
+    for name, layer, inner, observer in layer_weights(prepared):
         yield f"{name}.weight", tuple(inner.weight.shape), observer, _pinning_layer(layer, inner, observer)
 
 

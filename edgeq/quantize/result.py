@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.artifacts import LayerSqnrs, QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError
-from edgeq.quantize.qparams import Settled
+from edgeq.quantize.reusing import Converted
 from edgeq.quantize.spec import QuantizeSpec
 
 
@@ -20,7 +20,7 @@ def quantized_model(
     covers: str = "convolution or linear",
     steps: tuple[float | None, ...] = (),
     tuning: Tuning | None = None,
-    settled: Settled | None = None,
+    converted: Converted | None = None,
     layer_sqnrs: LayerSqnrs | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
@@ -32,13 +32,13 @@ def quantized_model(
         covers: which layers the scheme is for, in words.
         steps: quantization steps of the outputs, where they are quantized.
         tuning: what training came to, for schemes that train.
-        settled: scales and zero points, for schemes that observe them.
+        converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
         layer_sqnrs: against the float graph, for schemes that calibrate one.
 
     Raises:
         UnsupportedError: no layer was quantized.
     """
-    quantized, kept = layers
+    quantized, in_float = layers
     if not quantized:
         what = f"{scheme} quantized nothing: the model has no {covers} layer left for it"
         raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
@@ -47,11 +47,12 @@ def quantized_model(
         graph=graph,
         exported=None,
         quantized=tuple(quantized),
-        kept_fp32=tuple(kept),
+        kept_fp32=tuple(in_float),
         output_steps=steps,
         tuning=tuning,
-        qparams=settled.qparams if settled else (),
-        fresh=settled.fresh if settled else (),
+        qparams=converted.settled.qparams if converted else (),
+        fresh=converted.settled.fresh if converted else (),
+        kept=converted.kept if converted else None,
         layer_sqnrs=layer_sqnrs,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import LoadedModel, QParams, Scores, TensorSpec
+from edgeq.artifacts import LoadedModel, QParams, Scores, StoredLayer, TensorSpec
 from edgeq.job import Progress, QatOptions
 from edgeq.samples import Dataset
 from edgeq.scheme import ObserverName
@@ -58,6 +58,21 @@ class SearchSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StickySpec:
+    """What keeping more of a shipped model than its scales and zero points is given.
+
+    Attributes:
+        layers: as the shipped artifact stores them.
+        score: runs a converted graph on calibration samples, against fp32.
+        samples: how many these are.
+    """
+
+    layers: tuple[StoredLayer, ...]
+    score: Callable[[Any], Scores]
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeSpec:
     """Input of every quantization method.
 
@@ -70,6 +85,7 @@ class QuantizeSpec:
         label: for progress, in words.
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
+        sticky: for keeping more of the shipped model than these, else None.
         reduce_range: whether weights keep to seven bits, so that 16-bit sums of two products cannot overflow.
         search: for schemes that search, else None.
     """
@@ -84,6 +100,7 @@ class QuantizeSpec:
     label: str
     qat: QatSpec | None = None
     shipped: tuple[QParams, ...] = ()
+    sticky: StickySpec | None = None
     reduce_range: bool = False
     search: SearchSpec | None = None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeq.units import format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Choice, Comparison, Fidelity, Gate, LayerSqnrs, Reuse, Row, Search, Variant
+    from edgeq.artifacts import Choice, Comparison, Fidelity, Gate, KeptValues, LayerSqnrs, Reuse, Row, Search, Variant
 
 MISSING = "not measured"
 _SHOWN = 6  # names of layers in one line
@@ -227,7 +227,7 @@ def _gate_facts(gate: Gate) -> str:
 
 
 def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
-    """Return what reused scales and zero points brought and cost, and the tensors that could not have them.
+    """Return what was reused of the shipped model, what that brought and cost, and the tensors that have new ranges.
 
     Args:
         found: the comparison with the artifact that has all new ranges.
@@ -239,10 +239,21 @@ def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
         f"{kept} of {found.tensors} int8 tensors keep the shipped scales and zero points",
         f"the artifact's patch: {patches}; {_quality(fidelity)} with, {_quality(found.fidelity_without)} without",
     ]
+    if found.kept is not None:
+        lines.append(_kept_values(found.kept))
     if found.fresh:
         more = f" and {len(found.fresh) - _SHOWN} more" if len(found.fresh) > _SHOWN else ""
         lines.append(f"new ranges, since the shipped ones do not fit: {', '.join(found.fresh[:_SHOWN])}{more}")
     return lines
+
+
+def _kept_values(kept: KeptValues) -> str:
+    gains = ((kept.ranges, "ranges"), (kept.biases, "biases"), (kept.values, "int8 values"))
+    parts = [f"{count} {what}" for count, what in gains if count]
+    if not parts:
+        return "nothing else stays the shipped model's: it would cost too much, or is the same anyway"
+    cost = f"{decibel(kept.sqnr_db)} with, {decibel(kept.sqnr_strict_db)} without"
+    return f"near enough to stay the shipped ones: {', '.join(parts)} ({kept.samples} calibration samples: {cost})"
 
 
 def _quality(fidelity: Fidelity | None) -> str:

@@ -29,8 +29,15 @@ def shipped(edgeq: Run, package: Run, tmp_path_factory: pytest.TempPathFactory) 
     return bundle
 
 
-def release(edgeq: Run, *args: str | Path) -> Result:
-    return edgeq("ota", "release", *args, "--channel", "channel", "--keys", "keys", "--quiet", "--json")
+def release(edgeq: Run, *args: str | Path, channel: str = "channel") -> Result:
+    return edgeq("ota", "release", *args, "--channel", channel, "--keys", "keys", "--quiet", "--json")
+
+
+def tried(edgeq: Run, *args: str | Path) -> Result:
+    """Release into a copy of the channel."""
+    shutil.rmtree("copied", ignore_errors=True)
+    shutil.copytree("channel", "copied")
+    return release(edgeq, *args, channel="copied")
 
 
 def update(edgeq: Run, *args: str) -> Result:
@@ -143,6 +150,56 @@ def test_churn_against_the_shipped_model(edgeq: Run, package: Run, shipped: Path
     assert "25 right of 25 before, 0 now" in found["class_drop"]["detail"]
 
 
+TUNED = """
+import torch
+
+import quarters
+
+
+def model():
+    module = quarters.model()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for part in module.parameters():
+            part += 2e-3 * part.abs().mean() * torch.randn_like(part)
+    return module
+
+
+example_inputs = quarters.example_inputs
+"""
+
+
+@pytest.mark.slow
+def test_a_tuned_model_that_reuses_the_shipped_one_is_a_smaller_patch(edgeq: Run, package: Run, shipped: Path) -> None:
+    Path("tuned.py").write_text(TUNED)
+    sizes = {}
+    for how, options in (("with", ("--reuse-qparams-from", shipped)), ("without", ())):
+        named = ("--name", "quarters", "--model-version", "2", "--out", how)
+        made = package("tuned.py:model", "--target", X86, *_data(), *named, *options, "--json", base=False)
+        assert made.code == 0, made.err
+        row = made.json["rows"][0]
+        # both ways to name the base: the channel has it, and the folder is told
+        told = tried(edgeq, Path(how) / "quarters" / X86, "--delta-from", shipped)
+        assert told.code == 0, told.err
+        (delta,) = told.json["rows"][0]["deltas"]
+        sizes[how] = delta["size_bytes"]
+        reuse = told.json["rows"][0]["reuse"]
+        assert (reuse is None) == (how == "without")
+        if reuse is not None:
+            assert reuse["found"]["patch_bytes"] < reuse["found"]["patch_bytes_without"]
+            assert row["reuse"]["kept"]["samples"] == 64
+            assert row["reuse"]["kept"]["layers"] == 2
+    assert sizes["with"] < sizes["without"]
+    published = release(edgeq, Path("with/quarters") / X86, "--delta-from", shipped)
+    assert published.code == 0, published.err
+    assert update(edgeq, "--quiet").code == 0
+    assert edgeq("ota", "status", "--store", "store").out.startswith("release 2,")
+
+
+def _data() -> tuple[str, ...]:
+    return ("--calibration-data", "calibration.npz", "--eval-data", "evaluation.npz")
+
+
 def test_another_contract_is_refused(edgeq: Run, shipped: Path) -> None:
     other = changed(shipped)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -151,6 +208,17 @@ def test_another_contract_is_refused(edgeq: Run, shipped: Path) -> None:
     told = release(edgeq, other)
     assert told.code == 3
     assert gates(told)["contract"] == "failed"
+
+
+@pytest.mark.slow
+def test_limits_of_the_very_files_to_the_byte(edgeq: Run, shipped: Path) -> None:
+    """One byte less than the file is refused with nothing written, exactly so many pass, and one more too."""
+    second = changed(shipped)
+    told = tried(edgeq, second).json["rows"][0]
+    sizes = {"download": told["download_bytes"], "delta": told["deltas"][0]["size_bytes"]}
+    for name, size in sizes.items():
+        for over, code in ((-1, 4), (0, 0), (1, 0)):
+            assert tried(edgeq, second, "--limit", f"{name}={size + over}B").code == code, (name, over)
 
 
 def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:

@@ -117,6 +117,7 @@ def quantized(
     qat=None,
     progress=None,
     shipped=(),
+    sticky=None,
     reduce_range=False,
 ) -> QuantizedModel:
     if runtime != "torchscript" and captured is None:
@@ -132,6 +133,7 @@ def quantized(
         label="small",
         qat=qat,
         shipped=shipped,
+        sticky=sticky,
         reduce_range=reduce_range,
     )
     return quantize(runtime, scheme, spec)

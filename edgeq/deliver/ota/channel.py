@@ -144,39 +144,55 @@ def publish(
         IntegrityError: the keys are not this channel's.
         EnvironmentProblem: a private key is not at hand, or the disk refused a write.
     """
-    from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
-
     soon = now + datetime.timedelta(days=valid_days)
     root = next_root(before, ring, now)
-    new_targets = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
-    targets_data = _signed(new_targets, ring, "targets")
-    meta = MetaFile(new_targets.signed.version, len(targets_data), _hashes(targets_data))
-    snapshot = Metadata(
-        Snapshot(_after(before.snapshot if before else None), expires=soon, meta={"targets.json": meta})
-    )
-    snapshot_data = _signed(snapshot, ring, "snapshot")
-    meta = MetaFile(snapshot.signed.version, len(snapshot_data), _hashes(snapshot_data))
-    issued = {ISSUED: now.strftime("%Y-%m-%dT%H:%M:%SZ")}
-    timestamp = Metadata(
-        Timestamp(
-            _after(before.timestamp if before else None), expires=soon, snapshot_meta=meta, unrecognized_fields=issued
-        )
-    )
-    timestamp_data = _signed(timestamp, ring, "timestamp")
-    place = folder / METADATA
     new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
-    new[place / f"{new_targets.signed.version}.targets.json"] = targets_data
-    new[place / f"{snapshot.signed.version}.snapshot.json"] = snapshot_data
+    index, timestamp = _index(before, ring, targets, soon=soon, now=now)
+    new |= {folder / METADATA / name: data for name, data in index.items()}
     with disk_errors(folder):
-        _switch(new, place / "timestamp.json", timestamp_data)
+        _switch(new, folder / METADATA / "timestamp.json", timestamp)
         # last: until now the old root, whose keys signed as well, led to all of this
         if root is not None:
-            write_atomic(place / f"{root.signed.version}.root.json", _bytes(root))
+            write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
     opened = open_channel(folder)
     if opened is None:
         raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
     tidy(opened)
     return opened
+
+
+def _index(
+    before: Channel | None,
+    ring: KeyRing,
+    targets: Mapping[str, TargetFile],
+    *,
+    soon: datetime.datetime,
+    now: datetime.datetime,
+) -> tuple[dict[str, bytes], bytes]:
+    """Return the next targets and snapshot by file name, and the timestamp that leads to them, all signed."""
+    from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
+
+    def described(version: int, data: bytes) -> MetaFile:
+        return MetaFile(version, len(data), _hashes(data))
+
+    listed = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
+    listed_data = _signed(listed, ring, "targets")
+    meta = {"targets.json": described(listed.signed.version, listed_data)}
+    snapshot = Metadata(Snapshot(_after(before.snapshot if before else None), expires=soon, meta=meta))
+    snapshot_data = _signed(snapshot, ring, "snapshot")
+    timestamp = Metadata(
+        Timestamp(
+            _after(before.timestamp if before else None),
+            expires=soon,
+            snapshot_meta=described(snapshot.signed.version, snapshot_data),
+            unrecognized_fields={ISSUED: now.strftime("%Y-%m-%dT%H:%M:%SZ")},
+        )
+    )
+    files = {
+        f"{listed.signed.version}.targets.json": listed_data,
+        f"{snapshot.signed.version}.snapshot.json": snapshot_data,
+    }
+    return files, _signed(timestamp, ring, "timestamp")
 
 
 def _switch(new: Mapping[Path, bytes], timestamp: Path, data: bytes) -> None:

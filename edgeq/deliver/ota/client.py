@@ -20,7 +20,7 @@ from edgeq.deliver.ota.fetch import Source
 from edgeq.deliver.ota.place import placed
 from edgeq.deliver.ota.state import MAX_TRIES, DeviceFacts, Slot, State, Trying
 from edgeq.deliver.ota.store import Store
-from edgeq.deliver.ota.trusted import refresh
+from edgeq.deliver.ota.trusted import Trusted, refresh
 from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, VerificationError
 
 MOST_BYTES = 1_000_000_000
@@ -91,18 +91,7 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
         check_device(device_before, device_id=request.device_id, model=request.model, target=request.target)
         store.recover()
         state = _capped(store)
-        root = _root(store, request)
-        trusted = refresh(
-            request.source,
-            store.trusted,
-            root,
-            states.seen_of(state),
-            clock=request.clock,
-            most_repeats=MOST_REPEATS,
-        )
-        if store.trust() is None:
-            store.begin_trust(root)
-        fsync_tree(store.trusted)
+        trusted = _trusted(store, state, request)
         state = states.with_seen(state, trusted.seen)
         store.save(state)
         device = described(
@@ -115,6 +104,23 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
         )
         notes = () if trusted.by_clock else ("no clock to judge by: expiry was judged by when the index was signed",)
         return _followed(store, state, device, trusted.index, request, self_test, notes)
+
+
+def _trusted(store: Store, state: State, request: Request) -> Trusted:
+    """Return the channel's verified index; the store keeps what it verified, and the root from its first time on."""
+    root = _root(store, request)
+    trusted = refresh(
+        request.source,
+        store.trusted,
+        root,
+        states.seen_of(state),
+        clock=request.clock,
+        most_repeats=MOST_REPEATS,
+    )
+    if store.trust() is None:
+        store.begin_trust(root)
+    fsync_tree(store.trusted)
+    return trusted
 
 
 def _followed(

@@ -40,13 +40,8 @@ def placed(
         EnvironmentProblem: the channel cannot be reached, or the disk is full.
     """
     place = store.slot(slot.release)
-    if place.is_dir():
-        try:
-            store.bundle(slot)
-        except EdgeqError:
-            remove_tree(place)
-        else:
-            return "an earlier try", 0
+    if _is_there(store, slot, place):
+        return "an earlier try", 0
     delta, base = _delta(store, state, chosen, index)
     file = delta.file if delta else chosen.file
     _check_sizes(store, chosen, file.size_bytes, most_bytes)
@@ -63,6 +58,18 @@ def placed(
             _check_plain(chosen, staging)
         _check_same(chosen, bundle)
     return ("patch" if delta else "full download"), file.size_bytes
+
+
+def _is_there(store: Store, slot: Slot, place: Path) -> bool:
+    """Whether an earlier try brought the release whole; what is damaged is removed."""
+    if not place.is_dir():
+        return False
+    try:
+        store.bundle(slot)
+    except EdgeqError:
+        remove_tree(place)
+        return False
+    return True
 
 
 def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tuple[DeltaEntry | None, bytes | None]:

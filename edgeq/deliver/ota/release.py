@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgeq.deliver.ota.facts import BundleEntry, bundle_facts
 from edgeq.deliver.ota.keys import KeyRing
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.deliver.ota.plain import pack
+from edgeq.deliver.ota.scratch import scratch_dir
 from edgeq.deliver.ota.unzip import unzip
 from edgeq.errors import UsageError
 
@@ -80,17 +80,6 @@ def extract(channel: Channel, entry: BundleEntry, folder: Path) -> Bundle:
         IntegrityError: the channel's file is missing or damaged.
     """
     return unzip(channel.read(entry.file.name), folder, most_bytes=entry.facts.plain_bytes)
-
-
-@contextlib.contextmanager
-def scratch_dir() -> Iterator[Path]:
-    """Yield an empty folder among the system's temporary files.
-
-    Raises:
-        EnvironmentProblem: the disk that holds them refuses a write.
-    """
-    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgeq-ota-") as name:
-        yield Path(name)
 
 
 def bases(channel: Channel | None, entries: Iterable[BundleEntry]) -> list[Base]:

@@ -35,6 +35,7 @@ def next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> 
     if before is not None:
         old = before.roots[-1].signed
         _check_ours(before, ring)
+        _check_not_revoked(before, ring)
         lasting = old.expires - now > datetime.timedelta(days=_ROOT_RENEWED_DAYS)
         if lasting and all(_role(old, role) == _role(new, role) for role in ROLES):
             return None
@@ -69,6 +70,19 @@ def _check_ours(before: Channel, ring: KeyRing) -> None:
         theirs = ", ".join(keyid[:8] for keyid in old.roles["root"].keyids)
         what = f"the keys in {ring.folder} are not those of {before.folder}, whose root keys are {theirs}"
         raise IntegrityError(what, "give the channel's own keys with --keys")
+
+
+def _check_not_revoked(before: Channel, ring: KeyRing) -> None:
+    """Refuse an older copy of the keys, which would put keys in charge again that a rotation took out."""
+    now = before.roots[-1].signed
+    for role in ROLES:
+        present = set(now.roles[role].keyids)
+        earlier = {keyid for root in before.roots[:-1] for keyid in root.signed.roles[role].keyids}
+        if revoked := sorted({key.keyid for key in ring.file.roles[role].keys} & (earlier - present)):
+            what = (
+                f"revoked key: {before.folder} replaced the {role} key {revoked[0][:8]}, which {ring.folder} still has"
+            )
+            raise IntegrityError(what, "give the keys as they are since the rotation, not an older copy of them")
 
 
 def _role(root: Root, role: RoleName) -> tuple[int, frozenset[str]]:

@@ -134,3 +134,18 @@ def test_public_part_is_checked(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         load_keys(ring.folder).signers("root")
     shutil.rmtree(ring.folder)
+
+
+def test_an_older_copy_of_the_keys_does_not_bring_a_revoked_one_back(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.release(publisher.bundle("1"))
+    fresh, old = publisher.keys, tmp_path / "copy"
+    shutil.copytree(fresh, old)
+    rotated(publisher.ring, "targets")
+    publisher.release(publisher.bundle("2"))
+    before = {path: path.read_bytes() for path in publisher.channel.rglob("*") if path.is_file()}
+    publisher.keys = old
+    with pytest.raises(IntegrityError, match=r"revoked key: .* replaced the targets key"):
+        publisher.release(publisher.bundle("3"))
+    assert {path: path.read_bytes() for path in publisher.channel.rglob("*") if path.is_file()} == before
+    publisher.keys = fresh
+    publisher.release(publisher.bundle("3"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeq.artifacts import TensorSpec
 from edgeq.job import Progress
-from edgeq.target import FileFormat
+
+if TYPE_CHECKING:
+    from edgeq.target import FileFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,7 +112,10 @@ def test_a_factory_that_returns_no_module_is_told(package: Run) -> None:
         (("quarter.py:model", "--target", X86, "--scheme", "fp32"), ("quarter.py", "check the path")),
         (("quarters.py:model", "--target", X86, "--limit", "sise=3MB"), ("sise", "Did you mean 'size'?")),
         (("quarters.py:model", "--target", X86, "--limit", "size=3ms"), ("3ms",)),
-        (("quarters.py:model", "--target", X86, "--allow-unmeasured", "latenzy"), ("Did you mean 'latency'?",)),
+        (
+            ("quarters.py:model", "--target", X86, "--scheme", "fp32", "--allow-unmeasured", "latenzy"),
+            ("Did you mean 'latency'?",),
+        ),
         (("quarters.py:model", "--target", X86, "--observer", "histo"), ("Did you mean 'histogram'?",)),
         (("quarters.py:model", "--target", X86, "--quiett"), ("--quiett", "Did you mean '--quiet'?")),
         (("quarters.py:model", "--target", X86, "--name", "rejected", "--scheme", "fp32"), ("rejected", "--name")),

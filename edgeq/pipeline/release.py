@@ -59,6 +59,8 @@ def _written(
     from edgeq.bundle.writer import write_bundle
     from edgeq.check.gates import Candidate, check
 
+    deflated: dict[str, int] = {}  # only the manifest differs from one writing to the next
+
     def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
         item = Candidate(
             target=target,
@@ -77,7 +79,7 @@ def _written(
         )
         checked = check(item)
         digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
-        return checked, digest, download_size_bytes(folder)
+        return checked, digest, download_size_bytes(folder, deflated)
 
     return _settled(write)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.bundle.archive import bundle_zip, download_size_bytes, write_zip
+from edgeq.bundle.reader import read_manifest
 from edgeq.errors import IntegrityError, UsageError
 
 
@@ -36,8 +37,18 @@ def test_the_counted_size_is_the_size_of_the_file(bundle: Path, tmp_path: Path) 
     path = tmp_path / "bundle.zip"
     with path.open("wb") as sink:
         write_zip(bundle, sink)
+    known: dict[str, int] = {}
     assert download_size_bytes(bundle) == path.stat().st_size
+    assert download_size_bytes(bundle, known) == path.stat().st_size
+    assert sorted(known) == sorted(entry.sha256 for entry in read_manifest(bundle)[1].files)
+    assert download_size_bytes(bundle, known) == path.stat().st_size
     assert path.read_bytes() == bundle_zip(bundle)
+
+
+def test_the_size_of_files_that_need_zip64_counts_its_headers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = download_size_bytes(bundle)
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 16)
+    assert download_size_bytes(bundle) == len(bundle_zip(bundle)) > plain
 
 
 def test_source_date_epoch_sets_the_times(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_all_layers_simulated_come_near_to_the_converted_graph():
 @pytest.mark.parametrize(("runtime", "backend"), ROUTES)
 def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, backend):
     model = loaded(SmallNet)
-    spec = spec_of(model, runtime, backend, limits=(("sqnr", 200.0),), calibration=dataset(model.inputs, 16))
+    spec = spec_of(model, runtime, backend, limits=(("sqnr", 200.0),))
     found = quantize(runtime, "mixed-int8", spec)
     kept = found.search.found.kept
     assert kept

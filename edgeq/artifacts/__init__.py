@@ -2,21 +2,7 @@
 
 from edgeq.artifacts.compared import OutputComparison
 from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
-from edgeq.artifacts.measured import (
-    Agreement,
-    Cost,
-    DeviceMeasures,
-    DeviceRun,
-    Emulation,
-    Fidelity,
-    GraphOnly,
-    Interval,
-    KernelShare,
-    LatencyPrediction,
-    Parity,
-    Timing,
-    VerifyReport,
-)
+from edgeq.artifacts.measured import Agreement, Fidelity, GraphOnly, Interval, KernelShare, Parity, Timing
 from edgeq.artifacts.model import (
     FILE_KINDS,
     Companion,
@@ -35,6 +21,7 @@ from edgeq.artifacts.model import (
     Tuning,
     Weights,
 )
+from edgeq.artifacts.on_device import Cost, DeviceMeasures, DeviceRun, Emulation, LatencyPrediction
 from edgeq.artifacts.release import (
     BuildReport,
     BundleInput,
@@ -48,6 +35,7 @@ from edgeq.artifacts.release import (
 from edgeq.artifacts.search import Attempt, Scores, Search, Sensitivity
 from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport, Gate, Outcome
+from edgeq.artifacts.verified import VerifyReport
 
 __all__ = [
     "FILE_KINDS",

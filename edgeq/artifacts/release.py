@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.artifacts.layer_sqnr import LayerSqnrs
-from edgeq.artifacts.measured import Fidelity, VerifyReport
+from edgeq.artifacts.measured import Fidelity
 from edgeq.artifacts.model import KeptValues, Layer, LoadedModel, LoweredModel, QParams, Tuning, Weights
 from edgeq.artifacts.search import Search
 from edgeq.artifacts.variant import Choice, Comparison, Variant
 from edgeq.artifacts.verdict import CheckReport
+from edgeq.artifacts.verified import VerifyReport
 from edgeq.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -74,36 +74,35 @@ def profile_bundle(
         EdgeqError: as `verify.emulate.counting.count`.
     """
     from edgeq.bundle.reader import read_bundle
-    from edgeq.verify.emulate.counting import find_core
 
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
         sample = first_sample(bundle)
     profile = None if device is None else load_device(device)
-    cores = cpus or ((profile.core,) if profile else cores_of(bundle.manifest))
+    cores = _cores(cpus, profile, bundle.manifest)
+    runtime = installed_runtime(bundle.manifest, progress)
+    counted = count_on(
+        runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s, operators=operators
+    )
+    used = threads or bundle.manifest.threads
+    found = tuple(
+        CoreProfile(counted=one, predicted=_predictions(one, profile, used, threads, runtime.wheel.runtime))
+        for one in counted
+    )
+    return BundleProfile(folder=folder, manifest=bundle.manifest, runtime=runtime.wheel.title, cores=found)
+
+
+def _cores(cpus: tuple[str, ...], profile: DeviceProfile | None, manifest: Manifest) -> tuple[str, ...]:
+    """Return the cores to count on; raises UsageError for one that is unknown, or that the device has not."""
+    from edgeq.verify.emulate.counting import find_core
+
+    cores = cpus or ((profile.core,) if profile else cores_of(manifest))
     if profile is not None and profile.core not in cores:
         what = f"device {profile.name} has the core {profile.core}, which is not among --cpu {','.join(cores)}"
         raise UsageError(what, f"add {profile.core} to --cpu, or leave --cpu out")
     for core in cores:
         find_core(core)
-    runtime = installed_runtime(bundle.manifest, progress)
-    counted = count_on(
-        runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s, operators=operators
-    )
-    return BundleProfile(
-        folder=folder,
-        manifest=bundle.manifest,
-        runtime=runtime.wheel.title,
-        cores=tuple(
-            CoreProfile(
-                counted=one,
-                predicted=_predictions(
-                    one, profile, threads or bundle.manifest.threads, threads, runtime.wheel.runtime
-                ),
-            )
-            for one in counted
-        ),
-    )
+    return cores
 
 
 def count_on(

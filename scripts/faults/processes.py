@@ -143,14 +143,14 @@ def tree(root: Path) -> Tree:
 def promised(found: Tree) -> Tree:
     """Leave out what a store may learn or keep for the next try, and hidden rubbish that the next run removes."""
     state = json.loads(found.get("state.json") or b"{}")
-    for name in ("seen", "trying"):
+    for name in ("seen", "trying", "patching"):
         state.pop(name, None)
     named = {str(slot["release"]) for slot in (state.get("current"), state.get("previous")) if slot}
     kept = {
         name: data
         for name, data in found.items()
         if not name.startswith(("trusted", "download", "trust.json", "device.json"))
-        and not any(part == ".edgeq.lock" or (part[0] == "." and part.endswith(".tmp")) for part in name.split("/"))
+        and not any(part in (".edgeq.lock", ".edgeq-work") or (part[0] == "." and part.endswith(".tmp")) for part in name.split("/"))
         and not (name.startswith("slots/") and name.split("/")[1] not in named)
     }
     if set(kept) <= {"state.json", "slots"} and not named:

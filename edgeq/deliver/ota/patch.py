@@ -74,7 +74,7 @@ def apply_patch(patch: Patch, base: bytes) -> bytes:
 
 
 def _refused(why: str) -> IntegrityError:
-    return IntegrityError(f"the patch is refused: {why}", "get the full download instead")
+    return IntegrityError(f"the patch is refused: {why}", "update again: the full download is taken then")
 
 
 def _window_log(base_bytes: int, output_bytes: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +51,7 @@ def placed(
     store.drop_downloads(keep=file.sha256)
     store.downloads.mkdir(exist_ok=True)
     data = download(source, file, store.downloads).read_bytes()
-    with staged_dir(place) as staging:
+    with _patch_counted(store, state, delta), staged_dir(place) as staging:
         if delta is not None and base is not None:
             unpack(_patched(delta, base, data), staging)
             bundle = read_bundle(staging)
@@ -58,6 +60,20 @@ def placed(
             _check_plain(chosen, staging)
         _check_same(chosen, bundle)
     return ("patch" if delta else "full download"), file.size_bytes
+
+
+@contextlib.contextmanager
+def _patch_counted(store: Store, state: State, delta: DeltaEntry | None) -> Iterator[None]:
+    """Write that a patch is begun before it is, so that one that is refused or ends the process is not begun again."""
+    if delta is None:
+        yield
+        return
+    store.save(state.model_copy(update={"patching": delta.file.sha256}))
+    try:
+        yield
+    except (OSError, EnvironmentProblem):
+        store.save(state)  # a full disk says nothing against the patch
+        raise
 
 
 def _is_there(store: Store, slot: Slot, place: Path) -> bool:
@@ -73,7 +89,10 @@ def _is_there(store: Store, slot: Slot, place: Path) -> bool:
 
 
 def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tuple[DeltaEntry | None, bytes | None]:
-    """Return the patch from what the device has, and that in its plain form; neither where a patch saves nothing."""
+    """Return the patch from what the device has, and that in its plain form.
+
+    Neither where a patch saves nothing, or was begun before and gave no release.
+    """
     if state.current is None:
         return None, None
     try:
@@ -84,7 +103,8 @@ def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tup
     sha256 = sha256_bytes(base)
     for delta in index.deltas:
         ends = (delta.facts.base_sha256, delta.facts.output_sha256)
-        if ends == (sha256, chosen.facts.plain_sha256) and delta.file.size_bytes < chosen.file.size_bytes:
+        saves = delta.file.size_bytes < chosen.file.size_bytes and delta.file.sha256 != state.patching
+        if saves and ends == (sha256, chosen.facts.plain_sha256):
             return delta, base
     return None, None
 

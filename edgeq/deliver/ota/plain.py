@@ -63,4 +63,4 @@ def _in_order(manifest: Manifest) -> list[FileEntry]:
 
 
 def _broken(why: str) -> IntegrityError:
-    return IntegrityError(f"the patched bytes are no bundle: {why}", "get the full download instead")
+    return IntegrityError(f"the patched bytes are no bundle: {why}", "update again: the full download is taken then")

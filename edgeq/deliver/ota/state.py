@@ -70,6 +70,7 @@ class State(_Strict):
     previous: Slot | None = None
     trying: Trying | None = None
     bad: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="releases that failed here")
+    patching: Sha256 | None = Field(default=None, description="of the patch that was begun, and gave no release yet")
     seen: SeenFacts = SeenFacts()
 
 
@@ -89,7 +90,7 @@ def switched(state: State, slot: Slot) -> State:
     current = Current(release=slot.release, digest=slot.digest)
     keeps = before if before is not None and before.healthy else state.previous or before
     previous = Slot(release=keeps.release, digest=keeps.digest) if keeps is not None else None
-    return state.model_copy(update={"current": current, "previous": previous, "trying": None})
+    return state.model_copy(update={"current": current, "previous": previous, "trying": None, "patching": None})
 
 
 def given_up(state: State, release: int) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq.deliver.ota import place
 from edgeq.deliver.ota.channel import open_channel
 from edgeq.deliver.ota.client import MOST_REPEATS
 from edgeq.deliver.ota.entries import Terms
-from edgeq.deliver.ota.facts import KEY
+from edgeq.deliver.ota.facts import KEY, parse_index
 from edgeq.deliver.ota.keys import forget_retired, load_keys, new_keys, rotated
 from edgeq.deliver.ota.release import refresh, withdraw
 from edgeq.deliver.ota.state import MAX_TRIES, healthy
@@ -268,6 +270,60 @@ def test_tampered_downloads(publisher: Publisher, device: Device) -> None:
     patch.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     refused(device, IntegrityError, "not the file that was signed")
     patch.write_bytes(good)
+    assert device.update().via == "patch"
+
+
+def break_patch(publisher: Publisher) -> None:
+    """Sign the channel's index again with a patch that is none."""
+    index = parse_index(publisher.state.targets.signed.targets)
+    targets = publisher.channel / "targets"
+    files = {one.name: ((targets / f"{one.sha256}.{one.name}").read_bytes(), one.facts) for one in index.entries}
+    patch = index.deltas[0].file
+    publisher.index({**files, patch.name: (b"no patch", patch.facts)})  # type: ignore[dict-item]
+
+
+def test_after_a_refused_patch_comes_the_full_download(publisher: Publisher, device: Device) -> None:
+    publisher.release(publisher.bundle("1"))
+    device.update()
+    publisher.release(publisher.bundle("2"))
+    break_patch(publisher)
+    refused(device, IntegrityError, "the patch is refused")
+    done = device.update()
+    assert (done.release, done.via) == (2, "full download")
+    publisher.release(publisher.bundle("3"))
+    assert device.update().via == "patch"
+
+
+def test_a_patch_that_ended_the_process_is_not_begun_again(
+    publisher: Publisher, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.release(publisher.bundle("1"))
+    device.update()
+    publisher.release(publisher.bundle("2"))
+
+    def die(*_: object) -> bytes:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "apply_patch", die)
+        with pytest.raises(Killed):
+            device.update()
+    assert device.update().via == "full download"
+
+
+def test_a_full_disk_says_nothing_against_a_patch(
+    publisher: Publisher, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.release(publisher.bundle("1"))
+    device.update()
+    publisher.release(publisher.bundle("2"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "unpack", full)
+        refused(device, EnvironmentProblem, "no space left")
     assert device.update().via == "patch"
 
 

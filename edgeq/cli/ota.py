@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.job import DataOptions, GateOptions
+    from edgeq.manifest import Manifest
     from edgeq.pipeline.ota import ReleaseJob
 
 app = typer.Typer(help="Publish over-the-air updates, and follow a channel as a device does.")
@@ -29,7 +30,9 @@ _DAYS = 30
 
 _Channel = Annotated[Path, typer.Option(metavar="FOLDER", help="The channel: a folder that a web server can serve.")]
 _Keys = Annotated[Path, typer.Option(metavar="FOLDER", help="The signing keys, as `edgeq keys new` made them.")]
-_ValidDays = Annotated[int, typer.Option(metavar="N", help="Days after which clients refuse the index; 30.", min=1)]
+_ValidDays = Annotated[
+    int, typer.Option(metavar="N", help="Days after which clients refuse the index; 30.", min=1, max=3650)
+]
 
 
 @app.command("release")
@@ -132,10 +135,13 @@ def _job(params: Mapping[str, Any]) -> ReleaseJob:
     from edgeq.cli.models import read_released
     from edgeq.pipeline.ota import ReleaseJob
 
-    models = dict.fromkeys(read_manifest(folder)[1].model.name for folder in params["bundles"])
-    project = read_released(params["config"], tuple(models))
+    manifests = [read_manifest(folder)[1] for folder in params["bundles"]]
+    project = read_released(params["config"], tuple(dict.fromkeys(one.model.name for one in manifests)))
     data = _data(params, project.data.evaluation, project.data.labels)
-    runtimes = tuple(_runtime(text) for text in params["runtime"] or ())
+    gates = _gates(params, project)
+    _check_eval_data(params["eval_data"], gates)
+    known = sorted({one.target.runtime for one in manifests})
+    runtimes = tuple(_runtime(text, known) for text in params["runtime"] or ())
     if not runtimes:
         runtimes = tuple((name, version) for name, versions in project.app.runtimes.items() for version in versions)
     return ReleaseJob(
@@ -144,13 +150,13 @@ def _job(params: Mapping[str, Any]) -> ReleaseJob:
         keys=params["keys"],
         now=now(),
         deltas=params["deltas"],
-        delta_from=tuple(params["delta_from"] or ()),
+        delta_from=_bases(params["delta_from"] or (), manifests),
         verdicts=tuple(params["verdict"] or ()),
         runtimes=runtimes,
-        devices=tuple(dict.fromkeys(params["device"] or ())),
+        devices=_devices(params["device"] or ()),
         licence=params["licence"],
         valid_days=params["valid_days"],
-        gates=_gates(params, project),
+        gates=gates,
         data=data,
     )
 
@@ -178,8 +184,47 @@ def _data(params: Mapping[str, Any], evaluation: str | None, labels: str | None)
     return DataOptions(evaluation=params["eval_data"] or evaluation, labels=None if chosen is None else Path(chosen))
 
 
-def _runtime(text: str) -> tuple[str, str]:
+def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
+    """Refuse an evaluation set that no limit asks for: it would not even be opened."""
+    if eval_data is not None and not {"flips", "class_drop"} & {name for name, _ in gates.limits}:
+        what = "--eval-data is for the limits flips and class_drop, and neither is given"
+        raise UsageError(what, "add, for example, --limit flips=2%, or leave it out")
+
+
+def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:
+    """Refuse a base that no bundle of the release can be a patch from."""
+    from edgeq.bundle.reader import read_manifest
+
+    released = {(one.model.name, one.target.name) for one in manifests}
+    for folder in folders:
+        base = read_manifest(folder)[1]
+        if (base.model.name, base.target.name) not in released:
+            what = f"--delta-from {folder}: no bundle of this release is of {base.model.name} for {base.target.name}"
+            raise UsageError(what, "give an earlier bundle of the same model and target")
+    return tuple(folders)
+
+
+def _devices(ids: Sequence[str]) -> tuple[str, ...]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from edgeq.deliver.ota.facts import DeviceId
+
+    for one in ids:
+        try:
+            TypeAdapter(DeviceId).validate_python(one)
+        except ValidationError as err:
+            what = f"--device {one!r} is no device id"
+            raise UsageError(
+                what, "up to 64 letters, digits, '.', '_', ':' and '-', the first a letter or digit"
+            ) from err
+    return tuple(dict.fromkeys(ids))
+
+
+def _runtime(text: str, known: Sequence[str]) -> tuple[str, str]:
+    """Return a runtime's name and version; one that none of the bundles runs on would judge nothing."""
     name, equals, version = text.partition("=")
     if not equals or not name or not version:
-        raise UsageError(f"expected NAME=VERSION, got {text!r}", "write, for example, --runtime executorch=1.5")
+        raise UsageError(f"expected NAME=VERSION, got {text!r}", f"write, for example, --runtime {known[0]}=1.5")
+    if name not in known:
+        raise UsageError(f"--runtime {text}: none of the bundles runs on {name!r}", f"theirs: {', '.join(known)}")
     return name, version

@@ -26,7 +26,7 @@ from edgeq.deliver.ota.entries import (
     next_release,
     shipped,
 )
-from edgeq.deliver.ota.facts import BundleEntry, bundle_facts
+from edgeq.deliver.ota.facts import BundleEntry, bundle_facts, parse_index
 from edgeq.deliver.ota.keys import KeyRing
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.deliver.ota.plain import pack
@@ -152,7 +152,8 @@ def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Publish
             new, data = _restored(channel, entry, number, terms)
             kept |= new
             files |= data
-        return _published(folder, channel, ring, kept, files, number, terms)
+        # of a release that devices have left behind nothing is published anew
+        return _published(folder, channel, ring, kept, files, number if files else number - 1, terms)
 
 
 def refresh(folder: Path, ring: KeyRing, terms: Terms) -> Published:
@@ -193,6 +194,7 @@ def _published(
     release: int,
     terms: Terms,
 ) -> Published:
+    parse_index(targets)  # what a client would refuse is not signed
     after = publish(folder, before, ring, targets=targets, files=files, now=terms.now, valid_days=terms.valid_days)
     sizes = tuple((f"{FILES}/{targets[name].hashes['sha256']}.{name}", len(data)) for name, data in files.items())
     trust = folder / METADATA / "1.root.json"

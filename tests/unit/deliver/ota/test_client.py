@@ -443,6 +443,9 @@ def test_withdrawing_brings_the_old_one_back(publisher: Publisher, device: Devic
     assert (done.release, done.model_version, done.via) == (3, "1", "patch")
     fresh = Device(store=device.store.with_name("fresh"), channel=device.channel, trust=device.trust)
     assert fresh.update().model_version == "1"
+    # devices have left it behind: nothing is published anew
+    again = withdraw(publisher.channel, publisher.ring, 2, Terms(now=NOW + DAY))
+    assert (again.release, again.files) == (3, ())
     with pytest.raises(UsageError, match="no release 9"):
         withdraw(publisher.channel, publisher.ring, 9, Terms(now=NOW))
 

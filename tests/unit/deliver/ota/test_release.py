@@ -155,3 +155,12 @@ def test_a_root_that_ends_soon_is_renewed(publisher: Publisher) -> None:
     publisher.release(publisher.bundle("3"), now=NOW + 600 * DAY)
     assert len(publisher.state.roots) == 2
     assert publisher.state.roots[-1].signed.expires > NOW + datetime.timedelta(days=1300)
+
+
+def test_an_index_that_clients_would_refuse_is_not_signed(publisher: Publisher) -> None:
+    publisher.release(publisher.bundle("1"))
+    before = tree(publisher.channel)
+    with pytest.raises(IntegrityError, match=r"bundle\.devices\.0"):
+        publisher.release(publisher.bundle("2"), devices=("bad id!",))
+    after = {name: data for name, data in tree(publisher.channel).items() if name != ".edgeq.lock"}
+    assert after == {name: data for name, data in before.items() if name != ".edgeq.lock"}

@@ -151,7 +151,7 @@ def _models_folder(manifest: Manifest, app: Path) -> Path:
         return _MODELS[platform]
     if found:
         what = f"{app} is a project for {found[0]}, the bundle is for {platform} ({manifest.target.name})"
-        raise UsageError(what, f"install a bundle of a {found[0]} target")
+        raise UsageError(what, f"install a bundle of a target for {found[0]}")
     raise UsageError(f"{app} is no app's project; looked for {PROJECT_FILES}", "give the project's root folder")
 
 

@@ -181,8 +181,9 @@ def _refused(err: BaseException, program: Any) -> UnsupportedError:
     if missing is None:
         what = f"torch.onnx cannot export this model: {first_line(err)}"
         return UnsupportedError(what, "leave out the operator that it names, or use an ExecuTorch target")
-    # a decomposition may have taken the front of its name off: prims.bessel_j0 is aten.special_bessel_j0
-    short = re.split(r"[.:]+", missing[1])[-1]
+    # a decomposition may have changed the front of its name: prims.bessel_j0 is aten.special_bessel_j0, and
+    # aten._linalg_svd is aten.linalg_svd
+    short = re.split(r"[.:]+", missing[1])[-1].strip("_")
     nodes = program.graph.nodes if program is not None else ()
     callers = [node for node in nodes if node.op == "call_function" and short in str(node.target)]
     name = str(callers[0].target) if callers else f"{missing[1]}.{missing[2]}"

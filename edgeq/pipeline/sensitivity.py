@@ -27,7 +27,8 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
 
     Raises:
         UsageError: the model or its data cannot be used.
-        UnsupportedError: an artifact that came as it is, or a model that cannot be quantized.
+        UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
+            be quantized.
     """
     from edgeq.quantize import RANKINGS
     from edgeq.quantize.capture import capture
@@ -37,6 +38,9 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     # importing torchao makes torch log of an enumeration that only concerns torchao's authors
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     (target,) = job.targets
+    if target.runtime not in RANKINGS:
+        what = f"the layers of a model for {target.name} cannot be ranked: runtime {target.runtime}"
+        raise UnsupportedError(what, f"give a target of {' or '.join(sorted(RANKINGS))}")
     job = with_demo_data(job)
     prepared = prepare(job, progress, schemes=("static-int8",), describe=_refused)
     if prepared.calibration.count == 0:

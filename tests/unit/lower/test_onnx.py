@@ -94,23 +94,29 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Singular(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svd(x).S
+
+
 class Rare(nn.Module):
     """Has a part with an operator that ONNX lacks."""
 
-    def __init__(self):
+    def __init__(self, part):
         super().__init__()
-        self.part = Bessel()
+        self.part = part
 
     def forward(self, x):
         return self.part(x)
 
 
-def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line():
+@pytest.mark.parametrize(("part", "name"), [(Bessel(), "special_bessel_j0"), (Singular(), "linalg_svd")])
+def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line(part, name):
     spec = TensorSpec(name="x", dtype="float32", shape=(1, 4))
-    graph = quantized(loaded(Rare(), spec), "onnx", "fp32", backend="ort")
+    graph = quantized(loaded(Rare(part), spec), "onnx", "fp32", backend="ort")
     with pytest.raises(UnsupportedError) as caught:
         lowered(graph, (spec,), folder() / "rare", "onnx", backend="ort")
-    assert "special_bessel_j0" in caught.value.what
+    assert name in caught.value.what
     assert "module part, " in caught.value.what
     assert "test_onnx.py:" in caught.value.what
 

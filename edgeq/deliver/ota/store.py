@@ -139,7 +139,8 @@ class Store:
             return model.model_validate_json(data)
         except ValidationError as err:
             first = err.errors(include_url=False, include_input=False)[0]
-            what = f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg'][:120]}"
+            where = "".join(f"{part}: " for part in first["loc"])
+            what = f"{path} is damaged: {where}{first['msg'][:120]}"
             raise IntegrityError(what, "remove the store's folder, and update again with --trust") from err
 
 

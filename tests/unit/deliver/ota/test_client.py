@@ -554,7 +554,7 @@ def test_a_damaged_store_is_told(publisher: Publisher, device: Device) -> None:
     good = (device.store / "state.json").read_bytes()
     for bad in (b"", b"{", good.replace(b'"release": 1', b'"release": "../1"'), json.dumps({"a": 1}).encode()):
         (device.store / "state.json").write_bytes(bad)
-        with pytest.raises(IntegrityError, match=r"state\.json is damaged"):
+        with pytest.raises(IntegrityError, match=r"state\.json is damaged: [^:]"):
             device.update()
     (device.store / "state.json").write_bytes(good)
     (device.store / "slots/1/model.pte").write_bytes(b"x")

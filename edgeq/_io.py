@@ -254,7 +254,7 @@ def lock_dir(folder: Path, *, wait_s: float) -> Iterator[None]:
     """Hold a folder's lock, so that two runs do not write to it at once.
 
     Raises:
-        EnvironmentProblem: another process still holds it after `wait_s` seconds.
+        EnvironmentProblem: another process still holds it after `wait_s` seconds, or there can be no such folder.
     """
     from filelock import FileLock
 
@@ -284,9 +284,10 @@ def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
         except Timeout as err:
             what = f"another edgeq is writing to {folder}"
             raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
-        except FileNotFoundError:
+        except FileNotFoundError as err:
             # a run that just ended took away the folder that it had made; try again
-            if time.monotonic() > deadline:
-                raise
+            if time.monotonic() > deadline:  # or it is in a place that takes none, such as /proc
+                what = f"cannot make the folder {folder}: {err.strerror}"
+                raise EnvironmentProblem(what, "choose another folder") from err
         else:
             return

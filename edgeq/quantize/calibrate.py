@@ -29,5 +29,21 @@ def calibrate(prepared: Any, dataset: Dataset, specs: Sequence[TensorSpec], task
                 prepared(*tensors)
             except Exception as err:  # the user's forward may raise anything
                 what = f"calibration fails on {batch.samples[0].name}: {first_line(err)}"
-                raise UsageError(what, "mend or remove this sample") from err
+                raise UsageError(*_blame(what, prepared, tensors)) from err
             task.advance(batch.rows)
+
+
+def _blame(what: str, prepared: Any, tensors: Sequence[Any]) -> tuple[str, str]:
+    """Return message and fix of a failed calibration: the sample's own fault, or the model's.
+
+    Buffers may well hold Inf, as a mask does; of the weights only parameters tell.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return f"{what} (the sample holds NaN or Inf)", "mend or remove this sample"
+    if broken := [name for name, part in prepared.named_parameters() if not bool(part.isfinite().all())]:
+        what = f"{what}: the model's weights hold NaN or Inf: {', '.join(broken[:3])}"
+        return what, "give the weights of a sound model"
+    if "not finite" in what:  # torch.histc, as the histogram observer calls it
+        fix = "run the fp32 model on this sample, and mend the layer that divides by zero or overflows"
+        return f"{what}: the sample is finite, so the model itself computes NaN or Inf", fix
+    return what, "mend or remove this sample"

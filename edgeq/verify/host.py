@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
+from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.extras import missing_module
 from edgeq.verify import wire
 from edgeq.verify.child import Child, started
@@ -246,6 +246,9 @@ def _translated(text: str, doing: str) -> EdgeqError:
     if OUT_OF_MEMORY in text:
         what = text.partition(": ")[2].splitlines()[0]
         return EnvironmentProblem(what, "package for a smaller batch: --input with a smaller first dimension")
+    if "failed locating file constants.pkl" in text:  # a ZIP of torch.save's, and not of torch.jit.save's
+        what = f"failed while {doing}: it is no TorchScript archive, but a state dict or another pickle"
+        return UsageError(what, "give what torch.jit.save wrote; a state dict goes to --weights of `edgeq package`")
     kind, meaning = onnx_error(text) or executorch_error(text)
     line = text.splitlines()[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"

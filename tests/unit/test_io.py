@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeq import _io
-from edgeq._io import canonical_json, disk_errors, recover_dir, staged_dir, write_atomic
+from edgeq._io import canonical_json, disk_errors, lock_dir, recover_dir, staged_dir, write_atomic
 from edgeq.errors import EnvironmentProblem, UsageError
 
 FILES = ("a", "b", "c")
@@ -335,3 +335,10 @@ def test_hashes_agree(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert _io.sha256_file(tmp_path / "file") == _io.sha256_bytes(b"abc") == known
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders")
+def test_a_place_that_takes_no_folder_is_told():
+    told = pytest.raises(EnvironmentProblem, match="cannot make the folder /proc/edgeq-out")
+    with told, lock_dir(Path("/proc/edgeq-out"), wait_s=0.0):
+        pass

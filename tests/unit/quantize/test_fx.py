@@ -273,3 +273,19 @@ def test_a_sample_that_the_model_fails_on_is_named():
     wide = (TensorSpec(name="tokens", dtype="int64", shape=(1, 3), low=9.0, high=9.0),)
     with pytest.raises(UsageError, match="calibration fails on s0"):
         quantized(loaded(Picky, *specs), calibration=dataset(wide))
+
+
+class Divides(SmallNet):
+    def forward(self, image):
+        return super().forward(image / 0.0 * 0.0)
+
+
+def test_a_model_that_computes_nan_on_a_sound_sample_is_told_from_a_bad_sample():
+    with pytest.raises(UsageError, match=r"calibration fails on s0.*the sample is finite, so the model itself"):
+        quantized(loaded(Divides), calibration=dataset((IMAGE,), 2))
+    net = SmallNet()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    with pytest.raises(UsageError, match="weights hold NaN or Inf: ") as caught:
+        quantized(loaded(net), calibration=dataset((IMAGE,), 2))
+    assert "sample" not in caught.value.fix

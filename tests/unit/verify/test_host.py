@@ -18,7 +18,7 @@ from small_models import IMAGE, artifact, captured_net, dataset, forward, loaded
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
-from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, VerificationError
+from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.samples import batches
 from edgeq.verify.child import Child, started
 from edgeq.verify.host import HostRuntime, _translated
@@ -207,6 +207,14 @@ def test_codes_are_put_into_words(text, kind, meaning):
     error = _translated(text, "loading model.pte")
     assert type(error) is kind
     assert meaning in error.what
+
+
+def test_a_state_dict_is_told_from_a_torchscript_archive(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UsageError, match=r"loading net\.pt: it is no TorchScript archive") as caught:
+        HostRuntime().load(path, runtime="torchscript", backend="x86", threads=1)
+    assert "--weights" in caught.value.fix
 
 
 def test_mutated_programs_end_in_an_error_or_load_but_never_take_edgeq_along(tmp_path):

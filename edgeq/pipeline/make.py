@@ -37,12 +37,14 @@ class Run:
     Attributes:
         facts: what the cells' keys are over.
         work: a folder on the disk of the output, gone at the end.
+        deflated: what files that were written come to in a ZIP, by their sha256; targets share artifacts.
     """
 
     job: Job
     facts: Mapping[str, Any]
     work: Path
     progress: Progress
+    deflated: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def cell(self, target: TargetProfile, scheme: str) -> Cell:
         """Return a cell of this run, as a run of that scheme alone has it."""
@@ -151,7 +153,7 @@ def _bundled(
     job, start = run.job, time.perf_counter()
     on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
     on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, run.progress)
-    row = bundled(job, prepared, on_device, cell.target, cell.scheme, place)
+    row = bundled(job, prepared, on_device, cell.target, cell.scheme, place, deflated=run.deflated)
     seconds = {"make": round(made_s, 3)}
     if on_device is not product:
         seconds["emulate"] = round(time.perf_counter() - start, 3)

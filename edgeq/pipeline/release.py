@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 _ROUNDS = 5  # verdicts are in the manifest, which is in the download that they judge
 
 
-def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, folder: Path) -> Row:
-    """Write the bundle into a new folder and judge it by all gates.
+def bundled(
+    job: Job,
+    prepared: Prepared,
+    product: Product,
+    target: TargetProfile,
+    scheme: str,
+    folder: Path,
+    *,
+    deflated: dict[str, int] | None = None,
+) -> Row:
+    """Write the bundle into a new folder and judge it by all gates; `deflated` is `download_size_bytes`' own.
 
     Raises:
         EdgeqError: the checks' and the writer's own errors.
     """
     folder.mkdir()
     size_bytes = product.lowered.path.stat().st_size
-    checked, digest, download_bytes = _written(job, prepared, product, target, scheme, folder)
+    checked, digest, download_bytes = _written(job, prepared, product, target, scheme, folder, deflated)
     return Row(
         model=prepared.model.name,
         target=target.name,
@@ -52,14 +61,20 @@ def bundled(job: Job, prepared: Prepared, product: Product, target: TargetProfil
 
 
 def _written(
-    job: Job, prepared: Prepared, product: Product, target: TargetProfile, scheme: str, folder: Path
+    job: Job,
+    prepared: Prepared,
+    product: Product,
+    target: TargetProfile,
+    scheme: str,
+    folder: Path,
+    deflated: dict[str, int] | None,
 ) -> tuple[CheckReport, str, int]:
     """Write a bundle with its verdicts; return them, its digest and the bytes of its download."""
     from edgeq.bundle.archive import download_size_bytes
     from edgeq.bundle.writer import write_bundle
     from edgeq.check.gates import Candidate, check
 
-    deflated: dict[str, int] = {}  # only the manifest differs from one writing to the next
+    known = {} if deflated is None else deflated  # only the manifest differs from one writing to the next
 
     def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
         item = Candidate(
@@ -79,7 +94,7 @@ def _written(
         )
         checked = check(item)
         digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
-        return checked, digest, download_size_bytes(folder, deflated)
+        return checked, digest, download_size_bytes(folder, known)
 
     return _settled(write)
 

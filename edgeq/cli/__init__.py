@@ -13,13 +13,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the arguments without the program's name; None for those of this process.
     """
-    import signal
+    from edgeq.cli.run import run
 
-    from edgeq.cli.run import ENDING, run
-    from edgeq.errors import ExitCode
-
-    code = run(sys.argv[1:] if argv is None else argv)
-    if code == ExitCode.INTERRUPTED:
-        for number in ENDING:  # impatience must not cut short what libraries still do on their way out
-            signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:] if argv is None else argv, ends_process=True))

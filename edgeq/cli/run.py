@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typer import TyperException
 
 PROGRAM = "edgeq"
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HELP = frozenset({"-h", "--help", "--version", "--show-completion"})
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -35,8 +35,13 @@ class Interrupted(EdgeqError):
     exit_code = ExitCode.INTERRUPTED
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command line `argv` and return its exit code."""
+def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
+    """Run the command line `argv` and return its exit code.
+
+    Args:
+        argv: the arguments without the program's name.
+        ends_process: whether the process ends next: after a signal it then takes no more of them.
+    """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     debug, as_json = "--debug" in argv, "--json" in argv
     received: list[int] = []
     try:
-        with _unwinding_signals(received):
+        with _unwinding_signals(received, ends_process=ends_process):
             return _invoke([arg for arg in argv if arg != "--debug"])
     except BrokenPipeError as err:
         # whatever does more than print help has said so by itself: in the middle of a run it is no success
@@ -152,11 +157,12 @@ def _stdout_is_gone() -> bool:
 
 
 @contextlib.contextmanager
-def _unwinding_signals(received: list[int]) -> Iterator[None]:
+def _unwinding_signals(received: list[int], *, ends_process: bool) -> Iterator[None]:
     """Make the signals that end a run raise KeyboardInterrupt, so that `finally` blocks leave nothing behind.
 
     Args:
         received: takes the number of the one that came.
+        ends_process: whether, after one came, all stay ignored while libraries do what they do on their way out.
     """
 
     def unwind(number: int, _frame: FrameType | None) -> None:
@@ -166,10 +172,10 @@ def _unwinding_signals(received: list[int]) -> Iterator[None]:
 
     # a signal that the parent ignores (nohup) stays ignored
     before = {
-        number: signal.signal(number, unwind) for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
+        number: signal.signal(number, unwind) for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if received and ends_process else handler)

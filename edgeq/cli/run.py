@@ -179,3 +179,7 @@ def _unwinding_signals(received: list[int], *, ends_process: bool) -> Iterator[N
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received and ends_process else handler)
+        if received and ends_process:
+            # KeyboardInterrupt inside an exec() of text (dataclasses, as torch is imported) has `python -m` end by
+            # SIGINT in place of the exit code, until the next exec() of text has ended well
+            exec("")  # noqa: S102

@@ -145,6 +145,26 @@ def test_signals_clean_up(project, number):
     assert list(project.iterdir()) == []
 
 
+def test_a_signal_while_python_runs_generated_text_keeps_the_exit_code(project):
+    """As `import torch` does for each of its dataclasses; Python would then end `-m` by SIGINT."""
+    stop = """
+        import signal
+        import edgeq.pipeline
+        from edgeq.cli import main
+
+        def build(job, progress):
+            exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
+
+        edgeq.pipeline.build = build
+        main()
+    """
+    Path("stop.py").write_text(textwrap.dedent(stop))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), "."))}
+    done = subprocess.run([sys.executable, "-m", "stop", *PACKAGE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
+
+
 def test_an_error_that_a_signal_brought_about_is_no_error_of_the_model(pipeline, project, capfd):
     def act() -> None:
         try:

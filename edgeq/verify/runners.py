@@ -131,9 +131,10 @@ class _TorchScript(Runner):
         import torch
 
         inputs = self.tensors(arrays)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        # torch.profiler.profile imports torch._inductor first, which takes a second
+        with torch.autograd.profiler.profile(use_kineto=True) as profile:
             self.call(inputs)
-        events = sorted(profile.events(), key=lambda event: event.time_range.start)
+        events = sorted(profile.function_events or (), key=lambda event: event.time_range.start)
         return [str(event.name) for event in events if not _inside_matrix(event)]
 
     def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002

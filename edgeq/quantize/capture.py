@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from edgeq._replace import replaced
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, UsageError, first_line
+from edgeq.quiet import unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
 
@@ -138,14 +138,9 @@ def silenced() -> Iterator[None]:
     """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
     import torch.export._trace
 
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        # its only use of sys; standard error itself belongs to the progress bars
-        with replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
-            yield
-    finally:
-        logging.disable(before)
+    # its only use of sys; standard error itself belongs to the progress bars
+    with unlogged(), replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
+        yield
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import quantized_model
+from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -52,7 +52,7 @@ def engine(name: str) -> Iterator[None]:
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Leave the model as it is; lowering folds conv-bn."""
     module = spec.model.model.module() if spec.model.kind == "exported" else spec.model.model
-    return QuantizedModel(scheme="fp32", graph=module, exported=None, quantized=(), kept_fp32=(), output_steps=(None,))
+    return float_model(module)
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:

@@ -25,6 +25,7 @@ from edgeq.artifacts import (
     Timing,
     Weights,
 )
+from edgeq.strict import json_schema
 
 
 class _Document(BaseModel):
@@ -274,7 +275,7 @@ _NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
 
 def schema_of(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
-    schema: dict[str, Any] = _with_infinity(DOCUMENTS[name].model_json_schema())
+    schema: dict[str, Any] = _with_infinity(json_schema(DOCUMENTS[name]))
     return schema
 
 

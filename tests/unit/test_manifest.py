@@ -17,9 +17,9 @@ from edgeq.manifest import (
     Manifest,
     manifest_bytes,
     manifest_digest,
-    manifest_schema,
     parse_manifest,
 )
+from edgeq.strict import json_schema
 
 FILES = (
     FileEntry(path="model.pte", sha256="1" * 64, size_bytes=10, role="artifact"),
@@ -276,7 +276,7 @@ def test_a_manifest_that_nobody_would_read_is_not_written(item: BundleInput) -> 
 
 
 def test_schema_names_every_key_and_forbids_others() -> None:
-    schema = manifest_schema()
+    schema = json_schema(Manifest)
     assert set(schema["properties"]) == set(Manifest.model_fields)
     assert schema["additionalProperties"] is False
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values() if "properties" in part)

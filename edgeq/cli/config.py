@@ -166,16 +166,17 @@ def _targets(names: Sequence[str], in_field: Mapping[RuntimeName, Sequence[str]]
     for name in _unique(names):
         profile = load_target(name)
         if in_field.get(profile.runtime):
-            profile = profile.model_copy(update={"app": _app(in_field[profile.runtime], profile.runtime)})
+            profile = profile.model_copy(update={"app": _app(profile.app, in_field[profile.runtime], profile.runtime)})
         if profile.name in profiles:
             raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
         profiles[profile.name] = profile
     return tuple(profiles.values())
 
 
-def _app(versions: Sequence[str], runtime: str) -> App:
+def _app(own: App, versions: Sequence[str], runtime: str) -> App:
+    """Return the target's own app with other runtimes: what else it says of the builds in the field holds on."""
     try:
-        return App(runtimes=tuple(versions))
+        return App.model_validate(own.model_dump() | {"runtimes": tuple(versions)})
     except ValidationError as err:
         raise explain(err, f"app.runtimes.{runtime}", App) from err
 

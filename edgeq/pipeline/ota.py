@@ -125,7 +125,7 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         IntegrityError: a bundle, the channel or the keys are not what they should be.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
-    _check_limits(job.gates)
+    _check_limits(job)
     with settled_bundles(job.bundles, job.verdicts) as places:
         return _release(job, places, progress)
 
@@ -174,15 +174,22 @@ def _needs_runtime(job: ReleaseJob) -> bool:
     )
 
 
-def _check_limits(options: GateOptions) -> None:
+def _check_limits(job: ReleaseJob) -> None:
+    """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
+    from edgeq.bundle.reader import read_manifest
     from edgeq.check.store import find_store_limit
 
+    options = job.gates
     for name, _ in options.limits:
         if name not in RELEASE_LIMITS:
             what = f"the limit {name} is measured when a model is packaged"
             raise UsageError(what, f"give it to `edgeq package`; a release takes {', '.join(RELEASE_LIMITS)}")
+    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
     for preset in options.store_limits:
-        find_store_limit(preset, options.app_size_bytes)
+        known = find_store_limit(preset, options.app_size_bytes)
+        if known.platform not in ("any", *platforms):
+            what = f"store limit {preset!r} is for {known.platform}, and the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "leave it out")
 
 
 RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
@@ -221,7 +228,7 @@ def _checked(
         gates = (
             skew.runtime_gate(item.bundle, runtimes, runtime),
             skew.contract_gate(manifest, old.manifest if old else None),
-            *skew.size_gates(item, job.gates),
+            *skew.size_gates(item, old.manifest if old else None, job.gates),
             *skew.churn_gates(item.bundle, old, job.data, job.gates, runtime, progress),
         )
     return ReleaseRow(

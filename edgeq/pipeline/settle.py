@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.artifacts import DeviceMeasures, Gate, VerifyReport
-from edgeq.errors import EnvironmentProblem, IntegrityError, VerificationError
+from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
 from edgeq.manifest import MANIFEST_NAME, GateVerdict, Manifest, manifest_bytes
 from edgeq.pipeline.elsewhere import RUNTIME_PACKAGES, Elsewhere, judge, load_verdict, read_verdict
 from edgeq.verdict import SCHEMA_VERSION, DeviceFacts, OutputFacts, RunFacts, Verdict, verdict_bytes
@@ -193,11 +193,17 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
 
     Raises:
         IntegrityError: a verdict is on none of the bundles.
+        UsageError: two verdicts are on one bundle.
         EdgeqError: as `settled_bundle`.
     """
     from edgeq.bundle.reader import read_bundle
 
-    left = {load_verdict(path).bundle: path for path in verdicts}
+    left: dict[str, Path] = {}
+    for path in verdicts:
+        other = left.setdefault(load_verdict(path).bundle, path)
+        if other is not path:
+            what = f"{other} and {path} are verdicts on one bundle: which of the two devices counts?"
+            raise UsageError(what, "give the slower device's alone; see each: edgeq verify BUNDLE --verdict FILE")
     with contextlib.ExitStack() as stack:
         places = []
         for folder in folders:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import flags, ota_device
-from edgeq.cli.clock import now
+from edgeq.cli.clock import clock, now
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
@@ -75,6 +75,10 @@ def release(
         typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
     ] = None,
     valid_days: _ValidDays = _DAYS,
+    allow_expired: Annotated[
+        bool,
+        typer.Option("--allow-expired", help="Write an index that has expired: an old SOURCE_DATE_EPOCH's, again."),
+    ] = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
     config: flags.Config = None,
@@ -110,7 +114,7 @@ def withdraw(
     from edgeq.deliver.ota.keys import load_keys
     from edgeq.deliver.ota.release import withdraw as run
 
-    done = run(channel, load_keys(keys), version, Terms(now=now(), valid_days=valid_days))
+    done = run(channel, load_keys(keys), version, Terms(now=now(), clock=clock(), valid_days=valid_days))
     tell_published(f"withdrawn: release {version} of {channel}", done, as_json)
 
 
@@ -126,13 +130,14 @@ def refresh(
     from edgeq.deliver.ota.keys import load_keys
     from edgeq.deliver.ota.release import refresh as run
 
-    done = run(channel, load_keys(keys), Terms(now=now(), valid_days=valid_days))
+    done = run(channel, load_keys(keys), Terms(now=now(), clock=clock(), valid_days=valid_days))
     tell_published(f"signed again: {channel}, for {valid_days} days", done, as_json)
 
 
 def _job(params: Mapping[str, Any]) -> ReleaseJob:
     from edgeq.bundle.reader import read_manifest
     from edgeq.cli.models import read_released
+    from edgeq.deliver.ota.entries import Terms
     from edgeq.pipeline.ota import ReleaseJob
 
     manifests = [read_manifest(folder)[1] for folder in params["bundles"]]
@@ -148,14 +153,17 @@ def _job(params: Mapping[str, Any]) -> ReleaseJob:
         bundles=tuple(params["bundles"]),
         channel=params["channel"],
         keys=params["keys"],
-        now=now(),
         deltas=params["deltas"],
         delta_from=_bases(params["delta_from"] or (), manifests),
         verdicts=tuple(params["verdict"] or ()),
-        runtimes=runtimes,
-        devices=_devices(params["device"] or ()),
-        licence=params["licence"],
-        valid_days=params["valid_days"],
+        terms=Terms(
+            now=now(),
+            clock=None if params["allow_expired"] else clock(),
+            runtimes=runtimes,
+            devices=_devices(params["device"] or ()),
+            licence=params["licence"],
+            valid_days=params["valid_days"],
+        ),
         gates=gates,
         data=data,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags, ota_device
+from edgeq.cli import data_flags, flags, ota_device
 from edgeq.cli.clock import clock, now
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
@@ -68,8 +68,8 @@ def release(
     ] = None,
     store_limit: flags.StoreLimit = None,
     app_size: flags.AppSize = None,
-    eval_data: flags.EvalData = None,
-    labels: flags.Labels = None,
+    eval_data: data_flags.EvalData = None,
+    labels: data_flags.Labels = None,
     verdict: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),

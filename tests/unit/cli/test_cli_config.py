@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.config import limit_table, merge, request
+from edgeq.cli.config import request
+from edgeq.cli.merge import limit_table, merge
 from edgeq.cli.params import (
     BundleParams,
     DeviceParams,

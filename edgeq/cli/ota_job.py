@@ -16,6 +16,7 @@ from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.cli.project import Options
+    from edgeq.deliver.ota.entries import Terms
     from edgeq.job import DataOptions, GateOptions
     from edgeq.manifest import Manifest
     from edgeq.pipeline.ota import ReleaseJob
@@ -98,7 +99,6 @@ def release_job(
     """
     from edgeq.bundle.reader import read_manifest
     from edgeq.cli.models import read_released
-    from edgeq.deliver.ota.entries import Terms
     from edgeq.pipeline.ota import ReleaseJob
 
     manifests = [read_manifest(folder)[1] for folder in bundles]
@@ -113,16 +113,22 @@ def release_job(
         deltas=release.deltas,
         delta_from=_bases(release.delta_from or (), manifests),
         verdicts=tuple(gates.verdict or ()),
-        terms=Terms(
-            now=now(),
-            clock=None if release.allow_expired else clock(),
-            runtimes=_runtimes(release.runtime or (), manifests, project),
-            devices=_devices(release.device or ()),
-            licence=release.licence,
-            valid_days=channel.valid_days,
-        ),
+        terms=_terms(release, _runtimes(release.runtime or (), manifests, project), channel.valid_days),
         gates=held_to,
         data=data,
+    )
+
+
+def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int) -> Terms:
+    from edgeq.deliver.ota.entries import Terms
+
+    return Terms(
+        now=now(),
+        clock=None if release.allow_expired else clock(),
+        runtimes=runtimes,
+        devices=_devices(release.device or ()),
+        licence=release.licence,
+        valid_days=valid_days,
     )
 
 

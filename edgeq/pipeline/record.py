@@ -108,10 +108,7 @@ class Recorder:
         """
         if not _UNHEARD.isdisjoint(sys.modules):
             return None
-        modules = {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-        opened = {_source(path) for path in self.opened | modules}
-        # what torch makes up for its namespaces is no path
-        files = {path for path in opened if os.path.isabs(path) and not _is_library(path)}
+        files = _users(self.opened) | user_modules()
         if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
             return None
         names = [
@@ -120,6 +117,16 @@ class Recorder:
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
         ]
         return {name: current_state(name) for name in sorted(names)}
+
+
+def user_modules() -> set[str]:
+    """Return the source files of all modules that are loaded and the user's own."""
+    return _users({str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))})
+
+
+def _users(paths: set[str]) -> set[str]:
+    # what torch makes up for its namespaces is no path
+    return {path for path in map(_source, paths) if os.path.isabs(path) and not _is_library(path)}
 
 
 def _writes(args: tuple[Any, ...]) -> bool:

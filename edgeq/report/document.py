@@ -224,6 +224,7 @@ class BuildDocument(_Document):
     models: list[ModelDocument]
     app: list[GateDocument]
     installed: list[InstalledDocument] = Field(default_factory=list)
+    error: ErrorDocument | None = Field(default=None, description="why a bundle that passed is not in its app")
 
 
 class ChangeDocument(_Document):

@@ -135,7 +135,7 @@ def test_measures_have_four_digits(value: float, expected: float | str) -> None:
     assert repr(measure(value)) == repr(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     fidelity=st.none() | st.builds(Fidelity, samples=st.integers(0, 9), metric=st.none() | st.text(), cosine=FLOATS),
     parity=st.none() | st.builds(Parity, samples=st.integers(0, 9), sqnr_db=FLOATS),
@@ -170,13 +170,13 @@ def survives(data: bytes) -> None:
     assert len(refusal.what) < 500
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_end_well_or_with_a_named_error(data: bytes) -> None:
     survives(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(draw=st.data())
 def test_a_mutated_manifest_ends_well_or_with_a_named_error(data: bytes, draw: st.DataObject) -> None:
     if draw.draw(st.booleans()):

@@ -16,8 +16,6 @@ from edgeq.errors import UnsupportedError, UsageError, first_line
 from edgeq.quiet import unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
-
-
 # of an output's largest value; threads may sum in another order, and nothing else may differ between two runs
 _SAME = 1e-5
 
@@ -64,7 +62,7 @@ def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any
         given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
         what = f"the model fails on its inputs ({given}){user_line(err)}: {first_line(err)}"
         raise UsageError(what, "give --input with the shapes and dtypes that its forward takes") from err
-    leaves = torch.utils._pytree.tree_leaves(result)
+    leaves: list[Any] = torch.utils._pytree.tree_leaves(result)
     if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
         raise UnsupportedError(f"the model returns {came}, expected tensors", "return tensors only")

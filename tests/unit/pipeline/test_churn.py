@@ -64,9 +64,8 @@ def data(folder: Path, x: np.ndarray, y: object) -> DataOptions:
     return DataOptions(evaluation=str(folder / "data.npz"))
 
 
-SCORES = np.asarray(
-    [[1, 2, 3], [1, 2, 3], [3, 2, 1], [3, 2, 1]]
-)  # a model that reverses row 1 flips the second, fourth
+# a model that reverses row 1 flips the second and the fourth
+SCORES = np.asarray([[1, 2, 3], [1, 2, 3], [3, 2, 1], [3, 2, 1]])
 
 
 def test_every_row_of_a_whole_batch_counts(pair, runtime, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -25,13 +26,23 @@ def calling_line() -> str:
     return _words(*user) if user else ""
 
 
+def traced_line(stack: str | None) -> str:
+    """Return the same of a stack in Python's words, as torch keeps it of each node of a graph."""
+    frames = re.findall(r'File "(.+)", line (\d+), in (\S+)', stack or "")
+    user = next(((name, line, where) for name, line, where in reversed(frames) if _is_users_file(name)), None)
+    return f" at {user[0]}:{user[1]} in {user[2]}" if user else ""
+
+
 def _words(frame: FrameType, line: int) -> str:
     return f" at {frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}"
 
 
 def _is_users(frame: FrameType) -> bool:
+    return _is_users_file(frame.f_code.co_filename)
+
+
+def _is_users_file(filename: str) -> bool:
     """Whether a frame's file is neither Python's, a library's, edgeq's, nor generated code."""
-    filename = frame.f_code.co_filename
     if filename.startswith("<") or any(part in filename for part in _LIBRARIES):
         return False
     path = Path(filename).resolve()

@@ -186,7 +186,7 @@ class QuantizedModel:
 
     scheme: str
     graph: Any
-    exported: Any
+    exported: Any = None
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]

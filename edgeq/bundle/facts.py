@@ -80,7 +80,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         runtime=RuntimeRange(
             name=target.runtime,
             exported_with=lowered.runtime_version,
-            oldest_in_field=target.app.runtimes[0],
+            oldest_in_field=target.app.oldest,
             bytecode_version=lowered.bytecode_version,
         ),
         scheme=item.scheme,

@@ -15,6 +15,7 @@ from edgeq.units import format_quantity
 # platform.machine() and target profiles name the same processors differently
 _ARCH = {"aarch64": "arm64", "amd64": "x86_64", "x64": "x86_64"}
 _PHONES = ("android", "ios")
+_LEAST_RUNS = 10  # of fewer, one time in ten that is slower would not be seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,8 @@ def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> t
         return None, f"measured on {device.device}, which is {own}: that says nothing about {wanted}"
     if name == "latency" and device.threads != measured.threads:
         return None, f"{device.device} was timed with {device.threads} threads, and the app uses {measured.threads}"
+    if name == "latency" and device.runs < _LEAST_RUNS:
+        return None, f"{device.device} was timed {device.runs} times, and a p90 needs {_LEAST_RUNS} at least"
     where = f"on {device.device}, {device.runtime}"
     values: dict[LimitName, tuple[float | None, str]] = {
         "latency": (device.p90_ms, f"p90 of {device.runs} runs, {device.threads} threads, {where}"),

@@ -8,6 +8,11 @@ import os
 from edgeq.errors import UsageError
 
 
+def clock() -> datetime.datetime:
+    """Return the time of this machine, which clients' clocks have too."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
 def now() -> datetime.datetime:
     """Return the time: SOURCE_DATE_EPOCH if set, so that what is written can be written again byte by byte.
 
@@ -16,7 +21,7 @@ def now() -> datetime.datetime:
     """
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if not text:
-        return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        return clock()
     try:
         return datetime.datetime.fromtimestamp(int(text), datetime.UTC)
     except (ValueError, OverflowError, OSError) as err:

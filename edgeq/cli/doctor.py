@@ -40,6 +40,8 @@ TESTED = {
     "zstandard": "0.25.0",
     "bsdiff4": "1.3.2",
     "cyclonedx-python-lib": "11.12.0",
+    "packageurl-python": "0.17.6",
+    "urllib3": "2.8.0",
 }
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)

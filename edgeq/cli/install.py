@@ -13,6 +13,7 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.output import say, say_json
 from edgeq.errors import EdgeqError, UsageError
+from edgeq.project import ModelError
 from edgeq.units import format_bytes
 
 if TYPE_CHECKING:
@@ -144,11 +145,11 @@ def _platforms(app: Path) -> tuple[str, ...]:
 
 def install_rows(
     report: BuildReport, apps: Mapping[Path, tuple[str, ...]]
-) -> tuple[tuple[Installed, ...], EdgeqError | None]:
+) -> tuple[tuple[Installed, ...], ModelError | None]:
     """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
 
     Returns:
-        What was installed, and the error that stopped it: the report is to be printed all the same.
+        What was installed, and what stopped it: the report is to be printed all the same.
     """
     if report.exit_code or not apps:
         return (), None
@@ -159,7 +160,11 @@ def install_rows(
         for app, names in apps.items():
             rows = (row for row in report.rows if row.target in names)
             # what went in before a refusal stays in `done`
-            done.extend(Installed(app=app, target=row.target, result=deliver(row.path, app)) for row in rows)
+            done.extend(
+                # the very bundle that was judged: another run may have put its own in the place meanwhile
+                Installed(app=app, target=row.target, result=deliver(row.path, app, digest=row.digest))
+                for row in rows
+            )
     except EdgeqError as err:
-        return tuple(done), err
+        return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
     return tuple(done), None

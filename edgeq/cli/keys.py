@@ -63,7 +63,7 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
-    from edgeq.cli.clock import now
+    from edgeq.cli.clock import clock, now
     from edgeq.deliver.ota.entries import Terms
     from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
     from edgeq.deliver.ota.release import refresh
@@ -71,7 +71,7 @@ def rotate(
     ring = load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
         ring = rotated(ring, _role(role))
-    done = refresh(channel, ring, Terms(now=now()))
+    done = refresh(channel, ring, Terms(now=now(), clock=clock()))
     ring = forget_retired(ring)
     if as_json:
         say_json({"schema_version": 1, **_facts(ring), "channel": str(channel), "root_version": done.root_version})

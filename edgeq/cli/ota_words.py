@@ -34,12 +34,13 @@ def published_json(done: Published) -> dict[str, Any]:
         "files": [{"path": name, "size_bytes": size} for name, size in done.files],
         "root_version": done.root_version,
         "trust": str(done.trust),
+        "expires": f"{done.expires:%Y-%m-%dT%H:%M:%SZ}",
     }
 
 
 def _published_lines(done: Published) -> list[str]:
     return [
-        f"release {done.release}, root version {done.root_version}",
+        f"release {done.release}, root version {done.root_version}, valid until {done.expires:%Y-%m-%d %H:%M} UTC",
         *aligned([(format_bytes(size), name) for name, size in done.files], right=frozenset({0})),
     ]
 
@@ -59,7 +60,7 @@ def report_text(report: ReleaseReport) -> str:
             [*lines, f"refused: {', '.join(failed)} (exit code {int(report.exit_code)}); nothing was written"]
         )
     done = report.published
-    head = f"published: release {done.release} in {report.channel}"
+    head = f"published: release {done.release} in {report.channel}, valid until {done.expires:%Y-%m-%d %H:%M} UTC"
     return "\n".join([*lines, head, *_published_lines(done)[1:], f"an app ships with: {done.trust}"])
 
 

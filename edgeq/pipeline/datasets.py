@@ -122,7 +122,7 @@ def _linted(
 ) -> tuple[dict[str, Dataset], DataFacts]:
     """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
     from edgeq.load.digest import exclude
-    from edgeq.load.lint import lint
+    from edgeq.load.lint import LintSpec, lint
 
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(
@@ -130,11 +130,13 @@ def _linted(
         evaluation,
         training,
         search,
-        wanted=job.data.num_calibration_samples,
-        preprocess=preprocess,
-        specs=model.inputs,
-        n_classes=n_classes,
-        declared=bool(job.inputs),
+        spec=LintSpec(
+            wanted=job.data.num_calibration_samples,
+            preprocess=preprocess,
+            specs=model.inputs,
+            n_classes=n_classes,
+            declared=bool(job.inputs),
+        ),
     )
     if findings and job.data.lint == "error":
         told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)

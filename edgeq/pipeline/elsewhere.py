@@ -232,12 +232,6 @@ def _run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], 
 def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
     return VerifyReport(
         host=measures.device,
-        parity=None,
-        fidelity=None,
-        timing=None,
-        kernels=None,
-        peak_memory_bytes=None,
-        load_ms=None,
         outputs=tuple(
             TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
         ),

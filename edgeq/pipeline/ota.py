@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Fidelity, Gate, Reuse
-from edgeq.deliver.ota.channel import VALID_DAYS, Channel, open_channel
+from edgeq.deliver.ota.channel import Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
 from edgeq.deliver.ota.keys import load_keys
@@ -35,8 +34,8 @@ class ReleaseJob:
         bundles: folders, released together under one number.
         deltas: how many of the channel's last releases get a patch.
         delta_from: bundles that devices may have besides, such as the one that an app ships with.
-        runtimes: runtime and version of the app builds in the field; of a runtime that is not named, what the bundle
-            was packaged for.
+        terms: how it is signed and addressed; of a runtime that its `runtimes` do not name, what the bundle was
+            packaged for.
         gates: the limits that a release is held to.
         data: the evaluation set, for churn against the shipped model.
         verdicts: what was measured of these bundles elsewhere, for gates that nobody had measured.
@@ -45,13 +44,9 @@ class ReleaseJob:
     bundles: tuple[Path, ...]
     channel: Path
     keys: Path
-    now: datetime.datetime
+    terms: Terms
     deltas: int = 3
     delta_from: tuple[Path, ...] = ()
-    runtimes: tuple[tuple[str, str], ...] = ()
-    devices: tuple[str, ...] = ()
-    licence: str | None = None
-    valid_days: int = VALID_DAYS
     gates: GateOptions = field(default_factory=GateOptions)
     data: DataOptions = field(default_factory=DataOptions)
     verdicts: tuple[Path, ...] = ()
@@ -125,7 +120,7 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         IntegrityError: a bundle, the channel or the keys are not what they should be.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
-    _check_limits(job.gates)
+    _check_limits(job)
     with settled_bundles(job.bundles, job.verdicts) as places:
         return _release(job, places, progress)
 
@@ -149,11 +144,8 @@ def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> Rel
     report = ReleaseReport(channel=job.channel, rows=rows, published=None)
     if report.exit_code:
         return report
-    terms = Terms(
-        now=job.now, runtimes=job.runtimes, devices=job.devices, licence=job.licence, valid_days=job.valid_days
-    )
     with progress.task("sign and publish"):
-        published = add_release(job.channel, channel, ring, items, terms)
+        published = add_release(job.channel, channel, ring, items, job.terms)
     return ReleaseReport(channel=job.channel, rows=rows, published=published)
 
 
@@ -174,15 +166,22 @@ def _needs_runtime(job: ReleaseJob) -> bool:
     )
 
 
-def _check_limits(options: GateOptions) -> None:
+def _check_limits(job: ReleaseJob) -> None:
+    """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
+    from edgeq.bundle.reader import read_manifest
     from edgeq.check.store import find_store_limit
 
+    options = job.gates
     for name, _ in options.limits:
         if name not in RELEASE_LIMITS:
             what = f"the limit {name} is measured when a model is packaged"
             raise UsageError(what, f"give it to `edgeq package`; a release takes {', '.join(RELEASE_LIMITS)}")
+    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
     for preset in options.store_limits:
-        find_store_limit(preset, options.app_size_bytes)
+        known = find_store_limit(preset, options.app_size_bytes)
+        if known.platform not in ("any", *platforms):
+            what = f"store limit {preset!r} is for {known.platform}, and the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "leave it out")
 
 
 RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
@@ -216,12 +215,12 @@ def _checked(
     manifest = item.bundle.manifest
     with scratch_dir() as scratch:
         old = _shipped_bundle(job, channel, item, scratch)
-        named = tuple(version for name, version in job.runtimes if name == manifest.target.runtime)
+        named = tuple(version for name, version in job.terms.runtimes if name == manifest.target.runtime)
         runtimes = named or (manifest.runtime.oldest_in_field,)
         gates = (
             skew.runtime_gate(item.bundle, runtimes, runtime),
             skew.contract_gate(manifest, old.manifest if old else None),
-            *skew.size_gates(item, job.gates),
+            *skew.size_gates(item, old.manifest if old else None, job.gates),
             *skew.churn_gates(item.bundle, old, job.data, job.gates, runtime, progress),
         )
     return ReleaseRow(

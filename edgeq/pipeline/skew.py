@@ -99,8 +99,14 @@ def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:
     )
 
 
-def size_gates(item: Prepared, options: GateOptions) -> tuple[Gate, ...]:
-    """Hold the very bytes that would be published to the limits (exit code 4)."""
+def size_gates(item: Prepared, old: Manifest | None, options: GateOptions) -> tuple[Gate, ...]:
+    """Hold the very bytes that would be published to the limits (exit code 4).
+
+    Args:
+        item: the bundle with its patches.
+        old: the shipped one's; None where there is none, and so no patch either.
+        options: the limits, and the stores' presets, of which those for other platforms do not concern the bundle.
+    """
     manifest = item.bundle.manifest
     size_bytes, download_bytes = manifest.file("artifact").size_bytes, len(item.archive)
     gates = []
@@ -111,9 +117,10 @@ def size_gates(item: Prepared, options: GateOptions) -> tuple[Gate, ...]:
             gates.append(_bytes(name, limit, size_bytes, "the artifact"))
         elif name == "delta":
             gates += [_bytes(name, limit, len(delta.patch.data), f"from {delta.label}") for delta in item.deltas]
-            if not item.deltas:
-                nothing = "no earlier release to make a patch from"
-                gates.append(_ok(name, limit, "no patch", nothing))
+            if not item.deltas and old is None:
+                gates.append(_ok(name, limit, "no patch", "no earlier release to make a patch from"))
+            elif not item.deltas:
+                gates.append(_unmeasured(name, limit, "no patch was made from the release that devices have: --deltas"))
     for preset in options.store_limits:
         limit_of = find_store_limit(preset, options.app_size_bytes)
         if limit_of.platform in ("any", manifest.target.platform):

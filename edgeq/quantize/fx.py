@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.blame import user_line
-from edgeq.errors import UnsupportedError, first_line
+from edgeq.errors import EdgeqError, UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import quantized_model
+from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -52,7 +52,7 @@ def engine(name: str) -> Iterator[None]:
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Leave the model as it is; lowering folds conv-bn."""
     module = spec.model.model.module() if spec.model.kind == "exported" else spec.model.model
-    return QuantizedModel(scheme="fp32", graph=module, exported=None, quantized=(), kept_fp32=(), output_steps=(None,))
+    return float_model(module)
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -152,11 +152,13 @@ def prepare(spec: QuantizeSpec) -> Any:
     """Return a fused copy of the model with observers.
 
     Raises:
-        UnsupportedError: FX cannot trace the model (names module and line).
+        UnsupportedError: FX cannot trace the model (names module and line), or what it writes in place.
         UsageError: a --keep-fp32 name that the model does not have.
     """
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
+
+    from edgeq.quantize.mutations import without_mutations
 
     mapping = _qconfig_mapping(spec.backend, spec.observer)
     # a copy, since preparing writes to the modules
@@ -168,8 +170,12 @@ def prepare(spec: QuantizeSpec) -> Any:
     # what stays in float need not be traceable
     opaque = [name for name in kept if next(parts[name].children(), None) is not None]
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
+    inputs = example_tensors(spec.inputs)
     try:
-        return prepare_fx(module, mapping, example_tensors(spec.inputs), custom)
+        with without_mutations(inputs):
+            return prepare_fx(module, mapping, inputs, custom)
+    except EdgeqError:
+        raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
         what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
         fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"

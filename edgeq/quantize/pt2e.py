@@ -12,7 +12,7 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import quantized_model
+from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -27,15 +27,7 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Leave the captured model as it is."""
-    program = spec.captured
-    return QuantizedModel(
-        scheme="fp32",
-        graph=program.module(),
-        exported=program,
-        quantized=(),
-        kept_fp32=(),
-        output_steps=(None,) * len(program.graph_signature.user_outputs),
-    )
+    return float_model(spec.captured.module(), spec.captured)
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:

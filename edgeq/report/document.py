@@ -25,6 +25,7 @@ from edgeq.artifacts import (
     Timing,
     Weights,
 )
+from edgeq.strict import json_schema
 
 
 class _Document(BaseModel):
@@ -223,6 +224,7 @@ class BuildDocument(_Document):
     models: list[ModelDocument]
     app: list[GateDocument]
     installed: list[InstalledDocument] = Field(default_factory=list)
+    error: ErrorDocument | None = Field(default=None, description="why a bundle that passed is not in its app")
 
 
 class ChangeDocument(_Document):
@@ -274,7 +276,7 @@ _NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
 
 def schema_of(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
-    schema: dict[str, Any] = _with_infinity(DOCUMENTS[name].model_json_schema())
+    schema: dict[str, Any] = _with_infinity(json_schema(DOCUMENTS[name]))
     return schema
 
 

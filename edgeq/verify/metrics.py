@@ -134,19 +134,27 @@ def top1(outputs: Outputs, label: Any) -> float:
     """Score one sample: 1.0 where the first output's argmax is the label. `outputs` has no batch axis.
 
     Raises:
-        UsageError: the label is no class of the output; scored as wrong, it would hide in both models' scores.
+        UsageError: as `class_index`.
     """
     scores = outputs[0]
+    index = class_index(label, scores.size)
+    return float(np.isfinite(scores).all() and int(scores.argmax()) == index)
+
+
+def class_index(label: Any, classes: int) -> int:
+    """Return a label as the index of the output that stands for it.
+
+    Raises:
+        UsageError: the label is no class of the output; scored as wrong, it would hide in both models' scores.
+    """
     index = np.asarray(label)
-    if index.size != 1 or index.dtype.kind not in "iuf" or int(index.item()) != index.item():
+    if index.size != 1 or index.dtype.kind not in "iuf" or not np.isfinite(index).all() or index.item() % 1:
         what = f"label {str(label)[:60]!r} is no class index"
         raise UsageError(what, "give whole numbers as labels, or --metric for anything else")
-    if not 0 <= int(index.item()) < scores.size:
-        what = f"label {int(index.item())} is out of range: the model has {scores.size} classes, from 0"
+    if not 0 <= int(index.item()) < classes:
+        what = f"label {int(index.item())} is out of range: the model has {classes} classes, from 0"
         raise UsageError(what, "mend the labels, or give --labels to map class folders to outputs")
-    if not np.isfinite(scores).all():
-        return 0.0
-    return float(int(scores.argmax()) == int(index.item()))
+    return int(index.item())
 
 
 def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval:

@@ -231,7 +231,7 @@ def start(*args: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> Result:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> Result:
     out, err = process.communicate(timeout=seconds)
     return Result(code=process.returncode, out=out, err=err)
 
@@ -274,7 +274,7 @@ def alive(pids: Sequence[int] | set[int]) -> set[int]:
     return running
 
 
-def wait_until_dead(pids: set[int], seconds: float = 20) -> set[int]:
+def wait_until_dead(pids: set[int], seconds: float = 60) -> set[int]:
     """Return which of the processes still run after some seconds."""
     end = time.monotonic() + seconds
     while alive(pids) and time.monotonic() < end:

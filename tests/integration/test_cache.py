@@ -142,7 +142,7 @@ def test_the_same_command_again_is_a_hit_without_torch(at_home: Project) -> None
     watched = "import sys; from edgeq.cli.run import run; code = run(sys.argv[1:]); "
     watched += "assert 'torch' not in sys.modules; sys.exit(code)"
     process = subprocess.run(
-        [sys.executable, "-c", watched, "package", *ARGS], capture_output=True, text=True, check=False, timeout=10
+        [sys.executable, "-c", watched, "package", *ARGS], capture_output=True, text=True, check=False, timeout=120
     )
     assert process.returncode == 0, process.stderr
     row = json.loads(process.stdout)["rows"][0]

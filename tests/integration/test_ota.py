@@ -117,6 +117,10 @@ def test_gates_of_a_release(edgeq: Run, package: Run, shipped: Path) -> None:
     other = changed(shipped, name="other")
     release(edgeq, second, "--delta-from", other).fails(2, "no bundle of this release is of other")
     assert release(edgeq, second, "--limit", "flips=2%").code == 7  # no evaluation set
+    unmade = release(edgeq, second, "--limit", "delta=1MB", "--deltas", "0")
+    assert (unmade.code, gates(unmade)["delta"]) == (7, "unverified")
+    store = ("--store-limit", "play-base-module", "--app-size", "1MB")
+    release(edgeq, second, *store).fails(2, "is for android, and the bundles are for linux")
     assert release(edgeq, second, "--limit", "latency=2ms").code == 2
     assert release(edgeq, changed(shipped, version="3", weights="random")).code == 7
     assert {path: path.read_bytes() for path in Path("channel").rglob("*") if path.is_file()} == before
@@ -244,12 +248,18 @@ def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
 
 @pytest.mark.slow
 def test_one_release_has_one_digest(edgeq: Run, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short share of `scripts/fault builds`."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1790000000")
+    """A short share of `scripts/fault builds`; what has expired by now is only written where that is asked for."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    told = edgeq("ota", "release", shipped, "--channel", "a", "--keys", "keys", "--quiet")
+    told.fails(2, "signed as of 2023-11-14 (SOURCE_DATE_EPOCH), the index would have expired on 2023-12-14")
+    edgeq("ota", "refresh", "--channel", "channel", "--keys", "keys").fails(2, "would have expired")
+    edgeq("keys", "rotate", "keys", "--role", "targets", "--channel", "channel").fails(2, "would have expired")
+    assert not Path("a/metadata").exists()
     trees = []
     for name in ("a", "b"):
-        done = edgeq("ota", "release", shipped, "--channel", name, "--keys", "keys", "--quiet")
+        done = edgeq("ota", "release", shipped, "--channel", name, "--keys", "keys", "--quiet", "--allow-expired")
         assert done.code == 0, done.err
+        assert f"published: release 1 in {name}, valid until 2023-12-14 22:13 UTC" in done.out
         trees.append({path.relative_to(name): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()})
     assert trees[0] == trees[1]
     assert any(path.name.endswith(".cdx.json") for path in trees[0])

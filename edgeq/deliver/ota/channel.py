@@ -128,6 +128,7 @@ def publish(
     files: Mapping[str, bytes],
     now: datetime.datetime,
     valid_days: int = VALID_DAYS,
+    clock: datetime.datetime | None = None,
 ) -> Channel:
     """Sign a channel's next state and write it; the caller holds the folder's lock.
 
@@ -139,26 +140,49 @@ def publish(
         files: the contents of those that are new, by name.
         now: the time of signing.
         valid_days: after how many days clients refuse the index, unless it is signed again.
+        clock: the time that clients go by; None for whatever theirs is.
 
     Raises:
+        UsageError: by the clock, the index or the root would have expired.
         IntegrityError: the keys are not this channel's.
         EnvironmentProblem: a private key is not at hand, or the disk refused a write.
     """
     soon = now + datetime.timedelta(days=valid_days)
     root = next_root(before, ring, now)
+    _check_lasting(root or (before.roots[-1] if before else None), soon, now=now, clock=clock)
     new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
     index, timestamp = _index(before, ring, targets, soon=soon, now=now)
     new |= {folder / METADATA / name: data for name, data in index.items()}
-    with disk_errors(folder):
-        _switch(new, folder / METADATA / "timestamp.json", timestamp)
-        # last: until now the old root, whose keys signed as well, led to all of this
-        if root is not None:
-            write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
+    _write(folder, new, timestamp, root)
     opened = open_channel(folder)
     if opened is None:
         raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
     tidy(opened)
     return opened
+
+
+def _write(folder: Path, new: dict[Path, bytes], timestamp: bytes, root: Metadata[Root] | None) -> None:
+    with disk_errors(folder):
+        _switch(new, folder / METADATA / "timestamp.json", timestamp)
+        # last: until now the old root, whose keys signed as well, led to all of this
+        if root is not None:
+            write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
+
+
+def _check_lasting(
+    root: Metadata[Root] | None,
+    soon: datetime.datetime,
+    *,
+    now: datetime.datetime,
+    clock: datetime.datetime | None,
+) -> None:
+    """Refuse to sign what every client with a clock refuses: the time of signing may be SOURCE_DATE_EPOCH."""
+    ends = {"index": soon} | ({"root": root.signed.expires} if root else {})
+    for name, end in ends.items():
+        if clock is not None and end <= clock:
+            what = f"signed as of {now:%Y-%m-%d} (SOURCE_DATE_EPOCH), the {name} would have expired on {end:%Y-%m-%d}:"
+            fix = "unset SOURCE_DATE_EPOCH for this command; `edgeq ota release --allow-expired` writes it all the same"
+            raise UsageError(f"{what} every client would refuse the channel", fix)
 
 
 def _index(

@@ -57,6 +57,8 @@ class Terms:
     """How a release is signed and addressed.
 
     Attributes:
+        now: the time of signing.
+        clock: the time that clients go by: what they would refuse by then as expired is not signed. None signs it.
         runtimes: runtime and version of the app builds in the field that it was checked for.
         devices: the only devices that it is for; none for all.
         licence: the model's, an SPDX expression.
@@ -64,6 +66,7 @@ class Terms:
     """
 
     now: datetime.datetime
+    clock: datetime.datetime | None = None
     runtimes: tuple[tuple[str, str], ...] = ()
     devices: tuple[str, ...] = ()
     licence: str | None = None

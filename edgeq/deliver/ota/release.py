@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,14 @@ class Published:
     Attributes:
         files: names of the new files, with their sizes.
         root_version: the root that clients now follow.
+        expires: the time from which clients refuse the index.
     """
 
     release: int
     files: tuple[tuple[str, int], ...]
     root_version: int
     trust: Path
+    expires: datetime.datetime
 
 
 def prepare(folder: Path, bases: Sequence[Base]) -> Prepared:
@@ -99,7 +102,7 @@ def add_release(
     """Publish prepared bundles together, under the channel's next release number.
 
     Raises:
-        UsageError: two bundles for one place, or one that is released already.
+        UsageError: two bundles for one place, one that is released already, or an index that has expired by now.
         IntegrityError: the keys are not this channel's, or it changed since it was read.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
@@ -129,7 +132,7 @@ def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Publish
     """Publish, under a higher number, what was there before a release; devices get it like any other.
 
     Raises:
-        UsageError: there is no such release, or none before it.
+        UsageError: there is no such release, none before it, or an index that has expired by now.
         IntegrityError: the keys are not this channel's, or a file of it is damaged.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
@@ -160,7 +163,7 @@ def refresh(folder: Path, ring: KeyRing, terms: Terms) -> Published:
     """Sign a channel's index again, so that it does not expire, and with its present keys.
 
     Raises:
-        UsageError: the folder is no channel.
+        UsageError: the folder is no channel, or the index would have expired by now.
         IntegrityError: the keys are not this channel's.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
@@ -195,10 +198,25 @@ def _published(
     terms: Terms,
 ) -> Published:
     parse_index(targets)  # what a client would refuse is not signed
-    after = publish(folder, before, ring, targets=targets, files=files, now=terms.now, valid_days=terms.valid_days)
+    after = publish(
+        folder,
+        before,
+        ring,
+        targets=targets,
+        files=files,
+        now=terms.now,
+        valid_days=terms.valid_days,
+        clock=terms.clock,
+    )
     sizes = tuple((f"{FILES}/{targets[name].hashes['sha256']}.{name}", len(data)) for name, data in files.items())
     trust = folder / METADATA / "1.root.json"
-    return Published(release=release, files=sizes, root_version=after.roots[-1].signed.version, trust=trust)
+    return Published(
+        release=release,
+        files=sizes,
+        root_version=after.roots[-1].signed.version,
+        trust=trust,
+        expires=min(after.roots[-1].signed.expires, after.timestamp.signed.expires),
+    )
 
 
 def _restored(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import ExitCode, UsageError
-from edgeq.load.arrays import Wanted, open_array_file, open_function
-from edgeq.load.records import Reading
+from edgeq.load.arrays import open_array_file, open_function
+from edgeq.load.records import Reading, Wanted
 from edgeq.preprocess import Preprocess, apply
 
 VECTOR = TensorSpec(name="x", dtype="float32", shape=(2, 4))
@@ -19,7 +19,7 @@ TOKENS = TensorSpec(name="tokens", dtype="int64", shape=(1, 5), high=9.0)
 PREPROCESS = Preprocess(resize=(16, 16))
 
 
-def wanted(*specs, preprocess=None, limit=None, seed=0, class_names=()):
+def wanted(*specs, preprocess=None, limit=None, seed=0, class_names=None):
     reading = Reading(specs=specs, preprocess=preprocess)
     return Wanted(reading=reading, limit=limit, seed=seed, class_names=class_names)
 

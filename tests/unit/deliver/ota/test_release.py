@@ -13,7 +13,9 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.deliver.ota import channel as channels
 from edgeq.deliver.ota.bom import bill_of_materials
 from edgeq.deliver.ota.channel import open_channel
+from edgeq.deliver.ota.entries import Terms
 from edgeq.deliver.ota.plain import pack, unpack
+from edgeq.deliver.ota.release import refresh, withdraw
 from edgeq.errors import IntegrityError, UsageError, VerificationError
 from tests.unit.deliver.ota.conftest import DAY, NOW, Device, Publisher, tree
 
@@ -155,6 +157,30 @@ def test_a_root_that_ends_soon_is_renewed(publisher: Publisher) -> None:
     publisher.release(publisher.bundle("3"), now=NOW + 600 * DAY)
     assert len(publisher.state.roots) == 2
     assert publisher.state.roots[-1].signed.expires > NOW + datetime.timedelta(days=1300)
+
+
+def test_what_has_expired_by_clients_clocks_is_not_signed(publisher: Publisher, device: Device) -> None:
+    first, second = publisher.bundle("1"), publisher.bundle("2")
+    with pytest.raises(UsageError, match=r"as of 2026-11-21 .*, the index would have expired on 2026-12-21") as told:
+        publisher.release(first, clock=NOW + 30 * DAY)
+    assert "SOURCE_DATE_EPOCH" in told.value.fix
+    assert not publisher.channel.joinpath("metadata").exists()
+    with pytest.raises(UsageError, match="the root would have expired on 2028-11-20"):
+        publisher.release(first, clock=NOW + 730 * DAY, valid_days=3650)
+    done = publisher.release(first, clock=NOW + 29 * DAY)
+    assert done.expires == NOW + 30 * DAY
+    assert device.update(now=NOW + 29 * DAY).release == 1
+
+    # a withdrawal that no device would take leaves the bad release on all of them
+    publisher.release(second)
+    before = tree(publisher.channel)
+    for act in (
+        lambda terms: withdraw(publisher.channel, publisher.ring, 2, terms),
+        lambda terms: refresh(publisher.channel, publisher.ring, terms),
+    ):
+        with pytest.raises(UsageError, match="every client would refuse the channel"):
+            act(Terms(now=NOW, clock=NOW + 31 * DAY))
+    assert tree(publisher.channel) == before
 
 
 def test_an_index_that_clients_would_refuse_is_not_signed(publisher: Publisher) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import X86, Project, descendants, finish, start, wait_for, wait_until_dead
+from .conftest import X86, Project
+from .processes import descendants, finish, start, wait_for, wait_until_dead
 
 pytestmark = pytest.mark.slow
 

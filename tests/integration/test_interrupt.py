@@ -10,7 +10,8 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import X86, Project, Run, arguments, descendants, finish, start, wait_for, wait_until_dead
+from .conftest import X86, Project, Run, arguments
+from .processes import descendants, finish, start, wait_for, wait_until_dead
 
 pytestmark = pytest.mark.slow
 

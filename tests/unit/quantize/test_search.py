@@ -21,7 +21,7 @@ from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import batches
 
-from .test_qat import scenes, uneven
+from .qat_cases import scenes, uneven
 
 ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
 

@@ -51,8 +51,9 @@ class Fidelity:
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
         chance_score: what always answering the commonest label would score; None without top-1 labels.
-        mismatch_drop_pp: what fp32 loses when each sample's outputs meet the label of the sample before it, paired;
-            None for top-1, or where no two such labels differ. Below zero, lower scores are the better ones.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, paired; None for
+            top-1, or where no two labels differ. Below zero, lower scores are the better ones; around zero, the
+            labels change nothing.
     """
 
     samples: int

@@ -41,8 +41,8 @@ def build(run: RunParams, names: Names = None) -> None:
                 done, problem = install_rows(model.report, places)
                 installed += done
                 report = dataclasses.replace(report, not_installed=problem)
-    _print(report, installed, as_json=run.as_json, verbose=run.verbose)
-    views.write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+    with views.beside(report, run):
+        _print(report, installed, as_json=run.as_json, verbose=run.verbose)
     raise typer.Exit(report.exit_code)
 
 

@@ -65,8 +65,8 @@ def _run(command_line: Options, run: RunParams) -> ExitCode:
     from edgeq.project import of_one
 
     whole = dataclasses.replace(of_one(report), not_installed=problem)
-    _print(report, whole, installed, as_json=run.as_json)
-    views.write_views(whole, junit=run.junit, markdown=run.markdown, github=run.github)
+    with views.beside(whole, run):
+        _print(report, whole, installed, as_json=run.as_json)
     return whole.exit_code
 
 

@@ -251,3 +251,12 @@ def test_only_the_bundle_that_was_judged_is_installed(item: BundleInput, tmp_pat
     assert problem is not None
     assert (problem.exit_code, row.digest in problem.what) == (ExitCode.INTEGRITY, True)
     assert not (app / "app/src/main/assets").exists()
+
+
+def test_a_view_that_cannot_be_written_leaves_one_document(pipeline, project, capfd):
+    (project / "file").touch()
+    assert run([*PACKAGE, "--json", "--junit", "file/junit.xml"]) == 2
+    document = json.loads(capfd.readouterr().out)
+    assert (document["error"]["exit_code"], "rows" in document) == (2, False)
+    assert run([*PACKAGE, "--junit", "file/junit.xml"]) == 2
+    assert "android-arm64-xnnpack static-int8" in capfd.readouterr().out  # people see both

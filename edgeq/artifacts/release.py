@@ -36,7 +36,6 @@ class DataFacts:
     evaluation_sha256: str | None = None
     evaluation_samples: int = 0
     qat_sha256: str | None = None
-    qat_samples: int = 0
     search_sha256: str | None = None
     search_samples: int = 0
     findings: tuple[DataFinding, ...] = ()

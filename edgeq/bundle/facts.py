@@ -82,6 +82,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
             exported_with=lowered.runtime_version,
             oldest_in_field=target.app.oldest,
             bytecode_version=lowered.bytecode_version,
+            build=target.app.build,
         ),
         scheme=item.scheme,
         threads=target.device.threads,

@@ -210,7 +210,7 @@ DeviceSamples = Annotated[
 Timeout = Annotated[
     float | None,
     Key("device.timeout_s"),
-    typer.Option(metavar="SECONDS", help="For emulating one artifact; 1800 if not given."),
+    typer.Option(metavar="SECONDS", help="For emulating one artifact, or serving it (--on cuda); 1800 if not given."),
 ]
 Compare = Annotated[
     bool | None,

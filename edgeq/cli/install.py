@@ -13,7 +13,6 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.output import say, say_json
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.project import ModelError
 from edgeq.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from edgeq.cli.config import Request
     from edgeq.deliver.growth import Growth
     from edgeq.deliver.install import InstallResult
+    from edgeq.project import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,5 +166,7 @@ def install_rows(
                 for row in rows
             )
     except EdgeqError as err:
+        from edgeq.project import ModelError
+
         return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
     return tuple(done), None

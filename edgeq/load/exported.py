@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.load.inputs import parse_input, tensor_spec
+from edgeq.sources import unreadable
 
 # the position of `training` among the arguments of operators that behave otherwise then
 _TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}
@@ -30,8 +31,7 @@ def load_exported(path: Path) -> Any:
         with _silent("torch.export"):  # which logs a traceback before it reads the format of torch 2.6
             program = torch.export.load(path)
     except Exception as err:  # torch raises a different type for each way in which the archive is broken
-        what = f"{path} is not an exported program that torch {torch.__version__} reads: {first_line(err)}"
-        raise UsageError(what, "write it again with torch.export.save, or check that the copy is whole") from err
+        raise unreadable(path, f"{first_line(err)} (torch {torch.__version__})") from err
     for node in program.graph.nodes:
         position = _TRAINING_ARGUMENT.get(str(getattr(node.target, "__name__", "")).partition(".")[0])
         if position is not None and len(node.args) > position and node.args[position] is True:

@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.load.inputs import DTYPES, parse_input
+from edgeq.sources import unreadable
 
 # the opsets that ONNX Runtime promises to run start here (its docs/Versioning.md)
 OLDEST_OPSET = 7
@@ -57,17 +58,17 @@ def read_onnx(path: Path) -> Any:
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as err:  # protobuf's own types, by what the bytes happen to say
-        raise _no_onnx(path, first_line(err)) from err
+        raise unreadable(path, first_line(err)) from err
     # protobuf takes an empty file, and many another, for an empty model
     if not proto.ir_version or not proto.graph.node:
-        raise _no_onnx(path, "it holds no graph")
+        raise unreadable(path, "it holds no graph")
     for tensor in proto.graph.initializer:
         _check_external(tensor, path)
     _check_opset(proto, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as err:  # the checker raises its own and protobuf's types
-        raise UsageError(f"{path} is no valid ONNX: {first_line(err)}", "export it again") from err
+        raise unreadable(path, first_line(err)) from err
     return proto
 
 
@@ -75,10 +76,6 @@ def output_specs(path: Path) -> tuple[TensorSpec, ...]:
     """Return the outputs that a file states; a dimension that it leaves open is 1."""
     values = read_onnx(path).graph.output
     return tuple(_described(value, f"output{i}", path) for i, value in enumerate(values))
-
-
-def _no_onnx(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is no ONNX file: {why}", "check that the copy is whole, or export it again")
 
 
 def _float_types() -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.functions import UserFunction, load_function
 from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.weights import load_state_dict
-from edgeq.sources import factory_model_name
+from edgeq.sources import SOURCE_SUFFIXES, factory_model_name
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 _QUANTIZATION = "quantization."  # torchvision:quantization.NAME comes quantized, quantized_NAME does not
@@ -51,7 +51,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
         UnsupportedError: weights given for a program that brings its own.
     """
     suffix = Path(source).suffix
-    if suffix in (".pt2", ".onnx", *ARTIFACT_KINDS):
+    if suffix in SOURCE_SUFFIXES:
         return _load_file(Path(source), weights=weights, inputs=inputs, name=name)
     if source.startswith("torchvision:"):
         found = _torchvision(source.removeprefix("torchvision:"), weights, seed)

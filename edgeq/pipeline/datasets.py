@@ -93,7 +93,6 @@ def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[
         evaluation_sha256=hashes.get("evaluation"),
         evaluation_samples=counts.get("evaluation", 0),
         qat_sha256=hashes.get("qat"),
-        qat_samples=counts.get("qat", 0),
         search_sha256=hashes.get("search"),
         search_samples=counts.get("search", 0),
         skipped=tuple(dict.fromkeys(skipped)),

@@ -211,6 +211,7 @@ def _run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], 
         sqnr_db=sums.sqnr_db,
         differing=sums.differing / sums.elements if comparable else 1.0,
         top1_flips=sums.ranked - sums.agreeing if sums.ranked else None,
+        ranked=sums.ranked,
     )
     return DeviceRun(
         cpu=measures.device,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import LoadedModel, LoweredModel, TensorSpec
-from edgeq.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import Job, Progress
+from edgeq.pipeline.given import load_given
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import subset, verify_spec
 from edgeq.pipeline.product import Product, Recipe
@@ -37,14 +38,14 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
     """Return the model with the inputs that the artifact itself states; TorchScript archives state none.
 
     Raises:
-        VerificationError: the artifact cannot be loaded.
-        UsageError: the inputs are not known, or not those that were given.
+        VerificationError: the runtime crashes on the artifact.
+        UsageError: the artifact is damaged, or the inputs are not known, or not those that were given.
     """
     if model.kind == "ptl":
         if not model.inputs:
             raise UsageError(f"{model.model} does not say what it takes", "give --input, such as 1x3x224x224")
         return model
-    loaded = runtime.load(model.model, runtime="executorch", backend="xnnpack", threads=1)
+    loaded = load_given(runtime, model.model, name="executorch", backend="xnnpack")
     stated = tuple(
         TensorSpec(name=f"input{i}", dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(loaded.inputs)
     )
@@ -69,6 +70,7 @@ def take(
     """Verify an artifact that came as it is, and return it as a product.
 
     Raises:
+        UsageError: the artifact is damaged.
         EdgeqError: the verify step's own errors.
     """
     from edgeq.verify.run import verify
@@ -77,11 +79,7 @@ def take(
     folder.mkdir(parents=True)
     path = folder / f"model{source.suffix}"
     shutil.copyfile(source, path)
-    try:
-        runtime.load(path, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
-    except EdgeqError as err:
-        # the copy's name means nothing to whoever named the source
-        raise type(err)(f"{source}: {err.what}", err.fix) from err
+    load_given(runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads, copy=path)
     lowered = _lowered(path, recipe, runtime.facts())
     kept = subset(job, prepared, recipe.scheme, lowered.macs) if emulated else None
     spec = verify_spec(job, prepared, recipe, lowered, progress, source.name)

@@ -11,6 +11,7 @@ from edgeq.artifacts import Layer
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.job import Progress
 from edgeq.manifest import MANIFEST_NAME
+from edgeq.pipeline.given import load_given
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -57,9 +58,9 @@ def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactI
     """Describe a bundle's folder or an artifact's file.
 
     Raises:
-        UsageError: neither of the two.
+        UsageError: neither of the two, or the artifact is damaged.
         IntegrityError: the bundle's files are not those that it lists.
-        VerificationError: the artifact is damaged, or crashes its runtime.
+        VerificationError: the artifact crashes its runtime.
         UnsupportedError: the runtime lacks what the artifact needs, or a newer edgeq wrote the bundle.
         EnvironmentProblem: it cannot be read, or the runtime's process does not start.
     """
@@ -103,7 +104,7 @@ def _artifact(path: Path, progress: Progress) -> ArtifactInspection:
     runtime = RUNTIMES[path.suffix]
     with progress.task(f"load {path.name}"), HostRuntime() as child:
         # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
-        stated = child.load(path, runtime=runtime, backend="qnnpack", threads=1)
+        stated = load_given(child, path, name=runtime, backend="qnnpack")
         facts = child.facts()
     return ArtifactInspection(
         path=path,

@@ -13,6 +13,7 @@ from edgeq.artifacts import LoweredModel
 from edgeq.errors import UnsupportedError, VerificationError
 from edgeq.job import Job, Progress
 from edgeq.pipeline.forward import Forward
+from edgeq.pipeline.given import load_given
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.produce import subset, verify_spec
 from edgeq.pipeline.product import Product, Recipe
@@ -40,7 +41,7 @@ class FileMaker:
         """Make a product from the source itself; of one that came quantized, no float model is known."""
         source: Path = self._prepared.model.model
         # in the child first: a file that crashes the runtime must not take edgeq along
-        self._runtime.load(source, runtime=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
+        load_given(self._runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
         fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
         keep = self._job.keep_fp32
         return self.make(source, fp32, recipe, label, emulated=emulated, keep=keep)

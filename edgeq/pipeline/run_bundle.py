@@ -51,9 +51,12 @@ def run_bundle(
     setting: DeviceSetting | None,
     progress: Progress,
     *,
-    serving: bool,
+    serving_s: float | None,
 ) -> Seen:
-    """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one."""
+    """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one.
+
+    `serving_s` is how long serving them on the GPU may take; None where that is not asked for.
+    """
     why = why_not_run(bundle.manifest.target.backend)
     if why:
         return _not_run("nothing", promises.elsewhere_gate(why))
@@ -63,8 +66,8 @@ def run_bundle(
     try:
         seen = _run(bundle, golden, evaluation, runtime, setting, progress)
         gates, verified = (*box, *seen.gates), seen.verified
-        if serving:
-            gate, measures = verify_gpu.served(bundle, golden)
+        if serving_s is not None:
+            gate, measures = verify_gpu.served(bundle, golden, timeout_s=serving_s)
             gates, verified = (*gates, gate), dataclasses.replace(verified, device=measures)
         return dataclasses.replace(seen, gates=gates, verified=verified)
     except (VerificationError, UnsupportedError) as err:

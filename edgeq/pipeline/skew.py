@@ -12,6 +12,7 @@ from edgeq.check.store import find_store_limit, store_gate
 from edgeq.errors import ExitCode, UsageError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest, contract_change
+from edgeq.ort_format import required_operators
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.target import App, TargetProfile
 from edgeq.units import format_quantity
@@ -37,6 +38,8 @@ def runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime
         runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
         facts = runtime.facts()
         operators, bytecode = facts.operators, facts.bytecode_version
+    if manifest.runtime.build == "mobile":
+        operators = required_operators(bundle.artifact)
     lowered = LoweredModel(
         path=bundle.artifact,
         runtime=manifest.target.runtime,
@@ -67,7 +70,7 @@ def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
             runtime=facts.runtime,
             backend=facts.backend,
             schemes=("fp32",),
-            app=App(runtimes=runtimes),
+            app=App(runtimes=runtimes, build=manifest.runtime.build),
         )
     except ValidationError as err:
         raise explain(err, "[app]", App) from err

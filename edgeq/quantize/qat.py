@@ -140,7 +140,6 @@ def _tuned(
         start_loss=before.loss,
         end_loss=after.score.loss,
         trained_loss=after.trained_loss,
-        start_agreement=before.agreement,
         end_agreement=after.score.agreement,
         diverged_in=after.diverged_in,
         state=after.state,

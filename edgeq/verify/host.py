@@ -42,6 +42,10 @@ _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
 _CODE = re.compile(r"0x:?([0-9a-fA-F]{1,4})\b")  # ExecuTorch writes 0x:23
 
 
+class Refused(VerificationError):
+    """The runtime answered with an error of its own; it neither crashed nor hung."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """What the runtime said when it loaded an artifact.
@@ -116,7 +120,8 @@ class HostRuntime:
         """Load an artifact at the strictest verification level.
 
         Raises:
-            VerificationError: the artifact is damaged, or the runtime crashed on it.
+            Refused: the artifact is damaged.
+            VerificationError: the runtime crashed on it.
             UnsupportedError: the runtime lacks an operator or backend.
         """
         request = {"op": "load", "path": str(path), "runtime": runtime, "backend": backend, "threads": threads}
@@ -250,6 +255,7 @@ def _translated(text: str, doing: str) -> EdgeqError:
         what = f"failed while {doing}: it is no TorchScript archive, but a state dict or another pickle"
         return UsageError(what, "give what torch.jit.save wrote; a state dict goes to --weights of `edgeq package`")
     kind, meaning = onnx_error(text) or executorch_error(text)
-    line = text.splitlines()[0][:200]
+    line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
+    kind = Refused if kind is VerificationError else kind
     return kind(what, "package the model again; if that does not help, choose another target")

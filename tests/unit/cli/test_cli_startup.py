@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL")
+HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL", "edgeq.artifacts", "edgeq.report")
 PROBE = f"""
 import sys
 from edgeq.cli.run import run

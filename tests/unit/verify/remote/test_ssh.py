@@ -182,7 +182,7 @@ def test_a_refused_key_asks_for_no_password(board: Server, tmp_path: Path, monke
     client(board, tmp_path, monkeypatch, key="stranger")
     problem = opened(board.host)
     assert "refused the authentication" in problem.what
-    assert f"ssh-copy-id {board.host}" in problem.fix
+    assert f"ssh-copy-id -p {board.port} {board.host.partition(':')[0]}, or" in problem.fix
 
 
 def test_an_unknown_host_key_is_not_accepted(board: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +190,13 @@ def test_an_unknown_host_key_is_not_accepted(board: Server, tmp_path: Path, monk
     assert "host key is not known" in opened(board.host).what
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
-def test_a_board_that_is_not_there(board: Server, host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "where"), [("127.0.0.1:1", "ssh://127.0.0.1:1"), ("no-such-host.invalid", "no-such-host.invalid")]
+)
+def test_a_board_that_is_not_there(board: Server, host: str, where: str) -> None:
     problem = opened(host)
     assert "cannot be reached" in problem.what
-    assert f"ssh -o BatchMode=yes {host} true" in problem.fix
+    assert f"ssh -o BatchMode=yes {where} true" in problem.fix
 
 
 def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +213,7 @@ def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("echo mktemp: No space left on device >&2; exit 91", "no space left"),
         ("echo hello", "no temporary folder"),
+        ("exec >&-; exec sleep 600", "no answer"),
         ("printf 'folder=/tmp/x\\nsystem=Linux\\nmachine=riscv64\\ncores=4\\nmodel=x\\nend=\\n'", "riscv64"),
         ("printf 'folder=/tmp/x\\nsystem=Darwin\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "Darwin on arm64"),
         ("printf 'folder=/a b\\nsystem=Linux\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "shells would misread"),
@@ -220,6 +223,7 @@ def test_a_device_that_is_none_of_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
 ) -> None:
     program(tmp_path, "ssh", script + "\n", monkeypatch)
+    monkeypatch.setattr("edgeq.verify.remote.board.CONNECT_S", 1)
     assert text in opened("board").what
 
 

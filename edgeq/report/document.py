@@ -101,6 +101,8 @@ class VariantDocument(_Document):
     drop_pp: Interval | None
     sqnr_db: float | None
     latency_ms: float | None = Field(description="p50 on this host")
+    latency_p90_ms: float | None
+    speedup: Interval | None = Field(description="times faster than fp32, median of turns; null if not timed in turns")
     failed: list[GateDocument]
     error: str | None = Field(description="why there is no artifact")
     exit_code: int

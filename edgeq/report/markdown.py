@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from edgeq.artifacts import Gate, Row
 from edgeq.project import ProjectReport
-from edgeq.report import words
+from edgeq.report import schemes, words
 
 _HEAD = ("model", "target", "scheme", "size", "download", "accuracy or fidelity", "int8 MACs", "latency", "verdict")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -32,7 +32,7 @@ def to_markdown(report: ProjectReport) -> str:
         f"- {_text(f'{row.target}: {line}')}"
         for row in report.rows
         if row.compared
-        for line in words.compared(row.compared)
+        for line in schemes.compared(row.compared)
     ]
     if compared:
         lines += ["", "### Against float", "", *compared]

@@ -14,9 +14,8 @@ from edgeq.errors import EdgeqError, UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
-from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import float_model, quantized_model
+from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -158,22 +157,22 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
+    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, unshared
     from edgeq.quantize.mutations import without_mutations
 
-    mapping = _qconfig_mapping(spec.backend, spec.observer)
     # a copy, since preparing writes to the modules
-    module = copy.deepcopy(spec.model.model)
-    parts = dict(module.named_modules())
-    kept = sorted(matched_names(spec.keep_fp32, {name: type(part).__name__ for name, part in parts.items()}))
-    for name in kept:
-        mapping.set_module_name(name, None)
-    # what stays in float need not be traceable
-    opaque = [name for name in kept if next(parts[name].children(), None) is not None]
+    module, inputs = copy.deepcopy(spec.model.model), example_tensors(spec.inputs)
+    types = type_names(module)
+    opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
-    inputs = example_tensors(spec.inputs)
     try:
+        module, copies = unshared(module, inputs, opaque)
+        mapping = _qconfig_mapping(spec.backend, spec.observer)
+        for name in kept_names(spec.keep_fp32, types, copies):
+            mapping.set_module_name(name, None)
         with without_mutations(inputs):
-            return prepare_fx(module, mapping, inputs, custom)
+            prepared = prepare_fx(module, mapping, inputs, custom)
+        return observe_floats_only(prepared, inputs)
     except EdgeqError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
@@ -190,6 +189,9 @@ def convert(prepared: Any) -> Any:
     """
     from torch.ao.quantization.quantize_fx import convert_fx
 
+    from edgeq.quantize.fx_graph import bound_clamps
+
+    bound_clamps(prepared)
     try:
         return _for_engine(convert_fx(prepared))
     except Exception as err:  # the engines' packing raises many types

@@ -15,6 +15,7 @@ from edgeq.artifacts import Scores
 from edgeq.errors import UnsupportedError
 from edgeq.quantize import RANKINGS, fx, fx_layers, quantize
 from edgeq.quantize.capture import capture
+from edgeq.quantize.lent import Ranges
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
 from edgeq.quantize.remedies import EVENED, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
@@ -106,7 +107,9 @@ def test_all_layers_simulated_come_near_to_the_converted_graph():
         prepared = fx.prepare(spec)
         for batch in batches(spec.calibration, spec.inputs):
             prepared(torch.from_numpy(batch.inputs[0].copy()))
-        simulation = simulated(Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of))
+        simulation = simulated(
+            Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of, ranges=Ranges())
+        )
         samples = scenes(8, seed=4)
         exact = outputs(model.model, samples, model.inputs)
         simulation.quantize(simulation.layers)

@@ -17,12 +17,13 @@ from edgeq.quantize import RANKINGS, fx, fx_layers, quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.lent import Ranges
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
-from edgeq.quantize.remedies import EVENED, other_ranges
+from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import batches
 
 from .qat_cases import scenes, uneven
+from .test_activations import Gated
 
 ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
 
@@ -128,7 +129,7 @@ def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, bac
     kept = found.search.found.kept
     assert kept
     assert not found.search.found.meets
-    for remedy in (EVENED, *other_ranges(spec)):
+    for remedy in (TYPICAL, EVENED, *other_ranges(spec)):
         spec = remedy.apply(spec) if remedy.name in found.search.found.remedies else spec
     static = quantized(
         spec.model, runtime, backend=backend, keep=kept, calibration=spec.calibration, observer=spec.observer
@@ -161,6 +162,33 @@ def test_weights_are_evened_out_before_bytes_are_spent():
     assert (found.chosen, found.found.kept) == (1, ())
     assert found.attempts[1].size_bytes == found.attempts[0].size_bytes
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def test_a_calibration_sample_that_stands_out_is_left_out_before_bytes_are_spent():
+    plain = scenes(16, seed=1)
+
+    def read(i):
+        sample = plain.read(i)
+        bright = np.float32(50 if i == 3 else 1)
+        return dataclasses.replace(sample, inputs=tuple(array * bright for array in sample.inputs))
+
+    samples = dataclasses.replace(plain, read=read)
+    spec = dataclasses.replace(spec_of(loaded(SmallNet), backend="x86", calibration=samples), observer="minmax")
+    found = fx_mixed(spec).search
+    assert [(attempt.remedies, attempt.meets) for attempt in found.attempts] == [((), False), ((TYPICAL.name,), True)]
+    assert found.found.kept == ()
+
+
+def test_on_x86_a_limit_is_met_that_the_ranking_says_one_layer_in_int8_keeps():
+    spec = spec_of(loaded(Gated), backend="x86", samples=scenes(8, seed=1), calibration=scenes(8, seed=1))
+    samples, model = spec.search.samples, spec.model
+    alone_db = max(item.alone_db for item in RANKINGS["torchscript"](spec))
+    asked = dataclasses.replace(
+        spec.search,
+        limits=(("sqnr", alone_db - 1),),
+        score=lambda graph: sqnr_of(model.model, graph, samples, model.inputs, "x86"),
+    )
+    assert fx_mixed(dataclasses.replace(spec, search=asked)).search.found.meets
 
 
 def test_a_remedy_keeps_what_was_to_stay_in_float():

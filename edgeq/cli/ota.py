@@ -14,6 +14,7 @@ from edgeq.cli.clock import clock, now
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.job import DataOptions, GateOptions
@@ -131,7 +132,7 @@ def refresh(
     from edgeq.deliver.ota.release import refresh as run
 
     done = run(channel, load_keys(keys), Terms(now=now(), clock=clock(), valid_days=valid_days))
-    tell_published(f"signed again: {channel}, for {valid_days} days", done, as_json)
+    tell_published(f"signed again: {channel}, for {counted(valid_days, 'day')}", done, as_json)
 
 
 def _job(params: Mapping[str, Any]) -> ReleaseJob:

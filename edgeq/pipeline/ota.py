@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgeq.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import skew
-from edgeq.pipeline.settle import settled_bundles
+from edgeq.pipeline.settle import Settled, settled_bundles
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -79,6 +80,7 @@ class ReleaseRow:
     """One bundle of a release.
 
     Attributes:
+        settled: which gates of the bundle a verdict settled, in words; "" for none.
         reuse: None where it was packaged without --reuse-qparams-from, or its report is gone.
     """
 
@@ -90,6 +92,7 @@ class ReleaseRow:
     download_bytes: int
     deltas: tuple[DeltaRow, ...]
     checked: CheckReport
+    settled: str = ""
     reuse: ReuseRow | None = None
 
 
@@ -125,7 +128,7 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         return _release(job, places, progress)
 
 
-def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> ReleaseReport:
+def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> ReleaseReport:
     """Release the bundles as they lie at `places`."""
     ring = load_keys(job.keys)
     channel = open_channel(job.channel)
@@ -135,11 +138,11 @@ def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> Rel
         with progress.task("make the patches", len(job.bundles)) as task:
             items = []
             for place in places:
-                items.append(_prepared(job, channel, place))
+                items.append(_prepared(job, channel, place.folder))
                 task.advance()
         rows = tuple(
-            _checked(job, channel, item, folder, runtime, progress)
-            for folder, item in zip(job.bundles, items, strict=True)
+            dataclasses.replace(_checked(job, channel, item, runtime, progress), path=folder, settled=place.told)
+            for folder, place, item in zip(job.bundles, places, items, strict=True)
         )
     report = ReleaseReport(channel=job.channel, rows=rows, published=None)
     if report.exit_code:
@@ -201,7 +204,6 @@ def _checked(
     job: ReleaseJob,
     channel: Channel | None,
     item: Prepared,
-    folder: Path,
     runtime: HostRuntime | None,
     progress: Progress,
 ) -> ReleaseRow:
@@ -220,7 +222,7 @@ def _checked(
         model=manifest.model.name,
         model_version=manifest.model.version,
         target=manifest.target.name,
-        path=folder,
+        path=item.bundle.folder,
         digest=item.bundle.digest,
         download_bytes=len(item.archive),
         deltas=tuple(

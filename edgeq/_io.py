@@ -284,8 +284,10 @@ def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
         except Timeout as err:
             what = f"another edgeq is writing to {folder}"
             raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
-        except FileNotFoundError as err:
-            # a run that just ended took away the folder that it had made; try again
+        except (FileNotFoundError, FileExistsError) as err:
+            if Path(err.filename).is_file():
+                raise
+            # a run that just ended took away the folder that it had made, also while `mkdir` looked at it; try again
             if time.monotonic() > deadline:  # or it is in a place that takes none, such as /proc
                 what = f"cannot make the folder {folder}: {err.strerror}"
                 raise EnvironmentProblem(what, "choose another folder") from err

@@ -57,7 +57,6 @@ class DeviceProfile(BaseModel):
     def predict(self, counts: Counts, threads: int, *, runtime: str = "executorch") -> Prediction:
         """Return the latency of one inference whose counts on this device's core are known.
 
-        The published rows are XNNPACK's: for another runtime, and no measurements of one's own, they are extrapolated.
 
         Raises:
             UsageError: more threads than the device has cores of this kind.

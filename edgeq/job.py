@@ -74,7 +74,7 @@ class DeviceOptions:
             `cuda` serves the artifact on this box's GPU; `ssh:HOST`, `adb` and `adb:SERIAL` are real devices.
         cpu: CPU models; none for those of the target's profile.
         samples: how many at most; None for a number by the model's size.
-        timeout_s: for all emulation of one artifact.
+        timeout_s: for all emulation of one artifact, or for serving it on the GPU.
     """
 
     on: str = "emulator"

@@ -48,7 +48,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelError:
-    """Why a model has no bundles: an error's two lines, its exit code, and a traceback where there is one."""
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
 
     what: str
     fix: str
@@ -83,10 +83,12 @@ class ProjectReport:
 
     Attributes:
         app: gates of the app as a whole, one for each limit and ABI.
+        not_installed: why not every bundle that passed went into its app; None where all did, or none was to.
     """
 
     models: tuple[ModelResult, ...]
     app: tuple[Gate, ...] = ()
+    not_installed: ModelError | None = None
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -97,6 +99,7 @@ class ProjectReport:
     def exit_code(self) -> ExitCode:
         """The lowest code of all that failed."""
         codes = [model.exit_code for model in self.models] + [gate.exit_code for gate in self.app if not gate.passed]
+        codes += [self.not_installed.exit_code] if self.not_installed else []
         return min((code for code in codes if code), default=ExitCode.OK)
 
 

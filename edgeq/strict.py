@@ -1,4 +1,7 @@
-"""Reading JSON that others may have written: bounded, strict, and with a named error for whatever is wrong."""
+"""JSON documents that edgeq writes and others may have changed: their schemas, and how they are written and read.
+
+Reading is bounded and strict, with a named error for whatever is wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgeq.errors import IntegrityError, UnsupportedError
+from edgeq._io import canonical_json
+from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 from edgeq.target import explain
 
 
@@ -19,6 +23,29 @@ class Strict(BaseModel):
 
 
 Document = TypeVar("Document", bound=Strict)
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's JSON Schema, with the dialect that it is written in."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | model.model_json_schema()
+
+
+def document_bytes(document: Strict, *, what: str, most_bytes: int, fix: str) -> bytes:
+    """Return a document as it is written: sorted JSON, the same bytes for equal documents.
+
+    Args:
+        document: what to write.
+        what: it is, for messages.
+        most_bytes: that are read back.
+        fix: what to do about more.
+
+    Raises:
+        UsageError: it would be larger than that.
+    """
+    data = canonical_json(document.model_dump(mode="json"))
+    if len(data) > most_bytes:
+        raise UsageError(f"the {what} would take {len(data)} bytes, at most {most_bytes} are read", fix)
+    return data
 
 
 def parse_strict(

@@ -52,6 +52,11 @@ class App(_Strict):
         "is 1.18",
     )
 
+    @property
+    def oldest(self) -> str:
+        """The oldest of the runtimes, wherever in the list it stands; of equals (1.5 and 1.5.1) the first."""
+        return min(self.runtimes, key=lambda text: tuple(int(part) for part in text.split(".")[:2]))
+
 
 class Device(_Strict):
     """What verify emulates, and what the app is told."""

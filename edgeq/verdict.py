@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from edgeq._io import canonical_json
-from edgeq.errors import UsageError
 from edgeq.manifest import Count, Dtype, Sha256
-from edgeq.strict import Strict, parse_strict
+from edgeq.strict import Strict, document_bytes, parse_strict
 
 SCHEMA_VERSION: Final = 1
 MAX_VERDICT_BYTES = 64_000_000  # golden outputs take some kilobytes, those of a segmentation net many megabytes
@@ -94,22 +92,14 @@ class Verdict(Strict):
     outputs: tuple[OutputFacts, ...] = Field(min_length=1, max_length=1000)
 
 
-def verdict_schema() -> dict[str, Any]:
-    """Return the JSON Schema of verdict.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Verdict.model_json_schema()
-
-
 def verdict_bytes(verdict: Verdict) -> bytes:
     """Return the verdict as it is written.
 
     Raises:
         UsageError: it would be larger than `parse_verdict` reads.
     """
-    data = canonical_json(verdict.model_dump(mode="json"))
-    if len(data) > MAX_VERDICT_BYTES:
-        what = f"the verdict would take {len(data)} bytes, at most {MAX_VERDICT_BYTES} are read"
-        raise UsageError(what, "the golden outputs are too large to be carried: verify with --on where the bundle is")
-    return data
+    fix = "the golden outputs are too large to be carried: verify with --on where the bundle is"
+    return document_bytes(verdict, what="verdict", most_bytes=MAX_VERDICT_BYTES, fix=fix)
 
 
 def parse_verdict(data: bytes, name: str) -> Verdict:

@@ -91,6 +91,18 @@ def _summary(rows: Sequence[dict[str, Any]], predicted: Sequence[float]) -> None
 
 def _forms(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> None:
     """Compare other forms of the model, each fitted and left out in the same way."""
+    print("\nforms of the model, left out in the same way: median error of the Pixels' fp32 rows, and of all rows")
+    for name, features in _features(rows, observed).items():
+        errors = _left_out_errors(observed, features)
+        pixels = [e for e, row in zip(errors, rows, strict=True) if row["device"] in LEFT_OUT]
+        within = sum(e <= MOST_ERROR for e in errors) / len(errors)
+        told = (
+            f"{statistics.median(pixels):6.1%} {statistics.median(errors):6.1%}, {within:4.0%} within {MOST_ERROR:.0%}"
+        )
+        print(f"  {name:<38} {told}")
+
+
+def _features(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> dict[str, Features]:
     in_order = {"cortex-a53", "cortex-a55"}
     core = {id(one): load_device(row["device"]).core for row, one in zip(rows, observed, strict=True)}
 
@@ -100,7 +112,7 @@ def _forms(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> N
     def lines(one: Observation) -> float:
         return one.counts.lines_32k / (one.speed.clock_ghz * 1e6)
 
-    forms: dict[str, Features] = {
+    return {
         "instructions / width + lines (used)": lambda o: (cycles(o, o.counts.instructions / o.speed.width), lines(o)),
         "instructions": lambda o: (cycles(o, o.counts.instructions),),
         "vector multiplies + lines": lambda o: (cycles(o, o.counts.macs_in_vectors), lines(o)),
@@ -121,15 +133,6 @@ def _forms(rows: Sequence[dict[str, Any]], observed: Sequence[Observation]) -> N
         ),
         "instructions / width, no cache": lambda o: (cycles(o, o.counts.instructions / o.speed.width),),
     }
-    print("\nforms of the model, left out in the same way: median error of the Pixels' fp32 rows, and of all rows")
-    for name, features in forms.items():
-        errors = _left_out_errors(observed, features)
-        pixels = [e for e, row in zip(errors, rows, strict=True) if row["device"] in LEFT_OUT]
-        within = sum(e <= MOST_ERROR for e in errors) / len(errors)
-        told = (
-            f"{statistics.median(pixels):6.1%} {statistics.median(errors):6.1%}, {within:4.0%} within {MOST_ERROR:.0%}"
-        )
-        print(f"  {name:<38} {told}")
 
 
 def _left_out_errors(observed: Sequence[Observation], features: Features) -> list[float]:

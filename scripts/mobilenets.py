@@ -12,7 +12,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeq.artifacts import LoadedModel
+    from edgeq.samples import Dataset
 
 # what google/XNNPACK's tables have: model, scheme
 MODELS = (
@@ -74,28 +78,41 @@ def torchvision_model(name: str) -> Any:
     return model
 
 
-def build(name: str, scheme: str, out: Path) -> Path:
-    """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
-    import numpy as np
+def loaded(name: str) -> LoadedModel:
+    """Return one of MODELS with seeded random weights, as edgeq's load step gives it."""
     import torch
 
     from edgeq.artifacts import LoadedModel, TensorSpec
+
+    torch.manual_seed(0)
+    module = mobilenet_v1() if name == "mobilenet_v1" else torchvision_model(name)
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
+    return LoadedModel(
+        name=name, kind="module", model=module.eval(), inputs=(spec,), weights="random", fp32_bytes=0, source_sha256=""
+    )
+
+
+def seeded_images(count: int) -> Dataset:
+    """Return so many samples of normal noise."""
+    import numpy as np
+
+    from edgeq.samples import Dataset, Sample
+
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((3, 224, 224)).astype("float32") for _ in range(count)]
+    samples = [Sample(inputs=(im,), raw=(im,), label=None, name=str(i), digest=str(i)) for i, im in enumerate(images)]
+    return Dataset(origin="seeded", count=count, read=samples.__getitem__)
+
+
+def build(name: str, scheme: str, out: Path) -> Path:
+    """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
     from edgeq.lower import lower
     from edgeq.lower.spec import LowerSpec
     from edgeq.quantize import quantize
     from edgeq.quantize.capture import capture
     from edgeq.quantize.spec import QuantizeSpec
-    from edgeq.samples import Dataset, Sample
 
-    torch.manual_seed(0)
-    module = mobilenet_v1() if name == "mobilenet_v1" else torchvision_model(name)
-    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
-    model = LoadedModel(
-        name=name, kind="module", model=module.eval(), inputs=(spec,), weights="random", fp32_bytes=0, source_sha256=""
-    )
-    rng = np.random.default_rng(0)
-    images = [rng.standard_normal((3, 224, 224)).astype("float32") for _ in range(4)]
-    samples = [Sample(inputs=(im,), raw=(im,), label=None, name=str(i), digest=str(i)) for i, im in enumerate(images)]
+    model = loaded(name)
     quantized = quantize(
         "executorch",
         scheme,
@@ -105,13 +122,13 @@ def build(name: str, scheme: str, out: Path) -> Path:
             backend="xnnpack",
             observer="minmax",
             keep_fp32=(),
-            calibration=Dataset(origin="seeded", count=len(samples), read=samples.__getitem__),
+            calibration=seeded_images(4),
             progress=Silent(),
             label=name,
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        lowering = LowerSpec(inputs=(spec,), backend="xnnpack", folder=Path(folder), progress=Silent(), label=name)
+        lowering = LowerSpec(inputs=model.inputs, backend="xnnpack", folder=Path(folder), progress=Silent(), label=name)
         lowered = lower("executorch", quantized, lowering)
         path = out / f"{name}-{scheme}.pte"
         shutil.move(lowered.path, path)

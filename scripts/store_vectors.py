@@ -1,8 +1,9 @@
 """Write the vectors that the Android store's tests compare with, as edgeq itself computes them.
 
 `preprocess.json` and `preprocess.npz`: specifications, images and edgeq's own results. `digits.npz`: a hundred digits
-of the test third, before preprocessing, their labels, and what edgeq's Python path answers for each golden bundle. Run
-it by hand after a change of preprocessing.
+of the test third, before preprocessing, their labels, and what edgeq's Python path answers for each golden bundle.
+`manifest.json`: a manifest with every key that edgeq writes today. Run it by hand after a change of preprocessing or of
+the manifest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeq.bundle.reader import Bundle, read_bundle
 from edgeq.bundle.writer import ZIP_EPOCH, _npy, zip_entry
+from edgeq.manifest import MANIFEST_NAME, CudaBox, manifest_bytes, parse_manifest
 from edgeq.preprocess import PRESETS, Preprocess, apply
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,16 @@ def preprocess_vectors() -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]
         arrays[f"image_{index}"] = rng.integers(0, 256, shape, np.uint8)
         arrays[f"expected_{index}"] = apply(spec, arrays[f"image_{index}"])
     return [spec.model_dump(mode="json") for _, spec in CASES], arrays
+
+
+def manifest() -> bytes:
+    """Return the first release's manifest as edgeq writes it now, with the keys that are left out by default."""
+    old = parse_manifest((GOLDEN / TARGETS[0] / MANIFEST_NAME).read_bytes())
+    golden = old.golden.model_copy(update={"made_on": "cortex-a53"})
+    runtime = old.runtime.model_copy(update={"build": "mobile"})
+    box = CudaBox(torch="2.15", cuda=None, compiled_for=None, least_capability=None)
+    changes = {"golden": golden, "runtime": runtime, "cuda": box, "dynamic_batch": True}
+    return manifest_bytes(old.model_copy(update=changes))
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -90,6 +102,7 @@ def main() -> None:
     specs, arrays = preprocess_vectors()
     (FOLDER / "preprocess.json").write_text(json.dumps(specs, indent=1) + "\n")
     write_npz(FOLDER / "preprocess.npz", arrays)
+    (FOLDER / MANIFEST_NAME).write_bytes(manifest())
     images, labels = digits()
     answers = {name: predictions(read_bundle(GOLDEN / name), images) for name in TARGETS}
     write_npz(FOLDER / "digits.npz", {"image": images, "label": labels, **answers})

@@ -66,14 +66,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
-    for _ in range(100):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         if process.poll() is not None:
             pytest.skip(f"sshd does not start here: {(folder / 'log').read_text()[-300:]}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    pytest.skip("sshd does not answer")
+    pytest.fail(f"sshd does not answer: {(folder / 'log').read_text()[-300:]}")
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
 
 
-def left(server: Server, seconds: float = 10) -> list[Path]:
+def left(server: Server, seconds: float = 60) -> list[Path]:
     """Return what lies in the board's temporary folder, after it had the time to clean up."""
     end = time.monotonic() + seconds
     while list(server.temporary.iterdir()) and time.monotonic() < end:

@@ -51,8 +51,9 @@ class Fidelity:
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
         chance_score: what always answering the commonest label would score; None without top-1 labels.
-        mismatch_drop_pp: what fp32 loses when each sample's outputs meet the label of the sample before it, paired;
-            None for top-1, or where no two such labels differ. Below zero, lower scores are the better ones.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, paired; None for
+            top-1, or where no two labels differ. Below zero, lower scores are the better ones; around zero, the
+            labels change nothing.
     """
 
     samples: int
@@ -116,7 +117,8 @@ class Agreement:
         max_steps: the largest difference in quantization steps; None unless every output is quantized.
         sqnr_db: of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
-        top1_flips: samples whose argmax is another one; None where the first output is no [N, classes].
+        top1_flips: rows whose argmax is another one; None where the first output is no [N, classes].
+        ranked: of how many rows; a sample that is a whole batch has several. None in older reports.
     """
 
     left: str
@@ -127,6 +129,12 @@ class Agreement:
     sqnr_db: float
     differing: float
     top1_flips: int | None
+    ranked: int | None = None
+
+    @property
+    def top1_percent(self) -> float | None:
+        """Share of rows with the same argmax, in percent; None where that is not known."""
+        return 100 * (1 - self.top1_flips / self.ranked) if self.top1_flips is not None and self.ranked else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

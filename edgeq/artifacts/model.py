@@ -73,7 +73,7 @@ class Tuning:
         samples, held_out: how many samples were trained on, and how many only judged.
         start_loss, end_loss: on the held-out samples, before the training and of the weights that were kept.
         trained_loss: the same of the best weights that the training came to, whether they were kept or not.
-        start_agreement, end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
+        end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
         diverged_in: the epoch whose loss was not finite; the weights are of an earlier one.
         state: the file that an interrupted run would go on from.
     """
@@ -88,7 +88,6 @@ class Tuning:
     start_loss: float
     end_loss: float
     trained_loss: float
-    start_agreement: float
     end_agreement: float
     diverged_in: int | None = None
     state: Path | None = None
@@ -186,7 +185,7 @@ class QuantizedModel:
 
     scheme: str
     graph: Any
-    exported: Any
+    exported: Any = None
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]

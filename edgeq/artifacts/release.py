@@ -36,7 +36,6 @@ class DataFacts:
     evaluation_sha256: str | None = None
     evaluation_samples: int = 0
     qat_sha256: str | None = None
-    qat_samples: int = 0
     search_sha256: str | None = None
     search_samples: int = 0
     findings: tuple[DataFinding, ...] = ()
@@ -163,6 +162,7 @@ def variant_of(row: Row) -> Variant:
         drop_pp=fidelity.drop_pp if fidelity else None,
         sqnr_db=fidelity.sqnr_db if fidelity else None,
         latency_ms=timing.p50_ms if timing else None,
+        latency_p90_ms=timing.p90_ms if timing else None,
         failed=tuple(gate for gate in row.checked.gates if not gate.passed),
         exit_code=row.checked.exit_code,
     )

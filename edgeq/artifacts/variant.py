@@ -18,7 +18,8 @@ class Variant:
         score, fp32_score: on the evaluation data, shares of 1 (or as the user's metric has it).
         drop_pp: fp32's score minus its own, in percentage points.
         sqnr_db: of the outputs against fp32.
-        latency_ms: p50 on this host.
+        latency_ms, latency_p90_ms: p50 and p90 on this host.
+        speedup: times faster than fp32, where both were timed in turns: the median over the turns, and its interval.
         failed: the gates that it did not pass.
         error: why there is no artifact; "" where there is one.
         exit_code: of its gates, or of its error.
@@ -31,6 +32,8 @@ class Variant:
     drop_pp: Interval | None = None
     sqnr_db: float | None = None
     latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    speedup: Interval | None = None
     failed: tuple[Gate, ...] = ()
     error: str = ""
     exit_code: ExitCode = ExitCode.OK

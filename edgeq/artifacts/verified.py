@@ -28,14 +28,14 @@ class VerifyReport:
     """
 
     host: str
-    parity: Parity | None
-    fidelity: Fidelity | None
-    timing: Timing | None
-    kernels: KernelShare | None
-    peak_memory_bytes: int | None
-    load_ms: float | None
     outputs: tuple[TensorSpec, ...]
     findings: tuple[str, ...]
+    parity: Parity | None = None
+    fidelity: Fidelity | None = None
+    timing: Timing | None = None
+    kernels: KernelShare | None = None
+    peak_memory_bytes: int | None = None
+    load_ms: float | None = None
     emulation: Emulation | None = None
     not_emulated: str = ""
     cost: Cost | None = None

@@ -80,8 +80,9 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         runtime=RuntimeRange(
             name=target.runtime,
             exported_with=lowered.runtime_version,
-            oldest_in_field=target.app.runtimes[0],
+            oldest_in_field=target.app.oldest,
             bytecode_version=lowered.bytecode_version,
+            build=target.app.build,
         ),
         scheme=item.scheme,
         threads=target.device.threads,

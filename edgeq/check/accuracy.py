@@ -16,7 +16,8 @@ def why_worthless(fidelity: Fidelity) -> str:
     """Return why the drop that was measured proves nothing; "" where it does.
 
     Weights that a factory did not load, another preprocessing or another order of the classes than in training leave
-    fp32 at chance, and a drop against that is near zero. Scores that are no shares have no percentage points.
+    fp32 at chance, and a drop against that is near zero; so is one by a metric of the user's own that labels do not
+    change. Scores that are no shares have no percentage points.
     """
     fp32, score, chance = fidelity.fp32_score, fidelity.score, fidelity.chance_score
     if fp32 is None or score is None:
@@ -31,6 +32,12 @@ def why_worthless(fidelity: Fidelity) -> str:
         return (
             f"{fidelity.metric} scores fp32 higher against other samples' labels than against its own, by"
             f" {-mismatched.estimate:.2f} pp: higher must be better, so return 1 - x for a loss or an error x"
+        )
+    if mismatched is not None and not mismatched.low > 0:
+        return (
+            f"{fidelity.metric} scores fp32 no better against its own labels than against other samples'"
+            f" ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): does it look at the"
+            " label, are the samples enough, and are weights and preprocessing right?"
         )
     if chance is None:
         return ""

@@ -52,7 +52,7 @@ def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     newer one. TorchScript on Android: by bytecode version and by operators. ONNX: by opset; the full builds of ONNX
     Runtime have every operator of an opset that they know.
     """
-    oldest = min(target.app.runtimes, key=lambda text: _version(text) or (0, 0))
+    oldest = target.app.oldest
     if lowered.runtime != target.runtime:
         return _gate("failed", oldest, lowered, f"target {target.name} runs {target.runtime} artifacts")
     if lowered.runtime == "torchscript" and target.platform == "android":

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeq.cli import flags, views
 from edgeq.cli.install import Installed, install_rows, match_apps
-from edgeq.cli.output import note, say, say_error, say_json
+from edgeq.cli.output import note, say, say_json, say_problem
 from edgeq.cli.params import RunParams, grouped
 from edgeq.cli.precheck import check_files
-from edgeq.errors import EdgeqError
 
 if TYPE_CHECKING:
     from edgeq.cli.models import ProjectRequest
@@ -35,15 +35,15 @@ def build(run: RunParams, names: Names = None, out: flags.Out = None) -> None:
     apps = [match_apps(model) for model in wanted.models]
     report = _build(wanted, quiet=run.quiet, verbose=run.verbose)
     installed: list[Installed] = []
-    problem: EdgeqError | None = None
     if not report.exit_code:
         for model, places in zip(report.models, apps, strict=True):
-            if model.report is not None and problem is None:
+            if model.report is not None and report.not_installed is None:
                 done, problem = install_rows(model.report, places)
                 installed += done
-    _print(report, installed, problem, as_json=run.as_json, verbose=run.verbose)
-    views.write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
-    raise typer.Exit(problem.exit_code if problem else report.exit_code)
+                report = dataclasses.replace(report, not_installed=problem)
+    with views.beside(report, run):
+        _print(report, installed, as_json=run.as_json, verbose=run.verbose)
+    raise typer.Exit(report.exit_code)
 
 
 def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
@@ -71,9 +71,7 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
         return build_project(project, progress, check=check_files)
 
 
-def _print(
-    report: ProjectReport, installed: list[Installed], problem: EdgeqError | None, *, as_json: bool, verbose: bool
-) -> None:
+def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, verbose: bool) -> None:
     if as_json:
         from edgeq.report.as_json import project_json
 
@@ -85,5 +83,5 @@ def _print(
     for model in report.models:
         if verbose and model.error is not None and model.error.trace:
             note(f"{model.name}:\n{model.error.trace.rstrip()}")
-    if problem is not None:
-        say_error(problem, as_json=False)
+    if report.not_installed is not None:
+        say_problem(report.not_installed.what, report.not_installed.fix)

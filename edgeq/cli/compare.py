@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
+from edgeq.cli import data_flags, flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
@@ -31,7 +31,7 @@ def compare(
         str | None,
         typer.Option(metavar="DATA", help="Inputs: an image folder, .npz/.npy or file.py:function; else seeded ones."),
     ] = None,
-    labels: flags.Labels = None,
+    labels: data_flags.Labels = None,
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many inputs; 1000.")] = _SAMPLES,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,

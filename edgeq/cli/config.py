@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options, QatTable, RuntimeName
+from edgeq.cli.merge import given, merge
+from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options
 from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
 from edgeq.scheme import (
@@ -56,16 +57,9 @@ def request(command_line: Options, project: Options) -> Request:
         UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
     """
     options = merge(command_line, project)
-    if options.model is None:
-        raise UsageError(
-            "no model given",
-            "name one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or digits, the built-in one",
-        )
-    if not options.targets:
-        raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
-    targets = _targets(options.targets, options.app.runtimes)
+    source, targets = _model(options), _targets(options)
     job = Job(
-        source=options.model,
+        source=source,
         targets=targets,
         out=Path(_or(options.out, DEFAULT_OUT)),
         schemes=_schemes(options.schemes or [], targets),
@@ -76,11 +70,11 @@ def request(command_line: Options, project: Options) -> Request:
         input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
         dynamic_batch=_or(options.dynamic_batch, False),
         seed=_or(options.seed, 0),
-        observer=_observer(options.observer, options.model),
+        observer=_observer(options.observer, source),
         keep_fp32=tuple(options.keep_fp32 or ()),
         reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
         data=_data(options.data),
-        qat=QatOptions(**_given(options.qat)),
+        qat=QatOptions(**given(options.qat)),
         gates=_gates(options),
         device=device_options(options.device),
         compare=_or(options.compare, False),
@@ -99,9 +93,9 @@ def _observer(name: str | None, source: str) -> ObserverName:
 def _check_qat(command_line: Options, job: Job) -> None:
     """Refuse options of a training that no scheme of the run does; those of a project's file may wait."""
     schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
-    given = _given(command_line.qat)
-    if given and not schemes & set(NEEDS_TRAINING):
-        what = f"--qat-{next(iter(given))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
+    asked = given(command_line.qat)
+    if asked and not schemes & set(NEEDS_TRAINING):
+        what = f"--qat-{next(iter(asked))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
 
 
@@ -109,9 +103,9 @@ def _check_search(command_line: Options, job: Job) -> None:
     """Refuse a search that nothing would end, and options of one where none is done."""
     schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
     searches = schemes & NEEDS_SEARCH
-    given = [name for name in ("search", "num_search_samples") if getattr(command_line.data, name) is not None]
-    if given and not searches:
-        option = {"search": "--search-data"}.get(given[0], "--num-search-samples")
+    asked = [name for name in ("search", "num_search_samples") if getattr(command_line.data, name) is not None]
+    if asked and not searches:
+        option = {"search": "--search-data"}.get(asked[0], "--num-search-samples")
         what = f"{option} is for schemes that search, and this run has {', '.join(sorted(schemes))}"
         raise UsageError(what, f"add --scheme {next(iter(NEEDS_SEARCH))}, or leave the option out")
     # auto leaves out what it has no limit for
@@ -120,62 +114,39 @@ def _check_search(command_line: Options, job: Job) -> None:
         raise UsageError(what, "add --limit accuracy_drop=0.5pp, sqnr=30dB or agreement=99%")
 
 
-def merge(command_line: Options, project: Options) -> Options:
-    """Return the project's options with those of the command line over them; tables are merged key by key."""
-    data = {**_given(project.data), **_given(command_line.data)}
-    limit = {**_given(project.limit), **_given(command_line.limit)}
-    device = {**_given(project.device), **_given(command_line.device)}
-    qat = {**_given(project.qat), **_given(command_line.qat)}
-    tables: dict[str, Any] = {
-        "data": DataTable(**data),
-        "qat": QatTable(**qat),
-        "limit": LimitTable(**limit),
-        "device": DeviceTable(**device),
-    }
-    tables["app"] = project.app  # no command line has such options
-    return Options(**{**_given(project), **_given(command_line), **tables})
-
-
-def _given(table: Options | DataTable | QatTable | LimitTable | DeviceTable) -> dict[str, Any]:
-    return {key: value for key, value in table if value is not None}
-
-
 def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def limit_table(texts: Sequence[str]) -> LimitTable:
-    """Return the `--limit NAME=VALUE` options as the table that a file would hold; the last of a name counts.
-
-    Raises:
-        UsageError: no "=", an unknown name, or a value of another dimension.
-    """
-    values = {}
-    for text in texts:
-        name, _ = parse_limit(text)
-        if LIMITS[name].measured_by != "package":
-            what = f"the limit {name} is measured when a bundle is released"
-            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
-        values[name] = text.partition("=")[2]
-    return LimitTable(**values)
+def _model(options: Options) -> str:
+    if options.model is None:
+        raise UsageError(
+            "no model given",
+            "name one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or digits, the built-in one",
+        )
+    return options.model
 
 
-def _targets(names: Sequence[str], in_field: Mapping[RuntimeName, Sequence[str]]) -> tuple[TargetProfile, ...]:
+def _targets(options: Options) -> tuple[TargetProfile, ...]:
     """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
+    if not options.targets:
+        raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
+    in_field = options.app.runtimes
     profiles: dict[str, TargetProfile] = {}
-    for name in _unique(names):
+    for name in _unique(options.targets):
         profile = load_target(name)
         if in_field.get(profile.runtime):
-            profile = profile.model_copy(update={"app": _app(in_field[profile.runtime], profile.runtime)})
+            profile = profile.model_copy(update={"app": _app(profile.app, in_field[profile.runtime], profile.runtime)})
         if profile.name in profiles:
             raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
         profiles[profile.name] = profile
     return tuple(profiles.values())
 
 
-def _app(versions: Sequence[str], runtime: str) -> App:
+def _app(own: App, versions: Sequence[str], runtime: str) -> App:
+    """Return the target's own app with other runtimes: what else it says of the builds in the field holds on."""
     try:
-        return App(runtimes=tuple(versions))
+        return App.model_validate(own.model_dump() | {"runtimes": tuple(versions)})
     except ValidationError as err:
         raise explain(err, f"app.runtimes.{runtime}", App) from err
 

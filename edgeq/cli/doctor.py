@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import sys
@@ -40,6 +39,8 @@ TESTED = {
     "zstandard": "0.25.0",
     "bsdiff4": "1.3.2",
     "cyclonedx-python-lib": "11.12.0",
+    "packageurl-python": "0.17.6",
+    "urllib3": "2.8.0",
 }
 _DIGITS = ("scikit-learn", "1.9.1")
 _TESTED_PYTHON = (3, 11)
@@ -131,9 +132,8 @@ def _python() -> Finding:
 
 def _library(name: str, tested: str, *, needed: bool, use: str = "") -> Finding:
     fix = f"pip install {name}=={tested}"
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         remark = "missing" if needed else f"missing; {use}"
         return Finding(kind="library", name=name, ok=False, needed=needed, found=None, remark=remark, fix=fix)
     # torch adds "+cpu" and the like to its version
@@ -163,7 +163,7 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
             f"needs {', '.join(missing)}",
             "pip install " + " ".join(f"{m}=={(TESTED | _ONNX)[m]}" for m in missing),
         )
-    elif backend in _BACKEND_NEEDS and not _is_installed(_BACKEND_NEEDS[backend]):
+    elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which executorch brings on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
@@ -178,12 +178,13 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
     return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
 
 
-def _is_installed(name: str) -> bool:
+def _version(name: str) -> str | None:
+    import importlib.metadata as metadata  # which loads all of email
+
     try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _tool(name: str, use: str, fix: str) -> Finding:

@@ -115,13 +115,16 @@ def project_text(sources: Sequence[str], found: Found) -> str:
         '# limit.download = "20MB"',
         '# runtime_size.android-arm64.executorch = "7MB"',
     ]
-    names = _names(sources)
-    for name, source in zip(names, sources, strict=True):
-        lines += ["", "[[model]]", f"name = {json.dumps(name)}", f"source = {json.dumps(source)}", 'version = "1"']
-        if source.startswith("torchvision:"):
-            lines.append('# weights = "weights.safetensors"  # without it the weights are random, and nothing installs')
-        lines += _inputs(source)
+    for name, source in zip(_names(sources), sources, strict=True):
+        lines += _model(name, source)
     return "\n".join(lines) + "\n"
+
+
+def _model(name: str, source: str) -> list[str]:
+    lines = ["", "[[model]]", f"name = {json.dumps(name)}", f"source = {json.dumps(source)}", 'version = "1"']
+    if source.startswith("torchvision:"):
+        lines.append('# weights = "weights.safetensors"  # without it the weights are random, and nothing installs')
+    return lines + _inputs(source)
 
 
 def _key(name: str, value: str | list[str] | None, example: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeq.cli.config import Request
     from edgeq.deliver.growth import Growth
     from edgeq.deliver.install import InstallResult
+    from edgeq.project import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +145,11 @@ def _platforms(app: Path) -> tuple[str, ...]:
 
 def install_rows(
     report: BuildReport, apps: Mapping[Path, tuple[str, ...]]
-) -> tuple[tuple[Installed, ...], EdgeqError | None]:
+) -> tuple[tuple[Installed, ...], ModelError | None]:
     """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
 
     Returns:
-        What was installed, and the error that stopped it: the report is to be printed all the same.
+        What was installed, and what stopped it: the report is to be printed all the same.
     """
     if report.exit_code or not apps:
         return (), None
@@ -159,7 +160,13 @@ def install_rows(
         for app, names in apps.items():
             rows = (row for row in report.rows if row.target in names)
             # what went in before a refusal stays in `done`
-            done.extend(Installed(app=app, target=row.target, result=deliver(row.path, app)) for row in rows)
+            done.extend(
+                # the very bundle that was judged: another run may have put its own in the place meanwhile
+                Installed(app=app, target=row.target, result=deliver(row.path, app, digest=row.digest))
+                for row in rows
+            )
     except EdgeqError as err:
-        return tuple(done), err
+        from edgeq.project import ModelError
+
+        return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
     return tuple(done), None

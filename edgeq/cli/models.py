@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeq.cli.config import Request, merge, request
+from edgeq.cli.config import Request, request
 from edgeq.cli.flags import PROJECT_FILE
+from edgeq.cli.merge import merge
 from edgeq.cli.project import AppTable, Options, read_project, relative_to, validated
 from edgeq.errors import EdgeqError, UsageError, nearest
 from edgeq.project import AppOptions

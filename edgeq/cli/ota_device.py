@@ -1,13 +1,12 @@
 """`edgeq ota` as a device: the reference client, and what an app tells its store."""
-# ruff: noqa: ARG001  # typer reads the parameters; their values come together in context.params
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from edgeq.cli import flags
 from edgeq.cli.columns import printable
 from edgeq.cli.ota_words import SCHEMA_VERSION
 from edgeq.cli.output import say, say_json
+from edgeq.cli.params import grouped
 from edgeq.errors import UsageError
 from edgeq.units import counted, format_bytes
 
@@ -25,25 +25,28 @@ _LOCK_S = 30.0
 _Store = Annotated[Path, typer.Option(metavar="FOLDER", help="The device's store.")]
 
 
-def update(
-    context: typer.Context,
-    channel: Annotated[str, typer.Option(metavar="URL|FOLDER", help="The channel.")],
-    store: _Store,
-    device_id: Annotated[str, typer.Option(metavar="ID", help="This device's name.")],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowerParams:
+    """What a device is, and the channel that it follows."""
+
+    channel: Annotated[str, typer.Option(metavar="URL|FOLDER", help="The channel.")]
+    store: _Store
+    device_id: Annotated[str, typer.Option(metavar="ID", help="This device's name.")]
     trust: Annotated[
         Path | None, typer.Option(metavar="ROOT.json", help="The channel's first root, which the app ships with.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(metavar="NAME", help="The device's target.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model; a store is for one.")] = None,
+    ] = None
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="The device's target.")] = None
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model; a store is for one.")] = None
     runtime: Annotated[
         str | None, typer.Option(metavar="VERSION", help="The version of the runtime in this app build.")
-    ] = None,
-    no_clock: Annotated[bool, typer.Option("--no-clock", help="The device has no clock to judge expiry by.")] = False,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
-) -> None:
+    ] = None
+    no_clock: Annotated[bool, typer.Option("--no-clock", help="The device has no clock to judge expiry by.")] = False
+
+
+@grouped
+def update(device: FollowerParams, as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> None:
     """Bring a device's store to the channel's newest release, whole or not at all."""
-    request = _request(context.params)
+    request = _request(device)
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:
@@ -130,23 +133,23 @@ def _must_be_store(folder: Path) -> None:
         raise UsageError(f"{folder} is no store", "make one with `edgeq ota update`")
 
 
-def _request(params: Mapping[str, Any]) -> Request:
+def _request(params: FollowerParams) -> Request:
     from edgeq.deliver.ota.client import Request
     from edgeq.deliver.ota.fetch import open_source
 
     root: bytes | None = None
-    if params["trust"] is not None:
+    if params.trust is not None:
         try:
-            root = Path(params["trust"]).read_bytes()
+            root = Path(params.trust).read_bytes()
         except OSError as err:
-            raise UsageError(f"cannot read --trust {params['trust']}: {err.strerror}", "check the path") from err
+            raise UsageError(f"cannot read --trust {params.trust}: {err.strerror}", "check the path") from err
     return Request(
-        source=open_source(params["channel"]),
-        store=params["store"],
-        device_id=params["device_id"],
-        model=params["model"],
-        target=params["target"],
-        runtime=params["runtime"],
+        source=open_source(params.channel),
+        store=params.store,
+        device_id=params.device_id,
+        model=params.model,
+        target=params.target,
+        runtime=params.runtime,
         trust=root,
-        clock=None if params["no_clock"] else datetime.datetime.now(datetime.UTC),
+        clock=None if params.no_clock else datetime.datetime.now(datetime.UTC),
     )

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
-from edgeq.report import words
-from edgeq.report.as_json import finite
 from edgeq.units import format_bytes
 
 if TYPE_CHECKING:
@@ -47,6 +45,8 @@ def _published_lines(done: Published) -> list[str]:
 
 def report_text(report: ReleaseReport) -> str:
     """Return a line for each gate and each size, and what was published."""
+    from edgeq.report import words
+
     lines = []
     for row in report.rows:
         lines.append(f"{row.model} {row.model_version} for {row.target}: {printable(str(row.path))}")
@@ -82,6 +82,8 @@ def _told(gate: Gate) -> str:
 
 def report_json(report: ReleaseReport) -> dict[str, Any]:
     """Return the same for machines."""
+    from edgeq.report.as_json import finite
+
     done = report.published
     return {
         "schema_version": SCHEMA_VERSION,

@@ -38,10 +38,15 @@ def note(text: str) -> None:
 
 def say_error(err: EdgeqError, *, as_json: bool) -> None:
     """Print an error: two lines on stderr, and for machines a document on stdout too."""
-    note(f"error: {_one_line(err.what)}\n  fix: {_one_line(err.fix)}")
+    say_problem(err.what, err.fix)
     if as_json:
         error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
         say_json({"schema_version": 1, "error": error})
+
+
+def say_problem(what: str, fix: str) -> None:
+    """Print an error's two lines on stderr."""
+    note(f"error: {_one_line(what)}\n  fix: {_one_line(fix)}")
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import typer
 
 from edgeq.cli import views
 from edgeq.cli.install import Installed, install_rows, match_apps
-from edgeq.cli.output import say, say_error, say_json
+from edgeq.cli.output import say, say_json, say_problem
 from edgeq.cli.params import (
     BundleParams,
     DeviceParams,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
     from edgeq.cli.config import Request
     from edgeq.cli.project import Options
-    from edgeq.errors import EdgeqError
     from edgeq.job import Job
+    from edgeq.project import ProjectReport
 
 
 @grouped
@@ -61,12 +62,12 @@ def _run(command_line: Options, run: RunParams) -> ExitCode:
         return ExitCode.OK
     report = _build(wanted.job, quiet=run.quiet, verbose=run.verbose)
     installed, problem = install_rows(report, apps)
-    _print(report, installed, problem, as_json=run.as_json)
-
     from edgeq.project import of_one
 
-    views.write_views(of_one(report), junit=run.junit, markdown=run.markdown, github=run.github)
-    return problem.exit_code if problem else report.exit_code
+    whole = dataclasses.replace(of_one(report), not_installed=problem)
+    with views.beside(whole, run):
+        _print(report, whole, installed, as_json=run.as_json)
+    return whole.exit_code
 
 
 def _print_plan(wanted: Request, *, as_json: bool) -> None:
@@ -88,17 +89,16 @@ def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:
         return build(job, progress)
 
 
-def _print(report: BuildReport, installed: tuple[Installed, ...], problem: EdgeqError | None, *, as_json: bool) -> None:
+def _print(report: BuildReport, whole: ProjectReport, installed: tuple[Installed, ...], *, as_json: bool) -> None:
     if as_json:
-        from edgeq.report.as_json import to_json
+        from edgeq.report.as_json import error_json, to_json
 
-        document = {**to_json(report), "installed": [entry.as_json() for entry in installed]}
-        if problem is not None:
-            document["error"] = {"what": problem.what, "fix": problem.fix, "exit_code": int(problem.exit_code)}
+        document = {**to_json(report), "exit_code": int(whole.exit_code)}
+        document |= {"installed": [entry.as_json() for entry in installed], "error": error_json(whole.not_installed)}
         say_json(document)
     else:
         from edgeq.cli.table import render
 
         say("\n".join([render(report), *(entry.as_text() for entry in installed)]))
-    if problem is not None:
-        say_error(problem, as_json=False)
+    if whole.not_installed is not None:
+        say_problem(whole.not_installed.what, whole.not_installed.fix)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from edgeq.cli import flags, views
+from edgeq.cli import data_flags, flags, views
 
 if TYPE_CHECKING:
     from edgeq.cli.project import Options
@@ -25,10 +25,10 @@ class ModelParams:
     weights: flags.Weights = None
     inputs: flags.Input = None
     input_dtype: flags.InputDtype = None
-    calibration_data: flags.CalibrationData = None
-    preprocess: flags.Preprocess = None
-    data_lint: flags.DataLint = None
-    skip_bad_images: flags.SkipBadImages = None
+    calibration_data: data_flags.CalibrationData = None
+    preprocess: data_flags.Preprocess = None
+    data_lint: data_flags.DataLint = None
+    skip_bad_images: data_flags.SkipBadImages = None
     seed: flags.Seed = None
     observer: flags.Observer = None
     keep_fp32: flags.KeepFp32 = None
@@ -42,10 +42,10 @@ class BundleParams:
     out: flags.Out = None
     model_version: flags.ModelVersion = None
     dynamic_batch: flags.DynamicBatch = None
-    num_calibration_samples: flags.NumCalibrationSamples = None
-    eval_data: flags.EvalData = None
-    metric: flags.Metric = None
-    labels: flags.Labels = None
+    num_calibration_samples: data_flags.NumCalibrationSamples = None
+    eval_data: data_flags.EvalData = None
+    metric: data_flags.Metric = None
+    labels: data_flags.Labels = None
     reuse_qparams_from: flags.ReuseQParams = None
     compare: flags.Compare = None
     install_into: flags.InstallInto = None
@@ -55,14 +55,14 @@ class BundleParams:
 class SchemeParams:
     """What only some schemes look at."""
 
-    search_data: flags.SearchData = None
-    num_search_samples: flags.NumSearchSamples = None
-    qat_data: flags.QatData = None
-    qat_samples: flags.QatSamples = None
-    qat_epochs: flags.QatEpochs = None
-    qat_lr: flags.QatLr = None
-    qat_batch: flags.QatBatch = None
-    qat_train: flags.QatTrain = None
+    search_data: data_flags.SearchData = None
+    num_search_samples: data_flags.NumSearchSamples = None
+    qat_data: data_flags.QatData = None
+    qat_samples: data_flags.QatSamples = None
+    qat_epochs: data_flags.QatEpochs = None
+    qat_lr: data_flags.QatLr = None
+    qat_batch: data_flags.QatBatch = None
+    qat_train: data_flags.QatTrain = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +141,13 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     return [
-        inspect.Parameter(field.name, kind, default=field.default, annotation=hints[field.name])
+        inspect.Parameter(field.name, kind, default=_default(field), annotation=hints[field.name])
         for field in dataclasses.fields(group)
     ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
 def _is_group(annotation: Any) -> bool:
@@ -156,7 +160,7 @@ def to_options(*groups: object) -> Options:
     Raises:
         UsageError: a value of the wrong type, or a limit that is none.
     """
-    from edgeq.cli.config import limit_table
+    from edgeq.cli.merge import limit_table
     from edgeq.cli.project import validated
 
     values: dict[str, Any] = {}

@@ -116,7 +116,7 @@ def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
     verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
     return [
         *_quantize(job, target, scheme),
-        ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.runtimes[0]} and newer"),
+        ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.oldest} and newer"),
         ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
         ("verify", verify),
         *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),

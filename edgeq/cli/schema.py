@@ -10,25 +10,26 @@ import typer
 from edgeq.cli.output import say_json
 from edgeq.errors import UsageError, nearest
 
-_DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-
 
 def _manifest() -> dict[str, Any]:
-    from edgeq.manifest import manifest_schema
+    from edgeq.manifest import Manifest
+    from edgeq.strict import json_schema
 
-    return manifest_schema()
+    return json_schema(Manifest)
 
 
 def _target() -> dict[str, Any]:
+    from edgeq.strict import json_schema
     from edgeq.target import TargetProfile
 
-    return TargetProfile.model_json_schema()
+    return json_schema(TargetProfile)
 
 
 def _verdict() -> dict[str, Any]:
-    from edgeq.verdict import verdict_schema
+    from edgeq.strict import json_schema
+    from edgeq.verdict import Verdict
 
-    return verdict_schema()
+    return json_schema(Verdict)
 
 
 def _printed(name: str) -> Callable[[], dict[str, Any]]:
@@ -59,4 +60,4 @@ def schema(
     """Print a document's JSON Schema: of manifest.json, a target's file, verdict.json, or what --json prints."""
     if name not in SCHEMAS:
         raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
-    say_json(_DIALECT | SCHEMAS[name]())
+    say_json(SCHEMAS[name]())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgeq.cli.columns import printable
 from edgeq.project import of_one
-from edgeq.report import words
+from edgeq.report import schemes, words
 from edgeq.report.as_json import to_json
 from edgeq.units import counted
 
@@ -177,10 +177,10 @@ def _tried(row: Row) -> list[str]:
     """Return how auto came to the row's scheme, and how that compares with float."""
     lines = []
     if row.choice is not None:
-        lines.append(f"auto: {row.target}: {words.choice(row.choice)}")
-        lines += [f"  {printable(line)}" for line in words.choice_lines(row.choice)]
+        lines.append(f"auto: {row.target}: {schemes.choice(row.choice)}")
+        lines += [f"  {printable(line)}" for line in schemes.choice_lines(row.choice)]
     if row.compared is not None:
-        lines += [f"compare: {row.target}: {printable(line)}" for line in words.compared(row.compared)]
+        lines += [f"compare: {row.target}: {printable(line)}" for line in schemes.compared(row.compared)]
     return lines
 
 

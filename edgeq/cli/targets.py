@@ -82,6 +82,7 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target'
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of target files, for editors."""
+    from edgeq.strict import json_schema
     from edgeq.target import TargetProfile
 
-    say_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **TargetProfile.model_json_schema()})
+    say_json(json_schema(TargetProfile))

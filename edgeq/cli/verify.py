@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
+from edgeq.cli import data_flags, flags
 from edgeq.cli.clock import now
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import note, say, say_json
@@ -32,9 +32,9 @@ class DataParams:
         str | None,
         typer.Option(metavar="DATA", help="Labelled data to score: an image folder, .npz/.npy or file.py:function."),
     ] = None
-    metric: flags.Metric = None
-    labels: flags.Labels = None
-    skip_bad_images: flags.SkipBadImages = None
+    metric: data_flags.Metric = None
+    labels: data_flags.Labels = None
+    skip_bad_images: data_flags.SkipBadImages = None
 
 
 @grouped

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edgeq._io import disk_errors, write_atomic
 from edgeq.cli.output import note
 from edgeq.errors import UsageError, nearest
 from edgeq.units import counted
 
 if TYPE_CHECKING:
+    from edgeq.cli.params import RunParams
     from edgeq.project import ProjectReport
 
 ViewName = Literal["html", "json", "junit", "markdown", "github"]
@@ -93,6 +96,23 @@ def view(name: str) -> Callable[[ProjectReport], str]:
     raise UsageError(f"unknown format {name!r}.{nearest(name, VIEWS)}", f"formats: {', '.join(VIEWS)}")
 
 
+@contextlib.contextmanager
+def beside(report: ProjectReport, run: RunParams) -> Iterator[None]:
+    """Print the result in the block, and write the views that were asked for beside it.
+
+    As JSON it is printed last: one that was followed by the error of a view would be the wrong one of two documents.
+
+    Raises:
+        EnvironmentProblem, UsageError: a file cannot be written.
+    """
+    if run.as_json:
+        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+        yield
+    else:
+        yield
+        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+
+
 def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | None, github: bool) -> None:
     """Write the files that were asked for; with `github`, annotations on stderr and the job's page.
 
@@ -108,7 +128,7 @@ def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | N
             note(line)
         summary = os.environ.get(_GITHUB_SUMMARY)
         if summary:
-            with Path(summary).open("a", encoding="utf-8") as file:
+            with disk_errors(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
                 file.write(as_markdown(report))
 
 
@@ -118,7 +138,5 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         EnvironmentProblem, UsageError: it cannot be written.
     """
-    from edgeq._io import disk_errors, write_atomic
-
     with disk_errors(path):
         write_atomic(path, text.encode(errors="replace"))

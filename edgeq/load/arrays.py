@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import UsageError, first_line
 from edgeq.load.functions import UserFunction, check_arguments, load_function
-from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
+from edgeq.load.records import Wanted, as_array, check_names, label_of, to_sample
 from edgeq.load.selection import choose
 from edgeq.memory import available_bytes
 from edgeq.samples import Dataset, Sample
@@ -27,23 +26,6 @@ from edgeq.units import format_bytes
 LABELS = "y"
 MEMORY_SHARE = 0.5  # the rest is for the model, its copies and the samples that are made from the arrays
 _RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable with a dict for each sample"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What a set is read for.
-
-    Attributes:
-        reading: how a record becomes a sample.
-        limit: how many samples are wanted; None for all.
-        seed: picks them.
-        class_names: from a labels file, by output index.
-    """
-
-    reading: Reading
-    limit: int | None
-    seed: int
-    class_names: tuple[str, ...] = ()
 
 
 def open_array_file(path: Path, wanted: Wanted) -> Dataset:
@@ -202,5 +184,5 @@ def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Datase
 
 
 def _dataset(origin: str, count: int, read: Callable[[int], Sample], wanted: Wanted, *, labelled: bool) -> Dataset:
-    names = wanted.class_names if labelled else ()
+    names = wanted.class_names or () if labelled else ()
     return Dataset(origin=origin, count=count, read=read, class_names=names, labelled=labelled)

@@ -9,10 +9,10 @@ from typing import Literal
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import UsageError
 from edgeq.job import DataOptions
-from edgeq.load.arrays import Wanted, open_array_file, open_function
+from edgeq.load.arrays import open_array_file, open_function
 from edgeq.load.images import open_images
 from edgeq.load.labels import read_labels
-from edgeq.load.records import Reading
+from edgeq.load.records import Reading, Wanted
 from edgeq.preprocess import Preprocess
 from edgeq.samples import Dataset
 
@@ -53,21 +53,13 @@ def open_dataset(
         UsageError: no such data, or it cannot be read or fed to the model.
     """
     labels = read_labels(options.labels) if options.labels is not None else None
+    reading = Reading(specs=tuple(specs), preprocess=preprocess)
+    wanted = Wanted(reading=reading, limit=limit, seed=seed, class_names=labels)
     path = Path(origin)
     skipped: tuple[str, ...] = ()
     if _is(path, Path.is_dir, role):
-        data, skipped = open_images(
-            path,
-            specs=specs,
-            preprocess=preprocess,
-            labels=labels,
-            limit=limit,
-            seed=seed,
-            skip_bad=options.skip_bad_images,
-        )
+        data, skipped = open_images(path, wanted, skip_bad=options.skip_bad_images)
     else:
-        reading = Reading(specs=tuple(specs), preprocess=preprocess)
-        wanted = Wanted(reading=reading, limit=limit, seed=seed, class_names=labels or ())
         data = _open_arrays(path, origin, wanted, role)
     _check_first(data, specs)
     return data, skipped

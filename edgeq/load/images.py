@@ -16,6 +16,7 @@ from edgeq.artifacts import TensorSpec
 from edgeq.errors import UsageError, first_line
 from edgeq.load.digest import sample_digest
 from edgeq.load.labels import few, index_classes
+from edgeq.load.records import Wanted
 from edgeq.load.selection import choose
 from edgeq.preprocess import Preprocess, apply
 from edgeq.samples import Dataset, Sample
@@ -39,25 +40,13 @@ class ImageFile:
     folder: str | None
 
 
-def open_images(
-    folder: Path,
-    *,
-    specs: Sequence[TensorSpec],
-    preprocess: Preprocess | None,
-    labels: tuple[str, ...] | None,
-    limit: int | None,
-    seed: int,
-    skip_bad: bool,
-) -> tuple[Dataset, tuple[str, ...]]:
+def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Dataset, tuple[str, ...]]:
     """Return the images of a folder as samples, and the names of those that were skipped.
 
     Args:
         folder: holds images, or a folder for each class.
-        specs: the model's inputs; images feed exactly one.
-        preprocess: None only where the model itself takes uint8 [H, W, C].
-        labels: class names by output index; None to count the folders in sorted order.
-        limit: how many are wanted, evenly from all classes; None for all.
-        seed: picks them.
+        wanted: how many, evenly from all classes, for a model with one input; without preprocessing the model itself
+            takes uint8 [H, W, C], and without class names the folders are counted in sorted order.
         skip_bad: decode every image that is taken once beforehand, and leave out those that fail. Otherwise a bad
             image raises when it is read.
 
@@ -65,12 +54,13 @@ def open_images(
         UsageError: no image, an unreadable folder, classes that the labels do not name, or a model that images
             cannot feed.
     """
-    _check_model(folder, specs, preprocess)
+    preprocess, labels = wanted.reading.preprocess, wanted.class_names
+    _check_model(folder, wanted.reading.specs, preprocess)
     files = scan(folder)
     folders = sorted({file.folder for file in files if file.folder is not None})
     index = _index(folder, folders, labels)
     gray = preprocess is not None and preprocess.color == "gray"
-    chosen, skipped = _chosen(files, folder, limit=limit, seed=seed, gray=gray, skip_bad=skip_bad)
+    chosen, skipped = _chosen(files, folder, wanted, gray=gray, skip_bad=skip_bad)
 
     def read(i: int) -> Sample:
         file = files[chosen[i]]
@@ -87,7 +77,7 @@ def open_images(
 
 
 def _chosen(
-    files: Sequence[ImageFile], folder: Path, *, limit: int | None, seed: int, gray: bool, skip_bad: bool
+    files: Sequence[ImageFile], folder: Path, wanted: Wanted, *, gray: bool, skip_bad: bool
 ) -> tuple[Sequence[int], tuple[str, ...]]:
     """Return the indices of the images to take, evenly from all classes, and the names of those that fail."""
     skipped: list[str] = []
@@ -101,7 +91,8 @@ def _chosen(
         return True
 
     classes = [file.folder for file in files] if any(file.folder is not None for file in files) else None
-    chosen = choose(len(files), limit=limit, seed=seed, classes=classes, usable=usable if skip_bad else lambda _: True)
+    asked = usable if skip_bad else lambda _: True
+    chosen = choose(len(files), limit=wanted.limit, seed=wanted.seed, classes=classes, usable=asked)
     if not chosen:
         raise UsageError(f"{folder}: no image could be decoded: {few(skipped)}", "replace the bad images")
     return chosen, tuple(sorted(skipped))

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgeq.errors import UsageError, first_line, nearest
 
+_FEW = 3
 _MOST_CLASSES = 1_000_000  # a mistyped index must not make a tuple that fills the memory
 _FORMS = 'write a name a line, a JSON list of names, or a JSON object {"folder": index}'
 
@@ -120,7 +121,7 @@ def check_classes(class_names: Sequence[str], n_outputs: int, *, from_file: bool
         raise UsageError(what, "say which output each folder stands for with --labels FILE")
 
 
-def few(names: Sequence[str], most: int = 3) -> str:
+def few(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more

@@ -58,17 +58,42 @@ class _Survey:
         return DataFinding(name=name, message=message)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LintSpec:
+    """What the data is held to.
+
+    Attributes:
+        wanted: how many calibration samples were asked for.
+        preprocess: says the range of image inputs; None where arrays are fed as they are.
+        specs: the model's inputs.
+        n_classes: how many classes the model's output has; None where labels are no class indices.
+        declared: whether the user wrote the inputs' ranges (--input); those of an example bind no other sample.
+    """
+
+    wanted: int
+    preprocess: Preprocess | None
+    specs: Sequence[TensorSpec]
+    n_classes: int | None
+    declared: bool
+
+    def ranges(self) -> dict[str, Range]:
+        """Return the values that an input may hold, by its name; none where nothing says so."""
+        return {spec.name: span for spec in self.specs if (span := self._range(spec))}
+
+    def _range(self, spec: TensorSpec) -> Range | None:
+        if spec.dtype.startswith("float"):
+            preprocess = self.preprocess
+            return preprocess.value_range if preprocess and takes_preprocessed(spec, self.specs) else None
+        return (spec.low, spec.high) if self.declared else None
+
+
 def lint(
     calibration: Dataset | None,
     evaluation: Dataset | None,
     training: Dataset | None = None,
     search: Dataset | None = None,
     *,
-    wanted: int,
-    preprocess: Preprocess | None,
-    specs: Sequence[TensorSpec],
-    n_classes: int | None,
-    declared: bool,
+    spec: LintSpec,
 ) -> tuple[DataFinding, ...]:
     """Return what is wrong with the data. Every sample is read once, and none is kept.
 
@@ -77,27 +102,22 @@ def lint(
         evaluation: the samples that accuracy is measured on, or None.
         training: the samples that qat-int8 trains on, or None.
         search: the samples that mixed-int8 chooses by, or None.
-        wanted: how many calibration samples were asked for.
-        preprocess: says the range of image inputs; None where arrays are fed as they are.
-        specs: the model's inputs.
-        n_classes: how many classes the model's output has; None where labels are no class indices.
-        declared: whether the user wrote the inputs' ranges (--input); those of an example bind no other sample.
+        spec: what they are held to.
 
     Raises:
         UsageError: a sample cannot be read.
     """
-    ranges = {spec.name: span for spec in specs if (span := _range(spec, specs, preprocess, declared))}
-    theirs = _survey(evaluation, "evaluation", specs, ranges, n_classes) if evaluation is not None else None
+    theirs = _survey(evaluation, "evaluation", spec) if evaluation is not None else None
     findings = []
     seen = []
     if calibration is not None:
-        ours = _survey(calibration, "calibration", specs, ranges, n_classes)
-        findings += [*_calibration_findings(ours, wanted), *_value_findings(ours)]
-        findings += _class_findings(ours, theirs, n_classes)
+        ours = _survey(calibration, "calibration", spec)
+        findings += [*_calibration_findings(ours, spec.wanted), *_value_findings(ours)]
+        findings += _class_findings(ours, theirs, spec.n_classes)
         seen.append(ours)
     for title, data in (("QAT", training), ("search", search)):
         if data is not None:
-            seen.append(_survey(data, title, specs, ranges, n_classes))
+            seen.append(_survey(data, title, spec))
             findings += _value_findings(seen[-1])
     if theirs is not None:
         findings += _value_findings(theirs)
@@ -110,28 +130,18 @@ def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
     return ours.finding("shared-with-evaluation", shared, "are in the evaluation data too") if shared else None
 
 
-def _range(
-    spec: TensorSpec, specs: Sequence[TensorSpec], preprocess: Preprocess | None, declared: bool
-) -> Range | None:
-    """The values that an input may hold; None where nothing says so."""
-    if spec.dtype.startswith("float"):
-        return preprocess.value_range if preprocess is not None and takes_preprocessed(spec, specs) else None
-    return (spec.low, spec.high) if declared else None
-
-
-def _survey(
-    dataset: Dataset, title: str, specs: Sequence[TensorSpec], ranges: dict[str, Range], n_classes: int | None
-) -> _Survey:
+def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
+    ranges = spec.ranges()
     seen = _Survey(title=title, class_names=dataset.class_names)
     for sample in dataset:
         seen.count += 1
         if seen.names.setdefault(sample.digest, sample.name) != sample.name:
             seen.repeats.append(sample.name)
         if title == "calibration":  # a blank or noisy image does an average no harm, but a range
-            _survey_content(seen, sample, specs)
-        _survey_values(seen, sample, specs, ranges)
+            _survey_content(seen, sample, spec.specs)
+        _survey_values(seen, sample, spec.specs, ranges)
         if dataset.labelled:
-            _survey_label(seen, sample, n_classes)
+            _survey_label(seen, sample, spec.n_classes)
     return seen
 
 

@@ -30,6 +30,23 @@ class Reading:
     preprocess: Preprocess | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a set is read for.
+
+    Attributes:
+        reading: how a record becomes a sample.
+        limit: how many samples are wanted; None for all.
+        seed: picks them.
+        class_names: from a labels file, by output index; None where there is none.
+    """
+
+    reading: Reading
+    limit: int | None
+    seed: int
+    class_names: tuple[str, ...] | None = None
+
+
 def as_array(value: Any, where: str) -> NDArray[Any]:
     """Return a tensor, an array or a list of numbers as an array.
 

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from edgeq.errors import UnsupportedError
+from edgeq.lower.compact import compacted
+from edgeq.lower.tables import read, write
 
-_DROPPED = (".debug_pkl", "/.data/serialization_id", "/mobile_debug_handles.pkl", "/callstack_debug_map.pkl")
+# beside what debugging needs, the inputs that the model was traced with
+_DROPPED = re.compile(
+    r"\.debug_pkl$|/\.data/serialization_id$|/(mobile_debug_handles|callstack_debug_map)\.pkl$|/traced_inputs(\.pkl$|/)"
+)
 _ALIGNMENT = 64  # PyTorch's own (caffe2/serialize/inline_container.h), so that tensors can be mapped
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MANGLED = re.compile(rb"___torch_mangle_\d+")
-_TENSOR = re.compile(r"/(?:weight_|tensor_)?\d+$")  # raw bytes, where anything may occur by chance
+_MANGLED = re.compile(r"___torch_mangle_\d+")
+_TENSOR = re.compile(r"/(?:weight_|tensor_)?\d+(?:\.storage)?$")  # raw bytes, where anything may occur by chance
 _PATH = re.compile(rb"/[\w.+-]+/[\w./+-]*\w\.py\b|/site-packages/")
 _PAD_ID = 0x4246  # "FB", the extra field that PyTorch pads with
 
 
 def strip_archive(path: Path) -> None:
-    """Rewrite an archive in place: sorted as it was, stored, aligned, without debug records or times.
+    """Rewrite an archive in place: stored, aligned, without debug records or times, and compacted.
 
     Raises:
         UnsupportedError: an entry still names a path of this machine.
     """
     with zipfile.ZipFile(path) as source:
-        kept = [entry.filename for entry in source.infolist() if not entry.filename.endswith(_DROPPED)]
-        contents = _renumbered({name: source.read(name) for name in kept})
+        kept = [entry.filename for entry in source.infolist() if not _DROPPED.search(entry.filename)]
+        contents = compacted(_renumbered({name: source.read(name) for name in kept}))
     for name, data in contents.items():
         if not _TENSOR.search(name) and _PATH.search(data):
             what = f"{path.name}: {name} holds a path of this machine"
@@ -45,32 +47,20 @@ def strip_archive(path: Path) -> None:
 
 def _renumbered(contents: dict[str, bytes]) -> dict[str, bytes]:
     """Count PyTorch's mangled class names from 0: it numbers them through everything that a process traced."""
-    numbers: dict[bytes, bytes] = {}
+    numbers: dict[str, str] = {}
 
-    def number(match: re.Match[bytes]) -> bytes:
-        return numbers.setdefault(match[0], b"___torch_mangle_%d" % len(numbers))
+    def number(text: str) -> str:
+        return _MANGLED.sub(lambda match: numbers.setdefault(match[0], f"___torch_mangle_{len(numbers)}"), text)
 
     renamed = {}
     for name, data in contents.items():
-        own_name = _MANGLED.sub(number, name.encode()).decode()
-        if name.endswith(".pkl") and _MANGLED.search(data):
-            data = _rewritten(data, number)
-        elif name.endswith(".py"):
-            data = _MANGLED.sub(number, data)
+        own_name = number(name)
+        if name.endswith(".py"):
+            data = number(data.decode()).encode()
+        elif name.endswith(".pkl") and _MANGLED.search(data.decode("latin-1")):
+            data = write(read(data), number)
         renamed[own_name] = data
     return renamed
-
-
-def _rewritten(data: bytes, number: Callable[[re.Match[bytes]], bytes]) -> bytes:
-    """Rename inside a pickle, whose strings carry their length."""
-    starts = [at for _, _, at in pickletools.genops(data) if at is not None]
-    parts = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
-    for index, part in enumerate(parts):
-        changed = _MANGLED.sub(number, part)
-        if part[:1] == pickle.BINUNICODE:  # opcode, length in four bytes, text
-            changed = pickle.BINUNICODE + (len(changed) - 5).to_bytes(4, "little") + changed[5:]
-        parts[index] = changed
-    return b"".join(parts)
 
 
 def _padding(offset: int, name: str) -> bytes:

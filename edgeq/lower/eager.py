@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from edgeq.artifacts import Layer
@@ -24,17 +25,36 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         UnsupportedError: the model reads values that depend on its inputs into Python: a trace would keep those of
             this one run.
     """
+    found: list[Layer] = []
+    stack: list[str] = []
+
+    def note(op: str, namespace: str, args: Any, result: Any) -> None:
+        layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
+        if layer is not None:
+            found.append(layer)
+
+    hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
+    try:
+        with _recorder(inputs, note):
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found)
+
+
+def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None]) -> Any:
+    """Return a mode that tells name, namespace, arguments and result of every operator below autograd.
+
+    It follows what the inputs decide, and raises UnsupportedError where that is read into Python.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.weak import WeakTensorKeyDictionary
 
-    found: list[Layer] = []
-    stack: list[str] = []
     fed = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
 
     class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
-        """Sees every operator below autograd, and follows what the inputs decide."""
-
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             op = func.__name__.split(".")[0]
@@ -45,19 +65,10 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
                 fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
             else:
                 result = func(*args, **kwargs)
-            layer = _layer(op, func.namespace, args, result, stack[-1] if stack else "")
-            if layer is not None:
-                found.append(layer)
+            note(op, func.namespace, args, result)
             return result
 
-    hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
-    try:
-        with Recorder():
-            module(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return tuple(found)
+    return Recorder()
 
 
 def _data_dependent(where: str) -> UnsupportedError:

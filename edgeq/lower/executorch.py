@@ -16,7 +16,7 @@ from edgeq.lower.macs import delegated_share, graph_layer
 from edgeq.lower.spec import LowerSpec
 
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
-_QUIET_LOGGERS = ("executorch", "torchao", "torch.export", "root")
+_CHATTY = ("executorch", "torchao", "torch.export", "root")
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
@@ -62,7 +62,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
 
     delegate = DELEGATES[spec.backend]
     try:
-        with _quiet():
+        with _errors_only():
             program = quantized.exported
             if program is None:
                 inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
@@ -75,8 +75,9 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
+def _errors_only() -> Iterator[None]:
+    """Keep those loggers to errors."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

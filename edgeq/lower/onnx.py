@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from edgeq.lower.onnx_layers import LAYER_OPS, RECURRENT, elements, fixed, layer
 from edgeq.lower.ort import write_ort
 from edgeq.lower.spec import LowerSpec
 from edgeq.ort_format import required_operators
+from edgeq.quiet import quiet
 
 # what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
 OPSET = 18
@@ -128,7 +124,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
 
     program = quantized.exported
     try:
-        with _quiet():
+        with quiet():  # the exporter prints its steps and logs what its optimizer could not fold
             if program is None:
                 program = _captured(quantized.graph, spec)
             outputs = [f"output{index}" for index, _ in enumerate(program.graph_signature.user_outputs)]
@@ -207,19 +203,6 @@ def _chain(err: BaseException) -> str:
         texts.append(str(current))
         current = current.__cause__ or current.__context__
     return "\n".join(texts)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from printing its steps and logging what its optimizer could not fold."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _name_nodes(proto: Any, program: Any) -> None:

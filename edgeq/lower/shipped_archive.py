@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import StoredLayer
+from edgeq.lower.tables import DTYPES, Call, Instance, place, read, values, walk
 
-_DTYPES = {"FloatStorage": "float32", "DoubleStorage": "float64", "LongStorage": "int64", "QInt8Storage": "int8"}
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    """A tensor's values, and its scales where it is quantized."""
-
-    values: Any
-    scales: tuple[float, ...] = ()
-
-
-class _Packed:
-    """Stands for any object of the archive, and keeps its state."""
-
-    state: Any = None
-
-    def __init__(self, *_args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+_PASSING = ("build_tensorlist", "restore_type_tag")  # of a list, its first argument
+_READ = ("float32", "float64", "int8")
 
 
 def layers(path: Path) -> tuple[StoredLayer, ...]:
@@ -45,85 +28,40 @@ def layers(path: Path) -> tuple[StoredLayer, ...]:
         return tuple(
             layer
             for name in tables
-            for packed in _objects(_Reader(archive, name).load())
-            for layer in _layer(packed.state)
+            for node in walk(read(archive.read(name)))
+            if isinstance(node, Instance)
+            for layer in _layer(archive, name, node.state)
         )
 
 
-def _layer(state: Any) -> Iterator[StoredLayer]:
+def _layer(archive: zipfile.ZipFile, table: str, state: Any) -> Iterator[StoredLayer]:
     """Yield the layer that a packed object's own state is: its int8 weight and, where it has one, its float bias."""
-    tensors = list(_tensors(state))
-    weights = [one for one in tensors if one.scales]
+    tensors = [one for one in _tensors(state) if DTYPES.get(one.args[0].dtype.__name__) in _READ]
+    weights = [one for one in tensors if one.function.__name__ == "_rebuild_qtensor"]
     if len(weights) != 1:
         return
     (weight,) = weights
-    out = weight.values.shape[0]
-    biases = [one.values for one in tensors if str(one.values.dtype) == "float32" and one.values.shape == (out,)]
-    yield StoredLayer(weight=weight.values, scales=weight.scales, bias=biases[0] if biases else None)
+    out = weight.args[2][0]
+    biases = [one for one in tensors if one.args[0].dtype.__name__ == "FloatStorage" and one.args[2] == (out,)]
+    scale = weight.args[4][1]  # (scheme, scale, zero point) or (scheme, scales, zero points, axis)
+    scales = _values(archive, table, scale).tolist() if isinstance(scale, Call) else [scale]
+    yield StoredLayer(
+        weight=_values(archive, table, weight),
+        scales=tuple(float(one) for one in scales),
+        bias=_values(archive, table, biases[0]) if biases else None,
+    )
 
 
-def _tensors(found: Any) -> Iterator[_Tensor]:
+def _tensors(found: Any) -> Iterator[Call]:
     """Yield the tensors of a state, but for those of objects inside it."""
-    if isinstance(found, _Tensor):
+    if isinstance(found, Call) and found.function.__name__ in ("_rebuild_tensor_v2", "_rebuild_qtensor"):
         yield found
+    elif isinstance(found, Call) and found.function.__name__ in _PASSING:
+        yield from _tensors(found.args[0])
     elif isinstance(found, (list, tuple)):
         for one in found:
             yield from _tensors(one)
 
 
-def _objects(found: Any) -> Iterator[_Packed]:
-    if isinstance(found, _Packed):
-        yield found
-        yield from _objects(found.state)
-    elif isinstance(found, (list, tuple)):
-        for one in found:
-            yield from _objects(one)
-    elif isinstance(found, dict):
-        for one in found.values():
-            yield from _objects(one)
-
-
-class _Reader(pickle.Unpickler):
-    """Rebuilds tensors as arrays; every other class and function in the archive becomes an empty shell."""
-
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        super().__init__(archive.open(name))
-        self._archive, self._folder = archive, name.removesuffix(".pkl")
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ARG002
-        """Return what rebuilds a tensor, a storage's dtype, or a shell."""
-        if name.endswith("Storage"):
-            return name
-        known = {"_rebuild_qtensor": _quantized, "_rebuild_tensor_v2": _plain}
-        passing = {"build_tensorlist": list, "restore_type_tag": lambda value, _tag: value}
-        return known.get(name) or passing.get(name) or _Packed
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Return the elements of a storage: ("storage", dtype, key, device, elements); None for other dtypes."""
-        import numpy as np
-
-        _, dtype, key, _, _ = pid
-        if dtype not in _DTYPES:
-            return None
-        return np.frombuffer(self._archive.read(f"{self._folder}/{key}"), _DTYPES[dtype])
-
-
-def _plain(storage: Any, offset: int, size: Any, stride: Any, *_rest: Any) -> Any:
-    """Return a tensor by its place in a storage; sizes and strides in elements."""
-    import numpy as np
-
-    if storage is None:
-        return None
-    step = storage.itemsize
-    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), tuple(step * one for one in stride))
-    return _Tensor(values=np.array(view))
-
-
-def _quantized(storage: Any, offset: int, size: Any, stride: Any, quantizer: Any, *_rest: Any) -> Any:
-    """Return a quantized tensor; `quantizer` is (scheme, scale, zero point) or (scheme, scales, zero points, axis)."""
-    tensor = _plain(storage, offset, size, stride)
-    if tensor is None:
-        return None
-    scale = quantizer[1]
-    scales = tuple(float(one) for one in scale.values) if isinstance(scale, _Tensor) else (float(scale),)
-    return _Tensor(values=tensor.values, scales=scales)
+def _values(archive: zipfile.ZipFile, table: str, tensor: Call) -> NDArray[Any]:
+    return values(tensor, archive.read(place(archive.NameToInfo, table, tensor.args[0])))

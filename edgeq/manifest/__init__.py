@@ -11,7 +11,6 @@ from edgeq.manifest.document import (
     check_slug,
     manifest_bytes,
     manifest_digest,
-    manifest_schema,
     parse_manifest,
 )
 from edgeq.manifest.facts import (
@@ -76,6 +75,5 @@ __all__ = [
     "contract_change",
     "manifest_bytes",
     "manifest_digest",
-    "manifest_schema",
     "parse_manifest",
 ]

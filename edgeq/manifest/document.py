@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
-from edgeq._io import canonical_json
 from edgeq.errors import UsageError
 from edgeq.manifest.facts import (
     SLUG,
@@ -31,7 +30,7 @@ from edgeq.manifest.facts import (
     TargetFacts,
     Tensor,
 )
-from edgeq.strict import Strict, parse_strict
+from edgeq.strict import Strict, document_bytes, parse_strict
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -107,22 +106,14 @@ def check_slug(text: str, what: str) -> None:
         raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
 
 
-def manifest_schema() -> dict[str, Any]:
-    """Return the JSON Schema of manifest.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
-
-
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the manifest as it is written: sorted JSON, the same bytes for equal manifests.
 
     Raises:
         UsageError: it would be larger than `parse_manifest` reads.
     """
-    data = canonical_json(manifest.model_dump(mode="json"))
-    if len(data) > MAX_MANIFEST_BYTES:
-        what = f"the manifest would take {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read"
-        raise UsageError(what, "shorten the labels, or the names of layers")
-    return data
+    fix = "shorten the labels, or the names of layers"
+    return document_bytes(manifest, what="manifest", most_bytes=MAX_MANIFEST_BYTES, fix=fix)
 
 
 def manifest_digest(data: bytes, manifest: Manifest) -> str:

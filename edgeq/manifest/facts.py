@@ -46,6 +46,11 @@ class RuntimeRange(Strict):
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
     bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
+    build: Literal["full", "mobile"] = Field(
+        default="full",
+        exclude_if=lambda build: build == "full",
+        description="of ONNX Runtime: mobile has few operators; absent for the full one",
+    )
 
 
 class Tensor(Strict):

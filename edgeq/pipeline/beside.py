@@ -19,9 +19,11 @@ from edgeq.pipeline.cells import Cell, Finished
 from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
 from edgeq.target import TargetProfile, why_not_run
 
+Turns = Sequence[Sequence[float]]
+
 _AGAINST = ("fp32", "fp16")
 # of each artifact in turn: a busy moment hits them all alike
-_TURNS, _RUNS, _WARMUP = 6, 5, 3
+_TURNS, _RUNS, _WARMUP = 15, 3, 1
 
 
 def compared(run: Run, cells: Sequence[Cell]) -> Finished:
@@ -77,22 +79,35 @@ def _comparison(run: Run, cell: Cell, rows: Sequence[Row], refused: Sequence[Var
     """Return the row's own figures and the others', their latencies measured in turns."""
     from edgeq.machine import host_arch
 
-    latencies = _latencies_ms(run, cell, [row.path for row in rows])
-    variants = tuple(
-        dataclasses.replace(variant_of(row), latency_ms=latency) for row, latency in zip(rows, latencies, strict=True)
-    )
+    turns = _turns_ms(run, cell, [row.path for row in rows])
+    fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), ())
+    variants = (_timed(row, times, fp32) for row, times in zip(rows, turns, strict=True))
     return Comparison(arch=host_arch(), variants=(*variants, *refused))
 
 
-def _latencies_ms(run: Run, cell: Cell, folders: Sequence[Path]) -> list[float | None]:
-    """Return the median latency of each bundle's artifact; None where this host cannot run them."""
+def _timed(row: Row, turns: Turns, fp32: Turns) -> Variant:
+    """Return a row's figures with the latencies of its turns, and what they say against fp32's."""
+    from edgeq.verify.metrics import percentile_ms, speedup
+
+    times = [time for turn in turns for time in turn]
+    medians = [[statistics.median(turn) for turn in several] for several in (fp32, turns)]
+    return dataclasses.replace(
+        variant_of(row),
+        latency_ms=percentile_ms(times, 0.5) if times else None,
+        latency_p90_ms=percentile_ms(times, 0.9) if times else None,
+        speedup=speedup(*medians) if times and fp32 and row.scheme != "fp32" else None,
+    )
+
+
+def _turns_ms(run: Run, cell: Cell, folders: Sequence[Path]) -> Sequence[Turns]:
+    """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
     from edgeq.bundle.reader import read_bundle
     from edgeq.pipeline.profile import first_sample
     from edgeq.verify.host import HostRuntime
 
     target = cell.target
     if why_not_run(target.backend):
-        return [None] * len(folders)
+        return [()] * len(folders)
     bundles = [read_bundle(folder) for folder in folders]
     sample = first_sample(bundles[0])
     with contextlib.ExitStack() as stack:
@@ -101,9 +116,10 @@ def _latencies_ms(run: Run, cell: Cell, folders: Sequence[Path]) -> list[float |
         for runtime, bundle in zip(runtimes, bundles, strict=True):
             runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
         stack.enter_context(run.progress.alone())
-        times: list[list[float]] = [[] for _ in bundles]
-        for _ in range(_TURNS):
-            for runtime, taken in zip(runtimes, times, strict=True):
-                taken += runtime.latencies_ms(sample, warmup=_WARMUP, runs=_RUNS)
+        taken: list[list[Sequence[float]]] = [[] for _ in bundles]
+        for turn in range(_TURNS):
+            pairs = list(zip(runtimes, taken, strict=True))
+            for runtime, times in pairs if turn % 2 else reversed(pairs):
+                times.append(runtime.latencies_ms(sample, warmup=_WARMUP, runs=_RUNS))
             task.advance()
-    return [statistics.median(taken) for taken in times]
+    return taken

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
-from edgeq.machine import driver_state
+from edgeq.machine import driver_state, processor_facts
 from edgeq.manifest import REPORT_NAMES
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
@@ -111,19 +112,10 @@ def edgeq_digest() -> str:
 @functools.cache
 def _installed() -> dict[str, str]:
     """Hash the file list of every installed package: a package that was installed anew may be the model's own."""
-    folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    named = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    folders = {Path(name) for name in (*named, *site.getsitepackages(), site.getusersitepackages())}
     records = (record for folder in folders for record in folder.glob("*.dist-info/RECORD"))
-    return {record.parent.name: sha256_file(record) for record in records}
-
-
-@functools.cache
-def _cpu() -> str:
-    """Name this host's CPU: measured times and float kernels are its own."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return {str(record.parent): sha256_file(record) for record in records}
 
 
 def job_facts(job: Job) -> dict[str, Any]:
@@ -146,7 +138,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "edgeq": edgeq_digest(),
         "installed": _installed(),
         "tools": tool_versions(),
-        "host": [_cpu(), sys.platform],
+        "host": [*processor_facts(), sys.platform],
     }
 
 

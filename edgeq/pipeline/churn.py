@@ -14,6 +14,7 @@ from edgeq.samples import Dataset, batches
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgeq.manifest import Manifest
     from edgeq.verify.host import HostRuntime
 
 
@@ -22,7 +23,8 @@ class Churn:
     """A new model against the shipped one.
 
     Attributes:
-        flips: share of samples whose predicted class changed.
+        samples: how many predictions were compared; a sample that is a whole batch has one for each row.
+        flips: share of them that changed.
         class_drop_pp: by how much the accuracy of the class that lost most fell; None without labels.
         worst_class: that class, in words.
     """
@@ -44,7 +46,8 @@ def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, pro
         progress: how it is told.
 
     Raises:
-        UsageError: the data does not fit, or the first output is no scores of classes.
+        UsageError: the data does not fit, a label is none of the model's classes, or the first output is no scores of
+            classes.
         VerificationError: an artifact does not run.
         UnsupportedError: the runtime lacks what an artifact needs.
     """
@@ -55,27 +58,45 @@ def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, pro
     after = _predictions(new, samples, runtime, progress, "new model")
     drop, worst = None, ""
     if samples.labelled:
-        labels = np.asarray([int(samples.read(i).label) for i in range(samples.count)])
-        drop, worst = _class_drop(labels, before, after, new.manifest.labels)
-    return Churn(samples=samples.count, flips=float(np.mean(before != after)), class_drop_pp=drop, worst_class=worst)
+        drop, worst = _class_drop(_labels(new.manifest, samples), before, after, new.manifest.labels)
+    return Churn(samples=len(before), flips=float(np.mean(before != after)), class_drop_pp=drop, worst_class=worst)
+
+
+def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
+    """Return the class of each row, int64 [rows]."""
+    import numpy as np
+
+    from edgeq.verify.metrics import class_index
+    from edgeq.verify.rows import scored
+
+    classes = manifest.outputs[0].shape[1]
+    return np.asarray(
+        [
+            class_index(label, classes)
+            for batch in batches(samples, input_specs(manifest))
+            for _, label in scored(batch, (), by_row=True)
+        ]
+    )
 
 
 def _predictions(bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str) -> NDArray[Any]:
-    """Return the predicted class of each sample, int64 [samples]."""
+    """Return the predicted class of each row, int64 [rows]; a sample that is a whole batch has several."""
     import numpy as np
+
+    from edgeq.verify.rows import cut, real_rows
 
     target = bundle.manifest.target
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
     found = []
     with progress.task(f"run the {what}", samples.count) as task:
         for batch in batches(samples, input_specs(bundle.manifest)):
-            scores = runtime.run(batch.inputs)[0]
-            if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) < batch.rows:
+            scores = cut(batch, runtime.run(batch.inputs))[0]
+            if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != real_rows(batch):
                 what = f"the first output of {bundle.manifest.model.name} is no [N, classes], but {list(scores.shape)}"
                 raise UsageError(what, "flips and class_drop are for classifiers; leave these limits out")
             if not np.isfinite(scores).all():
                 raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")
-            found.append(scores[: batch.rows].argmax(axis=1))
+            found.append(scores.argmax(axis=1))
             task.advance(batch.rows)
     return np.concatenate(found)
 

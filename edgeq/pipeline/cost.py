@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Cost, LatencyPrediction, VerifyReport
 from edgeq.counts import CountReport
-from edgeq.device import load_device
+from edgeq.device import DeviceProfile, load_device
 from edgeq.job import DeviceOptions, GateOptions, Progress
-from edgeq.pipeline.profile import cores_of, count_on, first_sample, installed_runtime, profile_bundle
+from edgeq.pipeline.profile import cores_of, count_bundle, count_on, first_sample, installed_runtime
 from edgeq.target import why_not_emulated
 from edgeq.verify.emulate.wanted import wants_emulation
 
@@ -39,7 +39,7 @@ def with_cost(
     """Return the product with its cost, where a gate needs that and the target's kernels are emulated.
 
     Raises:
-        EdgeqError: as `profile_bundle`, or the prediction's UsageError.
+        EdgeqError: as `count_bundle`, or the prediction's UsageError.
     """
     if not is_needed(gates) or not wants_emulation(target, device):
         return product
@@ -73,7 +73,7 @@ def with_bundle_cost(
     The cores are those of --cpu, or those of the shipped target of its name.
 
     Raises:
-        EdgeqError: as `profile_bundle`.
+        EdgeqError: as `count_bundle`.
     """
     manifest = bundle.manifest
     if not is_needed(gates) or manifest.target.arch != "arm64" or why_not_emulated(manifest.target.backend):
@@ -106,7 +106,7 @@ def cost_of(
     """Count an artifact, and the shipped one on the same cores, and predict the device's latency.
 
     Raises:
-        EdgeqError: as `verify.emulate.counting.count` and `profile_bundle`.
+        EdgeqError: as `verify.emulate.counting.count` and `count_bundle`.
     """
     profile = None if gates.device is None else load_device(gates.device)
     compared = cpus if gates.shipped is not None else ()
@@ -114,26 +114,21 @@ def cost_of(
     counts = count_on(runtime, cores, artifact, sample, progress=progress, timeout_s=timeout_s)
     shipped: tuple[CountReport, ...] = ()
     if gates.shipped is not None:
-        found = profile_bundle(
-            gates.shipped,
-            cpus=compared,
-            device=None,
-            threads=None,
-            progress=progress,
-            timeout_s=timeout_s,
-            operators=False,
-        )
-        shipped = tuple(core.counted for core in found.cores)
-    prediction = None
-    if profile is not None:
-        total = next(one.total for one in counts if one.cpu == profile.core)
-        told = profile.predict(total, threads, runtime=runtime.wheel.runtime)
-        prediction = LatencyPrediction(
-            device=profile.name,
-            threads=threads,
-            estimate_ms=told.estimate_ms,
-            low_ms=told.low_ms,
-            high_ms=told.high_ms,
-            extrapolated=told.extrapolated,
-        )
+        shipped = count_bundle(gates.shipped, compared, progress, timeout_s=timeout_s)
+    prediction = None if profile is None else _predicted(profile, counts, threads, runtime.wheel.runtime)
     return Cost(counts=counts, shipped=shipped, prediction=prediction)
+
+
+def _predicted(
+    profile: DeviceProfile, counts: tuple[CountReport, ...], threads: int, runtime: str
+) -> LatencyPrediction:
+    total = next(one.total for one in counts if one.cpu == profile.core)
+    told = profile.predict(total, threads, runtime=runtime)
+    return LatencyPrediction(
+        device=profile.name,
+        threads=threads,
+        estimate_ms=told.estimate_ms,
+        low_ms=told.low_ms,
+        high_ms=told.high_ms,
+        extrapolated=told.extrapolated,
+    )

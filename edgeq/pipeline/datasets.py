@@ -93,7 +93,6 @@ def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[
         evaluation_sha256=hashes.get("evaluation"),
         evaluation_samples=counts.get("evaluation", 0),
         qat_sha256=hashes.get("qat"),
-        qat_samples=counts.get("qat", 0),
         search_sha256=hashes.get("search"),
         search_samples=counts.get("search", 0),
         skipped=tuple(dict.fromkeys(skipped)),
@@ -122,7 +121,7 @@ def _linted(
 ) -> tuple[dict[str, Dataset], DataFacts]:
     """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
     from edgeq.load.digest import exclude
-    from edgeq.load.lint import lint
+    from edgeq.load.lint import LintSpec, lint
 
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(
@@ -130,11 +129,13 @@ def _linted(
         evaluation,
         training,
         search,
-        wanted=job.data.num_calibration_samples,
-        preprocess=preprocess,
-        specs=model.inputs,
-        n_classes=n_classes,
-        declared=bool(job.inputs),
+        spec=LintSpec(
+            wanted=job.data.num_calibration_samples,
+            preprocess=preprocess,
+            specs=model.inputs,
+            n_classes=n_classes,
+            declared=bool(job.inputs),
+        ),
     )
     if findings and job.data.lint == "error":
         told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)

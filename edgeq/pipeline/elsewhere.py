@@ -211,6 +211,7 @@ def _run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], 
         sqnr_db=sums.sqnr_db,
         differing=sums.differing / sums.elements if comparable else 1.0,
         top1_flips=sums.ranked - sums.agreeing if sums.ranked else None,
+        ranked=sums.ranked,
     )
     return DeviceRun(
         cpu=measures.device,
@@ -232,12 +233,6 @@ def _run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], 
 def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
     return VerifyReport(
         host=measures.device,
-        parity=None,
-        fidelity=None,
-        timing=None,
-        kernels=None,
-        peak_memory_bytes=None,
-        load_ms=None,
         outputs=tuple(
             TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
         ),

@@ -53,7 +53,8 @@ class Emulator:
     def __init__(self, options: DeviceOptions, progress: Progress) -> None:
         self._options = options
         self._progress = progress
-        self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], Product] = {}
+        # each with the product that it was made from: alive, so that no later product can have its id
+        self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], tuple[Product, Product]] = {}
         self._machines: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[Machine, ...]] = {}
 
     def prepare(self, targets: tuple[TargetProfile, ...]) -> None:
@@ -83,8 +84,8 @@ class Emulator:
         key = (id(product), found, target.app.runtimes)
         if key not in self._done:
             made = self._emulated(prepared, product, found, scheme, label)
-            self._done[key] = _without_wheel(made, target)
-        return self._done[key]
+            self._done[key] = (product, _without_wheel(made, target))
+        return self._done[key][1]
 
     def _machines_of(self, target: TargetProfile) -> tuple[Machine, ...]:
         cpus = self._options.cpu or target.device.cpu

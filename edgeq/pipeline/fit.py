@@ -13,7 +13,7 @@ from edgeq.device import DeviceProfile, Fitted, load_device
 from edgeq.errors import UsageError
 from edgeq.job import Progress
 from edgeq.latency import PUBLISHED_FIT
-from edgeq.pipeline.profile import profile_bundle
+from edgeq.pipeline.profile import count_bundle
 from edgeq.target import explain, read_toml
 
 # with fewer, how far they scatter says little, and the published fit's own error stays the least that is claimed
@@ -71,18 +71,14 @@ def fit_device(file: Path, progress: Progress) -> DeviceFit:
 
     Raises:
         UsageError: the file is not as described.
-        EdgeqError: as `profile_bundle`.
+        EdgeqError: as `count_bundle`.
     """
     asked = _read(file)
     device = load_device(asked.device).model_copy(update={"fitted": None})
     rows = []
     for one in asked.measurement:
-        folder = file.parent / one.bundle
-        found = profile_bundle(
-            folder, cpus=(device.core,), device=None, threads=None, progress=progress, operators=False
-        )
-        predicted = device.predict(found.cores[0].counted.total, one.threads).estimate_ms
-        rows.append((one, predicted))
+        (counted,) = count_bundle(file.parent / one.bundle, (device.core,), progress)
+        rows.append((one, device.predict(counted.total, one.threads).estimate_ms))
     logs = [math.log(one.latency_ms / predicted) for one, predicted in rows]
     mean = sum(logs) / len(logs)
     correction = math.exp(mean)

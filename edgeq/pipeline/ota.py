@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Fidelity, Gate, Reuse
+from edgeq.bundle.reader import Bundle, read_bundle, read_manifest
 from edgeq.deliver.ota.channel import Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
@@ -23,7 +24,6 @@ from edgeq.pipeline import skew
 from edgeq.pipeline.settle import Settled, settled_bundles
 
 if TYPE_CHECKING:
-    from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import HostRuntime
 
 
@@ -123,7 +123,7 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         IntegrityError: a bundle, the channel or the keys are not what they should be.
         EnvironmentProblem: a key is not at hand, or the disk refused a write.
     """
-    _check_limits(job.gates)
+    _check_limits(job)
     with settled_bundles(job.bundles, job.verdicts) as places:
         return _release(job, places, progress)
 
@@ -161,30 +161,33 @@ def _host() -> Iterator[HostRuntime]:
 
 
 def _needs_runtime(job: ReleaseJob) -> bool:
-    from edgeq.bundle.reader import read_manifest
-
     asked = {name for name, _ in job.gates.limits}
     return bool(asked & {"flips", "class_drop"}) or any(
         skew.is_lite(read_manifest(folder)[1]) for folder in job.bundles
     )
 
 
-def _check_limits(options: GateOptions) -> None:
+def _check_limits(job: ReleaseJob) -> None:
+    """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
     from edgeq.check.store import find_store_limit
 
+    options = job.gates
     for name, _ in options.limits:
         if name not in RELEASE_LIMITS:
             what = f"the limit {name} is measured when a model is packaged"
             raise UsageError(what, f"give it to `edgeq package`; a release takes {', '.join(RELEASE_LIMITS)}")
+    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
     for preset in options.store_limits:
-        find_store_limit(preset, options.app_size_bytes)
+        known = find_store_limit(preset, options.app_size_bytes)
+        if known.platform not in ("any", *platforms):
+            what = f"store limit {preset!r} is for {known.platform}, and the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "leave it out")
 
 
 RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
 
 
 def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepared:
-    from edgeq.bundle.reader import read_manifest
     from edgeq.deliver.ota.plain import pack
 
     manifest = read_manifest(folder)[1]
@@ -194,8 +197,6 @@ def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepare
 
 
 def _same_place(path: Path, manifest: Manifest) -> bool:
-    from edgeq.bundle.reader import read_manifest
-
     other = read_manifest(path)[1]
     return (other.model.name, other.target.name) == (manifest.model.name, manifest.target.name)
 
@@ -215,7 +216,7 @@ def _checked(
         gates = (
             skew.runtime_gate(item.bundle, runtimes, runtime),
             skew.contract_gate(manifest, old.manifest if old else None),
-            *skew.size_gates(item, job.gates),
+            *skew.size_gates(item, old.manifest if old else None, job.gates),
             *skew.churn_gates(item.bundle, old, job.data, job.gates, runtime, progress),
         )
     return ReleaseRow(
@@ -254,8 +255,6 @@ def _reuse(bundle: Bundle) -> ReuseRow | None:
 
 def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, scratch: Path) -> Bundle | None:
     """Return what devices have now: the channel's newest release, or else the first that --delta-from names."""
-    from edgeq.bundle.reader import read_bundle
-
     manifest = item.bundle.manifest
     for entry in shipped(channel, manifest.model.name, manifest.target.name):
         if channel is not None and not entry.facts.withdrawn:

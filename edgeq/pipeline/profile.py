@@ -54,8 +54,8 @@ def profile_bundle(
     device: str | None,
     threads: int | None,
     progress: Progress,
-    timeout_s: float = 600.0,
-    operators: bool = True,
+    timeout_s: float,
+    operators: bool,
 ) -> BundleProfile:
     """Count one inference of a bundle's first golden sample on each core, operator by operator.
 
@@ -73,23 +73,39 @@ def profile_bundle(
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.counting.count`.
     """
-    from edgeq.bundle.reader import read_bundle
-
-    with progress.task("check sizes and hashes"):
-        bundle = read_bundle(folder)
-        sample = first_sample(bundle)
+    bundle, sample = _read(folder, progress)
     profile = None if device is None else load_device(device)
     cores = _cores(cpus, profile, bundle.manifest)
     runtime = installed_runtime(bundle.manifest, progress)
     counted = count_on(
         runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s, operators=operators
     )
-    used = threads or bundle.manifest.threads
     found = tuple(
-        CoreProfile(counted=one, predicted=_predictions(one, profile, used, threads, runtime.wheel.runtime))
-        for one in counted
+        CoreProfile(counted=one, predicted=_predictions(one, profile, bundle.manifest, threads)) for one in counted
     )
     return BundleProfile(folder=folder, manifest=bundle.manifest, runtime=runtime.wheel.title, cores=found)
+
+
+def count_bundle(
+    folder: Path, cpus: tuple[str, ...], progress: Progress, *, timeout_s: float = 600.0
+) -> tuple[CountReport, ...]:
+    """Count one inference of a bundle's first golden sample on each core.
+
+    Raises:
+        EdgeqError: as `profile_bundle`.
+    """
+    bundle, sample = _read(folder, progress)
+    cores = _cores(cpus, None, bundle.manifest)
+    runtime = installed_runtime(bundle.manifest, progress)
+    return count_on(runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s)
+
+
+def _read(folder: Path, progress: Progress) -> tuple[Bundle, Arrays]:
+    from edgeq.bundle.reader import read_bundle
+
+    with progress.task("check sizes and hashes"):
+        bundle = read_bundle(folder)
+        return bundle, first_sample(bundle)
 
 
 def _cores(cpus: tuple[str, ...], profile: DeviceProfile | None, manifest: Manifest) -> tuple[str, ...]:
@@ -183,7 +199,7 @@ def first_sample(bundle: Bundle) -> Arrays:
 
 
 def _predictions(
-    counted: CountReport, device: DeviceProfile | None, threads: int, asked: int | None, runtime: str
+    counted: CountReport, device: DeviceProfile | None, manifest: Manifest, asked: int | None
 ) -> tuple[Predicted, ...]:
     found = [device] if device is not None else [load_device(name) for name in devices_with_core(counted.cpu)]
     # the manifest's threads are for the phones of its target; a device with fewer cores takes what it has
@@ -191,9 +207,9 @@ def _predictions(
         Predicted(
             device=one.name,
             threads=used,
-            latency=one.predict(counted.total, used, runtime=runtime),
+            latency=one.predict(counted.total, used, runtime=manifest.target.runtime),
         )
         for one in found
         if one.core == counted.cpu
-        for used in (threads if asked else min(threads, one.cores),)
+        for used in (asked or min(manifest.threads, one.cores),)
     )

@@ -1,8 +1,8 @@
 """What a user's code looked at: it decides whether a cached result still holds.
 
 Seen are the files that Python opens (and those that safetensors and torch open in native code), and the folders that
-are listed. Not seen are environment variables, what other native libraries open by themselves (cv2.imread, h5py), and
-what child processes do: such code needs `--no-cache`.
+are listed; not what other native libraries open by themselves: where one of those that do is loaded, nothing is kept.
+Not seen are environment variables, and what child processes do: such code needs `--no-cache`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
 # they list the folders of sys.path, among them the current one, for modules and packages only
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
 _ABSENT = ""
+# they open what they are given in native code, unheard
+_UNHEARD = frozenset(
+    {"av", "cv2", "decord", "h5py", "lmdb", "netCDF4", "pyarrow", "rasterio", "soundfile", "torchcodec"}
+)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -99,12 +103,12 @@ class Recorder:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
 
         Returns:
-            None where a file was changed since recording began: nobody can tell which of its states was read.
+            None where nobody can tell: a file was changed since recording began, or a library was at hand that
+            opens files unheard.
         """
-        modules = {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-        opened = {_source(path) for path in self.opened | modules}
-        # what torch makes up for its namespaces is no path
-        files = {path for path in opened if os.path.isabs(path) and not _is_library(path)}
+        if not _UNHEARD.isdisjoint(sys.modules):
+            return None
+        files = _users(self.opened) | user_modules()
         if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
             return None
         names = [
@@ -113,6 +117,16 @@ class Recorder:
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
         ]
         return {name: current_state(name) for name in sorted(names)}
+
+
+def user_modules() -> set[str]:
+    """Return the source files of all modules that are loaded and the user's own."""
+    return _users({str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))})
+
+
+def _users(paths: set[str]) -> set[str]:
+    # what torch makes up for its namespaces is no path
+    return {path for path in map(_source, paths) if os.path.isabs(path) and not _is_library(path)}
 
 
 def _writes(args: tuple[Any, ...]) -> bool:
@@ -228,8 +242,33 @@ def _native_openers() -> Iterator[None]:
         replaced(safetensors.torch, "safe_open", safe_open),
         replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
         replaced(torch._C, "PyTorchFileReader", Reader),
+        _telling_images(torch.ops.image),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _telling_images(namespace: Any) -> Iterator[None]:
+    """Let torchvision's `read_file`, under its `read_image` and `decode_image`, tell; it may not be loaded yet.
+
+    Args:
+        namespace: `torch.ops.image`, which binds an operator when it is first asked for, and keeps it as an attribute.
+    """
+    held: dict[str, Any] = {name: op for name, op in vars(namespace).items() if name == "read_file"}
+
+    def read_file(path: str) -> Any:
+        _tell(path)
+        if "read_file" not in held:
+            held["read_file"] = type(namespace).__getattr__(namespace, "read_file")
+            namespace.read_file = read_file  # the attribute has just become the operator itself
+        return held["read_file"](path)
+
+    namespace.read_file = read_file
+    try:
+        yield
+    finally:
+        del namespace.read_file
+        vars(namespace).update(held)
 
 
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:

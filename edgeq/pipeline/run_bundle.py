@@ -51,24 +51,27 @@ def run_bundle(
     setting: DeviceSetting | None,
     progress: Progress,
     *,
-    serving: bool,
+    serving_s: float | None,
 ) -> Seen:
-    """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one."""
+    """Run the golden samples first: a limit is on a cold load, as `edgeq package` measures it, not on a second one.
+
+    `serving_s` is how long serving them on the GPU may take; None where that is not asked for.
+    """
     why = why_not_run(bundle.manifest.target.backend)
     if why:
-        return Seen(gates=(promises.elsewhere_gate(why),), verified=_nothing_seen("nothing"))
+        return _not_run("nothing", promises.elsewhere_gate(why))
     box = verify_gpu.box_gates(bundle.manifest, runtime)
     if not all(gate.passed for gate in box):
-        return Seen(gates=box, verified=_nothing_seen(f"host {host_arch()}"))
+        return _not_run(f"host {host_arch()}", *box)
     try:
         seen = _run(bundle, golden, evaluation, runtime, setting, progress)
         gates, verified = (*box, *seen.gates), seen.verified
-        if serving:
-            gate, measures = verify_gpu.served(bundle, golden)
+        if serving_s is not None:
+            gate, measures = verify_gpu.served(bundle, golden, timeout_s=serving_s)
             gates, verified = (*gates, gate), dataclasses.replace(verified, device=measures)
         return dataclasses.replace(seen, gates=gates, verified=verified)
     except (VerificationError, UnsupportedError) as err:
-        return Seen(gates=(_why_not(bundle, runtime, err),), verified=_nothing_seen(f"host {host_arch()}"))
+        return _not_run(f"host {host_arch()}", _why_not(bundle, runtime, err))
 
 
 def _run(
@@ -121,6 +124,10 @@ def _measured(manifest: Manifest, runs: Sequence[tuple[Batch, Outputs]]) -> Gold
     return golden_set(taken, (), scheme=manifest.scheme)
 
 
+def _not_run(host: str, *gates: Gate) -> Seen:
+    return Seen(gates=gates, verified=VerifyReport(host=host, outputs=(), findings=()))
+
+
 def _why_not(bundle: Bundle, runtime: HostRuntime, err: VerificationError | UnsupportedError) -> Gate:
     """Return the gate of an artifact that did not run; of inputs that it does not take, the runtime only has codes."""
     manifest = bundle.manifest
@@ -136,20 +143,6 @@ def _why_not(bundle: Bundle, runtime: HostRuntime, err: VerificationError | Unsu
 def _loaded(bundle: Bundle, runtime: HostRuntime) -> Loaded:
     target, threads = bundle.manifest.target, bundle.manifest.threads
     return runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
-
-
-def _nothing_seen(host: str) -> VerifyReport:
-    return VerifyReport(
-        host=host,
-        parity=None,
-        fidelity=None,
-        timing=None,
-        kernels=None,
-        peak_memory_bytes=None,
-        load_ms=None,
-        outputs=(),
-        findings=(),
-    )
 
 
 def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:

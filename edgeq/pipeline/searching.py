@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgeq._io import canonical_json, sha256_bytes
 from edgeq.artifacts import Scores
 from edgeq.errors import UsageError
 from edgeq.load.digest import exclude
@@ -91,9 +93,20 @@ def search_spec(job: Job, prepared: Prepared, fp32: Forward, forward: Callable[[
             prepared.data.calibration_sha256 or "",
             edgeq_digest(),
             tool_versions()["torch"],
-            job.data.metric or "",
+            _judge(job, prepared.searching),
         ),
     )
+
+
+def _judge(job: Job, samples: Dataset) -> str:
+    """Hash what the samples are judged by: a search that was killed may go on with other labels or another metric."""
+    from edgeq.pipeline.record import current_state, user_modules
+
+    # of whatever kind the user's metric takes
+    labels = [sha256_bytes(pickle.dumps(sample.label)) for sample in samples] if samples.labelled else []
+    code = sorted(user_modules()) if job.data.metric is not None else []
+    states = {name: current_state(f"file:{name}") for name in code}
+    return sha256_bytes(canonical_json({"labels": labels, "metric": job.data.metric, "code": states}))
 
 
 def scores(samples: Dataset, prepared: Prepared, fp32: Forward, measured: Forward) -> Scores:

@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.artifacts import DeviceMeasures, Gate, VerifyReport
-from edgeq.errors import EnvironmentProblem, IntegrityError, VerificationError
+from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.machine import processor_name
 from edgeq.manifest import MANIFEST_NAME, GateVerdict, Manifest, manifest_bytes
 from edgeq.pipeline.elsewhere import RUNTIME_PACKAGES, Elsewhere, judge, load_verdict, read_verdict
 from edgeq.verdict import SCHEMA_VERSION, DeviceFacts, OutputFacts, RunFacts, Verdict, verdict_bytes
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgeq.pipeline.verify import BundleVerification
 
 _PLATFORMS = {"Linux": "linux", "Darwin": "macos"}
-_SAY_S = 10.0
 
 
 def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime) -> Path | None:
@@ -107,7 +106,7 @@ def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures
         raise EnvironmentProblem(what, "measure on another machine, or on a device: --on ssh:HOST or --on adb")
     package = RUNTIME_PACKAGES[manifest.target.runtime]
     return DeviceMeasures(
-        device=timing.gpu or _processor(system),
+        device=timing.gpu or processor_name(),
         platform=_PLATFORMS[system],
         os=f"macOS {platform.mac_ver()[0]}" if system == "Darwin" else f"{system} {platform.release()}",
         arch=timing.arch,
@@ -123,18 +122,6 @@ def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures
         peak_memory_bytes=verified.peak_memory_bytes,
         latencies_ms=timing.latencies_ms,
     )
-
-
-def _processor(system: str) -> str:
-    """Return what this host's processor calls itself."""
-    if system == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SAY_S).stdout
-    else:
-        with contextlib.suppress(OSError):
-            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-            said = next((line.partition(":")[2] for line in lines if line.startswith("model name")), "")
-    return said.strip() or f"a host with {platform.machine()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,11 +184,17 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
 
     Raises:
         IntegrityError: a verdict is on none of the bundles.
+        UsageError: two verdicts are on one bundle.
         EdgeqError: as `settled_bundle`.
     """
     from edgeq.bundle.reader import read_bundle
 
-    left = {load_verdict(path).bundle: path for path in verdicts}
+    left: dict[str, Path] = {}
+    for path in verdicts:
+        other = left.setdefault(load_verdict(path).bundle, path)
+        if other is not path:
+            what = f"{other} and {path} are verdicts on one bundle: which of the two devices counts?"
+            raise UsageError(what, "give the slower device's alone; see each: edgeq verify BUNDLE --verdict FILE")
     with contextlib.ExitStack() as stack:
         places = []
         for folder in folders:

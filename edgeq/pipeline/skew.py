@@ -12,6 +12,7 @@ from edgeq.check.store import find_store_limit, store_gate
 from edgeq.errors import ExitCode, UsageError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest, contract_change
+from edgeq.ort_format import required_operators
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.target import App, TargetProfile
 from edgeq.units import format_quantity
@@ -37,6 +38,8 @@ def runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime
         runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
         facts = runtime.facts()
         operators, bytecode = facts.operators, facts.bytecode_version
+    if manifest.runtime.build == "mobile":
+        operators = required_operators(bundle.artifact)
     lowered = LoweredModel(
         path=bundle.artifact,
         runtime=manifest.target.runtime,
@@ -67,7 +70,7 @@ def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
             runtime=facts.runtime,
             backend=facts.backend,
             schemes=("fp32",),
-            app=App(runtimes=runtimes),
+            app=App(runtimes=runtimes, build=manifest.runtime.build),
         )
     except ValidationError as err:
         raise explain(err, "[app]", App) from err
@@ -99,8 +102,14 @@ def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:
     )
 
 
-def size_gates(item: Prepared, options: GateOptions) -> tuple[Gate, ...]:
-    """Hold the very bytes that would be published to the limits (exit code 4)."""
+def size_gates(item: Prepared, old: Manifest | None, options: GateOptions) -> tuple[Gate, ...]:
+    """Hold the very bytes that would be published to the limits (exit code 4).
+
+    Args:
+        item: the bundle with its patches.
+        old: the shipped one's; None where there is none, and so no patch either.
+        options: the limits, and the stores' presets, of which those for other platforms do not concern the bundle.
+    """
     manifest = item.bundle.manifest
     size_bytes, download_bytes = manifest.file("artifact").size_bytes, len(item.archive)
     gates = []
@@ -111,9 +120,10 @@ def size_gates(item: Prepared, options: GateOptions) -> tuple[Gate, ...]:
             gates.append(_bytes(name, limit, size_bytes, "the artifact"))
         elif name == "delta":
             gates += [_bytes(name, limit, len(delta.patch.data), f"from {delta.label}") for delta in item.deltas]
-            if not item.deltas:
-                nothing = "no earlier release to make a patch from"
-                gates.append(_ok(name, limit, "no patch", nothing))
+            if not item.deltas and old is None:
+                gates.append(_ok(name, limit, "no patch", "no earlier release to make a patch from"))
+            elif not item.deltas:
+                gates.append(_unmeasured(name, limit, "no patch was made from the release that devices have: --deltas"))
     for preset in options.store_limits:
         limit_of = find_store_limit(preset, options.app_size_bytes)
         if limit_of.platform in ("any", manifest.target.platform):

@@ -114,7 +114,8 @@ def _seen(bundle: Bundle, golden: GoldenSet, data: DataOptions, device: DeviceOp
     # the runtime's imports take seconds, in which the data is opened here
     with device_setting(bundle.manifest, device, progress) as setting, HostRuntime() as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
-        return run_bundle(bundle, golden, evaluation, runtime, setting, progress, serving=device.on == verify_gpu.ON)
+        serving_s = device.timeout_s if device.on == verify_gpu.ON else None
+        return run_bundle(bundle, golden, evaluation, runtime, setting, progress, serving_s=serving_s)
 
 
 def _judged(bundle: Bundle, seen: Seen, gates: GateOptions, elsewhere: Elsewhere | None) -> BundleVerification:

@@ -89,13 +89,14 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def served(
-    bundle: Bundle, golden: GoldenSet, *, device: Literal["cuda", "cpu"] = "cuda"
+    bundle: Bundle, golden: GoldenSet, *, timeout_s: float, device: Literal["cuda", "cpu"] = "cuda"
 ) -> tuple[Gate, DeviceMeasures]:
     """Run the golden samples in a process that has torch and no edgeq.
 
     Args:
         bundle: as it lies on disk.
         golden: its recorded inputs and outputs.
+        timeout_s: for all of it.
         device: where the artifact runs.
 
     Returns:
@@ -114,7 +115,7 @@ def served(
     widen = manifest.scheme == "storage-fp16" and device == "cpu"
     samples = golden_batches(manifest, golden_dataset(bundle, golden))
     inputs = [batch.inputs for batch in samples]
-    result = serve(artifact, inputs, device=device, widen=widen, threads=manifest.threads)
+    result = serve(artifact, inputs, device=device, widen=widen, threads=manifest.threads, timeout_s=timeout_s)
     pairs = zip(samples, result.outputs, strict=True)
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in pairs]
     gate, _ = golden_gate(golden, golden_set(taken, (), scheme=manifest.scheme))

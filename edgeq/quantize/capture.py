@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +13,18 @@ from edgeq._replace import replaced
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.blame import user_line
 from edgeq.errors import UnsupportedError, UsageError, first_line
+from edgeq.quiet import unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
+# of an output's largest value; threads may sum in another order, and nothing else may differ between two runs
+_SAME = 1e-5
 
 
-def example_tensors(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
+def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[Any, ...]:
     """Return one seeded tensor for each input, contiguous, within the input's range."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tensors = []
     for spec in specs:
         dtype = getattr(torch, spec.dtype)
@@ -35,30 +37,69 @@ def example_tensors(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
 
 
 def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
-    """Run the float model on one random input and return its outputs: a misfit shows before minutes are spent.
+    """Run the float model on random inputs and return its outputs: a misfit shows before minutes are spent.
 
     Raises:
         UsageError: the model does not take the inputs that were given.
-        UnsupportedError: an output that is no tensor.
+        UnsupportedError: an output that is no tensor, or that depends on chance or on earlier calls.
     """
-    import torch
-
     module = model.model.module() if model.kind == "exported" else model.model
-    try:
-        with torch.no_grad():
-            result = module(*example_tensors(model.inputs))
-    except Exception as err:  # the user's forward may raise anything
-        given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
-        what = f"the model fails on its inputs ({given}){user_line(err)}: {first_line(err)}"
-        raise UsageError(what, _advice(module, model.inputs)) from err
-    leaves = torch.utils._pytree.tree_leaves(result)
-    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
-        raise UnsupportedError(f"the model returns {came}, expected tensors", "return tensors only")
+    leaves = _leaves(module, model.inputs)
+    _refuse_memory(module, model.inputs, leaves)
     return tuple(
         TensorSpec(name=f"output{i}", dtype=str(leaf.dtype).removeprefix("torch."), shape=tuple(leaf.shape))
         for i, leaf in enumerate(leaves)
     )
+
+
+def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any]:
+    import torch
+
+    try:
+        with torch.no_grad():
+            result = module(*example_tensors(specs, seed))
+    except Exception as err:  # the user's forward may raise anything
+        given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+        what = f"the model fails on its inputs ({given}){user_line(err)}: {first_line(err)}"
+        raise UsageError(what, _advice(module, specs)) from err
+    leaves: list[Any] = torch.utils._pytree.tree_leaves(result)
+    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise UnsupportedError(f"the model returns {came}, expected tensors", "return tensors only")
+    return leaves
+
+
+def _refuse_memory(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> None:
+    """Refuse a model that answers the same input otherwise after another one: no comparison with it means anything.
+
+    Raises:
+        UnsupportedError: it draws random numbers, or keeps state between calls.
+    """
+    kept = [output.clone() for output in before]  # a module may return its own buffer
+    held = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    _leaves(module, specs, seed=1)
+    after = _leaves(module, specs)
+    if len(kept) == len(after) and all(map(_is_same, kept, after)):
+        return
+    what = "the model answers the same input otherwise when it is called again"
+    changed = [name for name, buffer in module.named_buffers() if name in held and not _is_same(held[name], buffer)]
+    if changed:
+        fix = "take that state as an input and return it as an output"
+        raise UnsupportedError(f"{what}: forward changes {', '.join(changed[:3])}", fix)
+    fix = "if forward draws random numbers, as F.dropout without training=self.training does, take that out"
+    raise UnsupportedError(what, f"{fix}; if it keeps state between calls, make that an input and an output")
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    import torch
+
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.dtype.is_floating_point or torch.equal(left, right):
+        return bool(torch.equal(left, right))
+    finite = left[left.isfinite()]
+    room = _SAME * float(finite.abs().max()) if finite.numel() else 0.0
+    return bool(torch.allclose(left, right, rtol=0.0, atol=room, equal_nan=True))
 
 
 def capture(model: LoadedModel) -> Any:
@@ -147,14 +188,9 @@ def silenced() -> Iterator[None]:
     """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
     import torch.export._trace
 
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        # its only use of sys; standard error itself belongs to the progress bars
-        with replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
-            yield
-    finally:
-        logging.disable(before)
+    # its only use of sys; standard error itself belongs to the progress bars
+    with unlogged(), replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
+        yield
 
 
 def _plain(name: str) -> str:

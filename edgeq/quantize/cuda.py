@@ -15,7 +15,7 @@ from edgeq.quantize import halfgraph
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.ranges import NodeRange, scan
-from edgeq.quantize.result import quantized_model, type_names
+from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.samples import Dataset, Sample
 
@@ -61,14 +61,7 @@ def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Keep float32, batch norms folded."""
     module = halfgraph.functional_graph(spec.captured)
     program = halfgraph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
-    return QuantizedModel(
-        scheme="fp32",
-        graph=program.module(),
-        exported=program,
-        quantized=(),
-        kept_fp32=(),
-        output_steps=(None,) * len(program.graph_signature.user_outputs),
-    )
+    return float_model(program.module(), program)
 
 
 def storage_fp16(spec: QuantizeSpec) -> QuantizedModel:

@@ -14,9 +14,9 @@ from edgeq.errors import EdgeqError, UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
-from edgeq.quantize.names import matched_names
+from edgeq.quantize.fx_layers import layer_name, split_layers, with_weights
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import quantized_model
+from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.scheme import ObserverName
@@ -52,7 +52,7 @@ def engine(name: str) -> Iterator[None]:
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Leave the model as it is; lowering folds conv-bn."""
     module = spec.model.model.module() if spec.model.kind == "exported" else spec.model.model
-    return QuantizedModel(scheme="fp32", graph=module, exported=None, quantized=(), kept_fp32=(), output_steps=(None,))
+    return float_model(module)
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -80,24 +80,6 @@ def library() -> Library:
     from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_post_process
 
     return Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
-
-
-def layer_of(prepared: Any, node: Any) -> str | None:
-    """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
-    name = _layer_name(prepared, node)
-    is_int8 = name is not None and getattr(prepared.get_submodule(name), "qconfig", None) is not None
-    return name if is_int8 else None
-
-
-def _layer_name(prepared: Any, node: Any) -> str | None:
-    """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
-    import torch
-
-    if node.op != "call_module":
-        return None
-    part = prepared.get_submodule(str(node.target))
-    inner = part[0] if isinstance(part, torch.nn.Sequential) and len(part) else part
-    return str(node.target) if isinstance(inner, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)) else None
 
 
 def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
@@ -134,7 +116,7 @@ def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
     """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
     from edgeq.quantize.layer_sqnr import float_run
 
-    return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=_layer_name)
+    return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=layer_name)
 
 
 def refuse_exported(spec: QuantizeSpec) -> None:
@@ -149,7 +131,7 @@ def refuse_exported(spec: QuantizeSpec) -> None:
 
 
 def prepare(spec: QuantizeSpec) -> Any:
-    """Return a fused copy of the model with observers.
+    """Return a fused copy of the model with observers, of the values that a layer in int8 reads or writes.
 
     Raises:
         UnsupportedError: FX cannot trace the model (names module and line), or what it writes in place.
@@ -158,28 +140,31 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
+    from edgeq.quantize.activations import leave_in_float
+    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, unshared
     from edgeq.quantize.mutations import without_mutations
 
-    mapping = _qconfig_mapping(spec.backend, spec.observer)
     # a copy, since preparing writes to the modules
-    module = copy.deepcopy(spec.model.model)
-    parts = dict(module.named_modules())
-    kept = sorted(matched_names(spec.keep_fp32, {name: type(part).__name__ for name, part in parts.items()}))
-    for name in kept:
-        mapping.set_module_name(name, None)
-    # what stays in float need not be traceable
-    opaque = [name for name in kept if next(parts[name].children(), None) is not None]
+    module, inputs = copy.deepcopy(spec.model.model), example_tensors(spec.inputs)
+    types = type_names(module)
+    opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
-    inputs = example_tensors(spec.inputs)
     try:
+        module, copies = unshared(module, inputs, opaque)
+        mapping = _qconfig_mapping(spec.backend, spec.observer)
+        kept = kept_names(spec.keep_fp32, types, copies)
+        for name in kept:
+            mapping.set_module_name(name, None)
         with without_mutations(inputs):
-            return prepare_fx(module, mapping, inputs, custom)
+            prepared = observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs)
     except EdgeqError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
         what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
         fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
         raise UnsupportedError(what, fix) from err
+    leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
+    return prepared
 
 
 def convert(prepared: Any) -> Any:
@@ -190,6 +175,9 @@ def convert(prepared: Any) -> Any:
     """
     from torch.ao.quantization.quantize_fx import convert_fx
 
+    from edgeq.quantize.fx_graph import bound_clamps
+
+    bound_clamps(prepared)
     try:
         return _for_engine(convert_fx(prepared))
     except Exception as err:  # the engines' packing raises many types
@@ -239,33 +227,6 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     for kind, config in list(mapping.object_type_qconfigs.items()):
         mapping.set_object_type(kind, exchanged(config))
     return mapping
-
-
-def split_layers(converted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of convolutions and linears that compute in int8, and of those in float."""
-    import torch
-    from torch.ao.nn import intrinsic
-    from torch.ao.nn.quantized import Linear
-    from torch.ao.nn.quantized.modules.conv import _ConvNd
-
-    graph = getattr(converted, "graph", None)  # of FX; eager mode leaves a plain module
-    quantized = [node.name for node in graph.nodes if _is_quantized_call(node)] if graph else []
-    kept: list[str] = []
-    parts = dict(converted.named_modules())
-    for name, part in parts.items():
-        if isinstance(part, (Linear, _ConvNd)):
-            quantized.append(name)
-        elif isinstance(part, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
-            parent = name.rpartition(".")[0]
-            # of a float conv-relu that was fused, people know the convolution's name
-            kept.append(parent if isinstance(parts[parent], intrinsic._FusedModule) else name)
-    return tuple(quantized), tuple(kept)
-
-
-def _is_quantized_call(node: Any) -> bool:
-    """Whether a node is torch.nn.functional's conv or linear, converted."""
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    return name.startswith(("conv", "linear")) and "quantized" in str(getattr(node.target, "__module__", ""))
 
 
 def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from edgeq.artifacts import QuantizedModel, Sensitivity
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import fx, pt2e
+from edgeq.quantize import fx, fx_layers, pt2e
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
 from edgeq.quantize.lent import lend, observed
-from edgeq.quantize.remedies import EVENED, other_ranges
+from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.search import Ground, evenly, mixed
 from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
@@ -34,7 +34,7 @@ def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
     with _fx(spec):
         # the other engines have a step size for each channel, and equalization would gain them little
         evened = (EVENED,) if spec.backend == "qnnpack" else ()
-        return mixed(spec, _fx_ground, (*evened, *other_ranges(spec)))
+        return mixed(spec, _fx_ground, (TYPICAL, *evened, *other_ranges(spec)))
 
 
 def fx_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
@@ -50,7 +50,7 @@ def pt2e_mixed(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: there is no layer to choose.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    return mixed(spec, _pt2e_ground, other_ranges(spec))
+    return mixed(spec, _pt2e_ground, (TYPICAL, *other_ranges(spec)))
 
 
 def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
@@ -69,7 +69,7 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
         before = fx.watched(prepared, spec) if final else None
         converted = fx.convert(prepared)
         steps = fx.output_steps(converted, example_tensors(spec.inputs))
-        layers, sqnrs = fx.split_layers(converted), before.against(converted) if before else None
+        layers, sqnrs = fx_layers.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 
     return Ground(spec=spec, subject=subject, finish=finish)
@@ -126,7 +126,7 @@ def _fx_subject(spec: QuantizeSpec) -> Subject:
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = fx.prepare(spec)
         calibrate(prepared, spec.calibration, spec.inputs, task)
-    return Subject(prepared=prepared, library=fx.library(), layer_of=fx.layer_of)
+    return Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of)
 
 
 def _pt2e_subject(spec: QuantizeSpec) -> Subject:

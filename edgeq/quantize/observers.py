@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -33,6 +34,7 @@ def activation_observer(name: ObserverName, base: Any, minmax: Any) -> Any:
     return {"histogram": base, "minmax": minmax}[name]
 
 
+@functools.cache  # one class, so that ranges once observed fit another graph of the same observer
 def _percentile(base: Any) -> Any:
     """Return a histogram observer that cuts both tails instead of searching for the least error."""
     import torch
@@ -53,6 +55,7 @@ def _percentile(base: Any) -> Any:
     return PercentileObserver
 
 
+@functools.cache
 def _entropy(base: Any) -> Any:
     """Return a histogram observer that keeps the range whose int8 form tells least less than the histogram itself."""
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from edgeq.errors import UnsupportedError, UsageError, first_line
 from edgeq.job import Progress
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.observers import PERCENTILE
+from edgeq.quiet import quiet
 from edgeq.samples import Dataset, batches
 from edgeq.scheme import ObserverName
 
@@ -91,7 +88,7 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
     # the tools make a product and a sum of each Gemm before they look for the names
     left_out = [name + suffix for name in kinds if inside(name, kept) for suffix in ("", "_MatMul")]
     try:
-        with _quiet():
+        with quiet():  # the tools tell mostly what they were called with
             made = method(spec, source, left_out)
     except (UnsupportedError, UsageError):
         raise
@@ -262,16 +259,3 @@ def _halved(made: Any, names: set[str]) -> set[str]:
 
     half = {item.name for item in made.graph.initializer if item.data_type == onnx.TensorProto.FLOAT16}
     return {node.name for node in made.graph.node if node.name in names and set(node.input) & half}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tools from printing, logging and warning, mostly of what they were called with."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -12,7 +12,7 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
-from edgeq.quantize.result import quantized_model
+from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -27,15 +27,7 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Leave the captured model as it is."""
-    program = spec.captured
-    return QuantizedModel(
-        scheme="fp32",
-        graph=program.module(),
-        exported=program,
-        quantized=(),
-        kept_fp32=(),
-        output_steps=(None,) * len(program.graph_signature.user_outputs),
-    )
+    return float_model(spec.captured.module(), spec.captured)
 
 
 def static_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -103,13 +95,21 @@ def library() -> Library:
 
 
 def prepare(graph: Any, spec: QuantizeSpec) -> Any:
-    """Return a captured graph with observers; it takes the graph over.
+    """Return a captured graph with observers, of the values that a layer in int8 reads or writes; it takes it over.
 
     Raises:
         UnsupportedError: the quantizer cannot take the graph.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    return _prepared(graph, _quantizer(spec, _left_in_float(graph, spec)))
+    from edgeq.quantize.activations import leave_in_float
+
+    is_float = _left_in_float(graph, spec)
+    prepared = _prepared(graph, _quantizer(spec, is_float))
+    if is_float is not None:
+        layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}
+        known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
+        leave_in_float(prepared, library().is_observer, known)
+    return prepared
 
 
 def convert(prepared: Any) -> Any:
@@ -123,11 +123,15 @@ def layer_of(prepared: Any, node: Any) -> str | None:
     """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
     from edgeq.quantize.fakequant import observes_weight
 
-    if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
+    if not _is_layer(node):
         return None
     is_int8 = any(observes_weight(prepared, arg) for arg in node.args[1:2] if hasattr(arg, "op"))
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return (_stack_name(stack[-1]) or None) if stack and is_int8 else None
+
+
+def _is_layer(node: Any) -> bool:
+    return node.op == "call_function" and node.target.__name__.split(".")[0] in _LAYERS
 
 
 def _without_unused(graph: Any) -> Any:
@@ -247,7 +251,7 @@ def _type_name(kind: Any) -> str:
 
 def _layer_name(_graph: Any, node: Any) -> str | None:
     """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
-    if node.op != "call_function" or node.target.__name__.split(".")[0] not in _LAYERS:
+    if not _is_layer(node):
         return None
     return str(node.meta.get("custom", {}).get(MODULE_KEY) or node.name)
 

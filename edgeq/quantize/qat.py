@@ -51,6 +51,26 @@ class _Progress:
     diverged_in: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """What the prepared graph holds after training.
+
+    Attributes:
+        weights: which were chosen.
+        score: of these, on the held-out samples.
+        trained_loss: of the best weights that the training came to, chosen or not.
+        epochs, diverged_in: as in _Progress; 0 and None for the user's loop, which does not tell.
+        state: the file that an interrupted run would go on from.
+    """
+
+    weights: TunedWeights
+    score: Score
+    trained_loss: float
+    epochs: int = 0
+    diverged_in: int | None = None
+    state: Path | None = None
+
+
 def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> Tuning:
     """Train a prepared and calibrated graph, in place; afterwards it can be converted as one that was not trained.
 
@@ -100,34 +120,29 @@ def _tuned(
         options=qat.options,
         seed=qat.seed,
     )
-    steps = 1 if qat.train else qat.options.epochs * training.count
-    with spec.progress.task(f"train {spec.label}", steps) as task:
+    with spec.progress.task(f"train {spec.label}", 1 if qat.train else qat.options.epochs * training.count) as task:
         before = run.score()
-        chosen: TunedWeights = "user"
-        if qat.train is not None:
-            _user_loop(prepared, teacher, spec, qat, training)
-            after, done, state = run.score(), _Progress(epochs=0, start={}), None
-            trained_loss = after.loss
+        if qat.train is None:
+            after = _distilled(run, qat, task, before)
         else:
-            done, state = _distil(run, qat, task, before)
-            chosen, scores = _choose(run, done)
-            after, trained_loss = scores[chosen], min(scores["last"].loss, scores["average"].loss)
-        task.note(f"{chosen} weights, {_words(after, logits=qat.logits)}")
+            _user_loop(prepared, teacher, spec, qat, training)
+            score = run.score()
+            after = _Trained(weights="user", score=score, trained_loss=score.loss)
+        task.note(f"{after.weights} weights, {_words(after.score, logits=qat.logits)}")
     return Tuning(
         loss="kl" if qat.logits else "mse",
-        weights=chosen,
-        epochs=done.epochs,
+        weights=after.weights,
+        epochs=after.epochs,
         learning_rate=qat.options.lr,
         batch=qat.options.batch,
         samples=training.count,
         held_out=held_out.count,
         start_loss=before.loss,
-        end_loss=after.loss,
-        trained_loss=trained_loss,
-        start_agreement=before.agreement,
-        end_agreement=after.agreement,
-        diverged_in=done.diverged_in,
-        state=state,
+        end_loss=after.score.loss,
+        trained_loss=after.trained_loss,
+        end_agreement=after.score.agreement,
+        diverged_in=after.diverged_in,
+        state=after.state,
     )
 
 
@@ -143,6 +158,20 @@ def _split(samples: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         for rows in parts
     )
     return training, held_out
+
+
+def _distilled(run: Distillation, qat: QatSpec, task: Task, before: Score) -> _Trained:
+    """Train, and load the best weights."""
+    done, state = _distil(run, qat, task, before)
+    chosen, scores = _choose(run, done)
+    return _Trained(
+        weights=chosen,
+        score=scores[chosen],
+        trained_loss=min(scores["last"].loss, scores["average"].loss),
+        epochs=done.epochs,
+        diverged_in=done.diverged_in,
+        state=state,
+    )
 
 
 def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple[_Progress, Path | None]:

@@ -39,6 +39,18 @@ def _evened(spec: QuantizeSpec) -> QuantizeSpec | None:
     return dataclasses.replace(spec, model=model, keep_fp32=tuple(sorted(kept)))
 
 
+def _typical(spec: QuantizeSpec) -> QuantizeSpec | None:
+    from edgeq.quantize.outliers import without_outliers
+
+    model = spec.model.model if spec.model.kind == "module" else spec.model.model.module()
+    with spec.progress.task(f"look for outliers for {spec.label}", spec.calibration.count) as task:
+        samples = without_outliers(spec.calibration, model, spec.inputs, task)
+        if samples is not None:
+            task.note(f"{spec.calibration.count - samples.count} calibration samples stand out: tried without them")
+    return None if samples is None else dataclasses.replace(spec, calibration=samples)
+
+
+TYPICAL = Remedy(name="calibrated without the samples that stand out", apply=_typical)
 EVENED = Remedy(name="weights evened out between layers", apply=_evened)
 
 

@@ -39,13 +39,10 @@ def quantized_model(
         UnsupportedError: no layer was quantized.
     """
     quantized, in_float = layers
-    if not quantized:
-        what = f"{scheme} quantized nothing: the model has no {covers} layer left for it"
-        raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
+    _require(quantized, scheme, covers)
     return QuantizedModel(
         scheme=scheme,
         graph=graph,
-        exported=None,
         quantized=tuple(quantized),
         kept_fp32=tuple(in_float),
         output_steps=steps,
@@ -54,6 +51,25 @@ def quantized_model(
         fresh=converted.settled.fresh if converted else (),
         kept=converted.kept if converted else None,
         layer_sqnrs=layer_sqnrs,
+    )
+
+
+def _require(quantized: Sequence[str], scheme: str, covers: str) -> None:
+    if not quantized:
+        what = f"{scheme} quantized nothing: the model has no {covers} layer left for it"
+        raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
+
+
+def float_model(graph: Any, exported: Any = None) -> QuantizedModel:
+    """Return the result of fp32, which quantizes nothing.
+
+    Args:
+        graph: what the artifact is to compute.
+        exported: the program that the graph is of; None where the model was not exported yet.
+    """
+    outputs = 1 if exported is None else len(exported.graph_signature.user_outputs)
+    return QuantizedModel(
+        scheme="fp32", graph=graph, exported=exported, quantized=(), kept_fp32=(), output_steps=(None,) * outputs
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeq.artifacts import Attempt, QuantizedModel, Scores, Search, Sensitivity
 from edgeq.errors import first_line
 from edgeq.job import Task
+from edgeq.quantize.assignments import Assignments, costs
 from edgeq.quantize.qat_state import load_state, save_state, state_key, state_path
 from edgeq.quantize.remedies import Remedy
 from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
@@ -22,7 +23,6 @@ from edgeq.units import counted
 if TYPE_CHECKING:
     from edgeq.quantize.simulate import Simulation
 
-_MOST_PRUNED = 12  # layers that are put back into int8 one by one at the end, the largest first
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
 
 Finish = Callable[[Sequence[str], bool], QuantizedModel]
@@ -104,23 +104,27 @@ def _best(
     first: Ground, simulation: Simulation, remedied: Ground, trials: _Trials, book: _Notebook
 ) -> tuple[tuple[Sensitivity, ...], Attempt]:
     """Return the best attempt, and the ranking that led to it."""
-    found = []
+    rankings = {}
     if remedied is not first:
-        found.append(_searched(remedied, simulated(remedied.subject), trials, book))
+        rankings[remedied.remedies] = _searched(remedied, simulated(remedied.subject), trials, book)
     # what helps where all is int8 may spoil what little is left in it: then without
-    if not found or not found[0][1].meets:
-        found.append(_searched(first, simulation, trials, book))
-    return min(found, key=lambda one: trials.rank(one[1]))
+    best = trials.best()
+    if not best.meets or best.kept or not rankings:
+        below = trials.float_weights(best.kept) if best.meets and rankings else math.inf
+        rankings[first.remedies] = _searched(first, simulation, trials, book, below)
+    best = trials.best(tuple(rankings))
+    return rankings[best.remedies], best
 
 
 def _searched(
-    ground: Ground, simulation: Simulation, trials: _Trials, book: _Notebook
-) -> tuple[tuple[Sensitivity, ...], Attempt]:
-    """Return the layers' ranking on one ground, and the best attempt there."""
+    ground: Ground, simulation: Simulation, trials: _Trials, book: _Notebook, below: float = math.inf
+) -> tuple[Sensitivity, ...]:
+    """Search on one ground, for fewer than `below` weights in float; return the layers' ranking there."""
     ranking = _ranking(ground, simulation, book)
     with ground.spec.progress.task(f"search {ground.spec.label}") as task:
         book.task = task
-        return ranking, _Assignments(ground, ranking, trials).best()
+        Assignments(costs(ranking), lambda kept: trials.run(ground, kept), trials.fits).search(below)
+    return ranking
 
 
 def _remedied(
@@ -205,7 +209,11 @@ class _Trials:
         )
         return attempt
 
-    def rank(self, attempt: Attempt) -> tuple[bool, float, float]:
+    def best(self, remedies: Collection[tuple[str, ...]] | None = None) -> Attempt:
+        """Return the attempt that keeps the limits with the fewest bytes, or the nearest; of some remedies or all."""
+        return min((one for one in self.attempts if remedies is None or one.remedies in remedies), key=self._rank)
+
+    def _rank(self, attempt: Attempt) -> tuple[bool, float, float]:
         """Order attempts: those that keep the limits by their size, others by how far they are from that."""
         if attempt.meets:
             return False, attempt.size_bytes, len(attempt.kept)
@@ -221,9 +229,13 @@ class _Trials:
             chosen=self.attempts.index(chosen),
         )
 
+    def float_weights(self, kept: Sequence[str]) -> int:
+        """Return how many weights these layers have."""
+        return sum(self.sizes[name] for name in kept)
+
     def size_bytes(self, kept: Sequence[str]) -> int:
         """Return an estimate of the artifact's size."""
-        return self._int8_bytes + (_FLOAT_TIMES - 1) * sum(self.sizes[name] for name in kept)
+        return self._int8_bytes + (_FLOAT_TIMES - 1) * self.float_weights(kept)
 
     def fits(self, kept: Sequence[str]) -> bool:
         """Whether the size keeps its limit, where there is one."""
@@ -234,49 +246,6 @@ class _Trials:
         return max(_missed(name, limit, scores) for name, limit in self._asked.limits)
 
 
-class _Assignments:
-    """Looks for the fewest bytes in float on one ground."""
-
-    def __init__(self, ground: Ground, ranking: Sequence[Sensitivity], trials: _Trials) -> None:
-        self._ground, self._trials = ground, trials
-        # the most noise for a byte first, so that few bytes of float take away much of it
-        self._order = sorted(trials.sizes, key=lambda name: -_noise(ranking, name) / max(1, trials.sizes[name]))
-
-    def best(self) -> Attempt:
-        """Return the attempt that keeps the limits with the fewest bytes, or the nearest."""
-        most = self._affordable()
-        if not self._try(()).meets and most and self._try(self._order[:most]).meets:
-            self._prune(self._bisect(most))
-        attempts = [one for one in self._trials.attempts if one.remedies == self._ground.remedies]
-        return min(attempts, key=self._trials.rank)
-
-    def _affordable(self) -> int:
-        """Return how many layers of the order may be in float, one always left in int8."""
-        count = 0
-        for count in range(len(self._order)):
-            if not self._trials.fits(self._order[: count + 1]):
-                return count
-        return count
-
-    def _bisect(self, most: int) -> Attempt:
-        low, high = 0, most  # that of `high` meets the limits, that of `low` does not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._try(self._order[:middle]).meets else (middle, high)
-        return self._try(self._order[:high])
-
-    def _prune(self, found: Attempt) -> None:
-        """Put back into int8 what is not needed, the largest layer first."""
-        kept = found.kept
-        for layer in sorted(kept, key=lambda name: -self._trials.sizes[name])[:_MOST_PRUNED]:
-            fewer = tuple(name for name in kept if name != layer)
-            if fewer and self._try(fewer).meets:
-                kept = fewer
-
-    def _try(self, layers: Sequence[str]) -> Attempt:
-        return self._trials.run(self._ground, layers)
-
-
 def _missed(name: str, limit: float, scores: Scores) -> float:
     if name == "accuracy_drop":
         missed = math.inf if scores.drop_pp is None else scores.drop_pp - limit
@@ -285,12 +254,6 @@ def _missed(name: str, limit: float, scores: Scores) -> float:
     else:
         missed = limit - scores.sqnr_db
     return math.inf if math.isnan(missed) else missed / max(abs(limit), 1e-9)
-
-
-def _noise(ranking: Sequence[Sensitivity], layer: str) -> float:
-    """Return the power of what quantizing a layer alone adds to the outputs, relative to theirs."""
-    (item,) = (item for item in ranking if item.layer == layer)
-    return float(10 ** (-item.alone_db / 10)) if item.alone_db > -math.inf else math.inf
 
 
 def _words(scores: Scores) -> str:

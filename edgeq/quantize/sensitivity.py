@@ -53,16 +53,16 @@ def rank(
     """
     probe = _Probe(simulation, samples, specs)
 
-    def measured(kind: str, layer: str, quantized: Sequence[str], *, others: bool) -> float:
-        value = remember(f"{kind}:{layer}", lambda: probe.sqnr_db(quantized, others=others))
+    def measured(kind: str, layer: str, quantized: Sequence[str]) -> float:
+        value = remember(f"{kind}:{layer}", lambda: probe.sqnr_db(quantized))
         task.advance()
         return value
 
     layers = simulation.layers
-    alone = {layer: measured("alone", layer, (layer,), others=False) for layer in layers}
+    alone = {layer: measured("alone", layer, (layer,)) for layer in layers}
     order = sorted(layers, key=lambda layer: alone[layer])
     but_one = {
-        layer: measured("but_one", layer, [other for other in layers if other != layer], others=True)
+        layer: measured("but_one", layer, [other for other in layers if other != layer])
         for layer in order[:_CANDIDATES]
     }
     return tuple(
@@ -110,12 +110,12 @@ class _Probe:
     def __init__(self, simulation: Simulation, samples: Dataset, specs: Sequence[TensorSpec]) -> None:
         self._simulation = simulation
         self._batches = tuple(batches(samples, specs))
-        simulation.quantize((), others=False)
+        simulation.quantize(())
         self._float = [self._outputs(batch) for batch in self._batches]
 
-    def sqnr_db(self, layers: Sequence[str], *, others: bool) -> float:
+    def sqnr_db(self, layers: Sequence[str]) -> float:
         """Return the SQNR of the worst output in dB; infinite where nothing differs."""
-        self._simulation.quantize(layers, others=others)
+        self._simulation.quantize(layers)
         signal = [0.0] * len(self._float[0])
         noise = [0.0] * len(self._float[0])
         for batch, exact in zip(self._batches, self._float, strict=True):

@@ -6,13 +6,14 @@ pass; weights are exchanged for their rounded values and back. This file needs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from edgeq.quantize.activations import Activations
 from edgeq.quantize.fakequant import WeightFakeQuant, fake_range, observes_weight, own_parameters, part_at
 
 LayerName = Callable[[Any, Any], str | None]
@@ -59,8 +60,8 @@ class Simulation:
         self.graph = prepared
         self._layers = {node: name for node in prepared.graph.nodes if (name := layer_of(prepared, node)) is not None}
         self._weights: dict[str, list[_Weight]] = {name: [] for name in self._layers.values()}
-        self._switches: dict[int, tuple[Switch, set[str]]] = {}
-        self._pinned: list[Switch] = []
+        self._activations = Activations(prepared, is_observer, self._layers)
+        self._switches: dict[Any, Switch] = {}
         self._replace_observers(is_observer, fixed)
         self._round_module_weights()
 
@@ -73,53 +74,29 @@ class Simulation:
         """Return how many weights a layer has."""
         return sum(weight.exact.numel() for weight in self._weights[layer])
 
-    def quantize(self, layers: Collection[str], *, others: bool) -> None:
-        """Quantize these layers and the activations that they read and write.
-
-        Args:
-            layers: their names.
-            others: whether what is no layer, such as a sum, is quantized too.
-        """
+    def quantize(self, layers: Collection[str]) -> None:
+        """Quantize the layers of these names and the activations that they read and write, and nothing else."""
         wanted = set(layers)
         for name, weights in self._weights.items():
             for weight in weights:
                 weight.set(rounded=name in wanted)
-        for switch, touched in self._switches.values():
-            switch.on = bool(touched & wanted)
-        for switch in self._pinned:
-            switch.on = switch.on or others
+        rounded = self._activations.rounded(wanted)
+        for node, switch in self._switches.items():
+            switch.on = node in rounded
 
     def _replace_observers(self, is_observer: Callable[[Any], bool], fixed: Any) -> None:
-        parts = dict(self.graph._modules)
-        made: dict[int, nn.Module] = {}
-        for node in list(self.graph.graph.nodes):
-            observer = parts.get(str(node.target)) if node.op == "call_module" else None
-            if observer is None or not is_observer(observer):
-                continue
-            if observes_weight(self.graph, node):
+        made: dict[int, nn.Module] = {}  # a pool's input and output share an observer
+        for node in self._activations.nodes:
+            observer = self.graph._modules[str(node.target)]
+            if id(observer) not in made:
+                made[id(observer)] = fake_range(observer, fixed)[1]
+            self._switches[node] = Switch(made[id(observer)])
+        for node in self.graph.graph.nodes:
+            if observes_weight(self.graph, node) and is_observer(observer := self.graph._modules[str(node.target)]):
                 self._round_observed_weight(node, observer)
-                made.setdefault(id(observer), nn.Identity())
-            elif id(observer) not in made:
-                made[id(observer)] = Switch(fake_range(observer, fixed)[1])
-            stand_in = made[id(observer)]
-            if isinstance(stand_in, Switch):
-                self._note(node, stand_in, is_observer, parts)
-            setattr(self.graph, str(node.target), stand_in)
-
-    def _note(self, node: Any, switch: Switch, is_observer: Callable[[Any], bool], parts: dict[str, Any]) -> None:
-        """Note which layers an observed value belongs to: it stays in int8 as long as one of them does."""
-
-        def ends(other: Any) -> bool:
-            return other.op == "call_module" and is_observer(parts.get(str(other.target)))
-
-        _, touched = self._switches.setdefault(id(switch), (switch, set()))
-        beside = [*_reached(node.all_input_nodes, lambda n: n.all_input_nodes, self._layers, ends)]
-        beside += _reached(list(node.users), lambda n: list(n.users), self._layers, ends)
-        touched |= {self._layers[other] for other in beside if other in self._layers}
-        # sums and products of two values are quantized on their own
-        is_sum = any(other not in self._layers and len(other.all_input_nodes) > 1 for other in beside)
-        if (is_sum or not touched) and switch not in self._pinned:
-            self._pinned.append(switch)
+                setattr(self.graph, str(node.target), nn.Identity())
+        for node, switch in self._switches.items():
+            setattr(self.graph, str(node.target), switch)
 
     def _round_observed_weight(self, node: Any, observer: Any) -> None:
         parameter = part_at(self.graph, str(node.args[0].target))
@@ -144,19 +121,3 @@ class Simulation:
                 observer = config.weight()
                 rounded = WeightFakeQuant(observer)(exact)
                 self._weights[name].append(_Weight(parameter=inner.weight, exact=exact, rounded=rounded))
-
-
-def _reached(
-    start: list[Any], following: Callable[[Any], list[Any]], layers: Collection[Any], ends: Callable[[Any], bool]
-) -> Iterator[Any]:
-    """Yield the nodes that can be reached without passing a layer or an observer."""
-    seen: set[Any] = set()
-    waiting = list(start)
-    while waiting:
-        node = waiting.pop()
-        if node in seen or ends(node):
-            continue
-        seen.add(node)
-        yield node
-        if node not in layers:
-            waiting += following(node)

@@ -7,7 +7,7 @@ from edgeq.project import ProjectReport
 
 
 def to_annotations(report: ProjectReport) -> list[str]:
-    """Return a line for each gate that failed, each model that could not be built, and each warning."""
+    """Return a line for each gate that failed, each model or install that did, and each warning."""
     lines = []
     for model in report.models:
         if model.error is not None:
@@ -16,7 +16,10 @@ def to_annotations(report: ProjectReport) -> list[str]:
             where = f"edgeq: {row.model} {row.target} {row.scheme}"
             lines += [_failure(where, gate) for gate in row.checked.gates if not gate.passed]
             lines += [_line("warning", where, text) for text in row.checked.warnings]
-    return lines + [_failure("edgeq: app", gate) for gate in report.app if not gate.passed]
+    lines += [_failure("edgeq: app", gate) for gate in report.app if not gate.passed]
+    if report.not_installed is not None:
+        lines.append(_line("error", "edgeq: install", f"{report.not_installed.what}; fix: {report.not_installed.fix}"))
+    return lines
 
 
 def _failure(where: str, gate: Gate) -> str:

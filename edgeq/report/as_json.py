@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Variant,
         VerifyReport,
     )
-    from edgeq.project import ModelResult, ProjectReport
+    from edgeq.project import ModelError, ModelResult, ProjectReport
 
 SCHEMA_VERSION = 1
 
@@ -42,26 +42,34 @@ def to_json(report: BuildReport) -> dict[str, Any]:
 
 
 def project_json(report: ProjectReport) -> dict[str, Any]:
-    """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole."""
+    """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole.
+
+    `error` says why a bundle that passed is not in its app; null where all are, or none was to be.
+    """
     document = {
         "schema_version": SCHEMA_VERSION,
         "exit_code": int(report.exit_code),
         "models": [_model(model) for model in report.models],
         "app": [_gate(gate) for gate in report.app],
+        "error": error_json(report.not_installed),
     }
     result: dict[str, Any] = finite(document)
     return result
 
 
 def _model(model: ModelResult) -> dict[str, Any]:
-    error = model.error
     return {
         "name": model.name,
         "exit_code": int(model.exit_code),
-        "error": {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None,
+        "error": error_json(model.error),
         "rows": [_row(row) for row in model.rows],
         "data": _data(model.report.data) if model.report else None,
     }
+
+
+def error_json(error: ModelError | None) -> dict[str, Any] | None:
+    """Return an error that did not end the run."""
+    return {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None
 
 
 def _row(row: Row) -> dict[str, Any]:

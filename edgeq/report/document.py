@@ -25,6 +25,7 @@ from edgeq.artifacts import (
     Timing,
     Weights,
 )
+from edgeq.strict import json_schema
 
 
 class _Document(BaseModel):
@@ -100,6 +101,8 @@ class VariantDocument(_Document):
     drop_pp: Interval | None
     sqnr_db: float | None
     latency_ms: float | None = Field(description="p50 on this host")
+    latency_p90_ms: float | None
+    speedup: Interval | None = Field(description="times faster than fp32, median of turns; null if not timed in turns")
     failed: list[GateDocument]
     error: str | None = Field(description="why there is no artifact")
     exit_code: int
@@ -223,6 +226,7 @@ class BuildDocument(_Document):
     models: list[ModelDocument]
     app: list[GateDocument]
     installed: list[InstalledDocument] = Field(default_factory=list)
+    error: ErrorDocument | None = Field(default=None, description="why a bundle that passed is not in its app")
 
 
 class ChangeDocument(_Document):
@@ -274,7 +278,7 @@ _NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
 
 def schema_of(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
-    schema: dict[str, Any] = _with_infinity(DOCUMENTS[name].model_json_schema())
+    schema: dict[str, Any] = _with_infinity(json_schema(DOCUMENTS[name]))
     return schema
 
 

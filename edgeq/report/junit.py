@@ -23,6 +23,8 @@ def to_junit(report: ProjectReport) -> str:
             _broken(root, model.name, model.error)
     if report.app:
         _suite(root, "app", report.app)
+    if report.not_installed is not None:
+        _broken(root, "install", report.not_installed, case="install")
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ElementTree.indent(root)
@@ -44,12 +46,12 @@ def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
             ElementTree.SubElement(case, "skipped", message=told)
 
 
-def _broken(root: ElementTree.Element, name: str, error: ModelError) -> None:
+def _broken(root: ElementTree.Element, name: str, error: ModelError, case: str = "build") -> None:
     suite = ElementTree.SubElement(
         root, "testsuite", name=_legal(name), tests="1", failures="0", errors="1", skipped="0"
     )
-    case = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name="build")
-    ElementTree.SubElement(case, "error", message=_legal(error.what), type=error.exit_code.name).text = _legal(
+    test = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=case)
+    ElementTree.SubElement(test, "error", message=_legal(error.what), type=error.exit_code.name).text = _legal(
         f"fix: {error.fix}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from edgeq.artifacts import Gate, Row
 from edgeq.project import ProjectReport
-from edgeq.report import words
+from edgeq.report import schemes, words
 
 _HEAD = ("model", "target", "scheme", "size", "download", "accuracy or fidelity", "int8 MACs", "latency", "verdict")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -25,13 +25,14 @@ def to_markdown(report: ProjectReport) -> str:
     failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row, named=len(report.models) > 1)]
     failures += [f"- {_text(words.failure('app', gate))}" for gate in report.app if not gate.passed]
     failures += [f"- error: {_text(model.name)}: {_text(model.error.what)}" for model in broken if model.error]
+    failures += [f"- error: not installed: {_text(report.not_installed.what)}"] if report.not_installed else []
     if failures:
         lines += ["", "### What failed", "", *failures]
     compared = [
         f"- {_text(f'{row.target}: {line}')}"
         for row in report.rows
         if row.compared
-        for line in words.compared(row.compared)
+        for line in schemes.compared(row.compared)
     ]
     if compared:
         lines += ["", "### Against float", "", *compared]
@@ -44,6 +45,7 @@ def _verdict(report: ProjectReport, failed: int, broken: int) -> str:
     told = [f"{failed} of {len(report.rows)} targets failed"] if failed else []
     told += [f"{broken} of {len(report.models)} models could not be built"] if broken else []
     told += ["the app as a whole failed"] if any(not gate.passed for gate in report.app) else []
+    told += ["not every bundle was installed"] if report.not_installed else []
     return ", ".join(told) + f" (exit code {int(report.exit_code)})"
 
 

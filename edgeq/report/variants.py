@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeq.artifacts import Choice, Comparison, Row, Variant, variant_of
-from edgeq.report import words
+from edgeq.report import schemes
 from edgeq.report.plots import Plot, Point, pareto
 
 
@@ -24,9 +24,9 @@ def variants_views(row: Row) -> tuple[VariantsView, ...]:
     """Return the tables of a row: how its scheme was chosen, and how it compares with float."""
     views = []
     if row.choice is not None:
-        views.append(_view("How the scheme was chosen", (words.choice(row.choice),), row.choice))
+        views.append(_view("How the scheme was chosen", (schemes.choice(row.choice),), row.choice))
     if row.compared is not None:
-        views.append(_view("Against float on the same target", words.compared(row.compared), row.compared))
+        views.append(_view("Against float on the same target", schemes.compared(row.compared), row.compared))
     return tuple(views)
 
 
@@ -39,10 +39,10 @@ def _view(title: str, told: Sequence[str], of: Choice | Comparison) -> VariantsV
         rows=tuple(
             (
                 one.scheme,
-                words.variant_size(one),
-                words.variant_accuracy(one),
-                words.variant_latency(one),
-                words.verdict_of(one) if is_choice else words.reasons(one) or "ok",
+                schemes.size(one),
+                schemes.accuracy(one),
+                schemes.latency(one),
+                schemes.verdict_of(one) if is_choice else schemes.reasons(one) or "ok",
             )
             for one in variants
         ),

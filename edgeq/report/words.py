@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from edgeq.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Choice, Comparison, Fidelity, Gate, KeptValues, LayerSqnrs, Reuse, Row, Search, Variant
+    from edgeq.artifacts import (
+        Fidelity,
+        Gate,
+        KeptValues,
+        LayerSqnrs,
+        Reuse,
+        Row,
+        Search,
+    )
 
 MISSING = "not measured"
 _SHOWN = 6  # names of layers in one line
-_SAME = 1.05  # times as fast: less than that is within what two measurements differ by
 
 
 def size(row: Row) -> str:
@@ -120,79 +127,6 @@ def search(found: Search) -> str:
     return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''}{remedies} ({tried})"
 
 
-def choice(found: Choice) -> str:
-    """Return what --scheme auto went by, and what came of it."""
-    made_of = f"matrix products do {share(found.linear_macs)} of the model's multiply-accumulates"
-    chosen = found.tried[found.chosen]
-    if chosen.passed:
-        return f"{made_of}; {chosen.scheme} is the first that passed every gate"
-    left = f"; not tried, since it would fail alike: {', '.join(found.untried)}" if found.untried else ""
-    return f"{made_of}; none passed every gate, {chosen.scheme} is the nearest{left}"
-
-
-def choice_lines(found: Choice) -> list[str]:
-    """Return a line for each scheme that was tried: its figures, and why it was refused."""
-    return [f"{one.scheme}: {_figures(one)}{verdict_of(one)}" for one in found.tried]
-
-
-def verdict_of(one: Variant) -> str:
-    """Return `passed`, or why a scheme was refused."""
-    return "passed" if one.passed else f"refused: {reasons(one)}"
-
-
-def reasons(one: Variant) -> str:
-    """Return why there is no artifact, or what each failed gate says; "" where there is nothing to say."""
-    return one.error or "; ".join(_gate_facts(gate) for gate in one.failed)
-
-
-def compared(found: Comparison) -> list[str]:
-    """Return the figures side by side, and in words what the scheme brings against fp32."""
-    own, *others = found.variants
-    lines = ["; ".join(f"{one.scheme} {_figures(one) or reasons(one)}".rstrip(", ") for one in found.variants)]
-    fp32 = next((one for one in others if one.scheme == "fp32" and not one.error), None)
-    return [*lines, _worth(own, fp32, found.arch)] if fp32 is not None else lines
-
-
-def _worth(own: Variant, fp32: Variant, arch: str) -> str:
-    told = []
-    if own.latency_ms and fp32.latency_ms:
-        ratio = fp32.latency_ms / own.latency_ms
-        if max(ratio, 1 / ratio) < _SAME:
-            told.append(f"is about as fast as fp32 on this {arch} host")
-        else:
-            how = f"{ratio:.2f} times faster" if ratio > 1 else f"{1 / ratio:.2f} times slower"
-            told.append(f"is {how} than fp32 on this {arch} host")
-    if own.size_bytes and fp32.size_bytes:
-        ratio = fp32.size_bytes / own.size_bytes
-        told.append(f"is {ratio:.2f} times smaller" if ratio >= 1 else f"is {1 / ratio:.2f} times larger")
-    slower = bool(own.latency_ms and fp32.latency_ms and own.latency_ms > _SAME * fp32.latency_ms)
-    so = ": its gain is in size alone" if slower and len(told) > 1 and "smaller" in told[-1] else ""
-    return f"{own.scheme} {' and '.join(told)}{so}" if told else f"{own.scheme}: nothing to compare was measured"
-
-
-def _figures(one: Variant) -> str:
-    known = [variant_size(one), variant_accuracy(one), variant_latency(one)]
-    return "".join(f"{text}, " for text in known if text != MISSING)
-
-
-def variant_size(one: Variant) -> str:
-    """Return its artifact's size."""
-    return MISSING if one.size_bytes is None else format_bytes(one.size_bytes)
-
-
-def variant_accuracy(one: Variant) -> str:
-    """Return its score, or its SQNR where there are no labels."""
-    if one.score is not None:
-        drop = "" if one.drop_pp is None else f" (drop {one.drop_pp.estimate:.2f} pp)"
-        return f"{share(one.score) if one.score <= 1 else format(one.score, '.4g')}{drop}"
-    return MISSING if one.sqnr_db is None else f"SQNR {decibel(one.sqnr_db)}"
-
-
-def variant_latency(one: Variant) -> str:
-    """Return its median latency."""
-    return MISSING if one.latency_ms is None else f"{_ms(one.latency_ms)} ms"
-
-
 def verdict(row: Row) -> str:
     """Return `ok`, or `failed:` with the first gate; below it, what else to know of the row."""
     failed = [gate for gate in row.checked.gates if not gate.passed]
@@ -214,10 +148,11 @@ def failures(row: Row, *, named: bool = False) -> list[str]:
 
 def failure(about: str, gate: Gate) -> str:
     """Return a gate's line: what it is of, its limit, what was measured, and by how much."""
-    return f"{gate.outcome}: {about}: {_gate_facts(gate)}"
+    return f"{gate.outcome}: {about}: {gate_facts(gate)}"
 
 
-def _gate_facts(gate: Gate) -> str:
+def gate_facts(gate: Gate) -> str:
+    """Return a gate's name, its limit and what was measured."""
     is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
     measured = gate.measured if is_plain else f"measured {gate.measured}"
     facts = (f"limit {gate.limit}" if gate.limit else "", measured)

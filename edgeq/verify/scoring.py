@@ -38,15 +38,18 @@ def batch_scores(score: Metric, batch: Batch, outputs: Outputs) -> list[float]:
 
 @dataclass(slots=True)
 class Mismatches:
-    """Scores of outputs against the label of the sample before, beside those against their own.
+    """Scores of outputs against the last label that was another one, beside those against their own.
 
-    A metric is the user's: a loss passes for a score, and a larger one for a gain, unless it is seen which way is
-    better. A model that learned anything scores better on its own labels.
+    A metric is the user's: a loss passes for a score, and a larger one for a gain, and what no label changes for
+    either, unless it is seen which way is better. A model that learned anything scores better on its own labels.
+
+    Attributes:
+        labels: the last two that were not the same; samples may come class by class.
     """
 
     own: list[float] = field(default_factory=list)
     other: list[float] = field(default_factory=list)
-    before: Any = None
+    labels: tuple[Any, ...] = ()
 
     def add(self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float]) -> None:
         """Add the samples of a batch, with their scores; at most `_MOST` are looked at."""
@@ -54,11 +57,13 @@ class Mismatches:
         for (row, label), own in zip(pairs, scores, strict=True):
             if len(self.own) >= _MOST:
                 return
-            if self.before is not None and not _equal(self.before, label):
+            others = [known for known in self.labels if not _equal(known, label)]
+            if others:
                 with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
-                    self.other.append(_finite(score(row, self.before)))
+                    self.other.append(_finite(score(row, others[-1])))
                     self.own.append(own)
-            self.before = label
+            if label is not None:
+                self.labels = (*others[-1:], label)
 
     def drop_pp(self) -> Interval | None:
         """Return the paired drop; None without samples."""

@@ -61,7 +61,7 @@ def serve(
     device: Literal["cuda", "cpu"] = "cuda",
     widen: bool = False,
     threads: int = 1,
-    timeout_s: float = 1800.0,
+    timeout_s: float,
 ) -> Served:
     """Load the artifact with torch alone, run the samples and time the first.
 

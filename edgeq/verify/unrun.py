@@ -38,12 +38,6 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
     report = VerifyReport(
         host="nothing",
-        parity=None,
-        fidelity=None,
-        timing=None,
-        kernels=None,
-        peak_memory_bytes=None,
-        load_ms=None,
         outputs=tally.shapes,
         findings=(),
         graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),

@@ -1,4 +1,4 @@
-"""Hostile archives: nothing outside the root, no traceback, at most 256 MB and 5 s each."""
+"""Hostile archives: nothing outside the root, no traceback, at most 256 MB and 5 s of processor time each."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _trial(root: Path, good: bytes, outside: set[str], number: int) -> Outcome:
     data = hostile(good, random.Random(f"archive-{number}"))
     place = root / "jail" / "in"
     place.mkdir(parents=True)
-    start = time.monotonic()
+    start = time.process_time()
     seen, wrong = _unzipped(data, place)
-    took = time.monotonic() - start
+    took = time.process_time() - start
     if any(path.is_symlink() for path in place.rglob("*")):
         wrong = "made a link"
     shutil.rmtree(place)

@@ -11,15 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "0.1.0" / "digits"
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
+_SIZE, _CHANGES = 20_000, 200  # bytes of an artifact, and of them those that another version has otherwise
 
 
-def bundle(folder: Path, version: str, *, size: int = 20_000, changes: int = 200) -> Path:
+def bundle(folder: Path, version: str) -> Path:
     """Write a bundle around invented weights; the golden self-test is not run on it."""
     rng = random.Random(7)  # no secret
-    weights = bytearray(int(rng.gauss(0, 20)) & 255 for _ in range(size))
+    weights = bytearray(int(rng.gauss(0, 20)) & 255 for _ in range(_SIZE))
     rng = random.Random(version)
-    for _ in range(changes if version != "1" else 0):
-        weights[rng.randrange(size)] = rng.randrange(256)
+    for _ in range(_CHANGES if version != "1" else 0):
+        weights[rng.randrange(_SIZE)] = rng.randrange(256)
     return bundle_of(folder, version, bytes(weights))
 
 

@@ -8,23 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .operations import OPERATIONS, Operation
-from .processes import KILL, Stage, difference, equal, kill_at, moment, run, spread, stage, tree
+from .processes import KILL, KILLED, Stage, difference, equal, kill_at, moment, run, spread, stage, tree, undisturbed_s
 from .tally import Outcome, Row, Trials
 
 
 @contextlib.contextmanager
 def _open(operation: Operation, root: Path, count: int | None) -> Iterator[Trials]:
     staged = stage(operation, root)
-    yield Trials(run=lambda number: _trial(staged, number, count or staged.calls))
+    wanted = count or staged.calls
+    seconds = undisturbed_s(staged) if wanted > staged.calls else 0.0
+    yield Trials(run=lambda number: _trial(staged, number, wanted, seconds))
 
 
-def _trial(staged: Stage, number: int, count: int) -> Outcome:
+def _trial(staged: Stage, number: int, count: int, seconds: float) -> Outcome:
     work, operation = staged.copy(), staged.operation
     call = spread(number, staged.calls, count)
     if call <= staged.calls:
-        run(work, operation, number=call, how=KILL)
+        status = run(work, operation, number=call, how=KILL)
     else:
-        kill_at(work, operation, moment(number, staged.seconds))
+        status = kill_at(work, operation, moment(number, seconds))
     where = f"killed at call {call} of {staged.calls}" if call <= staged.calls else "killed at a random time"
     try:
         state = operation.read(work)
@@ -35,7 +37,7 @@ def _trial(staged: Stage, number: int, count: int) -> Outcome:
     if code or not equal(left, staged.after, operation):
         told = f"{where}: {state}, then exit {code}: {difference(staged.after, left)}"
         return Outcome(seen="not recovered", wrong=told)
-    return Outcome(seen="recovered")
+    return Outcome(seen="recovered" if status == KILLED else "ended before the kill, whole")
 
 
 ROWS = tuple(

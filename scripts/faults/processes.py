@@ -16,6 +16,7 @@ from .operations import Operation
 
 SHIM = "EDGEQ_FAULT_SHIM"  # the environment variable that names the shim, which LD_PRELOAD loads
 KILL, SHORT = -1, -2  # as in shim.c
+KILLED = 128 + signal.SIGKILL
 Tree = dict[str, bytes | None]
 
 
@@ -27,7 +28,6 @@ class Stage:
         first: the folder with the state before it.
         before, after: what `target` holds before and after an undisturbed run.
         calls: how many system calls of that run change files.
-        seconds: how long it took.
     """
 
     operation: Operation
@@ -35,7 +35,6 @@ class Stage:
     before: Tree
     after: Tree
     calls: int
-    seconds: float
 
     def copy(self) -> Path:
         """Return a fresh copy of the state before."""
@@ -56,9 +55,7 @@ def stage(operation: Operation, root: Path) -> Stage:
     operation.prepare(first)
     shutil.copytree(first, work, symlinks=True)
     read, write = os.pipe()
-    start = time.monotonic()
     code = run(work, operation, number=-1, report=write)
-    took = time.monotonic() - start
     os.close(write)
     calls = int(os.read(read, 64) or b"0")
     os.close(read)
@@ -70,8 +67,15 @@ def stage(operation: Operation, root: Path) -> Stage:
         before=tree(first / "target"),
         after=tree(work / "target"),
         calls=calls,
-        seconds=took,
     )
+
+
+def undisturbed_s(staged: Stage) -> float:
+    """Return how long an undisturbed run takes; the first one, which read everything from the disk, took longer."""
+    work = staged.copy()
+    start = time.monotonic()
+    run(work, staged.operation)
+    return time.monotonic() - start
 
 
 def run(work: Path, operation: Operation, *, number: int = 0, how: int = 0, report: int | None = None) -> int:
@@ -87,18 +91,22 @@ def run(work: Path, operation: Operation, *, number: int = 0, how: int = 0, repo
     pid = os.fork()
     if pid == 0:
         os._exit(_in_child(work, operation, number, how, report))
+    return _status(pid)
+
+
+def _status(pid: int) -> int:
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) % 256 if not os.WIFSIGNALED(status) else 128 + os.WTERMSIG(status)
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
 
 
-def kill_at(work: Path, operation: Operation, seconds: float) -> None:
-    """Run in a fork, and kill it after so many seconds if it still runs."""
+def kill_at(work: Path, operation: Operation, seconds: float) -> int:
+    """Run in a fork, and kill it after so many seconds if it still runs; return its exit status, 137 for a kill."""
     pid = os.fork()
     if pid == 0:
         os._exit(_in_child(work, operation, 0, 0, None))
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    return _status(pid)
 
 
 def _in_child(work: Path, operation: Operation, number: int, how: int, report: int | None) -> int:

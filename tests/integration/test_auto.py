@@ -107,7 +107,10 @@ def test_float_is_compared_with_and_decides_nothing(project: Project, package: R
     assert list(variants) == ["static-int8", "fp32", "fp16"]
     assert variants["fp32"]["size_bytes"] < 4000 < variants["static-int8"]["size_bytes"] == row["size_bytes"]
     assert [one["passed"] for one in variants.values()] == [False, True, True]
-    assert all(one["latency_ms"] > 0 for one in variants.values())
+    assert all(0 < one["latency_ms"] <= one["latency_p90_ms"] for one in variants.values())
+    speedup = variants["static-int8"]["speedup"]
+    assert 0 < speedup["low"] <= speedup["estimate"] <= speedup["high"]
+    assert variants["fp32"]["speedup"] is None
     assert sorted(path.name for path in project.out.iterdir()) == ["rejected"]
     place = project.out / "rejected" / "quarters" / X86
     assert "Against float on the same target" in (place / "report.html").read_text()

@@ -12,7 +12,8 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import X86, Project, descendants, finish, start, wait_for, wait_until_dead
+from .conftest import X86, Project
+from .processes import descendants, finish, start, wait_for, wait_until_dead
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,7 @@ def digests(project: Project) -> dict[str, str]:
 
 
 def test_one_that_fails_does_not_stop_the_others(several: Project) -> None:
-    first = finish(start("build", "--json", "--junit", "junit.xml", "--markdown", "summary.md"), seconds=300)
+    first = finish(start("build", "--json", "--junit", "junit.xml", "--markdown", "summary.md"))
     document = json.loads(first.out)
     good, large, broken = document["models"]
     assert (good["exit_code"], large["exit_code"], broken["exit_code"]) == (0, 4, 2)
@@ -73,7 +74,7 @@ def test_one_that_fails_does_not_stop_the_others(several: Project) -> None:
     assert "good 1" in page
     assert "large 1" in page
     before = digests(several)
-    again = json.loads(finish(start("build", "--json", "good", "large"), seconds=60).out)
+    again = json.loads(finish(start("build", "--json", "good", "large")).out)
     assert [row["cached"] for model in again["models"] for row in model["rows"]] == [True, True]
     assert (again["exit_code"], again["app"]) == (4, [])
     assert digests(several) == before
@@ -86,13 +87,13 @@ def test_a_kill_leaves_every_bundle_whole(several: Project, number: signal.Signa
     children = descendants(process.pid)
     assert len(children) >= 3  # the process that workers are forked from, and workers
     os.kill(process.pid, number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert wait_until_dead(children) == set()
     assert digests(several) == {}
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert not several.out.exists()
-    result = finish(start("build", "good", "large"), seconds=300)
+    result = finish(start("build", "good", "large"))
     assert result.code == 4
     assert set(digests(several)) == {f"good/{X86}", f"rejected/large/{X86}"}
     assert Path("out/report.html").exists()

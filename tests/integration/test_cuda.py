@@ -51,7 +51,7 @@ def test_emulated_and_not_timed(edgeq: Run, project: Project) -> None:
     bundle = project.out / "quarters" / CUDA
     assert edgeq("verify", bundle, "-q").code == 0
     read = read_bundle(bundle)
-    gate, measures = served(read, read_golden(read), device="cpu")
+    gate, measures = served(read, read_golden(read), timeout_s=600.0, device="cpu")
     assert gate.passed, gate
     assert (measures.platform, measures.threads, measures.runtime) == ("linux", 2, f"torch {torch.__version__}")
     edgeq("verify", bundle, "--on", "cuda").fails(9, "no CUDA device", "nvidia-smi")

@@ -49,10 +49,12 @@ def test_a_package_goes_into_the_app_and_a_broken_one_does_not(
 
 def test_random_weights_are_marked_and_never_installed(package: Run, project: Project, app: Path) -> None:
     args = ("torchvision:squeezenet1_1", "-t", QNNPACK, "-o", "out", "--scheme", "fp32", "--input", "1x3x32x32")
-    result = package(*args, "--install-into", str(app), "--json", base=False)
+    result = package(*args, "--install-into", str(app), "--json", "--junit", "junit.xml", base=False)
     assert result.code == 7
     assert "random weights" in result.err
     assert result.json["installed"] == []
+    assert (result.json["exit_code"], result.json["error"]["exit_code"]) == (7, 7)
+    assert 'errors="1"' in (project.root / "junit.xml").read_text()
     (row,) = result.json["rows"]
     assert row["weights"] == "random"
     assert any("random" in text for text in row["warnings"])

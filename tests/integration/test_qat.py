@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import X86, XNNPACK, Project, Run, bright_quarters, command, finish, start, wait_for
+from .conftest import X86, XNNPACK, Project, Run, bright_quarters, command
+from .processes import finish, start, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -17,9 +17,9 @@ from edgeq.manifest import (
     Manifest,
     manifest_bytes,
     manifest_digest,
-    manifest_schema,
     parse_manifest,
 )
+from edgeq.strict import json_schema
 
 FILES = (
     FileEntry(path="model.pte", sha256="1" * 64, size_bytes=10, role="artifact"),
@@ -135,7 +135,7 @@ def test_measures_have_four_digits(value: float, expected: float | str) -> None:
     assert repr(measure(value)) == repr(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     fidelity=st.none() | st.builds(Fidelity, samples=st.integers(0, 9), metric=st.none() | st.text(), cosine=FLOATS),
     parity=st.none() | st.builds(Parity, samples=st.integers(0, 9), sqnr_db=FLOATS),
@@ -170,13 +170,13 @@ def survives(data: bytes) -> None:
     assert len(refusal.what) < 500
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_end_well_or_with_a_named_error(data: bytes) -> None:
     survives(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(draw=st.data())
 def test_a_mutated_manifest_ends_well_or_with_a_named_error(data: bytes, draw: st.DataObject) -> None:
     if draw.draw(st.booleans()):
@@ -276,7 +276,7 @@ def test_a_manifest_that_nobody_would_read_is_not_written(item: BundleInput) -> 
 
 
 def test_schema_names_every_key_and_forbids_others() -> None:
-    schema = manifest_schema()
+    schema = json_schema(Manifest)
     assert set(schema["properties"]) == set(Manifest.model_fields)
     assert schema["additionalProperties"] is False
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values() if "properties" in part)

@@ -131,7 +131,7 @@ SCALES = st.lists(st.floats(0.01, 4), min_size=1, max_size=1) | st.lists(st.floa
 SIDES = st.integers(1, 40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     came=st.tuples(SIDES, SIDES),
     resize=st.none() | st.tuples(SIDES, SIDES),

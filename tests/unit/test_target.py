@@ -6,7 +6,7 @@ import pytest
 
 from edgeq.errors import UsageError
 from edgeq.profiles import profile_files
-from edgeq.target import Audit, load_target
+from edgeq.target import App, Audit, load_target
 
 SHIPPED = (
     "android-arm64-ort",
@@ -127,3 +127,11 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not valid TOML"):
         load_target(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "oldest"),
+    [(("1.3", "1.5"), "1.3"), (("1.10", "1.9.2"), "1.9.2"), (("1.5", "1.5.1"), "1.5"), (("2.1.0",), "2.1.0")],
+)
+def test_the_oldest_runtime_is_that_wherever_it_stands(runtimes: tuple[str, ...], oldest: str) -> None:
+    assert App(runtimes=runtimes).oldest == oldest

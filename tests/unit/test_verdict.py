@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError
-from edgeq.verdict import MAX_VERDICT_BYTES, Verdict, parse_verdict, verdict_bytes, verdict_schema
+from edgeq import verdict as verdicts
+from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.strict import json_schema
+from edgeq.verdict import MAX_VERDICT_BYTES, Verdict, parse_verdict, verdict_bytes
 
 DATA: dict[str, Any] = {
     "schema_version": 1,
@@ -55,7 +57,7 @@ def test_what_is_written_is_read() -> None:
     assert verdict.outputs[0].raw == bytes(24)
     assert parse_verdict(verdict_bytes(verdict), "verdict.json") == verdict
     assert json.loads(verdict_bytes(verdict)) == DATA
-    assert set(verdict_schema()["properties"]) == set(DATA)
+    assert set(json_schema(Verdict)["properties"]) == set(DATA)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,14 @@ def test_a_newer_schema_is_unsupported_and_a_huge_file_refused_unread() -> None:
         parse_verdict(changed("schema_version", 2), "verdict.json")
     with pytest.raises(IntegrityError, match=f"more than {MAX_VERDICT_BYTES} bytes"):
         parse_verdict(b" " * (MAX_VERDICT_BYTES + 1), "verdict.json")
+
+
+def test_a_verdict_that_nobody_would_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = parse_verdict(json.dumps(DATA).encode(), "verdict.json")
+    least = len(verdict_bytes(verdict))
+    monkeypatch.setattr(verdicts, "MAX_VERDICT_BYTES", least - 1)
+    with pytest.raises(UsageError, match=f"the verdict would take {least} bytes, at most {least - 1} are read"):
+        verdict_bytes(verdict)
 
 
 @pytest.mark.parametrize("key", sorted(DATA))

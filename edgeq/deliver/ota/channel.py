@@ -153,16 +153,20 @@ def publish(
     new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
     index, timestamp = _index(before, ring, targets, soon=soon, now=now)
     new |= {folder / METADATA / name: data for name, data in index.items()}
-    with disk_errors(folder):
-        _switch(new, folder / METADATA / "timestamp.json", timestamp)
-        # last: until now the old root, whose keys signed as well, led to all of this
-        if root is not None:
-            write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
+    _write(folder, new, timestamp, root)
     opened = open_channel(folder)
     if opened is None:
         raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
     tidy(opened)
     return opened
+
+
+def _write(folder: Path, new: dict[Path, bytes], timestamp: bytes, root: Metadata[Root] | None) -> None:
+    with disk_errors(folder):
+        _switch(new, folder / METADATA / "timestamp.json", timestamp)
+        # last: until now the old root, whose keys signed as well, led to all of this
+        if root is not None:
+            write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
 
 
 def _check_lasting(

@@ -33,7 +33,7 @@ from edgeq.deliver.ota.patch import make_patch
 from edgeq.deliver.ota.plain import pack
 from edgeq.deliver.ota.scratch import scratch_dir
 from edgeq.deliver.ota.unzip import unzip
-from edgeq.errors import UsageError
+from edgeq.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
@@ -64,16 +64,20 @@ def prepare(folder: Path, bases: Sequence[Base]) -> Prepared:
     Raises:
         UsageError: the folder is no bundle.
         VerificationError: a gate failed when it was packaged, or its weights are random.
-        IntegrityError: its files are not those that it lists.
+        IntegrityError: its files are not those that it lists, or changed while it was read.
         UnsupportedError: a newer edgeq wrote it.
     """
     bundle = read_bundle(folder)
     check_releasable(bundle)
-    plain = pack(folder)
+    plain, archive = pack(folder), bundle_zip(folder)
+    with scratch_dir() as copy:
+        # the very bytes that are published are those that were checked: each was read by itself
+        if unzip(archive, copy, most_bytes=len(plain)).digest != bundle.digest or pack(copy) != plain:
+            raise IntegrityError(f"{folder} changed while it was released", "run again when it is complete")
     distinct = {sha256_bytes(base.plain): base for base in bases}
     distinct.pop(sha256_bytes(plain), None)
     deltas = tuple(Delta(label=base.label, patch=make_patch(base.plain, plain)) for base in distinct.values())
-    return Prepared(bundle=bundle, archive=bundle_zip(folder), plain=plain, deltas=deltas)
+    return Prepared(bundle=bundle, archive=archive, plain=plain, deltas=deltas)
 
 
 def extract(channel: Channel, entry: BundleEntry, folder: Path) -> Bundle:

@@ -205,6 +205,7 @@ def _agreement(left: str, right: str, pairs: Iterable[Pair], steps: Sequence[flo
         sqnr_db=sums.sqnr_db if comparable else math.nan,
         differing=sums.differing / sums.elements if comparable and sums.elements else 1.0,
         top1_flips=sums.ranked - sums.agreeing if comparable and sums.ranked else None,
+        ranked=sums.ranked if comparable else None,
     )
 
 

@@ -108,13 +108,17 @@ def environment() -> dict[str, str]:
 def _board(link: Link, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Board:
     facts = _facts(process)
     if "end" not in facts:
-        status = process.wait(timeout=CONNECT_S)
+        try:
+            status = process.wait(timeout=CONNECT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
         errors.seek(0)
         said = errors.read().decode(errors="replace")
         problem = link.broken(status, said)
         if problem is None and "No space left" in said:
             problem = EnvironmentProblem(f"{link.name} has no space left for a temporary folder", "free some there")
-        lines = said.strip().splitlines() or [f"status {status}"]
+        lines = said.strip().splitlines() or ["no answer in time" if status < 0 else f"status {status}"]
         what = f"{link.name} gave no temporary folder: {lines[-1][:200]}"
         raise problem or EnvironmentProblem(what, "see that its shell works, and that there is space left")
     if not re.fullmatch(r"/[A-Za-z0-9_./-]+", facts["folder"]):

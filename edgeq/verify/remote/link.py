@@ -19,6 +19,7 @@ CONNECT_S = 10
 # no prompts; a connection that is silent for 15 s is given up
 _SSH_OPTIONS = ("BatchMode=yes", f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=5", "ServerAliveCountMax=3")
 SSH_BROKEN = 255  # what ssh exits with when it, and not the command, failed
+_PORT = re.compile(r":(\d+)$")
 _ADB_BROKEN = 255
 _ADB_FIX = "see `adb devices`, then try again"
 
@@ -85,9 +86,12 @@ class Ssh:
 
     def shell(self, script: str) -> tuple[str, ...]:
         """Return the command; the login shell only has to know single quotes."""
-        where = f"ssh://{self.host}" if re.search(r":\d+$", self.host) else self.host
         options = [word for option in _SSH_OPTIONS for word in ("-o", option)]
-        return (_tool("ssh", "openssh-client"), "-T", *options, where, f"exec sh -c {shlex.quote(script)}")
+        return (_tool("ssh", "openssh-client"), "-T", *options, self._where(), f"exec sh -c {shlex.quote(script)}")
+
+    def _where(self) -> str:
+        """Return the host as ssh takes it, which a port makes a URL."""
+        return f"ssh://{self.host}" if _PORT.search(self.host) else self.host
 
     def push(self, local: Path, remote: str) -> Transfer:
         """Send a tar archive through the shell: not every board has sftp."""
@@ -104,12 +108,14 @@ class Ssh:
         last = _last_line(said)
         if "Host key verification failed" in said:
             what = f"{self.name}: its host key is not known, or another one"
-            return EnvironmentProblem(what, f"ssh {self.host} true")
+            return EnvironmentProblem(what, f"ssh {self._where()} true")
         if "Permission denied" in said or "Too many authentication failures" in said:
             what = f"{self.name} refused the authentication, and edgeq asks for no password: {last}"
-            return EnvironmentProblem(what, f"ssh-copy-id {self.host}, or add the key with ssh-add")
+            host, port = _PORT.sub("", self.host), _PORT.search(self.host)
+            copy = f"ssh-copy-id -p {port[1]} {host}" if port else f"ssh-copy-id {host}"
+            return EnvironmentProblem(what, f"{copy}, or add the key with ssh-add")
         what = f"{self.name} cannot be reached, or the connection broke: {last}"
-        return EnvironmentProblem(what, f"see that this works: ssh -o BatchMode=yes {self.host} true")
+        return EnvironmentProblem(what, f"see that this works: ssh -o BatchMode=yes {self._where()} true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

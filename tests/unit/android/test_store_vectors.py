@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq.bundle.reader import read_bundle
+from edgeq.manifest import Manifest
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -24,6 +25,12 @@ def test_preprocessing() -> None:
         assert sorted(kept.files) == sorted(arrays)
         for name, array in arrays.items():
             np.testing.assert_array_equal(kept[name], array)
+
+
+def test_every_key_of_a_manifest() -> None:
+    assert (store_vectors.FOLDER / "manifest.json").read_bytes() == store_vectors.manifest()
+    fields = {name for name, field in Manifest.model_fields.items() if field.exclude is not True}
+    assert set(json.loads(store_vectors.manifest())) == fields
 
 
 def test_digits_are_real_ones() -> None:

@@ -171,7 +171,7 @@ def test_the_size_is_bounded(written: Bundle, monkeypatch: pytest.MonkeyPatch) -
 SMALL = npz(input_x=IMAGES[:, :2, :2], output_0=OUTPUTS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(at=st.integers(0, len(SMALL) - 1), value=st.integers(0, 255), cut=st.integers(0, len(SMALL)))
 def test_any_bytes_give_arrays_or_an_integrity_error(at: int, value: int, cut: int) -> None:
     mutated = bytearray(SMALL)

@@ -43,7 +43,7 @@ def test_a_row_comes_back_and_the_bundle_stays_whole(row: Row, bundle: Path) -> 
     assert read_bundle(bundle).digest == digest
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(row=ROWS)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -10,17 +10,7 @@ from edgeq.errors import ExitCode
 from edgeq.project import AppOptions, Library
 from edgeq.target import load_target
 
-NOTHING = VerifyReport(
-    host="host x86_64",
-    parity=None,
-    fidelity=None,
-    timing=None,
-    kernels=None,
-    peak_memory_bytes=None,
-    load_ms=None,
-    outputs=(),
-    findings=(),
-)
+NOTHING = VerifyReport(host="host x86_64", outputs=(), findings=())
 LIBRARIES = ((("executorch", "android-arm64"), 500), (("torchscript", "android-arm64"), 700))
 
 

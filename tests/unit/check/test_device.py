@@ -101,19 +101,25 @@ def test_no_emulation_no_gate():
     assert device_gates("fp32", verified()) == ()
 
 
-def drop_gate(limit_on, *runs):
-    report = dataclasses.replace(verified(fidelity=fidelity(interval(0.1, -0.2, 0.3))), emulation=emulation(*runs))
+def gate_of(name, limit, *runs, limit_on="interval"):
+    report = verified(fidelity=fidelity(interval(0.1, -0.2, 0.3)))
+    assert report.fidelity.sqnr_db >= 30
+    assert report.fidelity.top1_agreement == 1
     measured = Measured(
         size_bytes=1,
         download_bytes=1,
-        verified=report,
+        verified=dataclasses.replace(report, emulation=emulation(*runs)),
         limit_on=limit_on,
         host_arch="x86_64",
         target_arch="arm64",
         target_platform="android",
         threads=2,
     )
-    return limit_gate("accuracy_drop", 0.5, measured)
+    return limit_gate(name, limit, measured)
+
+
+def drop_gate(limit_on, *runs):
+    return gate_of("accuracy_drop", 0.5, *runs, limit_on=limit_on)
 
 
 def test_the_accuracy_gate_takes_the_worse_where_scores_differ():
@@ -128,3 +134,27 @@ def test_the_accuracy_gate_takes_the_worse_where_scores_differ():
     better = dataclasses.replace(run(), rescored=2, drop_pp=Interval(estimate=-12.5, low=-30.0, high=-20.0))
     assert drop_gate("interval", better) == host
     assert drop_gate("point", worse).measured.startswith("12.5")
+
+
+def unlike(fp32_db: float, fp32_flips: int, **host) -> DeviceRun:
+    """Return a run that is apart from the host, with what it comes to against fp32."""
+    own = dataclasses.replace(EQUAL, left="fp32", sqnr_db=fp32_db, top1_flips=fp32_flips, ranked=16)
+    return dataclasses.replace(run(**host), fp32=own)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "device", "passes"),
+    [
+        ("sqnr", 30.0, unlike(20.0, 0, sqnr_db=21.0, max_steps=1.0), False),
+        ("sqnr", 30.0, unlike(math.nan, 0, sqnr_db=math.nan), False),
+        ("sqnr", 30.0, unlike(31.0, 0, sqnr_db=34.0), True),
+        ("sqnr", 30.0, unlike(20.0, 0), True),  # equal to the host, on samples that are hard for both
+        ("agreement", 95.0, unlike(40.0, 1, top1_flips=1), False),
+        ("agreement", 93.75, unlike(40.0, 1, top1_flips=1), True),
+        ("agreement", 95.0, unlike(40.0, 1), True),
+    ],
+)
+def test_what_a_device_computes_otherwise_counts_where_it_is_worse(name, limit, device, passes):
+    gate = gate_of(name, limit, run(), device)
+    assert gate.passed is passes
+    assert passes or "on cortex-a53 (executorch 1.5.1), 16 samples" in gate.detail

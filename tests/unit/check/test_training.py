@@ -17,7 +17,6 @@ GOOD = Tuning(
     start_loss=0.2,
     end_loss=0.1,
     trained_loss=0.1,
-    start_agreement=0.9,
     end_agreement=1.0,
 )
 

@@ -95,15 +95,20 @@ def test_doctor_is_content_here(capfd):
         assert word in out
 
 
-def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
+def without(missing: str, monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Let a distribution be missing, and others have another version."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name == "executorch":
+        if name == missing:
             raise importlib.metadata.PackageNotFoundError(name)
-        return "9.9.9+cpu" if name == "torch" else real(name)
+        return versions.get(name) or real(name)
 
-    monkeypatch.setattr(doctor_command.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
+    without("executorch", monkeypatch, torch="9.9.9+cpu")
     monkeypatch.setattr(doctor_command.shutil, "which", lambda _name: None)
     assert run(["doctor", "--json"]) == 9
     document = json.loads(capfd.readouterr().out)
@@ -120,7 +125,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
 
 
 def test_doctor_knows_what_a_backend_needs_beside_its_runtime(monkeypatch, capfd):
-    monkeypatch.setattr(doctor_command, "_is_installed", lambda _name: False)
+    without("coremltools", monkeypatch)
     assert run(["doctor", "--json"]) == 0
     found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
     assert found["ios-arm64-coreml"]["remark"].startswith("needs coremltools")

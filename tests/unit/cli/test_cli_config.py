@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.config import limit_table, merge, request
+from edgeq.cli.config import request
+from edgeq.cli.merge import limit_table, merge
 from edgeq.cli.params import (
     BundleParams,
     DeviceParams,
@@ -17,7 +18,7 @@ from edgeq.cli.params import (
     StoreParams,
     keys_of,
 )
-from edgeq.cli.project import LimitTable, Options, read_project, validated
+from edgeq.cli.project import AppTable, LimitTable, Options, read_project, validated
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.job import Job, QatOptions
 
@@ -261,3 +262,11 @@ def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():
     assert caught.value.exit_code == 3
     assert caught.value.fix.startswith("its schemes: static-int8, ")
     assert "pretrained" not in caught.value.fix
+
+
+def test_other_runtimes_in_the_field_leave_the_kind_of_their_build(tmp_path):
+    text = 'name = "mine"\nextends = "android-arm64-ort"\nfile_format = "ort"\nschemes = ["static-int8"]\n'
+    (tmp_path / "mine.toml").write_text(text + '[app]\nbuild = "mobile"\nruntimes = ["1.18"]\n')
+    project = Options(app=AppTable(runtimes={"onnx": ["1.17"]}))
+    (target,) = request(minimal(targets=[str(tmp_path / "mine.toml")]), project).job.targets
+    assert (target.app.runtimes, target.app.build) == (("1.17",), "mobile")

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.install import growth_text
+from edgeq.artifacts import BuildReport, BundleInput, DataFacts
+from edgeq.bundle.writer import write_bundle
+from edgeq.cli.install import growth_text, install_rows
 from edgeq.cli.run import run
 from edgeq.deliver.growth import Growth
 from edgeq.deliver.install import InstallResult
-from edgeq.errors import VerificationError
+from edgeq.errors import ExitCode, VerificationError
+from tests.unit.pipeline.finished import made
 
 TARGET = ("--target", "android-arm64-xnnpack", "--on", "host")
 PACKAGE = ("package", "digits", *TARGET)
@@ -235,3 +238,25 @@ def test_a_dry_run_of_training_tells_how_it_starts(capsys) -> None:
     said = capsys.readouterr().out
     assert "PT2E, written as QuantizeLinear" in said
     assert "distil fp32" in said
+
+
+def test_only_the_bundle_that_was_judged_is_installed(item: BundleInput, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    (app / "app/src/main").mkdir(parents=True)
+    row = made(item, tmp_path / "bundle", "1")
+    row = dataclasses.replace(row, target=item.target.name)
+    write_bundle(dataclasses.replace(item, model_version="2"), row.path)  # another run, into the same folder
+    done, problem = install_rows(BuildReport(rows=(row,), data=DataFacts()), {app: (row.target,)})
+    assert done == ()
+    assert problem is not None
+    assert (problem.exit_code, row.digest in problem.what) == (ExitCode.INTEGRITY, True)
+    assert not (app / "app/src/main/assets").exists()
+
+
+def test_a_view_that_cannot_be_written_leaves_one_document(pipeline, project, capfd):
+    (project / "file").touch()
+    assert run([*PACKAGE, "--json", "--junit", "file/junit.xml"]) == 2
+    document = json.loads(capfd.readouterr().out)
+    assert (document["error"]["exit_code"], "rows" in document) == (2, False)
+    assert run([*PACKAGE, "--junit", "file/junit.xml"]) == 2
+    assert "android-arm64-xnnpack static-int8" in capfd.readouterr().out  # people see both

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL")
+HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL", "edgeq.artifacts", "edgeq.report")
 PROBE = f"""
 import sys
 from edgeq.cli.run import run
@@ -36,19 +36,24 @@ def test_nothing_heavy_is_loaded(argv):
 
 
 def test_help_and_targets_list_are_quick():
+    """By processor time, the best of three: other work shares the machine."""
+
+    def processor() -> float:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return spent.ru_utime + spent.ru_stime
+
     def seconds(*argv: str) -> float:
-        start = time.monotonic()
+        before = processor()
         subprocess.run(
             [sys.executable, "-m", "edgeq", *argv],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        return time.monotonic() - start
+        return processor() - before
 
-    # the best of several: other tests share the machine
-    assert min(seconds("--help") for _ in range(5)) <= 0.5
-    assert min(seconds("targets", "list") for _ in range(5)) <= 0.5
+    assert min(seconds("--help") for _ in range(3)) <= 0.5
+    assert min(seconds("targets", "list") for _ in range(3)) <= 0.5
 
 
 @pytest.mark.parametrize(

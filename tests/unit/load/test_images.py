@@ -11,21 +11,16 @@ from PIL import Image
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import ExitCode, UsageError
 from edgeq.load.images import decode, open_images, scan
+from edgeq.load.records import Reading, Wanted
 from edgeq.preprocess import Preprocess, apply
 
 PREPROCESS = Preprocess(resize=(16, 16))
 
 
-def opened(folder, spec, **changes):
-    options = {
-        "specs": [spec],
-        "preprocess": PREPROCESS,
-        "labels": None,
-        "limit": None,
-        "seed": 0,
-        "skip_bad": False,
-    }
-    return open_images(folder, **(options | changes))
+def opened(folder, *specs, preprocess=PREPROCESS, labels=None, limit=None, seed=0, skip_bad=False):
+    reading = Reading(specs=specs, preprocess=preprocess)
+    wanted = Wanted(reading=reading, limit=limit, seed=seed, class_names=labels)
+    return open_images(folder, wanted, skip_bad=skip_bad)
 
 
 def truncate(path: Path) -> None:
@@ -244,4 +239,4 @@ def test_images_need_a_preprocessing_unless_the_model_takes_pixels(tmp_path, pai
 def test_images_feed_one_input_only(tmp_path, paint, image_input):
     paint(tmp_path / "a.png")
     with pytest.raises(UsageError, match="the model has 2: image, other"):
-        opened(tmp_path, image_input, specs=[image_input, TensorSpec(name="other", dtype="float32", shape=(1,))])
+        opened(tmp_path, image_input, TensorSpec(name="other", dtype="float32", shape=(1,)))

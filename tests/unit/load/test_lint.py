@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeq.artifacts import TensorSpec
-from edgeq.load.lint import MIN_SAMPLES, lint
+from edgeq.load.lint import MIN_SAMPLES, LintSpec, lint
 from edgeq.preprocess import PRESETS, Preprocess
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(1, 3, 20, 24))
@@ -26,7 +26,8 @@ def images(smooth):
 
 def found(calibration, evaluation=None, **changes):
     options = {"wanted": 128, "preprocess": UNIT, "specs": [IMAGE], "n_classes": None, "declared": False}
-    return {finding.name: finding.message for finding in lint(calibration, evaluation, **(options | changes))}
+    spec = LintSpec(**(options | changes))
+    return {finding.name: finding.message for finding in lint(calibration, evaluation, spec=spec)}
 
 
 def test_good_data_has_no_findings(in_memory, images):

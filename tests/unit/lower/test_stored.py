@@ -9,6 +9,7 @@ import zipfile
 import torch
 from torch import nn
 
+from edgeq.lower.archive import strip_archive
 from edgeq.lower.stored import archive_elements
 
 
@@ -29,6 +30,7 @@ def test_elements_are_counted_by_dtype_in_both_forms(tmp_path):
     full.write_bytes(traced.save_to_buffer())
     lite.write_bytes(traced._save_to_buffer_for_lite_interpreter())
     for path in (full, lite):
+        strip_archive(path)
         counts = dict(archive_elements(path))
         assert (counts["float16"], counts["int8"], counts["float32"]) == (15, 11, 7), path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.pipeline import cache
 from edgeq.pipeline.cache import cache_info, cell_key, clear_cache, job_facts, look_up
 from edgeq.target import load_target
 
@@ -83,6 +84,19 @@ def test_a_renamed_image_changes_the_key(job: Job) -> None:
     Path("images/dog").mkdir()
     Path("images/cat/1.png").rename("images/dog/1.png")
     assert key(job) != before
+
+
+def test_a_package_of_the_users_own_site_is_in_the_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("site.getusersitepackages", lambda: "user")
+    record = Path("user/models-1.0.dist-info/RECORD")
+    record.parent.mkdir(parents=True)
+    keys = []
+    for content in ("models.py,sha256=a", "models.py,sha256=b"):
+        record.write_text(content)
+        cache._installed.cache_clear()
+        keys.append(key(job))
+    cache._installed.cache_clear()
+    assert keys[0] != keys[1]
 
 
 def test_scheme_and_target_are_in_the_key(job: Job) -> None:

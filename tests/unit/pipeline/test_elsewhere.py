@@ -122,6 +122,7 @@ def test_p90_is_taken_from_the_times_themselves(bundle: Make) -> None:
         (MAC, {}, "which is macos arm64"),
         (PIXEL | {"arch": "x86_64"}, {}, "which is android x86_64"),
         (PIXEL, {"threads": 8}, "timed with 8 threads, and the app uses 2"),
+        (PIXEL, {"latencies_ms": [8.0] * 9}, "timed 9 times, and a p90 needs 10 at least"),
     ],
 )
 def test_times_of_another_kind_settle_nothing(bundle: Make, device: Any, run: Any, why: str) -> None:
@@ -238,6 +239,15 @@ def test_of_several_bundles_each_is_settled_by_its_own_verdict(bundle: Make) -> 
         assert same.folder == GOLDEN
     with pytest.raises(IntegrityError, match="none of these"), settled_bundles((GOLDEN,), (verdict(folder),)):
         pass
+
+
+def test_of_two_verdicts_on_one_bundle_none_is_left_out_in_silence(bundle: Make) -> None:
+    folder = bundle(gate("latency", "unverified", 8.5))
+    slow = verdict(folder, latencies_ms=[20.0] * 50).rename(folder.parent / "slow.json")
+    fast = verdict(folder, latencies_ms=[8.0] * 50)
+    for both in ((slow, fast), (fast, slow)):
+        with pytest.raises(UsageError, match=r"verdicts on one bundle"), settled_bundles((folder,), both):
+            pass
 
 
 def test_a_wrong_digest_stops_before_the_verdict(bundle: Make) -> None:

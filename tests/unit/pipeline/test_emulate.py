@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from pathlib import Path
 
 import pytest
 
+from edgeq.artifacts import BundleInput
 from edgeq.check.device import device_gate
 from edgeq.cli.progress import Quiet
 from edgeq.errors import EnvironmentProblem, UsageError
 from edgeq.job import DeviceOptions
 from edgeq.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
-from edgeq.pipeline.emulate import machines, no_sdk
+from edgeq.pipeline.emulate import Emulator, machines, no_sdk
+from edgeq.pipeline.product import Product
 from edgeq.target import TargetProfile, load_target
 from edgeq.verify.emulate import build, selftest
 from edgeq.verify.emulate.runtimes import Installed
@@ -81,3 +84,16 @@ def test_a_bundle_of_an_arm64_host_is_emulated_on_the_models_of_its_target():
     )  # fmt: skip
     native = manifest.model_copy(update={"emulation": EmulationFacts(runs=(run,), between=())})
     assert _cpus(native) == PHONE.device.cpu
+
+
+def test_a_product_never_gets_what_was_made_of_one_that_is_gone(monkeypatch: pytest.MonkeyPatch, item: BundleInput):
+    emulator = Emulator(DeviceOptions(), Quiet())
+    monkeypatch.setattr(emulator, "_machines_of", lambda _: ("a machine",))
+    monkeypatch.setattr(emulator, "_emulated", lambda _, product, *__: dataclasses.replace(product))
+    for scheme in ("static-int8", "dynamic-int8", "fp32"):
+        # each is dropped before the next is made, and so may lie where that lay
+        product = Product(
+            lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(scheme,), kept_fp32=()
+        )
+        assert emulator.product(None, product, PHONE, scheme, "").quantized == (scheme,)  # type: ignore[arg-type]
+        del product

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgeq.pipeline.record import Recorder, current_state, recording
 
@@ -27,6 +28,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.pt")
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "program.pt2")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,6 +67,8 @@ def _torch() -> object:
         ("weights.pt", lambda: _torch().load("weights.pt", mmap=True)),  # type: ignore[attr-defined]
         ("script.pt", lambda: _torch().jit.load("script.pt")),  # type: ignore[attr-defined]
         ("program.pt2", lambda: _torch().export.load("program.pt2")),  # type: ignore[attr-defined]
+        ("image.png", lambda: importlib.import_module("torchvision.io").read_image("image.png")),
+        ("image.png", lambda: importlib.import_module("torchvision.io").decode_image("image.png")),
     ],
 )
 def test_a_file_is_seen_however_it_is_opened(data: Path, name: str, look: Callable[[], object]) -> None:
@@ -177,9 +181,20 @@ def test_the_hooks_are_taken_away_again(data: Path) -> None:
     import torch
 
     before = (safetensors.torch.safe_open, torch._C.PyTorchFileReader, torch._C.import_ir_module)
+    images = dict(vars(torch.ops.image))
     with pytest.raises(KeyError), recording():
         raise KeyError
+    assert vars(torch.ops.image) == images
     assert (safetensors.torch.safe_open, torch._C.PyTorchFileReader, torch._C.import_ir_module) == before
+
+
+def test_nothing_is_known_beside_a_library_that_opens_files_unheard(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened(lambda: None) == {}
+    with recording() as recorder:
+        monkeypatch.setitem(sys.modules, "cv2", sys)
+        assert recorder.dependencies() is None
 
 
 def test_an_event_of_another_kind_is_passed_over() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from edgeq.artifacts import TensorSpec
 from edgeq.quantize.equalize import equalized
 
-from .test_qat import uneven
+from .qat_cases import uneven
 
 SHAPE = (2, 3, 8, 8)
 IMAGE = TensorSpec(name="x", dtype="float32", shape=SHAPE)

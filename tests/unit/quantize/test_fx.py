@@ -70,10 +70,6 @@ def test_quantizing_leaves_the_float_model_alone():
     assert (outputs_of(model.model, model.inputs)[0][0] == expected[0]).all()
 
 
-def scale_of(result, name):
-    return result.graph.get_submodule(name).scale
-
-
 def test_observers_differ_on_data_with_an_outlier():
     specs = (TensorSpec(name="x", dtype="float32", shape=(1, 1024)),)
     model = loaded(nn.Sequential(nn.Identity(), nn.Linear(1024, 4)), *specs)

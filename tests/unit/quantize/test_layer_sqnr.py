@@ -8,7 +8,7 @@ from small_models import IMAGE, Silent, SmallNet, dataset, loaded, outputs_of, q
 from torch import nn
 from torch.nn import functional
 
-from edgeq.quantize import fx
+from edgeq.quantize import fx, fx_layers
 from edgeq.quantize.layer_sqnr import float_run
 
 LAYERS = ["conv", "depth", "hidden.0", "head"]
@@ -78,7 +78,9 @@ def test_the_observers_see_nothing():
             fx.calibrate(prepared, samples, model.inputs, task)
         for _ in range(2):
             seen.append({name: value.clone() for name, value in prepared.state_dict().items()})
-            float_run(prepared, samples, model.inputs, is_observer=fx.library().is_observer, name_of=fx._layer_name)
+            float_run(
+                prepared, samples, model.inputs, is_observer=fx.library().is_observer, name_of=fx_layers.layer_name
+            )
     assert all(torch.equal(value, seen[1][name]) for name, value in seen[0].items())
 
 

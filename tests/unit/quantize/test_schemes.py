@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchvision
 from scheme_models import PIXELS, TOKENS, Encoder, Language, Stubbed, UNet
-from small_models import Silent, dataset, folder, forward, loaded, lowered, quantized
+from small_models import dataset, folder, forward, loaded, lowered, quantized
 from torch import nn
+from verify_cases import spec_of
 
 from edgeq.artifacts import TensorSpec
 from edgeq.check.gates import Candidate, check
@@ -20,7 +21,6 @@ from edgeq.quantize import METHODS
 from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.run import verify
-from edgeq.verify.spec import VerifySpec
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}
@@ -42,25 +42,8 @@ def gates(runtime, model, scheme, backend, failing=()):
     graph = quantized(model, target.runtime, scheme, backend=backend)
     place = folder() / f"scheme-{len(list(folder().iterdir()))}"
     low = lowered(graph, model.inputs, place, target.runtime, backend=backend)
-    engine = backend if target.runtime == "torchscript" else None
-    spec = VerifySpec(
-        lowered=low,
-        inputs=model.inputs,
-        graph=forward(graph.graph, engine),
-        fp32=None if scheme == "pretrained" else forward(model.model),
-        output_steps=graph.output_steps,
-        samples=dataset(model.inputs, 8),
-        is_evaluation=False,
-        metric=None,
-        metric_name="top1",
-        scheme=scheme,
-        backend=backend,
-        threads=1,
-        progress=Silent(),
-        label="small",
-        warmup=0,
-        runs=2,
-    )
+    fp32 = None if scheme == "pretrained" else model.model
+    spec = spec_of(low, graph, fp32, model.inputs, dataset(model.inputs, 8), scheme=scheme, backend=backend, runs=2)
     report, golden = verify(spec, runtime)
     size = low.path.stat().st_size
     item = Candidate(

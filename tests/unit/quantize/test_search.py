@@ -13,7 +13,7 @@ from small_models import IMAGE, Silent, SmallNet, dataset, loaded, quantized
 
 from edgeq.artifacts import Scores
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import RANKINGS, fx, quantize
+from edgeq.quantize import RANKINGS, fx, fx_layers, quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
 from edgeq.quantize.remedies import EVENED, other_ranges
@@ -21,7 +21,7 @@ from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import batches
 
-from .test_qat import scenes, uneven
+from .qat_cases import scenes, uneven
 
 ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
 
@@ -106,13 +106,13 @@ def test_all_layers_simulated_come_near_to_the_converted_graph():
         prepared = fx.prepare(spec)
         for batch in batches(spec.calibration, spec.inputs):
             prepared(torch.from_numpy(batch.inputs[0].copy()))
-        simulation = simulated(Subject(prepared=prepared, library=fx.library(), layer_of=fx.layer_of))
+        simulation = simulated(Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of))
         samples = scenes(8, seed=4)
         exact = outputs(model.model, samples, model.inputs)
-        simulation.quantize(simulation.layers, others=True)
+        simulation.quantize(simulation.layers)
         simulated_error = np.square(outputs(simulation.graph, samples, model.inputs) - exact).sum()
         real_error = np.square(outputs(static.graph, samples, model.inputs) - exact).sum()
-        simulation.quantize((), others=False)
+        simulation.quantize(())
         np.testing.assert_array_equal(outputs(simulation.graph, samples, model.inputs), exact)
     assert 0.5 < simulated_error / real_error < 2.0
 

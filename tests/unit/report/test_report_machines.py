@@ -71,6 +71,20 @@ def test_annotations_have_a_line_for_each_failure_and_warning(report):
     assert [line.partition(" ")[0] for line in lines].count("::warning") == 1
 
 
+def test_every_view_tells_that_a_bundle_was_not_installed(report):
+    passed = dataclasses.replace(report, models=(), app=())
+    problem = ModelError(what="random weights", fix="give --weights", exit_code=ExitCode.VERIFICATION)
+    told = dataclasses.replace(passed, not_installed=problem)
+    assert (passed.exit_code, told.exit_code) == (0, 7)
+    assert (project_json(passed)["error"], project_json(told)["error"]["exit_code"]) == (None, 7)
+    assert project_json(told)["exit_code"] == 7
+    root = ElementTree.fromstring(to_junit(told))  # noqa: S314  # our own
+    assert (root.get("tests"), root.get("errors")) == ("1", "1")
+    assert "not every bundle was installed (exit code 7)" in to_markdown(told)
+    assert "- error: not installed: random weights" in to_markdown(told)
+    assert to_annotations(told) == ["::error title=edgeq%3A install::random weights; fix: give --weights"]
+
+
 HOSTILE = st.text(
     alphabet=st.one_of(st.characters(), st.sampled_from("|<>&\"'`\r\n:%,\0\x1b]")), min_size=1, max_size=30
 )

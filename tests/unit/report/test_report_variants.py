@@ -7,47 +7,86 @@ from typing import Any
 
 import pytest
 
-from edgeq.artifacts import BuildReport, Choice, Comparison, DataFacts, Gate, Row, Variant
+from edgeq.artifacts import BuildReport, Choice, Comparison, DataFacts, Gate, Interval, Row, Variant
 from edgeq.bundle.report import read_report, write_report
+from edgeq.cli.table import render
 from edgeq.errors import ExitCode
 from edgeq.pipeline.pages import page_of
-from edgeq.report import words
+from edgeq.project import ModelResult, ProjectReport
+from edgeq.report import schemes
 from edgeq.report.as_json import to_json
 from edgeq.report.document import PackageDocument
+from edgeq.report.markdown import to_markdown
 
 
 def variant(scheme: str, size_bytes: int | None = None, latency_ms: float | None = None, **more: Any) -> Variant:
-    return Variant(scheme=scheme, size_bytes=size_bytes, latency_ms=latency_ms, **more)
+    p90_ms = None if latency_ms is None else 2 * latency_ms
+    return Variant(scheme=scheme, size_bytes=size_bytes, latency_ms=latency_ms, latency_p90_ms=p90_ms, **more)
+
+
+HOST = "than fp32 on this x86_64 host"
 
 
 @pytest.mark.parametrize(
-    ("own", "fp32", "told"),
+    ("own", "fp32", "speedup", "told"),
     [
         (
-            (100, 2.0),
-            (400, 4.0),
-            "static-int8 is 2.00 times faster than fp32 on this x86_64 host and is 4.00 times",
+            100,
+            400,
+            (2.0, 1.9, 2.2),
+            f"is 2.00 times faster {HOST} (95% interval 1.90 to 2.20) and is 4.00 times smaller",
         ),
         (
-            (100, 4.0),
-            (400, 2.0),
-            "is 2.00 times slower than fp32 on this x86_64 host and is 4.00 times smaller: its",
+            100,
+            400,
+            (0.5, 0.4, 0.8),
+            f"is 2.00 times slower {HOST} (95% interval 1.25 to 2.50) and is 4.00 times smaller:"
+            " its gain is in size alone",
         ),
-        ((100, 2.0), (400, 2.05), "is about as fast as fp32 on this x86_64 host and is 4.00 times smaller"),
-        ((500, 4.0), (400, 2.0), "is 2.00 times slower than fp32 on this x86_64 host and is 1.25 times larger"),
-        ((100, None), (400, None), "static-int8 is 4.00 times smaller"),
-        ((None, None), (400, None), "static-int8: nothing to compare was measured"),
+        (
+            100,
+            400,
+            (0.97, 0.90, 1.02),
+            f"is not surely faster or slower {HOST} (0.97 times as fast, 95% interval 0.90 to 1.02)"
+            " and is 4.00 times smaller",
+        ),
+        # as it is shown, the interval begins at 1.00
+        (
+            100,
+            400,
+            (1.03, 1.004, 1.06),
+            f"is not surely faster or slower {HOST} (1.03 times as fast, 95% interval 1.00 to 1.06)"
+            " and is 4.00 times smaller",
+        ),
+        (
+            500,
+            400,
+            (0.5, 0.5, 0.5),
+            f"is 2.00 times slower {HOST} (95% interval 2.00 to 2.00) and is 1.25 times larger",
+        ),
+        (100, 400, None, "is 4.00 times smaller"),
     ],
 )
-def test_whether_int8_is_worth_it_is_said_in_words(own, fp32, told):
-    found = Comparison(arch="x86_64", variants=(variant("static-int8", *own), variant("fp32", *fp32)))
-    assert told in words.compared(found)[-1]
+def test_whether_int8_is_worth_it_is_said_in_words(own, fp32, speedup, told):
+    interval = Interval(estimate=speedup[0], low=speedup[1], high=speedup[2]) if speedup else None
+    found = Comparison(
+        arch="x86_64", variants=(variant("static-int8", own, 1.0, speedup=interval), variant("fp32", fp32, 1.0))
+    )
+    assert schemes.compared(found)[-1] == f"static-int8 {told}"
+
+
+def test_latencies_that_were_not_taken_in_turns_are_no_ground_for_a_word():
+    found = Comparison(arch="x86_64", variants=(variant("static-int8", None, 1.0), variant("fp32", 400, 3.0)))
+    assert schemes.compared(found) == [
+        "static-int8 1.00 ms (p90 2.00 ms); fp32 400 B, 3.00 ms (p90 6.00 ms)",
+        "static-int8: nothing to compare was measured",
+    ]
 
 
 def test_without_fp32_nothing_is_said_of_it():
     refused = variant("fp32", error="no kernel", exit_code=ExitCode.UNSUPPORTED)
-    (line,) = words.compared(Comparison(arch="x86_64", variants=(variant("fp16", 100, 1.0), refused)))
-    assert line == "fp16 100 B, 1.00 ms; fp32 no kernel"
+    (line,) = schemes.compared(Comparison(arch="x86_64", variants=(variant("fp16", 100, 1.0), refused)))
+    assert line == "fp16 100 B, 1.00 ms (p90 2.00 ms); fp32 no kernel"
 
 
 def test_each_try_has_its_reasons():
@@ -56,10 +95,10 @@ def test_each_try_has_its_reasons():
     )
     tried = (variant("static-int8", 100, failed=(gate,)), variant("qat-int8", error="nothing to train"))
     choice = Choice(linear_macs=0.01, tried=tried, chosen=0, untried=("fp32",))
-    assert words.choice(choice).endswith(
+    assert schemes.choice(choice).endswith(
         "none passed every gate, static-int8 is the nearest; not tried, since it would fail alike: fp32"
     )
-    assert words.choice_lines(choice) == [
+    assert schemes.choice_lines(choice) == [
         "static-int8: 100 B, refused: sqnr: limit >= 30 dB, measured 20 dB",
         "qat-int8: refused: nothing to train",
     ]
@@ -67,19 +106,28 @@ def test_each_try_has_its_reasons():
 
 def test_reports_pages_and_json_hold_both(row: Row) -> None:
     tried = (variant("static-int8", 100, 1.0, sqnr_db=float("inf")), variant("qat-int8", error="<b>no</b>"))
+    own = variant("static-int8", 100, 1.0, speedup=Interval(estimate=3.0, low=2.9, high=3.25))
     full = dataclasses.replace(
         row,
         choice=Choice(linear_macs=0.25, tried=tried, chosen=0),
-        compared=Comparison(arch="x86_64", variants=(variant("static-int8", 100, 1.0), variant("fp32", 400, 3.0))),
+        compared=Comparison(arch="x86_64", variants=(own, variant("fp32", 400, 3.0))),
     )
     write_report(row.path, full)
     assert read_report(row.path) == full
     document = to_json(BuildReport(rows=(full,), data=DataFacts()))
     PackageDocument.model_validate(document | {"installed": []})
     assert document["rows"][0]["auto"]["tried"][1]["error"] == "<b>no</b>"
+    compared = document["rows"][0]["compared"]["variants"][0]
+    assert compared["speedup"] == {"estimate": 3.0, "low": 2.9, "high": 3.25}
+    assert compared["latency_p90_ms"] == 2.0
+    told = f"static-int8 is 3.00 times faster {HOST} (95% interval 2.90 to 3.25) and is 4.00 times smaller"
+    report = BuildReport(rows=(full,), data=DataFacts())
+    assert told in render(report, width=400)
+    project = ProjectReport(models=(ModelResult(name="small", report=report),), app=())
+    assert told in to_markdown(project).replace("\\", "")
     page = page_of((full,), DataFacts(), title="a run").decode()
     assert "refused: &lt;b&gt;no&lt;/b&gt;" in page
-    assert "3.00 times faster than fp32" in page
+    assert told in page
     assert "<b>no</b>" not in page
 
 

@@ -1,14 +1,11 @@
-"""Runtimes in their child process: real artifacts, damaged ones, and children that die."""
+"""Runtimes in their child process: real artifacts, damaged ones, and children that are killed."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,6 @@ from torch import nn
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.samples import batches
-from edgeq.verify.child import Child, started
 from edgeq.verify.host import HostRuntime, Refused, _translated
 from edgeq.verify.kernels import kernel_share, multiplies
 
@@ -263,78 +259,11 @@ def test_a_child_that_is_killed_while_it_runs_is_named_by_its_signal(number):
     assert pid not in children()
 
 
-def talking(program, log=Path(os.devnull)) -> Child:
-    """A child that runs a program of its own."""
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
-    return Child(process=process, requests=process.stdin, replies=process.stdout)
-
-
-def broken(log) -> Child:
-    """What a torch that cannot be imported looks like."""
-    return talking("import sys; sys.exit('ImportError: libtorch.so is missing')", log)
-
-
-def test_a_child_that_cannot_start_is_the_environments():
-    with HostRuntime(broken) as host, pytest.raises(EnvironmentProblem, match=r"ended while starting.*libtorch\.so"):
-        host.peak_memory_bytes()
-
-
-def babbling(log) -> Child:
-    child = started(log)
-    child.process.kill()
-    child.process.wait()
-    read, write = os.pipe()
-    os.write(write, b"\x05\0\0\0\0\0\0\0noise")
-    os.close(write)
-    return Child(process=child.process, requests=child.requests, replies=os.fdopen(read, "rb"))
-
-
-def test_a_child_that_says_something_else_is_a_crash():
-    with HostRuntime(babbling) as host, pytest.raises(EdgeqError, match="SIGKILL"):
-        host.peak_memory_bytes()
-
-
-@pytest.mark.parametrize("said", [b"", b"\x20\0\0\0", b"\x20\0\0\0\0\0\0\0{"])
-def test_a_child_that_stops_in_the_middle_of_an_answer_is_ended(monkeypatch, said):
-    program = f"import sys, time; sys.stdout.buffer.write({said!r}); sys.stdout.flush(); time.sleep(600)"
-    monkeypatch.setattr("edgeq.verify.host._START_S", 1.0)
-    with HostRuntime(lambda _: talking(program)) as host:
-        with pytest.raises(VerificationError, match="no whole answer within 1 s while starting the runtime"):
-            host.peak_memory_bytes()
-        assert host._child.process.wait() == -signal.SIGKILL
-
-
-def test_a_child_that_reads_no_more_is_ended(monkeypatch):
-    ready = b'{"ready": true, "arrays": []}'
-    said = len(ready).to_bytes(8, "little") + ready
-    program = f"import sys, time; sys.stdout.buffer.write({said!r}); sys.stdout.flush(); time.sleep(600)"
-    monkeypatch.setattr("edgeq.verify.host._ANSWER_S", 1.0)
-    with HostRuntime(lambda _: talking(program)) as host:
-        with pytest.raises(VerificationError, match="no whole answer within 1 s while running the artifact"):
-            host.run([np.zeros(10**6, np.float32)])  # more than a pipe holds
-        assert host._child.process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.parametrize(("own", "seen"), [(None, "10000"), ("7", "7")])
-def test_openmp_gives_cores_back_unless_the_user_says_otherwise(monkeypatch, own, seen):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    if own is not None:
-        monkeypatch.setenv("GOMP_SPINCOUNT", own)
-    with HostRuntime() as host:
-        environment = Path(f"/proc/{host._child.process.pid}/environ").read_bytes().split(b"\0")
-    assert f"GOMP_SPINCOUNT={seen}".encode() in environment
-
-
-def test_closing_ends_the_child_at_once_and_leaves_nothing():
+def test_closing_ends_the_child_and_leaves_nothing():
     before = children()
     host = HostRuntime()
     scratch = host._log.parent
-    start = time.monotonic()
     host.close()
-    assert time.monotonic() - start < 5
     assert children() == before
     assert not scratch.exists()
 

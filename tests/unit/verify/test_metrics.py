@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
+from edgeq.artifacts import Interval
 from edgeq.errors import UsageError
-from edgeq.verify.metrics import Comparison, _student_t975, paired_drop_pp, percentile_ms, top1
+from edgeq.verify.metrics import Comparison, _student_t975, paired_drop_pp, percentile_ms, speedup, top1
 
 
 def compared(reference, measured, steps=(), rows=None):
@@ -188,3 +189,30 @@ def test_a_percentile_has_its_share_at_or_below_it(times, share):
     value = percentile_ms(times, share)
     assert value in times
     assert sum(time <= value for time in times) >= share * len(times) - 1e-9
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.1, 1e3)), min_size=6, max_size=40))
+def test_a_speedup_lies_in_its_interval_and_turns_round_with_its_sides(pairs):
+    fp32, other = zip(*pairs, strict=True)
+    found, back = speedup(fp32, other), speedup(other, fp32)
+    assert found.low <= found.estimate <= found.high
+    assert (found.low, found.high) == pytest.approx((1 / back.high, 1 / back.low))
+
+
+def test_a_speedups_interval_is_the_sign_tests():
+    ratios = [float(number) for number in range(1, 16)]
+    found = speedup(ratios[::-1], [1.0] * 15)
+    # 15 turns: P(at most 3 of 15 below the median) = 576 / 2**15 = 0.018, and with 4 0.059
+    assert (found.low, found.estimate, found.high) == (4.0, 8.0, 12.0)
+    assert speedup([2.0] * 5 + [100.0], [1.0] * 6) == Interval(estimate=2.0, low=2.0, high=100.0)
+
+
+def test_turns_are_compared_in_pairs():
+    busy = [1.0, 1.0, 9.0, 1.0, 5.0, 1.0, 1.0]  # a machine that slows both
+    found = speedup([2.0 * times for times in busy], busy)
+    assert found == Interval(estimate=2.0, low=2.0, high=2.0)
+
+
+def test_too_few_turns_have_no_interval():
+    with pytest.raises(ValueError, match="needs 6 turns, not 5"):
+        speedup([1.0] * 5, [1.0] * 5)

@@ -12,7 +12,6 @@ from edgeq.samples import Batch, batches
 from edgeq.verify.rows import Variety, another_input, cut, is_whole, of_sample, real_rows, scored
 
 FOUR = (TensorSpec(name="x", dtype="float32", shape=(4, 3)),)
-ONE = (TensorSpec(name="x", dtype="float32", shape=(1, 3)),)
 
 
 def batch_of(*rows, size=4):

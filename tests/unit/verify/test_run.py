@@ -9,11 +9,9 @@ import pytest
 import torch
 from small_models import (
     IMAGE,
-    Silent,
     artifact,
     dataset,
     folder,
-    forward,
     loaded,
     lowered,
     quantized,
@@ -21,6 +19,7 @@ from small_models import (
     small_net,
 )
 from torch import nn
+from verify_cases import float_case, spec_of
 
 from edgeq.artifacts import TensorSpec
 from edgeq.demo import digits
@@ -29,7 +28,6 @@ from edgeq.machine import host_arch
 from edgeq.samples import Dataset
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.run import verify
-from edgeq.verify.spec import VerifySpec
 from edgeq.verify.tally import PARITY_SAMPLES
 
 pytestmark = pytest.mark.slow
@@ -39,40 +37,6 @@ pytestmark = pytest.mark.slow
 def runtime():
     with HostRuntime() as host:
         yield host
-
-
-def spec_of(low, graph, fp32, specs, samples, **changes) -> VerifySpec:
-    backend = changes.get("backend", "qnnpack")
-    engine = backend if low.runtime == "torchscript" else None
-    base = VerifySpec(
-        lowered=low,
-        inputs=tuple(specs),
-        graph=forward(graph.graph, engine) if graph else None,
-        fp32=forward(fp32) if fp32 else None,
-        output_steps=graph.output_steps if graph else (),
-        samples=samples,
-        is_evaluation=False,
-        metric=None,
-        metric_name="top1",
-        scheme=graph.scheme if graph else "fp32",
-        backend="qnnpack",
-        threads=1,
-        progress=Silent(),
-        label="small",
-        warmup=0,
-        runs=3,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def float_case(runtime, module, specs, samples, *, fp32=None, **changes):
-    """Lower `module` as it is, and verify it against itself or against `fp32`."""
-    model = loaded(module, *specs)
-    graph = quantized(model, scheme="fp32")
-    place = folder() / f"case-{len(list(folder().iterdir()))}"
-    low = lowered(graph, specs, place)
-    reference = loaded(fp32, *specs).model if fp32 else model.model
-    return verify(spec_of(low, graph, reference, specs, samples, **changes), runtime)
 
 
 @pytest.mark.parametrize(

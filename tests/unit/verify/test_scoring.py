@@ -20,6 +20,10 @@ def gain(outputs, label):
     return 1 - error(outputs, label)
 
 
+def labels_as(labels):
+    return [0.0 if label is None else float(label) for label in labels]
+
+
 def mismatches(score, labels=TRUTH, outputs=TRUTH, rows=4) -> Mismatches:
     found = Mismatches()
     for start in range(0, len(labels), rows):
@@ -44,6 +48,21 @@ def test_an_error_grows_with_other_samples_labels_and_a_gain_shrinks(rows):
 def test_outputs_that_have_nothing_to_do_with_their_labels_prove_nothing():
     drop = mismatches(error, outputs=np.random.default_rng(1).random(40)).drop_pp()
     assert drop.low < 0 < drop.high
+
+
+@pytest.mark.parametrize("labels", [[0] * 20 + [1] * 20, [0, 1] * 20, [None] * 10 + [0] * 15 + [1] * 15])
+def test_samples_that_come_class_by_class_meet_the_other_class_too(labels):
+    found = mismatches(
+        lambda outputs, label: float(round(float(outputs[0][0])) == label), labels, outputs=labels_as(labels)
+    )
+    assert len(found.own) >= 15
+    assert found.drop_pp().estimate == 100
+    assert found.drop_pp().low > 0
+
+
+def test_scores_that_no_label_changes_prove_nothing():
+    drop = mismatches(lambda *_: 0.5).drop_pp()
+    assert (drop.low, drop.high) == (0, 0)
 
 
 @pytest.mark.parametrize("label", [3, np.zeros((2, 2)), {"box": np.zeros((2, 4))}])

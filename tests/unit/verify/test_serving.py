@@ -24,7 +24,7 @@ def artifact():
 def test_a_fresh_process_without_edgeq_gives_the_same(artifact):
     graph, path = artifact
     samples = [(np.random.default_rng(i).random((1, 3, 16, 16)).astype("float32"),) for i in range(2)]
-    served = serve(path, samples, device="cpu", widen=True)
+    served = serve(path, samples, device="cpu", widen=True, timeout_s=600.0)
     with torch.no_grad():
         expected = [graph.graph(*(torch.from_numpy(array) for array in sample)).numpy() for sample in samples]
     assert all(np.allclose(got, want, atol=1e-6) for (got,), want in zip(served.outputs, expected, strict=True))
@@ -38,13 +38,19 @@ def test_a_damaged_artifact_is_told_in_a_line(tmp_path):
     path = tmp_path / "model.pt2"
     path.write_bytes(b"no archive")
     with pytest.raises(VerificationError, match="torch alone cannot run it"):
-        serve(path, [(np.zeros((1, 3, 16, 16), "float32"),)], device="cpu")
+        serve(path, [(np.zeros((1, 3, 16, 16), "float32"),)], device="cpu", timeout_s=600.0)
+
+
+def test_serving_ends_when_its_time_is_up(artifact):
+    with pytest.raises(VerificationError, match="no answer within 0 s from torch alone") as caught:
+        serve(artifact[1], [(np.zeros((1, 3, 16, 16), "float32"),)], device="cpu", timeout_s=0.1)
+    assert caught.value.fix == "give a longer --timeout"
 
 
 @no_gpu
 def test_no_cuda_is_the_environments_fault(artifact):
     with pytest.raises(EnvironmentProblem, match="no CUDA device") as caught:
-        serve(artifact[1], [(np.zeros((1, 3, 16, 16), "float32"),)])
+        serve(artifact[1], [(np.zeros((1, 3, 16, 16), "float32"),)], timeout_s=600.0)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "nvidia-smi" in caught.value.fix
     with pytest.raises(EnvironmentProblem, match="no CUDA device"):

@@ -28,6 +28,7 @@ from edgeq.deliver.ota.plain import pack
 from edgeq.deliver.ota.release import Published, add_release, bases, prepare
 from edgeq.deliver.ota.state import State
 from edgeq.deliver.ota.store import Store
+from edgeq.errors import EdgeqError
 
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -173,3 +174,14 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 __all__ = ["DAY", "NOW", "TARGET", "Base", "Device", "Publisher", "tree"]
+
+
+def refused(device: Device, error: type[EdgeqError], why: str, **values: object) -> None:
+    """Assert the refusal, and that what the app loads is untouched."""
+    slots = tree(device.store / "slots") if (device.store / "slots").exists() else {}
+    current = device.release if device.store.exists() else None
+    with pytest.raises(error, match=why):
+        device.update(**values)  # type: ignore[arg-type]
+    if device.store.exists():
+        assert device.release == current
+    assert (tree(device.store / "slots") if (device.store / "slots").exists() else {}) == slots

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from edgeq.deliver.ota.store import Store
 from edgeq.errors import EdgeqError
 from tests.unit.deliver.ota.conftest import NOW, tree
 
-SCRIPT = Path(__file__).parents[4] / "scripts/ota_channels.py"
+sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))
 # what each reason of the Android store's is called here
 WORDS = {
     "ARCHIVE_REFUSED": "the archive is refused",
@@ -35,7 +35,9 @@ BY_MANIFEST = {"RUNTIME_MISSING", "WRONG_ARCH", "WRONG_PLATFORM"}
 @pytest.fixture(scope="module")
 def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("channels")
-    runpy.run_path(str(SCRIPT))["main"](folder)
+    import ota_channels
+
+    ota_channels.main(folder)
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
 from edgeq.deliver.ota import channel as channels
+from edgeq.deliver.ota import release
 from edgeq.deliver.ota.bom import bill_of_materials
 from edgeq.deliver.ota.channel import open_channel
 from edgeq.deliver.ota.entries import Terms
@@ -190,3 +191,23 @@ def test_an_index_that_clients_would_refuse_is_not_signed(publisher: Publisher) 
         publisher.release(publisher.bundle("2"), devices=("bad id!",))
     after = {name: data for name, data in tree(publisher.channel).items() if name != ".edgeq.lock"}
     assert after == {name: data for name, data in before.items() if name != ".edgeq.lock"}
+
+
+@pytest.mark.parametrize("step", ["pack", "bundle_zip"])
+def test_a_bundle_that_is_packaged_anew_while_it_is_read_is_not_released(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder, other = publisher.bundle("1"), publisher.bundle("2")
+    read = getattr(release, step)
+
+    def late(place: Path) -> bytes:
+        if place == folder:
+            for path in other.iterdir():
+                (folder / path.name).write_bytes(path.read_bytes())
+        found: bytes = read(place)
+        return found
+
+    monkeypatch.setattr(release, step, late)
+    with pytest.raises(IntegrityError, match="changed while it was released"):
+        publisher.release(folder)
+    assert not publisher.channel.exists()

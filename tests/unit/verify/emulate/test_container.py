@@ -17,7 +17,9 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
     )
 )
 SAMPLES = st.lists(st.lists(ARRAYS, max_size=3).map(tuple), max_size=3).map(tuple)
-ANY_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_FOLDER = settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @ANY_FOLDER

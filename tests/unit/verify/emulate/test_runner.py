@@ -8,8 +8,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
+from small_models import IMAGE, dataset, quantized, small_net
 
 from edgeq.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.lower.archive import strip_archive
+from edgeq.lower.stored import archive_elements
+from edgeq.samples import batches
 from edgeq.verify.emulate import failure as failure_module
 from edgeq.verify.emulate import runner as runner_module
 from edgeq.verify.emulate.container import read_samples, write_samples
@@ -66,6 +71,30 @@ def test_the_lite_interpreter_gives_the_hosts_outputs_and_takes_two_threads(torc
     assert np.array_equal(np.concatenate([outputs[0] for outputs in ran.outputs]), expected("ptl"))
     assert (ran.engine, ran.threads) == ("qnnpack", 2)
     assert "dot" in ran.core.features
+
+
+@pytest.mark.slow
+def test_the_last_lite_runtime_reads_what_is_stored_once(torch_lite, tmp_path):
+    graph = quantized(small_net(), backend="x86").graph  # scales by channel, which QNNPACK's own recipe has not
+    plain, small = (tmp_path / name for name in ("plain.ptl", "small.ptl"))
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "qnnpack"
+    try:
+        traced = torch.jit.freeze(torch.jit.trace(graph, torch.zeros(IMAGE.shape), check_trace=False).eval())
+        plain.write_bytes(traced._save_to_buffer_for_lite_interpreter())
+    finally:
+        torch.backends.quantized.engine = before
+    small.write_bytes(plain.read_bytes())
+    strip_archive(small)
+    assert "float64" in dict(archive_elements(plain))
+    assert "float64" not in dict(archive_elements(small))
+    samples = [batch.inputs for batch in batches(dataset((IMAGE,), 3), (IMAGE,))]
+    works = [
+        Work(runtime=torch_lite, cpu=find_cpu("cortex-a76"), model=model, samples=samples) for model in (plain, small)
+    ]
+    one, other = (np.concatenate([outputs[0] for outputs in ran.outputs]) for ran in run_all(works, timeout_s=300))
+    assert np.ptp(one) > 0
+    assert np.array_equal(one, other)
 
 
 def test_an_event_trace_is_left(work):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -103,7 +104,7 @@ def slow(work: Work) -> Work:
 
 def started(board: Server) -> int:
     """Return the number of the first run's process, once there is one."""
-    for _ in range(200):
+    for _ in range(600):
         for path in board.temporary.glob("*/run-1.pid"):
             if text := path.read_text().strip():
                 return int(text)
@@ -112,23 +113,41 @@ def started(board: Server) -> int:
 
 
 def runners(board: Server) -> list[str]:
-    said = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in said.splitlines() if "--inputs run-" in line and line.startswith("./system")]
+    """Return what runs in the board's folders; other boards of this host are none of it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if (process / "cwd").readlink().is_relative_to(board.temporary):
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+def still_running(board: Server) -> list[str]:
+    """Return what still runs there, after it had the time to end."""
+    end = time.monotonic() + 60
+    while runners(board) and time.monotonic() < end:
+        time.sleep(0.1)
+    return runners(board)
 
 
 def test_the_time_limit_ends_the_run_on_the_board_too(board: Server, work: Work) -> None:
     with open_session(Ssh(host=board.host)) as session, pytest.raises(TooSlow, match=r"ssh:.* did not end within 2 s"):
         run_all((slow(work),), timeout_s=2, launcher=session)
     assert left(board) == []
-    assert runners(board) == []
+    assert still_running(board) == []
 
 
 def test_ctrl_c_ends_the_run_on_the_board_too(board: Server, work: Work) -> None:
-    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def interrupt() -> None:
+        started(board)
+        assert runners(board)  # else the run goes on to its time limit
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt), open_session(Ssh(host=board.host)) as session:
         run_all((slow(work),), timeout_s=60, launcher=session)
     assert left(board) == []
-    assert runners(board) == []
+    assert still_running(board) == []
 
 
 def test_a_runner_killed_on_the_board_is_told_with_its_signal(board: Server, work: Work) -> None:
@@ -150,7 +169,7 @@ def test_a_connection_that_breaks_leaves_nothing(board: Server, work: Work) -> N
     with pytest.raises(EnvironmentProblem, match=broke), open_session(Ssh(host=board.host)) as session:
         run_all((slow(work),), timeout_s=60, launcher=session)
     assert left(board) == []
-    assert runners(board) == []
+    assert still_running(board) == []
 
 
 def opened(host: str) -> EnvironmentProblem:
@@ -163,7 +182,7 @@ def test_a_refused_key_asks_for_no_password(board: Server, tmp_path: Path, monke
     client(board, tmp_path, monkeypatch, key="stranger")
     problem = opened(board.host)
     assert "refused the authentication" in problem.what
-    assert f"ssh-copy-id {board.host}" in problem.fix
+    assert f"ssh-copy-id -p {board.port} {board.host.partition(':')[0]}, or" in problem.fix
 
 
 def test_an_unknown_host_key_is_not_accepted(board: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +190,13 @@ def test_an_unknown_host_key_is_not_accepted(board: Server, tmp_path: Path, monk
     assert "host key is not known" in opened(board.host).what
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
-def test_a_board_that_is_not_there(board: Server, host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "where"), [("127.0.0.1:1", "ssh://127.0.0.1:1"), ("no-such-host.invalid", "no-such-host.invalid")]
+)
+def test_a_board_that_is_not_there(board: Server, host: str, where: str) -> None:
     problem = opened(host)
     assert "cannot be reached" in problem.what
-    assert f"ssh -o BatchMode=yes {host} true" in problem.fix
+    assert f"ssh -o BatchMode=yes {where} true" in problem.fix
 
 
 def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +213,7 @@ def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("echo mktemp: No space left on device >&2; exit 91", "no space left"),
         ("echo hello", "no temporary folder"),
+        ("exec >&-; exec sleep 600", "no answer"),
         ("printf 'folder=/tmp/x\\nsystem=Linux\\nmachine=riscv64\\ncores=4\\nmodel=x\\nend=\\n'", "riscv64"),
         ("printf 'folder=/tmp/x\\nsystem=Darwin\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "Darwin on arm64"),
         ("printf 'folder=/a b\\nsystem=Linux\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "shells would misread"),
@@ -201,6 +223,7 @@ def test_a_device_that_is_none_of_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
 ) -> None:
     program(tmp_path, "ssh", script + "\n", monkeypatch)
+    monkeypatch.setattr("edgeq.verify.remote.board.CONNECT_S", 1)
     assert text in opened("board").what
 
 

@@ -91,10 +91,12 @@ class MainActivity : Activity() {
         try {
             val stream = contentResolver.openInputStream(uri) ?: throw IOException("the document is gone")
             stream.use { spool(it, file, MAX_IMPORT_BYTES) }
+            return ZipSource(file)
         } catch (err: IOException) {
             throw Refusal(Reason.DISK, "the document cannot be read: ${err.message}", err)
+        } finally {
+            file.delete() // it stays readable until it is closed
         }
-        return ZipSource(file)
     }
 
     private fun show(screen: Screen) {

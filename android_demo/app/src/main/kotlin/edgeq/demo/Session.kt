@@ -152,10 +152,11 @@ class Session(
     private fun infer(sketch: Sketch) {
         val open = model ?: return
         if (sketch.isEmpty) return show { it.copy(prediction = null) }
-        val (height, width) = open.imageSize
-        val image = sketch.image(height, width)
+        val size = open.imageSize
+        require(size.size == 2) { "${open.manifest.modelName} takes no image" }
+        val inputs = open.inputs(sketch.image(size[0], size[1]))
         val begin = System.nanoTime()
-        val outputs = open.run(image)
+        val outputs = open.run(inputs)
         latencies.add((System.nanoTime() - begin) / 1e6)
         val result = prediction(outputs, open.manifest.labels)
         val timing = Timing(latencies.lastMs!!, latencies.medianMs!!, latencies.count)
@@ -170,11 +171,9 @@ class Session(
         latencies = Latencies()
         show { it.copy(selected = key, manifest = null, prediction = null, timing = null, event = null) }
         val store = library.store(key ?: return false)
-        val before = store.state.rejected.size
         val open = store.open(loader)
         model = open
-        val rejected = store.state.rejected
-        val event = if (rejected.size > before) Event.RolledBack(rejected.last()) else Event.Checked(open.firstTest)
+        val event = open.rolledBack.lastOrNull()?.let { Event.RolledBack(it) } ?: Event.Checked(open.firstTest)
         show { it.copy(manifest = open.manifest, event = event) }
         return event is Event.Checked
     }

@@ -170,6 +170,7 @@ class MainActivityTest {
         shadowOf(activity).receiveResult(asked.intent, Activity.RESULT_OK, Intent().setData(uri))
         idle()
         assertTrue(activity.text(R.id.facts), "version 2" in activity.text(R.id.facts))
+        assertTrue(File(activity.cacheDir, "import.zip").exists().not())
     }
 
     @Test
@@ -182,6 +183,7 @@ class MainActivityTest {
         shadowOf(activity).receiveResult(asked.intent, Activity.RESULT_OK, Intent().setData(uri))
         idle()
         assertTrue(activity.text(R.id.verdict), "no bundle" in activity.text(R.id.verdict))
+        assertTrue(File(activity.cacheDir, "import.zip").exists().not())
         assertTrue("version 1" in activity.text(R.id.facts))
     }
 

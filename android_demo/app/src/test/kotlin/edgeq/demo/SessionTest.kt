@@ -7,6 +7,7 @@ import edgeq.store.ModelKey
 import edgeq.store.PHONE
 import edgeq.store.QNNPACK
 import edgeq.store.Reason
+import edgeq.store.Rules
 import edgeq.store.StandIn
 import edgeq.store.TestBundle
 import edgeq.store.Tensor
@@ -104,6 +105,29 @@ class SessionTest {
         assertEquals("1", session.screen.manifest?.modelVersion)
         session.recognise(DRAWN.getValue("7"))
         assertEquals("7", session.screen.prediction!!.best.first().label)
+    }
+
+    @Test
+    fun `a damaged update is rolled back and said so`() {
+        val session = session().also { it.start(listOf({ XNNPACK }), null) }
+        session.import { XNNPACK.version("2") }
+        val slot = File(folder, "${key.model}/${key.target}/slots/${session.screen.manifest!!.digest}")
+        File(slot, "model.pte").writeBytes(ByteArray(3))
+        val next = session().also { it.start(listOf({ XNNPACK }), null) }
+        val event = assertInstanceOf(Event.RolledBack::class.java, next.screen.event)
+        assertEquals("2" to Reason.FILE_SIZE, event.rejected.version to event.rejected.reason)
+        assertEquals("1", next.screen.manifest?.modelVersion)
+    }
+
+    @Test
+    fun `a bad update is said so however many there were before`() {
+        val loader = Sevens { version -> Behaviour(gain = if (version == "1") 1f else Float.NaN) }
+        val library = Library(DiskFiles(folder), PHONE, Rules(maxRejected = 1))
+        val session = session(loader, library).also { it.start(listOf({ XNNPACK }), null) }
+        for (version in listOf("2", "3")) {
+            session.import { XNNPACK.version(version) }
+            assertEquals(version, assertInstanceOf(Event.RolledBack::class.java, session.screen.event).rejected.version)
+        }
     }
 
     @Test

@@ -21,10 +21,10 @@ class Library(private val files: Files, private val device: Device, private val 
 
     private fun rank(key: ModelKey): Int = try {
         val runtime = store(key).manifest()?.runtime?.name
-        device.runtimes.indexOfFirst { it.name == runtime }
+        device.runtimes.indexOfFirst { it.name == runtime }.takeIf { it >= 0 }
     } catch (_: Refusal) { // damaged; opening it says how
-        device.runtimes.size
-    }
+        null
+    } ?: device.runtimes.size
 
     /** The store of one model. */
     @Synchronized

@@ -116,12 +116,12 @@ private fun target(node: JsonObject): TargetFacts {
 }
 
 private fun runtime(node: JsonObject): RuntimeFacts {
-    node.only("name", "exported_with", "oldest_in_field", "bytecode_version")
+    node.only("name", "exported_with", "oldest_in_field", "bytecode_version", "build")
     return RuntimeFacts(node.text("name", SLUG), node.text("exported_with"), node.countOrNull("bytecode_version"))
 }
 
 private fun golden(node: JsonObject): GoldenFacts {
-    node.only("samples", "preprocessed", "sqnr_floor_db")
+    node.only("samples", "preprocessed", "sqnr_floor_db", "made_on", "made_by")
     val floor = node.measure("sqnr_floor_db")
     if (floor.isNaN()) throw JsonProblem("golden.sqnr_floor_db must be a number")
     return GoldenFacts(node.count("samples", most = 10_000).toInt(), node.flag("preprocessed"), floor)

@@ -10,10 +10,12 @@ enum class Installed { NEW, ALREADY_THERE }
  * A model that is ready to run.
  *
  * @property firstTest the self-test of its first start; null when it had passed it before.
+ * @property rolledBack the models that gave way to this one in this very start.
  */
 class OpenModel internal constructor(
     val manifest: Manifest,
     val firstTest: SelfTestReport?,
+    val rolledBack: List<Rejected>,
     private val model: LoadedModel,
     private val golden: () -> Golden,
 ) : AutoCloseable {
@@ -21,13 +23,16 @@ class OpenModel internal constructor(
     fun run(inputs: List<Tensor>): List<Tensor> = model.run(inputs)
 
     /** Preprocesses one image, and runs it; for models with one image input. */
-    fun run(image: Image): List<Tensor> {
+    fun run(image: Image): List<Tensor> = run(inputs(image))
+
+    /** One image as the model takes it. */
+    fun inputs(image: Image): List<Tensor> {
         val spec = manifest.inputs.singleOrNull { it.preprocess != null }
         requireNotNull(spec?.preprocess) { "${manifest.modelName} does not take one image" }
-        return run(listOf(batched(spec, preprocess(spec.preprocess, image))))
+        return listOf(batched(spec, preprocess(spec.preprocess, image)))
     }
 
-    /** [height, width] of an image as the model knows them: that of its golden samples. */
+    /** [height, width] of an image as the model knows them: that of its golden samples; empty where it takes none. */
     val imageSize: List<Int> by lazy { golden().imageSize }
 
     /** Runs the bundle's golden samples. */
@@ -116,45 +121,49 @@ class ModelStore internal constructor(
     @Synchronized
     fun open(loader: Loader): OpenModel = try {
         readState().let { slots.prune(setOf(it.current, it.previous)) } // what a kill left
+        val rolledBack = mutableListOf<Rejected>()
         var open: OpenModel? = null
-        while (open == null) open = attempt(loader)
+        while (open == null) open = attempt(loader, rolledBack)
         open
     } catch (err: IOException) {
         throw Refusal(Reason.DISK, "the model's state cannot be written: ${err.message}; free some space", err)
     }
 
-    /** One start of the current model; null when it was rolled back, so that there is another to try. */
-    private fun attempt(loader: Loader): OpenModel? {
+    /** One start of the current model; null when it was [rolledBack], so that there is another to try. */
+    private fun attempt(loader: Loader, rolledBack: MutableList<Rejected>): OpenModel? {
         val state = readState()
         val digest = state.current ?: throw Refusal(Reason.NO_MODEL, noModel(state))
         val trial = state.health != Health.HEALTHY
         if (trial && state.starts >= rules.maxStarts) {
             val what = "the app ended ${state.starts} times while it was being started"
-            return rollBack(state, Refusal(Reason.CRASHED, what))
+            rolledBack += rollBack(state, Refusal(Reason.CRASHED, what))
+            return null
         }
         val manifest = try {
             slots.check(digest).also(device::check)
         } catch (err: Refusal) {
-            return rollBack(state, err)
+            rolledBack += rollBack(state, err)
+            return null
         }
-        if (!trial) return OpenModel(manifest, null, load(loader, manifest), golden(manifest))
+        if (!trial) return OpenModel(manifest, null, rolledBack, load(loader, manifest), golden(manifest))
         val trying = writeState(state.copy(health = Health.TRYING, starts = state.starts + 1))
         return try {
-            firstStart(loader, manifest).also { writeState(trying.copy(health = Health.HEALTHY, starts = 0)) }
+            firstStart(loader, manifest, rolledBack).also { writeState(trying.copy(health = Health.HEALTHY, starts = 0)) }
         } catch (err: Refusal) {
             if (err.reason == Reason.RUNTIME_MISSING) writeState(state).also { throw err }
-            rollBack(trying, err)
+            rolledBack += rollBack(trying, err)
+            null
         }
     }
 
-    private fun firstStart(loader: Loader, manifest: Manifest): OpenModel {
+    private fun firstStart(loader: Loader, manifest: Manifest, rolledBack: List<Rejected>): OpenModel {
         val model = load(loader, manifest)
         try {
             val report = runTest(manifest, model)
             val detail = "SQNR %.1f dB, at least %.1f dB expected".format(report.sqnrDb, report.floorDb)
             if (!report.finite) throw Refusal(Reason.NOT_FINITE, "it gave NaN or infinity in its self-test")
             if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, detail)
-            return OpenModel(manifest, report, model, golden(manifest))
+            return OpenModel(manifest, report, rolledBack, model, golden(manifest))
         } catch (err: Refusal) {
             model.close()
             throw err
@@ -186,7 +195,7 @@ class ModelStore internal constructor(
     }
 
     /** Goes back to the previous model. One that misbehaved is remembered; a damaged one may be installed again. */
-    private fun rollBack(state: State, why: Refusal): OpenModel? {
+    private fun rollBack(state: State, why: Refusal): Rejected {
         val digest = requireNotNull(state.current)
         val version = runCatching { manifest()?.modelVersion }.getOrNull().orEmpty()
         val rejected = Rejected(digest, version, why.reason, why.message.orEmpty())
@@ -201,7 +210,7 @@ class ModelStore internal constructor(
         )
         writeState(next)
         if (next.current == null) throw why
-        return null
+        return rejected
     }
 
     private fun noModel(state: State): String =

@@ -72,6 +72,12 @@ class ManifestTest {
     }
 
     @Test
+    fun `every key that edgeq writes today is read`() {
+        val bytes = checkNotNull(ManifestTest::class.java.getResourceAsStream("/vectors/manifest.json")).readBytes()
+        assertEquals(4, parseManifest(bytes).golden.samples)
+    }
+
+    @Test
     fun `sections that only describe may grow`() {
         parseManifest(XNNPACK.edited("\"parity\": {", "\"note\": 1, \"parity\": { \"new\": [],").manifestText.toByteArray())
     }

@@ -244,6 +244,15 @@ class ModelStoreTest {
         assertEquals("digits", library.store(library.models()[0]).manifest()?.modelName)
     }
 
+    @Test
+    fun `a model whose runtime the app no longer carries comes last`() {
+        healthy(XNNPACK)
+        library.deliver(QNNPACK)
+        val torch = PHONE.runtimes.filter { it.name == "torchscript" }
+        val updated = Library(files, Device(PHONE.platform, PHONE.archs, torch))
+        assertEquals(listOf("android-arm64-qnnpack", "android-arm64-xnnpack"), updated.models().map { it.target })
+    }
+
     @ParameterizedTest
     @MethodSource("notForHere")
     fun `what was not made for this device is refused`(reason: Reason, bundle: TestBundle, text: String) {

@@ -1,0 +1,81 @@
+"""What the documentation tells people to type exists: commands, options, names of targets, scripts, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from edgeq.cli.app import app
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", ROOT / "android_demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """Yield the blocks of code."""
+    yield from re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the lines of `edgeq`, in blocks and in running text, as a shell takes them apart."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(edgeq [^`]+)`", page.read_text())
+    for line in lines:
+        bare = line.removeprefix("$ ").removeprefix("- run: ").strip()
+        if bare.startswith("edgeq "):
+            yield shlex.split(bare, comments=True)[1:]
+
+
+def problems(words: list[str]) -> list[str]:
+    """Return what no command knows."""
+    command, told = typer.main.get_command(app), []
+    while (inner := getattr(command, "commands", None)) and words and not words[0].startswith("-"):
+        names = words[0].split("|")
+        told += [f"no command {name}" for name in names if name not in inner]
+        if told:
+            return told
+        command, words = inner[names[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    return [f"{command.name} has no {option}" for option in sorted(used - known - {"--help", "--debug"})]
+
+
+@pages
+def test_every_command_and_option_exists(page: Path) -> None:
+    found = list(commands(page))
+    assert found
+    assert [(words, told) for words in found if (told := problems(words))] == []
+
+
+def test_what_does_not_exist_is_found() -> None:
+    assert problems(["pakage", "x"]) == ["no command pakage"]
+    assert problems(["ota", "release|relaese"]) == ["no command relaese"]
+    assert problems(["package", "x", "--traget", "y", "-o", "out"]) == ["package has no --traget"]
+
+
+@pages
+def test_every_target_and_script_exists(page: Path) -> None:
+    text = page.read_text()
+    names = set(re.findall(r"\b(?:android|ios|linux)-(?:arm64|x86_64)-[a-z0-9-]*[a-z0-9]", text))
+    assert names - {path.stem for path in (ROOT / "targets").iterdir()} <= {
+        "android-arm64-oldapp"
+    }  # the user's own, in an example
+    scripts = set(re.findall(r"\bscripts/[a-z_.]+[a-z]", text))
+    assert [name for name in scripts if not (ROOT / name).exists()] == []
+
+
+@pages
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]*(?:#[^)]*)?)\)", page.read_text()):
+        place, _, anchor = link.partition("#")
+        there = (page.parent / place).resolve() if place else page
+        assert there.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link

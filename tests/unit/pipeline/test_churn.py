@@ -1,0 +1,83 @@
+"""A new model against the shipped one, in the real runtime; from the command line in tests/integration/test_ota.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.artifacts import BundleInput, TensorSpec
+from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.bundle.writer import write_bundle
+from edgeq.cli.progress import Quiet
+from edgeq.errors import UsageError
+from edgeq.job import DataOptions
+from edgeq.pipeline.churn import churn
+from edgeq.target import load_target
+from edgeq.verify.host import HostRuntime
+
+ROWS, CLASSES = 2, 3
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[HostRuntime]:
+    with HostRuntime() as child:
+        yield child
+
+
+def classifier(item: BundleInput, folder: Path, *, reversed_row: int | None = None) -> Bundle:
+    """Return a model of two rows whose inputs are the scores, those of one row in reverse."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = [x[i].flip(0) if i == reversed_row else x[i] for i in range(ROWS)]
+            return torch.stack(rows)
+
+    path = folder.with_name(f"{folder.name}-made") / "model.pt"
+    path.parent.mkdir()
+    folder.mkdir()
+    torch.jit.save(torch.jit.trace(Net(), torch.zeros(ROWS, CLASSES)), path)
+    tensor = TensorSpec(name="x", dtype="float32", shape=(ROWS, CLASSES))
+    made = dataclasses.replace(
+        item,
+        model=dataclasses.replace(item.model, inputs=(tensor,)),
+        target=load_target("linux-x86_64-x86"),
+        preprocess=None,
+        lowered=dataclasses.replace(item.lowered, path=path, runtime="torchscript"),
+        verified=dataclasses.replace(item.verified, outputs=(dataclasses.replace(tensor, name="output0"),)),
+    )
+    write_bundle(made, folder)
+    return read_bundle(folder)
+
+
+@pytest.fixture
+def pair(item: BundleInput, tmp_path: Path) -> tuple[Bundle, Bundle]:
+    return classifier(item, tmp_path / "new", reversed_row=1), classifier(item, tmp_path / "old")
+
+
+def data(folder: Path, x: np.ndarray, y: object) -> DataOptions:
+    np.savez(folder / "data.npz", x=x.astype(np.float32), y=np.asarray(y))
+    return DataOptions(evaluation=str(folder / "data.npz"))
+
+
+# a model that reverses row 1 flips the second and the fourth
+SCORES = np.asarray([[1, 2, 3], [1, 2, 3], [3, 2, 1], [3, 2, 1]])
+
+
+def test_every_row_of_a_whole_batch_counts(pair, runtime, tmp_path):
+    found = churn(*pair, data(tmp_path, SCORES.reshape(2, ROWS, CLASSES), [[2, 2], [0, 0]]), runtime, Quiet())
+    assert (found.samples, found.flips, found.class_drop_pp) == (4, 0.5, 50.0)
+    assert churn(*pair, data(tmp_path, SCORES, [2, 2, 0, 0]), runtime, Quiet()) == found
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [([3, 4, 5, 6], "label 3 is out of range: the model has 3 classes"), ([2.5, 2, 0, 0], "'2.5' is no class index")],
+)
+def test_labels_that_no_prediction_can_match_are_refused(pair, runtime, tmp_path, labels, told):
+    with pytest.raises(UsageError, match=told):
+        churn(*pair, data(tmp_path, SCORES, labels), runtime, Quiet())

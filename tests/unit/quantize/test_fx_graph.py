@@ -1,0 +1,73 @@
+"""Models that FX graph mode takes wrongly as they are."""
+
+from __future__ import annotations
+
+import pytest
+from small_models import loaded, outputs_of, quantized
+from torch import nn
+
+from edgeq.artifacts import TensorSpec
+from edgeq.verify.metrics import Comparison
+
+EIGHT = TensorSpec(name="x", dtype="float32", shape=(2, 8, 6, 6))
+MASK = TensorSpec(name="mask", dtype="int64", shape=(2, 8), low=0, high=1)
+
+
+class SharedBlock(nn.Module):
+    """Calls the same layers twice, on values of very different ranges."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish())
+        self.wider = nn.Conv2d(8, 8, 1)
+        self.wider.weight.data *= 30
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.block(self.wider(self.block(x))))
+
+
+def _sqnr_db(model, result, backend):
+    sums = Comparison()
+    ours = outputs_of(result.graph, model.inputs, 4, backend)
+    for measured, expected in zip(ours, outputs_of(model.model, model.inputs, 4), strict=True):
+        sums.add(expected, measured)
+    return sums.sqnr_db
+
+
+# 25 and 20 dB with one scale for both calls
+@pytest.mark.parametrize(("backend", "least_db"), [("qnnpack", 30), ("x86", 25)])
+def test_each_call_of_a_shared_layer_has_a_scale_of_its_own(backend, least_db):
+    model = loaded(SharedBlock, EIGHT)
+    before = dict(model.model.state_dict())
+    result = quantized(model, backend=backend)
+    assert sorted(result.quantized) == ["block.0", "block.0_call2", "head", "wider"]
+    assert (
+        _sqnr_db(model, result, backend) > {"qnnpack": 30, "x86": 25}[backend]
+    )  # 25 and 20 with one scale for both calls
+    assert dict(model.model.state_dict()).keys() == before.keys()
+
+
+def test_a_shared_layer_is_kept_in_float_whole_or_by_one_call():
+    assert sorted(quantized(loaded(SharedBlock, EIGHT), keep=["block.0"]).quantized) == ["head", "wider"]
+    result = quantized(loaded(SharedBlock, EIGHT), keep=["block.0_call2"])
+    assert sorted(result.quantized) == ["block.0", "head", "wider"]
+    assert sorted(quantized(loaded(SharedBlock, EIGHT), keep=["block"]).quantized) == ["head", "wider"]
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, mask):
+        weight = mask.unsqueeze(-1).to(x.dtype)
+        return self.layer((x.mean(3).transpose(1, 2)[:, :1] * weight).sum(1) / weight.sum(1).clamp(min=1))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_whole_numbers_are_not_observed_and_a_clamp_may_have_one_bound(backend):
+    model = loaded(Masked, EIGHT, MASK)
+    result = quantized(model, backend=backend)
+    assert result.quantized == ("layer",)
+    assert _sqnr_db(model, result, backend) > 25

@@ -12,6 +12,7 @@ from edgeq.cli import data_flags, flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.artifacts import LayerSqnrs, OutputComparison
@@ -95,9 +96,8 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
 
     cells = [(one.layer, words.decibel(one.sqnr_db), words.decibel(one.own_db)) for one in found.layers]
     head = ("layer", "SQNR", "by itself")
-    samples = "1 calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
     return [
-        f"layers, the converted graph against the float one, {samples}:",
+        f"layers, the converted graph against the float one, {counted(found.samples, 'calibration sample')}:",
         *aligned([head, *cells], right=frozenset({1, 2})),
         printable(words.error_start(found)),
     ]

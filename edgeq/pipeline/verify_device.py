@@ -20,6 +20,7 @@ from edgeq.pipeline.verify_gpu import ON as CUDA
 from edgeq.pipeline.verify_gpu import check_box
 from edgeq.samples import Batch, Dataset, batch_size, batches
 from edgeq.target import why_not_emulated
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -257,7 +258,7 @@ def _score_gate(run: DeviceRun) -> Gate:
         name=f"score on {run.cpu}",
         outcome="failed" if worse else "ok",
         limit=f">= {host:.4g}, the host's",
-        measured=f"{score:.4g} over {run.scored} samples",
-        detail=f"{run.rescored} samples scored otherwise" if run.rescored else "every sample as on the host",
+        measured=f"{score:.4g} over {counted(run.scored, 'sample')}",
+        detail=f"{counted(run.rescored, 'sample')} scored otherwise" if run.rescored else "every sample as on the host",
         exit_code=ExitCode.ACCURACY,
     )

@@ -17,7 +17,7 @@ from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.samples import batches
 
-from .test_qat import scenes
+from .qat_cases import scenes
 
 ROUTES = [("torchscript", "qnnpack"), ("torchscript", "x86"), ("executorch", "xnnpack")]
 LAYERS = ("stem", "body", "squeeze", "excite", "head")

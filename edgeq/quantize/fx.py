@@ -157,7 +157,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
-    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, unshared
+    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, plain
     from edgeq.quantize.mutations import without_mutations
 
     # a copy, since preparing writes to the modules
@@ -166,7 +166,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
     try:
-        module, copies = unshared(module, inputs, opaque)
+        module, copies = plain(module, inputs, opaque)
         mapping = _qconfig_mapping(spec.backend, spec.observer)
         for name in kept_names(spec.keep_fp32, types, copies):
             mapping.set_module_name(name, None)

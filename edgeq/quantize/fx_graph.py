@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,10 +36,11 @@ def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> li
     return [name for name in named if next(module.get_submodule(name).children(), None) is not None]
 
 
-def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
-    """Give each call of a module that is called more than once a module of its own.
+def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Take off what FX cannot see: arguments that have defaults, and modules that are called more than once.
 
-    FX converts such a module once, with the output range of one call, and clips the outputs of the others.
+    FX gives every argument of forward a proxy, of which `is None` is false. It converts a module once, with the output
+    range of one call, and clips the outputs of the others: each call gets a module of its own.
 
     Args:
         module: the float model, in eval mode; taken over.
@@ -46,12 +48,14 @@ def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tup
         opaque: names of modules that are not traced.
 
     Returns:
-        The module, traced where it had such modules, and what each new one is a copy of, by its name.
+        The module, traced where it had either, and what each new module is a copy of, by its name.
     """
-    if not _called_again(module, inputs):
+    defaults = _defaults(module, len(inputs))
+    if not defaults and not _called_again(module, inputs):
         return module, {}
-    tracer = QuantizationTracer(list(opaque), [])
-    traced = torch.fx.GraphModule(module, tracer.trace(module))
+    graph = QuantizationTracer(list(opaque), []).trace(module, defaults or None)
+    _drop_inputs(graph, len(inputs))
+    traced = torch.fx.GraphModule(module, graph)
     calls: Counter[str] = Counter()
     copies: dict[str, str] = {}
     for node in traced.graph.nodes:
@@ -67,13 +71,30 @@ def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tup
     return traced, copies
 
 
+def _defaults(module: Any, given: int) -> dict[str, Any]:
+    """Return the arguments of forward beyond the first `given`, which keep their defaults."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[given:]
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def _drop_inputs(graph: Any, kept: int) -> None:
+    """Take the inputs after the first `kept` out, with the checks that FX made that they have their defaults."""
+    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
+    for node in graph.nodes:
+        if not dropped.isdisjoint(node.all_input_nodes):
+            dropped.add(node)
+    for node in reversed(graph.nodes):
+        if node in dropped:
+            graph.erase_node(node)
+
+
 def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[str, str]) -> list[str]:
     """Return the names of the modules that `keep` names, sorted; a module's name or type means all its calls.
 
     Args:
         keep: names or types of modules.
         types: of the model's own modules, by name.
-        copies: what `unshared` returned.
+        copies: what `plain` returned.
 
     Raises:
         UsageError: an entry that matches no module.

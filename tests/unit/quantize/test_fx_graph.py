@@ -71,3 +71,21 @@ def test_whole_numbers_are_not_observed_and_a_clamp_may_have_one_bound(backend):
     result = quantized(model, backend=backend)
     assert result.quantized == ("layer",)
     assert _sqnr_db(model, result, backend) > 25
+
+
+class Optional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x, scale=None, *, halved=False):
+        x = self.layer(x) if scale is None else self.layer(x) * scale
+        return x / 2 if halved else x
+
+
+def test_arguments_that_are_not_given_keep_their_defaults():
+    model = loaded(Optional, EIGHT)
+    result = quantized(model)
+    assert result.quantized == ("layer",)
+    assert [node.name for node in result.graph.graph.nodes if node.op == "placeholder"] == ["x"]
+    assert _sqnr_db(model, result, "qnnpack") > 30

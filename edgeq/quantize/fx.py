@@ -18,13 +18,11 @@ from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.steps import output_steps
 from edgeq.scheme import ObserverName
 
 if TYPE_CHECKING:
     from edgeq.quantize.layer_sqnr import FloatRun
-
-# what moves values and changes none of them
-_REARRANGING = frozenset({"view", "_unsafe_view", "clone", "permute", "transpose", "squeeze", "unsqueeze", "select"})
 
 
 @contextlib.contextmanager
@@ -157,7 +155,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
-    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, plain
+    from edgeq.quantize.fx_graph import containers, kept_names, mend, observe_floats_only, plain
     from edgeq.quantize.mutations import without_mutations
 
     # a copy, since preparing writes to the modules
@@ -166,13 +164,13 @@ def prepare(spec: QuantizeSpec) -> Any:
     opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
     try:
+        mend(module)
         module, copies = plain(module, inputs, opaque)
         mapping = _qconfig_mapping(spec.backend, spec.observer)
         for name in kept_names(spec.keep_fp32, types, copies):
             mapping.set_module_name(name, None)
         with without_mutations(inputs):
-            prepared = prepare_fx(module, mapping, inputs, custom)
-        return observe_floats_only(prepared, inputs)
+            return observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs)
     except EdgeqError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
@@ -268,33 +266,3 @@ def _is_quantized_call(node: Any) -> bool:
     """Whether a node is torch.nn.functional's conv or linear, converted."""
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
     return name.startswith(("conv", "linear")) and "quantized" in str(getattr(node.target, "__module__", ""))
-
-
-def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:
-    """Return the scale of each output that leaves the graph straight from a quantized tensor.
-
-    Seen in a run: which operators keep a scale is PyTorch's to know.
-    """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    steps: list[tuple[Any, float]] = []  # the tensors too, so that no id is used again
-
-    def step_of(tensor: Any) -> float | None:
-        return next((step for known, step in steps if known is tensor), None)
-
-    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
-        """Sees every operator."""
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            op = func.__name__.partition(".")[0]
-            if op == "dequantize" and args[0].qscheme() == torch.per_tensor_affine:
-                steps.append((result, float(args[0].q_scale())))
-            elif op in _REARRANGING and (step := step_of(args[0])) is not None:
-                steps.append((result, step))
-            return result
-
-    with torch.no_grad(), Recorder():
-        outputs = torch.utils._pytree.tree_leaves(converted(*inputs))
-    return tuple(step_of(leaf) for leaf in outputs)

@@ -26,8 +26,36 @@ _SCALED = (
     nn.ELU,
     nn.Hardswish,
     nn.LeakyReLU,
-    nn.PReLU,
 )
+
+
+def mend(module: Any) -> None:
+    """Exchange in place what the int8 engines compute wrongly or cannot take for its equal that they can."""
+    for part in list(module.modules()):
+        for name, child in list(part._modules.items()):  # named_children leaves out what it has given before
+            if type(child) is nn.PReLU:
+                setattr(part, name, _FloatPReLU(child.weight))
+            elif isinstance(child, nn.modules.conv._ConvNd) and isinstance(child.padding, str):
+                child.padding = _padding(child)
+
+
+class _FloatPReLU(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Computes in float: torch's int8 module lets negative values through as they are (torch 2.15)."""
+
+    def __init__(self, weight: Any) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.prelu(x, self.weight)
+
+
+def _padding(conv: Any) -> Any:
+    """Return padding "same" or "valid" as numbers, or as it is where "same" pads one side more than the other."""
+    totals = [
+        0 if conv.padding == "valid" else d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+    ]
+    return conv.padding if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
 
 
 def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from edgeq.quantize.result import quantized_model
 from edgeq.quantize.search import Ground, evenly, mixed
 from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.steps import output_steps
 
 _SCHEME = "mixed-int8"
 
@@ -68,7 +69,7 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
         _ranged(prepared, subject, fewer)
         before = fx.watched(prepared, spec) if final else None
         converted = fx.convert(prepared)
-        steps = fx.output_steps(converted, example_tensors(spec.inputs))
+        steps = output_steps(converted, example_tensors(spec.inputs))
         layers, sqnrs = fx_layers.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 

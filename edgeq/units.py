@@ -79,3 +79,12 @@ def format_quantity(value: float, dimension: Dimension) -> str:
     if dimension == "ms":
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
     return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return "1 step", "2 steps", "3 tries"; a count that is no whole number with three digits ("0.996 steps")."""
+    number = str(count) if isinstance(count, int) else f"{count:.3g}"
+    if number == "1":
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ty")) else f"{noun}s"
+    return f"{number} {plural}"

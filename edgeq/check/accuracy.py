@@ -6,6 +6,7 @@ import math
 
 from edgeq.artifacts import Fidelity, VerifyReport
 from edgeq.job import GateOptions
+from edgeq.units import counted
 
 FAR_SQNR_DB = 10.0  # the difference is a third of the signal
 _Z95 = 1.645  # the normal distribution's one-sided 95% point
@@ -44,8 +45,8 @@ def why_worthless(fidelity: Fidelity) -> str:
     if fp32 > chance + margin:
         return ""
     return (
-        f"fp32 itself scores {fp32:.1%} over {fidelity.samples} samples, no better than the commonest label alone"
-        f" ({chance:.1%}): are weights, preprocessing and the order of the classes right?"
+        f"fp32 itself scores {fp32:.1%} over {counted(fidelity.samples, 'sample')}, no better than the commonest"
+        f" label alone ({chance:.1%}): are weights, preprocessing and the order of the classes right?"
     )
 
 

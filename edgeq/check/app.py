@@ -10,7 +10,7 @@ from edgeq.check.outcome import at_most, unverified
 from edgeq.errors import ExitCode
 from edgeq.project import AppOptions, Library
 from edgeq.target import TargetProfile
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Lib
     unknown = [key[0] for key in runtimes if key not in known]
     libraries = sum(kind.library_bytes_of(known[key]) for key in runtimes if key in known)
     named = ", ".join(_told(key[0], known.get(key), kind) for key in runtimes)
-    told = f"{len(largest)} bundles {format_bytes(models)}, runtimes {named}"
+    told = f"{counted(len(largest), 'bundle')} {format_bytes(models)}, runtimes {named}"
     gate = at_most(
         name=name, limit=limit, measured=models + libraries, dimension="bytes", code=ExitCode.SIZE, note=told
     )

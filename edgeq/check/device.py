@@ -9,6 +9,7 @@ from edgeq.check.outcome import unverified
 from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.errors import ExitCode
 from edgeq.scheme import FLOAT_SCHEMES
+from edgeq.units import counted
 
 NAME = "device"
 
@@ -73,7 +74,7 @@ def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
         return ""
     if reaction_db is not None and host.sqnr_db >= max(reaction_db, MIN_SQNR_DB_DEEP):
         return ""
-    return f"{_measured(host, scheme)} against the host over {host.samples} samples{_flips(host)}"
+    return f"{_measured(host, scheme)} against the host over {counted(host.samples, 'sample')}{_flips(host)}"
 
 
 def _by_steps(host: Agreement, scheme: str) -> bool:
@@ -92,7 +93,7 @@ def _measured(host: Agreement, scheme: str) -> str:
     if host.sqnr_db == math.inf:
         return "equal"
     if host.max_steps is not None and scheme not in FLOAT_SCHEMES:
-        return f"{host.max_steps:.3g} steps, {host.sqnr_db:.1f} dB"
+        return f"{counted(host.max_steps, 'step')}, {host.sqnr_db:.1f} dB"
     return f"{host.sqnr_db:.1f} dB"
 
 
@@ -109,4 +110,4 @@ def _seen(emulation: Emulation) -> str:
         for run in emulation.runs
         if run not in equal
     ]
-    return f"{'; '.join(parts)}, over {emulation.runs[0].samples} samples"
+    return f"{'; '.join(parts)}, over {counted(emulation.runs[0].samples, 'sample')}"

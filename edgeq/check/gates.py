@@ -26,6 +26,7 @@ from edgeq.errors import ExitCode, UsageError, nearest
 from edgeq.job import GateOptions
 from edgeq.scheme import FLOAT_SCHEMES, LIMITS
 from edgeq.target import Audit, TargetProfile
+from edgeq.units import counted
 
 EQUIVALENCE = "equivalence"
 GATE_NAMES = ("parity", EQUIVALENCE, "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
@@ -148,11 +149,12 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         return unverified("parity", limit, why or "the artifact was not compared with the converted graph")
     if parity.max_steps is not None and by_steps:
         passed = parity.max_steps <= MAX_STEPS
-        measured = f"{parity.max_steps:.3g} steps"
+        measured = counted(parity.max_steps, "step")
     else:
         passed = parity.sqnr_db >= least
         measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
-    seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {parity.samples} samples"
+    over = counted(parity.samples, "sample")
+    seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {over}"
     if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep
@@ -188,7 +190,7 @@ def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None)
             limit=limit,
             measured=f"{relative:.1e}",
             detail=f"mean difference {parity.mean_abs:.3g} at mean magnitude {parity.mean_magnitude:.3g},"
-            f" over {parity.samples} samples",
+            f" over {counted(parity.samples, 'sample')}",
             exit_code=ExitCode.VERIFICATION,
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeq.artifacts import Gate, VerifyReport
 from edgeq.errors import ExitCode
+from edgeq.units import counted
 
 NAME = "graph"
 
@@ -22,7 +23,8 @@ def graph_gates(verified: VerifyReport) -> tuple[Gate, ...]:
             outcome="failed" if only.findings else "ok",
             limit="finite, not constant",
             measured=f"{len(only.findings)} findings" if only.findings else "as stated",
-            detail="; ".join(only.findings) or f"the converted graph over {only.fidelity.samples} samples; {only.why}",
+            detail="; ".join(only.findings)
+            or f"the converted graph over {counted(only.fidelity.samples, 'sample')}; {only.why}",
             exit_code=ExitCode.VERIFICATION,
         ),
     )

@@ -11,7 +11,7 @@ from edgeq.artifacts import DeviceMeasures, DeviceRun, Fidelity, Gate, Interval,
 from edgeq.check.accuracy import why_worthless
 from edgeq.check.outcome import at_least, at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
-from edgeq.units import format_quantity
+from edgeq.units import counted, format_quantity
 
 # platform.machine() and target profiles name the same processors differently
 _ARCH = {"aarch64": "arm64", "amd64": "x86_64", "x64": "x86_64"}
@@ -97,7 +97,11 @@ def _drop_of(fidelity: Fidelity | None, measured: Measured) -> tuple[float | Non
     if why:
         return None, why
     runs = measured.verified.emulation.runs if measured.verified.emulation else ()
-    other = [(run.drop_pp, f"; on {run.name}, {run.scored} samples") for run in runs if run.rescored and run.drop_pp]
+    other = [
+        (run.drop_pp, f"; on {run.name}, {counted(run.scored, 'sample')}")
+        for run in runs
+        if run.rescored and run.drop_pp
+    ]
     by_point = measured.limit_on == "point"
     drop, where = max([(fidelity.drop_pp, ""), *other], key=lambda item: _judged(item[0], by_point))
     if by_point:
@@ -120,11 +124,11 @@ def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         return None, why
     runs = measured.verified.emulation.runs if measured.verified.emulation else ()
     other = [
-        (found, f"on {run.name}, {run.samples} samples")
+        (found, f"on {run.name}, {counted(run.samples, 'sample')}")
         for run in runs
         if (found := _of_run(name, run, value)) is not None
     ]
-    return min([(value, f"over {fidelity.samples} samples"), *other], key=lambda one: _worst_first(one[0]))
+    return min([(value, f"over {counted(fidelity.samples, 'sample')}"), *other], key=lambda one: _worst_first(one[0]))
 
 
 def _of_run(name: LimitName, run: DeviceRun, host: float) -> float | None:
@@ -154,9 +158,9 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         return _on_device(name, verified.device, measured)
     timing = verified.timing
     host = timing.arch if name == "latency" and timing else measured.host_arch
-    by = (timing.gpu or f"{timing.threads} threads") if timing else ""
+    by = (timing.gpu or counted(timing.threads, "thread")) if timing else ""
     values: dict[LimitName, tuple[float | None, str]] = {
-        "latency": (timing.p90_ms, f"p90 of {timing.runs} runs, {by}") if timing else (None, ""),
+        "latency": (timing.p90_ms, f"p90 of {counted(timing.runs, 'run')}, {by}") if timing else (None, ""),
         "peak_memory": (verified.peak_memory_bytes, f"on {verified.host}"),
         "load": (verified.load_ms, f"on {verified.host}"),
     }
@@ -180,12 +184,18 @@ def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> t
         own, wanted = (f"{device.platform} {device.arch}", f"{measured.target_platform} {measured.target_arch}")
         return None, f"measured on {device.device}, which is {own}: that says nothing about {wanted}"
     if name == "latency" and device.threads != measured.threads:
-        return None, f"{device.device} was timed with {device.threads} threads, and the app uses {measured.threads}"
+        return (
+            None,
+            f"{device.device} was timed with {counted(device.threads, 'thread')}, and the app uses {measured.threads}",
+        )
     if name == "latency" and device.runs < _LEAST_RUNS:
-        return None, f"{device.device} was timed {device.runs} times, and a p90 needs {_LEAST_RUNS} at least"
+        return None, f"{device.device} was timed {counted(device.runs, 'time')}, and a p90 needs {_LEAST_RUNS} at least"
     where = f"on {device.device}, {device.runtime}"
     values: dict[LimitName, tuple[float | None, str]] = {
-        "latency": (device.p90_ms, f"p90 of {device.runs} runs, {device.threads} threads, {where}"),
+        "latency": (
+            device.p90_ms,
+            f"p90 of {counted(device.runs, 'run')}, {counted(device.threads, 'thread')}, {where}",
+        ),
         "peak_memory": (device.peak_memory_bytes, where),
         "load": (device.load_ms, where),
     }
@@ -207,7 +217,10 @@ def _prediction(measured: Measured) -> LatencyPrediction | None:
 def _predicted(told: LatencyPrediction) -> tuple[float, str]:
     beyond = ", extrapolated beyond what the model was fitted on" if told.extrapolated else ""
     estimate = f"the estimate is {told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g})"
-    return told.high_ms, f"predicted for {told.device} on {told.threads} threads, not measured; {estimate}{beyond}"
+    return (
+        told.high_ms,
+        f"predicted for {told.device} on {counted(told.threads, 'thread')}, not measured; {estimate}{beyond}",
+    )
 
 
 def _arch(name: str) -> str:

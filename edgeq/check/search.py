@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeq.artifacts import Gate, Scores, Search
 from edgeq.errors import ExitCode
 from edgeq.scheme import LIMITS, LimitName
-from edgeq.units import format_quantity
+from edgeq.units import counted, format_quantity
 
 
 def search_gates(search: Search | None) -> tuple[Gate, ...]:
@@ -13,7 +13,9 @@ def search_gates(search: Search | None) -> tuple[Gate, ...]:
     if search is None:
         return ()
     found = search.found
-    told = f"{len(found.kept)} of {len(search.ranking)} layers in float, over {search.samples} search samples"
+    told = (
+        f"{len(found.kept)} of {len(search.ranking)} layers in float, over {counted(search.samples, 'search sample')}"
+    )
     nearest = "; no assignment of those tried does: this one is the nearest"
     return (
         Gate(
@@ -21,7 +23,7 @@ def search_gates(search: Search | None) -> tuple[Gate, ...]:
             outcome="ok" if found.meets else "failed",
             limit=", ".join(_limit(name, limit) for name, limit in search.limits),
             measured=", ".join(_score(name, found.scores) for name, _ in search.limits),
-            detail=f"{told}, {len(search.attempts)} assignments tried{'' if found.meets else nearest}",
+            detail=f"{told}, {counted(len(search.attempts), 'assignment')} tried{'' if found.meets else nearest}",
             exit_code=ExitCode.ACCURACY,
         ),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeq.cli import views
+from edgeq.cli import flags, views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import note, say, say_json, say_problem
 from edgeq.cli.params import RunParams, grouped
@@ -21,14 +21,14 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 
 
 @grouped
-def build(run: RunParams, names: Names = None) -> None:
+def build(run: RunParams, names: Names = None, out: flags.Out = None) -> None:
     """Build every model of an edgeq.toml, in parallel; only what changed is made anew.
 
     One model that fails does not stop the others. The exit code is the lowest of all that failed.
     """
     from edgeq.cli.models import read_models
 
-    wanted = read_models(run.config, names or (), cache=run.cache)
+    wanted = read_models(run.config, names or (), cache=run.cache, out=out)
     if run.dry_run:
         _print_plan(wanted, as_json=run.as_json)
         return

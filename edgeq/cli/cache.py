@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeq.cli.output import say, say_json
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 app = typer.Typer(help="Look at the build cache, or empty it.")
 
@@ -22,7 +22,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
         facts = {"folder": str(found.folder), "entries": found.entries, "size_bytes": found.size_bytes}
         say_json({"schema_version": 1, "cache": facts})
     else:
-        say(f"{found.folder}: {_entries(found.entries)}, {format_bytes(found.size_bytes)}")
+        say(f"{found.folder}: {counted(found.entries, 'entry')}, {format_bytes(found.size_bytes)}")
 
 
 @app.command("clear")
@@ -34,8 +34,4 @@ def clear(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     if as_json:
         say_json({"schema_version": 1, "removed": removed})
     else:
-        say(f"removed {_entries(removed)}")
-
-
-def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
+        say(f"removed {counted(removed, 'entry')}")

@@ -12,6 +12,7 @@ from edgeq.cli import data_flags, flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.artifacts import LayerSqnrs, OutputComparison
@@ -74,12 +75,17 @@ def _title(manifest: Manifest) -> str:
 def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
     from edgeq.report import words
 
-    share = f"{words.share(outputs.agreeing / outputs.ranked)}, {outputs.agreeing:,} of {outputs.ranked:,}"
+    counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
     return [
         ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
         ("mean magnitude", f"{outputs.fp32_magnitude:.4g} fp32, {outputs.quantized_magnitude:.4g} quantized"),
         ("largest error", f"{outputs.max_abs_error:.4g}"),
-        ("argmax agreement", share if outputs.ranked else "the first output is no [N, classes]"),
+        (
+            "argmax agreement",
+            f"{words.share(outputs.agreeing / outputs.ranked)}, {counts}"
+            if outputs.ranked
+            else "the first output is no [N, classes]",
+        ),
         ("SQNR", words.decibel(outputs.sqnr_db)),
         ("cosine", f"{outputs.cosine:.6g}"),
     ]
@@ -90,9 +96,8 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
 
     cells = [(one.layer, words.decibel(one.sqnr_db), words.decibel(one.own_db)) for one in found.layers]
     head = ("layer", "SQNR", "by itself")
-    samples = "1 calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
     return [
-        f"layers, the converted graph against the float one, {samples}:",
+        f"layers, the converted graph against the float one, {counted(found.samples, 'calibration sample')}:",
         *aligned([head, *cells], right=frozenset({1, 2})),
         printable(words.error_start(found)),
     ]

@@ -14,7 +14,7 @@ from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.errors import UsageError
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.artifacts import Layer
@@ -72,9 +72,10 @@ def bundle_text(found: BundleInspection, shown: int) -> str:
     target, runtime = manifest.target, manifest.runtime
     field = f", oldest in the field {runtime.oldest_in_field}"
     bytecode = "" if runtime.bytecode_version is None else f", bytecode version {runtime.bytecode_version}"
+    threads = counted(manifest.threads, "thread")
     facts = [
         ("digest", found.bundle.digest),
-        ("target", f"{target.name} ({target.platform}, {target.arch}, {target.backend}, {manifest.threads} threads)"),
+        ("target", f"{target.name} ({target.platform}, {target.arch}, {target.backend}, {threads})"),
         ("runtime", f"{runtime.name}, written by {runtime.exported_with or 'an unknown version'}{field}{bytecode}"),
         *(("input", _tensor(tensor)) for tensor in manifest.inputs),
         *(("output", _tensor(tensor)) for tensor in manifest.outputs),

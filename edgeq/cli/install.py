@@ -13,7 +13,7 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.output import say, say_json
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
@@ -35,7 +35,7 @@ class Installed:
         """Return the lines for people."""
         result = self.result
         size = format_bytes(result.size_bytes)
-        first = f"installed: {result.place} ({len(result.files)} files, {size}, digest {result.digest[:12]})"
+        first = f"installed: {result.place} ({counted(len(result.files), 'file')}, {size}, digest {result.digest[:12]})"
         lines = [first, *(f"  {growth_text(growth)}" for growth in result.growth)]
         lines += [f"  pruned: {path}, another version of the model" for path in result.pruned]
         lines += [f"  Swift package: {path.parent}" for path in result.package[:1]]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeq.cli.config import DEFAULT_OUT, Request, request
+from edgeq.cli.config import Request, request
 from edgeq.cli.flags import PROJECT_FILE
 from edgeq.cli.merge import merge
 from edgeq.cli.project import AppTable, Options, read_project, relative_to, validated
@@ -46,13 +46,16 @@ class ProjectRequest:
     app: AppOptions
 
 
-def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None) -> ProjectRequest:
+def read_models(
+    config: Path | None, names: Sequence[str], *, cache: bool | None, out: str | None = None
+) -> ProjectRequest:
     """Return the models of `config`, or of the current folder's edgeq.toml.
 
     Args:
         config: the file, or None.
         names: those to build; none for all.
         cache: overrides the file's; None to leave it.
+        out: the same of the folder for the bundles, relative to the current folder.
 
     Raises:
         UsageError: no such file or model, two models with one name, or an unknown key or value.
@@ -65,14 +68,13 @@ def read_models(config: Path | None, names: Sequence[str], *, cache: bool | None
     app = _app(common.app, str(path))
     known = [options.name or options.model or "" for options in found]
     chosen = _chosen(names, known, path)
-    extra = Options(cache=cache)
+    extra = Options(cache=cache, out=out)
     models = [
-        _request(relative_to(merge(extra, options), path.parent), f"{path}: model {name!r}")
+        _request(merge(extra, relative_to(options, path.parent)), f"{path}: model {name!r}")
         for name, options in zip(known, found, strict=True)
         if name in chosen
     ]
-    out = path.parent / (common.out or DEFAULT_OUT)
-    return ProjectRequest(names=tuple(known), models=tuple(models), out=out, app=app)
+    return ProjectRequest(names=tuple(known), models=tuple(models), out=models[0].job.out, app=app)
 
 
 def read_released(config: Path | None, models: Sequence[str]) -> Options:

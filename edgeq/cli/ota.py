@@ -13,6 +13,7 @@ from edgeq.cli.ota_job import ChannelParams, ReleaseGateParams, ReleaseParams, r
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
 from edgeq.cli.params import StoreParams, grouped
+from edgeq.units import counted
 
 app = typer.Typer(help="Publish over-the-air updates, and follow a channel as a device does.")
 app.command("update")(ota_device.update)
@@ -77,4 +78,4 @@ def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
     from edgeq.deliver.ota.release import refresh as run
 
     done = run(of.channel, load_keys(of.keys), Terms(now=now(), clock=clock(), valid_days=of.valid_days))
-    tell_published(f"signed again: {of.channel}, for {of.valid_days} days", done, as_json)
+    tell_published(f"signed again: {of.channel}, for {counted(of.valid_days, 'day')}", done, as_json)

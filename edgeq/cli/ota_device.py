@@ -16,7 +16,7 @@ from edgeq.cli.ota_words import SCHEMA_VERSION
 from edgeq.cli.output import say, say_json
 from edgeq.cli.params import grouped
 from edgeq.errors import UsageError
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.deliver.ota.client import Request
@@ -118,12 +118,12 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
     if current is None:
         say("no release yet")
         return
-    health = "healthy" if current.healthy else f"on trial, started {current.starts} times"
+    health = "healthy" if current.healthy else f"on trial, started {counted(current.starts, 'time')}"
     say(f"release {current.release}, {health}, digest {current.digest[:12]}")
     if state.previous:
         say(f"previous: release {state.previous.release}")
     if state.trying:
-        say(f"trying: release {state.trying.release}, {state.trying.tries} tries")
+        say(f"trying: release {state.trying.release}, {counted(state.trying.tries, 'try')}")
     if state.bad:
         say(f"failed here: {', '.join(str(number) for number in state.bad)}")
 

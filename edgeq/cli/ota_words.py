@@ -51,6 +51,8 @@ def report_text(report: ReleaseReport) -> str:
     for row in report.rows:
         lines.append(f"{row.model} {row.model_version} for {row.target}: {printable(str(row.path))}")
         lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
+        if row.settled:
+            lines.append(f"  {printable(row.settled)}: digest {row.digest[:12]}")
         lines += aligned(_sizes(row), right=frozenset({1}))
         if row.reuse is not None:
             lines += [f"  {line}" for line in words.reuse(row.reuse.found, row.reuse.fidelity)]
@@ -96,6 +98,7 @@ def report_json(report: ReleaseReport) -> dict[str, Any]:
                 "digest": row.digest,
                 "download_bytes": row.download_bytes,
                 "deltas": [dataclasses.asdict(delta) for delta in row.deltas],
+                "settled": row.settled or None,
                 "reuse": finite(dataclasses.asdict(row.reuse)) if row.reuse else None,
                 "gates": [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in row.checked.gates],
             }

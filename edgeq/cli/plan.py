@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
 from edgeq.scheme import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.units import format_bytes, format_quantity
+from edgeq.units import counted, format_bytes, format_quantity
 from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
         backend=target.backend
     )
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
-    samples = f"{job.data.num_calibration_samples} samples" if job.data.calibration else "no calibration data given"
+    samples = (
+        counted(job.data.num_calibration_samples, "sample") if job.data.calibration else "no calibration data given"
+    )
     steps = [("quantize", _joined([method, kept]))]
     if scheme in NEEDS_CALIBRATION:
         steps.append(("calibrate", f"{samples}, {job.observer} observer"))
@@ -160,10 +162,12 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
 
 def _training(job: Job) -> str:
     qat = job.qat
-    data = f"at most {qat.samples} samples of {qat.data or job.data.calibration or 'the calibration data'}"
+    data = f"at most {counted(qat.samples, 'sample')} of {qat.data or job.data.calibration or 'the calibration data'}"
     if qat.train:
         return _joined([qat.train, data])
-    return _joined([f"distil fp32 in {qat.epochs} epochs", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data])
+    return _joined(
+        [f"distil fp32 in {counted(qat.epochs, 'epoch')}", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data]
+    )
 
 
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.counts import CountReport, Counts
@@ -104,7 +105,7 @@ def _traffic(counts: Counts) -> str:
 
 
 def _latency(one: Predicted) -> str:
-    told, threads = one.latency, "1 thread" if one.threads == 1 else f"{one.threads} threads"
+    told, threads = one.latency, counted(one.threads, "thread")
     beyond = ", extrapolated" if told.extrapolated else ""
     return f"{told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g}) on {threads}{beyond}"
 

@@ -13,6 +13,7 @@ from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.cli.params import BundleParams, ModelParams, grouped, to_options
 from edgeq.errors import UsageError
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.cli.project import Options
@@ -79,7 +80,7 @@ def render(found: Ranking) -> str:
         )
         for item in found.layers
     ]
-    title = f"{found.model} for {found.target}: {len(found.layers)} layers, SQNR of the outputs against fp32"
+    title = f"{found.model} for {found.target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
     return "\n".join([printable(title), *aligned(rows, right=frozenset({1, 2, 3})), _told(found)])
 
 

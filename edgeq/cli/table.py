@@ -14,6 +14,7 @@ from edgeq.cli.columns import printable
 from edgeq.project import of_one
 from edgeq.report import schemes, words
 from edgeq.report.as_json import to_json
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -192,5 +193,5 @@ def _reused(row: Row) -> list[str]:
 def _data(facts: DataFacts) -> list[str]:
     lines = [f"data: {finding.name}: {finding.message}" for finding in facts.findings]
     if facts.excluded_shared:
-        lines.append(f"data: {facts.excluded_shared} samples left out: they are in the other set too")
+        lines.append(f"data: {counted(facts.excluded_shared, 'sample')} left out: they are in the other set too")
     return lines + [f"data: skipped {name}" for name in facts.skipped]

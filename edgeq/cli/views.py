@@ -14,6 +14,7 @@ import typer
 from edgeq._io import disk_errors, write_atomic
 from edgeq.cli.output import note
 from edgeq.errors import UsageError, nearest
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.cli.params import RunParams
@@ -37,13 +38,13 @@ def as_html(report: ProjectReport) -> str:
     rows = report.rows
     if not rows:
         raise UsageError("no bundle was made, so that there is nothing to show", "see the errors above")
-    title = page_title(rows[0]) if len(rows) == 1 else _counted(len(report.models), "model") + f", {len(rows)} bundles"
+    title = (
+        page_title(rows[0])
+        if len(rows) == 1
+        else f"{counted(len(report.models), 'model')}, {counted(len(rows), 'bundle')}"
+    )
     data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
     return page_of(rows, data, title=title, app=report.app).decode()
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def as_json(report: ProjectReport) -> str:

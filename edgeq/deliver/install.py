@@ -133,9 +133,12 @@ def check_releasable(bundle: Bundle) -> None:
     """
     manifest = bundle.manifest
     if not manifest.accepted:
-        failed = ", ".join(gate.name for gate in manifest.gates if gate.outcome not in ("ok", "allowed"))
-        what = f"{bundle.folder}: the bundle did not pass its gates: {failed}"
-        raise VerificationError(what, "install one that passed; report.json beside it says what is missing")
+        failed = [gate for gate in manifest.gates if gate.outcome not in ("ok", "allowed")]
+        what = f"{bundle.folder}: the bundle did not pass its gates: {', '.join(gate.name for gate in failed)}"
+        settle = ""
+        if all(gate.outcome == "unverified" for gate in failed):
+            settle = ", or give --verdict FILE, as `edgeq verify --write-verdict` measured it on a device"
+        raise VerificationError(what, f"take one that passed{settle}; report.json beside it says what is missing")
     if manifest.model.weights == "random":
         what = f"{bundle.folder}: the model has random weights, it can only be measured"
         raise VerificationError(what, "package it again with --weights")

@@ -24,6 +24,7 @@ from edgeq.pipeline.prepare import with_demo_data
 from edgeq.pipeline.publish import publish
 from edgeq.pipeline.reuse import check_reuse
 from edgeq.target import why_not_run
+from edgeq.units import counted
 from edgeq.verify.emulate.wanted import check_tools
 
 WORK_NAME = ".edgeq-work"
@@ -46,7 +47,7 @@ def build(job: Job, progress: Progress) -> BuildReport:
         if len(report.rows) > 1:
             from edgeq.pipeline.pages import write_page
 
-            title = f"{report.rows[0].model} for {len(report.rows)} targets"
+            title = f"{report.rows[0].model} for {counted(len(report.rows), 'target')}"
             write_page(job.out, report.rows, report.data, title=title)
     return report
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import CheckReport, Fidelity, Gate, Reuse
+from edgeq.bundle.reader import Bundle, read_bundle, read_manifest
 from edgeq.deliver.ota.channel import Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.entries import Base, Prepared, Terms, shipped
@@ -19,10 +21,9 @@ from edgeq.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest
 from edgeq.pipeline import skew
-from edgeq.pipeline.settle import settled_bundles
+from edgeq.pipeline.settle import Settled, settled_bundles
 
 if TYPE_CHECKING:
-    from edgeq.bundle.reader import Bundle
     from edgeq.verify.host import HostRuntime
 
 
@@ -79,6 +80,7 @@ class ReleaseRow:
     """One bundle of a release.
 
     Attributes:
+        settled: which gates of the bundle a verdict settled, in words; "" for none.
         reuse: None where it was packaged without --reuse-qparams-from, or its report is gone.
     """
 
@@ -90,6 +92,7 @@ class ReleaseRow:
     download_bytes: int
     deltas: tuple[DeltaRow, ...]
     checked: CheckReport
+    settled: str = ""
     reuse: ReuseRow | None = None
 
 
@@ -125,7 +128,7 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         return _release(job, places, progress)
 
 
-def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> ReleaseReport:
+def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> ReleaseReport:
     """Release the bundles as they lie at `places`."""
     ring = load_keys(job.keys)
     channel = open_channel(job.channel)
@@ -135,11 +138,11 @@ def _release(job: ReleaseJob, places: Sequence[Path], progress: Progress) -> Rel
         with progress.task("make the patches", len(job.bundles)) as task:
             items = []
             for place in places:
-                items.append(_prepared(job, channel, place))
+                items.append(_prepared(job, channel, place.folder))
                 task.advance()
         rows = tuple(
-            _checked(job, channel, item, folder, runtime, progress)
-            for folder, item in zip(job.bundles, items, strict=True)
+            dataclasses.replace(_checked(job, channel, item, runtime, progress), path=folder, settled=place.told)
+            for folder, place, item in zip(job.bundles, places, items, strict=True)
         )
     report = ReleaseReport(channel=job.channel, rows=rows, published=None)
     if report.exit_code:
@@ -158,8 +161,6 @@ def _host() -> Iterator[HostRuntime]:
 
 
 def _needs_runtime(job: ReleaseJob) -> bool:
-    from edgeq.bundle.reader import read_manifest
-
     asked = {name for name, _ in job.gates.limits}
     return bool(asked & {"flips", "class_drop"}) or any(
         skew.is_lite(read_manifest(folder)[1]) for folder in job.bundles
@@ -168,7 +169,6 @@ def _needs_runtime(job: ReleaseJob) -> bool:
 
 def _check_limits(job: ReleaseJob) -> None:
     """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
-    from edgeq.bundle.reader import read_manifest
     from edgeq.check.store import find_store_limit
 
     options = job.gates
@@ -188,7 +188,6 @@ RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
 
 
 def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepared:
-    from edgeq.bundle.reader import read_manifest
     from edgeq.deliver.ota.plain import pack
 
     manifest = read_manifest(folder)[1]
@@ -198,8 +197,6 @@ def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepare
 
 
 def _same_place(path: Path, manifest: Manifest) -> bool:
-    from edgeq.bundle.reader import read_manifest
-
     other = read_manifest(path)[1]
     return (other.model.name, other.target.name) == (manifest.model.name, manifest.target.name)
 
@@ -208,7 +205,6 @@ def _checked(
     job: ReleaseJob,
     channel: Channel | None,
     item: Prepared,
-    folder: Path,
     runtime: HostRuntime | None,
     progress: Progress,
 ) -> ReleaseRow:
@@ -227,7 +223,7 @@ def _checked(
         model=manifest.model.name,
         model_version=manifest.model.version,
         target=manifest.target.name,
-        path=folder,
+        path=item.bundle.folder,
         digest=item.bundle.digest,
         download_bytes=len(item.archive),
         deltas=tuple(
@@ -259,8 +255,6 @@ def _reuse(bundle: Bundle) -> ReuseRow | None:
 
 def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, scratch: Path) -> Bundle | None:
     """Return what devices have now: the channel's newest release, or else the first that --delta-from names."""
-    from edgeq.bundle.reader import read_bundle
-
     manifest = item.bundle.manifest
     for entry in shipped(channel, manifest.model.name, manifest.target.name):
         if channel is not None and not entry.facts.withdrawn:

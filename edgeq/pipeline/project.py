@@ -16,6 +16,7 @@ from edgeq.pipeline.publish import publish
 from edgeq.pipeline.workers import Order, Outcome, run_all
 from edgeq.project import Library, ModelError, ModelResult, Project, ProjectReport
 from edgeq.target import TargetProfile
+from edgeq.units import counted
 
 
 def build_project(
@@ -114,5 +115,5 @@ def _write_page(project: Project, report: ProjectReport) -> None:
     from edgeq.pipeline.pages import write_page
 
     if report.rows:
-        title = f"{len(report.models)} models, {len(report.rows)} bundles"
+        title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
         write_page(project.out, report.rows, DataFacts(), title=title, app=report.app)

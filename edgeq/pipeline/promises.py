@@ -17,7 +17,7 @@ from edgeq.check.store import store_limits
 from edgeq.errors import EdgeqError, ExitCode
 from edgeq.manifest import GateVerdict, Manifest, Tensor
 from edgeq.scheme import LIMITS
-from edgeq.units import format_bytes, format_quantity
+from edgeq.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
@@ -70,7 +70,7 @@ def files_gate(bundle: Bundle) -> Gate:
         name="files",
         outcome="ok",
         limit="",
-        measured=f"{len(files)} files, {size}, as listed",
+        measured=f"{counted(len(files), 'file')}, {size}, as listed",
         detail=f"digest {bundle.digest[:12]}",
         exit_code=ExitCode.INTEGRITY,
     )
@@ -89,7 +89,10 @@ def packaged_gates(manifest: Manifest, settled: Mapping[str, Gate] = MappingProx
     if not failed:
         allowed = [gate.name for gate in rest if gate.outcome == "allowed"]
         detail = f"allowed without a measurement: {', '.join(allowed)}" if allowed else ""
-        return (_gate("packaged", True, "", f"{len(rest)} gates passed when it was packaged", detail), *since)
+        return (
+            _gate("packaged", True, "", f"{counted(len(rest), 'gate')} passed when it was packaged", detail),
+            *since,
+        )
     return since + tuple(
         Gate(
             name=f"packaged:{gate.name}",
@@ -122,7 +125,7 @@ def run_gate(report: VerifyReport) -> Gate:
     facts = [f"loaded in {format_quantity(report.load_ms, 'ms')}"] if report.load_ms is not None else []
     if timing is not None:
         times = f"{format_quantity(timing.p50_ms, 'ms')}, p90 {format_quantity(timing.p90_ms, 'ms')}"
-        facts.append(f"p50 {times} of {timing.runs} runs, {timing.threads} threads")
+        facts.append(f"p50 {times} of {counted(timing.runs, 'run')}, {counted(timing.threads, 'thread')}")
     if report.peak_memory_bytes is not None:
         facts.append(f"peak memory {format_bytes(report.peak_memory_bytes)}")
     return _gate("run", True, "", f"on {report.host}", "; ".join(facts))
@@ -168,7 +171,7 @@ def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) ->
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
-    facts.append(f"{compared.samples} golden samples")
+    facts.append(counted(compared.samples, "golden sample"))
     if not same_shapes:
         facts = ["the outputs have other shapes than the golden ones"]
     elif not finite:
@@ -187,7 +190,7 @@ def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str,
     if compared.score is None:
         why = "the data has no labels, or the first output is no scores of classes; give a --metric"
         return (unverified("score", "as recorded", why),), ()
-    told = f"{compared.metric} {compared.score:.4g} over {compared.samples} samples"
+    told = f"{compared.metric} {compared.score:.4g} over {counted(compared.samples, 'sample')}"
     if compared.recorded is None:
         return (), (f"{told}; the manifest records no score to compare with",)
     if not compared.same_data:

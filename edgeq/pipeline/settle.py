@@ -130,7 +130,7 @@ class Settled:
 
     Attributes:
         folder: the bundle as it is to be released; its manifest says what was settled, so that its digest is another.
-        gates: those gates, and others that were measured again.
+        gates: those gates, and others that were measured again; none of a bundle that is as it was packaged.
         device: what measured them.
     """
 
@@ -140,8 +140,12 @@ class Settled:
 
     @property
     def told(self) -> str:
-        """What was settled, as one line for people."""
-        return f"{', '.join(gate.name for gate in self.gates)}: measured on {self.device}, by its verdict"
+        """What was settled, as one line for people; "" for nothing."""
+        return (
+            ""
+            if not self.gates
+            else f"{', '.join(gate.name for gate in self.gates)}: measured on {self.device}, by its verdict"
+        )
 
 
 @contextlib.contextmanager
@@ -175,8 +179,8 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
 
 
 @contextlib.contextmanager
-def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
-    """Yield bundles as they are to be released: those that a verdict is on, as that settles them.
+def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterator[tuple[Settled, ...]]:
+    """Yield bundles as they are to be released: those that a verdict is on, as that settles them; others as they are.
 
     Raises:
         IntegrityError: a verdict is on none of the bundles.
@@ -195,7 +199,8 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
         places = []
         for folder in folders:
             verdict = left.pop(read_bundle(folder).digest, None) if left else None
-            places.append(stack.enter_context(settled_bundle(folder, verdict)).folder if verdict else folder)
+            as_it_is = Settled(folder=folder, gates=(), device="")
+            places.append(stack.enter_context(settled_bundle(folder, verdict)) if verdict else as_it_is)
         for digest, path in left.items():
             what = f"{path} is the verdict on the bundle {digest}, which is none of these"
             raise IntegrityError(what, "leave it out, or name its bundle")

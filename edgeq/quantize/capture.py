@@ -61,7 +61,7 @@ def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any
     except Exception as err:  # the user's forward may raise anything
         given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
         what = f"the model fails on its inputs ({given}){user_line(err)}: {first_line(err)}"
-        raise UsageError(what, "give --input with the shapes and dtypes that its forward takes") from err
+        raise UsageError(what, _advice(module, specs)) from err
     leaves: list[Any] = torch.utils._pytree.tree_leaves(result)
     if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
@@ -161,6 +161,15 @@ def dynamic_capture(model: LoadedModel) -> Any:
             what, "take fixed sizes out of its forward (x.flatten(1), not x.view(1, -1)), or give one"
         )
     return program
+
+
+def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
+    """Return what to do about a forward that fails: weights in half need no other --input, but float32."""
+    floats = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
+    others = sorted(floats - {"float32", *(spec.dtype for spec in specs)})
+    if others:
+        return f"its weights are {' and '.join(others)}: give it in float32 (model.float()); schemes make the rest"
+    return "give --input with the shapes and dtypes that its forward takes"
 
 
 def _with_modules(program: Any) -> Any:

@@ -18,6 +18,7 @@ from edgeq.quantize.remedies import Remedy
 from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import Dataset
+from edgeq.units import counted
 
 if TYPE_CHECKING:
     from edgeq.quantize.simulate import Simulation
@@ -175,7 +176,7 @@ def _notebook(key: str, asked: SearchSpec, task: Task) -> _Notebook:
     saved = load_state(path, key) if path is not None else None
     values = saved["values"] if saved is not None else {}
     if values:
-        task.note(f"resumed after {len(values)} measurements")
+        task.note(f"resumed after {counted(len(values), 'measurement')}")
     return _Notebook(path=path, key=key, task=task, values=values)
 
 
@@ -203,7 +204,9 @@ class _Trials:
         meets = self.fits(kept) and self.short(scores) <= 0
         attempt = Attempt(kept=kept, size_bytes=size, scores=scores, meets=meets, remedies=ground.remedies)
         self.attempts.append(attempt)
-        self._book.task.note(f"{len(kept)} layers in float: {_words(scores)}, {'ok' if meets else 'too far'}")
+        self._book.task.note(
+            f"{counted(len(kept), 'layer')} in float: {_words(scores)}, {'ok' if meets else 'too far'}"
+        )
         return attempt
 
     def best(self, remedies: Collection[tuple[str, ...]] | None = None) -> Attempt:

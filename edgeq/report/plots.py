@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from edgeq.units import counted
+
 if TYPE_CHECKING:
     from pygal.graph.graph import Graph
 
@@ -67,7 +69,7 @@ def histogram(latencies_ms: Sequence[float], *, title: str, anchor: str) -> Plot
     chart = _styled(pygal.Histogram, x_title="latency in ms", y_title="runs", show_legend=False)
     chart.add("runs", [(count, low + i * width, low + (i + 1) * width) for i, count in enumerate(counts)])
     rows = tuple((name, f"{_at(latencies_ms, share):.3f} ms") for name, share in _SEEN)
-    caption = f"{title}: {len(latencies_ms)} runs, from {low:.3f} to {high:.3f} ms."
+    caption = f"{title}: {counted(len(latencies_ms), 'run')}, from {low:.3f} to {high:.3f} ms."
     return Plot(
         svg=_svg(chart, title, caption, anchor), caption=caption, table=Table(head=("share", "latency"), rows=rows)
     )

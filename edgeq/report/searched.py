@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeq.artifacts import Search
 from edgeq.report import words
 from edgeq.report.plots import Plot, Point, pareto
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def _tried(search: Search, anchor: str) -> Plot | None:
         value = scores.get(name, None if drop is None else -drop)
         if value is not None and math.isfinite(value):
             series = "chosen" if index == search.chosen else "keeps the limits" if attempt.meets else "does not"
-            label = ", ".join([f"{len(attempt.kept)} layers in float", *attempt.remedies])
+            label = ", ".join([f"{counted(len(attempt.kept), 'layer')} in float", *attempt.remedies])
             points.append(Point(series=series, label=label, x=attempt.size_bytes / factor, y=value))
     if len(points) < 2:
         return None

@@ -13,7 +13,7 @@ from edgeq.report.places import Place, places, why_host_only
 from edgeq.report.plots import Plot, histogram
 from edgeq.report.searched import SearchView, search_view
 from edgeq.report.variants import VariantsView, attempts, variants_views
-from edgeq.units import format_bytes
+from edgeq.units import counted, format_bytes
 
 _MOST_LAYERS = 300  # a page with more would be neither small nor read
 _SHOWN_BYTES = 600_000  # of thumbnails in one page, which is to stay below 2 MB
@@ -202,7 +202,7 @@ def _sqnr_of(row: Row) -> list[LayerSqnr | None]:
 def _error_start(found: LayerSqnrs | None) -> str:
     if found is None:
         return ""
-    samples = "one calibration sample" if found.samples == 1 else f"{found.samples} calibration samples"
+    samples = counted(found.samples, "calibration sample")
     return f"Against the float graph, on {samples}: {words.error_start(found)}."
 
 
@@ -253,11 +253,11 @@ def _provenance(source: Source) -> tuple[tuple[str, str], ...]:
 
 
 def _samples(count: int, sha256: str | None) -> str:
-    return f"{count} samples, SHA-256 {sha256}" if sha256 else "none given"
+    return f"{counted(count, 'sample')}, SHA-256 {sha256}" if sha256 else "none given"
 
 
 def _data(facts: DataFacts) -> tuple[str, ...]:
     lines = [f"{finding.name}: {finding.message}" for finding in facts.findings]
     if facts.excluded_shared:
-        lines.append(f"{facts.excluded_shared} samples left out: they are in the other set too")
+        lines.append(f"{counted(facts.excluded_shared, 'sample')} left out: they are in the other set too")
     return (*lines, *(f"skipped {name}" for name in facts.skipped))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgeq.units import format_bytes, format_quantity
+from edgeq.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
     from edgeq.artifacts import (
@@ -123,7 +123,7 @@ def search(found: Search) -> str:
     kept = found.found.kept
     names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
     remedies = "".join(f", {name}" for name in found.found.remedies)
-    tried = f"{len(found.attempts)} assignments tried on {found.samples} samples"
+    tried = f"{counted(len(found.attempts), 'assignment')} tried on {counted(found.samples, 'sample')}"
     return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''}{remedies} ({tried})"
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Result, Run
+from edgeq.bundle.reader import read_bundle
+from tests.integration.conftest import Result, Run, command
 
-X86 = "linux-x86_64-x86"
+X86, PHONE = "linux-x86_64-x86", "android-arm64-qnnpack"
 
 
 @pytest.fixture
@@ -78,6 +79,8 @@ def test_a_release_reaches_a_device_and_is_withdrawn(edgeq: Run, shipped: Path) 
     assert gone.code == 0, gone.err
     assert "release 3 (version 1), patch" in update(edgeq, "--quiet").out
     assert edgeq("ota", "rollback", "--store", "store").out.startswith("release 1, healthy")
+    again = edgeq("ota", "refresh", "--channel", "channel", "--keys", "keys", "--valid-days", "40")
+    assert again.out.startswith("signed again: channel, for 40 days"), again.err
     # release 3 is what release 1 was: there is nothing newer
     assert update(edgeq, "--quiet").out.startswith("up to date: release 1 (version 1)")
 
@@ -244,6 +247,39 @@ def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
     assert "targets-2.pem" in rotated.out
     assert edgeq("keys", "show", "keys", "--json").json["roles"]["targets"]["threshold"] == 1
     edgeq("package", "quarters.py:model", "--target", X86, "--limit", "delta=1MB").fails(2, "when a bundle is released")
+
+
+@pytest.mark.slow
+def test_what_a_phone_measured_lets_a_rejected_bundle_reach_a_device(edgeq: Run, package: Run) -> None:
+    assert package(*command(target=PHONE), "--limit", "latency=40ms", base=False).code == 7
+    rejected = Path("out/rejected/quarters") / PHONE
+    assert edgeq("verify", rejected, "--write-verdict", "v.json", "--quiet").code == 7
+    measured = json.loads(Path("v.json").read_text())
+    phone = {"name": "Pixel 9", "platform": "android", "os": "Android 16", "arch": "arm64"}
+    for slow, code in ((50.0, 6), (12.0, 0)):
+        run = measured["run"] | {"latencies_ms": [slow] * 30}
+        Path("v.json").write_text(json.dumps(measured | {"device": measured["device"] | phone, "run": run}))
+        assert edgeq("verify", rejected, "--verdict", "v.json", "--quiet").code == code
+
+    assert edgeq("keys", "new", "keys").code == 0
+    publish = ("ota", "release", rejected, "--channel", "channel", "--keys", "keys", "--quiet")
+    edgeq(*publish).fails(7, "did not pass its gates: latency", "or give --verdict FILE")
+    assert not Path("channel").exists()
+    done = edgeq(*publish, "--verdict", "v.json")
+    assert done.code == 0, done.err
+    assert "latency: measured on Pixel 9, by its verdict: digest " in done.out
+    assert "published: release 1 in channel" in done.out
+
+    told = update(edgeq, "--quiet")
+    assert told.code == 0, told.err
+    assert "installed: release 1 (version 1), full download" in told.out
+    place = Path(edgeq("ota", "start", "--store", "store").out.strip())
+    assert f"digest {read_bundle(place).digest[:12]}" in done.out
+    assert read_bundle(place).digest != read_bundle(rejected).digest
+    assert edgeq("verify", place, "--quiet").code == 0
+    assert edgeq("ota", "healthy", "--store", "store").out.startswith("release 1, healthy")
+    again = edgeq(*publish, "--verdict", "v.json")
+    again.fails(2, "is release 1 already")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from edgeq.errors import UsageError
 from edgeq.scheme import LIMITS, parse_limit
-from edgeq.units import Dimension, format_bytes, format_quantity, parse_quantity, parse_size_bytes
+from edgeq.units import Dimension, counted, format_bytes, format_quantity, parse_quantity, parse_size_bytes
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,20 @@ def test_every_limit_has_its_dimension() -> None:
 def test_a_bad_limit_is_named(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         parse_limit(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (1, "step", "1 step"),
+        (1.0, "step", "1 step"),
+        (0.9999, "step", "1 step"),
+        (0.996, "step", "0.996 steps"),
+        (0, "sample", "0 samples"),
+        (2, "more try", "2 more tries"),
+        (1, "entry", "1 entry"),
+        (1024, "day", "1024 days"),
+    ],
+)
+def test_counts_agree_with_their_noun(count, noun, text):
+    assert counted(count, noun) == text

@@ -22,6 +22,7 @@ from edgeq.deliver.ota.state import MAX_TRIES, DeviceFacts, Slot, State, Trying
 from edgeq.deliver.ota.store import Store
 from edgeq.deliver.ota.trusted import Trusted, refresh
 from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, VerificationError
+from edgeq.units import counted
 
 MOST_BYTES = 1_000_000_000
 MOST_REPEATS = 30
@@ -225,7 +226,7 @@ def _tried(store: Store, state: State, slot: Slot, self_test: Callable[[Path], N
         if not left:
             store.save(states.given_up(state, slot.release))
             store.recover()
-        again = f"{left} more tries" if left else "it is not tried again"
+        again = counted(left, "more try") if left else "it is not tried again"
         what = f"release {slot.release} failed its self-test ({again}): {err.what}"
         raise VerificationError(what, "the device keeps what it has; release a bundle that is good") from err
     store.save(states.switched(state, slot))

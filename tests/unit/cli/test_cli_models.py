@@ -66,6 +66,20 @@ def test_models_are_chosen_by_name(write):
         read_models(path, ("tow",), cache=None)
 
 
+def test_the_command_line_says_where_bundles_go_from_the_current_folder(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(TWO)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    found = read_models(Path("../edgeq.toml"), (), cache=None, out="elsewhere")
+    assert found.out == Path("elsewhere")
+    assert {model.job.out for model in found.models} == {Path("elsewhere")}
+    # without one, the page of the whole lies where the bundles do, as of `edgeq package`
+    write(TWO.replace('out = "bundles"\n', ""))
+    found = read_models(Path("../edgeq.toml"), (), cache=None)
+    assert {found.out} == {model.job.out for model in found.models} == {Path("out")}
+
+
 def test_a_file_of_one_model_is_a_project_too(write):
     path = write('model = "digits"\nname = "mine"\ntargets = ["linux-x86_64-x86"]\n[app]\nlimit.size = "1MB"\n')
     (only,) = read_models(path, (), cache=None).models

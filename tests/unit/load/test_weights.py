@@ -78,6 +78,17 @@ def test_integers_are_not_taken_for_float_weights(tmp_path, trained):
         loaded(tmp_path / "net.pt")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_in_another_precision_becomes_float32(tmp_path, trained, dtype, suffix):
+    given = {key: value.to(dtype) if value.is_floating_point() else value for key, value in trained.items()}
+    path = tmp_path / f"net{suffix}"
+    save_file(given, path) if suffix == ".safetensors" else torch.save(given, path)
+    for key, value in loaded(path).items():
+        assert value.dtype == trained[key].dtype
+        assert torch.equal(value, given[key].to(value.dtype))
+
+
 def test_a_refused_state_dict_leaves_the_model_as_it_was(tmp_path, trained):
     torch.save({**trained, "2.weight": torch.zeros(1)}, tmp_path / "net.pt")
     module = net()

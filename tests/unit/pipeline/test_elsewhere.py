@@ -232,10 +232,11 @@ def test_another_bundles_verdict_another_runtimes_and_none_at_all(bundle: Make) 
 def test_of_several_bundles_each_is_settled_by_its_own_verdict(bundle: Make) -> None:
     folder = bundle(gate("latency", "unverified", 100.0))
     with settled_bundles((GOLDEN, folder), (verdict(folder),)) as (same, settled):
-        assert same == GOLDEN
-        assert read_bundle(settled).manifest.accepted
-    with settled_bundles((GOLDEN,), ()) as places:
-        assert places == (GOLDEN,)
+        assert (same.folder, same.told) == (GOLDEN, "")
+        assert read_bundle(settled.folder).manifest.accepted
+        assert settled.told == "latency: measured on Pixel 9 (adb), by its verdict"
+    with settled_bundles((GOLDEN,), ()) as (same,):
+        assert same.folder == GOLDEN
     with pytest.raises(IntegrityError, match="none of these"), settled_bundles((GOLDEN,), (verdict(folder),)):
         pass
 

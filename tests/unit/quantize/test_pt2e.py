@@ -161,6 +161,12 @@ def test_a_misfit_shows_before_minutes_are_spent(model):
         run_once(wrong)
 
 
+def test_a_model_in_half_is_told_what_it_lacks():
+    with pytest.raises(UsageError, match=r"expected scalar type|dtype|Half") as caught:
+        run_once(loaded(SmallNet().half()))
+    assert caught.value.fix.startswith("its weights are float16: give it in float32 (model.float())")
+
+
 def test_a_model_that_returns_no_tensors_is_refused():
     class Counting(nn.Module):
         def forward(self, x):

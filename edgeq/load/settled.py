@@ -35,6 +35,9 @@ def settled(module: Any, source: str) -> Any:
         raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
     module.to(device="cpu")
     module.eval()
+    for part in module.modules():
+        if isinstance(part, torch.nn.TransformerEncoder):
+            part.use_nested_tensor = False  # of padded inputs: no runtime has these, and TorchScript cannot trace them
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.requires_grad_(False)
         tensor.data = tensor.data.contiguous()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeq.artifacts import Layer
-from edgeq.blame import calling_line
-from edgeq.errors import UnsupportedError
+from edgeq.blame import calling_line, user_line
+from edgeq.errors import EdgeqError, UnsupportedError, first_line
 from edgeq.lower.macs import MATRIX_OPS, conv_macs, matmul_macs
 
 # operators that do a whole block at once
@@ -23,7 +23,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
 
     Raises:
         UnsupportedError: the model reads values that depend on its inputs into Python: a trace would keep those of
-            this one run.
+            this one run; or it fails on these inputs.
     """
     found: list[Layer] = []
     stack: list[str] = []
@@ -37,6 +37,11 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     try:
         with _recorder(inputs, note):
             module(*inputs)
+    except EdgeqError:
+        raise
+    except Exception as err:  # the user's forward may raise anything
+        what = f"the model fails on the inputs that TorchScript traces it with{user_line(err)}: {first_line(err)}"
+        raise UnsupportedError(what, "let it take floats of zero and the highest whole numbers of its inputs") from err
     finally:
         for hook in hooks:
             hook.remove()

@@ -31,7 +31,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     try:
         with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
-            inputs = _zeros(spec)
+            inputs = _inputs(spec)
             layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
             module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
             path = _save(module, spec)
@@ -52,10 +52,16 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     )
 
 
-def _zeros(spec: LowerSpec) -> tuple[Any, ...]:
+def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
     import torch
 
-    return tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+    # whole numbers at their highest: 0 may be out of range, and a mask of zeros leaves nothing to compute
+    return tuple(
+        torch.full(item.shape, int(item.high) if item.dtype.startswith(("int", "uint")) else 0).to(
+            getattr(torch, item.dtype)
+        )
+        for item in spec.inputs
+    )
 
 
 def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:

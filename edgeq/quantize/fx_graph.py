@@ -35,6 +35,8 @@ def mend(module: Any) -> None:
         for name, child in list(part._modules.items()):  # named_children leaves out what it has given before
             if type(child) is nn.PReLU:
                 setattr(part, name, _FloatPReLU(child.weight))
+            elif type(child) is nn.AvgPool2d and child.padding not in (0, (0, 0)) and not child.count_include_pad:
+                setattr(part, name, _FloatAvgPool2d(child))
             elif isinstance(child, nn.modules.conv._ConvNd) and isinstance(child.padding, str):
                 child.padding = _padding(child)
 
@@ -48,6 +50,20 @@ class _FloatPReLU(nn.Module):  # type: ignore[misc]  # torch is not followed by 
 
     def forward(self, x: Any) -> Any:
         return torch.nn.functional.prelu(x, self.weight)
+
+
+class _FloatAvgPool2d(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Computes in float, by an operator that FX does not know: QNNPACK counts the padding in (torch 2.15)."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.sizes = tuple(
+            (size,) if type(size) is int else size for size in (pool.kernel_size, pool.stride, pool.padding)
+        )
+        self.ceil_mode, self.divisor = pool.ceil_mode, pool.divisor_override
+
+    def forward(self, x: Any) -> Any:
+        return torch.ops.aten.avg_pool2d(x, *self.sizes, self.ceil_mode, False, self.divisor)
 
 
 def _padding(conv: Any) -> Any:

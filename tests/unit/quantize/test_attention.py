@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeq.load.settled import settled
 from edgeq.quantize.attention import OpenAttention, open_attention
 
 HIDDEN = torch.tensor([[False, False, True, False, True], [False] * 5])
@@ -67,3 +68,14 @@ def test_rows_added_to_the_keys_stay_with_pytorch():
     holder = nn.ModuleList([nn.MultiheadAttention(16, 4, add_bias_kv=True)])
     open_attention(holder)
     assert type(holder[0]) is nn.MultiheadAttention
+
+
+def test_an_encoder_with_a_padding_mask_runs_once_its_attention_is_open():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    x, padded = torch.rand(2, 4, 8), torch.tensor([[False] * 4, [False, False, True, True]])
+    with torch.no_grad():
+        expected = encoder(x, src_key_padding_mask=padded)
+        opened = settled(encoder, "net.py:model")
+        open_attention(opened)
+        came = opened(x, src_key_padding_mask=padded)
+    assert torch.allclose(came[~padded], expected[~padded], atol=1e-5)

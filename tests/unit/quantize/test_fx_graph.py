@@ -109,3 +109,9 @@ def test_what_the_engine_cannot_run_is_refused():
     with pytest.raises(UnsupportedError, match="the qnnpack engine cannot run the quantized model: QNNPACK") as caught:
         quantized(model)
     assert "--keep-fp32" in caught.value.fix
+
+
+def test_a_pool_that_leaves_its_padding_out_is_computed_so():
+    pool = nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)
+    model = loaded(nn.Sequential(nn.Conv2d(8, 8, 1), pool, nn.Conv2d(8, 4, 1)), EIGHT)
+    assert _sqnr_db(model, quantized(model), "qnnpack") > 30  # 9 dB by QNNPACK's pool

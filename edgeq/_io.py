@@ -77,7 +77,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             what = f"may not write to {err.filename or path}: {err.strerror}"
             raise EnvironmentProblem(what, "choose a folder that you may write to") from err
-        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}:
+        if err.errno == errno.EISDIR:
+            what = f"expected a file at {err.filename2 or err.filename or path}, found a folder"
+            raise UsageError(what, "name a file, in that folder or elsewhere") from err
+        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}:
             what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
             raise UsageError(what, "choose another folder") from err
         if err.errno in {errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}:

@@ -83,7 +83,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}:
             what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
             raise UsageError(what, "choose another folder") from err
-        if err.errno in {errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}:
+        if err.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"a path is longer than this system takes: {path}", "give a shorter one") from err
+        if err.errno in {errno.EIO, errno.EFBIG}:
             what = f"the disk refused a write under {path}: {err.strerror}"
             raise EnvironmentProblem(what, "check the disk, or choose another folder") from err
         raise

@@ -181,15 +181,16 @@ def _ratios(data: dict[str, Any]) -> None:
 def _recount(data: dict[str, Any], folder: Path, pattern: str) -> None:
     """Count again what matches, say what changed and what it took, and write it down."""
     import numpy as np
-    from mobilenets import MODELS, Silent, build
+    from mobilenets import MODELS, build
 
+    from edgeq.cli.progress import Quiet
     from edgeq.verify.emulate.build import ensure_installed
     from edgeq.verify.emulate.counting import count
     from edgeq.verify.emulate.runtimes import find_wheels
 
     folder.mkdir(parents=True, exist_ok=True)
     (wheel,), _ = find_wheels("executorch", ("1.5",))
-    runtime = ensure_installed(wheel, Silent())
+    runtime = ensure_installed(wheel, Quiet())
     image = (np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype("float32"),)
     cores = sorted({key.partition("@")[2] for key in data["counts"]})
     for (name, scheme), core in itertools.product(MODELS, cores):

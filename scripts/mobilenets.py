@@ -5,12 +5,10 @@ python scripts/mobilenets.py OUT [NAME-SCHEME ...]
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +27,6 @@ MODELS = (
 )
 # MobileNet v1: output channels and stride of each depthwise-separable block (Howard et al. 2017, table 1)
 _V1_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Silent]:  # noqa: ARG002
-        yield self
-
-    def advance(self, steps: int = 1) -> None:
-        pass
 
 
 def mobilenet_v1() -> Any:
@@ -106,6 +93,7 @@ def seeded_images(count: int) -> Dataset:
 
 def build(name: str, scheme: str, out: Path) -> Path:
     """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
+    from edgeq.cli.progress import Quiet
     from edgeq.lower import lower
     from edgeq.lower.spec import LowerSpec
     from edgeq.quantize import quantize
@@ -123,12 +111,12 @@ def build(name: str, scheme: str, out: Path) -> Path:
             observer="minmax",
             keep_fp32=(),
             calibration=seeded_images(4),
-            progress=Silent(),
+            progress=Quiet(),
             label=name,
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        lowering = LowerSpec(inputs=model.inputs, backend="xnnpack", folder=Path(folder), progress=Silent(), label=name)
+        lowering = LowerSpec(inputs=model.inputs, backend="xnnpack", folder=Path(folder), progress=Quiet(), label=name)
         lowered = lower("executorch", quantized, lowering)
         path = out / f"{name}-{scheme}.pte"
         shutil.move(lowered.path, path)

@@ -87,6 +87,8 @@ def _lite(oldest: str, lowered: LoweredModel) -> Gate:
             f" loads {runtime.min_bytecode} to {runtime.max_bytecode}"
         )
         return _gate("failed", oldest, lowered, why)
+    if not lowered.operators:
+        return _unlisted(f"torchscript {oldest}")
     missing = sorted(set(lowered.operators) - operators_of(runtime))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -123,13 +125,20 @@ def _mobile(oldest: str, lowered: LoweredModel) -> Gate:
         return unverified("runtime", f"onnx {oldest}", why)
     if lowered.path.suffix != ".ort":
         return _gate("failed", oldest, lowered, 'onnxruntime-mobile reads .ort files only: set file_format = "ort"')
-    has = frozenset(line for line in _lines(known))
+    if not lowered.operators:
+        return _unlisted(f"onnx {oldest}")
+    has = frozenset(_lines(known))
     missing = [name for name in lowered.operators if not _in_mobile(name, has)]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         why = f"onnxruntime-mobile {oldest} lacks {', '.join(missing[:5])}{more}: ship the full build"
         return _gate("failed", oldest, lowered, f"{why}, or one of your own (edgeq inspect --required-operators)")
     return _gate("ok", oldest, lowered, f"onnxruntime-mobile {oldest} has all {len(lowered.operators)} operators")
+
+
+def _unlisted(limit: str) -> Gate:
+    """Return the gate of an artifact whose operators are not known: that it lacks none would be said of any."""
+    return unverified("runtime", limit, "which operators the artifact needs is not known")
 
 
 def _in_mobile(name: str, has: frozenset[str]) -> bool:

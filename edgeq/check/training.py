@@ -43,6 +43,7 @@ def _divergence(tuning: Tuning) -> str:
     """Return in words how the training diverged; "" where it did not."""
     if tuning.diverged_in is not None:
         return f"a loss of NaN or infinity in epoch {tuning.diverged_in}"
-    if tuning.trained_loss > max(_MOST_TIMES * tuning.start_loss, _LEAST_LOSS):
+    # NaN is no small loss; that of a user's own loop may be one
+    if not tuning.trained_loss <= max(_LEAST_LOSS, _MOST_TIMES * tuning.start_loss):
         return f"a held-out loss of {tuning.trained_loss:.3g}, {tuning.start_loss:.3g} before the training"
     return ""

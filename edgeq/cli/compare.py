@@ -75,12 +75,17 @@ def _title(manifest: Manifest) -> str:
 def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
     from edgeq.report import words
 
-    share = f"{words.share(outputs.agreeing / outputs.ranked)}, {outputs.agreeing:,} of {outputs.ranked:,}"
+    counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
     return [
         ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
         ("mean magnitude", f"{outputs.fp32_magnitude:.4g} fp32, {outputs.quantized_magnitude:.4g} quantized"),
         ("largest error", f"{outputs.max_abs_error:.4g}"),
-        ("argmax agreement", share if outputs.ranked else "the first output is no [N, classes]"),
+        (
+            "argmax agreement",
+            f"{words.share(outputs.agreeing / outputs.ranked)}, {counts}"
+            if outputs.ranked
+            else "the first output is no [N, classes]",
+        ),
         ("SQNR", words.decibel(outputs.sqnr_db)),
         ("cosine", f"{outputs.cosine:.6g}"),
     ]

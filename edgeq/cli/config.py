@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import ValidationError
 
 from edgeq.cli.merge import given, merge
+from edgeq.cli.precheck import BUILT_IN
 from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options
 from edgeq.errors import UnsupportedError, UsageError, nearest
 from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
@@ -80,6 +81,7 @@ def request(command_line: Options, project: Options) -> Request:
         compare=_or(options.compare, False),
         cache=_or(options.cache, True),
     )
+    _check_metric(command_line, job)
     _check_qat(command_line, job)
     _check_search(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
@@ -88,6 +90,13 @@ def request(command_line: Options, project: Options) -> Request:
 def _observer(name: str | None, source: str) -> ObserverName:
     """Return the observer; of ONNX Runtime's own calibrators, which know no histogram's least error, its default."""
     return _choice("observer", name, OBSERVERS, default="minmax" if source.endswith(".onnx") else "histogram")
+
+
+def _check_metric(command_line: Options, job: Job) -> None:
+    """Refuse a metric that would score nothing; that of a project's file may wait for its data."""
+    if command_line.data.metric is not None and job.data.evaluation is None and job.source != BUILT_IN:
+        what = "--metric says how evaluation data is scored, and none is given"
+        raise UsageError(what, "add --eval-data, or leave --metric out")
 
 
 def _check_qat(command_line: Options, job: Job) -> None:

@@ -159,7 +159,7 @@ def relative_to(options: Options, folder: Path) -> Options:
     data = options.data.model_copy(
         update={
             **{
-                key: _join(folder, getattr(options.data, key))
+                key: _join_source(folder, getattr(options.data, key))
                 for key in ("calibration", "evaluation", "metric", "search")
             },
             "labels": _join(folder, options.data.labels),
@@ -178,7 +178,7 @@ def relative_to(options: Options, folder: Path) -> Options:
             "install_into": _join_all(folder, options.install_into),
             "data": data,
             "qat": options.qat.model_copy(
-                update={key: _join(folder, getattr(options.qat, key)) for key in ("data", "train")}
+                update={key: _join_source(folder, getattr(options.qat, key)) for key in ("data", "train")}
             ),
         }
     )
@@ -187,6 +187,12 @@ def relative_to(options: Options, folder: Path) -> Options:
 def _join(folder: Path, text: str | None, *, unless: bool = False) -> str | None:
     # a text such as "metric.py:score" is joined as a whole: only its front is a path
     return text if text is None or unless else str(folder / text)
+
+
+def _join_source(folder: Path, text: str | None) -> str | None:
+    """Join a file, a folder or `file.py:function`; of `pkg.mod:function` the module is looked for by Python."""
+    head, colon, _ = (text or "").rpartition(":")
+    return _join(folder, text, unless=bool(colon) and not head.endswith(".py") and "/" not in head)
 
 
 def _join_all(folder: Path, texts: list[str] | None, *, only_toml: bool = False) -> list[str] | None:

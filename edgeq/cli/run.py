@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
         if _HELP.intersection(argv) and _stdout_is_gone():
             return ExitCode.OK
         return _fail(err, debug=debug, as_json=as_json)
-    except (Exception, KeyboardInterrupt) as err:
+    except (Exception, KeyboardInterrupt, SystemExit) as err:
         # an import that is cut short leaves half a module, which a library then takes for an error of its own
         return _fail(err, debug=debug, as_json=as_json, interrupted=bool(received))
 
@@ -75,7 +76,10 @@ def _invoke(argv: list[str]) -> int:
     command = typer.main.get_command(app)
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
         _skip_coercion(command)
-        command.main(argv, prog_name=PROGRAM)
+        try:
+            command.main(argv, prog_name=PROGRAM)
+        except SystemExit as err:  # that is how it ends
+            return int(err.code or 0)
     # not command.main(): it ends the process silently on any EPIPE, and turns EOFError into "Aborted!"
     try:
         with command.make_context(PROGRAM, argv) as context:
@@ -113,6 +117,11 @@ def explain(err: BaseException) -> EdgeqError:
         return Interrupted("interrupted", "run the same command again")
     if isinstance(err, typer.TyperException):
         return _usage(err)
+    if isinstance(err, SystemExit):
+        # a model's forward, say: its code may be 0, which would pass for a success
+        last = traceback.extract_tb(err.__traceback__)[-1]
+        what = f"code that edgeq runs called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
+        return UsageError(what, "mend it, and run again; --debug shows the whole traceback")
     for link in _chain(err):
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
             where = f" that holds {link.filename}" if link.filename else ""

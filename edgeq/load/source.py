@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError, first
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.functions import UserFunction, load_function
 from edgeq.load.inputs import parse_input, tensor_spec
+from edgeq.load.settled import settled
 from edgeq.load.weights import load_state_dict
 from edgeq.sources import SOURCE_SUFFIXES, factory_model_name
 
@@ -58,7 +58,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
         inputs = inputs or (_IMAGE_INPUT,)
     else:
         found = _factory(source, seed)
-    module = _settled(found.module, source)
+    module = settled(found.module, source)
     origin = found.weights
     if weights is not None and origin == "own":
         load_state_dict(module, Path(weights))
@@ -192,21 +192,6 @@ def _example_inputs(make: UserFunction, module: Any) -> tuple[Any, ...] | None:
     with make.guard():
         examples = function()
     return tuple(examples) if isinstance(examples, tuple | list) else (examples,)
-
-
-def _settled(module: Any, source: str) -> Any:
-    """Return a copy in eval mode and contiguous: lowering fails on channels_last weights, PTQ on training mode."""
-
-    try:
-        module = copy.deepcopy(module)
-    except Exception as err:  # deepcopy runs the user's own __deepcopy__
-        raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
-    module.to(device="cpu")
-    module.eval()
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.requires_grad_(False)
-        tensor.data = tensor.data.contiguous()
-    return module
 
 
 def _parsed(texts: Sequence[str]) -> tuple[TensorSpec, ...]:

@@ -12,7 +12,8 @@ from edgeq.lower.tables import read, write
 
 # beside what debugging needs, the inputs that the model was traced with
 _DROPPED = re.compile(
-    r"\.debug_pkl$|/\.data/serialization_id$|/(mobile_debug_handles|callstack_debug_map)\.pkl$|/traced_inputs(\.pkl$|/)"
+    r"\.debug_pkl$|/\.data/serialization_id$|/(mobile_debug_handles|callstack_debug_map)\.pkl$"
+    r"|^[^/]+/traced_inputs(\.pkl$|/)"
 )
 _ALIGNMENT = 64  # PyTorch's own (caffe2/serialize/inline_container.h), so that tensors can be mapped
 _EPOCH = (1980, 1, 1, 0, 0, 0)

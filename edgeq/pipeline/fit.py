@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeq.device import DeviceProfile, Fitted, load_device
 from edgeq.errors import UsageError
 from edgeq.job import Progress
-from edgeq.latency import PUBLISHED_FIT
+from edgeq.latency import PUBLISHED_FIT, QUANTILE
 from edgeq.pipeline.profile import count_bundle
 from edgeq.target import explain, read_toml
 
@@ -62,8 +63,9 @@ class DeviceFit:
 def fit_device(file: Path, progress: Progress) -> DeviceFit:
     """Count each measured bundle on the device's core, and correct the device's predictions by one factor.
 
-    The factor is the geometric mean of measured over predicted. The spread is that of the rest; with less than four
-    measurements it is at least the published fit's, scaled down by their number.
+    The factor is the geometric mean of measured over predicted. The spread is that of the rest, one for each cost and
+    number of threads: that one model was measured again says nothing of others. With less than four of them it is at
+    least the published fit's, scaled down by their number.
 
     Args:
         file: TOML with `device` and `[[measurement]]` tables of `bundle`, `latency_ms` and `threads`.
@@ -79,10 +81,9 @@ def fit_device(file: Path, progress: Progress) -> DeviceFit:
     for one in asked.measurement:
         (counted,) = count_bundle(file.parent / one.bundle, (device.core,), progress)
         rows.append((one, device.predict(counted.total, one.threads).estimate_ms))
-    logs = [math.log(one.latency_ms / predicted) for one, predicted in rows]
-    mean = sum(logs) / len(logs)
-    correction = math.exp(mean)
-    fitted = Fitted(correction=correction, spread=_spread(logs, mean), measurements=len(rows))
+    logs = logs_of(rows)
+    correction = math.exp(sum(logs) / len(logs))
+    fitted = Fitted(correction=correction, spread=spread_of(logs), measurements=len(rows))
     name = asked.name or device.name
     profile = DeviceProfile.model_validate(device.model_dump() | {"name": name, "fitted": fitted.model_dump()})
     return DeviceFit(
@@ -107,11 +108,32 @@ def _read(file: Path) -> Measurements:
         raise explain(err, str(file), Measurements) from err
 
 
-def _spread(logs: list[float], mean: float) -> float:
-    own = math.sqrt(sum((log - mean) ** 2 for log in logs) / max(len(logs) - 1, 1))
-    if len(logs) >= _ENOUGH:
-        return own
-    return max(own, PUBLISHED_FIT.spread / math.sqrt(len(logs)))
+def logs_of(rows: Sequence[tuple[Measurement, float]]) -> tuple[float, ...]:
+    """Return ln(measured / predicted) of measurements with their predictions in ms; of those of one cost the mean."""
+    known: dict[tuple[int, float], list[float]] = {}
+    for one, predicted in rows:
+        known.setdefault((one.threads, predicted), []).append(math.log(one.latency_ms / predicted))
+    return tuple(sum(again) / len(again) for again in known.values())
+
+
+def spread_of(logs: Sequence[float]) -> float:
+    """Return the spread for which `edgeq.latency.predict` gives a 95% interval, after a fit of the mean.
+
+    The prediction of one more has the standard deviation s √(1 + 1/n), and Student's t has n - 1 degrees of freedom,
+    where `predict` takes the quantile of the published fit.
+
+    Args:
+        logs: ln(measured / predicted) of each model that was measured.
+    """
+    from edgeq.verify.metrics import student_t975
+
+    count = len(logs)
+    if count < 2:
+        return PUBLISHED_FIT.spread
+    mean = sum(logs) / count
+    deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / (count - 1))
+    own = deviation * math.sqrt(1 + 1 / count) * student_t975(count - 1) / QUANTILE
+    return own if count >= _ENOUGH else max(own, PUBLISHED_FIT.spread / math.sqrt(count))
 
 
 def device_toml(profile: DeviceProfile) -> str:

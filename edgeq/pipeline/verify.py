@@ -80,7 +80,7 @@ def verify_bundle(
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
-        IntegrityError: a file is missing, changed or broken, or the digest differs.
+        IntegrityError: a file is missing, changed or broken, or the digest differs, before the run or after it.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
@@ -94,7 +94,9 @@ def verify_bundle(
         elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
     seen = _seen(bundle, golden, data, device, progress)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
-    return _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
+    result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
+    read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
+    return result
 
 
 def _check_options(data: DataOptions, gates: GateOptions) -> None:

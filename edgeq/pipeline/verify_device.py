@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import DeviceMeasures, DeviceRun, Emulation, Gate, GoldenSet
-from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
+from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError
 from edgeq.job import DeviceOptions, Progress
 from edgeq.pipeline.emulate import machines
 from edgeq.pipeline.evaluation import Evaluation, input_specs
+from edgeq.pipeline.profile import cores_of
 from edgeq.pipeline.promises import golden_gate
 from edgeq.pipeline.verify_gpu import ON as CUDA
 from edgeq.pipeline.verify_gpu import check_box
-from edgeq.profiles import profile_files
 from edgeq.samples import Batch, Dataset, batch_size, batches
-from edgeq.target import load_target, why_not_emulated
+from edgeq.target import why_not_emulated
 from edgeq.units import counted
 
 if TYPE_CHECKING:
@@ -139,13 +139,7 @@ def _cpus(manifest: Manifest) -> tuple[str, ...]:
 
     # an ARM64 host packages on its own processor, which is no model
     emulated = [run.cpu for run in manifest.emulation.runs if run.cpu != NATIVE] if manifest.emulation else []
-    if emulated:
-        return tuple(dict.fromkeys(emulated))
-    name = manifest.target.name
-    cpus = load_target(name).device.cpu if name in profile_files() else ()
-    if not cpus:
-        raise UsageError(f"no CPU model is known for target {name}", "name one, such as --cpu cortex-a76")
-    return cpus
+    return tuple(dict.fromkeys(emulated)) or cores_of(manifest)
 
 
 def on_device(

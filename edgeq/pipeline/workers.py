@@ -233,7 +233,7 @@ def _work(pipe: Connection, order: Order, threads: int) -> None:
         outcome: Outcome = complete(order.plan, order.work, Remote(pipe))
     except EdgeqError as err:
         outcome = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
-    except Exception as err:  # whatever it is, the other models go on
+    except (Exception, SystemExit) as err:  # whatever it is, the other models go on
         what = f"internal error: {type(err).__name__}: {first_line(err)}"
         fix = "run again with --debug and report what it prints"
         outcome = ModelError(what=what, fix=fix, exit_code=ExitCode.INTERNAL, trace=traceback.format_exc())

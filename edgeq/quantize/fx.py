@@ -19,13 +19,11 @@ from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.reusing import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.steps import output_steps
 from edgeq.scheme import ObserverName
 
 if TYPE_CHECKING:
     from edgeq.quantize.layer_sqnr import FloatRun
-
-# what moves values and changes none of them
-_REARRANGING = frozenset({"view", "_unsafe_view", "clone", "permute", "transpose", "squeeze", "unsqueeze", "select"})
 
 
 @contextlib.contextmanager
@@ -141,7 +139,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.quantize_fx import prepare_fx
 
     from edgeq.quantize.activations import leave_in_float
-    from edgeq.quantize.fx_graph import containers, kept_names, observe_floats_only, unshared
+    from edgeq.quantize.fx_graph import containers, kept_names, mend, observe_floats_only, plain
     from edgeq.quantize.mutations import without_mutations
 
     # a copy, since preparing writes to the modules
@@ -150,7 +148,8 @@ def prepare(spec: QuantizeSpec) -> Any:
     opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
     try:
-        module, copies = unshared(module, inputs, opaque)
+        mend(module)
+        module, copies = plain(module, inputs, opaque)
         mapping = _qconfig_mapping(spec.backend, spec.observer)
         kept = kept_names(spec.keep_fp32, types, copies)
         for name in kept:
@@ -227,33 +226,3 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     for kind, config in list(mapping.object_type_qconfigs.items()):
         mapping.set_object_type(kind, exchanged(config))
     return mapping
-
-
-def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None, ...]:
-    """Return the scale of each output that leaves the graph straight from a quantized tensor.
-
-    Seen in a run: which operators keep a scale is PyTorch's to know.
-    """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    steps: list[tuple[Any, float]] = []  # the tensors too, so that no id is used again
-
-    def step_of(tensor: Any) -> float | None:
-        return next((step for known, step in steps if known is tensor), None)
-
-    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
-        """Sees every operator."""
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            op = func.__name__.partition(".")[0]
-            if op == "dequantize" and args[0].qscheme() == torch.per_tensor_affine:
-                steps.append((result, float(args[0].q_scale())))
-            elif op in _REARRANGING and (step := step_of(args[0])) is not None:
-                steps.append((result, step))
-            return result
-
-    with torch.no_grad(), Recorder():
-        outputs = torch.utils._pytree.tree_leaves(converted(*inputs))
-    return tuple(step_of(leaf) for leaf in outputs)

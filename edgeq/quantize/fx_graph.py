@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,8 +26,36 @@ _SCALED = (
     nn.ELU,
     nn.Hardswish,
     nn.LeakyReLU,
-    nn.PReLU,
 )
+
+
+def mend(module: Any) -> None:
+    """Exchange in place what the int8 engines compute wrongly or cannot take for its equal that they can."""
+    for part in list(module.modules()):
+        for name, child in list(part._modules.items()):  # named_children leaves out what it has given before
+            if type(child) is nn.PReLU:
+                setattr(part, name, _FloatPReLU(child.weight))
+            elif isinstance(child, nn.modules.conv._ConvNd) and isinstance(child.padding, str):
+                child.padding = _padding(child)
+
+
+class _FloatPReLU(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Computes in float: torch's int8 module lets negative values through as they are (torch 2.15)."""
+
+    def __init__(self, weight: Any) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.prelu(x, self.weight)
+
+
+def _padding(conv: Any) -> Any:
+    """Return padding "same" or "valid" as numbers, or as it is where "same" pads one side more than the other."""
+    totals = [
+        0 if conv.padding == "valid" else d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+    ]
+    return conv.padding if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
 
 
 def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> list[str]:
@@ -35,10 +64,11 @@ def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> li
     return [name for name in named if next(module.get_submodule(name).children(), None) is not None]
 
 
-def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
-    """Give each call of a module that is called more than once a module of its own.
+def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Take off what FX cannot see: arguments that have defaults, and modules that are called more than once.
 
-    FX converts such a module once, with the output range of one call, and clips the outputs of the others.
+    FX gives every argument of forward a proxy, of which `is None` is false. It converts a module once, with the output
+    range of one call, and clips the outputs of the others: each call gets a module of its own.
 
     Args:
         module: the float model, in eval mode; taken over.
@@ -46,12 +76,14 @@ def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tup
         opaque: names of modules that are not traced.
 
     Returns:
-        The module, traced where it had such modules, and what each new one is a copy of, by its name.
+        The module, traced where it had either, and what each new module is a copy of, by its name.
     """
-    if not _called_again(module, inputs):
+    defaults = _defaults(module, len(inputs))
+    if not defaults and not _called_again(module, inputs):
         return module, {}
-    tracer = QuantizationTracer(list(opaque), [])
-    traced = torch.fx.GraphModule(module, tracer.trace(module))
+    graph = QuantizationTracer(list(opaque), []).trace(module, defaults or None)
+    _drop_inputs(graph, len(inputs))
+    traced = torch.fx.GraphModule(module, graph)
     calls: Counter[str] = Counter()
     copies: dict[str, str] = {}
     for node in traced.graph.nodes:
@@ -67,13 +99,30 @@ def unshared(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tup
     return traced, copies
 
 
+def _defaults(module: Any, given: int) -> dict[str, Any]:
+    """Return the arguments of forward beyond the first `given`, which keep their defaults."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[given:]
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def _drop_inputs(graph: Any, kept: int) -> None:
+    """Take the inputs after the first `kept` out, with the checks that FX made that they have their defaults."""
+    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
+    for node in graph.nodes:
+        if not dropped.isdisjoint(node.all_input_nodes):
+            dropped.add(node)
+    for node in reversed(graph.nodes):
+        if node in dropped:
+            graph.erase_node(node)
+
+
 def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[str, str]) -> list[str]:
     """Return the names of the modules that `keep` names, sorted; a module's name or type means all its calls.
 
     Args:
         keep: names or types of modules.
         types: of the model's own modules, by name.
-        copies: what `unshared` returned.
+        copies: what `plain` returned.
 
     Raises:
         UsageError: an entry that matches no module.

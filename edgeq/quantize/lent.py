@@ -1,23 +1,51 @@
-"""Ranges that were observed once, for every graph that leaves other layers of the same model in float."""
+"""Ranges that were observed once, for every graph that leaves other layers of the same model in float.
+
+This file needs torch to load.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
 
-def observed(prepared: Any, is_observer: Callable[[Any], bool]) -> dict[str, Any]:
-    """Return the observers of a prepared torch.fx.GraphModule by the name of the node that each observes."""
-    parts = dict(prepared.named_modules(remove_duplicate=False))
-    return {
-        str(node.args[0].name): parts[str(node.target)]
-        for node in prepared.graph.nodes
-        if node.op == "call_module" and is_observer(parts.get(str(node.target)))
-    }
+IsObserver = Callable[[Any], bool]
 
 
-def lend(prepared: Any, known: Mapping[str, Any], is_observer: Callable[[Any], bool]) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """Calibrated observers, by the name of the node that each observes.
+
+    Attributes:
+        shared: as the graph has them; a pool's input and output share one.
+        alone: of those that are shared, what each node would have by itself: a pool's output has a smaller range.
+        sharing: the names of the nodes that share a node's observer, its own among them.
+    """
+
+    shared: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] = field(default_factory=dict)
+    sharing: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def observed(prepared: Any, is_observer: IsObserver) -> Iterator[Ranges]:
+    """Yield the ranges of a prepared torch.fx.GraphModule, which is calibrated meanwhile."""
+    places = _places(prepared, is_observer)
+    sharing = _sharing(prepared, places)
+    shared = {name: getattr(prepared, target) for name, target in places.items()}
+    alone = {name: copy.deepcopy(shared[name]) for name, others in sharing.items() if len(others) > 1}
+    for name, own in alone.items():
+        setattr(prepared, places[name], _Both(shared[name], own))
+    yield Ranges(shared=shared, alone=alone, sharing=sharing)
+    for name in alone:
+        setattr(prepared, places[name], shared[name])
+
+
+def lend(prepared: Any, known: Ranges, is_observer: IsObserver) -> bool:
     """Put copies of calibrated observers into a graph that was prepared otherwise, in place of its own.
 
     The float values that an observer sees do not depend on what is quantized, and so neither do its ranges.
@@ -25,24 +53,45 @@ def lend(prepared: Any, known: Mapping[str, Any], is_observer: Callable[[Any], b
     Returns:
         Whether all were known; if not, nothing was changed, and the graph needs calibration.
     """
-    wanted = {str(node.target): str(node.args[0].name) for node in prepared.graph.nodes if _observes(prepared, node)}
-    wanted = {target: name for target, name in wanted.items() if is_observer(prepared._modules.get(target))}
-    found = {target: known.get(name) for target, name in wanted.items()}
-    own = {target: prepared._modules[target] for target in found}
-    if any(theirs is None or not _alike(own[target], theirs) for target, theirs in found.items()):
-        return False
-    # tensors that share an observer must do so in both
-    pairs = {(id(own[target]), id(theirs)) for target, theirs in found.items()}
-    if not len(pairs) == len({mine for mine, _ in pairs}) == len({theirs for _, theirs in pairs}):
-        return False
+    places = _places(prepared, is_observer)
+    found = {}
+    for name, others in _sharing(prepared, places).items():
+        source = known.shared if others == known.sharing.get(name) else known.alone if len(others) == 1 else {}
+        found[name] = source.get(name)
+        if found[name] is None or not _alike(getattr(prepared, places[name]), found[name]):
+            return False
     copies: dict[int, Any] = {}
-    for target, theirs in found.items():
-        setattr(prepared, target, copies.setdefault(id(theirs), copy.deepcopy(theirs)))
+    for name, theirs in found.items():
+        setattr(prepared, places[name], copies.setdefault(id(theirs), copy.deepcopy(theirs)))
     return True
 
 
-def _observes(prepared: Any, node: Any) -> bool:
-    return node.op == "call_module" and str(node.target) in prepared._modules and bool(node.args)
+class _Both(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Lets two observers see a value."""
+
+    def __init__(self, shared: nn.Module, own: nn.Module) -> None:
+        super().__init__()
+        self.shared, self.own = shared, own
+
+    def forward(self, values: Any) -> Any:
+        self.own(values)
+        return self.shared(values)
+
+
+def _places(prepared: Any, is_observer: IsObserver) -> dict[str, str]:
+    """Return the module name of the observer of each node that has one."""
+    return {
+        str(node.args[0].name): str(node.target)
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and node.args and is_observer(prepared._modules.get(str(node.target)))
+    }
+
+
+def _sharing(prepared: Any, places: dict[str, str]) -> dict[str, frozenset[str]]:
+    names: dict[int, set[str]] = {}
+    for name, target in places.items():
+        names.setdefault(id(getattr(prepared, target)), set()).add(name)
+    return {name: frozenset(names[id(getattr(prepared, target))]) for name, target in places.items()}
 
 
 def _alike(mine: Any, theirs: Any) -> bool:

@@ -15,11 +15,13 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
 from edgeq.quantize.lent import lend, observed
+from edgeq.quantize.qat import Library
 from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.search import Ground, evenly, mixed
-from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
+from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.steps import output_steps
 
 _SCHEME = "mixed-int8"
 
@@ -60,15 +62,14 @@ def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
 
 def _fx_ground(spec: QuantizeSpec) -> Ground:
     subject = _fx_subject(spec)
-    known = observed(subject.prepared, subject.library.is_observer)
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = fx.prepare(fewer)
-        _ranged(prepared, known, subject, fewer)
+        _ranged(prepared, subject, fewer)
         before = fx.watched(prepared, spec) if final else None
         converted = fx.convert(prepared)
-        steps = fx.output_steps(converted, example_tensors(spec.inputs))
+        steps = output_steps(converted, example_tensors(spec.inputs))
         layers, sqnrs = fx_layers.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 
@@ -77,12 +78,11 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
 
 def _pt2e_ground(spec: QuantizeSpec) -> Ground:
     subject = _pt2e_subject(spec)
-    known = observed(subject.prepared, subject.library.is_observer)
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = pt2e.prepare(fewer.captured.module(), fewer)
-        _ranged(prepared, known, subject, fewer)
+        _ranged(prepared, subject, fewer)
         before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared)
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
@@ -104,9 +104,9 @@ def _keeping(spec: QuantizeSpec, kept: Sequence[str]) -> QuantizeSpec:
     return dataclasses.replace(spec, keep_fp32=(*spec.keep_fp32, *kept))
 
 
-def _ranged(prepared: Any, known: dict[str, Any], subject: Subject, spec: QuantizeSpec) -> None:
+def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> None:
     """Give a graph its ranges: those that are known, or by calibration."""
-    if not lend(prepared, known, subject.library.is_observer):
+    if not lend(prepared, subject.ranges, subject.library.is_observer):
         with spec.progress.task(f"calibrate {spec.label} again", spec.calibration.count) as task:
             calibrate(prepared, spec.calibration, spec.inputs, task)
 
@@ -123,14 +123,16 @@ def _fx(spec: QuantizeSpec) -> Iterator[None]:
 
 
 def _fx_subject(spec: QuantizeSpec) -> Subject:
-    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = fx.prepare(spec)
-        calibrate(prepared, spec.calibration, spec.inputs, task)
-    return Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of)
+    return _calibrated(spec, lambda: fx.prepare(spec), fx.library(), fx_layers.layer_of)
 
 
 def _pt2e_subject(spec: QuantizeSpec) -> Subject:
+    return _calibrated(spec, lambda: pt2e.prepare(spec.captured.module(), spec), pt2e.library(), pt2e.layer_of)
+
+
+def _calibrated(spec: QuantizeSpec, prepare: Callable[[], Any], library: Library, layer_of: LayerName) -> Subject:
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = pt2e.prepare(spec.captured.module(), spec)
-        calibrate(prepared, spec.calibration, spec.inputs, task)
-    return Subject(prepared=prepared, library=pt2e.library(), layer_of=pt2e.layer_of)
+        prepared = prepare()
+        with observed(prepared, library.is_observer) as ranges:
+            calibrate(prepared, spec.calibration, spec.inputs, task)
+    return Subject(prepared=prepared, library=library, layer_of=layer_of, ranges=ranges)

@@ -9,10 +9,11 @@ from typing import Any
 from edgeq.artifacts import QuantizedModel
 from edgeq.errors import UnsupportedError, UsageError, first_line
 from edgeq.quantize.capture import example_tensors
-from edgeq.quantize.fx import engine, output_steps
+from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_layers import split_layers
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.steps import output_steps
 
 
 def pretrained(spec: QuantizeSpec) -> QuantizedModel:

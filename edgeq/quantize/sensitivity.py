@@ -14,11 +14,13 @@ from edgeq.quantize.qat import Library
 from edgeq.samples import Batch, Dataset, batches
 
 if TYPE_CHECKING:
-    from edgeq.quantize.simulate import LayerName, Simulation
+    from edgeq.quantize.lent import Ranges
+    from edgeq.quantize.simulate import Simulation
 
 RANK_SAMPLES = 32
 _CANDIDATES = 16  # layers whose gain is estimated among all others in int8 too
 
+LayerName = Callable[[Any, Any], str | None]
 Measure = Callable[[str, Callable[[], float]], float]
 
 
@@ -30,11 +32,13 @@ class Subject:
         prepared: a calibrated graph, which is used up.
         library: whose observers it has.
         layer_of: the name of a node's layer.
+        ranges: what its observers have seen.
     """
 
     prepared: Any
     library: Library
     layer_of: LayerName
+    ranges: Ranges
 
 
 def rank(
@@ -95,6 +99,7 @@ def simulated(subject: Subject) -> Simulation:
             is_observer=subject.library.is_observer,
             fixed=subject.library.fixed,
             layer_of=subject.layer_of,
+            alone=subject.ranges.alone,
         )
     except TypeError as err:
         raise UnsupportedError(f"sensitivity: {first_line(err)}", "use --scheme static-int8") from err

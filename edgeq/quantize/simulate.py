@@ -6,8 +6,8 @@ pass; weights are exchanged for their rounded values and back. This file needs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,21 +15,19 @@ from torch import nn
 
 from edgeq.quantize.activations import Activations
 from edgeq.quantize.fakequant import WeightFakeQuant, fake_range, observes_weight, own_parameters, part_at
-
-LayerName = Callable[[Any, Any], str | None]
+from edgeq.quantize.sensitivity import LayerName
 
 
 class Switch(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """Rounds to a static range, or lets values pass."""
+    """Rounds to a static range, or lets values pass where it is None."""
 
-    def __init__(self, rounding: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rounding = rounding
-        self.on = False
+        self.rounding: nn.Module | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `values`, rounded while the switch is on."""
-        return self.rounding(values) if self.on else values
+        """Return `values`, rounded where there is a range."""
+        return self.rounding(values) if self.rounding is not None else values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +40,19 @@ class _Weight:
         self.parameter.data = self.rounded if rounded else self.exact
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Activations that share a range, as a pool's input and output do: in int8, and where both are."""
+
+    shared: nn.Module
+    alone: dict[Any, nn.Module] = field(default_factory=dict)
+    nodes: list[Any] = field(default_factory=list)
+
+    def rounding(self, node: Any, count: int) -> nn.Module:
+        """Return what a node is rounded by where so many of the group are."""
+        return self.alone.get(node, self.shared) if count == 1 else self.shared
+
+
 class Simulation:
     """Fake quantization of any set of a graph's layers.
 
@@ -50,19 +61,29 @@ class Simulation:
         is_observer: tells its observers from other modules.
         fixed: the library's observer class of fixed parameters.
         layer_of: the module name of a node that is a convolution or a linear layer, else None.
+        alone: of nodes that share an observer, that of each by itself, by the name of the node.
 
     Raises:
         TypeError: an observer of another kind than those that edgeq's configurations give.
     """
 
-    def __init__(self, prepared: Any, *, is_observer: Callable[[Any], bool], fixed: Any, layer_of: LayerName) -> None:
+    def __init__(
+        self,
+        prepared: Any,
+        *,
+        is_observer: Callable[[Any], bool],
+        fixed: Any,
+        layer_of: LayerName,
+        alone: Mapping[str, Any],
+    ) -> None:
         own_parameters(prepared)
         self.graph = prepared
         self._layers = {node: name for node in prepared.graph.nodes if (name := layer_of(prepared, node)) is not None}
         self._weights: dict[str, list[_Weight]] = {name: [] for name in self._layers.values()}
         self._activations = Activations(prepared, is_observer, self._layers)
         self._switches: dict[Any, Switch] = {}
-        self._replace_observers(is_observer, fixed)
+        self._groups: dict[int, _Group] = {}
+        self._replace_observers(is_observer, fixed, alone)
         self._round_module_weights()
 
     @property
@@ -81,16 +102,21 @@ class Simulation:
             for weight in weights:
                 weight.set(rounded=name in wanted)
         rounded = self._activations.rounded(wanted)
-        for node, switch in self._switches.items():
-            switch.on = node in rounded
+        for group in self._groups.values():
+            on = [node for node in group.nodes if node in rounded]
+            for node in group.nodes:
+                self._switches[node].rounding = None if node not in rounded else group.rounding(node, len(on))
 
-    def _replace_observers(self, is_observer: Callable[[Any], bool], fixed: Any) -> None:
-        made: dict[int, nn.Module] = {}  # a pool's input and output share an observer
+    def _replace_observers(self, is_observer: Callable[[Any], bool], fixed: Any, alone: Mapping[str, Any]) -> None:
         for node in self._activations.nodes:
             observer = self.graph._modules[str(node.target)]
-            if id(observer) not in made:
-                made[id(observer)] = fake_range(observer, fixed)[1]
-            self._switches[node] = Switch(made[id(observer)])
+            if id(observer) not in self._groups:
+                self._groups[id(observer)] = _Group(shared=fake_range(observer, fixed)[1])
+            group, own = self._groups[id(observer)], alone.get(node.args[0].name)
+            group.nodes.append(node)
+            if own is not None:
+                group.alone[node] = fake_range(own, fixed)[1]
+            self._switches[node] = Switch()
         for node in self.graph.graph.nodes:
             if observes_weight(self.graph, node) and is_observer(observer := self.graph._modules[str(node.target)]):
                 self._round_observed_weight(node, observer)

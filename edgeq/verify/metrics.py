@@ -193,10 +193,10 @@ def _student_half_width(difference: NDArray[np.float64]) -> float:
     count = difference.size
     if count < 2:
         return math.inf
-    return _student_t975(count - 1) * float(difference.std(ddof=1)) / math.sqrt(count)
+    return student_t975(count - 1) * float(difference.std(ddof=1)) / math.sqrt(count)
 
 
-def _student_t975(freedom: int) -> float:
+def student_t975(freedom: int) -> float:
     """Return Student's 97.5% point by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
     if freedom < 5:  # where the expansion is off by more than a percent
         return (12.706, 4.303, 3.182, 2.776)[freedom - 1]

@@ -79,6 +79,8 @@ def test_a_release_reaches_a_device_and_is_withdrawn(edgeq: Run, shipped: Path) 
     assert gone.code == 0, gone.err
     assert "release 3 (version 1), patch" in update(edgeq, "--quiet").out
     assert edgeq("ota", "rollback", "--store", "store").out.startswith("release 1, healthy")
+    again = edgeq("ota", "refresh", "--channel", "channel", "--keys", "keys", "--valid-days", "40")
+    assert again.out.startswith("signed again: channel, for 40 days"), again.err
     # release 3 is what release 1 was: there is nothing newer
     assert update(edgeq, "--quiet").out.startswith("up to date: release 1 (version 1)")
 

@@ -39,6 +39,9 @@ def described(
         UsageError: a name that is none, or a choice that has to be told.
         UnsupportedError: the channel has nothing at all.
     """
+    if runtime is not None and _version(runtime) is None:
+        what = f"--runtime {runtime!r} is no version, and any release would seem to be for it"
+        raise UsageError(what, "write it with a full stop, such as 1.5")
     if known is not None:
         return known.model_copy(update={"runtime": runtime}) if runtime else known
     offered = [(one.facts.model, one.facts.target) for one in index.bundles]
@@ -102,7 +105,8 @@ def choose(index: Index, device: DeviceFacts) -> BundleEntry:
 
 def _needs(facts: BundleFacts) -> tuple[int, int] | None:
     """Return the oldest runtime that loads a release."""
-    if facts.runtime == "torchscript":  # by the archive's bytecode, not by who wrote it: it was released for these
+    # by bytecode or opset, which a newer writer may keep old: it was released for these
+    if facts.runtime in ("torchscript", "onnx"):
         return min(filter(None, map(_version, facts.runtimes)), default=None)
     return _version(facts.exported_with)
 

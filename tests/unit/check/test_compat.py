@@ -84,6 +84,11 @@ def test_operators_that_the_android_library_lacks_are_named():
     assert "conv2d" not in gate.detail
 
 
+def test_an_archive_whose_operators_are_not_known_lacks_none_that_anybody_saw():
+    gate = runtime_gate(target(LITE), ptl(operators=()))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+
+
 def test_a_long_list_of_missing_operators_is_cut():
     gate = runtime_gate(target(LITE), ptl(operators=tuple(f"my::op{i}" for i in range(7))))
     assert "my::op4 and 2 more" in gate.detail
@@ -145,6 +150,7 @@ def mobile(version):
         ("model.ort", ("ai.onnx::ReduceMean@18",), "failed", "1.17 lacks ai.onnx::ReduceMean@18: ship the full build"),
         ("model.ort", ("com.microsoft::QGemm@1",), "failed", "lacks com.microsoft::QGemm@1"),
         ("model.onnx", ("ai.onnx::Conv",), "failed", "reads .ort files only"),
+        ("model.ort", (), "unverified", "which operators the artifact needs is not known"),
     ],
 )
 def test_the_mobile_build_has_few_operators(path, operators, outcome, why):

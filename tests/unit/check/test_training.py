@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+
+import pytest
 
 from edgeq.artifacts import Tuning
 from edgeq.check.training import training_gates, training_warnings
@@ -39,6 +42,13 @@ def test_a_diverged_training_fails_with_the_accuracy_code():
     assert "epoch 2" in gate.detail
     (gate,) = training_gates(dataclasses.replace(GOOD, epochs=0, weights="start", diverged_in=1))
     assert "before the training" in gate.detail
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_users_loop_that_ended_without_a_loss_fails(loss):
+    (gate,) = training_gates(dataclasses.replace(GOOD, weights="user", end_loss=loss, trained_loss=loss))
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.ACCURACY)
+    assert f"a held-out loss of {loss}" in gate.measured
 
 
 def test_a_training_that_ran_away_with_a_finite_loss_fails_too():

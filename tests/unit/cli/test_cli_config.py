@@ -270,3 +270,13 @@ def test_other_runtimes_in_the_field_leave_the_kind_of_their_build(tmp_path):
     project = Options(app=AppTable(runtimes={"onnx": ["1.17"]}))
     (target,) = request(minimal(targets=[str(tmp_path / "mine.toml")]), project).job.targets
     assert (target.app.runtimes, target.app.build) == (("1.17",), "mobile")
+
+
+def test_modules_are_no_paths_beside_the_file(project):
+    (project / "sub").mkdir()
+    text = '[data]\nmetric = "pkg.mod:score"\nevaluation = "data.py:evaluation"\ncalibration = "cal"\n'
+    (project / "sub/edgeq.toml").write_text(f'{text}[qat]\ndata = "pkg.mod:more"\ntrain = "loops/own.py:train"\n')
+    options = read_project(Path("sub/edgeq.toml"))
+    assert (options.data.metric, options.data.evaluation) == ("pkg.mod:score", "sub/data.py:evaluation")
+    assert (options.data.calibration, options.qat.data) == ("sub/cal", "pkg.mod:more")
+    assert options.qat.train == "sub/loops/own.py:train"

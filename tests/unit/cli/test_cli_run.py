@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,15 @@ def test_a_signal_while_python_runs_generated_text_keeps_the_exit_code(project):
     done = subprocess.run([sys.executable, "-m", "stop", *PACKAGE], env=environment, capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
+
+
+@pytest.mark.parametrize("code", [0, None, 3, "done"])
+def test_a_model_that_ends_the_process_is_no_success(pipeline, project, capfd, code):
+    pipeline.act = lambda: sys.exit(code)
+    assert run(PACKAGE) == 2
+    first, second = capfd.readouterr().err.splitlines()[-2:]
+    assert re.fullmatch(rf"error: code that edgeq runs called exit\({code}\) at test_cli_run.py:\d+", first)
+    assert second.startswith("  fix: mend it")
 
 
 def test_an_error_that_a_signal_brought_about_is_no_error_of_the_model(pipeline, project, capfd):

@@ -257,6 +257,19 @@ def test_macs_of_grouped_and_transposed_convolutions_and_a_product(tmp_path, sch
     assert [array.shape for array in outputs(low.path, batch, "qnnpack")] == [(1, 4, 32, 32), (1, 3, 16, 16)]
 
 
+def test_the_inputs_of_the_trace_are_left_out_and_code_of_their_name_is_not(tmp_path):
+    from edgeq.lower.archive import strip_archive
+
+    names = ["m/traced_inputs.pkl", "m/traced_inputs/0", "m/code/__torch__/traced_inputs/net.py", "m/data.pkl"]
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    strip_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == names[2:]
+
+
 def test_an_entry_that_names_a_path_is_refused(tmp_path):
     from edgeq.lower.archive import strip_archive
 

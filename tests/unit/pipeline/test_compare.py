@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from edgeq._io import canonical_json
+from edgeq.artifacts import OutputComparison
 from edgeq.cli.compare import render, to_json
 from edgeq.cli.progress import Quiet
 from edgeq.cli.run import run
 from edgeq.errors import UnsupportedError, UsageError, VerificationError
 from edgeq.job import DataOptions
+from edgeq.manifest import parse_manifest
 from edgeq.pipeline.compare import BundleComparison, compare_bundles
 from edgeq.report import words
 from edgeq.report.document import CompareDocument
@@ -165,3 +167,22 @@ def test_the_command_ends_with_the_error_s_code(
     assert "swap the two" in capfd.readouterr().err
     assert run(["compare", str(float_bundle), str(host_bundle), "--labels", "x.txt"]) == 2
     assert "add --eval-data" in capfd.readouterr().err
+
+
+def test_outputs_that_rank_no_classes_are_told_without_an_agreement() -> None:
+    golden = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / "linux-x86_64-x86" / "manifest.json"
+    manifest = parse_manifest(golden.read_bytes())
+    outputs = OutputComparison(
+        samples=4,
+        inputs="evaluation",
+        mean_abs_error=0.1,
+        fp32_magnitude=1.0,
+        quantized_magnitude=1.0,
+        max_abs_error=0.2,
+        sqnr_db=30.0,
+        cosine=1.0,
+        agreeing=0,
+        ranked=0,
+    )
+    found = BundleComparison(fp32=manifest, quantized=manifest, outputs=outputs, layers=None, notes=())
+    assert "the first output is no [N, classes]" in render(found)

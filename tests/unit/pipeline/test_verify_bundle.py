@@ -98,6 +98,24 @@ def test_a_flipped_byte_is_an_integrity_error(host_bundle: Path, tmp_path: Path,
         verified(folder)
 
 
+def test_a_bundle_that_is_replaced_while_it_is_run_has_no_verdict(
+    host_bundle: Path, tmp_path: Path, changed: Any
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(host_bundle, folder)
+    other = changed(host_bundle, lambda _, manifest: manifest["model"].update(version="other"))
+
+    class Replacing(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            if description.startswith("verify"):
+                shutil.rmtree(folder)
+                shutil.copytree(other, folder)
+            return super().task(description, total)
+
+    with pytest.raises(IntegrityError, match=r"has the digest \w+, expected"):
+        verify_bundle(folder, data=DataOptions(), gates=GateOptions(), progress=Replacing())
+
+
 def test_other_golden_outputs_fail(host_bundle: Path, changed: Any) -> None:
     folder = changed(host_bundle, lambda place, manifest: rewritten_golden(place, manifest, lambda out: -out))
     result = verified(folder)

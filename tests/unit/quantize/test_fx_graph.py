@@ -7,6 +7,7 @@ from small_models import loaded, outputs_of, quantized
 from torch import nn
 
 from edgeq.artifacts import TensorSpec
+from edgeq.errors import UnsupportedError
 from edgeq.verify.metrics import Comparison
 
 EIGHT = TensorSpec(name="x", dtype="float32", shape=(2, 8, 6, 6))
@@ -71,3 +72,40 @@ def test_whole_numbers_are_not_observed_and_a_clamp_may_have_one_bound(backend):
     result = quantized(model, backend=backend)
     assert result.quantized == ("layer",)
     assert _sqnr_db(model, result, backend) > 25
+
+
+class Optional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x, scale=None, *, halved=False):
+        x = self.layer(x) if scale is None else self.layer(x) * scale
+        return x / 2 if halved else x
+
+
+def test_arguments_that_are_not_given_keep_their_defaults():
+    model = loaded(Optional, EIGHT)
+    result = quantized(model)
+    assert result.quantized == ("layer",)
+    assert [node.name for node in result.graph.graph.nodes if node.op == "placeholder"] == ["x"]
+    assert _sqnr_db(model, result, "qnnpack") > 30
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_prelu_is_computed_in_float_and_padding_given_in_numbers(backend):
+    padded = nn.Conv2d(8, 8, 3, padding="same", dilation=2)
+    prelu = nn.PReLU(8)
+    model = loaded(nn.Sequential(padded, prelu, nn.Conv2d(8, 8, 1, padding="valid"), prelu), EIGHT)
+    result = quantized(model, backend=backend)
+    assert sorted(result.quantized) == ["0", "2"]
+    assert _sqnr_db(model, result, backend) > 25  # 11 dB by torch's int8 PReLU
+    assert padded.padding == "same"
+
+
+def test_what_the_engine_cannot_run_is_refused():
+    eight = TensorSpec(name="x", dtype="float32", shape=(1, 3, 6, 6, 6))
+    model = loaded(nn.Sequential(nn.Conv3d(3, 8, 3), nn.MaxPool3d(2)), eight)
+    with pytest.raises(UnsupportedError, match="the qnnpack engine cannot run the quantized model: QNNPACK") as caught:
+        quantized(model)
+    assert "--keep-fp32" in caught.value.fix

@@ -15,13 +15,15 @@ from edgeq.artifacts import Scores
 from edgeq.errors import UnsupportedError
 from edgeq.quantize import RANKINGS, fx, fx_layers, quantize
 from edgeq.quantize.capture import capture
+from edgeq.quantize.lent import Ranges
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
-from edgeq.quantize.remedies import EVENED, other_ranges
+from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 from edgeq.samples import batches
 
 from .qat_cases import scenes, uneven
+from .test_activations import Gated
 
 ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
 
@@ -106,7 +108,9 @@ def test_all_layers_simulated_come_near_to_the_converted_graph():
         prepared = fx.prepare(spec)
         for batch in batches(spec.calibration, spec.inputs):
             prepared(torch.from_numpy(batch.inputs[0].copy()))
-        simulation = simulated(Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of))
+        simulation = simulated(
+            Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of, ranges=Ranges())
+        )
         samples = scenes(8, seed=4)
         exact = outputs(model.model, samples, model.inputs)
         simulation.quantize(simulation.layers)
@@ -125,7 +129,7 @@ def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, bac
     kept = found.search.found.kept
     assert kept
     assert not found.search.found.meets
-    for remedy in (EVENED, *other_ranges(spec)):
+    for remedy in (TYPICAL, EVENED, *other_ranges(spec)):
         spec = remedy.apply(spec) if remedy.name in found.search.found.remedies else spec
     static = quantized(
         spec.model, runtime, backend=backend, keep=kept, calibration=spec.calibration, observer=spec.observer
@@ -158,6 +162,33 @@ def test_weights_are_evened_out_before_bytes_are_spent():
     assert (found.chosen, found.found.kept) == (1, ())
     assert found.attempts[1].size_bytes == found.attempts[0].size_bytes
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def test_a_calibration_sample_that_stands_out_is_left_out_before_bytes_are_spent():
+    plain = scenes(16, seed=1)
+
+    def read(i):
+        sample = plain.read(i)
+        bright = np.float32(50 if i == 3 else 1)
+        return dataclasses.replace(sample, inputs=tuple(array * bright for array in sample.inputs))
+
+    samples = dataclasses.replace(plain, read=read)
+    spec = dataclasses.replace(spec_of(loaded(SmallNet), backend="x86", calibration=samples), observer="minmax")
+    found = fx_mixed(spec).search
+    assert [(attempt.remedies, attempt.meets) for attempt in found.attempts] == [((), False), ((TYPICAL.name,), True)]
+    assert found.found.kept == ()
+
+
+def test_on_x86_a_limit_is_met_that_the_ranking_says_one_layer_in_int8_keeps():
+    spec = spec_of(loaded(Gated), backend="x86", samples=scenes(8, seed=1), calibration=scenes(8, seed=1))
+    samples, model = spec.search.samples, spec.model
+    alone_db = max(item.alone_db for item in RANKINGS["torchscript"](spec))
+    asked = dataclasses.replace(
+        spec.search,
+        limits=(("sqnr", alone_db - 1),),
+        score=lambda graph: sqnr_of(model.model, graph, samples, model.inputs, "x86"),
+    )
+    assert fx_mixed(dataclasses.replace(spec, search=asked)).search.found.meets
 
 
 def test_a_remedy_keeps_what_was_to_stay_in_float():
@@ -235,9 +266,9 @@ def test_a_killed_search_goes_on_from_its_last_measurement(tmp_path):
         fx_mixed(spec)
     (state,) = tmp_path.iterdir()
     result = fx_mixed(spec)
-    assert len(calls) == 4  # the first is not made again
+    assert len(calls) == 1 + 1 + 4  # the first is not made again
     assert result.search_state == state
-    assert [attempt.remedies for attempt in result.search.attempts] == [(), ("percentile ranges",), ()]
+    assert [attempt.remedies for attempt in result.search.attempts] == [(), ("percentile ranges",), (), (), ()]
 
 
 def test_a_torn_state_is_measured_again(tmp_path):

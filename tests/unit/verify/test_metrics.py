@@ -11,7 +11,7 @@ from scipy import stats
 
 from edgeq.artifacts import Interval
 from edgeq.errors import UsageError
-from edgeq.verify.metrics import Comparison, _student_t975, paired_drop_pp, percentile_ms, speedup, top1
+from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, student_t975, top1
 
 
 def compared(reference, measured, steps=(), rows=None):
@@ -162,7 +162,7 @@ def test_other_scores_use_students_t():
 
 @pytest.mark.parametrize("freedom", [*range(1, 31), 100, 1000])
 def test_students_point_is_scipys(freedom):
-    assert _student_t975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+    assert student_t975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=50))

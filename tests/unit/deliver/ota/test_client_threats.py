@@ -143,11 +143,18 @@ def test_wrong_target_abi_or_runtime(publisher: Publisher, device: Device) -> No
     assert device.update(runtime="1.6.0").release == 1
 
 
-def test_a_torchscript_archive_goes_by_the_runtimes_that_it_was_released_for(
-    publisher: Publisher, device: Device
+@pytest.mark.parametrize("runtime", ["15", "foo", "v1.5", "1.x", ""])
+def test_a_runtime_that_is_no_version_is_refused(publisher: Publisher, device: Device, runtime: str) -> None:
+    publisher.release(publisher.bundle("1"))
+    refused(device, UsageError, "is no version", runtime=runtime)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnx"])
+def test_what_has_a_bytecode_or_an_opset_goes_by_the_runtimes_that_it_was_released_for(
+    publisher: Publisher, device: Device, name: str
 ) -> None:
     bundle = publisher.bundle("1")
-    facts = publisher.facts(bundle, runtime="torchscript", exported_with="2.15.0", runtimes=("2.6", "2.1.0"))
+    facts = publisher.facts(bundle, runtime=name, exported_with="2.15.0", runtimes=("2.6", "2.1.0"))
     publisher.index({"a.zip": (b"x", facts)})
     refused(
         device, UnsupportedError, "wrong runtime: .*2.15.0, for 2.6 and 2.1.0; this device has 2.0.1", runtime="2.0.1"

@@ -21,8 +21,10 @@ enum class Dtype(val text: String, val sizeBytes: Int) {
 
 /** How many elements a shape has; null where it is more than a device could hold. */
 internal fun elements(shape: List<Long>): Long? =
-    shape.fold(1L as Long?) { product, side -> product?.let { if (side > MAX_ELEMENTS) null else it * side } }
-        ?.takeIf { it in 0..MAX_ELEMENTS }
+    shape.fold(1L as Long?) { product, side ->
+        // at each step, before a product could overflow
+        product?.takeIf { side <= MAX_ELEMENTS }?.let { (it * side).takeIf { count -> count <= MAX_ELEMENTS } }
+    }
 
 /**
  * An array of numbers in row-major order.

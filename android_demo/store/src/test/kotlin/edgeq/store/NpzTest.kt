@@ -86,6 +86,12 @@ class NpzTest {
     }
 
     @Test
+    fun `a shape whose product overflows is refused`() {
+        val sides = "(268435456, 268435456, 268435456)" // 2^84, which is 0 in 64 bits
+        assertThrows(NpzProblem::class.java) { parseNpy(npy("<f4", sides, ByteArray(0))) }
+    }
+
+    @Test
     fun `a compressed entry is refused, so that nothing grows`() {
         val out = ByteArrayOutputStream()
         ZipOutputStream(out).use { zip ->

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgeq.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.load.settled import settled
+
+
+def test_a_copy_in_eval_mode_and_contiguous():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    copy = settled(module, "net.py:model")
+    assert module.training
+    assert not any(part.training for part in copy.modules())
+    assert not module[0].weight.is_contiguous()
+    assert copy[0].weight.is_contiguous()
+    assert not copy[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_float32_are_refused(dtype):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UnsupportedError, match=rf"expected float32 .*, but 1\.weight is {name}") as caught:
+        settled(module, "net.py:model")
+    assert caught.value.exit_code == ExitCode.UNSUPPORTED
+    assert "model.float()" in caught.value.fix
+
+
+def test_a_lazy_layer_that_has_not_run_is_refused():
+    with pytest.raises(UsageError, match=r"net\.py:model: the shape of 0\.weight is not known yet"):
+        settled(nn.Sequential(nn.LazyLinear(4)), "net.py:model")

@@ -63,10 +63,10 @@ def fsync_tree(root: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors on writing into an `EnvironmentProblem` that names the place.
+    """Turn the operating system's errors on writing into ones that name the place.
 
     Raises:
-        EnvironmentProblem: the disk is full, read-only, or not writable by this user.
+        EnvironmentProblem, UsageError: the disk is full, read-only or not writable; the path is taken, or too long.
     """
     try:
         yield

@@ -31,3 +31,14 @@ def test_weights_that_are_not_float32_are_refused(dtype):
 def test_a_lazy_layer_that_has_not_run_is_refused():
     with pytest.raises(UsageError, match=r"net\.py:model: the shape of 0\.weight is not known yet"):
         settled(nn.Sequential(nn.LazyLinear(4)), "net.py:model")
+
+
+def test_buffers_that_are_views_become_contiguous():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.arange(6.0).reshape(2, 3).t())
+
+    table = settled(Turned(), "turned").table
+    assert table.is_contiguous()
+    assert table.tolist() == [[0, 3], [1, 4], [2, 5]]

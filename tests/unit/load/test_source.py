@@ -6,7 +6,6 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import nn
 
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
@@ -238,16 +237,3 @@ def test_a_model_that_cannot_be_copied_is_the_users(script):
     )
     with pytest.raises(UsageError, match="holds a socket"):
         load(f"{script(text)}:bad", inputs=["1x3x8x8"])
-
-
-def test_buffers_that_are_views_become_contiguous():
-    class Turned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("table", torch.arange(6.0).reshape(2, 3).t())
-
-    from edgeq.load.source import _settled
-
-    settled = _settled(Turned(), "turned")
-    assert settled.table.is_contiguous()
-    assert settled.table.tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -63,10 +63,10 @@ def fsync_tree(root: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors on writing into an `EnvironmentProblem` that names the place.
+    """Turn the operating system's errors on writing into ones that name the place.
 
     Raises:
-        EnvironmentProblem: the disk is full, read-only, or not writable by this user.
+        EnvironmentProblem, UsageError: the disk is full, read-only or not writable; the path is taken, or too long.
     """
     try:
         yield
@@ -77,10 +77,15 @@ def disk_errors(path: Path) -> Iterator[None]:
         if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             what = f"may not write to {err.filename or path}: {err.strerror}"
             raise EnvironmentProblem(what, "choose a folder that you may write to") from err
-        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP}:
+        if err.errno == errno.EISDIR:
+            what = f"expected a file at {err.filename2 or err.filename or path}, found a folder"
+            raise UsageError(what, "name a file, in that folder or elsewhere") from err
+        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}:
             what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
             raise UsageError(what, "choose another folder") from err
-        if err.errno in {errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}:
+        if err.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"a path is longer than this system takes: {path}", "give a shorter one") from err
+        if err.errno in {errno.EIO, errno.EFBIG}:
             what = f"the disk refused a write under {path}: {err.strerror}"
             raise EnvironmentProblem(what, "check the disk, or choose another folder") from err
         raise

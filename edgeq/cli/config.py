@@ -17,6 +17,7 @@ from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job
 from edgeq.scheme import (
     AUTO,
     LIMITS,
+    NEEDS_CALIBRATION,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
     OBSERVERS,
@@ -82,6 +83,7 @@ def request(command_line: Options, project: Options) -> Request:
         cache=_or(options.cache, True),
     )
     _check_metric(command_line, job)
+    _check_observer(command_line, job)
     _check_qat(command_line, job)
     _check_search(command_line, job)
     return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
@@ -97,6 +99,14 @@ def _check_metric(command_line: Options, job: Job) -> None:
     if command_line.data.metric is not None and job.data.evaluation is None and job.source != BUILT_IN:
         what = "--metric says how evaluation data is scored, and none is given"
         raise UsageError(what, "add --eval-data, or leave --metric out")
+
+
+def _check_observer(command_line: Options, job: Job) -> None:
+    """Refuse an observer that would observe nothing."""
+    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
+    if command_line.observer is not None and not schemes & NEEDS_CALIBRATION:
+        what = f"--observer is for schemes with ranges of samples, and this run has {', '.join(sorted(schemes))}"
+        raise UsageError(what, f"add --scheme {' or '.join(sorted(NEEDS_CALIBRATION))}, or leave the option out")
 
 
 def _check_qat(command_line: Options, job: Job) -> None:

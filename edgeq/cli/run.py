@@ -127,6 +127,9 @@ def explain(err: BaseException) -> EdgeqError:
             where = f" that holds {link.filename}" if link.filename else ""
             what = f"no space left on the disk{where}"
             return EnvironmentProblem(what, "free some space, or choose another --out, and run again")
+    if isinstance(err, OSError) and err.errno == errno.ENAMETOOLONG:
+        what = f"a path is longer than this system takes: {str(err.filename)[:60]}…"
+        return UsageError(what, "give a shorter one")
     if isinstance(err, MemoryError):
         return EnvironmentProblem("out of memory", "close other programs, or use a machine with more memory")
     what = f"internal error: {type(err).__name__}: {first_line(err)}"

@@ -104,6 +104,13 @@ def test_an_interrupt_at_a_rename_restores_the_old_folder(
     assert names(tmp_path) == ["target"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(UsageError, match=r"expected a file at .*r\.html, found a folder"), disk_errors(tmp_path):
+        write_atomic(tmp_path / "r.html", b"page")
+    assert names(tmp_path) == ["r.html"]
+
+
 @pytest.mark.parametrize(
     "make", [Path.touch, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(".")]
 )

@@ -53,7 +53,8 @@ def test_write_atomic_keeps_the_old_file_on_an_error(
         (errno.EACCES, EnvironmentProblem),
         (errno.EIO, EnvironmentProblem),
         (errno.EFBIG, EnvironmentProblem),
-        (errno.ENAMETOOLONG, EnvironmentProblem),
+        (errno.ENAMETOOLONG, UsageError),
+        (errno.EISDIR, UsageError),
         (errno.ENOTDIR, UsageError),
         (errno.EEXIST, UsageError),
         (errno.ENOENT, FileNotFoundError),  # a bug of ours, not of the disk

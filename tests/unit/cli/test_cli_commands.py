@@ -181,3 +181,12 @@ def test_bars_show_description_and_count(monkeypatch, columns):
     assert "calibrating [x]" in drawn
     assert ("3/4" in drawn) == (columns != "30")
     assert "\x1b[31m" not in drawn
+
+
+@pytest.mark.parametrize(
+    "args", [("report",), ("build", "--config"), ("init", "digits", "-o"), ("targets", "validate"), ("diff", "a")]
+)
+def test_a_path_that_no_system_takes_is_bad_input(edgeq, args: tuple[str, ...]) -> None:
+    done = edgeq(*args, "a" * 300)
+    assert done.returncode == 2, done.stderr
+    assert "internal error" not in done.stderr

@@ -103,6 +103,7 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--scheme", "qat-int8", "--qat-train", "l.py:train"), "--qat-train: no file or folder l.py"),
         ((*PACKAGE, "--scheme", "qat-int8", "--qat-epochs", "0"), "qat.epochs"),
         (("package", "torchvision:resnet18", *TARGET, "--metric", "m.py:score"), "--metric says how evaluation data"),
+        ((*PACKAGE, "--scheme", "fp32", "--observer", "minmax"), "--observer is for schemes with ranges of samples"),
         ((*PACKAGE, "--qat-epochs", "2"), "--qat-epochs is for schemes that train"),
         ((*PACKAGE, "--labels", "l.txt"), "--labels: no file or folder l.txt"),
         ((*PACKAGE, "--preprocess", "imagent"), "unknown preprocessing 'imagent'. Did you mean 'imagenet'?"),

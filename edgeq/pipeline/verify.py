@@ -65,9 +65,7 @@ def verify_bundle(
     digest: str | None = None,
     verdict: Path | None = None,
 ) -> BundleVerification:
-    """Verify a bundle of either runtime on this host, in a child process that may crash, and on its device's kernels.
-
-    Every check is evaluated, whichever failed before it; the errors below are what leaves nothing to evaluate.
+    """Verify a bundle on this host, in a child process that may crash, and on its device's kernels; evaluate every check.
 
     Args:
         folder: what `edgeq package` wrote, or a copy in an app's project.
@@ -94,7 +92,8 @@ def verify_bundle(
         elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
     seen = _seen(bundle, golden, data, device, progress)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
-    result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
+    seen = _with_elsewhere(seen, elsewhere) if elsewhere else seen
+    result = _judged(bundle, seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
     return result
 

@@ -12,6 +12,7 @@ from edgeq.bundle.reader import read_bundle
 from tests.integration.conftest import Result, Run, command
 
 X86, PHONE = "linux-x86_64-x86", "android-arm64-qnnpack"
+DATA = ("--calibration-data", "calibration.npz", "--eval-data", "evaluation.npz")
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def test_a_tuned_model_that_reuses_the_shipped_one_is_a_smaller_patch(edgeq: Run
     sizes = {}
     for how, options in (("with", ("--reuse-qparams-from", shipped)), ("without", ())):
         named = ("--name", "quarters", "--model-version", "2", "--out", how)
-        made = package("tuned.py:model", "--target", X86, *_data(), *named, *options, "--json", base=False)
+        made = package("tuned.py:model", "--target", X86, *DATA, *named, *options, "--json", base=False)
         assert made.code == 0, made.err
         row = made.json["rows"][0]
         # both ways to name the base: the channel has it, and the folder is told
@@ -206,10 +207,6 @@ def test_a_tuned_model_that_reuses_the_shipped_one_is_a_smaller_patch(edgeq: Run
     assert published.code == 0, published.err
     assert update(edgeq, "--quiet").code == 0
     assert edgeq("ota", "status", "--store", "store").out.startswith("release 2,")
-
-
-def _data() -> tuple[str, ...]:
-    return ("--calibration-data", "calibration.npz", "--eval-data", "evaluation.npz")
 
 
 def test_another_contract_is_refused(edgeq: Run, shipped: Path) -> None:

@@ -65,7 +65,7 @@ def verify_bundle(
     digest: str | None = None,
     verdict: Path | None = None,
 ) -> BundleVerification:
-    """Verify a bundle on this host, in a child process that may crash, and on its device's kernels; evaluate every check.
+    """Verify a bundle here, in a child process that may crash, and on its device's kernels; every check counts.
 
     Args:
         folder: what `edgeq package` wrote, or a copy in an app's project.

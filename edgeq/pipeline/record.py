@@ -247,28 +247,41 @@ def _native_openers() -> Iterator[None]:
         yield
 
 
+class _Heard:
+    """Stands for an operator of torch.ops that takes a path, and tells; it may not be loaded yet.
+
+    It has the operator's attributes, since torch.export asks every operator that is bound for its overloads.
+    """
+
+    def __init__(self, namespace: Any, name: str) -> None:
+        self._namespace, self._name = namespace, name
+        self.operator = vars(namespace).get(name)
+
+    def __call__(self, path: str) -> Any:
+        _tell(path)
+        return self._bound()(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bound(), name)
+
+    def _bound(self) -> Any:
+        if self.operator is None:
+            self.operator = type(self._namespace).__getattr__(self._namespace, self._name)
+            setattr(self._namespace, self._name, self)  # which keeps what it binds, the operator itself
+        return self.operator
+
+
 @contextlib.contextmanager
 def _telling_images(namespace: Any) -> Iterator[None]:
-    """Let torchvision's `read_file`, under its `read_image` and `decode_image`, tell; it may not be loaded yet.
-
-    Args:
-        namespace: `torch.ops.image`, which binds an operator when it is first asked for, and keeps it as an attribute.
-    """
-    held: dict[str, Any] = {name: op for name, op in vars(namespace).items() if name == "read_file"}
-
-    def read_file(path: str) -> Any:
-        _tell(path)
-        if "read_file" not in held:
-            held["read_file"] = type(namespace).__getattr__(namespace, "read_file")
-            namespace.read_file = read_file  # the attribute has just become the operator itself
-        return held["read_file"](path)
-
-    namespace.read_file = read_file
+    """Let torchvision's `read_file` tell, which is under its `read_image` and `decode_image`."""
+    heard = _Heard(namespace, "read_file")
+    namespace.read_file = heard
     try:
         yield
     finally:
         del namespace.read_file
-        vars(namespace).update(held)
+        if heard.operator is not None:
+            namespace.read_file = heard.operator
 
 
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:

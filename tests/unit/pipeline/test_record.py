@@ -188,6 +188,16 @@ def test_the_hooks_are_taken_away_again(data: Path) -> None:
     assert (safetensors.torch.safe_open, torch._C.PyTorchFileReader, torch._C.import_ir_module) == before
 
 
+def test_a_model_can_be_exported_after_an_image_was_read(data: Path) -> None:
+    import torch
+    from torchvision.io import read_image
+
+    for _ in range(2):
+        with recording():
+            read_image("image.png")
+            torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)).run_decompositions()
+
+
 def test_nothing_is_known_beside_a_library_that_opens_files_unheard(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

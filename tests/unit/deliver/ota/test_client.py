@@ -144,7 +144,7 @@ def test_a_release_that_fails_its_self_test_is_tried_three_times(publisher: Publ
         raise VerificationError("golden: 3.0 dB", "fix")
 
     device.self_test = fail
-    for left in ("2 more tries", "1 more tries", "not tried again"):
+    for left in ("2 more tries", "1 more try", "not tried again"):
         with pytest.raises(VerificationError, match=f"release 2 failed its self-test .*{left}"):
             device.update()
         assert device.release == 1

@@ -115,12 +115,13 @@ def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Se
     failed = [source.row for source in sources if source.row.checked.exit_code]
     app_failed = [gate for gate in app if not gate.passed]
     told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
+    if len(sources) == 1 and (failed or not app_failed):
+        told = [words.verdict(sources[0].row).replace("\n", ", ")]
     told += ["the app as a whole failed"] if app_failed else []
-    verdict = ", ".join(told) or "ok"
     budget = _SHOWN_BYTES // len(sources)
     return PageView(
         title=title,
-        verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
+        verdict=", ".join(told) or "ok",
         passed=not failed and not app_failed,
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
         attempts=attempts([source.row for source in sources]),

@@ -77,6 +77,8 @@ def format_quantity(value: float, dimension: Dimension) -> str:
     if dimension == "bytes":
         return format_bytes(value)
     if dimension == "ms":
+        if 0 < value < 0.01:  # a limit of 1us is not 0.00 ms
+            return f"{value:.2g} ms"
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
     return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"
 

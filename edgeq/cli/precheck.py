@@ -93,6 +93,8 @@ def check_source(source: str) -> None:
     elif suffix in _STATE_DICTS:
         what = f"{source} holds weights, and no model to put them into"
         raise UsageError(what, f"name the model, and give --weights {source}")
+    elif suffix == ".py":
+        raise UsageError(f"{source} names no factory", f"say which function makes the model, such as {source}:model")
     else:
         hint = nearest(source, (BUILT_IN,))
         forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"

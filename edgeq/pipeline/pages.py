@@ -21,7 +21,15 @@ def page_title(row: Row) -> str:
     return f"{row.model} for {row.target}, {row.scheme}"
 
 
-def write_page(folder: Path, rows: Sequence[Row], data: DataFacts, *, title: str, app: Sequence[Gate] = ()) -> None:
+def write_page(
+    folder: Path,
+    rows: Sequence[Row],
+    data: DataFacts,
+    *,
+    title: str,
+    app: Sequence[Gate] = (),
+    broken: Sequence[ModelResult] = (),
+) -> None:
     """Write report.html into a folder; each row's bundle must lie where its `path` says.
 
     Raises:
@@ -30,19 +38,26 @@ def write_page(folder: Path, rows: Sequence[Row], data: DataFacts, *, title: str
     """
     from edgeq.report.html import HTML_NAME
 
-    page = page_of(rows, data, title=title, app=app)
+    page = page_of(rows, data, title=title, app=app, broken=broken)
     with disk_errors(folder):
         write_atomic(folder / HTML_NAME, page)
 
 
-def page_of(rows: Sequence[Row], data: DataFacts, *, title: str, app: Sequence[Gate] = ()) -> bytes:
+def page_of(
+    rows: Sequence[Row],
+    data: DataFacts,
+    *,
+    title: str,
+    app: Sequence[Gate] = (),
+    broken: Sequence[ModelResult] = (),
+) -> bytes:
     """Return a page; raises what reading the rows' manifests does."""
     from edgeq.bundle.reader import read_manifest
     from edgeq.report.html import to_html
     from edgeq.report.view import Source, page_view
 
     sources = [Source(row=row, manifest=read_manifest(row.path)[1]) for row in rows]
-    return to_html(page_view(sources, data, title=title, app=app)).encode(errors="replace")
+    return to_html(page_view(sources, data, title=title, app=app, broken=broken)).encode(errors="replace")
 
 
 def read_run(places: Sequence[Path]) -> ProjectReport:

@@ -114,6 +114,7 @@ def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Librar
 def _write_page(project: Project, report: ProjectReport) -> None:
     from edgeq.pipeline.pages import write_page
 
-    if report.rows:
-        title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
-        write_page(project.out, report.rows, DataFacts(), title=title, app=report.app)
+    # without a row too: an earlier run's page must not pass for this one's
+    title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
+    broken = [model for model in report.models if model.error is not None]
+    write_page(project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken)

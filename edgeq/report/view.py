@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgeq.artifacts import DataFacts, Gate, LayerSqnr, LayerSqnrs, Row
 from edgeq.flips import Flip, Flips
 from edgeq.manifest import Manifest
+from edgeq.project import ModelResult
 from edgeq.report import words
 from edgeq.report.places import Place, places, why_host_only
 from edgeq.report.plots import Plot, histogram
@@ -100,31 +101,42 @@ class PageView:
     rows: tuple[RowView, ...]
     attempts: tuple[Plot, ...]
     app: tuple[Gate, ...]
+    errors: tuple[tuple[str, str, str], ...]  # model, what happened, what to do
     data: tuple[str, ...]
 
 
-def page_view(sources: Sequence[Source], data: DataFacts, *, title: str, app: Sequence[Gate] = ()) -> PageView:
+def page_view(
+    sources: Sequence[Source],
+    data: DataFacts,
+    *,
+    title: str,
+    app: Sequence[Gate] = (),
+    broken: Sequence[ModelResult] = (),
+) -> PageView:
     """Return the page of one row or of many.
 
     Args:
-        sources: at least one.
+        sources: the rows; none where no model could be built.
         data: what is known of the samples.
         title: the page's heading.
         app: gates of the app as a whole.
+        broken: models that ended with an error, and have no row.
     """
     failed = [source.row for source in sources if source.row.checked.exit_code]
-    app_failed = [gate for gate in app if not gate.passed]
+    elsewhere = [f"{counted(len(broken), 'model')} could not be built"] if broken else []
+    elsewhere += ["the app as a whole failed"] if any(not gate.passed for gate in app) else []
     told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
-    told += ["the app as a whole failed"] if app_failed else []
-    verdict = ", ".join(told) or "ok"
-    budget = _SHOWN_BYTES // len(sources)
+    if len(sources) == 1 and (failed or not elsewhere):
+        told = [words.verdict(sources[0].row).replace("\n", ", ")]
+    budget = _SHOWN_BYTES // max(len(sources), 1)
     return PageView(
         title=title,
-        verdict=verdict if len(sources) > 1 else words.verdict(sources[0].row).partition("\n")[0],
-        passed=not failed and not app_failed,
+        verdict=", ".join(told + elsewhere) or "ok",
+        passed=not failed and not elsewhere,
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
         attempts=attempts([source.row for source in sources]),
         app=tuple(app),
+        errors=tuple((model.name, model.error.what, model.error.fix) for model in broken if model.error),
         data=_data(data),
     )
 

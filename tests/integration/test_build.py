@@ -73,6 +73,7 @@ def test_one_that_fails_does_not_stop_the_others(several: Project) -> None:
     page = (several.out / "report.html").read_text()
     assert "good 1" in page
     assert "large 1" in page
+    assert "1 of 2 failed, 1 model could not be built" in page
     before = digests(several)
     again = json.loads(finish(start("build", "--json", "good", "large")).out)
     assert [row["cached"] for model in again["models"] for row in model["rows"]] == [True, True]

@@ -88,7 +88,15 @@ def test_a_printed_size_is_within_a_percent(size_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     ("value", "dimension", "expected"),
-    [(3.214, "ms", "3.21 ms"), (321.4, "ms", "321 ms"), (0.5, "pp", "0.50 pp"), (1500, "bytes", "1.50 kB")],
+    [
+        (0, "ms", "0.00 ms"),
+        (0.001, "ms", "0.001 ms"),
+        (0.0094, "ms", "0.0094 ms"),
+        (3.214, "ms", "3.21 ms"),
+        (321.4, "ms", "321 ms"),
+        (0.5, "pp", "0.50 pp"),
+        (1500, "bytes", "1.50 kB"),
+    ],
 )
 def test_quantities_as_people_read_them(value: float, dimension: Dimension, expected: str) -> None:
     assert format_quantity(value, dimension) == expected

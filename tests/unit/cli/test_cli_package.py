@@ -95,6 +95,7 @@ def test_options_reach_the_job(pipeline, project):
         (("package", "nope.pt2", *TARGET), "MODEL: no file or folder nope.pt2"),
         (("package", "nope.py:make", *TARGET), "MODEL: no file or folder nope.py"),
         (("package", "digit", *TARGET), "unknown model 'digit'. Did you mean 'digits'?"),
+        (("package", "nope.py", *TARGET), "nope.py names no factory"),
         (("package", "w.pth", *TARGET), "w.pth holds weights, and no model"),
         ((*PACKAGE, "--weights", "w.pth"), "--weights: no file or folder w.pth"),
         ((*PACKAGE, "--calibration-data", "cal"), "--calibration-data: no file or folder cal"),

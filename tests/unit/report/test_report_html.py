@@ -13,6 +13,7 @@ import edgeq.report
 from edgeq.artifacts import BuildReport, DataFacts, Gate, Layer, LayerSqnr, LayerSqnrs, Row
 from edgeq.errors import ExitCode
 from edgeq.pipeline.pages import page_of, read_run, read_source
+from edgeq.project import ModelError, ModelResult
 from edgeq.report.as_json import to_json
 from edgeq.report.plots import Point, is_best
 
@@ -171,6 +172,18 @@ def test_the_app_as_a_whole_is_judged_on_the_page(row):
     text = page(row, row, app=(gate,))
     assert "size of the app for android-arm64" in text
     assert "the app as a whole failed" in text
+    assert "<title>a run: the app as a whole failed</title>" in page(row, app=(gate,))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2])
+def test_a_model_that_could_not_be_built_is_never_ok(row, n_rows):
+    error = ModelError(what="no such thing: <b>", fix="write it", exit_code=ExitCode.USAGE)
+    text = page(*([row] * n_rows), broken=(ModelResult(name="broken", report=None, error=error),))
+    assert "<title>a run: 1 model could not be built</title>" in text
+    assert '<p class="bad">1 model could not be built</p>' in text
+    assert "no such thing: &lt;b&gt;" in text
+    assert "write it" in text
+    assert not Page(text).stack
 
 
 def test_bundles_on_disk_are_read_back(row):

@@ -91,7 +91,7 @@ def parse_limit(text: str) -> tuple[LimitName, float]:
     """Parse `size=5MB` into its name and its value in the base unit (bytes, ms, percentage points or percent).
 
     Raises:
-        UsageError: no "=", an unknown name, or a value of another dimension.
+        UsageError: no "=", an unknown name, a value of another dimension, or a share above 100%.
     """
     name, equals, value = text.partition("=")
     name = name.strip()
@@ -99,5 +99,8 @@ def parse_limit(text: str) -> tuple[LimitName, float]:
         raise UsageError(f"expected a limit such as size=5MB, got {text!r}", f"limits: {', '.join(LIMITS)}")
     for known, kind in LIMITS.items():
         if known == name:
-            return known, parse_quantity(value, kind.dimension)
+            limit = parse_quantity(value, kind.dimension)
+            if kind.dimension in ("%", "pp") and limit > 100:  # nothing could keep it, or nothing break it
+                raise UsageError(f"expected {name} of at most 100{kind.dimension}, got {value.strip()!r}", "lower it")
+            return known, limit
     raise UsageError(f"unknown limit {name!r}.{nearest(name, LIMITS)}", f"limits: {', '.join(LIMITS)}")

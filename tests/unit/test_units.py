@@ -133,3 +133,11 @@ def test_a_bad_limit_is_named(text: str, why: str) -> None:
 )
 def test_counts_agree_with_their_noun(count, noun, text):
     assert counted(count, noun) == text
+
+
+@pytest.mark.parametrize("text", ["agreement=101%", "accuracy_drop=150pp", "flips=100.5%", "class_drop=200%"])
+def test_a_share_above_the_whole_is_no_limit(text: str) -> None:
+    name, _, value = text.partition("=")
+    with pytest.raises(UsageError, match=rf"expected {name} of at most 100(%|pp), got '{value}'"):
+        parse_limit(text)
+    assert parse_limit(f"{name}=100%") == (name, 100)

@@ -68,7 +68,13 @@ class WeightFakeQuant(nn.Module):  # type: ignore[misc]  # torch is not followed
         )
 
     def observe(self, weight: torch.Tensor) -> None:
-        """Let the observer see these values and no earlier ones."""
+        """Let the observer see these values and no earlier ones.
+
+        A histogram, which observes a constant that an operator other than a layer reads, cannot forget: it has seen
+        that constant alone, at every calibration sample.
+        """
+        if hasattr(self.observer, "histogram"):
+            return
         self.observer.reset_min_max_vals()
         self.observer(weight.detach())
 

@@ -100,6 +100,23 @@ def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
     assert {item.layer: item.weight_bytes for item in ranking} == {"0": 216, "2": 576, "6": 160}
 
 
+class Placed(torch.nn.Module):  # adds a parameter, which no layer owns, as a positional embedding is
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)
+        self.place = torch.nn.Parameter(torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return self.last(self.first(x) + self.place).mean((2, 3))
+
+
+def test_a_parameter_that_no_layer_owns_is_rounded_too():
+    torch.manual_seed(0)
+    ranking = RANKINGS["torchscript"](spec_of(loaded(Placed())))
+    assert {item.layer for item in ranking} == {"first", "last"}
+    assert all(15 < item.alone_db < 80 for item in ranking)
+
+
 def test_all_layers_simulated_come_near_to_the_converted_graph():
     model = loaded(uneven())
     spec = spec_of(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeq._io import copy_files, remove_dir, staged_dir
 from edgeq.artifacts import BuildReport, Row
-from edgeq.pipeline.cells import Plan
+from edgeq.pipeline.cells import Plan, with_warning
 from edgeq.pipeline.owner import check_owner
 from edgeq.pipeline.prepare import REJECTED_NAME
 
@@ -31,6 +31,8 @@ def publish(planned: Plan) -> BuildReport:
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place)))
+            if other == accepted and accepted.exists():
+                row = with_warning(row, f"the earlier bundle is removed, since this one was rejected: {accepted}")
             rows.append(dataclasses.replace(row, path=place))
             replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
     for other in replaced:

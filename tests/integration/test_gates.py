@@ -149,6 +149,8 @@ def test_a_rejected_run_takes_the_accepted_bundle_away_and_the_other_way_round(p
     other.write_text("a file of the user's own")
     rejected = package("--scheme", "fp32", *limits("size=1kB"), "--json")
     assert rejected.code == 4
+    removed = f"the earlier bundle is removed, since this one was rejected: out/quarters/{X86}"
+    assert removed in rejected.json["rows"][0]["warnings"]
     published = bundle_zip(project.out / "rejected" / "quarters" / X86)
     assert rejected.json["rows"][0]["download_bytes"] == len(published)
     assert not (project.out / "quarters" / X86).exists()

@@ -92,8 +92,7 @@ def verify_bundle(
         elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
     seen = _seen(bundle, golden, data, device, progress)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
-    seen = _with_elsewhere(seen, elsewhere) if elsewhere else seen
-    result = _judged(bundle, seen, gates, elsewhere)
+    result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from collections import Counter
 
@@ -17,17 +16,8 @@ from torch.jit.mobile import _load_for_lite_interpreter
 from edgeq.lower.archive import strip_archive
 from edgeq.lower.compact import compacted
 from edgeq.lower.stored import archive_elements
+from edgeq.quantize.fx import engine
 from edgeq.samples import batches
-
-
-@contextlib.contextmanager
-def engine(name):
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 def plain(graph, specs, backend, path):

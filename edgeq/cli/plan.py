@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.cli.install import match_apps
+from edgeq.quantize import find_file_method, find_method
 from edgeq.scheme import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.units import counted, format_bytes, format_quantity
 from edgeq.verify.emulate.wanted import wants_emulation
@@ -14,26 +16,6 @@ if TYPE_CHECKING:
     from edgeq.cli.config import Request
     from edgeq.job import Job
     from edgeq.target import TargetProfile
-
-_QUANTIZERS = {
-    ("executorch", "fp16"): "weights and arithmetic in half precision",
-    ("executorch", "static-int8"): "PT2E, the XNNPACK quantizer",
-    ("executorch", "dynamic-int8"): "PT2E, the XNNPACK quantizer, activations as it runs",
-    ("executorch", "weight-only-int8"): "linear and embedding weights stored in int8, arithmetic in float32",
-    ("onnx", "static-int8"): "PT2E, written as QuantizeLinear and DequantizeLinear",
-    ("executorch", "qat-int8"): "PT2E, the XNNPACK quantizer",
-    ("executorch", "mixed-int8"): "PT2E, the XNNPACK quantizer, some layers in float",
-    ("torchscript", "qat-int8"): "FX graph mode, the {backend} engine",
-    ("torchscript", "mixed-int8"): "FX graph mode, the {backend} engine, some layers in float",
-    ("torchscript", "fp16"): "weights stored in half precision, arithmetic in float32",
-    ("torchscript", "static-int8"): "FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
-    ("torchscript", "dynamic-int8"): "linear, LSTM and GRU by the {backend} engine, activations as it runs",
-    ("torchscript", "weight-only-int8"): "weights stored in int8, arithmetic in float32",
-    ("cuda", "fp16"): "float16, with float32 where it overflows or loses too much on the calibration data",
-    ("cuda", "bf16"): "bfloat16, with float32 where it loses too much on the calibration data",
-    ("cuda", "storage-fp16"): "weights stored in float16, arithmetic in float32",
-    ("torchscript", "pretrained"): "taken as it is, packed for the {backend} engine",
-}
 
 
 def plan_json(wanted: Request) -> dict[str, Any]:
@@ -139,10 +121,10 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
         ]
     if scheme == "fp32":
         return []
-    # training starts from what static-int8 prepares
-    method = _QUANTIZERS[target.runtime, "static-int8" if scheme in NEEDS_TRAINING else scheme].format(
-        backend=target.backend
-    )
+    if job.source.endswith(".onnx"):
+        method = find_file_method(scheme, Path(job.source).name).description
+    else:
+        method = find_method(target.runtime, scheme).description.format(backend=target.backend)
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
     samples = (
         counted(job.data.num_calibration_samples, "sample") if job.data.calibration else "no calibration data given"

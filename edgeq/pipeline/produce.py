@@ -15,6 +15,7 @@ from edgeq.pipeline.forward import float_module, forward, remembered
 from edgeq.pipeline.prepare import Prepared
 from edgeq.pipeline.product import Product, Recipe
 from edgeq.places import cache_folder
+from edgeq.quantize import find_method
 from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.target import why_not_run
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from edgeq.verify.host import HostRuntime
     from edgeq.verify.spec import VerifySpec
 
-# schemes that are operators of the runtime, which no PyTorch graph has
-_FROM_FLOAT_FILE = frozenset({("onnx", "dynamic-int8")})
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
 
@@ -68,7 +67,8 @@ class Producer:
         Raises:
             EdgeqError: the step's own errors.
         """
-        if (recipe.runtime, recipe.scheme) in _FROM_FLOAT_FILE:
+        # the scheme's operators are the runtime's own, which no PyTorch graph has
+        if find_method(recipe.runtime, recipe.scheme).function is None:
             return self._from_float_file(recipe, label, runtime, emulated=emulated)
         quantized = self._quantized(recipe, label)
         release_memory()

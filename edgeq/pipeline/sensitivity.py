@@ -30,7 +30,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
         UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
             be quantized.
     """
-    from edgeq.quantize import RANKINGS
+    from edgeq.quantize import RANKINGS, rank_layers
     from edgeq.quantize.capture import capture
     from edgeq.verify.child import calm_openmp
 
@@ -55,7 +55,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
         progress=progress,
         label=target.name,
     )
-    layers = RANKINGS[target.runtime](spec)
+    layers = rank_layers(target.runtime, spec)
     return Ranking(model=prepared.model.name, target=target.name, samples=prepared.calibration.count, layers=layers)
 
 

@@ -1,57 +1,215 @@
-"""Fusion and quantization: a table of schemes, a module for each method."""
+"""Fusion and quantization: a table of schemes, a module for each method.
+
+Importing this package loads no torch: the methods' modules are imported when one is called, so that `--dry-run` and the
+documentation can read the table.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import QuantizedModel, Sensitivity
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import cuda, dynamic, fx, half, mixed, pretrained, pt2e, weights
-from edgeq.quantize.spec import QuantizeSpec
 
-METHODS: dict[tuple[str, str], Callable[[QuantizeSpec], QuantizedModel]] = {
-    ("executorch", "fp32"): pt2e.fp32,
-    ("executorch", "fp16"): half.true_half,
-    ("executorch", "static-int8"): pt2e.static_int8,
-    ("executorch", "dynamic-int8"): pt2e.dynamic_int8,
-    ("executorch", "weight-only-int8"): weights.weight_only_linear_int8,
-    ("executorch", "qat-int8"): pt2e.qat_int8,
-    ("onnx", "fp32"): pt2e.fp32,
-    ("onnx", "fp16"): half.true_half,
-    ("onnx", "static-int8"): pt2e.static_int8,
-    ("onnx", "qat-int8"): pt2e.qat_int8,
-    ("executorch", "mixed-int8"): mixed.pt2e_mixed,
-    ("torchscript", "fp32"): fx.fp32,
-    ("torchscript", "fp16"): weights.stored_half,
-    ("torchscript", "static-int8"): fx.static_int8,
-    ("torchscript", "qat-int8"): fx.qat_int8,
-    ("torchscript", "mixed-int8"): mixed.fx_mixed,
-    ("torchscript", "dynamic-int8"): dynamic.dynamic_int8,
-    ("torchscript", "weight-only-int8"): weights.weight_only_int8,
-    ("torchscript", "pretrained"): pretrained.pretrained,
-    ("cuda", "fp16"): cuda.fp16,
-    ("cuda", "bf16"): cuda.bf16,
-    ("cuda", "storage-fp16"): cuda.storage_fp16,
-    ("cuda", "fp32"): cuda.fp32,
+if TYPE_CHECKING:
+    from edgeq.artifacts import QuantizedModel, Sensitivity
+    from edgeq.quantize.spec import QuantizeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a runtime's artifacts get a scheme.
+
+    Attributes:
+        function: `module:function`, imported when it is called; None where the exported float file is quantized, by
+            the scheme's row of FILE_METHODS.
+        description: one line for people; `{backend}` stands for the target's backend.
+    """
+
+    function: str | None
+    description: str
+
+
+# by (runtime, scheme): methods that start from a PyTorch model
+METHODS: dict[tuple[str, str], Method] = {
+    ("executorch", "fp32"): Method(
+        function="edgeq.quantize.pt2e:fp32",
+        description="weights and arithmetic in float32",
+    ),
+    ("executorch", "fp16"): Method(
+        function="edgeq.quantize.half:true_half",
+        description="weights and arithmetic in half precision",
+    ),
+    ("executorch", "static-int8"): Method(
+        function="edgeq.quantize.pt2e:static_int8",
+        description="PT2E, the XNNPACK quantizer",
+    ),
+    ("executorch", "dynamic-int8"): Method(
+        function="edgeq.quantize.pt2e:dynamic_int8",
+        description="PT2E, the XNNPACK quantizer, activations as it runs",
+    ),
+    ("executorch", "weight-only-int8"): Method(
+        function="edgeq.quantize.weights:weight_only_linear_int8",
+        description="linear and embedding weights stored in int8, arithmetic in float32",
+    ),
+    ("executorch", "qat-int8"): Method(
+        function="edgeq.quantize.pt2e:qat_int8",
+        description="PT2E, the XNNPACK quantizer",
+    ),
+    ("onnx", "fp32"): Method(
+        function="edgeq.quantize.pt2e:fp32",
+        description="weights and arithmetic in float32",
+    ),
+    ("onnx", "fp16"): Method(
+        function="edgeq.quantize.half:true_half",
+        description="weights and arithmetic in half precision",
+    ),
+    ("onnx", "static-int8"): Method(
+        function="edgeq.quantize.pt2e:static_int8",
+        description="PT2E, written as QuantizeLinear and DequantizeLinear",
+    ),
+    ("onnx", "qat-int8"): Method(
+        function="edgeq.quantize.pt2e:qat_int8",
+        description="PT2E, written as QuantizeLinear and DequantizeLinear",
+    ),
+    ("onnx", "dynamic-int8"): Method(
+        function=None,
+        description="the exported float file by ONNX Runtime's quantize_dynamic, activations as it runs",
+    ),
+    ("executorch", "mixed-int8"): Method(
+        function="edgeq.quantize.mixed:pt2e_mixed",
+        description="PT2E, the XNNPACK quantizer, some layers in float",
+    ),
+    ("torchscript", "fp32"): Method(
+        function="edgeq.quantize.fx:fp32",
+        description="weights and arithmetic in float32",
+    ),
+    ("torchscript", "fp16"): Method(
+        function="edgeq.quantize.weights:stored_half",
+        description="weights stored in half precision, arithmetic in float32",
+    ),
+    ("torchscript", "static-int8"): Method(
+        function="edgeq.quantize.fx:static_int8",
+        description="FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
+    ),
+    ("torchscript", "qat-int8"): Method(
+        function="edgeq.quantize.fx:qat_int8",
+        description="FX graph mode, the {backend} engine; eager mode where the model has QuantStub",
+    ),
+    ("torchscript", "mixed-int8"): Method(
+        function="edgeq.quantize.mixed:fx_mixed",
+        description="FX graph mode, the {backend} engine, some layers in float",
+    ),
+    ("torchscript", "dynamic-int8"): Method(
+        function="edgeq.quantize.dynamic:dynamic_int8",
+        description="linear, LSTM and GRU by the {backend} engine, activations as it runs",
+    ),
+    ("torchscript", "weight-only-int8"): Method(
+        function="edgeq.quantize.weights:weight_only_int8",
+        description="weights stored in int8, arithmetic in float32",
+    ),
+    ("torchscript", "pretrained"): Method(
+        function="edgeq.quantize.pretrained:pretrained",
+        description="taken as it is, packed for the {backend} engine",
+    ),
+    ("cuda", "fp16"): Method(
+        function="edgeq.quantize.cuda:fp16",
+        description="float16, with float32 where it overflows or loses too much on the calibration data",
+    ),
+    ("cuda", "bf16"): Method(
+        function="edgeq.quantize.cuda:bf16",
+        description="bfloat16, with float32 where it loses too much on the calibration data",
+    ),
+    ("cuda", "storage-fp16"): Method(
+        function="edgeq.quantize.cuda:storage_fp16",
+        description="weights stored in float16, arithmetic in float32",
+    ),
+    ("cuda", "fp32"): Method(
+        function="edgeq.quantize.cuda:fp32",
+        description="weights and arithmetic in float32",
+    ),
 }
 
-RANKINGS: dict[str, Callable[[QuantizeSpec], tuple[Sensitivity, ...]]] = {
-    "executorch": mixed.pt2e_sensitivity,
-    "torchscript": mixed.fx_sensitivity,
+# by scheme: methods that start from an ONNX file, the user's own or one exported from the float model
+FILE_METHODS: dict[str, Method] = {
+    "fp32": Method(function=None, description="taken as it is"),
+    "pretrained": Method(function=None, description="taken as it is"),
+    "static-int8": Method(
+        function="edgeq.quantize.onnx_file:static_int8",
+        description="ONNX Runtime's quantize_static, written as QuantizeLinear and DequantizeLinear",
+    ),
+    "dynamic-int8": Method(
+        function="edgeq.quantize.onnx_file:dynamic_int8",
+        description="ONNX Runtime's quantize_dynamic, activations as it runs",
+    ),
+    "fp16": Method(
+        function="edgeq.quantize.onnx_file:fp16",
+        description="ONNX Runtime's convert_float_to_float16, inputs and outputs in float32",
+    ),
+}
+
+# by runtime: what ranks the layers of a model by the error that quantizing each alone costs
+RANKINGS: dict[str, str] = {
+    "executorch": "edgeq.quantize.mixed:pt2e_sensitivity",
+    "torchscript": "edgeq.quantize.mixed:fx_sensitivity",
 }
 
 
-def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
-    """Quantize by the scheme's method for this runtime.
+def load_function(name: str) -> Callable[..., Any]:
+    """Import and return a function that a table names as `module:function`."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def find_method(runtime: str, scheme: str) -> Method:
+    """Return how a PyTorch model gets a scheme for this runtime.
 
     Raises:
-        UnsupportedError: the runtime has no such scheme, or nothing could be quantized.
+        UnsupportedError: the runtime has no method for the scheme.
     """
     method = METHODS.get((runtime, scheme))
     if method is None:
         can = ", ".join(name for kind, name in METHODS if kind == runtime)
         raise UnsupportedError(f"{runtime} cannot run scheme {scheme}", f"it can: {can}")
+    return method
+
+
+def find_file_method(scheme: str, file_name: str) -> Method:
+    """Return how an ONNX file gets a scheme.
+
+    Raises:
+        UnsupportedError: only a PyTorch model can get the scheme.
+    """
+    method = FILE_METHODS.get(scheme)
+    if method is None:
+        what = f"{scheme} starts from a PyTorch model, and {file_name} is an ONNX file"
+        can = ", ".join(name for name in FILE_METHODS if name not in ("fp32", "pretrained"))
+        raise UnsupportedError(what, f"choose one of: fp32, pretrained (as it is), {can}")
+    return method
+
+
+def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
+    """Quantize a PyTorch model by the scheme's method for this runtime.
+
+    Raises:
+        UnsupportedError: the runtime has no such scheme, or nothing could be quantized.
+    """
+    from edgeq.quantize import pretrained  # loads torch
+
+    method = find_method(runtime, scheme)
+    if method.function is None:
+        raise ValueError(f"{runtime} {scheme} starts from the exported float file: call quantize_file")
     if scheme != "pretrained" and spec.model.kind == "module" and pretrained.is_quantized(spec.model.model):
         what = f"the model is quantized already, and {scheme} starts from a float one"
         raise UnsupportedError(what, "take it as it is with --scheme pretrained, on a TorchScript target")
-    return method(spec)
+    quantized: QuantizedModel = load_function(method.function)(spec)
+    return quantized
+
+
+def rank_layers(runtime: str, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+    """Return the layers by how much error each costs, for a runtime of RANKINGS."""
+    ranking: tuple[Sensitivity, ...] = load_function(RANKINGS[runtime])(spec)
+    return ranking

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from edgeq.artifacts import TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, first_line
 from edgeq.job import Progress
+from edgeq.quantize import find_file_method, load_function
 from edgeq.quantize.names import inside, matched_names
 from edgeq.quantize.observers import PERCENTILE
 from edgeq.quiet import quiet
@@ -72,10 +72,10 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
     """
     import onnx
 
-    method = _METHODS.get(scheme)
-    if method is None:
-        what = f"{scheme} starts from a PyTorch model, and {spec.path.name} is an ONNX file"
-        raise UnsupportedError(what, f"choose one of: fp32, pretrained (as it is), {', '.join(_METHODS)}")
+    method = find_file_method(scheme, spec.path.name)
+    if method.function is None:
+        raise ValueError(f"{scheme} takes an ONNX file as it is")
+    function = load_function(method.function)
     proto = onnx.load(str(spec.path))
     if is_quantized(proto):
         what = f"{spec.path.name} is quantized already, and {scheme} starts from a float file"
@@ -89,7 +89,7 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
     left_out = [name + suffix for name in kinds if inside(name, kept) for suffix in ("", "_MatMul")]
     try:
         with quiet():  # the tools tell mostly what they were called with
-            made = method(spec, source, left_out)
+            made = function(spec, source, left_out)
     except (UnsupportedError, UsageError):
         raise
     except Exception as err:  # the tools raise many types
@@ -103,7 +103,8 @@ def is_quantized(proto: Any) -> bool:
     return any(node.op_type.startswith(_QUANTIZED) or node.op_type.endswith("Integer") for node in proto.graph.node)
 
 
-def _dynamic(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+def dynamic_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+    """Return the file with int8 weights; ONNX Runtime quantizes activations as it runs."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -120,7 +121,8 @@ def _dynamic(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
     return onnx.load(str(target))
 
 
-def _static(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+    """Return the file with QuantizeLinear and DequantizeLinear, calibrated on the spec's samples."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -151,18 +153,12 @@ def _static(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
     return onnx.load(str(target))
 
 
-def _half(spec: FileSpec, source: Path, left_out: list[str]) -> Any:  # noqa: ARG001  # as the other methods
+def fp16(spec: FileSpec, source: Path, left_out: list[str]) -> Any:  # noqa: ARG001  # as the other methods
+    """Return the file in float16, with float32 inputs and outputs."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, node_block_list=left_out or None)
-
-
-_METHODS: dict[str, Callable[[FileSpec, Path, list[str]], Any]] = {
-    "static-int8": _static,
-    "dynamic-int8": _dynamic,
-    "fp16": _half,
-}
 
 
 def _reader(spec: FileSpec) -> Any:

@@ -14,7 +14,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.lower.onnx import lower_file
 from edgeq.lower.spec import LowerSpec
 from edgeq.ort_format import reduced_build_config
-from edgeq.quantize import METHODS
+from edgeq.quantize import FILE_METHODS, METHODS
 from edgeq.samples import batches
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.runners import RUNNERS
@@ -122,10 +122,9 @@ def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line(part, nam
 
 
 def test_each_scheme_of_the_shipped_profiles_has_a_method():
-    from edgeq.pipeline.produce import _FROM_FLOAT_FILE
     from edgeq.target import load_target
 
-    known = {*METHODS, *_FROM_FLOAT_FILE, ("onnx", "pretrained")}  # of an ONNX file as it is
+    known = {*METHODS, *(("onnx", scheme) for scheme in FILE_METHODS)}
     for name in ("linux-x86_64-ort", "android-arm64-ort"):
         assert all(("onnx", scheme) in known for scheme in load_target(name).schemes)
 

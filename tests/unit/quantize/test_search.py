@@ -13,7 +13,7 @@ from small_models import IMAGE, Silent, SmallNet, dataset, loaded, quantized
 
 from edgeq.artifacts import Scores
 from edgeq.errors import UnsupportedError
-from edgeq.quantize import RANKINGS, fx, fx_layers, quantize
+from edgeq.quantize import fx, fx_layers, quantize, rank_layers
 from edgeq.quantize.capture import capture
 from edgeq.quantize.lent import Ranges
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
@@ -93,7 +93,7 @@ def spread_of(graph):
 
 
 def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
-    ranking = RANKINGS["torchscript"](spec_of(loaded(uneven())))
+    ranking = rank_layers("torchscript", spec_of(loaded(uneven())))
     assert ranking[-1].layer == "6"
     assert {item.layer for item in ranking} == {"0", "2", "6"}
     assert [item.alone_db for item in ranking] == sorted(item.alone_db for item in ranking)
@@ -112,7 +112,7 @@ class Placed(torch.nn.Module):  # adds a parameter, which no layer owns, as a po
 
 def test_a_parameter_that_no_layer_owns_is_rounded_too():
     torch.manual_seed(0)
-    ranking = RANKINGS["torchscript"](spec_of(loaded(Placed())))
+    ranking = rank_layers("torchscript", spec_of(loaded(Placed())))
     assert {item.layer for item in ranking} == {"first", "last"}
     assert all(15 < item.alone_db < 80 for item in ranking)
 
@@ -199,7 +199,7 @@ def test_a_calibration_sample_that_stands_out_is_left_out_before_bytes_are_spent
 def test_on_x86_a_limit_is_met_that_the_ranking_says_one_layer_in_int8_keeps():
     spec = spec_of(loaded(Gated), backend="x86", samples=scenes(8, seed=1), calibration=scenes(8, seed=1))
     samples, model = spec.search.samples, spec.model
-    alone_db = max(item.alone_db for item in RANKINGS["torchscript"](spec))
+    alone_db = max(item.alone_db for item in rank_layers("torchscript", spec))
     asked = dataclasses.replace(
         spec.search,
         limits=(("sqnr", alone_db - 1),),

@@ -1,0 +1,66 @@
+"""`edgeq package digits --dry-run` for every shipped target and every scheme: a plan or a refusal, never an error."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from edgeq.cli.run import run
+from edgeq.errors import ExitCode
+from edgeq.profiles import profile_files
+from edgeq.quantize import METHODS
+from edgeq.scheme import AUTO, SCHEMES
+from edgeq.target import load_target
+
+
+def plan(*args):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        # mixed-int8 needs a limit to search for
+        code = run(["package", *args, "--limit", "accuracy_drop=1pp", "--dry-run"])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("name", profile_files())
+@pytest.mark.parametrize("scheme", [*SCHEMES, AUTO])
+def test_every_pair_has_a_plan_or_a_refusal(name, scheme):
+    target = load_target(name)
+    code, out, err = plan("digits", "--target", name, "--scheme", scheme)
+    if scheme in target.schemes and (target.runtime, scheme) in METHODS:
+        assert (code, err) == (ExitCode.OK, "")
+        assert f"\n{name}, {scheme}\n" in out
+        assert ("\n  quantize " in out) == (scheme != "fp32")
+    elif scheme == AUTO:
+        assert (code, err) == (ExitCode.OK, "")
+        assert "\n  choose " in out
+    else:
+        assert (code, out) == (ExitCode.UNSUPPORTED, "")
+        refusal = f"target {name} cannot do" if scheme not in target.schemes else f"{target.runtime} cannot run"
+        assert err.startswith(f"error: {refusal} scheme {scheme}\n  fix: it")
+
+
+@pytest.mark.parametrize("name", [name for name in profile_files() if load_target(name).runtime == "onnx"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_of_an_onnx_file_has_a_plan_or_a_refusal(name, scheme, tmp_path):
+    file = tmp_path / "net.onnx"
+    file.touch()  # a plan does not read it
+    target = load_target(name)
+    calibration = tmp_path / "samples.npz"
+    calibration.touch()
+    code, out, err = plan(
+        str(file),
+        "--target",
+        name,
+        "--scheme",
+        scheme,
+        "--calibration-data",
+        str(calibration),
+        "--eval-data",
+        str(calibration),
+    )
+    if scheme in target.schemes and scheme != "qat-int8":
+        assert (code, err) == (ExitCode.OK, "")
+        assert f"\n{name}, {scheme}\n" in out
+    else:
+        assert (code, out) == (ExitCode.UNSUPPORTED, "")
+        assert "internal error" not in err

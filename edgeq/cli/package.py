@@ -85,7 +85,7 @@ def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         # a task of its own: loading torch takes seconds in which nothing else would be said
         with progress.task("starting"):
-            from edgeq.pipeline import build
+            from edgeq.pipeline.build import build
         return build(job, progress)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeq.load.data import Role
     from edgeq.preprocess import Preprocess
 
-_Wanted = tuple["Role", str | None, int | None]
+_Wanted = tuple[Any, str | None, int | None]
 _MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
 NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
 

@@ -29,6 +29,11 @@ def use_torch() -> None:
     _used = True
 
 
+def torch_was_used() -> bool:
+    """Return whether this process has used torch: a fork of it could hang."""
+    return _used
+
+
 class Maker:
     """Makes the products of one run."""
 
@@ -39,7 +44,7 @@ class Maker:
         self._producer: Producer | None = None
         self._left = products
         # a worker of a project has torch from the process that it was forked from, and has not used it
-        self._is_fresh = not _used and ("torch" not in sys.modules or PRELOADED in sys.modules)
+        self._is_fresh = not torch_was_used() and ("torch" not in sys.modules or PRELOADED in sys.modules)
         self._states: list[Path] = []
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.errors import UsageError, nearest
+from edgeq.job import STATE_DICT_SUFFIXES, RunConfig, file_part, options_of
 
 if TYPE_CHECKING:
     from edgeq.job import Job
 
 _LOWERED = frozenset({".pte", ".ptl"})
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
-_STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 BUILT_IN = "digits"
 
 
@@ -35,34 +35,20 @@ def check_files(job: Job) -> None:
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
-    if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
-        _must_exist(job.weights, "--weights")
-    _check_data(job)
+    for option in options_of(RunConfig):
+        for text in option.texts_in(job) if option.path is not None else ():
+            missing = None if option.path is None else option.path.missing(text)
+            if missing is not None and option.flag is not None:
+                raise UsageError(f"{option.flag.name}: no file or folder {missing}", "check the path")
+    if job.data.preprocess is not None:
+        from edgeq.preprocess import load_preprocess
+
+        load_preprocess(job.data.preprocess)
     if job.inputs:
         from edgeq.load.inputs import parse_input
 
         for index, text in enumerate(job.inputs):
             parse_input(text, index)
-
-
-def _check_data(job: Job) -> None:
-    data = job.data
-    for text, option in (
-        (data.calibration, "--calibration-data"),
-        (data.evaluation, "--eval-data"),
-        (data.metric, "--metric"),
-        (data.search, "--search-data"),
-        (job.qat.data, "--qat-data"),
-        (job.qat.train, "--qat-train"),
-    ):
-        if text is not None:
-            _must_exist(_file_part(text), option)
-    if data.labels is not None:
-        _must_exist(str(data.labels), "--labels")
-    if data.preprocess is not None:
-        from edgeq.preprocess import load_preprocess
-
-        load_preprocess(data.preprocess)
 
 
 def _check_calibration(job: Job) -> None:
@@ -89,8 +75,8 @@ def check_source(source: str) -> None:
     if suffix in _ARTIFACTS:
         _must_exist(source, "MODEL")
     elif ":" in source:
-        _must_exist(_file_part(source), "MODEL")
-    elif suffix in _STATE_DICTS:
+        _must_exist(file_part(source), "MODEL")
+    elif suffix in STATE_DICT_SUFFIXES:
         what = f"{source} holds weights, and no model to put them into"
         raise UsageError(what, f"name the model, and give --weights {source}")
     elif suffix == ".py":
@@ -99,14 +85,6 @@ def check_source(source: str) -> None:
         hint = nearest(source, (BUILT_IN,))
         forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
         raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
-
-
-def _file_part(text: str) -> str | None:
-    """Return the path in `text`; None for `pkg.mod:function`, which only an import can find."""
-    head, colon, _ = text.rpartition(":")
-    if not colon:
-        return text
-    return head if head.endswith(".py") else None
 
 
 def _must_exist(path: str | None, option: str) -> None:

@@ -67,9 +67,20 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The heading under which --help and docs/options.md list an option."""
+    """Where --help and docs/options.md list an option.
 
-    title: str
+    Attributes:
+        topic: the heading.
+        advanced: whether --help lists it after all common options, under a heading of its own.
+    """
+
+    topic: str
+    advanced: bool = False
+
+    @property
+    def title(self) -> str:
+        """The heading in --help."""
+        return f"Advanced: {self.topic.lower()}" if self.advanced else self.topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +231,12 @@ def file_part(text: str) -> str | None:
     return head if head.endswith(".py") else None
 
 
-MODEL, MORE_MODEL = Panel("Model"), Panel("Advanced: model")
-DATA, MORE_DATA = Panel("Data"), Panel("Advanced: data")
-SCHEMES, MORE_SCHEMES = Panel("Targets and schemes"), Panel("Advanced: schemes")
-LIMITS, MORE_LIMITS = Panel("Limits"), Panel("Advanced: limits")
-DEVICE, MORE_DEVICE = Panel("Device"), Panel("Advanced: device")
-OUTPUT, MORE_OUTPUT = Panel("Output"), Panel("Advanced: output")
+MODEL, MORE_MODEL = Panel("Model"), Panel("Model", advanced=True)
+DATA, MORE_DATA = Panel("Data"), Panel("Data", advanced=True)
+SCHEMES, MORE_SCHEMES = Panel("Targets and schemes"), Panel("Targets and schemes", advanced=True)
+LIMITS, MORE_LIMITS = Panel("Limits"), Panel("Limits", advanced=True)
+DEVICE, MORE_DEVICE = Panel("Device"), Panel("Device", advanced=True)
+OUTPUT, MORE_OUTPUT = Panel("Output"), Panel("Output", advanced=True)
 PANELS = (
     *(MODEL, DATA, SCHEMES, LIMITS, DEVICE, OUTPUT),
     *(MORE_MODEL, MORE_DATA, MORE_SCHEMES, MORE_LIMITS, MORE_DEVICE, MORE_OUTPUT),
@@ -254,7 +265,8 @@ class DataOptions:
         DATA,
         DataPath(),
         Doc(
-            "Evaluation data for the accuracy gates, in the same forms. Must not overlap the calibration data.",
+            "Evaluation data for the accuracy gates: an image folder, .npz/.npy or file.py:function. Must not overlap "
+            "the calibration data."
         ),
     ] = None
     metric: Annotated[

@@ -207,8 +207,9 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         hint = nearest(str(first["input"]), allowed)
         return UsageError(f"{place}: unknown value {first['input']!r}.{hint}", f"use one of: {', '.join(allowed)}")
+    message = "Input should be a table" if first["type"] == "model_type" else first["msg"]
     came = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return UsageError(f"{place}: {first['msg']}{came}", "correct this value and run again")
+    return UsageError(f"{place}: {message}{came}", "correct this value and run again")
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:

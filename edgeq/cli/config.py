@@ -60,16 +60,12 @@ def resolve(config: PackageConfig) -> Job:
         UnsupportedError: a scheme that one of the targets does not have.
     """
     values = validated(values_of(config), "PackageConfig")
+    config = to_config(values)  # tuples and paths where Python gave lists and texts
     targets = _profiles(config)
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
+    looked_up = {"device": device_options(config.device), "install_into": tuple(dict.fromkeys(config.install_into))}
     job = Job(
-        **shared
-        | {
-            "out": Path(config.out),
-            "reuse_qparams_from": None if config.reuse_qparams_from is None else Path(config.reuse_qparams_from),
-            "install_into": tuple(Path(app) for app in dict.fromkeys(config.install_into)),
-            "device": device_options(config.device),
-        },
+        **shared | looked_up,
         source=config.model,
         targets=targets,
         schemes=_schemes(config.schemes, targets),

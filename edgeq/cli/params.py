@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperCommand
 
 from edgeq.cli import complete, flags
-from edgeq.job import OUTPUT, PANELS, Option, PackageConfig, ProfileFile, options_of
+from edgeq.job import OUTPUT, PANELS, PackageConfig
+from edgeq.marks import Option, ProfileFile, options_of
 
 _ARGUMENTS = "Arguments"
 _FIRST_COLUMN = 28  # most options with their metavar are as wide, so that the texts of all panels line up

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.errors import UsageError, nearest
-from edgeq.job import STATE_DICT_SUFFIXES, RunConfig, file_part, options_of
+from edgeq.job import RunConfig
+from edgeq.marks import STATE_DICT_SUFFIXES, file_part, options_of
 
 if TYPE_CHECKING:
     from edgeq.job import Job

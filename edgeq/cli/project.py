@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from edgeq.errors import UsageError
-from edgeq.job import PROJECT_FILE, Ge, Gt, Le, Lt, MinLen, Option, PackageConfig, options_of
+from edgeq.job import PROJECT_FILE, PackageConfig
+from edgeq.marks import Ge, Gt, Le, Lt, MinLen, Option, options_of
 from edgeq.scheme import LIMITS, parse_limit
 from edgeq.target import explain, overlay, read_toml
 

@@ -11,7 +11,8 @@ from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
 from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.errors import UsageError
-from edgeq.job import LIMITS, MORE_LIMITS, PackageConfig, options_of
+from edgeq.job import LIMITS, MORE_LIMITS, PackageConfig
+from edgeq.marks import options_of
 from edgeq.units import counted
 
 if TYPE_CHECKING:

@@ -34,9 +34,10 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
-from edgeq.job import Job, options_of
+from edgeq.job import Job
 from edgeq.machine import driver_state, processor_facts
 from edgeq.manifest import REPORT_NAMES
+from edgeq.marks import options_of
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
 from edgeq.places import cache_folder

@@ -20,22 +20,8 @@ from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.cli.precheck import check_files
 from edgeq.cli.project import filled, merge, read_project, to_config, validated, values_of
 from edgeq.errors import UsageError
-from edgeq.job import (
-    PANELS,
-    DataPath,
-    Ge,
-    Gt,
-    InputFile,
-    Job,
-    Limits,
-    ModelFile,
-    Option,
-    PackageConfig,
-    PathMark,
-    RunConfig,
-    WeightsFile,
-    options_of,
-)
+from edgeq.job import PANELS, Job, Limits, PackageConfig, RunConfig
+from edgeq.marks import DataPath, Ge, Gt, InputFile, ModelFile, Option, PathMark, WeightsFile, options_of
 from edgeq.pipeline.cache import job_facts
 from edgeq.scheme import LIMITS
 
@@ -249,6 +235,12 @@ def test_a_configuration_is_made_in_python_of_plain_values() -> None:
     assert [target.name for target in job.targets] == [TARGET]
     assert job.gates.limits == (("size", 5e6), ("accuracy_drop", 0.5))
     assert (job.schemes, job.out, job.data.num_calibration_samples) == (("static-int8",), Path("bundles"), 128)
+
+
+def test_lists_and_texts_do_where_python_has_tuples_and_paths() -> None:
+    plain: dict[str, Any] = {"targets": [TARGET], "out": "bundles", "shipped": "old", "inputs": ["1x3x8x8"]}
+    job = resolve(PackageConfig(model="torchvision:resnet18", **plain))
+    assert (job.out, job.gates.shipped, job.inputs) == (Path("bundles"), Path("old"), ("1x3x8x8",))
 
 
 def test_what_python_gives_is_validated_like_a_file() -> None:

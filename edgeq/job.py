@@ -475,12 +475,12 @@ class PackageConfig(RunConfig):
     app: AppConfig = AppConfig()
 
 
-# ---- what the options come to once names are looked up
+# ---- the options after names are looked up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateOptions:
-    """What an artifact is held to, in base units; made of the options of `edgeq package`, `verify` or `ota release`.
+    """The limits of `edgeq package`, `verify` or `ota release` in base units, and how they are judged.
 
     Attributes:
         limits: in base units (bytes, ms, percentage points).
@@ -507,7 +507,7 @@ class GateOptions:
 class Job(RunConfig):
     """A `PackageConfig` whose names were looked up: targets are profiles, limits are numbers in base units.
 
-    The pipeline takes this type so that a name is looked up once, and what it runs on cannot be a typing error.
+    The pipeline takes a job, so that names are looked up once and unknown ones are found before it starts.
 
     Attributes:
         source: the model.

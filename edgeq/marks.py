@@ -1,7 +1,7 @@
-"""What the annotation of an option's field may carry, and how the fields of a configuration table are read.
+"""The marks that an option's field may carry in its annotation, and how the fields of a configuration table are read.
 
-The options themselves are the fields of `edgeq.job.PackageConfig`. Nothing here imports pydantic or typer, unless a
-path is told from a preset: `edgeq --help` reads these marks.
+The options themselves are the fields of `edgeq.job.PackageConfig`. Importing this module loads neither pydantic nor
+typer, because `edgeq --help` reads the marks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 STATE_DICT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 _MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
@@ -112,18 +112,25 @@ class NotInKey:
 class PathMark:
     """The value is a path, or may be one; the base of all marks of paths.
 
-    A path in edgeq.toml is relative to that file. The content of what a path names is part of the cache key, unless
+    A path in edgeq.toml is relative to that file. The content of the file or folder is part of the cache key, unless
     the option is marked `NotInKey`.
+
+    Attributes:
+        noun: what a path should lead to, for messages.
+        fix: what to do where it does not exist.
     """
 
+    noun: ClassVar[str] = "file or folder"
+    fix: ClassVar[str] = "check the path"
+
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002  # some marks look for a file there
-        """Tell whether `text`, which is relative to `folder`, is a path."""
+        """Return whether `text`, which is relative to `folder`, is a path."""
         return True
 
     def missing(self, text: str) -> str | None:  # noqa: ARG002
         """Return the path in `text` that should exist and does not; None if nothing is missing.
 
-        None as well where the reader of the file gives the better message.
+        None as well where whatever reads the file has the better message.
         """
         return None
 
@@ -137,22 +144,29 @@ class InputFile(PathMark):
 
 
 class BundleFolder(PathMark):
-    """A bundle; its reader says what a folder lacks that is none."""
+    """A bundle that must exist."""
+
+    noun: ClassVar[str] = "bundle"
+    fix: ClassVar[str] = "give the folder that `edgeq package` wrote, OUT/<model>/<target>, which has a manifest.json"
+
+    def missing(self, text: str) -> str | None:
+        """Return the folder if it has no manifest."""
+        return None if (Path(text) / "manifest.json").is_file() else text
 
 
 class OutputFolder(PathMark):
-    """A folder that edgeq writes to, and makes where it does not exist."""
+    """A folder that edgeq writes to, and creates if it does not exist."""
 
 
 class AppFolder(PathMark):
-    """An app's project; `cli/install.py` checks that it is one."""
+    """An app's project; `cli/install.py` checks it."""
 
 
 class ModelFile(PathMark):
     """A model: `torchvision:NAME`, `pkg.mod:factory`, `file.py:factory` or a file; `cli/precheck.py` checks it."""
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
-        """Tell a file from the other forms by its suffix."""
+        """Recognize a file by its suffix."""
         return Path(text.partition(":")[0]).suffix in _MODEL_SUFFIXES
 
 
@@ -160,7 +174,7 @@ class WeightsFile(PathMark):
     """A state dict, or one of torchvision's names of weights."""
 
     def is_path(self, text: str, folder: Path) -> bool:
-        """Tell a file from a name: by a slash, by its suffix, or because it exists."""
+        """Recognize a file by a slash, by its suffix, or because it exists."""
         return "/" in text or Path(text).suffix in STATE_DICT_SUFFIXES or (folder / text).is_file()
 
     def missing(self, text: str) -> str | None:
@@ -172,7 +186,7 @@ class DataPath(PathMark):
     """A file, a folder, `file.py:function` or `pkg.mod:function`."""
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
-        """Tell whether `text` starts with a path; the module of `pkg.mod:function` is found by Python."""
+        """Return whether `text` starts with a path; Python finds the module of `pkg.mod:function`."""
         head, colon, _ = text.rpartition(":")
         return not colon or head.endswith(".py") or "/" in head
 
@@ -183,10 +197,10 @@ class DataPath(PathMark):
 
 
 class PresetFile(PathMark):
-    """A preset of preprocessing, or a .toml file; its reader says what is wrong with it."""
+    """A preset of preprocessing, or a .toml file; its reader checks it."""
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
-        """Tell whether `text` is not a preset's name."""
+        """Return whether `text` is not a preset's name."""
         from edgeq.preprocess import PRESETS  # loads pydantic
 
         return text not in PRESETS
@@ -194,12 +208,12 @@ class PresetFile(PathMark):
 
 @dataclass(frozen=True, slots=True)
 class ProfileFile(PathMark):
-    """A shipped profile's name, or a .toml file; its reader says what is wrong with it."""
+    """A shipped profile's name, or a .toml file; its reader checks it."""
 
     kind: Literal["target", "device"]
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
-        """Tell whether `text` is a .toml file."""
+        """Return whether `text` is a .toml file."""
         return text.endswith(".toml")
 
 
@@ -219,7 +233,7 @@ class Option:
         key: its place in edgeq.toml, `data.num_calibration_samples`, which is its path of attributes as well.
         type: its annotation without the marks.
         default: `dataclasses.MISSING` for an option that must be given.
-        marks: those of the field, and where the table that holds it is left out of the cache key, that mark.
+        marks: those of the field; `NotInKey` of the table that holds it counts for it too.
     """
 
     key: str
@@ -249,7 +263,7 @@ class Option:
 
     @property
     def path(self) -> PathMark | None:
-        """How its paths are told from names; None for one that never is a path."""
+        """Which of its values are paths, and what they lead to; None for an option that never is a path."""
         return self._mark(PathMark)
 
     @property

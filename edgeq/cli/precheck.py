@@ -1,4 +1,4 @@
-"""What can be found wrong with a job before torch is loaded: files that are not there, texts that do not parse."""
+"""Checks of a job that need no torch: files that do not exist, texts that do not parse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUILT_IN = "digits"
 
 
 def check_files(job: Job) -> None:
-    """Check the files that a job names, its gates, its texts and its preprocessing.
+    """Check that the files a job names exist, and that its gates, texts and preprocessing are valid.
 
     Raises:
         UsageError: a file is missing, a text does not parse, calibration data is needed and not given, or a gate, a
@@ -37,10 +37,12 @@ def check_files(job: Job) -> None:
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     for option in options_of(RunConfig):
-        for text in option.texts_in(job) if option.path is not None else ():
-            missing = None if option.path is None else option.path.missing(text)
-            if missing is not None and option.flag is not None:
-                raise UsageError(f"{option.flag.name}: no file or folder {missing}", "check the path")
+        path, flag = option.path, option.flag
+        if path is None or flag is None:
+            continue
+        for text in option.texts_in(job):
+            if (missing := path.missing(text)) is not None:
+                raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
     if job.data.preprocess is not None:
         from edgeq.preprocess import load_preprocess
 

@@ -18,10 +18,10 @@ from edgeq.cli.app import app
 from edgeq.cli.config import resolve
 from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.cli.precheck import check_files
-from edgeq.cli.project import filled, merge, read_project, to_config, validated, values_of
+from edgeq.cli.project import filled, load_config, merge, read_project, to_config, validated, values_of
 from edgeq.errors import UsageError
-from edgeq.job import PANELS, Job, Limits, PackageConfig, RunConfig
-from edgeq.marks import DataPath, Ge, Gt, InputFile, ModelFile, Option, PathMark, WeightsFile, options_of
+from edgeq.job import PANELS, DataOptions, Job, Limits, PackageConfig, RunConfig
+from edgeq.marks import BundleFolder, DataPath, Ge, Gt, InputFile, ModelFile, Option, PathMark, WeightsFile, options_of
 from edgeq.pipeline.cache import job_facts
 from edgeq.scheme import LIMITS
 
@@ -30,6 +30,7 @@ PLAIN = {"model": "torchvision:resnet18", "targets": [TARGET]}
 OPTIONS = options_of(PackageConfig)
 LEAVES = [option for option in OPTIONS if not option.is_table]
 FLAGS = [option for option in OPTIONS if option.flag is not None]
+Checked = InputFile | DataPath | WeightsFile | BundleFolder
 PATHS = [option for option in LEAVES if option.path is not None]
 LIMIT_TEXTS = {"bytes": "5MB", "ms": "40ms", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
 # values of options whose text has a form of its own; all others follow from the type
@@ -188,25 +189,25 @@ def test_its_path_is_relative_to_the_file(option: Option) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [option for option in PATHS if isinstance(option.path, InputFile | DataPath | WeightsFile)],
+    [option for option in options_of(RunConfig) if isinstance(option.path, Checked)],
     ids=lambda option: option.key,
 )
 def test_a_missing_file_is_refused_by_the_name_of_its_option(option: Option) -> None:
     scheme = {"schemes": ["fp32"], "device": {"on": "host"}}
     text = "missing/weights.pt" if isinstance(option.path, WeightsFile) else "missing.py:function"
     missing = "missing/weights.pt" if isinstance(option.path, WeightsFile) else "missing.py"
-    if isinstance(option.path, InputFile):
-        text = missing = "missing.txt"
+    if isinstance(option.path, InputFile | BundleFolder):
+        text = missing = "missing"
     with pytest.raises(UsageError) as caught:
         check_files(resolved(scheme, table(option.key, text)))
-    assert caught.value.what == f"{option.flag.name}: no file or folder {missing}"
+    assert caught.value.what == f"{option.flag.name}: no {option.path.noun} {missing}"
 
 
 def test_only_known_marks_of_paths_are_left_to_other_checks() -> None:
     """A new kind of path either checks that it exists, or is listed here with what checks it."""
     unchecked = {type(option.path) for option in PATHS if type(option.path).missing is PathMark.missing}
     assert {kind.__name__ for kind in unchecked} == {
-        *("ModelFile", "PresetFile", "ProfileFile", "BundleFolder"),  # by what reads them
+        *("ModelFile", "PresetFile", "ProfileFile"),  # checked by what reads them
         *("OutputFolder", "AppFolder"),  # made, or checked by `match_apps`
     }
 
@@ -235,6 +236,14 @@ def test_a_configuration_is_made_in_python_of_plain_values() -> None:
     assert [target.name for target in job.targets] == [TARGET]
     assert job.gates.limits == (("size", 5e6), ("accuracy_drop", 0.5))
     assert (job.schemes, job.out, job.data.num_calibration_samples) == (("static-int8",), Path("bundles"), 128)
+
+
+def test_a_file_becomes_the_same_configuration() -> None:
+    Path("sub").mkdir()
+    Path("sub/edgeq.toml").write_text('model = "net.pt2"\ntargets = ["a", "b.toml"]\n[data]\nlint = "warn"\n')
+    assert load_config(Path("sub/edgeq.toml")) == PackageConfig(
+        model="sub/net.pt2", targets=("a", "sub/b.toml"), data=DataOptions(lint="warn")
+    )
 
 
 def test_lists_and_texts_do_where_python_has_tuples_and_paths() -> None:

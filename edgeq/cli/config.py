@@ -61,6 +61,8 @@ def resolve(config: PackageConfig) -> Job:
     """
     values = validated(values_of(config), "PackageConfig")
     config = to_config(values)  # tuples and paths where Python gave lists and texts
+    # those of a release wait for `edgeq ota release`
+    limits = {name: text for name, text in values.get("limit", {}).items() if LIMITS[name].measured_by == "package"}
     targets = _profiles(config)
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
     looked_up = {"device": device_options(config.device), "install_into": tuple(dict.fromkeys(config.install_into))}
@@ -71,7 +73,7 @@ def resolve(config: PackageConfig) -> Job:
         schemes=_schemes(config.schemes, targets),
         # ONNX Runtime's own calibrators have no histogram observer
         observer=config.observer or ("minmax" if config.model.endswith(".onnx") else "histogram"),
-        gates=gate_options(values),
+        gates=gate_options(values | {"limit": limits}),
     )
     # auto leaves out what it has no limit for
     searches = _possible_schemes(job) & NEEDS_SEARCH
@@ -91,6 +93,10 @@ def _check_used(command_line: Values, job: Job) -> None:
     Raises:
         UsageError: such an option.
     """
+    for name in command_line.get("limit", {}):
+        if LIMITS[name].measured_by != "package":
+            what = f"the limit {name} is measured when a bundle is released"
+            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
     data = command_line.get("data", {})
     if "metric" in data and job.data.evaluation is None and job.source != BUILT_IN:
         raise UsageError("--metric was given without --eval-data", "add --eval-data, or leave --metric out")
@@ -202,8 +208,6 @@ def _split_limit_on(text: str) -> tuple[Literal["interval", "point"], Literal["m
 def _limits(table: Mapping[str, str]) -> Iterable[tuple[LimitName, float]]:
     for name, text in table.items():
         try:
-            known, limit = parse_limit(f"{name}={text}")
+            yield parse_limit(f"{name}={text}")
         except UsageError as err:
             raise UsageError(f"limit {name}: {err.what}", err.fix) from err
-        if LIMITS[known].measured_by == "package":
-            yield known, limit

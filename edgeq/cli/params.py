@@ -216,9 +216,10 @@ def to_values(given: dict[str, Any]) -> dict[str, Any]:
     """Return the command line's options, validated, in the form of an `edgeq.toml`.
 
     Raises:
-        UsageError: a value of the wrong type, or a limit that is none.
+        UsageError: a value of the wrong type or out of bounds, or a limit that does not parse.
     """
     from edgeq.cli.project import COMMAND_LINE, limit_table, validated
 
     limits = {"limit": limit_table(given["limit"])} if "limit" in given else {}
-    return validated(given | limits, COMMAND_LINE)
+    # gates are reported in the order in which their limits were given
+    return validated(given | limits, COMMAND_LINE) | limits

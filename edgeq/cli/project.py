@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from edgeq.errors import UsageError
 from edgeq.job import PROJECT_FILE, PackageConfig
 from edgeq.marks import Ge, Gt, Le, Lt, MinLen, Option, options_of
-from edgeq.scheme import LIMITS, parse_limit
+from edgeq.scheme import parse_limit
 from edgeq.target import explain, overlay, read_toml
 
 Values = dict[str, Any]
@@ -149,9 +149,6 @@ def limit_table(texts: Iterable[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for text in texts:
         name, _ = parse_limit(text)
-        if LIMITS[name].measured_by != "package":
-            what = f"the limit {name} is measured when a bundle is released"
-            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
         values[name] = text.partition("=")[2]
     return values
 

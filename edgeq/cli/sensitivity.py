@@ -31,7 +31,9 @@ _OPTIONS = ConfigOptions(
     docs={"data.num_calibration_samples": "Samples to calibrate and measure on."},
 )
 # of a project's file: a ranking holds nothing to limits, packages nothing, and emulates nothing
-_LEFT_OUT = frozenset(option.key for option in options_of(PackageConfig) if option.panel in (LIMITS, MORE_LIMITS))
+_LEFT_OUT = frozenset(
+    ["reuse_qparams_from", *(o.key for o in options_of(PackageConfig) if o.panel in (LIMITS, MORE_LIMITS))]
+)
 
 
 @grouped

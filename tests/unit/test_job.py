@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.cli.app import app
-from edgeq.cli.config import resolve
+from edgeq.cli.config import request, resolve
 from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.cli.precheck import check_files
 from edgeq.cli.project import filled, load_config, merge, read_project, to_config, validated, values_of
@@ -278,6 +278,18 @@ def test_an_error_on_the_command_line_names_the_option() -> None:
         with pytest.raises(UsageError) as caught:
             to_values(values)
         assert caught.value.what == what
+
+
+def test_limits_keep_their_order_and_the_last_of_a_name_counts() -> None:
+    texts = ["load=1s", "size=5MB", "delta=1MB", "load=2s"]
+    assert list(to_values({"limit": texts})["limit"].items()) == [("load", "2s"), ("size", "5MB"), ("delta", "1MB")]
+
+
+def test_a_limit_of_a_release_waits_in_a_file_and_is_refused_on_the_command_line() -> None:
+    limit = {"limit": {"delta": "1MB", "size": "5MB"}}
+    assert request({}, PLAIN | limit).gates.limits == (("size", 5e6),)
+    with pytest.raises(UsageError, match="the limit delta is measured when a bundle is released"):
+        request(limit, PLAIN)
 
 
 # ---- the command line over the file

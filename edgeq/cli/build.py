@@ -24,9 +24,9 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 def build(
     options: Annotated[dict[str, Any], ConfigOptions(("out", "cache"))], run: RunParams, names: Names = None
 ) -> None:
-    """Build every model of an edgeq.toml, in parallel; only what changed is made anew.
+    """Build all models of an edgeq.toml in parallel; what did not change comes from the cache.
 
-    One model that fails does not stop the others. The exit code is the lowest of all that failed.
+    A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
     from edgeq.cli.models import read_models
 

@@ -24,7 +24,7 @@ def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams)
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
-    installed if asked for. Every option of the configuration can stand in edgeq.toml too; the command line wins.
+    installed if asked for. Options can also be set in edgeq.toml; the command line takes precedence.
     """
     raise typer.Exit(_run(to_values(options), run))
 

@@ -39,15 +39,15 @@ def verify(
     verdict: flags.Verdict = None,
     write_verdict: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what was measured, here or with --on, for --verdict elsewhere."),
+        typer.Option(metavar="FILE", help="Write what this run measured to FILE, for --verdict on another machine."),
     ] = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Verify a bundle on this host, and with --on on its device's kernels, emulated or real.
+    """Verify a bundle on this host and, with --on, on its device's kernels, emulated or real.
 
-    Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
-    running the artifact in a process of its own; limits and data can be added.
+    The artifact runs in a process of its own. Checked are the bundle's hashes, the gates it was packaged with, its
+    inputs and outputs and its golden samples; limits and evaluation data can be added.
     """
     from edgeq.cli.config import device_options, gate_options
     from edgeq.cli.project import filled
@@ -56,7 +56,7 @@ def verify(
     values = to_values(options)
     device = device_options(filled(DeviceOptions, values["device"]))
     if device.cpu and device.on != "emulator":
-        raise UsageError("--cpu names what is emulated, and only --on emulator emulates", "add --on emulator")
+        raise UsageError("--cpu was given without --on emulator", "add --on emulator")
     _check_verdicts(verdict, write_verdict, device)
     when = now()
     from edgeq.cli.progress import open_progress
@@ -85,16 +85,17 @@ def verify(
 
 
 def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptions) -> None:
-    """Refuse what would measure twice, or nothing.
+    """Refuse combinations that would measure twice or not at all.
 
     Raises:
         UsageError: --verdict beside --on or --write-verdict, or --write-verdict of an emulator's run.
     """
     if given is not None and (device.on != "host" or wanted is not None):
         other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
-        raise UsageError(f"--verdict is what was measured elsewhere, and {other} measures", "leave one of them out")
+        what = f"--verdict (measurements from another device) cannot be combined with {other}"
+        raise UsageError(what, "leave one of them out")
     if wanted is not None and device.on == "emulator":
-        what = "--write-verdict is of a real device or of this host: an emulator's times say nothing"
+        what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
         raise UsageError(what, "leave --on emulator out, or name a device: --on ssh:HOST or --on adb")
 
 

@@ -19,6 +19,7 @@ from edgeq.cli.config import request, resolve
 from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.cli.precheck import check_files
 from edgeq.cli.project import filled, load_config, merge, read_project, to_config, validated, values_of
+from edgeq.cli.run import run
 from edgeq.errors import UsageError
 from edgeq.job import PANELS, DataOptions, Job, Limits, PackageConfig, RunConfig
 from edgeq.marks import BundleFolder, DataPath, Ge, Gt, InputFile, ModelFile, Option, PathMark, WeightsFile, options_of
@@ -109,6 +110,22 @@ def test_help_lists_it_under_its_panel(option: Option) -> None:
     listed = sections[option.panel.title].split()
     assert option.flag.name.partition("/")[0] in listed
     assert option.doc.text.split()[0] in listed
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_fits_the_terminal_and_starts_with_the_common_options(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(["package", "--help"]) == 0
+    text = capfd.readouterr().out
+    lines = text.splitlines()
+    assert columns - 20 < max(map(len, lines)) <= columns
+    headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [panel.title for panel in PANELS]
+    common = text[: text.index("Advanced:")]
+    options = [line.split()[0] for line in common.splitlines() if line.startswith("  -")]
+    assert len(options) <= 16
 
 
 @each_flag

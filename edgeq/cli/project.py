@@ -194,18 +194,15 @@ def _converted(hint: Any, value: Any) -> Any:
 
 
 def values_of(table: object) -> Values:
-    """Return what an instance of a configuration table says in other than the default way, as edgeq.toml has it."""
+    """Return the values of a configuration table that differ from their defaults, as edgeq.toml has them."""
     found: Values = {}
     for option in options_of(type(table)):
         if "." in option.key:
             continue
         value = getattr(table, option.key)
-        if option.is_table:
-            value = values_of(value)
-            if value:
-                found[option.key] = value
-        elif value != option.default:
-            found[option.key] = _plain(value)
+        if value != option.default:
+            # Python may have given a dict for a table, or something that validation refuses
+            found[option.key] = values_of(value) if dataclasses.is_dataclass(value) else _plain(value)
     return found
 
 

@@ -267,6 +267,12 @@ def test_lists_and_texts_do_where_python_has_tuples_and_paths() -> None:
     plain: dict[str, Any] = {"targets": [TARGET], "out": "bundles", "shipped": "old", "inputs": ["1x3x8x8"]}
     job = resolve(PackageConfig(model="torchvision:resnet18", **plain))
     assert (job.out, job.gates.shipped, job.inputs) == (Path("bundles"), Path("old"), ("1x3x8x8",))
+    tables: dict[str, Any] = {"limit": {"size": "5MB"}, "data": {"calibration": "cal", "num_calibration_samples": 9}}
+    job = resolve(PackageConfig(model="torchvision:resnet18", targets=(TARGET,), **tables))
+    assert (job.gates.limits, job.data) == (
+        (("size", 5e6),),
+        DataOptions(calibration="cal", num_calibration_samples=9),
+    )
 
 
 def test_what_python_gives_is_validated_like_a_file() -> None:
@@ -275,6 +281,9 @@ def test_what_python_gives_is_validated_like_a_file() -> None:
         ({"observer": "histgram"}, "PackageConfig: observer: unknown value 'histgram'. Did you mean 'histogram'?"),
         ({"schemes": "fp32"}, "PackageConfig: schemes: Input should be a valid list, got 'fp32'"),
         ({"limit": Limits(size="5")}, "limit size: expected a number with a unit"),
+        ({"limit": 5}, "PackageConfig: limit: Input should be a table, got 5"),
+        ({"seed": None}, "PackageConfig: seed: Input should be a valid integer, got None"),
+        ({"data": {"calibraton": "cal"}}, "PackageConfig: unknown key 'data.calibraton'. Did you mean 'calibration'?"),
     ):
         config = PackageConfig(**{"model": "digits", "targets": (TARGET,), **changes})
         with pytest.raises(UsageError) as caught:

@@ -24,7 +24,7 @@ SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 # no scheme, but the wish for the cheapest that passes every gate; which of the first two is tried first depends on the
 # model
 AUTO: Literal["auto"] = "auto"
-AskedScheme = SchemeName | Literal["auto"]
+AskedScheme = Literal[SchemeName, "auto"]
 AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8")
 # they multiply in float, whatever they store, and differ from fp32 by no quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,14 +137,15 @@ def _merged(name_or_path: str, seen: tuple[str, ...], beside: Path | None = None
         return data
     if not isinstance(parent, str):
         raise UsageError(f"{path}: expected `extends` to be a target's name, got {parent!r}", "write a string")
-    return _overlay(_merged(parent, (*seen, str(path)), path.parent), data)
+    return overlay(_merged(parent, (*seen, str(path)), path.parent), data)
 
 
-def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `top` over it; tables that both have are merged key by key."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -185,16 +187,29 @@ def _validated(data: dict[str, Any], origin: str) -> TargetProfile:
         raise explain(err, origin, TargetProfile) from err
 
 
-def explain(err: ValidationError, origin: str, model: type[BaseModel]) -> UsageError:
-    """Turn pydantic's first finding into one line that names the file, the key and the nearest known key."""
+def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place: str | None = None) -> UsageError:
+    """Turn pydantic's first finding into one line that names the file, the key and the nearest known key or value.
+
+    Args:
+        err: what pydantic found.
+        origin: the file.
+        model: what the file was validated against.
+        place: what to name in place of the file and the key.
+    """
     first = err.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"]) or "(the file as a whole)"
+    place = place or f"{origin}: {key}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
         hint = nearest(str(first["loc"][-1]), known)
         return UsageError(f"{origin}: unknown key {key!r}.{hint}", f"known keys: {', '.join(known)}")
+    if first["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        hint = nearest(str(first["input"]), allowed)
+        return UsageError(f"{place}: unknown value {first['input']!r}.{hint}", f"use one of: {', '.join(allowed)}")
+    message = "Input should be a table" if first["type"] == "model_type" else first["msg"]
     came = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return UsageError(f"{origin}: {key}: {first['msg']}{came}", "mend this key and run again")
+    return UsageError(f"{place}: {message}{came}", "correct this value and run again")
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from edgeq.cli import (
     verify,
 )
 from edgeq.cli.output import say
+from edgeq.cli.params import GroupedCommand
 
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
 _FLAGS_OFF = {
@@ -51,6 +52,7 @@ _FLAGS_OFF = {
     "keys": {"help": False},
     "ota": {"help": False},
 }
+_WIDE = {"max_content_width": 100}
 
 app = typer.Typer(
     name="edgeq",
@@ -58,15 +60,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"default_map": _FLAGS_OFF, "help_option_names": ["-h", "--help"]},
 )
-app.command("package")(package.package)
+app.command("package", cls=GroupedCommand, context_settings=_WIDE)(package.package)
 app.command("init")(init.init)
-app.command("build")(build.build)
+app.command("build", cls=GroupedCommand, context_settings=_WIDE)(build.build)
 app.command("install")(install.install)
-app.command("verify")(verify.verify)
+app.command("verify", cls=GroupedCommand, context_settings=_WIDE)(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
 app.command("compare")(compare.compare)
-app.command("sensitivity")(sensitivity.sensitivity)
+app.command("sensitivity", cls=GroupedCommand, context_settings=_WIDE)(sensitivity.sensitivity)
 app.command("schema")(schema.schema)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags, views
+from edgeq.cli import views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import note, say, say_json, say_problem
-from edgeq.cli.params import RunParams, grouped
+from edgeq.cli.params import ConfigOptions, RunParams, grouped, to_values
 from edgeq.cli.precheck import check_files
 
 if TYPE_CHECKING:
     from edgeq.cli.models import ProjectRequest
     from edgeq.project import ProjectReport
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file; all if not given.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file to build. [default: all]")]
 
 
 @grouped
-def build(run: RunParams, names: Names = None, out: flags.Out = None) -> None:
-    """Build every model of an edgeq.toml, in parallel; only what changed is made anew.
+def build(
+    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache"))], run: RunParams, names: Names = None
+) -> None:
+    """Build all models of an edgeq.toml in parallel; what did not change comes from the cache.
 
-    One model that fails does not stop the others. The exit code is the lowest of all that failed.
+    A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
     from edgeq.cli.models import read_models
 
-    wanted = read_models(run.config, names or (), cache=run.cache, out=out)
+    wanted = read_models(run.config, names or (), to_values(options))
     if run.dry_run:
         _print_plan(wanted, as_json=run.as_json)
         return
@@ -50,7 +52,7 @@ def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
     from edgeq.cli.plan import plan_json, plan_text
 
     if as_json:
-        plans = [plan_json(model)["plan"] | {"name": model.job.name} for model in wanted.models]
+        plans = [plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
         say_json({"schema_version": 1, "plans": plans})
     else:
         say("\n\n".join(plan_text(model) for model in wanted.models))
@@ -64,7 +66,7 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
     if not is_whole and wanted.app != AppOptions():
         note("the app as a whole is not judged: only some of its models are built")
     app = wanted.app if is_whole else AppOptions()
-    project = Project(jobs=tuple(model.job for model in wanted.models), out=wanted.out, app=app)
+    project = Project(jobs=wanted.models, out=wanted.out, app=app)
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         with progress.task("starting"):
             from edgeq.pipeline.project import build_project

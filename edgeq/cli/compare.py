@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import data_flags, flags
+from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
+from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.errors import UsageError
+from edgeq.job import DataOptions
 from edgeq.units import counted
 
 if TYPE_CHECKING:
@@ -21,18 +23,23 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _SAMPLES = 1000
+_OPTIONS = ConfigOptions(
+    keys=("data.evaluation", "data.labels"),
+    docs={
+        "data.evaluation": "Inputs: an image folder, .npz/.npy or file.py:function. Without it, seeded random inputs."
+    },
+)
 
 
+@grouped
 def compare(
     fp32: Annotated[Path, typer.Argument(metavar="FP32_BUNDLE", help="A bundle of scheme fp32.")],
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED_BUNDLE", help="Another one of the same model.")],
-    layers: Annotated[bool, typer.Option("--layers", help="The SQNR of each layer too.")] = False,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Inputs: an image folder, .npz/.npy or file.py:function; else seeded ones."),
-    ] = None,
-    labels: data_flags.Labels = None,
-    samples: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many inputs; 1000.")] = _SAMPLES,
+    options: Annotated[dict[str, Any], _OPTIONS],
+    layers: Annotated[bool, typer.Option("--layers", help="Also compare the output of each layer.")] = False,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help=f"Maximum number of inputs. [default: {_SAMPLES}]")
+    ] = _SAMPLES,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -42,11 +49,11 @@ def compare(
     code is 0 however far apart they are.
     """
     from edgeq.cli.progress import open_progress
-    from edgeq.job import DataOptions
+    from edgeq.cli.project import filled
 
-    if labels is not None and eval_data is None:
-        raise UsageError("--labels says what class folders stand for, and no data is given", "add --eval-data")
-    data = DataOptions(evaluation=eval_data, labels=None if labels is None else Path(labels))
+    data = filled(DataOptions, to_values(options).get("data", {}))
+    if data.labels is not None and data.evaluation is None:
+        raise UsageError("--labels was given without --eval-data", "add --eval-data, or leave --labels out")
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.compare import compare_bundles
 

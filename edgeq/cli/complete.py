@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeq.profiles import profile_files
-from edgeq.scheme import AUTO, LIMITS, OBSERVERS, SCHEMES
+from edgeq.profiles import device_files, profile_files
+from edgeq.scheme import LIMITS
 
 
 def targets(incomplete: str) -> list[str]:
     """Return the shipped targets that start with `incomplete`."""
-    return _starting(incomplete, profile_files())
+    return starting(incomplete, profile_files())
 
 
-def schemes(incomplete: str) -> list[str]:
-    """Return the schemes that start with `incomplete`."""
-    return _starting(incomplete, (*SCHEMES, AUTO))
-
-
-def observers(incomplete: str) -> list[str]:
-    """Return the observers that start with `incomplete`."""
-    return _starting(incomplete, OBSERVERS)
+def devices(incomplete: str) -> list[str]:
+    """Return the shipped devices that start with `incomplete`."""
+    return starting(incomplete, device_files())
 
 
 def limits(incomplete: str) -> list[str]:
     """Return the limits that start with `incomplete`, with the sign that follows."""
-    return _starting(incomplete, (f"{name}=" for name in LIMITS))
+    return starting(incomplete, (f"{name}=" for name in LIMITS))
 
 
-def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
+def starting(incomplete: str, names: Iterable[str]) -> list[str]:
+    """Return the `names` that start with `incomplete`."""
     return [name for name in names if name.startswith(incomplete)]

@@ -1,32 +1,27 @@
-"""From options to a job: the command line over `edgeq.toml`, every name checked before anything slow starts."""
+"""From a `PackageConfig` to a `Job`: every name is looked up and every text parsed before anything slow starts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from edgeq.cli.merge import given, merge
 from edgeq.cli.precheck import BUILT_IN
-from edgeq.cli.project import DataTable, DeviceTable, LimitTable, Options
+from edgeq.cli.project import Values, merge, to_config, validated, values_of
 from edgeq.errors import UnsupportedError, UsageError, nearest
-from edgeq.job import INPUT_DTYPES, DataOptions, DeviceOptions, GateOptions, Job, QatOptions
+from edgeq.job import DeviceOptions, GateOptions, Job, PackageConfig, RunConfig
 from edgeq.scheme import (
     AUTO,
     LIMITS,
     NEEDS_CALIBRATION,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
-    OBSERVERS,
-    SCHEMES,
     SEARCH_LIMITS,
     AskedScheme,
     LimitName,
-    ObserverName,
-    SchemeName,
     parse_limit,
 )
 from edgeq.target import App, explain, load_target
@@ -35,127 +30,97 @@ from edgeq.units import parse_size_bytes
 if TYPE_CHECKING:
     from edgeq.target import TargetProfile
 
-_T = TypeVar("_T")
 _Name = TypeVar("_Name", bound=str)
 _LIMIT_ON: tuple[Literal["interval", "point"], ...] = ("interval", "point")
 _ON: tuple[Literal["emulator", "host", "cuda"], ...] = ("emulator", "host", "cuda")
-_LINT: tuple[Literal["error", "warn"], ...] = ("error", "warn")
-DEFAULT_OUT = "out"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A job, and where its bundles are to be installed afterwards."""
-
-    job: Job
-    install_into: tuple[Path, ...]
-
-
-def request(command_line: Options, project: Options) -> Request:
+def request(command_line: Values, project: Values) -> Job:
     """Return what the command line, over the project's file, asks for.
+
+    Args:
+        command_line: its options in the form of edgeq.toml, validated.
+        project: those of the file, paths relative to the current folder.
 
     Raises:
         UsageError: something is missing, unknown or not usable; the nearest known name is offered.
         UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
     """
-    options = merge(command_line, project)
-    source, targets = _model(options), _targets(options)
+    job = resolve(to_config(merge(command_line, project)))
+    _check_used(command_line, job)
+    return job
+
+
+def resolve(config: PackageConfig) -> Job:
+    """Look up the targets of a configuration, parse its limits, and check its values.
+
+    Raises:
+        UsageError: a value that is not allowed, an unknown name (the nearest is offered), or a search without a limit
+            that ends it.
+        UnsupportedError: a scheme that one of the targets does not have.
+    """
+    values = validated(values_of(config), "PackageConfig")
+    config = to_config(values)  # tuples and paths where Python gave lists and texts
+    # those of a release wait for `edgeq ota release`
+    limits = {name: text for name, text in values.get("limit", {}).items() if LIMITS[name].measured_by == "package"}
+    targets = _profiles(config)
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
+    looked_up = {"device": device_options(config.device), "install_into": tuple(dict.fromkeys(config.install_into))}
     job = Job(
-        source=source,
+        **shared | looked_up,
+        source=config.model,
         targets=targets,
-        out=Path(_or(options.out, DEFAULT_OUT)),
-        schemes=_schemes(options.schemes or [], targets),
-        name=options.name,
-        model_version=_or(options.model_version, "1"),
-        weights=options.weights,
-        inputs=tuple(options.inputs or ()),
-        input_dtype=_optional("value of --input-dtype", options.input_dtype, INPUT_DTYPES),
-        dynamic_batch=_or(options.dynamic_batch, False),
-        seed=_or(options.seed, 0),
-        observer=_observer(options.observer, source),
-        keep_fp32=tuple(options.keep_fp32 or ()),
-        reuse_qparams_from=None if options.reuse_qparams_from is None else Path(options.reuse_qparams_from),
-        data=_data(options.data),
-        qat=QatOptions(**given(options.qat)),
-        gates=_gates(options),
-        device=device_options(options.device),
-        compare=_or(options.compare, False),
-        cache=_or(options.cache, True),
+        schemes=_schemes(config.schemes, targets),
+        # ONNX Runtime's own calibrators have no histogram observer
+        observer=config.observer or ("minmax" if config.model.endswith(".onnx") else "histogram"),
+        gates=gate_options(values | {"limit": limits}),
     )
-    _check_metric(command_line, job)
-    _check_observer(command_line, job)
-    _check_qat(command_line, job)
-    _check_search(command_line, job)
-    return Request(job=job, install_into=tuple(Path(app) for app in _unique(options.install_into or [])))
-
-
-def _observer(name: str | None, source: str) -> ObserverName:
-    """Return the observer; of ONNX Runtime's own calibrators, which know no histogram's least error, its default."""
-    return _choice("observer", name, OBSERVERS, default="minmax" if source.endswith(".onnx") else "histogram")
-
-
-def _check_metric(command_line: Options, job: Job) -> None:
-    """Refuse a metric that would score nothing; that of a project's file may wait for its data."""
-    if command_line.data.metric is not None and job.data.evaluation is None and job.source != BUILT_IN:
-        what = "--metric says how evaluation data is scored, and none is given"
-        raise UsageError(what, "add --eval-data, or leave --metric out")
-
-
-def _check_observer(command_line: Options, job: Job) -> None:
-    """Refuse an observer that would observe nothing."""
-    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
-    if command_line.observer is not None and not schemes & NEEDS_CALIBRATION:
-        what = f"--observer is for schemes with ranges of samples, and this run has {', '.join(sorted(schemes))}"
-        raise UsageError(what, f"add --scheme {' or '.join(sorted(NEEDS_CALIBRATION))}, or leave the option out")
-
-
-def _check_qat(command_line: Options, job: Job) -> None:
-    """Refuse options of a training that no scheme of the run does; those of a project's file may wait."""
-    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
-    asked = given(command_line.qat)
-    if asked and not schemes & set(NEEDS_TRAINING):
-        what = f"--qat-{next(iter(asked))} is for schemes that train, and this run has {', '.join(sorted(schemes))}"
-        raise UsageError(what, f"add --scheme {next(iter(NEEDS_TRAINING))}, or leave the option out")
-
-
-def _check_search(command_line: Options, job: Job) -> None:
-    """Refuse a search that nothing would end, and options of one where none is done."""
-    schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
-    searches = schemes & NEEDS_SEARCH
-    asked = [name for name in ("search", "num_search_samples") if getattr(command_line.data, name) is not None]
-    if asked and not searches:
-        option = {"search": "--search-data"}.get(asked[0], "--num-search-samples")
-        what = f"{option} is for schemes that search, and this run has {', '.join(sorted(schemes))}"
-        raise UsageError(what, f"add --scheme {next(iter(NEEDS_SEARCH))}, or leave the option out")
     # auto leaves out what it has no limit for
+    searches = _possible_schemes(job) & NEEDS_SEARCH
     if searches and AUTO not in job.schemes and not any(name in SEARCH_LIMITS for name, _ in job.gates.limits):
-        what = f"{next(iter(searches))} searches for the least that keeps an accuracy, and none was asked for"
+        what = f"{next(iter(searches))} needs an accuracy limit to search against, and none was given"
         raise UsageError(what, "add --limit accuracy_drop=0.5pp, sqnr=30dB or agreement=99%")
+    return job
 
 
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
+def _possible_schemes(job: Job) -> set[str]:
+    return {scheme for target in job.targets for scheme in job.possible_schemes(target)}
 
 
-def _model(options: Options) -> str:
-    if options.model is None:
-        raise UsageError(
-            "no model given",
-            "name one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or digits, the built-in one",
-        )
-    return options.model
+def _check_used(command_line: Values, job: Job) -> None:
+    """Refuse options of the command line that would change nothing; those of a project's file may wait.
+
+    Raises:
+        UsageError: such an option.
+    """
+    for name in command_line.get("limit", {}):
+        if LIMITS[name].measured_by != "package":
+            what = f"the limit {name} is measured when a bundle is released"
+            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
+    data = command_line.get("data", {})
+    if "metric" in data and job.data.evaluation is None and job.source != BUILT_IN:
+        raise UsageError("--metric was given without --eval-data", "add --eval-data, or leave --metric out")
+    schemes = _possible_schemes(job)
+    qat = next(iter(command_line.get("qat", ())), None)
+    for option, given, needed_by, kind in (
+        ("--observer", "observer" in command_line, NEEDS_CALIBRATION, "calibrate"),
+        (f"--qat-{qat}", qat is not None, NEEDS_TRAINING, "train"),
+        ("--search-data", "search" in data, NEEDS_SEARCH, "search"),
+        ("--num-search-samples", "num_search_samples" in data, NEEDS_SEARCH, "search"),
+    ):
+        if given and not schemes & needed_by:
+            what = f"{option} is for schemes that {kind}, and this run has {', '.join(sorted(schemes))}"
+            raise UsageError(what, f"add --scheme {' or '.join(sorted(needed_by))}, or leave the option out")
 
 
-def _targets(options: Options) -> tuple[TargetProfile, ...]:
+def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:
     """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
-    if not options.targets:
-        raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")
-    in_field = options.app.runtimes
     profiles: dict[str, TargetProfile] = {}
-    for name in _unique(options.targets):
+    for name in dict.fromkeys(config.targets):
         profile = load_target(name)
-        if in_field.get(profile.runtime):
-            profile = profile.model_copy(update={"app": _app(profile.app, in_field[profile.runtime], profile.runtime)})
+        in_field = config.app.runtimes.get(profile.runtime)
+        if in_field:
+            profile = profile.model_copy(update={"app": _app(profile.app, in_field, profile.runtime)})
         if profile.name in profiles:
             raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
         profiles[profile.name] = profile
@@ -170,125 +135,79 @@ def _app(own: App, versions: Sequence[str], runtime: str) -> App:
         raise explain(err, f"app.runtimes.{runtime}", App) from err
 
 
-def _schemes(names: Sequence[str], targets: Iterable[TargetProfile]) -> tuple[AskedScheme, ...]:
-    if AUTO in names:
-        others = [name for name in _unique(names) if name != AUTO]
-        if others:
-            what = f"--scheme {AUTO} chooses one scheme, and {', '.join(others)} is asked for too"
-            raise UsageError(what, f"give {AUTO} alone, or --compare to see fp32 and fp16 beside it")
-        return (AUTO,)
-    chosen = tuple(_scheme(name) for name in _unique(names))
+def _schemes(names: Sequence[AskedScheme], targets: Iterable[TargetProfile]) -> tuple[AskedScheme, ...]:
+    chosen = tuple(dict.fromkeys(names))
+    if AUTO in chosen and len(chosen) > 1:
+        others = ", ".join(name for name in chosen if name != AUTO)
+        what = f"--scheme {AUTO} chooses one scheme, and {others} was given too"
+        raise UsageError(what, f"give {AUTO} alone, or --compare to see fp32 and fp16 beside it")
     for target in targets:
         for scheme in chosen:
-            if scheme not in target.schemes:
+            if scheme != AUTO and scheme not in target.schemes:
                 what = f"target {target.name} cannot do scheme {scheme}"
                 raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
     return chosen
 
 
-def _scheme(name: str) -> SchemeName:
-    for known in SCHEMES:
-        if known == name:
-            return known
-    known_names = (*SCHEMES, AUTO)
-    raise UsageError(f"unknown scheme {name!r}.{nearest(name, known_names)}", f"schemes: {', '.join(known_names)}")
-
-
-def _choice(kind: str, name: str | None, known: Sequence[_Name], *, default: _Name) -> _Name:
-    chosen = _optional(kind, name, known)
-    return default if chosen is None else chosen
-
-
-def _optional(kind: str, name: str | None, known: Sequence[_Name]) -> _Name | None:
-    if name is None:
-        return None
+def _choice(option: str, name: str, known: Sequence[_Name]) -> _Name:
     for choice in known:
         if choice == name:
             return choice
-    raise UsageError(f"unknown {kind} {name!r}.{nearest(name, known)}", f"use one of: {', '.join(known)}")
+    raise UsageError(f"unknown value of {option} {name!r}.{nearest(name, known)}", f"use one of: {', '.join(known)}")
 
 
-def _data(table: DataTable) -> DataOptions:
-    return DataOptions(
-        calibration=table.calibration,
-        evaluation=table.evaluation,
-        metric=table.metric,
-        preprocess=table.preprocess,
-        labels=None if table.labels is None else Path(table.labels),
-        search=table.search,
-        num_calibration_samples=_or(table.num_calibration_samples, 128),
-        num_search_samples=_or(table.num_search_samples, DataOptions().num_search_samples),
-        lint=_choice("value of --data-lint", table.lint, _LINT, default="error"),
-        skip_bad_images=_or(table.skip_bad_images, False),
-    )
-
-
-def device_options(table: DeviceTable, *, default: Literal["emulator", "host"] = "emulator") -> DeviceOptions:
-    """Return what the options say of the device's kernels.
+def device_options(device: DeviceOptions) -> DeviceOptions:
+    """Return the options with the place to run on checked, and each CPU once.
 
     Raises:
         UsageError: an unknown place to run on.
     """
     from edgeq.verify.remote.link import is_link, parse_link
 
-    if table.on is not None and is_link(table.on):
-        on = parse_link(table.on).name
-    else:
-        on = _choice("value of --on", table.on, _ON, default=default)
-    names = [name.strip() for text in table.cpu or () for name in text.split(",")]
-    return DeviceOptions(
-        on=on,
-        cpu=tuple(_unique(name for name in names if name)),
-        samples=table.samples,
-        timeout_s=_or(table.timeout_s, DeviceOptions().timeout_s),
-    )
+    on = parse_link(device.on).name if is_link(device.on) else _choice("--on", device.on, _ON)
+    names = [name.strip() for text in device.cpu for name in text.split(",")]
+    return dataclasses.replace(device, on=on, cpu=tuple(dict.fromkeys(name for name in names if name)))
 
 
-def _gates(options: Options) -> GateOptions:
-    stores = tuple(_unique(options.store_limits or []))
-    if options.app_size is not None and not stores:
-        raise UsageError(
-            "--app-size is for --store-limit, and none is given", "add --store-limit NAME, or leave it out"
-        )
-    drop_on, latency_on = split_limit_on(options.limit_on)
-    return GateOptions(
-        limits=tuple(_limits(options.limit)),
-        limit_on=drop_on,
-        latency_on=latency_on,
-        shipped=None if options.shipped is None else Path(options.shipped),
-        device=options.predict_for,
-        allow_unmeasured=tuple(_unique(options.allow_unmeasured or [])),
-        store_limits=stores,
-        app_size_bytes=None if options.app_size is None else parse_size_bytes(options.app_size),
-    )
+def gate_options(values: Mapping[str, Any]) -> GateOptions:
+    """Return the limits of `edgeq package` or `verify` in base units.
 
-
-def split_limit_on(
-    text: str | None,
-) -> tuple[Literal["interval", "point"], Literal["measured", "predicted"]]:
-    """Return what --limit-on says of the accuracy drop, and of latency.
+    Args:
+        values: validated options in the form of edgeq.toml; those that are no limits are passed over.
 
     Raises:
-        UsageError: an unknown word.
+        UsageError: a limit that cannot be parsed, an unknown word of --limit-on, or --app-size without --store-limit.
     """
-    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    stores, app_size = tuple(dict.fromkeys(values.get("store_limits", ()))), values.get("app_size")
+    if app_size is not None and not stores:
+        what = "--app-size was given without --store-limit"
+        raise UsageError(what, "add --store-limit NAME, or leave --app-size out")
+    drop_on, latency_on = _split_limit_on(values.get("limit_on", "interval"))
+    return GateOptions(
+        limits=tuple(_limits(values.get("limit", {}))),
+        limit_on=drop_on,
+        latency_on=latency_on,
+        shipped=None if "shipped" not in values else Path(values["shipped"]),
+        device=values.get("predict_for"),
+        allow_unmeasured=tuple(dict.fromkeys(values.get("allow_unmeasured", ()))),
+        store_limits=stores,
+        app_size_bytes=None if app_size is None else parse_size_bytes(app_size),
+    )
+
+
+def _split_limit_on(text: str) -> tuple[Literal["interval", "point"], Literal["measured", "predicted"]]:
+    """Return what --limit-on says about the accuracy drop, and about latency."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
     rest = [word for word in words if word != "predicted"]
     for word in rest:
-        _choice("value of --limit-on", word, (*_LIMIT_ON, "predicted"), default="interval")
-    drop_on = _choice("value of --limit-on", rest[-1] if rest else None, _LIMIT_ON, default="interval")
+        _choice("--limit-on", word, (*_LIMIT_ON, "predicted"))
+    drop_on = _choice("--limit-on", rest[-1], _LIMIT_ON) if rest else "interval"
     return drop_on, "predicted" if len(rest) < len(words) else "measured"
 
 
-def _limits(table: LimitTable) -> Iterable[tuple[LimitName, float]]:
-    for name in LIMITS:
-        text = getattr(table, name)
-        if text is None or LIMITS[name].measured_by != "package":
-            continue
+def _limits(table: Mapping[str, str]) -> Iterable[tuple[LimitName, float]]:
+    for name, text in table.items():
         try:
             yield parse_limit(f"{name}={text}")
         except UsageError as err:
             raise UsageError(f"limit {name}: {err.what}", err.fix) from err
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli.flags import PROJECT_FILE
 from edgeq.cli.output import say
 from edgeq.cli.precheck import check_source
 from edgeq.cli.views import write_text
 from edgeq.errors import UsageError
+from edgeq.job import PROJECT_FILE
 from edgeq.sources import GENERIC_FACTORIES, factory_model_name
 
 _TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack"}

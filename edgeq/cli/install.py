@@ -17,9 +17,9 @@ from edgeq.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
-    from edgeq.cli.config import Request
     from edgeq.deliver.growth import Growth
     from edgeq.deliver.install import InstallResult
+    from edgeq.job import Job
     from edgeq.project import ModelError
 
 
@@ -111,21 +111,21 @@ def install(
         say(installed.as_text())
 
 
-def match_apps(wanted: Request) -> dict[Path, tuple[str, ...]]:
+def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
     """Return, for each app, the names of the targets whose bundles go into it.
 
     Raises:
         UsageError: a folder that is no app's project, that no target is for, or that several schemes are for.
     """
     matched = {}
-    for app in wanted.install_into:
+    for app in job.install_into:
         platforms = _platforms(app)
-        names = tuple(target.name for target in wanted.job.targets if target.platform in platforms)
+        names = tuple(target.name for target in job.targets if target.platform in platforms)
         if not names:
             what = f"--install-into {app}: no target of this run is for {' or '.join(platforms)}"
             raise UsageError(what, f"add a --target for {platforms[0]}, or leave the app out")
-        if len(wanted.job.schemes) > 1:
-            what = f"--install-into {app}: {len(wanted.job.schemes)} schemes of a target would go into one place"
+        if len(job.schemes) > 1:
+            what = f"--install-into {app}: {len(job.schemes)} schemes of a target would go into one place"
             raise UsageError(what, "name one --scheme, or install the bundle that you choose with `edgeq install`")
         matched[app] = names
     return matched

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
-from edgeq.cli.config import Request, request
-from edgeq.cli.flags import PROJECT_FILE
-from edgeq.cli.merge import merge
-from edgeq.cli.project import AppTable, Options, read_project, relative_to, validated
+from edgeq.cli.config import request
+from edgeq.cli.project import Values, filled, merge, read_project, relative_to, schema_of, validated
 from edgeq.errors import EdgeqError, UsageError, nearest
+from edgeq.job import PROJECT_FILE, AppConfig, Job, PackageConfig
 from edgeq.project import AppOptions
 from edgeq.target import explain, read_toml
 from edgeq.units import parse_size_bytes
@@ -21,14 +20,6 @@ from edgeq.units import parse_size_bytes
 # keys of a file of one model that an entry says otherwise, or the whole file says
 _INSTEAD = {"model": "source", "model_version": "version"}
 _OF_THE_FILE = ("out", "cache", "app")
-
-
-class ModelTable(Options):
-    """A `[[model]]` entry."""
-
-    name: str
-    source: str
-    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +32,20 @@ class ProjectRequest:
     """
 
     names: tuple[str, ...]
-    models: tuple[Request, ...]
+    models: tuple[Job, ...]
     out: Path
     app: AppOptions
 
 
 def read_models(
-    config: Path | None, names: Sequence[str], *, cache: bool | None, out: str | None = None
+    config: Path | None, names: Sequence[str], command_line: Mapping[str, Any] | None = None
 ) -> ProjectRequest:
     """Return the models of `config`, or of the current folder's edgeq.toml.
 
     Args:
         config: the file, or None.
         names: those to build; none for all.
-        cache: overrides the file's; None to leave it.
-        out: the same of the folder for the bundles, relative to the current folder.
+        command_line: options over those of the file, in its form; paths are relative to the current folder.
 
     Raises:
         UsageError: no such file or model, two models with one name, or an unknown key or value.
@@ -65,19 +55,23 @@ def read_models(
     if not path.is_file():
         raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
     common, found = _read(path)
-    app = _app(common.app, str(path))
-    known = [options.name or options.model or "" for options in found]
+    app = _app(filled(AppConfig, common.get("app", {})), str(path))
+    known = [_name(options) for options in found]
     chosen = _chosen(names, known, path)
-    extra = Options(cache=cache, out=out)
     models = [
-        _request(merge(extra, relative_to(options, path.parent)), f"{path}: model {name!r}")
+        _request(merge(dict(command_line or {}), relative_to(options, path.parent)), f"{path}: model {name!r}")
         for name, options in zip(known, found, strict=True)
         if name in chosen
     ]
-    return ProjectRequest(names=tuple(known), models=tuple(models), out=models[0].job.out, app=app)
+    return ProjectRequest(names=tuple(known), models=tuple(models), out=models[0].out, app=app)
 
 
-def read_released(config: Path | None, models: Sequence[str]) -> Options:
+def _name(options: Values) -> str:
+    found: str = options.get("name") or options.get("model", "")
+    return found
+
+
+def read_released(config: Path | None, models: Sequence[str]) -> Values:
     """Return what `config`, or the current folder's edgeq.toml, says of the models that are to be released.
 
     Args:
@@ -95,12 +89,12 @@ def read_released(config: Path | None, models: Sequence[str]) -> Options:
     if len(models) != 1:
         what = f"{path} has limits for each model, and bundles of several are released at once: {', '.join(models)}"
         raise UsageError(what, "release the models one by one, or name another --config")
-    known = [options.name or "" for options in found]
+    known = [options.get("name", "") for options in found]
     (name,) = _chosen(models, known, path)
     return relative_to(found[known.index(name)], path.parent)
 
 
-def _read(path: Path) -> tuple[Options, list[Options]]:
+def _read(path: Path) -> tuple[Values, list[Values]]:
     """Return what stands above all models, and each model as a file of its own would say it."""
     raw = read_toml(path)
     entries = raw.pop("model", None)
@@ -111,11 +105,11 @@ def _read(path: Path) -> tuple[Options, list[Options]]:
         found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
     if not found:
         raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
-    _check_unique([options.name or options.model or "" for options in found], path)
+    _check_unique([_name(options) for options in found], path)
     return common, found
 
 
-def _entry(entry: Any, path: Path, common: Options) -> Options:
+def _entry(entry: Any, path: Path, common: Values) -> Values:
     """Return an entry as a file of one model would say it, over what stands above all entries."""
     if not isinstance(entry, dict):
         raise UsageError(f"{path}: `model` is to be a text, or [[model]] entries", "write [[model]] above each")
@@ -126,19 +120,25 @@ def _entry(entry: Any, path: Path, common: Options) -> Options:
     for key in _OF_THE_FILE:
         if key in entry:
             raise UsageError(f"{origin}: {key!r} holds for the whole file", "write it above the first [[model]]")
+    schema = _entry_schema()
     try:
-        table = ModelTable.model_validate(entry)
+        own = schema.model_validate(entry).model_dump(exclude_unset=True)
     except ValidationError as err:
-        raise explain(err, origin, ModelTable) from err
-    given = {key: value for key, value in table if value is not None and key not in ("source", "version")}
-    own = Options(**given, model=table.source, model_version=table.version)
+        raise explain(err, origin, schema) from err
+    own |= {key: own.pop(instead) for key, instead in _INSTEAD.items() if instead in own}
     return merge(own, common)
 
 
-def _request(options: Options, origin: str) -> Request:
+def _entry_schema() -> type[BaseModel]:
+    """Return the pydantic model of a `[[model]]` entry."""
+    own: dict[str, Any] = {"name": (str, ...), "source": (str, ...), "version": (str, "")}
+    return create_model("ModelEntry", __base__=schema_of(PackageConfig), **own)
+
+
+def _request(options: Values, origin: str) -> Job:
     """Return the job of one model; of several, a message must say which is meant."""
     try:
-        return request(Options(), options)
+        return request({}, options)
     except EdgeqError as err:
         raise type(err)(f"{origin}: {err.what}", err.fix) from err
 
@@ -161,7 +161,7 @@ def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset
     return frozenset(names or known)
 
 
-def _app(table: AppTable, origin: str) -> AppOptions:
+def _app(table: AppConfig, origin: str) -> AppOptions:
     return AppOptions(
         size_bytes=_bytes(table.limit.size, f"{origin}: app.limit.size"),
         download_bytes=_bytes(table.limit.download, f"{origin}: app.limit.download"),

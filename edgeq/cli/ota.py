@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgeq.cli import flags, ota_device
 from edgeq.cli.clock import clock, now
-from edgeq.cli.ota_job import ChannelParams, ReleaseGateParams, ReleaseParams, release_job
+from edgeq.cli.ota_job import RELEASE_OPTIONS, ChannelParams, ReleaseGateParams, ReleaseParams, release_job
 from edgeq.cli.ota_words import report_json, report_text, tell_published
 from edgeq.cli.output import say, say_json
-from edgeq.cli.params import StoreParams, grouped
+from edgeq.cli.params import grouped
 from edgeq.units import counted
 
 app = typer.Typer(help="Publish over-the-air updates, and follow a channel as a device does.")
@@ -30,7 +30,7 @@ def release(
     into: ChannelParams,
     release: ReleaseParams,
     gates: ReleaseGateParams,
-    store: StoreParams,
+    options: Annotated[dict[str, Any], RELEASE_OPTIONS],
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
     config: flags.Config = None,
@@ -39,7 +39,7 @@ def release(
 
     Limits, evaluation data and [app.runtimes] can stand in an edgeq.toml; the command line wins.
     """
-    job = release_job(bundles, into, release, gates, store, config)
+    job = release_job(bundles, into, release, gates, options, config)
     from edgeq.cli.progress import open_progress
 
     with open_progress(quiet=quiet) as progress:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import data_flags
 from edgeq.cli.clock import clock, now
-from edgeq.cli.params import StoreParams
+from edgeq.cli.params import ConfigOptions, to_values
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.cli.project import Options
     from edgeq.deliver.ota.entries import Terms
     from edgeq.job import DataOptions, GateOptions
     from edgeq.manifest import Manifest
@@ -72,15 +70,18 @@ class ReleaseGateParams:
             help="download=4MB, delta=1MB, size=5MB, flips=2%, class_drop=1pp; repeatable.",
         ),
     ] = None
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="For flips and class_drop: an image folder, .npz/.npy or file.py:function."),
-    ] = None
-    labels: data_flags.Labels = None
     verdict: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
     ] = None
+
+
+RELEASE_OPTIONS = ConfigOptions(
+    keys=("data.evaluation", "data.labels", "store_limits", "app_size"),
+    docs={
+        "data.evaluation": "Evaluation data for flips and class_drop: an image folder, .npz/.npy or file.py:function."
+    },
+)
 
 
 def release_job(
@@ -88,7 +89,7 @@ def release_job(
     channel: ChannelParams,
     release: ReleaseParams,
     gates: ReleaseGateParams,
-    store: StoreParams,
+    options: dict[str, Any],
     config: Path | None,
 ) -> ReleaseJob:
     """Return what the options ask for.
@@ -99,13 +100,17 @@ def release_job(
     """
     from edgeq.bundle.reader import read_manifest
     from edgeq.cli.models import read_released
+    from edgeq.cli.project import merge
     from edgeq.pipeline.ota import ReleaseJob
 
     manifests = [read_manifest(folder)[1] for folder in bundles]
     project = read_released(config, tuple(dict.fromkeys(one.model.name for one in manifests)))
-    data = _data(gates, project)
-    held_to = _gates(gates, store, project)
-    _check_eval_data(gates.eval_data, held_to)
+    in_app = project.get("app", {}).get("runtimes", {})
+    command_line = to_values(options)
+    values = merge(command_line, project)
+    held_to = _gates(gates, values)
+    if "data" in command_line:
+        _check_eval_data(command_line["data"].get("evaluation"), held_to)
     return ReleaseJob(
         bundles=tuple(bundles),
         channel=channel.channel,
@@ -113,9 +118,9 @@ def release_job(
         deltas=release.deltas,
         delta_from=_bases(release.delta_from or (), manifests),
         verdicts=tuple(gates.verdict or ()),
-        terms=_terms(release, _runtimes(release.runtime or (), manifests, project), channel.valid_days),
+        terms=_terms(release, _runtimes(release.runtime or (), manifests, in_app), channel.valid_days),
         gates=held_to,
-        data=data,
+        data=_data(values),
     )
 
 
@@ -132,29 +137,28 @@ def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_
     )
 
 
-def _gates(gates: ReleaseGateParams, store: StoreParams, project: Options) -> GateOptions:
+def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
     from edgeq.job import GateOptions
     from edgeq.pipeline.ota import RELEASE_LIMITS
     from edgeq.scheme import parse_limit
     from edgeq.units import parse_size_bytes
 
-    in_file = [f"{name}={text}" for name in RELEASE_LIMITS if (text := getattr(project.limit, name)) is not None]
-    size = store.app_size or project.app_size
+    in_file = [f"{name}={text}" for name, text in values.get("limit", {}).items() if name in RELEASE_LIMITS]
+    size = values.get("app_size")
     return GateOptions(
         # the last of a name counts, as for `edgeq package`
         limits=tuple(dict(parse_limit(text) for text in (*in_file, *(gates.limit or ()))).items()),
-        store_limits=tuple(store.store_limit or project.store_limits or ()),
+        store_limits=tuple(values.get("store_limits", ())),
         app_size_bytes=None if size is None else parse_size_bytes(size),
     )
 
 
-def _data(gates: ReleaseGateParams, project: Options) -> DataOptions:
+def _data(values: dict[str, Any]) -> DataOptions:
+    from edgeq.cli.project import filled
     from edgeq.job import DataOptions
 
-    labels = gates.labels or project.data.labels
-    return DataOptions(
-        evaluation=gates.eval_data or project.data.evaluation, labels=None if labels is None else Path(labels)
-    )
+    data = values.get("data", {})
+    return filled(DataOptions, {key: data[key] for key in ("evaluation", "labels") if key in data})
 
 
 def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
@@ -193,10 +197,12 @@ def _devices(ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _runtimes(texts: Sequence[str], manifests: Sequence[Manifest], project: Options) -> tuple[tuple[str, str], ...]:
+def _runtimes(
+    texts: Sequence[str], manifests: Sequence[Manifest], in_app: dict[str, list[str]]
+) -> tuple[tuple[str, str], ...]:
     """Return the runtimes in the field; those of the project's app where no option names one."""
     known = sorted({one.target.runtime for one in manifests})
-    in_file = ((name, version) for name, versions in project.app.runtimes.items() for version in versions)
+    in_file = ((name, version) for name, versions in in_app.items() for version in versions)
     return tuple(_runtime(text, known) for text in texts) or tuple(in_file)
 
 

@@ -3,64 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeq.cli import views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import say, say_json, say_problem
-from edgeq.cli.params import (
-    BundleParams,
-    DeviceParams,
-    GateParams,
-    ModelParams,
-    RunParams,
-    SchemeParams,
-    StoreParams,
-    grouped,
-    to_options,
-)
+from edgeq.cli.params import ConfigOptions, RunParams, grouped, to_values
 from edgeq.errors import ExitCode
 
 if TYPE_CHECKING:
     from edgeq.artifacts import BuildReport
-    from edgeq.cli.config import Request
-    from edgeq.cli.project import Options
     from edgeq.job import Job
     from edgeq.project import ProjectReport
 
 
 @grouped
-def package(
-    model: ModelParams,
-    bundle: BundleParams,
-    scheme: SchemeParams,
-    gates: GateParams,
-    store: StoreParams,
-    device: DeviceParams,
-    run: RunParams,
-) -> None:
+def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams) -> None:
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
-    installed if asked for. Most options can stand in an edgeq.toml; the command line wins.
+    installed if asked for. Options can also be set in edgeq.toml; the command line takes precedence.
     """
-    raise typer.Exit(_run(to_options(model, bundle, scheme, gates, store, device, run), run))
+    raise typer.Exit(_run(to_values(options), run))
 
 
-def _run(command_line: Options, run: RunParams) -> ExitCode:
+def _run(command_line: dict[str, Any], run: RunParams) -> ExitCode:
     from edgeq.cli.config import request
     from edgeq.cli.precheck import check_files
     from edgeq.cli.project import read_project
 
-    wanted = request(command_line, read_project(run.config))
-    check_files(wanted.job)
-    apps = match_apps(wanted)
+    job = request(command_line, read_project(run.config))
+    check_files(job)
+    apps = match_apps(job)
     if run.dry_run:
-        _print_plan(wanted, as_json=run.as_json)
+        _print_plan(job, as_json=run.as_json)
         return ExitCode.OK
-    report = _build(wanted.job, quiet=run.quiet, verbose=run.verbose)
+    report = _build(job, quiet=run.quiet, verbose=run.verbose)
     installed, problem = install_rows(report, apps)
     from edgeq.project import of_one
 
@@ -70,13 +50,13 @@ def _run(command_line: Options, run: RunParams) -> ExitCode:
     return whole.exit_code
 
 
-def _print_plan(wanted: Request, *, as_json: bool) -> None:
+def _print_plan(job: Job, *, as_json: bool) -> None:
     from edgeq.cli.plan import plan_json, plan_text
 
     if as_json:
-        say_json(plan_json(wanted))
+        say_json(plan_json(job))
     else:
-        say(plan_text(wanted))
+        say(plan_text(job))
 
 
 def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:

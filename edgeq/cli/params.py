@@ -1,135 +1,113 @@
-"""The options that commands share, in groups: a command names a group, and gets its options as one object."""
+"""The options of the command line: those of a configuration are made of its fields, those of a run stand here."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from edgeq.cli import data_flags, flags, views
+import typer
+from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from edgeq.cli.project import Options
+from edgeq.cli import complete, flags
+from edgeq.job import OUTPUT, PANELS, PackageConfig
+from edgeq.marks import Option, ProfileFile, options_of
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelParams:
-    """The model, and what its int8 ranges come from."""
-
-    model: flags.Model = None
-    target: flags.Target = None
-    name: flags.Name = None
-    weights: flags.Weights = None
-    inputs: flags.Input = None
-    input_dtype: flags.InputDtype = None
-    calibration_data: data_flags.CalibrationData = None
-    preprocess: data_flags.Preprocess = None
-    data_lint: data_flags.DataLint = None
-    skip_bad_images: data_flags.SkipBadImages = None
-    seed: flags.Seed = None
-    observer: flags.Observer = None
-    keep_fp32: flags.KeepFp32 = None
+_ARGUMENTS = "Arguments"
+_FIRST_COLUMN = 28  # most options with their metavar are as wide, so that the texts of all panels line up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleParams:
-    """What is made of the model, and where it goes."""
+@dataclass(frozen=True, slots=True)
+class ConfigOptions:
+    """Marks a command's parameter that takes options of `PackageConfig`, as the dict that an edgeq.toml would hold.
 
-    scheme: flags.Scheme = None
-    out: flags.Out = None
-    model_version: flags.ModelVersion = None
-    dynamic_batch: flags.DynamicBatch = None
-    num_calibration_samples: data_flags.NumCalibrationSamples = None
-    eval_data: data_flags.EvalData = None
-    metric: data_flags.Metric = None
-    labels: data_flags.Labels = None
-    reuse_qparams_from: flags.ReuseQParams = None
-    compare: flags.Compare = None
-    install_into: flags.InstallInto = None
+    Attributes:
+        keys: which options, or tables of them; none for all.
+        defaults: other defaults than the fields', by key. They count as given.
+        docs: other texts than the fields', by key.
+    """
 
+    keys: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    docs: Mapping[str, str] = field(default_factory=dict)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemeParams:
-    """What only some schemes look at."""
-
-    search_data: data_flags.SearchData = None
-    num_search_samples: data_flags.NumSearchSamples = None
-    qat_data: data_flags.QatData = None
-    qat_samples: data_flags.QatSamples = None
-    qat_epochs: data_flags.QatEpochs = None
-    qat_lr: data_flags.QatLr = None
-    qat_batch: data_flags.QatBatch = None
-    qat_train: data_flags.QatTrain = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateParams:
-    """The limits, and what may stay unmeasured."""
-
-    limit: flags.Limit = None
-    limit_on: flags.LimitOn = None
-    shipped: flags.Shipped = None
-    device: flags.Device = None
-    allow_unmeasured: flags.AllowUnmeasured = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreParams:
-    """The limits of an app store."""
-
-    store_limit: flags.StoreLimit = None
-    app_size: flags.AppSize = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceParams:
-    """Whether and how the artifact runs on the device's own kernels."""
-
-    on: flags.On = None
-    cpu: flags.Cpu = None
-    device_samples: flags.DeviceSamples = None
-    timeout: flags.Timeout = None
+    @property
+    def chosen(self) -> tuple[Option, ...]:
+        """The options that have a flag, in the order of `keys`."""
+        options = [option for option in options_of(PackageConfig) if option.flag is not None]
+        keys = self.keys or tuple(option.key for option in options)
+        return tuple(option for key in keys for option in options if f"{option.key}.".startswith(f"{key}."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParams:
-    """How a run that makes bundles goes about it, and how its result is told."""
+    """How a run that makes bundles goes about it, and how its result is reported."""
 
     config: flags.Config = None
-    cache: flags.Cache = None
     dry_run: flags.DryRun = False
     as_json: flags.AsJson = False
-    junit: views.Junit = None
-    markdown: views.Markdown = None
-    github: views.Github = False
+    junit: flags.Junit = None
+    markdown: flags.Markdown = None
+    github: flags.Github = False
     quiet: flags.Quiet = False
     verbose: flags.Verbose = False
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose --help lists its options by panel: the common ones first, then the advanced ones."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write each panel's options; options without a panel stand under the one for output."""
+        titles = (_ARGUMENTS, *(panel.title for panel in PANELS))
+        panels: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                is_option = param.param_type_name == "option"
+                title = getattr(param, "rich_help_panel", None) or (OUTPUT.title if is_option else _ARGUMENTS)
+                name = record[0] if is_option else param.metavar or record[0]
+                panels[title].append((name.ljust(_FIRST_COLUMN), record[1]))
+        for title, rows in panels.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows, col_max=_FIRST_COLUMN)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer, to which every option of a group is a parameter of its own.
 
     Args:
-        command: has a parameter for each group, a dataclass of this module, beside those of its own.
+        command: has a parameter for each group, which is a dataclass or marked `ConfigOptions`, beside those of its
+            own.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups = {name: param.annotation for name, param in signature.parameters.items() if _is_group(param.annotation)}
+    params = signature.parameters.values()
+    groups: dict[str, Any] = {
+        param.name: param.annotation for param in params if dataclasses.is_dataclass(param.annotation)
+    }
+    configs = {param.name: mark for param in params if (mark := _config_mark(param.annotation)) is not None}
     # by keyword only, so that they keep this order, which is that of the help, whether they have defaults or not
-    flat = [
-        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, param in signature.parameters.items()
-        for option in (_options(groups[name]) if name in groups else [param])
-    ]
+    flat: list[inspect.Parameter] = []
+    for param in params:
+        if param.name in groups:
+            flat += _group_params(groups[param.name])
+        elif param.name in configs:
+            flat += [_config_param(option, configs[param.name]) for option in configs[param.name].chosen]
+        else:
+            flat.append(param.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def call(**given: Any) -> None:
-        made = {
-            name: group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+        made: dict[str, Any] = {
+            name: group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group)})
             for name, group in groups.items()
         }
+        for name, mark in configs.items():
+            taken = {option.key: given.pop(_param_name(option)) for option in mark.chosen}
+            made[name] = _as_toml({**mark.defaults, **{key: value for key, value in taken.items() if _is_given(value)}})
         command(**given, **made)
 
     vars(call)["__signature__"] = signature.replace(parameters=flat)
@@ -137,58 +115,111 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _options(group: type[Any]) -> list[inspect.Parameter]:
+def _config_mark(annotation: Any) -> ConfigOptions | None:
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, ConfigOptions)), None)
+
+
+def _group_params(group: Any) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return [
-        inspect.Parameter(field.name, kind, default=_default(field), annotation=hints[field.name])
-        for field in dataclasses.fields(group)
-    ]
+    for item in dataclasses.fields(group):
+        default = inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
+        yield inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[item.name])
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+def _param_name(option: Option) -> str:
+    return option.key.replace(".", "_")
 
 
-def _is_group(annotation: Any) -> bool:
-    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+def _config_param(option: Option, mark: ConfigOptions) -> inspect.Parameter:
+    """Return typer's parameter of a configuration's option; None, or an empty list, stands for "not given"."""
+    flag, doc = option.flag, option.doc
+    if flag is None or doc is None:
+        raise TypeError(f"the field {option.key} of PackageConfig needs a Flag and a Doc")
+    text = mark.docs.get(option.key, doc.text)
+    default = default_text(option, mark.defaults.get(option.key, option.default))
+    shared: dict[str, Any] = {
+        "help": f"{text} [default: {default}]" if default else text,
+        "metavar": flag.metavar or None,
+        "rich_help_panel": None if option.panel is None else option.panel.title,
+    }
+    if flag.name.startswith("-"):
+        names = [name for name in (flag.name, flag.short) if name]
+        info: Any = typer.Option(*names, autocompletion=_completion(option), **shared)
+    else:
+        info = typer.Argument(**{**shared, "metavar": flag.name})
+    return inspect.Parameter(
+        _param_name(option),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[_typer_type(option), info],
+    )
 
 
-def to_options(*groups: object) -> Options:
-    """Return the command line's options in the form of an `edgeq.toml`.
+def default_text(option: Option, default: Any) -> str:
+    """Return a default for people; "" where there is none worth a word."""
+    if option.doc is not None and option.doc.default:
+        return option.doc.default
+    if default is True:
+        return "on"
+    if default is False or default is None or default is dataclasses.MISSING or option.is_table or default == ():
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _typer_type(option: Option) -> Any:
+    if option.is_table or get_origin(option.type) is tuple:
+        return list[str] | None
+    for kind in (bool, int, float):
+        if kind in (option.type, *get_args(option.type)):
+            return kind | None
+    return str | None
+
+
+def _completion(option: Option) -> Callable[[str], list[str]] | None:
+    """Return what completes a value: the names of profiles, of limits, or those that the annotation lists."""
+    if isinstance(option.path, ProfileFile):
+        return complete.targets if option.path.kind == "target" else complete.devices
+    if option.key == "limit":
+        return complete.limits
+    names = tuple(_literals(option.type))
+
+    def matching(incomplete: str) -> list[str]:
+        return complete.starting(incomplete, names)
+
+    return matching if names else None
+
+
+def _literals(hint: Any) -> Iterator[str]:
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    else:
+        for inner in get_args(hint):
+            yield from _literals(inner)
+
+
+def _is_given(value: Any) -> bool:
+    # typer gives an empty list for a repeatable option that was not used
+    return value is not None and value not in ([], ())
+
+
+def _as_toml(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by key in the form of an edgeq.toml, not yet validated."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        table, _, name = key.rpartition(".")
+        (found.setdefault(table, {}) if table else found)[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def to_values(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the command line's options, validated, in the form of an `edgeq.toml`.
 
     Raises:
-        UsageError: a value of the wrong type, or a limit that is none.
+        UsageError: a value of the wrong type or out of bounds, or a limit that does not parse.
     """
-    from edgeq.cli.merge import limit_table
-    from edgeq.cli.project import validated
+    from edgeq.cli.project import COMMAND_LINE, limit_table, validated
 
-    values: dict[str, Any] = {}
-    for path, given in _given(groups):
-        table, _, key = path.rpartition(".")
-        if path == "limit":
-            values[path] = limit_table(given)
-        else:
-            (values.setdefault(table, {}) if table else values)[key] = given
-    return validated(values, "command line")
-
-
-def _given(groups: tuple[object, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield the place in an edgeq.toml and the value of each option that was used."""
-    for group in groups:
-        for name, path in keys_of(type(group)).items():
-            value = getattr(group, name)
-            # typer gives an empty list for a repeatable option that was not used
-            if value is not None and value not in ([], ()):
-                yield path, list(value) if isinstance(value, list | tuple) else value
-
-
-def keys_of(group: type[object]) -> dict[str, str]:
-    """Return where each option of a group would stand in an edgeq.toml; none of those that have no place there."""
-    hints = get_type_hints(group, include_extras=True)
-    return {
-        name: key.path
-        for name, hint in hints.items()
-        for key in getattr(hint, "__metadata__", ())
-        if isinstance(key, flags.Key)
-    }
+    limits = {"limit": limit_table(given["limit"])} if "limit" in given else {}
+    # gates are reported in the order in which their limits were given
+    return validated(given | limits, COMMAND_LINE) | limits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,13 @@ from edgeq.units import counted, format_bytes, format_quantity
 from edgeq.verify.emulate.wanted import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.cli.config import Request
     from edgeq.job import Job
     from edgeq.target import TargetProfile
 
 
-def plan_json(wanted: Request) -> dict[str, Any]:
+def plan_json(job: Job) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
-    wanted = _with_own_data(wanted)
-    job = wanted.job
+    job = _with_own_data(job)
     return {
         "schema_version": 1,
         "plan": {
@@ -29,7 +26,7 @@ def plan_json(wanted: Request) -> dict[str, Any]:
             "out": str(job.out),
             "steps": _steps_json(_shared(job)),
             "targets": [
-                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(wanted, target, scheme))}
+                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(job, target, scheme))}
                 for target in job.targets
                 for scheme in job.schemes_of(target)
             ],
@@ -37,21 +34,21 @@ def plan_json(wanted: Request) -> dict[str, Any]:
     }
 
 
-def plan_text(wanted: Request) -> str:
+def plan_text(job: Job) -> str:
     """Return the plan for people."""
-    wanted = _with_own_data(wanted)
-    lines = [f"plan for {wanted.job.source}; nothing is written", *_lines(_shared(wanted.job))]
-    for target in wanted.job.targets:
-        for scheme in wanted.job.schemes_of(target):
-            lines += ["", f"{target.name}, {scheme}", *_lines(_own(wanted, target, scheme))]
+    job = _with_own_data(job)
+    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
+    for target in job.targets:
+        for scheme in job.schemes_of(target):
+            lines += ["", f"{target.name}, {scheme}", *_lines(_own(job, target, scheme))]
     return "\n".join(lines)
 
 
-def _with_own_data(wanted: Request) -> Request:
-    """Return the request with the name and the data that the built-in model brings with it."""
+def _with_own_data(job: Job) -> Job:
+    """Return the job with the name and the data that the built-in model brings with it."""
     from edgeq.pipeline.prepare import with_demo_data
 
-    return dataclasses.replace(wanted, job=with_demo_data(wanted.job))
+    return with_demo_data(job)
 
 
 _Steps = list[tuple[str, str]]
@@ -88,11 +85,10 @@ def _shared(job: Job) -> _Steps:
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
 
 
-def _own(wanted: Request, target: TargetProfile, scheme: str) -> _Steps:
+def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     from edgeq.target import why_not_run
 
-    job = wanted.job
-    apps = [str(app) for app, names in match_apps(wanted).items() if target.name in names]
+    apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"
     verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"

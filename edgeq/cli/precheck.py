@@ -1,4 +1,4 @@
-"""What can be found wrong with a job before torch is loaded: files that are not there, texts that do not parse."""
+"""Checks of a job that need no torch: files that do not exist, texts that do not parse."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.errors import UsageError, nearest
+from edgeq.job import RunConfig
+from edgeq.marks import STATE_DICT_SUFFIXES, file_part, options_of
 
 if TYPE_CHECKING:
     from edgeq.job import Job
 
 _LOWERED = frozenset({".pte", ".ptl"})
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
-_STATE_DICTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 BUILT_IN = "digits"
 
 
 def check_files(job: Job) -> None:
-    """Check the files that a job names, its gates, its texts and its preprocessing.
+    """Check that the files a job names exist, and that its gates, texts and preprocessing are valid.
 
     Raises:
         UsageError: a file is missing, a text does not parse, calibration data is needed and not given, or a gate, a
@@ -35,34 +36,22 @@ def check_files(job: Job) -> None:
     validate_options(job.gates, job.targets)
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
-    if job.weights is not None and ("/" in job.weights or Path(job.weights).suffix in _STATE_DICTS):
-        _must_exist(job.weights, "--weights")
-    _check_data(job)
+    for option in options_of(RunConfig):
+        path, flag = option.path, option.flag
+        if path is None or flag is None:
+            continue
+        for text in option.texts_in(job):
+            if (missing := path.missing(text)) is not None:
+                raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
+    if job.data.preprocess is not None:
+        from edgeq.preprocess import load_preprocess
+
+        load_preprocess(job.data.preprocess)
     if job.inputs:
         from edgeq.load.inputs import parse_input
 
         for index, text in enumerate(job.inputs):
             parse_input(text, index)
-
-
-def _check_data(job: Job) -> None:
-    data = job.data
-    for text, option in (
-        (data.calibration, "--calibration-data"),
-        (data.evaluation, "--eval-data"),
-        (data.metric, "--metric"),
-        (data.search, "--search-data"),
-        (job.qat.data, "--qat-data"),
-        (job.qat.train, "--qat-train"),
-    ):
-        if text is not None:
-            _must_exist(_file_part(text), option)
-    if data.labels is not None:
-        _must_exist(str(data.labels), "--labels")
-    if data.preprocess is not None:
-        from edgeq.preprocess import load_preprocess
-
-        load_preprocess(data.preprocess)
 
 
 def _check_calibration(job: Job) -> None:
@@ -89,8 +78,8 @@ def check_source(source: str) -> None:
     if suffix in _ARTIFACTS:
         _must_exist(source, "MODEL")
     elif ":" in source:
-        _must_exist(_file_part(source), "MODEL")
-    elif suffix in _STATE_DICTS:
+        _must_exist(file_part(source), "MODEL")
+    elif suffix in STATE_DICT_SUFFIXES:
         what = f"{source} holds weights, and no model to put them into"
         raise UsageError(what, f"name the model, and give --weights {source}")
     elif suffix == ".py":
@@ -99,14 +88,6 @@ def check_source(source: str) -> None:
         hint = nearest(source, (BUILT_IN,))
         forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
         raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
-
-
-def _file_part(text: str) -> str | None:
-    """Return the path in `text`; None for `pkg.mod:function`, which only an import can find."""
-    head, colon, _ = text.rpartition(":")
-    if not colon:
-        return text
-    return head if head.endswith(".py") else None
 
 
 def _must_exist(path: str | None, option: str) -> None:

@@ -6,40 +6,49 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from edgeq.cli import flags
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import say, say_json
-from edgeq.cli.params import BundleParams, ModelParams, grouped, to_options
+from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.errors import UsageError
+from edgeq.job import LIMITS, MORE_LIMITS, PackageConfig
+from edgeq.marks import options_of
 from edgeq.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.cli.project import Options
     from edgeq.job import Job
     from edgeq.pipeline.sensitivity import Ranking
 
 SCHEMA_VERSION = 1
-_SAMPLES = 32
+
+
+_OPTIONS = ConfigOptions(
+    keys=(
+        *("model", "targets", "name", "weights", "inputs", "input_dtype", "seed", "observer", "keep_fp32"),
+        *("data.calibration", "data.preprocess", "data.lint", "data.skip_bad_images", "data.num_calibration_samples"),
+    ),
+    defaults={"data.num_calibration_samples": 32},
+    docs={"data.num_calibration_samples": "Samples to calibrate and measure on."},
+)
+# of a project's file: a ranking holds nothing to limits, packages nothing, and emulates nothing
+_LEFT_OUT = frozenset(
+    ["reuse_qparams_from", *(o.key for o in options_of(PackageConfig) if o.panel in (LIMITS, MORE_LIMITS))]
+)
 
 
 @grouped
 def sensitivity(
-    model: ModelParams,
-    num_calibration_samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Samples to calibrate and measure on.")
-    ] = _SAMPLES,
+    options: Annotated[dict[str, Any], _OPTIONS],
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
     config: flags.Config = None,
 ) -> None:
-    """Rank a model's layers by what int8 does to each of them.
+    """Rank a model's layers by how much accuracy int8 costs in each of them.
 
     Each layer is quantized alone, and the most sensitive ones are each left in float among all others in int8; the
     outputs are compared with fp32's on calibration samples. Nothing is written.
     """
-    job = _job(to_options(model, BundleParams(num_calibration_samples=num_calibration_samples)), config)
+    job = _job(to_values(options), config)
     from edgeq.cli.precheck import check_files
     from edgeq.cli.progress import open_progress
 
@@ -54,14 +63,12 @@ def sensitivity(
         say(render(found))
 
 
-def _job(command_line: Options, config: Path | None) -> Job:
+def _job(command_line: dict[str, Any], config: Path | None) -> Job:
     from edgeq.cli.config import request
     from edgeq.cli.project import read_project
 
-    project = read_project(config)
-    # what is packaged, and held to which limits, does not matter here; on the host nothing is emulated
-    plain = project.model_copy(update={"schemes": ["static-int8"], "limit": type(project.limit)(), "evaluation": None})
-    job = request(command_line, plain.model_copy(update={"device": type(project.device)(on="host")})).job
+    project = {key: value for key, value in read_project(config).items() if key not in _LEFT_OUT}
+    job = request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
     if len(job.targets) > 1:
         names = ", ".join(target.name for target in job.targets)
         raise UsageError(f"a ranking is for one target, got {names}", "give one --target")

@@ -3,62 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import data_flags, flags
+from edgeq.cli import flags
 from edgeq.cli.clock import now
 from edgeq.cli.columns import aligned, printable
 from edgeq.cli.output import note, say, say_json
-from edgeq.cli.params import DeviceParams, GateParams, grouped, to_options
+from edgeq.cli.params import ConfigOptions, grouped, to_values
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.artifacts import Gate
-    from edgeq.job import DataOptions, DeviceOptions, GateOptions
+    from edgeq.job import DeviceOptions
     from edgeq.pipeline.verify import BundleVerification
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataParams:
-    """The data that a bundle is scored on."""
-
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Labelled data to score: an image folder, .npz/.npy or file.py:function."),
-    ] = None
-    metric: data_flags.Metric = None
-    labels: data_flags.Labels = None
-    skip_bad_images: data_flags.SkipBadImages = None
+_OPTIONS = ConfigOptions(
+    keys=(
+        *("data.evaluation", "data.metric", "data.labels", "data.skip_bad_images"),
+        *("limit", "limit_on", "predict_for", "shipped", "allow_unmeasured", "device"),
+    ),
+    defaults={"device.on": "host"},
+    docs={"data.evaluation": "Labelled data to score: an image folder, .npz/.npy or file.py:function."},
+)
 
 
 @grouped
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
-    scored: DataParams,
-    gates: GateParams,
-    device: DeviceParams,
+    options: Annotated[dict[str, Any], _OPTIONS],
     digest: flags.Digest = None,
     verdict: flags.Verdict = None,
     write_verdict: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what was measured, here or with --on, for --verdict elsewhere."),
+        typer.Option(metavar="FILE", help="Write what this run measured to FILE, for --verdict on another machine."),
     ] = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Verify a bundle on this host, and with --on on its device's kernels, emulated or real.
+    """Verify a bundle on this host and, with --on, on its device's kernels, emulated or real.
 
-    Its hashes, the verdict that it was packaged with, its inputs and outputs, and its golden samples are checked by
-    running the artifact in a process of its own; limits and data can be added.
+    The artifact runs in a process of its own. Checked are the bundle's hashes, the gates it was packaged with, its
+    inputs and outputs and its golden samples; limits and evaluation data can be added.
     """
-    limits, data, kernels = _gates(gates), _data(scored), _device(device)
-    _check_verdicts(verdict, write_verdict, kernels)
+    from edgeq.cli.config import device_options, gate_options
+    from edgeq.cli.project import filled
+    from edgeq.job import DataOptions, DeviceOptions
+
+    values = to_values(options)
+    device = device_options(filled(DeviceOptions, values["device"]))
+    if device.cpu and device.on != "emulator":
+        raise UsageError("--cpu was given without --on emulator", "add --on emulator")
+    _check_verdicts(verdict, write_verdict, device)
     when = now()
     from edgeq.cli.progress import open_progress
 
@@ -67,7 +66,13 @@ def verify(
         from edgeq.pipeline.verify import verify_bundle
 
         result = verify_bundle(
-            bundle, data=data, gates=limits, device=kernels, progress=progress, digest=digest, verdict=verdict
+            bundle,
+            data=filled(DataOptions, values.get("data", {})),
+            gates=gate_options(values),
+            device=device,
+            progress=progress,
+            digest=digest,
+            verdict=verdict,
         )
         written = write(result, write_verdict, when) if write_verdict else None
     if as_json:
@@ -80,54 +85,18 @@ def verify(
 
 
 def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptions) -> None:
-    """Refuse what would measure twice, or nothing.
+    """Refuse combinations that would measure twice or not at all.
 
     Raises:
         UsageError: --verdict beside --on or --write-verdict, or --write-verdict of an emulator's run.
     """
     if given is not None and (device.on != "host" or wanted is not None):
         other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
-        raise UsageError(f"--verdict is what was measured elsewhere, and {other} measures", "leave one of them out")
+        what = f"--verdict (measurements from another device) cannot be combined with {other}"
+        raise UsageError(what, "leave one of them out")
     if wanted is not None and device.on == "emulator":
-        what = "--write-verdict is of a real device or of this host: an emulator's times say nothing"
+        what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
         raise UsageError(what, "leave --on emulator out, or name a device: --on ssh:HOST or --on adb")
-
-
-def _gates(params: GateParams) -> GateOptions:
-    from edgeq.cli.config import split_limit_on
-    from edgeq.job import GateOptions
-    from edgeq.scheme import parse_limit
-
-    drop_on, latency_on = split_limit_on(params.limit_on)
-    return GateOptions(
-        # the last of a name counts, as for `edgeq package`
-        limits=tuple(dict(parse_limit(text) for text in params.limit or ()).items()),
-        limit_on=drop_on,
-        latency_on=latency_on,
-        shipped=None if params.shipped is None else Path(params.shipped),
-        device=params.device,
-        allow_unmeasured=tuple(dict.fromkeys(params.allow_unmeasured or ())),
-    )
-
-
-def _data(params: DataParams) -> DataOptions:
-    from edgeq.job import DataOptions
-
-    return DataOptions(
-        evaluation=params.eval_data,
-        metric=params.metric,
-        labels=None if params.labels is None else Path(params.labels),
-        skip_bad_images=bool(params.skip_bad_images),
-    )
-
-
-def _device(params: DeviceParams) -> DeviceOptions:
-    from edgeq.cli.config import device_options
-
-    device = device_options(to_options(params).device, default="host")
-    if device.cpu and device.on != "emulator":
-        raise UsageError("--cpu names what is emulated, and only --on emulator emulates", "add --on emulator")
-    return device
 
 
 def render(result: BundleVerification) -> str:

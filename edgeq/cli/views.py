@@ -7,9 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.cli.output import note
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
 
 ViewName = Literal["html", "json", "junit", "markdown", "github"]
 _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
-
-Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML: each gate is a test case.")]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")]
-Github = Annotated[
-    bool, typer.Option("--github", help="Annotate the change on GitHub, and add the summary to the job's page.")
-]
 
 
 def as_html(report: ProjectReport) -> str:

@@ -9,12 +9,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from edgeq.artifacts import Choice, DataFacts, Row, Variant, variant_of
 from edgeq.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
 from edgeq.job import Job
-from edgeq.pipeline.cells import Cell, Finished, look_up, with_warning
-from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
+from edgeq.pipeline.cells import Cell, Finished, cell_of, look_up, with_warning
+from edgeq.pipeline.make import Obtained, Run, keep, seen_of, write_reports
 from edgeq.pipeline.searching import TooFewSamples
 from edgeq.scheme import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.target import TargetProfile
@@ -24,18 +25,25 @@ REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, Verif
 _MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
 
 
-def obtain_all(run: Run, cells: Sequence[Cell]) -> Finished:
+class Build(Protocol):
+    """Builds units of named schemes, or returns them from the cache (`obtain`)."""
+
+    def __call__(self, run: Run, cells: Sequence[Cell], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Obtained:
+        """Build `cells`; `refusals` are the errors that end one unit alone."""
+
+
+def obtain_all(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
     """Return the cells of a run, those of `auto` among them.
 
     Raises:
         EdgeqError: the steps' own; under `auto` that of the last try, where no try made a bundle.
     """
     named = [cell for cell in cells if cell.scheme != AUTO]
-    found = obtain(run, named).finished if named else {}
+    found = build(run, named).finished if named else {}
     wanted = [cell for cell in cells if cell.scheme == AUTO]
     known = look_up(wanted, run.folder()) if run.job.cache else {}
     missing = [cell for cell in wanted if cell.key not in known]
-    return found | known | (_raced(run, missing) if missing else {})
+    return found | known | (_raced(run, missing, build) if missing else {})
 
 
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
@@ -109,14 +117,14 @@ def _is_for_all(name: str, outcome: str) -> bool:
     return outcome == "unverified" and name in LIMITS
 
 
-def _raced(run: Run, cells: Sequence[Cell]) -> Finished:
+def _raced(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
     linear_macs = _linear_macs(run)
     races = [
         _Race(cell=cell, linear_macs=linear_macs, left=list(candidates(cell.target, run.job, linear_macs)))
         for cell in cells
     ]
     while still := [race for race in races if not race.is_over]:
-        _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]])
+        _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]], build)
     return {key: value for race in races for key, value in _settled(run, race).items()}
 
 
@@ -139,15 +147,15 @@ def _linear_macs(run: Run) -> float:
         return linear_macs(model)
 
 
-def _try(run: Run, scheme: SchemeName, races: Sequence[_Race]) -> None:
+def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> None:
     """Make one scheme for all targets whose turn it is; each scheme reads the data its own way, as when run alone."""
     if scheme in NEEDS_CALIBRATION and run.job.data.calibration is None:
         for race in races:
             race.refuse(scheme, UnsupportedError(f"{scheme} needs calibration data", "give --calibration-data"))
         return
-    cells = {race.cell.key: run.cell(race.cell.target, scheme) for race in races}
+    cells = {race.cell.key: cell_of(run.job, run.facts, race.cell.target, scheme) for race in races}
     try:
-        got = obtain(run, tuple(cells.values()), refusals=REFUSALS)
+        got = build(run, tuple(cells.values()), refusals=REFUSALS)
     except TooFewSamples as err:
         for race in races:
             race.refuse(scheme, err)

@@ -14,9 +14,9 @@ from pathlib import Path
 from edgeq.artifacts import Comparison, Row, Variant, variant_of
 from edgeq.job import DeviceOptions, GateOptions, Job
 from edgeq.pipeline import cache
-from edgeq.pipeline.auto import REFUSALS, obtain_all
-from edgeq.pipeline.cells import Cell, Finished
-from edgeq.pipeline.make import Run, keep, obtain, seen_of, write_reports
+from edgeq.pipeline.auto import REFUSALS, Build, obtain_all
+from edgeq.pipeline.cells import Cell, Finished, cell_of
+from edgeq.pipeline.make import Run, keep, seen_of, write_reports
 from edgeq.target import TargetProfile, why_not_run
 
 Turns = Sequence[Sequence[float]]
@@ -26,23 +26,25 @@ _AGAINST = ("fp32", "fp16")
 _TURNS, _RUNS, _WARMUP = 15, 3, 1
 
 
-def compared(run: Run, cells: Sequence[Cell]) -> Finished:
+def compared(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
     """Return the cells of a run, each with its comparison.
 
     Raises:
         EdgeqError: what making the cells raises; float artifacts that cannot be made are told of in the comparison.
     """
-    plain = {cell.key: run.cell(cell.target, cell.scheme) for cell in cells}
-    made = obtain_all(run, tuple(plain.values()))
+    plain = {cell.key: cell_of(run.job, run.facts, cell.target, cell.scheme) for cell in cells}
+    made = obtain_all(run, tuple(plain.values()), build)
     rows = {cell.key: made[plain[cell.key].key] for cell in cells}
     job = float_job(run.job)
     beside = Run(job=job, facts=cache.job_facts(job), work=run.work, progress=run.progress)
     rivals = {
-        cell.key: [beside.cell(cell.target, scheme) for scheme in _rivals(cell.target, rows[cell.key][0])]
+        cell.key: [
+            cell_of(beside.job, beside.facts, cell.target, scheme) for scheme in _rivals(cell.target, rows[cell.key][0])
+        ]
         for cell in cells
     }
     unique = {rival.key: rival for several in rivals.values() for rival in several}
-    got = obtain(beside, tuple(unique.values()), refusals=REFUSALS)
+    got = build(beside, tuple(unique.values()), refusals=REFUSALS)
     finished: Finished = {}
     for cell in cells:
         row, data = rows[cell.key]

@@ -19,7 +19,7 @@ from edgeq.job import Job, Progress
 from edgeq.pipeline.auto import obtain_all
 from edgeq.pipeline.beside import compared
 from edgeq.pipeline.cells import Plan, plan
-from edgeq.pipeline.make import Run
+from edgeq.pipeline.make import Run, obtain
 from edgeq.pipeline.prepare import with_demo_data
 from edgeq.pipeline.publish import publish
 from edgeq.pipeline.reuse import check_reuse
@@ -85,7 +85,7 @@ def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
     if not missing:
         return planned
     run = Run(job=job, facts=planned.facts, work=work, progress=progress)
-    made = compared(run, missing) if job.compare else obtain_all(run, missing)
+    made = compared(run, missing, obtain) if job.compare else obtain_all(run, missing, obtain)
     return dataclasses.replace(planned, finished=planned.finished | made)
 
 

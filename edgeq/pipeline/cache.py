@@ -18,7 +18,7 @@ import shutil
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,10 @@ from edgeq._io import (
     write_atomic,
 )
 from edgeq.errors import EdgeqError
+from edgeq.job import Job
 from edgeq.machine import driver_state, processor_facts
 from edgeq.manifest import REPORT_NAMES
+from edgeq.marks import options_of
 from edgeq.pipeline.prepare import DIGITS
 from edgeq.pipeline.record import current_state, package_folder
 from edgeq.places import cache_folder
@@ -43,7 +45,6 @@ from edgeq.sources import origin
 
 if TYPE_CHECKING:
     from edgeq.artifacts import DataFacts, Row
-    from edgeq.job import Job
     from edgeq.target import TargetProfile
 
 _TOOLS = (
@@ -119,27 +120,27 @@ def _installed() -> dict[str, str]:
 
 
 def job_facts(job: Job) -> dict[str, Any]:
-    """Return everything that is known before the model is loaded and holds for all cells of a run."""
-    options = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    for name in ("targets", "schemes", "out", "compare", "cache"):
-        del options[name]
-    data, gates = job.data, job.gates
-    named = (job.weights, data.calibration, data.evaluation, data.preprocess, data.labels, data.search, job.qat.data)
-    others = (gates.shipped, gates.device, job.reuse_qparams_from)
-    files = [str(name) for name in (job.source, *named, *others) if name is not None]
-    functions = [name for name in (data.metric, job.qat.train) if name is not None]
-    has_code = any(":" in name and not name.startswith("torchvision:") for name in (*files, *functions))
+    """Return everything that is known before the model is loaded and holds for all cells of a run.
+
+    Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
+    """
+    options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
+    files = [text for option in options if option.path is not None for text in option.texts_in(job)]
     return {
-        "options": json.loads(json.dumps(options, default=_plain)),
+        "options": json.loads(json.dumps({option.key: option.value_in(job) for option in options}, default=str)),
         "origin": origin(job.source),
         "files": {name: _content(Path(name)) for name in files if name != DIGITS},
         # where modules are looked for, and relative paths lead
-        "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if has_code else None,
+        "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if _has_code(files) else None,
         "edgeq": edgeq_digest(),
         "installed": _installed(),
         "tools": tool_versions(),
         "host": [*processor_facts(), sys.platform],
     }
+
+
+def _has_code(names: Iterable[str]) -> bool:
+    return any(":" in name and not name.startswith("torchvision:") for name in names)
 
 
 def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
@@ -152,10 +153,6 @@ def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, em
 
         own["emulator"] = emulator_digest()
     return sha256_bytes(canonical_json({**facts, **own}))
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def _content(path: Path) -> str | None:

@@ -13,7 +13,6 @@ from edgeq.samples import Dataset, remembered
 from edgeq.scheme import NEEDS_SEARCH, NEEDS_TRAINING
 
 if TYPE_CHECKING:
-    from edgeq.load.data import Role
     from edgeq.preprocess import Preprocess
 
 _Wanted = tuple[Any, str | None, int | None]

@@ -14,7 +14,7 @@ from edgeq.artifacts import DataFacts, Row
 from edgeq.errors import EdgeqError
 from edgeq.job import Job, Progress
 from edgeq.pipeline import cache
-from edgeq.pipeline.cells import Cell, Finished, cell_of, grouped, look_up, stored
+from edgeq.pipeline.cells import Cell, Finished, grouped, look_up, stored
 from edgeq.pipeline.cost import with_cost
 from edgeq.pipeline.emulate import Emulator
 from edgeq.pipeline.owner import check_owner
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from edgeq.pipeline.maker import Maker
     from edgeq.pipeline.prepare import Prepared
     from edgeq.pipeline.product import Product
-    from edgeq.target import TargetProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +44,6 @@ class Run:
     work: Path
     progress: Progress
     deflated: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def cell(self, target: TargetProfile, scheme: str) -> Cell:
-        """Return a cell of this run, as a run of that scheme alone has it."""
-        return cell_of(self.job, self.facts, target, scheme)
 
     def folder(self) -> Path:
         """Return a new folder in the work folder."""

@@ -109,7 +109,9 @@ def test_this_hosts_own_verdict_settles_a_bundle_that_was_rejected_for_want_of_i
 
 
 def test_options_that_measure_twice_or_nothing(bundle: Path, edgeq: Run) -> None:
-    edgeq("verify", bundle, "--verdict", "v.json", "--on", "adb").fails(2, "--on adb measures")
-    edgeq("verify", bundle, "--verdict", "v.json", "--write-verdict", "w.json").fails(2, "--write-verdict measures")
-    edgeq("verify", bundle, "--write-verdict", "v.json", "--on", "emulator").fails(2, "an emulator's times say nothing")
+    edgeq("verify", bundle, "--verdict", "v.json", "--on", "adb").fails(2, "cannot be combined with --on adb")
+    edgeq("verify", bundle, "--verdict", "v.json", "--write-verdict", "w.json").fails(
+        2, "combined with --write-verdict"
+    )
+    edgeq("verify", bundle, "--write-verdict", "v.json", "--on", "emulator").fails(2, "not meaningful")
     edgeq("verify", bundle, "--verdict", "nothing.json").fails(2, "cannot read the verdict nothing.json")

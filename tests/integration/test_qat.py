@@ -83,7 +83,7 @@ def test_the_users_own_loop(project: Project, package: Run) -> None:
 
 def test_options_of_a_training_that_no_scheme_does_are_refused(package: Run) -> None:
     package("--qat-epochs", "3").fails(2, "--qat-epochs is for schemes that train", "--scheme qat-int8")
-    package(*QAT, "--qat-lr", "-1").fails(2, "qat.lr")
+    package(*QAT, "--qat-lr", "-1").fails(2, "--qat-lr")
 
 
 def test_a_kill_in_the_training_goes_on_from_the_last_epoch(project: Project, package: Run) -> None:

@@ -28,12 +28,12 @@ def test_names_data_apps_and_factories_are_found(folder):
         "def helper(x):\n    ...\ndef model(width=1):\n    ...\ndef example_inputs():\n    ...\n"
     )
     init(["net.py", "torchvision:resnet18", "torchvision:resnet18"], OUTPUT, force=False)
-    found = read_models(OUTPUT, (), cache=None)
+    found = read_models(OUTPUT, ())
     assert found.names == ("net", "resnet18", "resnet18-2")
-    assert [model.job.source for model in found.models] == ["net.py:model", *["torchvision:resnet18"] * 2]
+    assert [model.source for model in found.models] == ["net.py:model", *["torchvision:resnet18"] * 2]
     for model in found.models:
-        assert model.job.data.calibration == "data/train"
-        assert model.job.data.evaluation == "data/val"
+        assert model.data.calibration == "data/train"
+        assert model.data.evaluation == "data/val"
         assert model.install_into == (Path("phone"),)
 
 
@@ -42,8 +42,8 @@ def test_what_was_not_found_stays_a_comment(folder):
     text = OUTPUT.read_text()
     assert "# calibration = " in text
     assert "# install_into = " in text
-    (model,) = read_models(OUTPUT, (), cache=None).models
-    assert model.job.data.calibration is None
+    (model,) = read_models(OUTPUT, ()).models
+    assert model.data.calibration is None
     # each commented key is one that may be given
     keys = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line and "runtime" not in line]
     assert len(keys) >= 7
@@ -59,8 +59,8 @@ def test_every_commented_key_can_be_uncommented(folder):
         for line in OUTPUT.read_text().splitlines()
     ]
     OUTPUT.write_text("\n".join(lines))
-    found = read_models(OUTPUT, (), cache=None)
-    assert dict(found.models[0].job.gates.limits) == {"size": 5e6, "accuracy_drop": 1.0, "latency": 40.0}
+    found = read_models(OUTPUT, ())
+    assert dict(found.models[0].gates.limits) == {"size": 5e6, "accuracy_drop": 1.0, "latency": 40.0}
     assert found.app.download_bytes == 2 * 10**7
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +82,16 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+def test_the_tables_are_as_the_code_has_them() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/docs_tables.py", "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_table_that_differs_is_written_anew() -> None:
+    updated = runpy.run_path(str(ROOT / "scripts/docs_tables.py"))["updated"]
+    page = (ROOT / "docs/options.md").read_text()
+    assert updated(page.replace("`128`", "`64`")) == page
+    with pytest.raises(KeyError):
+        updated("<!-- table: no such -->\n<!-- end of table -->\n")

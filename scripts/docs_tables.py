@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Write the tables of README.md and docs/ that are made from the code; --check fails where one differs.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever is installed
+
+from edgeq.job import PANELS, PackageConfig  # noqa: E402
+from edgeq.marks import Option, options_of  # noqa: E402
+
+_TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
+
+
+def option_table(topic: str) -> list[str]:
+    """Return the options of a panel and of its advanced one, the common ones first."""
+    panels = [panel for panel in PANELS if panel.topic == topic]
+    options = [option for panel in panels for option in options_of(PackageConfig) if option.panel == panel]
+    rows = [(_flag(option), _code(option.key), _default(option), _text(option)) for option in options]
+    return _table(("option", "edgeq.toml", "default", "what it does"), rows)
+
+
+def limit_table() -> list[str]:
+    """Return the limits."""
+    rows = [
+        (_code(option.key.partition(".")[2]), _text(option))
+        for option in options_of(PackageConfig)
+        if option.key.startswith("limit.")
+    ]
+    return _table(("limit", "what is judged"), rows)
+
+
+def app_table() -> list[str]:
+    """Return the options of [app], which have no flag."""
+    options = [option for option in options_of(PackageConfig) if option.key.startswith("app.") and not option.is_table]
+    return _table(
+        ("edgeq.toml", "default", "what it does"),
+        [(_code(option.key), _default(option), _text(option)) for option in options],
+    )
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    **{f"{panel.topic.lower()} options": functools.partial(option_table, panel.topic) for panel in PANELS},
+    "limits": limit_table,
+    "app options": app_table,
+}
+
+
+def updated(text: str) -> str:
+    """Return a page with its tables as the code has them.
+
+    Raises:
+        KeyError: a table of an unknown name.
+    """
+    return _TABLE.sub(lambda found: found[1] + found[2] + "\n".join(["", *TABLES[found[1]](), "", ""]), text)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    cells = [head, tuple("---" for _ in head), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _flag(option: Option) -> str:
+    if option.flag is None:
+        return ""
+    names = [*([option.flag.short] if option.flag.short else []), *option.flag.name.split("/")]
+    metavar = f" {option.flag.metavar}" if option.flag.metavar else ""
+    return ", ".join(_code(f"{name}{metavar}") for name in names)
+
+
+def _default(option: Option) -> str:
+    if option.doc is not None and option.doc.default:
+        return option.doc.default
+    value = str(option.default) if isinstance(option.default, Path) else option.default
+    if value is dataclasses.MISSING:
+        return "must be given"
+    if value is None or value == () or isinstance(value, Mapping) or option.is_table:
+        return ""
+    return _code(f"{value:g}" if isinstance(value, float) else json.dumps(value))
+
+
+def _text(option: Option) -> str:
+    return "" if option.doc is None else option.doc.text
+
+
+def main() -> int:
+    """Write or check every page; return 1 where --check found a difference."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table differs")
+    check = parser.parse_args().check
+    differing = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        if updated(text) != text:
+            differing.append(page.relative_to(ROOT))
+            if not check:
+                page.write_text(updated(text), encoding="utf-8")
+    for page in differing:
+        print(f"{page}: {'differs from the code: run scripts/docs_tables.py' if check else 'written'}")
+    return 1 if check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

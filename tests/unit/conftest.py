@@ -192,7 +192,7 @@ def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tupl
     """Package the small net by the real pipeline; return the bundle."""
     from edgeq.cli.progress import Quiet
     from edgeq.job import DataOptions, DeviceOptions, Job
-    from edgeq.pipeline import build
+    from edgeq.pipeline.build import build
 
     data = DataOptions(
         calibration=f"{net}:calibration",

@@ -136,7 +136,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(passing: BuildReport, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline(passing)
-    monkeypatch.setattr("edgeq.pipeline.build", fake.build)
+    monkeypatch.setattr("edgeq.pipeline.build.build", fake.build)
     return fake
 
 

@@ -111,7 +111,7 @@ SLEEPER = """
     import time
     from pathlib import Path
 
-    import edgeq.pipeline
+    import edgeq.pipeline.build
 
     def build(job, progress):
         with progress.task("sleeping"):
@@ -121,7 +121,7 @@ SLEEPER = """
             finally:
                 Path("temporary").unlink()
 
-    edgeq.pipeline.build = build
+    edgeq.pipeline.build.build = build
     from edgeq.cli import main
     main()
 """
@@ -150,13 +150,13 @@ def test_a_signal_while_python_runs_generated_text_keeps_the_exit_code(project):
     """As `import torch` does for each of its dataclasses; Python would then end `-m` by SIGINT."""
     stop = """
         import signal
-        import edgeq.pipeline
+        import edgeq.pipeline.build
         from edgeq.cli import main
 
         def build(job, progress):
             exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
 
-        edgeq.pipeline.build = build
+        edgeq.pipeline.build.build = build
         main()
     """
     Path("stop.py").write_text(textwrap.dedent(stop))

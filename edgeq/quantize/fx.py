@@ -140,6 +140,7 @@ def prepare(spec: QuantizeSpec) -> Any:
 
     from edgeq.quantize.activations import leave_in_float
     from edgeq.quantize.fx_graph import containers, kept_names, mend, observe_floats_only, plain
+    from edgeq.quantize.fx_observers import place_observers
     from edgeq.quantize.mutations import without_mutations
 
     # a copy, since preparing writes to the modules
@@ -163,7 +164,7 @@ def prepare(spec: QuantizeSpec) -> Any:
         fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
         raise UnsupportedError(what, fix) from err
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
-    return prepared
+    return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
 
 def convert(prepared: Any) -> Any:

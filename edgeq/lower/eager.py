@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,16 @@ _RECURRENT = "mkldnn_rnn_layer"
 _RECURRENT_INT8 = ("quantized_lstm", "quantized_gru")
 _TRANSFORMER = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 
+# functions that give Python a tensor's value, and those that give its size
+_READ = frozenset(
+    {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "item", "tolist", "is_nonzero"}
+    | {"equal", "allclose"}
+)
+_SIZE = frozenset({"size", "numel", "nelement"})
+_DATA_SIZED = frozenset(
+    {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "unique_dim", "_unique2"}
+)
+
 
 def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     """Run `module` once and return its convolutions and matrix products in the order of execution.
@@ -25,8 +36,11 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         UnsupportedError: the model reads values that depend on its inputs into Python: a trace would keep those of
             this one run; or it fails on these inputs.
     """
+    import torch
+
     found: list[Layer] = []
     stack: list[str] = []
+    data_sized: list[str] = []
 
     def note(op: str, namespace: str, args: Any, result: Any) -> None:
         layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
@@ -35,8 +49,14 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
 
     hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
-        with _recorder(inputs, note):
+        with _recorder(inputs, note, data_sized), _reads_refused(inputs):
             module(*inputs)
+        if data_sized:
+            # a size shows as a tensor in a traced run only; this trace is not the one that is kept, which takes the
+            # names of its values from the frames that call it
+            with _reads_refused(inputs), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.jit.trace(module, inputs, strict=False, check_trace=False)
     except EdgeqError:
         raise
     except Exception as err:  # the user's forward may raise anything
@@ -48,10 +68,11 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None]) -> Any:
+def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None], data_sized: list[str]) -> Any:
     """Return a mode that tells name, namespace, arguments and result of every operator below autograd.
 
-    It follows what the inputs decide, and raises UnsupportedError where that is read into Python.
+    It follows what the inputs decide, and raises UnsupportedError where that is read into Python; operators whose
+    result has as many elements as the inputs decide are added to `data_sized`.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,8 +85,10 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None
             kwargs = kwargs or {}
             op = func.__name__.split(".")[0]
             if any(isinstance(arg, torch.Tensor) and arg in fed for arg in torch.utils._pytree.arg_tree_leaves(*args)):
-                if op == "_local_scalar_dense":
+                if op in ("_local_scalar_dense", "equal"):
                     raise _data_dependent(calling_line())
+                if torch.Tag.dynamic_output_shape in func.tags:
+                    data_sized.append(op)
                 result = func(*args, **kwargs)
                 fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
             else:
@@ -74,6 +97,57 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None
             return result
 
     return Recorder()
+
+
+def _reads_refused(inputs: tuple[Any, ...]) -> Any:
+    """Return a mode that raises UnsupportedError where Python reads what the inputs decide: values, in a trace sizes.
+
+    `nonzero(x)`, `x[x > 0]` and what is computed from them have sizes of that kind. In a traced run a size is a tensor,
+    which the trace keeps, until Python asks for its value (`if n > 4`, `range(n)`).
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    leaves = torch.utils._pytree.arg_tree_leaves
+    fed = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
+    sized = WeakTensorKeyDictionary()
+
+    class Reads(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            name = str(getattr(func, "__name__", func))
+            owner = str(getattr(getattr(func, "__self__", None), "__name__", ""))  # of a property's __get__
+            tensors = [leaf for leaf in leaves(*args, **kwargs) if torch.is_tensor(leaf)]
+            of_inputs = [one for one in tensors if one in fed]
+            of_size = [one for one in tensors if one in sized]
+            if (name in _READ and of_inputs) or (name == "__len__" and of_size):
+                raise _data_dependent(calling_line())
+            result = func(*args, **kwargs)
+            made = [leaf for leaf in leaves(result) if torch.is_tensor(leaf)]
+            if name in _SIZE or (name == "__get__" and owner == "shape"):
+                fed.update((one, True) for one in made if of_size)
+                return result
+            fed.update((one, True) for one in made if of_inputs)
+            if of_size or (of_inputs and _is_data_sized(name, args, kwargs)):
+                sized.update((one, True) for one in made if one.ndim)
+            return result
+
+    return Reads()
+
+
+def _is_data_sized(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a function's result has as many elements as the values of its arguments say."""
+    import torch
+
+    if name == "__getitem__":
+        index = args[1] if isinstance(args[1], (tuple, list)) else [args[1]]
+        return any(torch.is_tensor(part) and part.dtype in (torch.bool, torch.uint8) for part in index)
+    if name == "where":
+        return len(args) + len(kwargs) == 1
+    if name == "repeat_interleave":
+        return any(torch.is_tensor(arg) for arg in (*args[1:], kwargs.get("repeats")))
+    return name in _DATA_SIZED
 
 
 def _data_dependent(where: str) -> UnsupportedError:

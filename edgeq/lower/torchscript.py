@@ -32,8 +32,11 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
             inputs = _inputs(spec)
+            versions = [value._version for value in inputs]
             layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
-            module, passes = _optimized(_traced(quantized.graph, inputs), spec.backend)
+            # an artifact leaves to its caller what it was given, also where forward writes in place (x.sub_(0.5))
+            written = frozenset(i for i, value in enumerate(inputs) if value._version != versions[i])
+            module, passes = _optimized(_traced(quantized.graph, _inputs(spec), written), spec.backend)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
     finally:
@@ -64,14 +67,14 @@ def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
     )
 
 
-def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
+def _traced(graph: Any, inputs: tuple[Any, ...], written: frozenset[int]) -> Any:
     import torch
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             # strict=False lets a forward return a dict, as torchvision's segmentation models do
-            traced = torch.jit.trace(_root(graph), inputs, strict=False, check_trace=False)
+            traced = torch.jit.trace(_root(graph, written), inputs, strict=False, check_trace=False)
         except Exception as err:  # the tracer raises many types
             what = f"TorchScript cannot trace this model{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "use an ExecuTorch target, or make that line traceable") from err
@@ -83,10 +86,14 @@ def _traced(graph: Any, inputs: tuple[Any, ...]) -> Any:
     return traced
 
 
-def _root(graph: Any) -> Any:
+def _root(graph: Any, written: frozenset[int]) -> Any:
     """Return a module of edgeq's own around `graph`: the archive names its root's class, which is the user's to know.
 
     The name of a user's file holds a hash of where it lies, and PyTorch counts the classes that it traced.
+
+    Args:
+        graph: what is traced.
+        written: the places of inputs that it writes into, which it gets copies of.
     """
     import torch
 
@@ -99,7 +106,7 @@ def _root(graph: Any) -> Any:
 
         def forward(self, *inputs: Any) -> Any:
             """Return what the graph returns."""
-            return self.graph(*inputs)
+            return self.graph(*(value.clone() if i in written else value for i, value in enumerate(inputs)))
 
     return Model().eval()
 

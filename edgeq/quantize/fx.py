@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.blame import user_line
-from edgeq.errors import EdgeqError, UnsupportedError, first_line
+from edgeq.errors import EdgeqError, UnsupportedError, UsageError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
@@ -139,7 +139,9 @@ def prepare(spec: QuantizeSpec) -> Any:
     from torch.ao.quantization.quantize_fx import prepare_fx
 
     from edgeq.quantize.activations import leave_in_float
+    from edgeq.quantize.fx_export import exported_graph
     from edgeq.quantize.fx_graph import containers, kept_names, mend, observe_floats_only, plain
+    from edgeq.quantize.fx_observers import place_observers
     from edgeq.quantize.mutations import without_mutations
 
     # a copy, since preparing writes to the modules
@@ -147,23 +149,38 @@ def prepare(spec: QuantizeSpec) -> Any:
     types = type_names(module)
     opaque = containers(module, types, spec.keep_fp32)
     custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
-    try:
-        mend(module)
+    mapping = _qconfig_mapping(spec.backend, spec.observer)
+
+    def observed(module: Any) -> tuple[Any, list[str]]:
+        """Return the graph with observers, and the names of the modules that stay in float."""
         module, copies = plain(module, inputs, opaque)
-        mapping = _qconfig_mapping(spec.backend, spec.observer)
         kept = kept_names(spec.keep_fp32, types, copies)
         for name in kept:
             mapping.set_module_name(name, None)
         with without_mutations(inputs):
-            prepared = observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs)
-    except EdgeqError:
+            return observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs), kept
+
+    mend(module)
+    try:
+        prepared, kept = observed(module)
+    except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
-        what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
-        fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
-        raise UnsupportedError(what, fix) from err
+        # torch.export follows much that FX cannot; FX is the first way, whose graphs have the model's own modules
+        try:
+            graph = exported_graph(module, inputs)
+            prepared, kept = observed(graph)
+        except Exception as other:  # torch.export raises many types, most of them internal
+            if isinstance(err, EdgeqError):
+                raise err from other
+            what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
+            what += f"; nor does its exported graph do{user_line(other)}: {first_line(other)}"
+            fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
+            raise UnsupportedError(what, fix) from err
+        with spec.progress.task(f"export {spec.label}") as task:
+            task.note(f"FX cannot trace the model{user_line(err)}: its exported graph is quantized")
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
-    return prepared
+    return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
 
 def convert(prepared: Any) -> Any:

@@ -16,6 +16,7 @@ from torch.ao.quantization import quantize_fx
 from edgeq._replace import replaced
 from edgeq.blame import traced_line
 from edgeq.errors import UnsupportedError
+from edgeq.quantize.fx_graph import use_int8_forms
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def without_mutations(inputs: tuple[Any, ...]) -> Iterator[None]:
 
 
 class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
-    """Runs a graph, and lets later readers of what a node changed read that node instead."""
+    """Runs a graph, lets later readers of what a node changed read that node instead, and gives nodes int8 forms."""
 
     def __init__(self, module: Any, graph: Any) -> None:
         super().__init__(module, garbage_collect_values=False, graph=graph)
@@ -55,6 +56,7 @@ class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not fol
             del self.env[node]  # its readers may have become others', which the base class would not know
         # views share their base's version, which every write in place counts up
         before = {node: _versions(value) for node, value in self.env.items()}
+        values, keywords = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
         for node, versions in before.items():
             later = [user for user in node.users if user > n]
@@ -64,6 +66,7 @@ class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not fol
                 raise _refused(n, node)
             for user in later:
                 user.replace_input_with(node, n)
+        use_int8_forms(n, values, keywords)
         return result
 
 

@@ -283,3 +283,61 @@ def test_an_entry_that_names_a_path_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match=re.escape("bytecode.pkl holds a path")):
         strip_archive(path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.ptl"]
+
+
+class TwoHeads(nn.Module):
+    """Picks a layer by what `pick` reads of the input, or writes into it."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.few, self.many = nn.Linear(16, 4), nn.Linear(16, 4)
+        self.pick = pick
+
+    def forward(self, x):
+        return self.pick(self, x)
+
+
+ROWS = TensorSpec(name="x", dtype="float32", shape=(2, 16))
+READS = {
+    "nonzero's shape": lambda net, x: net.many(x) if torch.nonzero(x > 0.5).shape[0] > 4 else net.few(x),
+    "len": lambda net, x: net.many(x) if len(torch.nonzero(x > 0.5)) > 4 else net.few(x),
+    "mask's numel": lambda net, x: net.many(x) if x[x > 0.5].numel() else net.few(x),
+    "where": lambda net, x: net.many(x) if torch.where(x > 0.5)[0].size(0) else net.few(x),
+    "unique": lambda net, x: net.many(x) if len(x.unique()) > 3 else net.few(x),
+    "range": lambda net, x: sum((net.few(x) for _ in range((x > 0.5).nonzero().size(0))), net.many(x)),
+    "tolist": lambda net, x: net.few(x) * x[0].tolist()[0],
+    "item": lambda net, x: net.few(x) * x.max().item(),
+    "int": lambda net, x: net.few(x) + int(x.argmax()),
+    "equal": lambda net, x: net.many(x) if torch.equal(x[0], x[1]) else net.few(x),
+    "in": lambda net, x: net.many(x) if 1.0 in x else net.few(x),
+}
+
+
+@pytest.mark.parametrize("pick", READS.values(), ids=READS.keys())
+def test_a_branch_on_the_input_is_refused_with_its_line(tmp_path, pick):
+    model = loaded(TwoHeads(pick), ROWS)
+    with pytest.raises(UnsupportedError, match=r"depends on its input at .*test_torchscript\.py:\d+") as caught:
+        lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path)
+    assert caught.value.exit_code == 3
+
+
+KEEPS = {
+    "sum of a mask": lambda net, x: net.few(x) + x[x > 0.5].sum(),
+    "a count in a product": lambda net, x: net.few(x) * torch.nonzero(x > 0.5).shape[0],
+    "static sizes": lambda net, x: (net.many(x) if x.size(1) > 4 else net.few(x)).view(x.shape[0], -1),
+    "in place": lambda net, x: net.few(x.sub_(0.5).mul_(2.0)),
+    "a view in place": lambda net, x: (x[:, :4].zero_(), net.few(x))[1],
+}
+
+
+@pytest.mark.parametrize("pick", KEEPS.values(), ids=KEEPS.keys())
+def test_an_artifact_follows_its_input_and_leaves_it_alone(tmp_path, pick):
+    model = loaded(TwoHeads(pick), ROWS)
+    path = lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path).path
+    artifact = _load_for_lite_interpreter(str(path))
+    for seed in range(3):
+        given = torch.rand(2, 16, generator=torch.Generator().manual_seed(seed)) ** (seed + 1)
+        kept = given.clone()
+        with torch.no_grad():
+            assert torch.allclose(artifact(given), model.model(kept.clone()), atol=1e-6)
+        assert torch.equal(given, kept)

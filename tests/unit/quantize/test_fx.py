@@ -133,7 +133,7 @@ class Functional(nn.Module):
 
 class Unpackable(Functional):
     def forward(self, x):
-        return torch.nn.functional.conv2d(x, self.weight)
+        return torch.nn.functional.conv_transpose2d(x, self.weight.transpose(0, 1))
 
 
 def test_functional_layers_count_as_quantized():

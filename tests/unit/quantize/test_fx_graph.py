@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_models import loaded, outputs_of, quantized
 from torch import nn
 
@@ -115,3 +116,51 @@ def test_a_pool_that_leaves_its_padding_out_is_computed_so():
     pool = nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)
     model = loaded(nn.Sequential(nn.Conv2d(8, 8, 1), pool, nn.Conv2d(8, 4, 1)), EIGHT)
     assert _sqnr_db(model, quantized(model), "qnnpack") > 30  # 9 dB by QNNPACK's pool
+
+
+class Functional(nn.Module):
+    """A convolution that is called as a function, with some arguments left out."""
+
+    def __init__(self, dims, **given):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8, *[3] * dims) * 0.1)
+        self.call, self.given = getattr(nn.functional, f"conv{dims}d"), given
+
+    def forward(self, x):
+        return self.call(x, self.weight, **self.given)
+
+
+@pytest.mark.parametrize("given", [{}, {"padding": 1}, {"stride": (2,)}, {"padding": "valid"}, {"padding": "same"}])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_functional_convolutions_may_leave_arguments_out(dims, given):
+    spec = TensorSpec(name="x", dtype="float32", shape=(2, 8, *[6] * dims))
+    model = loaded(Functional(dims, **given), spec)
+    result = quantized(model)
+    assert len(result.quantized) == 1
+    assert _sqnr_db(model, result, "qnnpack") > 25
+
+
+LAYERS = {
+    "even": lambda: nn.Conv2d(8, 8, 4, padding="same"),
+    "tall": lambda: nn.Conv2d(8, 8, (6, 1), padding="same"),
+    "even, dilated": lambda: nn.Conv2d(8, 8, 2, padding="same", dilation=3),
+    "even, dilated by 2": lambda: nn.Conv2d(8, 8, 4, padding="same", dilation=2),
+    "replicate": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate"),
+    "reflect": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+    "circular": lambda: nn.Conv2d(8, 8, 3, padding=(1, 0), padding_mode="circular"),
+    "circular, same": lambda: nn.Conv2d(8, 8, 4, padding="same", padding_mode="circular"),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
+    "old weight norm": lambda: nn.utils.weight_norm(nn.Conv2d(8, 8, 3)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+def test_what_the_engines_cannot_take_is_written_as_its_equal(make):
+    layer = make().eval().requires_grad_(False)
+    with torch.no_grad():
+        layer(torch.zeros(EIGHT.shape))  # the old norms compute the weight in a run
+    model = loaded(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 4, 1)), EIGHT)
+    result = quantized(model)
+    assert len(result.quantized) == 2
+    assert _sqnr_db(model, result, "qnnpack") > 25  # the float model is as it was, too

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 
 from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 8, 8))
 
@@ -126,26 +125,21 @@ class HasUntraced(Writes):
 
 
 @pytest.mark.parametrize(
-    ("make", "keep", "line"),
+    ("make", "keep"),
     [
-        (lambda: Writes(through_a_view), (), "clamp_ changes the tensor first in place at .*test_mutations.py:"),
-        (
-            lambda: Writes(before_a_view_is_read),
-            (),
-            "changes the tensor flatten in place at .* in before_a_view_is_read",
-        ),
-        (
-            lambda: Writes(statement(lambda _, x: torch.clamp(x, -0.1, 0.1, out=x))),
-            (),
-            "clamp changes the tensor first in place at",
-        ),
-        (HasUntraced, ("odd",), "odd changes the tensor first in place at .*test_mutations.py:"),
+        (lambda: Writes(through_a_view), ()),
+        (lambda: Writes(before_a_view_is_read), ()),
+        (lambda: Writes(statement(lambda _, x: torch.clamp(x, -0.1, 0.1, out=x))), ()),
+        (HasUntraced, ("odd",)),
     ],
 )
-def test_what_cannot_be_followed_is_refused_with_its_line(make, keep, line):
-    with pytest.raises(UnsupportedError, match=line) as told:
-        quantized(loaded(make(), IMAGE), keep=keep)
-    assert "out of place" in told.value.fix
+def test_what_fx_cannot_follow_is_right_by_the_exported_graph(make, keep):
+    model = loaded(make(), IMAGE)
+    result = quantized(model, keep=keep)
+    assert "first" in result.quantized
+    ours, theirs = outputs_of(result.graph, model.inputs, 4, "qnnpack"), outputs_of(model.model, model.inputs, 4)
+    for got, want in zip(ours, theirs, strict=True):
+        assert abs(got[0] - want[0]).max() < 0.1 * abs(want[0]).max()
 
 
 def test_a_read_before_the_write_stays_what_it_was():

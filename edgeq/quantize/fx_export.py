@@ -1,0 +1,145 @@
+"""The exported graph of a model as FX graph mode takes it: layers as modules, other operators as functions.
+
+torch.export follows what torch.fx cannot: writes through slices, shape arithmetic, unpacked shapes, dicts and `*args`.
+Its graph has operators (aten.conv2d) where FX's patterns want modules and torch's own functions. What has no such form
+stays an operator, which FX leaves in float. This file needs torch to load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgeq.quantize.capture import silenced
+
+_ATEN = torch.ops.aten
+_FUNCTIONS = {
+    _ATEN.relu.default: functional.relu,
+    _ATEN.add.Tensor: torch.add,
+    _ATEN.mul.Tensor: torch.mul,
+    _ATEN.matmul.default: torch.matmul,
+    _ATEN.sigmoid.default: torch.sigmoid,
+    _ATEN.tanh.default: torch.tanh,
+    _ATEN.hardsigmoid.default: functional.hardsigmoid,
+    _ATEN.hardswish.default: functional.hardswish,
+    _ATEN.hardtanh.default: functional.hardtanh,
+    _ATEN.leaky_relu.default: functional.leaky_relu,
+    _ATEN.elu.default: functional.elu,
+    _ATEN.relu6.default: functional.relu6,
+    _ATEN.clamp.default: torch.clamp,
+    _ATEN.cat.default: torch.cat,
+    _ATEN.stack.default: torch.stack,
+    _ATEN.flatten.using_ints: torch.flatten,
+    _ATEN.transpose.int: torch.transpose,
+    _ATEN.unsqueeze.default: torch.unsqueeze,
+    _ATEN.squeeze.dim: torch.squeeze,
+    _ATEN.mean.dim: torch.mean,
+    _ATEN.softmax.int: torch.softmax,
+    _ATEN.adaptive_avg_pool2d.default: functional.adaptive_avg_pool2d,
+    _ATEN.max_pool2d.default: functional.max_pool2d,
+    _ATEN.avg_pool2d.default: torch._C._nn.avg_pool2d,
+}
+_METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _ATEN.permute.default: "permute"}
+_CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
+    """Return a torch.fx.GraphModule that computes what a module does, its layers by their own names.
+
+    Args:
+        module: the float module in eval mode.
+        inputs: tensors that it takes.
+
+    Raises:
+        Exception: torch.export's own, where it cannot capture the model.
+    """
+    with silenced(), torch.no_grad():
+        program = torch.export.export(module, inputs).run_decompositions({})
+        graph_module = program.module(check_guards=False)
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        layer = _layer(graph_module, node)
+        if layer is not None:
+            owner = str(node.args[1].target).rpartition(".")[0]
+            readers = [user for other in graph.nodes if other.target == node.args[1].target for user in other.users]
+            if not owner or len(readers) > 1:  # a tied weight, or a layer that is called again
+                owner = f"{owner.replace('.', '_')}_{node.name}"
+                graph_module.add_submodule(owner, layer.eval())
+            else:
+                graph_module.set_submodule(owner, layer.eval())
+            if node.target is _ATEN._native_batch_norm_legit_no_training.default:
+                for first in list(node.users):  # a tuple, of which the module gives the first alone
+                    first.replace_all_uses_with(node)
+                    graph.erase_node(first)
+            node.op, node.target, node.args, node.kwargs = "call_module", owner, (node.args[0],), {}
+        elif node.target is _ATEN.fill.Scalar:  # a trace makes a full_like of both fills that TorchScript has not
+            node.op, node.target = "call_method", "new_full"
+            node.args = (node.args[0], list(node.meta["val"].shape), node.args[1])
+        elif node.target is _ATEN.fill.Tensor:
+            node.op, node.target, node.args = "call_method", "expand_as", (node.args[1], node.args[0])
+        elif node.target is _ATEN.dropout.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in _FUNCTIONS and not (node.target is _ATEN.add.Tensor and node.kwargs):
+            node.target = _FUNCTIONS[node.target]
+        elif node.target in _METHODS:
+            node.op, node.target = "call_method", _METHODS[node.target]
+            node.args = (node.args[0], *node.args[1])
+    # the tensors in order, and plain containers of results: FX does not trace torch.export's own wrapping
+    (output,) = graph.output_node().args
+    result = torch.utils._pytree.tree_unflatten(list(output), graph_module._out_spec)
+    graph.output_node().args = (dict(result) if isinstance(result, dict) else result,)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+    return torch.fx.GraphModule(graph_module, graph).eval()
+
+
+def _layer(graph_module: Any, node: Any) -> Any:
+    """Return the module of an operator whose weights are the model's own, else None."""
+    arguments = list(node.args)
+    weights = [arg for arg in arguments[1:] if isinstance(arg, torch.fx.Node)]
+    if not weights or arguments[1] is not weights[0] or any(weight.op != "get_attr" for weight in weights):
+        return None
+    values = [_attribute(graph_module, arg) if isinstance(arg, torch.fx.Node) else arg for arg in arguments[1:]]
+    with torch.no_grad():
+        if node.target is _ATEN.linear.default:
+            weight, bias = values[0], values[1] if len(values) > 1 else None
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        elif node.target in _CONVOLUTIONS:
+            defaults: tuple[Any, ...] = (None, None, 1, 0, 1, 1)
+            weight, bias, stride, padding, dilation, groups = (*values, *defaults[len(values) :])
+            layer = _CONVOLUTIONS[node.target](
+                weight.shape[1] * groups,
+                weight.shape[0],
+                tuple(weight.shape[2:]),
+                stride if isinstance(stride, int) else tuple(stride),
+                padding if isinstance(padding, int) else tuple(padding),
+                dilation if isinstance(dilation, int) else tuple(dilation),
+                groups,
+                bias=bias is not None,
+            )
+        elif node.target is _ATEN._native_batch_norm_legit_no_training.default and len(weights) == 4:
+            weight, bias, mean, variance, _momentum, eps = values
+            layer = _NORMS[node.args[0].meta["val"].dim()](len(mean), eps)
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+        else:
+            return None
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def _attribute(graph_module: Any, node: Any) -> Any:
+    value = graph_module
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value.detach()

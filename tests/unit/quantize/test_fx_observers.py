@@ -1,0 +1,128 @@
+"""Ranges of an FX graph: each value has its own, and what int8 would lose stays in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_models import loaded, outputs_of, quantized
+from torch import nn
+from torch.nn import functional
+
+from edgeq.artifacts import TensorSpec
+
+IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))
+
+
+class Heads(nn.Module):
+    """Three convolutions with outputs of unlike ranges, and what a detector makes of them."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.score, self.box, self.angle = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
+        self.up, self.mix = nn.ConvTranspose2d(16, 4, 2, 2), nn.Conv2d(8, 4, 3, padding=1)
+        self.linear = nn.Linear(16, 4)
+        self.flat, self.sigmoid = nn.Flatten(), nn.Sigmoid()
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self, self.body(x))
+
+
+ENDS = {
+    "slice, sigmoid": lambda net, x: net.box(x)[:, :2].sigmoid(),
+    "split, sigmoid of one": lambda net, x: (net.box(x).split([1, 3], 1)[0].sigmoid(), net.box(x)[:, 1:]),
+    "flatten, tanh": lambda net, x: torch.tanh(net.box(x).flatten(1)),
+    "modules": lambda net, x: net.sigmoid(net.flat(net.box(x))),
+    "view, sigmoid": lambda net, x: torch.sigmoid(net.box(x).view(1, -1)),
+    "division, hardsigmoid": lambda net, x: functional.hardsigmoid(net.box(x) / 2),
+    "gate": lambda net, x: net.angle(x) * net.box(x).chunk(2, 1)[0].repeat(1, 2, 1, 1).sigmoid(),
+    "number first": lambda net, x: torch.sigmoid(1 + net.box(x)),
+    "float layer, sigmoid": lambda net, x: torch.sigmoid(net.up(x)),
+    "in place": lambda net, x: net.box(x).sigmoid_(),
+    "scores first": lambda net, x: torch.cat((net.score(x).sigmoid(), net.box(x)), 1),
+    "boxes first": lambda net, x: torch.cat((net.box(x), net.score(x).sigmoid()), 1),
+    "tanh first": lambda net, x: torch.cat((net.angle(x).tanh(), net.box(x)), 1),
+    "stack": lambda net, x: torch.stack((net.score(x).sigmoid(), net.box(x)), 1),
+    "pixels": lambda net, x: torch.cat((net.box(x).relu() * 16, net.score(x)), 1),
+    "join, layer": lambda net, x: net.mix(torch.cat((net.score(x).sigmoid(), net.box(x)), 1)),
+    "bicubic": lambda net, x: functional.interpolate(net.box(x), scale_factor=2.0, mode="bicubic"),
+    "antialias": lambda net, x: functional.interpolate(net.box(x), size=(9, 9), mode="bilinear", antialias=True),
+    "exp, view": lambda net, x: (net.score(x) * 4).exp().reshape(1, -1),
+}
+
+
+def _least_channel_db(model, result, backend):
+    """Return the least SQNR of all channels, each about its mean."""
+    least = np.inf
+    ours, theirs = (
+        outputs_of(result.graph, model.inputs, 8, backend),
+        outputs_of(model.model, model.inputs, 8),
+    )
+    for measured, exact in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        got, want = np.concatenate(measured), np.concatenate(exact)
+        axes = tuple(axis for axis in range(want.ndim) if axis != 1) if want.ndim > 2 else None
+        signal = ((want - want.mean(axes, keepdims=True)) ** 2).mean(axes)
+        least = min(least, float(np.min(10 * np.log10(signal / ((got - want) ** 2).mean(axes)))))
+    return least
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_no_value_is_rounded_in_the_range_of_another(end, backend):
+    model = loaded(Heads(end), IMAGE)
+    with torch.no_grad():
+        model.model.box.weight.mul_(30)
+    # activations have 8 bits on QNNPACK, 7 on x86; in another's range most of these have 5 dB and less
+    assert _least_channel_db(model, quantized(model, backend=backend), backend) > {"qnnpack": 17, "x86": 11}[backend]
+
+
+class Heatmap(nn.Module):
+    """Softmax over all places, then the expected coordinate."""
+
+    def __init__(self):
+        super().__init__()
+        self.heat = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+        self.register_buffer("places", torch.arange(48.0).view(1, 1, 1, 48) / 48)
+
+    def forward(self, x):
+        heat = self.heat(x)
+        share = heat.flatten(2).softmax(-1).reshape(heat.shape)
+        return (share * self.places).sum((2, 3))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_a_softmax_over_many_places_stays_in_float(backend):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 48, 48))
+    model = loaded(Heatmap, spec)
+    with torch.no_grad():
+        model.model.heat[2].weight.mul_(25)
+    result = quantized(model, backend=backend)
+    ours, theirs = outputs_of(result.graph, model.inputs, 4, backend), outputs_of(model.model, model.inputs, 4)
+    assert max(abs(a[0] - b[0]).max() for a, b in zip(ours, theirs, strict=True)) < 0.05  # 0.5 when it was rounded
+
+
+class Attention(nn.Module):
+    """Scores, to which a mask is added, and a scale that is computed from a shape."""
+
+    def __init__(self, blocked):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        mask = torch.zeros(8, 8).masked_fill(torch.ones(8, 8).triu(1).bool(), blocked)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(-2, -1) * (x.shape[-1] // 2) ** -0.5
+        return (scores + self.mask).softmax(-1) @ self.v(x)
+
+
+@pytest.mark.parametrize("blocked", [float("-inf"), -1e9, -1e4, -100.0])
+def test_a_mask_does_not_take_the_range_of_the_scores(blocked):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 8, 16), low=-1.0)
+    model = loaded(Attention(blocked), spec)
+    with torch.no_grad():
+        model.model.q.weight.mul_(8)
+    result = quantized(model)
+    assert sorted(result.quantized) == ["k", "q", "v"]
+    assert _least_channel_db(model, result, "qnnpack") > 20

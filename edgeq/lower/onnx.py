@@ -224,7 +224,7 @@ def _name_nodes(proto: Any, program: Any) -> None:
 
 def _module_of(node: Any) -> str | None:
     """Return the module that a value comes from; of a normalization that is folded, that of the layer before it."""
-    while "batch_norm" in str(node.target) or "getitem" in str(node.target):
+    while node.op == "call_function" and ("batch_norm" in str(node.target) or "getitem" in str(node.target)):
         node = node.all_input_nodes[0]
     name: str | None = node.meta.get("custom", {}).get(MODULE_KEY)
     return name

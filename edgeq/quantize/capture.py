@@ -123,7 +123,7 @@ def capture(model: LoadedModel) -> Any:
             fix = "take out control flow that depends on data (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
-    return _with_modules(program)
+    return with_modules(program)
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -145,7 +145,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
             )
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
-    return _with_modules(program)
+    return with_modules(program)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -172,7 +172,7 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
     return "give --input with the shapes and dtypes that its forward takes"
 
 
-def _with_modules(program: Any) -> Any:
+def with_modules(program: Any) -> Any:
     """Let each node know the module that it came from."""
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")

@@ -37,7 +37,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    return _int8(spec, "static-int8", spec.captured.module(), train=None)
+    return _int8(spec, "static-int8", float_graph(spec.captured), train=None)
 
 
 def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -59,7 +59,14 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
             vars(prepared).pop(name, None)
         return tune(prepared, teacher, spec, library())
 
-    return _int8(spec, "qat-int8", program.module(), train=train)
+    return _int8(spec, "qat-int8", float_graph(program), train=train)
+
+
+def float_graph(program: Any) -> Any:
+    """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
+    from edgeq.quantize.pt2e_workarounds import functional
+
+    return functional(program).module()
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
@@ -102,8 +109,10 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UsageError: a --keep-fp32 name that the model does not have.
     """
     from edgeq.quantize.activations import leave_in_float
+    from edgeq.quantize.pt2e_workarounds import prepare_layers
 
     is_float = _left_in_float(graph, spec)
+    prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     prepared = _prepared(graph, _quantizer(spec, is_float))
     if is_float is not None:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}
@@ -162,8 +171,11 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = _unrolled(spec.captured).module()
+    from edgeq.quantize.pt2e_workarounds import prepare_layers
+
+    graph = float_graph(_unrolled(spec.captured))
     is_float = _left_in_float(graph, spec)
+    prepare_layers(graph, norms_in_float=lambda _norm: True)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
         lambda node: node.target is torch.ops.aten.linear.default and not (is_float and is_float(node))
@@ -204,6 +216,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
     from edgeq.quantize.observers import activation_observer
+    from edgeq.quantize.pt2e_workarounds import IN_FLOAT
 
     most = 63 if spec.reduce_range else 127
     config = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)
@@ -216,8 +229,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
         for name in ("input_activation", "output_activation")
     }
     quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, **activation))
-    if is_float is not None:
-        quantizer.set_filter_function(lambda node: not is_float(node))
+    quantizer.set_filter_function(lambda node: IN_FLOAT not in node.meta and not (is_float and is_float(node)))
     return quantizer
 
 

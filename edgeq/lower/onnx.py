@@ -33,7 +33,10 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         _name_nodes(proto, program)
         _strip(proto)
         proto = _checked(proto)
-        layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+        try:
+            layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+        except (KeyError, ValueError):  # a value whose shape onnx cannot infer: the layers are not known
+            layers = ()
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
         return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))

@@ -70,12 +70,19 @@ def float_graph(program: Any) -> Any:
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
+    from edgeq.quantize.lent import observed
+    from edgeq.quantize.shared_ranges import has_joins, unshare
+
+    is_observer = library().is_observer
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = prepare(graph, spec)
-        calibrate(prepared, spec.calibration, spec.inputs, task)
+        # a second observer of each value that shares one costs time
+        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
+            calibrate(prepared, spec.calibration, spec.inputs, task)
+    unshare(prepared, ranges.alone, is_observer)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
-    converted = convert_reusing(prepared, spec, convert, library().is_observer)
+    converted = convert_reusing(prepared, spec, convert, is_observer)
     return quantized_model(
         scheme,
         converted.graph,
@@ -109,10 +116,11 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UsageError: a --keep-fp32 name that the model does not have.
     """
     from edgeq.quantize.activations import leave_in_float
-    from edgeq.quantize.pt2e_workarounds import prepare_layers
+    from edgeq.quantize.pt2e_workarounds import leave_wide_softmax, prepare_layers
 
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
+    leave_wide_softmax(graph)
     prepared = _prepared(graph, _quantizer(spec, is_float))
     if is_float is not None:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}

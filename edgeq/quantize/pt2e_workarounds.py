@@ -7,6 +7,7 @@ Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
 - Of calls that share weights, the quantizer annotates the first alone; and XNNPACK's serializer writes a shared bias
   once, with the scales of one call, so that creating the other's operator fails (`invalid_parameter`):
   `prepare_layers`.
+- The quantizer rounds the products of a softmax's output to int8, whatever that is over: `leave_wide_softmax`.
 - `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
   observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
   `functional`.
@@ -43,6 +44,8 @@ _NORMS = frozenset({_aten.batch_norm.default, _aten._native_batch_norm_legit_no_
 _MAY_RETURN_ITS_INPUT = frozenset({_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default})
 _DEPTHWISE = {3: _aten.conv1d.default, 4: _aten.conv2d.default}
 _GROUPS = 6  # of a transposed convolution: (input, weight, bias, stride, padding, output_padding, groups, dilation)
+_SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default})
+_WIDE = 32  # values that sum to 1
 # in a node's `meta`: the quantizer leaves it alone
 IN_FLOAT = "edgeq_in_float"
 # Below, the scale floor of the XNNPACK quantizer (2^-12) would round a norm's factors by more than half a step of its
@@ -113,6 +116,23 @@ def prepare_layers(graph: Any, *, norms_in_float: Callable[[Any], bool]) -> None
     if changed:
         graph.graph.eliminate_dead_code()
         graph.recompile()
+
+
+def leave_wide_softmax(graph: Any) -> None:
+    """Mark what adds and multiplies the values of a wide softmax, as an expected coordinate does, to stay in float.
+
+    Of many values that sum to 1 most are below half a step of the largest one, and rounding takes them all away.
+    """
+    wide: set[Any] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target in LAYERS:
+            continue
+        if node.target in _SOFTMAX:
+            if node.meta["val"].shape[node.args[1]] > _WIDE:
+                wide.add(node)
+        elif any(source in wide for source in node.all_input_nodes):
+            wide.add(node)
+            node.meta[IN_FLOAT] = True
 
 
 def _separate(graph: Any) -> bool:

@@ -1,9 +1,9 @@
 """Small models made at random of what quantization rewrites, and what rounding each value may cost them.
 
-Every model is made of its seed: convolutions that are called twice or tapped, norms before and after them, writes through
-views, splits, joins, activations of fixed range, and values whose ranges are unlike. `allowed_error` rounds every value
-of the float model to 256 steps of its own range, and every weight to its channel's: an int8 model whose error is much
-larger than that has lost something else than bits.
+Every model is made of its seed: convolutions that are called twice or tapped, norms before and after them, writes
+through views, splits, joins, activations of fixed range, and values whose ranges are unlike. `allowed_error` rounds
+every value of the float model to 256 steps of its own range, and every weight to its channel's: an int8 model whose
+error is much larger than that has lost something else than bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ _CHANNELS = 8
 # an amplitude: a join whose ranges are alike may cost two bits, and kernels round at several places more
 FACTOR = 8.0
 _STEPS = 255
+_KINDS = (
+    *("conv", "conv", "shared", "norm", "conv_norm", "relu", "add", "write", "write", "split", "cat"),
+    *("fixed", "scale", "tap", "mask", "pool_up", "linear", "gate"),
+)
 
 
 class RandomNet(nn.Module):
@@ -30,7 +34,7 @@ class RandomNet(nn.Module):
         draw = random.Random(seed)
         torch.manual_seed(seed)
         self.layers = nn.ModuleList()
-        self.register_buffer("mask", torch.where(torch.arange(12.0) < 8, 0.0, draw.choice([-1e9, -1e4])))  # noqa: PLR2004
+        self.register_buffer("mask", torch.where(torch.arange(12.0) < 8, 0.0, draw.choice([-1e9, -1e4])))
         self.steps: list[tuple[str, tuple]] = []
         stem = self._layer(nn.Conv2d(3, _CHANNELS, 3, 1, 1))
         self.steps.append(("layer", (stem, 0)))  # value 0 is the input, 1 the stem's
@@ -39,10 +43,7 @@ class RandomNet(nn.Module):
         for _ in range(draw.randint(5, 10)):
             source = draw.randrange(max(1, count - 3), count)
             other = draw.randrange(1, count)
-            kind = draw.choice(
-                ["conv", "conv", "shared", "norm", "conv_norm", "relu", "add", "write", "write", "split", "cat"]
-                + ["fixed", "scale", "tap", "mask", "pool_up", "linear", "gate"]
-            )
+            kind = draw.choice(_KINDS)
             if kind == "conv":
                 self.steps.append(("layer", (self._layer(nn.Conv2d(_CHANNELS, _CHANNELS, 3, 1, 1)), source)))
             elif kind == "shared":

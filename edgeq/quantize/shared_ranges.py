@@ -118,7 +118,7 @@ class _Observed:
         for reader in list(first.users) if first is not None else []:
             self.drop_constants(reader)
         for node in region:
-            for reader in node.users:
+            for reader in list(node.users):
                 self.drop_constants(reader)
             node.replace_all_uses_with(node.args[0])
             self.erase(node)

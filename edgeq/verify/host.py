@@ -249,7 +249,7 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
     return VerificationError, ""
 
 
-def _translated(text: str, doing: str, log: str) -> EdgeqError:
+def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes, and the reason in its log."""
     missing = missing_module(text)
     if missing is not None:

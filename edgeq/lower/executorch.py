@@ -12,7 +12,7 @@ from typing import Any
 from edgeq.artifacts import Layer, LoweredModel, QuantizedModel
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.lower.delegates import DELEGATES
-from edgeq.lower.macs import delegated_share, graph_layer
+from edgeq.lower.macs import MODULE_KEY, delegated_share, graph_layer
 from edgeq.lower.spec import LowerSpec
 
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
@@ -70,8 +70,16 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             with delegate.around(program):
                 return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
     except Exception as err:  # torch.export and the passes raise many types
-        what = f"ExecuTorch cannot lower this model: {first_line(err)}"
+        what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
         raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+
+
+def _cause(err: BaseException) -> str:
+    """Return the innermost cause of an error in brackets, where it says more: the passes raise one from another."""
+    inner = err
+    while (cause := inner.__cause__ or inner.__context__) is not None:
+        inner = cause
+    return f" ({first_line(inner)})" if inner is not err and str(inner) and first_line(inner) != first_line(err) else ""
 
 
 @contextlib.contextmanager
@@ -129,6 +137,24 @@ def _layers(program: Any, nodes: Any, *, delegated: bool) -> Iterator[Layer]:
         layer = graph_layer(node, constants, delegated=delegated) if node.op == "call_function" else None
         if layer is not None:
             yield layer
+        elif delegated and _is_run_as_convolution(node, program):
+            name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
+            # an affine: it multiplies no matrices, and so decides nothing in which type these are multiplied
+            yield Layer(name=name, op="batch_norm", macs=0, weight_bytes=0, delegated=True)
+
+
+def _is_run_as_convolution(node: Any, program: Any) -> bool:
+    """Whether XNNPACK makes a depthwise convolution of a batch norm, which its profile then shows (DecomposeBatchNorm).
+
+    It folds the others into the layer before them (FuseBatchNormPass, which runs first).
+    """
+    from executorch.backends.xnnpack._passes.decompose_batch_norm import DecomposeBatchNorm
+    from executorch.backends.xnnpack._passes.fuse_batch_norm import FuseBatchNormPass
+
+    if node.op != "call_function" or node.target not in DecomposeBatchNorm.BATCH_NORM_OPS:
+        return False
+    before = node.args[0]
+    return len(before.users) != 1 or not FuseBatchNormPass.can_fuse(before, node, program)
 
 
 def _constant_names(signature: Any) -> dict[str, str]:

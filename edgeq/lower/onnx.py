@@ -33,7 +33,10 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         _name_nodes(proto, program)
         _strip(proto)
         proto = _checked(proto)
-        layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+        try:
+            layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+        except (KeyError, ValueError):  # a value whose shape onnx cannot infer: the layers are not known
+            layers = ()
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
         return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
@@ -127,6 +130,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
         with quiet():  # the exporter prints its steps and logs what its optimizer could not fold
             if program is None:
                 program = _captured(quantized.graph, spec)
+            program = _with_exact_pools(program, spec)
             outputs = [f"output{index}" for index, _ in enumerate(program.graph_signature.user_outputs)]
             made = torch.onnx.export(
                 program,
@@ -141,6 +145,57 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
             return made.exported_program, made.model_proto
     except Exception as err:  # torch.export and the exporter raise many types
         raise _refused(err, program) from err
+
+
+def _with_exact_pools(program: Any, spec: LowerSpec) -> Any:
+    """Return the program with average pools whose last windows are cut as what ONNX Runtime computes rightly.
+
+    With ceil_mode it divides such a window's sum by the size of a whole one (seen in 1.31.1), PyTorch by that of what
+    lies in the padded input. Here the input is padded on, pooled, and corrected by a constant.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    axes_of = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+    module = program.module()
+    changed = False
+    for node in list(module.graph.nodes):
+        # (input, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+        args = (*node.args, *(None,) * 7)
+        if node.target not in axes_of or not args[4] or args[5] is False or args[6] is not None:
+            continue
+        axes = axes_of[node.target]
+        kernel, stride, padding = (
+            tuple(value) * axes if len(value) == 1 else tuple(value)
+            for value in (args[1], args[2] or args[1], args[3] or (0,))
+        )
+        around: list[int] = []
+        factor = torch.ones((), dtype=node.meta["val"].dtype)
+        sizes = node.args[0].meta["val"].shape[-axes:]
+        for size, width, step, pad in zip(sizes, kernel, stride, padding, strict=True):
+            count = node.meta["val"].shape[len(node.meta["val"].shape) - axes + len(around) // 2]
+            starts = [index * step - pad for index in range(count)]
+            inside = torch.tensor([width / (min(start + width, size + pad) - start) for start in starts])
+            factor = factor.unsqueeze(-1) * inside.to(factor.dtype)
+            around += [pad, max(0, starts[-1] + width - size)]
+        pairs = [around[i : i + 2] for i in range(0, len(around), 2)]
+        name = f"cut_windows_{node.name}"
+        module.register_buffer(name, factor)
+        with module.graph.inserting_before(node):
+            padded = module.graph.call_function(
+                aten.constant_pad_nd.default, (node.args[0], [item for pair in reversed(pairs) for item in pair])
+            )
+            pooled = module.graph.call_function(node.target, (padded, list(kernel), list(stride)))
+            corrected = module.graph.call_function(aten.mul.Tensor, (pooled, module.graph.get_attr(name)))
+        for made in (padded, pooled, corrected):
+            made.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        node.replace_all_uses_with(corrected)
+        module.graph.erase_node(node)
+        changed = True
+    if not changed:
+        return program
+    module.recompile()
+    return _captured(module, spec)
 
 
 def _fold_recurrent(model: Any) -> None:
@@ -224,7 +279,7 @@ def _name_nodes(proto: Any, program: Any) -> None:
 
 def _module_of(node: Any) -> str | None:
     """Return the module that a value comes from; of a normalization that is folded, that of the layer before it."""
-    while "batch_norm" in str(node.target) or "getitem" in str(node.target):
+    while node.op == "call_function" and ("batch_norm" in str(node.target) or "getitem" in str(node.target)):
         node = node.all_input_nodes[0]
     name: str | None = node.meta.get("custom", {}).get(MODULE_KEY)
     return name

@@ -81,20 +81,32 @@ def elements(proto: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by name, of the values that have one: onnx notes the type alone where it cannot infer more."""
     values = (*graph.input, *graph.value_info, *graph.output)
-    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
     return shapes | {item.name: tuple(item.dims) for item in graph.initializer}
 
 
 def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     second = 3 if node.op_type in _WITH_SCALES else 1
-    source, weight, output = (shapes[name] for name in (node.input[0], node.input[second], node.output[0]))
+    source, weight, output = node.input[0], node.input[second], node.output[0]
     if node.op_type in _CONV:
-        return conv_macs(weight, output, source, transposed=node.op_type == "ConvTranspose")
+        transposed = node.op_type == "ConvTranspose"
+        return conv_macs(shapes[weight], shapes[output], shapes[source], transposed=transposed)
     if node.op_type in _MATRIX:
-        return matmul_macs(source, output[-1])
-    # input [T, B, I]; the weights of input and hidden state, [directions, gates * H, I or H], meet every step
-    return math.prod(source[:2]) * (math.prod(weight) + math.prod(shapes[node.input[2]]))
+        if output in shapes and source in shapes:
+            return matmul_macs(shapes[source], shapes[output][-1] if shapes[output] else 1)
+        # [..., K] x [..., K, columns]: where onnx infers no more, the weight tells one of the factors
+        swapped = any(item.name == "transB" and item.i for item in node.attribute)
+        inner, columns = shapes[weight][-2:] if not swapped else shapes[weight][-2:][::-1]
+        return matmul_macs(shapes[source], columns) if source in shapes else math.prod(shapes[output]) * inner
+    # input [T, B, I]; the weights of input and hidden state, [directions, gates * H, I or H], meet every step; outputs
+    # that nothing uses have empty names
+    return math.prod(shapes[source][:2]) * (math.prod(shapes[weight]) + math.prod(shapes[node.input[2]]))
 
 
 def _nbytes(held: Mapping[str, Any], makers: Mapping[str, Any], name: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.artifacts import LoweredModel
-from edgeq.errors import UnsupportedError, VerificationError
+from edgeq.errors import UnsupportedError, VerificationError, first_line
 from edgeq.job import Job, Progress
 from edgeq.pipeline.forward import Forward
 from edgeq.pipeline.given import load_given
@@ -153,14 +153,25 @@ def _check_state(source: Path, scheme: str) -> None:
 
 
 def unfused(path: Path, prepared: Prepared) -> Forward:
-    """Return a function that runs an ONNX file operator by operator, without any optimization, in this process."""
+    """Return a function that runs an ONNX file operator by operator, without any optimization, in this process.
+
+    Raises:
+        UnsupportedError, VerificationError: ONNX Runtime cannot load it.
+    """
     import onnxruntime
+
+    from edgeq.verify.host import onnx_error
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime raises a type for each of its codes
+        kind, meaning = onnx_error(str(err)) or (VerificationError, "")
+        what = f"ONNX Runtime cannot load {path.name}: {meaning or first_line(err)}"
+        raise kind(what, "export it again, for an opset that this ONNX Runtime has") from err
     names = [spec.name for spec in prepared.model.inputs]
 
     def run(batch: Batch) -> tuple[Any, ...]:

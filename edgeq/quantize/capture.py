@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -123,7 +124,7 @@ def capture(model: LoadedModel) -> Any:
             fix = "take out control flow that depends on data (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
-    return _with_modules(program)
+    return _with_constant_resizes(with_modules(program), example_tensors(model.inputs))
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -136,16 +137,15 @@ def capture_batched(model: LoadedModel) -> Any | None:
     if model.kind == "exported" or not all(spec.shape for spec in model.inputs):
         return None
     batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} for _ in model.inputs)
     # two rows, since torch.export takes sizes of 0 and 1 for constants
     wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
         with silenced():
-            program = torch.export.export(
-                model.model, example_tensors(wider), dynamic_shapes=tuple({0: batch} for _ in wider)
-            )
+            program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
-    return _with_modules(program)
+    return _with_constant_resizes(with_modules(program), example_tensors(wider), shapes)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -172,7 +172,7 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
     return "give --input with the shapes and dtypes that its forward takes"
 
 
-def _with_modules(program: Any) -> Any:
+def with_modules(program: Any) -> Any:
     """Let each node know the module that it came from."""
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
@@ -181,6 +181,40 @@ def _with_modules(program: Any) -> Any:
             name = str(list(stack.values())[-1][0])
             node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _plain(name)}
     return program
+
+
+def _with_constant_resizes(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Any:
+    """Return the program with the results of resizing constants, as of a position embedding, in place of the resizing.
+
+    Runtimes lack some of these operators (`_upsample_bicubic2d_aa`), and would compute the same in every run.
+    """
+    import torch
+
+    if not any("upsample" in str(node.target) for node in program.graph.nodes if node.op == "call_function"):
+        return program
+    module = program.module()
+    values: dict[Any, Any] = {}  # of nodes that depend on no input
+    folded = False
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = functools.reduce(getattr, node.target.split("."), module)
+        elif node.op == "call_function" and node.all_input_nodes and all(arg in values for arg in node.all_input_nodes):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+            if "upsample" in str(node.target):
+                module.register_buffer(f"resized_{node.name}", values[node].contiguous())
+                with module.graph.inserting_before(node):
+                    constant = module.graph.get_attr(f"resized_{node.name}")
+                constant.meta.update(node.meta)
+                node.replace_all_uses_with(constant)
+                folded = True
+    if not folded:
+        return program
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    with silenced():
+        return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
 
 
 @contextlib.contextmanager

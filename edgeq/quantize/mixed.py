@@ -14,7 +14,7 @@ from edgeq.quantize import fx, fx_layers, pt2e
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
-from edgeq.quantize.lent import lend, observed
+from edgeq.quantize.lent import Ranges, lend, observed
 from edgeq.quantize.qat import Library
 from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.result import quantized_model
@@ -77,12 +77,14 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
 
 
 def _pt2e_ground(spec: QuantizeSpec) -> Ground:
+    from edgeq.quantize.shared_ranges import unshare
+
     subject = _pt2e_subject(spec)
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
-        prepared = pt2e.prepare(fewer.captured.module(), fewer)
-        _ranged(prepared, subject, fewer)
+        prepared = pt2e.prepare(pt2e.float_graph(fewer.captured), fewer)
+        unshare(prepared, _ranged(prepared, subject, fewer).alone, subject.library.is_observer)
         before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared)
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
@@ -104,11 +106,15 @@ def _keeping(spec: QuantizeSpec, kept: Sequence[str]) -> QuantizeSpec:
     return dataclasses.replace(spec, keep_fp32=(*spec.keep_fp32, *kept))
 
 
-def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> None:
-    """Give a graph its ranges: those that are known, or by calibration."""
-    if not lend(prepared, subject.ranges, subject.library.is_observer):
-        with spec.progress.task(f"calibrate {spec.label} again", spec.calibration.count) as task:
-            calibrate(prepared, spec.calibration, spec.inputs, task)
+def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> Ranges:
+    """Give a graph its ranges: those that are known, or by calibration; return these."""
+    is_observer = subject.library.is_observer
+    if lend(prepared, subject.ranges, is_observer):
+        return subject.ranges
+    again = spec.progress.task(f"calibrate {spec.label} again", spec.calibration.count)
+    with again as task, observed(prepared, is_observer) as ranges:
+        calibrate(prepared, spec.calibration, spec.inputs, task)
+    return ranges
 
 
 @contextlib.contextmanager
@@ -127,7 +133,7 @@ def _fx_subject(spec: QuantizeSpec) -> Subject:
 
 
 def _pt2e_subject(spec: QuantizeSpec) -> Subject:
-    return _calibrated(spec, lambda: pt2e.prepare(spec.captured.module(), spec), pt2e.library(), pt2e.layer_of)
+    return _calibrated(spec, lambda: pt2e.prepare(pt2e.float_graph(spec.captured), spec), pt2e.library(), pt2e.layer_of)
 
 
 def _calibrated(spec: QuantizeSpec, prepare: Callable[[], Any], library: Library, layer_of: LayerName) -> Subject:

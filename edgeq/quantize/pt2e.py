@@ -37,7 +37,7 @@ def static_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    return _int8(spec, "static-int8", spec.captured.module(), train=None)
+    return _int8(spec, "static-int8", float_graph(spec.captured), train=None)
 
 
 def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -59,16 +59,30 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
             vars(prepared).pop(name, None)
         return tune(prepared, teacher, spec, library())
 
-    return _int8(spec, "qat-int8", program.module(), train=train)
+    return _int8(spec, "qat-int8", float_graph(program), train=train)
+
+
+def float_graph(program: Any) -> Any:
+    """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
+    from edgeq.quantize.pt2e_workarounds import functional
+
+    return functional(program).module()
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
+    from edgeq.quantize.lent import observed
+    from edgeq.quantize.shared_ranges import has_joins, unshare
+
+    is_observer = library().is_observer
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = prepare(graph, spec)
-        calibrate(prepared, spec.calibration, spec.inputs, task)
+        # a second observer of each value that shares one costs time
+        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
+            calibrate(prepared, spec.calibration, spec.inputs, task)
+    unshare(prepared, ranges.alone, is_observer)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
-    converted = convert_reusing(prepared, spec, convert, library().is_observer)
+    converted = convert_reusing(prepared, spec, convert, is_observer)
     return quantized_model(
         scheme,
         converted.graph,
@@ -102,8 +116,11 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UsageError: a --keep-fp32 name that the model does not have.
     """
     from edgeq.quantize.activations import leave_in_float
+    from edgeq.quantize.pt2e_workarounds import leave_wide_softmax, prepare_layers
 
     is_float = _left_in_float(graph, spec)
+    prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
+    leave_wide_softmax(graph)
     prepared = _prepared(graph, _quantizer(spec, is_float))
     if is_float is not None:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}
@@ -162,8 +179,11 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = _unrolled(spec.captured).module()
+    from edgeq.quantize.pt2e_workarounds import prepare_layers
+
+    graph = float_graph(_unrolled(spec.captured))
     is_float = _left_in_float(graph, spec)
+    prepare_layers(graph, norms_in_float=lambda _norm: True)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
         lambda node: node.target is torch.ops.aten.linear.default and not (is_float and is_float(node))
@@ -204,6 +224,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
     from edgeq.quantize.observers import activation_observer
+    from edgeq.quantize.pt2e_workarounds import IN_FLOAT
 
     most = 63 if spec.reduce_range else 127
     config = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)
@@ -216,8 +237,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
         for name in ("input_activation", "output_activation")
     }
     quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, **activation))
-    if is_float is not None:
-        quantizer.set_filter_function(lambda node: not is_float(node))
+    quantizer.set_filter_function(lambda node: IN_FLOAT not in node.meta and not (is_float and is_float(node)))
     return quantizer
 
 

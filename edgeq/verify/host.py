@@ -40,6 +40,9 @@ _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
     0x30: (UnsupportedError, "the runtime's backend is too old for it"),
 }
 _CODE = re.compile(r"0x:?([0-9a-fA-F]{1,4})\b")  # ExecuTorch writes 0x:23
+# what ExecuTorch logs, file and line first; cpuinfo's remarks concern the machine, not the artifact
+_LOGGED = re.compile(r"^\[(?!cpuinfo|threadpool)\w+\.cpp:\d+\] (.+)$", re.MULTILINE)
+_MOST_REASONS = 3
 
 
 class Refused(VerificationError):
@@ -177,13 +180,16 @@ class HostRuntime:
                 with self._within(_START_S, "starting the runtime"):
                     wire.receive(self._pipe)
                 self._ready = True
+            before = self._log.stat().st_size
             with self._within(_ANSWER_S, doing):
                 wire.send(self._pipe, request, arrays)
                 reply, outputs = wire.receive(self._pipe)
         except (EOFError, BrokenPipeError, ValueError, struct.error) as err:  # the last two: no frame came
             raise self._crash(doing) from err
         if "error" in reply:
-            raise _translated(str(reply["error"]), doing)
+            with self._log.open("rb") as log:
+                log.seek(before)
+                raise _translated(str(reply["error"]), doing, log.read().decode(errors="replace"))
         return reply, outputs
 
     @contextlib.contextmanager
@@ -243,8 +249,8 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
     return VerificationError, ""
 
 
-def _translated(text: str, doing: str) -> EdgeqError:
-    """Turn a runtime's error into words; ExecuTorch only gives codes."""
+def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
+    """Turn a runtime's error into words; ExecuTorch only gives codes, and the reason in its log."""
     missing = missing_module(text)
     if missing is not None:
         return missing
@@ -257,5 +263,8 @@ def _translated(text: str, doing: str) -> EdgeqError:
     kind, meaning = onnx_error(text) or executorch_error(text)
     line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
+    reasons = [match[1].strip() for match in _LOGGED.finditer(log)]
+    if reasons:
+        what += f"; the runtime's log: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))[:300]}"
     kind = Refused if kind is VerificationError else kind
     return kind(what, "package the model again; if that does not help, choose another target")

@@ -1,0 +1,250 @@
+"""What the PT2E route gets wrong upstream, and the rewrites of a captured graph that avoid it.
+
+Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
+
+- `prepare_pt2e` folds every batch norm into the layer before it, although something else reads that layer's output, or
+  other calls use its weights (`torchao.quantization.pt2e.utils._fuse_conv_bn_`, `_fuse_linear_bn_`): `prepare_layers`.
+- Of calls that share weights, the quantizer annotates the first alone; and XNNPACK's serializer writes a shared bias
+  once, with the scales of one call, so that creating the other's operator fails (`invalid_parameter`):
+  `prepare_layers`.
+- The quantizer rounds the products of a softmax's output to int8, whatever that is over: `leave_wide_softmax`.
+- `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
+  observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
+  `functional`.
+
+Every rewrite leaves a graph alone that has no such form, so that the artifacts of ordinary models stay what they were.
+This file needs torch to load.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeq.blame import traced_line
+from edgeq.errors import UnsupportedError
+from edgeq.quantize.capture import with_modules
+from edgeq.quantize.fakequant import part_at
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = frozenset(
+    {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
+    | {_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding}
+)
+_TRANSPOSED = frozenset({_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input})
+LAYERS = _CONVOLUTIONS | _TRANSPOSED | {_aten.linear.default}
+_NORMS = frozenset({_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default})
+# where the schema does not say that the result may be the argument itself
+_MAY_RETURN_ITS_INPUT = frozenset({_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default})
+_DEPTHWISE = {3: _aten.conv1d.default, 4: _aten.conv2d.default}
+_GROUPS = 6  # of a transposed convolution: (input, weight, bias, stride, padding, output_padding, groups, dilation)
+_SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default})
+_WIDE = 32  # values that sum to 1
+# in a node's `meta`: the quantizer leaves it alone
+IN_FLOAT = "edgeq_in_float"
+# Below, the scale floor of the XNNPACK quantizer (2^-12) would round a norm's factors by more than half a step of its
+# output: 2^-13 of the input against 1/512 of its largest factor.
+_LEAST_FACTOR = 2**-4
+
+
+def functional(program: Any) -> Any:
+    """Return an exported program without writes that a quantized graph would lose; itself where it has none.
+
+    `y[:, :4] = f(y)` and `y[:, 0].mul_(2)` become `slice_scatter` and the like (torch's functionalization).
+    """
+    if not _reads_after_write(program.graph):
+        return program
+    return with_modules(program.run_decompositions({}))
+
+
+def _reads_after_write(graph: Any) -> bool:
+    """Whether a value is read after a write to its memory that went by another name.
+
+    After `b = a.relu_()` torch.export lets later readers of `a` read `b`, which is sound.
+    """
+    memory: dict[Any, Any] = {}  # the node that a node's memory is of
+    written: dict[Any, set[Any]] = defaultdict(set)  # by memory: the names that a write made stale
+    members: dict[Any, set[Any]] = defaultdict(set)
+    for node in graph.nodes:
+        if any(source in written[memory[source]] for source in node.all_input_nodes):
+            return True
+        aliased, is_write = _aliased(node)
+        owner = memory[aliased] if aliased is not None else node
+        if is_write and aliased is not None:
+            written[owner] |= members[owner]
+        memory[node] = owner
+        members[owner].add(node)
+    return False
+
+
+def _aliased(node: Any) -> tuple[Any, bool]:
+    """Return which argument's memory a node's result may be, else None, and whether the node writes into it."""
+    if node.op != "call_function" or not node.args:
+        return None, False
+    first = node.args[0] if isinstance(node.args[0], torch.fx.Node) else None
+    if node.target is operator.getitem or node.target in _MAY_RETURN_ITS_INPUT:
+        return first, False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or first is None or schema.arguments[0].alias_info is None:
+        return None, False
+    return first, bool(schema.arguments[0].alias_info.is_write)
+
+
+def prepare_layers(graph: Any, *, norms_in_float: Callable[[Any], bool]) -> None:
+    """Give every call of a layer weights of its own, and take out the norms that torchao must not fold, in place.
+
+    A norm is left to torchao where the layer before it has no other reader. Any other becomes a depthwise convolution
+    of size 1, whose int8 weights, one to a channel, are exact but for their sign and scale; or an affine in float:
+    where the norm is to stay in float, its factors are too small for the quantizer's scales, or its input is the
+    model's, whose columns may differ in range as those of a table do.
+
+    Args:
+        graph: a torch.fx.GraphModule of an exported program.
+        norms_in_float: whether a node of a norm is to stay in float.
+    """
+    changed = _separate(graph)
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in _NORMS and not _may_fold(node):
+            _replace_norm(graph, node, in_float=norms_in_float(node))
+            changed = True
+    if changed:
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+
+
+def leave_wide_softmax(graph: Any) -> None:
+    """Mark what adds and multiplies the values of a wide softmax, as an expected coordinate does, to stay in float.
+
+    Of many values that sum to 1 most are below half a step of the largest one, and rounding takes them all away.
+    """
+    wide: set[Any] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target in LAYERS:
+            continue
+        if node.target in _SOFTMAX:
+            if node.meta["val"].shape[node.args[1]] > _WIDE:
+                wide.add(node)
+        elif any(source in wide for source in node.all_input_nodes):
+            wide.add(node)
+            node.meta[IN_FLOAT] = True
+
+
+def _separate(graph: Any) -> bool:
+    """Give the second and later calls that use a layer's parameter copies of it: same memory, another name."""
+    callers: dict[Any, list[Any]] = defaultdict(list)
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in LAYERS:
+            for source in dict.fromkeys(node.args[1:3]):
+                if isinstance(source, torch.fx.Node) and source.op == "get_attr":
+                    callers[source].append(node)
+    changed = False
+    for source, nodes in callers.items():
+        for index, node in enumerate(nodes[1:], 2):
+            value = part_at(graph, source.target)
+            name = _free_name(graph, f"{source.target}_call{index}".replace(".", "_"))
+            setattr(graph, name, nn.Parameter(value.detach(), requires_grad=value.requires_grad))
+            with graph.graph.inserting_before(node):
+                copy = graph.graph.get_attr(name)
+            copy.meta.update(source.meta)
+            node.args = tuple(copy if arg is source else arg for arg in node.args)
+            changed = True
+    return changed
+
+
+def _may_fold(norm: Any) -> bool:
+    """Whether torchao folds a norm into the layer before it, and rightly."""
+    layer = norm.args[0]
+    if layer.op != "call_function" or layer.target not in LAYERS or set(layer.users) != {norm}:
+        return False
+    weight = layer.args[1]
+    if weight.op != "get_attr" or len(weight.users) != 1 or norm.args[3] is None:
+        return False
+    if layer.target is _aten.linear.default:
+        return bool(layer.args[0].meta["val"].dim() == 2)  # of more axes, the norm is along another one
+    # of more groups, the layout of a transposed convolution's weight is not what torch.nn.utils.fusion expects
+    return layer.target not in _TRANSPOSED or len(layer.args) <= _GROUPS or layer.args[_GROUPS] == 1
+
+
+def _replace_norm(graph: Any, norm: Any, *, in_float: bool) -> None:
+    """Replace a norm by what computes the same from constants.
+
+    Raises:
+        UnsupportedError: it takes its statistics from its input, and torchao would fold others into the layer before.
+    """
+    source, weight, bias, mean, var = norm.args[:5]
+    if mean is None or (norm.target is _aten.batch_norm.default and norm.args[5]):
+        if source.target not in LAYERS:
+            return
+        what = f"a batch norm takes its statistics from each batch{traced_line(norm.meta.get('stack_trace'))}"
+        raise UnsupportedError(what, "use the statistics of its training (track_running_stats), or nn.InstanceNorm")
+    eps = norm.args[7] if norm.target is _aten.batch_norm.default else norm.args[6]
+    mean, var = _value(graph, mean), _value(graph, var)
+    factor = torch.rsqrt(var.double() + eps) * (1.0 if weight is None else _value(graph, weight).double())
+    shift = -mean.double() * factor + (0.0 if bias is None else _value(graph, bias).double())
+    factor, shift = factor.to(mean.dtype), shift.to(mean.dtype)
+    rank = source.meta["val"].dim()
+    in_float = in_float or rank not in _DEPTHWISE or bool(factor.abs().max() < _LEAST_FACTOR) or _is_of_input(source)
+    spatial = rank - 2
+    with graph.graph.inserting_before(norm):
+        if in_float:
+            shape = (1, -1, *(1,) * spatial)
+            factor, shift = (_constant(graph, norm, value.view(shape)) for value in (factor, shift))
+            scaled = _call(graph, norm, _aten.mul.Tensor, (source, factor))
+            result = _call(graph, norm, _aten.add.Tensor, (scaled, shift))
+            scaled.meta[IN_FLOAT] = result.meta[IN_FLOAT] = True
+        else:
+            kernel = _constant(graph, norm, factor.view(-1, 1, *(1,) * spatial))
+            offset = _constant(graph, norm, shift)
+            ones, zeros = [1] * spatial, [0] * spatial
+            args = (source, kernel, offset, ones, zeros, ones, factor.numel())
+            result = _call(graph, norm, _DEPTHWISE[rank], args)
+    for replaced in [norm] if norm.target is _aten.batch_norm.default else list(norm.users):
+        replaced.replace_all_uses_with(result)
+
+
+def _is_of_input(node: Any) -> bool:
+    """Whether a value reaches back to an input of the model with no layer between."""
+    seen: set[Any] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            return True
+        if node not in seen and node.target not in LAYERS:
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return False
+
+
+def _call(graph: Any, norm: Any, target: Any, args: tuple[Any, ...]) -> Any:
+    """Add a node in the norm's place, which keeps its module and its line."""
+    node = graph.graph.call_function(target, args)
+    node.meta.update(norm.meta)
+    node.meta["val"] = norm.args[0].meta["val"]  # of the same shape and dtype
+    return node
+
+
+def _constant(graph: Any, norm: Any, value: Any) -> Any:
+    """Add a parameter, and the node that reads it."""
+    name = _free_name(graph, f"{norm.name}_constant")
+    setattr(graph, name, nn.Parameter(value.contiguous(), requires_grad=False))
+    node = graph.graph.get_attr(name)
+    node.meta["val"] = norm.args[0].meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+    return node
+
+
+def _free_name(graph: Any, name: str) -> str:
+    """Return a name for an attribute of `graph` that it does not have yet."""
+    return next(free for i in itertools.count() if not hasattr(graph, free := f"{name}_{i}"))
+
+
+def _value(graph: Any, node: Any) -> Any:
+    """Return the tensor that a get_attr node reads."""
+    value = part_at(graph, node.target)
+    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,218 @@
+"""What the PT2E route gets wrong upstream, against fp32: a wrong fold costs far more than rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pt2e_cases import IMAGE, conv, sqnrs
+from small_models import captured_net, dataset, forward, loaded, lowered, quantized
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from edgeq.artifacts import TensorSpec
+from edgeq.errors import VerificationError
+from edgeq.quantize.capture import capture, example_tensors
+from edgeq.quantize.pt2e_workarounds import functional
+from edgeq.samples import batches
+from edgeq.verify.host import HostRuntime
+from edgeq.verify.kernels import kernel_share
+
+pytestmark = pytest.mark.slow
+
+
+def lively(net):
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
+            part.running_mean.uniform_(-0.3, 0.3)
+            part.running_var.uniform_(0.05, 0.6)
+            nn.init.uniform_(part.weight, 0.6, 1.6)
+            nn.init.uniform_(part.bias, -0.4, 0.4)
+    return net.eval()
+
+
+class Net(nn.Module):
+    """Norms and calls that do not simply follow one another."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.stem, self.shared, self.plain = conv(), conv(8, 8), conv(8, 8, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.head, self.line = nn.Conv2d(8, 4, 1), nn.Linear(8, 8)
+        lively(self)
+
+    def forward(self, x):
+        n, y = self.norms, self.stem(x)
+        if self.how == "tap":
+            return self.head(F.relu(n[0](y))), y
+        if self.how == "preact":
+            return self.head(self.plain(F.relu(n[1](self.plain(F.relu(n[0](y)))))) + y)
+        if self.how == "shared":
+            return self.head(F.relu(n[0](self.shared(y)))), self.head(F.relu(n[0](self.shared(F.max_pool2d(y, 2)))))
+        if self.how == "norm_a_call":
+            return self.head(n[0](self.plain(y))), self.head(n[1](self.plain(F.relu(y))))
+        if self.how == "two_norms":
+            y = F.relu(y)
+            return self.head(F.relu(n[0](y)) + F.relu(n[1](y)))
+        if self.how == "after_relu":
+            return self.head(F.relu(n[0](F.relu(y))))
+        if self.how == "dense":
+            return self.head(F.relu(n[0](torch.cat((y[:, :4], self.plain(y)[:, 4:]), 1))))
+        y = self.line(self.line(y.permute(0, 2, 3, 1)))
+        return (self.line(y) + y).permute(0, 3, 1, 2)
+
+
+HOWS = ("tap", "preact", "shared", "norm_a_call", "two_norms", "after_relu", "dense", "linear_again")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_norms_and_shared_layers_keep_the_model(how):
+    model = loaded(Net(how), IMAGE)
+    result = quantized(model, "executorch", backend="xnnpack")
+    assert min(sqnrs(model.model, result.graph)) > 15  # a wrong fold is below 10
+    assert not result.kept_fp32
+
+
+def test_a_layer_called_twice_loads_and_every_norm_is_counted(tmp_path):
+    model = loaded(Net("shared"), IMAGE)
+    result = quantized(model, "executorch", backend="xnnpack")
+    made = lowered(result, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    batch = next(batches(dataset((IMAGE,), 1), (IMAGE,)))
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        outputs = runtime.run(batch.inputs)
+        assert kernel_share("executorch", runtime.kernels(batch.inputs), made.layers).int8_macs == 1
+    for ours, theirs in zip(outputs, forward(result.graph)(batch), strict=True):
+        assert abs(ours - theirs).max() < 0.05 * abs(theirs).max()
+    # the weights of both calls are the same bytes, which the program holds once
+    assert made.path.read_bytes().count(_int8_weight(result.graph)) == 1
+
+
+def _int8_weight(graph):
+    frozen = [
+        value for name, value in graph.named_buffers() if value.dtype == torch.int8 and value.shape == (8, 8, 3, 3)
+    ]
+    assert len(frozen) == 2
+    return frozen[0].permute(0, 2, 3, 1).contiguous().numpy().tobytes()[:72]
+
+
+def test_norms_in_float_are_counted_as_the_convolutions_that_xnnpack_makes_of_them(tmp_path):
+    net = nn.Sequential(nn.BatchNorm2d(3), conv(), nn.ReLU(), nn.BatchNorm2d(8), conv(8, 8), nn.BatchNorm2d(8))
+    model = loaded(lively(net), IMAGE)
+    made = lowered(quantized(model, "executorch", "fp32"), (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert [layer.op for layer in made.layers] == ["batch_norm", "convolution", "batch_norm", "convolution"]
+    batch = next(batches(dataset((IMAGE,), 1), (IMAGE,)))
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        assert kernel_share("executorch", runtime.kernels(batch.inputs), made.layers).int8_macs == 0
+
+
+def test_a_table_s_norm_stays_in_float():
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 8))
+    model = loaded(
+        nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3)), spec
+    )
+    lively(model.model)
+    for scheme in ("static-int8", "dynamic-int8"):
+        result = quantized(model, "executorch", scheme, backend="xnnpack")
+        assert result.quantized == ("1", "4")
+        assert min(sqnrs(model.model, result.graph, spec)) > 25
+
+
+class Writes(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.stem, self.head = how, conv(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.stem(x)
+        if self.how == "slice":
+            y[:, :4] = y[:, :4].sigmoid()
+        elif self.how == "crop":
+            y[:, :, 1:-1, 1:-1] += self.stem(x)[:, :, 1:-1, 1:-1]
+        elif self.how == "channel":
+            y[:, 0].mul_(3)
+        elif self.how == "relu":
+            F.relu(y[:, :4], inplace=True)
+        elif self.how == "moved":
+            y.flatten(2).permute(0, 2, 1)[..., :2].exp_()
+        elif self.how == "zeros":
+            z = y.new_zeros(1, 8, 32, 32)
+            z[:, :, ::2, ::2] = y
+            y = z
+        elif self.how == "masked":
+            y[y < 0] = 0
+        elif self.how == "alias":
+            z = y.view(1, 8, 256)
+            y.relu_()
+            return z
+        return self.head(y)
+
+
+@pytest.mark.parametrize("how", ["slice", "crop", "channel", "relu", "moved", "zeros", "masked", "alias"])
+@pytest.mark.parametrize("backend", ["xnnpack", "ort"])
+def test_writes_through_views_are_not_lost(how, backend):
+    model = loaded(Writes(how).eval(), IMAGE)
+    result = quantized(model, "onnx" if backend == "ort" else "executorch", backend=backend)
+    assert min(sqnrs(model.model, result.graph)) > 20
+
+
+def test_ordinary_models_are_left_alone():
+    program = captured_net()
+    assert functional(program) is program
+
+
+class Pos(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.place = (
+            nn.Conv2d(3, 8, 4, 4),
+            nn.Linear(8, 4),
+            nn.Parameter(torch.randn(1, 8, 3, 3)),
+        )
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + F.interpolate(self.place, size=x.shape[2:], mode="bicubic", antialias=True)
+        return self.head(x.flatten(2).transpose(1, 2))
+
+
+def test_a_position_embedding_is_resized_once(tmp_path):
+    model = loaded(Pos, IMAGE)
+    program = capture(model)
+    assert not [node for node in program.graph.nodes if "upsample" in str(node.target)]
+    inputs = example_tensors(model.inputs)
+    assert torch.allclose(program.module()(*inputs), model.model(*inputs), atol=1e-6)
+    made = lowered(quantized(model, "executorch", "fp32"), (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert [layer.name for layer in made.layers] == ["embed", "head"]
+
+
+def test_the_runtime_s_log_says_why_it_does_not_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeq.quantize.pt2e_workarounds._separate", lambda _graph: False)
+    model = loaded(_SharedBias().eval(), IMAGE)
+    result = quantized(model, "executorch", backend="xnnpack")
+    made = lowered(result, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    with HostRuntime() as runtime, pytest.raises(VerificationError, match=r"log: .*onvolution"):
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+
+
+class _SharedBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = conv(), nn.Conv2d(8, 8, 1)
+        self.two.bias = self.one.bias
+
+    def forward(self, x):
+        return self.two(F.relu(self.one(x)) * 20)
+
+
+def test_a_shared_bias_loads_with_the_rewrite(tmp_path):
+    model = loaded(_SharedBias().eval(), IMAGE)
+    made = lowered(
+        quantized(model, "executorch", backend="xnnpack"), (IMAGE,), tmp_path, "executorch", backend="xnnpack"
+    )
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)

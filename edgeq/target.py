@@ -35,6 +35,7 @@ class Audit(_Strict):
 
     int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
     int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
+    int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
     half_weights: Share = Field(default=0.0, description="the same in half precision, float16 or bfloat16")

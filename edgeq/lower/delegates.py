@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.lower import coreml
-from edgeq.lower.patterns import needed_patterns
+from edgeq.lower.edge_speedups import speedups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def _nothing() -> None:
 
 
 DELEGATES: dict[str, Delegate] = {
-    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=needed_patterns, check=_nothing),
+    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=speedups, check=_nothing),
     "coreml": Delegate(
         title="CoreMLPartitioner",
         partitioner=coreml.partitioner,

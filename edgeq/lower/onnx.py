@@ -30,6 +30,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     """
     with spec.progress.task(f"lower {spec.label}"):
         program, proto = _exported(quantized, spec)
+        _drop_saturated_clamps(proto)
         _name_nodes(proto, program)
         _strip(proto)
         proto = _checked(proto)
@@ -209,6 +210,61 @@ def _fold_recurrent(model: Any) -> None:
     if operators & RECURRENT and "DequantizeLinear" not in operators:
         optimizer.fold_constants(model, input_size_limit=2**31, output_size_limit=2**31)
         optimizer.remove_unused_nodes(model)
+
+
+def _drop_saturated_clamps(proto: Any) -> None:
+    """Take out each Relu and Clip before a QuantizeLinear whose own saturation gives the very same integers.
+
+    They do where both bounds become the ends of the integers' range: quantizing is monotone. Left in, they keep ONNX
+    Runtime from running what comes before as one int8 kernel.
+    """
+    import numpy as np
+    import onnx
+
+    graph = proto.graph
+    held = {item.name: item for item in graph.initializer}
+    held |= {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    values = {item.name for item in graph.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def number(name: str) -> Any:
+        return onnx.numpy_helper.to_array(held[name])
+
+    def saturates(quantize: Any, least: float, most: float) -> bool:
+        if len(quantize.input) < 3 or not {*quantize.input[1:3]} <= held.keys():
+            return False
+        scale, zero_point = number(quantize.input[1]), number(quantize.input[2])
+        if scale.size != 1:
+            return False
+        ends = np.iinfo(zero_point.dtype)
+        steps = np.rint(np.array([least, most]) / float(scale.item())) + float(zero_point.item())
+        return bool(steps[0] <= ends.min and steps[1] >= ends.max)
+
+    dropped = []
+    for node in graph.node:
+        if node.op_type not in ("Relu", "Clip") or node.output[0] in values:
+            continue
+        bounds = [0.0, float("inf")] if node.op_type == "Relu" else [float("-inf"), float("inf")]
+        named = list(node.input[1:3]) if node.op_type == "Clip" else []
+        if any(name and name not in held for name in named):
+            continue
+        for place, name in enumerate(named):
+            if name:
+                bounds[place] = float(number(name).item())
+        users = readers.get(node.output[0], [])
+        if users and all(user.op_type == "QuantizeLinear" and saturates(user, *bounds) for user in users):
+            for user in users:
+                user.input[0] = node.input[0]
+            dropped.append(node)
+    for node in dropped:
+        graph.node.remove(node)
 
 
 def _captured(graph: Any, spec: LowerSpec) -> Any:

@@ -17,8 +17,8 @@ from edgeq.samples import Dataset, batches
 from edgeq.scheme import ObserverName
 
 # layers whose dynamic operators ONNX Runtime has fast kernels for: its ConvInteger is slower than a float convolution,
-# and it has no int8 GRU
-_DYNAMIC = ("MatMul", "Gemm", "LSTM")
+# and it has no int8 GRU; of embeddings (Gather from a constant) the table is kept in int8, as quantize_dynamic does
+_DYNAMIC = ("MatMul", "Gemm", "LSTM", "Gather")
 _STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # per-channel scales need DequantizeLinear's axis
 _LEAST_OPSET, _NEW_OPSET = 13, 18
@@ -214,7 +214,7 @@ def _result(made: Any, source: Any, scheme: str) -> QuantizedFile:
     Raises:
         UnsupportedError: there is none.
     """
-    layers = [node.name for node in source.graph.node if node.op_type in (*_STATIC, *_DYNAMIC, "GRU", "RNN")]
+    layers = [node.name for node in source.graph.node if node.op_type in (*_STATIC, "LSTM", "GRU", "RNN")]
     names = set(layers)
     for node in made.graph.node:
         base = node.name.removesuffix("_quant")

@@ -10,6 +10,7 @@ from edgeq.artifacts import QuantizedModel, Tuning
 from edgeq.errors import UnsupportedError, first_line
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
+from edgeq.quantize.clamps import observe_after_clamps
 from edgeq.quantize.names import matched_names
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model
@@ -23,6 +24,7 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
     "linear",
     "convolution",
 }
+_SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
@@ -126,6 +128,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
+    if spec.backend == "ort":  # XNNPACK merges a clamp into the layer before it by itself
+        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
     return prepared
 
 
@@ -229,10 +233,9 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     most = 63 if spec.reduce_range else 127
     config = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)
     chosen = activation_observer(spec.observer, HistogramObserver, MinMaxObserver)
-    # 2^-12 is the scale floor of the XNNPACK quantizer's own configuration
     activation = {
         name: dataclasses.replace(
-            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=2**-12), **_activation(spec)
+            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=_SMALLEST_SCALE), **_activation(spec)
         )
         for name in ("input_activation", "output_activation")
     }

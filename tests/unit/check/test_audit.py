@@ -70,6 +70,17 @@ def test_what_a_torchscript_artifact_stores_is_counted(scheme, name, dtype):
     assert gates[1].limit == ">= 80.0% of constants"
 
 
+@pytest.mark.parametrize("name", ["android-arm64-xnnpack", "linux-x86_64-x86", "linux-x86_64-ort"])
+@pytest.mark.parametrize(
+    ("macs", "weights", "outcome"),
+    [(0.003, 4, "failed"), (0.25, 4, "ok"), (0.003, 25, "ok"), (None, 4, "unverified"), (0.003, None, "unverified")],
+)
+def test_dynamic_that_gains_neither_macs_nor_size_fails(name, macs, weights, outcome):
+    model = lowered() if weights is None else stored(("float32", 100 - weights), ("int8", weights))
+    share = dataclasses.replace(kernels(macs), int8_linear_macs=1.0)
+    assert audited("dynamic-int8", model, verified(kernels=share), name)["int8_gain"].outcome == outcome
+
+
 def test_dynamic_is_held_to_its_linear_layers_and_half_to_its_kernels():
     mixed = dataclasses.replace(kernels(0.4), int8_linear_macs=1.0)
     assert audited("dynamic-int8", report=verified(kernels=mixed))["int8_linear_macs"].outcome == "ok"

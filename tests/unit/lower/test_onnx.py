@@ -187,3 +187,44 @@ def test_half_is_stored_in_half():
     (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
     (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)
     assert np.abs(came - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+class Clamped(nn.Module):
+    """ReLU6, ReLU and Hardtanh after a convolution, a linear layer and an addition, and a clamp above zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(inplace=True))
+        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.above = 0.0
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = nn.functional.hardtanh(self.left(x) + self.right(x), -0.25, 0.25)
+        x = nn.functional.relu6(self.hidden(x.mean((2, 3))))
+        return self.head(torch.clamp(x, min=self.above))
+
+
+def clamped(above=0.0):
+    model = Clamped()
+    model.above = above
+    graph = quantized(loaded(model), "onnx", "static-int8", backend="ort", reduce_range=True)
+    return graph, lowered(graph, (IMAGE,), folder() / f"clamped-{above}", "onnx", backend="ort")
+
+
+def test_clamps_become_the_saturation_of_the_layer_before_them(tmp_path):
+    graph, low = clamped()
+    assert not {"ai.onnx::Clip", "ai.onnx::Relu"} & set(low.operators)
+    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    runner.load()
+    for batch in batches(dataset((IMAGE,), 9), (IMAGE,)):
+        (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)
+        assert np.abs(came - expected).max() <= graph.output_steps[0] * 1.001
+    found = kernel_share("onnx", runner.profile(batch.inputs, tmp_path), low.layers)
+    assert (found.int8_macs, found.why_unmatched) == (1.0, "")
+
+
+def test_a_clamp_that_no_range_with_zero_can_do_stays():
+    _, low = clamped(above=0.125)
+    assert "ai.onnx::Clip" in low.operators

@@ -94,6 +94,17 @@ def test_each_method_gives_its_kernels_and_nearly_the_outputs(kind, scheme, leas
         assert dict(low.stored)["float16"] / sum(count for _, count in low.stored) > 0.9
 
 
+def test_the_table_of_an_embedding_is_kept_in_eight_bits(tmp_path):
+    result, source, _ = made("words", "dynamic-int8", tmp_path)
+
+    def tables(proto):
+        kinds = onnx.TensorProto.DataType
+        return [kinds.Name(item.data_type) for item in proto.graph.initializer if tuple(item.dims) == (50, 64)]
+
+    assert tables(onnx.load(source)) == ["FLOAT"]
+    assert tables(result.proto) == ["UINT8"]
+
+
 def test_the_calibrators_cut_outliers_off(tmp_path):
     def read(i):
         array = np.random.default_rng(i).random(IMAGE.shape).astype(np.float32)

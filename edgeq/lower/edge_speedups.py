@@ -1,0 +1,242 @@
+"""ExecuTorch's lowering without the work that it repeats; the program that comes out is the same, byte for byte.
+
+Each patch is a context manager that says what the library does, what the patch spares, and how it could stand in the
+library. They are written for `WRITTEN_FOR`: with any other version `speedups` warns and changes nothing.
+`EDGEQ_PLAIN_LOWERING=1` turns them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import operator
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from edgeq._replace import replaced
+from edgeq.lower.patterns import needed_patterns
+
+PLAIN = "EDGEQ_PLAIN_LOWERING"
+WRITTEN_FOR = {"torch": "2.15.0", "executorch": "1.5.1"}
+
+
+@contextlib.contextmanager
+def speedups(program: Any) -> Iterator[None]:
+    """Let ExecuTorch lower a program for XNNPACK faster in the block.
+
+    Args:
+        program: an ExportedProgram.
+
+    Warns:
+        UserWarning: another version of torch or ExecuTorch is installed, and nothing is changed.
+    """
+    if os.environ.get(PLAIN, "") not in ("", "0"):
+        yield
+        return
+    installed = {name: importlib.metadata.version(name).partition("+")[0] for name in WRITTEN_FOR}
+    if installed != WRITTEN_FOR:
+        words = [
+            " and ".join(f"{name} {version}" for name, version in side.items()) for side in (WRITTEN_FOR, installed)
+        ]
+        warnings.warn(
+            f"edgeq's faster lowering is written for {words[0]}, and {words[1]} are installed: it is off", stacklevel=2
+        )
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(needed_patterns(program))
+        for patch in PATCHES:
+            stack.enter_context(patch())
+        yield
+
+
+@contextlib.contextmanager
+def deferred_codegen() -> Iterator[None]:
+    """Generate the Python code of a GraphModule when somebody wants it, and not whenever its graph changes.
+
+    `GraphModule.recompile` writes the graph as Python source and compiles it. A lowering calls it some 190 times on
+    graphs of 600 nodes; passes walk over the graph, and fewer than ten of the sources are ever run.
+    Upstream: `torch.fx._lazy_graph_module` does so for modules that are made by `_make_graph_module`; what is needed is
+    that `GraphModule` itself does it.
+    """
+    from torch.fx import GraphModule
+
+    compile_now = GraphModule.recompile
+
+    def recompile(self: Any) -> Any:
+        codegen = self._graph._codegen
+        if hasattr(codegen, "pytree_info"):
+            self._in_spec, self._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
+        for name in _GENERATED:
+            vars(self).pop(name, None)
+            if name != "forward":
+                setattr(type(self), name, _Generated(name, self, compile_now))
+        type(self).forward = _Generated("forward", self, compile_now)
+        self._recompile_submodules()
+        return _PendingCode(self)
+
+    def reduce(self: Any) -> Any:
+        compile_now(self)  # its own recompile comes after it has copied the attributes
+        return plain_reduce(self)
+
+    plain_reduce = GraphModule.__reduce__
+    with replaced(GraphModule, "recompile", recompile), replaced(GraphModule, "__reduce__", reduce):
+        yield
+
+
+# what GraphModule.recompile sets
+_GENERATED = ("_code", "_lineno_map", "_prologue_start", "forward")
+
+
+class _Generated:
+    """An attribute of a GraphModule's own class that comes to be when it is first read."""
+
+    def __init__(self, name: str, module: Any, compile_now: Callable[[Any], Any]) -> None:
+        self._name, self._module, self._compile = name, weakref.ref(module), compile_now
+
+    def __get__(self, module: Any, kind: type) -> Any:
+        held = self._module()
+        for name in _GENERATED:
+            delattr(kind, name)
+        self._compile(held)
+        return getattr(kind if module is None else module, self._name)
+
+
+class _PendingCode:
+    """The PythonCode that a deferred recompilation would have returned."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module._graph.python_code(root_module="self"), name)
+
+
+@contextlib.contextmanager
+def remembered_fake_values() -> Iterator[None]:
+    """Compute what an operator gives for the same fake tensors once.
+
+    Every ExportPass interprets the whole graph under FakeTensorMode, to rebuild it: some 22 times, and the verifier ten
+    times more. Most passes change a few nodes or none, so that the operators meet the very tensors of the pass before.
+    The memory is keyed by identity: whatever a pass changes before an operator is another object, and is computed.
+    Tensors with symbolic sizes or a constant behind them are always computed.
+    Upstream: the same memory in `ExportPass._fx`, for the length of one PassManager's run.
+    """
+    import torch
+    from executorch.exir.dialects.edge._ops import EdgeOpOverload
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    constants = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+    known: dict[Any, Any] = {}
+    alive: list[Any] = []  # the tensors that keys name by their address
+
+    def key_of(value: Any) -> Any:
+        """Return a hashable stand-in; raises _Unknown where a result may depend on more."""
+        kind = type(value)
+        if kind is FakeTensor:
+            if value.constant is not None or value._has_symbolic_sizes_strides:
+                raise _Unknown
+            alive.append(value)
+            return id(value)
+        if kind in constants:
+            return kind, repr(value)
+        if kind is tuple or issubclass(kind, list):
+            return kind, *map(key_of, value)
+        if issubclass(kind, dict):
+            return kind, *((name, key_of(item)) for name, item in value.items())
+        raise _Unknown
+
+    def remembered(call: Callable[..., Any], target: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            key = (target, key_of(args), key_of(kwargs))
+        except _Unknown:
+            return call(*args, **kwargs)
+        if key not in known:
+            result = call(*args, **kwargs)
+            parts = result if type(result) in (tuple, list) else (result,)
+            if target._schema.is_mutable or any(
+                type(part) is not FakeTensor or part.constant is not None for part in parts
+            ):
+                return result
+            known[key] = result
+        result = known[key]
+        return list(result) if type(result) is list else result
+
+    def call_edge(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return remembered(self._op, self, args, kwargs)
+
+    with replaced(EdgeOpOverload, "__call__", call_edge):
+        yield
+
+
+class _Unknown(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def single_decomposition() -> Iterator[None]:
+    """Trace a program for its decompositions once.
+
+    `to_edge_transform_and_lower` runs three decompositions, each of which traces the whole program anew: one with an
+    empty table, to make it functional before a partitioner is asked which operators to keep; one with the table less
+    those operators; and one with the whole table, for what the partitioner then gave back. A partitioner that is
+    configured by operators (XNNPACK's) answers without looking at the program, so that the first can be left to the
+    second; and the third finds nothing to do where no operator of the program has a decomposition left.
+    Upstream: the library skips a decomposition without targets already, by `contains_any_call_fn_target_op`, for
+    partitioners without `check_op_support`; the same check fits the third, and a partitioner could say that its answer
+    does not depend on the program.
+    """
+    import torch
+    from torch._export.utils import _is_cia_op
+    from torch.export import ExportedProgram
+
+    plain = ExportedProgram.run_decompositions
+    traced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def is_done(program: Any, table: Any) -> bool:
+        calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        return program in traced and all(
+            node.target is operator.getitem
+            or (
+                isinstance(node.target, torch._ops.OpOverload)
+                and node.target not in table
+                and not _is_cia_op(node.target)
+                and not node.target._schema.is_mutable
+            )
+            for node in calls
+        )
+
+    def run_decompositions(self: Any, decomp_table: Any = None, **options: Any) -> Any:
+        if (decomp_table is not None and not decomp_table) or is_done(self, decomp_table):
+            return self
+        program = plain(self, decomp_table, **options)
+        traced.add(program)
+        return program
+
+    with replaced(ExportedProgram, "run_decompositions", run_decompositions):
+        yield
+
+
+@contextlib.contextmanager
+def materialized_once() -> Iterator[None]:
+    """List the dispatcher's composite operators once.
+
+    torch asks the dispatcher for them once a namespace for every table of decompositions, some 70 times each.
+    Upstream: one call in `_collect_all_valid_cia_ops`, before its loop over the namespaces.
+    """
+    from torch._export import utils
+
+    with replaced(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops)):
+        yield
+
+
+PATCHES: tuple[Callable[[], contextlib.AbstractContextManager[None]], ...] = (
+    deferred_codegen,
+    remembered_fake_values,
+    single_decomposition,
+    materialized_once,
+)

@@ -115,6 +115,7 @@ class Job:
         input_dtype: uint8 for an artifact that takes pixels and normalises them itself; None for the model's own.
         dynamic_batch: whether the artifact takes any number of samples at once (ONNX targets).
         reuse_qparams_from: the shipped model's bundle, whose scales and zero points are kept where they fit.
+        trust_source: whether code in the model's own file may run.
         compare: whether fp32 and fp16 are made for the same targets too, to be compared with and then dropped.
     """
 
@@ -129,6 +130,7 @@ class Job:
     input_dtype: InputDtype | None = None
     dynamic_batch: bool = False
     seed: int = 0
+    trust_source: bool = False
     observer: ObserverName = "histogram"
     keep_fp32: tuple[str, ...] = ()
     reuse_qparams_from: Path | None = None

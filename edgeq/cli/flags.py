@@ -108,6 +108,10 @@ DynamicBatch = Annotated[
 Seed = Annotated[
     int | None, Key("seed"), typer.Option(metavar="N", help="The seed of all that is random; 0 if not given.")
 ]
+TrustSource = Annotated[
+    bool,
+    typer.Option("--trust-source", help="Let code in the model's own file run: pickled objects, machine code."),
+]
 Observer = Annotated[
     str | None,
     Key("observer"),

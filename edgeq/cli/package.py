@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeq.cli import views
+from edgeq.cli import flags, views
 from edgeq.cli.install import Installed, install_rows, match_apps
 from edgeq.cli.output import say, say_json, say_problem
 from edgeq.cli.params import (
@@ -40,21 +40,23 @@ def package(
     store: StoreParams,
     device: DeviceParams,
     run: RunParams,
+    trust_source: flags.TrustSource = False,
 ) -> None:
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
     installed if asked for. Most options can stand in an edgeq.toml; the command line wins.
     """
-    raise typer.Exit(_run(to_options(model, bundle, scheme, gates, store, device, run), run))
+    raise typer.Exit(_run(to_options(model, bundle, scheme, gates, store, device, run), run, trusted=trust_source))
 
 
-def _run(command_line: Options, run: RunParams) -> ExitCode:
+def _run(command_line: Options, run: RunParams, *, trusted: bool) -> ExitCode:
     from edgeq.cli.config import request
     from edgeq.cli.precheck import check_files
     from edgeq.cli.project import read_project
 
     wanted = request(command_line, read_project(run.config))
+    wanted = dataclasses.replace(wanted, job=dataclasses.replace(wanted.job, trust_source=trusted))
     check_files(wanted.job)
     apps = match_apps(wanted)
     if run.dry_run:

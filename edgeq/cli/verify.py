@@ -49,6 +49,7 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Write what was measured, here or with --on, for --verdict elsewhere."),
     ] = None,
+    trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -67,7 +68,14 @@ def verify(
         from edgeq.pipeline.verify import verify_bundle
 
         result = verify_bundle(
-            bundle, data=data, gates=limits, device=kernels, progress=progress, digest=digest, verdict=verdict
+            bundle,
+            data=data,
+            gates=limits,
+            device=kernels,
+            progress=progress,
+            digest=digest,
+            verdict=verdict,
+            trusted=trust_source,
         )
         written = write(result, write_verdict, when) if write_verdict else None
     if as_json:

@@ -194,7 +194,8 @@ def recover_dir(target: Path) -> None:
         return
     if _aside(target).exists():
         _settle(target)
-    stray = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp")  # as mkdtemp and _settle name them
+    # as mkdtemp, _settle and remove_dir name them; `removed` is what edgeq 0.1 wrote
+    stray = re.compile(rf"\.{re.escape(target.name)}\.(?:[a-z0-9_]{{8}}|removed)\.tmp")
     for path in target.parent.iterdir():
         if stray.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -217,8 +218,8 @@ def remove_dir(folder: Path, *, below: Path) -> None:
     recover_dir(folder)
     if not folder.exists():
         return
-    # renamed first, so that a kill does not leave half of it under its name
-    doomed = folder.parent / f".{folder.name}.removed.tmp"
+    # renamed first, so that a kill does not leave half of it under its name; `recover_dir` knows the new one
+    doomed = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
     for place in folder.parents:

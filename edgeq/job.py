@@ -327,6 +327,12 @@ class RunConfig:
         MORE_MODEL,
         Doc("The artifact accepts any batch size; ONNX targets only."),
     ] = False
+    trust_source: Annotated[
+        bool,
+        Flag("--trust-source/--no-trust-source"),
+        MORE_MODEL,
+        Doc("Let code in the model's own file run: pickled objects, machine code."),
+    ] = False
     seed: Annotated[
         int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of everything that is random.")
     ] = 0

@@ -177,6 +177,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise UsageError(f"cannot read {path}: {err.strerror}", "check the path and its permissions") from err
+    except RecursionError as err:
+        raise UsageError(f"{path} is nested too deeply", "write plain tables and lists") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"{path} is not valid TOML: {err}", "mend the line that the message names") from err
 

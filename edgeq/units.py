@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from decimal import Decimal
 from typing import Literal
 
@@ -90,3 +91,16 @@ def counted(count: float, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ty")) else f"{noun}s"
     return f"{number} {plural}"
+
+
+def is_safe(char: str) -> bool:
+    """Whether a character cannot move a terminal's cursor, change its state or reorder text: no control or format."""
+    return char == "\n" or char.isprintable() or unicodedata.category(char) == "Zs"
+
+
+def safe_lines(text: str) -> str:
+    """Return `text` with "?" in the place of each unsafe character; line breaks stay.
+
+    Names, labels and libraries' messages come from files that somebody else wrote.
+    """
+    return "".join(char if is_safe(char) else "?" for char in text)

@@ -70,3 +70,6 @@ Verdict = Annotated[
         "latency, load time, peak memory and golden outputs. They are judged here.",
     ),
 ]
+TrustSource = Annotated[
+    bool, typer.Option("--trust-source", help="Let code in the bundle's artifact run: pickled objects, machine code.")
+]

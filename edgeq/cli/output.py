@@ -11,27 +11,30 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeq.errors import EdgeqError
+from edgeq.units import is_safe, safe_lines
 
 _STDOUT, _STDERR = 1, 2
 
 
 def say(text: str) -> None:
-    """Print a result on stdout."""
+    """Print a result on stdout, without characters that would move a terminal's cursor or hide text."""
     try:
-        print(text, flush=True)
+        print(safe_lines(text), flush=True)
     except BrokenPipeError:
         silence_stdout()
 
 
 def say_json(value: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout. NaN is refused: the caller says what it stands for."""
-    say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # escaped, and not replaced as in other output: whoever parses it gets what there was
+    say("".join(char if is_safe(char) else json.dumps(char)[1:-1] for char in text))
 
 
 def note(text: str) -> None:
     """Print a remark on stderr."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(safe_lines(text), file=sys.stderr, flush=True)
     except BrokenPipeError:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # lives as long as the process
 

@@ -41,6 +41,7 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Write what this run measured to FILE, for --verdict on another machine."),
     ] = None,
+    trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -73,6 +74,7 @@ def verify(
             progress=progress,
             digest=digest,
             verdict=verdict,
+            trusted=trust_source,
         )
         written = write(result, write_verdict, when) if write_verdict else None
     if as_json:

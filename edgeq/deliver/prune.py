@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from edgeq._io import remove_dir
+from edgeq._io import recover_dir, remove_dir
 from edgeq.bundle.reader import read_manifest
 from edgeq.errors import EdgeqError
 from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
+
+_LEFT = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|removed)\.tmp")
 
 
 def prune(models: Path, installed: Manifest) -> tuple[Path, ...]:
@@ -23,6 +26,10 @@ def prune(models: Path, installed: Manifest) -> tuple[Path, ...]:
         The folders that were removed, sorted.
     """
     folder = models / installed.model.name
+    for place in sorted(folder.iterdir()):
+        left = _LEFT.fullmatch(place.name)  # by a run that was killed
+        if left is not None:
+            recover_dir(folder / left[1])
     doomed = [place for place in sorted(folder.iterdir()) if _stale(place, installed)]
     for place in doomed:
         remove_dir(place, below=models)

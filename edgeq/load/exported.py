@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError, UsageError, first_line, nearest
+from edgeq.errors import EdgeqError, UnsupportedError, UsageError, first_line, nearest
 from edgeq.load.inputs import parse_input, tensor_spec
+from edgeq.safe_load import load_program
 from edgeq.sources import unreadable
 
 # the position of `training` among the arguments of operators that behave otherwise then
 _TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}
 
 
-def load_exported(path: Path) -> Any:
+def load_exported(path: Path, *, trusted: bool = False) -> Any:
     """Return the torch.export.ExportedProgram in `path`, contiguous.
 
     Raises:
-        UsageError: the file is damaged, or no exported program.
+        UsageError: the file is damaged, or no exported program, or it could run code and is not `trusted`.
         UnsupportedError: it was exported in training mode, or takes its inputs by keyword.
     """
     import torch
 
     try:
-        with _silent("torch.export"):  # which logs a traceback before it reads the format of torch 2.6
-            program = torch.export.load(path)
+        program = load_program(path, trusted=trusted)
+    except EdgeqError:
+        raise
     except Exception as err:  # torch raises a different type for each way in which the archive is broken
         raise unreadable(path, f"{first_line(err)} (torch {torch.__version__})") from err
     for node in program.graph.nodes:
@@ -41,17 +41,6 @@ def load_exported(path: Path) -> Any:
         what = f"{path} takes inputs by keyword, which no runtime on a device can give"
         raise UnsupportedError(what, "export it again with positional inputs only")
     return program
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def contiguous(program: Any, specs: Sequence[TensorSpec]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.artifacts import LoadedModel, TensorSpec
 from edgeq.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.load.inputs import DTYPES, parse_input
+from edgeq.safe_load import check_external_data, external_file, external_tensors
 from edgeq.sources import unreadable
 
 # the opsets that ONNX Runtime promises to run start here (its docs/Versioning.md)
@@ -62,8 +63,7 @@ def read_onnx(path: Path) -> Any:
     # protobuf takes an empty file, and many another, for an empty model
     if not proto.ir_version or not proto.graph.node:
         raise unreadable(path, "it holds no graph")
-    for tensor in proto.graph.initializer:
-        _check_external(tensor, path)
+    check_external_data(proto, path)
     _check_opset(proto, path)
     try:
         onnx.checker.check_model(str(path))
@@ -82,28 +82,6 @@ def _float_types() -> tuple[int, ...]:
     import onnx
 
     return onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
-
-
-def external_file(tensor: Any) -> str | None:
-    """Return the file that a tensor's values lie in, as the model names it; None for the model's own."""
-    import onnx
-
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return None
-    return next((str(item.value) for item in tensor.external_data if item.key == "location"), "")
-
-
-def _check_external(tensor: Any, path: Path) -> None:
-    location = external_file(tensor)
-    if location is None:
-        return
-    place = (path.parent / location).resolve()
-    if not place.is_relative_to(path.parent.resolve()):
-        what = f"{path}: the tensor {tensor.name!r} lies in {location!r}, outside of the model's folder"
-        raise UsageError(what, "write the model again with its data beside it")
-    if not location or not place.is_file():
-        what = f"{path}: its external data {location!r} is missing (tensor {tensor.name!r})"
-        raise UsageError(what, f"put {location} beside the model, or export it again as one file")
 
 
 def _check_opset(proto: Any, path: Path) -> None:
@@ -190,7 +168,7 @@ def _described(value: Any, name: str, path: Path) -> TensorSpec:
 def _sha256(path: Path, proto: Any) -> str:
     """Hash the file, and the files that its tensors lie in."""
     digest = hashlib.sha256()
-    beside = sorted({place for tensor in proto.graph.initializer if (place := external_file(tensor))})
+    beside = sorted({external_file(tensor) for tensor in external_tensors(proto)})
     for file_path in (path, *(path.parent / name for name in beside)):
         with file_path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

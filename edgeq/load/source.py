@@ -18,6 +18,7 @@ from edgeq.load.functions import UserFunction, load_function
 from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.settled import settled
 from edgeq.load.weights import load_state_dict
+from edgeq.safe_load import check_torchscript
 from edgeq.sources import SOURCE_SUFFIXES, factory_model_name
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
@@ -35,7 +36,15 @@ class _Source:
     example_inputs: tuple[Any, ...] | None
 
 
-def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name: str | None, seed: int) -> LoadedModel:
+def load_model(
+    source: str,
+    *,
+    weights: str | None,
+    inputs: Sequence[str],
+    name: str | None,
+    seed: int,
+    trusted: bool = False,
+) -> LoadedModel:
     """Load what `source` names.
 
     Args:
@@ -44,6 +53,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
         inputs: texts of `--input`, in order; empty where the source brings example inputs.
         name: overrides the model's name.
         seed: of the random weights that a torchvision model without weights gets.
+        trusted: whether code in a model's file may run (`--trust-source`).
 
     Raises:
         UsageError: the source, its weights or its inputs are not usable.
@@ -52,7 +62,7 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
     """
     suffix = Path(source).suffix
     if suffix in SOURCE_SUFFIXES:
-        return _load_file(Path(source), weights=weights, inputs=inputs, name=name)
+        return _load_file(Path(source), weights=weights, inputs=inputs, name=name, trusted=trusted)
     if source.startswith("torchvision:"):
         found = _torchvision(source.removeprefix("torchvision:"), weights, seed)
         inputs = inputs or (_IMAGE_INPUT,)
@@ -75,7 +85,9 @@ def load_model(source: str, *, weights: str | None, inputs: Sequence[str], name:
     )
 
 
-def _load_file(path: Path, *, weights: str | None, inputs: Sequence[str], name: str | None) -> LoadedModel:
+def _load_file(
+    path: Path, *, weights: str | None, inputs: Sequence[str], name: str | None, trusted: bool
+) -> LoadedModel:
     if not path.is_file():
         raise UsageError(f"no file {path}", "check the path")
     if weights is not None:
@@ -88,6 +100,8 @@ def _load_file(path: Path, *, weights: str | None, inputs: Sequence[str], name: 
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     kind = ARTIFACT_KINDS.get(path.suffix)
     if kind is not None:
+        if kind == "ptl" and not trusted:
+            check_torchscript(path)
         return LoadedModel(
             name=name or path.stem,
             kind=kind,
@@ -97,7 +111,7 @@ def _load_file(path: Path, *, weights: str | None, inputs: Sequence[str], name: 
             fp32_bytes=0,
             source_sha256=sha256,
         )
-    program = load_exported(path)
+    program = load_exported(path, trusted=trusted)
     specs = exported_inputs(program, path, inputs)
     return LoadedModel(
         name=name or path.stem,

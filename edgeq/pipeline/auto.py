@@ -140,7 +140,14 @@ def _linear_macs(run: Run) -> float:
 
     job = run.job
     with run.progress.task("look at what the model is made of"):
-        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
+        model = load_model(
+            job.source,
+            weights=job.weights,
+            inputs=job.inputs,
+            name=job.name,
+            seed=job.seed,
+            trusted=job.trust_source,
+        )
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is an artifact, whose scheme is what it is"
             raise UnsupportedError(what, f"leave --scheme {AUTO} out, or give the PyTorch model")

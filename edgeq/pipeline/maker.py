@@ -48,9 +48,9 @@ class Maker:
         self._states: list[Path] = []
         # scratch folders in `work` go with it, even when a killed run left them
         if self._fork():
-            self._runtimes = [HostRuntime(forked, folder=work) for _ in range(products)]
+            self._runtimes = [HostRuntime(forked, folder=work, trusted=True) for _ in range(products)]
         else:
-            self._runtimes = [HostRuntime(folder=work)]
+            self._runtimes = [HostRuntime(folder=work, trusted=True)]
 
     def _fork(self) -> bool:
         """Import torch, so that the children share it, where it was not used before."""
@@ -96,7 +96,7 @@ class Maker:
         with self._runtimes.pop(0) as runtime:
             if not self._is_fresh and self._left:
                 self._runtimes.append(
-                    HostRuntime(folder=self._work)
+                    HostRuntime(folder=self._work, trusted=True)
                 )  # importing torch there takes seconds: ahead of time
             if prepared.model.kind in FILE_KINDS:
                 existing.check_runtime(prepared.model, recipe)

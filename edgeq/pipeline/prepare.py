@@ -109,7 +109,14 @@ def _loaded(
     from edgeq.load.source import load_model
 
     with progress.task(f"load {job.source}"):
-        model = load_model(job.source, weights=job.weights, inputs=job.inputs, name=job.name, seed=job.seed)
+        model = load_model(
+            job.source,
+            weights=job.weights,
+            inputs=job.inputs,
+            name=job.name,
+            seed=job.seed,
+            trusted=job.trust_source,
+        )
         if model.kind in _ARTIFACTS:
             model = describe(model)
         _check_name(model)

@@ -1,7 +1,9 @@
 """What a user's code looked at: it decides whether a cached result still holds.
 
-Seen are the files that Python opens (and those that safetensors and torch open in native code), and the folders that
-are listed; not what other native libraries open by themselves: where one of those that do is loaded, nothing is kept.
+Seen are the files that Python opens (and those that safetensors, torch and SQLite open in native code), the folders
+that are listed, and what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access); not what
+other native libraries open by themselves: where one of those that do is loaded, nothing is kept.
+Not seen is a file that ONNX Runtime opens by its name.
 Not seen are environment variables, and what child processes do: such code needs `--no-cache`.
 """
 
@@ -13,6 +15,7 @@ import importlib
 import importlib.metadata
 import os
 import site
+import stat
 import sys
 import sysconfig
 import time
@@ -25,7 +28,9 @@ from typing import Any, ParamSpec, TypeVar
 from edgeq._io import sha256_bytes, sha256_file
 from edgeq._replace import replaced
 
-_EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
+_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "sqlite3.connect"})
+# they raise no audit event
+_ASKING = ("stat", "lstat", "readlink", "access")
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
 # they list the folders of sys.path, among them the current one, for modules and packages only
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
@@ -47,6 +52,7 @@ class Recorder:
         opened, written: files.
         listed: folders whose names were read.
         searched: folders that were searched for modules.
+        asked: paths that were asked about.
     """
 
     on: bool = False
@@ -55,10 +61,11 @@ class Recorder:
     written: set[str] = field(default_factory=set)
     listed: set[str] = field(default_factory=set)
     searched: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
         """Forget everything."""
-        for seen in (self.opened, self.written, self.listed, self.searched):
+        for seen in (self.opened, self.written, self.listed, self.searched, self.asked):
             seen.clear()
         self.started_ns = time.time_ns()
 
@@ -88,16 +95,30 @@ class Recorder:
         if not self.on or event not in _EVENTS or not args:
             return
         path = args[0]
-        if isinstance(path, bytes):
+        if isinstance(path, bytes | os.PathLike):  # sqlite3 passes what it was given
             path = os.fsdecode(path)
         if not isinstance(path, str) and not (path is None and event != "open"):
             return
         where = os.path.abspath(path or ".")
-        if event == "open":
+        if event == "sqlite3.connect":
+            # what was committed may still lie in the log
+            self.opened |= {where, f"{where}-wal", f"{where}-journal"}
+        elif event == "open":
             (self.written if _writes(args) else self.opened).add(where)
         else:
             by_import = sys._getframe(1).f_code.co_filename in _IMPORTERS
             (self.searched if by_import else self.listed).add(where)
+
+    def ask(self, path: Any) -> None:
+        """Note that a path was asked about, where code of the user's did so, itself or by way of a library."""
+        if not self.on or not isinstance(path, str | bytes | os.PathLike):
+            return
+        frame = sys._getframe(2)
+        while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+            if os.path.isabs(frame.f_code.co_filename) and not _is_library(frame.f_code.co_filename):
+                self.asked.add(os.path.abspath(os.fsdecode(path)))
+                return
+            frame = frame.f_back  # type: ignore[assignment]
 
     def dependencies(self) -> dict[str, str] | None:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
@@ -115,6 +136,7 @@ class Recorder:
             *(f"file:{path}" for path in files),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
+            *(f"stat:{path}" for path in self.asked if not _is_library(path)),
         ]
         return {name: current_state(name) for name in sorted(names)}
 
@@ -173,7 +195,7 @@ def current_state(name: str) -> str:
     """Return what a dependency is now, as a hash; "" where there is none.
 
     Args:
-        name: `file:PATH`, `names:FOLDER` or `modules:FOLDER`.
+        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER` or `stat:PATH`.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -197,13 +219,29 @@ def _modules_state(path: str) -> str:
     return sha256_bytes("\0".join(sorted({*files, *packages})).encode(errors="surrogateescape"))
 
 
+def _stat_state(path: str) -> str:
+    """Hash what can be asked of a path; of a folder without its times, which change with what is written to it."""
+    links: list[str] = []
+    while os.path.islink(path) and len(links) < _MOST_LINKS:
+        links.append(os.readlink(path))
+        path = os.path.join(os.path.dirname(path), links[-1])
+    found = os.stat(path) if os.path.exists(path) else None
+    facts = [found.st_mode, found.st_uid, found.st_gid] if found else []
+    if found and not stat.S_ISDIR(found.st_mode):
+        facts += [found.st_size, found.st_mtime_ns]
+    return sha256_bytes(repr((links, facts)).encode(errors="surrogateescape"))
+
+
 _STATES: dict[str, Callable[[str], str]] = {
     "file": _file_state,
     "names": _names_state,
     "modules": _modules_state,
+    "stat": _stat_state,
 }
 
 _ROOTS = _library_roots()
+_OWN = str(package_folder()) + os.sep
+_MOST_LINKS = 40  # as the kernel follows
 _RECORDER = Recorder()
 _hooked = False
 
@@ -216,7 +254,9 @@ def recording() -> Iterator[Recorder]:
         sys.addaudithook(_RECORDER.hear)
         _hooked = True
     _RECORDER.reset()
-    with _native_openers():
+    with _native_openers(), contextlib.ExitStack() as asking:
+        for name in _ASKING:
+            asking.enter_context(replaced(os, name, _asking(getattr(os, name))))
         importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
         with _RECORDER.listening():
             yield _RECORDER
@@ -242,6 +282,8 @@ def _native_openers() -> Iterator[None]:
         replaced(safetensors.torch, "safe_open", safe_open),
         replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
         replaced(torch._C, "PyTorchFileReader", Reader),
+        replaced(torch, "from_file", _telling(torch.from_file, 0)),
+        replaced(torch.UntypedStorage, "from_file", _telling(torch.UntypedStorage.from_file, 0)),
         _telling_images(torch.ops.image),
     ):
         yield
@@ -282,6 +324,15 @@ def _telling_images(namespace: Any) -> Iterator[None]:
         del namespace.read_file
         if heard.operator is not None:
             namespace.read_file = heard.operator
+
+
+def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(path: Any, *args: Any, **options: Any) -> Any:
+        _RECORDER.ask(path)
+        return function(path, *args, **options)
+
+    return call
 
 
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:

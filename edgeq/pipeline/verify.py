@@ -64,6 +64,7 @@ def verify_bundle(
     device: DeviceOptions = ON_HOST,
     digest: str | None = None,
     verdict: Path | None = None,
+    trusted: bool = False,
 ) -> BundleVerification:
     """Verify a bundle here, in a child process that may crash, and on its device's kernels; every check counts.
 
@@ -75,6 +76,8 @@ def verify_bundle(
         device: whether and how the artifact runs on the device's kernels.
         digest: what the bundle's must be; None where nobody said.
         verdict: what was measured of it elsewhere; with it, `device` is the host.
+
+        trusted: whether an artifact that could run code may be loaded.
 
     Raises:
         UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
@@ -90,7 +93,7 @@ def verify_bundle(
         bundle = read_bundle(folder, digest=digest)
         golden = read_golden(bundle)
         elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
-    seen = _seen(bundle, golden, data, device, progress)
+    seen = _seen(bundle, golden, data, device, progress, trusted=trusted)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
     result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
@@ -106,13 +109,15 @@ def _check_options(data: DataOptions, gates: GateOptions) -> None:
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
 
 
-def _seen(bundle: Bundle, golden: GoldenSet, data: DataOptions, device: DeviceOptions, progress: Progress) -> Seen:
+def _seen(
+    bundle: Bundle, golden: GoldenSet, data: DataOptions, device: DeviceOptions, progress: Progress, *, trusted: bool
+) -> Seen:
     """Run the artifact, on the device's kernels too where that was asked for."""
     from edgeq.pipeline.verify_device import device_setting
     from edgeq.verify.host import HostRuntime
 
     # the runtime's imports take seconds, in which the data is opened here
-    with device_setting(bundle.manifest, device, progress) as setting, HostRuntime() as runtime:
+    with device_setting(bundle.manifest, device, progress) as setting, HostRuntime(trusted=trusted) as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
         serving_s = device.timeout_s if device.on == verify_gpu.ON else None
         return run_bundle(bundle, golden, evaluation, runtime, setting, progress, serving_s=serving_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeq.artifacts import Gate
 from edgeq.project import ProjectReport
+from edgeq.units import safe_lines
 
 
 def to_annotations(report: ProjectReport) -> list[str]:
@@ -35,4 +36,4 @@ def _line(level: str, title: str, message: str) -> str:
 def _escaped(text: str, also: str = "") -> str:
     for char in "%\r\n" + also:
         text = text.replace(char, f"%{ord(char):02X}")
-    return text
+    return safe_lines(text)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from edgeq.artifacts import Gate, Row
 from edgeq.project import ProjectReport
 from edgeq.report import schemes, words
+from edgeq.units import safe_lines
 
 _HEAD = ("model", "target", "scheme", "size", "download", "accuracy or fidelity", "int8 MACs", "latency", "verdict")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -68,4 +69,4 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", safe_lines(" ".join(text.split())))

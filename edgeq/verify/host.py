@@ -96,15 +96,19 @@ class ArtifactFacts:
 class HostRuntime:
     """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel.
 
-    Its scratch folder lies in `folder`, by default among the system's temporary files.
+    Its scratch folder lies in `folder`, by default among the system's temporary files. Artifacts that could run code
+    are refused unless they are `trusted`: those of this very run, or whatever the user says.
     """
 
-    def __init__(self, start: Callable[[Path], Child] = started, *, folder: Path | None = None) -> None:
+    def __init__(
+        self, start: Callable[[Path], Child] = started, *, folder: Path | None = None, trusted: bool = False
+    ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-", dir=folder)
         self._log = Path(self._scratch.name) / "stderr"
         self._child = start(self._log)
         self._pipe = Pipe(self._child)
         self._ready = False
+        self._trusted = trusted
 
     def __enter__(self) -> HostRuntime:
         return self
@@ -123,11 +127,19 @@ class HostRuntime:
         """Load an artifact at the strictest verification level.
 
         Raises:
+            UsageError: the artifact could run code, and is not trusted.
             Refused: the artifact is damaged.
             VerificationError: the runtime crashed on it.
             UnsupportedError: the runtime lacks an operator or backend.
         """
-        request = {"op": "load", "path": str(path), "runtime": runtime, "backend": backend, "threads": threads}
+        request = {
+            "op": "load",
+            "path": str(path),
+            "runtime": runtime,
+            "backend": backend,
+            "threads": threads,
+            "trusted": self._trusted,
+        }
         reply, _ = self._ask(request, (), f"loading {path.name}")
         return Loaded(
             load_ms=float(reply["load_ms"]),
@@ -186,6 +198,8 @@ class HostRuntime:
                 reply, outputs = wire.receive(self._pipe)
         except (EOFError, BrokenPipeError, ValueError, struct.error) as err:  # the last two: no frame came
             raise self._crash(doing) from err
+        if "refused" in reply:
+            raise UsageError(*reply["refused"])
         if "error" in reply:
             with self._log.open("rb") as log:
                 log.seek(before)

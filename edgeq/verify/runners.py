@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.half import emulation
+from edgeq.safe_load import Untrusted, check_external_data, check_torchscript, load_program
 from edgeq.verify import memory
 from edgeq.verify.etdump import last_run, tables
 from edgeq.verify.gpu import gpu_facts, out_of_memory
@@ -20,8 +21,9 @@ from edgeq.verify.kernels import multiplies
 class Runner:
     """An artifact in its runtime."""
 
-    def __init__(self, path: Path, backend: str, threads: int) -> None:
+    def __init__(self, path: Path, backend: str, threads: int, *, trusted: bool) -> None:
         self.path = path
+        self.trusted = trusted
         self.backend = backend
         self.threads = threads
         self.mark: memory.Mark | None = None
@@ -130,6 +132,8 @@ class _TorchScript(Runner):
         torch.set_num_threads(self.threads)
         torch.backends.quantized.engine = self.backend
         is_lite = self.path.suffix == ".ptl"
+        if not self.trusted:
+            check_torchscript(self.path)
         self.module = (_load_for_lite_interpreter if is_lite else torch.jit.load)(str(self.path))
         return {"threads": torch.get_num_threads()}
 
@@ -165,6 +169,10 @@ def _inside_matrix(event: Any) -> bool:
 
 class _Onnx(Runner):
     def _open(self) -> dict[str, Any]:
+        if self.path.suffix == ".onnx":
+            import onnx
+
+            check_external_data(onnx.load(str(self.path), load_external_data=False), self.path)
         self.session = self._session()
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.names = [item.name for item in inputs]
@@ -240,12 +248,16 @@ class _Cuda(Runner):
         self.program = None
         compiled = self.path.with_name("model.aoti.pt2")
         if self.path.suffix == ".pt":
+            if not self.trusted:
+                check_torchscript(self.path)
             self.module = torch.jit.load(str(self.path), map_location=self.device)
         else:
-            program = torch.export.load(self.path)
+            program = load_program(self.path, trusted=self.trusted)
             self.program = program
             self.module = torch.export.passes.move_to_device_pass(program, self.device).module()
         if self.device == "cuda" and compiled.exists():
+            if not self.trusted:
+                raise Untrusted(compiled, "it is machine code")
             self.module = torch._inductor.aoti_load_package(str(compiled))
         if self.device == "cpu":
             return {"threads": torch.get_num_threads(), "stand_in": "no CUDA device here: emulated on the CPU"}

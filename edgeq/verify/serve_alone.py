@@ -70,7 +70,9 @@ def loaded(path: Path, device: str, *, widen: bool) -> Any:
     if path.suffix == ".pt":
         model = torch.jit.load(str(path), map_location=device)
     else:
-        model = torch.export.passes.move_to_device_pass(torch.export.load(path), device).module()
+        program = torch.export.passes.move_to_device_pass(torch.export.load(path), device)
+        program._guards_code = []  # Python source; edgeq has checked all else in the program
+        model = program.module()
     return model.float() if widen else model
 
 

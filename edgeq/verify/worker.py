@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
+from edgeq.errors import UsageError
 from edgeq.verify import wire
 from edgeq.verify.gpu import gpu_facts
 from edgeq.verify.runners import RUNNERS, Runner
@@ -62,7 +63,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             return
         try:
             if request["op"] == "load":
-                runner = RUNNERS[request["runtime"]](Path(request["path"]), request["backend"], request["threads"])
+                make = RUNNERS[request["runtime"]]
+                runner = make(Path(request["path"]), request["backend"], request["threads"], trusted=request["trusted"])
                 wire.send(replies, runner.load())
             elif request["op"] == "gpu":
                 wire.send(replies, gpu_facts())
@@ -71,6 +73,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             else:
                 reply, outputs = _answer(runner, request, arrays)
                 wire.send(replies, reply, outputs)
+        except UsageError as err:
+            wire.send(replies, {"refused": [err.what, err.fix]})
         except Exception as err:  # every failure is the parent's to report
             wire.send(replies, {"error": f"{type(err).__name__}: {err}"})
 

@@ -1,0 +1,79 @@
+"""What a kill leaves behind is cleared away, and text from files cannot steer a terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeq._io import recover_dir, remove_dir
+from edgeq.cli.output import note, say, say_json
+from edgeq.errors import UsageError
+from edgeq.report.annotations import _escaped
+from edgeq.report.markdown import _text
+from edgeq.target import read_toml
+
+_KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from edgeq._io import remove_dir
+shutil.rmtree = lambda *_args, **_options: os.kill(os.getpid(), signal.SIGKILL)
+remove_dir(Path(sys.argv[1]), below=Path(sys.argv[2]))
+"""
+
+
+def _folder(path: Path) -> Path:
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "file").write_text("x")
+    return path
+
+
+def test_what_a_kill_inside_remove_dir_left_goes_with_the_next_run(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "models" / "net" / "target")
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(folder), str(tmp_path / "models")], check=False)
+    assert killed.returncode == -9
+    assert not folder.exists()
+    assert len(list(folder.parent.iterdir())) == 1
+    _folder(folder)
+    remove_dir(folder, below=tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_the_leftover_of_an_older_edgeq_goes_too(tmp_path: Path) -> None:
+    _folder(tmp_path / ".target.removed.tmp")
+    _folder(tmp_path / ".another.removed.tmp")
+    recover_dir(tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == [".another.removed.tmp"]
+
+
+def test_toml_that_is_nested_too_deeply_is_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read_toml(path)
+
+
+_EVIL = "a\x1b[2Jb\x9b31mc\x07d\u202ee\x7f"
+
+
+def test_control_characters_do_not_reach_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"{_EVIL}\nsecond line, caf\u00e9\u00a0\U0001f600")
+    note(_EVIL)
+    captured = capsys.readouterr()
+    assert captured.out == "a?[2Jb?31mc?d?e?\nsecond line, caf\u00e9\u00a0\U0001f600\n"
+    assert captured.err == "a?[2Jb?31mc?d?e?\n"
+
+
+def test_json_escapes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"name": _EVIL})
+    out = capsys.readouterr().out
+    assert all(char == "\n" or char.isprintable() for char in out)
+    assert json.loads(out) == {"name": _EVIL}
+
+
+@pytest.mark.parametrize("cleaned", [_text, _escaped])
+def test_markdown_and_annotations_leave_them_out(cleaned) -> None:
+    assert cleaned(_EVIL).isprintable()

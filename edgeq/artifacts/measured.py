@@ -39,6 +39,88 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFidelity:
+    """Channels of one output that have spreads of one size, the artifact against fp32.
+
+    Attributes:
+        output: the output's index.
+        axis: along which the channels lie; 0 is the batch.
+        channels: their indices, the first ones of many.
+        count, of: how many channels the group has, of how many.
+        sqnr_db: signal to error.
+        change_sqnr_db: the same about the mean of each element over the samples, so that what all samples share is no
+            signal; None where fp32 does not change with the input.
+        spread_sqnr_db: the same about the one mean of the group, over samples and positions.
+        error_rms: root mean square of the error.
+        shares: whether all values of fp32's output lie between 0 and 1.
+        constant: whether the artifact's values are the same for every input, and fp32's are not.
+    """
+
+    output: int
+    axis: int
+    channels: tuple[int, ...]
+    count: int
+    of: int
+    sqnr_db: float
+    change_sqnr_db: float | None
+    spread_sqnr_db: float
+    error_rms: float
+    shares: bool
+    constant: bool
+
+    @property
+    def name(self) -> str:
+        """Return "output 0", "output 0, channel 4" or "output 0, channels 4 to 9"."""
+        output = f"output {self.output}"
+        if self.count == self.of:
+            return output
+        first, last = self.channels[0], self.channels[-1]
+        if self.count == 1:
+            return f"{output}, channel {first}"
+        if last - first == self.count - 1:
+            return f"{output}, channels {first} to {last}"
+        more = "" if self.count == len(self.channels) else f" and {self.count - len(self.channels)} more"
+        return f"{output}, channels {', '.join(str(i) for i in self.channels)}{more}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputAgreement:
+    """How often the artifact and fp32 rank the same class first, in one output of scores [N, classes].
+
+    Attributes:
+        output: its index.
+        agreeing, ranked: rows that agree, of how many.
+        distinct: how many of them are of distinct samples.
+        chance: the share that would agree if the two had nothing to do with each other, by how often each names each
+            class.
+    """
+
+    output: int
+    agreeing: int
+    ranked: int
+    distinct: int
+    chance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassDrop:
+    """One class's share of right answers (its recall), fp32 against the artifact.
+
+    Attributes:
+        label: the class's index; of the labels, or where there are none of fp32's own answers.
+        samples: distinct ones of that class.
+        fp32_right, right: how many of them each gets right.
+        drop_pp: fp32 minus artifact in percentage points, paired; its interval holds for all classes at once.
+    """
+
+    label: int
+    samples: int
+    fp32_right: int
+    right: int
+    drop_pp: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
     """The artifact against fp32, over `samples` inputs.
 
@@ -51,9 +133,16 @@ class Fidelity:
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
         chance_score: what always answering the commonest label would score; None without top-1 labels.
-        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, paired; None for
-            top-1, or where no two labels differ. Below zero, lower scores are the better ones; around zero, the
-            labels change nothing.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, or without labels
+            when noise as strong as the outputs is added to them, paired; None for top-1, or where no two labels
+            differ. Below zero, lower scores are the better ones; around zero, the score proves nothing.
+        distinct: how many distinct samples there are; None in older reports.
+        lost, won: distinct samples that the artifact scores lower, and higher, than fp32; None without labels.
+        groups: by output and channels of unlike range.
+        agreements: by output that ranks classes.
+        classes: by class, those that lose most first, not all of very many; by the labels, or else by fp32's answers.
+        by_labels: which of the two `classes` goes by.
+        tied: share of the samples whose first class shares its score with another one, in the artifact alone.
     """
 
     samples: int
@@ -68,6 +157,14 @@ class Fidelity:
     drop_pp: Interval | None = None
     chance_score: float | None = None
     mismatch_drop_pp: Interval | None = None
+    distinct: int | None = None
+    lost: int | None = None
+    won: int | None = None
+    groups: tuple[GroupFidelity, ...] = ()
+    agreements: tuple[OutputAgreement, ...] = ()
+    classes: tuple[ClassDrop, ...] = ()
+    by_labels: bool = False
+    tied: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.device import NAME as DEVICE
 from edgeq.check.device import device_gates
+from edgeq.check.fidelity import FIDELITY, floor_gates
 from edgeq.check.graph import graph_gates
 from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.instructions import instruction_gates
@@ -29,7 +30,7 @@ from edgeq.target import Audit, TargetProfile
 from edgeq.units import counted
 
 EQUIVALENCE = "equivalence"
-GATE_NAMES = ("parity", EQUIVALENCE, "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
+GATE_NAMES = ("parity", EQUIVALENCE, "outputs", FIDELITY, DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -104,6 +105,7 @@ def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
         *(equivalence_gates(lowered, scheme, verified.parity) if item.has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
+        *floor_gates(verified, item.options),
         *device_gates(scheme, verified),
         *training_gates(item.tuning),
         *search_gates(item.search),

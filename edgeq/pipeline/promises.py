@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Gate, GoldenSet, TensorSpec, VerifyReport
 from edgeq.bundle.facts import measure
+from edgeq.check.fidelity import FIDELITY
 from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.outcome import unverified
 from edgeq.check.store import store_limits
@@ -112,7 +113,7 @@ def _packaged_code(gate: GateVerdict) -> ExitCode:
         **{name: kind.exit_code for name, kind in LIMITS.items()},
         **dict.fromkeys(store_limits(), ExitCode.SIZE),
         "runtime": ExitCode.UNSUPPORTED,
-        **dict.fromkeys(("search", "training"), ExitCode.ACCURACY),
+        **dict.fromkeys(("search", "training", FIDELITY), ExitCode.ACCURACY),
         INSTRUCTIONS: ExitCode.LATENCY,
     }
     # what could not be measured, and all gates that hold the artifact to its own claims, are the verification's

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeq.artifacts import ClassDrop, Fidelity, Interval, OutputAgreement, TensorSpec
 from edgeq.intervals import effective_count, matched_pairs, two_sided_z
 from edgeq.samples import Batch, Sample, batch_size
+from edgeq.verify.any_batch import Extremes
 from edgeq.verify.flips import FlipTally
 from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, top1
 from edgeq.verify.parity import ParityTally
@@ -39,6 +40,7 @@ class Tally:
     row_keys: list[Hashable] = field(default_factory=list)
     row_labels: list[int] = field(default_factory=list)
     batches: int = 0
+    extremes: Extremes = field(default_factory=Extremes)
     fp32_scores: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     mismatches: Mismatches = field(default_factory=Mismatches)
@@ -155,6 +157,7 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
     if tally.batches in spread(-(-spec.samples.count // rows), -(-PARITY_SAMPLES // rows)):
         tally.for_parity.append((batch, measured))
     tally.batches += 1
+    tally.extremes.look(batch.samples)
     tally.row_keys += _row_keys(batch)
     reference = spec.fp32(batch) if spec.fp32 else None
     if reference is not None:

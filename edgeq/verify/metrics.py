@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import GroupFidelity, Interval
+from edgeq.artifacts import ClassDrop, GroupFidelity, Interval
 from edgeq.errors import UsageError
-from edgeq.intervals import effective_count, matched_pairs, mean_difference_half_width
+from edgeq.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.verify.channels import OutputChannels
 
 Outputs = tuple[NDArray[Any], ...]
@@ -211,6 +211,36 @@ def paired_drop_pp(
         half = mean_difference_half_width(difference.tolist(), count, float(np.ptp(scores)) or 1.0)
         low, high = estimate - half, estimate + half
     return Interval(estimate=100 * estimate, low=100 * low, high=100 * high)
+
+
+def class_drops(
+    labels: Sequence[int], before: Sequence[int], after: Sequence[int], keys: Sequence[Hashable]
+) -> tuple[ClassDrop, ...]:
+    """Return the drop of each class's share of right answers, those that are proven to lose most first.
+
+    Repeats of a sample count once, and each interval is so wide that all of them hold together.
+
+    Args:
+        labels: the class of each row.
+        before: the class that the reference names for it.
+        after: the class that was measured.
+        keys: what tells rows apart; equal ones are repeats.
+    """
+    first = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())
+    of_class: dict[int, list[int]] = {}
+    for i in first:
+        of_class.setdefault(labels[i], []).append(i)
+    z = two_sided_z(len(of_class))
+    drops = []
+    for label, rows in of_class.items():
+        left, right = ([side[i] == label for i in rows] for side in (before, after))
+        lost = sum(was and not now for was, now in zip(left, right, strict=True))
+        won = sum(now and not was for was, now in zip(left, right, strict=True))
+        low, high = matched_pairs(lost, won, len(rows), z)
+        drop = Interval(estimate=100 * (lost - won) / len(rows), low=100 * low, high=100 * high)
+        drops.append(ClassDrop(label=label, samples=len(rows), fp32_right=sum(left), right=sum(right), drop_pp=drop))
+    # what is proven first; of what is not, the most
+    return tuple(sorted(drops, key=lambda one: (-max(one.drop_pp.low, 0.0), -one.drop_pp.estimate, one.label)))
 
 
 def speedup(reference: Sequence[float], measured: Sequence[float]) -> Interval:

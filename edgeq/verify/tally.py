@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import ClassDrop, Fidelity, Interval, OutputAgreement, TensorSpec
-from edgeq.intervals import effective_count, matched_pairs, two_sided_z
+from edgeq.artifacts import ClassDrop, Fidelity, OutputAgreement, TensorSpec
+from edgeq.intervals import effective_count
 from edgeq.samples import Batch, Sample, batch_size
 from edgeq.verify.any_batch import Extremes
 from edgeq.verify.flips import FlipTally
-from edgeq.verify.metrics import Comparison, Outputs, is_ranking, paired_drop_pp, top1
+from edgeq.verify.metrics import Comparison, Outputs, class_drops, is_ranking, paired_drop_pp, top1
 from edgeq.verify.parity import ParityTally
-from edgeq.verify.rows import Variety, cut, is_whole, of_sample, real_rows, scored, size_of
+from edgeq.verify.rows import Variety, cut, of_sample, real_rows, row_keys, scored
 from edgeq.verify.scoring import Mismatches, batch_scores, chosen_metric
 from edgeq.verify.spec import VerifySpec
 
@@ -57,38 +56,14 @@ class Tally:
     def class_drops(self) -> tuple[tuple[ClassDrop, ...], bool]:
         """Return the drop of each class, and whether labels said which sample is of which class.
 
-        Without labels fp32's own answers do: a class that the artifact no longer names is lost all the same. Repeats
-        of a sample count once, and each interval is so wide that all of them hold together.
+        Without labels fp32's own answers do: a class that the artifact no longer names is lost all the same.
         """
         ranks = self.ranks.get(0)
         if ranks is None:
             return (), False
-        fp32, measured = np.asarray(ranks.fp32), np.asarray(ranks.measured)
-        by_labels = len(self.row_labels) == len(fp32)
-        labels = np.asarray(self.row_labels) if by_labels else fp32
-        _, first = np.unique([hash(key) for key in self.row_keys], return_index=True)
-        labels, fp32, measured = labels[first], fp32[first], measured[first]
-        classes = np.unique(labels)
-        z = two_sided_z(len(classes))
-        drops = []
-        for label in classes.tolist():
-            own = labels == label
-            before, after = fp32[own] == label, measured[own] == label
-            lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-            low, high = matched_pairs(lost, won, len(before), z)
-            drop = Interval(estimate=100 * (lost - won) / len(before), low=100 * low, high=100 * high)
-            drops.append(
-                ClassDrop(
-                    label=label,
-                    samples=len(before),
-                    fp32_right=int(before.sum()),
-                    right=int(after.sum()),
-                    drop_pp=drop,
-                )
-            )
-        # what is proven first; of what is not, the most
-        drops.sort(key=lambda one: (-max(one.drop_pp.low, 0.0), -one.drop_pp.estimate, one.label))
-        return tuple(drops[:MOST_CLASSES]), by_labels
+        by_labels = len(self.row_labels) == len(ranks.fp32)
+        labels = self.row_labels if by_labels else ranks.fp32
+        return class_drops(labels, ranks.fp32, ranks.measured, self.row_keys)[:MOST_CLASSES], by_labels
 
 
 @dataclass(slots=True)
@@ -125,14 +100,6 @@ def _first_is_shared(scores: NDArray[Any]) -> NDArray[np.bool_]:
     return shared
 
 
-def _row_keys(batch: Batch) -> list[Hashable]:
-    """Return what tells each real row of a batch from the others: the sample's digest, or the row's own."""
-    if not is_whole(batch) or size_of(batch) == 1:
-        return [sample.digest for sample in batch.samples]
-    size, fed = size_of(batch), [array for array in batch.inputs if array.ndim and len(array) == size_of(batch)]
-    return [hashlib.sha256(b"".join(array[row].tobytes() for array in fed)).hexdigest() for row in range(size)]
-
-
 @functools.cache
 def spread(count: int, wanted: int) -> frozenset[int]:
     """Return `wanted` of `count` batches that are spread over all, the first among them.
@@ -158,7 +125,7 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
         tally.for_parity.append((batch, measured))
     tally.batches += 1
     tally.extremes.look(batch.samples)
-    tally.row_keys += _row_keys(batch)
+    tally.row_keys += row_keys(batch)
     reference = spec.fp32(batch) if spec.fp32 else None
     if reference is not None:
         tally.reference.look(batch, reference)
@@ -204,7 +171,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
         labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
         tally.labels.update(labels)
         tally.row_labels += labels
-        tally.keys += _row_keys(batch)
+        tally.keys += row_keys(batch)
     else:
         tally.keys += [sample.digest for sample in batch.samples]
     if reference is not None:

@@ -26,6 +26,7 @@ class Parity:
         differing: share of the output elements that differ.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
         mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
+        lost: channels that the graph has and the artifact has not, in words.
     """
 
     samples: int
@@ -36,6 +37,7 @@ class Parity:
     reaction_db: float | None = None
     mean_abs: float | None = None
     mean_magnitude: float | None = None
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class GroupFidelity:
         spread_sqnr_db: the same about the one mean of the group, over samples and positions.
         error_rms: root mean square of the error.
         shares: whether all values of fp32's output lie between 0 and 1.
+        unlike: whether the spread is of another size than that of the output's largest channel.
         constant: whether the artifact's values are the same for every input, and fp32's are not.
     """
 
@@ -66,6 +69,7 @@ class GroupFidelity:
     spread_sqnr_db: float
     error_rms: float
     shares: bool
+    unlike: bool
     constant: bool
 
     @property
@@ -108,13 +112,15 @@ class ClassDrop:
 
     Attributes:
         label: the class's index; of the labels, or where there are none of fp32's own answers.
-        samples: distinct ones of that class.
-        fp32_right, right: how many of them each gets right.
+        samples: of that class.
+        distinct: how many of them are distinct.
+        fp32_right, right: how many of the samples each gets right.
         drop_pp: fp32 minus artifact in percentage points, paired; its interval holds for all classes at once.
     """
 
     label: int
     samples: int
+    distinct: int
     fp32_right: int
     right: int
     drop_pp: Interval

@@ -31,18 +31,19 @@ def why_worthless(fidelity: Fidelity) -> str:
     mismatched = fidelity.mismatch_drop_pp
     if mismatched is not None and mismatched.high < 0:
         return (
-            f"{fidelity.metric} scores fp32 higher against other samples' labels than against its own, by"
+            f"{fidelity.metric} scores fp32 higher against other samples' labels, or noise, than against its own, by"
             f" {-mismatched.estimate:.2f} pp: higher must be better, so return 1 - x for a loss or an error x"
         )
     if mismatched is not None and not mismatched.low > 0:
         return (
-            f"{fidelity.metric} scores fp32 no better against its own labels than against other samples'"
+            f"{fidelity.metric} scores fp32 no better against its own labels than against other samples', or noise"
             f" ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): does it look at the"
             " label, are the samples enough, and are weights and preprocessing right?"
         )
     if chance is None:
         return ""
-    margin = _Z95 * math.sqrt(chance * (1 - chance) / fidelity.samples)
+    distinct = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    margin = _Z95 * math.sqrt(chance * (1 - chance) / distinct)
     if fp32 > chance + margin:
         return ""
     return (

@@ -34,6 +34,7 @@ MAX_POOR_KAPPA = 0.4
 SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change
 MAX_DROP_PP = 20.0
 MAX_CLASS_DROP_PP = 20.0
+LEAST_OF_CLASS = 3
 COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 
@@ -41,7 +42,8 @@ def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...
     """Return the gates `fidelity` and `class_drop` (exit code 5); none where there is no fp32 to compare with."""
     only = verified.graph_only
     fidelity = only.fidelity if only else verified.fidelity
-    if fidelity is None or fidelity.sqnr_db is None:
+    # what is not finite is a finding of the outputs, and compares with nothing
+    if fidelity is None or fidelity.sqnr_db is None or math.isnan(fidelity.sqnr_db):
         return ()
     limits = dict(options.limits)
     if limits.get("sqnr") == 0:
@@ -125,7 +127,8 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     if group.spread_sqnr_db >= FAINT_DB:
         return True
     kept = [one for one in fidelity.agreements if one.output == group.output]
-    return not alone and any(one.agreeing >= SAME_CLASS * one.ranked for one in kept)
+    is_kept = any(one.agreeing >= SAME_CLASS * one.ranked for one in kept)
+    return is_kept and not group.unlike and not (alone and group.constant)
 
 
 def _poor_agreements(fidelity: Fidelity) -> list[str]:
@@ -152,10 +155,15 @@ def class_drop_gate(fidelity: Fidelity) -> Gate:
     """Fail where a class collapses: the artifact keeps half of what fp32 gets right of it, or less.
 
     It is failed where that is provably a drop of more than `MAX_CLASS_DROP_PP`. A class of labels that lost so much
-    beyond doubt, and has too few samples to prove how much, is unverified.
+    beyond doubt, or all of `LEAST_OF_CLASS` samples or more, and has too few to prove how much, is unverified.
     """
     limit = f"<= {MAX_CLASS_DROP_PP:.0f} pp, as far as the samples prove"
-    collapsed = [one for one in fidelity.classes if one.right <= COLLAPSED * one.fp32_right and one.drop_pp.low > 0]
+    collapsed = [
+        one
+        for one in fidelity.classes
+        if one.right <= COLLAPSED * one.fp32_right
+        and (one.drop_pp.low > 0 or (one.right == 0 and min(one.fp32_right, one.distinct) >= LEAST_OF_CLASS))
+    ]
     proven = [one for one in collapsed if one.drop_pp.low > MAX_CLASS_DROP_PP]
     if collapsed and not proven and fidelity.by_labels:
         return unverified(CLASS_DROP, limit, f"{class_words(collapsed[0], fidelity)}; too few to say how much")
@@ -172,7 +180,8 @@ def class_drop_gate(fidelity: Fidelity) -> Gate:
 
 def class_words(one: ClassDrop, fidelity: Fidelity) -> str:
     """Return one class's drop in words, with the number of its samples."""
-    of = f"{counted(one.samples, 'distinct sample')}{'' if fidelity.by_labels else ' that fp32 puts there'}"
+    repeats = f", {one.distinct} distinct" if one.distinct < one.samples else ""
+    of = f"{counted(one.samples, 'sample')}{repeats}{'' if fidelity.by_labels else ' that fp32 puts there'}"
     drop = f"drop {one.drop_pp.estimate:.1f} pp ({one.drop_pp.low:.1f} to {one.drop_pp.high:.1f})"
     return f"class {one.label}: {one.right} right of {of}, fp32 {one.fp32_right}, {drop}"
 

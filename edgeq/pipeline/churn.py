@@ -34,7 +34,6 @@ class Churn:
         worst_class: that class, in words.
         most_class_drop_pp: the largest upper end of all classes' 95% intervals, which hold together.
         least_known_class: the class that it belongs to, in words.
-        least_known_samples: how many distinct samples that class has.
     """
 
     samples: int
@@ -45,7 +44,6 @@ class Churn:
     worst_class: str
     most_class_drop_pp: float | None = None
     least_known_class: str = ""
-    least_known_samples: int = 0
 
 
 def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, progress: Progress) -> Churn:
@@ -94,7 +92,6 @@ def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, pro
         worst_class=_class_words(worst, new.manifest.labels),
         most_class_drop_pp=unsure.drop_pp.high,
         least_known_class=_class_words(unsure, new.manifest.labels),
-        least_known_samples=unsure.samples,
     )
 
 

@@ -152,9 +152,10 @@ def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) ->
 
 def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenComparison]:
     """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
+    from edgeq.verify.channels import lattice_step, lost_channels
     from edgeq.verify.metrics import Comparison
 
-    sums = Comparison()
+    sums = Comparison(by_channel=True)
     same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
     if same_shapes:
         sums.add(expected.outputs, measured.outputs)
@@ -165,10 +166,11 @@ def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenC
         max_abs=sums.max_abs if sums.elements else math.nan,
         top1_agreement=sums.top1_agreement,
     )
-    return _golden_gate(compared, sums.finite, same_shapes), compared
+    lost = lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])
+    return _golden_gate(compared, sums.finite, same_shapes, lost), compared
 
 
-def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) -> Gate:
+def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool, lost: Sequence[str]) -> Gate:
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
@@ -178,7 +180,8 @@ def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) ->
     elif not finite:
         facts.insert(0, "NaN or Inf in the outputs")
     measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
-    passed = compared.sqnr_db >= compared.sqnr_floor_db
+    passed = compared.sqnr_db >= compared.sqnr_floor_db and not lost
+    facts += [f"lost: {', '.join(lost)}"] if lost else []
     return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))
 
 

@@ -8,6 +8,7 @@ the input, is signal to it: 97 dB may be 11 dB without that mean.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,11 +117,18 @@ class OutputChannels:
             alive = everything[levels >= 0]
             if len(everything) <= FEW_CHANNELS:
                 if self._may_hold_channels(one):
-                    alone = [self._group(output, one, np.array([channel]), changing) for channel in alive]
+                    alone = [
+                        self._group(output, one, np.array([channel]), changing, unlike=bool(levels[channel] > 0))
+                        for channel in alive
+                    ]
                     found += sorted(alone, key=_by_change)[:_WORST]
             elif not self.shares:
                 members = [np.flatnonzero(levels == level) for level in sorted(set(levels[alive].tolist()))]
-                found += [self._group(output, one, group, changing) for group in members if len(group) < len(alive)]
+                found += [
+                    self._group(output, one, group, changing, unlike=bool(levels[group[0]] > 0))
+                    for group in members
+                    if len(group) < len(alive)
+                ]
         return found
 
     def _may_hold_channels(self, one: _Axis) -> bool:
@@ -137,7 +145,13 @@ class OutputChannels:
         return shared
 
     def _group(
-        self, output: int, one: _Axis, members: NDArray[np.int64], changing: NDArray[np.float64]
+        self,
+        output: int,
+        one: _Axis,
+        members: NDArray[np.int64],
+        changing: NDArray[np.float64],
+        *,
+        unlike: bool = False,
     ) -> GroupFidelity:
         elements, error = float(one.elements[members].sum()), float(one.error[members].sum())
         energy, change = float(one.energy[members].sum()), float(changing[members].sum())
@@ -153,6 +167,7 @@ class OutputChannels:
             sqnr_db=ratio_db(energy, error),
             error_rms=math.sqrt(error / elements),
             shares=self.shares,
+            unlike=unlike,
             change_sqnr_db=ratio_db(change, error) if alive else None,
             spread_sqnr_db=ratio_db(max(energy - elements * mean**2, 0.0), error),
             constant=bool(alive and not one.varied[members].any()),
@@ -208,3 +223,25 @@ def _levels(spread: NDArray[np.float64], change: NDArray[np.float64], mean: NDAr
 
 def _by_change(group: GroupFidelity) -> float:
     return math.inf if group.change_sqnr_db is None else group.change_sqnr_db
+
+
+def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
+    """Name the channels of two runs that should agree of which the second has nothing, more error than signal.
+
+    Args:
+        groups: the one run against the other.
+        steps: quantization steps of the outputs, where known; two runs may differ by one.
+    """
+    lost = []
+    for group in groups:
+        step = steps[group.output] if group.output < len(steps) else None
+        alone = group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS)
+        if alone and group.sqnr_db < 0 and group.change_sqnr_db is not None and not group.error_rms <= (step or 0.0):
+            lost.append(f"{group.name} ({group.sqnr_db:.1f} dB)")
+    return tuple(lost[:_WORST])
+
+
+def lattice_step(values: NDArray[Any]) -> float | None:
+    """Return the quantization step of an output whose values are as few as int8 has; None where they are more."""
+    levels = np.unique(values)
+    return float(np.diff(levels).min()) if 1 < len(levels) <= 256 else None

@@ -226,19 +226,28 @@ def class_drops(
         after: the class that was measured.
         keys: what tells rows apart; equal ones are repeats.
     """
-    first = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())
     of_class: dict[int, list[int]] = {}
-    for i in first:
-        of_class.setdefault(labels[i], []).append(i)
+    for i, label in enumerate(labels):
+        of_class.setdefault(label, []).append(i)
     z = two_sided_z(len(of_class))
     drops = []
     for label, rows in of_class.items():
         left, right = ([side[i] == label for i in rows] for side in (before, after))
-        lost = sum(was and not now for was, now in zip(left, right, strict=True))
-        won = sum(now and not was for was, now in zip(left, right, strict=True))
-        low, high = matched_pairs(lost, won, len(rows), z)
-        drop = Interval(estimate=100 * (lost - won) / len(rows), low=100 * low, high=100 * high)
-        drops.append(ClassDrop(label=label, samples=len(rows), fp32_right=sum(left), right=sum(right), drop_pp=drop))
+        lost = sum(was and not now for was, now in zip(left, right, strict=True)) / len(rows)
+        won = sum(now and not was for was, now in zip(left, right, strict=True)) / len(rows)
+        own = [keys[i] for i in rows]
+        count = effective_count(own)
+        low, high = matched_pairs(lost * count, won * count, count, z)
+        drops.append(
+            ClassDrop(
+                label=label,
+                samples=len(rows),
+                distinct=len(set(own)),
+                fp32_right=sum(left),
+                right=sum(right),
+                drop_pp=Interval(estimate=100 * (lost - won), low=100 * low, high=100 * high),
+            )
+        )
     # what is proven first; of what is not, the most
     return tuple(sorted(drops, key=lambda one: (-max(one.drop_pp.low, 0.0), -one.drop_pp.estimate, one.label)))
 

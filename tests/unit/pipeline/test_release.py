@@ -1,8 +1,9 @@
 """The download size stands in the very file that it is the size of."""
 
-from __future__ import itertools
+from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest

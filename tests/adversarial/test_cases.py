@@ -79,11 +79,8 @@ def test_a_second_output_that_is_noise(place):
 
 
 def test_a_branch_that_tracing_froze(place):
-    done = edgeq(
-        *(["package", "branch.py:model", "--scheme", "fp32", "--eval-data", "branch.py:evals", "-o", "out", "-t"]),
-        X86,
-        "--json",
-    )
+    options = ("--input", "x=1x16", "--scheme", "fp32", "--eval-data", here("branch_evals"), "-o", "out", "--json")
+    done = edgeq("package", here("branch"), "-t", X86, *options)
     assert done.returncode in (3, 5)  # refused with the line, or failed by the floor
     if done.returncode == 5:
         gates = {gate["name"]: gate["outcome"] for gate in json.loads(done.stdout)["rows"][0]["gates"]}

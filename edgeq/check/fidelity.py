@@ -122,9 +122,9 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
         return True
     if alone and group.count == 1 and group.of > 1 / LEAST_OF_MANY * 4:
         return True
-    if group.shares:
-        return group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE)
-    if group.spread_sqnr_db >= FAINT_DB:
+    if group.shares and group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE):
+        return True
+    if not group.shares and group.spread_sqnr_db >= FAINT_DB:
         return True
     kept = [one for one in fidelity.agreements if one.output == group.output]
     is_kept = any(one.agreeing >= SAME_CLASS * one.ranked for one in kept)

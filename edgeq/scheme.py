@@ -99,7 +99,8 @@ def parse_limit(text: str) -> tuple[LimitName, float]:
         raise UsageError(f"expected a limit such as size=5MB, got {text!r}", f"limits: {', '.join(LIMITS)}")
     for known, kind in LIMITS.items():
         if known == name:
-            limit = parse_quantity(value, kind.dimension)
+            bare_zero = known == "sqnr" and value.strip() == "0"  # takes the floor under the outputs away
+            limit = 0.0 if bare_zero else parse_quantity(value, kind.dimension)
             if kind.dimension in ("%", "pp") and limit > 100:  # nothing could keep it, or nothing break it
                 raise UsageError(f"expected {name} of at most 100{kind.dimension}, got {value.strip()!r}", "lower it")
             return known, limit

@@ -2,7 +2,18 @@
 
 from edgeq.artifacts.compared import OutputComparison
 from edgeq.artifacts.layer_sqnr import LayerSqnr, LayerSqnrs
-from edgeq.artifacts.measured import Agreement, Fidelity, GraphOnly, Interval, KernelShare, Parity, Timing
+from edgeq.artifacts.measured import (
+    Agreement,
+    ClassDrop,
+    Fidelity,
+    GraphOnly,
+    GroupFidelity,
+    Interval,
+    KernelShare,
+    OutputAgreement,
+    Parity,
+    Timing,
+)
 from edgeq.artifacts.model import (
     FILE_KINDS,
     Companion,
@@ -45,6 +56,7 @@ __all__ = [
     "BundleInput",
     "CheckReport",
     "Choice",
+    "ClassDrop",
     "Companion",
     "Comparison",
     "Cost",
@@ -58,6 +70,7 @@ __all__ = [
     "Gate",
     "GoldenSet",
     "GraphOnly",
+    "GroupFidelity",
     "Interval",
     "KeptValues",
     "KernelShare",
@@ -68,6 +81,7 @@ __all__ = [
     "LoadedModel",
     "LoweredModel",
     "Outcome",
+    "OutputAgreement",
     "OutputComparison",
     "Parity",
     "QParams",

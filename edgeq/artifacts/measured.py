@@ -26,6 +26,7 @@ class Parity:
         differing: share of the output elements that differ.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
         mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
+        lost: channels that the graph has and the artifact has not, in words.
     """
 
     samples: int
@@ -36,6 +37,93 @@ class Parity:
     reaction_db: float | None = None
     mean_abs: float | None = None
     mean_magnitude: float | None = None
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFidelity:
+    """Channels of one output that have spreads of one size, the artifact against fp32.
+
+    Attributes:
+        output: the output's index.
+        axis: along which the channels lie; 0 is the batch.
+        channels: their indices, the first ones of many.
+        count, of: how many channels the group has, of how many.
+        sqnr_db: signal to error.
+        change_sqnr_db: the same about the mean of each element over the samples, so that what all samples share is no
+            signal; None where fp32 does not change with the input.
+        spread_sqnr_db: the same about the one mean of the group, over samples and positions.
+        error_rms: root mean square of the error.
+        shares: whether all values of fp32's output lie between 0 and 1.
+        unlike: whether the spread is of another size than that of the output's largest channel.
+        constant: whether the artifact's values are the same for every input, and fp32's are not.
+    """
+
+    output: int
+    axis: int
+    channels: tuple[int, ...]
+    count: int
+    of: int
+    sqnr_db: float
+    change_sqnr_db: float | None
+    spread_sqnr_db: float
+    error_rms: float
+    shares: bool
+    unlike: bool
+    constant: bool
+
+    @property
+    def name(self) -> str:
+        """Return "output 0", "output 0, channel 4" or "output 0, channels 4 to 9"."""
+        output = f"output {self.output}"
+        if self.count == self.of:
+            return output
+        first, last = self.channels[0], self.channels[-1]
+        if self.count == 1:
+            return f"{output}, channel {first}"
+        if last - first == self.count - 1:
+            return f"{output}, channels {first} to {last}"
+        more = "" if self.count == len(self.channels) else f" and {self.count - len(self.channels)} more"
+        return f"{output}, channels {', '.join(str(i) for i in self.channels)}{more}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputAgreement:
+    """How often the artifact and fp32 rank the same class first, in one output of scores [N, classes].
+
+    Attributes:
+        output: its index.
+        agreeing, ranked: rows that agree, of how many.
+        distinct: how many of them are of distinct samples.
+        chance: the share that would agree if the two had nothing to do with each other, by how often each names each
+            class.
+    """
+
+    output: int
+    agreeing: int
+    ranked: int
+    distinct: int
+    chance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassDrop:
+    """One class's share of right answers (its recall), fp32 against the artifact.
+
+    Attributes:
+        label: the class's index; of the labels, or where there are none of fp32's own answers.
+        samples: of that class.
+        distinct: how many of them are distinct.
+        fp32_right, right: how many of the samples each gets right.
+        drop_pp: fp32 minus artifact in percentage points, paired; its interval holds for all classes at once.
+    """
+
+    label: int
+    samples: int
+    distinct: int
+    fp32_right: int
+    right: int
+    drop_pp: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +139,16 @@ class Fidelity:
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
         chance_score: what always answering the commonest label would score; None without top-1 labels.
-        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, paired; None for
-            top-1, or where no two labels differ. Below zero, lower scores are the better ones; around zero, the
-            labels change nothing.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, or without labels
+            when noise as strong as the outputs is added to them, paired; None for top-1, or where no two labels
+            differ. Below zero, lower scores are the better ones; around zero, the score proves nothing.
+        distinct: how many distinct samples there are; None in older reports.
+        lost, won: distinct samples that the artifact scores lower, and higher, than fp32; None without labels.
+        groups: by output and channels of unlike range.
+        agreements: by output that ranks classes.
+        classes: by class, those that lose most first, not all of very many; by the labels, or else by fp32's answers.
+        by_labels: which of the two `classes` goes by.
+        tied: share of the samples whose first class shares its score with another one, in the artifact alone.
     """
 
     samples: int
@@ -68,6 +163,14 @@ class Fidelity:
     drop_pp: Interval | None = None
     chance_score: float | None = None
     mismatch_drop_pp: Interval | None = None
+    distinct: int | None = None
+    lost: int | None = None
+    won: int | None = None
+    groups: tuple[GroupFidelity, ...] = ()
+    agreements: tuple[OutputAgreement, ...] = ()
+    classes: tuple[ClassDrop, ...] = ()
+    by_labels: bool = False
+    tied: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

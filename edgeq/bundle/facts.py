@@ -19,6 +19,7 @@ from edgeq.artifacts import (
     GoldenSet,
     Interval,
     Parity,
+    Row,
     TensorSpec,
     VerifyReport,
 )
@@ -104,6 +105,36 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         cuda=None if lowered.cuda is None else CudaBox(**dataclasses.asdict(lowered.cuda)),
         verified_on=_verified_on(verified),
         provenance=_provenance(item, item.data),
+    )
+
+
+def contradictions(row: Row, manifest: Manifest) -> tuple[str, ...]:
+    """Return what a report says otherwise than the manifest beside it, whose digest speaks for it.
+
+    Times, memory and the layers' figures stand in the report alone, and cannot be checked.
+
+    Args:
+        row: as report.json has it.
+        manifest: of the bundle that it lies in.
+    """
+    only = row.verified.graph_only
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("model", row.model, manifest.model.name),
+        ("weights", row.weights, manifest.model.weights),
+        ("target", row.target, manifest.target.name),
+        ("scheme", row.scheme, manifest.scheme),
+        ("size_bytes", row.size_bytes, manifest.file("artifact").size_bytes),
+        ("verdict", not row.checked.exit_code, manifest.accepted),
+        ("accuracy", _accuracy(row.verified.fidelity), manifest.accuracy),
+        ("graph_accuracy", _accuracy(only.fidelity) if only else None, manifest.graph_accuracy),
+        ("parity", _parity(row.verified.parity), manifest.parity),
+    )
+    gates = tuple(_gate(gate) for gate in row.checked.gates)
+    differing = [gate.name for gate in gates if gate not in manifest.gates]
+    differing += [gate.name for gate in manifest.gates if gate.name not in {one.name for one in gates}]
+    return (
+        *(name for name, said, known in pairs if said != known),
+        *(f"gate {name}" for name in dict.fromkeys(differing)),
     )
 
 

@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgeq._io import canonical_json, disk_errors, write_atomic
 from edgeq.artifacts import Row
+from edgeq.bundle.facts import contradictions
+from edgeq.bundle.reader import Bundle
 from edgeq.errors import IntegrityError, UnsupportedError, UsageError
 
 REPORT_NAME = "report.json"
@@ -53,6 +55,26 @@ def read_report(folder: Path) -> Row:
     except ValidationError as err:
         first = err.errors(include_url=False)[0]
         raise _broken(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from err
+
+
+def read_report_of(bundle: Bundle) -> Row:
+    """Return the row beside a bundle, whose verdict and figures are those of the manifest.
+
+    The report lies outside the digest, and anybody can edit it; what the manifest says too is held to the manifest.
+
+    Raises:
+        IntegrityError: it is another bundle's report, or says otherwise than the manifest.
+        EdgeqError: as `read_report`.
+    """
+    row = read_report(bundle.folder)
+    if row.digest != bundle.digest:
+        what = f"{bundle.folder}: its report is that of another bundle ({row.digest[:12]}, not {bundle.digest[:12]})"
+        raise IntegrityError(what, "package the model again")
+    wrong = contradictions(row, bundle.manifest)
+    if wrong:
+        what = f"{bundle.folder / REPORT_NAME} contradicts the manifest beside it: {', '.join(wrong[:5])}"
+        raise IntegrityError(what, "it was edited after edgeq wrote it: package the model again")
+    return row
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from edgeq.check.audit import audit_gates
 from edgeq.check.compat import runtime_gate
 from edgeq.check.device import NAME as DEVICE
 from edgeq.check.device import device_gates
+from edgeq.check.fidelity import FIDELITY, floor_gates
 from edgeq.check.graph import graph_gates
 from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.instructions import instruction_gates
@@ -29,7 +30,19 @@ from edgeq.target import Audit, TargetProfile
 from edgeq.units import counted
 
 EQUIVALENCE = "equivalence"
-GATE_NAMES = ("parity", EQUIVALENCE, "outputs", DEVICE, *Audit.model_fields, "runtime", INSTRUCTIONS, *LIMITS)
+PREPROCESSING = "preprocessing"
+GATE_NAMES = (
+    "parity",
+    EQUIVALENCE,
+    "outputs",
+    FIDELITY,
+    PREPROCESSING,
+    DEVICE,
+    *Audit.model_fields,
+    "runtime",
+    INSTRUCTIONS,
+    *LIMITS,
+)
 
 
 def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -66,7 +79,8 @@ class Candidate:
         has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
         tuning: what training came to, for schemes that train.
         search: what the search came to, for schemes that search.
-        remarks: what the quantization found that people must know.
+        remarks: what the quantization found, and the data, that people must know.
+        unapplied: which data the manifest's preprocessing was not applied to, in words; "" where it was to all.
     """
 
     target: TargetProfile
@@ -82,6 +96,7 @@ class Candidate:
     tuning: Tuning | None = None
     search: Search | None = None
     remarks: tuple[str, ...] = ()
+    unapplied: str = ""
 
 
 def check(item: Candidate) -> CheckReport:
@@ -104,6 +119,8 @@ def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
         *(equivalence_gates(lowered, scheme, verified.parity) if item.has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
+        *floor_gates(verified, item.options),
+        *preprocessing_gates(item.unapplied),
         *device_gates(scheme, verified),
         *training_gates(item.tuning),
         *search_gates(item.search),
@@ -161,6 +178,9 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         limit += f", or >= {deep:.1f} dB"
         measured += f", {parity.sqnr_db:.1f} dB"
         seen += f"; one int8 step at the input moves the graph itself to {parity.reaction_db:.1f} dB"
+    if parity.lost:
+        passed = False
+        seen += f"; lost in the artifact: {', '.join(parity.lost)}"
     return Gate(
         name="parity",
         outcome="ok" if passed else "failed",
@@ -210,6 +230,14 @@ def outputs_gate(verified: VerifyReport) -> Gate:
         detail="; ".join(verified.findings),
         exit_code=ExitCode.VERIFICATION,
     )
+
+
+def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
+    """Leave a preprocessing unverified that the manifest promises and no sample went through (exit code 7)."""
+    if not unapplied:
+        return ()
+    fix = f"give uint8 images, or leave --preprocess out, or give --allow-unmeasured {PREPROCESSING} if you applied it"
+    return (unverified(PREPROCESSING, "as the manifest tells apps", f"{unapplied}: {fix}"),)
 
 
 def _settled(gate: Gate, options: GateOptions) -> Gate:

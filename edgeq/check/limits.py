@@ -9,6 +9,7 @@ from typing import Literal
 
 from edgeq.artifacts import DeviceMeasures, DeviceRun, Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
 from edgeq.check.accuracy import why_worthless
+from edgeq.check.fidelity import needed_for_drop, unproven_drop, worst_part
 from edgeq.check.outcome import at_least, at_most, unverified
 from edgeq.scheme import LIMITS, LimitName
 from edgeq.units import counted, format_quantity
@@ -51,6 +52,17 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
     """
     kind = LIMITS[name]
     value, note = _value(name, limit, measured)
+    if name == "sqnr" and limit == 0:  # which takes the floor away, and so must not be one
+        shown = "not measured" if value is None else format_quantity(value, kind.dimension)
+        return Gate(
+            name=name,
+            outcome="ok",
+            limit="none",
+            measured=shown,
+            detail="0 takes the floor under the outputs away",
+            exit_code=kind.exit_code,
+            bound=limit,
+        )
     if value is None:
         sign = ">=" if kind.at_least else "<="
         gate = unverified(name, f"{sign} {format_quantity(limit, kind.dimension)}", note)
@@ -80,8 +92,8 @@ def _drop(measured: Measured, limit: float) -> tuple[float | None, str]:
     """Return the drop that counts; the converted graph's can only fail an artifact that was not run."""
     only = measured.verified.graph_only
     if only is None:
-        return _drop_of(measured.verified.fidelity, measured)
-    value, note = _drop_of(only.fidelity, measured)
+        return _drop_of(measured.verified.fidelity, measured, limit)
+    value, note = _drop_of(only.fidelity, measured, limit)
     if value is None:
         return None, f"{only.why}; {note}"
     if value <= limit:
@@ -89,7 +101,7 @@ def _drop(measured: Measured, limit: float) -> tuple[float | None, str]:
     return value, f"of the converted graph, {note}"
 
 
-def _drop_of(fidelity: Fidelity | None, measured: Measured) -> tuple[float | None, str]:
+def _drop_of(fidelity: Fidelity | None, measured: Measured, limit: float) -> tuple[float | None, str]:
     """Return the drop on all evaluation data, or on a device's kernels where those score otherwise and worse."""
     if fidelity is None or fidelity.drop_pp is None:
         return None, "no score against fp32: give labelled --eval-data, or a --metric"
@@ -103,10 +115,19 @@ def _drop_of(fidelity: Fidelity | None, measured: Measured) -> tuple[float | Non
         if run.rescored and run.drop_pp
     ]
     by_point = measured.limit_on == "point"
+    unproven = "" if by_point else unproven_drop(fidelity, limit)
+    if unproven:
+        return None, unproven
     drop, where = max([(fidelity.drop_pp, ""), *other], key=lambda item: _judged(item[0], by_point))
     if by_point:
         return drop.estimate, f"the estimate; the 95% interval is {drop.low:.2f} to {drop.high:.2f} pp{where}"
-    return drop.high, f"upper end of the 95% interval; the estimate is {drop.estimate:.2f} pp{where}"
+    count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    repeats = f" over {counted(count, 'distinct sample')} of {fidelity.samples}" if count < fidelity.samples else ""
+    needed = f"; {needed_for_drop(fidelity, limit)}" if drop.estimate <= limit < drop.high else ""
+    return (
+        drop.high,
+        f"upper end of the 95% interval{repeats}; the estimate is {drop.estimate:.2f} pp{where}{needed}",
+    )
 
 
 def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
@@ -117,8 +138,7 @@ def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.inputs != "evaluation":
         return None, "random inputs are no evidence: give --eval-data, with labels or without"
-    agreement = None if fidelity.top1_agreement is None else 100 * fidelity.top1_agreement
-    value = fidelity.sqnr_db if name == "sqnr" else agreement
+    part, value = _worst(name, fidelity)
     why = "there is no fp32 output that ranks classes" if name == "agreement" else "there is no fp32 to compare with"
     if value is None:
         return None, why
@@ -128,7 +148,19 @@ def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         for run in runs
         if (found := _of_run(name, run, value)) is not None
     ]
-    return min([(value, f"over {counted(fidelity.samples, 'sample')}"), *other], key=lambda one: _worst_first(one[0]))
+    over = f"{part} over {counted(fidelity.samples, 'sample')}"
+    return min([(value, over), *other], key=lambda one: _worst_first(one[0]))
+
+
+def _worst(name: LimitName, fidelity: Fidelity) -> tuple[str, float | None]:
+    """Return the output, or the channels of it, that do worst, and its SQNR in dB or top-1 agreement in percent."""
+    if name == "sqnr":
+        return worst_part(fidelity) if fidelity.sqnr_db is not None else ("", None)
+    shares = [(100 * one.agreeing / one.ranked, f"output {one.output}") for one in fidelity.agreements if one.ranked]
+    if shares:
+        least, part = min(shares)
+        return part, least
+    return "output 0", None if fidelity.top1_agreement is None else 100 * fidelity.top1_agreement
 
 
 def _of_run(name: LimitName, run: DeviceRun, host: float) -> float | None:

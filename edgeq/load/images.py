@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,26 @@ from edgeq.preprocess import Preprocess, apply
 from edgeq.samples import Dataset, Sample
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# images that are not read; a folder where they are many is not the one that was meant
+_OTHER_IMAGES = frozenset(
+    (
+        ".tif",
+        ".tiff",
+        ".jfif",
+        ".jpe",
+        ".jp2",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".tga",
+        ".dng",
+    )
+)
+_MOST_OTHER = 0.05
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # Pillow's other decoders are not for data from outside
 
 
@@ -60,6 +81,7 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
     folders = sorted({file.folder for file in files if file.folder is not None})
     index = _index(folder, folders, labels)
     gray = preprocess is not None and preprocess.color == "gray"
+    other = _other_images(folder, files, skip_bad=skip_bad)
     chosen, skipped = _chosen(files, folder, wanted, gray=gray, skip_bad=skip_bad)
 
     def read(i: int) -> Sample:
@@ -73,7 +95,25 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
     data = Dataset(
         origin=str(folder), count=len(chosen), read=read, class_names=names if folders else (), labelled=bool(folders)
     )
-    return data, skipped
+    return data, (*skipped, *other)
+
+
+def _other_images(folder: Path, files: Sequence[ImageFile], *, skip_bad: bool) -> tuple[str, ...]:
+    """Return the names of images whose kind is not read.
+
+    Raises:
+        UsageError: they are more than a few, and were not said to be skipped.
+    """
+    below = (path for child in _visible(folder) if child.is_dir() for path in _walk(child, _OTHER_IMAGES))
+    found = (*(path for path in _visible(folder) if path.suffix.lower() in _OTHER_IMAGES), *below)
+    names = tuple(sorted(_image(folder, path, None).name for path in found))
+    total = len(names) + len(files)
+    if len(names) > _MOST_OTHER * total and not skip_bad:
+        kinds = Counter(Path(name).suffix.lower() for name in names)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        what = f"{folder}: {len(names)} of {total} images are of kinds that are not read: {told}"
+        raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or leave them out: --skip-bad-images")
+    return names
 
 
 def _chosen(
@@ -150,17 +190,17 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> Iterator[Path]:
     for path in _visible(folder):
         if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif _is_image(path):
+            yield from _walk(path, suffixes)
+        elif _is_image(path, suffixes):
             yield path
 
 
-def _is_image(path: Path) -> bool:
+def _is_image(path: Path, suffixes: Collection[str] = EXTENSIONS) -> bool:
     # a dangling link counts: it is an image that got lost, and reading it will say so
-    return path.suffix.lower() in EXTENSIONS and (path.is_file() or (path.is_symlink() and not path.exists()))
+    return path.suffix.lower() in suffixes and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:

@@ -75,6 +75,11 @@ def _from_pairs(path: Path, pairs: list[tuple[str, Any]]) -> tuple[str, ...]:
     return tuple(by_index.get(i, "") for i in range(max(by_index) + 1))
 
 
+def repeated_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that stand for more than one output, each with how many: an app cannot tell these apart."""
+    return tuple(f"{name!r} ({times} outputs)" for name, times in Counter(names).items() if name and times > 1)
+
+
 def index_classes(folders: Sequence[str], names: tuple[str, ...] | None, origin: str) -> dict[str, int]:
     """Return the output index of each class folder.
 

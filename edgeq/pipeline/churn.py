@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from edgeq.samples import Dataset, batches
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgeq.artifacts import ClassDrop
     from edgeq.manifest import Manifest
     from edgeq.verify.host import HostRuntime
 
@@ -24,15 +27,23 @@ class Churn:
 
     Attributes:
         samples: how many predictions were compared; a sample that is a whole batch has one for each row.
+        distinct: how many of them are of distinct samples.
         flips: share of them that changed.
+        most_flips: the upper end of its 95% interval, by Wilson's method.
         class_drop_pp: by how much the accuracy of the class that lost most fell; None without labels.
         worst_class: that class, in words.
+        most_class_drop_pp: the largest upper end of all classes' 95% intervals, which hold together.
+        least_known_class: the class that it belongs to, in words.
     """
 
     samples: int
+    distinct: int
     flips: float
+    most_flips: float
     class_drop_pp: float | None
     worst_class: str
+    most_class_drop_pp: float | None = None
+    least_known_class: str = ""
 
 
 def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, progress: Progress) -> Churn:
@@ -53,13 +64,40 @@ def churn(new: Bundle, old: Bundle, data: DataOptions, runtime: HostRuntime, pro
     """
     import numpy as np
 
+    from edgeq.intervals import effective_count, share
+    from edgeq.verify.metrics import class_drops
+
     samples = open_evaluation(new.manifest, data, progress).samples
-    before = _predictions(old, samples, runtime, progress, "shipped model")
-    after = _predictions(new, samples, runtime, progress, "new model")
-    drop, worst = None, ""
-    if samples.labelled:
-        drop, worst = _class_drop(_labels(new.manifest, samples), before, after, new.manifest.labels)
-    return Churn(samples=len(before), flips=float(np.mean(before != after)), class_drop_pp=drop, worst_class=worst)
+    before, keys = _predictions(old, samples, runtime, progress, "shipped model")
+    after, _ = _predictions(new, samples, runtime, progress, "new model")
+    flips, distinct = float(np.mean(before != after)), len(set(keys))
+    worth = effective_count(keys)
+    found = Churn(
+        samples=len(before),
+        distinct=distinct,
+        flips=flips,
+        most_flips=share(flips * worth, worth)[1],
+        class_drop_pp=None,
+        worst_class="",
+    )
+    if not samples.labelled:
+        return found
+    labels = _labels(new.manifest, samples)
+    drops = class_drops(labels.tolist(), before.tolist(), after.tolist(), keys)
+    worst = max(drops, key=lambda one: one.drop_pp.estimate)
+    unsure = max(drops, key=lambda one: one.drop_pp.high)
+    return dataclasses.replace(
+        found,
+        class_drop_pp=worst.drop_pp.estimate,
+        worst_class=_class_words(worst, new.manifest.labels),
+        most_class_drop_pp=unsure.drop_pp.high,
+        least_known_class=_class_words(unsure, new.manifest.labels),
+    )
+
+
+def _class_words(one: ClassDrop, names: tuple[str, ...]) -> str:
+    name = names[one.label] if 0 <= one.label < len(names) and names[one.label] else f"class {one.label}"
+    return f"{name}: {one.fp32_right} right of {one.samples} before, {one.right} now"
 
 
 def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
@@ -79,15 +117,20 @@ def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
     )
 
 
-def _predictions(bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str) -> NDArray[Any]:
-    """Return the predicted class of each row, int64 [rows]; a sample that is a whole batch has several."""
+def _predictions(
+    bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str
+) -> tuple[NDArray[Any], list[Hashable]]:
+    """Return the predicted class of each row, int64 [rows], and what tells the rows apart.
+
+    A sample that is a whole batch has several rows.
+    """
     import numpy as np
 
-    from edgeq.verify.rows import cut, real_rows
+    from edgeq.verify.rows import cut, real_rows, row_keys
 
     target = bundle.manifest.target
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
-    found = []
+    found, keys = [], []
     with progress.task(f"run the {what}", samples.count) as task:
         for batch in batches(samples, input_specs(bundle.manifest)):
             scores = cut(batch, runtime.run(batch.inputs))[0]
@@ -97,20 +140,6 @@ def _predictions(bundle: Bundle, samples: Dataset, runtime: HostRuntime, progres
             if not np.isfinite(scores).all():
                 raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")
             found.append(scores.argmax(axis=1))
+            keys += row_keys(batch)
             task.advance(batch.rows)
-    return np.concatenate(found)
-
-
-def _class_drop(
-    labels: NDArray[Any], before: NDArray[Any], after: NDArray[Any], names: tuple[str, ...]
-) -> tuple[float, str]:
-    """Return the largest drop of a class's accuracy in percentage points, and that class with its counts."""
-    worst, text = float("-inf"), ""
-    for label in sorted(set(labels.tolist())):
-        of_class = labels == label
-        old, new = int((before[of_class] == label).sum()), int((after[of_class] == label).sum())
-        drop_pp = 100 * (old - new) / int(of_class.sum())
-        if drop_pp > worst:
-            name = names[label] if 0 <= label < len(names) else f"class {label}"
-            worst, text = drop_pp, f"{name}: {old} right of {int(of_class.sum())} before, {new} now"
-    return worst, text
+    return np.concatenate(found), keys

@@ -125,7 +125,7 @@ def spread_of(logs: Sequence[float]) -> float:
     Args:
         logs: ln(measured / predicted) of each model that was measured.
     """
-    from edgeq.verify.metrics import student_t975
+    from edgeq.intervals import student_t975
 
     count = len(logs)
     if count < 2:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeq._io import disk_errors, write_atomic
 from edgeq.artifacts import BuildReport, DataFacts, Gate, Row
-from edgeq.errors import IntegrityError, UsageError
+from edgeq.errors import UsageError
 from edgeq.manifest import MANIFEST_NAME
 from edgeq.project import ModelResult, ProjectReport
 
@@ -65,7 +65,8 @@ def read_run(places: Sequence[Path]) -> ProjectReport:
 
     Raises:
         UsageError: there is no bundle, or no report beside it.
-        IntegrityError: a bundle's files are not those that it lists, or the report is another bundle's.
+        IntegrityError: a bundle's files are not those that it lists, or the report is another bundle's, or says
+            otherwise than the manifest.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
     """
@@ -100,11 +101,8 @@ def _is_hidden(path: Path) -> bool:
 def read_source(folder: Path) -> Source:
     """Return a bundle's manifest and what report.json says of it; raises what `read_run` does."""
     from edgeq.bundle.reader import read_bundle
-    from edgeq.bundle.report import read_report
+    from edgeq.bundle.report import read_report_of
     from edgeq.report.view import Source
 
-    bundle, row = read_bundle(folder), read_report(folder)
-    if row.digest != bundle.digest:
-        what = f"{folder}: its report is that of another bundle ({row.digest[:12]}, not {bundle.digest[:12]})"
-        raise IntegrityError(what, "package the model again")
-    return Source(row=row, manifest=bundle.manifest)
+    bundle = read_bundle(folder)
+    return Source(row=read_report_of(bundle), manifest=bundle.manifest)

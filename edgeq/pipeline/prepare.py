@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from edgeq.errors import UsageError
 from edgeq.job import Job, Progress
 from edgeq.manifest import check_slug
 from edgeq.pipeline.datasets import NO_SAMPLES, open_data
-from edgeq.samples import Dataset
+from edgeq.samples import Dataset, Sample
 from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class Prepared:
         searching: what mixed-int8 judges on; none where no scheme searches.
         train: the user's own training loop.
         logits: whether the outputs are scored as logits [N, classes].
+        unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
+            it; "" where it was to all.
+        remarks: what people must know of the data, and fails nothing.
     """
 
     model: LoadedModel
@@ -48,6 +51,8 @@ class Prepared:
     searching: Dataset = NO_SAMPLES
     train: Callable[[Any, Any, Any], Any] | None = None
     logits: bool = False
+    unapplied: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def with_demo_data(job: Job) -> Job:
@@ -86,6 +91,7 @@ def prepare(
     with progress.task("read the data"):
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
+    labels = _labels(job, evaluation, calibration)
     return Prepared(
         model=_with_statistics(model, calibration, progress),
         preprocess=preprocess,
@@ -93,13 +99,46 @@ def prepare(
         samples=evaluation or _random_samples(model, preprocess, job.seed),
         is_evaluation=evaluation is not None,
         metric=_metric(job),
-        labels=_labels(job, evaluation, calibration),
+        labels=labels,
         data=facts,
         training=opened.get("qat", NO_SAMPLES),
         searching=opened.get("search", NO_SAMPLES),
         train=train,
         logits=n_classes is not None,
+        unapplied=_unapplied(preprocess, model, calibration, evaluation),
+        remarks=_label_remarks(job, labels),
     )
+
+
+def _unapplied(
+    preprocess: Preprocess | None, model: LoadedModel, calibration: Dataset, evaluation: Dataset | None
+) -> str:
+    """Name the data that came as what the model takes, so that the preprocessing was not applied to it."""
+    takes = [preprocess is not None and preprocess.takes(spec.dtype) for spec in model.inputs]
+    roles = [
+        role
+        for role, data in (("calibration", calibration), ("evaluation", evaluation))
+        if data is not None and data.count and _as_it_came(data.read(0), takes)
+    ]
+    # what is evaluated counts; where nothing is, what the ranges were taken from
+    if not roles or (evaluation is not None and "evaluation" not in roles):
+        return ""
+    return f"the {' and '.join(roles)} data are arrays of the model's own inputs, to which --preprocess was not applied"
+
+
+def _as_it_came(sample: Sample, takes: Sequence[bool]) -> bool:
+    images = [pair for pair, image in zip(zip(sample.raw, sample.inputs, strict=True), takes, strict=True) if image]
+    return bool(images) and all(raw is ready and ready.dtype.kind == "f" for raw, ready in images)
+
+
+def _label_remarks(job: Job, labels: tuple[str, ...]) -> tuple[str, ...]:
+    from edgeq.load.labels import few, read_labels, repeated_names
+
+    named = read_labels(job.data.labels) if job.data.labels is not None else labels
+    twice = repeated_names(named)
+    if not twice:
+        return ()
+    return (f"{len(twice)} label{'s' if len(twice) > 1 else ''} stand for more than one output: {few(twice)}",)
 
 
 def _loaded(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Gate, GoldenSet, TensorSpec, VerifyReport
 from edgeq.bundle.facts import measure
+from edgeq.check.fidelity import FIDELITY
 from edgeq.check.instructions import NAME as INSTRUCTIONS
 from edgeq.check.outcome import unverified
 from edgeq.check.store import store_limits
@@ -112,7 +113,7 @@ def _packaged_code(gate: GateVerdict) -> ExitCode:
         **{name: kind.exit_code for name, kind in LIMITS.items()},
         **dict.fromkeys(store_limits(), ExitCode.SIZE),
         "runtime": ExitCode.UNSUPPORTED,
-        **dict.fromkeys(("search", "training"), ExitCode.ACCURACY),
+        **dict.fromkeys(("search", "training", FIDELITY), ExitCode.ACCURACY),
         INSTRUCTIONS: ExitCode.LATENCY,
     }
     # what could not be measured, and all gates that hold the artifact to its own claims, are the verification's
@@ -151,9 +152,10 @@ def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) ->
 
 def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenComparison]:
     """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
+    from edgeq.verify.channels import lattice_step, lost_channels
     from edgeq.verify.metrics import Comparison
 
-    sums = Comparison()
+    sums = Comparison(by_channel=True)
     same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
     if same_shapes:
         sums.add(expected.outputs, measured.outputs)
@@ -164,10 +166,11 @@ def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenC
         max_abs=sums.max_abs if sums.elements else math.nan,
         top1_agreement=sums.top1_agreement,
     )
-    return _golden_gate(compared, sums.finite, same_shapes), compared
+    lost = lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])
+    return _golden_gate(compared, sums.finite, same_shapes, lost), compared
 
 
-def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) -> Gate:
+def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool, lost: Sequence[str]) -> Gate:
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
@@ -177,7 +180,8 @@ def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool) ->
     elif not finite:
         facts.insert(0, "NaN or Inf in the outputs")
     measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
-    passed = compared.sqnr_db >= compared.sqnr_floor_db
+    passed = compared.sqnr_db >= compared.sqnr_floor_db and not lost
+    facts += [f"lost: {', '.join(lost)}"] if lost else []
     return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))
 
 

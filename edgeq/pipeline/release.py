@@ -90,7 +90,8 @@ def _written(
             weights=prepared.model.weights,
             host_arch=host_arch(),
             has_graph=prepared.model.kind not in ("pte", "ptl"),
-            remarks=product.remarks,
+            remarks=(*product.remarks, *prepared.remarks),
+            unapplied=prepared.unapplied,
         )
         checked = check(item)
         digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)

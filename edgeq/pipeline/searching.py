@@ -117,15 +117,19 @@ def scores(samples: Dataset, prepared: Prepared, fp32: Forward, measured: Forwar
     Raises:
         UsageError: the metric fails.
     """
+    from edgeq.artifacts import Fidelity
+    from edgeq.check.fidelity import worst_part
     from edgeq.verify.metrics import Comparison, paired_drop_pp
     from edgeq.verify.rows import cut, real_rows
     from edgeq.verify.scoring import batch_scores, chosen_metric
 
-    sums, labelled = Comparison(), samples.labelled
+    sums, labelled = Comparison(by_channel=True), samples.labelled
+    digests: set[str] = set()
     before: list[float] = []
     after: list[float] = []
     for batch in batches(samples, prepared.model.inputs):
         expected, came = fp32(batch), measured(batch)
+        digests.update(sample.digest for sample in batch.samples)
         sums.add(cut(batch, expected), cut(batch, came), rows=real_rows(batch))
         metric = chosen_metric(prepared.metric, expected, labelled=labelled)
         if metric is not None:
@@ -136,4 +140,15 @@ def scores(samples: Dataset, prepared: Prepared, fp32: Forward, measured: Forwar
         drop: float | None = paired_drop_pp(before, after).estimate
     else:
         drop = None if agreement is None else 100 * (1 - agreement)
-    return Scores(sqnr_db=sums.sqnr_db, agreement=agreement, drop_pp=drop)
+    # the gate's own number, or the search would find what the gate refuses
+    fidelity = Fidelity(
+        samples=samples.count,
+        inputs="evaluation",
+        sqnr_db=sums.sqnr_db,
+        cosine=None,
+        max_abs=None,
+        top1_agreement=agreement,
+        distinct=len(digests),
+        groups=sums.groups(classes=labelled and prepared.metric is None),
+    )
+    return Scores(sqnr_db=worst_part(fidelity)[1], agreement=agreement, drop_pp=drop)

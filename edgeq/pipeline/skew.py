@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import TYPE_CHECKING
 
 from edgeq.artifacts import Gate, LoweredModel
@@ -10,6 +10,7 @@ from edgeq.check.compat import runtime_gate as field_gate
 from edgeq.check.outcome import at_most, unverified
 from edgeq.check.store import find_store_limit, store_gate
 from edgeq.errors import ExitCode, UsageError
+from edgeq.intervals import samples_for_drop, samples_for_share
 from edgeq.job import DataOptions, GateOptions, Progress
 from edgeq.manifest import Manifest, contract_change
 from edgeq.ort_format import required_operators
@@ -20,6 +21,7 @@ from edgeq.units import format_quantity
 if TYPE_CHECKING:
     from edgeq.bundle.reader import Bundle
     from edgeq.deliver.ota.entries import Prepared
+    from edgeq.pipeline.churn import Churn
     from edgeq.verify.host import HostRuntime
 
 
@@ -164,25 +166,59 @@ def churn_gates(
     if contract_gate(new.manifest, old.manifest).outcome == "failed":
         why = "the shipped model has other inputs or outputs"
         return tuple(_unmeasured(name, limit, why) for name, limit in asked)
+    if new.manifest.file("artifact").sha256 == old.manifest.file("artifact").sha256:
+        return tuple(
+            _ok(name, limit, "the shipped model", "the artifact is the shipped one's") for name, limit in asked
+        )
     from edgeq.pipeline.churn import churn
 
     try:
         found = churn(new, old, data, runtime, progress)
     except UsageError as err:
         raise UsageError(f"churn cannot be measured: {err.what}", err.fix) from err
-    values: dict[str, tuple[float | None, str]] = {
-        "flips": (100 * found.flips, f"{round(found.flips * found.samples)} of {found.samples} samples"),
-        "class_drop": (found.class_drop_pp, found.worst_class),
-    }
-    return tuple(_churn_gate(name, limit, *values[name]) for name, limit in asked)
+    by_point = options.limit_on == "point"
+    return tuple(
+        _flips_gate(limit, found, by_point) if name == "flips" else _class_drop_gate(limit, found, by_point)
+        for name, limit in asked
+    )
 
 
-def _churn_gate(name: LimitName, limit: float, value: float | None, note: str) -> Gate:
-    if value is None:
-        return _unmeasured(name, limit, "the evaluation set has no labels")
+def _flips_gate(limit: float, found: Churn, by_point: bool) -> Gate:
+    """Hold the share of predictions that changed, in percent, to a limit, by the upper end of its interval."""
+    estimate, most = 100 * found.flips, 100 * found.most_flips
+    said = f"{round(found.flips * found.samples)} of {found.samples} samples"
+    if found.distinct < found.samples:
+        said += f", {found.distinct} distinct"
+    needed = samples_for_share(limit / 100, found.flips)
+    return _proven("flips", limit, estimate, estimate if by_point else most, said, needed)
+
+
+def _class_drop_gate(limit: float, found: Churn, by_point: bool) -> Gate:
+    """Hold what the class that lost most lost, in percentage points, to a limit; by the upper end likewise."""
+    if found.class_drop_pp is None or found.most_class_drop_pp is None:
+        return _unmeasured("class_drop", limit, "the evaluation set has no labels")
+    estimate = max(found.class_drop_pp, 0.0)
+    needed = samples_for_drop(limit / 100, 0.0, 0.0)
+    is_over = by_point or estimate > limit or found.most_class_drop_pp <= limit
+    said = found.worst_class if is_over else found.least_known_class
+    most = estimate if by_point else found.most_class_drop_pp
+    return _proven("class_drop", limit, estimate, most, said, needed, of=" of each class")
+
+
+def _proven(
+    name: LimitName, limit: float, estimate: float, most: float, said: str, needed: int | None, of: str = ""
+) -> Gate:
+    """Fail what is over the limit on the samples at hand, and leave unverified what they cannot prove to be within it.
+
+    A limit of 0 asks that none of these very samples changed, which needs no proof for others.
+    """
     kind = LIMITS[name]
-    value = max(value, 0.0) if not math.isnan(value) else value
-    return at_most(name=name, limit=limit, measured=value, dimension=kind.dimension, code=kind.exit_code, note=note)
+    if limit > 0 and estimate <= limit < most:
+        bound = f"at most {format_quantity(most, kind.dimension)} by the 95% interval"
+        wanted = f"; needs about {needed:,} distinct samples{of}" if needed else ""
+        gate = _unmeasured(name, limit, f"{said}; {bound}{wanted}")
+        return dataclasses.replace(gate, measured=format_quantity(estimate, kind.dimension))
+    return at_most(name=name, limit=limit, measured=estimate, dimension=kind.dimension, code=kind.exit_code, note=said)
 
 
 def _unmeasured(name: LimitName, limit: float, why: str) -> Gate:

@@ -53,7 +53,24 @@ def accuracy(row: Row) -> str:
     only = row.verified.graph_only
     if only is not None:
         return f"{MISSING}\nits graph: {_told(only.fidelity)}"
-    return _told(row.verified.fidelity)
+    return "\n".join((_told(row.verified.fidelity), *_worst_parts(row)))
+
+
+def _worst_parts(row: Row) -> list[str]:
+    """Return the channel that came out worst, where it is not the whole output, and the class that lost most."""
+    said = [gate.measured for gate in row.checked.gates if gate.name == "fidelity" and "channel" in gate.measured]
+    fidelity = row.verified.fidelity
+    if fidelity is None:
+        return said
+    if fidelity.distinct is not None and fidelity.distinct < fidelity.samples:
+        said.append(f"{counted(fidelity.distinct, 'distinct sample')} of {fidelity.samples}")
+    if fidelity.classes and fidelity.by_labels:
+        worst = fidelity.classes[0]
+        drop = f"drop {worst.drop_pp.estimate:.2f} pp ({worst.drop_pp.low:.2f} to {worst.drop_pp.high:.2f})"
+        said.append(
+            f"worst class {worst.label}: {worst.right} right of {worst.samples}, fp32 {worst.fp32_right}, {drop}"
+        )
+    return said
 
 
 def _told(fidelity: Fidelity | None) -> str:

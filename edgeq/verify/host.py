@@ -96,6 +96,8 @@ class ArtifactFacts:
 class HostRuntime:
     """A child process with the runtimes loaded. Start it early: importing takes seconds, in parallel.
 
+    `overwritten` holds the indices of the inputs that the loaded artifact wrote to so far: an app's own buffers.
+
     Its scratch folder lies in `folder`, by default among the system's temporary files. Artifacts that could run code
     are refused unless they are `trusted`: those of this very run, or whatever the user says.
     """
@@ -109,6 +111,7 @@ class HostRuntime:
         self._pipe = Pipe(self._child)
         self._ready = False
         self._trusted = trusted
+        self.overwritten: frozenset[int] = frozenset()
 
     def __enter__(self) -> HostRuntime:
         return self
@@ -141,6 +144,7 @@ class HostRuntime:
             "trusted": self._trusted,
         }
         reply, _ = self._ask(request, (), f"loading {path.name}")
+        self.overwritten = frozenset()
         return Loaded(
             load_ms=float(reply["load_ms"]),
             threads=int(reply["threads"]),
@@ -165,9 +169,11 @@ class HostRuntime:
             bytecode_version=reply["bytecode_version"],
         )
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-        """Run the loaded artifact once and return its outputs."""
-        return self._ask({"op": "run"}, inputs, "running the artifact")[1]
+    def run(self, inputs: Sequence[NDArray[Any]], *, twice: bool = False) -> tuple[NDArray[Any], ...]:
+        """Run the loaded artifact once and return its outputs, or `twice` on the same tensors, and the second ones."""
+        reply, outputs = self._ask({"op": "run", "twice": twice}, inputs, "running the artifact")
+        self.overwritten = frozenset(reply["overwritten"])
+        return outputs
 
     def latencies_ms(self, inputs: Sequence[NDArray[Any]], *, warmup: int, runs: int) -> tuple[float, ...]:
         """Return the time of each run after the warm-up."""

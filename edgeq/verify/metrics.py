@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import Interval
+from edgeq.artifacts import ClassDrop, GroupFidelity, Interval
 from edgeq.errors import UsageError
-
-_Z95 = 1.959964  # the normal distribution's 97.5% point
+from edgeq.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
+from edgeq.verify.channels import OutputChannels
 
 Outputs = tuple[NDArray[Any], ...]
 
@@ -41,7 +41,12 @@ class Comparison:
     """Running sums of a reference against what was measured.
 
     SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, lest a large one hide it.
+
+    Attributes:
+        by_channel: whether `groups` is asked for afterwards.
     """
+
+    by_channel: bool = False
 
     measured_energy: float = 0.0
     product: float = 0.0
@@ -55,6 +60,7 @@ class Comparison:
     ranked: int = 0
     finite: bool = True
     outputs: list[_Sums] = field(default_factory=list)
+    channels: list[OutputChannels] = field(default_factory=list)
 
     def add(
         self, reference: Outputs, measured: Outputs, steps: Sequence[float | None] = (), *, rows: int | None = None
@@ -70,6 +76,13 @@ class Comparison:
         for index, (expected, came) in enumerate(zip(reference, measured, strict=True)):
             if index == len(self.outputs):
                 self.outputs.append(_Sums())
+                self.channels.append(OutputChannels())
+            if self.by_channel and expected.dtype.kind == "f" and expected.size:
+                # an output without the batch axis is one row
+                has_rows = expected.ndim > 1 and rows in (None, len(expected))
+                sides = (expected, came) if has_rows else (expected[None], came[None])
+                if all(np.isfinite(side).all() for side in sides):
+                    self.channels[index].add(*sides)
             self._add(self.outputs[index], expected, came, steps[index] if index < len(steps) else None)
         if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
             finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
@@ -108,6 +121,16 @@ class Comparison:
         if not self.finite or not self.outputs:
             return math.nan
         return float(np.min([sums.sqnr_db for sums in self.outputs]))
+
+    def groups(self, *, classes: bool) -> tuple[GroupFidelity, ...]:
+        """Return the sums by output and channels of unlike range.
+
+        Args:
+            classes: whether the first output is judged as scores of classes, which have one unit.
+        """
+        return tuple(
+            group for i, sums in enumerate(self.channels) for group in sums.groups(i, alike=classes and i == 0)
+        )
 
     @property
     def cosine(self) -> float:
@@ -158,12 +181,18 @@ def class_index(label: Any, classes: int) -> int:
     return int(index.item())
 
 
-def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval:
+def paired_drop_pp(
+    fp32: Sequence[float], measured: Sequence[float], keys: Sequence[Hashable] | None = None
+) -> Interval:
     """Return fp32 minus measured in percentage points with its paired 95% interval.
 
-    For scores of 0 and 1 the interval is Agresti and Min's for matched pairs (Statistics in Medicine 24, 2005):
-    half an observation is added to each discordant cell, so that no disagreement in a few samples is no proof.
-    Other scores use Student's t on the differences.
+    For scores of 0 and 1 the interval is `matched_pairs`', for others `mean_difference_half_width`'s; both count
+    repeated samples once, and neither is ever of length zero.
+
+    Args:
+        fp32: a score for each sample.
+        measured: the same samples' scores.
+        keys: what tells the samples apart; equal ones are repeats. None where all are distinct.
 
     Raises:
         ValueError: no samples, not as many of both, or a score that is not finite.
@@ -173,40 +202,54 @@ def paired_drop_pp(fp32: Sequence[float], measured: Sequence[float]) -> Interval
         raise ValueError("expected as many scores of both, one at least, and all finite")
     difference = before - after
     estimate = float(difference.mean())
+    count = float(difference.size) if keys is None else effective_count(keys)
     if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
-        low, high = _agresti_min(int((difference > 0).sum()), int((difference < 0).sum()), difference.size)
+        lost, won = float((difference > 0).mean()), float((difference < 0).mean())
+        low, high = matched_pairs(lost * count, won * count, count)
     else:
-        half = _student_half_width(difference)
+        scores = np.concatenate((before, after))
+        half = mean_difference_half_width(difference.tolist(), count, float(np.ptp(scores)) or 1.0)
         low, high = estimate - half, estimate + half
     return Interval(estimate=100 * estimate, low=100 * low, high=100 * high)
 
 
-def _agresti_min(worse: int, better: int, count: int) -> tuple[float, float]:
-    lost, won, total = worse + 0.5, better + 0.5, count + 2
-    centre = (lost - won) / total
-    half = _Z95 * math.sqrt((lost + won) - (lost - won) ** 2 / total) / total
-    return max(-1.0, centre - half), min(1.0, centre + half)
+def class_drops(
+    labels: Sequence[int], before: Sequence[int], after: Sequence[int], keys: Sequence[Hashable]
+) -> tuple[ClassDrop, ...]:
+    """Return the drop of each class's share of right answers, those that are proven to lose most first.
 
+    Repeats of a sample count once, and each interval is so wide that all of them hold together.
 
-def _student_half_width(difference: NDArray[np.float64]) -> float:
-    """Return t(97.5%, n - 1) · s / √n; infinite for a single sample."""
-    count = difference.size
-    if count < 2:
-        return math.inf
-    return student_t975(count - 1) * float(difference.std(ddof=1)) / math.sqrt(count)
-
-
-def student_t975(freedom: int) -> float:
-    """Return Student's 97.5% point by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
-    if freedom < 5:  # where the expansion is off by more than a percent
-        return (12.706, 4.303, 3.182, 2.776)[freedom - 1]
-    z = _Z95
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / float(freedom ** (power + 1)) for power, term in enumerate(terms))
+    Args:
+        labels: the class of each row.
+        before: the class that the reference names for it.
+        after: the class that was measured.
+        keys: what tells rows apart; equal ones are repeats.
+    """
+    of_class: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        of_class.setdefault(label, []).append(i)
+    z = two_sided_z(len(of_class))
+    drops = []
+    for label, rows in of_class.items():
+        left, right = ([side[i] == label for i in rows] for side in (before, after))
+        lost = sum(was and not now for was, now in zip(left, right, strict=True)) / len(rows)
+        won = sum(now and not was for was, now in zip(left, right, strict=True)) / len(rows)
+        own = [keys[i] for i in rows]
+        count = effective_count(own)
+        low, high = matched_pairs(lost * count, won * count, count, z)
+        drops.append(
+            ClassDrop(
+                label=label,
+                samples=len(rows),
+                distinct=len(set(own)),
+                fp32_right=sum(left),
+                right=sum(right),
+                drop_pp=Interval(estimate=100 * (lost - won), low=100 * low, high=100 * high),
+            )
+        )
+    # what is proven first; of what is not, the most
+    return tuple(sorted(drops, key=lambda one: (-max(one.drop_pp.low, 0.0), -one.drop_pp.estimate, one.label)))
 
 
 def speedup(reference: Sequence[float], measured: Sequence[float]) -> Interval:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeq.artifacts import Parity
 from edgeq.samples import Batch
+from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import Comparison, Outputs
 from edgeq.verify.rows import cut
 
@@ -22,7 +23,8 @@ Forward = Callable[[Batch], Outputs]
 class ParityTally:
     """What is gathered while the samples run."""
 
-    sums: Comparison = field(default_factory=Comparison)
+    sums: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
+    steps: tuple[float | None, ...] = ()
     batches: list[tuple[Batch, Outputs]] = field(default_factory=list)
 
     @property
@@ -33,6 +35,7 @@ class ParityTally:
     def add(self, batch: Batch, expected: Outputs, measured: Outputs, steps: tuple[float | None, ...]) -> None:
         """Add one batch's outputs, without padding."""
         self.sums.add(expected, measured, steps)
+        self.steps = steps
         self.batches.append((batch, expected))
 
     def result(self, graph: Forward) -> Parity:
@@ -47,6 +50,7 @@ class ParityTally:
             differing=sums.differing / sums.elements if sums.elements else 0.0,
             mean_abs=sums.error_sum / sums.elements if sums.elements else None,
             mean_magnitude=sums.magnitude_sum / sums.elements if sums.elements else None,
+            lost=lost_channels(sums.groups(classes=False), self.steps),
             reaction_db=None if within_a_step or not sums.differing else self._reaction_db(graph),
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,14 @@ def scored(batch: Batch, outputs: Outputs, *, by_row: bool) -> Iterator[tuple[Ou
         raise UsageError(what, "give a label for each row, or one row as a sample")
     for row in range(size):
         yield _row(outputs, row, size), sample.label[row]
+
+
+def row_keys(batch: Batch) -> list[Hashable]:
+    """Return what tells each real row of a batch from the others: the sample's digest, or the row's own."""
+    if not is_whole(batch) or size_of(batch) == 1:
+        return [sample.digest for sample in batch.samples]
+    size, fed = size_of(batch), [array for array in batch.inputs if array.ndim and len(array) == size_of(batch)]
+    return [hashlib.sha256(b"".join(array[row].tobytes() for array in fed)).hexdigest() for row in range(size)]
 
 
 def _row(outputs: Outputs, row: int, size: int) -> Outputs:

@@ -13,12 +13,12 @@ from edgeq.artifacts import (
 )
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.machine import host_arch
-from edgeq.samples import Batch, batches
-from edgeq.verify.any_batch import batch_findings
-from edgeq.verify.golden import golden_set
+from edgeq.samples import Batch, Sample, batch_size, batches
+from edgeq.verify.any_batch import batch_findings, in_mixed_order, mixed_batch_findings
+from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.metrics import percentile_ms
+from edgeq.verify.metrics import Comparison, percentile_ms
 from edgeq.verify.parity import Forward
 from edgeq.verify.rows import another_input, cut
 from edgeq.verify.spec import VerifySpec
@@ -55,20 +55,23 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
     first: Batch | None = None
+    size = batch_size(spec.samples, spec.inputs)
+    samples = in_mixed_order(spec.samples) if size > 1 else spec.samples
     with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
-        for batch in batches(spec.samples, spec.inputs):
+        for batch in batches(samples, spec.inputs):
             first = first or batch
             compare(spec, tally, batch, runtime.run(batch.inputs))
             task.advance(batch.rows)
     if first is None:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    _look_at_inputs(spec, tally, first, runtime)
     if len(tally.digests) == 1:
         _probe(tally, first, runtime)
     if loaded.stand_in:
         return Ran(tally=tally, loaded=loaded)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, runtime, first, loaded)
-    _look_at_any_batch(spec, tally, first, runtime)
+    _look_at_batches(spec, tally, first, runtime, size)
     return Ran(tally=tally, loaded=loaded, timing=timing, kernels=kernels, peak_memory_bytes=peak)
 
 
@@ -93,11 +96,40 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
 
-def _look_at_any_batch(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime) -> None:
-    """Note whether an artifact for any batch size answers to several as to each; last, lest it raise the memory."""
+def _look_at_inputs(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime) -> None:
+    """Note an artifact that writes to its caller's tensors, or that answers the same input otherwise the next time.
+
+    An app fills one buffer and calls again and again; the samples so far came in buffers of their own.
+    """
+    once = runtime.run(first.inputs)
+    again = runtime.run(first.inputs, twice=True)
+    for index in sorted(runtime.overwritten):
+        name = spec.inputs[index].name if index < len(spec.inputs) else str(index)
+        tally.findings[f"it overwrites its caller's input {name!r}: copy the tensor in forward, x = x.clone()"] = None
+    sums = Comparison()
+    sums.add(once, again)
+    least = sqnr_floor_db(once, spec.output_steps, spec.scheme)
+    if sums.finite and not runtime.overwritten and not sums.sqnr_db >= least:
+        what = "a second call on the same input answers otherwise than the first"
+        tally.findings[f"{what}: {sums.sqnr_db:.1f} dB, at least {least:.1f} dB"] = None
+
+
+def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime, size: int) -> None:
+    """Note an artifact whose answer to a sample depends on the others; last, lest it raise the memory."""
+    seen = [batch for batch, _ in tally.for_parity] or [first]
+    found: tuple[str, ...] = ()
     if spec.lowered.dynamic_batch:
-        seen = [batch for batch, _ in tally.for_parity] or [first]
-        tally.findings |= dict.fromkeys(batch_findings(seen, spec.output_steps, spec.scheme, runtime))
+        unlike = [_batch_of(sample) for sample in tally.extremes.samples] if size == 1 else []
+        found = batch_findings([*unlike, *seen[len(seen) // 2 :], *seen], spec.output_steps, spec.scheme, runtime)
+    elif size > 1:
+        samples = {one.digest: one for one in (*tally.extremes.samples, *(batch.samples[0] for batch in seen))}
+        if len(samples) > 1:
+            found = mixed_batch_findings(list(samples.values()), size, spec.output_steps, spec.scheme, runtime)
+    tally.findings |= dict.fromkeys(found)
+
+
+def _batch_of(sample: Sample) -> Batch:
+    return Batch(inputs=tuple(array[None] for array in sample.inputs), samples=(sample,))
 
 
 def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded) -> tuple[Timing, KernelShare]:

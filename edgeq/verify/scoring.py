@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.artifacts import Interval
 from edgeq.errors import EdgeqError, UsageError
@@ -41,7 +42,8 @@ class Mismatches:
     """Scores of outputs against the last label that was another one, beside those against their own.
 
     A metric is the user's: a loss passes for a score, and a larger one for a gain, and what no label changes for
-    either, unless it is seen which way is better. A model that learned anything scores better on its own labels.
+    either, unless it is seen which way is better. A model that learned anything scores better on its own labels. A
+    score without labels must fall when noise as strong as the outputs is added to them.
 
     Attributes:
         labels: the last two that were not the same; samples may come class by class.
@@ -57,17 +59,30 @@ class Mismatches:
         for (row, label), own in zip(pairs, scores, strict=True):
             if len(self.own) >= _MOST:
                 return
+            if label is None:
+                with contextlib.suppress(EdgeqError):  # noise may be more than it takes
+                    self.other.append(_finite(score(tuple(_noised(array) for array in row), None)))
+                    self.own.append(own)
+                continue
             others = [known for known in self.labels if not _equal(known, label)]
             if others:
                 with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
                     self.other.append(_finite(score(row, others[-1])))
                     self.own.append(own)
-            if label is not None:
-                self.labels = (*others[-1:], label)
+            self.labels = (*others[-1:], label)
 
     def drop_pp(self) -> Interval | None:
         """Return the paired drop; None without samples."""
         return paired_drop_pp(self.own, self.other) if self.own else None
+
+
+def _noised(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a float output with seeded noise of its own root mean square; others are returned shuffled."""
+    rng = np.random.default_rng(0)
+    if array.dtype.kind != "f":
+        return np.asarray(rng.permutation(array.reshape(-1)).reshape(array.shape), array.dtype)
+    strength = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
+    return np.asarray(array + rng.normal(0.0, strength or 1.0, array.shape), array.dtype)
 
 
 def _equal(one: Any, other: Any) -> bool:

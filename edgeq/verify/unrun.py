@@ -6,7 +6,8 @@ import dataclasses
 
 from edgeq.artifacts import GoldenSet, GraphOnly, VerifyReport
 from edgeq.errors import UsageError
-from edgeq.samples import batches
+from edgeq.samples import batch_size, batches
+from edgeq.verify.any_batch import in_mixed_order
 from edgeq.verify.golden import golden_set
 from edgeq.verify.spec import VerifySpec
 from edgeq.verify.tally import Tally, compare, fidelity_of, findings_of
@@ -30,8 +31,9 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         raise ValueError("an artifact without a graph has nothing to be judged by")
     alone = dataclasses.replace(spec, graph=None)  # with itself it would always agree
     tally = Tally()
+    samples = in_mixed_order(spec.samples) if batch_size(spec.samples, spec.inputs) > 1 else spec.samples
     with spec.progress.task(f"run the graph of {spec.label}", spec.samples.count) as task:
-        for batch in batches(spec.samples, spec.inputs):
+        for batch in batches(samples, spec.inputs):
             compare(alone, tally, batch, graph(batch))
             task.advance(batch.rows)
     if not tally.samples:

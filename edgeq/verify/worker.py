@@ -83,7 +83,8 @@ def _answer(
     runner: Runner, request: dict[str, Any], arrays: tuple[NDArray[Any], ...]
 ) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
     if request["op"] == "run":
-        return {}, runner.run(arrays)
+        outputs = runner.run_twice(arrays) if request.get("twice") else runner.run(arrays)
+        return {"overwritten": sorted(runner.overwritten)}, outputs
     if request["op"] == "time":
         return {"ms": _latencies_ms(runner, arrays, request["warmup"], request["runs"])}, ()
     if request["op"] == "memory":

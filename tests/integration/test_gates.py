@@ -30,7 +30,7 @@ def test_a_good_model_passes_every_gate_and_is_put_in_place(package: Run, projec
     row = result.json["rows"][0]
     assert {gate["name"]: gate["outcome"] for gate in row["gates"]} == dict.fromkeys(
         (
-            *("parity", "outputs", "int8_macs", "runtime"),
+            *("parity", "outputs", "fidelity", "class_drop", "int8_macs", "runtime"),
             *("size", "download", "accuracy_drop", "latency", "peak_memory", "load"),
         ),
         "ok",
@@ -62,11 +62,13 @@ def test_every_limit_can_fail_and_the_lowest_code_wins(package: Run, project: Pr
     assert {name: gate["exit_code"] for name, gate in first.items() if gate["outcome"] == "failed"} == {
         "size": 4,
         "download": 4,
-        "accuracy_drop": 5,
         "latency": 6,
         "peak_memory": 6,
         "load": 6,
     }
+    # 20 samples can neither prove nor disprove a point
+    assert first["accuracy_drop"]["outcome"] == "unverified"
+    assert "needs about" in first["accuracy_drop"]["detail"]
     assert first["parity"]["outcome"] == first["outputs"]["outcome"] == first["runtime"]["outcome"] == "ok"
     assert "1.13.1" in second["runtime"]["detail"]
     assert [row["exit_code"] for row in result.json["rows"]] == [4, 3]
@@ -74,12 +76,12 @@ def test_every_limit_can_fail_and_the_lowest_code_wins(package: Run, project: Pr
     assert not project.manifest(model="rejected/quarters")["accepted"]
 
 
-@pytest.mark.parametrize(("judged_by", "code"), [("interval", 5), ("point", 6)])
-def test_a_few_samples_prove_a_small_drop_only_by_the_estimate(package: Run, judged_by: str, code: int) -> None:
+@pytest.mark.parametrize("judged_by", ["interval", "point"])
+def test_a_few_samples_prove_a_small_drop_only_by_the_estimate(package: Run, judged_by: str) -> None:
     write_set(Path("few.npz"), 20, seed=5)
     broken = limits("accuracy_drop=1pp", "latency=0.000001ms")
     result = package("--scheme", "fp32", "--eval-data", "few.npz", "--limit-on", judged_by, *broken)
-    assert result.code == code  # the lower code, as long as the drop fails
+    assert result.code == 6  # of the latency; a drop that is not proven has a higher code
     assert ("accuracy_drop" in result.out) == (judged_by == "interval")
     assert "latency: limit" in result.out
     assert f"rejected: out/rejected/quarters/{X86}" in result.out

@@ -31,7 +31,7 @@ def by_name(report):
 
 def test_a_sound_artifact_passes_all_gates_that_always_run():
     report = checked()
-    assert list(by_name(report)) == ["parity", "outputs", "int8_macs", "delegated_macs", "runtime"]
+    assert list(by_name(report)) == ["parity", "outputs", "fidelity", "int8_macs", "delegated_macs", "runtime"]
     assert all(gate.outcome == "ok" for gate in report.gates)
     assert report.exit_code == ExitCode.OK
     (warning,) = report.warnings

@@ -11,7 +11,8 @@ from scipy import stats
 
 from edgeq.artifacts import Interval
 from edgeq.errors import UsageError
-from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, student_t975, top1
+from edgeq.intervals import student_t975
+from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, top1
 
 
 def compared(reference, measured, steps=(), rows=None):
@@ -150,14 +151,39 @@ def test_no_disagreement_in_a_few_samples_is_no_proof():
     assert 0 < many.high < 0.05
 
 
-def test_other_scores_use_students_t():
+def test_other_scores_use_students_t_and_half_an_observation():
     rng = np.random.default_rng(0)
     fp32 = rng.random(20)
     measured = fp32 - rng.normal(0.02, 0.05, 20)
     drop = paired_drop_pp(fp32, measured)
-    expected = stats.t.interval(0.95, 19, (fp32 - measured).mean(), stats.sem(fp32 - measured))
-    assert (drop.low, drop.high) == pytest.approx([100 * bound for bound in expected], rel=1e-3)
+    student = stats.t.ppf(0.975, 19) * stats.sem(fp32 - measured)
+    half = math.hypot(student, 1.959964 * np.abs(fp32 - measured).max() / 22)
+    assert student < half < 1.2 * student
+    centre = (fp32 - measured).mean()
+    assert (drop.low, drop.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), rel=1e-3)
     assert paired_drop_pp([0.5], [0.4]).high == math.inf
+
+
+@pytest.mark.parametrize("scores", [[0.25, 0.75] * 6, [0.9] * 12, [1.0, 0.5] * 6, [0.0, 1.0] * 6])
+def test_no_interval_is_a_point(scores):
+    drop = paired_drop_pp(scores, scores)
+    assert drop.low < 0 < drop.high
+    assert drop.high > 5
+
+
+def test_float_noise_in_the_scores_proves_no_more_than_equal_ones():
+    scores = np.linspace(0.1, 0.9, 12)
+    assert paired_drop_pp(scores, scores + 1e-9).high == pytest.approx(paired_drop_pp(scores, scores).high, rel=1e-3)
+
+
+@given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 2**31))
+def test_repeats_count_once(distinct, times, seed):
+    rng = np.random.default_rng(seed)
+    fp32, measured = rng.integers(0, 2, distinct).astype(float), rng.integers(0, 2, distinct).astype(float)
+    once = paired_drop_pp(fp32, measured)
+    keys = list(range(distinct)) * times
+    often = paired_drop_pp(np.tile(fp32, times), np.tile(measured, times), keys)
+    assert (often.estimate, often.low, often.high) == pytest.approx((once.estimate, once.low, once.high))
 
 
 @pytest.mark.parametrize("freedom", [*range(1, 31), 100, 1000])

@@ -62,7 +62,8 @@ def test_samples_that_come_class_by_class_meet_the_other_class_too(labels):
 
 def test_scores_that_no_label_changes_prove_nothing():
     drop = mismatches(lambda *_: 0.5).drop_pp()
-    assert (drop.low, drop.high) == (0, 0)
+    assert drop.estimate == 0
+    assert drop.low < 0 < drop.high
 
 
 @pytest.mark.parametrize("label", [3, np.zeros((2, 2)), {"box": np.zeros((2, 4))}])

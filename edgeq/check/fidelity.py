@@ -1,0 +1,215 @@
+"""The floor below which no artifact is ok, whatever was or was not asked for: it must still be the model that came.
+
+It is far below what anybody ships, so that no good model falls through it; limits of the project's own say what is
+good. `--limit sqnr=0` takes it away, and a limit on the accuracy drop takes the place of the floor under that.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgeq.artifacts import ClassDrop, Fidelity, Gate, GroupFidelity, OutputAgreement, VerifyReport
+from edgeq.check.accuracy import score_is_share
+from edgeq.check.outcome import unverified
+from edgeq.errors import ExitCode
+from edgeq.intervals import matched_pairs, samples_for_drop, share
+from edgeq.job import GateOptions
+from edgeq.units import counted
+
+FIDELITY = "fidelity"
+CLASS_DROP = "class_drop"
+MIN_SQNR_DB = 0.0  # the error is as large as the signal
+# of fewer samples the mean is too uncertain to be taken away from them
+LEAST_SAMPLES = 8
+# an error this far below the spread of the values is the noise of a few quantization steps, and loses no channel,
+# however little the samples at hand change it: int8 alone leaves 45 dB
+FAINT_DB = 30.0
+# the same of values from 0 to 1, as root mean square: of a whole output a step and a quarter of 1/255, and of one
+# channel, such as the probability of a class that no sample has, five
+FAINT_SHARE, FAINT_SHARE_OF_CHANNEL = 0.005, 0.02
+# a channel of many is judged alone only as one of a group that large
+LEAST_OF_MANY = 0.1
+# Cohen's kappa, agreement beyond chance: up to 0.4 is fair at best (Landis and Koch, Biometrics 33, 1977)
+MAX_POOR_KAPPA = 0.4
+SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change
+MAX_DROP_PP = 20.0
+MAX_CLASS_DROP_PP = 20.0
+LEAST_OF_CLASS = 3
+COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
+
+
+def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
+    """Return the gates `fidelity` and `class_drop` (exit code 5); none where there is no fp32 to compare with."""
+    only = verified.graph_only
+    fidelity = only.fidelity if only else verified.fidelity
+    # what is not finite is a finding of the outputs, and compares with nothing
+    if fidelity is None or fidelity.sqnr_db is None or math.isnan(fidelity.sqnr_db):
+        return ()
+    limits = dict(options.limits)
+    if limits.get("sqnr") == 0:
+        return ()
+    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits)]
+    if fidelity.classes:
+        gates.append(class_drop_gate(fidelity))
+    return tuple(gates)
+
+
+def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool) -> Gate:
+    wrong = [*_lost_parts(fidelity), *_poor_agreements(fidelity)]
+    drop = fidelity.drop_pp
+    if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
+        wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
+    name, value = worst_part(fidelity)
+    fix = "; --limit sqnr=0 takes this floor away" if wrong else ""
+    return Gate(
+        name=FIDELITY,
+        outcome="failed" if wrong else "ok",
+        limit=f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance",
+        measured=f"{name}: {_decibel(value)}",
+        detail=f"{'; '.join(wrong)}{fix}",
+        exit_code=ExitCode.ACCURACY,
+    )
+
+
+def worst_part(fidelity: Fidelity) -> tuple[str, float]:
+    """Return the output, or the channels of it, that come out worst against fp32, in words, and their SQNR in dB.
+
+    Where the samples can say what all of them share, that mean is no signal.
+    """
+    whole = -math.inf if fidelity.sqnr_db is None or math.isnan(fidelity.sqnr_db) else fidelity.sqnr_db
+    changes = [
+        (group.change_sqnr_db, group.name)
+        for group in fidelity.groups
+        if group.change_sqnr_db is not None and proves_changes(fidelity) and not _is_faint(group, fidelity)
+    ]
+    if changes and min(changes)[0] <= whole:
+        return min(changes)[1], min(changes)[0]
+    return _worst_output(fidelity), whole
+
+
+def _worst_output(fidelity: Fidelity) -> str:
+    wholes = [(group.sqnr_db, group.name) for group in fidelity.groups if group.count == group.of]
+    return min(wholes)[1] if wholes else "the outputs"
+
+
+def proves_changes(fidelity: Fidelity) -> bool:
+    """Whether the samples are enough, and of the right kind, to tell what changes from what all of them share."""
+    distinct = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    return fidelity.inputs == "evaluation" and distinct >= LEAST_SAMPLES
+
+
+def _lost_parts(fidelity: Fidelity) -> list[str]:
+    """Name outputs that are more error than signal, and channels of which nothing is left."""
+    lost = []
+    whole = fidelity.sqnr_db
+    if whole is not None and whole < MIN_SQNR_DB and whole != -math.inf:
+        lost.append(f"{_worst_output(fidelity)}: SQNR {_decibel(whole)}")
+    if not proves_changes(fidelity):
+        return lost
+    for group in sorted(fidelity.groups, key=lambda one: one.count == one.of):
+        value = group.change_sqnr_db
+        if value is None or not (value < MIN_SQNR_DB or group.constant) or _is_faint(group, fidelity):
+            continue
+        what = "constant, while fp32's is not" if group.constant else f"SQNR {_decibel(value)} about its mean"
+        lost.append(f"{group.name}: {what}")
+    return list(dict.fromkeys(lost))[:4]
+
+
+def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
+    """Whether a group's error is too small to matter, however little the samples change the group."""
+    alone = group.count < group.of
+    if alone and group.count > 1 and group.count < LEAST_OF_MANY * group.of:
+        return True
+    if alone and group.count == 1 and group.of > 1 / LEAST_OF_MANY * 4:
+        return True
+    if group.shares and group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE):
+        return True
+    if not group.shares and group.spread_sqnr_db >= FAINT_DB:
+        return True
+    kept = [one for one in fidelity.agreements if one.output == group.output]
+    is_kept = any(one.agreeing >= SAME_CLASS * one.ranked for one in kept)
+    return is_kept and not group.unlike and not (alone and group.constant)
+
+
+def _poor_agreements(fidelity: Fidelity) -> list[str]:
+    """Name outputs whose first class is, beyond chance, another one than fp32's."""
+    if fidelity.inputs != "evaluation":
+        return []
+    return [
+        f"output {one.output}: {one.agreeing} of {one.ranked} samples have fp32's first class, as by chance"
+        f" {one.chance:.1%} would"
+        for one in fidelity.agreements
+        if most_kappa(one) < MAX_POOR_KAPPA
+    ]
+
+
+def most_kappa(one: OutputAgreement) -> float:
+    """Return the upper end of the 95% interval of Cohen's kappa; 1 where chance alone would agree everywhere."""
+    if one.chance >= 1:
+        return 1.0
+    _, high = share(one.agreeing / one.ranked * one.distinct, one.distinct)
+    return (high - one.chance) / (1 - one.chance)
+
+
+def class_drop_gate(fidelity: Fidelity) -> Gate:
+    """Fail where a class collapses: the artifact keeps half of what fp32 gets right of it, or less.
+
+    It is failed where that is provably a drop of more than `MAX_CLASS_DROP_PP`. A class of labels that lost so much
+    beyond doubt, or all of `LEAST_OF_CLASS` samples or more, and has too few to prove how much, is unverified.
+    """
+    limit = f"<= {MAX_CLASS_DROP_PP:.0f} pp, as far as the samples prove"
+    collapsed = [
+        one
+        for one in fidelity.classes
+        if one.right <= COLLAPSED * one.fp32_right
+        and (one.drop_pp.low > 0 or (one.right == 0 and min(one.fp32_right, one.distinct) >= LEAST_OF_CLASS))
+    ]
+    proven = [one for one in collapsed if one.drop_pp.low > MAX_CLASS_DROP_PP]
+    if collapsed and not proven and fidelity.by_labels:
+        return unverified(CLASS_DROP, limit, f"{class_words(collapsed[0], fidelity)}; too few to say how much")
+    worst = proven[0] if proven else fidelity.classes[0]
+    return Gate(
+        name=CLASS_DROP,
+        outcome="failed" if proven else "ok",
+        limit=limit,
+        measured=f"{worst.drop_pp.estimate:.2f} pp",
+        detail=f"{class_words(worst, fidelity)}{'; --limit sqnr=0 takes this floor away' if proven else ''}",
+        exit_code=ExitCode.ACCURACY,
+    )
+
+
+def class_words(one: ClassDrop, fidelity: Fidelity) -> str:
+    """Return one class's drop in words, with the number of its samples."""
+    repeats = f", {one.distinct} distinct" if one.distinct < one.samples else ""
+    of = f"{counted(one.samples, 'sample')}{repeats}{'' if fidelity.by_labels else ' that fp32 puts there'}"
+    drop = f"drop {one.drop_pp.estimate:.1f} pp ({one.drop_pp.low:.1f} to {one.drop_pp.high:.1f})"
+    return f"class {one.label}: {one.right} right of {of}, fp32 {one.fp32_right}, {drop}"
+
+
+def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
+    """Return why the samples cannot prove a drop within a limit, and how many could; "" where they can, or it is over.
+
+    The samples are too few where an artifact that scores each like fp32 would not pass either.
+    """
+    drop, count = fidelity.drop_pp, fidelity.distinct
+    if drop is None or count is None or drop.high <= limit_pp or drop.estimate > limit_pp:
+        return ""
+    equal = not (fidelity.lost or fidelity.won)
+    if 100 * matched_pairs(0, 0, count)[1] <= limit_pp and not equal:
+        return ""
+    return (
+        f"{counted(count, 'distinct sample')} cannot prove so little: the drop is {drop.estimate:.2f} pp"
+        f" ({drop.low:.2f} to {drop.high:.2f}); {needed_for_drop(fidelity, limit_pp)}"
+    )
+
+
+def needed_for_drop(fidelity: Fidelity, limit_pp: float) -> str:
+    """Return how many samples could prove a drop within a limit, in words; "" where none could."""
+    count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    lost, won = (min(1.0, (value or 0) / max(1, count)) for value in (fidelity.lost, fidelity.won))
+    needed = samples_for_drop(limit_pp / 100, lost, won)
+    return f"needs about {needed:,} distinct samples" if needed else ""
+
+
+def _decibel(value: float) -> str:
+    return "equal" if value == math.inf else f"{value:.1f} dB"

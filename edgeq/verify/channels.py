@@ -1,0 +1,247 @@
+"""Fidelity by channel: the parts of an output whose ranges are unlike, each judged by itself and about its mean.
+
+The signal-to-noise ratio of a whole output is ruled by its largest channels: a detector that joins boxes in pixels and
+scores of 0 to 1 reads 55 dB while every score is zero. And a mean that all samples share, which tells nothing about
+the input, is signal to it: 97 dB may be 11 dB without that mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.artifacts import GroupFidelity
+
+# channels whose spreads differ by less share a quantization scale without loss: 8 of 255 steps are left at the worst
+UNLIKE = 8.0
+# below it, relative to the largest channel or to the channel's own mean, fp32 itself computes noise
+NUMERIC_NOISE = 1e-6
+# so many may each have a meaning of their own: coordinates, a score, joints, classes
+FEW_CHANNELS = 32
+_WORST = 4  # of them that are told
+_NAMED = 16  # channels that a group names
+_MOST_CHANNELS = 100_000
+
+
+@dataclass(slots=True)
+class _Axis:
+    """Sums over everything but one axis, each float64 [channels]."""
+
+    axis: int
+    elements: NDArray[np.float64]
+    energy: NDArray[np.float64]
+    error: NDArray[np.float64]
+    total: NDArray[np.float64]
+    moved: NDArray[np.float64]
+    varied: NDArray[np.bool_]
+    least: NDArray[np.float64]
+    most: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class OutputChannels:
+    """Running sums of one output, `[rows, …]`, along its second and its last axis.
+
+    Attributes:
+        rows: how many were added.
+        first: the first row of the reference and of what was measured; sums about the mean start from it.
+        drift: the sum of the reference's differences from its first row, element by element.
+        axes: one for each axis that may hold channels; none for an output with fewer than two axes.
+        shares: whether every reference value lies between 0 and 1: probabilities have one unit, whatever their ranges.
+    """
+
+    rows: int = 0
+    first: tuple[NDArray[Any], NDArray[Any]] | None = None
+    drift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    axes: list[_Axis] = field(default_factory=list)
+    shares: bool = True
+
+    def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
+        """Add rows of an output.
+
+        Args:
+            reference: float `[rows, …]`, finite.
+            measured: of the same shape.
+        """
+        if self.first is None:
+            self.first = reference[0].copy(), measured[0].copy()
+            self.drift = np.zeros(reference.shape[1:])
+            self.axes = [_empty(axis, reference.shape[axis]) for axis in _channel_axes(reference.shape)]
+        expected, came = reference.astype(np.float64), measured.astype(np.float64)
+        moved = expected - self.first[0].astype(np.float64)
+        varies = came != self.first[1]
+        error = (expected - came) ** 2
+        energy = expected**2
+        self.rows += len(expected)
+        self.drift += moved.sum(axis=0)
+        self.shares = self.shares and bool(expected.min() >= 0 and expected.max() <= 1)
+        for one in self.axes:
+            others = tuple(i for i in range(expected.ndim) if i != one.axis)
+            one.elements += expected.size / expected.shape[one.axis]
+            one.energy += energy.sum(axis=others)
+            one.error += error.sum(axis=others)
+            one.total += expected.sum(axis=others)
+            one.moved += (moved**2).sum(axis=others)
+            one.varied |= varies.any(axis=others)
+            one.least = np.minimum(one.least, expected.min(axis=others))
+            one.most = np.maximum(one.most, expected.max(axis=others))
+
+    def groups(self, output: int, *, alike: bool) -> list[GroupFidelity]:
+        """Return the parts that are judged by themselves: the whole output, and along each axis its channels.
+
+        Of a few channels the worst are told one by one. Of many, where a channel rarely has a meaning of its own, those
+        of one spread are taken together.
+
+        Args:
+            output: its index.
+            alike: whether the channels have one unit and are compared with each other only, as the scores of classes
+                are: then the whole output is all that counts.
+        """
+        found = []
+        for one in self.axes:
+            # of n samples' own mean; the spread of the population is n / (n - 1) times theirs
+            changing = np.maximum(one.moved - self._shared(one), 0) * self.rows / max(self.rows - 1, 1)
+            everything = np.arange(len(one.elements))
+            if one is self.axes[0]:
+                found.append(self._group(output, one, everything, changing))
+            if alike or len(everything) < 2:
+                continue
+            mean = one.total / one.elements
+            spread = np.maximum(one.energy / one.elements - mean**2, 0)
+            levels = _levels(spread, changing / one.elements, mean)
+            alive = everything[levels >= 0]
+            if len(everything) <= FEW_CHANNELS:
+                if self._may_hold_channels(one):
+                    alone = [
+                        self._group(output, one, np.array([channel]), changing, unlike=bool(levels[channel] > 0))
+                        for channel in alive
+                    ]
+                    found += sorted(alone, key=_by_change)[:_WORST]
+            elif not self.shares:
+                members = [np.flatnonzero(levels == level) for level in sorted(set(levels[alive].tolist()))]
+                found += [
+                    self._group(output, one, group, changing, unlike=bool(levels[group[0]] > 0))
+                    for group in members
+                    if len(group) < len(alive)
+                ]
+        return found
+
+    def _may_hold_channels(self, one: _Axis) -> bool:
+        """Whether an axis of an image or a map is that of its channels: the shorter one, as columns are many."""
+        shape = self.drift.shape
+        if len(shape) < 3:
+            return True
+        return one.axis == (1 if shape[0] <= shape[-1] else len(shape))
+
+    def _shared(self, one: _Axis) -> NDArray[np.float64]:
+        """Return the energy, about the first row, of the mean that all rows share; float64 [channels]."""
+        others = tuple(i for i in range(self.drift.ndim) if i != one.axis - 1)
+        shared: NDArray[np.float64] = (self.drift**2).sum(axis=others) / self.rows
+        return shared
+
+    def _group(
+        self,
+        output: int,
+        one: _Axis,
+        members: NDArray[np.int64],
+        changing: NDArray[np.float64],
+        *,
+        unlike: bool = False,
+    ) -> GroupFidelity:
+        elements, error = float(one.elements[members].sum()), float(one.error[members].sum())
+        energy, change = float(one.energy[members].sum()), float(changing[members].sum())
+        mean = float(one.total[members].sum()) / elements
+        # a channel that has not left float noise may stay constant, and may differ by noise
+        alive = change > elements * (NUMERIC_NOISE * float(np.abs((one.least[members], one.most[members])).max())) ** 2
+        return GroupFidelity(
+            output=output,
+            axis=one.axis,
+            channels=tuple(int(i) for i in members[:_NAMED]),
+            count=len(members),
+            of=len(one.elements),
+            sqnr_db=ratio_db(energy, error),
+            error_rms=math.sqrt(error / elements),
+            shares=self.shares,
+            unlike=unlike,
+            change_sqnr_db=ratio_db(change, error) if alive else None,
+            spread_sqnr_db=ratio_db(max(energy - elements * mean**2, 0.0), error),
+            constant=bool(alive and not one.varied[members].any()),
+        )
+
+
+def ratio_db(signal: float, error: float) -> float:
+    """Return 10 log10(signal / error); infinite without an error."""
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def _empty(axis: int, channels: int) -> _Axis:
+    def zeros() -> NDArray[np.float64]:
+        return np.zeros(channels)
+
+    return _Axis(
+        axis=axis,
+        elements=zeros(),
+        energy=zeros(),
+        error=zeros(),
+        total=zeros(),
+        moved=zeros(),
+        varied=np.zeros(channels, np.bool_),
+        least=np.full(channels, np.inf),
+        most=np.full(channels, -np.inf),
+    )
+
+
+def _channel_axes(shape: tuple[int, ...]) -> list[int]:
+    """Return the axes that may hold channels: [N, C], [N, C, H, W] as well as [N, anchors, C] and [N, H, W, C]."""
+    return [axis for axis in sorted({1, len(shape) - 1}) if 0 < axis < len(shape) and 0 < shape[axis] <= _MOST_CHANNELS]
+
+
+def _levels(spread: NDArray[np.float64], change: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return which power of `UNLIKE` each channel's spread lies below the largest; -1 for channels of float noise.
+
+    Args:
+        spread: the variance of each channel over samples and positions.
+        change: its variance about the mean of each position over the samples.
+        mean: its mean.
+    """
+    largest = float(spread.max(initial=0.0))
+    if largest <= 0:
+        return np.zeros(len(spread), np.int64)
+    noise = np.maximum(NUMERIC_NOISE**2 * largest, (NUMERIC_NOISE * mean) ** 2)
+    silent = change <= noise
+    with np.errstate(divide="ignore"):
+        levels = np.floor(np.log(np.sqrt(largest / np.maximum(spread, largest * 1e-30))) / math.log(UNLIKE) + 1e-9)
+    return np.where(silent, -1, levels).astype(np.int64)
+
+
+def _by_change(group: GroupFidelity) -> float:
+    return math.inf if group.change_sqnr_db is None else group.change_sqnr_db
+
+
+def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
+    """Name the channels of two runs that should agree of which the second has nothing, more error than signal.
+
+    Args:
+        groups: the one run against the other.
+        steps: quantization steps of the outputs, where known; two runs may differ by one.
+    """
+    lost = []
+    for group in groups:
+        step = steps[group.output] if group.output < len(steps) else None
+        alone = group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS)
+        if alone and group.sqnr_db < 0 and group.change_sqnr_db is not None and not group.error_rms <= (step or 0.0):
+            lost.append(f"{group.name} ({group.sqnr_db:.1f} dB)")
+    return tuple(lost[:_WORST])
+
+
+def lattice_step(values: NDArray[Any]) -> float | None:
+    """Return the quantization step of an output whose values are as few as int8 has; None where they are more."""
+    levels = np.unique(values)
+    return float(np.diff(levels).min()) if 1 < len(levels) <= 256 else None

@@ -1,0 +1,150 @@
+"""Outputs whose parts have unlike ranges: what is lost must be named, and what int8 rounds must pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from judged import floor, limit, rounded
+
+
+def boxes_and_scores(count, anchors, scale, seed, *, channels_last):
+    rng = np.random.default_rng(seed)
+    boxes = rng.uniform(0, scale, (count, anchors, 4))
+    scores = rng.uniform(0, 1, (count, anchors, 1))
+    joined = np.concatenate((boxes, scores), 2).astype(np.float32)
+    return joined if channels_last else joined.transpose(0, 2, 1).copy()
+
+
+@settings(max_examples=15)
+@given(st.floats(20, 1e5), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_scores_that_boxes_drown_are_named(scale, anchors, channels_last, seed):
+    reference = boxes_and_scores(16, anchors, scale, seed, channels_last=channels_last)
+    measured = reference.copy()
+    measured[(..., 4) if channels_last else (slice(None), 4)] = 0.0
+    gates = floor([reference], [measured])
+    assert gates["fidelity"].outcome == "failed"
+    assert gates["fidelity"].exit_code == 5
+    assert "output 0, channel 4: constant, while fp32's is not" in gates["fidelity"].detail
+    gate = limit("sqnr", 30.0, [reference], [measured])
+    assert gate.outcome == "failed"
+    assert "output 0, channel 4" in gate.detail
+
+
+@settings(max_examples=15)
+@given(st.floats(1, 8), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_ranges_that_one_scale_holds_pass(scale, anchors, channels_last, seed):
+    reference = boxes_and_scores(16, anchors, scale, seed, channels_last=channels_last)
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=12), st.integers(0, 99))
+def test_one_lost_channel_of_any_scales_is_found(exponents, seed):
+    """A chain of scales with no gap between neighbours hides the smallest as well as a gap does."""
+    rng = np.random.default_rng(seed)
+    scales = 10.0 ** np.array(exponents)
+    reference = (rng.normal(size=(24, 6, len(scales))) * scales).astype(np.float32)
+    measured = reference.copy()
+    lost = int(scales.argmin())
+    measured[..., lost] = 0.0
+    gate = floor([reference], [measured])["fidelity"]
+    assert gate.outcome == "failed"
+    assert f"channel {lost}" in gate.detail
+    own_scales = np.stack([rounded(reference[..., i]) for i in range(len(scales))], axis=-1)
+    assert floor([reference], [own_scales])["fidelity"].outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.integers(40, 200), st.floats(100, 1e4), st.integers(0, 9))
+def test_a_tenth_of_many_channels_is_a_group(channels, scale, seed):
+    rng = np.random.default_rng(seed)
+    small = max(2, channels // 5)
+    reference = rng.normal(size=(12, channels, 5)).astype(np.float32)
+    reference[:, small:] *= scale
+    measured = reference.copy()
+    measured[:, :small] = 0.0
+    assert floor([reference], [measured])["fidelity"].outcome == "failed"
+
+
+def test_a_dead_feature_among_many_is_no_lost_channel():
+    rng = np.random.default_rng(0)
+    reference = np.maximum(rng.normal(size=(12, 64, 4, 4)), 0).astype(np.float32)
+    reference[:, 5] *= 1e-3
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+def test_a_second_output_counts():
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(20, 5)).astype(np.float32) for _ in range(2))
+    gate = floor([first, second], [first, second + 5 * rng.normal(size=second.shape).astype(np.float32)])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 1" in gate.measured
+
+
+@settings(max_examples=15)
+@given(st.floats(1, 1e4), st.integers(0, 9))
+def test_a_mean_that_all_samples_share_is_no_signal(mean, seed):
+    rng = np.random.default_rng(seed)
+    change = rng.normal(size=(32, 3, 2))
+    reference = (mean + change).astype(np.float32)
+    measured = (mean + 1.5 * rng.normal(size=change.shape)).astype(np.float32)
+    assert floor([reference], [measured])["fidelity"].outcome == "failed"
+
+
+def test_a_fixed_scene_is_no_fault_of_the_artifact():
+    """Boxes of a fixed camera hardly change, and int8 rounds them by more than that."""
+    rng = np.random.default_rng(0)
+    grid = rng.uniform(0, 640, (1, 50, 4))
+    reference = (grid + rng.normal(0, 0.3, (32, 50, 4))).astype(np.float32)
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("classes", [3, 10, 40])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_probabilities_of_classes_that_hardly_occur_pass(classes, labelled):
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(0, 2, (64, classes)) - np.linspace(0, 12, classes)
+    shares = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
+    labels = shares.argmax(1) if labelled else None
+    gates = floor([shares], [rounded(shares)], labels=labels)
+    assert all(gate.outcome == "ok" for gate in gates.values())
+
+
+@pytest.mark.parametrize("kind", ["zero", "padding", "noise", "one_hot", "one_class"])
+def test_channels_without_energy_pass(kind):
+    rng = np.random.default_rng(1)
+    reference = rng.normal(size=(32, 6, 8)).astype(np.float32)
+    measured = rounded(reference)
+    if kind == "zero":
+        reference[:, 2], measured[:, 2] = 0.0, 0.004
+    elif kind == "padding":
+        reference[:, 2], measured[:, 2] = -100.0, -100.2
+    elif kind == "noise":
+        reference[:, 2] = rng.normal(0, 1e-7, (32, 8))
+        measured[:, 2] = 0.0
+    elif kind == "one_hot":
+        reference = np.eye(6, dtype=np.float32)[rng.integers(0, 2, 32)]
+        measured = rounded(reference)
+    else:  # scores that hardly change, all of one class
+        reference = (rng.normal(0, 0.02, (32, 6)) + np.array([9, -3, -2, 0, 1, 2])).astype(np.float32)
+        measured = rounded(reference) + rng.normal(0, 0.05, (32, 6)).astype(np.float32)
+    assert floor([reference], [measured])["fidelity"].outcome == "ok"
+
+
+def test_few_samples_and_random_inputs_are_judged_as_a_whole():
+    rng = np.random.default_rng(0)
+    reference = (50 + rng.normal(0, 0.1, (32, 4))).astype(np.float32)
+    measured = rounded(reference, levels=2)
+    assert floor([reference], [reference[::-1].copy()])["fidelity"].outcome == "failed"
+    assert floor([reference], [measured], is_evaluation=False)["fidelity"].outcome == "ok"
+    assert floor([reference[:5]], [measured[:5]])["fidelity"].outcome == "ok"
+    assert floor([reference[:5]], [-reference[:5]])["fidelity"].outcome == "failed"
+
+
+def test_zero_takes_the_floor_away():
+    reference = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    assert floor([reference], [-reference])["fidelity"].outcome == "failed"
+    assert floor([reference], [-reference], limits=[("sqnr", 0.0)]) == {}
+    assert limit("sqnr", 0.0, [reference], [-reference]).outcome == "ok"

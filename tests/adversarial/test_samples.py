@@ -1,0 +1,110 @@
+"""Evaluation data that hides a loss: repeats, rare classes, a handful, agreement by chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from judged import floor, limit, report_of
+
+from edgeq.check.accuracy import why_worthless
+
+
+def one_hot(labels, classes, seed=0):
+    noise = np.random.default_rng(seed).normal(0, 0.05, (len(labels), classes))
+    return (4 * np.eye(classes)[labels] + noise).astype(np.float32)
+
+
+@settings(max_examples=15)
+@given(st.integers(8, 40), st.integers(1, 30))
+def test_repeats_prove_no_more_than_the_samples(distinct, times):
+    labels = np.tile(np.arange(distinct) % 2, times)
+    scores = np.tile(one_hot(np.arange(distinct) % 2, 2), (times, 1))
+    keys = list(range(distinct)) * times
+    gate = limit("accuracy_drop", 0.5, [scores], [scores], labels=labels, keys=keys)
+    assert gate.outcome == "unverified"
+    assert f"{distinct} distinct samples cannot prove so little" in gate.detail
+    assert "needs about 390 distinct samples" in gate.detail
+
+
+def test_enough_samples_prove_it():
+    labels = np.arange(400) % 4
+    scores = one_hot(labels, 4)
+    assert limit("accuracy_drop", 0.5, [scores], [scores], labels=labels).outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.integers(5, 40), st.integers(200, 800), st.booleans())
+def test_a_class_that_is_no_longer_named_fails_whatever_its_share(rare, common, labelled):
+    labels = np.array([1] * rare + [0] * common)
+    reference = one_hot(labels, 2)
+    measured = one_hot(np.zeros_like(labels), 2)
+    gates = floor([reference], [measured], labels=labels if labelled else None)
+    assert gates["class_drop"].outcome == "failed"
+    assert gates["class_drop"].exit_code == 5
+    assert f"class 1: 0 right of {rare} samples" in gates["class_drop"].detail
+
+
+@pytest.mark.parametrize(
+    ("rare", "outcome"), [(1, "ok"), (2, "ok"), (3, "unverified"), (4, "unverified"), (6, "failed")]
+)
+def test_of_a_few_samples_of_a_class_only_so_much_is_proven(rare, outcome):
+    labels = np.array([1] * rare + [0] * 200)
+    gates = floor([one_hot(labels, 2)], [one_hot(np.zeros_like(labels), 2)], labels=labels)
+    assert gates["class_drop"].outcome == outcome
+    assert gates["fidelity"].outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.integers(3, 20), st.integers(0, 99))
+def test_no_class_of_an_equal_artifact_collapses(classes, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, 300, p=rng.dirichlet(np.full(classes, 0.5)))
+    scores = one_hot(labels, classes, seed)
+    gates = floor([scores], [scores], labels=labels)
+    assert {gate.outcome for gate in gates.values()} == {"ok"}
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 10), st.integers(0, 99))
+def test_agreement_by_chance_is_never_ok(classes, seed):
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(0, classes, (2, 400))
+    gate = floor([one_hot(left, classes)], [one_hot(right, classes)])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "have fp32's first class" in gate.detail
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 99))
+def test_a_good_artifact_that_flips_a_tenth_is_above_the_floor(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, 300)
+    other = np.where(rng.random(300) < 0.1, rng.integers(0, 5, 300), labels)
+    assert floor([one_hot(labels, 5)], [one_hot(other, 5)], labels=labels)["fidelity"].outcome == "ok"
+
+
+def test_a_drop_of_twenty_points_is_never_ok():
+    labels = np.arange(400) % 4
+    other = np.where(np.arange(400) < 100, (labels + 1) % 4, labels)
+    scores, wrong = one_hot(labels, 4), one_hot(other, 4)
+    gates = floor([scores], [wrong], labels=labels)
+    assert gates["fidelity"].outcome == "failed"
+    assert "top1 falls by 25.0 pp" in gates["fidelity"].detail
+    assert floor([scores], [wrong], labels=labels, limits=[("accuracy_drop", 30.0)])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("metric", "proven"),
+    [
+        (lambda outputs, _: float(outputs[0].max() > 3), False),  # noise leaves it, or raises it
+        (lambda _outputs, _label: 0.5, False),
+        (lambda outputs, _: float(np.exp(-np.abs(outputs[0] - np.round(outputs[0] / 4) * 4).mean())), True),
+        (lambda outputs, _: float(1 - np.exp(-np.abs(outputs[0] - np.round(outputs[0] / 4) * 4).mean())), False),
+    ],
+)
+def test_a_metric_without_labels_must_fall_with_noise(metric, proven):
+    scores = one_hot(np.arange(100) % 4, 4)
+    report = report_of([scores], [scores], metric=metric)
+    assert (why_worthless(report.fidelity) == "") == proven

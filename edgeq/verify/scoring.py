@@ -53,13 +53,15 @@ class Mismatches:
     other: list[float] = field(default_factory=list)
     labels: tuple[Any, ...] = ()
 
-    def add(self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float]) -> None:
-        """Add the samples of a batch, with their scores; at most `_MOST` are looked at."""
+    def add(
+        self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float], *, labelled: bool = True
+    ) -> None:
+        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are looked at."""
         pairs = scored(batch, outputs, by_row=False)
         for (row, label), own in zip(pairs, scores, strict=True):
             if len(self.own) >= _MOST:
                 return
-            if label is None:
+            if label is None and not labelled:
                 with contextlib.suppress(EdgeqError):  # noise may be more than it takes
                     self.other.append(_finite(score(tuple(_noised(array) for array in row), None)))
                     self.own.append(own)
@@ -69,7 +71,8 @@ class Mismatches:
                 with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
                     self.other.append(_finite(score(row, others[-1])))
                     self.own.append(own)
-            self.labels = (*others[-1:], label)
+            if label is not None:
+                self.labels = (*others[-1:], label)
 
     def drop_pp(self) -> Interval | None:
         """Return the paired drop; None without samples."""

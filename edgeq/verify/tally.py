@@ -178,7 +178,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
         fp32_scores = batch_scores(score, batch, reference)
         tally.fp32_scores += fp32_scores
         if score is not top1:
-            tally.mismatches.add(score, batch, reference, fp32_scores)
+            tally.mismatches.add(score, batch, reference, fp32_scores, labelled=spec.samples.labelled)
 
 
 def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 
 Z95 = 1.959964  # the normal distribution's 97.5% point
+
 _SAME = 1e-6  # scores that differ by less are equal but for rounding
 
 

@@ -26,17 +26,19 @@ from cuda_figures import HEAD, shown_row, verdicts  # noqa: E402
 from cuda_models import CLASSES, PARAMETERS, build, noisy, patterns  # noqa: E402
 from cuda_ways import Run, autocast, graphed, machine, measured, tensor_floats, tf32  # noqa: E402
 
-from edgeq.artifacts import LoadedModel, QuantizedModel, TensorSpec  # noqa: E402
-from edgeq.half import HALF_MAX, emulated  # noqa: E402
+from edgeq.core.half import HALF_MAX, emulated  # noqa: E402
+from edgeq.core.results.model import LoadedModel, QuantizedModel, TensorSpec  # noqa: E402
+from edgeq.core.samples import Dataset, Sample  # noqa: E402
 from edgeq.lower import lower  # noqa: E402
 from edgeq.lower.cuda import can_compile, compile_package  # noqa: E402
 from edgeq.lower.spec import LowerSpec  # noqa: E402
 from edgeq.quantize import quantize  # noqa: E402
 from edgeq.quantize.capture import capture  # noqa: E402
-from edgeq.quantize.halfgraph import functional_graph  # noqa: E402
-from edgeq.quantize.ranges import scan  # noqa: E402
+from edgeq.quantize.half_graph import (
+    functional_graph,  # noqa: E402
+    scan,  # noqa: E402
+)
 from edgeq.quantize.spec import QuantizeSpec  # noqa: E402
-from edgeq.samples import Dataset, Sample  # noqa: E402
 from edgeq.verify.serving import serve  # noqa: E402
 
 SHARES = (0.5, 0.99, 2.0)  # of half's range, that the stress set's largest activation reaches

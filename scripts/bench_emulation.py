@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq.places import cache_folder
+from edgeq.core.files import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGEQ = (sys.executable, "-m", "edgeq")

@@ -18,9 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.counts import Counts
-from edgeq.device import load_device
-from edgeq.latency import PUBLISHED_FIT, Observation, Speed, fit, groups, leave_one_out
+from edgeq.core.devices import PUBLISHED_FIT, Counts, Observation, Speed, fit, groups, leave_one_out, load_device
 
 ROWS = Path(__file__).with_name("latency_rows.json")
 LEFT_OUT = ("pixel", "pixel-2", "pixel-3a")
@@ -49,7 +47,7 @@ def main() -> None:
         abs(a / b - 1) > 1e-3
         for a, b in zip(dataclasses.astuple(fitted), dataclasses.astuple(PUBLISHED_FIT), strict=True)
     ):
-        sys.exit(f"edgeq.latency has {PUBLISHED_FIT}: write the new constants there")
+        sys.exit(f"edgeq.core.devices has {PUBLISHED_FIT}: write the new constants there")
 
 
 def _observation(row: dict[str, Any], counts: dict[str, Any]) -> Observation:
@@ -183,10 +181,9 @@ def _recount(data: dict[str, Any], folder: Path, pattern: str) -> None:
     import numpy as np
     from mobilenets import MODELS, build
 
-    from edgeq.cli.progress import Quiet
-    from edgeq.verify.emulate.build import ensure_installed
+    from edgeq.cli.console import Quiet
     from edgeq.verify.emulate.counting import count
-    from edgeq.verify.emulate.runtimes import find_wheels
+    from edgeq.verify.emulate.install import ensure_installed, find_wheels
 
     folder.mkdir(parents=True, exist_ok=True)
     (wheel,), _ = find_wheels("executorch", ("1.5",))

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 import torchvision  # noqa: E402
 from small_models import Silent, dataset, loaded, lowered, quantized  # noqa: E402
 
-from edgeq.artifacts import LoadedModel, TensorSpec  # noqa: E402
-from edgeq.quantize.onnx_file import FileSpec, quantize_file  # noqa: E402
-from edgeq.samples import Dataset, batches  # noqa: E402
-from edgeq.verify.runners import RUNNERS, Runner  # noqa: E402
+from edgeq.core.results.model import LoadedModel, TensorSpec  # noqa: E402
+from edgeq.core.samples import Dataset, batches  # noqa: E402
+from edgeq.quantize.onnx import FileSpec, quantize_file  # noqa: E402
+from edgeq.verify.runtimes import RUNNERS, Runner  # noqa: E402
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 MODELS = "mobilenet_v2,mobilenet_v3_small,resnet18,efficientnet_b0"

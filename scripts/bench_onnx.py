@@ -25,9 +25,9 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 from small_models import dataset, forward, loaded, lowered, quantized  # noqa: E402
 
-from edgeq.artifacts import LoadedModel, TensorSpec  # noqa: E402
-from edgeq.samples import Batch, batches  # noqa: E402
-from edgeq.verify.runners import RUNNERS, Runner  # noqa: E402
+from edgeq.core.results.model import LoadedModel, TensorSpec  # noqa: E402
+from edgeq.core.samples import Batch, batches  # noqa: E402
+from edgeq.verify.runtimes import RUNNERS, Runner  # noqa: E402
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 RUNS = 40

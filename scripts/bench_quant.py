@@ -29,7 +29,7 @@ from scheme_models import Encoder  # noqa: E402
 from small_models import dataset, loaded, lowered, quantized  # noqa: E402
 from torch.jit.mobile import _load_for_lite_interpreter  # noqa: E402
 
-from edgeq.artifacts import LoadedModel, LoweredModel, QuantizedModel, TensorSpec  # noqa: E402
+from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec  # noqa: E402
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 TOKENS = TensorSpec(name="tokens", dtype="int64", shape=(1, 128), low=0, high=30521)

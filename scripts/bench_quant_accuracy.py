@@ -32,9 +32,9 @@ from hard_digits import (
     tensors,
 )
 
-from edgeq.artifacts import QuantizedModel, Scores
+from edgeq.core.config import QatConfig
+from edgeq.core.results.model import QuantizedModel, Scores
 from edgeq.demo import digits
-from edgeq.job import QatOptions
 from edgeq.quantize import quantize
 from edgeq.quantize.spec import SearchSpec
 
@@ -60,7 +60,7 @@ def main() -> None:
     images, labels = augmented()
     if options.mixed:
         raise SystemExit(_report_mixed(images, labels, options.seeds, options.cases))
-    print(f"{len(images)} test images, {options.seeds} seeds, qat-int8 by its defaults: {QatOptions()}", flush=True)
+    print(f"{len(images)} test images, {options.seeds} seeds, qat-int8 by its defaults: {QatConfig()}", flush=True)
     print(f"{'case':22}{'fp32':>8}{'static':>9}{'qat':>9}{'drop':>8}{'qat drop':>10}{'won back':>10}   each drop")
     missed = 0
     for case in CASES:

@@ -51,9 +51,8 @@ def main() -> None:
 
 def compare(work: Path, model: str, target: str, kinds: list[str]) -> None:
     """Package a model and its successors for a target, and print the patches."""
-    from edgeq.deliver.ota.entries import Base
-    from edgeq.deliver.ota.plain import pack
-    from edgeq.deliver.ota.release import prepare
+    from edgeq.deliver.ota.patch import pack
+    from edgeq.deliver.ota.release import Base, prepare
 
     source = work / f"{model}.py"
     source.write_text(FACTORIES.format(scripts=str(ROOT / "scripts"), model=model))
@@ -79,7 +78,7 @@ def compare(work: Path, model: str, target: str, kinds: list[str]) -> None:
 
 def package(out: Path, source: Path, factory: str, target: str, options: list[str]) -> Path:
     """Run `edgeq package`, and return the bundle."""
-    from edgeq.cli.run import run
+    from edgeq.cli.main import run
 
     data = [f"--calibration-data={source}:calibration", f"--eval-data={source}:evaluation", "--data-lint=warn"]
     command = ["package", f"{source}:{factory}", "-t", target, "-o", str(out), "--name=model", "--on=host", "--quiet"]
@@ -92,7 +91,7 @@ def package(out: Path, source: Path, factory: str, target: str, options: list[st
 
 def quality(folder: Path) -> str:
     """Return accuracy where there are labels, and SQNR against the float model."""
-    from edgeq.bundle.report import read_report
+    from edgeq.bundle.run_report import read_report
 
     fidelity = read_report(folder).verified.fidelity
     if fidelity is None or fidelity.sqnr_db is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
 
 Run = Callable[[torch.Tensor], Any]
 

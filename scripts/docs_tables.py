@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever is installed
 
-from edgeq.job import PANELS, PackageConfig  # noqa: E402
-from edgeq.marks import Option, options_of  # noqa: E402
+from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
+from edgeq.core.marks import Option, options_of  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 

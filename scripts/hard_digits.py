@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeq import preprocess
-from edgeq.artifacts import LoadedModel, QuantizedModel, TensorSpec
-from edgeq.cli.progress import Quiet
+from edgeq.cli.console import Quiet
+from edgeq.core import preprocess
+from edgeq.core.config import QatConfig
+from edgeq.core.results.model import LoadedModel, QuantizedModel, TensorSpec
+from edgeq.core.samples import Dataset, Sample
+from edgeq.core.schemes import ObserverName
 from edgeq.demo import digits
-from edgeq.job import QatOptions
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize import quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QatSpec, QuantizeSpec
-from edgeq.samples import Dataset, Sample
-from edgeq.scheme import ObserverName
 
 COPIES = 11
 MAX_ANGLE = math.radians(10)
@@ -144,7 +144,7 @@ def spec_of(case: Case, model: Any, seed: int) -> QuantizeSpec:
     )
     training = QatSpec(
         samples=dataset_of(images, range(len(images))),
-        options=QatOptions(),
+        options=QatConfig(),
         logits=True,
         seed=seed,
         train=None,

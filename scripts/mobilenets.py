@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import LoadedModel
-    from edgeq.samples import Dataset
+    from edgeq.core.results.model import LoadedModel
+    from edgeq.core.samples import Dataset
 
 # what google/XNNPACK's tables have: model, scheme
 MODELS = (
@@ -69,7 +69,7 @@ def loaded(name: str) -> LoadedModel:
     """Return one of MODELS with seeded random weights, as edgeq's load step gives it."""
     import torch
 
-    from edgeq.artifacts import LoadedModel, TensorSpec
+    from edgeq.core.results.model import LoadedModel, TensorSpec
 
     torch.manual_seed(0)
     module = mobilenet_v1() if name == "mobilenet_v1" else torchvision_model(name)
@@ -83,7 +83,7 @@ def seeded_images(count: int) -> Dataset:
     """Return so many samples of normal noise."""
     import numpy as np
 
-    from edgeq.samples import Dataset, Sample
+    from edgeq.core.samples import Dataset, Sample
 
     rng = np.random.default_rng(0)
     images = [rng.standard_normal((3, 224, 224)).astype("float32") for _ in range(count)]
@@ -93,7 +93,7 @@ def seeded_images(count: int) -> Dataset:
 
 def build(name: str, scheme: str, out: Path) -> Path:
     """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
-    from edgeq.cli.progress import Quiet
+    from edgeq.cli.console import Quiet
     from edgeq.lower import lower
     from edgeq.lower.spec import LowerSpec
     from edgeq.quantize import quantize

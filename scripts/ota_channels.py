@@ -20,11 +20,9 @@ from ota_hostile import archives, indexes, patches
 from ota_publisher import NAME, NOW, Publisher, delta_facts
 
 from edgeq.bundle.archive import bundle_zip
-from edgeq.deliver.ota.entries import Terms
 from edgeq.deliver.ota.keys import ROLES, forget_retired, load_keys, new_keys, rotated
-from edgeq.deliver.ota.patch import _zstd_diff
-from edgeq.deliver.ota.plain import pack
-from edgeq.deliver.ota.release import refresh, withdraw
+from edgeq.deliver.ota.patch import _zstd_diff, pack
+from edgeq.deliver.ota.release import Terms, refresh, withdraw
 
 
 def good(publisher: Publisher, folder: Path) -> None:

@@ -13,11 +13,10 @@ from typing import Any
 import bsdiff4
 from ota_publisher import NAME, Publisher, delta_facts
 
-from edgeq._io import sha256_bytes
 from edgeq.bundle.archive import bundle_zip
-from edgeq.deliver.ota.facts import KEY, BundleFacts
-from edgeq.deliver.ota.patch import _zstd_diff
-from edgeq.deliver.ota.plain import pack
+from edgeq.core.files import sha256_bytes
+from edgeq.deliver.ota.index import KEY, BundleFacts
+from edgeq.deliver.ota.patch import _zstd_diff, pack
 
 ZEROS = bytes(20_000_000)
 Case = tuple[str, str, dict[str, tuple[bytes, Any]], dict[str, Any] | None]

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from edgeq._io import sha256_bytes
 from edgeq.bundle.reader import read_bundle
+from edgeq.core.files import sha256_bytes
 from edgeq.deliver.ota.channel import Channel, open_channel, publish
-from edgeq.deliver.ota.entries import Terms, shipped, target_file
-from edgeq.deliver.ota.facts import BundleFacts, DeltaFacts, bundle_facts
+from edgeq.deliver.ota.index import BundleFacts, DeltaFacts, bundle_facts
 from edgeq.deliver.ota.keys import load_keys, new_keys
-from edgeq.deliver.ota.plain import pack
-from edgeq.deliver.ota.release import add_release, bases, prepare
+from edgeq.deliver.ota.patch import pack
+from edgeq.deliver.ota.release import Terms, add_release, bases, prepare, shipped, target_file
 
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 GOLDEN = Path(__file__).parents[1] / "tests/golden/0.1.0/digits/android-arm64-xnnpack"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError
-from edgeq.target import TargetProfile, load_target
+from edgeq.core.errors import EdgeqError
+from edgeq.core.targets import TargetProfile, load_target
 
 _TARGETS = {".pte": "android-arm64-xnnpack", ".ptl": "android-arm64-qnnpack"}
 
@@ -37,7 +37,7 @@ def main(model: Path, inputs: Path, outputs: Path, on: str | None) -> str:
 
 
 def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> tuple[list[Arrays], str]:
-    from edgeq.machine import host_arch
+    from edgeq.core.system import host_arch
     from edgeq.verify.host import HostRuntime
 
     with HostRuntime() as host:
@@ -46,10 +46,9 @@ def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> t
 
 
 def _emulated(model: Path, samples: Sequence[Arrays], target: TargetProfile, cpu: str) -> tuple[list[Arrays], str]:
-    from edgeq.cli.progress import Lines
-    from edgeq.pipeline.emulate import machines
-    from edgeq.verify.emulate.runner import run
-    from edgeq.verify.emulate.work import Work
+    from edgeq.cli.console import Lines
+    from edgeq.pipeline.devices import machines
+    from edgeq.verify.emulate.runner import Work, run
 
     machine = machines(target.runtime, target.app.runtimes, (cpu,), Lines())[-1]
     ran = run(Work(runtime=machine.runtime, cpu=machine.cpu, model=model, samples=tuple(samples)))

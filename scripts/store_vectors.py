@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import ZIP_EPOCH, _npy, zip_entry
-from edgeq.manifest import MANIFEST_NAME, CudaBox, manifest_bytes, parse_manifest
-from edgeq.preprocess import PRESETS, Preprocess, apply
+from edgeq.core.manifest import MANIFEST_NAME, Bundle, CudaBox, manifest_bytes, parse_manifest
+from edgeq.core.preprocess import PRESETS, Preprocess, apply
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "android_demo/store/src/test/resources/vectors"

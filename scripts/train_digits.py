@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional
 
-from edgeq import preprocess
-from edgeq._io import write_atomic
+from edgeq.core import preprocess
+from edgeq.core.files import write_atomic
 from edgeq.demo import digits
 
 SEED = 0

@@ -71,8 +71,8 @@ def _training(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 @functools.cache
 def _pixels(part: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images as the model takes them, float32 [samples, channels, H, W], and their labels."""
+    from edgeq.core.preprocess import apply
     from edgeq.demo.digits import PREPROCESS, images, split
-    from edgeq.preprocess import apply
 
     raw, labels = images()
     rest, held = split(labels)

@@ -13,15 +13,19 @@ from typing import IO, TYPE_CHECKING
 
 from edgeq.bundle.reader import open_regular, read_manifest
 from edgeq.bundle.writer import ZIP_EPOCH, zip_entry
-from edgeq.errors import UsageError
-from edgeq.manifest import MANIFEST_NAME
+from edgeq.core.errors import UsageError
+from edgeq.core.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+
 _LEVEL = 9
+
 _CHUNK_BYTES = 1 << 20
+
 _HEADERS_BYTES = 30 + 46  # of a file, without its name: in front of it and in the directory (APPNOTE.TXT 4.3.7, 4.3.12)
+
 _END_BYTES = 22  # of the end of the directory (4.3.16)
 
 

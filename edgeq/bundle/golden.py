@@ -7,16 +7,18 @@ import math
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import GoldenSet
-from edgeq.bundle.reader import Bundle, open_regular
-from edgeq.errors import EdgeqError, IntegrityError, first_line
-from edgeq.manifest import GOLDEN_NAME, Manifest, Tensor
-from edgeq.preprocess import apply
+from edgeq.bundle.reader import open_regular
+from edgeq.core.errors import EdgeqError, IntegrityError, first_line
+from edgeq.core.manifest import GOLDEN_NAME, Bundle, Manifest, Tensor
+from edgeq.core.preprocess import apply
+from edgeq.core.results.report import GoldenSet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 MAX_BYTES = 512_000_000
+
 _MAX_ELEMENTS = 2**31  # of one input; `edgeq package` takes no larger one
 
 

@@ -9,15 +9,15 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError
-from edgeq.manifest import (
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError
+from edgeq.core.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     REPORT_NAMES,
+    Bundle,
     FileEntry,
     Manifest,
     manifest_digest,
@@ -25,31 +25,8 @@ from edgeq.manifest import (
 )
 
 _CHUNK_BYTES = 1 << 20
+
 _AGAIN = "get the bundle again, or package the model again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """A bundle whose files are those that its manifest lists.
-
-    Attributes:
-        folder: where it lies.
-        digest: SHA-256 in hexadecimal over the manifest and the files that it lists.
-    """
-
-    folder: Path
-    manifest: Manifest
-    digest: str
-
-    @property
-    def artifact(self) -> Path:
-        """The model's file."""
-        return self.folder / self.manifest.file("artifact").path
-
-    @property
-    def golden(self) -> Path:
-        """The self-test's inputs and outputs."""
-        return self.folder / self.manifest.file("golden").path
 
 
 def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:

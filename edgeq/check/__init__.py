@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edgeq.check.gates import GATE_NAMES, Candidate, check, validate_options
+from edgeq.check.evaluate import GATE_NAMES, Candidate, check, validate_options
 
 __all__ = ["GATE_NAMES", "Candidate", "check", "validate_options"]

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeq.artifacts import Gate, Row
-from edgeq.check.outcome import at_most, unverified
-from edgeq.errors import ExitCode
-from edgeq.project import AppOptions, Library
-from edgeq.target import TargetProfile
-from edgeq.units import counted, format_bytes
+from edgeq.check.gate import at_most, unverified
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.report import AppOptions, Gate, Library, PackageResult
+from edgeq.core.targets import TargetProfile
+from edgeq.core.units import counted, format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
     """A bundle of the app, with the target that it is for."""
 
-    row: Row
+    row: PackageResult
     target: TargetProfile
 
     @property
@@ -32,7 +31,7 @@ class _Kind:
 
     name: str
     limit_of: Callable[[AppOptions], int | None]
-    bytes_of: Callable[[Row], int]
+    bytes_of: Callable[[PackageResult], int]
     library_bytes_of: Callable[[Library], int]
 
 
@@ -50,6 +49,7 @@ _KINDS = (
         library_bytes_of=lambda library: library.download_bytes,
     ),
 )
+
 Libraries = Mapping[tuple[str, str], Library]
 
 

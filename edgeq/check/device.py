@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from edgeq.artifacts import Agreement, DeviceRun, Emulation, Gate, VerifyReport
-from edgeq.check.outcome import unverified
-from edgeq.check.tolerance import MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
-from edgeq.errors import ExitCode
-from edgeq.scheme import FLOAT_SCHEMES
-from edgeq.units import counted
+from edgeq.check.gate import unverified
+from edgeq.core.errors import ExitCode
+from edgeq.core.manifest import CudaBox
+from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, VerifyReport
+from edgeq.core.results.report import Gate
+from edgeq.core.schemes import FLOAT_SCHEMES, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.core.units import counted
 
-NAME = "device"
+if TYPE_CHECKING:
+    from edgeq.core.results.measured import Gpu
+
+
+def box_gate(box: CudaBox, torch: str, gpu: Gpu | None) -> Gate:
+    """Hold a box to what an artifact asks for (exit code 3). Without a GPU only torch is asked for: the CPU emulates.
+
+    Args:
+        box: what the manifest says.
+        torch: the version on the box.
+        gpu: what torch sees there.
+    """
+    why = _misfit(box, torch, gpu)
+    on = f"{gpu.name}, compute capability {gpu.capability}, CUDA {gpu.cuda}" if gpu else "no GPU"
+    compiled = f", compiled for compute capability {box.compiled_for} and CUDA {box.cuda}" if box.compiled_for else ""
+    least = f", compute capability {box.least_capability} or newer" if box.least_capability else ""
+    return Gate(
+        name="box",
+        outcome="failed" if why else "ok",
+        limit=f"torch {box.torch} or newer{least}{compiled}",
+        measured=f"torch {torch}, {on}",
+        detail=why,
+        exit_code=ExitCode.UNSUPPORTED,
+    )
+
+
+def _misfit(box: CudaBox, torch: str, gpu: Gpu | None) -> str:
+    """Return why an artifact does not run on a box; "" where it does."""
+    if _version(torch) < _version(box.torch):
+        return "an older torch may not load it: update the box, or package with its torch"
+    if gpu is None:
+        return ""
+    if box.least_capability and _version(gpu.capability) < _version(box.least_capability):
+        return "the card is older than the arithmetic of this scheme: package with --scheme storage-fp16 or fp32"
+    if box.compiled_for is None:
+        return ""
+    if gpu.capability != box.compiled_for:
+        return "the package was compiled for another card: package again on one like this, or on a host without a GPU"
+    if gpu.cuda != box.cuda or _version(torch) != _version(box.torch):
+        return "the package was compiled with another torch or CUDA: package again with those of the box"
+    return ""
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = [*text.split("."), "0"][:2]
+    return int(major), int(minor)
+
+
+DEVICE_GATE = "device"
 
 
 def device_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
@@ -40,7 +90,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
     failed = [(run, why) for run in emulation.runs if (why := _why(run, scheme, reaction_db))]
     worst = min(emulation.runs, key=lambda run: _order(run.host))
     return Gate(
-        name=NAME,
+        name=DEVICE_GATE,
         outcome="failed" if failed else "ok",
         limit=_limit(worst.host, scheme),
         measured=_measured(worst.host, scheme),
@@ -51,9 +101,9 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
 
 def _problem(emulation: Emulation) -> Gate:
     if emulation.is_unmeasured:
-        return unverified(NAME, "as on the host", emulation.problem)
+        return unverified(DEVICE_GATE, "as on the host", emulation.problem)
     return Gate(
-        name=NAME,
+        name=DEVICE_GATE,
         outcome="failed",
         limit="as on the host",
         measured="",

@@ -8,33 +8,51 @@ from __future__ import annotations
 
 import math
 
-from edgeq.artifacts import ClassDrop, Fidelity, Gate, GroupFidelity, OutputAgreement, VerifyReport
-from edgeq.check.accuracy import score_is_share
-from edgeq.check.outcome import unverified
-from edgeq.errors import ExitCode
+from edgeq.check.gate import unverified
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
+from edgeq.core.results.report import Gate
+from edgeq.core.units import counted
 from edgeq.intervals import matched_pairs, samples_for_drop, share
-from edgeq.job import GateOptions
-from edgeq.units import counted
+
+
+def score_is_share(fidelity: Fidelity) -> bool:
+    """Whether both scores lie from 0 to 1, so that their difference has percentage points."""
+    return all(score is not None and 0 <= score <= 1 for score in (fidelity.fp32_score, fidelity.score))
+
 
 FIDELITY = "fidelity"
+
 CLASS_DROP = "class_drop"
+
 MIN_SQNR_DB = 0.0  # the error is as large as the signal
+
 # of fewer samples the mean is too uncertain to be taken away from them
 LEAST_SAMPLES = 8
+
 # an error this far below the spread of the values is the noise of a few quantization steps, and loses no channel,
 # however little the samples at hand change it: int8 alone leaves 45 dB
 FAINT_DB = 30.0
+
 # the same of values from 0 to 1, as root mean square: of a whole output a step and a quarter of 1/255, and of one
 # channel, such as the probability of a class that no sample has, five
 FAINT_SHARE, FAINT_SHARE_OF_CHANNEL = 0.005, 0.02
+
 # a channel of many is judged alone only as one of a group that large
 LEAST_OF_MANY = 0.1
+
 # Cohen's kappa, agreement beyond chance: up to 0.4 is fair at best (Landis and Koch, Biometrics 33, 1977)
 MAX_POOR_KAPPA = 0.4
+
 SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change
+
 MAX_DROP_PP = 20.0
+
 MAX_CLASS_DROP_PP = 20.0
+
 LEAST_OF_CLASS = 3
+
 COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 

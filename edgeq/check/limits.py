@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from edgeq.artifacts import DeviceMeasures, DeviceRun, Fidelity, Gate, Interval, LatencyPrediction, VerifyReport
-from edgeq.check.accuracy import why_worthless
-from edgeq.check.fidelity import needed_for_drop, unproven_drop, worst_part
-from edgeq.check.outcome import at_least, at_most, unverified
-from edgeq.scheme import LIMITS, LimitName
-from edgeq.units import counted, format_quantity
+from edgeq.check.fidelity import needed_for_drop, score_is_share, unproven_drop, worst_part
+from edgeq.check.gate import at_least, at_most, unverified
+from edgeq.core.config import GateOptions
+from edgeq.core.devices import CountReport
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Fidelity, Interval, LatencyPrediction, VerifyReport
+from edgeq.core.results.report import Gate
+from edgeq.core.schemes import LIMITS, LimitName
+from edgeq.core.units import counted, format_quantity
 
 # platform.machine() and target profiles name the same processors differently
 _ARCH = {"aarch64": "arm64", "amd64": "x86_64", "x64": "x86_64"}
+
 _PHONES = ("android", "ios")
+
 _APART_DB = 10.0
+
 _LEAST_RUNS = 10  # of fewer, one time in ten that is slower would not be seen
 
 
@@ -257,3 +264,121 @@ def _predicted(told: LatencyPrediction) -> tuple[float, str]:
 
 def _arch(name: str) -> str:
     return _ARCH.get(name.lower(), name.lower())
+
+
+# --- What an accuracy drop is worth: against an fp32 model that is no better than chance it is zero, whatever
+# ships.
+
+
+MAX_TIED = 0.05  # share of the samples; of int8 scores a few are equal
+
+FAR_SQNR_DB = 10.0  # the difference is a third of the signal
+
+_Z95 = 1.645  # the normal distribution's one-sided 95% point
+
+
+def why_worthless(fidelity: Fidelity) -> str:
+    """Return why the drop that was measured proves nothing; "" where it does.
+
+    Weights that a factory did not load, another preprocessing or another order of the classes than in training leave
+    fp32 at chance, and a drop against that is near zero; so is one by a metric of the user's own that labels do not
+    change. Scores that are no shares have no percentage points.
+    """
+    fp32, score, chance = fidelity.fp32_score, fidelity.score, fidelity.chance_score
+    if fp32 is None or score is None:
+        return ""
+    if not score_is_share(fidelity):
+        return (
+            f"percentage points are of a score from 0 to 1, and {fidelity.metric} gave {fp32:.4g} for fp32 and"
+            f" {score:.4g}: scale it"
+        )
+    mismatched = fidelity.mismatch_drop_pp
+    if mismatched is not None and mismatched.high < 0:
+        return (
+            f"{fidelity.metric} scores fp32 higher against other samples' labels, or noise, than against its own, by"
+            f" {-mismatched.estimate:.2f} pp: higher must be better, so return 1 - x for a loss or an error x"
+        )
+    if mismatched is not None and not mismatched.low > 0:
+        return (
+            f"{fidelity.metric} scores fp32 no better against its own labels than against other samples', or noise"
+            f" ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): does it look at the"
+            " label, are the samples enough, and are weights and preprocessing right?"
+        )
+    if chance is None:
+        return ""
+    distinct = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    margin = _Z95 * math.sqrt(chance * (1 - chance) / distinct)
+    if fp32 > chance + margin:
+        return ""
+    return (
+        f"fp32 itself scores {fp32:.1%} over {counted(fidelity.samples, 'sample')}, no better than the commonest"
+        f" label alone ({chance:.1%}): are weights, preprocessing and the order of the classes right?"
+    )
+
+
+def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
+    """Return what to know where no limit on the drop was given; with one, its gate says the same and fails."""
+    fidelity = verified.fidelity
+    if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
+        return ()
+    said = []
+    comparable = fidelity.chance_score is not None or fidelity.mismatch_drop_pp is not None
+    if comparable and (why := why_worthless(fidelity)):
+        said.append(why)
+    if fidelity.tied is not None and fidelity.tied > MAX_TIED:
+        said.append(
+            f"the first class shares its score with another one in {fidelity.tied:.1%} of the samples, where fp32 tells"
+            " them apart: which of them counts depends on the order of the classes"
+        )
+    if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
+        inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+        said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
+    if scheme == "pretrained":
+        said.append("the model came quantized: there is no fp32 model to hold its outputs to")
+    elif scheme != "fp32":
+        how = "" if fidelity.score is not None else "labelled --eval-data and "
+        said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or what you can afford")
+    return tuple(said)
+
+
+# --- The gate on instructions: an update must not cost a phone much more than the model that is shipped.
+
+
+INSTRUCTIONS_GATE = "instructions"
+
+# a tenth: kernels for other shapes cost some percent more or less, a lost delegate or a float layer far more
+MOST_RATIO = 1.1
+
+
+def instruction_gates(shipped: Path | None, verified: VerifyReport) -> tuple[Gate, ...]:
+    """Hold the instructions of one inference to those of the shipped model, core by core (exit code 6).
+
+    Args:
+        shipped: the bundle that was named for comparison; None: no gate.
+        verified: with the counts of both, where they could be taken.
+    """
+    if shipped is None:
+        return ()
+    limit = f"<= {MOST_RATIO} x the shipped model's"
+    cost = verified.cost
+    pairs = [] if cost is None else _pairs(cost.counts, cost.shipped)
+    if not pairs:
+        return (unverified(INSTRUCTIONS_GATE, limit, "instructions are counted for ARM64 targets, under QEMU"),)
+    ratios = [(now.total.instructions / then.total.instructions, now, then) for now, then in pairs]
+    worst, now, _ = max(ratios, key=lambda found: found[0])
+    told = (f"{one.cpu}: {one.total.instructions:,} against {other.total.instructions:,}" for _, one, other in ratios)
+    return (
+        Gate(
+            name=INSTRUCTIONS_GATE,
+            outcome="ok" if worst <= MOST_RATIO else "failed",
+            limit=limit,
+            measured=f"{worst:.3f} x on {now.cpu}",
+            detail="; ".join(told),
+            exit_code=ExitCode.LATENCY,
+        ),
+    )
+
+
+def _pairs(counts: tuple[CountReport, ...], shipped: tuple[CountReport, ...]) -> list[tuple[CountReport, CountReport]]:
+    known = {one.cpu: one for one in shipped if one.total.instructions}
+    return [(one, known[one.cpu]) for one in counts if one.cpu in known]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from edgeq.artifacts import Gate, Scores, Search
-from edgeq.errors import ExitCode
-from edgeq.scheme import LIMITS, LimitName
-from edgeq.units import counted, format_quantity
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Scores, Search, Tuning
+from edgeq.core.results.report import Gate
+from edgeq.core.schemes import LIMITS, LimitName
+from edgeq.core.units import counted, format_quantity
 
 
 def search_gates(search: Search | None) -> tuple[Gate, ...]:
@@ -42,3 +43,51 @@ def _score(name: str, scores: Scores) -> str:
 
 def _known(name: str) -> LimitName:
     return next(known for known in LIMITS if known == name)
+
+
+# --- What quantization-aware training came to: a gate that it did not diverge, and a word where it did not help.
+
+
+# fake quantization clips, so that a training that runs away may keep a finite loss: this many times what it began with
+_MOST_TIMES = 10.0
+
+# KL in nats, or squared error relative to the signal: below a hundredth, ten times as much is still a small change
+_LEAST_LOSS = 0.01
+
+
+def training_gates(tuning: Tuning | None) -> tuple[Gate, ...]:
+    """Fail a training that diverged (exit code 5); there is no gate where nothing was trained."""
+    if tuning is None:
+        return ()
+    measured = _divergence(tuning)
+    kept = f"epoch {tuning.epochs}" if tuning.epochs and tuning.weights != "start" else "before the training"
+    return (
+        Gate(
+            name="training",
+            outcome="failed" if measured else "ok",
+            limit="no divergence",
+            measured=measured or "none",
+            detail=f"the weights are those of {kept}; lower --qat-lr" if measured else "",
+            exit_code=ExitCode.ACCURACY,
+        ),
+    )
+
+
+def training_warnings(tuning: Tuning | None) -> tuple[str, ...]:
+    """Say where no epoch was better than the static ranges on the samples that were held out."""
+    if tuning is None or tuning.weights != "start" or _divergence(tuning):
+        return ()
+    return (
+        "training did not bring the outputs nearer to fp32's on held-out samples: "
+        "the weights are those of static-int8; try another --qat-lr or more --qat-data",
+    )
+
+
+def _divergence(tuning: Tuning) -> str:
+    """Return in words how the training diverged; "" where it did not."""
+    if tuning.diverged_in is not None:
+        return f"a loss of NaN or infinity in epoch {tuning.diverged_in}"
+    # NaN is no small loss; that of a user's own loop may be one
+    if not tuning.trained_loss <= max(_LEAST_LOSS, _MOST_TIMES * tuning.start_loss):
+        return f"a held-out loss of {tuning.trained_loss:.3g}, {tuning.start_loss:.3g} before the training"
+    return ""

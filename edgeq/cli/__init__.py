@@ -13,6 +13,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the arguments without the program's name; None for those of this process.
     """
-    from edgeq.cli.run import run
+    from edgeq.cli.main import run
 
     sys.exit(run(sys.argv[1:] if argv is None else argv, ends_process=True))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import views
-from edgeq.cli.install import Installed, install_rows, match_apps
-from edgeq.cli.output import note, say, say_json, say_problem
-from edgeq.cli.params import ConfigOptions, RunParams, grouped, to_values
-from edgeq.cli.precheck import check_files
+from edgeq.cli import outputs
+from edgeq.cli.console import note, say, say_json, say_problem
+from edgeq.cli.install import Installed, install_rows
+from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
 
 if TYPE_CHECKING:
-    from edgeq.cli.models import ProjectRequest
-    from edgeq.project import ProjectReport
+    from edgeq.config.project_file import ProjectRequest
+    from edgeq.core.results.report import ProjectReport
+
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file to build. [default: all]")]
 
@@ -28,7 +28,8 @@ def build(
 
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
-    from edgeq.cli.models import read_models
+    from edgeq.config.project_file import read_models
+    from edgeq.pipeline.plan import match_apps
 
     wanted = read_models(run.config, names or (), to_values(options))
     if run.dry_run:
@@ -43,13 +44,13 @@ def build(
                 done, problem = install_rows(model.report, places)
                 installed += done
                 report = dataclasses.replace(report, not_installed=problem)
-    with views.beside(report, run):
+    with outputs.beside(report, run):
         _print(report, installed, as_json=run.as_json, verbose=run.verbose)
     raise typer.Exit(report.exit_code)
 
 
 def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
-    from edgeq.cli.plan import plan_json, plan_text
+    from edgeq.pipeline.plan import plan_json, plan_text
 
     if as_json:
         plans = [plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
@@ -59,8 +60,9 @@ def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
 
 
 def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
-    from edgeq.cli.progress import open_progress
-    from edgeq.project import AppOptions, Project
+    from edgeq.cli.console import open_progress
+    from edgeq.core.results.report import AppOptions, Project
+    from edgeq.pipeline.preflight import check_files
 
     is_whole = len(wanted.models) == len(wanted.names)
     if not is_whole and wanted.app != AppOptions():
@@ -75,11 +77,11 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
 
 def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, verbose: bool) -> None:
     if as_json:
-        from edgeq.report.as_json import project_json
+        from edgeq.report.json import project_json
 
         say_json({**project_json(report), "installed": [entry.as_json() for entry in installed]})
     else:
-        from edgeq.cli.table import render_project
+        from edgeq.report.text import render_project
 
         say("\n".join([render_project(report), *(entry.as_text() for entry in installed)]))
     for model in report.models:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli.output import say, say_json
-from edgeq.units import counted, format_bytes
+from edgeq.cli.console import say, say_json
+from edgeq.core.units import counted, format_bytes
 
 app = typer.Typer(help="Look at the build cache, or empty it.")
 

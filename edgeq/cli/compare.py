@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
-from edgeq.cli.params import ConfigOptions, grouped, to_values
-from edgeq.errors import UsageError
-from edgeq.job import DataOptions
-from edgeq.units import counted
+from edgeq.cli import options as flags
+from edgeq.cli.console import say, say_json
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.config import DataConfig
+from edgeq.core.errors import UsageError
+from edgeq.core.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import LayerSqnrs, OutputComparison
-    from edgeq.manifest import Manifest
+    from edgeq.core.manifest import Manifest
+    from edgeq.core.results.measured import OutputComparison
+    from edgeq.core.results.model import LayerSqnrs
     from edgeq.pipeline.compare import BundleComparison
 
+
 SCHEMA_VERSION = 1
+
 _SAMPLES = 1000
+
 _OPTIONS = ConfigOptions(
     keys=("data.evaluation", "data.labels"),
     docs={
@@ -48,10 +51,10 @@ def compare(
     Without --eval-data the inputs are drawn from the range that the preprocessing gives. Figures, no verdict: the exit
     code is 0 however far apart they are.
     """
-    from edgeq.cli.progress import open_progress
-    from edgeq.cli.project import filled
+    from edgeq.cli.console import open_progress
+    from edgeq.config.options import filled
 
-    data = filled(DataOptions, to_values(options).get("data", {}))
+    data = filled(DataConfig, to_values(options).get("data", {}))
     if data.labels is not None and data.evaluation is None:
         raise UsageError("--labels was given without --eval-data", "add --eval-data, or leave --labels out")
     with open_progress(quiet=quiet) as progress:
@@ -66,6 +69,8 @@ def compare(
 
 def render(found: BundleComparison) -> str:
     """Return the figures for people, a line for each layer, and where the error starts in words."""
+    from edgeq.report.text import aligned, printable
+
     outputs = found.outputs
     lines = aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
     inputs = "evaluation samples" if outputs.inputs == "evaluation" else "random inputs"
@@ -80,7 +85,7 @@ def _title(manifest: Manifest) -> str:
 
 
 def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
-    from edgeq.report import words
+    from edgeq.report import text as words
 
     counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
     return [
@@ -99,7 +104,8 @@ def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
 
 
 def _layer_lines(found: LayerSqnrs) -> list[str]:
-    from edgeq.report import words
+    from edgeq.report import text as words
+    from edgeq.report.text import aligned, printable
 
     cells = [(one.layer, words.decibel(one.sqnr_db), words.decibel(one.own_db)) for one in found.layers]
     head = ("layer", "SQNR", "by itself")
@@ -112,7 +118,7 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
 
 def to_json(found: BundleComparison) -> dict[str, Any]:
     """Return the same for machines; `schema_version` changes when a key goes or changes its meaning."""
-    from edgeq.report.as_json import finite, layer_sqnrs_json
+    from edgeq.report.json import finite, layer_sqnrs_json
 
     document: dict[str, Any] = finite(
         {

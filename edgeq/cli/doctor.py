@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeq.cli.output import say, say_json
-from edgeq.errors import ExitCode
-from edgeq.machine import driver_state
-from edgeq.units import format_bytes
+from edgeq.cli.console import say, say_json
+from edgeq.core.errors import ExitCode
+from edgeq.core.system import driver_state
+from edgeq.core.units import format_bytes
 
 # what requirements.lock pins: the versions that the tests ran with
 TESTED = {
@@ -42,21 +42,31 @@ TESTED = {
     "packageurl-python": "0.17.6",
     "urllib3": "2.8.0",
 }
+
 _DIGITS = ("scikit-learn", "1.9.1")
+
 _TESTED_PYTHON = (3, 11)
+
 _ALLOWED_PYTHON = ((3, 11), (3, 14))  # the second is excluded
+
 _ONNX = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnxruntime": "1.31.1"}
+
 _RUNTIME_NEEDS = {
     "executorch": ("torch", "torchao", "executorch"),
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", *_ONNX),
     "cuda": ("torch",),
 }
+
 _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
+
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
+
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
+
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
 _LEAST_FREE_BYTES = 500_000_000
+
 _TOOLS = (
     ("qemu-aarch64", "runs the device's ARM64 kernels; package --on host does without", "apt-get install qemu-user"),
     (
@@ -147,7 +157,7 @@ def _library(name: str, tested: str, *, needed: bool, use: str = "") -> Finding:
 def _targets(present: set[str]) -> list[Finding]:
     import tomllib
 
-    from edgeq.profiles import profile_files
+    from edgeq.core.profiles import profile_files
 
     findings = []
     for name, path in profile_files().items():

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli.output import say, say_json
-from edgeq.units import format_bytes
+from edgeq.cli.console import say, say_json
+from edgeq.core.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeq.verify.emulate.selftest import Machine
 
+
 app = typer.Typer(help="Install and list the ARM64 runtimes that run a device's kernels here.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 _CPUS = ("cortex-a53", "cortex-a76")  # those of the shipped target profiles
 
 
@@ -27,10 +29,10 @@ def install(
 
     `edgeq package` and `edgeq verify --on emulator` do this by themselves where it was not done.
     """
-    from edgeq.cli.progress import open_progress
-    from edgeq.pipeline.emulate import machines
+    from edgeq.cli.console import open_progress
+    from edgeq.pipeline.devices import machines
     from edgeq.verify.emulate.cpus import qemu_path
-    from edgeq.verify.emulate.runtimes import DEFAULT_WHEELS, is_native
+    from edgeq.verify.emulate.install import DEFAULT_WHEELS, is_native
 
     if not is_native():
         qemu_path()

@@ -12,18 +12,22 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli.output import say
-from edgeq.cli.precheck import check_source
-from edgeq.cli.views import write_text
-from edgeq.errors import UsageError
-from edgeq.job import PROJECT_FILE
-from edgeq.sources import GENERIC_FACTORIES, factory_model_name
+from edgeq.cli.console import say
+from edgeq.cli.outputs import write_text
+from edgeq.core.config import PROJECT_FILE
+from edgeq.core.errors import UsageError
+from edgeq.core.sources import GENERIC_FACTORIES, factory_model_name
 
 _TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack"}
+
 _HOST_TARGET = "linux-x86_64-x86"
+
 _CALIBRATION = ("calibration", "calib", "train")
+
 _EVALUATION = ("evaluation", "eval", "val", "validation", "test")
+
 _PLACES = ("", "data", "images", "dataset")
+
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -56,6 +60,8 @@ def init(
 
     Names, factories, data folders and app projects are looked for here and written in; nothing is run.
     """
+    from edgeq.pipeline.preflight import check_source
+
     if output.exists() and not force:
         raise UsageError(f"{output} is there already", "edit it, or give --force to replace it")
     sources = [_source(text) for text in models]

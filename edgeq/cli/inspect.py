@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
-from edgeq.errors import UsageError
-from edgeq.units import counted, format_bytes
+from edgeq.cli import options
+from edgeq.cli.console import say, say_json
+from edgeq.core.errors import UsageError
+from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Layer
-    from edgeq.manifest import Manifest, Measure, Tensor
+    from edgeq.core.manifest import Manifest, Measure, Tensor
+    from edgeq.core.results.model import Layer
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
+
 SCHEMA_VERSION = 1
+
 _SHOWN = 10
+
 _SHARE_UNKNOWN = "not known: a bare artifact does not say which layers it holds; inspect its bundle"
+
 _NOT_LISTED = "not known: a .pt archive holds code, and no list of operators"
 
 
@@ -42,22 +45,22 @@ def inspect(
         bool,
         typer.Option("--required-operators", help="Of an .ort file: only the configuration of a runtime built for it."),
     ] = False,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show what a bundle or an artifact is made of.
 
     Inputs and outputs, sizes, operators, what the delegate took, and bytes by layer. A bundle's hashes are checked;
     an artifact is loaded in a process of its own.
     """
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.inspect import BundleInspection, inspect_path
 
         found = inspect_path(_ort_file(path) if required_operators else path, progress)
     if required_operators and not isinstance(found, BundleInspection):
-        from edgeq.ort_format import reduced_build_config
+        from edgeq.core.ort_format import reduced_build_config
 
         say(reduced_build_config(found.facts.operators).rstrip())
     elif as_json:
@@ -68,6 +71,8 @@ def inspect(
 
 def bundle_text(found: BundleInspection, shown: int) -> str:
     """Return a bundle for people; `shown` layers, those with the most bytes first."""
+    from edgeq.report.text import aligned, printable
+
     manifest = found.bundle.manifest
     target, runtime = manifest.target, manifest.runtime
     field = f", oldest in the field {runtime.oldest_in_field}"
@@ -105,6 +110,8 @@ def _computed(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
+    from edgeq.report.text import aligned, printable
+
     if not found.layers:
         return [f"layers: not known: {printable(found.why_no_layers)}"]
     largest = sorted(found.layers, key=lambda layer: -layer.weight_bytes)[:shown]
@@ -165,6 +172,8 @@ def _bytes(size_bytes: int) -> str:
 
 def artifact_text(found: ArtifactInspection, shown: int) -> str:
     """Return an artifact for people; `shown` entries of an archive."""
+    from edgeq.report.text import aligned, printable
+
     facts = found.facts
     operators = ", ".join(facts.operators)
     unlisted = _NOT_LISTED if found.path.suffix == ".pt" else "none"

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.output import say, say_json
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.units import counted, format_bytes
+from edgeq.cli import options
+from edgeq.cli.console import say, say_json
+from edgeq.core.errors import EdgeqError
+from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport
-    from edgeq.deliver.growth import Growth
+    from edgeq.core.results.report import ModelError, RunReport
+    from edgeq.deliver.android import Growth
     from edgeq.deliver.install import InstallResult
-    from edgeq.job import Job
-    from edgeq.project import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +74,8 @@ def install(
     aar: Annotated[
         str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
     ] = "",
-    digest: flags.Digest = None,
-    verdict: flags.Verdict = None,
+    digest: options.Digest = None,
+    verdict: options.Verdict = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Also where a model of other inputs, outputs or labels has the name.")
     ] = False,
@@ -99,7 +97,7 @@ def install(
     if verdict is None:
         result = deliver(bundle, app, aar=library, digest=digest, replace=replace)
     else:
-        from edgeq.pipeline.settle import settled_bundle
+        from edgeq.pipeline.measurement import settled_bundle
 
         with settled_bundle(bundle, verdict, digest=digest) as settled:
             result = deliver(settled.folder, app, aar=library, replace=replace)
@@ -111,40 +109,8 @@ def install(
         say(installed.as_text())
 
 
-def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
-    """Return, for each app, the names of the targets whose bundles go into it.
-
-    Raises:
-        UsageError: a folder that is no app's project, that no target is for, or that several schemes are for.
-    """
-    matched = {}
-    for app in job.install_into:
-        platforms = _platforms(app)
-        names = tuple(target.name for target in job.targets if target.platform in platforms)
-        if not names:
-            what = f"--install-into {app}: no target of this run is for {' or '.join(platforms)}"
-            raise UsageError(what, f"add a --target for {platforms[0]}, or leave the app out")
-        if len(job.schemes) > 1:
-            what = f"--install-into {app}: {len(job.schemes)} schemes of a target would go into one place"
-            raise UsageError(what, "name one --scheme, or install the bundle that you choose with `edgeq install`")
-        matched[app] = names
-    return matched
-
-
-def _platforms(app: Path) -> tuple[str, ...]:
-    from edgeq.deliver.install import PROJECT_FILES, project_platforms
-
-    if not app.is_dir():
-        raise UsageError(f"--install-into {app}: no such folder", "give the root of the app's project")
-    found = project_platforms(app)
-    if not found:
-        what = f"--install-into {app}: no app's project; looked for {PROJECT_FILES}"
-        raise UsageError(what, "give the project's root")
-    return found
-
-
 def install_rows(
-    report: BuildReport, apps: Mapping[Path, tuple[str, ...]]
+    report: RunReport, apps: Mapping[Path, tuple[str, ...]]
 ) -> tuple[tuple[Installed, ...], ModelError | None]:
     """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
 
@@ -166,7 +132,7 @@ def install_rows(
                 for row in rows
             )
     except EdgeqError as err:
-        from edgeq.project import ModelError
+        from edgeq.core.results.report import ModelError
 
         return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
     return tuple(done), None

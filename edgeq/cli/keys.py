@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli.columns import aligned
-from edgeq.cli.output import say, say_json
-from edgeq.errors import UsageError, nearest
+from edgeq.cli.console import say, say_json
+from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from edgeq.deliver.ota.keys import KeyRing, RoleName
 
+
 app = typer.Typer(help="Make, show and replace the keys that sign updates.")
 
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the keys.")]
+
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -63,10 +64,9 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
-    from edgeq.cli.clock import clock, now
-    from edgeq.deliver.ota.entries import Terms
+    from edgeq.cli.console import clock, now
     from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
-    from edgeq.deliver.ota.release import refresh
+    from edgeq.deliver.ota.release import Terms, refresh
 
     ring = load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
@@ -88,6 +88,8 @@ def _tell(ring: KeyRing, as_json: bool) -> None:
 
 
 def _text(ring: KeyRing) -> str:
+    from edgeq.report.text import aligned
+
     rows = [
         (role, f"{keys.threshold} of {len(keys.keys)}", key.keyid[:16], key.uri.partition("?")[0])
         for role, keys in ring.file.roles.items()

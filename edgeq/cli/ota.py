@@ -2,24 +2,238 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags, ota_device
-from edgeq.cli.clock import clock, now
-from edgeq.cli.ota_job import RELEASE_OPTIONS, ChannelParams, ReleaseGateParams, ReleaseParams, release_job
-from edgeq.cli.ota_words import report_json, report_text, tell_published
-from edgeq.cli.output import say, say_json
-from edgeq.cli.params import grouped
-from edgeq.units import counted
+from edgeq.cli import options as flags
+from edgeq.cli import ota_device
+from edgeq.cli.console import SCHEMA_VERSION, clock, now, say, say_json
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.errors import UsageError
+from edgeq.core.units import counted, format_bytes
+
+if TYPE_CHECKING:
+    from edgeq.core.config import DataConfig, GateOptions
+    from edgeq.core.manifest import Manifest
+    from edgeq.core.results.report import Gate
+    from edgeq.deliver.ota.release import Published, Terms
+    from edgeq.pipeline.ota_release import ReleaseJob, ReleaseReport, ReleaseRow
+
+
+# --- From the options of `edgeq ota release`, over the project's file, to a job.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelParams:
+    """Where is published, and by whom."""
+
+    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="The channel: a folder that a web server can serve.")]
+    keys: Annotated[Path, typer.Option(metavar="FOLDER", help="The signing keys, as `edgeq keys new` made them.")]
+    valid_days: Annotated[
+        int, typer.Option(metavar="N", help="Days after which clients refuse the index.", min=1, max=3650)
+    ] = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseParams:
+    """Whom a release is for, the patches that lead to it, and what is written beside it."""
+
+    delta_from: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="A bundle that devices have besides, such as the app's own; repeatable."),
+    ] = None
+    deltas: Annotated[int, typer.Option(metavar="N", help="Patches from the last N releases.", min=0, max=20)] = 3
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VERSION", help="A runtime of an app build in the field: executorch=1.5; repeatable."
+        ),
+    ] = None
+    device: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="The only devices that it is for; repeatable.")
+    ] = None
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="SPDX", help="The model's licence, for the bill of materials.")
+    ] = None
+    allow_expired: Annotated[
+        bool,
+        typer.Option("--allow-expired", help="Write an index that has expired: an old SOURCE_DATE_EPOCH's, again."),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseGateParams:
+    """What a release is held to, and by which data."""
+
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="NAME=VALUE",
+            help="download=4MB, delta=1MB, size=5MB, flips=2%, class_drop=1pp; repeatable.",
+        ),
+    ] = None
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
+    ] = None
+
+
+RELEASE_OPTIONS = ConfigOptions(
+    keys=("data.evaluation", "data.labels", "store_limits", "app_size"),
+    docs={
+        "data.evaluation": "Evaluation data for flips and class_drop: an image folder, .npz/.npy or file.py:function."
+    },
+)
+
+
+def release_job(
+    bundles: Sequence[Path],
+    channel: ChannelParams,
+    release: ReleaseParams,
+    gates: ReleaseGateParams,
+    options: dict[str, Any],
+    config: Path | None,
+) -> ReleaseJob:
+    """Return what the options ask for.
+
+    Raises:
+        UsageError: an option that would change nothing, an unknown name, or a file that cannot be read.
+        IntegrityError: a folder that is no bundle.
+    """
+    from edgeq.bundle.reader import read_manifest
+    from edgeq.config.options import merge
+    from edgeq.config.project_file import read_released
+    from edgeq.pipeline.ota_release import ReleaseJob
+
+    manifests = [read_manifest(folder)[1] for folder in bundles]
+    project = read_released(config, tuple(dict.fromkeys(one.model.name for one in manifests)))
+    in_app = project.get("app", {}).get("runtimes", {})
+    command_line = to_values(options)
+    values = merge(command_line, project)
+    held_to = _gates(gates, values)
+    if "data" in command_line:
+        _check_eval_data(command_line["data"].get("evaluation"), held_to)
+    return ReleaseJob(
+        bundles=tuple(bundles),
+        channel=channel.channel,
+        keys=channel.keys,
+        deltas=release.deltas,
+        delta_from=_bases(release.delta_from or (), manifests),
+        verdicts=tuple(gates.verdict or ()),
+        terms=_terms(release, _runtimes(release.runtime or (), manifests, in_app), channel.valid_days),
+        gates=held_to,
+        data=_data(values),
+    )
+
+
+def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int) -> Terms:
+    from edgeq.deliver.ota.release import Terms
+
+    return Terms(
+        now=now(),
+        clock=None if release.allow_expired else clock(),
+        runtimes=runtimes,
+        devices=_devices(release.device or ()),
+        licence=release.licence,
+        valid_days=valid_days,
+    )
+
+
+def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
+    from edgeq.core.config import GateOptions
+    from edgeq.core.schemes import parse_limit
+    from edgeq.core.units import parse_size_bytes
+    from edgeq.pipeline.ota_release import RELEASE_LIMITS
+
+    in_file = [f"{name}={text}" for name, text in values.get("limit", {}).items() if name in RELEASE_LIMITS]
+    size = values.get("app_size")
+    return GateOptions(
+        # the last of a name counts, as for `edgeq package`
+        limits=tuple(dict(parse_limit(text) for text in (*in_file, *(gates.limit or ()))).items()),
+        store_limits=tuple(values.get("store_limits", ())),
+        app_size_bytes=None if size is None else parse_size_bytes(size),
+    )
+
+
+def _data(values: dict[str, Any]) -> DataConfig:
+    from edgeq.config.options import filled
+    from edgeq.core.config import DataConfig
+
+    data = values.get("data", {})
+    return filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
+
+
+def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
+    """Refuse an evaluation set that no limit asks for: it would not even be opened."""
+    if eval_data is not None and not {"flips", "class_drop"} & {name for name, _ in gates.limits}:
+        what = "--eval-data is for the limits flips and class_drop, and neither is given"
+        raise UsageError(what, "add, for example, --limit flips=2%, or leave it out")
+
+
+def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:
+    """Refuse a base that no bundle of the release can be a patch from."""
+    from edgeq.bundle.reader import read_manifest
+
+    released = {(one.model.name, one.target.name) for one in manifests}
+    for folder in folders:
+        base = read_manifest(folder)[1]
+        if (base.model.name, base.target.name) not in released:
+            what = f"--delta-from {folder}: no bundle of this release is of {base.model.name} for {base.target.name}"
+            raise UsageError(what, "give an earlier bundle of the same model and target")
+    return tuple(folders)
+
+
+def _devices(ids: Sequence[str]) -> tuple[str, ...]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from edgeq.deliver.ota.index import DeviceId
+
+    for one in ids:
+        try:
+            TypeAdapter(DeviceId).validate_python(one)
+        except ValidationError as err:
+            what = f"--device {one!r} is no device id"
+            raise UsageError(
+                what, "up to 64 letters, digits, '.', '_', ':' and '-', the first a letter or digit"
+            ) from err
+    return tuple(dict.fromkeys(ids))
+
+
+def _runtimes(
+    texts: Sequence[str], manifests: Sequence[Manifest], in_app: dict[str, list[str]]
+) -> tuple[tuple[str, str], ...]:
+    """Return the runtimes in the field; those of the project's app where no option names one."""
+    known = sorted({one.target.runtime for one in manifests})
+    in_file = ((name, version) for name, versions in in_app.items() for version in versions)
+    return tuple(_runtime(text, known) for text in texts) or tuple(in_file)
+
+
+def _runtime(text: str, known: Sequence[str]) -> tuple[str, str]:
+    """Return a runtime's name and version; one that none of the bundles runs on would judge nothing."""
+    name, equals, version = text.partition("=")
+    if not equals or not name or not version:
+        raise UsageError(f"expected NAME=VERSION, got {text!r}", f"write, for example, --runtime {known[0]}=1.5")
+    if name not in known:
+        raise UsageError(f"--runtime {text}: none of the bundles runs on {name!r}", f"theirs: {', '.join(known)}")
+    return name, version
+
 
 app = typer.Typer(help="Publish over-the-air updates, and follow a channel as a device does.")
+
 app.command("update")(ota_device.update)
+
 app.command("start")(ota_device.start)
+
 app.command("healthy")(ota_device.healthy)
+
 app.command("rollback")(ota_device.rollback)
+
 app.command("status")(ota_device.status)
 
 
@@ -40,10 +254,10 @@ def release(
     Limits, evaluation data and [app.runtimes] can stand in an edgeq.toml; the command line wins.
     """
     job = release_job(bundles, into, release, gates, options, config)
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.ota import release as run
+        from edgeq.pipeline.ota_release import release as run
 
         report = run(job, progress)
     if as_json:
@@ -61,8 +275,8 @@ def withdraw(
     as_json: flags.AsJson = False,
 ) -> None:
     """Publish what was there before a release again, under a higher number, so that devices go back."""
-    from edgeq.deliver.ota.entries import Terms
     from edgeq.deliver.ota.keys import load_keys
+    from edgeq.deliver.ota.release import Terms
     from edgeq.deliver.ota.release import withdraw as run
 
     done = run(of.channel, load_keys(of.keys), version, Terms(now=now(), clock=clock(), valid_days=of.valid_days))
@@ -73,9 +287,106 @@ def withdraw(
 @grouped
 def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
     """Sign a channel's index again before it expires; run it from a timer."""
-    from edgeq.deliver.ota.entries import Terms
     from edgeq.deliver.ota.keys import load_keys
+    from edgeq.deliver.ota.release import Terms
     from edgeq.deliver.ota.release import refresh as run
 
     done = run(of.channel, load_keys(of.keys), Terms(now=now(), clock=clock(), valid_days=of.valid_days))
     tell_published(f"signed again: {of.channel}, for {counted(of.valid_days, 'day')}", done, as_json)
+
+
+# --- What `edgeq ota` prints of a release, for people and for machines.
+
+
+def tell_published(head: str, done: Published, as_json: bool) -> None:
+    """Print what was published."""
+    if as_json:
+        say_json({"schema_version": SCHEMA_VERSION, **published_json(done)})
+    else:
+        say("\n".join([head, *_published_lines(done)]))
+
+
+def published_json(done: Published) -> dict[str, Any]:
+    """Return what a channel holds now, for machines."""
+    return {
+        "release": done.release,
+        "files": [{"path": name, "size_bytes": size} for name, size in done.files],
+        "root_version": done.root_version,
+        "trust": str(done.trust),
+        "expires": f"{done.expires:%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def _published_lines(done: Published) -> list[str]:
+    from edgeq.report.text import aligned
+
+    return [
+        f"release {done.release}, root version {done.root_version}, valid until {done.expires:%Y-%m-%d %H:%M} UTC",
+        *aligned([(format_bytes(size), name) for name, size in done.files], right=frozenset({0})),
+    ]
+
+
+def report_text(report: ReleaseReport) -> str:
+    """Return a line for each gate and each size, and what was published."""
+    from edgeq.report import text as words
+    from edgeq.report.text import aligned, printable
+
+    lines = []
+    for row in report.rows:
+        lines.append(f"{row.model} {row.model_version} for {row.target}: {printable(str(row.path))}")
+        lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
+        if row.settled:
+            lines.append(f"  {printable(row.settled)}: digest {row.digest[:12]}")
+        lines += aligned(_sizes(row), right=frozenset({1}))
+        if row.reuse is not None:
+            lines += [f"  {line}" for line in words.reuse(row.reuse.found, row.reuse.fidelity)]
+    if report.published is None:
+        failed = [gate.name for row in report.rows for gate in row.checked.gates if not gate.passed]
+        return "\n".join(
+            [*lines, f"refused: {', '.join(failed)} (exit code {int(report.exit_code)}); nothing was written"]
+        )
+    done = report.published
+    head = f"published: release {done.release} in {report.channel}, valid until {done.expires:%Y-%m-%d %H:%M} UTC"
+    return "\n".join([*lines, head, *_published_lines(done)[1:], f"an app ships with: {done.trust}"])
+
+
+def _sizes(row: ReleaseRow) -> list[tuple[str, str, str]]:
+    rows = [("download", format_bytes(row.download_bytes), "deflated ZIP")]
+    for delta in row.deltas:
+        share = f"{delta.size_bytes / row.download_bytes:.1%} of the download, {delta.algorithm}"
+        kept = "" if delta.published else ", not published"
+        rows.append((f"patch from {delta.label}", format_bytes(delta.size_bytes), share + kept))
+    return rows
+
+
+def _told(gate: Gate) -> str:
+    told = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
+    return f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+
+
+def report_json(report: ReleaseReport) -> dict[str, Any]:
+    """Return the same for machines."""
+    from edgeq.report.json import finite
+
+    done = report.published
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "channel": str(report.channel),
+        "rows": [
+            {
+                "model": row.model,
+                "model_version": row.model_version,
+                "target": row.target,
+                "path": str(row.path),
+                "digest": row.digest,
+                "download_bytes": row.download_bytes,
+                "deltas": [dataclasses.asdict(delta) for delta in row.deltas],
+                "settled": row.settled or None,
+                "reuse": finite(dataclasses.asdict(row.reuse)) if row.reuse else None,
+                "gates": [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in row.checked.gates],
+            }
+            for row in report.rows
+        ],
+        "published": published_json(done) if done else None,
+    }

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.columns import printable
-from edgeq.cli.ota_words import SCHEMA_VERSION
-from edgeq.cli.output import say, say_json
-from edgeq.cli.params import grouped
-from edgeq.errors import UsageError
-from edgeq.units import counted, format_bytes
+from edgeq.cli import options
+from edgeq.cli.console import SCHEMA_VERSION, say, say_json
+from edgeq.cli.options import grouped
+from edgeq.core.errors import UsageError
+from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.deliver.ota.client import Request
 
+
 _LOCK_S = 30.0
+
 _Store = Annotated[Path, typer.Option(metavar="FOLDER", help="The device's store.")]
 
 
@@ -44,13 +44,13 @@ class FollowerParams:
 
 
 @grouped
-def update(device: FollowerParams, as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> None:
+def update(device: FollowerParams, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
     """Bring a device's store to the channel's newest release, whole or not at all."""
     request = _request(device)
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.ota import update_device
+        from edgeq.pipeline.ota_release import update_device
 
         done = update_device(request, progress)
     if as_json:
@@ -63,10 +63,11 @@ def update(device: FollowerParams, as_json: flags.AsJson = False, quiet: flags.Q
         say(f"note: {text}")
 
 
-def start(store: _Store, as_json: flags.AsJson = False) -> None:
+def start(store: _Store, as_json: options.AsJson = False) -> None:
     """Print the folder that an app loads now, verified, and count the start until the release is healthy."""
-    from edgeq._io import disk_errors, lock_dir
+    from edgeq.core.files import disk_errors, lock_dir
     from edgeq.deliver.ota.store import Store, started
+    from edgeq.report.text import printable
 
     _must_be_store(store)
     with disk_errors(store), lock_dir(store, wait_s=_LOCK_S):
@@ -81,24 +82,24 @@ def start(store: _Store, as_json: flags.AsJson = False) -> None:
         say(str(bundle.folder))
 
 
-def healthy(store: _Store, as_json: flags.AsJson = False) -> None:
+def healthy(store: _Store, as_json: options.AsJson = False) -> None:
     """Say that the current release works: it stays."""
     _changed(store, "healthy", as_json)
 
 
-def rollback(store: _Store, as_json: flags.AsJson = False) -> None:
+def rollback(store: _Store, as_json: options.AsJson = False) -> None:
     """Go back to the previous release; the present one is not tried again on this device."""
     _changed(store, "rollback", as_json)
 
 
-def status(store: _Store, as_json: flags.AsJson = False) -> None:
+def status(store: _Store, as_json: options.AsJson = False) -> None:
     """Print which release a store loads, and what it knows of others."""
     _changed(store, "status", as_json)
 
 
 def _changed(folder: Path, what: str, as_json: bool) -> None:
-    from edgeq._io import disk_errors, lock_dir
-    from edgeq.deliver.ota import state as states
+    from edgeq.core.files import disk_errors, lock_dir
+    from edgeq.deliver.ota import store as states
     from edgeq.deliver.ota.store import Store
 
     _must_be_store(folder)

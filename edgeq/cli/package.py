@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import views
-from edgeq.cli.install import Installed, install_rows, match_apps
-from edgeq.cli.output import say, say_json, say_problem
-from edgeq.cli.params import ConfigOptions, RunParams, grouped, to_values
-from edgeq.errors import ExitCode
+from edgeq.cli import outputs
+from edgeq.cli.console import say, say_json, say_problem
+from edgeq.cli.install import Installed, install_rows
+from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
+from edgeq.core.errors import ExitCode
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import BuildReport
-    from edgeq.job import Job
-    from edgeq.project import ProjectReport
+    from edgeq.core.config import Job
+    from edgeq.core.results.report import ProjectReport, RunReport
 
 
 @grouped
@@ -30,9 +29,10 @@ def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams)
 
 
 def _run(command_line: dict[str, Any], run: RunParams) -> ExitCode:
-    from edgeq.cli.config import request
-    from edgeq.cli.precheck import check_files
-    from edgeq.cli.project import read_project
+    from edgeq.config.options import read_project
+    from edgeq.config.resolve import request
+    from edgeq.pipeline.plan import match_apps
+    from edgeq.pipeline.preflight import check_files
 
     job = request(command_line, read_project(run.config))
     check_files(job)
@@ -42,16 +42,16 @@ def _run(command_line: dict[str, Any], run: RunParams) -> ExitCode:
         return ExitCode.OK
     report = _build(job, quiet=run.quiet, verbose=run.verbose)
     installed, problem = install_rows(report, apps)
-    from edgeq.project import of_one
+    from edgeq.core.results.report import of_one
 
     whole = dataclasses.replace(of_one(report), not_installed=problem)
-    with views.beside(whole, run):
+    with outputs.beside(whole, run):
         _print(report, whole, installed, as_json=run.as_json)
     return whole.exit_code
 
 
 def _print_plan(job: Job, *, as_json: bool) -> None:
-    from edgeq.cli.plan import plan_json, plan_text
+    from edgeq.pipeline.plan import plan_json, plan_text
 
     if as_json:
         say_json(plan_json(job))
@@ -59,25 +59,25 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
         say(plan_text(job))
 
 
-def _build(job: Job, *, quiet: bool, verbose: bool) -> BuildReport:
-    from edgeq.cli.progress import open_progress
+def _build(job: Job, *, quiet: bool, verbose: bool) -> RunReport:
+    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         # a task of its own: loading torch takes seconds in which nothing else would be said
         with progress.task("starting"):
-            from edgeq.pipeline.build import build
+            from edgeq.pipeline.package import build
         return build(job, progress)
 
 
-def _print(report: BuildReport, whole: ProjectReport, installed: tuple[Installed, ...], *, as_json: bool) -> None:
+def _print(report: RunReport, whole: ProjectReport, installed: tuple[Installed, ...], *, as_json: bool) -> None:
     if as_json:
-        from edgeq.report.as_json import error_json, to_json
+        from edgeq.report.json import error_json, to_json
 
         document = {**to_json(report), "exit_code": int(whole.exit_code)}
         document |= {"installed": [entry.as_json() for entry in installed], "error": error_json(whole.not_installed)}
         say_json(document)
     else:
-        from edgeq.cli.table import render
+        from edgeq.report.text import render
 
         say("\n".join([render(report), *(entry.as_text() for entry in installed)]))
     if whole.not_installed is not None:

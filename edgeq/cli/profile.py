@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
-from edgeq.units import counted
+from edgeq.cli import options
+from edgeq.cli.console import say, say_json
+from edgeq.core.profiles import device_files
+from edgeq.core.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.counts import CountReport, Counts
+    from edgeq.core.devices import CountReport, Counts
+    from edgeq.pipeline.fit_device import DeviceFit
     from edgeq.pipeline.profile import BundleProfile, CoreProfile, Predicted
 
+
 SCHEMA_VERSION = 1
+
 _TOP = 10
 
 
@@ -38,15 +42,15 @@ def profile(
     ] = None,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="How many operators to list; JSON has all.")] = _TOP,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="The longest that a core may take.")] = 600.0,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Count what one inference makes a core do, and predict how long it takes.
 
     The device's own kernels run under emulation on one thread, and every instruction is counted. Latencies are
     predicted from the counts, not measured.
     """
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
 
     cores = tuple(dict.fromkeys(name.strip() for name in (cpu or "").split(",") if name.strip()))
     with open_progress(quiet=quiet) as progress:
@@ -63,6 +67,8 @@ def profile(
 
 def render(found: BundleProfile, top: int) -> str:
     """Return a block for each core: totals, predictions, the dearest operators."""
+    from edgeq.report.text import printable
+
     manifest = found.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [f"{title}: {printable(str(found.folder))}", f"one inference in {found.runtime}, emulated on one thread"]
@@ -72,6 +78,8 @@ def render(found: BundleProfile, top: int) -> str:
 
 
 def _core_lines(core: CoreProfile, top: int) -> list[str]:
+    from edgeq.report.text import aligned
+
     counts = core.counted.total
     lines = [f"{core.counted.cpu}: {_millions(counts.instructions)} M instructions"]
     facts = [("vector multiplies", _kinds(counts)), ("other", _others(counts)), ("memory", _traffic(counts))]
@@ -111,6 +119,8 @@ def _latency(one: Predicted) -> str:
 
 
 def _operator_lines(counted: CountReport, top: int) -> list[str]:
+    from edgeq.report.text import aligned
+
     if counted.why_no_operators:
         return [f"operators: not told apart: {counted.why_no_operators}"]
     if not counted.operators or not top:
@@ -164,4 +174,113 @@ def _core_json(core: CoreProfile) -> dict[str, Any]:
             for one in counted.operators
         ],
         "operators_unknown": counted.why_no_operators or None,
+    }
+
+
+# --- `edgeq devices`: the devices that latency can be predicted for, and fitting one to measurements.
+
+
+app = typer.Typer(help="List, show and fit the devices that latency is predicted for.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_devices(as_json: AsJson = False) -> None:
+    """List the shipped devices."""
+    from edgeq.report.text import aligned
+
+    # without edgeq.device, and so without pydantic: the shipped files are checked by the tests
+    profiles: list[dict[str, Any]] = [
+        tomllib.loads(path.read_text(encoding="utf-8")) for path in device_files().values()
+    ]
+    if as_json:
+        keys = ("name", "description", "core", "width", "clock_ghz", "cores")
+        say_json({"schema_version": 1, "devices": [{key: one[key] for key in keys} for one in profiles]})
+        return
+    rows = [
+        (one["name"], f"{one['cores']} x {one['core']}, {one['clock_ghz']:.3g} GHz", one["description"])
+        for one in profiles
+    ]
+    say("\n".join(aligned(rows, indent="")) if rows else "no devices are shipped")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A device's name, or a .toml file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a device as edgeq understands it, with the source of each value."""
+    from edgeq.core.devices import load_device
+    from edgeq.pipeline.fit_device import device_toml
+
+    profile = load_device(name)
+    if as_json:
+        say_json({"schema_version": 1, "device": profile.model_dump(mode="json")})
+    else:
+        say(device_toml(profile).rstrip("\n"))
+
+
+@app.command("fit")
+def fit(
+    measurements: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="TOML: `device`, and [[measurement]] tables: bundle, latency_ms, threads."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where the device profile goes.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Correct a device's predictions by latencies that you measured on it.
+
+    The bundles are counted here under emulation. With --out, the corrected device is written to a .toml file, which
+    --device takes.
+    """
+    from edgeq.cli.console import open_progress
+
+    with open_progress(quiet=quiet) as progress:
+        from edgeq.pipeline.fit_device import fit_device, write_device
+
+        found = fit_device(measurements, progress)
+        if out is not None:
+            write_device(found.profile, out)
+    say_json(_to_json(found)) if as_json else say(_render(found, out))
+
+
+def _render(found: DeviceFit, out: Path | None) -> str:
+    from edgeq.pipeline.fit_device import device_toml
+    from edgeq.report.text import aligned
+
+    head = ("measured", "published fit", "this fit", "threads", "bundle")
+    rows = [
+        (
+            _ms(one.measured_ms),
+            _off(one.published_ms, one.measured_ms),
+            _off(one.fitted_ms, one.measured_ms),
+            str(one.threads),
+            one.bundle,
+        )
+        for one in found.residuals
+    ]
+    lines = aligned([head, *rows], indent="", right=frozenset({0, 1, 2, 3}))
+    return "\n".join([*lines, "", f"written: {out}" if out else device_toml(found.profile).rstrip("\n")])
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _off(predicted: float, measured: float) -> str:
+    return f"{_ms(predicted)} ({predicted / measured - 1:+.0%})"
+
+
+def _to_json(found: DeviceFit) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "schema_version": 1,
+        "device": found.profile.model_dump(mode="json"),
+        "measurements": [dataclasses.asdict(one) for one in found.residuals],
     }

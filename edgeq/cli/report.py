@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli.output import say
-from edgeq.cli.views import view, write_text
+from edgeq.cli import options
+from edgeq.cli.console import say, say_json
+from edgeq.cli.outputs import view, write_text
+from edgeq.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from edgeq.report.diff import Diff
 
 
 def report(
@@ -26,7 +32,7 @@ def report(
 
     Failed gates change nothing here: the exit code says whether the report could be made.
     """
-    from edgeq.pipeline.pages import read_run
+    from edgeq.pipeline.reports import read_run
 
     render = view(format_)
     text = render(read_run(bundles))
@@ -35,3 +41,108 @@ def report(
     else:
         write_text(output, text)
         say(f"written: {output}")
+
+
+# --- `edgeq diff`: what changed between two bundles.
+
+
+_SHOWN = 20
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD_BUNDLE", help="A bundle's folder.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW_BUNDLE", help="Another one's.")],
+    as_json: options.AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.")] = None,
+) -> None:
+    """Show what differs between two bundles: sizes, metrics, flips, gates, layers, operators, provenance.
+
+    The exit code is 0 whether they differ or not.
+    """
+    from edgeq.pipeline.reports import read_source
+    from edgeq.report.diff import diff as compare
+    from edgeq.report.diff import diff_json
+
+    found = compare(read_source(old), read_source(new))
+    if html is not None:
+        from edgeq.report.html import diff_html
+
+        write_text(html, diff_html(found))
+    if as_json:
+        say_json(diff_json(found))
+    else:
+        say(diff_text(found))
+
+
+def diff_text(found: Diff) -> str:
+    """Return the differences for people; of a long section the first ones."""
+    from edgeq.report.text import aligned, printable
+
+    lines = [f"old: {printable(found.old)}", f"new: {printable(found.new)}"]
+    for section, changes in found.sections().items():
+        cells = [(one.name, _short(one.told_old), "->", _short(one.told_new), one.delta) for one in changes[:_SHOWN]]
+        lines += ["", section, *aligned(cells)]
+        if len(changes) > _SHOWN:
+            lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")
+    if not found.changes:
+        lines += ["", "the bundles are equal in everything that is compared"]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+# --- `edgeq schema`: JSON Schemas of what edgeq reads and writes, for editors and for those who parse it.
+
+
+def _manifest() -> dict[str, Any]:
+    from edgeq.core.manifest import Manifest
+    from edgeq.core.schema import json_schema
+
+    return json_schema(Manifest)
+
+
+def _target() -> dict[str, Any]:
+    from edgeq.core.schema import json_schema
+    from edgeq.core.targets import TargetProfile
+
+    return json_schema(TargetProfile)
+
+
+def _verdict() -> dict[str, Any]:
+    from edgeq.core.measurement import Verdict
+    from edgeq.core.schema import json_schema
+
+    return json_schema(Verdict)
+
+
+def _printed(name: str) -> Callable[[], dict[str, Any]]:
+    def schema_of_it() -> dict[str, Any]:
+        from edgeq.report.json import schema_of
+
+        return schema_of(name)
+
+    return schema_of_it
+
+
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "manifest": _manifest,
+    "target": _target,
+    "verdict": _verdict,
+    "package": _printed("package"),
+    "build": _printed("build"),
+    "diff": _printed("diff"),
+    "compare": _printed("compare"),
+}
+
+
+def schema(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="manifest, target, verdict, package, build, diff or compare.")
+    ],
+) -> None:
+    """Print a document's JSON Schema: of manifest.json, a target's file, verdict.json, or what --json prints."""
+    if name not in SCHEMAS:
+        raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
+    say_json(SCHEMAS[name]())

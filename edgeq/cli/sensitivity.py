@@ -6,21 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from edgeq.cli import flags
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import say, say_json
-from edgeq.cli.params import ConfigOptions, grouped, to_values
-from edgeq.errors import UsageError
-from edgeq.job import LIMITS, MORE_LIMITS, PackageConfig
-from edgeq.marks import options_of
-from edgeq.units import counted
+from edgeq.cli import options as flags
+from edgeq.cli.console import say, say_json
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.config import LIMITS, MORE_LIMITS, PackageConfig
+from edgeq.core.errors import UsageError
+from edgeq.core.marks import options_of
+from edgeq.core.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.job import Job
+    from edgeq.core.config import Job
     from edgeq.pipeline.sensitivity import Ranking
 
-SCHEMA_VERSION = 1
 
+SCHEMA_VERSION = 1
 
 _OPTIONS = ConfigOptions(
     keys=(
@@ -30,6 +29,7 @@ _OPTIONS = ConfigOptions(
     defaults={"data.num_calibration_samples": 32},
     docs={"data.num_calibration_samples": "Samples to calibrate and measure on."},
 )
+
 # of a project's file: a ranking holds nothing to limits, packages nothing, and emulates nothing
 _LEFT_OUT = frozenset(
     ["reuse_qparams_from", *(o.key for o in options_of(PackageConfig) if o.panel in (LIMITS, MORE_LIMITS))]
@@ -49,8 +49,8 @@ def sensitivity(
     outputs are compared with fp32's on calibration samples. Nothing is written.
     """
     job = _job(to_values(options), config)
-    from edgeq.cli.precheck import check_files
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
+    from edgeq.pipeline.preflight import check_files
 
     check_files(job)
     with open_progress(quiet=quiet) as progress:
@@ -64,8 +64,8 @@ def sensitivity(
 
 
 def _job(command_line: dict[str, Any], config: Path | None) -> Job:
-    from edgeq.cli.config import request
-    from edgeq.cli.project import read_project
+    from edgeq.config.options import read_project
+    from edgeq.config.resolve import request
 
     project = {key: value for key, value in read_project(config).items() if key not in _LEFT_OUT}
     job = request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
@@ -77,6 +77,8 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
 
 def render(found: Ranking) -> str:
     """Return a line for each layer."""
+    from edgeq.report.text import aligned, printable
+
     rows = [("layer", "alone in int8", "all but it in int8", "weights")]
     rows += [
         (
@@ -97,7 +99,7 @@ def _told(found: Ranking) -> str:
 
 def to_json(found: Ranking) -> dict[str, Any]:
     """Return the same for machines; a layer that changes nothing has the string "Infinity"."""
-    from edgeq.report.as_json import finite
+    from edgeq.report.json import finite
 
     document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
     return document

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeq.cli import complete
-from edgeq.cli.output import say, say_json
-from edgeq.profiles import profile_files
+from edgeq.cli import options
+from edgeq.cli.console import say, say_json
+from edgeq.core.profiles import profile_files
 
 app = typer.Typer(help="List, show and check target profiles.")
 
@@ -42,12 +42,12 @@ def _with_parents(name: str) -> dict[str, Any]:
 @app.command("show")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A target's name, or a .toml file.", autocompletion=complete.targets)
+        str, typer.Argument(metavar="NAME", help="A target's name, or a .toml file.", autocompletion=options.targets)
     ],
     as_json: AsJson = False,
 ) -> None:
     """Show a target as edgeq understands it, with all that it extends."""
-    from edgeq.target import load_target
+    from edgeq.core.targets import load_target
 
     values = load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
     if as_json:
@@ -72,7 +72,7 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
     """Check a target's file: every key, every value, and what it extends."""
-    from edgeq.target import load_target
+    from edgeq.core.targets import load_target
 
     # a bare name of a file without the suffix is still a file here
     profile = load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
@@ -82,7 +82,7 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target'
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of target files, for editors."""
-    from edgeq.strict import json_schema
-    from edgeq.target import TargetProfile
+    from edgeq.core.schema import json_schema
+    from edgeq.core.targets import TargetProfile
 
     say_json(json_schema(TargetProfile))

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli import flags
-from edgeq.cli.clock import now
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.output import note, say, say_json
-from edgeq.cli.params import ConfigOptions, grouped, to_values
-from edgeq.errors import UsageError
+from edgeq.cli import options as flags
+from edgeq.cli.console import note, now, say, say_json
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import Gate
-    from edgeq.job import DeviceOptions
-    from edgeq.pipeline.verify import BundleVerification
+    from edgeq.core.config import DeviceConfig
+    from edgeq.core.results.report import BundleVerification, Gate
+
 
 SCHEMA_VERSION = 1
+
 _OPTIONS = ConfigOptions(
     keys=(
         *("data.evaluation", "data.metric", "data.labels", "data.skip_bad_images"),
@@ -50,25 +49,25 @@ def verify(
     The artifact runs in a process of its own. Checked are the bundle's hashes, the gates it was packaged with, its
     inputs and outputs and its golden samples; limits and evaluation data can be added.
     """
-    from edgeq.cli.config import device_options, gate_options
-    from edgeq.cli.project import filled
-    from edgeq.job import DataOptions, DeviceOptions
+    from edgeq.config.options import filled
+    from edgeq.config.resolve import device_options, gate_options
+    from edgeq.core.config import DataConfig, DeviceConfig
 
     values = to_values(options)
-    device = device_options(filled(DeviceOptions, values["device"]))
+    device = device_options(filled(DeviceConfig, values["device"]))
     if device.cpu and device.on != "emulator":
         raise UsageError("--cpu was given without --on emulator", "add --on emulator")
     _check_verdicts(verdict, write_verdict, device)
     when = now()
-    from edgeq.cli.progress import open_progress
+    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.settle import write_verdict as write
+        from edgeq.pipeline.measurement import write_verdict as write
         from edgeq.pipeline.verify import verify_bundle
 
         result = verify_bundle(
             bundle,
-            data=filled(DataOptions, values.get("data", {})),
+            data=filled(DataConfig, values.get("data", {})),
             gates=gate_options(values),
             device=device,
             progress=progress,
@@ -86,7 +85,7 @@ def verify(
     raise typer.Exit(result.exit_code)
 
 
-def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptions) -> None:
+def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceConfig) -> None:
     """Refuse combinations that would measure twice or not at all.
 
     Raises:
@@ -103,12 +102,14 @@ def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceOptio
 
 def render(result: BundleVerification) -> str:
     """Return a line for each check, the remarks, and the verdict."""
+    from edgeq.report.text import aligned, printable
+
     manifest = result.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [f"{title}: {printable(str(result.folder))}"]
     lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
     if result.verified.emulation is not None:
-        from edgeq.cli.device import runs_table
+        from edgeq.report.text import runs_table
 
         lines += runs_table(result.verified.emulation)
     lines += [f"note: {printable(text)}" for text in result.checked.warnings]
@@ -128,7 +129,7 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
     `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
     was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
     """
-    from edgeq.report.as_json import finite
+    from edgeq.report.json import finite
 
     verified, manifest = result.verified, result.manifest
     document: dict[str, Any] = finite(

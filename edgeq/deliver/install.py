@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq._io import disk_errors, lock_dir, staged_dir
-from edgeq.bundle.reader import Bundle, open_regular, read_bundle, read_manifest
-from edgeq.deliver.gradle import no_compress_note
-from edgeq.deliver.growth import Growth, growth_by_abi
-from edgeq.deliver.prune import prune
-from edgeq.deliver.swift import check_swift, write_swift
-from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
-from edgeq.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest, contract_change
+from edgeq.bundle.reader import open_regular, read_bundle, read_manifest
+from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
+from edgeq.core.files import disk_errors, lock_dir, recover_dir, remove_dir, staged_dir
+from edgeq.core.manifest import MANIFEST_NAME, REPORT_NAMES, Bundle, Manifest, contract_change
+from edgeq.deliver.android import Growth, growth_by_abi, no_compress_note
+from edgeq.deliver.ios import check_swift, write_swift
 
 # what stands in the root of a project of each platform
 _MARKERS = {
     "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
     "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
 }
+
 # the same in words, for messages
 PROJECT_FILES = "; ".join(f"{platform}: {', '.join(markers)}" for platform, markers in _MARKERS.items())
+
 _MODELS = {"android": Path("app/src/main/assets/models"), "ios": Path("Models")}
+
 _WAIT_S = 30.0
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -206,3 +209,45 @@ def _copy(bundle: Bundle, staging: Path) -> None:
 
 def _names(bundle: Bundle) -> tuple[str, ...]:
     return tuple(sorted((MANIFEST_NAME, *(entry.path for entry in bundle.manifest.files))))
+
+
+# --- Taking bundles out of an app that it no longer uses: other versions of the model that was just installed.
+
+
+_LEFT = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|removed)\.tmp")
+
+
+def prune(models: Path, installed: Manifest) -> tuple[Path, ...]:
+    """Remove the other targets' bundles of a model that carry another version of it; an app ships one version.
+
+    Only folders that hold a bundle and nothing else are touched. The caller holds the lock of `models`.
+
+    Args:
+        models: the app's folder of models.
+        installed: of the bundle that was just installed.
+
+    Returns:
+        The folders that were removed, sorted.
+    """
+    folder = models / installed.model.name
+    for place in sorted(folder.iterdir()):
+        left = _LEFT.fullmatch(place.name)  # by a run that was killed
+        if left is not None:
+            recover_dir(folder / left[1])
+    doomed = [place for place in sorted(folder.iterdir()) if _stale(place, installed)]
+    for place in doomed:
+        remove_dir(place, below=models)
+    return tuple(doomed)
+
+
+def _stale(place: Path, installed: Manifest) -> bool:
+    if place.name == installed.target.name or place.is_symlink() or not place.is_dir():
+        return False
+    try:
+        manifest = read_manifest(place)[1]
+    except EdgeqError:
+        return False  # a user's own
+    known = {entry.path for entry in manifest.files} | {MANIFEST_NAME, *REPORT_NAMES}
+    same = (manifest.model.name, manifest.target.name) == (installed.model.name, place.name)
+    own = any(path.name not in known for path in place.iterdir())
+    return same and not own and manifest.model.version != installed.model.version

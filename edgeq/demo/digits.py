@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgeq.errors import EnvironmentProblem
-from edgeq.preprocess import Preprocess
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 CHECKPOINT = Path(__file__).with_name("digits.safetensors")
+
 # mean and standard deviation of the training pixels, to two places
 PREPROCESS = Preprocess(color="gray", resize=(32, 32), scale=1 / 255, mean=(0.31,), std=(0.38,))
+
 NUM_CLASSES = 10
+
 _SPLIT_SEED = 0
 
 

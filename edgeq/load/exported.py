@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import EdgeqError, UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.safe_load import load_program
+from edgeq.core.sources import unreadable
 from edgeq.load.inputs import parse_input, tensor_spec
-from edgeq.safe_load import load_program
-from edgeq.sources import unreadable
 
 # the position of `training` among the arguments of operators that behave otherwise then
 _TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError, first_line, nearest
-from edgeq.load.digest import sample_digest
-from edgeq.preprocess import Preprocess, apply
-from edgeq.samples import Sample
+from edgeq.core.errors import UsageError, first_line, nearest
+from edgeq.core.preprocess import Preprocess, apply
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Sample
+from edgeq.load.selection import sample_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeq.artifacts import LoweredModel, QuantizedModel
+from edgeq.core.results.model import LoweredModel, QuantizedModel
 from edgeq.lower import cuda, executorch, onnx, torchscript
 from edgeq.lower.spec import LowerSpec
 

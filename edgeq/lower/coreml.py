@@ -17,14 +17,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeq._io import canonical_json, sha256_bytes, sha256_file
-from edgeq._replace import replaced
-from edgeq.errors import EnvironmentProblem
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
+from edgeq.core.system import replaced
 
 _PACKAGE = "model.mlpackage"
+
 _MANIFEST = "Manifest.json"
+
 _SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
+
 _WITH_BARS = ("frontend.torch.ops", "mil.passes.pass_pipeline")
+
 _DAY = "com.github.apple.coremltools.conversion_date"
 
 

@@ -12,20 +12,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import Companion, CudaFacts, Layer, LoweredModel, QuantizedModel
-from edgeq.errors import UnsupportedError, first_line
-from edgeq.lower.archive import strip_archive
-from edgeq.lower.example import example_script
-from edgeq.lower.macs import graph_layer
+from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.results.model import Companion, CudaFacts, Layer, LoweredModel, QuantizedModel
+from edgeq.lower.layers import archive_elements, graph_layer
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.stored import archive_elements
+from edgeq.lower.torchscript import example_script
+from edgeq.lower.torchscript_archive import strip_archive
 
 EXPORTED = "model.pt2"
+
 TORCHSCRIPT = "model.pt"
+
 COMPILED = "model.aoti.pt2"
+
 EXAMPLE = "run_example.py"
+
 # what a node says of where it came from: paths of this machine, and names of the user's files
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node")
+
 # native arithmetic: half from compute capability 5.3 on, bfloat16 from 8.0 on (CUDA C++ Programming Guide, "Arithmetic
 # Instructions"); float32 runs on whatever the box's torch was built for
 _LEAST_CAPABILITY = {"fp16": "5.3", "bf16": "8.0"}

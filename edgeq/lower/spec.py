@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import TensorSpec
-from edgeq.job import Progress
+from edgeq.core.config import Progress
+from edgeq.core.results.model import TensorSpec
 
 if TYPE_CHECKING:
-    from edgeq.target import FileFormat
+    from edgeq.core.targets import FileFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,28 +11,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgeq.artifacts import Choice, DataFacts, Row, Variant, variant_of
-from edgeq.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
-from edgeq.job import Job
-from edgeq.pipeline.cells import Cell, Finished, cell_of, look_up, with_warning
-from edgeq.pipeline.make import Obtained, Run, keep, seen_of, write_reports
-from edgeq.pipeline.searching import TooFewSamples
-from edgeq.scheme import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
-from edgeq.target import TargetProfile
+from edgeq.core.config import Job
+from edgeq.core.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
+from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
+from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
+from edgeq.core.targets import TargetProfile
+from edgeq.pipeline.cache import keep, look_up_units, seen_of, unit_of
+from edgeq.pipeline.plan import BuildUnit, Finished, Obtained, Run
+from edgeq.pipeline.prepare import TooFewSamples
+from edgeq.pipeline.publish import write_reports
 
 # what says that this scheme will not do, and nothing of the others; all else ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
+
 _MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
 
 
 class Build(Protocol):
     """Builds units of named schemes, or returns them from the cache (`obtain`)."""
 
-    def __call__(self, run: Run, cells: Sequence[Cell], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Obtained:
+    def __call__(
+        self, run: Run, cells: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()
+    ) -> Obtained:
         """Build `cells`; `refusals` are the errors that end one unit alone."""
 
 
-def obtain_all(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
+def obtain_all(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
     """Return the cells of a run, those of `auto` among them.
 
     Raises:
@@ -41,7 +45,7 @@ def obtain_all(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
     named = [cell for cell in cells if cell.scheme != AUTO]
     found = build(run, named).finished if named else {}
     wanted = [cell for cell in cells if cell.scheme == AUTO]
-    known = look_up(wanted, run.folder()) if run.job.cache else {}
+    known = look_up_units(wanted, run.folder()) if run.job.cache else {}
     missing = [cell for cell in wanted if cell.key not in known]
     return found | known | (_raced(run, missing, build) if missing else {})
 
@@ -74,11 +78,11 @@ class _Race:
         rows: those of the tries that made a bundle, by their place among the tries.
     """
 
-    cell: Cell
+    cell: BuildUnit
     linear_macs: float
     left: list[SchemeName]
     tried: list[Variant] = field(default_factory=list)
-    rows: dict[int, tuple[Row, DataFacts]] = field(default_factory=dict)
+    rows: dict[int, tuple[PackageResult, DataFacts]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     untried: tuple[str, ...] = ()
     error: EdgeqError | None = None
@@ -92,7 +96,7 @@ class _Race:
         self.error = error
         self.tried.append(Variant(scheme=scheme, error=error.what, exit_code=error.exit_code))
 
-    def take(self, cell: Cell, row: Row, data: DataFacts) -> None:
+    def take(self, cell: BuildUnit, row: PackageResult, data: DataFacts) -> None:
         self.left.remove(cell.scheme)  # type: ignore[arg-type]
         self.rows[len(self.tried)] = (row, data)
         self.keys.append(cell.key)
@@ -120,7 +124,7 @@ def _is_for_all(name: str, outcome: str) -> bool:
     return outcome == "unverified" and name in LIMITS and name != "class_drop"
 
 
-def _raced(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
+def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
     linear_macs = _linear_macs(run)
     races = [
         _Race(cell=cell, linear_macs=linear_macs, left=list(candidates(cell.target, run.job, linear_macs)))
@@ -133,10 +137,9 @@ def _raced(run: Run, cells: Sequence[Cell], build: Build) -> Finished:
 
 def _linear_macs(run: Run) -> float:
     """Load the model and look at what it is made of; raises what loading does."""
-    from edgeq.load.source import load_model
-    from edgeq.pipeline.maker import use_torch
-    from edgeq.quantize.composition import linear_macs
-    from edgeq.verify.child import calm_openmp
+    from edgeq.load.model import load_model
+    from edgeq.quantize.capture import linear_macs
+    from edgeq.verify.host import calm_openmp, use_torch
 
     calm_openmp()
     use_torch()
@@ -163,7 +166,7 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
         for race in races:
             race.refuse(scheme, UnsupportedError(f"{scheme} needs calibration data", "give --calibration-data"))
         return
-    cells = {race.cell.key: cell_of(run.job, run.facts, race.cell.target, scheme) for race in races}
+    cells = {race.cell.key: unit_of(run.job, run.facts, race.cell.target, scheme) for race in races}
     try:
         got = build(run, tuple(cells.values()), refusals=REFUSALS)
     except TooFewSamples as err:

@@ -10,20 +10,21 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq._io import (
+from edgeq.core.config import Job
+from edgeq.core.errors import EdgeqError, first_line
+from edgeq.core.files import (
+    cache_folder,
     canonical_json,
     copy_files,
     disk_errors,
@@ -33,24 +34,88 @@ from edgeq._io import (
     staged_dir,
     write_atomic,
 )
-from edgeq.errors import EdgeqError
-from edgeq.job import Job
-from edgeq.machine import driver_state, processor_facts
-from edgeq.manifest import REPORT_NAMES
-from edgeq.marks import options_of
-from edgeq.pipeline.prepare import DIGITS
-from edgeq.pipeline.record import current_state, package_folder
-from edgeq.places import cache_folder
-from edgeq.sources import origin
+from edgeq.core.manifest import REPORT_NAMES
+from edgeq.core.marks import options_of
+from edgeq.core.results.report import PackageResult, with_warning
+from edgeq.core.sources import DIGITS, origin
+from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
+from edgeq.core.targets import TargetProfile
+from edgeq.pipeline.plan import BuildUnit, Finished, Run
+from edgeq.pipeline.tracking import current_state
+from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import DataFacts, Row
-    from edgeq.target import TargetProfile
+    from edgeq.core.results.report import DataFacts
 
-_TOOLS = (
-    *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn"),
-    *("onnx", "onnxscript", "onnxruntime"),
-)
+
+def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> BuildUnit:
+    """Return a cell of a job; `note` tells results apart that hold more than the scheme's bundle."""
+    key = cell_key(facts, target, scheme + note, emulated=wants_emulation(target, job.device))
+    return BuildUnit(target=target, scheme=scheme, key=key)
+
+
+def look_up_units(cells: Sequence[BuildUnit], work: Path) -> Finished:
+    """Return what the cache has, each bundle copied into the work folder."""
+    found: Finished = {}
+    for index, cell in enumerate(cells):
+        hit = look_up(cell.key, work / f"cached-{index}")
+        if hit is not None:
+            found[cell.key] = hit
+    return found
+
+
+def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
+    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
+    kept = {}
+    for key, (row, data) in made.items():
+        if _may_pass_later(row):
+            kept[key] = (row, data)
+            continue
+        try:
+            store(key, row, data, dependencies)
+        except (EdgeqError, OSError) as err:
+            why = err.what if isinstance(err, EdgeqError) else first_line(err)
+            row = with_warning(row, f"the result was not kept in the cache: {why}")
+        kept[key] = (row, data)
+    return kept
+
+
+def _may_pass_later(row: PackageResult) -> bool:
+    """Whether the same may pass with nothing changed but how busy the machine is: that is to be measured again.
+
+    Load can only lengthen a time, so one that kept its limit is as good from the cache. The peak memory of a run
+    differs by what the allocator had at hand.
+    """
+    verified = row.verified
+    if verified.emulation is not None and verified.emulation.problem:
+        return True
+    predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
+    measured = {"latency", "load", "peak_memory"} - predicted
+    return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
+
+
+def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:
+    """Keep results in the cache, where there is one, and return them.
+
+    Args:
+        run: the job, and its files as they were at its start.
+        made: by the cells' keys.
+        dependencies: what the user's code looked at; None where that changed meanwhile.
+    """
+    # a file that was changed meanwhile may be part of the result or not
+    if not run.job.cache or dependencies is None or job_facts(run.job) != run.facts:
+        return made
+    return stored(made, dependencies)
+
+
+def seen_of(keys: Sequence[str]) -> dict[str, str] | None:
+    """Return what the user's code looked at for several results; None where one of them is not in the cache."""
+    seen = [dependencies_of(key) for key in keys]
+    if any(one is None for one in seen):
+        return None
+    return {name: state for one in seen if one is not None for name, state in one.items()}
+
+
 _LOCK_S = 60.0
 
 
@@ -90,24 +155,6 @@ def clear_cache() -> int:
             with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
                 shutil.rmtree(folder / name)
     return entries
-
-
-@functools.cache
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what decides the result."""
-    versions = {"python": platform.python_version()}
-    for name in _TOOLS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-@functools.cache
-def edgeq_digest() -> str:
-    """Hash edgeq itself, so that a changed edgeq never answers with an old one's result."""
-    root = package_folder()
-    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return sha256_bytes(canonical_json({str(path.relative_to(root)): sha256_file(path) for path in files}))
 
 
 @functools.cache
@@ -165,7 +212,7 @@ def _content(path: Path) -> str | None:
     return sha256_bytes(canonical_json({os.fsencode(inner).hex(): sha256_file(inner) for inner in files}))
 
 
-def look_up(key: str, target: Path) -> tuple[Row, DataFacts] | None:
+def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
     """Copy a valid entry's bundle to `target`, and return what it was; None where there is none.
 
     A torn or tampered entry is removed, not used.
@@ -231,12 +278,12 @@ def _discard(entry: Path) -> None:
     shutil.rmtree(entry, ignore_errors=True)
 
 
-def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row, DataFacts] | None:
+def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[PackageResult, DataFacts] | None:
     from pydantic import TypeAdapter, ValidationError
 
-    from edgeq.artifacts import DataFacts
     from edgeq.bundle.reader import read_bundle
-    from edgeq.bundle.report import read_report
+    from edgeq.bundle.run_report import read_report
+    from edgeq.core.results.report import DataFacts
 
     try:
         with staged_dir(target) as staging:
@@ -256,7 +303,7 @@ def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[Row,
     return dataclasses.replace(row, path=target, cached=True), data
 
 
-def store(key: str, row: Row, data: DataFacts, dependencies: Mapping[str, str]) -> None:
+def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str]) -> None:
     """Keep a finished bundle, accepted or rejected.
 
     Raises:

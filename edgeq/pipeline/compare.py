@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import LayerSqnrs, OutputComparison, TensorSpec
-from edgeq.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.job import DataOptions, Progress
-from edgeq.manifest import Manifest
+from edgeq.core.config import DataConfig, Progress
+from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.core.manifest import Manifest
+from edgeq.core.results.measured import OutputComparison
+from edgeq.core.results.model import LayerSqnrs, TensorSpec
+from edgeq.core.samples import Batch, Dataset, batches
+from edgeq.core.targets import why_not_run
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
-from edgeq.samples import Batch, Dataset, batches
-from edgeq.target import why_not_run
 
 if TYPE_CHECKING:
-    from edgeq.bundle.reader import Bundle
+    from edgeq.core.manifest import Bundle
     from edgeq.verify.host import HostRuntime
 
 
@@ -37,7 +38,7 @@ class BundleComparison:
 
 
 def compare_bundles(
-    fp32: Path, quantized: Path, *, data: DataOptions, samples: int, layers: bool, progress: Progress
+    fp32: Path, quantized: Path, *, data: DataConfig, samples: int, layers: bool, progress: Progress
 ) -> BundleComparison:
     """Run both artifacts on this host, each in a child process, on the same inputs.
 
@@ -114,7 +115,7 @@ def _short(text: str) -> str:
 
 def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
     """Return what was measured when the model was quantized: the very graph that was lowered, trained weights too."""
-    from edgeq.bundle.report import read_report
+    from edgeq.bundle.run_report import read_report
 
     row, manifest = read_report(quantized.folder), quantized.manifest
     if row.digest != quantized.digest:
@@ -151,7 +152,7 @@ def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str
     return tuple(notes)
 
 
-def _inputs(bundle: Bundle, data: DataOptions, samples: int, progress: Progress) -> Dataset:
+def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) -> Dataset:
     if data.evaluation is not None:
         return open_evaluation(bundle.manifest, data, progress, limit=samples).samples
     from edgeq.load.inputs import random_inputs
@@ -212,7 +213,7 @@ def _finite(bundle: Bundle, runtime: HostRuntime, batch: Batch) -> tuple[Any, ..
     """Return the outputs of the rows that are samples; the rest of a batch repeats the last one."""
     import numpy as np
 
-    from edgeq.verify.rows import cut
+    from edgeq.verify.metrics import cut
 
     outputs = cut(batch, runtime.run(batch.inputs))
     if not all(np.isfinite(array).all() for array in outputs):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError
-from edgeq.job import DataOptions, Progress
-from edgeq.manifest import Manifest
-from edgeq.samples import Dataset
+from edgeq.core.config import DataConfig, Progress
+from edgeq.core.errors import UsageError
+from edgeq.core.manifest import Manifest
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.report import GoldenSet
+from edgeq.core.samples import Batch, Dataset, Sample, batches
+
+if TYPE_CHECKING:
+    from edgeq.core.manifest import Bundle
+    from edgeq.core.samples import Outputs
+    from edgeq.verify.host import HostRuntime
+
 
 TOP1 = "top1"
 
@@ -34,7 +42,7 @@ def input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
 
 
 def open_evaluation(
-    manifest: Manifest, data: DataOptions, progress: Progress, *, limit: int | None = None
+    manifest: Manifest, data: DataConfig, progress: Progress, *, limit: int | None = None
 ) -> Evaluation:
     """Open evaluation data for a bundle, preprocessed as its manifest says.
 
@@ -47,8 +55,8 @@ def open_evaluation(
     Raises:
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
     """
-    from edgeq.load.data import open_dataset
-    from edgeq.load.functions import load_metric
+    from edgeq.load.dataset import open_dataset
+    from edgeq.load.user_code import load_metric
 
     with progress.task("read the data"):
         samples, _ = open_dataset(
@@ -66,9 +74,9 @@ def open_evaluation(
     return Evaluation(samples=samples, metric=metric, metric_name=name)
 
 
-def _check_labels(manifest: Manifest, samples: Dataset, data: DataOptions) -> None:
+def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> None:
     """Refuse class folders that stand for other outputs than the bundle's labels do."""
-    from edgeq.load.labels import check_classes, few
+    from edgeq.load.images import check_classes, few
 
     outputs = manifest.outputs
     if data.metric is None and outputs and len(outputs[0].shape) == 2:
@@ -76,3 +84,29 @@ def _check_labels(manifest: Manifest, samples: Dataset, data: DataOptions) -> No
     if data.labels is None and samples.class_names and manifest.labels not in ((), samples.class_names):
         what = f"the class folders are {few(samples.class_names)}, the bundle's labels {few(manifest.labels)}"
         raise UsageError(what, "say which output each folder stands for with --labels FILE")
+
+
+# --- The golden samples of a bundle, as samples and as runs on this host.
+
+
+def golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
+    """Return the golden inputs of a bundle as samples."""
+    from edgeq.bundle.golden import model_inputs
+    from edgeq.load.selection import sample_digest
+
+    samples = tuple(
+        Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))
+        for i, inputs in enumerate(model_inputs(golden, bundle.manifest))
+    )
+    return Dataset(origin=str(bundle.golden), count=len(samples), read=samples.__getitem__)
+
+
+def run_golden(manifest: Manifest, samples: Dataset, runtime: HostRuntime) -> tuple[tuple[Batch, Outputs], ...]:
+    """Run each sample in a batch of its own; the verify step keeps the outputs of a few only."""
+    return tuple((batch, runtime.run(batch.inputs)) for batch in golden_batches(manifest, samples))
+
+
+def golden_batches(manifest: Manifest, samples: Dataset) -> tuple[Batch, ...]:
+    """Return each sample in a batch of its own."""
+    alone = (dataclasses.replace(samples, count=1, read=(samples.read(i),).__getitem__) for i in range(samples.count))
+    return tuple(batch for one in alone for batch in batches(one, input_specs(manifest)))

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.artifacts import Layer
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.job import Progress
-from edgeq.manifest import MANIFEST_NAME
-from edgeq.pipeline.given import load_given
+from edgeq.core.config import Progress
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.manifest import MANIFEST_NAME
+from edgeq.core.results.model import Layer
+from edgeq.pipeline.from_file import load_given
 
 if TYPE_CHECKING:
-    from edgeq.bundle.reader import Bundle
+    from edgeq.core.manifest import Bundle
     from edgeq.verify.host import ArtifactFacts, Loaded
 
+
 RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx", ".ort": "onnx"}
+
 _ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort or TorchScript .pt file"
 
 
@@ -86,7 +88,7 @@ def _bundle(folder: Path) -> BundleInspection:
 
 def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
     """Return the layers that report.json tells of; no hash covers it, so it only counts for its own bundle."""
-    from edgeq.bundle.report import REPORT_NAME, read_report
+    from edgeq.bundle.run_report import REPORT_NAME, read_report
 
     try:
         row = read_report(bundle.folder)

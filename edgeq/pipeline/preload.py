@@ -16,4 +16,4 @@ import torchvision  # noqa: E402, F401
 from executorch.backends.xnnpack.partition import xnnpack_partitioner  # noqa: E402, F401
 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer  # noqa: E402, F401
 
-import edgeq.pipeline.build  # noqa: E402, F401
+import edgeq.pipeline.package  # noqa: E402, F401

@@ -3,73 +3,119 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import DataFacts, LoadedModel, TensorSpec
-from edgeq.errors import UsageError
-from edgeq.job import Job, Progress
-from edgeq.manifest import check_slug
-from edgeq.pipeline.datasets import NO_SAMPLES, open_data
-from edgeq.samples import Dataset, Sample
-from edgeq.scheme import NEEDS_CALIBRATION, NEEDS_TRAINING
+from edgeq.core.config import REJECTED_NAME, Job, Progress
+from edgeq.core.errors import UsageError
+from edgeq.core.manifest import check_slug
+from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
+from edgeq.core.results.report import DataFacts
+from edgeq.core.samples import Dataset, Sample, remembered
+from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.sources import DIGITS
+from edgeq.load.selection import choose, exclude
+from edgeq.pipeline.plan import NO_SAMPLES, ArtifactSpec, Inputs
+from edgeq.pipeline.preflight import check_calibration
 
 if TYPE_CHECKING:
-    from edgeq.preprocess import Preprocess
-
-DIGITS = "digits"
-REJECTED_NAME = "rejected"
-RANDOM_SAMPLES = 32
-_ARTIFACTS = ("pte", "ptl")
+    from edgeq.core.preprocess import Preprocess
+    from edgeq.verify.emulate.emulate import Subset
+    from edgeq.verify.spec import VerifySpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What the later steps start from.
+_LEAST = 16  # with fewer, one prediction is worth more than any limit in use
 
-    Attributes:
-        samples: evaluation data, or seeded random inputs where none was given.
-        training: what qat-int8 may train on; none where no scheme trains.
-        searching: what mixed-int8 judges on; none where no scheme searches.
-        train: the user's own training loop.
-        logits: whether the outputs are scored as logits [N, classes].
-        unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
-            it; "" where it was to all.
-        remarks: what people must know of the data, and fails nothing.
+_SHARE = 4  # one of so many calibration samples is for the search, where there are no others
+
+
+class TooFewSamples(UsageError):
+    """Too few samples to search on and to calibrate on (exit code 2)."""
+
+
+def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, Dataset]:
+    """Return calibration and search samples that share none, by role.
+
+    Args:
+        calibration: the samples that ranges are set from.
+        search: the samples of --search-data, or of the calibration data as a whole.
+        job: how many of the latter are taken at most, and the seed that splits the former.
+
+    Raises:
+        TooFewSamples: too few are left.
     """
-
-    model: LoadedModel
-    preprocess: Preprocess | None
-    calibration: Dataset
-    samples: Dataset
-    is_evaluation: bool
-    metric: Callable[[tuple[Any, ...], Any], float] | None
-    labels: tuple[str, ...]
-    data: DataFacts
-    training: Dataset = NO_SAMPLES
-    searching: Dataset = NO_SAMPLES
-    train: Callable[[Any, Any, Any], Any] | None = None
-    logits: bool = False
-    unapplied: str = ""
-    remarks: tuple[str, ...] = ()
+    rest = exclude(search, frozenset(sample.digest for sample in calibration))
+    if rest.count >= _LEAST:
+        taken = dataclasses.replace(rest, count=min(rest.count, job.data.num_search_samples))
+        return {"calibration": calibration, "search": taken}
+    if job.data.search is not None:
+        what = f"--search-data has {rest.count} samples that are not calibrated on, at least {_LEAST} are needed"
+        raise TooFewSamples(what, "give more, or leave --search-data out")
+    if calibration.count < _SHARE * _LEAST:
+        what = f"mixed-int8 judges on samples that it does not calibrate on, and {calibration.origin} has only"
+        raise TooFewSamples(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
+    held = choose(calibration.count, limit=calibration.count // _SHARE, seed=job.seed, classes=_classes(calibration))
+    kept = sorted({*range(calibration.count)} - {*held})
+    return {"calibration": _view(calibration, kept), "search": _view(calibration, held)}
 
 
-def with_demo_data(job: Job) -> Job:
-    """Fill in the digits' own data and labels where the source is the embedded demo and none were given."""
-    if job.source != DIGITS:
-        return job
-    data = dataclasses.replace(
-        job.data,
-        calibration=job.data.calibration or "edgeq.demo.digits:calibration_data",
-        evaluation=job.data.evaluation or "edgeq.demo.digits:evaluation_data",
+def _classes(dataset: Dataset) -> list[str] | None:
+    return [str(sample.label) for sample in dataset] if dataset.labelled else None
+
+
+def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    return dataclasses.replace(dataset, count=len(rows), read=lambda i: dataset.read(rows[i]))
+
+
+def subset(job: Job, prepared: Inputs, scheme: str, macs: int) -> Subset:
+    """Return what keeps the samples that are to be emulated."""
+    from edgeq.core.samples import batch_size
+    from edgeq.verify.accumulate import GOLDEN_SAMPLES
+    from edgeq.verify.emulate.emulate import Subset, subset_size
+
+    rows = batch_size(prepared.samples, prepared.model.inputs) or 1
+    limit = job.device.samples or subset_size(macs, scheme)
+    return Subset(count=prepared.samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
+
+
+def verify_spec(
+    job: Job, prepared: Inputs, recipe: ArtifactSpec, lowered: LoweredModel, progress: Progress, label: str
+) -> VerifySpec:
+    """Return the verify step's input for an artifact that is compared with nothing yet."""
+    from edgeq.verify.spec import VerifySpec
+
+    return VerifySpec(
+        lowered=lowered,
+        inputs=prepared.model.inputs,
+        graph=None,
+        fp32=None,
+        output_steps=(),
+        samples=prepared.samples,
+        is_evaluation=prepared.is_evaluation,
+        metric=prepared.metric,
+        metric_name=(job.data.metric or "").rpartition(":")[2] or "top1",
+        scheme=recipe.scheme,
+        backend=recipe.backend,
+        threads=recipe.threads,
+        progress=progress,
+        label=label,
     )
-    return dataclasses.replace(job, data=data, name=job.name or DIGITS)
+
+
+def float_module(prepared: Inputs) -> Any:
+    """Return the model as it was loaded, as a module."""
+    model = prepared.model
+    return model.model.module() if model.kind == "exported" else model.model
+
+
+RANDOM_SAMPLES = 32
+
+_ARTIFACTS = ("pte", "ptl")
 
 
 def prepare(
     job: Job, progress: Progress, *, schemes: Collection[str], describe: Callable[[LoadedModel], LoadedModel]
-) -> Prepared:
+) -> Inputs:
     """Load the model and its data.
 
     Args:
@@ -92,7 +138,7 @@ def prepare(
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     labels = _labels(job, evaluation, calibration)
-    return Prepared(
+    return Inputs(
         model=_with_statistics(model, calibration, progress),
         preprocess=preprocess,
         calibration=calibration,
@@ -132,7 +178,7 @@ def _as_it_came(sample: Sample, takes: Sequence[bool]) -> bool:
 
 
 def _label_remarks(job: Job, labels: tuple[str, ...]) -> tuple[str, ...]:
-    from edgeq.load.labels import few, read_labels, repeated_names
+    from edgeq.load.images import few, read_labels, repeated_names
 
     named = read_labels(job.data.labels) if job.data.labels is not None else labels
     twice = repeated_names(named)
@@ -145,7 +191,7 @@ def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
 ) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
     """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
-    from edgeq.load.source import load_model
+    from edgeq.load.model import load_model
 
     with progress.task(f"load {job.source}"):
         model = load_model(
@@ -167,7 +213,7 @@ def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tupl
     """Let the model normalise pixels itself, where the job asks for it, and the preprocessing leave them bytes."""
     if job.input_dtype is None:
         return model, preprocess
-    from edgeq.load.pixels import takes_pixels
+    from edgeq.load.inputs import takes_pixels
 
     if preprocess is None:
         what = f"--input-dtype {job.input_dtype} lets the artifact normalise pixels, and how is not known"
@@ -185,17 +231,10 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
     """Return a model with random weights with batch-norm statistics of its own: its outputs are near zero else."""
     if model.weights != "random" or not calibration.count:
         return model
-    from edgeq.load.weights import estimate_batch_norm
+    from edgeq.load.model import estimate_batch_norm
 
     with progress.task("estimate batch-norm statistics"):
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
-
-
-def check_calibration(job: Job, schemes: Collection[str]) -> None:
-    """Refuse schemes that observe ranges where there is nothing to observe; raises a UsageError."""
-    if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
-        what = "int8 ranges must come from real samples, and no calibration data was given"
-        raise UsageError(what, "give --calibration-data, or --scheme fp32")
 
 
 def _check_name(model: LoadedModel) -> None:
@@ -209,7 +248,7 @@ def _check_name(model: LoadedModel) -> None:
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
     """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
     if model.kind == "onnx":
-        from edgeq.load.onnx_file import output_specs
+        from edgeq.load.onnx import output_specs
 
         return output_specs(model.model)
     from edgeq.quantize.capture import run_once
@@ -218,7 +257,7 @@ def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
 
 
 def _preprocess(job: Job) -> Preprocess | None:
-    from edgeq.preprocess import load_preprocess
+    from edgeq.core.preprocess import load_preprocess
 
     if job.data.preprocess is not None:
         return load_preprocess(job.data.preprocess)
@@ -234,7 +273,7 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
         return None
     import numpy as np
 
-    from edgeq.load.functions import load_metric
+    from edgeq.load.user_code import load_metric
 
     score = load_metric(job.data.metric)
 
@@ -248,7 +287,7 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
 def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
     if job.qat.train is None:
         return None
-    from edgeq.load.functions import check_arguments, load_function
+    from edgeq.load.user_code import check_arguments, load_function
 
     function = load_function(job.qat.train, "training loop")
     check_arguments(function, 3, "prepared, teacher, data")
@@ -264,3 +303,136 @@ def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
     """Return how many classes the first output tells apart; None where it is no logits [N, classes]."""
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
     return shape[1] if len(shape) == 2 else None
+
+
+# --- The run's data by role: opened, split, linted, and counted for the manifest.
+
+
+_Wanted = tuple[Any, str | None, int | None]
+
+_MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
+
+
+def open_data(
+    job: Job,
+    model: LoadedModel,
+    preprocess: Preprocess | None,
+    n_classes: int | None,
+    schemes: Collection[str],
+) -> tuple[dict[str, Dataset], DataFacts]:
+    """Return the sets by role, `calibration` always among them, and what the manifest says of them.
+
+    Args:
+        job: which data, and how strict.
+        model: takes the samples.
+        preprocess: how images become inputs; None where arrays are fed as they are.
+        n_classes: how many classes the first output tells apart; None where it is no logits [N, classes].
+        schemes: some need a set of their own.
+
+    Raises:
+        UsageError: data that cannot be read or does not fit, or a finding of the lint.
+    """
+    wanted: list[_Wanted] = [
+        ("calibration", job.data.calibration, job.data.num_calibration_samples),
+        ("evaluation", job.data.evaluation, None),
+        *_also(job, schemes),
+    ]
+    opened, skipped = _opened(job, model, preprocess, n_classes, wanted)
+    if "search" in opened:
+        opened |= split_search(opened["calibration"], opened["search"], job)
+    opened, facts = _linted(job, model, preprocess, opened, n_classes)
+    return opened, _counted(facts, opened, skipped)
+
+
+def _opened(
+    job: Job, model: LoadedModel, preprocess: Preprocess | None, n_classes: int | None, wanted: Sequence[_Wanted]
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Return the sets that were named, by role, and the names of images that were skipped as bad."""
+    from edgeq.load.dataset import open_dataset
+    from edgeq.load.images import check_classes
+
+    opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
+    skipped: list[str] = []
+    for role, origin, limit in wanted:
+        if origin is None:
+            continue
+        data, left_out = open_dataset(
+            origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
+        )
+        opened[role] = remembered(data, _MEMO_BYTES)
+        skipped += left_out
+        if n_classes is not None:
+            check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+    return opened, skipped
+
+
+def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[str]) -> DataFacts:
+    """Return the facts with what each set is and how many samples it has."""
+    from edgeq.load.selection import dataset_sha256
+
+    hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
+    counts = {role: data.count for role, data in opened.items()}
+    return dataclasses.replace(
+        facts,
+        calibration_sha256=hashes.get("calibration"),
+        calibration_samples=counts["calibration"],
+        evaluation_sha256=hashes.get("evaluation"),
+        evaluation_samples=counts.get("evaluation", 0),
+        qat_sha256=hashes.get("qat"),
+        search_sha256=hashes.get("search"),
+        search_samples=counts.get("search", 0),
+        skipped=tuple(dict.fromkeys(skipped)),
+    )
+
+
+def _also(job: Job, schemes: Collection[str]) -> list[_Wanted]:
+    """Return the sets that only some schemes need."""
+    data = job.data
+    wanted: list[_Wanted] = []
+    if not NEEDS_TRAINING.isdisjoint(schemes):
+        wanted.append(("qat", job.qat.data or data.calibration, job.qat.samples))
+    if not NEEDS_SEARCH.isdisjoint(schemes):
+        # of the calibration data so many are asked for that enough are left
+        most = data.num_search_samples + data.num_calibration_samples
+        wanted.append(("search", data.search or data.calibration, most))
+    return wanted
+
+
+def _linted(
+    job: Job,
+    model: LoadedModel,
+    preprocess: Preprocess | None,
+    opened: dict[str, Dataset],
+    n_classes: int | None,
+) -> tuple[dict[str, Dataset], DataFacts]:
+    """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
+    from edgeq.load.lint import LintSpec, lint
+    from edgeq.load.selection import exclude
+
+    evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
+    findings = lint(
+        opened["calibration"] if opened["calibration"].count else None,
+        evaluation,
+        training,
+        search,
+        spec=LintSpec(
+            wanted=job.data.num_calibration_samples,
+            preprocess=preprocess,
+            specs=model.inputs,
+            n_classes=n_classes,
+            declared=bool(job.inputs),
+        ),
+    )
+    if findings and job.data.lint == "error":
+        told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
+        raise UsageError(f"the data lint found {told}", "mend the data, or give --data-lint warn to go on all the same")
+    excluded = 0
+    if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
+        before = evaluation.count
+        seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
+        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
+        excluded = before - evaluation.count
+    kept = {role: data for role, data in opened.items() if role != "evaluation"}
+    if evaluation is not None and evaluation.count:
+        kept["evaluation"] = evaluation
+    return kept, DataFacts(findings=findings, excluded_shared=excluded)

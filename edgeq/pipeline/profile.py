@@ -1,23 +1,139 @@
-"""What a bundle costs on its device's cores: instructions counted under emulation, and the latency that follows."""
+"""What the gates on instructions and on predicted latency need: counts of the new artifact and of the shipped one."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.counts import CountReport
-from edgeq.device import DeviceProfile, devices_with_core, load_device
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.job import Progress
-from edgeq.latency import Prediction
-from edgeq.profiles import profile_files
+from edgeq.core.config import DeviceConfig, GateOptions, Progress
+from edgeq.core.devices import CountReport, DeviceProfile, Prediction, devices_with_core, load_device
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.profiles import profile_files
+from edgeq.core.results.measured import Cost, LatencyPrediction, VerifyReport
+from edgeq.core.targets import why_not_emulated
+from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.bundle.reader import Bundle
-    from edgeq.manifest import Manifest
-    from edgeq.verify.emulate.container import Arrays
-    from edgeq.verify.emulate.runtimes import Installed
+    from edgeq.core.manifest import Bundle, Manifest
+    from edgeq.core.targets import TargetProfile
+    from edgeq.pipeline.plan import Artifact, Inputs
+    from edgeq.verify.emulate.install import Installed
+    from edgeq.verify.emulate.runner import Arrays
+
+
+def is_needed(options: GateOptions) -> bool:
+    """Whether a gate needs counts."""
+    return options.shipped is not None or options.device is not None
+
+
+def with_cost(
+    gates: GateOptions,
+    device: DeviceConfig,
+    prepared: Inputs,
+    product: Artifact,
+    target: TargetProfile,
+    progress: Progress,
+) -> Artifact:
+    """Return the product with its cost, where a gate needs that and the target's kernels are emulated.
+
+    Raises:
+        EdgeqError: as `count_bundle`, or the prediction's UsageError.
+    """
+    if not is_needed(gates) or not wants_emulation(target, device):
+        return product
+    from edgeq.core.samples import batches
+    from edgeq.verify.emulate.install import ensure_installed, find_wheels
+
+    wheels, _ = find_wheels(target.runtime, target.app.runtimes)
+    if not wheels:
+        return product
+    sample = next(iter(batches(prepared.samples, prepared.model.inputs))).inputs
+    runtime = ensure_installed(wheels[0], progress)
+    cost = cost_of(
+        gates,
+        runtime,
+        device.cpu or target.device.cpu,
+        product.lowered.path,
+        sample,
+        threads=target.device.threads,
+        timeout_s=device.timeout_s,
+        progress=progress,
+    )
+    return dataclasses.replace(product, verified=dataclasses.replace(product.verified, cost=cost))
+
+
+def with_bundle_cost(
+    bundle: Bundle, gates: GateOptions, device: DeviceConfig, verified: VerifyReport, progress: Progress
+) -> VerifyReport:
+    """Return a bundle's report with its cost, where a gate needs that and its target runs on ARM64.
+
+    The cores are those of --cpu, or those of the shipped target of its name.
+
+    Raises:
+        EdgeqError: as `count_bundle`.
+    """
+    manifest = bundle.manifest
+    if not is_needed(gates) or manifest.target.arch != "arm64" or why_not_emulated(manifest.target.backend):
+        return verified
+    runtime = installed_runtime(manifest, progress)
+    cost = cost_of(
+        gates,
+        runtime,
+        device.cpu or cores_of(manifest),
+        bundle.artifact,
+        first_sample(bundle),
+        threads=manifest.threads,
+        timeout_s=device.timeout_s,
+        progress=progress,
+    )
+    return dataclasses.replace(verified, cost=cost)
+
+
+def cost_of(
+    gates: GateOptions,
+    runtime: Installed,
+    cpus: tuple[str, ...],
+    artifact: Path,
+    sample: Arrays,
+    *,
+    threads: int,
+    timeout_s: float,
+    progress: Progress,
+) -> Cost:
+    """Count an artifact, and the shipped one on the same cores, and predict the device's latency.
+
+    Raises:
+        EdgeqError: as `verify.emulate.counting.count` and `count_bundle`.
+    """
+    profile = None if gates.device is None else load_device(gates.device)
+    compared = cpus if gates.shipped is not None else ()
+    cores = tuple(dict.fromkeys((*compared, *((profile.core,) if profile else ()))))
+    counts = count_on(runtime, cores, artifact, sample, progress=progress, timeout_s=timeout_s)
+    shipped: tuple[CountReport, ...] = ()
+    if gates.shipped is not None:
+        shipped = count_bundle(gates.shipped, compared, progress, timeout_s=timeout_s)
+    prediction = None if profile is None else _predicted(profile, counts, threads, runtime.wheel.runtime)
+    return Cost(counts=counts, shipped=shipped, prediction=prediction)
+
+
+def _predicted(
+    profile: DeviceProfile, counts: tuple[CountReport, ...], threads: int, runtime: str
+) -> LatencyPrediction:
+    total = next(one.total for one in counts if one.cpu == profile.core)
+    told = profile.predict(total, threads, runtime=runtime)
+    return LatencyPrediction(
+        device=profile.name,
+        threads=threads,
+        estimate_ms=told.estimate_ms,
+        low_ms=told.low_ms,
+        high_ms=told.high_ms,
+        extrapolated=told.extrapolated,
+    )
+
+
+# --- What a bundle costs on its device's cores: instructions counted under emulation, and the latency that follows.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +269,7 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.build.ensure_installed`.
     """
-    from edgeq.verify.emulate.build import ensure_installed
-    from edgeq.verify.emulate.runtimes import find_wheels
+    from edgeq.verify.emulate.install import ensure_installed, find_wheels
 
     target = manifest.target
     if target.arch != "arm64":
@@ -173,7 +288,7 @@ def cores_of(manifest: Manifest) -> tuple[str, ...]:
     Raises:
         UsageError: none are known.
     """
-    from edgeq.target import load_target
+    from edgeq.core.targets import load_target
 
     name = manifest.target.name
     cpus = load_target(name).device.cpu if name in profile_files() else ()
@@ -189,8 +304,8 @@ def first_sample(bundle: Bundle) -> Arrays:
         IntegrityError: the golden file is broken.
     """
     from edgeq.bundle.golden import model_inputs, read_golden
+    from edgeq.core.samples import Dataset, Sample, batches
     from edgeq.pipeline.evaluation import input_specs
-    from edgeq.samples import Dataset, Sample, batches
 
     inputs = next(iter(model_inputs(read_golden(bundle), bundle.manifest)))
     sample = Sample(inputs=inputs, raw=inputs, label=None, name="golden sample", digest="")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgeq._io import disk_errors, lock_dir
-from edgeq.artifacts import DataFacts
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.job import Job, Progress
-from edgeq.pipeline.build import check_job, work_folder
-from edgeq.pipeline.cells import Plan, plan
-from edgeq.pipeline.prepare import with_demo_data
+from edgeq.config.resolve import with_demo_data
+from edgeq.core.config import Job, Progress
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.files import disk_errors, lock_dir
+from edgeq.core.results.report import DataFacts, Library, ModelError, ModelResult, Project, ProjectReport
+from edgeq.core.targets import TargetProfile
+from edgeq.core.units import counted
+from edgeq.pipeline.package import plan, work_folder
+from edgeq.pipeline.plan import Plan
+from edgeq.pipeline.preflight import check_job
 from edgeq.pipeline.publish import publish
 from edgeq.pipeline.workers import Order, Outcome, run_all
-from edgeq.project import Library, ModelError, ModelResult, Project, ProjectReport
-from edgeq.target import TargetProfile
-from edgeq.units import counted
 
 
 def build_project(
@@ -92,7 +92,7 @@ def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
 
 def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Library]:
     """Return the Android libraries that a Gradle or Maven build has fetched to this machine, by (runtime, ABI)."""
-    from edgeq.deliver.growth import growth_by_abi
+    from edgeq.deliver.android import growth_by_abi
 
     found: dict[tuple[str, str], Library] = {}
     for target in targets:
@@ -112,7 +112,7 @@ def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Librar
 
 
 def _write_page(project: Project, report: ProjectReport) -> None:
-    from edgeq.pipeline.pages import write_page
+    from edgeq.pipeline.reports import write_page
 
     # without a row too: an earlier run's page must not pass for this one's
     title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgeq._io import copy_files, remove_dir, staged_dir
-from edgeq.artifacts import BuildReport, Row
-from edgeq.pipeline.cells import Plan, with_warning
-from edgeq.pipeline.owner import check_owner
-from edgeq.pipeline.prepare import REJECTED_NAME
+from edgeq.core.config import REJECTED_NAME, Job
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.files import copy_files, remove_dir, staged_dir
+from edgeq.core.results.report import BundleInput, CheckReport, DataFacts, PackageResult, RunReport, with_warning
+from edgeq.core.sources import origin
+from edgeq.core.system import host_arch, tool_versions
+from edgeq.pipeline.plan import Artifact, Inputs, Plan
+
+if TYPE_CHECKING:
+    from edgeq.core.targets import TargetProfile
 
 
-def publish(planned: Plan) -> BuildReport:
+def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
+    """Write what a run tells of a row beside its bundle, in place of what is there, and return the row."""
+    from edgeq.bundle.run_report import write_report
+    from edgeq.pipeline.reports import page_title, write_page
+
+    write_report(row.path, row)
+    write_page(row.path, (row,), data, title=page_title(row))
+    return row
+
+
+def publish(planned: Plan) -> RunReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
 
     job, cells, finished = planned.job, planned.cells, planned.finished
     for name in {row.model for row, _ in finished.values()}:
         check_owner(job, name)
-    rows: list[Row] = []
+    rows: list[PackageResult] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
@@ -38,4 +55,163 @@ def publish(planned: Plan) -> BuildReport:
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    return BuildReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    return RunReport(rows=tuple(rows), data=finished[cells[0].key][1])
+
+
+# --- From a product to a gated bundle for one target.
+
+
+_ROUNDS = 5  # verdicts are in the manifest, which is in the download that they judge
+
+
+def bundled(
+    job: Job,
+    prepared: Inputs,
+    product: Artifact,
+    target: TargetProfile,
+    scheme: str,
+    folder: Path,
+    *,
+    deflated: dict[str, int] | None = None,
+) -> PackageResult:
+    """Write the bundle into a new folder and judge it by all gates; `deflated` is `download_size_bytes`' own.
+
+    Raises:
+        EdgeqError: the checks' and the writer's own errors.
+    """
+    folder.mkdir()
+    size_bytes = product.lowered.path.stat().st_size
+    checked, digest, download_bytes = _written(job, prepared, product, target, scheme, folder, deflated)
+    return PackageResult(
+        model=prepared.model.name,
+        target=target.name,
+        scheme=scheme,
+        path=folder,
+        digest=digest,
+        size_bytes=size_bytes,
+        download_bytes=download_bytes,
+        fp32_bytes=prepared.model.fp32_bytes,
+        verified=product.verified,
+        checked=checked,
+        delegated_macs=product.lowered.delegated_macs,
+        weights=prepared.model.weights,
+        layers=product.lowered.layers,
+        qparams=product.qparams,
+        reuse=product.reuse,
+        source=origin(job.source),
+        search=product.search,
+        layer_sqnrs=product.layer_sqnrs,
+    )
+
+
+def _written(
+    job: Job,
+    prepared: Inputs,
+    product: Artifact,
+    target: TargetProfile,
+    scheme: str,
+    folder: Path,
+    deflated: dict[str, int] | None,
+) -> tuple[CheckReport, str, int]:
+    """Write a bundle with its verdicts; return them, its digest and the bytes of its download."""
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.bundle.writer import write_bundle
+    from edgeq.check.evaluate import Candidate, check
+
+    known = {} if deflated is None else deflated  # only the manifest differs from one writing to the next
+
+    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
+        item = Candidate(
+            target=target,
+            scheme=scheme,
+            lowered=product.lowered,
+            verified=product.verified,
+            tuning=product.tuning,
+            search=product.search,
+            options=job.gates,
+            size_bytes=product.lowered.path.stat().st_size,
+            download_bytes=judged_bytes,
+            weights=prepared.model.weights,
+            host_arch=host_arch(),
+            has_graph=prepared.model.kind not in ("pte", "ptl"),
+            remarks=(*product.remarks, *prepared.remarks),
+            unapplied=prepared.unapplied,
+        )
+        checked = check(item)
+        digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
+        return checked, digest, download_size_bytes(folder, known)
+
+    return _settled(write)
+
+
+def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[CheckReport, str, int]:
+    """Write until the download size that was judged is the one that came of it.
+
+    A verdict that the size itself brings about can flip for ever between two sizes: then the larger one counts.
+    """
+    seen = [0]
+    for _ in range(_ROUNDS):
+        checked, digest, download_bytes = write(seen[-1])
+        if download_bytes == seen[-1]:
+            return checked, digest, download_bytes
+        seen.append(download_bytes)
+    return write(max(seen))
+
+
+def _bundle_input(
+    job: Job, prepared: Inputs, product: Artifact, target: TargetProfile, scheme: str, checked: CheckReport
+) -> BundleInput:
+    return BundleInput(
+        model=prepared.model,
+        model_version=job.model_version,
+        target=target,
+        scheme=scheme,
+        lowered=product.lowered,
+        verified=product.verified,
+        checked=checked,
+        labels=prepared.labels,
+        preprocess=prepared.preprocess,
+        golden=product.golden,
+        data=prepared.data,
+        seed=job.seed,
+        tools=_tools(product, target),
+        quantized=product.quantized,
+        kept_fp32=product.kept_fp32,
+        tuning=product.tuning,
+        search=product.search,
+    )
+
+
+def _tools(product: Artifact, target: TargetProfile) -> dict[str, str]:
+    """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
+    from edgeq.lower.executorch import delegate_tools
+
+    emulation = product.verified.emulation
+    name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
+    return tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})
+
+
+# --- Whose bundles lie in the output folder under a model's name: one source must not replace another's by
+# accident.
+
+
+def check_owner(job: Job, name: str) -> None:
+    """Refuse to replace bundles of another source where the name was not given but came from the source.
+
+    Bundles that do not say what they were made from, as edgeq once wrote them, may be replaced.
+
+    Raises:
+        UsageError: another source's bundles have the name.
+    """
+    if job.name is not None:
+        return
+    from edgeq.bundle.run_report import REPORT_NAME, read_report
+
+    own = origin(job.source)
+    for report in sorted((job.out / name).glob(f"*/{REPORT_NAME}")):
+        found = ""
+        with contextlib.suppress(EdgeqError):  # what cannot be read says nothing
+            found = read_report(report.parent).source
+        if found not in ("", own):
+            what = f"{report.parent} was made from {found}, and {own} would replace it under the same name"
+            raise UsageError(what, f"give another --name, or --name {name} to replace it")

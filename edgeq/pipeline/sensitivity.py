@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from edgeq.artifacts import LoadedModel, Sensitivity
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.job import Job, Progress
-from edgeq.pipeline.prepare import prepare, with_demo_data
+from edgeq.config.resolve import with_demo_data
+from edgeq.core.config import Job, Progress
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.results.model import LoadedModel, Sensitivity
+from edgeq.pipeline.prepare import prepare
 from edgeq.quantize.spec import QuantizeSpec
 
 
@@ -32,7 +33,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     """
     from edgeq.quantize import RANKINGS, rank_layers
     from edgeq.quantize.capture import capture
-    from edgeq.verify.child import calm_openmp
+    from edgeq.verify.host import calm_openmp
 
     calm_openmp()
     # importing torchao makes torch log of an enumeration that only concerns torchao's authors

@@ -21,16 +21,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from edgeq._replace import replaced
-from edgeq.errors import EdgeqError, ExitCode, first_line
-from edgeq.job import Progress, Task
-from edgeq.memory import available_bytes
-from edgeq.pipeline.cells import Plan
-from edgeq.pipeline.maker import PRELOADED
-from edgeq.project import ModelError
+from edgeq.core.config import Progress, Task
+from edgeq.core.errors import EdgeqError, ExitCode, first_line
+from edgeq.core.results.report import ModelError
+from edgeq.core.system import available_bytes, replaced
+from edgeq.pipeline.plan import Plan
+from edgeq.verify.host import PRELOADED
 
 _MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included
+
 _SOCKET_BYTES = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+
 _MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
 
 
@@ -226,7 +227,7 @@ def _work(pipe: Connection, order: Order, threads: int) -> None:
     os.dup2(2, 1)  # what the user's code prints is no part of the result
     import torch
 
-    from edgeq.pipeline.build import complete
+    from edgeq.pipeline.package import complete
 
     torch.set_num_threads(threads)
     try:

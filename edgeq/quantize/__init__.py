@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from edgeq.artifacts import QuantizedModel, Sensitivity
+    from edgeq.core.results.model import QuantizedModel, Sensitivity
     from edgeq.quantize.spec import QuantizeSpec
 
 
@@ -51,7 +51,7 @@ METHODS: dict[tuple[str, str], Method] = {
         description="PT2E, the XNNPACK quantizer, activations as it runs",
     ),
     ("executorch", "weight-only-int8"): Method(
-        function="edgeq.quantize.weights:weight_only_linear_int8",
+        function="edgeq.quantize.weight_only:weight_only_linear_int8",
         description="linear and embedding weights stored in int8, arithmetic in float32",
     ),
     ("executorch", "qat-int8"): Method(
@@ -87,7 +87,7 @@ METHODS: dict[tuple[str, str], Method] = {
         description="weights and arithmetic in float32",
     ),
     ("torchscript", "fp16"): Method(
-        function="edgeq.quantize.weights:stored_half",
+        function="edgeq.quantize.weight_only:stored_half",
         description="weights stored in half precision, arithmetic in float32",
     ),
     ("torchscript", "static-int8"): Method(
@@ -107,27 +107,27 @@ METHODS: dict[tuple[str, str], Method] = {
         description="linear, LSTM and GRU by the {backend} engine, activations as it runs",
     ),
     ("torchscript", "weight-only-int8"): Method(
-        function="edgeq.quantize.weights:weight_only_int8",
+        function="edgeq.quantize.weight_only:weight_only_int8",
         description="weights stored in int8, arithmetic in float32",
     ),
     ("torchscript", "pretrained"): Method(
-        function="edgeq.quantize.pretrained:pretrained",
+        function="edgeq.quantize.dynamic:pretrained",
         description="taken as it is, packed for the {backend} engine",
     ),
     ("cuda", "fp16"): Method(
-        function="edgeq.quantize.cuda:fp16",
+        function="edgeq.quantize.half:fp16",
         description="float16, with float32 where it overflows or loses too much on the calibration data",
     ),
     ("cuda", "bf16"): Method(
-        function="edgeq.quantize.cuda:bf16",
+        function="edgeq.quantize.half:bf16",
         description="bfloat16, with float32 where it loses too much on the calibration data",
     ),
     ("cuda", "storage-fp16"): Method(
-        function="edgeq.quantize.cuda:storage_fp16",
+        function="edgeq.quantize.half:storage_fp16",
         description="weights stored in float16, arithmetic in float32",
     ),
     ("cuda", "fp32"): Method(
-        function="edgeq.quantize.cuda:fp32",
+        function="edgeq.quantize.half:fp32",
         description="weights and arithmetic in float32",
     ),
 }
@@ -137,15 +137,15 @@ FILE_METHODS: dict[str, Method] = {
     "fp32": Method(function=None, description="taken as it is"),
     "pretrained": Method(function=None, description="taken as it is"),
     "static-int8": Method(
-        function="edgeq.quantize.onnx_file:static_int8",
+        function="edgeq.quantize.onnx:static_int8",
         description="ONNX Runtime's quantize_static, written as QuantizeLinear and DequantizeLinear",
     ),
     "dynamic-int8": Method(
-        function="edgeq.quantize.onnx_file:dynamic_int8",
+        function="edgeq.quantize.onnx:dynamic_int8",
         description="ONNX Runtime's quantize_dynamic, activations as it runs",
     ),
     "fp16": Method(
-        function="edgeq.quantize.onnx_file:fp16",
+        function="edgeq.quantize.onnx:fp16",
         description="ONNX Runtime's convert_float_to_float16, inputs and outputs in float32",
     ),
 }
@@ -197,12 +197,12 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
     Raises:
         UnsupportedError: the runtime has no such scheme, or nothing could be quantized.
     """
-    from edgeq.quantize import pretrained  # loads torch
+    from edgeq.quantize import dynamic  # loads torch
 
     method = find_method(runtime, scheme)
     if method.function is None:
         raise ValueError(f"{runtime} {scheme} starts from the exported float file: call quantize_file")
-    if scheme != "pretrained" and spec.model.kind == "module" and pretrained.is_quantized(spec.model.model):
+    if scheme != "pretrained" and spec.model.kind == "module" and dynamic.is_quantized(spec.model.model):
         what = f"the model is quantized already, and {scheme} starts from a float one"
         raise UnsupportedError(what, "take it as it is with --scheme pretrained, on a TorchScript target")
     quantized: QuantizedModel = load_function(method.function)(spec)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError, first_line
-from edgeq.job import Task
-from edgeq.samples import Dataset, batches
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgeq.core.config import Task
+from edgeq.core.errors import EnvironmentProblem, UsageError, first_line
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, Sample, batches
+from edgeq.core.schemes import ObserverName
 
 
 def calibrate(prepared: Any, dataset: Dataset, specs: Sequence[TensorSpec], task: Task) -> None:
@@ -47,3 +59,299 @@ def _blame(what: str, prepared: Any, tensors: Sequence[Any]) -> tuple[str, str]:
         fix = "run the fp32 model on this sample, and mend the layer that divides by zero or overflows"
         return f"{what}: the sample is finite, so the model itself computes NaN or Inf", fix
     return what, "mend or remove this sample"
+
+
+# --- Observers of activations, by the names that people write.
+
+
+# share of the observed values that the percentile range keeps; TensorRT's and ONNX Runtime's usual choice
+PERCENTILE = 0.9999
+
+_SEARCH = "_non_linear_param_search"
+
+_STEPS, _CANDIDATES = 256, 128  # of int8, and the ranges that entropy calibration tries
+
+_LEAST_SHARE = 1e-4
+
+
+def activation_observer(name: ObserverName, base: Any, minmax: Any) -> Any:
+    """Return the observer class for activations.
+
+    Args:
+        name: what the user chose.
+        base: HistogramObserver of the library that prepares the graph (torch.ao for FX, torchao for PT2E).
+        minmax: its MinMaxObserver.
+
+    Raises:
+        EnvironmentProblem: another torch, whose histogram cannot be cut.
+    """
+    if name == "percentile":
+        return _percentile(base)
+    if name == "entropy":
+        return _entropy(base)
+    return {"histogram": base, "minmax": minmax}[name]
+
+
+@functools.cache  # one class, so that ranges once observed fit another graph of the same observer
+def _percentile(base: Any) -> Any:
+    """Return a histogram observer that cuts both tails instead of searching for the least error."""
+    import torch
+
+    _check(base)
+
+    class PercentileObserver(base):  # type: ignore[misc]  # the base is only known at run time
+        """Keeps the central `PERCENTILE` of the observed values."""
+
+        def _non_linear_param_search(self) -> tuple[Any, Any]:
+            total = torch.cumsum(self.histogram.double(), dim=0)
+            tail = (1 - PERCENTILE) / 2 * total[-1]
+            low = int(torch.searchsorted(total, tail))
+            high = int(torch.searchsorted(total, total[-1] - tail))
+            width = (self.max_val - self.min_val) / self.bins
+            return self.min_val + width * low, self.min_val + width * (min(high, self.bins - 1) + 1)
+
+    return PercentileObserver
+
+
+@functools.cache
+def _entropy(base: Any) -> Any:
+    """Return a histogram observer that keeps the range whose int8 form tells least less than the histogram itself."""
+
+    _check(base)
+
+    class EntropyObserver(base):  # type: ignore[misc]  # the base is only known at run time
+        """Keeps the range of least Kullback-Leibler divergence."""
+
+        def _non_linear_param_search(self) -> tuple[Any, Any]:
+            width = (self.max_val - self.min_val) / self.bins
+            low, high = least_divergence(self.histogram.double(), self.min_val.item(), width.item())
+            return self.min_val + width * low, self.min_val + width * high
+
+    return EntropyObserver
+
+
+def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, int]:
+    """Return the bins [low, high) of the range about zero to keep, by entropy calibration.
+
+    Of each candidate range -T to T, what lies outside is moved to its ends (P); its own counts are averaged over the
+    256 steps of int8, zero where P is (Q); the range with the least KL(P || Q) is kept (S. Migacz, "8-bit Inference
+    with TensorRT", GTC 2017, there over 128 steps of the magnitudes). Zeros, which every range has a step for, count
+    as much as their neighbours: after a ReLU they would be the only thing that a wide range blurs.
+
+    Args:
+        histogram: counts, float64 [bins].
+        start: the left edge of the first bin.
+        width: of a bin.
+    """
+    bins = len(histogram)
+    if width <= 0 or not float(histogram.sum()):
+        return 0, bins
+    zero = min(max(round(-start / width), 0), bins)
+    histogram = _without_zeros(histogram, zero)
+    reach = max(zero, bins - zero)
+    best, chosen = math.inf, (0, bins)
+    for step in range(_CANDIDATES):
+        most = math.ceil(reach * (step + 1) / _CANDIDATES)
+        low, high = max(0, zero - most), min(bins, zero + most)
+        divergence = _divergence(histogram, low, high) if high - low >= _STEPS or (low, high) == (0, bins) else math.inf
+        if divergence < best:
+            best, chosen = divergence, (low, high)
+    return chosen
+
+
+def _without_zeros(histogram: Any, zero: int) -> Any:
+    """Return the histogram with no more about the edge `zero` than beside it."""
+    first, last = max(0, zero - 2), min(len(histogram), zero + 2)
+    beside = [float(histogram[i]) for i in (first - 1, last) if 0 <= i < len(histogram)]
+    levelled = histogram.clone()
+    levelled[first:last] = levelled[first:last].clamp(max=max(beside, default=0.0))
+    return levelled
+
+
+def _divergence(histogram: Any, low: int, high: int) -> float:
+    """Return KL(P || Q) in nats of the bins [low, high) against their int8 form."""
+    import torch
+
+    inside = histogram[low:high]
+    clipped = inside.clone()
+    clipped[0] += histogram[:low].sum()
+    clipped[-1] += histogram[high:].sum()
+    group = torch.arange(high - low) * _STEPS // (high - low)
+    filled = clipped > 0
+    sums = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, inside)
+    counts = torch.zeros(_STEPS, dtype=torch.float64).index_add_(0, group, filled.double())
+    spread = torch.where(filled, (sums / counts.clamp(min=1))[group], 0.0)
+    # where only what was moved lies, Q would be zero, and no such range be kept
+    spread = torch.where(filled & (spread == 0), _LEAST_SHARE * inside.sum(), spread)
+    p, q = clipped / clipped.sum(), spread / spread.sum()
+    return float((p[filled] * (p[filled] / q[filled]).log()).sum())
+
+
+def _check(base: Any) -> None:
+    if not hasattr(base, _SEARCH):
+        what = f"{base.__module__}.{base.__name__} has no {_SEARCH}, which the observer replaces"
+        raise EnvironmentProblem(what, "use --observer histogram or minmax, or the torch that edgeq pins")
+
+
+# --- Ranges that were observed once, for every graph that leaves other layers of the same model in float.
+
+
+IsObserver = Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserverCache:
+    """Calibrated observers, by the name of the node that each observes.
+
+    Attributes:
+        shared: as the graph has them; a pool's input and output share one.
+        alone: of those that are shared, what each node would have by itself: a pool's output has a smaller range.
+        sharing: the names of the nodes that share a node's observer, its own among them.
+    """
+
+    shared: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] = field(default_factory=dict)
+    sharing: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def observed(prepared: Any, is_observer: IsObserver) -> Iterator[ObserverCache]:
+    """Yield the ranges of a prepared torch.fx.GraphModule, which is calibrated meanwhile."""
+    places = _places(prepared, is_observer)
+    sharing = _sharing(prepared, places)
+    shared = {name: getattr(prepared, target) for name, target in places.items()}
+    alone = {name: copy.deepcopy(shared[name]) for name, others in sharing.items() if len(others) > 1}
+    for name, own in alone.items():
+        setattr(prepared, places[name], _Both(shared[name], own))
+    yield ObserverCache(shared=shared, alone=alone, sharing=sharing)
+    for name in alone:
+        setattr(prepared, places[name], shared[name])
+
+
+def lend(prepared: Any, known: ObserverCache, is_observer: IsObserver) -> bool:
+    """Put copies of calibrated observers into a graph that was prepared otherwise, in place of its own.
+
+    The float values that an observer sees do not depend on what is quantized, and so neither do its ranges.
+
+    Returns:
+        Whether all were known; if not, nothing was changed, and the graph needs calibration.
+    """
+    places = _places(prepared, is_observer)
+    found = {}
+    for name, others in _sharing(prepared, places).items():
+        source = known.shared if others == known.sharing.get(name) else known.alone if len(others) == 1 else {}
+        found[name] = source.get(name)
+        if found[name] is None or not _alike(getattr(prepared, places[name]), found[name]):
+            return False
+    copies: dict[int, Any] = {}
+    for name, theirs in found.items():
+        setattr(prepared, places[name], copies.setdefault(id(theirs), copy.deepcopy(theirs)))
+    return True
+
+
+class _Both(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Lets two observers see a value."""
+
+    def __init__(self, shared: nn.Module, own: nn.Module) -> None:
+        super().__init__()
+        self.shared, self.own = shared, own
+
+    def forward(self, values: Any) -> Any:
+        self.own(values)
+        return self.shared(values)
+
+
+def _places(prepared: Any, is_observer: IsObserver) -> dict[str, str]:
+    """Return the module name of the observer of each node that has one."""
+    return {
+        str(node.args[0].name): str(node.target)
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and node.args and is_observer(prepared._modules.get(str(node.target)))
+    }
+
+
+def _sharing(prepared: Any, places: dict[str, str]) -> dict[str, frozenset[str]]:
+    names: dict[int, set[str]] = {}
+    for name, target in places.items():
+        names.setdefault(id(getattr(prepared, target)), set()).add(name)
+    return {name: frozenset(names[id(getattr(prepared, target))]) for name, target in places.items()}
+
+
+def _alike(mine: Any, theirs: Any) -> bool:
+    fields = ("dtype", "qscheme", "quant_min", "quant_max")
+    return type(mine) is type(theirs) and all(getattr(mine, key) == getattr(theirs, key) for key in fields)
+
+
+# --- Calibration samples that stand out: those on which the float model's values are far larger than on the others.
+
+
+_LEAST_SAMPLES = 8  # quartiles of fewer say little
+
+_FENCE = 3.0  # interquartile ranges beyond the upper quartile: J. Tukey, "Exploratory Data Analysis" (1977), "far out"
+
+_LEAST_FACTOR = 2.0  # what is less than a bit of the range is no loss, however alike the other samples are
+
+
+def without_outliers(samples: Dataset, model: Any, specs: Sequence[TensorSpec], task: Task) -> Dataset | None:
+    """Return the samples but for those that stand out; None where none does.
+
+    A sample is measured by the operator whose largest magnitude exceeds most, as a factor, what it is on the median
+    sample. On a logarithmic scale, those beyond Tukey's outer fence stand out; that is never more than a quarter.
+
+    Args:
+        samples: calibration data.
+        model: the float model, a callable module.
+        specs: its inputs.
+        task: told of each sample.
+
+    Raises:
+        UsageError: a sample that does not fit, or that the model fails on (named).
+    """
+    if samples.count < _LEAST_SAMPLES:
+        return None
+    factors = _log_factors([_magnitudes(sample, model, specs, task) for sample in samples])
+    lower, upper = np.quantile(factors, (0.25, 0.75))
+    fence = max(upper + _FENCE * (upper - lower), np.median(factors) + math.log(_LEAST_FACTOR))
+    rows = np.flatnonzero(factors <= fence).tolist()
+    if len(rows) == samples.count:
+        return None
+    return dataclasses.replace(samples, count=len(rows), read=lambda i: samples.read(rows[i]))
+
+
+def _log_factors(magnitudes: Sequence[Sequence[float]]) -> Any:
+    """Return for each sample the logarithm of its largest factor over the median sample, float64 [samples]."""
+    # a model that branches has other operators for other samples: those that all begin with can be compared
+    table = np.array([row[: min(map(len, magnitudes))] for row in magnitudes])
+    middle = np.median(table, axis=0)
+    usable = np.isfinite(table).all(axis=0) & (middle > 0)
+    if not usable.any():
+        return np.zeros(len(table))
+    return np.log((table[:, usable] / middle[usable]).max(axis=1).clip(min=np.finfo(np.float32).tiny))
+
+
+def _magnitudes(sample: Sample, model: Any, specs: Sequence[TensorSpec], task: Task) -> list[float]:
+    """Return the largest magnitude of what each operator gives for a sample, in the order of execution."""
+    alone = Dataset(origin=sample.name, count=1, read=lambda _: sample)
+    (batch,) = batches(alone, specs)
+    tensors = tuple(torch.from_numpy(array.copy()) for array in batch.inputs)
+    found: list[torch.Tensor] = [tensor.abs().max() for tensor in tensors if _is_float(tensor)]
+
+    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+        """Sees every operator."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            found.extend(leaf.abs().max() for leaf in torch.utils._pytree.tree_leaves(result) if _is_float(leaf))
+            return result
+
+    try:
+        with torch.no_grad(), Recorder():
+            model(*tensors)
+    except Exception as err:  # the user's forward may raise anything
+        raise UsageError(f"the model fails on {sample.name}: {first_line(err)}", "mend or remove this sample") from err
+    task.advance()
+    return torch.stack([value.double() for value in found]).tolist() if found else []
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0)

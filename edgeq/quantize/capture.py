@@ -6,17 +6,17 @@ import contextlib
 import dataclasses
 import functools
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from edgeq._replace import replaced
-from edgeq.artifacts import LoadedModel, TensorSpec
-from edgeq.blame import user_line
-from edgeq.errors import UnsupportedError, UsageError, first_line
-from edgeq.quiet import unlogged
+from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
+from edgeq.core.results.model import LoadedModel, TensorSpec
+from edgeq.core.system import replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
+
 # of an output's largest value; threads may sum in another order, and nothing else may differ between two runs
 _SAME = 1e-5
 
@@ -230,3 +230,39 @@ def silenced() -> Iterator[None]:
 def _plain(name: str) -> str:
     """Take torch.export's prefix off a module's name."""
     return name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
+
+
+# --- What a float model is made of: convolutions, or matrix products.
+
+
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")
+
+
+def linear_macs(model: LoadedModel) -> float:
+    """Return the share of the multiply-accumulates in matrix products; 0 where the model has none at all.
+
+    Linear, recurrent and attention layers come down to these. Counted by torch's FlopCounterMode in one run on random
+    inputs; elementwise operators do not count.
+
+    Raises:
+        UsageError: the model does not take its inputs.
+        UnsupportedError: an output that is no tensor.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    counter = FlopCounterMode(display=False)
+    # the fused paths of attention and of oneDNN's recurrent layers are operators that the counter does not know
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TF32 on GPUs, where the flags are set
+            with torch.backends.mkldnn.flags(enabled=False), counter:
+                run_once(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    counts = {str(op): count for op, count in counter.get_flop_counts().get("Global", {}).items()}
+    products = sum(count for op, count in counts.items() if op.rpartition(".")[2].lstrip("_").startswith(_PRODUCTS))
+    total = sum(counts.values())
+    return products / total if total else 0.0

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeq.artifacts import TensorSpec
-from edgeq.job import QatOptions, Task
-from edgeq.quantize.fakequant import RANGE_SUFFIX
-from edgeq.samples import Batch, Dataset, batch_size, batches
+from edgeq.core.config import QatConfig, Task
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Batch, Dataset, batch_size, batches
+from edgeq.quantize.fake_quant import RANGE_SUFFIX
 
 _MEMO_BYTES = 64 * 10**6  # the teacher's outputs beyond this are computed again
+
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises
+
 _RANGE_RATE = 10.0  # ranges that an outlier stretched must shrink many times within a few hundred steps
 
 _LEAST_SIZE = 1e-3  # of a tensor's values, so that a bias of zeros is trained too
@@ -67,7 +69,7 @@ class Distillation:
         samples: Dataset,
         held_out: Dataset,
         logits: bool,
-        options: QatOptions,
+        options: QatConfig,
         seed: int,
     ) -> None:
         self._student, self._samples, self._held_out = student, samples, held_out

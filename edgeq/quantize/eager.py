@@ -8,11 +8,10 @@ import itertools
 from collections.abc import Collection
 from typing import Any
 
-from edgeq.errors import UnsupportedError, first_line
+from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.quantize.capture import example_tensors
-from edgeq.quantize.names import matched_names
 from edgeq.quantize.result import type_names
-from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.spec import QuantizeSpec, matched_names
 
 # kinds that fuse_modules takes, the longest first
 _CHAINS = (
@@ -21,6 +20,7 @@ _CHAINS = (
     ("Conv", "ReLU"),
     ("Linear", "ReLU"),
 )
+
 _SAME = 1e-3  # folding a batch norm into its convolution rounds in float32
 
 

@@ -15,14 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeq.artifacts import LoadedModel
+from edgeq.core.results.model import LoadedModel
 
 _SWEEPS = 20  # over all pairs: a layer in the middle of a chain settles in a few
+
 _SETTLED = 1e-3  # largest change of a scale, as a logarithm, in the last sweep
+
 # f(s x) = s f(x) for s > 0, element by element; pools do so channel by channel of an image
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
+
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
 _ELEMENTWISE_CALLS = ("relu", "relu_", "dropout")
+
 _POOL_CALLS = ("max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d")
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from edgeq.quantize.capture import silenced
 
 _ATEN = torch.ops.aten
+
 _FUNCTIONS = {
     _ATEN.relu.default: functional.relu,
     _ATEN.add.Tensor: torch.add,
@@ -42,8 +43,11 @@ _FUNCTIONS = {
     _ATEN.max_pool2d.default: functional.max_pool2d,
     _ATEN.avg_pool2d.default: torch._C._nn.avg_pool2d,
 }
+
 _METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _ATEN.permute.default: "permute"}
+
 _CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
+
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 

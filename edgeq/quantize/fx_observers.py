@@ -19,7 +19,7 @@ once more, in a range of its own. This file needs torch to load.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +29,19 @@ from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_
 from torch.ao.quantization.qconfig_mapping import _FIXED_QPARAMS_OP_TO_OBSERVER
 
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.fakequant import observes_weight
-from edgeq.quantize.fx_layers import layer_of
-from edgeq.quantize.search import evenly
-from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.fake_quant import observes_weight
+from edgeq.quantize.mixed_search import evenly
+from edgeq.quantize.spec import QuantizeSpec, inside
 
 # of the calibration samples, so many tell whether ranges are alike; calibration itself takes all
 _SAMPLES = 16
+
 # a part of a join whose own range is so many times smaller loses two bits to the others
 _UNLIKE = 4.0
+
 # a softmax sums to one; rounded ones that miss it by more on average have lost their small values
 _LOST_SUM = 0.02
+
 # what masks add to what softmax shall leave out: -inf, the least float of any type, BERT's -10000
 _MASK = -9999.0
 
@@ -55,6 +57,7 @@ _MOVING = frozenset(
         *("to", "float", "split_with_sizes", "rot90", "ravel", "mT"),
     }
 )
+
 # kernels that give their input's scale on, beside those that move (FX's "share" operators)
 _SCALE_KEEPING = frozenset(
     {
@@ -65,9 +68,13 @@ _SCALE_KEEPING = frozenset(
         *("maxpool1d", "maxpool2d", "maxpool3d"),
     }
 )
+
 _JOINING = frozenset({"cat", "stack"})
+
 _SOFTMAX = frozenset({"softmax"})
+
 _SCALING = (operator.add, operator.mul, torch.add, torch.mul)
+
 # what computes one value from one, or from two at the same place: after a lost softmax it is as unfit for int8
 _ELEMENTWISE = frozenset({"add", "mul", "sub", "div", "truediv", "neg", "iadd", "imul", "masked_fill", "where"})
 
@@ -493,3 +500,63 @@ class _Watched(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not foll
         if _is_activation_post_process(self.fetch_attr(target)):
             return args[0]
         return super().call_module(target, args, kwargs)
+
+
+# --- Which layers an FX graph has, before and after it is converted.
+
+
+def layer_of(prepared: Any, node: Any) -> str | None:
+    """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
+    name = layer_name(prepared, node)
+    is_int8 = name is not None and getattr(prepared.get_submodule(name), "qconfig", None) is not None
+    return name if is_int8 else None
+
+
+def layer_name(prepared: Any, node: Any) -> str | None:
+    """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
+    import torch
+
+    if node.op != "call_module":
+        return None
+    part = prepared.get_submodule(str(node.target))
+    inner = part[0] if isinstance(part, torch.nn.Sequential) and len(part) else part
+    return str(node.target) if isinstance(inner, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)) else None
+
+
+def with_weights(prepared: Any, kept: Collection[str]) -> dict[Any, bool]:
+    """Return whether each node with weights is in int8: the layers, and the modules that the user keeps in float."""
+    found = {}
+    for node in prepared.graph.nodes:
+        if layer_of(prepared, node) is not None:
+            found[node] = True
+        elif node.op == "call_module" and inside(str(node.target), kept):
+            weights = prepared.get_submodule(str(node.target)).parameters()
+            found |= {node: False} if next(weights, None) is not None else {}
+    return found
+
+
+def split_layers(converted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of convolutions and linears that compute in int8, and of those in float."""
+    import torch
+    from torch.ao.nn import intrinsic
+    from torch.ao.nn.quantized import Linear
+    from torch.ao.nn.quantized.modules.conv import _ConvNd
+
+    graph = getattr(converted, "graph", None)  # of FX; eager mode leaves a plain module
+    quantized = [node.name for node in graph.nodes if _is_quantized_call(node)] if graph else []
+    kept: list[str] = []
+    parts = dict(converted.named_modules())
+    for name, part in parts.items():
+        if isinstance(part, (Linear, _ConvNd)):
+            quantized.append(name)
+        elif isinstance(part, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            parent = name.rpartition(".")[0]
+            # of a float conv-relu that was fused, people know the convolution's name
+            kept.append(parent if isinstance(parts[parent], intrinsic._FusedModule) else name)
+    return tuple(quantized), tuple(kept)
+
+
+def _is_quantized_call(node: Any) -> bool:
+    """Whether a node is torch.nn.functional's conv or linear, converted."""
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    return name.startswith(("conv", "linear")) and "quantized" in str(getattr(node.target, "__module__", ""))

@@ -8,20 +8,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from edgeq.artifacts import QuantizedModel, Sensitivity
-from edgeq.errors import UnsupportedError
-from edgeq.quantize import fx, fx_layers, pt2e
-from edgeq.quantize.calibrate import calibrate
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import QuantizedModel, Sensitivity
+from edgeq.quantize import fx, fx_observers, pt2e
+from edgeq.quantize.calibrate import ObserverCache, calibrate, lend, observed
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
-from edgeq.quantize.lent import Ranges, lend, observed
+from edgeq.quantize.mixed_search import EVENED, TYPICAL, SearchSpace, evenly, mixed, other_ranges
 from edgeq.quantize.qat import Library
-from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
-from edgeq.quantize.result import quantized_model
-from edgeq.quantize.search import Ground, evenly, mixed
+from edgeq.quantize.result import output_steps, quantized_model
 from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.quantize.steps import output_steps
 
 _SCHEME = "mixed-int8"
 
@@ -60,7 +57,7 @@ def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
     return _ranked(_pt2e_subject(spec), spec)
 
 
-def _fx_ground(spec: QuantizeSpec) -> Ground:
+def _fx_ground(spec: QuantizeSpec) -> SearchSpace:
     subject = _fx_subject(spec)
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
@@ -70,13 +67,13 @@ def _fx_ground(spec: QuantizeSpec) -> Ground:
         before = fx.watched(prepared, spec) if final else None
         converted = fx.convert(prepared)
         steps = output_steps(converted, example_tensors(spec.inputs))
-        layers, sqnrs = fx_layers.split_layers(converted), before.against(converted) if before else None
+        layers, sqnrs = fx_observers.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs)
 
-    return Ground(spec=spec, subject=subject, finish=finish)
+    return SearchSpace(spec=spec, subject=subject, finish=finish)
 
 
-def _pt2e_ground(spec: QuantizeSpec) -> Ground:
+def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
     from edgeq.quantize.shared_ranges import unshare
 
     subject = _pt2e_subject(spec)
@@ -90,7 +87,7 @@ def _pt2e_ground(spec: QuantizeSpec) -> Ground:
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=pt2e.output_steps(converted), layer_sqnrs=sqnrs)
 
-    return Ground(spec=spec, subject=subject, finish=finish)
+    return SearchSpace(spec=spec, subject=subject, finish=finish)
 
 
 def _ranked(subject: Subject, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
@@ -106,7 +103,7 @@ def _keeping(spec: QuantizeSpec, kept: Sequence[str]) -> QuantizeSpec:
     return dataclasses.replace(spec, keep_fp32=(*spec.keep_fp32, *kept))
 
 
-def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> Ranges:
+def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> ObserverCache:
     """Give a graph its ranges: those that are known, or by calibration; return these."""
     is_observer = subject.library.is_observer
     if lend(prepared, subject.ranges, is_observer):
@@ -129,7 +126,7 @@ def _fx(spec: QuantizeSpec) -> Iterator[None]:
 
 
 def _fx_subject(spec: QuantizeSpec) -> Subject:
-    return _calibrated(spec, lambda: fx.prepare(spec), fx.library(), fx_layers.layer_of)
+    return _calibrated(spec, lambda: fx.prepare(spec), fx.library(), fx_observers.layer_of)
 
 
 def _pt2e_subject(spec: QuantizeSpec) -> Subject:

@@ -6,24 +6,25 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import QuantizedModel, Tuning
-from edgeq.errors import UnsupportedError, first_line
+from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.results.model import QuantizedModel, Tuning
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
-from edgeq.quantize.clamps import observe_after_clamps
-from edgeq.quantize.names import matched_names
+from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model
-from edgeq.quantize.reusing import convert_reusing
-from edgeq.quantize.spec import QuantizeSpec
+from edgeq.quantize.reuse import convert_reusing
+from edgeq.quantize.spec import QuantizeSpec, matched_names
 
 if TYPE_CHECKING:
-    from edgeq.quantize.layer_sqnr import FloatRun
+    from edgeq.quantize.layer_error import FloatRun
+
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
     "convolution",
 }
+
 _SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
 
@@ -72,7 +73,7 @@ def float_graph(program: Any) -> Any:
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
-    from edgeq.quantize.lent import observed
+    from edgeq.quantize.calibrate import observed
     from edgeq.quantize.shared_ranges import has_joins, unshare
 
     is_observer = library().is_observer
@@ -98,7 +99,7 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
     """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
-    from edgeq.quantize.layer_sqnr import float_run
+    from edgeq.quantize.layer_error import float_run
 
     return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=_layer_name)
 
@@ -117,7 +118,7 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UnsupportedError: the quantizer cannot take the graph.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    from edgeq.quantize.activations import leave_in_float
+    from edgeq.quantize.fake_quant import leave_in_float
     from edgeq.quantize.pt2e_workarounds import leave_wide_softmax, prepare_layers
 
     is_float = _left_in_float(graph, spec)
@@ -142,7 +143,7 @@ def convert(prepared: Any) -> Any:
 
 def layer_of(prepared: Any, node: Any) -> str | None:
     """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
-    from edgeq.quantize.fakequant import observes_weight
+    from edgeq.quantize.fake_quant import observes_weight
 
     if not _is_layer(node):
         return None
@@ -227,7 +228,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     )
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
-    from edgeq.quantize.observers import activation_observer
+    from edgeq.quantize.calibrate import activation_observer
     from edgeq.quantize.pt2e_workarounds import IN_FLOAT
 
     most = 63 if spec.reduce_range else 127

@@ -27,27 +27,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeq.blame import traced_line
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError, traced_line
 from edgeq.quantize.capture import with_modules
-from edgeq.quantize.fakequant import part_at
+from edgeq.quantize.fake_quant import part_at
 
 _aten = torch.ops.aten
+
 _CONVOLUTIONS = frozenset(
     {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
     | {_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding}
 )
+
 _TRANSPOSED = frozenset({_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input})
+
 LAYERS = _CONVOLUTIONS | _TRANSPOSED | {_aten.linear.default}
+
 _NORMS = frozenset({_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default})
+
 # where the schema does not say that the result may be the argument itself
 _MAY_RETURN_ITS_INPUT = frozenset({_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default})
+
 _DEPTHWISE = {3: _aten.conv1d.default, 4: _aten.conv2d.default}
+
 _GROUPS = 6  # of a transposed convolution: (input, weight, bias, stride, padding, output_padding, groups, dilation)
+
 _SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default})
+
 _WIDE = 32  # values that sum to 1
+
 # in a node's `meta`: the quantizer leaves it alone
 IN_FLOAT = "edgeq_in_float"
+
 # Below, the scale floor of the XNNPACK quantizer (2^-12) would round a norm's factors by more than half a step of its
 # output: 2^-13 of the input against 1/512 of its largest factor.
 _LEAST_FACTOR = 2**-4

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import TunedWeights, Tuning
-from edgeq.errors import AccuracyError, UnsupportedError, UsageError, first_line
-from edgeq.job import Task
-from edgeq.quantize.qat_state import load_state, save_state, state_key, state_path
+from edgeq.core.config import Task
+from edgeq.core.errors import AccuracyError, UnsupportedError, UsageError, first_line
+from edgeq.core.files import canonical_json, sha256_bytes, write_atomic
+from edgeq.core.results.model import TunedWeights, Tuning
+from edgeq.core.samples import Dataset
 from edgeq.quantize.spec import QatSpec, QuantizeSpec
-from edgeq.samples import Dataset
 
 if TYPE_CHECKING:
     from edgeq.quantize.distill import Distillation, Score, State
 
+
 _HELD_OUT = 0.1  # share of the samples that only choose between candidates
+
 _MOST_HELD_OUT = 512
 
 
@@ -87,7 +91,7 @@ def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> T
         AccuracyError: the user's loop returned weights that are not finite.
         UnsupportedError: a kind of observer that cannot be trained through.
     """
-    from edgeq.quantize.fakequant import attach, detach
+    from edgeq.quantize.fake_quant import attach, detach
 
     qat = spec.qat
     if qat is None:
@@ -282,3 +286,59 @@ def _user_loop(prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, tr
     with torch.no_grad():
         for key, part in parameters.items():
             part.copy_(state[key])
+
+
+# --- The state of a training run on disk, so that a killed one goes on from its last epoch.
+
+
+_HEAD_BYTES = 64  # the SHA-256 of the rest, in hexadecimal
+
+
+def state_key(student: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Return the hash of what a run starts from and of how it trains.
+
+    Args:
+        student: the tensors by name: the float weights with batch norm folded, and the static ranges.
+        facts: all else that decides the result, as JSON can say it.
+    """
+    digest = hashlib.sha256(canonical_json(facts))
+    for name, tensor in sorted(student.items()):
+        digest.update(f"{name}{list(tensor.shape)};".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def state_path(folder: Path, key: str) -> Path:
+    """Return where the state of a run is kept."""
+    return folder / f"{key}.state"
+
+
+def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
+    """Write a state, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or may not be written to.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({"key": key, **state}, buffer)
+    data = buffer.getvalue()
+    write_atomic(path, sha256_bytes(data).encode() + data)
+
+
+def load_state(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the state that was saved under this key; None where there is none. A torn or foreign one is removed."""
+    import torch
+
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    head, data = content[:_HEAD_BYTES], content[_HEAD_BYTES:]
+    if head == sha256_bytes(data).encode():
+        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        if state.pop("key", None) == key:
+            return state
+    path.unlink(missing_ok=True)
+    return None

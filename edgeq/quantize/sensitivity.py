@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeq.artifacts import Sensitivity, TensorSpec
-from edgeq.errors import UnsupportedError, first_line
-from edgeq.job import Task
+import torch
+from torch import nn
+
+from edgeq.core.config import Task
+from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.results.model import Sensitivity, TensorSpec
+from edgeq.core.samples import Batch, Dataset, batches
+from edgeq.quantize.fake_quant import Activations, WeightFakeQuant, fake_range, observes_weight, own_parameters, part_at
 from edgeq.quantize.qat import Library
-from edgeq.samples import Batch, Dataset, batches
 
 if TYPE_CHECKING:
-    from edgeq.quantize.lent import Ranges
-    from edgeq.quantize.simulate import Simulation
+    from edgeq.quantize.calibrate import ObserverCache
+
 
 RANK_SAMPLES = 32
+
 _CANDIDATES = 16  # layers whose gain is estimated among all others in int8 too
 
 LayerName = Callable[[Any, Any], str | None]
+
 Measure = Callable[[str, Callable[[], float]], float]
 
 
@@ -38,7 +44,7 @@ class Subject:
     prepared: Any
     library: Library
     layer_of: LayerName
-    ranges: Ranges
+    ranges: ObserverCache
 
 
 def rank(
@@ -91,7 +97,6 @@ def simulated(subject: Subject) -> Simulation:
     Raises:
         UnsupportedError: there is no layer to switch, or an observer of another kind.
     """
-    from edgeq.quantize.simulate import Simulation
 
     try:
         simulation = Simulation(
@@ -144,3 +149,137 @@ def _decibel(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+# --- A calibrated graph whose layers can be quantized one by one, to learn what each of them costs in accuracy.
+
+
+class Switch(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Rounds to a static range, or lets values pass where it is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounding: nn.Module | None = None
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `values`, rounded where there is a range."""
+        return self.rounding(values) if self.rounding is not None else values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Weight:
+    parameter: Any
+    exact: torch.Tensor
+    rounded: torch.Tensor
+
+    def set(self, *, rounded: bool) -> None:
+        self.parameter.data = self.rounded if rounded else self.exact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Activations that share a range, as a pool's input and output do: in int8, and where both are."""
+
+    shared: nn.Module
+    alone: dict[Any, nn.Module] = field(default_factory=dict)
+    nodes: list[Any] = field(default_factory=list)
+
+    def rounding(self, node: Any, count: int) -> nn.Module:
+        """Return what a node is rounded by where so many of the group are."""
+        return self.alone.get(node, self.shared) if count == 1 else self.shared
+
+
+class Simulation:
+    """Fake quantization of any set of a graph's layers.
+
+    Args:
+        prepared: a calibrated torch.fx.GraphModule; it is changed, and of no further use to convert.
+        is_observer: tells its observers from other modules.
+        fixed: the library's observer class of fixed parameters.
+        layer_of: the module name of a node that is a convolution or a linear layer, else None.
+        alone: of nodes that share an observer, that of each by itself, by the name of the node.
+
+    Raises:
+        TypeError: an observer of another kind than those that edgeq's configurations give.
+    """
+
+    def __init__(
+        self,
+        prepared: Any,
+        *,
+        is_observer: Callable[[Any], bool],
+        fixed: Any,
+        layer_of: LayerName,
+        alone: Mapping[str, Any],
+    ) -> None:
+        own_parameters(prepared)
+        self.graph = prepared
+        self._layers = {node: name for node in prepared.graph.nodes if (name := layer_of(prepared, node)) is not None}
+        self._weights: dict[str, list[_Weight]] = {name: [] for name in self._layers.values()}
+        self._activations = Activations(prepared, is_observer, self._layers)
+        self._switches: dict[Any, Switch] = {}
+        self._groups: dict[int, _Group] = {}
+        self._replace_observers(is_observer, fixed, alone)
+        self._round_module_weights()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names, in the order of execution."""
+        return tuple(self._weights)
+
+    def weight_elements(self, layer: str) -> int:
+        """Return how many weights a layer has."""
+        return sum(weight.exact.numel() for weight in self._weights[layer])
+
+    def quantize(self, layers: Collection[str]) -> None:
+        """Quantize the layers of these names and the activations that they read and write, and nothing else."""
+        wanted = set(layers)
+        for name, weights in self._weights.items():
+            for weight in weights:
+                weight.set(rounded=name in wanted)
+        rounded = self._activations.rounded(wanted)
+        for group in self._groups.values():
+            on = [node for node in group.nodes if node in rounded]
+            for node in group.nodes:
+                self._switches[node].rounding = None if node not in rounded else group.rounding(node, len(on))
+
+    def _replace_observers(self, is_observer: Callable[[Any], bool], fixed: Any, alone: Mapping[str, Any]) -> None:
+        for node in self._activations.nodes:
+            observer = self.graph._modules[str(node.target)]
+            if id(observer) not in self._groups:
+                self._groups[id(observer)] = _Group(shared=fake_range(observer, fixed)[1])
+            group, own = self._groups[id(observer)], alone.get(node.args[0].name)
+            group.nodes.append(node)
+            if own is not None:
+                group.alone[node] = fake_range(own, fixed)[1]
+            self._switches[node] = Switch()
+        for node in self.graph.graph.nodes:
+            if observes_weight(self.graph, node) and is_observer(observer := self.graph._modules[str(node.target)]):
+                self._round_observed_weight(node, observer)
+                setattr(self.graph, str(node.target), nn.Identity())
+        for node, switch in self._switches.items():
+            setattr(self.graph, str(node.target), switch)
+
+    def _round_observed_weight(self, node: Any, observer: Any) -> None:
+        parameter = part_at(self.graph, str(node.args[0].target))
+        names = [self._layers[user] for user in node.users if user in self._layers]
+        exact = parameter.detach().clone()
+        rounded = WeightFakeQuant(observer)(exact)
+        if names:
+            self._weights[names[0]].append(_Weight(parameter=parameter, exact=exact, rounded=rounded))
+        else:  # a functional layer of no module's own is always in int8
+            parameter.data = rounded
+
+    def _round_module_weights(self) -> None:
+        """Round the weights of layers that are modules (FX)."""
+        for node, name in self._layers.items():
+            if node.op != "call_module" or self._weights[name]:
+                continue
+            layer = self.graph.get_submodule(str(node.target))
+            config = getattr(layer, "qconfig", None)
+            inner = layer[0] if isinstance(layer, nn.Sequential) else layer
+            if config is not None:
+                exact = inner.weight.detach().clone()
+                observer = config.weight()
+                rounded = WeightFakeQuant(observer)(exact)
+                self._weights[name].append(_Weight(parameter=inner.weight, exact=exact, rounded=rounded))

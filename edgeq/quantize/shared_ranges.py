@@ -16,21 +16,29 @@ from typing import Any
 
 import torch
 
-from edgeq.quantize.fakequant import observes_weight, part_at
+from edgeq.quantize.fake_quant import observes_weight, part_at
 from edgeq.quantize.pt2e_workarounds import LAYERS
 
 IsObserver = Callable[[Any], bool]
 
 _aten = torch.ops.aten
+
 _CAT = _aten.cat.default
+
 _SUMS = frozenset({_aten.add.Tensor, _aten.add_.Tensor})
+
 _PRODUCTS = frozenset({_aten.mul.Tensor, _aten.mul_.Tensor})
+
 _OWN_SCALES = LAYERS | _SUMS | _PRODUCTS  # what they read and what they give need not have one scale
+
 _FUSED = frozenset({_aten.relu.default, _aten.relu_.default})
+
 # the ranges of a join are unlike where a branch's own step is this many times smaller: it would lose two of its bits
 UNLIKE = 4.0
+
 # masks hold such values, and what a layer computes does not
 _MASK = 1e4
+
 _STEPS = 255  # of int8
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifacts import LoadedModel, QParams, Scores, StoredLayer, TensorSpec
-from edgeq.job import Progress, QatOptions
-from edgeq.samples import Dataset
-from edgeq.scheme import ObserverName
+from edgeq.core.config import Progress, QatConfig
+from edgeq.core.errors import UsageError, nearest
+from edgeq.core.results.model import LoadedModel, QParams, Scores, StoredLayer, TensorSpec
+from edgeq.core.samples import Dataset
+from edgeq.core.schemes import ObserverName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class QatSpec:
     """
 
     samples: Dataset
-    options: QatOptions
+    options: QatConfig
     logits: bool
     seed: int
     train: Callable[[Any, Any, Any], Any] | None
@@ -58,7 +59,7 @@ class SearchSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StickySpec:
+class ReuseSpec:
     """What keeping more of a shipped model than its scales and zero points is given.
 
     Attributes:
@@ -100,7 +101,7 @@ class QuantizeSpec:
     label: str
     qat: QatSpec | None = None
     shipped: tuple[QParams, ...] = ()
-    sticky: StickySpec | None = None
+    sticky: ReuseSpec | None = None
     reduce_range: bool = False
     search: SearchSpec | None = None
 
@@ -108,3 +109,32 @@ class QuantizeSpec:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs."""
         return self.model.inputs
+
+
+# --- Module names and types as `--keep-fp32` gives them.
+
+
+def matched_names(keep: Sequence[str], modules: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of the modules that `keep` names, by module name or by type.
+
+    Args:
+        keep: module names ("features.0") or type names ("Linear").
+        modules: type name by module name.
+
+    Raises:
+        UsageError: an entry that matches no module; the nearest is offered.
+    """
+    matched: set[str] = set()
+    for entry in keep:
+        found = {name for name, kind in modules.items() if entry in (name, kind)}
+        if not found:
+            known = sorted({*modules, *modules.values()} - {""})
+            what = f"--keep-fp32 {entry!r} names no module of the model.{nearest(entry, known)}"
+            raise UsageError(what, "give a module's name or type; `edgeq inspect` of a bundle lists the names")
+        matched |= found
+    return frozenset(matched)
+
+
+def inside(name: str, modules: Collection[str]) -> bool:
+    """Return whether a module or parameter is one of `modules`, or lies in one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.artifacts import Fidelity, Row
-from edgeq.report.view import Source
-from edgeq.units import format_bytes
+from edgeq.core.results.measured import Fidelity
+from edgeq.core.results.report import PackageResult, Source
+from edgeq.core.units import format_bytes
 
 SCHEMA_VERSION = 1
+
 NONE = "-"
+
 Value = float | int | str | None
 
 
@@ -69,7 +71,7 @@ def diff(old: Source, new: Source) -> Diff:
 
 def diff_json(found: Diff) -> dict[str, Any]:
     """Return the differences as a JSON document; values keep their units by name, as in `edgeq package --json`."""
-    from edgeq.report.as_json import finite
+    from edgeq.report.json import finite
 
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -145,7 +147,7 @@ def _sizes(source: Source) -> Facts:
     }
 
 
-def _metrics(row: Row) -> Facts:
+def _metrics(row: PackageResult) -> Facts:
     verified = row.verified
     timing, kernels, flips = verified.timing, verified.kernels, verified.flips
     return {
@@ -177,7 +179,7 @@ def _gates(source: Source) -> Facts:
     return {gate.name: f"{gate.outcome}, limit {gate.limit or 'none'}" for gate in source.row.checked.gates}
 
 
-def _layers(row: Row) -> Facts:
+def _layers(row: PackageResult) -> Facts:
     """Name each layer with its bytes and its precision; layers of one name are told apart by their order."""
     kernels = row.verified.kernels
     known = kernels.precisions if kernels else ()

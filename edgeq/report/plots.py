@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from edgeq.units import counted
+from edgeq.core.units import counted
 
 if TYPE_CHECKING:
     from pygal.graph.graph import Graph
 
+
 _WIDTH_PX, _HEIGHT_PX = 360, 220  # a phone's width: the text keeps its size there
+
 _BINS = 12
+
 _SEEN = (("least", 0.0), ("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("most", 1.0))
+
 _DROPPED = ("script", "style", "desc")
 
 

@@ -15,16 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import GroupFidelity
+from edgeq.core.results.measured import GroupFidelity
 
 # channels whose spreads differ by less share a quantization scale without loss: 8 of 255 steps are left at the worst
 UNLIKE = 8.0
+
 # below it, relative to the largest channel or to the channel's own mean, fp32 itself computes noise
 NUMERIC_NOISE = 1e-6
+
 # so many may each have a meaning of their own: coordinates, a score, joints, classes
 FEW_CHANNELS = 32
+
 _WORST = 4  # of them that are told
+
 _NAMED = 16  # channels that a group names
+
 _MOST_CHANNELS = 100_000
 
 

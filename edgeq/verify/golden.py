@@ -9,14 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import GoldenSet
-from edgeq.samples import Sample
-from edgeq.verify.metrics import Outputs
+from edgeq.core.results.report import GoldenSet
+from edgeq.core.samples import Outputs, Sample
 
 # float kernels differ by rounding only
 _FLOAT_FLOORS_DB = {"fp32": 60.0, "storage-fp16": 60.0, "weight-only-int8": 60.0, "fp16": 40.0, "bf16": 25.0}
+
 _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
+
 _LEAST_FLOOR_DB = 3.0
+
 _BUDGET_BYTES = 256_000
 
 

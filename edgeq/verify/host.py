@@ -3,28 +3,180 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import re
+import select
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, Protocol
 
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
-from edgeq.extras import missing_module
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.core.results.measured import Gpu
+from edgeq.core.system import missing_module
 from edgeq.verify import wire
-from edgeq.verify.child import Child, started
-from edgeq.verify.gpu import OUT_OF_MEMORY
-from edgeq.verify.pipe import Pipe
+from edgeq.verify.runtimes import OUT_OF_MEMORY
+
+PRELOADED = "edgeq.pipeline.preload"
+
+_used = False  # whether this process has used torch, and not only imported it
+
+
+def use_torch() -> None:
+    """Say that this process uses torch from now on: its children are started anew, since a fork could hang."""
+    global _used
+    _used = True
+
+
+def torch_was_used() -> bool:
+    """Return whether this process has used torch: a fork of it could hang."""
+    return _used
+
+
+# --- Child processes for runtimes: forked from a fresh process that has just imported torch, or started anew.
+
+
+# How often a thread of OpenMP looks for work before it sleeps. By default (300,000, a millisecond) the threads of two
+# processes on the same cores wait for each other's waiting: digits took 30 to 100 times longer on busy cores. With
+# 10,000 a layer's threads still find the next layer's work awake; no spinning at all made most models slower when idle.
+_OPENMP = {"GOMP_SPINCOUNT": "10000"}
+
+
+def calm_openmp() -> None:
+    """Let OpenMP's threads give cores back soon; before torch is imported. What the user has set stays."""
+    for name, value in _OPENMP.items():
+        os.environ.setdefault(name, value)
+
+
+class Process(Protocol):
+    """What edgeq needs of a child process."""
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A process that serves requests.
+
+    Attributes:
+        requests: frames are written here.
+        replies: and read from here.
+    """
+
+    process: Process
+    requests: IO[bytes]
+    replies: IO[bytes]
+
+    def close(self) -> None:
+        """End the process and close the pipes."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.requests, self.replies):
+            with contextlib.suppress(BrokenPipeError):  # what was never sent to a child that crashed
+                pipe.close()
+
+
+def started(log: Path) -> Child:
+    """Start a new interpreter, which imports torch while the caller goes on.
+
+    Args:
+        log: takes its standard error.
+    """
+    env = {**_OPENMP, **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeq.verify.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=env,
+            start_new_session=True,  # Ctrl-C is edgeq's to handle; it then ends the child itself
+        )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the child was started without pipes")
+    return Child(process=process, requests=process.stdin, replies=process.stdout)
+
+
+def forked(log: Path) -> Child:
+    """Fork this process, which has imported torch but not used it.
+
+    Args:
+        log: takes the child's standard error.
+    """
+    read_requests, write_requests = os.pipe()
+    read_replies, write_replies = os.pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=_serve,
+        args=((read_requests, write_replies), (write_requests, read_replies), log, os.getpid()),
+        daemon=True,
+    )
+    process.start()
+    os.close(read_requests)
+    os.close(write_replies)
+    return Child(
+        process=_Forked(process=process),
+        requests=os.fdopen(write_requests, "wb"),
+        replies=os.fdopen(read_replies, "rb"),
+    )
+
+
+def _serve(own: tuple[int, int], parents: tuple[int, int], log: Path, parent: int) -> None:
+    from edgeq.verify import worker
+
+    worker.end_with_parent(parent)
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    for descriptor in parents:
+        os.close(descriptor)
+    # new objects too: a thread of the parent may have held the old ones' locks in the moment of the fork
+    errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(errors, 2)
+    os.dup2(errors, 1)
+    sys.stderr = sys.stdout = os.fdopen(errors, "w", buffering=1)
+    worker.serve(os.fdopen(own[0], "rb"), os.fdopen(own[1], "wb"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Forked:
+    """multiprocessing's process in the words of subprocess."""
+
+    process: BaseProcess
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode or 0
+
+    def kill(self) -> None:
+        self.process.kill()
+
 
 _START_S = 180.0
+
 _ANSWER_S = 600.0
+
 _END_S = 10.0
 
 # runtime/core/error.h of ExecuTorch 1.5: what the code means for whoever packages a model
@@ -39,9 +191,12 @@ _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
     0x25: (EnvironmentProblem, "the runtime ran out of memory or threads"),
     0x30: (UnsupportedError, "the runtime's backend is too old for it"),
 }
+
 _CODE = re.compile(r"0x:?([0-9a-fA-F]{1,4})\b")  # ExecuTorch writes 0x:23
+
 # what ExecuTorch logs, file and line first; cpuinfo's remarks concern the machine, not the artifact
 _LOGGED = re.compile(r"^\[(?!cpuinfo|threadpool)\w+\.cpp:\d+\] (.+)$", re.MULTILINE)
+
 _MOST_REASONS = 3
 
 
@@ -67,15 +222,6 @@ class Loaded:
     names: tuple[str, ...] = ()
     stand_in: str = ""
     gpu: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """A GPU with its compute capability, such as 9.0, and CUDA's version."""
-
-    name: str
-    capability: str
-    cuda: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,3 +434,50 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
         what += f"; the runtime's log: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))[:300]}"
     kind = Refused if kind is VerificationError else kind
     return kind(what, "package the model again; if that does not help, choose another target")
+
+
+# --- The two pipes to a child process, with a deadline for whole frames: a child may stop in the middle of one.
+
+
+_PART_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Pipe:
+    """A stream to read answers from and write requests to. It raises TimeoutError once `allow`'s time is over.
+
+    Bytes go past the buffers of the child's streams: what lay in one would be invisible to `select`.
+    """
+
+    child: Child
+    _deadline: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        """Let a write return when the pipe is full, rather than wait for a child that reads no more."""
+        os.set_blocking(self.child.requests.fileno(), False)
+
+    def allow(self, seconds: float) -> None:
+        """Set the time from now in which everything is to be read and written."""
+        self._deadline = time.monotonic() + seconds
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes as soon as there are any; none at the end."""
+        descriptor = self.child.replies.fileno()
+        if not select.select([descriptor], [], [], self._left())[0]:
+            raise TimeoutError
+        return os.read(descriptor, min(size, _PART_BYTES))
+
+    def write(self, data: bytes) -> int:
+        """Write all of `data`."""
+        descriptor, rest = self.child.requests.fileno(), memoryview(data)
+        while rest:
+            if not select.select([], [descriptor], [], self._left())[1]:
+                raise TimeoutError
+            rest = rest[os.write(descriptor, rest[:_PART_BYTES]) :]
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is held back."""
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())

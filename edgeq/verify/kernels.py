@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from edgeq.artifacts import KernelShare, Layer
+from edgeq.core.results.measured import KernelShare
+from edgeq.core.results.model import Layer
 
 Precision = Literal["int8", "half", "other"]
 
@@ -14,11 +15,16 @@ Precision = Literal["int8", "half", "other"]
 _XNNPACK = re.compile(
     r"^(?:Convolution|Deconvolution|Fully Connected|Dynamic Fully Connected|Batch Matrix Multiply)\b[^(]*\(([^)]*)\)"
 )
+
 _NATIVE = re.compile(r"^native_call_(?:convolution|addmm|mm|bmm|linear|baddbmm)\b")
+
 # QS8, QC8, QU8; QD8, QDU8 (hosts with AVX-VNNI) and QP8 quantize activations on the fly; P before Q or F: packed (SME)
 _INT8_FIRST = re.compile(r"^(?:P?Q[SCU]|QDU?|QP)8$")
+
 _LAYOUTS = frozenset({"NHWC", "NCHW", "NC", "ND"})
+
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
+
 _TORCH = re.compile(
     r"^(?:quantized::(?:conv|linear)\w*(?<!pack)"
     # from the recurrent ones on, each does a whole block at once
@@ -28,13 +34,16 @@ _TORCH = re.compile(
 
 # ONNX Runtime's operators after its fusions, and what it appends to the names of nodes that it moved or fused
 _ORT_WORDS = re.compile(r"(?:_token_\d+|/.*)$")
+
 _ONNX_INT8 = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
     | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
+
 _ONNX_LINEAR = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "LSTM", "GRU", "RNN"}) | {
     "DynamicQuantizeLSTM"
 }
+
 _ONNX_FLOAT = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "RNN"}
 )

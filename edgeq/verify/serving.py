@@ -16,14 +16,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifacts import DeviceMeasures
-from edgeq.errors import EnvironmentProblem, VerificationError
-from edgeq.machine import host_arch
+from edgeq.core.errors import EnvironmentProblem, VerificationError
+from edgeq.core.results.measured import DeviceMeasures
+from edgeq.core.samples import Outputs
+from edgeq.core.system import host_arch
 from edgeq.verify import serve_alone
-from edgeq.verify.metrics import Outputs, percentile_ms
+from edgeq.verify.metrics import percentile_ms
 
 WARMUP, RUNS = 10, 100
+
 NO_CUDA = "no CUDA device: torch sees none here"
+
 NO_CUDA_FIX = "run it on the box with the GPU (see `nvidia-smi` there), or leave --on cuda out: the CPU then emulates"
 
 

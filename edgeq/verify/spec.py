@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from edgeq.artifacts import LoweredModel, TensorSpec
-from edgeq.job import Progress
-from edgeq.samples import Batch, Dataset
-from edgeq.verify.metrics import Outputs
-from edgeq.verify.parity import Forward
-from edgeq.verify.scoring import Metric
+from edgeq.core.config import Progress
+from edgeq.core.results.model import LoweredModel, TensorSpec
+from edgeq.core.samples import Batch, Dataset, Outputs
+
+Metric = Callable[[Outputs, Any], float]
+
+
+Forward = Callable[[Batch], Outputs]
+
 
 Observer = Callable[[Batch, Outputs, Outputs | None], None]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LENGTH = struct.Struct("<Q")
+
 _MAX_HEADER_BYTES = 1 << 24
 
 

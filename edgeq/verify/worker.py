@@ -17,10 +17,9 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
 from edgeq.verify import wire
-from edgeq.verify.gpu import gpu_facts
-from edgeq.verify.runners import RUNNERS, Runner
+from edgeq.verify.runtimes import RUNNERS, Runner, gpu_facts
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

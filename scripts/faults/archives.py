@@ -53,8 +53,8 @@ def _trial(root: Path, good: bytes, outside: set[str], number: int) -> Outcome:
 
 
 def _unzipped(data: bytes, place: Path) -> tuple[str, str]:
-    from edgeq.deliver.ota.unzip import unzip
-    from edgeq.errors import EdgeqError
+    from edgeq.core.errors import EdgeqError
+    from edgeq.deliver.ota.patch import unzip
 
     try:
         unzip(data, place, most_bytes=1_000_000)

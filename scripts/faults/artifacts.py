@@ -23,8 +23,8 @@ _CPU_S = 10  # a mutant that loops is killed
 def _open(artifact: Path, root: Path, _count: int | None) -> Iterator[Trials]:
     import numpy as np
 
-    from edgeq.manifest import parse_manifest
-    from edgeq.verify.runners import RUNNERS
+    from edgeq.core.manifest import parse_manifest
+    from edgeq.verify.runtimes import RUNNERS
 
     manifest = parse_manifest((artifact.parent / "manifest.json").read_bytes())
     inputs = tuple(np.zeros(one.shape, one.dtype) for one in manifest.inputs)

@@ -26,7 +26,7 @@ def bundle(folder: Path, version: str) -> Path:
 
 def bundle_of(folder: Path, version: str, artifact: bytes) -> Path:
     """Write a bundle around any bytes."""
-    from edgeq._io import canonical_json, sha256_bytes
+    from edgeq.core.files import canonical_json, sha256_bytes
 
     source = GOLDEN / "android-arm64-xnnpack"
     folder.mkdir(parents=True)
@@ -51,9 +51,8 @@ def keys(folder: Path) -> None:
 def release(channel: Path, key_folder: Path, folder: Path) -> None:
     """Publish a bundle."""
     from edgeq.deliver.ota.channel import open_channel
-    from edgeq.deliver.ota.entries import Terms, shipped
     from edgeq.deliver.ota.keys import load_keys
-    from edgeq.deliver.ota.release import add_release, bases, prepare
+    from edgeq.deliver.ota.release import Terms, add_release, bases, prepare, shipped
 
     before = open_channel(channel)
     item = prepare(folder, bases(before, shipped(before, "digits", "android-arm64-xnnpack")[:1]))
@@ -73,9 +72,8 @@ def update(store: Path, channel: Path, trust: Path) -> None:
 
 def go_back(store: Path) -> None:
     """Roll the store back to its previous release."""
-    from edgeq._io import disk_errors, lock_dir
-    from edgeq.deliver.ota.state import rolled_back
-    from edgeq.deliver.ota.store import Store
+    from edgeq.core.files import disk_errors, lock_dir
+    from edgeq.deliver.ota.store import Store, rolled_back
 
     with disk_errors(store), lock_dir(store, wait_s=10):
         place = Store(store)

@@ -34,7 +34,7 @@ def _open(root: Path, _count: int | None) -> Iterator[Trials]:
 
 def _built(root: Path, number: int) -> str:
     """Publish both releases in a new channel, and return the digest of all its files with their modes."""
-    from edgeq._io import canonical_json, sha256_bytes, sha256_file
+    from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 
     channel = root / "channel"
     zone, umask = _ZONES[number % len(_ZONES)], _UMASKS[number % len(_UMASKS)]

@@ -26,7 +26,7 @@ def _open(opened: Callable[[Path], Opened], root: Path, _count: int | None) -> I
 
 
 def _trial(data: bytes, parse: Parse) -> Outcome:
-    from edgeq.errors import EdgeqError
+    from edgeq.core.errors import EdgeqError
 
     try:
         parse(data)
@@ -58,7 +58,7 @@ def mutant(good: bytes, pieces: tuple[bytes, ...], number: int) -> bytes:
 
 
 def _manifest(root: Path) -> Opened:
-    from edgeq.manifest import parse_manifest
+    from edgeq.core.manifest import parse_manifest
 
     return (bundles.bundle(root / "one", "1") / "manifest.json").read_bytes(), parse_manifest, _JSON
 
@@ -68,8 +68,8 @@ def _index(root: Path) -> Opened:
     from tuf.api.metadata import Metadata, Targets
     from tuf.api.serialization import DeserializationError
 
-    from edgeq.deliver.ota.facts import parse_index
-    from edgeq.errors import IntegrityError
+    from edgeq.core.errors import IntegrityError
+    from edgeq.deliver.ota.index import parse_index
 
     bundles.device_behind(root)
 
@@ -97,7 +97,7 @@ def _state(root: Path) -> Opened:
 
 
 def _profile(root: Path) -> Opened:
-    from edgeq.target import load_target
+    from edgeq.core.targets import load_target
 
     path = root / "profile.toml"
 

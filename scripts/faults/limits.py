@@ -22,7 +22,7 @@ class _Case:
 
 @contextlib.contextmanager
 def _open(_root: Path, _count: int | None) -> Iterator[Trials]:
-    from edgeq.check.store import store_limits
+    from edgeq.check.stores import store_limits
 
     cases = [
         _Case(preset=preset, app_bytes=app, over=over)
@@ -34,9 +34,9 @@ def _open(_root: Path, _count: int | None) -> Iterator[Trials]:
 
 
 def _trial(case: _Case) -> Outcome:
-    from edgeq.check.store import store_gate, store_limits
-    from edgeq.errors import ExitCode
-    from edgeq.target import load_target
+    from edgeq.check.stores import store_gate, store_limits
+    from edgeq.core.errors import ExitCode
+    from edgeq.core.targets import load_target
 
     limit = store_limits()[case.preset]
     counted = limit.limit_bytes + case.over - (case.app_bytes or 0)

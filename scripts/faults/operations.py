@@ -34,7 +34,7 @@ class Operation:
 
 
 def _release(work: Path) -> None:
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
 
     try:
         bundles.release(work / "target", work / "keys", work / "two")
@@ -103,8 +103,8 @@ def _cold_before(work: Path) -> None:
 
 
 def _package(work: Path, version: str = "1") -> None:
-    from edgeq.cli.run import run
-    from edgeq.errors import EdgeqError, ExitCode
+    from edgeq.cli.main import run
+    from edgeq.core.errors import EdgeqError, ExitCode
 
     os.environ["EDGEQ_CACHE_DIR"] = str(work / "cache")
     options = ["-t", "linux-x86_64-x86", "-o", str(work / "target"), "--model-version", version, "--quiet"]
@@ -126,7 +126,7 @@ def _packaged(work: Path) -> str:
 @contextlib.contextmanager
 def _recovered(parent: Path, name: str) -> Iterator[Path]:
     """Yield a copy of a folder as the next run would see it, which mends a kill between two renames."""
-    from edgeq._io import recover_dir
+    from edgeq.core.files import recover_dir
 
     with tempfile.TemporaryDirectory(prefix="edgeq-fault-") as place:
         copy = Path(place) / "copy"

@@ -36,8 +36,8 @@ def _mutated(_root: Path, _count: int | None) -> Iterator[Trials]:
 
 
 def _trial(patch: Patch, base: bytes, new: bytes, rng: random.Random) -> Outcome:
+    from edgeq.core.errors import EdgeqError
     from edgeq.deliver.ota.patch import apply_patch
-    from edgeq.errors import EdgeqError
 
     kind = rng.randrange(6)
     data, start = bytearray(patch.data), base

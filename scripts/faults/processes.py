@@ -110,7 +110,7 @@ def kill_at(work: Path, operation: Operation, seconds: float) -> int:
 
 
 def _in_child(work: Path, operation: Operation, number: int, how: int, report: int | None) -> int:
-    from edgeq.cli.run import explain
+    from edgeq.cli.main import explain
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.environ["EDGEQ_CACHE_DIR"] = str(work / "cache")

@@ -135,7 +135,7 @@ def _saving(tally: Tally, path: Path | None) -> Iterator[None]:
 
 
 def _save(tally: Tally, path: Path) -> None:
-    from edgeq._io import canonical_json, write_atomic
+    from edgeq.core.files import canonical_json, write_atomic
 
     told = {field.name: getattr(tally, field.name) for field in dataclasses.fields(tally)}  # asdict spoils a Counter
     write_atomic(path, canonical_json(told))

@@ -34,7 +34,7 @@ class _Device:
         Raises:
             Exception: what is no named error.
         """
-        from edgeq.errors import EdgeqError
+        from edgeq.core.errors import EdgeqError
 
         shutil.rmtree(self.root / "target")
         shutil.copytree(self.root / "device", self.root / "target", symlinks=True)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq.artifacts import Gate, LoweredModel, TensorSpec, VerifyReport
 from edgeq.check.fidelity import floor_gates
 from edgeq.check.limits import Measured, limit_gate
-from edgeq.cli.progress import Quiet
-from edgeq.job import GateOptions
-from edgeq.load.digest import sample_digest
-from edgeq.samples import Dataset, Sample, batches
+from edgeq.cli.console import Quiet
+from edgeq.core.config import GateOptions
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.model import LoweredModel, TensorSpec
+from edgeq.core.results.report import Gate
+from edgeq.core.samples import Dataset, Sample, batches
+from edgeq.load.selection import sample_digest
+from edgeq.verify.accumulate import Tally, compare, fidelity_of
 from edgeq.verify.spec import VerifySpec
-from edgeq.verify.tally import Tally, compare, fidelity_of
 
 X = TensorSpec(name="x", dtype="float32", shape=(1, 1))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeq.load.functions import load_function
-from edgeq.pipeline.record import current_state, recording
+from edgeq.load.user_code import load_function
+from edgeq.pipeline.tracking import current_state, recording
 
 _CODE = """
 import os, sqlite3, torch

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from edgeq._io import recover_dir, remove_dir
-from edgeq.cli.output import note, say, say_json
-from edgeq.errors import UsageError
-from edgeq.report.annotations import _escaped
-from edgeq.report.markdown import _text
-from edgeq.target import read_toml
+from edgeq.cli.console import note, say, say_json
+from edgeq.core.errors import UsageError
+from edgeq.core.files import recover_dir, remove_dir
+from edgeq.core.schema import read_toml
+from edgeq.report.ci import _escaped, _text
 
 _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from edgeq._io import remove_dir
+from edgeq.core.files import remove_dir
 shutil.rmtree = lambda *_args, **_options: os.kill(os.getpid(), signal.SIGKILL)
 remove_dir(Path(sys.argv[1]), below=Path(sys.argv[2]))
 """

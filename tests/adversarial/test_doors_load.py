@@ -19,13 +19,12 @@ from onnx import TensorProto, helper
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.load.arrays import open_array_file
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.safe_load import TRUST_OPTION, Untrusted, check_torchscript, load_program
+from edgeq.load.dataset import open_array_file
 from edgeq.load.exported import load_exported
-from edgeq.load.onnx_file import load_onnx
-from edgeq.load.source import load_model
-from edgeq.load.weights import load_state_dict
-from edgeq.safe_load import TRUST_OPTION, Untrusted, check_torchscript, load_program
+from edgeq.load.model import load_model, load_state_dict
+from edgeq.load.onnx import load_onnx
 from edgeq.verify.host import HostRuntime
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged import floor, limit, report_of
 
-from edgeq.check.accuracy import why_worthless
+from edgeq.check.limits import why_worthless
 
 
 def one_hot(labels, classes, seed=0):

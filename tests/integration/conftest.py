@@ -186,7 +186,7 @@ def runtimes(project: Project) -> Path:
 @pytest.fixture
 def edgeq(project: Project, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run the command line in this process, where torch is imported once for all tests."""
-    from edgeq.cli.run import run
+    from edgeq.cli.main import run
 
     def call(*args: str | Path) -> Result:
         capfd.readouterr()

@@ -101,7 +101,7 @@ import sys
 from pathlib import Path
 
 from edgeq.cli import package
-from edgeq.cli.run import run
+from edgeq.cli.main import run
 from edgeq.pipeline import cache
 
 
@@ -137,7 +137,7 @@ def append(path: str) -> Callable[[], object]:
 
 def test_the_same_command_again_is_a_hit_without_torch(at_home: Project) -> None:
     before = read_bundle(at_home.out / "quarters" / "mine")
-    watched = "import sys; from edgeq.cli.run import run; code = run(sys.argv[1:]); "
+    watched = "import sys; from edgeq.cli.main import run; code = run(sys.argv[1:]); "
     watched += "assert 'torch' not in sys.modules; sys.exit(code)"
     process = subprocess.run(
         [sys.executable, "-c", watched, "package", *ARGS], capture_output=True, text=True, check=False, timeout=120
@@ -284,7 +284,7 @@ def test_no_cache_neither_reads_nor_writes(at_home: Project) -> None:
 
 
 def test_info_and_clear_tell_what_there_is(at_home: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    from edgeq.cli.run import run
+    from edgeq.cli.main import run
 
     kept = shutil.copytree(at_home.cache, at_home.root.parent / "kept")
     assert run(["cache", "info", "--json"]) == 0

@@ -10,7 +10,7 @@ import torch
 
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
-from edgeq.pipeline.verify_gpu import served
+from edgeq.pipeline.devices import served
 
 from .conftest import X86, Project, Run
 

@@ -5,12 +5,12 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from edgeq.cli.run import run
-from edgeq.errors import ExitCode
-from edgeq.profiles import profile_files
+from edgeq.cli.main import run
+from edgeq.core.errors import ExitCode
+from edgeq.core.profiles import profile_files
+from edgeq.core.schemes import AUTO, SCHEMES
+from edgeq.core.targets import load_target
 from edgeq.quantize import METHODS
-from edgeq.scheme import AUTO, SCHEMES
-from edgeq.target import load_target
 
 
 def plan(*args):

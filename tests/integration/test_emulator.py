@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.bundle.reader import read_bundle
-from edgeq.verify.emulate import build, cpus
+from edgeq.verify.emulate import cpus, install
 
 from .conftest import QNNPACK, X86, XNNPACK, Project, Run
 
@@ -20,7 +20,7 @@ INT8_AUDIT = ("--allow-unmeasured", "int8_macs")
 
 @pytest.fixture
 def emulator(runtimes: Path, project: Project) -> Path:
-    for tool in (cpus.QEMU, build.CROSS_COMPILER):
+    for tool in (cpus.QEMU, install.CROSS_COMPILER):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is missing")
     shutil.copy(GOLDEN / XNNPACK / "model.pte", project.root / "digits.pte")
@@ -104,7 +104,7 @@ def test_without_the_compiler_the_line_to_type(
 ) -> None:
     (project.cache / "emulator").unlink()
     which = shutil.which
-    monkeypatch.setattr(build.shutil, "which", lambda name: None if "g++" in name else which(name))
+    monkeypatch.setattr(install.shutil, "which", lambda name: None if "g++" in name else which(name))
     line = "apt-get install qemu-user g++-aarch64-linux-gnu"
     edgeq("package", "digits.pte", "-t", XNNPACK).fails(9, "aarch64-linux-gnu-g++ is missing", line)
 

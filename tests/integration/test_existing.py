@@ -20,7 +20,7 @@ PT2 = FIXTURES / "digits_torch2.9.1.pt2"
 @pytest.fixture(scope="module")
 def ptl(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lite archive as another tool would have left it: the int8 model of this project for QNNPACK."""
-    from edgeq.cli.run import run
+    from edgeq.cli.main import run
 
     folder = tmp_path_factory.mktemp("ptl")
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.run import run
+from edgeq.cli.main import run
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 BUNDLES = sorted(path.parent for path in GOLDEN.rglob("manifest.json"))

@@ -93,7 +93,7 @@ def test_a_bundle_that_does_not_do_what_it_says_is_not_switched_to(edgeq: Run, s
     artifact = next(broken.glob("model.*"))
     artifact.write_bytes(artifact.read_bytes()[:-2000] + bytes(2000))
     manifest = json.loads((broken / "manifest.json").read_text())
-    from edgeq._io import sha256_file
+    from edgeq.core.files import sha256_file
 
     for entry in manifest["files"]:
         if entry["path"] == artifact.name:

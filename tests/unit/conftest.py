@@ -12,30 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq._io import canonical_json, sha256_file
-from edgeq.artifacts import (
-    BundleInput,
-    CheckReport,
-    DataFacts,
-    DataFinding,
-    Fidelity,
-    Gate,
-    GoldenSet,
-    Interval,
-    KernelShare,
-    Layer,
-    LoadedModel,
-    LoweredModel,
-    Parity,
-    TensorSpec,
-    Timing,
-    VerifyReport,
-)
 from edgeq.bundle.writer import write_bundle
-from edgeq.errors import ExitCode
-from edgeq.preprocess import PRESETS
-from edgeq.scheme import SchemeName
-from edgeq.target import load_target
+from edgeq.core.errors import ExitCode
+from edgeq.core.files import canonical_json, sha256_file
+from edgeq.core.preprocess import PRESETS
+from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.model import Layer, LoadedModel, LoweredModel, TensorSpec
+from edgeq.core.results.report import BundleInput, CheckReport, DataFacts, DataFinding, Gate, GoldenSet
+from edgeq.core.schemes import SchemeName
+from edgeq.core.targets import load_target
 
 
 @pytest.fixture(scope="session")
@@ -190,11 +175,11 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tuple[SchemeName, ...] = ()) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
-    from edgeq.cli.progress import Quiet
-    from edgeq.job import DataOptions, DeviceOptions, Job
-    from edgeq.pipeline.build import build
+    from edgeq.cli.console import Quiet
+    from edgeq.core.config import DataConfig, DeviceConfig, Job
+    from edgeq.pipeline.package import build
 
-    data = DataOptions(
+    data = DataConfig(
         calibration=f"{net}:calibration",
         evaluation=f"{net}:evaluation",
         preprocess=str(net.with_name("gray.toml")),
@@ -208,7 +193,7 @@ def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tupl
         name="net",
         inputs=(f"image={batch}x1x16x16",),
         data=data,
-        device=DeviceOptions(on="host"),
+        device=DeviceConfig(on="host"),
         cache=False,
     )
     with pytest.MonkeyPatch.context() as patch:

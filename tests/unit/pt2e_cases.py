@@ -6,8 +6,8 @@ import numpy as np
 from small_models import dataset, forward
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.samples import batches
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16), low=-1.0)
 

@@ -8,7 +8,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.results.model import TensorSpec
 
 TOKENS = TensorSpec(name="tokens", dtype="int64", shape=(1, 12), low=0, high=99)
 PIXELS = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeq.artifacts import LoadedModel, LoweredModel, QuantizedModel, TensorSpec
-from edgeq.load.digest import sample_digest
+from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.samples import Batch, Dataset, Sample, batches
+from edgeq.load.selection import sample_digest
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize import quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.samples import Batch, Dataset, Sample, batches
 
 
 class Silent:

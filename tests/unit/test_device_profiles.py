@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.counts import Counts
-from edgeq.device import devices_with_core, load_device
-from edgeq.errors import UsageError
-from edgeq.profiles import device_files
+from edgeq.core.devices import Counts, devices_with_core, load_device
+from edgeq.core.errors import UsageError
+from edgeq.core.profiles import device_files
 from edgeq.verify.emulate.counting import countable_cores
 
 OWN = """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.errors import EnvironmentProblem
-from edgeq.extras import check_extras, missing_module
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.system import check_extras, missing_module
 
 # as if the extra were not installed: its modules are found by nobody
 BLOCKED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeq.half import emulated, emulation
+from edgeq.core.half import emulated, emulation
 
 HALVES = (torch.float16, torch.bfloat16)
 

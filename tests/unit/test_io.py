@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq import _io
-from edgeq._io import disk_errors, recover_dir, staged_dir, write_atomic
-from edgeq.errors import EnvironmentProblem, UsageError
+from edgeq.core import files
+from edgeq.core.errors import EnvironmentProblem, UsageError
+from edgeq.core.files import disk_errors, recover_dir, staged_dir, write_atomic
 
 FILES = ("a", "b", "c")
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
@@ -51,7 +51,7 @@ def replace(target: Path, text: str) -> None:
 def switching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Switch in one step, and as on a file system that cannot."""
     if request.param == "renames":
-        monkeypatch.setattr(_io, "_exchange", lambda _one, _other: False)
+        monkeypatch.setattr(files, "_exchange", lambda _one, _other: False)
     return str(request.param)
 
 
@@ -97,7 +97,7 @@ def test_an_interrupt_at_a_rename_restores_the_old_folder(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(_io, "_exchange", lambda _one, _other: False)
+    monkeypatch.setattr(files, "_exchange", lambda _one, _other: False)
     with pytest.raises(KeyboardInterrupt):
         replace(target, "2")
     assert state(target) == ("1" if nth == 1 else "2")
@@ -165,7 +165,7 @@ def test_a_refused_exchange_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     def refuse(_one: Path, other: Path) -> bool:
         raise OSError(code, os.strerror(code), str(other))
 
-    monkeypatch.setattr(_io, "_exchange", refuse)
+    monkeypatch.setattr(files, "_exchange", refuse)
     with pytest.raises(EnvironmentProblem):
         replace(target, "2")
     assert state(target) == "1"
@@ -176,11 +176,11 @@ def test_exchange_tells_what_it_cannot_from_what_fails(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert _io._exchange(tmp_path / "one", tmp_path / "other")
+    assert files._exchange(tmp_path / "one", tmp_path / "other")
     assert names(tmp_path / "one") == ["other"]
     with pytest.raises(FileNotFoundError):
-        _io._exchange(tmp_path / "one", tmp_path / "absent")
-    assert not _io._exchange(tmp_path / "one", tmp_path / "one" / "other")  # into itself: EINVAL
+        files._exchange(tmp_path / "one", tmp_path / "absent")
+    assert not files._exchange(tmp_path / "one", tmp_path / "one" / "other")  # into itself: EINVAL
 
 
 @pytest.mark.usefixtures("switching")
@@ -211,7 +211,7 @@ def test_a_kill_before_any_operation_leaves_the_old_or_the_new(tmp_path: Path, e
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     target = tmp_path / "out" / "target"
     code = (
-        "import sys; from pathlib import Path; from edgeq._io import staged_dir\n"
+        "import sys; from pathlib import Path; from edgeq.core.files import staged_dir\n"
         "n = int(sys.argv[2])\n"
         "while True:\n"
         "    n += 1\n"

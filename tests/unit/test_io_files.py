@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq import _io
-from edgeq._io import canonical_json, disk_errors, lock_dir, write_atomic
-from edgeq.errors import EnvironmentProblem, UsageError
+from edgeq.core import files
+from edgeq.core.errors import EnvironmentProblem, UsageError
+from edgeq.core.files import canonical_json, disk_errors, lock_dir, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -75,7 +75,7 @@ def test_canonical_json_is_equal_for_equal_values() -> None:
 def test_hashes_agree(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
-    assert _io.sha256_file(tmp_path / "file") == _io.sha256_bytes(b"abc") == known
+    assert files.sha256_file(tmp_path / "file") == files.sha256_bytes(b"abc") == known
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders")

@@ -1,4 +1,4 @@
-"""lock_dir of edgeq._io, with real processes."""
+"""lock_dir of edgeq.core.files, with real processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq._io import lock_dir
-from edgeq.errors import EnvironmentProblem
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.files import lock_dir
 
 
 def names(folder: Path) -> list[str]:
@@ -29,7 +29,7 @@ def test_lock_dir_leaves_nothing(tmp_path: Path) -> None:
 def hold(folder: Path) -> subprocess.Popen[bytes]:
     """Start a process that holds the lock until its standard input ends."""
     code = (
-        "import sys; from pathlib import Path; from edgeq._io import lock_dir\n"
+        "import sys; from pathlib import Path; from edgeq.core.files import lock_dir\n"
         "with lock_dir(Path(sys.argv[1]), wait_s=60):\n"
         "    print('held', flush=True); sys.stdin.read()\n"
     )
@@ -92,7 +92,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
     code = (
-        "import sys; from pathlib import Path; from edgeq._io import lock_dir\n"
+        "import sys; from pathlib import Path; from edgeq.core.files import lock_dir\n"
         "counter = Path(sys.argv[2])\n"
         "for _ in range(25):\n"
         "    with lock_dir(Path(sys.argv[1]), wait_s=120):\n"

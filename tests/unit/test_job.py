@@ -14,17 +14,27 @@ import typer.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.cli.app import app
-from edgeq.cli.config import request, resolve
-from edgeq.cli.params import ConfigOptions, grouped, to_values
-from edgeq.cli.precheck import check_files
-from edgeq.cli.project import filled, load_config, merge, read_project, to_config, validated, values_of
-from edgeq.cli.run import run
-from edgeq.errors import UsageError
-from edgeq.job import PANELS, DataOptions, Job, Limits, PackageConfig, RunConfig
-from edgeq.marks import BundleFolder, DataPath, Ge, Gt, InputFile, ModelFile, Option, PathMark, WeightsFile, options_of
+from edgeq.cli.main import app, run
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.config.options import filled, load_config, merge, read_project, to_config, validated, values_of
+from edgeq.config.resolve import request, resolve
+from edgeq.core.config import PANELS, DataConfig, Job, Limits, PackageConfig, RunConfig
+from edgeq.core.errors import UsageError
+from edgeq.core.marks import (
+    BundleFolder,
+    DataPath,
+    Ge,
+    Gt,
+    InputFile,
+    ModelFile,
+    Option,
+    PathMark,
+    WeightsFile,
+    options_of,
+)
+from edgeq.core.schemes import LIMITS
 from edgeq.pipeline.cache import job_facts
-from edgeq.scheme import LIMITS
+from edgeq.pipeline.preflight import check_files
 
 TARGET = "linux-x86_64-x86"
 PLAIN = {"model": "torchvision:resnet18", "targets": [TARGET]}
@@ -259,7 +269,7 @@ def test_a_file_becomes_the_same_configuration() -> None:
     Path("sub").mkdir()
     Path("sub/edgeq.toml").write_text('model = "net.pt2"\ntargets = ["a", "b.toml"]\n[data]\nlint = "warn"\n')
     assert load_config(Path("sub/edgeq.toml")) == PackageConfig(
-        model="sub/net.pt2", targets=("a", "sub/b.toml"), data=DataOptions(lint="warn")
+        model="sub/net.pt2", targets=("a", "sub/b.toml"), data=DataConfig(lint="warn")
     )
 
 
@@ -271,7 +281,7 @@ def test_lists_and_texts_do_where_python_has_tuples_and_paths() -> None:
     job = resolve(PackageConfig(model="torchvision:resnet18", targets=(TARGET,), **tables))
     assert (job.gates.limits, job.data) == (
         (("size", 5e6),),
-        DataOptions(calibration="cal", num_calibration_samples=9),
+        DataConfig(calibration="cal", num_calibration_samples=9),
     )
 
 

@@ -10,9 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.counts import CLASSES, COUNTERS, Counts, total
-from edgeq.device import load_device
-from edgeq.latency import FITTED_MS, PUBLISHED_FIT, QUANTILE, Observation, Speed, fit, groups, leave_one_out, predict
+from edgeq.core.devices import (
+    CLASSES,
+    COUNTERS,
+    FITTED_MS,
+    PUBLISHED_FIT,
+    QUANTILE,
+    Counts,
+    Observation,
+    Speed,
+    fit,
+    groups,
+    leave_one_out,
+    load_device,
+    predict,
+    total,
+)
 
 ROWS = Path(__file__).parents[2] / "scripts" / "latency_rows.json"
 CORE = Speed(width=2, clock_ghz=1.5)

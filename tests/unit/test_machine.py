@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq import machine
-from edgeq.machine import processor_facts, processor_name
+from edgeq.core import system
+from edgeq.core.system import processor_facts, processor_name
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC
@@ -24,7 +24,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t
 
 def facts(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     (path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(machine, "_CPUINFO", path / "cpuinfo")
+    monkeypatch.setattr(system, "_CPUINFO", path / "cpuinfo")
     processor_facts.cache_clear()
     return processor_facts()
 

@@ -8,18 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.artifacts import BundleInput, Fidelity, Interval, Parity, TensorSpec
-from edgeq.bundle.facts import manifest_from, measure
-from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
-from edgeq.manifest import (
+from edgeq.bundle.writer import manifest_from
+from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,
     Manifest,
     manifest_bytes,
     manifest_digest,
+    measure,
     parse_manifest,
 )
-from edgeq.strict import json_schema
+from edgeq.core.results.measured import Fidelity, Interval, Parity
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.report import BundleInput
+from edgeq.core.schema import json_schema
 
 FILES = (
     FileEntry(path="model.pte", sha256="1" * 64, size_bytes=10, role="artifact"),

@@ -6,7 +6,7 @@ import gc
 import os
 import weakref
 
-from edgeq.memory import available_bytes, release_memory
+from edgeq.core.system import available_bytes, release_memory
 
 
 class _Node:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.preprocess import PRESETS, Preprocess, apply, load_preprocess, output_size
+from edgeq.core.errors import UsageError
+from edgeq.core.preprocess import PRESETS, Preprocess, apply, load_preprocess, output_size
 
 RAW = Preprocess(scale=1, layout="NHWC")
 

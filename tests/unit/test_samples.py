@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError
-from edgeq.samples import Dataset, Sample, batch_size, batches
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, Sample, batch_size, batches
 
 
 def spec(*shape: int, dtype: str = "float32") -> TensorSpec:

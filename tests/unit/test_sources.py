@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.sources import GENERIC_FACTORIES, factory_model_name, origin
+from edgeq.core.sources import GENERIC_FACTORIES, factory_model_name, origin
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.errors import UsageError
-from edgeq.profiles import profile_files
-from edgeq.target import App, Audit, load_target
+from edgeq.core.errors import UsageError
+from edgeq.core.profiles import profile_files
+from edgeq.core.targets import App, Audit, load_target
 
 SHIPPED = (
     "android-arm64-ort",

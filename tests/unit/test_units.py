@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import UsageError
-from edgeq.scheme import LIMITS, parse_limit
-from edgeq.units import Dimension, counted, format_bytes, format_quantity, parse_quantity, parse_size_bytes
+from edgeq.core.errors import UsageError
+from edgeq.core.schemes import LIMITS, parse_limit
+from edgeq.core.units import Dimension, counted, format_bytes, format_quantity, parse_quantity, parse_size_bytes
 
 
 @pytest.mark.parametrize(

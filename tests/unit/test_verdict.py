@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq import verdict as verdicts
-from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
-from edgeq.strict import json_schema
-from edgeq.verdict import MAX_VERDICT_BYTES, Verdict, parse_verdict, verdict_bytes
+from edgeq.core import measurement as verdicts
+from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.measurement import MAX_VERDICT_BYTES, Verdict, parse_verdict, verdict_bytes
+from edgeq.core.schema import json_schema
 
 DATA: dict[str, Any] = {
     "schema_version": 1,

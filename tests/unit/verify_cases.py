@@ -13,8 +13,8 @@ from small_models import (
     quantized,
 )
 
-from edgeq.verify.run import verify
 from edgeq.verify.spec import VerifySpec
+from edgeq.verify.verify import verify
 
 
 def spec_of(low, graph, fp32, specs, samples, **changes) -> VerifySpec:

@@ -7,11 +7,12 @@ import importlib.metadata
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from edgeq.errors import EdgeqError, UsageError, first_line
-from edgeq.manifest import Manifest
+from edgeq.core.errors import EdgeqError, UsageError, first_line
+from edgeq.core.manifest import Manifest
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
+
 
 _NAMESPACE = uuid.UUID("5b1f3c6e-7d4e-5a53-9f0c-2f1e6f2f8f10")  # ours; the serial number follows from the digest
 

@@ -6,26 +6,39 @@ switch by rename → keep the previous one; the app's health mark, or its absenc
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgeq._io import disk_errors, fsync_tree, lock_dir
-from edgeq.deliver.ota import state as states
-from edgeq.deliver.ota.device import check_device, choose, described
-from edgeq.deliver.ota.facts import BundleEntry, Index
-from edgeq.deliver.ota.fetch import Source
-from edgeq.deliver.ota.place import placed
-from edgeq.deliver.ota.state import MAX_TRIES, DeviceFacts, Slot, State, Trying
-from edgeq.deliver.ota.store import Store
+from pydantic import ValidationError
+
+from edgeq.bundle.reader import read_bundle
+from edgeq.core.errors import (
+    EdgeqError,
+    EnvironmentProblem,
+    IntegrityError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+from edgeq.core.files import disk_errors, fsync_tree, lock_dir, sha256_bytes, staged_dir
+from edgeq.core.manifest import Bundle
+from edgeq.core.units import counted
+from edgeq.deliver.ota import store as states
+from edgeq.deliver.ota.fetch import Source, download
+from edgeq.deliver.ota.index import BundleEntry, BundleFacts, DeltaEntry, Index, disagreement
+from edgeq.deliver.ota.patch import Patch, apply_patch, pack, unpack, unzip
+from edgeq.deliver.ota.store import MAX_TRIES, DeviceFacts, Slot, State, Store, Trying, remove_tree
 from edgeq.deliver.ota.trusted import Trusted, refresh
-from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, VerificationError
-from edgeq.units import counted
 
 MOST_BYTES = 1_000_000_000
+
 MOST_REPEATS = 30
+
 _WAIT_S = 30.0
 
 
@@ -230,3 +243,246 @@ def _tried(store: Store, state: State, slot: Slot, self_test: Callable[[Path], N
         what = f"release {slot.release} failed its self-test ({again}): {err.what}"
         raise VerificationError(what, "the device keeps what it has; release a bundle that is good") from err
     store.save(states.switched(state, slot))
+
+
+# --- What a device is, and which release is for it.
+
+
+def check_device(known: DeviceFacts | None, *, device_id: str, model: str | None, target: str | None) -> None:
+    """Refuse a store that is another device's.
+
+    Raises:
+        IntegrityError: it is.
+    """
+    if known is None:
+        return
+    for name, told in (("device_id", device_id), ("model", model), ("target", target)):
+        had = getattr(known, name)
+        if told is not None and told != had:
+            what = f"wrong device: the store is for {name.replace('_', ' ')} {had}, not {told}"
+            raise IntegrityError(what, "give each device, and each model, a store of its own")
+
+
+def described(
+    known: DeviceFacts | None,
+    index: Index,
+    *,
+    device_id: str,
+    model: str | None,
+    target: str | None,
+    runtime: str | None,
+) -> DeviceFacts:
+    """Return what the device is; where the channel leaves no choice it need not be told.
+
+    Raises:
+        UsageError: a name that is none, or a choice that has to be told.
+        UnsupportedError: the channel has nothing at all.
+    """
+    if runtime is not None and _version(runtime) is None:
+        what = f"--runtime {runtime!r} is no version, and any release would seem to be for it"
+        raise UsageError(what, "write it with a full stop, such as 1.5")
+    if known is not None:
+        return known.model_copy(update={"runtime": runtime}) if runtime else known
+    offered = [(one.facts.model, one.facts.target) for one in index.bundles]
+    # where nothing fits what was told, `choose` says what is wrong with it
+    models = sorted({one for one, on in offered if on == target} or {one for one, _ in offered})
+    targets = sorted({on for one, on in offered if one == model} or {on for _, on in offered})
+    try:
+        return DeviceFacts(
+            device_id=device_id,
+            model=model or _only(models, "model"),
+            target=target or _only(targets, "target"),
+            runtime=runtime,
+        )
+    except ValidationError as err:
+        first = err.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
+        raise UsageError(what, "use letters, digits, and any of . _ : -") from err
+
+
+def _only(names: list[str], what: str) -> str:
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise UnsupportedError(
+            "the channel has no release that fits", f"check --model and --target, or release a {what}"
+        )
+    raise UsageError(f"the channel has several {what}s: {', '.join(names[:8])}", f"say which with --{what}")
+
+
+def choose(index: Index, device: DeviceFacts) -> BundleEntry:
+    """Return the newest release for a device.
+
+    Raises:
+        UnsupportedError: none is for its model, target, runtime or id; the message says which of them.
+    """
+    bundles = [one for one in index.bundles if one.facts.model == device.model]
+    if not bundles:
+        known = ", ".join(sorted({one.facts.model for one in index.bundles})) or "none"
+        raise UnsupportedError(f"the channel has no model {device.model}", f"its models: {known}")
+    fitting = [one for one in bundles if one.facts.target == device.target]
+    if not fitting:
+        known = ", ".join(sorted({f"{one.facts.target} ({one.facts.arch})" for one in bundles}))
+        what = f"wrong target or ABI: the channel has nothing for {device.target}"
+        raise UnsupportedError(what, f"its targets: {known}")
+    offered = [one for one in fitting if not one.facts.withdrawn]
+    addressed = [one for one in offered if not one.facts.devices or device.device_id in one.facts.devices]
+    if not addressed:
+        what = f"wrong device: no release of the channel is for {device.device_id}"
+        raise UnsupportedError(what, "release one for all devices, or name this one with --device")
+    newest = addressed[0]
+    needs = _needs(newest.facts)
+    if device.runtime is not None and needs and (_version(device.runtime) or needs) < needs:
+        what = (
+            f"wrong runtime: release {newest.facts.release} was written by {newest.facts.runtime}"
+            f" {newest.facts.exported_with}, for {' and '.join(newest.facts.runtimes) or 'no older one'};"
+            f" this device has {device.runtime}"
+        )
+        raise UnsupportedError(what, "update the app first, or release one for its runtime")
+    return newest
+
+
+def _needs(facts: BundleFacts) -> tuple[int, int] | None:
+    """Return the oldest runtime that loads a release."""
+    # by bytecode or opset, which a newer writer may keep old: it was released for these
+    if facts.runtime in ("torchscript", "onnx"):
+        return min(filter(None, map(_version, facts.runtimes)), default=None)
+    return _version(facts.exported_with)
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    """Return (major, minor): an artifact runs on the runtime that wrote it, or on a newer one."""
+    parts = text.split(".")
+    return (int(parts[0]), int(parts[1])) if len(parts) > 1 and parts[0].isdecimal() and parts[1].isdecimal() else None
+
+
+# --- Bringing a release onto a device: by a patch where one fits, else by the full download, into a slot of its
+# own.
+
+
+_LEAST_FREE_BYTES = 1_000_000
+
+
+def placed(
+    store: Store,
+    state: State,
+    slot: Slot,
+    chosen: BundleEntry,
+    index: Index,
+    *,
+    source: Source,
+    most_bytes: int,
+) -> tuple[Literal["patch", "full download", "an earlier try"], int]:
+    """Bring a release into its slot, every byte checked against the signed index.
+
+    Returns:
+        How it came, and how many bytes were fetched.
+
+    Raises:
+        IntegrityError: bytes that are not the signed ones, or more than the device takes.
+        EnvironmentProblem: the channel cannot be reached, or the disk is full.
+    """
+    place = store.slot(slot.release)
+    if _is_there(store, slot, place):
+        return "an earlier try", 0
+    delta, base = _delta(store, state, chosen, index)
+    file = delta.file if delta else chosen.file
+    _check_sizes(store, chosen, file.size_bytes, most_bytes)
+    store.downloads.mkdir(exist_ok=True)
+    store.drop_downloads(keep=file.sha256)
+    store.downloads.mkdir(exist_ok=True)
+    data = download(source, file, store.downloads).read_bytes()
+    with _patch_counted(store, state, delta), staged_dir(place) as staging:
+        if delta is not None and base is not None:
+            unpack(_patched(delta, base, data), staging)
+            bundle = read_bundle(staging)
+        else:
+            bundle = unzip(data, staging, most_bytes=chosen.facts.plain_bytes)
+            _check_plain(chosen, staging)
+        _check_same(chosen, bundle)
+    return ("patch" if delta else "full download"), file.size_bytes
+
+
+@contextlib.contextmanager
+def _patch_counted(store: Store, state: State, delta: DeltaEntry | None) -> Iterator[None]:
+    """Write that a patch is begun before it is, so that one that is refused or ends the process is not begun again."""
+    if delta is None:
+        yield
+        return
+    store.save(state.model_copy(update={"patching": delta.file.sha256}))
+    try:
+        yield
+    except (OSError, EnvironmentProblem):
+        store.save(state)  # a full disk says nothing against the patch
+        raise
+
+
+def _is_there(store: Store, slot: Slot, place: Path) -> bool:
+    """Whether an earlier try brought the release whole; what is damaged is removed."""
+    if not place.is_dir():
+        return False
+    try:
+        store.bundle(slot)
+    except EdgeqError:
+        remove_tree(place)
+        return False
+    return True
+
+
+def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tuple[DeltaEntry | None, bytes | None]:
+    """Return the patch from what the device has, and that in its plain form.
+
+    Neither where a patch saves nothing, or was begun before and gave no release.
+    """
+    if state.current is None:
+        return None, None
+    try:
+        store.bundle(state.current)
+        base = pack(store.slot(state.current.release))
+    except EdgeqError:  # damaged: a full download mends it
+        return None, None
+    sha256 = sha256_bytes(base)
+    for delta in index.deltas:
+        ends = (delta.facts.base_sha256, delta.facts.output_sha256)
+        saves = delta.file.size_bytes < chosen.file.size_bytes and delta.file.sha256 != state.patching
+        if saves and ends == (sha256, chosen.facts.plain_sha256):
+            return delta, base
+    return None, None
+
+
+def _patched(delta: DeltaEntry, base: bytes, data: bytes) -> bytes:
+    facts = delta.facts
+    patch = Patch(
+        algorithm=facts.algorithm,
+        data=data,
+        base_sha256=facts.base_sha256,
+        output_sha256=facts.output_sha256,
+        output_bytes=facts.output_bytes,
+    )
+    return apply_patch(patch, base)
+
+
+def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, most_bytes: int) -> None:
+    """Refuse what is too large before anything is fetched."""
+    size_bytes = chosen.facts.plain_bytes
+    if max(size_bytes, download_bytes) > most_bytes:
+        what = f"release {chosen.facts.release} has {size_bytes} bytes, this device takes {most_bytes}"
+        raise IntegrityError(what, "release a smaller one, or raise the device's limit")
+    needed = size_bytes + download_bytes + _LEAST_FREE_BYTES
+    free = shutil.disk_usage(store.folder).free
+    if free < needed:
+        what = f"no space left on the disk that holds {store.folder}: the update needs {needed} bytes, {free} are free"
+        raise EnvironmentProblem(what, "free some space, and run again")
+
+
+def _check_plain(chosen: BundleEntry, folder: Path) -> None:
+    if sha256_bytes(pack(folder)) != chosen.facts.plain_sha256:
+        what = f"mix-and-match: release {chosen.facts.release} holds another bundle than the index says"
+        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+
+
+def _check_same(chosen: BundleEntry, bundle: Bundle) -> None:
+    other = disagreement(chosen.facts, bundle.manifest, bundle.digest)
+    if other is not None:
+        what = f"mix-and-match: the bundle of release {chosen.facts.release} has {other}"
+        raise IntegrityError(what, "do not use the channel; tell whoever runs it")

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from edgeq._io import sha256_file
-from edgeq.deliver.ota.facts import Entry
-from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError, first_line
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, first_line
+from edgeq.core.files import sha256_file
+from edgeq.deliver.ota.index import Entry
 
 _CHUNK_BYTES = 1 << 16
+
 _SCHEMES = ("http://", "https://")
 
 

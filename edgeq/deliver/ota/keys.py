@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeq._io import canonical_json, disk_errors, lock_dir, write_atomic
-from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError, first_line, nearest
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, first_line, nearest
+from edgeq.core.files import canonical_json, disk_errors, lock_dir, write_atomic
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
 
+
 RoleName = Literal["root", "targets", "snapshot", "timestamp"]
+
 ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp")
+
 FILE_NAME = "keys.json"
+
 _LOCK_S = 30.0
 
 

@@ -7,21 +7,40 @@ output stand in the signed index, and every one is checked here.
 from __future__ import annotations
 
 import bz2
+import contextlib
+import fcntl
+import io
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from edgeq._io import sha256_bytes
-from edgeq.errors import IntegrityError, first_line
+from edgeq.bundle.reader import open_regular, read_bundle
+from edgeq.core.errors import EdgeqError, IntegrityError, first_line
+from edgeq.core.files import disk_errors, sha256_bytes
+from edgeq.core.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Bundle, FileEntry, Manifest, parse_manifest
 
 Algorithm = Literal["zstd", "bsdiff4"]
 
 # 19 finds no more than 12 on quantized weights, and 3 finds nothing
 _ZSTD_LEVEL = 12
+
 # bsdiff4 sorts suffixes, in fifteen times its input of memory
 _BSDIFF_MOST_BYTES = 64 * 2**20
+
 _MAX_WINDOW_LOG = 31
+
 _CHUNK_BYTES = 1 << 20
+
 _BSDIFF_HEAD_BYTES = 32
+
 _CONTROL_TRIPLE_BYTES = 24
 
 
@@ -152,3 +171,220 @@ def _inflated(data: bytes, most: int) -> bytes:
     if not engine.eof:
         raise _refused("it is cut off")
     return output
+
+
+# --- A bundle as one plain string of bytes: what patches are made between.
+
+
+MAGIC = b"edgeq-plain-1\n"
+
+_LENGTH_BYTES = 8
+
+_HEAD_BYTES = len(MAGIC) + _LENGTH_BYTES
+
+
+def pack(folder: Path) -> bytes:
+    """Return the plain form of the bundle in a folder; its hashes are checked.
+
+    Raises:
+        UsageError: the folder is no bundle.
+        IntegrityError: a file is missing or changed.
+        UnsupportedError: a newer edgeq wrote it.
+        EnvironmentProblem: a file cannot be read.
+    """
+    bundle = read_bundle(folder)
+    with open_regular(folder / MANIFEST_NAME) as file:
+        manifest = file.read()
+    parts = [MAGIC, len(manifest).to_bytes(_LENGTH_BYTES, "big"), manifest]
+    for entry in _in_order(bundle.manifest):
+        with open_regular(folder / entry.path) as file:
+            parts.append(file.read())
+    return b"".join(parts)
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Write the files of a plain form into an empty folder; `read_bundle` then checks their hashes.
+
+    Raises:
+        IntegrityError: `data` is no plain form.
+        UnsupportedError: a newer edgeq wrote the manifest.
+        OSError: the disk refused a write.
+    """
+    start = _HEAD_BYTES + int.from_bytes(data[len(MAGIC) : _HEAD_BYTES], "big")
+    if not data.startswith(MAGIC) or start > min(len(data), _HEAD_BYTES + MAX_MANIFEST_BYTES):
+        raise _broken("it does not begin with a manifest")
+    manifest = parse_manifest(data[_HEAD_BYTES:start])
+    entries = _in_order(manifest)
+    if start + sum(entry.size_bytes for entry in entries) != len(data):
+        raise _broken("its files are not as long as its manifest says")
+    (folder / MANIFEST_NAME).write_bytes(data[_HEAD_BYTES:start])
+    for entry in entries:
+        (folder / entry.path).write_bytes(data[start : start + entry.size_bytes])
+        start += entry.size_bytes
+
+
+def _in_order(manifest: Manifest) -> list[FileEntry]:
+    return sorted(manifest.files, key=lambda entry: entry.path)
+
+
+def _broken(why: str) -> IntegrityError:
+    return IntegrityError(f"the patched bytes are no bundle: {why}", "update again: the full download is taken then")
+
+
+# --- A folder among the system's temporary files, which does not outlive a killed run for long.
+
+
+_PREFIX = "edgeq-ota-"
+
+_GRACE_S = 60.0  # between making its folder and locking it a run may be held up
+
+
+@contextlib.contextmanager
+def scratch_dir() -> Iterator[Path]:
+    """Yield an empty folder; those that killed runs left are removed.
+
+    A run holds a lock on its folder, which the system lets go of when the run ends, however it ends.
+
+    Raises:
+        EnvironmentProblem: the disk that holds temporary files refuses a write.
+    """
+    place = Path(tempfile.gettempdir())
+    with disk_errors(place), tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        _sweep(place)
+        with _locked(Path(name)):
+            yield Path(name)
+
+
+def _sweep(place: Path) -> None:
+    for path in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another run removes it just now, or still has it
+            info = path.lstat()
+            if info.st_uid == os.getuid() and time.time() - info.st_mtime > _GRACE_S:
+                with _locked(path):
+                    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock.
+
+    Raises:
+        OSError: it is no folder, or another process holds the lock.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+# --- A downloaded ZIP becomes a bundle's folder, or nothing at all: what it says of itself is not believed.
+
+
+MAX_ENTRIES = 16
+
+_END_BYTES = 22  # of the end record; edgeq writes no comment after it
+
+_LOCATOR_BYTES = 20  # of ZIP64's locator before it
+
+_MAX_DIRECTORY_BYTES = MAX_ENTRIES * 512
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def unzip(data: bytes, folder: Path, *, most_bytes: int) -> Bundle:
+    """Write the files of a bundle's ZIP into an empty folder, and return the bundle.
+
+    Args:
+        data: the ZIP, whose hash was checked against the signed index.
+        folder: an empty folder of the caller's.
+        most_bytes: the most that the files together may have.
+
+    Raises:
+        IntegrityError: no bundle's ZIP, a name that leads out of the folder or stands twice, a link, an entry larger
+            than it may be, or a file that is not the one that the manifest lists.
+        UnsupportedError: a newer edgeq wrote the bundle.
+        OSError: the disk refused a write.
+    """
+    _check_directory(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _extract(archive, folder, most_bytes)
+    except (EdgeqError, OSError):
+        raise
+    except Exception as err:  # zipfile and zlib raise a dozen kinds on hostile bytes
+        raise _refused_archive(f"it is damaged: {first_line(err)}") from err
+    return read_bundle(folder)
+
+
+def _check_directory(data: bytes) -> None:
+    """Bound the directory before `zipfile` reads all of it."""
+    end = data[-_END_BYTES:]
+    if len(end) < _END_BYTES or end[:4] != b"PK\5\6" or end[20:22] != b"\0\0":
+        raise _refused_archive("it is no ZIP, or something follows it")
+    if data[-_END_BYTES - _LOCATOR_BYTES : -_END_BYTES][:4] == b"PK\6\7":
+        raise _refused_archive("it is in the ZIP64 format, which bundles are not")
+    count, size_bytes = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if count > MAX_ENTRIES or size_bytes > _MAX_DIRECTORY_BYTES:
+        raise _refused_archive(
+            f"it has {count} entries in {size_bytes} bytes of directory, a bundle has at most {MAX_ENTRIES}"
+        )
+
+
+def _extract(archive: zipfile.ZipFile, folder: Path, most_bytes: int) -> None:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        _check_entry(info)
+        if info.filename.lower() in entries:
+            raise _refused_archive(f"two of its entries are named {info.filename!r}, or differ in case only")
+        entries[info.filename.lower()] = info
+    total = sum(info.file_size for info in entries.values())
+    if total > most_bytes:
+        raise _refused_archive(f"it would inflate to {total} bytes, the signed index names {most_bytes}")
+    manifest = _inflated_entry(archive, entries.get(MANIFEST_NAME), MAX_MANIFEST_BYTES)
+    listed = {entry.path: entry.size_bytes for entry in parse_manifest(manifest).files}
+    names = {info.filename for info in entries.values()}
+    if names != {MANIFEST_NAME, *listed}:
+        raise _refused_archive(f"it holds {', '.join(sorted(names))}, its manifest lists {', '.join(sorted(listed))}")
+    (folder / MANIFEST_NAME).write_bytes(manifest)
+    for name, size_bytes in listed.items():  # names of the manifest's, which are plain by its own rule
+        (folder / name).write_bytes(_inflated_entry(archive, entries[name.lower()], size_bytes))
+
+
+def _check_entry(info: zipfile.ZipInfo) -> None:
+    name = info.orig_filename  # before zipfile cuts it at a zero byte, or turns its slashes
+    if name.startswith(("/", "\\")) or _DRIVE.match(name):
+        raise _refused_archive(f"the entry {name[:80]!r} has an absolute path")
+    if ".." in re.split(r"[/\\]", name):
+        raise _refused_archive(f"the entry {name[:80]!r} leads out of the folder")
+    if not _PLAIN.fullmatch(name):
+        raise _refused_archive(f"the entry {name[:80]!r} is no plain file name")
+    mode = info.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        raise _refused_archive(f"the entry {name!r} is a symbolic link")
+    if mode and not stat.S_ISREG(mode):
+        raise _refused_archive(f"the entry {name!r} is no plain file")
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _refused_archive(f"the entry {name!r} is encrypted, or compressed in another way than edgeq does")
+
+
+def _inflated_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, most_bytes: int) -> bytes:
+    if info is None:
+        raise _refused_archive(f"it has no {MANIFEST_NAME}")
+    parts, rest = [], most_bytes + 1
+    with archive.open(info) as source:
+        while rest > 0 and (part := source.read(min(rest, _CHUNK_BYTES))):
+            parts.append(part)
+            rest -= len(part)
+    if rest <= 0:
+        raise _refused_archive(
+            f"the entry {info.filename!r} inflates to more than the {most_bytes} bytes that it may have"
+        )
+    return b"".join(parts)
+
+
+def _refused_archive(why: str) -> IntegrityError:
+    return IntegrityError(f"the archive is refused: {why}", "get it again from the channel; do not open it by hand")

@@ -1,35 +1,154 @@
-"""How a device keeps releases: the contract that the reference client and the Android app share.
-
-    STORE/
-      device.json      whose store this is: device id, model, target, runtime version
-      trust.json       the root metadata that the app shipped with
-      trusted/         what the TUF client verified (python-tuf's files)
-      state.json       which release is current, whether it is healthy, which one is being tried
-      slots/<release>/ a bundle's files, named by the number in decimal
-      download/        <sha256>.part, continued by the next run
-
-A slot appears by one rename, and `state.json` is replaced by one rename: it alone says what the app loads. `trying` is
-written, with its count, before a release is loaded for the first time, so that a crash or a power cut counts as a try.
-After the switch `starts` counts the app's starts until it says that it is healthy; the slot before is kept to go back.
-"""
+"""What a device's store says of itself: its two files, and how one state follows from another. No I/O."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeq._io import canonical_json, recover_dir, write_atomic
-from edgeq.bundle.reader import Bundle, read_bundle
-from edgeq.deliver.ota.state import MAX_STARTS, DeviceFacts, Slot, State, current_of, rolled_back
-from edgeq.errors import EdgeqError, IntegrityError, UsageError
+from edgeq.bundle.reader import read_bundle
+from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
+from edgeq.core.files import canonical_json, recover_dir, write_atomic
+from edgeq.core.manifest import Bundle, Count, Sha256, Slug
+from edgeq.deliver.ota.index import DeviceId, Release
+from edgeq.deliver.ota.trusted import Seen
+
+MAX_TRIES = 3
+
+MAX_STARTS = 3
+
+_MOST_BAD = 100
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DeviceFacts(_Strict):
+    """device.json."""
+
+    schema_version: Literal[1] = 1
+    device_id: DeviceId
+    model: Slug
+    target: Slug
+    runtime: str | None = Field(description="the runtime version of the app build; None: not told")
+
+
+class Slot(_Strict):
+    """A release on the device."""
+
+    release: Release
+    digest: Sha256
+
+
+class Current(Slot):
+    """The release that the app loads."""
+
+    healthy: bool = False
+    starts: Count = 0
+
+
+class Trying(Slot):
+    """A release whose first load was begun."""
+
+    tries: Count
+
+
+class SeenFacts(_Strict):
+    """The newest metadata that was verified; see `trusted.Seen`."""
+
+    root: Count = 0
+    timestamp: Count = 0
+    snapshot: Count = 0
+    targets: Count = 0
+    issued: str = ""
+    repeats: Count = 0
+
+
+class State(_Strict):
+    """state.json."""
+
+    schema_version: Literal[1] = 1
+    current: Current | None = None
+    previous: Slot | None = None
+    trying: Trying | None = None
+    bad: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="releases that failed here")
+    patching: Sha256 | None = Field(default=None, description="of the patch that was begun, and gave no release yet")
+    seen: SeenFacts = SeenFacts()
+
+
+def with_seen(state: State, seen: Seen) -> State:
+    """Return the state with what was verified last."""
+    return state.model_copy(update={"seen": SeenFacts(**dataclasses.asdict(seen))})
+
+
+def seen_of(state: State) -> Seen:
+    """Return what was verified last."""
+    return Seen(**state.seen.model_dump())
+
+
+def switched(state: State, slot: Slot) -> State:
+    """Return the state after a release passed its self-test: the one before is kept."""
+    before = state.current
+    current = Current(release=slot.release, digest=slot.digest)
+    keeps = before if before is not None and before.healthy else state.previous or before
+    previous = Slot(release=keeps.release, digest=keeps.digest) if keeps is not None else None
+    return state.model_copy(update={"current": current, "previous": previous, "trying": None, "patching": None})
+
+
+def given_up(state: State, release: int) -> State:
+    """Return the state after a release failed too often: it is not tried again."""
+    bad = (*(one for one in state.bad if one != release), release)[-_MOST_BAD:]
+    return state.model_copy(update={"trying": None, "bad": bad})
+
+
+def rolled_back(state: State, why: str) -> State:
+    """Return the state with the previous release current again, and the present one never tried again.
+
+    Raises:
+        VerificationError: there is none to go back to.
+    """
+    if state.current is None or state.previous is None:
+        raise VerificationError(f"{why}, and there is no previous release to go back to", "use the app's own model")
+    before = state.previous
+    current = Current(release=before.release, digest=before.digest, healthy=True)
+    bad = (*state.bad, state.current.release)[-_MOST_BAD:]
+    return state.model_copy(update={"current": current, "previous": None, "trying": None, "bad": bad})
+
+
+def healthy(state: State) -> State:
+    """Return the state after the app said that the current release works.
+
+    Raises:
+        UsageError: there is no current release.
+    """
+    if state.current is None:
+        raise UsageError("the store has no release yet", "run `edgeq ota update` first")
+    current = state.current.model_copy(update={"healthy": True, "starts": 0})
+    return state.model_copy(update={"current": current})
+
+
+def current_of(state: State) -> Current:
+    """Return the current release.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if state.current is None:
+        raise UsageError("the store has no release yet", "run `edgeq ota update` first")
+    return state.current
+
+
+# --- How a device keeps releases: the contract that the reference client and the Android app share.
+
 
 _STATE, _DEVICE, _TRUST, _SLOTS, _DOWNLOAD = "state.json", "device.json", "trust.json", "slots", "download"
-_MOST_STATE_BYTES = 1_000_000
 
+_MOST_STATE_BYTES = 1_000_000
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.core.errors import EdgeqError, IntegrityError, first_line
 from edgeq.deliver.ota.channel import ISSUED
-from edgeq.deliver.ota.facts import Index, parse_index
 from edgeq.deliver.ota.fetch import Missing, Source
-from edgeq.errors import EdgeqError, IntegrityError, first_line
+from edgeq.deliver.ota.index import Index, parse_index
 
 if TYPE_CHECKING:
     from tuf.ngclient import FetcherInterface, Updater
 
+
 _BASE = "edgeq:/"  # python-tuf joins names to a URL; only the part behind it is used
+
 _TELL = "do not use the channel; tell whoever runs it"
+
 # a clock that is further behind the index's own time of signing is wrong, not slow
 _SKEW = datetime.timedelta(days=1)
 

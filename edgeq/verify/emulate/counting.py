@@ -11,23 +11,25 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgeq._io import lock_dir, sha256_bytes, sha256_file, staged_dir
-from edgeq.counts import COUNTERS, CountReport, Counts, OperatorCounts, total
-from edgeq.errors import EnvironmentProblem, UsageError, VerificationError, nearest
-from edgeq.verify.emulate.container import Arrays
+from edgeq.core.devices import COUNTERS, CountReport, Counts, OperatorCounts, total
+from edgeq.core.errors import EnvironmentProblem, UsageError, VerificationError, nearest
+from edgeq.core.files import lock_dir, sha256_bytes, sha256_file, staged_dir
 from edgeq.verify.emulate.cpus import CPUS, Cpu, find_cpu
-from edgeq.verify.emulate.runner import run_all
-from edgeq.verify.emulate.runtimes import SOURCES, Installed, emulator_folder
-from edgeq.verify.emulate.work import Ran, Work
-from edgeq.verify.etdump import Event, last_run
+from edgeq.verify.emulate.install import SOURCES, Installed, emulator_folder
+from edgeq.verify.emulate.runner import Arrays, Ran, Work, run_all
+from edgeq.verify.runtimes import Event, last_run
 
 _SOURCES = ("a64_classes.h", "caches.h", "count_plugin.c", "read_clock.c")
+
 _TOOLS = (
     ("gcc", "count_plugin.c", "count_plugin.so", "gcc"),
     ("aarch64-linux-gnu-gcc", "read_clock.c", "read_clock.so", "g++-aarch64-linux-gnu"),
 )
+
 _FLAGS = ("-shared", "-fPIC", "-O2", "-fvisibility=hidden")
+
 _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
+
 _RUNTIME = "(runtime)"
 
 # Cores that QEMU 7.2 has no model of, by one with the same instructions: kernels are chosen by instructions and part

@@ -14,15 +14,19 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq._io import canonical_json, sha256_bytes, sha256_file
-from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError, nearest
+from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, nearest
+from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 
 QEMU = "qemu-aarch64"
+
 QEMU_FIX = "apt-get install qemu-user"
+
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # where Debian and Ubuntu put the cross compiler's libraries
+
 CORES = 4
 
 _V8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+
 _V82 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs"
 
 

@@ -9,19 +9,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
+import signal
+import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import IO, Any, Protocol
 
-from edgeq.errors import VerificationError
-from edgeq.verify.emulate.container import read_samples, write_samples
-from edgeq.verify.emulate.cpus import make_root, qemu_path
-from edgeq.verify.emulate.failure import TooSlow, failure
-from edgeq.verify.emulate.work import Core, Launcher, Ran, Work, arguments
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.verify.emulate.cpus import Cpu, make_root, qemu_path
+from edgeq.verify.emulate.install import Installed
+from edgeq.verify.host import executorch_error, signal_name
 
 
 def run(work: Work, *, timeout_s: float = 600.0, folder: Path | None = None) -> Ran:
@@ -212,3 +218,268 @@ def _check_core(work: Work, core: Core) -> None:
         f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, and chose kernels for that"
     )
     raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
+
+
+# --- Why a runner gave no result: what its exit status, its signal and its last words mean.
+
+
+_BAD_INPUTS = 3  # the exit statuses of src/runner.h
+
+_BAD_MODEL = 4
+
+_MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops cannot be found[^:]*: *)(\S+)", re.I)
+
+
+class TooSlow(VerificationError):
+    """The time limit came before the last sample (exit code 7)."""
+
+    def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
+        super().__init__(
+            f"{name} did not end within {timeout_s:.3g} s: {done} of {total} samples were done",
+            "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
+        )
+        self.done = done
+        self.total = total
+
+
+def failure(work: Work, status: int, place: Path) -> EdgeqError:
+    """Say why a runner ended.
+
+    Args:
+        work: what it was to do.
+        status: the process's, negative for a signal.
+        place: where its standard error lies.
+    """
+    said = (place / "stderr").read_text(errors="replace")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    on = f"{work.runtime.wheel.title} on {work.cpu.name if work.cpu else work.where}"
+    if status < 0:
+        return _crashed(on, -status, lines)
+    told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    if status == _BAD_INPUTS:
+        return UsageError(f"{on}: {told}", "mend the data, or give --input to match the model")
+    if status == _BAD_MODEL:
+        return _refused(on, told, said)
+    last = told or (lines[-1][:200] if lines else f"status {status}")
+    return EnvironmentProblem(f"{on}: the runner did not start: {last}", "run `edgeq doctor`")
+
+
+def _crashed(on: str, number: int, lines: list[str]) -> EdgeqError:
+    last = f"; it last said: {lines[-1][:200]}" if lines else ""
+    fix = "the artifact must not ship; report the model's architecture to its runtime"
+    if number == signal.SIGKILL:
+        fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+    return VerificationError(f"{on} crashed with {signal_name(number)}{last}", fix)
+
+
+def _refused(on: str, told: str, said: str) -> EdgeqError:
+    missing = tuple(dict.fromkeys(name.rstrip(",.") for name in _MISSING_OPERATOR.findall(said)))
+    if missing:
+        what = f"{on} lacks operators that the artifact uses: {', '.join(missing)}"
+        return UnsupportedError(what, "choose a target with a newer runtime, or replace these operators")
+    kind, meaning = executorch_error(told)
+    what = f"{on}: {meaning} ({told})" if meaning else f"{on}: {told}"
+    return kind(what, "package the model again; if that does not help, choose another target")
+
+
+# --- The container of samples that edgeq and its C++ runners exchange; `src/runner.h` has the other half.
+
+
+Arrays = tuple[NDArray[Any], ...]
+
+MAGIC = b"EDGEQT1\n"
+
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+
+MAX_AXES = 16
+
+_MAX_ARRAYS = 1024
+
+
+def write_samples(path: Path, samples: Sequence[Arrays]) -> None:
+    """Write samples, each with any number of arrays of any shape.
+
+    Raises:
+        ValueError: an array whose dtype no model takes, or with too many axes.
+    """
+    with path.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(samples)))
+        for arrays in samples:
+            file.write(struct.pack("<I", len(arrays)))
+            for array in arrays:
+                _write(file, array)
+
+
+def _write(file: IO[bytes], array: NDArray[Any]) -> None:
+    if array.dtype.name not in DTYPES or array.ndim > MAX_AXES:
+        raise ValueError(f"no runner takes {array.dtype} of {array.ndim} axes")
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    file.write(struct.pack("<BB", DTYPES.index(array.dtype.name), array.ndim))
+    file.write(struct.pack(f"<{array.ndim}q", *array.shape))
+    file.write(plain.tobytes())
+
+
+def read_samples(path: Path) -> tuple[Arrays, ...]:
+    """Read what a runner wrote.
+
+    Raises:
+        VerificationError: the file is not whole, or no container.
+    """
+    reader = _Reader(path.read_bytes(), path)
+    if reader.take(len(MAGIC)) != MAGIC:
+        raise reader.broken("it does not begin as one")
+    samples = [_sample(reader) for _ in range(reader.number("<I"))]
+    if reader.left:
+        raise reader.broken(f"{reader.left} bytes too many")
+    return tuple(samples)
+
+
+def _sample(reader: _Reader) -> Arrays:
+    count = reader.number("<I")
+    if count > _MAX_ARRAYS:
+        raise reader.broken(f"a sample of {count} arrays")
+    return tuple(_array(reader) for _ in range(count))
+
+
+def _array(reader: _Reader) -> NDArray[Any]:
+    code, axes = reader.number("<B"), reader.number("<B")
+    if code >= len(DTYPES) or axes > MAX_AXES:
+        raise reader.broken(f"an array of type {code} and {axes} axes")
+    shape = tuple(reader.number("<q") for _ in range(axes))
+    dtype = np.dtype(DTYPES[code]).newbyteorder("<")
+    size = dtype.itemsize
+    for length in shape:
+        if length < 0:
+            raise reader.broken("an array of negative size")
+        size *= length  # Python's integers do not overflow
+    return np.frombuffer(reader.take(size), dtype).reshape(shape)
+
+
+class _Reader:
+    def __init__(self, data: bytes, path: Path) -> None:
+        self._data = data
+        self._path = path
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def number(self, form: str) -> int:
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return int(value)
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise self.broken("it ends too soon")
+        part = self._data[self._at : self._at + size]
+        self._at += size
+        return part
+
+    def broken(self, why: str) -> VerificationError:
+        what = f"the runner's output {self._path.name} is no container of samples: {why}"
+        return VerificationError(what, "run again; if it stays so, run `edgeq emulator install`")
+
+
+# --- What a runner process is told to do, what it leaves, and where it is started.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one runner process is to do.
+
+    Attributes:
+        runtime: where the runner and its libraries lie.
+        cpu: the model to emulate; None runs natively, on an ARM64 host.
+        model: the artifact.
+        samples: for each sample its input arrays, in order.
+        warmup, runs: inferences of each sample that are not timed, and that are.
+        threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
+        qemu_options: more options for QEMU, such as `-plugin`.
+        trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
+        where: what runs it where no model is emulated, for people.
+    """
+
+    runtime: Installed
+    cpu: Cpu | None
+    model: Path
+    samples: tuple[Arrays, ...]
+    warmup: int = 0
+    runs: int = 1
+    threads: int = 1
+    qemu_options: tuple[str, ...] = ()
+    trace: bool = False
+    where: str = "this host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """The core that the runtime itself detected.
+
+    Attributes:
+        uarch: pytorch/cpuinfo's code of the micro-architecture.
+        midr: the main ID register.
+        features: the instruction-set extensions that decide about kernels.
+    """
+
+    uarch: int
+    midr: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a runner left.
+
+    Attributes:
+        outputs: of the last inference of each sample.
+        latencies_ms: of each timed inference of each sample. Under QEMU they say nothing about the device.
+        load_ms: likewise.
+        peak_memory_bytes: how far the process's resident set rose; under QEMU it holds translated code too.
+        stderr: what the runner and the runtime said, for QEMU's plugins.
+        trace: the event trace's bytes, where it was asked for.
+    """
+
+    outputs: tuple[Arrays, ...]
+    latencies_ms: tuple[tuple[float, ...], ...]
+    load_ms: float
+    peak_memory_bytes: int
+    threads: int
+    engine: str
+    core: Core
+    stderr: str
+    trace: bytes | None = None
+
+
+class Launcher(Protocol):
+    """Where runners are started: here, or on a device."""
+
+    @property
+    def name(self) -> str:
+        """What is under way, for people."""
+
+    def command(self, work: Work, place: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Return the command that runs a work to its end, its inputs lying in `place`, and its environment."""
+
+    def finish(self, work: Work, place: Path, status: int) -> int:
+        """Bring the results into `place`; return the runner's own status, negative for a signal."""
+
+
+def arguments(work: Work, model: PurePath, place: PurePath) -> list[str]:
+    """Return a runner's arguments.
+
+    Args:
+        work: what it is to do.
+        model: where the artifact lies for it.
+        place: where inputs lie, and results go.
+    """
+    options: dict[str, object] = {"model": model, "warmup": work.warmup, "runs": work.runs, "threads": work.threads}
+    options |= {name: place / name for name in ("inputs", "outputs", "report")}
+    trace = {"etdump": place / "trace"} if work.trace else {}
+    return list(_flags(options | trace))
+
+
+def _flags(options: dict[str, object]) -> Iterator[str]:
+    for name, value in options.items():
+        yield f"--{name}"
+        yield str(value)

@@ -12,19 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq._io import canonical_json, sha256_bytes, sha256_file, write_atomic
-from edgeq.errors import EnvironmentProblem, VerificationError
-from edgeq.job import Progress
+from edgeq.core.config import Progress
+from edgeq.core.errors import EnvironmentProblem, VerificationError
+from edgeq.core.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgeq.verify.emulate.cpus import Cpu, emulator_digest, qemu_version
-from edgeq.verify.emulate.runner import run_all
-from edgeq.verify.emulate.runtimes import Installed, emulator_folder, runtime_digest
-from edgeq.verify.emulate.work import Launcher, Ran, Work
+from edgeq.verify.emulate.install import Installed, emulator_folder, runtime_digest
+from edgeq.verify.emulate.runner import Launcher, Ran, Work, run_all
 from edgeq.verify.metrics import Comparison
 
 _FOLDER = Path(__file__).with_name("selftest")
+
 _ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl"}
+
 _TIMEOUT_S = 300.0
+
 NATIVE = "native"
+
 # outputs that are one int8 step off everywhere are at 34.9 dB; the kernels of every good CPU model give equal ones
 _LEAST_SQNR_DB = 34.9
 

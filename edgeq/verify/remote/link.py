@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgeq.errors import EnvironmentProblem, UsageError
+from edgeq.core.errors import EnvironmentProblem, UsageError
 
 CONNECT_S = 10
+
 # no prompts; a connection that is silent for 15 s is given up
 _SSH_OPTIONS = ("BatchMode=yes", f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=5", "ServerAliveCountMax=3")
+
 SSH_BROKEN = 255  # what ssh exits with when it, and not the command, failed
+
 _PORT = re.compile(r":(\d+)$")
+
 _ADB_BROKEN = 255
+
 _ADB_FIX = "see `adb devices`, then try again"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq.bundle.reader import read_bundle
-from edgeq.manifest import Manifest
+from edgeq.core.manifest import Manifest
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -9,7 +9,7 @@ import pytest
 
 from edgeq.bundle.archive import bundle_zip, download_size_bytes, write_zip
 from edgeq.bundle.reader import read_manifest
-from edgeq.errors import IntegrityError, UsageError
+from edgeq.core.errors import IntegrityError, UsageError
 
 
 def test_holds_the_listed_files_sorted_and_deflated(bundle: Path) -> None:

@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq._io import canonical_json, sha256_file
-from edgeq.artifacts import BundleInput, GoldenSet
 from edgeq.bundle import golden as golden_module
 from edgeq.bundle.golden import model_inputs, read_golden
-from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.errors import IntegrityError
-from edgeq.preprocess import apply
+from edgeq.core.errors import IntegrityError
+from edgeq.core.files import canonical_json, sha256_file
+from edgeq.core.manifest import Bundle
+from edgeq.core.preprocess import apply
+from edgeq.core.results.report import BundleInput, GoldenSet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 300, 260, 3), dtype=np.uint8)
 OUTPUTS = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)

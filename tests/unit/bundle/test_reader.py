@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError
+from edgeq.core.results.report import BundleInput
 
 
 def flip(path: Path, at: int) -> None:

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeq.artifacts import BundleInput, Row, VerifyReport
 from edgeq.bundle.reader import read_bundle
-from edgeq.bundle.report import read_report, write_report
-from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.bundle.run_report import read_report, write_report
+from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.report import BundleInput, PackageResult
 
-ROWS = st.from_type(Row).map(lambda row: dataclasses.replace(row, seconds=dict(sorted(row.seconds.items()))))
+ROWS = st.from_type(PackageResult).map(lambda row: dataclasses.replace(row, seconds=dict(sorted(row.seconds.items()))))
 
 
 @pytest.fixture
-def row(item: BundleInput, bundle: Path) -> Row:
-    return Row(
+def row(item: BundleInput, bundle: Path) -> PackageResult:
+    return PackageResult(
         model="digits",
         target="android-arm64-xnnpack",
         scheme="static-int8",
@@ -36,7 +37,7 @@ def row(item: BundleInput, bundle: Path) -> Row:
     )
 
 
-def test_a_row_comes_back_and_the_bundle_stays_whole(row: Row, bundle: Path) -> None:
+def test_a_row_comes_back_and_the_bundle_stays_whole(row: PackageResult, bundle: Path) -> None:
     digest = read_bundle(bundle).digest
     write_report(bundle, row)
     assert read_report(bundle) == row
@@ -45,21 +46,21 @@ def test_a_row_comes_back_and_the_bundle_stays_whole(row: Row, bundle: Path) -> 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(row=ROWS)
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, row: PackageResult) -> None:
     folder = tmp_path_factory.getbasetemp()
     write_report(folder, row)
     # repr tells NaN, -0.0 and every bit of a float
     assert repr(read_report(folder)) == repr(dataclasses.replace(row, path=folder))
 
 
-def test_it_holds_no_path_and_moves_with_the_bundle(row: Row, bundle: Path, tmp_path: Path) -> None:
+def test_it_holds_no_path_and_moves_with_the_bundle(row: PackageResult, bundle: Path, tmp_path: Path) -> None:
     write_report(bundle, row)
     assert str(tmp_path) not in (bundle / "report.json").read_text()
     moved = bundle.rename(tmp_path / "moved")
     assert read_report(moved).path == moved
 
 
-def test_numpys_numbers_and_undecodable_names_are_written(row: Row, bundle: Path) -> None:
+def test_numpys_numbers_and_undecodable_names_are_written(row: PackageResult, bundle: Path) -> None:
     verified: VerifyReport = dataclasses.replace(
         row.verified, load_ms=np.float32(1.5), peak_memory_bytes=np.int64(7), findings=("bad\udcff.png",)
     )
@@ -92,7 +93,7 @@ def test_a_broken_report_is_named(tmp_path: Path, text: str, error: type[EdgeqEr
         read_report(tmp_path)
 
 
-def test_a_value_of_the_wrong_kind_is_named(row: Row, bundle: Path) -> None:
+def test_a_value_of_the_wrong_kind_is_named(row: PackageResult, bundle: Path) -> None:
     write_report(bundle, row)
     path = bundle / "report.json"
     raw = json.loads(path.read_text())

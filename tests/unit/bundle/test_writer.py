@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifacts import BundleInput
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import golden_npz, write_bundle
-from edgeq.errors import EnvironmentProblem, UsageError
+from edgeq.core.errors import EnvironmentProblem, UsageError
+from edgeq.core.results.report import BundleInput
 
 
 def test_writes_artifact_golden_and_manifest(item: BundleInput, tmp_path: Path) -> None:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.artifacts import (
-    Fidelity,
-    Interval,
-    KernelShare,
-    LoweredModel,
-    Parity,
-    TensorSpec,
-    Timing,
-    VerifyReport,
-)
-from edgeq.target import TargetProfile, load_target
+from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.model import LoweredModel, TensorSpec
+from edgeq.core.targets import TargetProfile, load_target
 
 
 def target(name="android-arm64-xnnpack", **changes) -> TargetProfile:

@@ -7,10 +7,9 @@ import pytest
 from gate_builders import fidelity, interval, verified
 from test_limits import measured
 
-from edgeq.check.accuracy import accuracy_warnings, why_worthless
-from edgeq.check.limits import limit_gate
-from edgeq.errors import ExitCode
-from edgeq.job import GateOptions
+from edgeq.check.limits import accuracy_warnings, limit_gate, why_worthless
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import ExitCode
 
 
 def scored(fp32, score, chance=None, samples=180):

@@ -6,8 +6,8 @@ import math
 import pytest
 from gate_builders import kernels, lowered, target, verified
 
-from edgeq.check.audit import audit_gates
-from edgeq.errors import ExitCode
+from edgeq.check.precision import audit_gates
+from edgeq.core.errors import ExitCode
 
 
 def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack"):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.artifacts import CheckReport, Row, VerifyReport
 from edgeq.check.app import Shipped, app_gates
-from edgeq.errors import ExitCode
-from edgeq.project import AppOptions, Library
-from edgeq.target import load_target
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.report import AppOptions, CheckReport, Library, PackageResult
+from edgeq.core.targets import load_target
 
 NOTHING = VerifyReport(host="host x86_64", outputs=(), findings=())
 LIBRARIES = ((("executorch", "android-arm64"), 500), (("torchscript", "android-arm64"), 700))
 
 
 def shipped(model: str, target: str, size: int, scheme: str = "static-int8") -> Shipped:
-    row = Row(
+    row = PackageResult(
         model=model,
         target=target,
         scheme=scheme,

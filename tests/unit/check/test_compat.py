@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from gate_builders import lowered, target
 
-from edgeq.check.compat import LITE_RUNTIMES, operators_of, runtime_gate
-from edgeq.errors import ExitCode
+from edgeq.check.runtime import LITE_RUNTIMES, operators_of, runtime_gate
+from edgeq.core.errors import ExitCode
 
 LITE = "android-arm64-qnnpack"
 

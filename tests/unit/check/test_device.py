@@ -6,10 +6,10 @@ import math
 import pytest
 from gate_builders import fidelity, interval, verified
 
-from edgeq.artifacts import Agreement, DeviceRun, Emulation, Interval
 from edgeq.check.device import device_gate, device_gates
 from edgeq.check.limits import Measured, limit_gate
-from edgeq.errors import ExitCode
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Interval
 
 EQUAL = Agreement(
     left="host",

@@ -6,8 +6,8 @@ import math
 import pytest
 from gate_builders import lowered, parity
 
-from edgeq.check.gates import equivalence_gates
-from edgeq.errors import ExitCode
+from edgeq.check.artifact import equivalence_gates
+from edgeq.core.errors import ExitCode
 
 
 @pytest.mark.parametrize(

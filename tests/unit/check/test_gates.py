@@ -7,9 +7,10 @@ import sys
 import pytest
 from gate_builders import lowered, parity, target, verified
 
-from edgeq.check.gates import GATE_NAMES, Candidate, check, outputs_gate, parity_gate, validate_options
-from edgeq.errors import ExitCode, UsageError
-from edgeq.job import GateOptions
+from edgeq.check.artifact import outputs_gate, parity_gate
+from edgeq.check.evaluate import GATE_NAMES, Candidate, check, validate_options
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import ExitCode, UsageError
 
 
 def checked(options=None, report=None, model=None, profile=None, **said):

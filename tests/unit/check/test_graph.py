@@ -8,10 +8,10 @@ import math
 import pytest
 from gate_builders import fidelity, interval, lowered, target, verified
 
-from edgeq.artifacts import GraphOnly, VerifyReport
-from edgeq.check.gates import Candidate, check
-from edgeq.errors import ExitCode
-from edgeq.job import GateOptions
+from edgeq.check.evaluate import Candidate, check
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import GraphOnly, VerifyReport
 
 WHY = "Core ML runs on Apple's devices only"
 GOOD = interval(0.2, -0.1, 0.4)

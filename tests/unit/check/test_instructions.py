@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from gate_builders import verified
 
-from edgeq.artifacts import Cost, LatencyPrediction
-from edgeq.check.instructions import instruction_gates
-from edgeq.check.limits import Measured, limit_gate
-from edgeq.counts import CountReport, Counts
-from edgeq.errors import ExitCode
+from edgeq.check.limits import Measured, instruction_gates, limit_gate
+from edgeq.core.devices import CountReport, Counts
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Cost, LatencyPrediction
 
 SHIPPED = Path("shipped")
 

@@ -8,10 +8,10 @@ from gate_builders import fidelity, interval, timing, verified
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import DeviceMeasures
 from edgeq.check.limits import Measured, limit_gate
-from edgeq.errors import ExitCode
-from edgeq.scheme import LIMITS, parse_limit
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import DeviceMeasures
+from edgeq.core.schemes import LIMITS, parse_limit
 
 
 def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", platform="linux"):

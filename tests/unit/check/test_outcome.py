@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.check.outcome import amount, at_most, unverified
-from edgeq.errors import ExitCode
+from edgeq.check.gate import amount, at_most, unverified
+from edgeq.core.errors import ExitCode
 
 
 def held(limit, measured, dimension="bytes"):

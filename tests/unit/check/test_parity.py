@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from edgeq.artifacts import Parity
-from edgeq.check.gates import parity_gate
-from edgeq.check.tolerance import MIN_SQNR_DB_DEEP
-from edgeq.errors import ExitCode
+from edgeq.check.artifact import parity_gate
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Parity
+from edgeq.core.schemes import MIN_SQNR_DB_DEEP
 
 
 def parity(*, steps: float | None = 17.0, sqnr_db: float = 22.7, reaction_db: float | None = 17.5) -> Parity:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgeq.artifacts import Attempt, Scores, Search, Sensitivity
 from edgeq.check.search import search_gates
-from edgeq.errors import ExitCode
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Attempt, Scores, Search, Sensitivity
 
 NEAR = Attempt(kept=("a",), size_bytes=10, scores=Scores(sqnr_db=20.0, agreement=0.99, drop_pp=0.7), meets=False)
 FOUND = Search(

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from edgeq.artifacts import Tuning
-from edgeq.check.training import training_gates, training_warnings
-from edgeq.errors import ExitCode
+from edgeq.check.search import training_gates, training_warnings
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Tuning
 
 GOOD = Tuning(
     loss="kl",

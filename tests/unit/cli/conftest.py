@@ -12,22 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import (
-    BuildReport,
-    CheckReport,
-    DataFacts,
-    DataFinding,
-    Fidelity,
-    Gate,
-    Interval,
-    KernelShare,
-    Parity,
-    Row,
-    Timing,
-    VerifyReport,
-)
-from edgeq.errors import ExitCode
-from edgeq.job import Job, Progress
+from edgeq.core.config import Job, Progress
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.report import CheckReport, DataFacts, DataFinding, Gate, PackageResult, RunReport
 
 
 def make_gate(name: str = "size", outcome: str = "ok", code: ExitCode = ExitCode.SIZE) -> Gate:
@@ -74,10 +62,10 @@ def verified(fidelity: Fidelity | None) -> VerifyReport:
     )
 
 
-def make_row(target: str = "android-arm64-xnnpack", *gates: Gate, fidelity: Fidelity | None = None) -> Row:
+def make_row(target: str = "android-arm64-xnnpack", *gates: Gate, fidelity: Fidelity | None = None) -> PackageResult:
     checked = CheckReport(gates=gates or (make_gate(),), warnings=("pytorch_android_lite is not 16 KB-aligned",))
     rejected = "rejected/" if checked.exit_code else ""
-    return Row(
+    return PackageResult(
         model="mobilenet_v2",
         target=target,
         scheme="static-int8",
@@ -95,12 +83,12 @@ def make_row(target: str = "android-arm64-xnnpack", *gates: Gate, fidelity: Fide
 
 
 @pytest.fixture
-def passing() -> BuildReport:
-    return BuildReport(rows=(make_row(),), data=DataFacts())
+def passing() -> RunReport:
+    return RunReport(rows=(make_row(),), data=DataFacts())
 
 
 @pytest.fixture
-def mixed() -> BuildReport:
+def mixed() -> RunReport:
     """One row that passed, one from the cache on random weights, one that failed two gates, one never timed."""
     untimed_gate = replace(
         make_gate("latency", "unverified", ExitCode.VERIFICATION),
@@ -113,18 +101,18 @@ def mixed() -> BuildReport:
     untimed = make_row("ios-arm64-xnnpack", fidelity=unlabelled(math.inf))
     untimed = replace(untimed, verified=replace(untimed.verified, timing=None, kernels=None), fp32_bytes=0)
     findings = (DataFinding(name="too-few-samples", message="24 calibration samples, 128 were asked for"),)
-    return BuildReport(rows=(make_row(), cached, failed, untimed), data=DataFacts(findings=findings, excluded_shared=3))
+    return RunReport(rows=(make_row(), cached, failed, untimed), data=DataFacts(findings=findings, excluded_shared=3))
 
 
 class FakePipeline:
     """Stands in for `edgeq.pipeline`: keeps the jobs it was given, and does what `act` says."""
 
-    def __init__(self, report: BuildReport) -> None:
+    def __init__(self, report: RunReport) -> None:
         self.report = report
         self.jobs: list[Job] = []
         self.act: Callable[[], None] = lambda: None
 
-    def build(self, job: Job, progress: Progress) -> BuildReport:
+    def build(self, job: Job, progress: Progress) -> RunReport:
         self.jobs.append(job)
         with progress.task("lowering android-arm64-xnnpack", total=2) as task:
             task.advance()
@@ -134,9 +122,9 @@ class FakePipeline:
 
 
 @pytest.fixture
-def pipeline(passing: BuildReport, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+def pipeline(passing: RunReport, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline(passing)
-    monkeypatch.setattr("edgeq.pipeline.build.build", fake.build)
+    monkeypatch.setattr("edgeq.pipeline.package.build", fake.build)
     return fake
 
 

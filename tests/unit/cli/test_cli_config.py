@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.config import request
-from edgeq.cli.project import Values, limit_table, merge, read_project, validated
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.job import Job, QatOptions
+from edgeq.config.options import Values, limit_table, merge, read_project, validated
+from edgeq.config.resolve import request
+from edgeq.core.config import Job, QatConfig
+from edgeq.core.errors import UnsupportedError, UsageError
 
 FULL = """
 model = "model.py:factory"
@@ -95,7 +95,7 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     )
     assert (data.search, data.num_search_samples) == ("sub/search.npz", 100)
     assert (data.num_calibration_samples, data.lint, data.skip_bad_images) == (64, "warn", True)
-    assert job.qat == QatOptions(
+    assert job.qat == QatConfig(
         data="sub/more.npz", train="sub/loop.py:train", epochs=3, lr=0.01, batch=16, samples=500
     )
     gates = job.gates

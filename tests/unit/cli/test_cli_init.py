@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli.init import init
-from edgeq.cli.models import read_models
-from edgeq.errors import UsageError
+from edgeq.config.project_file import read_models
+from edgeq.core.errors import UsageError
 
 OUTPUT = Path("edgeq.toml")
 

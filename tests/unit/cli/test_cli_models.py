@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.models import read_models, read_released
-from edgeq.cli.project import read_project
-from edgeq.errors import UnsupportedError, UsageError
+from edgeq.config.options import read_project
+from edgeq.config.project_file import read_models, read_released
+from edgeq.core.errors import UnsupportedError, UsageError
 
 TWO = """
 targets = ["linux-x86_64-x86"]

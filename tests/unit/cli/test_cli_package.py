@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BuildReport, BundleInput, DataFacts
 from edgeq.bundle.writer import write_bundle
 from edgeq.cli.install import growth_text, install_rows
-from edgeq.cli.run import run
-from edgeq.deliver.growth import Growth
+from edgeq.cli.main import run
+from edgeq.core.errors import ExitCode, VerificationError
+from edgeq.core.results.report import BundleInput, DataFacts, RunReport
+from edgeq.deliver.android import Growth
 from edgeq.deliver.install import InstallResult
-from edgeq.errors import ExitCode, VerificationError
 from tests.unit.pipeline.finished import made
 
 TARGET = ("--target", "android-arm64-xnnpack", "--on", "host")
@@ -252,7 +252,7 @@ def test_only_the_bundle_that_was_judged_is_installed(item: BundleInput, tmp_pat
     row = made(item, tmp_path / "bundle", "1")
     row = dataclasses.replace(row, target=item.target.name)
     write_bundle(dataclasses.replace(item, model_version="2"), row.path)  # another run, into the same folder
-    done, problem = install_rows(BuildReport(rows=(row,), data=DataFacts()), {app: (row.target,)})
+    done, problem = install_rows(RunReport(rows=(row,), data=DataFacts()), {app: (row.target,)})
     assert done == ()
     assert problem is not None
     assert (problem.exit_code, row.digest in problem.what) == (ExitCode.INTEGRITY, True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.run import run
-from edgeq.errors import EdgeqError, IntegrityError
+from edgeq.cli.main import run
+from edgeq.core.errors import EdgeqError, IntegrityError
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ("package", "digits", "--target", "android-arm64-xnnpack", "--on", "host")
@@ -111,7 +111,7 @@ SLEEPER = """
     import time
     from pathlib import Path
 
-    import edgeq.pipeline.build
+    import edgeq.pipeline.package
 
     def build(job, progress):
         with progress.task("sleeping"):
@@ -121,7 +121,7 @@ SLEEPER = """
             finally:
                 Path("temporary").unlink()
 
-    edgeq.pipeline.build.build = build
+    edgeq.pipeline.package.build = build
     from edgeq.cli import main
     main()
 """
@@ -150,13 +150,13 @@ def test_a_signal_while_python_runs_generated_text_keeps_the_exit_code(project):
     """As `import torch` does for each of its dataclasses; Python would then end `-m` by SIGINT."""
     stop = """
         import signal
-        import edgeq.pipeline.build
+        import edgeq.pipeline.package
         from edgeq.cli import main
 
         def build(job, progress):
             exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
 
-        edgeq.pipeline.build.build = build
+        edgeq.pipeline.package.build = build
         main()
     """
     Path("stop.py").write_text(textwrap.dedent(stop))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL", "edgeq.artifacts", "edgeq.report")
 PROBE = f"""
 import sys
-from edgeq.cli.run import run
+from edgeq.cli.main import run
 try:
     run(sys.argv[1:])
 except SystemExit:

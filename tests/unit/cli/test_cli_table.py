@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgeq.cli.table import render
-from edgeq.report.as_json import to_json
-from edgeq.report.words import share, size
+from edgeq.report.json import to_json
+from edgeq.report.text import render, share, size
 
 FIGURES = (
     "3.74 MB",

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from edgeq.bundle.reader import read_bundle
-from edgeq.cli.columns import aligned, printable
-from edgeq.cli.run import run
+from edgeq.cli.main import run
+from edgeq.report.text import aligned, printable
 
 
 def test_verify_prints_a_line_for_each_check_and_the_verdict(host_bundle, capfd):

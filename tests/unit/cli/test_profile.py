@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgeq.cli.app import app
-from edgeq.errors import UsageError
+from edgeq.cli.main import app
+from edgeq.core.errors import UsageError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits"
 BUNDLE = GOLDEN / "android-arm64-xnnpack"

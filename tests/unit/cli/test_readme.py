@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from edgeq.cli.app import app
+from edgeq.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "android_demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.gradle import no_compress_note
+from edgeq.deliver.android import no_compress_note
 
 
 def project(root: Path, text: str, name: str = "app/build.gradle.kts") -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.growth import growth_by_abi
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
+from edgeq.deliver.android import growth_by_abi
 
 
 def aar(path: Path, abis: tuple[str, ...] = ("arm64-v8a", "x86_64")) -> Path:

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from edgeq import _io
-from edgeq.artifacts import BundleInput
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
+from edgeq.core import files
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import load_target
 from edgeq.deliver import install as install_module
 from edgeq.deliver.install import install
-from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
-from edgeq.target import load_target
 
 PLACE = Path("app/src/main/assets/models/digits/android-arm64-xnnpack")
 
@@ -256,7 +256,7 @@ def test_a_lock_that_is_never_released_ends_in_an_error(
     inside, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with _io.lock_dir(models, wait_s=1):
+        with files.lock_dir(models, wait_s=1):
             inside.set()
             done.wait(10)
 

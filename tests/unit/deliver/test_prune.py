@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput
 from edgeq.bundle.writer import write_bundle
+from edgeq.core.errors import UsageError
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import load_target
 from edgeq.deliver.install import install
-from edgeq.errors import UsageError
-from edgeq.target import load_target
 
 MODELS = Path("app/src/main/assets/models")
 Build = Callable[[str, str], Path]

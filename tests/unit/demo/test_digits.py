@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeq import preprocess
+from edgeq.core import preprocess
+from edgeq.core.errors import EnvironmentProblem, ExitCode
 from edgeq.demo import digits
-from edgeq.errors import EnvironmentProblem, ExitCode
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeq.artifacts import TensorSpec
-from edgeq.load.digest import sample_digest
-from edgeq.samples import Dataset, Sample
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, Sample
+from edgeq.load.selection import sample_digest
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError
-from edgeq.load.arrays import open_function
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.dataset import open_function
 from edgeq.load.records import Reading, Wanted
 
 VECTOR = TensorSpec(name="x", dtype="float32", shape=(2, 4))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UsageError
-from edgeq.load.arrays import open_array_file
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.preprocess import Preprocess, apply
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.dataset import open_array_file
 from edgeq.load.records import Reading, Wanted
-from edgeq.preprocess import Preprocess, apply
 
 VECTOR = TensorSpec(name="x", dtype="float32", shape=(2, 4))
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(1, 3, 16, 16))
@@ -54,9 +54,9 @@ def test_an_npz_that_does_not_fit_is_refused_before_it_is_unpacked(tmp_path, mon
         open_array_file(tmp_path / "bomb.npz", wanted(VECTOR))
     assert ".npy" in caught.value.fix
     np.savez_compressed(tmp_path / "small.npz", x=rows)
-    monkeypatch.setattr("edgeq.load.arrays.available_bytes", lambda: 2 * rows.nbytes)
+    monkeypatch.setattr("edgeq.load.dataset.available_bytes", lambda: 2 * rows.nbytes)
     assert open_array_file(tmp_path / "small.npz", wanted(VECTOR)).count == 6
-    monkeypatch.setattr("edgeq.load.arrays.available_bytes", lambda: 2 * rows.nbytes - 1)
+    monkeypatch.setattr("edgeq.load.dataset.available_bytes", lambda: 2 * rows.nbytes - 1)
     with pytest.raises(UsageError, match="fewer samples"):
         open_array_file(tmp_path / "small.npz", wanted(VECTOR))
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UsageError
-from edgeq.job import DataOptions
-from edgeq.load.data import open_dataset
-from edgeq.load.digest import dataset_sha256
-from edgeq.preprocess import Preprocess
-from edgeq.samples import batches
+from edgeq.core.config import DataConfig
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.preprocess import Preprocess
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
+from edgeq.load.dataset import open_dataset
+from edgeq.load.selection import dataset_sha256
 
 
-def opened(origin, spec, options=DataOptions(), **changes):  # noqa: B008
+def opened(origin, spec, options=DataConfig(), **changes):  # noqa: B008
     settings = {"role": "calibration", "preprocess": Preprocess(resize=(16, 16)), "limit": None, "seed": 0}
     return open_dataset(str(origin), specs=[spec], options=options, **(settings | changes))
 
@@ -67,7 +67,7 @@ def test_labels_and_skipping_come_from_the_options(tmp_path, paint, image_input)
         paint(tmp_path / "set" / name / "0.png", len(name))
     (tmp_path / "set" / "cat" / "1.png").write_bytes(b"broken")
     (tmp_path / "labels.txt").write_text("dog\ncat\n")
-    options = DataOptions(labels=tmp_path / "labels.txt", skip_bad_images=True)
+    options = DataConfig(labels=tmp_path / "labels.txt", skip_bad_images=True)
     data, skipped = opened(tmp_path / "set", image_input, options)
     assert [sample.label for sample in data] == [1, 0]
     assert data.class_names == ("dog", "cat")
@@ -77,7 +77,7 @@ def test_labels_and_skipping_come_from_the_options(tmp_path, paint, image_input)
 def test_labels_name_the_classes_of_arrays(tmp_path, image_input):
     (tmp_path / "labels.txt").write_text("dog\ncat\n")
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 3, 16, 16), np.float32), y=np.array([0, 1]))
-    data, _ = opened(tmp_path / "a.npz", image_input, DataOptions(labels=tmp_path / "labels.txt"))
+    data, _ = opened(tmp_path / "a.npz", image_input, DataConfig(labels=tmp_path / "labels.txt"))
     assert data.class_names == ("dog", "cat")
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from edgeq.load.digest import dataset_sha256, exclude, sample_digest
+from edgeq.load.selection import dataset_sha256, exclude, sample_digest
 
 
 def test_digest_is_of_dtype_shape_and_bytes():

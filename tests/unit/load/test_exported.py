@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
 from edgeq.demo import digits
-from edgeq.errors import ExitCode, UnsupportedError, UsageError
-from edgeq.load.source import load_model
+from edgeq.load.model import load_model
 
 FIXTURES = sorted(Path("tests/fixtures").glob("digits_torch*.pt2"))
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import ExitCode, UsageError
-from edgeq.load.functions import check_arguments, load_function, load_metric
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.load.user_code import check_arguments, load_function, load_metric
 
 
 def test_a_file_is_imported_and_called(script):
@@ -132,7 +132,7 @@ def test_an_interrupt_passes(script):
 
 
 def test_an_error_of_edgeq_passes(script):
-    text = "from edgeq.errors import UnsupportedError\ndef f():\n    raise UnsupportedError('a', 'b')\n"
+    text = "from edgeq.core.errors import UnsupportedError\ndef f():\n    raise UnsupportedError('a', 'b')\n"
     with pytest.raises(Exception, match="a\nb") as caught:
         load_function(script(text) + ":f", "metric")()
     assert caught.value.exit_code == ExitCode.UNSUPPORTED

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UsageError
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.preprocess import Preprocess, apply
+from edgeq.core.results.model import TensorSpec
 from edgeq.load.images import decode, open_images, scan
 from edgeq.load.records import Reading, Wanted
-from edgeq.preprocess import Preprocess, apply
 
 PREPROCESS = Preprocess(resize=(16, 16))
 

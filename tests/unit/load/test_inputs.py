@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UsageError
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.results.model import TensorSpec
 from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, parse_input, random_inputs
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import UsageError
-from edgeq.load.labels import check_classes, few, index_classes, read_labels
+from edgeq.core.errors import UsageError
+from edgeq.load.images import check_classes, few, index_classes, read_labels
 
 
 @pytest.mark.parametrize(

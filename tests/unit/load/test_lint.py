@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.preprocess import PRESETS, Preprocess
+from edgeq.core.results.model import TensorSpec
 from edgeq.load.lint import MIN_SAMPLES, LintSpec, lint
-from edgeq.preprocess import PRESETS, Preprocess
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(1, 3, 20, 24))
 TOKENS = TensorSpec(name="tokens", dtype="int64", shape=(1, 8), high=99.0)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import TensorSpec
-from edgeq.load.noise import MIN_AUTOCORRELATION, autocorrelation, is_noise
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.lint import MIN_AUTOCORRELATION, autocorrelation, is_noise
 
 
 @given(st.integers(0, 2**32), st.sampled_from([16, 32, 224]))

@@ -9,9 +9,9 @@ import pytest
 from onnx import helper
 from small_models import artifact
 
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.load.onnx_file import output_specs
-from edgeq.load.source import load_model
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.load.model import load_model
+from edgeq.load.onnx import output_specs
 
 
 @pytest.fixture

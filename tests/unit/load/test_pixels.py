@@ -11,13 +11,13 @@ import torch
 from small_models import IMAGE, folder, forward, loaded, lowered, quantized, sample, small_net
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.load.pixels import takes_pixels
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.preprocess import Preprocess, apply
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, batches
+from edgeq.load.inputs import takes_pixels
 from edgeq.load.records import Reading, to_sample
-from edgeq.preprocess import Preprocess, apply
-from edgeq.samples import Dataset, batches
-from edgeq.verify.runners import RUNNERS
+from edgeq.verify.runtimes import RUNNERS
 
 PREPROCESS = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 LAYERS = ("conv", "depth", "hidden.0", "head")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import TensorSpec
 from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
 
 A = TensorSpec(name="a", dtype="float32", shape=(1, 2))

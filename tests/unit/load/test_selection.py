@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
 from edgeq.load.selection import choose
 
 

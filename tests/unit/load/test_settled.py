@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq.errors import ExitCode, UnsupportedError, UsageError
-from edgeq.load.settled import settled
+from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.load.model import settled
 
 
 def test_a_copy_in_eval_mode_and_contiguous():

@@ -7,9 +7,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
-from edgeq.load.source import load_model
+from edgeq.core.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.model import load_model
 
 SMALL = "torchvision:squeezenet1_1"
 NET = """

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UsageError
-from edgeq.load.weights import estimate_batch_norm, load_state_dict
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.model import estimate_batch_norm, load_state_dict
 
 
 def net(seed=0):

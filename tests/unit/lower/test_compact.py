@@ -13,11 +13,10 @@ from small_models import IMAGE, dataset, forward, loaded, quantized, small_net
 from torch import nn
 from torch.jit.mobile import _load_for_lite_interpreter
 
-from edgeq.lower.archive import strip_archive
-from edgeq.lower.compact import compacted
-from edgeq.lower.stored import archive_elements
+from edgeq.core.samples import batches
+from edgeq.lower.layers import archive_elements
+from edgeq.lower.torchscript_archive import compacted, strip_archive
 from edgeq.quantize.fx import engine
-from edgeq.samples import batches
 
 
 def plain(graph, specs, backend, path):

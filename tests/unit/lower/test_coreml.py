@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from small_models import Silent, dataset, forward, lowered, quantized, small_net
 
-from edgeq.artifacts import QuantizedModel
-from edgeq.errors import EnvironmentProblem, ExitCode
+from edgeq.core.errors import EnvironmentProblem, ExitCode
+from edgeq.core.results.model import QuantizedModel
 from edgeq.lower import coreml
-from edgeq.lower.delegates import check_delegates
+from edgeq.lower.executorch import check_delegates
 from edgeq.verify.spec import VerifySpec
-from edgeq.verify.unrun import judge_graph
+from edgeq.verify.verify import judge_graph
 
 
 @pytest.fixture(scope="module")

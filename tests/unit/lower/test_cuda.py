@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_models import captured_net, dataset, lowered, outputs_of, quantized, small_net
 
-from edgeq.half import emulation
-from edgeq.lower.example import example_script
-from edgeq.samples import batches
+from edgeq.core.half import emulation
+from edgeq.core.samples import batches
+from edgeq.lower.torchscript import example_script
 
 BACKENDS = ("cuda", "cuda-torchscript")
 
@@ -88,7 +88,7 @@ def test_the_example_runs_with_torch_alone(tmp_path, scheme, backend):
 
 
 def test_an_example_of_every_kind_of_input_is_python():
-    from edgeq.artifacts import TensorSpec
+    from edgeq.core.results.model import TensorSpec
 
     specs = [TensorSpec(name="a", dtype=dtype, shape=shape) for dtype in ("float32", "int64") for shape in ((), (2, 3))]
     compile(example_script("model.pt2", "fp16", specs), "run_example.py", "exec")

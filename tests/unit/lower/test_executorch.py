@@ -12,10 +12,10 @@ import torch
 from small_models import IMAGE, SmallNet, artifact, loaded, lowered, quantized
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UnsupportedError
-from edgeq.lower.delegates import DELEGATES
-from edgeq.lower.patterns import needed_patterns
+from edgeq.core.errors import ExitCode, UnsupportedError
+from edgeq.core.results.model import TensorSpec
+from edgeq.lower.edge_speedups import needed_patterns
+from edgeq.lower.executorch import DELEGATES
 
 pytestmark = pytest.mark.slow
 

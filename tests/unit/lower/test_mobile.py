@@ -16,7 +16,7 @@ from filelock import FileLock
 from small_models import IMAGE, dataset
 from torch.jit.mobile import _load_for_lite_interpreter
 
-from edgeq.samples import batches
+from edgeq.core.samples import batches
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np
 from small_models import IMAGE, artifact, dataset, forward
-from edgeq.samples import batches
+from edgeq.core.samples import batches
 graph, low = artifact("torchscript", sys.argv[1], "qnnpack")
 (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
 (expected,) = forward(graph.graph, "qnnpack")(batch)

@@ -9,15 +9,15 @@ import torch
 from small_models import IMAGE, Silent, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.ort_format import reduced_build_config
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
 from edgeq.lower.onnx import lower_file
 from edgeq.lower.spec import LowerSpec
-from edgeq.ort_format import reduced_build_config
 from edgeq.quantize import FILE_METHODS, METHODS
-from edgeq.samples import batches
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.runners import RUNNERS
+from edgeq.verify.runtimes import RUNNERS
 
 MACS = [("conv", 16 * 16 * 8 * 3 * 9), ("depth", 16 * 16 * 8 * 9), ("hidden.0", 8 * 16), ("head", 16 * 5)]
 
@@ -122,7 +122,7 @@ def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line(part, nam
 
 
 def test_each_scheme_of_the_shipped_profiles_has_a_method():
-    from edgeq.target import load_target
+    from edgeq.core.targets import load_target
 
     known = {*METHODS, *(("onnx", scheme) for scheme in FILE_METHODS)}
     for name in ("linux-x86_64-ort", "android-arm64-ort"):

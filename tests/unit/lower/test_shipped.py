@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_models import artifact, small_net
 
-from edgeq.errors import ExitCode, UnsupportedError
+from edgeq.core.errors import ExitCode, UnsupportedError
 from edgeq.lower.shipped import shipped_layers
 
 NAMES = ("conv", "depth", "hidden.0", "head")

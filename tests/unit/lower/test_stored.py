@@ -9,8 +9,8 @@ import zipfile
 import torch
 from torch import nn
 
-from edgeq.lower.archive import strip_archive
-from edgeq.lower.stored import archive_elements
+from edgeq.lower.layers import archive_elements
+from edgeq.lower.torchscript_archive import strip_archive
 
 
 class Half(nn.Module):

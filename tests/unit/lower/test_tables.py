@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import artifact
 
-from edgeq.lower.tables import Call, Instance, Storage, named, place, read, values, walk, write
+from edgeq.lower.torchscript_archive import Call, Instance, Storage, named, place, read, values, walk, write
 
 REBUILD = named("torch._utils", "_rebuild_tensor_v2")
 FLOAT = named("torch", "FloatStorage")

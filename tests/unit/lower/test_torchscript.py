@@ -15,10 +15,10 @@ from small_models import IMAGE, SmallNet, artifact, dataset, folder, forward, lo
 from torch import nn
 from torch.jit.mobile import _load_for_lite_interpreter
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
 from edgeq.demo import digits
-from edgeq.errors import UnsupportedError
-from edgeq.samples import batches
 
 ENGINES = ("qnnpack", "x86", "fbgemm")
 SCHEMES = ("static-int8", "fp32")
@@ -258,7 +258,7 @@ def test_macs_of_grouped_and_transposed_convolutions_and_a_product(tmp_path, sch
 
 
 def test_the_inputs_of_the_trace_are_left_out_and_code_of_their_name_is_not(tmp_path):
-    from edgeq.lower.archive import strip_archive
+    from edgeq.lower.torchscript_archive import strip_archive
 
     names = ["m/traced_inputs.pkl", "m/traced_inputs/0", "m/code/__torch__/traced_inputs/net.py", "m/data.pkl"]
     path = tmp_path / "model.pt"
@@ -271,7 +271,7 @@ def test_the_inputs_of_the_trace_are_left_out_and_code_of_their_name_is_not(tmp_
 
 
 def test_an_entry_that_names_a_path_is_refused(tmp_path):
-    from edgeq.lower.archive import strip_archive
+    from edgeq.lower.torchscript_archive import strip_archive
 
     path = tmp_path / "model.ptl"
     with zipfile.ZipFile(path, "w") as archive:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from edgeq.artifacts import BundleInput, CheckReport, Gate, Row
 from edgeq.bundle.writer import write_bundle
-from edgeq.errors import ExitCode
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.report import BundleInput, CheckReport, Gate, PackageResult
 
 FAILED = Gate(name="size", outcome="failed", limit="", measured="", detail="", exit_code=ExitCode.SIZE)
 
 
-def made(item: BundleInput, folder: Path, version: str, failed: bool = False) -> Row:
+def made(item: BundleInput, folder: Path, version: str, failed: bool = False) -> PackageResult:
     folder.mkdir(parents=True)
     checked = CheckReport(gates=(FAILED,) if failed else ())
     digest = write_bundle(dataclasses.replace(item, model_version=version, checked=checked), folder)
-    return Row(
+    return PackageResult(
         model="digits",
         target="",
         scheme="fp32",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.job import GateOptions, Job
+from edgeq.core.config import GateOptions, Job
+from edgeq.core.targets import load_target
 from edgeq.pipeline.auto import candidates
-from edgeq.target import load_target
 
 
 def tried(target: str, linear_macs: float, *limits: tuple[str, float]) -> tuple[str, ...]:

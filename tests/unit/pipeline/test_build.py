@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.errors import EdgeqError
-from edgeq.pipeline.build import WORK_NAME, work_folder
+from edgeq.core.errors import EdgeqError
+from edgeq.pipeline.package import WORK_NAME, work_folder
 
 
 def test_what_a_killed_run_left_goes_first(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.job import DataOptions, GateOptions, Job
+from edgeq.core.config import DataConfig, GateOptions, Job
+from edgeq.core.targets import load_target
 from edgeq.pipeline import cache
 from edgeq.pipeline.cache import cache_info, cell_key, clear_cache, job_facts, look_up
-from edgeq.target import load_target
 
 TARGET = load_target("linux-x86_64-x86")
 
@@ -23,7 +23,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     Path("images/cat/1.png").write_bytes(b"1")
     for name in ("weights.pt", "labels.txt", "preprocess.toml", "evaluation.npz"):
         Path(name).write_bytes(b"content")
-    data = DataOptions(
+    data = DataConfig(
         calibration="images", evaluation="evaluation.npz", preprocess="preprocess.toml", labels=Path("labels.txt")
     )
     return Job(source="torchvision:resnet18", targets=(TARGET,), out=Path("out"), weights="weights.pt", data=data)
@@ -44,7 +44,7 @@ def key(job: Job, scheme: str = "fp32") -> str:
         {"seed": 1},
         {"observer": "minmax"},
         {"keep_fp32": ("fc",)},
-        {"data": DataOptions(calibration="images", metric="m.py:score")},
+        {"data": DataConfig(calibration="images", metric="m.py:score")},
         {"gates": GateOptions(limits=(("size", 1e6),))},
         {"gates": GateOptions(limit_on="point")},
         {"gates": GateOptions(allow_unmeasured=("latency",))},
@@ -112,7 +112,7 @@ def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None
 
 
 def test_files_of_one_name_in_two_folders_are_two_sources(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = dataclasses.replace(job, source="model.pt2", weights=None, data=DataOptions())
+    source = dataclasses.replace(job, source="model.pt2", weights=None, data=DataConfig())
     keys = []
     for folder in ("a", "b"):
         Path(folder).mkdir()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput, CheckReport, Cost, DataFacts, LatencyPrediction
-from edgeq.errors import ExitCode
-from edgeq.pipeline import cells
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Cost, LatencyPrediction
+from edgeq.core.results.report import BundleInput, CheckReport, DataFacts
+from edgeq.pipeline import cache, plan
 from pipeline.finished import FAILED, made
 
 
@@ -29,11 +30,11 @@ def test_a_time_that_broke_its_limit_on_a_busy_machine_is_measured_again(
     item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, code: int, kept: bool
 ) -> None:
     written = []
-    monkeypatch.setattr(cells.cache, "store", lambda key, *_: written.append(key))
+    monkeypatch.setattr(plan.cache, "store", lambda key, *_: written.append(key))
     row = made(item, tmp_path / "bundle", "1")
     gate = dataclasses.replace(FAILED, name=name, outcome=outcome, exit_code=code)
     row = dataclasses.replace(row, checked=CheckReport(gates=(gate,)))
-    assert cells.stored({"key": (row, DataFacts())}, {}) == {"key": (row, DataFacts())}
+    assert cache.stored({"key": (row, DataFacts())}, {}) == {"key": (row, DataFacts())}
     assert written == (["key"] if kept else [])
 
 
@@ -41,11 +42,11 @@ def test_a_predicted_latency_stays_what_it_is(
     item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(cells.cache, "store", lambda key, *_: written.append(key))
+    monkeypatch.setattr(plan.cache, "store", lambda key, *_: written.append(key))
     row = made(item, tmp_path / "bundle", "1")
     told = LatencyPrediction(**{field.name: 0 for field in dataclasses.fields(LatencyPrediction)})
     verified = dataclasses.replace(row.verified, cost=Cost(counts=(), prediction=told))
     gate = dataclasses.replace(FAILED, name="latency", exit_code=ExitCode.LATENCY)
     row = dataclasses.replace(row, verified=verified, checked=CheckReport(gates=(gate,)))
-    cells.stored({"key": (row, DataFacts())}, {})
+    cache.stored({"key": (row, DataFacts())}, {})
     assert written == ["key"]

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifacts import BundleInput, TensorSpec
-from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.cli.progress import Quiet
-from edgeq.errors import UsageError
-from edgeq.job import DataOptions
-from edgeq.pipeline.churn import churn
-from edgeq.target import load_target
+from edgeq.cli.console import Quiet
+from edgeq.core.config import DataConfig
+from edgeq.core.errors import UsageError
+from edgeq.core.manifest import Bundle
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import load_target
+from edgeq.pipeline.ota_release import churn
 from edgeq.verify.host import HostRuntime
 
 ROWS, CLASSES = 2, 3
@@ -59,9 +61,9 @@ def pair(item: BundleInput, tmp_path: Path) -> tuple[Bundle, Bundle]:
     return classifier(item, tmp_path / "new", reversed_row=1), classifier(item, tmp_path / "old")
 
 
-def data(folder: Path, x: np.ndarray, y: object) -> DataOptions:
+def data(folder: Path, x: np.ndarray, y: object) -> DataConfig:
     np.savez(folder / "data.npz", x=x.astype(np.float32), y=np.asarray(y))
-    return DataOptions(evaluation=str(folder / "data.npz"))
+    return DataConfig(evaluation=str(folder / "data.npz"))
 
 
 # a model that reverses row 1 flips the second and the fourth

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from edgeq._io import canonical_json
-from edgeq.artifacts import OutputComparison
 from edgeq.cli.compare import render, to_json
-from edgeq.cli.progress import Quiet
-from edgeq.cli.run import run
-from edgeq.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.job import DataOptions
-from edgeq.manifest import parse_manifest
+from edgeq.cli.console import Quiet
+from edgeq.cli.main import run
+from edgeq.core.config import DataConfig
+from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.core.files import canonical_json
+from edgeq.core.manifest import parse_manifest
+from edgeq.core.results.measured import OutputComparison
 from edgeq.pipeline.compare import BundleComparison, compare_bundles
-from edgeq.report import words
-from edgeq.report.document import CompareDocument
+from edgeq.report import text
+from edgeq.report.json import CompareDocument
 from tests.unit.conftest import packaged
 
 Changed = Callable[[Path, Callable[[Path, dict[str, Any]], None]], Path]
@@ -34,7 +34,7 @@ def float_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(fp32: Path, other: Path, **options: Any) -> BundleComparison:
-    data = DataOptions(evaluation=options.get("evaluation"))
+    data = DataConfig(evaluation=options.get("evaluation"))
     return compare_bundles(
         fp32,
         other,
@@ -87,7 +87,7 @@ def test_random_inputs_are_seeded_and_said_to_be_random(
     told = render(found)
     assert "outputs, 20 random inputs:" in told
     assert "layers.2" in told
-    assert words.error_start(found.layers) in told
+    assert text.error_start(found.layers) in told
 
 
 def test_what_cannot_be_compared_is_refused(float_bundle: Path, host_bundle: Path) -> None:

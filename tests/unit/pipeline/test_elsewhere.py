@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq._io import canonical_json
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
-from edgeq.errors import EdgeqError, IntegrityError, UsageError, VerificationError
-from edgeq.pipeline.elsewhere import Elsewhere, judge, read_verdict
-from edgeq.pipeline.settle import _output, settled_bundle, settled_bundles
+from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
+from edgeq.core.files import canonical_json
+from edgeq.pipeline.measurement import JudgedMeasurement, _output, judge, read_verdict, settled_bundle, settled_bundles
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / "android-arm64-xnnpack"
 PIXEL = {"name": "Pixel 9 (adb)", "platform": "android", "os": "Android 16", "arch": "arm64"}
@@ -65,12 +64,12 @@ def verdict(folder: Path, outputs: Any = None, device: dict[str, Any] = PIXEL, *
     return path
 
 
-def judged(folder: Path, path: Path) -> Elsewhere:
+def judged(folder: Path, path: Path) -> JudgedMeasurement:
     made = read_bundle(folder)
     return judge(made, read_golden(made), read_verdict(path, made))
 
 
-def outcomes(found: Elsewhere) -> dict[str, str]:
+def outcomes(found: JudgedMeasurement) -> dict[str, str]:
     return {name: one.outcome for name, one in found.settled.items()}
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput
 from edgeq.check.device import device_gate
-from edgeq.cli.progress import Quiet
-from edgeq.errors import EnvironmentProblem, UsageError
-from edgeq.job import DeviceOptions
-from edgeq.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
-from edgeq.pipeline.emulate import Emulator, machines, no_sdk
-from edgeq.pipeline.product import Product
-from edgeq.target import TargetProfile, load_target
-from edgeq.verify.emulate import build, selftest
-from edgeq.verify.emulate.runtimes import Installed
+from edgeq.cli.console import Quiet
+from edgeq.core.config import DeviceConfig
+from edgeq.core.errors import EnvironmentProblem, UsageError
+from edgeq.core.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import TargetProfile, load_target
+from edgeq.pipeline.devices import Emulator, machines, no_sdk
+from edgeq.pipeline.plan import Artifact
+from edgeq.verify.emulate import install, selftest
+from edgeq.verify.emulate.install import Installed
 from edgeq.verify.emulate.selftest import Machine, emulator_of
-from edgeq.verify.emulate.wanted import check_options, check_tools, not_emulated, wants_emulation
+from edgeq.verify.emulate.support import check_options, check_tools, not_emulated, wants_emulation
 
 PHONE, APPLE, HOST = (load_target(name) for name in ("android-arm64-xnnpack", "ios-arm64-xnnpack", "linux-x86_64-x86"))
 
@@ -28,23 +28,23 @@ PHONE, APPLE, HOST = (load_target(name) for name in ("android-arm64-xnnpack", "i
 @pytest.mark.parametrize(
     ("target", "options", "wanted", "told"),
     [
-        (PHONE, DeviceOptions(), True, False),
-        (PHONE, DeviceOptions(on="host"), False, True),
-        (APPLE, DeviceOptions(), False, False),
-        (APPLE, DeviceOptions(on="host"), False, False),
-        (APPLE, DeviceOptions(cpu=("cortex-a76",)), True, False),
-        (HOST, DeviceOptions(cpu=("cortex-a76",)), False, False),
+        (PHONE, DeviceConfig(), True, False),
+        (PHONE, DeviceConfig(on="host"), False, True),
+        (APPLE, DeviceConfig(), False, False),
+        (APPLE, DeviceConfig(on="host"), False, False),
+        (APPLE, DeviceConfig(cpu=("cortex-a76",)), True, False),
+        (HOST, DeviceConfig(cpu=("cortex-a76",)), False, False),
     ],
 )
-def test_targets_with_a_device_are_emulated(target: TargetProfile, options: DeviceOptions, wanted: bool, told: bool):
+def test_targets_with_a_device_are_emulated(target: TargetProfile, options: DeviceConfig, wanted: bool, told: bool):
     assert wants_emulation(target, options) is wanted
     assert bool(not_emulated(target, options)) is told
 
 
 def test_cpus_that_concern_no_target_are_refused():
-    check_options(DeviceOptions(cpu=("cortex-a76",)), (PHONE, HOST))
+    check_options(DeviceConfig(cpu=("cortex-a76",)), (PHONE, HOST))
     with pytest.raises(UsageError, match="ARM64"):
-        check_options(DeviceOptions(cpu=("cortex-a76",)), (HOST,))
+        check_options(DeviceConfig(cpu=("cortex-a76",)), (HOST,))
 
 
 def test_a_runtime_without_a_wheel_is_unverified():
@@ -59,10 +59,10 @@ def test_an_arm64_host_asks_for_no_qemu_and_takes_its_own_processor(monkeypatch:
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EnvironmentProblem) as caught:
-        check_tools(DeviceOptions(), (PHONE,))
+        check_tools(DeviceConfig(), (PHONE,))
     assert caught.value.what.startswith("g++ is missing")
     assert caught.value.fix == "apt-get install g++, or verify on this host only: --on host"
-    monkeypatch.setattr(build, "ensure_installed", lambda wheel, _: Installed(wheel=wheel, folder=tmp_path))
+    monkeypatch.setattr(install, "ensure_installed", lambda wheel, _: Installed(wheel=wheel, folder=tmp_path))
     tested: list[Machine] = []
     monkeypatch.setattr(selftest, "ensure_tested", lambda found, _: tested.extend(found))
     (machine,) = machines("executorch", ("1.5",), ("cortex-a53", "cortex-a76"), Quiet())
@@ -71,7 +71,7 @@ def test_an_arm64_host_asks_for_no_qemu_and_takes_its_own_processor(monkeypatch:
 
 
 def test_a_bundle_of_an_arm64_host_is_emulated_on_the_models_of_its_target():
-    from edgeq.pipeline.verify_device import _cpus
+    from edgeq.pipeline.devices import _cpus
 
     path = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / PHONE.name / "manifest.json"
     manifest = parse_manifest(path.read_bytes())
@@ -87,12 +87,12 @@ def test_a_bundle_of_an_arm64_host_is_emulated_on_the_models_of_its_target():
 
 
 def test_a_product_never_gets_what_was_made_of_one_that_is_gone(monkeypatch: pytest.MonkeyPatch, item: BundleInput):
-    emulator = Emulator(DeviceOptions(), Quiet())
+    emulator = Emulator(DeviceConfig(), Quiet())
     monkeypatch.setattr(emulator, "_machines_of", lambda _: ("a machine",))
     monkeypatch.setattr(emulator, "_emulated", lambda _, product, *__: dataclasses.replace(product))
     for scheme in ("static-int8", "dynamic-int8", "fp32"):
         # each is dropped before the next is made, and so may lie where that lay
-        product = Product(
+        product = Artifact(
             lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(scheme,), kept_fp32=()
         )
         assert emulator.product(None, product, PHONE, scheme, "").quantized == (scheme,)  # type: ignore[arg-type]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.latency import PUBLISHED_FIT, QUANTILE
-from edgeq.pipeline.fit import Measurement, logs_of, spread_of
+from edgeq.core.devices import PUBLISHED_FIT, QUANTILE
+from edgeq.pipeline.fit_device import Measurement, logs_of, spread_of
 
 
 @pytest.mark.parametrize("count", [4, 6, 12])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_models import IMAGE, artifact, dataset
 
-from edgeq.pipeline.forward import forward
-from edgeq.samples import batches
+from edgeq.core.samples import batches
+from edgeq.quantize.graph_runner import forward
 
 torch = pytest.importorskip("torch")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeq.cli.progress import Quiet
-from edgeq.errors import IntegrityError, UsageError
+from edgeq.cli.console import Quiet
+from edgeq.core.errors import IntegrityError, UsageError
 from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection, inspect_path
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput, CheckReport, Row
-from edgeq.bundle.report import write_report
-from edgeq.errors import ExitCode, UsageError
-from edgeq.job import Job
-from edgeq.pipeline.owner import check_owner
-from edgeq.target import load_target
+from edgeq.bundle.run_report import write_report
+from edgeq.core.config import Job
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.results.report import BundleInput, CheckReport, PackageResult
+from edgeq.core.targets import load_target
+from edgeq.pipeline.publish import check_owner
 
 JOB = Job(source="models.py:plain", targets=(load_target("linux-x86_64-x86"),), out=Path("out"))
 
@@ -24,7 +24,7 @@ def _there(item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, source in (("net", f"{tmp_path.name}/net.py:build"), ("old", "")):
         folder = Path("out", name, "android-arm64-xnnpack")
         folder.mkdir(parents=True)
-        row = Row(
+        row = PackageResult(
             model=name,
             target="android-arm64-xnnpack",
             scheme="fp32",

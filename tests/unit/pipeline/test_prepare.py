@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifacts import LoadedModel
-from edgeq.errors import UsageError
-from edgeq.job import DataOptions, Job, Task
-from edgeq.pipeline.prepare import prepare, with_demo_data
-from edgeq.target import load_target
+from edgeq.config.resolve import with_demo_data
+from edgeq.core.config import DataConfig, Job, Task
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import LoadedModel
+from edgeq.core.targets import load_target
+from edgeq.pipeline.prepare import prepare
 
 
 class Told:
@@ -44,7 +45,7 @@ def as_it_is(model: LoadedModel) -> LoadedModel:
 
 def job(source: str, **data: object) -> Job:
     targets = (load_target("linux-x86_64-x86"),)
-    return Job(source=source, targets=targets, out=Path("out"), data=DataOptions(**data))  # type: ignore[arg-type]
+    return Job(source=source, targets=targets, out=Path("out"), data=DataConfig(**data))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.artifacts import BundleInput
-from edgeq.bundle.facts import manifest_from
-from edgeq.errors import ExitCode, UsageError
-from edgeq.manifest import FileEntry, Manifest
+from edgeq.bundle.writer import manifest_from
+from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.manifest import FileEntry, Manifest
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import load_target
 from edgeq.pipeline.profile import cores_of
-from edgeq.target import load_target
 
 FILES = (
     FileEntry(path="model.pte", sha256="1" * 64, size_bytes=10, role="artifact"),

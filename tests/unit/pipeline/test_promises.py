@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.manifest import parse_manifest
-from edgeq.pipeline.promises import packaged_gates
+from edgeq.check.bundle import packaged_gates
+from edgeq.core.manifest import parse_manifest
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / "android-arm64-xnnpack" / "manifest.json"
 

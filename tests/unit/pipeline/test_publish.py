@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeq import _io
-from edgeq.artifacts import BundleInput, DataFacts
 from edgeq.bundle.reader import read_bundle
-from edgeq.job import Job
+from edgeq.core import files
+from edgeq.core.config import Job
+from edgeq.core.results.report import BundleInput, DataFacts
+from edgeq.core.targets import load_target
 from edgeq.pipeline import publish as publishing
-from edgeq.pipeline.cells import Cell, Plan
-from edgeq.target import load_target
+from edgeq.pipeline.plan import BuildUnit, Plan
 from pipeline.finished import made
 
 TARGETS = (load_target("android-arm64-xnnpack"), load_target("ios-arm64-xnnpack"))
@@ -27,7 +27,7 @@ def publish(
     schemes: tuple[str, ...] = (),
 ) -> None:
     job = Job(source="digits", targets=TARGETS, schemes=schemes, out=root / "out")
-    cells = tuple(Cell(target=target, scheme="fp32", key=target.name) for target in TARGETS)
+    cells = tuple(BuildUnit(target=target, scheme="fp32", key=target.name) for target in TARGETS)
     rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
     finished = {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)}
     publishing.publish(Plan(job=job, facts={}, cells=cells, finished=finished))
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_at_the_second_bundle_changes_nothing(
         copies += 1
         if copies == 2:
             raise OSError(errno.ENOSPC, "full", str(target))
-        _io.copy_files(source, target)
+        files.copy_files(source, target)
 
     monkeypatch.setattr(publishing, "copy_files", copy_files)
     with pytest.raises(OSError, match="full"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeq.pipeline.record import Recorder, current_state, recording
+from edgeq.pipeline.tracking import Recorder, current_state, recording
 
 
 @pytest.fixture

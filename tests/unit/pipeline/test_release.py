@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput, CheckReport, Row
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
-from edgeq.errors import ExitCode
-from edgeq.job import GateOptions, Job
-from edgeq.pipeline import release
-from edgeq.pipeline.datasets import NO_SAMPLES
-from edgeq.pipeline.prepare import Prepared
-from edgeq.pipeline.product import Product
+from edgeq.core.config import GateOptions, Job
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.report import BundleInput, CheckReport, PackageResult
+from edgeq.pipeline import publish
+from edgeq.pipeline.plan import NO_SAMPLES, Artifact, Inputs
 
 
-def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: str = "1") -> Row:
+def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: str = "1") -> PackageResult:
     limits = () if limit is None else (("download", float(limit)),)
     job = Job(
         source="m.py:make",
@@ -28,7 +26,7 @@ def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: 
         model_version=version,
         gates=GateOptions(limits=limits),  # type: ignore[arg-type]
     )
-    prepared = Prepared(
+    prepared = Inputs(
         model=item.model,
         preprocess=item.preprocess,
         calibration=NO_SAMPLES,
@@ -38,8 +36,8 @@ def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: 
         labels=item.labels,
         data=item.data,
     )
-    product = Product(lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(), kept_fp32=())
-    return release.bundled(job, prepared, product, item.target, item.scheme, folder)
+    product = Artifact(lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(), kept_fp32=())
+    return publish.bundled(job, prepared, product, item.target, item.scheme, folder)
 
 
 def test_equal_to_the_limit_passes_and_a_byte_more_fails(item: BundleInput, tmp_path: Path) -> None:
@@ -73,7 +71,7 @@ def test_a_size_that_its_own_verdict_changes_counts_as_the_larger() -> None:
         passed = judged <= 100
         return CheckReport(gates=(), warnings=("ok" if passed else "too big",)), "digest", 101 if passed else 99
 
-    checked, _, size = release._settled(write)
+    checked, _, size = publish._settled(write)
     assert checked.warnings == ("too big",)
     assert size == 99
     assert told[-1] == 101
@@ -93,7 +91,7 @@ def test_random_weights_are_warned_of(item: BundleInput, tmp_path: Path) -> None
 
 
 def test_a_bad_version_is_a_usage_error(item: BundleInput, tmp_path: Path) -> None:
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
 
     with pytest.raises(UsageError, match="version") as caught:
         bundled(item, tmp_path / "bundle", version="../1")

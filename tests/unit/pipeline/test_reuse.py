@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput, QParams, Row
 from edgeq.bundle.reader import read_bundle
-from edgeq.bundle.report import write_report
-from edgeq.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
-from edgeq.job import Job
+from edgeq.bundle.run_report import write_report
+from edgeq.core.config import Job
+from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.results.model import QParams
+from edgeq.core.results.report import BundleInput, PackageResult
+from edgeq.core.targets import load_target
 from edgeq.pipeline.cache import job_facts
-from edgeq.pipeline.reuse import check_reuse, shipped_qparams
-from edgeq.target import load_target
+from edgeq.pipeline.quantize_specs import check_reuse, shipped_qparams
 
 QPARAMS = (QParams(name="conv.weight", shape=(4, 3, 3, 3), scales=(0.5, 0.25, 0.125, 1.0), zero_points=(0, 0, 0, 0)),)
 
 
 @pytest.fixture
-def row(item: BundleInput, bundle: Path) -> Row:
-    return Row(
+def row(item: BundleInput, bundle: Path) -> PackageResult:
+    return PackageResult(
         model="digits",
         target=item.target.name,
         scheme=item.scheme,
@@ -48,7 +49,7 @@ def job(bundle: Path, item: BundleInput, scheme: str = "", target: str = "") -> 
     )
 
 
-def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, row: Row) -> None:
+def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, row: PackageResult) -> None:
     write_report(bundle, row)
     check_reuse(job(bundle, item))
     assert shipped_qparams(bundle) == QPARAMS
@@ -63,14 +64,14 @@ def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, ro
     ],
 )
 def test_another_runtime_or_scheme_is_refused_before_the_run(
-    item: BundleInput, bundle: Path, row: Row, scheme: str, target: str, error: type[EdgeqError], told: str
+    item: BundleInput, bundle: Path, row: PackageResult, scheme: str, target: str, error: type[EdgeqError], told: str
 ) -> None:
     write_report(bundle, row)
     with pytest.raises(error, match=told):
         check_reuse(job(bundle, item, scheme, target))
 
 
-def test_what_lends_none_is_refused(item: BundleInput, bundle: Path, row: Row, tmp_path: Path) -> None:
+def test_what_lends_none_is_refused(item: BundleInput, bundle: Path, row: PackageResult, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"report\.json"):
         check_reuse(job(bundle, item))
     write_report(bundle, dataclasses.replace(row, qparams=()))
@@ -87,7 +88,7 @@ def test_what_lends_none_is_refused(item: BundleInput, bundle: Path, row: Row, t
         check_reuse(job(bundle, item))
 
 
-def test_the_shipped_bundle_is_in_the_key_of_the_cache(item: BundleInput, bundle: Path, row: Row) -> None:
+def test_the_shipped_bundle_is_in_the_key_of_the_cache(item: BundleInput, bundle: Path, row: PackageResult) -> None:
     write_report(bundle, row)
     plain = dataclasses.replace(job(bundle, item), reuse_qparams_from=None)
     before = job_facts(job(bundle, item))

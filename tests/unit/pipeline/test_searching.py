@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.job import DataOptions, Job
-from edgeq.load.functions import load_metric
-from edgeq.pipeline.searching import _judge
-from edgeq.samples import Dataset, Sample
+from edgeq.core.config import DataConfig, Job
+from edgeq.core.samples import Dataset, Sample
+from edgeq.load.user_code import load_metric
+from edgeq.pipeline.quantize_specs import _judge
 
 
 def labelled(*labels: object) -> Dataset:
@@ -19,7 +19,7 @@ def labelled(*labels: object) -> Dataset:
 
 
 def judge(samples: Dataset, metric: str | None = None) -> str:
-    return _judge(Job(source="m.py:m", targets=(), out=Path("out"), data=DataOptions(metric=metric)), samples)
+    return _judge(Job(source="m.py:m", targets=(), out=Path("out"), data=DataConfig(metric=metric)), samples)
 
 
 def test_other_labels_are_another_judge():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifacts import BundleInput
-from edgeq.bundle.reader import Bundle, read_bundle
+from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.pipeline.skew import runtime_gate
-from edgeq.target import TargetProfile, load_target
+from edgeq.check.release import release_runtime_gate
+from edgeq.core.manifest import Bundle
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import TargetProfile, load_target
 
 
 def ort_file(folder: Path, op: str) -> Path:
@@ -51,5 +52,5 @@ def mobile(item: BundleInput, folder: Path, op: str) -> Bundle:
     ],
 )
 def test_a_mobile_build_in_the_field_is_held_to_its_own_operators(item, tmp_path, op, runtime, outcome, told):
-    gate = runtime_gate(mobile(item, tmp_path, op), (runtime,), None)
+    gate = release_runtime_gate(mobile(item, tmp_path, op), (runtime,), None)
     assert (gate.outcome, told in gate.detail) == (outcome, True), gate.detail

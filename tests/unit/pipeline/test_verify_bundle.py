@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from edgeq.bundle.writer import golden_npz
-from edgeq.cli.progress import Quiet
-from edgeq.errors import ExitCode, IntegrityError, UsageError
-from edgeq.job import DataOptions, GateOptions
-from edgeq.pipeline import promises
-from edgeq.pipeline.promises import ScoreComparison, score_gates
-from edgeq.pipeline.verify import BundleVerification, verify_bundle
+from edgeq.check import bundle
+from edgeq.check.bundle import score_gates
+from edgeq.cli.console import Quiet
+from edgeq.core.config import DataConfig, GateOptions
+from edgeq.core.errors import ExitCode, IntegrityError, UsageError
+from edgeq.core.results.measured import ScoreComparison
+from edgeq.core.results.report import BundleVerification
+from edgeq.pipeline.verify import verify_bundle
 
 
-def verified(folder: Path, *, data: DataOptions | None = None, gates: GateOptions | None = None) -> BundleVerification:
-    return verify_bundle(folder, data=data or DataOptions(), gates=gates or GateOptions(), progress=Quiet())
+def verified(folder: Path, *, data: DataConfig | None = None, gates: GateOptions | None = None) -> BundleVerification:
+    return verify_bundle(folder, data=data or DataConfig(), gates=gates or GateOptions(), progress=Quiet())
 
 
 def outcomes(result: BundleVerification) -> dict[str, str]:
@@ -28,7 +30,7 @@ def outcomes(result: BundleVerification) -> dict[str, str]:
 
 def rewritten_golden(place: Path, manifest: dict[str, Any], change: Any) -> None:
     """Put other outputs into golden.npz."""
-    from edgeq.artifacts import GoldenSet
+    from edgeq.core.results.report import GoldenSet
 
     with np.load(place / "golden.npz") as arrays:
         inputs, outputs = arrays["input_image"], arrays["output_0"]
@@ -39,7 +41,7 @@ def rewritten_golden(place: Path, manifest: dict[str, Any], change: Any) -> None
 def test_a_bundle_keeps_what_it_promises(net: Path, host_bundle: Path) -> None:
     before = {path.name: path.read_bytes() for path in host_bundle.iterdir()}
     limits = (("size", 1e6), ("download", 1e6), ("latency", 1e4), ("peak_memory", 1e9), ("load", 1e5))
-    result = verified(host_bundle, data=DataOptions(evaluation=f"{net}:evaluation"), gates=GateOptions(limits=limits))
+    result = verified(host_bundle, data=DataConfig(evaluation=f"{net}:evaluation"), gates=GateOptions(limits=limits))
     assert result.exit_code == ExitCode.OK, result.checked
     names = ("files", "packaged", "run", "signature", "outputs", "golden", "score")
     assert list(outcomes(result)) == [*names, *(name for name, _ in limits)]
@@ -54,7 +56,7 @@ def test_a_bundle_keeps_what_it_promises(net: Path, host_bundle: Path) -> None:
 
 
 def test_a_model_of_several_rows_a_batch(net: Path, batched_bundle: Path) -> None:
-    result = verified(batched_bundle, data=DataOptions(evaluation=f"{net}:evaluation"))
+    result = verified(batched_bundle, data=DataConfig(evaluation=f"{net}:evaluation"))
     assert result.exit_code == ExitCode.OK, result.checked
     assert result.golden is not None
     assert result.golden.samples == 4
@@ -113,7 +115,7 @@ def test_a_bundle_that_is_replaced_while_it_is_run_has_no_verdict(
             return super().task(description, total)
 
     with pytest.raises(IntegrityError, match=r"has the digest \w+, expected"):
-        verify_bundle(folder, data=DataOptions(), gates=GateOptions(), progress=Replacing())
+        verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=Replacing())
 
 
 def test_other_golden_outputs_fail(host_bundle: Path, changed: Any) -> None:
@@ -135,7 +137,7 @@ def test_everything_that_is_wrong_is_told_at_once(host_bundle: Path, net: Path, 
         manifest.update(accepted=False)
         manifest["accuracy"].update(score=0.99)
 
-    data = DataOptions(evaluation=f"{net}:evaluation")
+    data = DataConfig(evaluation=f"{net}:evaluation")
     result = verified(changed(host_bundle, worse), data=data, gates=GateOptions(limits=(("latency", 1e-6),)))
     failed = {gate.name: gate.exit_code for gate in result.checked.gates if not gate.passed}
     assert failed == {
@@ -165,7 +167,7 @@ def test_a_damaged_artifact_is_a_gate_that_failed(host_bundle: Path, changed: An
 
 @pytest.mark.parametrize("function", ["others", "unlabelled"])
 def test_scores_that_cannot_be_compared(host_bundle: Path, net: Path, function: str) -> None:
-    result = verified(host_bundle, data=DataOptions(evaluation=f"{net}:{function}"))
+    result = verified(host_bundle, data=DataConfig(evaluation=f"{net}:{function}"))
     assert result.score is not None
     if function == "others":
         assert "score" not in outcomes(result)
@@ -177,7 +179,7 @@ def test_scores_that_cannot_be_compared(host_bundle: Path, net: Path, function: 
 
 
 def test_a_metric_of_ones_own_is_not_compared_with_top1(host_bundle: Path, net: Path) -> None:
-    result = verified(host_bundle, data=DataOptions(evaluation=f"{net}:evaluation", metric=f"{net}:score"))
+    result = verified(host_bundle, data=DataConfig(evaluation=f"{net}:evaluation", metric=f"{net}:score"))
     assert result.score is not None
     assert (result.score.metric, result.score.same_data, result.score.same_metric) == ("score", True, False)
     assert any("another metric" in note for note in result.checked.warnings)
@@ -187,9 +189,9 @@ def test_options_are_checked_before_anything_runs(host_bundle: Path, net: Path, 
     with pytest.raises(UsageError, match="Did you mean 'latency'"):
         verified(host_bundle, gates=GateOptions(allow_unmeasured=("latancy",)))
     with pytest.raises(UsageError, match="--metric and --labels"):
-        verified(host_bundle, data=DataOptions(metric=f"{net}:score"))
+        verified(host_bundle, data=DataConfig(metric=f"{net}:score"))
     with pytest.raises(UsageError, match="no such file"):
-        verified(host_bundle, data=DataOptions(evaluation="gone"))
+        verified(host_bundle, data=DataConfig(evaluation="gone"))
     with pytest.raises(UsageError, match="no bundle"):
         verified(tmp_path)
 
@@ -209,6 +211,6 @@ def test_a_score_is_compared_as_the_manifest_keeps_it(score: float, recorded: fl
 
 def test_no_recorded_score_is_no_gate() -> None:
     compared = ScoreComparison(metric="top1", samples=10, score=0.5, recorded=None, same_data=False, same_metric=False)
-    gates, (note,) = promises.score_gates(compared)
+    gates, (note,) = bundle.score_gates(compared)
     assert gates == ()
     assert "records no score" in note

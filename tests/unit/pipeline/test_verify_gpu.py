@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.errors import ExitCode
-from edgeq.manifest import CudaBox
-from edgeq.pipeline.verify_gpu import box_gate
-from edgeq.verify.host import Gpu
+from edgeq.check.device import box_gate
+from edgeq.core.errors import ExitCode
+from edgeq.core.manifest import CudaBox
+from edgeq.core.results.measured import Gpu
 
 PORTABLE = CudaBox(torch="2.15.0", cuda=None, compiled_for=None, least_capability="5.3")
 BF16 = PORTABLE.model_copy(update={"least_capability": "8.0"})

@@ -10,13 +10,13 @@ import torch
 from small_models import IMAGE, Silent, SmallNet, dataset, loaded, outputs_of, quantized, sample
 from torch import nn
 
-from edgeq.job import QatOptions
+from edgeq.core.config import QatConfig
+from edgeq.core.samples import Dataset
 from edgeq.quantize.spec import QatSpec
-from edgeq.samples import Dataset
 
 
-def options(**values) -> QatOptions:
-    return QatOptions(**{"epochs": 2, "batch": 8, **values})
+def options(**values) -> QatConfig:
+    return QatConfig(**{"epochs": 2, "batch": 8, **values})
 
 
 def training(

@@ -11,11 +11,11 @@ from small_models import Silent, loaded
 from torch import nn
 from torch.nn import functional
 
-from edgeq.quantize import fx, pt2e, rank_layers
+from edgeq.core.samples import batches
+from edgeq.quantize import fx, fx_observers, pt2e, rank_layers
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.samples import batches
 
 from .qat_cases import scenes
 
@@ -126,5 +126,5 @@ def test_a_functional_layer_stays_in_int8_beside_one_in_float():
     spec = spec_of(loaded(Unnamed()), "torchscript", "qnnpack")
     with fx.engine("qnnpack"):
         graph = converted(spec, ("stem",), "torchscript")
-    assert fx.split_layers(graph) == (("linear",), ("stem",))
+    assert fx_observers.split_layers(graph) == (("linear",), ("stem",))
     assert 20 < sqnr_db(spec, graph) < 60

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import Attempt, Scores, Sensitivity
-from edgeq.quantize.assignments import Assignments, Cost, costs, frontier
+from edgeq.core.results.model import Attempt, Scores, Sensitivity
+from edgeq.quantize.mixed_search import Assignments, Cost, costs, frontier
 
 LAYERS = st.dictionaries(
     st.sampled_from("abcdefgh"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq.load.settled import settled
-from edgeq.quantize.attention import OpenAttention, open_attention
+from edgeq.load.model import settled
+from edgeq.quantize.fx_workarounds import OpenAttention, open_attention
 
 HIDDEN = torch.tensor([[False, False, True, False, True], [False] * 5])
 

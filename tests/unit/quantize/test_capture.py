@@ -9,8 +9,8 @@ import torch
 from small_models import loaded
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import TensorSpec
 from edgeq.quantize.capture import capture, run_once
 
 FOUR = TensorSpec(name="x", dtype="float32", shape=(2, 4))

@@ -9,8 +9,8 @@ import torch
 from small_models import IMAGE, SmallNet, loaded
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.quantize.composition import linear_macs
+from edgeq.core.results.model import TensorSpec
+from edgeq.quantize.capture import linear_macs
 
 SEQUENCE = TensorSpec(name="x", dtype="float32", shape=(2, 5, 16))
 

@@ -7,13 +7,13 @@ import torch
 from small_models import Silent, SmallNet, captured_net, dataset, loaded, outputs_of, quantized, small_net
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import AccuracyError, ExitCode, UnsupportedError, UsageError
+from edgeq.core.errors import AccuracyError, ExitCode, UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset
 from edgeq.quantize import quantize
 from edgeq.quantize.capture import capture
-from edgeq.quantize.cuda import HEADROOM
+from edgeq.quantize.half import HEADROOM
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.samples import Dataset
 from edgeq.verify.metrics import Comparison
 
 VECTOR = TensorSpec(name="x", dtype="float32", shape=(1, 8))

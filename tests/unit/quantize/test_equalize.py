@@ -9,7 +9,7 @@ import torch
 from small_models import SmallNet, loaded
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.results.model import TensorSpec
 from edgeq.quantize.equalize import equalized
 
 from .qat_cases import uneven

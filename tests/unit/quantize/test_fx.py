@@ -9,8 +9,8 @@ from small_models import IMAGE, SmallNet, dataset, loaded, outputs_of, quantized
 from torch import nn
 from torch.ao.nn.intrinsic.quantized import ConvReLU2d, LinearReLU
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
 from edgeq.quantize.fx import engine
 
 ENGINES = ("qnnpack", "x86", "fbgemm")

@@ -7,8 +7,8 @@ import torch
 from small_models import loaded, outputs_of, quantized
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import TensorSpec
 from edgeq.verify.metrics import Comparison
 
 EIGHT = TensorSpec(name="x", dtype="float32", shape=(2, 8, 6, 6))

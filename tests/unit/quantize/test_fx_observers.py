@@ -9,7 +9,7 @@ from small_models import loaded, outputs_of, quantized
 from torch import nn
 from torch.nn import functional
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.results.model import TensorSpec
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))
 

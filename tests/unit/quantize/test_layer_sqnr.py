@@ -8,8 +8,9 @@ from small_models import IMAGE, Silent, SmallNet, dataset, loaded, outputs_of, q
 from torch import nn
 from torch.nn import functional
 
-from edgeq.quantize import fx, fx_layers
-from edgeq.quantize.layer_sqnr import float_run
+from edgeq.quantize import calibrate, fx, fx_observers
+from edgeq.quantize import spec as spec_module
+from edgeq.quantize.layer_error import float_run
 
 LAYERS = ["conv", "depth", "hidden.0", "head"]
 
@@ -63,7 +64,7 @@ def test_the_observers_see_nothing():
     seen = []
 
     with fx.engine("x86"):
-        spec = fx.QuantizeSpec(
+        spec = spec_module.QuantizeSpec(
             model=model,
             captured=None,
             backend="x86",
@@ -75,11 +76,11 @@ def test_the_observers_see_nothing():
         )
         prepared = fx.prepare(spec)
         with Silent().task("") as task:
-            fx.calibrate(prepared, samples, model.inputs, task)
+            calibrate.calibrate(prepared, samples, model.inputs, task)
         for _ in range(2):
             seen.append({name: value.clone() for name, value in prepared.state_dict().items()})
             float_run(
-                prepared, samples, model.inputs, is_observer=fx.library().is_observer, name_of=fx_layers.layer_name
+                prepared, samples, model.inputs, is_observer=fx.library().is_observer, name_of=fx_observers.layer_name
             )
     assert all(torch.equal(value, seen[1][name]) for name, value in seen[0].items())
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from edgeq.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.schemes import SCHEMES
 from edgeq.quantize import FILE_METHODS, METHODS, RANKINGS, find_file_method, find_method, load_function
-from edgeq.scheme import SCHEMES
 
 FUNCTIONS = sorted(
     {method.function for method in (*METHODS.values(), *FILE_METHODS.values()) if method.function}

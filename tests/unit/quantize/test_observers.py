@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeq.quantize.observers import activation_observer, least_divergence
+from edgeq.quantize.calibrate import activation_observer, least_divergence
 
 BINS = 2048
 

@@ -8,15 +8,15 @@ import pytest
 from small_models import IMAGE, Silent, artifact, dataset, folder, loaded, lowered, quantized, sample
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError, UsageError
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, batches
 from edgeq.lower.onnx import lower_file
 from edgeq.lower.spec import LowerSpec
-from edgeq.quantize.onnx_file import FileSpec, quantize_file
-from edgeq.samples import Dataset, batches
+from edgeq.quantize.onnx import FileSpec, quantize_file
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison
-from edgeq.verify.runners import RUNNERS
+from edgeq.verify.runtimes import RUNNERS
 
 
 class Words(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_models import IMAGE, Silent, SmallNet, dataset, loaded
 
-from edgeq.errors import UsageError
-from edgeq.quantize.outliers import without_outliers
+from edgeq.core.errors import UsageError
+from edgeq.quantize.calibrate import without_outliers
 
 
 class Bursting(torch.nn.Module):

@@ -7,10 +7,10 @@ import torch
 from small_models import IMAGE, SmallNet, artifact, captured_net, dataset, loaded, outputs_of, quantized, small_net
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.quantize.calibrate import activation_observer
 from edgeq.quantize.capture import capture, run_once
-from edgeq.quantize.observers import activation_observer
 
 pytestmark = pytest.mark.slow
 

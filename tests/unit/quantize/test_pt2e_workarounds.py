@@ -9,11 +9,11 @@ from small_models import captured_net, dataset, forward, loaded, lowered, quanti
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import VerificationError
+from edgeq.core.errors import VerificationError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
 from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.pt2e_workarounds import functional
-from edgeq.samples import batches
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
 

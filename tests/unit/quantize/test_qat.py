@@ -13,8 +13,8 @@ import torch
 from small_models import IMAGE, SmallNet, dataset, loaded, outputs_of, quantized
 from torch import nn
 
-from edgeq.errors import AccuracyError, ExitCode, UsageError
-from edgeq.quantize.qat_state import load_state, save_state
+from edgeq.core.errors import AccuracyError, ExitCode, UsageError
+from edgeq.quantize.qat import load_state, save_state
 
 from .qat_cases import Told, on_scenes, same, trained, training, uneven
 

@@ -7,7 +7,7 @@ import torch
 from small_models import IMAGE, SmallNet, artifact, captured_net, dataset, loaded, outputs_of, quantized, small_net
 from torch import nn
 
-from edgeq.job import QatOptions
+from edgeq.core.config import QatConfig
 from edgeq.quantize.capture import capture_batched
 from edgeq.quantize.spec import QatSpec
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def training(train=None, count=12) -> QatSpec:
     return QatSpec(
         samples=dataset((IMAGE,), count, whole=False),
-        options=QatOptions(epochs=1, batch=4),
+        options=QatConfig(epochs=1, batch=4),
         logits=True,
         seed=0,
         train=train,

@@ -11,7 +11,7 @@ from scheme_models import PIXELS, Stubbed
 from small_models import SmallNet, captured_net, dataset, loaded, outputs_of, quantized, small_net
 from torch import nn
 
-from edgeq.errors import ExitCode, UsageError
+from edgeq.core.errors import ExitCode, UsageError
 from edgeq.quantize.qparams import CLIPPED, COARSEST
 
 ENGINES = ("qnnpack", "x86")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from small_models import forward, loaded, quantized, sample
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UnsupportedError
-from edgeq.samples import Batch, Dataset
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Batch, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from random_graphs import SHAPE, RandomNet, allowed_error, images, worst_channel

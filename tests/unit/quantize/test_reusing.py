@@ -11,11 +11,11 @@ import pytest
 import torch
 from small_models import SmallNet, artifact, dataset, forward, loaded, quantized, small_net
 
-from edgeq.artifacts import Scores
+from edgeq.core.results.model import Scores
+from edgeq.core.samples import batches
 from edgeq.lower.shipped import shipped_layers
-from edgeq.quantize.reusing import MOST_LOST_DB, STRICT
-from edgeq.quantize.spec import StickySpec
-from edgeq.samples import batches
+from edgeq.quantize.reuse import MOST_LOST_DB, STRICT
+from edgeq.quantize.spec import ReuseSpec
 
 SAMPLES = dataset(small_net().inputs, 8)
 
@@ -44,7 +44,7 @@ def sqnr_against(model, backend=None):
 
 def sticky(score, runtime="torchscript", backend="x86"):
     _, lowered = artifact(runtime, "static-int8", backend)
-    return StickySpec(layers=shipped_layers(lowered.path, runtime), score=score, samples=8)
+    return ReuseSpec(layers=shipped_layers(lowered.path, runtime), score=score, samples=8)
 
 
 def always(_graph):

@@ -10,17 +10,17 @@ from small_models import dataset, folder, forward, loaded, lowered, quantized
 from torch import nn
 from verify_cases import spec_of
 
-from edgeq.artifacts import TensorSpec
-from edgeq.check.gates import Candidate, check
+from edgeq.check.evaluate import Candidate, check
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.system import host_arch
+from edgeq.core.targets import load_target
 from edgeq.demo import digits
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.job import GateOptions
-from edgeq.load.source import load_model
-from edgeq.machine import host_arch
+from edgeq.load.model import load_model
 from edgeq.quantize import METHODS
-from edgeq.target import load_target
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import verify
+from edgeq.verify.verify import verify
 
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}
@@ -246,7 +246,7 @@ def test_layers_are_kept_in_float(runtime_name, scheme):
 
 
 def _batch(samples):
-    from edgeq.samples import batches
+    from edgeq.core.samples import batches
 
     return next(iter(batches(samples, (TOKENS,))))
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from small_models import IMAGE, Silent, SmallNet, dataset, loaded, quantized
 
-from edgeq.artifacts import Scores
-from edgeq.errors import UnsupportedError
-from edgeq.quantize import fx, fx_layers, quantize, rank_layers
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import Scores
+from edgeq.core.samples import batches
+from edgeq.quantize import fx, fx_observers, quantize, rank_layers
+from edgeq.quantize.calibrate import ObserverCache
 from edgeq.quantize.capture import capture
-from edgeq.quantize.lent import Ranges
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
-from edgeq.quantize.remedies import EVENED, TYPICAL, other_ranges
+from edgeq.quantize.mixed_search import EVENED, TYPICAL, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
-from edgeq.samples import batches
 
 from .qat_cases import scenes, uneven
 from .test_activations import Gated
@@ -126,7 +126,7 @@ def test_all_layers_simulated_come_near_to_the_converted_graph():
         for batch in batches(spec.calibration, spec.inputs):
             prepared(torch.from_numpy(batch.inputs[0].copy()))
         simulation = simulated(
-            Subject(prepared=prepared, library=fx.library(), layer_of=fx_layers.layer_of, ranges=Ranges())
+            Subject(prepared=prepared, library=fx.library(), layer_of=fx_observers.layer_of, ranges=ObserverCache())
         )
         samples = scenes(8, seed=4)
         exact = outputs(model.model, samples, model.inputs)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeq.artifacts import BundleInput, Row
-from edgeq.bundle.report import write_report
+from edgeq.bundle.run_report import write_report
 from edgeq.bundle.writer import write_bundle
-from edgeq.flips import Flip, FlipPair, Flips
+from edgeq.core.results.measured import Flip, FlipPair, Flips
+from edgeq.core.results.report import BundleInput, PackageResult
 
 
 def thumbnail() -> str:
@@ -23,7 +23,7 @@ def thumbnail() -> str:
 
 
 @pytest.fixture
-def row(item: BundleInput, tmp_path: Path) -> Row:
+def row(item: BundleInput, tmp_path: Path) -> PackageResult:
     """A row whose bundle and report.json lie in a folder."""
     folder = tmp_path / "digits" / "android-arm64-xnnpack"
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def row(item: BundleInput, tmp_path: Path) -> Row:
             ),
         ),
     )
-    made = Row(
+    made = PackageResult(
         model=item.model.name,
         target=item.target.name,
         scheme=item.scheme,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import edgeq.report
-from edgeq.artifacts import BuildReport, DataFacts, Gate, Layer, LayerSqnr, LayerSqnrs, Row
-from edgeq.errors import ExitCode
-from edgeq.pipeline.pages import page_of, read_run, read_source
-from edgeq.project import ModelError, ModelResult
-from edgeq.report.as_json import to_json
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Layer, LayerSqnr, LayerSqnrs
+from edgeq.core.results.report import DataFacts, Gate, ModelError, ModelResult, PackageResult, RunReport
+from edgeq.pipeline.reports import page_of, read_run, read_source
+from edgeq.report.json import to_json
 from edgeq.report.plots import Point, is_best
 
 CSS = (Path(edgeq.report.__file__).parent / "page.css").read_text()
@@ -44,7 +44,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def page(*rows: Row, data: DataFacts = NO_DATA, **more: object) -> str:
+def page(*rows: PackageResult, data: DataFacts = NO_DATA, **more: object) -> str:
     return page_of(rows, data, title="a run", **more).decode()
 
 
@@ -108,7 +108,7 @@ def test_a_page_says_how_far_each_layer_is_from_float(row):
     assert "on 2 calibration samples: the error starts at conv: 12.5 dB by itself, it reads the input." in text
     assert '<td class="number">12.2 dB<small>12.5 dB by itself</small></td>' in text
     assert text.count('<td class="number">not measured</td>') == 1  # the head, which it does not know
-    document = to_json(BuildReport(rows=(row,), data=NO_DATA))["rows"][0]["layer_sqnrs"]
+    document = to_json(RunReport(rows=(row,), data=NO_DATA))["rows"][0]["layer_sqnrs"]
     assert (document["start"], document["layers"][1]["own_db"]) == ("conv", "Infinity")
 
 

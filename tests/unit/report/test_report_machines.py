@@ -10,32 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import BuildReport, DataFacts, Gate, Row
-from edgeq.errors import ExitCode
-from edgeq.project import ModelError, ModelResult, ProjectReport
-from edgeq.report.annotations import to_annotations
-from edgeq.report.as_json import project_json, to_json
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.report import DataFacts, Gate, ModelError, ModelResult, PackageResult, ProjectReport, RunReport
+from edgeq.report.ci import to_annotations, to_junit, to_markdown
 from edgeq.report.diff import diff, diff_json
-from edgeq.report.document import DOCUMENTS, schema_of
-from edgeq.report.junit import to_junit
-from edgeq.report.markdown import to_markdown
+from edgeq.report.json import DOCUMENTS, project_json, schema_of, to_json
 
 
 def gate(text: str, outcome: str = "failed", code: ExitCode = ExitCode.SIZE) -> Gate:
     return Gate(name=text, outcome=outcome, limit=text, measured=text, detail=text, exit_code=code)
 
 
-def project(row: Row, text: str = "size") -> ProjectReport:
+def project(row: PackageResult, text: str = "size") -> ProjectReport:
     gates = (gate(text), gate(text, "ok"), gate(text, "allowed"), gate(text, "unverified", ExitCode.VERIFICATION))
     checked = dataclasses.replace(row.checked, gates=gates, warnings=(text,))
-    report = BuildReport(rows=(dataclasses.replace(row, checked=checked),), data=DataFacts())
+    report = RunReport(rows=(dataclasses.replace(row, checked=checked),), data=DataFacts())
     error = ModelError(what=text, fix=text, exit_code=ExitCode.UNSUPPORTED)
     models = (ModelResult(name="good", report=report), ModelResult(name=text, report=None, error=error))
     return ProjectReport(models=models, app=(gate(text),))
 
 
 @pytest.fixture
-def report(row: Row) -> ProjectReport:
+def report(row: PackageResult) -> ProjectReport:
     return project(row)
 
 
@@ -136,7 +132,7 @@ def test_documents_are_what_their_schemas_say(report, row):
 
 
 def test_a_difference_names_what_changed_and_nothing_else(row):
-    from edgeq.pipeline.pages import read_source
+    from edgeq.pipeline.reports import read_source
 
     old = read_source(row.path)
     assert diff(old, old).changes == ()

@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 
-from edgeq.artifacts import BuildReport, Choice, Comparison, DataFacts, Gate, Interval, Row, Variant
-from edgeq.bundle.report import read_report, write_report
-from edgeq.cli.table import render
-from edgeq.errors import ExitCode
-from edgeq.pipeline.pages import page_of
-from edgeq.project import ModelResult, ProjectReport
-from edgeq.report import schemes
-from edgeq.report.as_json import to_json
-from edgeq.report.document import PackageDocument
-from edgeq.report.markdown import to_markdown
+from edgeq.bundle.run_report import read_report, write_report
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Interval
+from edgeq.core.results.report import (
+    Choice,
+    Comparison,
+    DataFacts,
+    Gate,
+    ModelResult,
+    PackageResult,
+    ProjectReport,
+    RunReport,
+    Variant,
+)
+from edgeq.pipeline.reports import page_of
+from edgeq.report import text
+from edgeq.report.ci import to_markdown
+from edgeq.report.json import PackageDocument, to_json
+from edgeq.report.text import render
 
 
 def variant(scheme: str, size_bytes: int | None = None, latency_ms: float | None = None, **more: Any) -> Variant:
@@ -72,12 +81,12 @@ def test_whether_int8_is_worth_it_is_said_in_words(own, fp32, speedup, told):
     found = Comparison(
         arch="x86_64", variants=(variant("static-int8", own, 1.0, speedup=interval), variant("fp32", fp32, 1.0))
     )
-    assert schemes.compared(found)[-1] == f"static-int8 {told}"
+    assert text.compared(found)[-1] == f"static-int8 {told}"
 
 
 def test_latencies_that_were_not_taken_in_turns_are_no_ground_for_a_word():
     found = Comparison(arch="x86_64", variants=(variant("static-int8", None, 1.0), variant("fp32", 400, 3.0)))
-    assert schemes.compared(found) == [
+    assert text.compared(found) == [
         "static-int8 1.00 ms (p90 2.00 ms); fp32 400 B, 3.00 ms (p90 6.00 ms)",
         "static-int8: nothing to compare was measured",
     ]
@@ -85,7 +94,7 @@ def test_latencies_that_were_not_taken_in_turns_are_no_ground_for_a_word():
 
 def test_without_fp32_nothing_is_said_of_it():
     refused = variant("fp32", error="no kernel", exit_code=ExitCode.UNSUPPORTED)
-    (line,) = schemes.compared(Comparison(arch="x86_64", variants=(variant("fp16", 100, 1.0), refused)))
+    (line,) = text.compared(Comparison(arch="x86_64", variants=(variant("fp16", 100, 1.0), refused)))
     assert line == "fp16 100 B, 1.00 ms (p90 2.00 ms); fp32 no kernel"
 
 
@@ -95,16 +104,16 @@ def test_each_try_has_its_reasons():
     )
     tried = (variant("static-int8", 100, failed=(gate,)), variant("qat-int8", error="nothing to train"))
     choice = Choice(linear_macs=0.01, tried=tried, chosen=0, untried=("fp32",))
-    assert schemes.choice(choice).endswith(
+    assert text.choice(choice).endswith(
         "none passed every gate, static-int8 is the nearest; not tried, since it would fail alike: fp32"
     )
-    assert schemes.choice_lines(choice) == [
+    assert text.choice_lines(choice) == [
         "static-int8: 100 B, refused: sqnr: limit >= 30 dB, measured 20 dB",
         "qat-int8: refused: nothing to train",
     ]
 
 
-def test_reports_pages_and_json_hold_both(row: Row) -> None:
+def test_reports_pages_and_json_hold_both(row: PackageResult) -> None:
     tried = (variant("static-int8", 100, 1.0, sqnr_db=float("inf")), variant("qat-int8", error="<b>no</b>"))
     own = variant("static-int8", 100, 1.0, speedup=Interval(estimate=3.0, low=2.9, high=3.25))
     full = dataclasses.replace(
@@ -114,14 +123,14 @@ def test_reports_pages_and_json_hold_both(row: Row) -> None:
     )
     write_report(row.path, full)
     assert read_report(row.path) == full
-    document = to_json(BuildReport(rows=(full,), data=DataFacts()))
+    document = to_json(RunReport(rows=(full,), data=DataFacts()))
     PackageDocument.model_validate(document | {"installed": []})
     assert document["rows"][0]["auto"]["tried"][1]["error"] == "<b>no</b>"
     compared = document["rows"][0]["compared"]["variants"][0]
     assert compared["speedup"] == {"estimate": 3.0, "low": 2.9, "high": 3.25}
     assert compared["latency_p90_ms"] == 2.0
     told = f"static-int8 is 3.00 times faster {HOST} (95% interval 2.90 to 3.25) and is 4.00 times smaller"
-    report = BuildReport(rows=(full,), data=DataFacts())
+    report = RunReport(rows=(full,), data=DataFacts())
     assert told in render(report, width=400)
     project = ProjectReport(models=(ModelResult(name="small", report=report),), app=())
     assert told in to_markdown(project).replace("\\", "")
@@ -131,7 +140,7 @@ def test_reports_pages_and_json_hold_both(row: Row) -> None:
     assert "<b>no</b>" not in page
 
 
-def test_a_plot_has_every_scheme_that_was_tried(row: Row) -> None:
+def test_a_plot_has_every_scheme_that_was_tried(row: PackageResult) -> None:
     tried = (variant("static-int8", 100, sqnr_db=20.0), variant("fp16", 200, sqnr_db=60.0))
     found = dataclasses.replace(row, choice=Choice(linear_macs=0.0, tried=tried, chosen=0))
     page = page_of((found,), DataFacts(), title="a run").decode()

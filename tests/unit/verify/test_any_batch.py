@@ -7,13 +7,13 @@ import pytest
 from small_models import IMAGE, Silent, dataset, folder, loaded, lowered, quantized, small_net
 from torch import nn
 
-from edgeq.errors import UnsupportedError, VerificationError
+from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.samples import batches
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize.capture import dynamic_capture
-from edgeq.samples import batches
-from edgeq.verify.any_batch import batch_findings
-from edgeq.verify.runners import RUNNERS
+from edgeq.verify.runtimes import RUNNERS
+from edgeq.verify.verify import batch_findings
 
 
 class Mixing(nn.Module):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from small_models import sample
 
-from edgeq.samples import Sample
+from edgeq.core.samples import Sample
 from edgeq.verify.golden import golden_set
 
 

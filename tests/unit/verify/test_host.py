@@ -14,9 +14,9 @@ import torch
 from small_models import IMAGE, artifact, captured_net, dataset, forward, loaded, lowered, quantized, small_net
 from torch import nn
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
-from edgeq.samples import batches
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
 from edgeq.verify.host import HostRuntime, Refused, _translated
 from edgeq.verify.kernels import kernel_share, multiplies
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.errors import EdgeqError, EnvironmentProblem, VerificationError
-from edgeq.verify.child import Child, started
-from edgeq.verify.host import HostRuntime
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, VerificationError
+from edgeq.verify.host import Child, HostRuntime, started
 
 
 def talking(program, log=Path(os.devnull)) -> Child:

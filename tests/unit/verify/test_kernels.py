@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.artifacts import Layer
+from edgeq.core.results.model import Layer
 from edgeq.verify.kernels import kernel_share, multiplies
 
 INT8 = (

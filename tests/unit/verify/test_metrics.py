@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
-from edgeq.artifacts import Interval
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
+from edgeq.core.results.measured import Interval
 from edgeq.intervals import student_t975
 from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, top1
 

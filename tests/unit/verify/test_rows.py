@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import dataset, sample
 
-from edgeq.artifacts import TensorSpec
-from edgeq.errors import UsageError
-from edgeq.samples import Batch, batches
-from edgeq.verify.rows import Variety, another_input, cut, is_whole, of_sample, real_rows, scored
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Batch, batches
+from edgeq.verify.metrics import Variety, another_input, cut, is_whole, of_sample, real_rows, scored
 
 FOUR = (TensorSpec(name="x", dtype="float32", shape=(4, 3)),)
 

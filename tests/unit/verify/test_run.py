@@ -21,15 +21,14 @@ from small_models import (
 from torch import nn
 from verify_cases import float_case, spec_of
 
-from edgeq.artifacts import TensorSpec
+from edgeq.core.errors import UsageError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset
+from edgeq.core.system import host_arch
 from edgeq.demo import digits
-from edgeq.errors import UsageError
-from edgeq.machine import host_arch
-from edgeq.samples import Dataset
-from edgeq.verify.any_batch import in_mixed_order
+from edgeq.verify.accumulate import PARITY_SAMPLES
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.run import verify
-from edgeq.verify.tally import PARITY_SAMPLES
+from edgeq.verify.verify import in_mixed_order, verify
 
 pytestmark = pytest.mark.slow
 

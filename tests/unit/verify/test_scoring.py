@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.errors import UsageError
-from edgeq.samples import Batch, Sample
-from edgeq.verify.scoring import Mismatches, batch_scores
+from edgeq.core.errors import UsageError
+from edgeq.core.samples import Batch, Sample
+from edgeq.verify.accumulate import Mismatches, batch_scores
 
 TRUTH = np.random.default_rng(0).random(40)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_models import captured_net, folder, lowered, outputs_of, quantized, small_net
 
-from edgeq.errors import EnvironmentProblem, ExitCode, VerificationError
-from edgeq.verify.gpu import asked_bytes, rows_that_fit
+from edgeq.core.errors import EnvironmentProblem, ExitCode, VerificationError
+from edgeq.verify.runtimes import asked_bytes, rows_that_fit
 from edgeq.verify.serving import RUNS, require_cuda, serve
 
 pytestmark = pytest.mark.slow

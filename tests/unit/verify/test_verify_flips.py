@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeq.samples import Batch, Sample
-from edgeq.verify.flips import MAX_EXAMPLES, FlipTally, thumbnail
+from edgeq.core.samples import Batch, Sample
+from edgeq.verify.accumulate import MAX_EXAMPLES, FlipTally, thumbnail
 
 
 def sample(index: int, label: object = None) -> Sample:

@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq._io import sha256_bytes
-from edgeq.artifacts import BundleInput
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
+from edgeq.core.errors import EdgeqError
+from edgeq.core.files import sha256_bytes
+from edgeq.core.results.report import BundleInput
 from edgeq.deliver.ota.channel import Channel, open_channel, publish
 from edgeq.deliver.ota.client import Request, Update, update
-from edgeq.deliver.ota.entries import Base, Terms, shipped, target_file
-from edgeq.deliver.ota.facts import BundleFacts, bundle_facts
 from edgeq.deliver.ota.fetch import open_source
+from edgeq.deliver.ota.index import BundleFacts, bundle_facts
 from edgeq.deliver.ota.keys import KeyRing, load_keys, new_keys
-from edgeq.deliver.ota.plain import pack
-from edgeq.deliver.ota.release import Published, add_release, bases, prepare
-from edgeq.deliver.ota.state import State
-from edgeq.deliver.ota.store import Store
-from edgeq.errors import EdgeqError
+from edgeq.deliver.ota.patch import pack
+from edgeq.deliver.ota.release import Base, Published, Terms, add_release, bases, prepare, shipped, target_file
+from edgeq.deliver.ota.store import State, Store
 
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgeq.bundle.reader import read_bundle
+from edgeq.core.errors import EdgeqError
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.fetch import open_source
 from edgeq.deliver.ota.store import Store
-from edgeq.errors import EdgeqError
 from tests.unit.deliver.ota.conftest import NOW, tree
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))

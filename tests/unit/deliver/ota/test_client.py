@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.ota import place
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.deliver.ota import client
 from edgeq.deliver.ota.channel import open_channel
-from edgeq.deliver.ota.entries import Terms
-from edgeq.deliver.ota.facts import parse_index
-from edgeq.deliver.ota.release import withdraw
-from edgeq.deliver.ota.state import MAX_TRIES, healthy
-from edgeq.deliver.ota.store import Store, started
-from edgeq.errors import (
-    EnvironmentProblem,
-    IntegrityError,
-    UsageError,
-    VerificationError,
-)
+from edgeq.deliver.ota.index import parse_index
+from edgeq.deliver.ota.release import Terms, withdraw
+from edgeq.deliver.ota.store import MAX_TRIES, Store, healthy, started
 from tests.unit.deliver.ota.conftest import DAY, NOW, Device, Publisher, refused
 
 
@@ -76,7 +69,7 @@ def test_a_patch_that_ended_the_process_is_not_begun_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, "apply_patch", die)
+        patched.setattr(client, "apply_patch", die)
         with pytest.raises(Killed):
             device.update()
     assert device.update().via == "full download"
@@ -93,7 +86,7 @@ def test_a_full_disk_says_nothing_against_a_patch(
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, "unpack", full)
+        patched.setattr(client, "unpack", full)
         refused(device, EnvironmentProblem, "no space left")
     assert device.update().via == "patch"
 

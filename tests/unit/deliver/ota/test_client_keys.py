@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.ota.entries import Terms
+from edgeq.core.errors import IntegrityError
 from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
-from edgeq.deliver.ota.release import refresh
-from edgeq.errors import (
-    IntegrityError,
-)
+from edgeq.deliver.ota.release import Terms, refresh
 from tests.unit.deliver.ota.conftest import NOW, Device, Publisher, refused
 
 
@@ -58,7 +55,7 @@ def _resign(thief: Publisher, role: str) -> None:
     from tuf.api.metadata import Metadata
     from tuf.api.serialization.json import JSONSerializer
 
-    from edgeq._io import sha256_bytes
+    from edgeq.core.files import sha256_bytes
 
     place = thief.channel / "metadata"
     ring = load_keys(thief.keys)

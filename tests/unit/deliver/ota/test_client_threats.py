@@ -9,19 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.targets import load_target
 from edgeq.deliver.ota.client import MOST_REPEATS
-from edgeq.deliver.ota.entries import Terms
-from edgeq.deliver.ota.facts import KEY
+from edgeq.deliver.ota.index import KEY
 from edgeq.deliver.ota.keys import new_keys
-from edgeq.deliver.ota.release import refresh
-from edgeq.errors import (
-    EdgeqError,
-    EnvironmentProblem,
-    IntegrityError,
-    UnsupportedError,
-    UsageError,
-)
-from edgeq.target import load_target
+from edgeq.deliver.ota.release import Terms, refresh
 from tests.unit.deliver.ota.conftest import DAY, NOW, Device, Publisher, refused
 
 

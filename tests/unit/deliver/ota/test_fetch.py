@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError
 from edgeq.deliver.ota.fetch import Pace, WebSource, open_source
-from edgeq.errors import EnvironmentProblem, IntegrityError, UsageError
 from tests.unit.deliver.ota.conftest import Device, Publisher
 
 PACE = Pace(gap_s=1.5, grace_s=0.5, least_bytes_per_s=20_000)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError
 from edgeq.deliver.ota.keys import load_keys, new_keys, rotated
-from edgeq.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError
 from tests.unit.deliver.ota.conftest import Publisher
 
 

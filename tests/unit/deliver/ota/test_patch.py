@@ -6,10 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edgeq._io import sha256_bytes
+from edgeq.core.errors import IntegrityError
+from edgeq.core.files import sha256_bytes
 from edgeq.deliver.ota import patch as patches
 from edgeq.deliver.ota.patch import Patch, apply_patch, make_patch
-from edgeq.errors import IntegrityError
 
 
 def weights(seed: int, size: int = 20_000) -> bytes:

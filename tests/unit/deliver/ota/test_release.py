@@ -10,14 +10,13 @@ import pytest
 
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
-from edgeq.deliver.ota import channel as channels
-from edgeq.deliver.ota import release
+from edgeq.core import files as channels
+from edgeq.core.errors import IntegrityError, UsageError, VerificationError
+from edgeq.deliver.ota import channel, release
 from edgeq.deliver.ota.bom import bill_of_materials
 from edgeq.deliver.ota.channel import open_channel
-from edgeq.deliver.ota.entries import Terms
-from edgeq.deliver.ota.plain import pack, unpack
-from edgeq.deliver.ota.release import refresh, withdraw
-from edgeq.errors import IntegrityError, UsageError, VerificationError
+from edgeq.deliver.ota.patch import pack, unpack
+from edgeq.deliver.ota.release import Terms, refresh, withdraw
 from tests.unit.deliver.ota.conftest import DAY, NOW, Device, Publisher, tree
 
 
@@ -141,10 +140,10 @@ def test_a_release_that_is_cut_short_changes_nothing_for_readers(
                 raise OSError(28, "No space left on device")
             write(path, data)
 
-        monkeypatch.setattr(channels, "write_atomic", cut)
+        monkeypatch.setattr(channel, "write_atomic", cut)
         with pytest.raises(Exception, match="no space left"):
             publisher.release(publisher.bundle("2"))
-        monkeypatch.setattr(channels, "write_atomic", write)
+        monkeypatch.setattr(channel, "write_atomic", write)
         assert tree(publisher.channel) == before
         assert device.update().release == 1
     publisher.release(publisher.bundle("3"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.ota.scratch import scratch_dir
+from edgeq.deliver.ota.patch import scratch_dir
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_it_is_gone_afterwards(place: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not(place: Path) -> None:
-    code = "from edgeq.deliver.ota.scratch import scratch_dir\nimport time\n"
+    code = "from edgeq.deliver.ota.patch import scratch_dir\nimport time\n"
     code += "with scratch_dir() as folder:\n (folder / 'file').touch()\n print(folder, flush=True)\n time.sleep(60)"
     runs = [
         subprocess.Popen(

@@ -11,8 +11,8 @@ import pytest
 
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
-from edgeq.deliver.ota.unzip import unzip
-from edgeq.errors import EdgeqError, IntegrityError
+from edgeq.core.errors import EdgeqError, IntegrityError
+from edgeq.deliver.ota.patch import unzip
 
 MOST = 1_000_000
 

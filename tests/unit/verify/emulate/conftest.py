@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.cli.progress import Quiet
-from edgeq.verify.emulate.build import ensure_installed
-from edgeq.verify.emulate.container import Arrays
+from edgeq.cli.console import Quiet
 from edgeq.verify.emulate.cpus import QEMU
-from edgeq.verify.emulate.runtimes import DEFAULT_WHEELS, Installed
+from edgeq.verify.emulate.install import DEFAULT_WHEELS, Installed, ensure_installed
+from edgeq.verify.emulate.runner import Arrays
 
 SELFTEST = Path(__file__).parents[4] / "edgeq" / "verify" / "emulate" / "selftest"
 

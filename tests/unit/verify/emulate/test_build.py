@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.progress import Quiet
-from edgeq.errors import EnvironmentProblem, IntegrityError
-from edgeq.verify.emulate import build
-from edgeq.verify.emulate.build import ensure_installed, find_compiler
-from edgeq.verify.emulate.runtimes import WHEELS, wheel_path
+from edgeq.cli.console import Quiet
+from edgeq.core.errors import EnvironmentProblem, IntegrityError
+from edgeq.verify.emulate import install
+from edgeq.verify.emulate.install import WHEELS, ensure_installed, find_compiler, wheel_path
 
 PIP = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONSTRAINT")
 
@@ -129,14 +128,14 @@ def test_a_cached_wheel_that_was_changed_is_fetched_again(index, tmp_path, qemu)
 
 
 def test_without_the_compiler_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setattr(build.shutil, "which", lambda _name: None)
-    monkeypatch.setattr(build, "is_native", lambda _arch: False)
+    monkeypatch.setattr(install.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(install, "is_native", lambda _arch: False)
     with pytest.raises(EnvironmentProblem, match=r"aarch64-linux-gnu-g\+\+ is missing") as caught:
         find_compiler()
     assert "apt-get install qemu-user g++-aarch64-linux-gnu" in caught.value.fix
 
 
 def test_an_arm64_host_compiles_with_its_own_compiler(monkeypatch):
-    monkeypatch.setattr(build, "is_native", lambda _arch: True)
-    monkeypatch.setattr(build.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(install, "is_native", lambda _arch: True)
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert find_compiler() == "/usr/bin/g++"

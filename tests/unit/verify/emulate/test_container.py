@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from edgeq.errors import VerificationError
-from edgeq.verify.emulate.container import DTYPES, read_samples, write_samples
+from edgeq.core.errors import VerificationError
+from edgeq.verify.emulate.runner import DTYPES, read_samples, write_samples
 
 ARRAYS = st.sampled_from(DTYPES).flatmap(
     lambda name: arrays_of.arrays(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.counts import Counts
-from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.core.devices import Counts
+from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError
 from edgeq.verify.emulate import counting
 from edgeq.verify.emulate.counting import UnclearProfileError, attribute, count, countable_cores, find_core
-from edgeq.verify.etdump import Event
+from edgeq.verify.runtimes import Event
 
 SELFTEST = Path(counting.__file__).with_name("selftest")
 

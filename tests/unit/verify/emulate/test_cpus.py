@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError
 from edgeq.verify.emulate import cpus
 from edgeq.verify.emulate.cpus import CPUS, find_cpu, make_root, proc_cpuinfo
 

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from edgeq.counts import CLASSES
-from edgeq.verify.emulate.runtimes import SOURCES
+from edgeq.core.devices import CLASSES
+from edgeq.verify.emulate.install import SOURCES
 
 ASSEMBLER = "aarch64-linux-gnu-as"
 pytestmark = pytest.mark.skipif(shutil.which(ASSEMBLER) is None, reason="apt-get install g++-aarch64-linux-gnu")

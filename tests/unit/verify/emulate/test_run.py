@@ -8,12 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from edgeq.cli.progress import Quiet
-from edgeq.samples import Batch, Sample
+from edgeq.cli.console import Quiet
+from edgeq.core.samples import Batch, Sample
 from edgeq.verify.emulate.cpus import find_cpu
-from edgeq.verify.emulate.run import EmulateSpec, emulate
+from edgeq.verify.emulate.emulate import EmulateSpec, Observed, Subset, emulate, subset_size
 from edgeq.verify.emulate.selftest import Machine
-from edgeq.verify.emulate.subset import Observed, Subset, subset_size
 
 from .conftest import SELFTEST
 

@@ -11,17 +11,13 @@ import pytest
 import torch
 from small_models import IMAGE, dataset, quantized, small_net
 
-from edgeq.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.lower.archive import strip_archive
-from edgeq.lower.stored import archive_elements
-from edgeq.samples import batches
-from edgeq.verify.emulate import failure as failure_module
+from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.core.samples import batches
+from edgeq.lower.layers import archive_elements
+from edgeq.lower.torchscript_archive import strip_archive
 from edgeq.verify.emulate import runner as runner_module
-from edgeq.verify.emulate.container import read_samples, write_samples
 from edgeq.verify.emulate.cpus import find_cpu, make_root, qemu_path
-from edgeq.verify.emulate.failure import TooSlow
-from edgeq.verify.emulate.runner import run, run_all
-from edgeq.verify.emulate.work import Work
+from edgeq.verify.emulate.runner import TooSlow, Work, read_samples, run, run_all, write_samples
 from edgeq.verify.metrics import Comparison
 
 from .conftest import SELFTEST
@@ -202,7 +198,7 @@ def test_the_runner_ends_with_its_parent(work, monkeypatch):
 def test_a_missing_operator_is_named():
     said = "E 00:00:00.1 executorch:method.cpp:737] Missing operator: [3] aten::nonzero.out\n"
     told = "loading the method forward failed with code 0x14 (OperatorMissing)"
-    err = failure_module._refused("executorch 1.5.1 on cortex-a53", told, said)
+    err = runner_module._refused("executorch 1.5.1 on cortex-a53", told, said)
     assert isinstance(err, UnsupportedError)
     assert "aten::nonzero.out" in err.what
     assert err.exit_code == 3

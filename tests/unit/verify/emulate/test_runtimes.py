@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from edgeq.verify.emulate import runtimes
-from edgeq.verify.emulate.runtimes import WHEELS, find_installed, find_wheels, runtime_folder
+from edgeq.verify.emulate import install
+from edgeq.verify.emulate.install import WHEELS, find_installed, find_wheels, runtime_folder
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def copied(executorch, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path))
     place = runtime_folder(executorch.wheel)
     shutil.copytree(executorch.folder, place)
-    runtimes._is_sound.cache_clear()
+    install._is_sound.cache_clear()
     yield place
-    runtimes._is_sound.cache_clear()
+    install._is_sound.cache_clear()
 
 
 def test_what_was_installed_is_found(copied, executorch):
@@ -54,7 +54,7 @@ def test_what_was_installed_is_found(copied, executorch):
 @pytest.mark.parametrize("damage", ["changed", "torn", "missing", "added", "no record", "bad record"])
 def test_what_is_not_as_installed_is_discarded(copied, executorch, damage):
     library = copied / "executorch/lib/libexecutorch.so"
-    record = copied / runtimes.RECORD_NAME
+    record = copied / install.RECORD_NAME
     if damage == "changed":
         data = bytearray(library.read_bytes())
         data[len(data) // 2] ^= 1
@@ -76,14 +76,14 @@ def test_what_is_not_as_installed_is_discarded(copied, executorch, damage):
 def test_another_source_is_another_folder(monkeypatch, tmp_path, executorch):
     before = runtime_folder(executorch.wheel)
     sources = tmp_path / "src"
-    shutil.copytree(runtimes.SOURCES, sources)
+    shutil.copytree(install.SOURCES, sources)
     (sources / "runner.h").write_text((sources / "runner.h").read_text() + "// changed\n")
-    monkeypatch.setattr(runtimes, "SOURCES", sources)
-    runtimes.runtime_digest.cache_clear()
+    monkeypatch.setattr(install, "SOURCES", sources)
+    install.runtime_digest.cache_clear()
     try:
         assert runtime_folder(executorch.wheel) != before
     finally:
-        runtimes.runtime_digest.cache_clear()
+        install.runtime_digest.cache_clear()
 
 
 def test_wheels_can_be_keys():

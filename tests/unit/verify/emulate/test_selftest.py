@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from edgeq.cli.progress import Quiet
-from edgeq.errors import EnvironmentProblem
-from edgeq.verify.emulate import selftest
+from edgeq.cli.console import Quiet
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.verify.emulate import runner, selftest
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.selftest import Machine, ensure_tested
 
@@ -30,7 +30,7 @@ def test_another_qemu_is_tested_anew(executorch, fresh, monkeypatch):
     ensure_tested((machine,), Quiet())
     monkeypatch.setattr(selftest, "emulator_digest", lambda: "another")
     calls = []
-    real = selftest.run_all
+    real = runner.run_all
     monkeypatch.setattr(selftest, "run_all", lambda *args, **options: calls.append(1) or real(*args, **options))
     ensure_tested((machine,), Quiet())
     assert calls == [1]

@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 from boards import program
 
-from edgeq.cli.progress import Quiet
-from edgeq.errors import EnvironmentProblem, UsageError
-from edgeq.verify.emulate.build import ensure_installed
+from edgeq.cli.console import Quiet
+from edgeq.core.errors import EnvironmentProblem, UsageError
 from edgeq.verify.emulate.cpus import find_cpu, make_root, qemu_path
-from edgeq.verify.emulate.runner import run_all
-from edgeq.verify.emulate.runtimes import DEFAULT_WHEELS
-from edgeq.verify.emulate.work import Work
+from edgeq.verify.emulate.install import DEFAULT_WHEELS, ensure_installed
+from edgeq.verify.emulate.runner import Work, run_all
+from edgeq.verify.remote.device import open_session
 from edgeq.verify.remote.link import Adb, Ssh, parse_link
-from edgeq.verify.remote.session import open_session
 
 SELFTEST = Path(__file__).parents[4] / "edgeq" / "verify" / "emulate" / "selftest"
 

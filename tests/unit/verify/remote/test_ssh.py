@@ -15,17 +15,13 @@ import numpy as np
 import pytest
 from boards import Server, client, left, program
 
-from edgeq.cli.progress import Quiet
-from edgeq.errors import EnvironmentProblem, UsageError, VerificationError
-from edgeq.verify.emulate.build import ensure_installed
-from edgeq.verify.emulate.failure import TooSlow
-from edgeq.verify.emulate.runner import run, run_all
-from edgeq.verify.emulate.runtimes import Installed, find_wheels
+from edgeq.cli.console import Quiet
+from edgeq.core.errors import EnvironmentProblem, UsageError, VerificationError
+from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
+from edgeq.verify.emulate.runner import TooSlow, Work, run, run_all
 from edgeq.verify.emulate.selftest import Machine, hold_all
-from edgeq.verify.emulate.work import Work
+from edgeq.verify.remote.device import RUNS, measure, open_session
 from edgeq.verify.remote.link import Ssh
-from edgeq.verify.remote.measure import RUNS, measure
-from edgeq.verify.remote.session import open_session
 
 SELFTEST = Path(__file__).parents[4] / "edgeq" / "verify" / "emulate" / "selftest"
 ARCH = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
@@ -223,7 +219,7 @@ def test_a_device_that_is_none_of_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
 ) -> None:
     program(tmp_path, "ssh", script + "\n", monkeypatch)
-    monkeypatch.setattr("edgeq.verify.remote.board.CONNECT_S", 1)
+    monkeypatch.setattr("edgeq.verify.remote.device.CONNECT_S", 1)
     assert text in opened("board").what
 
 

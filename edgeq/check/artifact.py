@@ -1,0 +1,119 @@
+"""What an artifact that nothing here can run is held to: a converted graph that is wrong cannot become a right one."""
+
+from __future__ import annotations
+
+import math
+
+from edgeq.check.gate import unverified
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import Parity, VerifyReport
+from edgeq.core.results.model import LoweredModel
+from edgeq.core.results.report import Gate
+from edgeq.core.schemes import FLOAT_SCHEMES, MAX_RELATIVE_FP32, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.core.units import counted
+
+EQUIVALENCE = "equivalence"
+
+
+def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
+    """Hold the artifact to its converted graph (exit code 7).
+
+    Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
+    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
+    nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
+    """
+    by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
+    least = least_sqnr_db(scheme)
+    limit = "<= 1 step" if by_steps else f">= {least:.0f} dB"
+    if parity is None or parity.samples == 0:
+        return unverified("parity", limit, why or "the artifact was not compared with the converted graph")
+    if parity.max_steps is not None and by_steps:
+        passed = parity.max_steps <= MAX_STEPS
+        measured = counted(parity.max_steps, "step")
+    else:
+        passed = parity.sqnr_db >= least
+        measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
+    over = counted(parity.samples, "sample")
+    seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {over}"
+    if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
+        deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
+        passed = parity.sqnr_db >= deep
+        limit += f", or >= {deep:.1f} dB"
+        measured += f", {parity.sqnr_db:.1f} dB"
+        seen += f"; one int8 step at the input moves the graph itself to {parity.reaction_db:.1f} dB"
+    if parity.lost:
+        passed = False
+        seen += f"; lost in the artifact: {', '.join(parity.lost)}"
+    return Gate(
+        name="parity",
+        outcome="ok" if passed else "failed",
+        limit=limit,
+        measured=measured,
+        detail=seen,
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
+    """Hold a float ONNX file to PyTorch, by the mean difference beside the mean magnitude (exit code 7).
+
+    The exporter writes the model anew, operator by operator, and folds what it can: the ratio of parity, which is
+    ruled by the largest outputs, would let a small one go wrong.
+    """
+    if lowered.runtime != "onnx" or scheme != "fp32":
+        return ()
+    limit = f"<= {MAX_RELATIVE_FP32:.0e} of the mean magnitude"
+    if parity is None or parity.mean_abs is None or not parity.mean_magnitude:
+        return (unverified(EQUIVALENCE, limit, "no output of PyTorch to compare with, or all of them are zero"),)
+    relative = parity.mean_abs / parity.mean_magnitude
+    return (
+        Gate(
+            name=EQUIVALENCE,
+            outcome="ok" if relative <= MAX_RELATIVE_FP32 else "failed",
+            limit=limit,
+            measured=f"{relative:.1e}",
+            detail=f"mean difference {parity.mean_abs:.3g} at mean magnitude {parity.mean_magnitude:.3g},"
+            f" over {counted(parity.samples, 'sample')}",
+            exit_code=ExitCode.VERIFICATION,
+        ),
+    )
+
+
+def outputs_gate(verified: VerifyReport) -> Gate:
+    """Fail on what is wrong with the outputs whatever the limits: NaN, Inf, constant, wrong shape (exit code 7)."""
+    limit = "finite, of the stated shape, not constant"
+    if verified.graph_only is not None or not (verified.outputs or verified.findings):
+        why = verified.graph_only.why if verified.graph_only else "the artifact was not run"
+        return unverified("outputs", limit, why)
+    return Gate(
+        name="outputs",
+        outcome="failed" if verified.findings else "ok",
+        limit=limit,
+        measured=f"{len(verified.findings)} findings" if verified.findings else "as stated",
+        detail="; ".join(verified.findings),
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+GRAPH_GATE = "graph"
+
+
+def graph_gates(verified: VerifyReport) -> tuple[Gate, ...]:
+    """Return the gate of the converted graph's own outputs (exit code 7); none where the artifact was run.
+
+    It can fail an artifact, and proves nothing of one: parity, outputs and accuracy stay unverified beside it.
+    """
+    only = verified.graph_only
+    if only is None:
+        return ()
+    return (
+        Gate(
+            name=GRAPH_GATE,
+            outcome="failed" if only.findings else "ok",
+            limit="finite, not constant",
+            measured=f"{len(only.findings)} findings" if only.findings else "as stated",
+            detail="; ".join(only.findings)
+            or f"the converted graph over {counted(only.fidelity.samples, 'sample')}; {only.why}",
+            exit_code=ExitCode.VERIFICATION,
+        ),
+    )

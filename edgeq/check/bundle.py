@@ -1,0 +1,267 @@
+"""The gates that hold a bundle to its own manifest: what it promised when it was packaged must still be so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from edgeq.check.fidelity import FIDELITY
+from edgeq.check.gate import unverified
+from edgeq.check.limits import INSTRUCTIONS_GATE
+from edgeq.check.stores import store_limits
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import EdgeqError, ExitCode
+from edgeq.core.manifest import GateVerdict, Manifest, Tensor, measure
+from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.report import Gate, GoldenSet
+from edgeq.core.schemes import LIMITS
+from edgeq.core.targets import why_not_run
+from edgeq.core.units import counted, format_bytes, format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.core.manifest import Bundle
+
+
+Signature = tuple[tuple[str, tuple[int, ...]], ...]
+
+_SAME_SCORE = 1e-9
+
+
+def files_gate(bundle: Bundle) -> Gate:
+    """Say what was read; a file that differs never comes so far."""
+    files = bundle.manifest.files
+    size = format_bytes(sum(entry.size_bytes for entry in files))
+    return Gate(
+        name="files",
+        outcome="ok",
+        limit="",
+        measured=f"{counted(len(files), 'file')}, {size}, as listed",
+        detail=f"digest {bundle.digest[:12]}",
+        exit_code=ExitCode.INTEGRITY,
+    )
+
+
+def packaged_gates(manifest: Manifest, settled: Mapping[str, Gate] = MappingProxyType({})) -> tuple[Gate, ...]:
+    """Return the verdict of the run that packaged the bundle: one gate, or one for each that failed then.
+
+    Args:
+        manifest: the bundle's.
+        settled: its gates that have been measured since, by name.
+    """
+    since = tuple(dataclasses.replace(gate, name=f"packaged:{gate.name}") for gate in settled.values())
+    rest = [gate for gate in manifest.gates if gate.name not in settled]
+    failed = [gate for gate in rest if gate.outcome not in ("ok", "allowed")]
+    if not failed:
+        allowed = [gate.name for gate in rest if gate.outcome == "allowed"]
+        detail = f"allowed without a measurement: {', '.join(allowed)}" if allowed else ""
+        return (
+            _gate("packaged", True, "", f"{counted(len(rest), 'gate')} passed when it was packaged", detail),
+            *since,
+        )
+    return since + tuple(
+        Gate(
+            name=f"packaged:{gate.name}",
+            outcome="failed",
+            limit=gate.limit,
+            measured=f"{gate.outcome} when it was packaged",
+            detail=gate.detail or "",
+            exit_code=_packaged_code(gate),
+        )
+        for gate in failed
+    )
+
+
+def _packaged_code(gate: GateVerdict) -> ExitCode:
+    """Return what a gate that failed exits with; the manifest does not keep it."""
+    codes: dict[str, ExitCode] = {
+        **{name: kind.exit_code for name, kind in LIMITS.items()},
+        **dict.fromkeys(store_limits(), ExitCode.SIZE),
+        "runtime": ExitCode.UNSUPPORTED,
+        **dict.fromkeys(("search", "training", FIDELITY), ExitCode.ACCURACY),
+        INSTRUCTIONS_GATE: ExitCode.LATENCY,
+    }
+    # what could not be measured, and all gates that hold the artifact to its own claims, are the verification's
+    return ExitCode.VERIFICATION if gate.outcome == "unverified" else codes.get(gate.name, ExitCode.VERIFICATION)
+
+
+def run_gate(report: VerifyReport) -> Gate:
+    """Say how the artifact ran; one that does not is `not_run_gate`."""
+    timing = report.timing
+    facts = [f"loaded in {format_quantity(report.load_ms, 'ms')}"] if report.load_ms is not None else []
+    if timing is not None:
+        times = f"{format_quantity(timing.p50_ms, 'ms')}, p90 {format_quantity(timing.p90_ms, 'ms')}"
+        facts.append(f"p50 {times} of {counted(timing.runs, 'run')}, {counted(timing.threads, 'thread')}")
+    if report.peak_memory_bytes is not None:
+        facts.append(f"peak memory {format_bytes(report.peak_memory_bytes)}")
+    return _gate("run", True, "", f"on {report.host}", "; ".join(facts))
+
+
+def not_run_gate(err: EdgeqError) -> Gate:
+    """Say why the artifact does not load or run, with the code of that error."""
+    return Gate(name="run", outcome="failed", limit="", measured="", detail=err.what, exit_code=err.exit_code)
+
+
+def elsewhere_gate(why: str) -> Gate:
+    """Say that nothing here can run the artifact (exit code 7, unless --allow-unmeasured names it)."""
+    return unverified("outputs", "those of the golden samples", why)
+
+
+def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) -> Gate:
+    """Hold dtypes and shapes of inputs and outputs, as the artifact has them, to the manifest's (exit code 7)."""
+    expected = (signature(manifest.inputs), signature(manifest.outputs))
+    same = fits(inputs, expected[0]) and outputs == expected[1]
+    limit, came = (f"{_told(left)} -> {_told(right)}" for left, right in (expected, (inputs, outputs)))
+    return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
+
+
+def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenComparison]:
+    """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
+    from edgeq.verify.channels import lattice_step, lost_channels
+    from edgeq.verify.metrics import Comparison
+
+    sums = Comparison(by_channel=True)
+    same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
+    if same_shapes:
+        sums.add(expected.outputs, measured.outputs)
+    compared = GoldenComparison(
+        samples=len(expected.inputs[0]),
+        sqnr_db=sums.sqnr_db if sums.elements else math.nan,
+        sqnr_floor_db=expected.sqnr_floor_db,
+        max_abs=sums.max_abs if sums.elements else math.nan,
+        top1_agreement=sums.top1_agreement,
+    )
+    lost = lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])
+    return _golden_gate(compared, sums.finite, same_shapes, lost), compared
+
+
+def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool, lost: Sequence[str]) -> Gate:
+    facts = [f"max abs difference {compared.max_abs:.3g}"]
+    if compared.top1_agreement is not None:
+        facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
+    facts.append(counted(compared.samples, "golden sample"))
+    if not same_shapes:
+        facts = ["the outputs have other shapes than the golden ones"]
+    elif not finite:
+        facts.insert(0, "NaN or Inf in the outputs")
+    measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
+    passed = compared.sqnr_db >= compared.sqnr_floor_db and not lost
+    facts += [f"lost: {', '.join(lost)}"] if lost else []
+    return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))
+
+
+def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    """Hold the score to the recorded one (exit code 5), where both are of the same data and metric.
+
+    Returns:
+        The gate, or none where there is nothing to compare with, and what to tell all the same.
+    """
+    if compared.score is None:
+        why = "the data has no labels, or the first output is no scores of classes; give a --metric"
+        return (unverified("score", "as recorded", why),), ()
+    told = f"{compared.metric} {compared.score:.4g} over {counted(compared.samples, 'sample')}"
+    if compared.recorded is None:
+        return (), (f"{told}; the manifest records no score to compare with",)
+    if not compared.same_data:
+        return (), (f"{told}; other data than the manifest's, so not compared with its {compared.recorded:.4g}",)
+    if not compared.same_metric:
+        return (), (f"{told}; the manifest's score is of another metric, so they are not compared",)
+    # the manifest keeps four digits, and so both are compared
+    change = float(measure(compared.score)) - compared.recorded
+    detail = f"{change:+.2g} against the recorded score" if abs(change) > _SAME_SCORE else "equal to the recorded score"
+    gate = Gate(
+        name="score",
+        outcome="ok" if change >= -_SAME_SCORE else "failed",
+        limit=f">= {compared.recorded:.4g}",
+        measured=told,
+        detail=detail,
+        exit_code=ExitCode.ACCURACY,
+    )
+    return (gate,), ()
+
+
+def signature(tensors: Sequence[Tensor] | Sequence[TensorSpec]) -> Signature:
+    """Return dtype and shape of each tensor."""
+    return tuple((tensor.dtype, tensor.shape) for tensor in tensors)
+
+
+def fits(stated: Signature, expected: Signature) -> bool:
+    """Whether the signature that an artifact states is the expected one; it states 0 for a size that it leaves open."""
+    if [(dtype, len(shape)) for dtype, shape in stated] != [(dtype, len(shape)) for dtype, shape in expected]:
+        return False
+    pairs = zip(stated, expected, strict=True)
+    return all(left in (0, right) for one, other in pairs for left, right in zip(one[1], other[1], strict=True))
+
+
+def _told(tensors: Signature) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in tensors) or "nothing"
+
+
+def _gate(name: str, passed: bool, limit: str, measured: str, detail: str) -> Gate:
+    return Gate(
+        name=name,
+        outcome="ok" if passed else "failed",
+        limit=limit,
+        measured=measured,
+        detail=detail,
+        exit_code=ExitCode.VERIFICATION,
+    )
+
+
+# --- The limits of `edgeq verify`, on a bundle that is finished, and the remarks beside them.
+
+
+def limit_gates(bundle: Bundle, verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
+    """Hold a bundle, and what was measured of it, to limits.
+
+    Args:
+        bundle: as it lies on disk.
+        verified: what running it showed, here or elsewhere.
+        options: the limits, the shipped bundle, and what may stay unmeasured.
+    """
+    from edgeq.bundle.archive import download_size_bytes
+    from edgeq.check.limits import Measured, instruction_gates, limit_gate
+    from edgeq.core.system import host_arch
+
+    measured = Measured(
+        size_bytes=bundle.manifest.file("artifact").size_bytes,
+        download_bytes=download_size_bytes(bundle.folder) if "download" in dict(options.limits) else 0,
+        verified=verified,
+        limit_on=options.limit_on,
+        host_arch=host_arch(),
+        target_arch=bundle.manifest.target.arch,
+        target_platform=bundle.manifest.target.platform,
+        threads=bundle.manifest.threads,
+    )
+    judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
+    judged += instruction_gates(options.shipped, verified)
+    return tuple(settled(gate, options) for gate in judged)
+
+
+def settled(gate: Gate, options: GateOptions) -> Gate:
+    """Let a gate pass that may stay unmeasured."""
+    if gate.name == "accuracy_drop":
+        gate = dataclasses.replace(gate, detail="a bundle holds no fp32 model; package again with this limit")
+    allowed = gate.outcome == "unverified" and gate.name in options.allow_unmeasured
+    return dataclasses.replace(gate, outcome="allowed") if allowed else gate
+
+
+def remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
+    """Say where a bundle was run, if that is not its device, and what stands in the way of its release."""
+    from edgeq.core.system import host_arch
+
+    said = []
+    if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
+        pass
+    elif verified.stand_in:
+        said.append(verified.stand_in)
+    elif manifest.target.platform in ("android", "ios"):
+        said.append(f"run on the host's kernels ({host_arch()}), not the phone's")
+    elif manifest.target.arch != host_arch():
+        said.append(f"run on the host's kernels ({host_arch()}), not those of {manifest.target.arch}")
+    if manifest.model.weights == "random":
+        said.append("the weights are random: install and release will refuse this bundle")
+    return tuple(said)

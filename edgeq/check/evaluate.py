@@ -1,0 +1,193 @@
+"""All gates of one artifact. Every gate is evaluated, whichever failed before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate
+from edgeq.check.device import DEVICE_GATE, device_gates
+from edgeq.check.fidelity import FIDELITY, floor_gates
+from edgeq.check.gate import unverified
+from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, accuracy_warnings, instruction_gates, limit_gate
+from edgeq.check.precision import audit_gates
+from edgeq.check.runtime import runtime_gate
+from edgeq.check.search import search_gates, training_gates, training_warnings
+from edgeq.check.stores import find_store_limit, store_gate, store_warnings
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import UsageError, nearest
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.model import LoweredModel, Search, Tuning, Weights
+from edgeq.core.results.report import CheckReport, Gate
+from edgeq.core.schemes import LIMITS
+from edgeq.core.targets import Audit, TargetProfile
+
+PREPROCESSING = "preprocessing"
+
+GATE_NAMES = (
+    "parity",
+    EQUIVALENCE,
+    "outputs",
+    FIDELITY,
+    PREPROCESSING,
+    DEVICE_GATE,
+    *Audit.model_fields,
+    "runtime",
+    INSTRUCTIONS_GATE,
+    *LIMITS,
+)
+
+
+def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+    """Check before a long run what the gates would refuse at its end.
+
+    Raises:
+        UsageError: --allow-unmeasured names no gate (the nearest is offered), an unknown store limit, one of another
+            platform, or one that needs --app-size without it.
+    """
+    for name in options.allow_unmeasured:
+        if name not in GATE_NAMES:
+            raise UsageError(
+                f"--allow-unmeasured {name!r} is no gate.{nearest(name, GATE_NAMES)}", f"gates: {', '.join(GATE_NAMES)}"
+            )
+    for preset in options.store_limits:
+        for target in targets or (None,):
+            find_store_limit(preset, options.app_size_bytes, target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One artifact with all that its gates judge it by.
+
+    Attributes:
+        target: the profile that it was made for.
+        scheme: the scheme that made it.
+        lowered: what is known of it without running it.
+        verified: what running it showed.
+        options: the limits, the store presets and what may stay unmeasured.
+        size_bytes: the artifact's size on disk.
+        download_bytes: the size of the bundle's deterministic, deflated ZIP.
+        weights: where the parameters came from.
+        host_arch: what `verified` was measured on, as `platform.machine()` says it.
+        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
+        tuning: what training came to, for schemes that train.
+        search: what the search came to, for schemes that search.
+        remarks: what the quantization found, and the data, that people must know.
+        unapplied: which data the manifest's preprocessing was not applied to, in words; "" where it was to all.
+    """
+
+    target: TargetProfile
+    scheme: str
+    lowered: LoweredModel
+    verified: VerifyReport
+    options: GateOptions
+    size_bytes: int
+    download_bytes: int
+    weights: Weights
+    host_arch: str
+    has_graph: bool = True
+    tuning: Tuning | None = None
+    search: Search | None = None
+    remarks: tuple[str, ...] = ()
+    unapplied: str = ""
+
+
+def check(item: Candidate) -> CheckReport:
+    """Evaluate all gates of one artifact.
+
+    Raises:
+        UsageError: as `validate_options` says.
+    """
+    validate_options(item.options, (item.target,))
+    gates = (*_gates_by_what_it_is(item), *_gates_by_what_was_asked(item))
+    return CheckReport(gates=tuple(_settled(gate, item.options) for gate in gates), warnings=_warnings(item))
+
+
+def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
+    """Return the gates that no option asks for: the artifact must be what it claims to be."""
+    scheme, lowered, verified = item.scheme, item.lowered, item.verified
+    unrun = verified.graph_only.why if verified.graph_only else ""
+    return (
+        *((parity_gate(scheme, verified.parity, unrun),) if item.has_graph else ()),
+        *(equivalence_gates(lowered, scheme, verified.parity) if item.has_graph else ()),
+        outputs_gate(verified),
+        *graph_gates(verified),
+        *floor_gates(verified, item.options),
+        *preprocessing_gates(item.unapplied),
+        *device_gates(scheme, verified),
+        *training_gates(item.tuning),
+        *search_gates(item.search),
+        *audit_gates(target=item.target, scheme=scheme, lowered=lowered, verified=verified),
+        runtime_gate(item.target, lowered),
+    )
+
+
+def _gates_by_what_was_asked(item: Candidate) -> tuple[Gate, ...]:
+    """Return the gates of the project's limits, the shipped model and the stores."""
+    options, target = item.options, item.target
+    measured = Measured(
+        size_bytes=item.size_bytes,
+        download_bytes=item.download_bytes,
+        verified=item.verified,
+        limit_on=options.limit_on,
+        host_arch=item.host_arch,
+        target_arch=target.arch,
+        target_platform=target.platform,
+        threads=target.device.threads,
+    )
+    return (
+        *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *instruction_gates(options.shipped, item.verified),
+        *(
+            store_gate(preset, options.app_size_bytes, item.size_bytes, item.download_bytes, target)
+            for preset in options.store_limits
+        ),
+    )
+
+
+def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
+    """Leave a preprocessing unverified that the manifest promises and no sample went through (exit code 7)."""
+    if not unapplied:
+        return ()
+    fix = f"give uint8 images, or leave --preprocess out, or give --allow-unmeasured {PREPROCESSING} if you applied it"
+    return (unverified(PREPROCESSING, "as the manifest tells apps", f"{unapplied}: {fix}"),)
+
+
+def _settled(gate: Gate, options: GateOptions) -> Gate:
+    if gate.outcome == "unverified" and gate.name in options.allow_unmeasured:
+        return dataclasses.replace(gate, outcome="allowed")
+    return gate
+
+
+def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
+    """Say that a device's kernels were left out, and where they score otherwise than the host's."""
+    runs = verified.emulation.runs if verified.emulation else ()
+    said = [verified.not_emulated] if verified.not_emulated else []
+    missing = verified.emulation.without_wheel if verified.emulation else ()
+    said += [f"not run on the runtime {version}: no ARM64 wheel of it is known" for version in missing]
+    said += [
+        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
+        " the worse of the two"
+        for run in runs
+        if run.rescored
+    ]
+    return tuple(said)
+
+
+def _warnings(item: Candidate) -> tuple[str, ...]:
+    """Return what fails no gate, and is to be known all the same."""
+    said = []
+    if item.weights == "random":
+        said.append("the weights are random: install and release will refuse this bundle")
+    if not item.has_graph:
+        said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
+    return (
+        *said,
+        *item.remarks,
+        *((item.verified.stand_in,) if item.verified.stand_in else ()),
+        *(accuracy_warnings(item.scheme, item.verified, item.options) if item.has_graph else ()),
+        *_device_warnings(item.verified),
+        *training_warnings(item.tuning),
+        *store_warnings(item.options.store_limits, item.target),
+    )

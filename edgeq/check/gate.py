@@ -1,0 +1,75 @@
+"""How a measured value is held against a limit, and how that is told."""
+
+from __future__ import annotations
+
+import math
+
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.report import Gate
+from edgeq.core.units import Dimension, format_bytes, format_quantity
+
+
+def amount(value: float, dimension: Dimension) -> str:
+    """Return a difference as people read it; one that is not zero never reads as zero."""
+    if dimension == "bytes":
+        whole = math.ceil(value)
+        return f"{whole} B" if whole < 1000 else f"{format_bytes(whole)} ({whole:,} B)"
+    return f"{value:.3g}%" if dimension == "%" else f"{value:.3g} {dimension}"
+
+
+def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
+    """Hold `measured` to the most that passes, both in the dimension's base unit; equal passes, NaN does not.
+
+    Args:
+        name: the gate's name.
+        limit: the most that passes.
+        measured: what was measured.
+        dimension: what both are measured in.
+        code: the exit code of a failure.
+        note: said after by how much.
+    """
+    left = limit - measured
+    by = f"{amount(left, dimension)} left" if left >= 0 else f"+{amount(-left, dimension)} over"
+    return _held("<=", left, by, name, limit, measured, dimension, code, note)
+
+
+def at_least(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
+    """Hold `measured` to the least that passes; the rest is as in `at_most`."""
+    above = measured - limit
+    by = f"{amount(above, dimension)} above" if above >= 0 else f"{amount(-above, dimension)} short"
+    return _held(">=", above, by, name, limit, measured, dimension, code, note)
+
+
+def _held(
+    sign: str,
+    margin: float,
+    by: str,
+    name: str,
+    limit: float,
+    measured: float,
+    dimension: Dimension,
+    code: ExitCode,
+    note: str,
+) -> Gate:
+    by = "not a number" if math.isnan(margin) else by
+    return Gate(
+        name=name,
+        # so that NaN fails
+        outcome="ok" if margin >= 0 else "failed",
+        limit=f"{sign} {format_quantity(limit, dimension)}",
+        measured=format_quantity(measured, dimension),
+        detail=f"{by}; {note}" if note else by,
+        exit_code=code,
+    )
+
+
+def unverified(name: str, limit: str, why: str) -> Gate:
+    """Return the gate of something that was asked for and could not be measured (exit code 7)."""
+    return Gate(
+        name=name,
+        outcome="unverified",
+        limit=limit,
+        measured="not measured",
+        detail=why,
+        exit_code=ExitCode.VERIFICATION,
+    )

@@ -1,0 +1,148 @@
+"""The gates of a release: will the apps in the field load it, take it, and be better off with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeq.check.gate import at_most, unverified
+from edgeq.check.runtime import runtime_gate
+from edgeq.check.stores import find_store_limit, store_gate
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import ExitCode
+from edgeq.core.manifest import Manifest, contract_change
+from edgeq.core.ort_format import required_operators
+from edgeq.core.results.model import LoweredModel
+from edgeq.core.results.report import Gate
+from edgeq.core.schemes import LIMITS, LimitName
+from edgeq.core.targets import App, TargetProfile
+from edgeq.core.units import format_quantity
+
+if TYPE_CHECKING:
+    from edgeq.core.manifest import Bundle
+    from edgeq.deliver.ota.release import Prepared
+    from edgeq.verify.host import HostRuntime
+
+
+def is_lite(manifest: Manifest) -> bool:
+    """Whether the artifact is for the lite interpreter, whose operators have to be read from the artifact."""
+    return manifest.target.runtime == "torchscript" and manifest.target.platform == "android"
+
+
+def release_runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime | None) -> Gate:
+    """Hold the artifact to the oldest runtime in the field: its version, or bytecode and operators (exit code 3)."""
+    manifest = bundle.manifest
+    operators: tuple[str, ...] = ()
+    bytecode = manifest.runtime.bytecode_version
+    if is_lite(manifest) and runtime is not None:
+        target = manifest.target
+        runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
+        facts = runtime.facts()
+        operators, bytecode = facts.operators, facts.bytecode_version
+    if manifest.runtime.build == "mobile":
+        operators = required_operators(bundle.artifact)
+    lowered = LoweredModel(
+        path=bundle.artifact,
+        runtime=manifest.target.runtime,
+        runtime_version=manifest.runtime.exported_with,
+        bytecode_version=bytecode,
+        passes=(),
+        operators=operators,
+        undelegated=(),
+        layers=(),
+        delegated_macs=None,
+    )
+    return runtime_gate(_profile(manifest, runtimes), lowered)
+
+
+def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
+    """Return the bundle's target with the runtimes of this release; the project's own file may not be here."""
+    from pydantic import ValidationError
+
+    from edgeq.core.schema import explain
+
+    facts = manifest.target
+    try:
+        return TargetProfile(
+            name=facts.name,
+            description="of a bundle",
+            platform=facts.platform,
+            arch=facts.arch,
+            runtime=facts.runtime,
+            backend=facts.backend,
+            schemes=("fp32",),
+            app=App(runtimes=runtimes, build=manifest.runtime.build),
+        )
+    except ValidationError as err:
+        raise explain(err, "[app]", App) from err
+
+
+def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
+    """Hold inputs, outputs, preprocessing and labels to the shipped model's: the app was written for them (code 3)."""
+    limit = "as the shipped model's"
+    if old is None:
+        return _gate("contract", "", limit, "no shipped model to compare with")
+    change = contract_change(old, new)
+    if change:
+        return _gate("contract", change, limit)
+    same = "inputs, outputs, preprocessing and labels are equal"
+    more = sorted(set(new.layers.undelegated) - set(old.layers.undelegated))
+    # an app may be built with the operators of its model only; which ones it has is not known here
+    hint = f"; it uses operators that the shipped one does not: {', '.join(more[:5])}" if more else ""
+    return _gate("contract", "", limit, same + hint)
+
+
+def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:
+    return Gate(
+        name=name,
+        outcome="failed" if wrong else "ok",
+        limit=limit,
+        measured="",
+        detail=wrong or detail,
+        exit_code=ExitCode.UNSUPPORTED,
+    )
+
+
+def size_gates(item: Prepared, old: Manifest | None, options: GateOptions) -> tuple[Gate, ...]:
+    """Hold the very bytes that would be published to the limits (exit code 4).
+
+    Args:
+        item: the bundle with its patches.
+        old: the shipped one's; None where there is none, and so no patch either.
+        options: the limits, and the stores' presets, of which those for other platforms do not concern the bundle.
+    """
+    manifest = item.bundle.manifest
+    size_bytes, download_bytes = manifest.file("artifact").size_bytes, len(item.archive)
+    gates = []
+    for name, limit in options.limits:
+        if name == "download":
+            gates.append(_bytes(name, limit, download_bytes, "the full download"))
+        elif name == "size":
+            gates.append(_bytes(name, limit, size_bytes, "the artifact"))
+        elif name == "delta":
+            gates += [_bytes(name, limit, len(delta.patch.data), f"from {delta.label}") for delta in item.deltas]
+            if not item.deltas and old is None:
+                gates.append(_ok(name, limit, "no patch", "no earlier release to make a patch from"))
+            elif not item.deltas:
+                gates.append(_unmeasured(name, limit, "no patch was made from the release that devices have: --deltas"))
+    for preset in options.store_limits:
+        limit_of = find_store_limit(preset, options.app_size_bytes)
+        if limit_of.platform in ("any", manifest.target.platform):
+            profile = _profile(manifest, (manifest.runtime.oldest_in_field,))
+            gates.append(store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, profile))
+    return tuple(gates)
+
+
+def _bytes(name: LimitName, limit: float, size_bytes: int, note: str) -> Gate:
+    return at_most(
+        name=name, limit=limit, measured=size_bytes, dimension="bytes", code=LIMITS[name].exit_code, note=note
+    )
+
+
+def _ok(name: LimitName, limit: float, measured: str, detail: str) -> Gate:
+    kind = LIMITS[name]
+    text = f"<= {format_quantity(limit, kind.dimension)}"
+    return Gate(name=name, outcome="ok", limit=text, measured=measured, detail=detail, exit_code=kind.exit_code)
+
+
+def _unmeasured(name: LimitName, limit: float, why: str) -> Gate:
+    return unverified(name, f"<= {format_quantity(limit, LIMITS[name].dimension)}", why)

@@ -1,0 +1,136 @@
+"""Which views of a run there are, and where they go: files, stdout, GitHub's own places."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeq.cli.console import note
+from edgeq.core.errors import UsageError, nearest
+from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.units import counted
+
+if TYPE_CHECKING:
+    from edgeq.cli.options import RunParams
+    from edgeq.core.results.report import ProjectReport
+
+
+ViewName = Literal["html", "json", "junit", "markdown", "github"]
+
+_GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def as_html(report: ProjectReport) -> str:
+    """Return the page; bundles must lie where the rows say."""
+    from edgeq.core.results.report import DataFacts
+    from edgeq.pipeline.reports import page_of, page_title
+
+    rows = report.rows
+    if not rows:
+        raise UsageError("no bundle was made, so that there is nothing to show", "see the errors above")
+    title = (
+        page_title(rows[0])
+        if len(rows) == 1
+        else f"{counted(len(report.models), 'model')}, {counted(len(rows), 'bundle')}"
+    )
+    data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
+    return page_of(rows, data, title=title, app=report.app).decode()
+
+
+def as_json(report: ProjectReport) -> str:
+    """Return the document of `edgeq build --json`."""
+    from edgeq.report.json import project_json
+
+    return json.dumps(project_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_junit(report: ProjectReport) -> str:
+    """Return JUnit XML."""
+    from edgeq.report.ci import to_junit
+
+    return to_junit(report)
+
+
+def as_markdown(report: ProjectReport) -> str:
+    """Return the summary."""
+    from edgeq.report.ci import to_markdown
+
+    return to_markdown(report)
+
+
+def as_annotations(report: ProjectReport) -> str:
+    """Return a line for each annotation."""
+    from edgeq.report.ci import to_annotations
+
+    return "".join(f"{line}\n" for line in to_annotations(report))
+
+
+VIEWS: dict[ViewName, Callable[[ProjectReport], str]] = {
+    "html": as_html,
+    "json": as_json,
+    "junit": as_junit,
+    "markdown": as_markdown,
+    "github": as_annotations,
+}
+
+
+def view(name: str) -> Callable[[ProjectReport], str]:
+    """Return the view of a name.
+
+    Raises:
+        UsageError: there is none; the nearest is offered.
+    """
+    for known, render in VIEWS.items():
+        if known == name:
+            return render
+    raise UsageError(f"unknown format {name!r}.{nearest(name, VIEWS)}", f"formats: {', '.join(VIEWS)}")
+
+
+@contextlib.contextmanager
+def beside(report: ProjectReport, run: RunParams) -> Iterator[None]:
+    """Print the result in the block, and write the views that were asked for beside it.
+
+    As JSON it is printed last: one that was followed by the error of a view would be the wrong one of two documents.
+
+    Raises:
+        EnvironmentProblem, UsageError: a file cannot be written.
+    """
+    if run.as_json:
+        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+        yield
+    else:
+        yield
+        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+
+
+def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | None, github: bool) -> None:
+    """Write the files that were asked for; with `github`, annotations on stderr and the job's page.
+
+    Raises:
+        EnvironmentProblem, UsageError: a file cannot be written.
+    """
+    for path, render in ((junit, as_junit), (markdown, as_markdown)):
+        if path is not None:
+            write_text(path, render(report))
+    if github:
+        # stdout may be the JSON document; GitHub reads commands from both
+        for line in as_annotations(report).splitlines():
+            note(line)
+        summary = os.environ.get(_GITHUB_SUMMARY)
+        if summary:
+            with disk_errors(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
+                file.write(as_markdown(report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        EnvironmentProblem, UsageError: it cannot be written.
+    """
+    with disk_errors(path):
+        write_atomic(path, text.encode(errors="replace"))

@@ -1,0 +1,1 @@
+"""edgeq.toml and the command line to one configuration."""

@@ -1,0 +1,183 @@
+"""`edgeq.toml` with `[[model]]` entries: what stands above them holds for all, an entry's own keys win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from edgeq.config.options import Values, filled, merge, read_project, relative_to, schema_of, validated
+from edgeq.config.resolve import request
+from edgeq.core.config import PROJECT_FILE, AppConfig, Job, PackageConfig
+from edgeq.core.errors import EdgeqError, UsageError, nearest
+from edgeq.core.results.report import AppOptions
+from edgeq.core.schema import explain, read_toml
+from edgeq.core.units import parse_size_bytes
+
+# keys of a file of one model that an entry says otherwise, or the whole file says
+_INSTEAD = {"model": "source", "model_version": "version"}
+
+_OF_THE_FILE = ("out", "cache", "app")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRequest:
+    """What `edgeq build` was asked for.
+
+    Attributes:
+        names: of all models of the file.
+        models: those to be built.
+    """
+
+    names: tuple[str, ...]
+    models: tuple[Job, ...]
+    out: Path
+    app: AppOptions
+
+
+def read_models(
+    config: Path | None, names: Sequence[str], command_line: Mapping[str, Any] | None = None
+) -> ProjectRequest:
+    """Return the models of `config`, or of the current folder's edgeq.toml.
+
+    Args:
+        config: the file, or None.
+        names: those to build; none for all.
+        command_line: options over those of the file, in its form; paths are relative to the current folder.
+
+    Raises:
+        UsageError: no such file or model, two models with one name, or an unknown key or value.
+        UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
+    """
+    path = config or Path(PROJECT_FILE)
+    if not path.is_file():
+        raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
+    common, found = _read(path)
+    app = _app(filled(AppConfig, common.get("app", {})), str(path))
+    known = [_name(options) for options in found]
+    chosen = _chosen(names, known, path)
+    models = [
+        _request(merge(dict(command_line or {}), relative_to(options, path.parent)), f"{path}: model {name!r}")
+        for name, options in zip(known, found, strict=True)
+        if name in chosen
+    ]
+    return ProjectRequest(names=tuple(known), models=tuple(models), out=models[0].out, app=app)
+
+
+def _name(options: Values) -> str:
+    found: str = options.get("name") or options.get("model", "")
+    return found
+
+
+def read_released(config: Path | None, models: Sequence[str]) -> Values:
+    """Return what `config`, or the current folder's edgeq.toml, says of the models that are to be released.
+
+    Args:
+        config: the file, or None.
+        models: the names of the bundles' models, each once.
+
+    Raises:
+        UsageError: an unknown key or value; or the file has [[model]] entries, and none is of that name, or several
+            models are released at once, whose limits differ.
+    """
+    path = config or Path(PROJECT_FILE)
+    if not path.is_file() or not isinstance(read_toml(path).get("model"), list):
+        return read_project(config)
+    _, found = _read(path)
+    if len(models) != 1:
+        what = f"{path} has limits for each model, and bundles of several are released at once: {', '.join(models)}"
+        raise UsageError(what, "release the models one by one, or name another --config")
+    known = [options.get("name", "") for options in found]
+    (name,) = _chosen(models, known, path)
+    return relative_to(found[known.index(name)], path.parent)
+
+
+def _read(path: Path) -> tuple[Values, list[Values]]:
+    """Return what stands above all models, and each model as a file of its own would say it."""
+    raw = read_toml(path)
+    entries = raw.pop("model", None)
+    common = validated(raw, str(path))
+    if isinstance(entries, list):
+        found = [_entry(entry, path, common) for entry in entries]
+    else:
+        found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
+    if not found:
+        raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
+    _check_unique([_name(options) for options in found], path)
+    return common, found
+
+
+def _entry(entry: Any, path: Path, common: Values) -> Values:
+    """Return an entry as a file of one model would say it, over what stands above all entries."""
+    if not isinstance(entry, dict):
+        raise UsageError(f"{path}: `model` is to be a text, or [[model]] entries", "write [[model]] above each")
+    origin = f"{path}: model {entry.get('name', '(without a name)')!r}"
+    for key, instead in _INSTEAD.items():
+        if key in entry:
+            raise UsageError(f"{origin}: unknown key {key!r}", f"in a [[model]] entry it is called {instead!r}")
+    for key in _OF_THE_FILE:
+        if key in entry:
+            raise UsageError(f"{origin}: {key!r} holds for the whole file", "write it above the first [[model]]")
+    schema = _entry_schema()
+    try:
+        own = schema.model_validate(entry).model_dump(exclude_unset=True)
+    except ValidationError as err:
+        raise explain(err, origin, schema) from err
+    own |= {key: own.pop(instead) for key, instead in _INSTEAD.items() if instead in own}
+    return merge(own, common)
+
+
+def _entry_schema() -> type[BaseModel]:
+    """Return the pydantic model of a `[[model]]` entry."""
+    own: dict[str, Any] = {"name": (str, ...), "source": (str, ...), "version": (str, "")}
+    return create_model("ModelEntry", __base__=schema_of(PackageConfig), **own)
+
+
+def _request(options: Values, origin: str) -> Job:
+    """Return the job of one model; of several, a message must say which is meant."""
+    try:
+        return request({}, options)
+    except EdgeqError as err:
+        raise type(err)(f"{origin}: {err.what}", err.fix) from err
+
+
+def _check_unique(names: Sequence[str], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        # names become folders, and some file systems know no capitals
+        other = seen.get(name.lower())
+        if other is not None:
+            what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
+            raise UsageError(what, "give each [[model]] a name of its own")
+        seen[name.lower()] = name
+
+
+def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset[str]:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no model {name!r} in {path}.{nearest(name, known)}", f"models: {', '.join(known)}")
+    return frozenset(names or known)
+
+
+def _app(table: AppConfig, origin: str) -> AppOptions:
+    return AppOptions(
+        size_bytes=_bytes(table.limit.size, f"{origin}: app.limit.size"),
+        download_bytes=_bytes(table.limit.download, f"{origin}: app.limit.download"),
+        runtime_bytes=tuple(
+            ((runtime, abi), _bytes(text, f"{origin}: app.runtime_size.{abi}.{runtime}") or 0)
+            for abi, sizes in table.runtime_size.items()
+            for runtime, text in sizes.items()
+        ),
+    )
+
+
+def _bytes(text: str | None, origin: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size_bytes(text)
+    except UsageError as err:
+        raise UsageError(f"{origin}: {err.what}", err.fix) from err

@@ -1,0 +1,569 @@
+"""The options of a run, each defined once, and the protocol by which progress is reported.
+
+A field of a configuration table carries everything that is known of an option: its type and default, bounds, flag,
+help panel, documentation, whether it is a path, and whether it is part of the cache key (`edgeq.marks`). From it come
+the command line (`cli/params.py`), the keys of edgeq.toml and their validation (`cli/project.py`), the cache key
+(`pipeline/cache.py`) and docs/options.md (`scripts/docs_tables.py`). A field's name is its key in edgeq.toml.
+
+To add an option, write its field here and use it where it takes effect; tests/unit/test_job.py checks all the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from edgeq.core.marks import (
+    AppFolder,
+    BundleFolder,
+    DataPath,
+    Doc,
+    Flag,
+    Ge,
+    Gt,
+    InputFile,
+    Le,
+    Lt,
+    MinLen,
+    ModelFile,
+    NotInKey,
+    OutputFolder,
+    Panel,
+    PresetFile,
+    ProfileFile,
+    WeightsFile,
+)
+from edgeq.core.schemes import AUTO, AUTO_TRIES, AskedScheme, LimitName, ObserverName, SchemeName
+
+REJECTED_NAME = "rejected"
+
+
+if TYPE_CHECKING:
+    from edgeq.core.targets import TargetProfile
+else:
+    TargetProfile = Any  # the hints are read at run time, and edgeq.target loads pydantic
+
+PROJECT_FILE = "edgeq.toml"
+
+InputDtype = Literal["uint8"]
+
+RuntimeName = Literal["executorch", "torchscript", "onnx", "cuda"]
+
+MODEL, MORE_MODEL = Panel("Model"), Panel("Model", advanced=True)
+
+DATA, MORE_DATA = Panel("Data"), Panel("Data", advanced=True)
+
+SCHEMES, MORE_SCHEMES = Panel("Targets and schemes"), Panel("Targets and schemes", advanced=True)
+
+LIMITS, MORE_LIMITS = Panel("Limits"), Panel("Limits", advanced=True)
+
+DEVICE, MORE_DEVICE = Panel("Device"), Panel("Device", advanced=True)
+
+OUTPUT, MORE_OUTPUT = Panel("Output"), Panel("Output", advanced=True)
+
+PANELS = (
+    *(MODEL, DATA, SCHEMES, LIMITS, DEVICE, OUTPUT),
+    *(MORE_MODEL, MORE_DATA, MORE_SCHEMES, MORE_LIMITS, MORE_DEVICE, MORE_OUTPUT),
+)
+
+# ---- the options
+
+_AT_RELEASE = "judged when a bundle is released, not when it is made"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """`[data]`: where samples come from, and how they are read."""
+
+    calibration: Annotated[
+        str | None,
+        Flag("--calibration-data", "DATA"),
+        DATA,
+        DataPath(),
+        Doc("Calibration data: an image folder, .npz/.npy or file.py:function."),
+    ] = None
+    evaluation: Annotated[
+        str | None,
+        Flag("--eval-data", "DATA"),
+        DATA,
+        DataPath(),
+        Doc(
+            "Evaluation data for the accuracy gates: an image folder, .npz/.npy or file.py:function. Must not overlap "
+            "the calibration data."
+        ),
+    ] = None
+    metric: Annotated[
+        str | None,
+        Flag("--metric", "FUNCTION"),
+        MORE_DATA,
+        DataPath(),
+        Doc("file.py:function that scores one sample from 0 to 1, higher is better.", default="top-1 accuracy"),
+    ] = None
+    preprocess: Annotated[
+        str | None,
+        Flag("--preprocess", "NAME|FILE"),
+        DATA,
+        PresetFile(),
+        Doc("Preprocessing of images: imagenet, unit, or a .toml file."),
+    ] = None
+    labels: Annotated[
+        Path | None,
+        Flag("--labels", "FILE"),
+        MORE_DATA,
+        InputFile(),
+        Doc("File that maps class folders to output indices.", default="folders in alphabetical order"),
+    ] = None
+    search: Annotated[
+        str | None,
+        Flag("--search-data", "DATA"),
+        MORE_SCHEMES,
+        DataPath(),
+        Doc("Samples on which mixed-int8 compares candidates.", default="calibration data not used to calibrate"),
+    ] = None
+    num_calibration_samples: Annotated[
+        int,
+        Ge(1),
+        Flag("--num-calibration-samples", "N"),
+        MORE_DATA,
+        Doc("Samples to calibrate on."),
+    ] = 128
+    num_search_samples: Annotated[
+        int,
+        Ge(16),
+        Flag("--num-search-samples", "N"),
+        MORE_SCHEMES,
+        Doc("Maximum number of search samples."),
+    ] = 512
+    lint: Annotated[
+        Literal["error", "warn"],
+        Flag("--data-lint", "LEVEL"),
+        MORE_DATA,
+        Doc("Treat data-lint findings as `error` or `warn`."),
+    ] = "error"
+    skip_bad_images: Annotated[
+        bool,
+        Flag("--skip-bad-images/--no-skip-bad-images"),
+        MORE_DATA,
+        Doc("Skip images that cannot be decoded."),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QatConfig:
+    """`[qat]`: how qat-int8 trains."""
+
+    data: Annotated[
+        str | None,
+        Flag("--qat-data", "DATA"),
+        MORE_SCHEMES,
+        DataPath(),
+        Doc("Training samples for qat-int8; labels are not used.", default="the calibration data"),
+    ] = None
+    train: Annotated[
+        str | None,
+        Flag("--qat-train", "FUNCTION"),
+        MORE_SCHEMES,
+        DataPath(),
+        Doc(
+            "Your own training loop, file.py:function, called with (prepared, teacher, data); returns the module.",
+            default="distillation from the fp32 model",
+        ),
+    ] = None
+    epochs: Annotated[int, Ge(1), Flag("--qat-epochs", "N"), MORE_SCHEMES, Doc("Training epochs of qat-int8.")] = 8
+    lr: Annotated[
+        float,
+        Gt(0),
+        Le(10),  # above 1 nothing is left of the weights
+        Flag("--qat-lr", "X"),
+        MORE_SCHEMES,
+        Doc("Learning rate of qat-int8, relative to the size of each tensor's values."),
+    ] = 2e-3
+    batch: Annotated[int, Ge(1), Flag("--qat-batch", "N"), MORE_SCHEMES, Doc("Training batch size of qat-int8.")] = 32
+    samples: Annotated[
+        int, Ge(2), Flag("--qat-samples", "N"), MORE_SCHEMES, Doc("Maximum number of training samples of qat-int8.")
+    ] = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`[limit]`: what each measurement may be at most (sqnr and agreement: at least), with its unit."""
+
+    size: Annotated[str | None, Doc("Size of the artifact, such as 5MB or 4MiB.")] = None
+    download: Annotated[
+        str | None, Doc("Size of the bundle as a deflated ZIP, which is what a release publishes, such as 4MB.")
+    ] = None
+    accuracy_drop: Annotated[
+        str | None, Doc("Drop of the metric against fp32 on the evaluation data, in percentage points: 0.5pp.")
+    ] = None
+    sqnr: Annotated[
+        str | None, Doc("Signal-to-quantization-noise ratio of the outputs against fp32, at least: 30dB.")
+    ] = None
+    agreement: Annotated[str | None, Doc("Share of samples with the top-1 class of fp32, at least: 99%.")] = None
+    latency: Annotated[
+        str | None,
+        Doc("Latency, 90th percentile, such as 40ms. A time of this host counts only for targets of its architecture."),
+    ] = None
+    peak_memory: Annotated[str | None, Doc("Peak memory while the model runs, such as 120MB.")] = None
+    load: Annotated[str | None, Doc("Time to load the model, such as 300ms.")] = None
+    delta: Annotated[
+        str | None,
+        NotInKey(_AT_RELEASE),
+        Doc("Size of each patch of a release, such as 1MB. Judged by `edgeq ota release`."),
+    ] = None
+    flips: Annotated[
+        str | None,
+        NotInKey(_AT_RELEASE),
+        Doc("Share of predictions that differ from the shipped model's: 2%. Judged by `edgeq ota release`."),
+    ] = None
+    class_drop: Annotated[
+        str | None,
+        NotInKey(_AT_RELEASE),
+        Doc("Drop of any one class's accuracy against the shipped model: 1pp. Judged by `edgeq ota release`."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """`[device]`: what runs the artifact besides this host, and for how long."""
+
+    on: Annotated[
+        str,
+        Flag("--on", "WHERE"),
+        DEVICE,
+        Doc(
+            "What runs the artifact: `emulator`, the target's ARM64 kernels under QEMU; `host`, this host alone; "
+            "`cuda`, this machine's GPU; for `edgeq verify` also a real device, by ssh or adb."
+        ),
+    ] = "emulator"
+    cpu: Annotated[
+        tuple[str, ...],
+        Flag("--cpu", "NAME"),
+        MORE_DEVICE,
+        Doc("CPU model to emulate, such as cortex-a53; repeatable, or several with commas.", default="the target's"),
+    ] = ()
+    samples: Annotated[
+        int | None,
+        Ge(1),
+        Flag("--device-samples", "N"),
+        MORE_DEVICE,
+        Doc("Maximum number of samples to emulate.", default="by the model's size"),
+    ] = None
+    timeout_s: Annotated[
+        float,
+        Gt(0),
+        Lt(math.inf),
+        Flag("--timeout", "SECONDS"),
+        MORE_DEVICE,
+        Doc("Time limit for emulating one artifact, or for serving it with --on cuda."),
+    ] = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppLimits:
+    """`[app] limit`: what all models for one ABI, with the runtimes' libraries, may take at most."""
+
+    size: Annotated[str | None, Doc("Size of all artifacts and runtime libraries of one ABI, such as 20MB.")] = None
+    download: Annotated[str | None, Doc("Size of all bundles as ZIPs and compressed runtime libraries of one ABI.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """`[app]`: the app as a whole."""
+
+    runtimes: Annotated[
+        Mapping[RuntimeName, Annotated[tuple[str, ...], MinLen(1)]],
+        NotInKey("they are part of the target's profile, which is in the key"),
+        Doc(
+            'Runtime versions that the app builds in the field carry, oldest first: `runtimes.executorch = ["1.5"]`.',
+            default="the target's",
+        ),
+    ] = field(default_factory=dict)
+    limit: Annotated[AppLimits, NotInKey("judged after the models are built")] = AppLimits()
+    runtime_size: Annotated[
+        Mapping[str, Mapping[RuntimeName, str]],
+        NotInKey("judged after the models are built"),
+        Doc(
+            'Size of a runtime\'s library, by ABI: `runtime_size.android-arm64.executorch = "7MB"`.',
+            default="that of the library found on this machine",
+        ),
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What a `PackageConfig` and the `Job` made of it have in common: options that need no look-up."""
+
+    name: Annotated[
+        str | None,
+        Flag("--name", "NAME"),
+        MORE_MODEL,
+        Doc("Name of the model in bundles.", default="from the source"),
+    ] = None
+    model_version: Annotated[
+        str, Flag("--model-version", "TEXT"), MORE_MODEL, Doc("Version of the model in the manifest.")
+    ] = "1"
+    weights: Annotated[
+        str | None,
+        Flag("--weights", "FILE|NAME"),
+        MODEL,
+        WeightsFile(),
+        Doc("Trained weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name."),
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Flag("--input", "SPEC"),
+        MODEL,
+        Doc(
+            "Shape of one input, 1x3x224x224 or tokens=int64:1x128:0..30521; repeatable, in order.",
+            default="the factory's example_inputs()",
+        ),
+    ] = ()
+    input_dtype: Annotated[
+        InputDtype | None,
+        Flag("--input-dtype", "uint8"),
+        MORE_MODEL,
+        Doc("The artifact takes pixels as bytes and applies the normalization of --preprocess itself."),
+    ] = None
+    dynamic_batch: Annotated[
+        bool,
+        Flag("--dynamic-batch/--fixed-batch"),
+        MORE_MODEL,
+        Doc("The artifact accepts any batch size; ONNX targets only."),
+    ] = False
+    trust_source: Annotated[
+        bool,
+        Flag("--trust-source/--no-trust-source"),
+        MORE_MODEL,
+        Doc("Let code in the model's own file run: pickled objects, machine code."),
+    ] = False
+    seed: Annotated[
+        int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of everything that is random.")
+    ] = 0
+    keep_fp32: Annotated[
+        tuple[str, ...],
+        Flag("--keep-fp32", "NAME"),
+        MORE_SCHEMES,
+        Doc("Name or type of a module to leave in float; repeatable."),
+    ] = ()
+    reuse_qparams_from: Annotated[
+        Path | None,
+        Flag("--reuse-qparams-from", "BUNDLE"),
+        MORE_SCHEMES,
+        BundleFolder(),
+        Doc("Bundle now in production. Its scales and zero points are kept where they fit, for a small update."),
+    ] = None
+    compare: Annotated[
+        bool,
+        Flag("--compare/--no-compare"),
+        MORE_SCHEMES,
+        NotInKey("results with a comparison have keys of their own"),
+        Doc("Also build fp32 and fp16, report how the scheme compares with them, and drop them."),
+    ] = False
+    data: DataConfig = DataConfig()
+    qat: QatConfig = QatConfig()
+    device: DeviceConfig = DeviceConfig()
+    out: Annotated[
+        Path,
+        Flag("--out", "FOLDER", short="-o"),
+        OUTPUT,
+        OutputFolder(),
+        NotInKey("a bundle is the same wherever it lies"),
+        Doc("Output folder for the bundles."),
+    ] = Path("out")
+    install_into: Annotated[
+        tuple[Path, ...],
+        Flag("--install-into", "FOLDER"),
+        OUTPUT,
+        AppFolder(),
+        NotInKey("installing copies a finished bundle"),
+        Doc("App project to install the bundles into if all gates pass; repeatable."),
+    ] = ()
+    cache: Annotated[
+        bool,
+        Flag("--cache/--no-cache"),
+        MORE_OUTPUT,
+        NotInKey("it says whether the key is looked up"),
+        Doc("Use results of earlier runs where nothing changed."),
+    ] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageConfig(RunConfig):
+    """Everything that `edgeq package` can be asked for, as written on the command line, in edgeq.toml or in Python.
+
+    Names are plain text here; `cli/config.py:resolve` looks them up and makes a `Job` of it.
+    """
+
+    model: Annotated[
+        str,
+        Flag("MODEL"),
+        MODEL,
+        ModelFile(),
+        Doc(
+            "torchvision:NAME, pkg.mod:factory, file.py:factory, a model file (.pt2, .onnx, .pte, .ptl), or digits, "
+            "the built-in model."
+        ),
+    ]
+    targets: Annotated[
+        tuple[str, ...],
+        Flag("--target", "NAME", short="-t"),
+        SCHEMES,
+        ProfileFile("target"),
+        NotInKey("each target's profile is in the keys of its own results"),
+        Doc("Target, a name of `edgeq targets list` or a .toml file; repeatable."),
+    ]
+    schemes: Annotated[
+        tuple[AskedScheme, ...],
+        Flag("--scheme", "NAME"),
+        SCHEMES,
+        NotInKey("each scheme is in the keys of its own results"),
+        Doc(
+            "Quantization scheme, repeatable; or auto, the cheapest that passes every gate.",
+            default="the first of each target",
+        ),
+    ] = ()
+    observer: Annotated[
+        ObserverName | None,
+        Flag("--observer", "NAME"),
+        MORE_SCHEMES,
+        Doc(
+            "How ranges are observed on the calibration data: histogram, minmax, percentile or entropy.",
+            default="histogram, for an .onnx model minmax",
+        ),
+    ] = None
+    limit: Annotated[
+        Limits,
+        Flag("--limit", "NAME=VALUE"),
+        LIMITS,
+        Doc(
+            "Limit that a gate enforces: size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, "
+            "latency=40ms, peak_memory=120MB, load=300ms; repeatable."
+        ),
+    ] = Limits()
+    limit_on: Annotated[
+        str,
+        Flag("--limit-on", "HOW"),
+        MORE_LIMITS,
+        Doc(
+            "How limits are judged. Accuracy: interval (upper end of the 95% interval) or point. Add predicted to "
+            "judge latency by the prediction for --device. Comma-separated."
+        ),
+    ] = "interval"
+    predict_for: Annotated[
+        str | None,
+        Flag("--device", "NAME|FILE"),
+        MORE_LIMITS,
+        ProfileFile("device"),
+        Doc("Device for --limit-on predicted: a name of `edgeq devices list` or a .toml file."),
+    ] = None
+    allow_unmeasured: Annotated[
+        tuple[str, ...],
+        Flag("--allow-unmeasured", "GATE"),
+        MORE_LIMITS,
+        Doc("Gate that may stay unmeasured; repeatable."),
+    ] = ()
+    shipped: Annotated[
+        Path | None,
+        Flag("--shipped", "BUNDLE"),
+        MORE_LIMITS,
+        BundleFolder(),
+        Doc("Bundle now in production. The new model may execute at most 1.1x as many instructions."),
+    ] = None
+    store_limits: Annotated[
+        tuple[str, ...],
+        Flag("--store-limit", "NAME"),
+        MORE_LIMITS,
+        Doc("Limit of an app store, such as play-base-module; repeatable. Needs --app-size."),
+    ] = ()
+    app_size: Annotated[
+        str | None,
+        Flag("--app-size", "SIZE"),
+        MORE_LIMITS,
+        Doc("Size of the app without the model, for --store-limit."),
+    ] = None
+    app: AppConfig = AppConfig()
+
+
+# ---- the options after names are looked up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """The limits of `edgeq package`, `verify` or `ota release` in base units, and how they are judged.
+
+    Attributes:
+        limits: in base units (bytes, ms, percentage points).
+        limit_on: whether accuracy_drop is judged by the upper end of its interval or by the estimate.
+        allow_unmeasured: gates that may stay unverified.
+        store_limits: names of store presets.
+        app_size_bytes: the app's size without the model, in the preset's own basis.
+        shipped: the shipped model's bundle, whose instructions are compared.
+        latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
+        device: which device that is predicted for, a name or a .toml file.
+    """
+
+    limits: tuple[tuple[LimitName, float], ...] = ()
+    limit_on: Literal["interval", "point"] = "interval"
+    allow_unmeasured: tuple[str, ...] = ()
+    store_limits: tuple[str, ...] = ()
+    app_size_bytes: int | None = None
+    shipped: Annotated[Path | None, BundleFolder()] = None
+    latency_on: Literal["measured", "predicted"] = "measured"
+    device: Annotated[str | None, ProfileFile("device")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(RunConfig):
+    """A `PackageConfig` whose names were looked up: targets are profiles, limits are numbers in base units.
+
+    The pipeline takes a job, so that names are looked up once and unknown ones are found before it starts.
+
+    Attributes:
+        source: the model.
+        schemes: none for each target's default; `auto` stands alone.
+    """
+
+    source: Annotated[str, ModelFile()]
+    targets: Annotated[tuple[TargetProfile, ...], NotInKey("a target's profile is in the keys of its own results")]
+    schemes: Annotated[tuple[AskedScheme, ...], NotInKey("a scheme is in the keys of its own results")] = ()
+    observer: ObserverName = "histogram"
+    gates: GateOptions = GateOptions()
+
+    def schemes_of(self, target: TargetProfile) -> tuple[AskedScheme, ...]:
+        """Return what is made for a target: the schemes that were asked for, or its default."""
+        return self.schemes or target.schemes[:1]
+
+    def possible_schemes(self, target: TargetProfile) -> frozenset[SchemeName]:
+        """Return the schemes that may come of it for a target, `auto` taken for all that it tries."""
+        asked = self.schemes_of(target)
+        tries = AUTO_TRIES if AUTO in asked else ()
+        return frozenset((*(scheme for scheme in asked if scheme != AUTO), *(s for s in tries if s in target.schemes)))
+
+
+# ---- progress
+
+
+class Task(Protocol):
+    """A long step that is under way."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Report that `steps` more are done."""
+
+    def note(self, text: str) -> None:
+        """Show a short text beside the step."""
+
+
+class Progress(Protocol):
+    """How the pipeline reports what it does; the CLI draws bars, prints lines, or stays silent."""
+
+    def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """Open a step; `total` is the number of `advance` calls to come, None where that is not known."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Open a span in which times are measured: nothing else of this run computes meanwhile."""

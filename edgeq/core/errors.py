@@ -1,0 +1,143 @@
+"""The one error tree: every class has its exit code, every message says what happened and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+Outcome = Literal["ok", "failed", "unverified", "allowed"]
+
+
+class ExitCode(IntEnum):
+    """What a process that ran edgeq may rely on; kept stable across releases."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    UNSUPPORTED = 3
+    SIZE = 4
+    ACCURACY = 5
+    LATENCY = 6
+    VERIFICATION = 7
+    INTEGRITY = 8
+    ENVIRONMENT = 9
+    INTERRUPTED = 130
+
+
+class EdgeqError(Exception):
+    """Base of all errors that edgeq raises on purpose.
+
+    Attributes:
+        what: one line, what was expected and what came.
+        fix: one line, what to do next.
+    """
+
+    exit_code: ExitCode = ExitCode.INTERNAL
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}\n{fix}")
+        self.what = what
+        self.fix = fix
+
+
+class UsageError(EdgeqError):
+    """An option, a file or data that people gave is not usable (exit code 2)."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UnsupportedError(EdgeqError):
+    """Known, but this target, scheme or runtime cannot do it (exit code 3)."""
+
+    exit_code = ExitCode.UNSUPPORTED
+
+
+class AccuracyError(EdgeqError):
+    """Training came to nothing that could be judged (exit code 5)."""
+
+    exit_code = ExitCode.ACCURACY
+
+
+class VerificationError(EdgeqError):
+    """The artifact could not be run, or does not do what it claims (exit code 7)."""
+
+    exit_code = ExitCode.VERIFICATION
+
+
+class IntegrityError(EdgeqError):
+    """Bytes are not those that were recorded (exit code 8)."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class EnvironmentProblem(EdgeqError):
+    """A tool, a runtime, the network or disk space is missing (exit code 9)."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def first_line(err: BaseException, limit: int = 300) -> str:
+    """Return the first non-empty line of an exception's text, for messages that quote a library."""
+    for line in str(err).splitlines():
+        if line.strip():
+            return line.strip()[:limit]
+    return type(err).__name__
+
+
+# --- Whose line it was: libraries raise from deep inside, people want the line of their own model.
+
+
+# the demo's model stands for a user's
+_OWN = Path(__file__).resolve().parent.parent
+
+_DEMO = _OWN / "demo"
+
+_LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python3")
+
+
+def user_line(err: BaseException) -> str:
+    """Return " at file.py:12 in Head.forward" of the innermost frame that is the user's own code, or ""."""
+    users = [(frame, line) for frame, line in traceback.walk_tb(err.__traceback__) if _is_users(frame)]
+    return _words(*users[-1]) if users else ""
+
+
+def calling_line() -> str:
+    """Return the same of the code that is running now."""
+    user = next(((frame, line) for frame, line in traceback.walk_stack(sys._getframe(1)) if _is_users(frame)), None)
+    return _words(*user) if user else ""
+
+
+def traced_line(stack: str | None) -> str:
+    """Return the same of a stack in Python's words, as torch keeps it of each node of a graph."""
+    frames = re.findall(r'File "(.+)", line (\d+), in (\S+)', stack or "")
+    user = next(((name, line, where) for name, line, where in reversed(frames) if _is_users_file(name)), None)
+    return f" at {user[0]}:{user[1]} in {user[2]}" if user else ""
+
+
+def _words(frame: FrameType, line: int) -> str:
+    return f" at {frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}"
+
+
+def _is_users(frame: FrameType) -> bool:
+    return _is_users_file(frame.f_code.co_filename)
+
+
+def _is_users_file(filename: str) -> bool:
+    """Whether a frame's file is neither Python's, a library's, edgeq's, nor generated code."""
+    if filename.startswith("<") or any(part in filename for part in _LIBRARIES):
+        return False
+    path = Path(filename).resolve()
+    return not path.is_relative_to(_OWN) or path.is_relative_to(_DEMO)

@@ -1,0 +1,315 @@
+"""Files: hashes, canonical JSON, atomic writes, locks. Every write ends in fsync and rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.core.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+# of Linux's fcntl.h and fs.h
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, reading it in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return sorted, indented JSON with a final newline: equal values give equal bytes. NaN is refused."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the renames inside a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(root: Path) -> None:
+    """Make every file below `root`, and the folders themselves, durable."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_dir(Path(folder))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors on writing into ones that name the place.
+
+    Raises:
+        EnvironmentProblem, UsageError: the disk is full, read-only or not writable; the path is taken, or too long.
+    """
+    try:
+        yield
+    except OSError as err:
+        if err.errno in _FULL:
+            what = f"no space left on the disk that holds {path}"
+            raise EnvironmentProblem(what, "free some space, or choose another folder, and run again") from err
+        if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            what = f"may not write to {err.filename or path}: {err.strerror}"
+            raise EnvironmentProblem(what, "choose a folder that you may write to") from err
+        if err.errno == errno.EISDIR:
+            what = f"expected a file at {err.filename2 or err.filename or path}, found a folder"
+            raise UsageError(what, "name a file, in that folder or elsewhere") from err
+        if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}:
+            what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
+            raise UsageError(what, "choose another folder") from err
+        if err.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"a path is longer than this system takes: {path}", "give a shorter one") from err
+        if err.errno in {errno.EIO, errno.EFBIG}:
+            what = f"the disk refused a write under {path}: {err.strerror}"
+            raise EnvironmentProblem(what, "check the disk, or choose another folder") from err
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or the old one, never a part."""
+    with _parents(path.parent):
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would shut others out of a shared bundle
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a flat folder. Unlike `shutil.copytree` it raises the operating system's own error.
+
+    Raises:
+        OSError: a file cannot be read, or the disk is full.
+    """
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, target / path.name)
+
+
+@contextlib.contextmanager
+def staged_dir(target: Path) -> Iterator[Path]:
+    """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.
+
+    An existing `target` changes places with it, in one step where the file system can. After an error all is as it
+    was. Hold `lock_dir` of a folder above: a second run on the same target would take this one's staging for a
+    leftover.
+    """
+    with _parents(target.parent):
+        recover_dir(target)
+        if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            staging.chmod(0o755)
+            yield staging
+            fsync_tree(staging)
+            _switch(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _switch(staging: Path, target: Path) -> None:
+    """Put `staging` in place of `target`, whose former content is then in `staging`; on an error, in neither."""
+    swap = _swap if target.exists() else os.rename
+    swap(staging, target)
+    try:
+        fsync_dir(target.parent)
+    except BaseException:
+        # nobody was told that it is done: a run that ends with an error changes nothing
+        _swap(staging, target) if swap is _swap else os.rename(target, staging)
+        raise
+
+
+def _swap(staging: Path, target: Path) -> None:
+    if _exchange(staging, target):
+        return
+    # three renames, since a folder cannot replace one that is not empty; `recover_dir` mends a kill between them
+    old = _aside(target)
+    try:
+        os.rename(target, old)
+        os.rename(staging, target)
+    except BaseException:
+        if old.exists():
+            _settle(target)
+        raise
+    with contextlib.suppress(OSError):  # then the next run drops it
+        os.rename(old, staging)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step (Linux's renameat2); False where system or file system cannot.
+
+    Raises:
+        OSError: it can, and the disk refuses.
+    """
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # no such system call
+        return False
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def recover_dir(target: Path) -> None:
+    """Finish what a killed `staged_dir(target)` left: restore the old folder, drop half-written ones."""
+    if not target.parent.is_dir():
+        return
+    if _aside(target).exists():
+        _settle(target)
+    # as mkdtemp, _settle and remove_dir name them; `removed` is what edgeq 0.1 wrote
+    stray = re.compile(rf"\.{re.escape(target.name)}\.(?:[a-z0-9_]{{8}}|removed)\.tmp")
+    for path in target.parent.iterdir():
+        if stray.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _settle(target: Path) -> None:
+    """Restore the folder that was moved aside, or drop it when the new one is in place."""
+    old = _aside(target)
+    if not target.exists():
+        os.rename(old, target)
+        return
+    # renamed before it is taken apart: a kill while deleting must not leave a part that looks whole
+    doomed = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    os.rename(old, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_dir(folder: Path, *, below: Path) -> None:
+    """Remove a folder, and the folders above it that are then empty, up to but not including `below`."""
+    recover_dir(folder)
+    if not folder.exists():
+        return
+    # renamed first, so that a kill does not leave half of it under its name; `recover_dir` knows the new one
+    doomed = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+    for place in folder.parents:
+        if place == below or any(place.iterdir()):
+            return
+        place.rmdir()
+
+
+def _aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
+
+
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; the ones made here and left empty go again."""
+    made = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in made:
+            fsync_dir(place.parent)
+        yield
+    finally:
+        _remove_empty(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for place in folders:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+@contextlib.contextmanager
+def lock_dir(folder: Path, *, wait_s: float) -> Iterator[None]:
+    """Hold a folder's lock, so that two runs do not write to it at once.
+
+    Raises:
+        EnvironmentProblem: another process still holds it after `wait_s` seconds, or there can be no such folder.
+    """
+    from filelock import FileLock
+
+    path = folder / ".edgeq.lock"
+    lock = FileLock(path)
+    made = _missing(folder)
+    try:
+        _acquire(lock, folder, time.monotonic() + wait_s)
+        try:
+            yield
+        finally:
+            # the unlink happens under the lock; a waiter that opened the old file retries on the new one
+            with contextlib.suppress(OSError):  # one that stays is taken again by the next run
+                path.unlink(missing_ok=True)
+            lock.release()
+    finally:
+        _remove_empty(made)  # a run that wrote nothing leaves no empty folder
+
+
+def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
+    from filelock import Timeout
+
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        except Timeout as err:
+            what = f"another edgeq is writing to {folder}"
+            raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
+        except (FileNotFoundError, FileExistsError) as err:
+            if Path(err.filename).is_file():
+                raise
+            # a run that just ended took away the folder that it had made, also while `mkdir` looked at it; try again
+            if time.monotonic() > deadline:  # or it is in a place that takes none, such as /proc
+                what = f"cannot make the folder {folder}: {err.strerror}"
+                raise EnvironmentProblem(what, "choose another folder") from err
+        else:
+            return
+
+
+# --- Where edgeq keeps what it may make again: the user's cache folder.
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder; EDGEQ_CACHE_DIR overrides it."""
+    from platformdirs import user_cache_path
+
+    named = os.environ.get("EDGEQ_CACHE_DIR")
+    return Path(named) if named else user_cache_path("edgeq")

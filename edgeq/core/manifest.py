@@ -1,0 +1,415 @@
+"""The manifest as a whole: the one contract between edgeq, app and update channel, and how its bytes are read.
+
+It holds no times, no paths and nothing of the machine that built it, so that equal inputs give equal bytes. Measured
+numbers are rounded to four significant digits, so that noise in the last bits does not change the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from edgeq.core.errors import Outcome, UsageError
+from edgeq.core.preprocess import Preprocess
+from edgeq.core.results.model import TunedWeights, Weights
+from edgeq.core.schema import Strict, document_bytes, parse_strict
+
+
+def measure(value: float) -> Measure:
+    """Return a measured number with four significant digits; JSON knows no infinity and no NaN, so these are text."""
+    rounded = float(f"{value:.4g}")
+    if math.isnan(rounded):
+        return "nan"
+    if math.isinf(rounded):  # the greatest floats round up to it
+        return "inf" if rounded > 0 else "-inf"
+    return rounded + 0.0  # -0.0 and 0.0 are equal, and must give equal bytes
+
+
+# --- What a manifest says, fact by fact. No times, no paths, nothing of the machine that built the bundle.
+
+
+# Names become folders and files in apps, on update servers and on devices
+SLUG = r"^[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9_+-])?$"
+
+Slug = Annotated[str, Field(pattern=SLUG)]
+
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
+
+Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"]
+
+FileRole = Literal["artifact", "golden", "compiled", "example"]
+
+Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+
+
+class ModelFacts(Strict):
+    """Which model this is."""
+
+    name: Slug
+    version: Slug
+    weights: Weights = Field(description="where the parameters came from; `random` must not ship")
+
+
+class TargetFacts(Strict):
+    """Where it runs."""
+
+    name: Slug
+    platform: Literal["android", "ios", "linux"]
+    arch: Literal["arm64", "x86_64"]
+    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
+
+
+class RuntimeRange(Strict):
+    """What loads it."""
+
+    name: Literal["executorch", "torchscript", "onnx", "cuda"]
+    exported_with: str = Field(description="the version that wrote the artifact")
+    oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
+    bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
+    build: Literal["full", "mobile"] = Field(
+        default="full",
+        exclude_if=lambda build: build == "full",
+        description="of ONNX Runtime: mobile has few operators; absent for the full one",
+    )
+
+
+class Tensor(Strict):
+    """An input or output; the batch comes first."""
+
+    name: TensorName
+    dtype: Dtype
+    shape: tuple[Count, ...] = Field(max_length=16)
+    preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: fed as it is")
+
+
+class CudaBox(Strict):
+    """What a GPU box must have."""
+
+    torch: str = Field(description="the version that wrote the artifact; older ones are refused")
+    cuda: str | None = Field(description="that the compiled package was built with; null without one")
+    compiled_for: str | None = Field(description="compute capability that alone runs that package; null without one")
+    least_capability: str | None = Field(description="compute capability that the arithmetic needs; null: any")
+
+
+class FileEntry(Strict):
+    """A file of the bundle. The manifest itself and the reports are not listed."""
+
+    path: Slug = Field(description="a plain file name")
+    sha256: Sha256
+    size_bytes: Count
+    role: FileRole
+
+
+class LayerSummary(Strict):
+    """What the lowered model computes, and where. Shares are of the multiply-accumulates, 0 to 1."""
+
+    macs: Count | None = Field(description="of one inference; null where the artifact came as it is")
+    delegated_macs: Measure | None
+    int8_macs: Measure | None = Field(description="read from the runtime's own profile; null: could not be matched")
+    undelegated: tuple[str, ...] = Field(description="operators that were left to portable kernels")
+    kept_fp32: tuple[str, ...] = Field(description="quantizable layers that stay in float")
+
+
+class GateVerdict(Strict):
+    """One gate. What a gate measured in ms or bytes stands in report.json only."""
+
+    name: str
+    outcome: Outcome
+    limit: str
+    bound: Measure | None = Field(
+        default=None, description="the limit as a number, in the base unit of its name: bytes, ms, percent, pp or dB"
+    )
+    detail: str | None
+
+
+class IntervalFacts(Strict):
+    """An estimate with its 95% interval."""
+
+    estimate: Measure
+    low: Measure
+    high: Measure
+
+
+class Accuracy(Strict):
+    """The artifact against fp32."""
+
+    samples: Count
+    inputs: Literal["evaluation", "random"]
+    metric: str | None
+    fp32_score: Measure | None
+    score: Measure | None
+    drop_pp: IntervalFacts | None
+    top1_agreement: Measure | None
+    sqnr_db: Measure | None = Field(description="null, as the two below, where there is no fp32 to compare with")
+    cosine: Measure | None
+    max_abs: Measure | None
+
+
+class ParityFacts(Strict):
+    """The artifact against the converted graph."""
+
+    samples: Count
+    max_abs: Measure
+    max_steps: Measure | None
+    sqnr_db: Measure
+    differing: Measure
+    reaction_db: Measure | None = Field(
+        default=None, description="the graph against itself with its input one int8 step off; null where not needed"
+    )
+
+
+class AgreementFacts(Strict):
+    """Two runs of the artifact on the same samples."""
+
+    left: str = Field(description="host, fp32, or a CPU with its runtime")
+    right: str
+    samples: Count
+    max_abs: Measure
+    sqnr_db: Measure = Field(description="inf: the outputs are equal")
+    differing: Measure = Field(description="share of the output elements that differ")
+    top1_flips: Count | None
+
+
+class DeviceRunFacts(Strict):
+    """The artifact on one CPU model, in one version of the device's runtime."""
+
+    cpu: str = Field(description="QEMU's name of the model, or native")
+    runtime: str
+    features: tuple[str, ...] = Field(description="instruction-set extensions that the runtime detected")
+    samples: Count
+    host: AgreementFacts
+    fp32: AgreementFacts | None
+    score: Measure | None = Field(description="the mean over these samples; null without labels")
+    host_score: Measure | None
+    fp32_score: Measure | None
+    scored: Count
+    rescored: Count | None = Field(description="of these, with another score than on the host")
+
+
+class EmulationFacts(Strict):
+    """The artifact on the device's own kernels."""
+
+    runs: tuple[DeviceRunFacts, ...]
+    between: tuple[AgreementFacts, ...] = Field(description="each pair of runs")
+
+
+class GoldenFacts(Strict):
+    """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
+
+    samples: Count
+    preprocessed: bool = Field(description="whether the inputs are already what the model takes")
+    sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
+    made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
+    made_by: Literal["graph"] | None = Field(
+        default=None, description="graph: the converted graph gave the outputs, the artifact was not run; null: it was"
+    )
+
+
+class QatFacts(Strict):
+    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+
+    data_sha256: Sha256
+    samples: Count = Field(description="trained on")
+    held_out: Count = Field(description="that only chose between the candidates")
+    loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
+    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    learning_rate: Measure | None
+    batch: Count | None
+    weights: TunedWeights = Field(description="which candidate was kept")
+
+
+class SearchFacts(Strict):
+    """What mixed-int8 chose the layers in float by; its samples are none of the calibration's or the evaluation's."""
+
+    data_sha256: Sha256
+    samples: Count
+    assignments: Count = Field(description="that were tried")
+
+
+class Provenance(Strict):
+    """What it was made from."""
+
+    source_sha256: Sha256
+    weights_sha256: Sha256 | None = Field(default=None, description="null where source_sha256 covers them")
+    calibration_sha256: Sha256 | None
+    calibration_samples: Count
+    evaluation_sha256: Sha256 | None
+    evaluation_samples: Count
+    data_findings: tuple[str, ...] = Field(description="names of the data lint's findings")
+    qat: QatFacts | None = Field(default=None, description="null where nothing was trained")
+    search: SearchFacts | None = Field(default=None, description="null where nothing was searched")
+    seed: Count
+    tools: dict[str, str] = Field(description="version of each tool")
+
+
+SCHEMA_VERSION: Final = 1
+
+MANIFEST_NAME = "manifest.json"
+
+GOLDEN_NAME = "golden.npz"
+
+REPORT_NAMES = ("report.json", "report.html")
+
+MAX_MANIFEST_BYTES = 4_000_000
+
+
+class Manifest(Strict):
+    """manifest.json of a bundle."""
+
+    schema_version: Literal[1]
+    model: ModelFacts
+    target: TargetFacts
+    runtime: RuntimeRange
+    scheme: Slug
+    threads: int = Field(ge=1, le=64, description="threads that the app should use")
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...]
+    labels: tuple[str, ...] = Field(description="by output index")
+    files: tuple[FileEntry, ...] = Field(min_length=2, max_length=4)
+    dynamic_batch: bool = Field(
+        default=False,
+        exclude_if=lambda is_open: not is_open,
+        description="whether inputs and outputs may have any first size, and not only the stated one",
+    )
+    passes: tuple[str, ...]
+    layers: LayerSummary
+    gates: tuple[GateVerdict, ...]
+    accepted: bool = Field(description="whether every gate passed")
+    accuracy: Accuracy | None
+    graph_accuracy: Accuracy | None = Field(
+        default=None, description="the converted graph against fp32, where the artifact was not run; null: it was"
+    )
+    parity: ParityFacts | None
+    golden: GoldenFacts
+    emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
+    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
+    cuda: CudaBox | None = Field(
+        default=None, exclude_if=lambda box: box is None, description="absent for other runtimes"
+    )
+    verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
+    provenance: Provenance
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what a single field cannot."""
+        roles = [entry.role for entry in self.files]
+        if len(set(roles)) != len(roles) or not {"artifact", "golden"} <= set(roles):
+            raise ValueError("expected one artifact and one golden file, and no role twice")
+        names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
+        if len(set(names)) != len(names):
+            raise ValueError("two files share a name, or take the manifest's or a report's")
+        if self.accepted != all(gate.outcome in ("ok", "allowed") for gate in self.gates):
+            raise ValueError("`accepted` contradicts the gates")
+
+    def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
+        """Return the entry of the artifact or of the golden file."""
+        return next(entry for entry in self.files if entry.role == role)
+
+    def compiled(self) -> FileEntry | None:
+        """Return the entry of the package that was compiled for one GPU; None where there is none."""
+        return next((entry for entry in self.files if entry.role == "compiled"), None)
+
+
+def check_slug(text: str, what: str) -> None:
+    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+
+    Raises:
+        UsageError: with the characters that it may have.
+    """
+    if re.fullmatch(SLUG, text) is None:
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the manifest as it is written: sorted JSON, the same bytes for equal manifests.
+
+    Raises:
+        UsageError: it would be larger than `parse_manifest` reads.
+    """
+    fix = "shorten the labels, or the names of layers"
+    return document_bytes(manifest, what="manifest", most_bytes=MAX_MANIFEST_BYTES, fix=fix)
+
+
+def manifest_digest(data: bytes, manifest: Manifest) -> str:
+    """Return a bundle's digest: SHA-256 over the manifest's bytes, then path and hash of each file, sorted."""
+    digest = hashlib.sha256(data)
+    for entry in sorted(manifest.files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest that `data` holds; any bytes give a manifest or one of the errors below.
+
+    Raises:
+        IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
+        UnsupportedError: a newer schema than this edgeq knows.
+    """
+    return parse_strict(
+        data,
+        Manifest,
+        name=MANIFEST_NAME,
+        version=SCHEMA_VERSION,
+        most_bytes=MAX_MANIFEST_BYTES,
+        again="get the bundle again, or package the model again",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle whose files are those that its manifest lists.
+
+    Attributes:
+        folder: where it lies.
+        digest: SHA-256 in hexadecimal over the manifest and the files that it lists.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def artifact(self) -> Path:
+        """The model's file."""
+        return self.folder / self.manifest.file("artifact").path
+
+    @property
+    def golden(self) -> Path:
+        """The self-test's inputs and outputs."""
+        return self.folder / self.manifest.file("golden").path
+
+
+# --- What an app counts on: the tensors that it feeds and reads, how images become inputs, and what the outputs
+# mean.
+
+
+def contract_change(old: Manifest, new: Manifest) -> str:
+    """Return the first difference that an app written for `old` would meet with `new`, in words; "" for none."""
+    for what, left, right in (
+        ("inputs", _tensors(old.inputs), _tensors(new.inputs)),
+        ("outputs", _tensors(old.outputs), _tensors(new.outputs)),
+        ("preprocessing", _preprocessing(old), _preprocessing(new)),
+        ("labels", ", ".join(old.labels), ", ".join(new.labels)),
+    ):
+        if left != right:
+            return f"other {what}: {right or 'none'}; the app takes {left or 'none'}"
+    return ""
+
+
+def _tensors(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+
+
+def _preprocessing(manifest: Manifest) -> str:
+    return "; ".join(one.preprocessing.model_dump_json() if one.preprocessing else "none" for one in manifest.inputs)

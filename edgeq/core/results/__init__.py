@@ -1,0 +1,1 @@
+"""The frozen results that the steps hand to each other."""

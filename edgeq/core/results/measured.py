@@ -1,0 +1,543 @@
+"""What running an artifact showed, figure by figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeq.core.devices import CountReport
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenComparison:
+    """The golden outputs against those of this host.
+
+    Attributes:
+        sqnr_db: infinite where they are equal, NaN where an output is NaN or Inf or of another shape.
+        top1_agreement: None where the first output is no scores of classes.
+    """
+
+    samples: int
+    sqnr_db: float
+    sqnr_floor_db: float
+    max_abs: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreComparison:
+    """The artifact's own score on data that was given, beside the one that the manifest records.
+
+    Attributes:
+        score: None where the data has no labels, and there is no metric.
+        recorded: None where the manifest has none.
+        same_data: whether the data is that of the recorded score.
+        same_metric: whether both scores are of one metric.
+    """
+
+    metric: str
+    samples: int
+    score: float | None
+    recorded: float | None
+    same_data: bool
+    same_metric: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU with its compute capability, such as 9.0, and CUDA's version."""
+
+    name: str
+    capability: str
+    cuda: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """The artifact against the converted graph, over `samples` inputs.
+
+    Attributes:
+        max_abs: the largest difference of any output.
+        max_steps: the same in quantization steps of that output; None unless every output is quantized.
+        sqnr_db: signal to difference of the worst output; infinite where the outputs are equal.
+        differing: share of the output elements that differ.
+        reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
+        mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
+        lost: channels that the graph has and the artifact has not, in words.
+    """
+
+    samples: int
+    max_abs: float
+    max_steps: float | None
+    sqnr_db: float
+    differing: float
+    reaction_db: float | None = None
+    mean_abs: float | None = None
+    mean_magnitude: float | None = None
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFidelity:
+    """Channels of one output that have spreads of one size, the artifact against fp32.
+
+    Attributes:
+        output: the output's index.
+        axis: along which the channels lie; 0 is the batch.
+        channels: their indices, the first ones of many.
+        count, of: how many channels the group has, of how many.
+        sqnr_db: signal to error.
+        change_sqnr_db: the same about the mean of each element over the samples, so that what all samples share is no
+            signal; None where fp32 does not change with the input.
+        spread_sqnr_db: the same about the one mean of the group, over samples and positions.
+        error_rms: root mean square of the error.
+        shares: whether all values of fp32's output lie between 0 and 1.
+        unlike: whether the spread is of another size than that of the output's largest channel.
+        constant: whether the artifact's values are the same for every input, and fp32's are not.
+    """
+
+    output: int
+    axis: int
+    channels: tuple[int, ...]
+    count: int
+    of: int
+    sqnr_db: float
+    change_sqnr_db: float | None
+    spread_sqnr_db: float
+    error_rms: float
+    shares: bool
+    unlike: bool
+    constant: bool
+
+    @property
+    def name(self) -> str:
+        """Return "output 0", "output 0, channel 4" or "output 0, channels 4 to 9"."""
+        output = f"output {self.output}"
+        if self.count == self.of:
+            return output
+        first, last = self.channels[0], self.channels[-1]
+        if self.count == 1:
+            return f"{output}, channel {first}"
+        if last - first == self.count - 1:
+            return f"{output}, channels {first} to {last}"
+        more = "" if self.count == len(self.channels) else f" and {self.count - len(self.channels)} more"
+        return f"{output}, channels {', '.join(str(i) for i in self.channels)}{more}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputAgreement:
+    """How often the artifact and fp32 rank the same class first, in one output of scores [N, classes].
+
+    Attributes:
+        output: its index.
+        agreeing, ranked: rows that agree, of how many.
+        distinct: how many of them are of distinct samples.
+        chance: the share that would agree if the two had nothing to do with each other, by how often each names each
+            class.
+    """
+
+    output: int
+    agreeing: int
+    ranked: int
+    distinct: int
+    chance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassDrop:
+    """One class's share of right answers (its recall), fp32 against the artifact.
+
+    Attributes:
+        label: the class's index; of the labels, or where there are none of fp32's own answers.
+        samples: of that class.
+        distinct: how many of them are distinct.
+        fp32_right, right: how many of the samples each gets right.
+        drop_pp: fp32 minus artifact in percentage points, paired; its interval holds for all classes at once.
+    """
+
+    label: int
+    samples: int
+    distinct: int
+    fp32_right: int
+    right: int
+    drop_pp: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """The artifact against fp32, over `samples` inputs.
+
+    Attributes:
+        inputs: `evaluation` data or `random` inputs.
+        sqnr_db: of the worst output; None, as the two below, where the source is an artifact without fp32.
+        cosine, max_abs: over all outputs together.
+        top1_agreement: share of samples with the same argmax; None where no output is [N, classes].
+        metric: the name of the score, or None without labels.
+        fp32_score, score: its mean; None without labels.
+        drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
+        chance_score: what always answering the commonest label would score; None without top-1 labels.
+        mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, or without labels
+            when noise as strong as the outputs is added to them, paired; None for top-1, or where no two labels
+            differ. Below zero, lower scores are the better ones; around zero, the score proves nothing.
+        distinct: how many distinct samples there are; None in older reports.
+        lost, won: distinct samples that the artifact scores lower, and higher, than fp32; None without labels.
+        groups: by output and channels of unlike range.
+        agreements: by output that ranks classes.
+        classes: by class, those that lose most first, not all of very many; by the labels, or else by fp32's answers.
+        by_labels: which of the two `classes` goes by.
+        tied: share of the samples whose first class shares its score with another one, in the artifact alone.
+    """
+
+    samples: int
+    inputs: Literal["evaluation", "random"]
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float | None
+    top1_agreement: float | None
+    metric: str | None = None
+    fp32_score: float | None = None
+    score: float | None = None
+    drop_pp: Interval | None = None
+    chance_score: float | None = None
+    mismatch_drop_pp: Interval | None = None
+    distinct: int | None = None
+    lost: int | None = None
+    won: int | None = None
+    groups: tuple[GroupFidelity, ...] = ()
+    agreements: tuple[OutputAgreement, ...] = ()
+    classes: tuple[ClassDrop, ...] = ()
+    by_labels: bool = False
+    tied: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each.
+
+    On a GPU, `gpu` names it; "" where the CPU computed.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    runs: int
+    warmup: int
+    threads: int
+    arch: str
+    latencies_ms: tuple[float, ...] = ()
+    gpu: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShare:
+    """What the runtime's own profile says of the multiply-accumulates.
+
+    Attributes:
+        int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
+            the layers.
+        int8_linear_macs: the same among linear and recurrent layers; None also where there are none.
+        half_macs: share of MACs in half-precision kernels.
+        kernels: kernel names in order of execution.
+        why_unmatched: the reason for a None.
+        precisions: what each of the lowered model's layers computed in; none where unmatched.
+    """
+
+    int8_macs: float | None
+    kernels: tuple[str, ...]
+    why_unmatched: str = ""
+    int8_linear_macs: float | None = None
+    half_macs: float | None = None
+    precisions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Two runs of one artifact on the same samples, `right` against `left`.
+
+    Attributes:
+        max_steps: the largest difference in quantization steps; None unless every output is quantized.
+        sqnr_db: of the worst output; infinite where the outputs are equal.
+        differing: share of the output elements that differ.
+        top1_flips: rows whose argmax is another one; None where the first output is no [N, classes].
+        ranked: of how many rows; a sample that is a whole batch has several. None in older reports.
+    """
+
+    left: str
+    right: str
+    samples: int
+    max_abs: float
+    max_steps: float | None
+    sqnr_db: float
+    differing: float
+    top1_flips: int | None
+    ranked: int | None = None
+
+    @property
+    def top1_percent(self) -> float | None:
+        """Share of rows with the same argmax, in percent; None where that is not known."""
+        return 100 * (1 - self.top1_flips / self.ranked) if self.top1_flips is not None and self.ranked else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphOnly:
+    """What stands in for the verdict on an artifact that nothing here can run: that on its converted graph.
+
+    Attributes:
+        why: why the artifact is not run, in words.
+        fidelity: the graph against fp32.
+        findings: what is wrong with the graph's outputs whatever the limits.
+    """
+
+    why: str
+    fidelity: Fidelity
+    findings: tuple[str, ...]
+
+
+# --- What running an artifact on a device, or on its kernels, showed.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRun:
+    """The artifact on one CPU model, in one version of the device's runtime.
+
+    Attributes:
+        cpu: QEMU's name of the model, or `native`.
+        runtime: package and version.
+        features: the instruction-set extensions that the runtime detected.
+        host: against the host's run of the same artifact.
+        fp32: against the float model; None where there is none.
+        score, host_score, fp32_score: means over these samples; None without labels.
+        scored: how many samples have a score.
+        rescored: of these, with another score than on the host; None without labels.
+        drop_pp: fp32 minus device in percentage points, paired, over these samples.
+        findings: what is wrong whatever the limits: NaN, another shape.
+    """
+
+    cpu: str
+    runtime: str
+    features: tuple[str, ...]
+    samples: int
+    host: Agreement
+    fp32: Agreement | None
+    score: float | None
+    host_score: float | None
+    fp32_score: float | None
+    scored: int
+    rescored: int | None
+    drop_pp: Interval | None
+    findings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The CPU with its runtime, for people."""
+        return f"{self.cpu} ({self.runtime})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulation:
+    """The artifact on the device's own kernels.
+
+    Attributes:
+        emulator: QEMU with its version, or `native` on an ARM64 host.
+        between: each pair of runs.
+        problem: why there are no runs; "" where there are.
+        exit_code: of that problem.
+        is_unmeasured: whether the problem only means that nothing is known, as when the time was up.
+        without_wheel: runtime versions of the app builds in the field that no ARM64 wheel is known for.
+    """
+
+    emulator: str
+    runs: tuple[DeviceRun, ...]
+    between: tuple[Agreement, ...] = ()
+    problem: str = ""
+    exit_code: ExitCode = ExitCode.VERIFICATION
+    is_unmeasured: bool = False
+    without_wheel: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMeasures:
+    """What one inference takes on a real device: measured there, in the device's own runtime.
+
+    Attributes:
+        device: its model, and how it was reached.
+        platform, arch: in the words of target profiles; `macos` and others are no target's.
+        os: the operating system with its version.
+        cores: 0 where it did not say.
+        is_virtual: whether it is an emulated device, whose times say nothing.
+        runtime: package and version.
+        p50_ms, p90_ms: of `runs` inferences after `warmup`; `latencies_ms` holds each.
+        load_ms, peak_memory_bytes: of the process that was timed; None where that is not known.
+    """
+
+    device: str
+    platform: str
+    os: str
+    arch: str
+    cores: int
+    is_virtual: bool
+    runtime: str
+    threads: int
+    warmup: int
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    load_ms: float | None
+    peak_memory_bytes: int | None
+    latencies_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyPrediction:
+    """A latency in ms that was predicted for a device, never measured.
+
+    Attributes:
+        low_ms, high_ms: the 95% interval.
+        extrapolated: whether the estimate lies outside what the model was fitted on.
+    """
+
+    device: str
+    threads: int
+    estimate_ms: float
+    low_ms: float
+    high_ms: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one inference makes a device's cores do.
+
+    Attributes:
+        counts: of this artifact, core by core.
+        shipped: of the shipped model's artifact; none where none was named.
+        prediction: None where no device was named.
+    """
+
+    counts: tuple[CountReport, ...]
+    shipped: tuple[CountReport, ...] = ()
+    prediction: LatencyPrediction | None = None
+
+
+# --- The outputs of two artifacts, side by side.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputComparison:
+    """The outputs of two artifacts on the same inputs; errors are of the second against the first.
+
+    Attributes:
+        samples: how many inputs.
+        inputs: `evaluation` data, or `random` ones: seeded, uniform in the range that the preprocessing gives.
+        mean_abs_error: over all elements of all outputs.
+        fp32_magnitude, quantized_magnitude: mean absolute values of either's outputs.
+        sqnr_db: of the worst output; infinite where they are equal.
+        cosine: over all outputs together; NaN where one is all zero.
+        agreeing, ranked: samples with the same argmax, of how many; no output that ranks classes gives 0 of 0.
+    """
+
+    samples: int
+    inputs: Literal["evaluation", "random"]
+    mean_abs_error: float
+    fp32_magnitude: float
+    quantized_magnitude: float
+    max_abs_error: float
+    sqnr_db: float
+    cosine: float
+    agreeing: int
+    ranked: int
+
+
+# --- Predictions that changed: what the report shows of samples whose top-1 class is not fp32's.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """A sample whose top-1 class changed.
+
+    Attributes:
+        sample: its name: a file's, or an index.
+        label: the class that it is of; None where that is not known.
+        fp32, artifact: the top-1 class of each.
+        thumbnail: a WebP image in base64; "" where the input is no image.
+    """
+
+    sample: str
+    label: int | None
+    fp32: int
+    artifact: int
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlipPair:
+    """How many samples changed from one class to another."""
+
+    fp32: int
+    artifact: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """All predictions that changed.
+
+    Attributes:
+        total: how many samples.
+        ranked: of how many.
+        pairs: the most frequent ones, the largest first.
+        examples: the first ones, with their thumbnails.
+    """
+
+    total: int
+    ranked: int
+    pairs: tuple[FlipPair, ...] = ()
+    examples: tuple[Flip, ...] = ()
+
+
+# --- All that running an artifact showed.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What running the artifact showed. None means that it could not be measured.
+
+    Attributes:
+        host: what it ran on, in words.
+        findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+        emulation: on the device's kernels; None where that was not asked for.
+        not_emulated: why a target with a device was not run on its kernels; "" otherwise.
+        cost: instructions, counted; None where no gate needs them.
+        flips: the predictions that changed against fp32; None where no output ranks classes.
+        graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
+        device: times of a real device; None where none was reached.
+        stand_in: what ran the artifact in the place of its own kind of device, in words: then nothing was timed. ""
+            where it ran on its own.
+    """
+
+    host: str
+    outputs: tuple[TensorSpec, ...]
+    findings: tuple[str, ...]
+    parity: Parity | None = None
+    fidelity: Fidelity | None = None
+    timing: Timing | None = None
+    kernels: KernelShare | None = None
+    peak_memory_bytes: int | None = None
+    load_ms: float | None = None
+    emulation: Emulation | None = None
+    not_emulated: str = ""
+    cost: Cost | None = None
+    flips: Flips | None = None
+    graph_only: GraphOnly | None = None
+    device: DeviceMeasures | None = None
+    stand_in: str = ""

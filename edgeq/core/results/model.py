@@ -1,0 +1,415 @@
+"""A model on its way: loaded, quantized, lowered."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# --- How far each layer of a quantized graph is from the float graph's, on the same samples.
+
+
+# a layer stands out where it is at least so much noisier by itself than the median layer: four times the noise power
+STANDS_OUT_DB = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSqnr:
+    """A layer's output in the quantized graph against the float graph's.
+
+    SQNR = 10 log10(sum float² / sum (float - quantized)²) in dB, over all elements of the layer's output (after a
+    relu that is fused with it, and rounded as the next layer gets it) and all samples. Infinite where nothing differs,
+    -Infinity where the float output is zero or a value is not finite.
+
+    Attributes:
+        layer: the module's name, as the table of layers has it.
+        sqnr_db: with the whole graph quantized: what all layers up to this one add up to.
+        own_db: with the outputs of all earlier layers put back to the float graph's: what this layer, and what lies
+            between it and the layers before it, adds by itself.
+    """
+
+    layer: str
+    sqnr_db: float
+    own_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSqnrs:
+    """All layers in the order of execution.
+
+    Attributes:
+        samples: how many calibration samples the sums are over.
+    """
+
+    samples: int
+    layers: tuple[LayerSqnr, ...]
+
+    @property
+    def noisiest(self) -> LayerSqnr:
+        """The layer that adds most noise by itself; of equals the first. There is at least one layer."""
+        return min(self.layers, key=lambda one: one.own_db)
+
+    @property
+    def start(self) -> LayerSqnr | None:
+        """The layer where the error starts: the noisiest, where it stands out; None where the error builds up."""
+        if len(self.layers) == 1:
+            return self.layers[0]
+        noisiest = self.noisiest
+        others = [one.own_db for one in self.layers if one is not noisiest]
+        gap_db = statistics.median(others) - noisiest.own_db
+        return noisiest if gap_db >= STANDS_OUT_DB and not math.isnan(gap_db) else None
+
+    def before(self, layer: LayerSqnr) -> float:
+        """Return the SQNR in dB of the layer that ran just before; infinite for the first, which reads the input."""
+        place = self.layers.index(layer)
+        return self.layers[place - 1].sqnr_db if place else math.inf
+
+
+# --- What the search for a mixed precision found: how sensitive each layer is, and which were left in float.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """A layer, and what quantizing it alone does to the outputs.
+
+    Attributes:
+        layer: the module's name, as `--keep-fp32` takes it.
+        alone_db: the outputs' SQNR against fp32 with this layer alone in int8, weights and activations.
+        but_one_db: the same with every other layer in int8; None where that was not estimated.
+        weight_bytes: of its weights in int8; in float they take four times as many.
+    """
+
+    layer: str
+    alone_db: float
+    but_one_db: float | None
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """A quantized graph against fp32 on search samples.
+
+    Attributes:
+        sqnr_db: of the worst output.
+        agreement: share of samples with the same top-1 class; None where no output ranks classes.
+        drop_pp: fp32 minus the graph's score in percentage points; without labels the share of top-1 predictions that
+            changed, which is the most that it can be. None where there is neither.
+    """
+
+    sqnr_db: float
+    agreement: float | None
+    drop_pp: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An assignment that was converted and run.
+
+    Attributes:
+        kept: the layers in float.
+        remedies: what was changed for all layers, in words; none for int8 as it was asked for.
+        size_bytes: an estimate of the artifact's size.
+        meets: whether accuracy and size keep their limits.
+    """
+
+    kept: tuple[str, ...]
+    size_bytes: int
+    scores: Scores
+    meets: bool
+    remedies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search.
+
+    Attributes:
+        limits: what the scores were held to, by the limits' names.
+        samples: how many search samples there were.
+        ranking: all layers, the most sensitive one first.
+        attempts: in the order in which they were made; `chosen` is the index of the one that the artifact is.
+    """
+
+    limits: tuple[tuple[str, float], ...]
+    samples: int
+    ranking: tuple[Sensitivity, ...]
+    attempts: tuple[Attempt, ...]
+    chosen: int
+
+    @property
+    def found(self) -> Attempt:
+        """The attempt that the artifact is."""
+        return self.attempts[self.chosen]
+
+
+SourceKind = Literal["module", "exported", "pte", "ptl", "onnx"]
+
+# what is no PyTorch model any more
+FILE_KINDS: frozenset[SourceKind] = frozenset({"pte", "ptl", "onnx"})
+
+Weights = Literal["file", "pretrained", "own", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A model input or output.
+
+    Attributes:
+        name: the argument's name, or `output0` and so on.
+        dtype: NumPy's name of the element type.
+        shape: the exported shape, the batch first.
+        low, high: the range that random inputs are drawn from (high is excluded for floats).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model as it came, in eval mode and contiguous.
+
+    Attributes:
+        name: the model's name in bundles.
+        kind: what `model` is.
+        model: a torch.nn.Module, a torch.export.ExportedProgram, or the Path of an existing artifact.
+        inputs: what it takes.
+        weights: where the parameters came from; `own` means the factory or program brought them.
+        fp32_bytes: bytes of parameters and buffers at four bytes an element; 0 where unknown.
+        source_sha256: hash of what the user named (the file, or the state dict as loaded).
+    """
+
+    name: str
+    kind: SourceKind
+    model: Any
+    inputs: tuple[TensorSpec, ...]
+    weights: Weights
+    fp32_bytes: int
+    source_sha256: str
+
+
+# a file beside the artifact, with its role
+Companion = tuple[Literal["compiled", "example"], Path]
+
+TunedWeights = Literal["start", "last", "average", "user"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What quantization-aware training came to.
+
+    Attributes:
+        loss: what was minimised: the KL divergence of the logits, or the squared error of the outputs.
+        weights: which were kept: those of the last epoch, their moving average, those from before the training
+            (none was better on the held-out samples), or the user's loop's.
+        epochs: how many were finished, of `learning_rate` and `batch`.
+        samples, held_out: how many samples were trained on, and how many only judged.
+        start_loss, end_loss: on the held-out samples, before the training and of the weights that were kept.
+        trained_loss: the same of the best weights that the training came to, whether they were kept or not.
+        end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
+        diverged_in: the epoch whose loss was not finite; the weights are of an earlier one.
+        state: the file that an interrupted run would go on from.
+    """
+
+    loss: Literal["kl", "mse"]
+    weights: TunedWeights
+    epochs: int
+    learning_rate: float
+    batch: int
+    samples: int
+    held_out: int
+    start_loss: float
+    end_loss: float
+    trained_loss: float
+    end_agreement: float
+    diverged_in: int | None = None
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QParams:
+    """Scale and zero point of an int8 tensor.
+
+    Attributes:
+        name: the weight's, or that of the operator whose result it is.
+        shape: of a weight; () for an activation.
+        scales, zero_points: one for the tensor, or one for each channel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """A convolution or linear layer as an artifact stores it.
+
+    Attributes:
+        weight: int8 [out, in / groups, …].
+        scales: one for the tensor, or one for each output channel.
+        bias: float32 [out]; None where it has none, or one that is not stored.
+    """
+
+    weight: Any
+    scales: tuple[float, ...]
+    bias: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseTolerances:
+    """How near to a new model a shipped one's parts must be to stay.
+
+    Attributes:
+        clipped: by which share of its width a shipped range of activations may fall short of the new one.
+        biases: how far a bias may have moved, as a share of what rounding the weights moves the output.
+        values: less than so many steps an int8 value may be from the exact one; 0.5 is plain rounding.
+    """
+
+    clipped: float
+    biases: float
+    values: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptValues:
+    """What was kept of a shipped model beyond the scales and zero points that fit.
+
+    Attributes:
+        tolerances: the loosest that cost little.
+        layers: how many layers are the shipped model's, by shape and scales.
+        values, biases: how many int8 values and biases would be others without.
+        ranges: how many more tensors have the shipped range.
+        samples: how many calibration samples judged.
+        sqnr_db, sqnr_strict_db: against fp32 on these, so and with what fits alone.
+    """
+
+    tolerances: ReuseTolerances
+    layers: int
+    values: int
+    biases: int
+    ranges: int
+    samples: int
+    sqnr_db: float
+    sqnr_strict_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedModel:
+    """A model after fusion and quantization, still in PyTorch.
+
+    Attributes:
+        scheme: which scheme made it.
+        graph: a callable torch.nn.Module that computes what the artifact is to compute.
+        exported: the same as an ExportedProgram where there already is one, else None.
+        quantized: names of the layers that compute in int8.
+        kept_fp32: names of the quantizable layers that stay in float.
+        output_steps: the quantization step of each output that is itself quantized, else None.
+        tuning: what training came to, for schemes that train.
+        qparams: of every tensor in static int8; none for other schemes.
+        fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
+        kept: what was kept of the shipped model beyond these; None where it was not asked for.
+        search: what a search for the layers to leave in float came to; an interrupted one would go on from
+            `search_state`.
+        remarks: what people must know of it, such as layers that half precision cannot hold.
+        layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
+    """
+
+    scheme: str
+    graph: Any
+    exported: Any = None
+    quantized: tuple[str, ...]
+    kept_fp32: tuple[str, ...]
+    output_steps: tuple[float | None, ...]
+    tuning: Tuning | None = None
+    qparams: tuple[QParams, ...] = ()
+    fresh: tuple[str, ...] = ()
+    kept: KeptValues | None = None
+    search: Search | None = None
+    search_state: Path | None = None
+    remarks: tuple[str, ...] = ()
+    layer_sqnrs: LayerSqnrs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """An operator of the lowered model that multiplies and accumulates, or holds weights.
+
+    Attributes:
+        name: the module's name in the user's model, or the operator's where it has none.
+        op: the operator.
+        macs: multiply-accumulates of one inference.
+        weight_bytes: bytes of its constants in the artifact.
+        delegated: whether the delegate took it.
+    """
+
+    name: str
+    op: str
+    macs: int
+    weight_bytes: int
+    delegated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaFacts:
+    """What a GPU box must have for an artifact.
+
+    Attributes:
+        torch: the version that wrote it; older ones may not load it.
+        cuda: the version that its compiled package was built with; None without such a package.
+        compiled_for: compute capability of the GPU that the package was compiled for, and that alone runs it; None
+            without such a package.
+        least_capability: compute capability from which a GPU has the scheme's arithmetic; None for any.
+    """
+
+    torch: str
+    cuda: str | None
+    compiled_for: str | None
+    least_capability: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoweredModel:
+    """An artifact on disk, and what is known of it without running it.
+
+    Attributes:
+        path: the artifact, named as it will be in the bundle.
+        runtime: `executorch`, `torchscript`, `onnx` or `cuda`.
+        runtime_version: the version that wrote it; older runtimes are refused.
+        bytecode_version: of a TorchScript archive, the opset of an ONNX file, else None.
+        passes: the optimization passes that ran, in order.
+        operators: operators that the runtime itself must have.
+        undelegated: what was left to portable kernels, an entry for each call.
+        layers: operators in the order of execution; none where the artifact came as it is.
+        delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
+            or where it is not known.
+        dynamic_batch: whether it takes any number of samples at once.
+        stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
+        companions: files that go into the bundle beside the artifact, with their roles.
+        cuda: what a GPU box must have; None for other runtimes.
+    """
+
+    path: Path
+    runtime: str
+    runtime_version: str
+    bytecode_version: int | None
+    passes: tuple[str, ...]
+    operators: tuple[str, ...]
+    undelegated: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    delegated_macs: float | None
+    dynamic_batch: bool = False
+    stored: tuple[tuple[str, int], ...] = ()
+    companions: tuple[Companion, ...] = ()
+    cuda: CudaFacts | None = None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(layer.macs for layer in self.layers)

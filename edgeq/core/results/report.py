@@ -1,0 +1,443 @@
+"""What a run publishes: a bundle's content, a row of the table, the whole report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeq.core.config import Job
+from edgeq.core.errors import ExitCode, Outcome
+from edgeq.core.manifest import Manifest
+from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
+from edgeq.core.results.model import (
+    KeptValues,
+    Layer,
+    LayerSqnrs,
+    LoadedModel,
+    LoweredModel,
+    QParams,
+    Search,
+    Tuning,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from edgeq.core.preprocess import Preprocess
+    from edgeq.core.samples import Outputs
+
+
+def with_warning(row: PackageResult, text: str) -> PackageResult:
+    """Return a row with one more warning."""
+    return dataclasses.replace(row, checked=dataclasses.replace(row.checked, warnings=(*row.checked.warnings, text)))
+
+
+# --- How the gates judged an artifact.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One gate: what was asked for, what was measured, and the exit code if that is not enough.
+
+    Attributes:
+        outcome: `unverified` fails like `failed`; `allowed` is unverified but named in --allow-unmeasured.
+        limit, measured: as people read them.
+        detail: by how much, or why it could not be measured.
+        bound: the limit as a number, in the base unit of its name; None for a gate that people set no limit for.
+    """
+
+    name: str
+    outcome: Outcome
+    limit: str
+    measured: str
+    detail: str
+    exit_code: ExitCode
+    bound: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether this gate lets the artifact through."""
+        return self.outcome in ("ok", "allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """All gates of one artifact."""
+
+    gates: tuple[Gate, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""
+        return min((gate.exit_code for gate in self.gates if not gate.passed), default=ExitCode.OK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleVerification:
+    """What reading and running a bundle showed.
+
+    Attributes:
+        checked: every gate that was evaluated; its warnings are remarks that fail nothing.
+        verified: what running the golden samples showed; nothing in it where the artifact does not run.
+        golden: None where the artifact does not run.
+        score: None where no data was given, or the artifact does not run.
+        outputs: for the golden samples, [samples, …] each, of what was measured: the real device, or else this host;
+            none where it does not run.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    checked: CheckReport
+    verified: VerifyReport
+    golden: GoldenComparison | None
+    score: ScoreComparison | None
+    outputs: Outputs = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""
+        return self.checked.exit_code
+
+
+# --- A model under other schemes on the same target, in figures: what --scheme auto tried, and --compare made.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A model under one scheme on one target; None for what was not measured.
+
+    Attributes:
+        size_bytes: of the artifact; None where it could not be made.
+        score, fp32_score: on the evaluation data, shares of 1 (or as the user's metric has it).
+        drop_pp: fp32's score minus its own, in percentage points.
+        sqnr_db: of the outputs against fp32.
+        latency_ms, latency_p90_ms: p50 and p90 on this host.
+        speedup: times faster than fp32, where both were timed in turns: the median over the turns, and its interval.
+        failed: the gates that it did not pass.
+        error: why there is no artifact; "" where there is one.
+        exit_code: of its gates, or of its error.
+    """
+
+    scheme: str
+    size_bytes: int | None = None
+    score: float | None = None
+    fp32_score: float | None = None
+    drop_pp: Interval | None = None
+    sqnr_db: float | None = None
+    latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    speedup: Interval | None = None
+    failed: tuple[Gate, ...] = ()
+    error: str = ""
+    exit_code: ExitCode = ExitCode.OK
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is an artifact, and all gates let it through."""
+        return not self.error and not self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How --scheme auto came to a scheme.
+
+    Attributes:
+        linear_macs: the share of the float model's multiply-accumulates in matrix products (linear, recurrent and
+            attention layers), which says whether dynamic-int8 is tried first.
+        tried: in this order.
+        chosen: the index of the one that the bundle is: the first that passed, or the nearest to that.
+        untried: schemes that were left out since what failed before cannot be mended by a scheme.
+    """
+
+    linear_macs: float
+    tried: tuple[Variant, ...]
+    chosen: int
+    untried: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a scheme brings against float on the same target.
+
+    Attributes:
+        arch: of the host that the latencies were measured on, the artifacts taking turns.
+        variants: the row's own artifact first, then fp32 and fp16 where the target can run them.
+    """
+
+    arch: str
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFinding:
+    """A finding of the data lint: its name, and a line that says what was seen."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What the manifest says of the data: hashes and counts, never paths."""
+
+    calibration_sha256: str | None = None
+    calibration_samples: int = 0
+    evaluation_sha256: str | None = None
+    evaluation_samples: int = 0
+    qat_sha256: str | None = None
+    search_sha256: str | None = None
+    search_samples: int = 0
+    findings: tuple[DataFinding, ...] = ()
+    excluded_shared: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInput:
+    """All that the bundle's writer needs."""
+
+    model: LoadedModel
+    model_version: str
+    target: Any
+    scheme: str
+    lowered: LoweredModel
+    verified: VerifyReport
+    checked: CheckReport
+    labels: tuple[str, ...]
+    preprocess: Preprocess | None
+    golden: GoldenSet
+    data: DataFacts
+    seed: int
+    tools: dict[str, str]
+    quantized: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] = ()
+    tuning: Tuning | None = None
+    search: Search | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenSet:
+    """A few samples as an app would have them, and the outputs that it must reproduce.
+
+    Attributes:
+        inputs: for each model input, an array [samples, …] before preprocessing.
+        outputs: for each model output, an array [samples, …].
+        preprocessed: whether `inputs` are already what the model takes.
+        sqnr_floor_db: the least signal-to-difference ratio that a device's self-test may show.
+        made_on: the CPU model that gave the outputs; None for the host.
+        made_by: what gave the outputs; None for the artifact.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    preprocessed: bool
+    sqnr_floor_db: float
+    made_on: str | None = None
+    made_by: Literal["graph"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What it came to that the shipped model's scales and zero points were reused.
+
+    Attributes:
+        shipped: the digest of the shipped model's bundle.
+        tensors: how many int8 tensors there are.
+        fresh: the tensors that have a range of their own in a channel at least, since the shipped one does not fit.
+        kept: what was kept of it beyond these; None in older reports.
+        patch_bytes: the patch from the shipped artifact to this one.
+        patch_bytes_without: the same to the artifact that all new ranges give.
+        fidelity_without: how that one compares with fp32.
+    """
+
+    shipped: str
+    tensors: int
+    fresh: tuple[str, ...]
+    patch_bytes: int
+    patch_bytes_without: int
+    fidelity_without: Fidelity | None
+    kept: KeptValues | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageResult:
+    """One target and scheme of a run: a line of the closing table.
+
+    Attributes:
+        path: the bundle, in place or under `rejected/`.
+        seconds: what each step took; a step shared with another row counts once.
+        layers: of the lowered model; none where the artifact came as it is.
+        qparams: of every tensor in static int8, for models to come that are to reuse them.
+        reuse: None where no shipped model's were reused.
+        source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
+        search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        layer_sqnrs: as in QuantizedModel; None in older reports too.
+        choice: how --scheme auto came to the scheme; None where it was named.
+        compared: with float on the same target; None where --compare was not given.
+    """
+
+    model: str
+    target: str
+    scheme: str
+    path: Path
+    digest: str
+    size_bytes: int
+    download_bytes: int
+    fp32_bytes: int
+    verified: VerifyReport
+    checked: CheckReport
+    delegated_macs: float | None
+    weights: Weights
+    cached: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    qparams: tuple[QParams, ...] = ()
+    reuse: Reuse | None = None
+    source: str = ""
+    search: Search | None = None
+    layer_sqnrs: LayerSqnrs | None = None
+    choice: Choice | None = None
+    compared: Comparison | None = None
+
+
+def variant_of(row: PackageResult) -> Variant:
+    """Return a row in figures."""
+    fidelity, timing = row.verified.fidelity, row.verified.timing
+    return Variant(
+        scheme=row.scheme,
+        size_bytes=row.size_bytes,
+        score=fidelity.score if fidelity else None,
+        fp32_score=fidelity.fp32_score if fidelity else None,
+        drop_pp=fidelity.drop_pp if fidelity else None,
+        sqnr_db=fidelity.sqnr_db if fidelity else None,
+        latency_ms=timing.p50_ms if timing else None,
+        latency_p90_ms=timing.p90_ms if timing else None,
+        failed=tuple(gate for gate in row.checked.gates if not gate.passed),
+        exit_code=row.checked.exit_code,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A whole run."""
+
+    rows: tuple[PackageResult, ...]
+    data: DataFacts
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code of all rows that failed."""
+        codes = [row.checked.exit_code for row in self.rows if row.checked.exit_code]
+        return min(codes, default=ExitCode.OK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A row with the manifest of its bundle."""
+
+    row: PackageResult
+    manifest: Manifest
+
+
+# --- What a project of several models was asked to do, and how each of them ended.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """What the app as a whole is held to, in bytes, for each ABI (`android-arm64`).
+
+    Attributes:
+        size_bytes, download_bytes: the most that artifacts, or ZIPs, with the runtime libraries may have.
+        runtime_bytes: of a runtime's library, by (runtime, ABI), where people told it.
+    """
+
+    size_bytes: int | None = None
+    download_bytes: int | None = None
+    runtime_bytes: tuple[tuple[tuple[str, str], int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A runtime's native library for one ABI, as the app carries it, and as it is downloaded.
+
+    Attributes:
+        origin: where the sizes come from, in words.
+    """
+
+    size_bytes: int
+    download_bytes: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """One `edgeq build`: its models have different names, and one output folder."""
+
+    jobs: tuple[Job, ...]
+    out: Path
+    app: AppOptions = AppOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelError:
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
+
+    what: str
+    fix: str
+    exit_code: ExitCode
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResult:
+    """How one model ended: with a report, or with an error."""
+
+    name: str
+    report: RunReport | None
+    error: ModelError | None = None
+
+    @property
+    def rows(self) -> tuple[PackageResult, ...]:
+        """Its rows; none where it ended with an error."""
+        return self.report.rows if self.report else ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The error's code, or the lowest of the gates that failed."""
+        if self.error is not None:
+            return self.error.exit_code
+        return self.report.exit_code if self.report else ExitCode.INTERNAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectReport:
+    """A whole project.
+
+    Attributes:
+        app: gates of the app as a whole, one for each limit and ABI.
+        not_installed: why not every bundle that passed went into its app; None where all did, or none was to.
+    """
+
+    models: tuple[ModelResult, ...]
+    app: tuple[Gate, ...] = ()
+    not_installed: ModelError | None = None
+
+    @property
+    def rows(self) -> tuple[PackageResult, ...]:
+        """The rows of all models."""
+        return tuple(row for model in self.models for row in model.rows)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code of all that failed."""
+        codes = [model.exit_code for model in self.models] + [gate.exit_code for gate in self.app if not gate.passed]
+        codes += [self.not_installed.exit_code] if self.not_installed else []
+        return min((code for code in codes if code), default=ExitCode.OK)
+
+
+def of_one(report: RunReport) -> ProjectReport:
+    """Return the report of a single model as a project's."""
+    return ProjectReport(models=(ModelResult(name=report.rows[0].model, report=report),))

@@ -1,0 +1,140 @@
+"""Samples: what calibration and evaluation data are made of, and how they become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.core.results.model import TensorSpec
+
+
+Outputs = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sample, ready for the model.
+
+    Attributes:
+        inputs: an array for each model input, in order; shaped like one row of the input, or like all of it.
+        raw: the arrays before preprocessing, what an app would have at hand (uint8 [H, W, C] for an image).
+        label: a class index, or whatever the user's metric takes; None where there is none.
+        name: where it comes from (a file, or an index), for messages.
+        digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share.
+    """
+
+    inputs: tuple[NDArray[Any], ...]
+    raw: tuple[NDArray[Any], ...]
+    label: Any
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A sequence of samples that are read when asked for, so that large sets need no memory.
+
+    Attributes:
+        origin: what the user named, for messages.
+        count: how many samples there are.
+        read: returns sample i, 0 <= i < count.
+        class_names: class folders by output index, or () where there are none.
+        labelled: whether samples carry a label.
+    """
+
+    origin: str
+    count: int
+    read: Callable[[int], Sample]
+    class_names: tuple[str, ...] = ()
+    labelled: bool = False
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(i) for i in range(self.count))
+
+
+def remembered(dataset: Dataset, budget_bytes: int) -> Dataset:
+    """Return the same samples, kept once they were read, up to `budget_bytes`: several steps read them all."""
+    kept: dict[int, Sample] = {}
+    left = budget_bytes
+
+    def read(i: int) -> Sample:
+        nonlocal left
+        if i not in kept:
+            sample = dataset.read(i)
+            size = sum(array.nbytes for array in (*sample.inputs, *sample.raw))
+            if size > left:
+                return sample
+            left -= size
+            kept[i] = sample
+        return kept[i]
+
+    return replace(dataset, read=read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Model inputs of the exported shape; `rows` of them are real, the rest repeat the last sample."""
+
+    inputs: tuple[NDArray[Any], ...]
+    samples: tuple[Sample, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many samples the batch holds."""
+        return len(self.samples)
+
+
+def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
+    """Yield batches of the exported shape.
+
+    Raises:
+        UsageError: a sample whose shape or dtype does not fit, with its name.
+    """
+    size = batch_size(dataset, specs)
+    pending: list[Sample] = []
+    for sample in dataset:
+        _check(sample, specs, rows=size)
+        pending.append(sample)
+        if len(pending) == (size or 1):
+            yield _stack(pending, size)
+            pending = []
+    if pending:
+        yield _stack(pending, size)
+
+
+def batch_size(dataset: Dataset, specs: Sequence[TensorSpec]) -> int:
+    """Return how many samples make a batch; 0 where a sample already has the full shape of the inputs."""
+    if dataset.count == 0:
+        return 0
+    first = dataset.read(0)
+    if all(array.shape == spec.shape for array, spec in zip(first.inputs, specs, strict=False)):
+        return 0
+    return specs[0].shape[0] if specs[0].shape else 0
+
+
+def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:
+    if len(sample.inputs) != len(specs):
+        came = f"{len(sample.inputs)} arrays"
+        raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "mend the data")
+    for array, spec in zip(sample.inputs, specs, strict=True):
+        expected = spec.shape[1:] if rows else spec.shape
+        if array.shape != expected or str(array.dtype) != spec.dtype:
+            came = f"{array.dtype} {list(array.shape)}"
+            what = f"sample {sample.name}: input {spec.name!r} wants {spec.dtype} {list(expected)}, got {came}"
+            raise UsageError(what, "mend the data, or give --preprocess or --input to match")
+
+
+def _stack(samples: list[Sample], size: int) -> Batch:
+    import numpy as np
+
+    if size == 0:
+        return Batch(inputs=samples[0].inputs, samples=tuple(samples))
+    filled = samples + [samples[-1]] * (size - len(samples))
+    columns = zip(*(sample.inputs for sample in filled), strict=True)
+    return Batch(inputs=tuple(np.stack(column) for column in columns), samples=tuple(samples))

@@ -1,0 +1,148 @@
+"""The quantization schemes, in PyTorch's words, and the limits that a run may set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edgeq.core.errors import ExitCode, UsageError, nearest
+from edgeq.core.units import Dimension, parse_quantity
+
+SchemeName = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "storage-fp16",
+    "static-int8",
+    "dynamic-int8",
+    "weight-only-int8",
+    "qat-int8",
+    "mixed-int8",
+    "pretrained",
+]
+
+SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
+
+# no scheme, but the wish for the cheapest that passes every gate; which of the first two is tried first depends on the
+# model
+AUTO: Literal["auto"] = "auto"
+
+AskedScheme = Literal[SchemeName, "auto"]
+
+AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8")
+
+# they multiply in float, whatever they store, and differ from fp32 by no quantization steps
+FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
+
+# they observe ranges on real samples
+NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8"})
+
+# they train, for which the --qat options are
+NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})
+
+# they choose what stays in float by an accuracy, for which the --search options are
+NEEDS_SEARCH: frozenset[SchemeName] = frozenset({"mixed-int8"})
+
+ObserverName = Literal["histogram", "minmax", "percentile", "entropy"]
+
+OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
+
+LimitName = Literal[
+    "size",
+    "download",
+    "accuracy_drop",
+    "sqnr",
+    "agreement",
+    "latency",
+    "peak_memory",
+    "load",
+    "delta",
+    "flips",
+    "class_drop",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitKind:
+    """A limit.
+
+    Attributes:
+        dimension: what it is measured in.
+        exit_code: of a run that breaks it.
+        measured_by: the command that measures it.
+        at_least: whether less than the limit breaks it; else more does.
+    """
+
+    dimension: Dimension
+    exit_code: ExitCode
+    measured_by: Literal["package", "release"] = "package"
+    at_least: bool = False
+
+
+LIMITS: dict[LimitName, LimitKind] = {
+    "size": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE),
+    "download": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE),
+    "accuracy_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY),
+    "sqnr": LimitKind(dimension="dB", exit_code=ExitCode.ACCURACY, at_least=True),
+    "agreement": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, at_least=True),
+    "latency": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
+    "peak_memory": LimitKind(dimension="bytes", exit_code=ExitCode.LATENCY),
+    "load": LimitKind(dimension="ms", exit_code=ExitCode.LATENCY),
+    "delta": LimitKind(dimension="bytes", exit_code=ExitCode.SIZE, measured_by="release"),
+    "flips": LimitKind(dimension="%", exit_code=ExitCode.ACCURACY, measured_by="release"),
+    "class_drop": LimitKind(dimension="pp", exit_code=ExitCode.ACCURACY, measured_by="release"),
+}
+
+# what a search may be held to: one of them says which accuracy is enough
+SEARCH_LIMITS: tuple[LimitName, ...] = ("accuracy_drop", "sqnr", "agreement")
+
+
+def parse_limit(text: str) -> tuple[LimitName, float]:
+    """Parse `size=5MB` into its name and its value in the base unit (bytes, ms, percentage points or percent).
+
+    Raises:
+        UsageError: no "=", an unknown name, a value of another dimension, or a share above 100%.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals:
+        raise UsageError(f"expected a limit such as size=5MB, got {text!r}", f"limits: {', '.join(LIMITS)}")
+    for known, kind in LIMITS.items():
+        if known == name:
+            bare_zero = known == "sqnr" and value.strip() == "0"  # takes the floor under the outputs away
+            limit = 0.0 if bare_zero else parse_quantity(value, kind.dimension)
+            if kind.dimension in ("%", "pp") and limit > 100:  # nothing could keep it, or nothing break it
+                raise UsageError(f"expected {name} of at most 100{kind.dimension}, got {value.strip()!r}", "lower it")
+            return known, limit
+    raise UsageError(f"unknown limit {name!r}.{nearest(name, LIMITS)}", f"limits: {', '.join(LIMITS)}")
+
+
+# --- How far two runs that should agree may differ.
+
+
+# one quantization step; the rest is what float32 loses in dividing a difference by the step
+MAX_STEPS = 1.0 + 1e-3
+
+# float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
+# bfloat16 has 8, and an artifact may sum in them where its graph sums in float32
+MIN_SQNR_DB_FLOAT: dict[str, float] = {
+    "fp32": 60.0,
+    "storage-fp16": 60.0,
+    "weight-only-int8": 60.0,
+    "fp16": 40.0,
+    "bf16": 25.0,
+}
+
+# the two round int8 activations differently, and no output is quantized that could be counted in steps
+MIN_SQNR_DB_INT8 = 30.0
+
+# below this the difference is a third of the signal, and no comparison with the graph means anything
+MIN_SQNR_DB_DEEP = 10.0
+
+# mean difference beside the mean magnitude: float32 kernels that sum in another order stay below a tenth of this
+MAX_RELATIVE_FP32 = 1e-5
+
+
+def least_sqnr_db(scheme: str) -> float:
+    """Return the least signal-to-difference ratio where outputs are not counted in steps."""
+    return MIN_SQNR_DB_FLOAT.get(scheme, MIN_SQNR_DB_INT8)

@@ -1,0 +1,67 @@
+"""Sources by their text alone: the model's name in bundles, what tells two apart, and what a file should have been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeq.core.errors import UsageError
+
+DIGITS = "digits"
+
+
+BUILT_IN = "digits"
+
+
+# functions whose name says nothing of the model: it is then named after their file or module
+GENERIC_FACTORIES = (
+    *("model", "get_model", "build_model", "create_model", "make_model", "load_model", "net", "get_net", "build_net"),
+    *("create_net", "make_net", "network", "build", "make", "create", "factory"),
+)
+
+SOURCE_SUFFIXES = (".pt2", ".onnx", ".pte", ".ptl")
+
+# what a file is by its name, and what writes one
+_FORMATS = {
+    ".pte": ("ExecuTorch program", "to_executorch()"),
+    ".ptl": ("TorchScript archive", "_save_for_lite_interpreter()"),
+    ".pt": ("TorchScript archive", "torch.jit.save"),
+    ".onnx": ("ONNX file", "torch.onnx.export"),
+    ".ort": ("ORT file", "onnxruntime.tools.convert_onnx_models_to_ort"),
+    ".pt2": ("exported program", "torch.export.save"),
+}
+
+
+def unreadable(path: Path, why: str) -> UsageError:
+    """Return the error for a model's file that its own format's reader refuses, whoever noticed.
+
+    Args:
+        path: the file as it was named.
+        why: what the reader said.
+    """
+    noun, writer = _FORMATS[path.suffix]
+    what = f"{path} is no {noun}, or a damaged one: {why}"
+    return UsageError(what, f"check that the copy is whole, or write it again ({writer})")
+
+
+def factory_model_name(source: str) -> str:
+    """Return the name of the model that `file.py:function` or `pkg.mod:function` gives.
+
+    Two models of one file must not replace each other, so the function names them, unless it is a generic one.
+    """
+    place, _, function = source.rpartition(":")
+    if function.lower() not in GENERIC_FACTORIES:
+        return function.strip("_") or function
+    return Path(place).stem if place.endswith(".py") or "/" in place else place.rpartition(".")[2]
+
+
+def origin(source: str) -> str:
+    """Return what tells a source from others of the same model name: a file with the folder that it lies in.
+
+    The folders above are left out, so that a checkout may lie anywhere.
+    """
+    place, colon, function = source.rpartition(":")
+    is_file = place.endswith(".py") or "/" in place
+    path = Path(place if is_file else source)
+    if not is_file and path.suffix not in SOURCE_SUFFIXES:
+        return source
+    return "/".join(path.absolute().parts[-2:]) + (f"{colon}{function}" if is_file else "")

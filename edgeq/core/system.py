@@ -1,0 +1,214 @@
+"""What this machine is, found without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
+
+
+def package_folder() -> Path:
+    """Return the folder of edgeq itself."""
+    return Path(__file__).resolve().parent.parent.parent
+
+
+_TOOLS = (
+    *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn"),
+    *("onnx", "onnxscript", "onnxruntime"),
+)
+
+
+@functools.cache
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what decides the result."""
+    versions = {"python": platform.python_version()}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+@functools.cache
+def edgeq_digest() -> str:
+    """Hash edgeq itself, so that a changed edgeq never answers with an old one's result."""
+    root = package_folder()
+    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sha256_bytes(canonical_json({str(path.relative_to(root)): sha256_file(path) for path in files}))
+
+
+_QUERY = ("--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+
+_DEVICES = ("nvidia0", "nvhost-gpu")  # a card, and a Jetson's own GPU
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+# what a kernel is chosen by, on x86 and on ARM; a virtual machine's model name may be no more than "AMD EPYC"
+_TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features")
+
+_TELLING_ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
+
+_SAY_S = 10.0
+
+
+def host_arch() -> str:
+    """Return this machine's architecture in the words of target profiles."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def processor_name() -> str:
+    """Return what this machine's processor calls itself."""
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SAY_S).stdout
+    else:
+        said = next((value for key, value in _cpuinfo() if key == "model name"), "")
+    return said.strip() or f"a host with {platform.machine()}"
+
+
+@functools.cache
+def processor_facts() -> tuple[str, ...]:
+    """Return what tells this machine's processors from others': models, extensions, and how many cores there are.
+
+    Float kernels and their rounding are chosen by these, and measured times are theirs.
+    """
+    told = {f"{key}: {value}" for key, value in _cpuinfo() if key in (*_TELLING, *_TELLING_ARM)}
+    return (processor_name(), f"{os.cpu_count()} cores", *sorted(told))
+
+
+def _cpuinfo() -> tuple[tuple[str, str], ...]:
+    """Return the lines of Linux's /proc/cpuinfo, of all cores; none elsewhere."""
+    with contextlib.suppress(OSError):
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+        return tuple((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
+    return ()
+
+
+@functools.cache
+def driver_state() -> str:
+    """Return the GPUs and their driver in words, with what CUDA_VISIBLE_DEVICES leaves of them; "" for none."""
+    told = _told()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{told}; CUDA_VISIBLE_DEVICES={visible}" if told and visible is not None else told
+
+
+def _told() -> str:
+    found = shutil.which("nvidia-smi")
+    if found is not None:
+        done = subprocess.run([found, *_QUERY], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return "; ".join(line.strip() for line in done.stdout.splitlines())
+    return next((f"/dev/{name}" for name in _DEVICES if Path("/dev", name).exists()), "")
+
+
+# --- How much memory this machine has left.
+
+
+def release_memory() -> None:
+    """Free what only cycles hold, and give back to the system what the C library keeps for later (glibc only)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def available_bytes() -> int:
+    """Return the memory that is free for new data, by /proc/meminfo and the control group's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # no limit reads as "max"
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+# --- Keeping libraries from talking beside what edgeq says itself.
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Let nobody log in the block."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let nobody log, warn or print in the block; errors come through."""
+    with unlogged(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- Standing in for a library's function for the length of a block.
+
+
+@contextlib.contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Let `module.name` be `value` in the block.
+
+    Raises:
+        AttributeError: the library has no such name any more, so that the block would change nothing.
+    """
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+# --- Runtimes that come with an extra of edgeq: what they need, and how to get it.
+
+
+# by runtime: the extra, and the modules that it brings
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {"onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime"))}
+
+
+def check_extras(runtimes: Iterable[str]) -> None:
+    """Find out before a long run whether the runtimes' extras are installed; imports none of them.
+
+    Raises:
+        EnvironmentProblem: one is missing (named, with the command that installs it).
+    """
+    for runtime in sorted(set(runtimes)):
+        extra, modules = EXTRAS.get(runtime, ("", ()))
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            raise missing_extra(runtime, extra, ", ".join(missing))
+
+
+def missing_module(text: str) -> EnvironmentProblem | None:
+    """Return the error for a child's ModuleNotFoundError, where an extra brings the module; else None."""
+    for runtime, (extra, modules) in EXTRAS.items():
+        for name in modules:
+            if text.startswith(f"ModuleNotFoundError: No module named '{name}"):
+                return missing_extra(runtime, extra, name)
+    return None
+
+
+def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
+    """Return the error for an extra that is not there."""
+    return EnvironmentProblem(f"the {runtime} runtime needs {modules}, not installed", f"pip install 'edgeq[{extra}]'")

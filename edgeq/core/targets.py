@@ -1,0 +1,158 @@
+"""Target profiles: what `targets/*.toml` and people's own files may say, and how they are found."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeq.core.errors import UsageError
+from edgeq.core.profiles import profile_files
+from edgeq.core.schema import explain, find_file, read_toml
+from edgeq.core.schemes import SchemeName
+
+FileFormat = Literal["onnx", "ort"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# delegates whose artifacts run in one operating system only, by `platform.system()`, and are made in others too
+_NO_GPU = ("", "no emulator has a GPU's kernels")  # this host's GPU, or its CPU in the place of one, runs them
+
+_ONLY_IN = {
+    "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
+    "cuda": _NO_GPU,
+    "cuda-torchscript": _NO_GPU,
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Audit(_Strict):
+    """The shares of multiply-accumulates that a scheme must really deliver."""
+
+    int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
+    int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
+    int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
+    half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
+    int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    half_weights: Share = Field(default=0.0, description="the same in half precision, float16 or bfloat16")
+    delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
+
+
+class App(_Strict):
+    """The app builds in the field."""
+
+    runtimes: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")], ...] = Field(
+        min_length=1, description="runtime versions that the app builds in the field carry, oldest first"
+    )
+    build: Literal["full", "mobile"] = Field(
+        default="full",
+        description="of ONNX Runtime: mobile is onnxruntime-mobile, with few operators and .ort files only; the last "
+        "is 1.18",
+    )
+
+    @property
+    def oldest(self) -> str:
+        """The oldest of the runtimes, wherever in the list it stands; of equals (1.5 and 1.5.1) the first."""
+        return min(self.runtimes, key=lambda text: tuple(int(part) for part in text.split(".")[:2]))
+
+
+class Device(_Strict):
+    """What verify emulates, and what the app is told."""
+
+    cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
+    threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")
+    vnni: bool = Field(
+        default=True,
+        description="false: x86 CPUs without VNNI run it too, whose int8 sums overflow: ONNX weights keep to 7 bits",
+    )
+
+
+class TargetProfile(_Strict):
+    """A target profile. Limits of size, latency and accuracy belong to the project, not here."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    description: str
+    extends: str | None = Field(default=None, description="a target whose values this one starts from")
+    platform: Literal["android", "ios", "linux"]
+    arch: Literal["arm64", "x86_64"]
+    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
+    file_format: FileFormat = Field(
+        default="onnx", description="of ONNX Runtime's artifacts; ort: what its reduced mobile builds read"
+    )
+    schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
+    audit: dict[SchemeName, Audit] = Field(default_factory=dict)
+    app: App
+    device: Device = Device()
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what a single field cannot."""
+        known = {
+            "executorch": ("xnnpack", "coreml"),
+            "torchscript": ("qnnpack", "x86", "fbgemm"),
+            "onnx": ("ort",),
+            "cuda": ("cuda", "cuda-torchscript"),
+        }
+        backends = known[self.runtime]
+        if self.backend not in backends:
+            raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
+        if self.runtime != "onnx" and (self.file_format != "onnx" or self.app.build != "full"):
+            raise ValueError("file_format and app.build are ONNX Runtime's")
+        if self.file_format == "ort" and "fp16" in self.schemes:
+            raise ValueError("an .ort file has the casts to float32 of the host that wrote it: fp16 needs onnx")
+
+
+def why_not_run(backend: str) -> str:
+    """Return why no artifact of a backend can be run on this host; "" where it can."""
+    system, why = _ONLY_IN.get(backend, ("", ""))
+    return why if system and platform.system() != system else ""
+
+
+def why_not_emulated(backend: str) -> str:
+    """Return why no artifact of a backend can be emulated, on any host; "" where it can."""
+    return _ONLY_IN.get(backend, ("", ""))[1]
+
+
+def load_target(name_or_path: str) -> TargetProfile:
+    """Return the profile of a shipped name or of a user's own TOML file.
+
+    Raises:
+        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value.
+    """
+    return _validated(_merged(name_or_path, seen=()), name_or_path)
+
+
+def _merged(name_or_path: str, seen: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:
+    """Read a profile with what it extends; its own keys win, tables are merged key by key."""
+    path = find_file(name_or_path, profile_files(), "target", beside)
+    if str(path) in seen:
+        chain = " -> ".join(Path(part).name for part in (*seen, str(path)))
+        raise UsageError(f"targets extend each other in a cycle: {chain}", "remove one `extends`")
+    data = read_toml(path)
+    parent = data.get("extends")
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise UsageError(f"{path}: expected `extends` to be a target's name, got {parent!r}", "write a string")
+    return overlay(_merged(parent, (*seen, str(path)), path.parent), data)
+
+
+def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `top` over it; tables that both have are merged key by key."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _validated(data: dict[str, Any], origin: str) -> TargetProfile:
+    try:
+        return TargetProfile.model_validate(data)
+    except ValidationError as err:
+        raise explain(err, origin, TargetProfile) from err

@@ -1,0 +1,108 @@
+"""Quantities as people write them: sizes, shares, percentage points, times.
+
+MB is 10^6 bytes and MiB is 2^20 (IEC 80000-13); both are parsed, and printed unambiguously.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from decimal import Decimal
+from typing import Literal
+
+from edgeq.core.errors import UsageError, nearest
+
+Dimension = Literal["bytes", "ms", "pp", "%", "dB"]
+
+_FACTORS: dict[Dimension, dict[str, Decimal]] = {
+    "bytes": {
+        "B": Decimal(1),
+        "kB": Decimal(10**3),
+        "KB": Decimal(10**3),
+        "MB": Decimal(10**6),
+        "GB": Decimal(10**9),
+        "KiB": Decimal(2**10),
+        "MiB": Decimal(2**20),
+        "GiB": Decimal(2**30),
+    },
+    "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
+    "pp": {"pp": Decimal(1), "%": Decimal(1)},
+    "%": {"%": Decimal(1)},
+    "dB": {"dB": Decimal(1)},
+}
+
+_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
+
+_QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z%]+)\s*", re.ASCII)
+
+
+def parse_quantity(text: str, dimension: Dimension) -> float:
+    """Return `text` in the dimension's base unit (bytes, milliseconds, percentage points or percent).
+
+    Raises:
+        UsageError: no number, no unit, or a unit of another dimension.
+    """
+    match = _QUANTITY.fullmatch(text)
+    factors = _FACTORS[dimension]
+    if match is None:
+        raise UsageError(
+            f"expected a number with a unit, such as {_EXAMPLE[dimension]}, got {text!r}",
+            f"write the unit: {', '.join(factors)}",
+        )
+    number, unit = match.groups()
+    if unit not in factors:
+        raise UsageError(
+            f"unknown unit {unit!r} in {text!r}.{nearest(unit, factors)}", f"use one of: {', '.join(factors)}"
+        )
+    return float(Decimal(number) * factors[unit])
+
+
+def parse_size_bytes(text: str) -> int:
+    """Return a size in whole bytes, rounded down, since a limit must not grow."""
+    return math.floor(parse_quantity(text, "bytes"))
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Return a size in decimal units ("3.74 MB"); exact bytes below 1 kB."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} B"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        # 999.95 kB would print as "1000.0 kB"
+        if size_bytes < factor * 999.95 or unit == "GB":
+            value = size_bytes / factor
+            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
+    raise AssertionError("unreachable: the last unit takes every size")
+
+
+def format_quantity(value: float, dimension: Dimension) -> str:
+    """Return a value of a base unit as people read it."""
+    if dimension == "bytes":
+        return format_bytes(value)
+    if dimension == "ms":
+        if 0 < value < 0.01:  # a limit of 1us is not 0.00 ms
+            return f"{value:.2g} ms"
+        return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
+    return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return "1 step", "2 steps", "3 tries"; a count that is no whole number with three digits ("0.996 steps")."""
+    number = str(count) if isinstance(count, int) else f"{count:.3g}"
+    if number == "1":
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ty")) else f"{noun}s"
+    return f"{number} {plural}"
+
+
+def is_safe(char: str) -> bool:
+    """Whether a character cannot move a terminal's cursor, change its state or reorder text: no control or format."""
+    return char == "\n" or char.isprintable() or unicodedata.category(char) == "Zs"
+
+
+def safe_lines(text: str) -> str:
+    """Return `text` with "?" in the place of each unsafe character; line breaks stay.
+
+    Names, labels and libraries' messages come from files that somebody else wrote.
+    """
+    return "".join(char if is_safe(char) else "?" for char in text)

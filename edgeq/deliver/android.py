@@ -1,0 +1,126 @@
+"""How much an Android app grows by a bundle: the bundle's own files, and the runtime's library in the AAR, by ABI."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.core.errors import UsageError
+
+# the manifest's words for an instruction set, in Android's
+_ABIS = {"arm64": "arm64-v8a", "x86_64": "x86_64"}
+
+# Maven's group and name
+_LIBRARIES = {
+    "executorch": ("org.pytorch", "executorch-android"),
+    "torchscript": ("org.pytorch", "pytorch_android_lite"),
+    "onnx": ("com.microsoft.onnxruntime", "onnxruntime-android"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What an installed bundle adds to the app that one ABI's users download and install.
+
+    Attributes:
+        abi: Android's name of the instruction set.
+        bundle_bytes: of the bundle's files, which the app carries uncompressed.
+        library: the AAR's file name; None where none was found.
+        library_bytes: of its native libraries for this ABI, uncompressed. All models of a runtime share them.
+        compressed_bytes: of the same libraries as the AAR holds them, deflated: near to what is downloaded.
+    """
+
+    abi: str
+    bundle_bytes: int
+    library: str | None
+    library_bytes: int | None
+    compressed_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bundle and library; None where the library is not known."""
+        return None if self.library_bytes is None else self.bundle_bytes + self.library_bytes
+
+
+def growth_by_abi(arch: str, runtime: str, bundle_bytes: int, aar: Path | None) -> tuple[Growth, ...]:
+    """Return the growth for the bundle's ABI.
+
+    Args:
+        arch: the manifest's word for the instruction set.
+        runtime: the manifest's runtime; its library is looked for in Gradle's and Maven's caches.
+        bundle_bytes: of the installed files.
+        aar: the library as a file; None to look for it.
+
+    Raises:
+        UsageError: `aar` is no AAR, or has no library for this ABI.
+    """
+    abi = _ABIS[arch]
+    found = aar or _newest(runtime)
+    if found is None:
+        return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=None, library_bytes=None, compressed_bytes=None),)
+    raw, packed = _library_bytes(found, abi)
+    return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=found.name, library_bytes=raw, compressed_bytes=packed),)
+
+
+def _library_bytes(aar: Path, abi: str) -> tuple[int, int]:
+    try:
+        with zipfile.ZipFile(aar) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.startswith(f"jni/{abi}/")]
+    except (OSError, zipfile.BadZipFile) as err:
+        raise UsageError(f"{aar} is no AAR: {err}", "give the .aar file that the app builds with") from err
+    libraries = [entry for entry in entries if entry.filename.endswith(".so")]
+    if not libraries:
+        raise UsageError(f"{aar} has no native library for {abi}", "give the AAR of the bundle's runtime")
+    return sum(entry.file_size for entry in libraries), sum(entry.compress_size for entry in libraries)
+
+
+def _newest(runtime: str) -> Path | None:
+    """Return the newest AAR of a runtime that a build on this machine has fetched."""
+    found = list(_cached(*_LIBRARIES[runtime]))
+    return max(found, key=_version) if found else None
+
+
+def _cached(group: str, name: str) -> Iterator[Path]:
+    home = Path.home()
+    yield from (home / ".gradle/caches/modules-2/files-2.1" / group / name).glob("*/*/*.aar")
+    yield from (home / ".m2/repository" / group.replace(".", "/") / name).glob("*/*.aar")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    text = path.stem.rpartition("-")[2]
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+# --- What an Android project's build does to the model files that are put into its assets.
+
+
+_BUILD_FILES = ("app/build.gradle.kts", "app/build.gradle")
+
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+_NO_COMPRESS = re.compile(r"noCompress\w*[\s+=(]*((?:listOf\(|setOf\()?(?:\s*[\"'][^\"']*[\"']\s*,?)+)")
+
+
+def no_compress_note(app: Path, artifact: str) -> str | None:
+    """Return what to add to the build file, or None where it keeps the artifact uncompressed already.
+
+    A compressed asset is deflated a second time by the store, grows by that, and cannot be read in place.
+
+    Args:
+        app: the project's root.
+        artifact: the artifact's file name.
+    """
+    suffix = artifact.rpartition(".")[2]
+    build = next((app / name for name in _BUILD_FILES if (app / name).is_file()), None)
+    if build is None:
+        return None
+    text = _COMMENT.sub("", build.read_text(encoding="utf-8", errors="replace"))
+    lists = [match[1] for match in _NO_COMPRESS.finditer(text)]
+    kept = {name.lstrip(".") for names in lists for name in re.findall(r"[\"']([^\"']*)[\"']", names)}
+    if suffix in kept or "" in kept:
+        return None
+    line = f'androidResources {{ noCompress += "{suffix}" }}'
+    return f"{build.relative_to(app)} compresses .{suffix} files; add to its android block: {line}"

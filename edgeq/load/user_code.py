@@ -1,0 +1,217 @@
+"""Functions of the user's own: `file.py:function` and `pkg.mod:function`. They run as trusted code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import math
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgeq.core.errors import EdgeqError, UsageError, first_line, nearest
+
+Metric = Callable[[tuple[NDArray[Any], ...], Any], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserFunction:
+    """A callable of the user's, to be called like the function itself.
+
+    Attributes:
+        spec: what the user wrote.
+        what: what it is to edgeq ("model factory", "metric"), for messages.
+        function: the callable itself.
+        module: the module that it came from.
+        folder: is first on `sys.path` during import and calls.
+    """
+
+    spec: str
+    what: str
+    function: Callable[..., Any]
+    module: ModuleType
+    folder: Path
+
+    def __call__(self, *args: Any) -> Any:
+        """Return what the function returns.
+
+        Raises:
+            UsageError: the function raised; the message has the exception and the line of the user's file.
+        """
+        with self.guard():
+            return self.function(*args)
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let code of the user's run here as in a call, for iterators that the function returned.
+
+        Raises:
+            UsageError: the block raised.
+        """
+        file = _file_of(self.module)
+        with _on_path(self.folder), _user_errors(f"{self.what} {self.spec}", file):
+            yield
+
+
+def load_function(spec: str, what: str) -> UserFunction:
+    """Import `file.py:name` or `pkg.mod:name`; modules are looked for in the current folder too.
+
+    Args:
+        spec: what the user wrote.
+        what: what it is to edgeq ("model factory", "metric"), for messages.
+
+    Raises:
+        UsageError: no such file, module or function (the nearest name is offered), or the import raises.
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise UsageError(f"{what}: expected file.py:function or pkg.mod:function, got {spec!r}", "name the function")
+    is_file = (place.endswith(".py") or "/" in place) and "\0" not in place
+    folder = Path(place).absolute().parent if is_file else Path.cwd()
+    with _on_path(folder):
+        module = _import_file(Path(place), f"{what} {spec}") if is_file else _import_module(place, f"{what} {spec}")
+    function = getattr(module, name, None)
+    if function is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        fix = f"it has: {', '.join(sorted(known)[:10])}" if known else "define it there"
+        raise UsageError(f"{what}: no {name!r} in {place}.{nearest(name, known)}", fix)
+    if not callable(function):
+        raise UsageError(f"{what}: expected {spec} to be a function, got {type(function).__name__}", "name a function")
+    return UserFunction(spec=spec, what=what, function=function, module=module, folder=folder)
+
+
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the file as it is now, and leaves no __pycache__ beside it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+def _import_file(path: Path, told: str) -> ModuleType:
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise UsageError(f"{told}: cannot read {path}: {err.strerror}", "check the path and its permissions") from err
+    # unique, so that a file called random.py hides no module; by content, so that a changed file is loaded again
+    digest = hashlib.sha256(str(path.absolute()).encode(errors="replace") + b"\0" + content).hexdigest()[:16]
+    name = f"_edgeq_user_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _FreshLoader(name, str(path.absolute()))
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=loader.path))
+    module.__file__ = loader.path
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        with _user_errors(told, path.absolute()):
+            loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _import_module(name: str, told: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{told}: {name!r} is no module name", "write file.py:function or pkg.mod:function")
+    importlib.invalidate_caches()
+    try:
+        with _user_errors(told, None):
+            return importlib.import_module(name)
+    except UsageError as err:
+        cause = err.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
+            fix = "run where it can be imported, install it, or write file.py:function"
+            raise UsageError(f"{told}: no module {cause.name!r}", fix) from cause
+        raise
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    return Path(module.__file__) if module.__file__ else None
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+@contextlib.contextmanager
+def _user_errors(told: str, file: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except EdgeqError:
+        raise
+    except (Exception, SystemExit) as err:
+        what = f"{told} raised {type(err).__name__}{_where(err, file)}: {first_line(err)}"
+        raise UsageError(what, "mend the function and run again; --debug shows the whole traceback") from err
+
+
+def _where(err: BaseException, file: Path | None) -> str:
+    """Return the last line of the user's file that the error passed, or else the line that raised."""
+    if isinstance(err, SyntaxError) and err.filename and err.lineno:
+        return f" at {Path(err.filename).name}:{err.lineno}"
+    frames = traceback.extract_tb(err.__traceback__)
+    own = [frame for frame in frames if file is not None and Path(frame.filename) == file]
+    theirs = own or [frame for frame in frames if not frame.filename.startswith("<") and frame.filename != __file__]
+    return f" at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}" if theirs else ""
+
+
+def check_arguments(function: UserFunction, count: int, meaning: str) -> None:
+    """Check that a function can be called with `count` positional arguments.
+
+    Raises:
+        UsageError: it cannot; the message says what they mean.
+    """
+    try:
+        signature = inspect.signature(function.function)
+    except (TypeError, ValueError):
+        return  # some built-in callables have no signature
+    try:
+        signature.bind(*range(count))
+    except TypeError as err:
+        name = function.spec.rpartition(":")[2]
+        what = f"{function.what} {function.spec}: expected to be called as {name}({meaning}), got {name}{signature}"
+        raise UsageError(what, "mend its parameters") from err
+
+
+def load_metric(spec: str) -> Metric:
+    """Return the user's metric: `score(outputs, label) -> float`, called for each sample.
+
+    `outputs` holds an array for each model output, without the batch axis; higher scores are better.
+
+    Raises:
+        UsageError: it cannot be imported, or called so; later, when it raises or returns no finite number.
+    """
+    function = load_function(spec, "metric")
+    check_arguments(function, 2, "outputs, label")
+
+    def score(outputs: tuple[NDArray[Any], ...], label: Any) -> float:
+        result = function(outputs, label)
+        try:
+            value = float(result)
+        except (TypeError, ValueError, RuntimeError) as err:
+            what = f"metric {spec}: expected a number for each sample, got {type(result).__name__}"
+            raise UsageError(what, "return one float") from err
+        if not math.isfinite(value):
+            raise UsageError(f"metric {spec}: expected a finite number, got {value}", "return a score, not NaN or Inf")
+        return value
+
+    return score

@@ -1,0 +1,134 @@
+"""Multiply-accumulates of convolutions and matrix products, from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.results.model import Layer, QuantizedModel
+from edgeq.lower.torchscript_archive import DTYPES, Storage, place, read, walk
+
+MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`
+
+# which arguments are the factors
+MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2), "matmul": (0, 1)}
+
+
+def conv_macs(
+    weight_shape: Sequence[int], output_shape: Sequence[int], input_shape: Sequence[int], *, transposed: bool
+) -> int:
+    """Return the MACs of a convolution.
+
+    Args:
+        weight_shape: [out, in / groups, k…], or [in, out / groups, k…] where transposed.
+        output_shape: [N, C, …].
+        input_shape: [N, C, …].
+        transposed: each input element (instead of each output element) meets the whole kernel once.
+    """
+    positions = math.prod(input_shape) if transposed else math.prod(output_shape)
+    return positions * math.prod(weight_shape[1:])
+
+
+def matmul_macs(left_shape: Sequence[int], columns: int) -> int:
+    """Return the MACs of [..., K] x [K, columns]."""
+    return math.prod(left_shape) * columns
+
+
+def delegated_share(layers: Sequence[Layer]) -> float | None:
+    """Return the share of the MACs that the delegate took; None where there are none."""
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
+
+
+def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -> Layer | None:
+    """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates.
+
+    Args:
+        node: of the graph.
+        constant_names: placeholders that are parameters, buffers or constants.
+        delegated: whether the delegate took it.
+    """
+    op = node.target.__name__.removeprefix("aten.").partition(".")[0]
+    shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
+    if op in ("convolution", "conv1d", "conv2d", "conv3d"):
+        source, weight = node.args[0], node.args[1]
+        transposed = op == "convolution" and bool(node.args[6])
+        macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
+    elif op in MATRIX_OPS:
+        source, weight = (node.args[i] for i in MATRIX_OPS[op])
+        macs = matmul_macs(_shape(source), shape[-1])
+    else:
+        return None
+    name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
+    constants = {item for arg in node.all_input_nodes for item in _constants(arg, constant_names)}
+    return Layer(
+        name=name,
+        op=op,
+        macs=macs,
+        weight_bytes=sum(_nbytes(item) for item in constants),
+        delegated=delegated,
+    )
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _constants(node: Any, names: frozenset[str]) -> list[Any]:
+    """Return the parameters that feed `node` through permutes and dequantize nodes."""
+    if node.op == "placeholder":
+        return [node] if node.name in names else []
+    target = getattr(node.target, "__name__", "")
+    if "dequantize" in target:  # values and scales; zero points of weights are zero and are not stored
+        return [item for arg in node.args[:2] if hasattr(arg, "op") for item in _constants(arg, names)]
+    if target == "to.dtype" or any(
+        word in target for word in ("permute", "t_copy", "view", "t.default", "unsqueeze", "to_dim_order_copy")
+    ):
+        return [item for arg in node.all_input_nodes for item in _constants(arg, names)]
+    return []
+
+
+def _nbytes(node: Any) -> int:
+    value = node.meta["val"]
+    return int(value.numel() * value.element_size())
+
+
+# --- What a TorchScript archive stores, read from its tables without running anything in it.
+
+
+def archive_elements(path: Path) -> tuple[tuple[str, int], ...]:
+    """Return how many elements of each dtype a TorchScript archive stores."""
+    elements: dict[str, tuple[str, int]] = {}
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        for name in names:
+            for node in walk(read(archive.read(name))) if name.endswith(".pkl") else ():
+                if isinstance(node, Storage):
+                    dtype = node.dtype.__name__
+                    elements[place(names, name, node)] = (DTYPES.get(dtype, dtype), node.elements)
+    tally: Counter[str] = Counter()
+    for dtype, count in elements.values():
+        tally[dtype] += count
+    return tuple(sorted(tally.items()))
+
+
+def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[Layer, ...]:
+    """Return the layers with the bytes that their weights take in the artifact.
+
+    A weight that is stored in a shorter type, and was seen as the float32 that it becomes in a run, is counted by that
+    type; the scales of int8 are not.
+    """
+    shorter = {"fp16": 2, "weight-only-int8": 4}.get(quantized.scheme)
+    if shorter is None:
+        return tuple(layers)
+    return tuple(
+        dataclasses.replace(layer, weight_bytes=layer.weight_bytes // shorter)
+        if any(layer.name == name or layer.name.startswith(f"{name}.") for name in quantized.quantized)
+        else layer
+        for layer in layers
+    )

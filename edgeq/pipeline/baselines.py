@@ -1,0 +1,129 @@
+"""`--compare`: what a scheme brings against float on the same target. The float artifacts are made, timed and dropped.
+
+They decide nothing: they are held to no limit, lie in no output folder, and are installed nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeq.core.config import DeviceConfig, GateOptions, Job
+from edgeq.core.results.report import Comparison, PackageResult, Variant, variant_of
+from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.pipeline import cache
+from edgeq.pipeline.auto import REFUSALS, Build, obtain_all
+from edgeq.pipeline.cache import keep, seen_of, unit_of
+from edgeq.pipeline.plan import BuildUnit, Finished, Run
+from edgeq.pipeline.publish import write_reports
+
+Turns = Sequence[Sequence[float]]
+
+_AGAINST = ("fp32", "fp16")
+
+# of each artifact in turn: a busy moment hits them all alike
+_TURNS, _RUNS, _WARMUP = 15, 3, 1
+
+
+def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
+    """Return the cells of a run, each with its comparison.
+
+    Raises:
+        EdgeqError: what making the cells raises; float artifacts that cannot be made are told of in the comparison.
+    """
+    plain = {cell.key: unit_of(run.job, run.facts, cell.target, cell.scheme) for cell in cells}
+    made = obtain_all(run, tuple(plain.values()), build)
+    rows = {cell.key: made[plain[cell.key].key] for cell in cells}
+    job = float_job(run.job)
+    beside = Run(job=job, facts=cache.job_facts(job), work=run.work, progress=run.progress)
+    rivals = {
+        cell.key: [
+            unit_of(beside.job, beside.facts, cell.target, scheme) for scheme in _rivals(cell.target, rows[cell.key][0])
+        ]
+        for cell in cells
+    }
+    unique = {rival.key: rival for several in rivals.values() for rival in several}
+    got = build(beside, tuple(unique.values()), refusals=REFUSALS)
+    finished: Finished = {}
+    for cell in cells:
+        row, data = rows[cell.key]
+        others = [got.finished[rival.key][0] for rival in rivals[cell.key] if rival.key in got.finished]
+        refused = [
+            Variant(scheme=rival.scheme, error=got.refused[rival.key].what, exit_code=got.refused[rival.key].exit_code)
+            for rival in rivals[cell.key]
+            if rival.key in got.refused
+        ]
+        row = dataclasses.replace(row, compared=_comparison(run, cell, (row, *others), refused))
+        row = write_reports(row, data)
+        seen = [one.key for one in (plain[cell.key], *rivals[cell.key]) if one.key not in got.refused]
+        finished |= keep(run, {cell.key: (row, data)}, seen_of(seen))
+    return finished
+
+
+def float_job(job: Job) -> Job:
+    """Return the job of the float artifacts: the same model and data, no limits, this host only."""
+    return dataclasses.replace(
+        job,
+        schemes=(),
+        gates=GateOptions(),
+        device=DeviceConfig(on="host"),
+        reuse_qparams_from=None,
+        compare=False,
+    )
+
+
+def _rivals(target: TargetProfile, row: PackageResult) -> tuple[str, ...]:
+    return tuple(scheme for scheme in _AGAINST if scheme in target.schemes and scheme != row.scheme)
+
+
+def _comparison(run: Run, cell: BuildUnit, rows: Sequence[PackageResult], refused: Sequence[Variant]) -> Comparison:
+    """Return the row's own figures and the others', their latencies measured in turns."""
+    from edgeq.core.system import host_arch
+
+    turns = _turns_ms(run, cell, [row.path for row in rows])
+    fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), ())
+    variants = (_timed(row, times, fp32) for row, times in zip(rows, turns, strict=True))
+    return Comparison(arch=host_arch(), variants=(*variants, *refused))
+
+
+def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
+    """Return a row's figures with the latencies of its turns, and what they say against fp32's."""
+    from edgeq.verify.metrics import percentile_ms, speedup
+
+    times = [time for turn in turns for time in turn]
+    medians = [[statistics.median(turn) for turn in several] for several in (fp32, turns)]
+    return dataclasses.replace(
+        variant_of(row),
+        latency_ms=percentile_ms(times, 0.5) if times else None,
+        latency_p90_ms=percentile_ms(times, 0.9) if times else None,
+        speedup=speedup(*medians) if times and fp32 and row.scheme != "fp32" else None,
+    )
+
+
+def _turns_ms(run: Run, cell: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
+    """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
+    from edgeq.bundle.reader import read_bundle
+    from edgeq.pipeline.profile import first_sample
+    from edgeq.verify.host import HostRuntime
+
+    target = cell.target
+    if why_not_run(target.backend):
+        return [()] * len(folders)
+    bundles = [read_bundle(folder) for folder in folders]
+    sample = first_sample(bundles[0])
+    with contextlib.ExitStack() as stack:
+        runtimes = [stack.enter_context(HostRuntime(folder=run.work, trusted=True)) for _ in bundles]
+        task = stack.enter_context(run.progress.task(f"compare {cell.label}", _TURNS))
+        for runtime, bundle in zip(runtimes, bundles, strict=True):
+            runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
+        stack.enter_context(run.progress.alone())
+        taken: list[list[Sequence[float]]] = [[] for _ in bundles]
+        for turn in range(_TURNS):
+            pairs = list(zip(runtimes, taken, strict=True))
+            for runtime, times in pairs if turn % 2 else reversed(pairs):
+                times.append(runtime.latencies_ms(sample, warmup=_WARMUP, runs=_RUNS))
+            task.advance()
+    return taken

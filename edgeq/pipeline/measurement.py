@@ -1,0 +1,514 @@
+"""Both ends of a verdict.json: written where a bundle was measured, it settles the bundle where that is released."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.core.config import GateOptions
+from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.manifest import MANIFEST_NAME, GateVerdict, Manifest, manifest_bytes
+from edgeq.core.measurement import (
+    MAX_VERDICT_BYTES,
+    SCHEMA_VERSION,
+    DeviceFacts,
+    OutputFacts,
+    RunFacts,
+    Verdict,
+    parse_verdict,
+    verdict_bytes,
+)
+from edgeq.core.results.measured import Agreement, DeviceMeasures, DeviceRun, Emulation, Parity, VerifyReport
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.report import Gate, GoldenSet
+from edgeq.core.schemes import LimitName
+from edgeq.core.system import processor_name
+
+if TYPE_CHECKING:
+    from edgeq.core.manifest import Bundle
+    from edgeq.core.results.report import BundleVerification
+    from edgeq.core.samples import Outputs
+    from edgeq.verify.metrics import Comparison
+
+
+_PLATFORMS = {"Linux": "linux", "Darwin": "macos"}
+
+
+def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime) -> Path | None:
+    """Write what a verification measured, for gates elsewhere.
+
+    Args:
+        result: of a real device, or of this host alone.
+        path: the file.
+        now: in UTC.
+
+    Returns:
+        The file, or None where nothing was measured: the artifact did not run.
+
+    Raises:
+        EnvironmentProblem: the file cannot be written, or this host is of no kind that a verdict can name.
+    """
+    measures = result.verified.device or _host_measures(result.verified, result.manifest)
+    if measures is None or not result.outputs:
+        return None
+    verdict = Verdict.model_validate(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "bundle": result.digest,
+            "edgeq": importlib.metadata.version("edgeq"),
+            "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "device": _device(measures),
+            "run": _run_facts(measures),
+            "outputs": tuple(_output(array) for array in result.outputs),
+        }
+    )
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, verdict_bytes(verdict))
+    return path
+
+
+def _device(measures: DeviceMeasures) -> DeviceFacts:
+    return DeviceFacts.model_validate(
+        {
+            "name": measures.device[:200],
+            "platform": measures.platform,
+            "os": measures.os,
+            "arch": measures.arch,
+            "cores": measures.cores,
+            "is_virtual": measures.is_virtual,
+        }
+    )
+
+
+def _run_facts(measures: DeviceMeasures) -> RunFacts:
+    return RunFacts(
+        runtime=measures.runtime,
+        threads=measures.threads,
+        warmup=measures.warmup,
+        latencies_ms=measures.latencies_ms,
+        load_ms=measures.load_ms,
+        peak_memory_bytes=measures.peak_memory_bytes,
+    )
+
+
+def _output(array: Any) -> OutputFacts:
+    import numpy as np
+
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    data = base64.b64encode(plain.tobytes()).decode()
+    return OutputFacts.model_validate({"dtype": str(array.dtype), "shape": array.shape, "data": data})
+
+
+def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures | None:
+    """Return this host's times as those of a device; None where the artifact did not run on it."""
+    timing, system = verified.timing, platform.system()
+    if timing is None:
+        return None
+    if system not in _PLATFORMS or timing.arch not in ("arm64", "x86_64"):
+        what = f"this host is {system} on {timing.arch}: a verdict names Linux or macOS, on arm64 or x86_64"
+        raise EnvironmentProblem(what, "measure on another machine, or on a device: --on ssh:HOST or --on adb")
+    package = RUNTIME_PACKAGES[manifest.target.runtime]
+    return DeviceMeasures(
+        device=timing.gpu or processor_name(),
+        platform=_PLATFORMS[system],
+        os=f"macOS {platform.mac_ver()[0]}" if system == "Darwin" else f"{system} {platform.release()}",
+        arch=timing.arch,
+        cores=os.cpu_count() or 0,
+        is_virtual=False,
+        runtime=f"{package} {importlib.metadata.version(package)}",
+        threads=timing.threads,
+        warmup=timing.warmup,
+        runs=timing.runs,
+        p50_ms=timing.p50_ms,
+        p90_ms=timing.p90_ms,
+        load_ms=verified.load_ms,
+        peak_memory_bytes=verified.peak_memory_bytes,
+        latencies_ms=timing.latencies_ms,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A bundle whose own gates were measured since it was packaged.
+
+    Attributes:
+        folder: the bundle as it is to be released; its manifest says what was settled, so that its digest is another.
+        gates: those gates, and others that were measured again; none of a bundle that is as it was packaged.
+        device: what measured them.
+    """
+
+    folder: Path
+    gates: tuple[Gate, ...]
+    device: str
+
+    @property
+    def told(self) -> str:
+        """What was settled, as one line for people; "" for nothing."""
+        return (
+            ""
+            if not self.gates
+            else f"{', '.join(gate.name for gate in self.gates)}: measured on {self.device}, by its verdict"
+        )
+
+
+@contextlib.contextmanager
+def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) -> Iterator[Settled]:
+    """Yield a copy of a bundle in which the gates that nobody had measured are as a verdict settles them.
+
+    Args:
+        folder: the bundle; one that was rejected for such gates alone may be released then.
+        verdict: its verdict.json.
+        digest: what the bundle's must be; None where nobody said.
+
+    Raises:
+        VerificationError: what was measured breaks a limit, the outputs differ, or the verdict settles nothing.
+        EdgeqError: as `read_bundle`, `read_golden` and `read_verdict`.
+    """
+    from edgeq.bundle.golden import read_golden
+    from edgeq.bundle.reader import read_bundle
+
+    bundle = read_bundle(folder, digest=digest)
+    elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle))
+    _check(bundle, verdict, elsewhere)
+    manifest = _settled(bundle.manifest, elsewhere)
+    temporary = Path(tempfile.gettempdir())
+    with disk_errors(temporary), tempfile.TemporaryDirectory(prefix="edgeq-settled-") as name:
+        place = Path(name) / folder.name
+        place.mkdir()
+        for entry in manifest.files:
+            shutil.copyfile(folder / entry.path, place / entry.path)
+        (place / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+        yield Settled(folder=place, gates=tuple(elsewhere.settled.values()), device=elsewhere.measures.device)
+
+
+@contextlib.contextmanager
+def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterator[tuple[Settled, ...]]:
+    """Yield bundles as they are to be released: those that a verdict is on, as that settles them; others as they are.
+
+    Raises:
+        IntegrityError: a verdict is on none of the bundles.
+        UsageError: two verdicts are on one bundle.
+        EdgeqError: as `settled_bundle`.
+    """
+    from edgeq.bundle.reader import read_bundle
+
+    left: dict[str, Path] = {}
+    for path in verdicts:
+        other = left.setdefault(load_verdict(path).bundle, path)
+        if other is not path:
+            what = f"{other} and {path} are verdicts on one bundle: which of the two devices counts?"
+            raise UsageError(what, "give the slower device's alone; see each: edgeq verify BUNDLE --verdict FILE")
+    with contextlib.ExitStack() as stack:
+        places = []
+        for folder in folders:
+            verdict = left.pop(read_bundle(folder).digest, None) if left else None
+            as_it_is = Settled(folder=folder, gates=(), device="")
+            places.append(stack.enter_context(settled_bundle(folder, verdict)) if verdict else as_it_is)
+        for digest, path in left.items():
+            what = f"{path} is the verdict on the bundle {digest}, which is none of these"
+            raise IntegrityError(what, "leave it out, or name its bundle")
+        yield tuple(places)
+
+
+def _check(bundle: Bundle, verdict: Path, elsewhere: JudgedMeasurement) -> None:
+    again = f"see it all: edgeq verify {bundle.folder} --verdict {verdict}"
+    if elsewhere.failed:
+        what = f"{bundle.folder} does not pass as {verdict} measured it: {_told(elsewhere.failed)}"
+        raise VerificationError(what, again)
+    why = "; ".join(f"{name}: {why}" for name, why in elsewhere.unsettled.items())
+    if not elsewhere.settled:
+        why = why or "its manifest has no unmeasured gate"
+        raise VerificationError(f"{verdict} settles nothing of {bundle.folder}: {why}", again)
+    names = [gate.name for gate in bundle.manifest.gates if gate.outcome not in ("ok", "allowed")]
+    rest = [name for name in names if name not in elsewhere.settled]
+    if rest:
+        what = f"{bundle.folder} did not pass its gates, and {verdict} does not settle {', '.join(rest)}"
+        raise VerificationError(f"{what}; {why}" if why else what, again)
+
+
+def _told(gates: Sequence[Gate]) -> str:
+    return "; ".join(": ".join(filter(None, (f"{one.name} {one.measured} ({one.limit})", one.detail))) for one in gates)
+
+
+def _settled(manifest: Manifest, elsewhere: JudgedMeasurement) -> Manifest:
+    """Return the manifest with the gates as they are now; like every manifest it names no times and no device."""
+    measures = elsewhere.measures
+    where = f"measured on {measures.platform} {measures.arch} in {measures.runtime}, by verdict.json"
+
+    def now(gate: GateVerdict) -> GateVerdict:
+        found = elsewhere.settled.get(gate.name)
+        if found is None or gate.outcome == "ok":
+            return gate
+        return gate.model_copy(update={"outcome": found.outcome, "detail": where})
+
+    gates = tuple(now(gate) for gate in manifest.gates)
+    accepted = all(gate.outcome in ("ok", "allowed") for gate in gates)
+    return manifest.model_copy(update={"gates": gates, "accepted": accepted})
+
+
+# --- What a verdict.json says of a bundle: measured elsewhere, judged here, gate by gate.
+
+
+Gates = tuple[Gate, ...]
+
+# a device's own measurements; all else is judged where the data and the float model are
+_TIMED: tuple[LimitName, ...] = ("latency", "peak_memory", "load")
+
+# the packages whose versions stand for the runtimes
+RUNTIME_PACKAGES = {"executorch": "executorch", "torchscript": "torch", "onnx": "onnxruntime", "cuda": "torch"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedMeasurement:
+    """A verdict, judged.
+
+    Attributes:
+        measures: the device's times.
+        emulation: its golden outputs against those of the bundle.
+        gates: what these outputs are held to.
+        settled: the bundle's own gates, by name, that are measured now, as they come out; one that failed when the
+            bundle was packaged stays failed, and is not among them.
+        unsettled: why those are not that nobody has measured yet, by name.
+    """
+
+    measures: DeviceMeasures
+    emulation: Emulation
+    gates: Gates
+    settled: Mapping[str, Gate]
+    unsettled: Mapping[str, str]
+
+    @property
+    def failed(self) -> Gates:
+        """The gates that the measurements fail."""
+        return tuple(gate for gate in (*self.gates, *self.settled.values()) if gate.outcome == "failed")
+
+
+def read_verdict(path: Path, bundle: Bundle) -> Verdict:
+    """Return the verdict in a file, which must be about this bundle.
+
+    Raises:
+        UsageError: the file cannot be read.
+        IntegrityError: it is no verdict, of another bundle, or of another runtime than the bundle's.
+        UnsupportedError: a newer edgeq wrote it.
+    """
+    verdict = load_verdict(path)
+    if verdict.bundle != bundle.digest:
+        what = f"{path} is the verdict on the bundle {verdict.bundle}, and {bundle.folder} is {bundle.digest}"
+        raise IntegrityError(what, "measure this very bundle: edgeq verify BUNDLE --write-verdict FILE")
+    runtime = bundle.manifest.target.runtime
+    if verdict.run.runtime.partition(" ")[0] != RUNTIME_PACKAGES[runtime]:
+        what = f"{path} was measured in {verdict.run.runtime}, and the bundle is for {runtime}"
+        raise IntegrityError(what, "measure again: edgeq verify BUNDLE --write-verdict FILE")
+    return verdict
+
+
+def load_verdict(path: Path) -> Verdict:
+    """Return the verdict in a file, of whatever bundle.
+
+    Raises:
+        UsageError: the file cannot be read.
+        IntegrityError: it is no verdict.
+        UnsupportedError: a newer edgeq wrote it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_VERDICT_BYTES + 1)
+    except OSError as err:
+        what = f"cannot read the verdict {path}: {err.strerror}"
+        raise UsageError(what, "give the file that `edgeq verify --write-verdict` wrote") from err
+    return parse_verdict(data, str(path))
+
+
+def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> JudgedMeasurement:
+    """Evaluate from a verdict's measurements what they can settle; nothing that it says is taken for an outcome.
+
+    That is latency, load time and peak memory, where the device is of the target's kind, and what the device computed
+    for the golden samples, where it has the target's architecture. Accuracy, sizes and hashes are never taken from it.
+    """
+    manifest = bundle.manifest
+    measures, outputs = measures_of(verdict), _outputs(verdict)
+    sums, findings = _compared(golden.outputs, outputs)
+    run = _device_run(measures, sums, findings, len(golden.outputs[0]))
+    seen = _seen(measures, outputs, findings)
+    fits = measures.arch == manifest.target.arch
+    gates = _gates(manifest, golden, outputs, seen, run) if fits else _unfit(manifest, measures)
+    settled, unsettled = _sorted_out(manifest, (*gates, *_timed(bundle, seen)))
+    return JudgedMeasurement(
+        measures=measures,
+        emulation=Emulation(emulator=measures.device, runs=(run,)),
+        gates=gates,
+        settled=settled,
+        unsettled=unsettled,
+    )
+
+
+def _sorted_out(manifest: Manifest, found: Gates) -> tuple[dict[str, Gate], dict[str, str]]:
+    """Return the bundle's own gates that are settled now, and why those are not that nobody has measured."""
+    own = {gate.name: gate for gate in found}
+    settled, unsettled = {}, {}
+    for gate in manifest.gates:
+        judged = own.get(gate.name)
+        if judged is not None and judged.outcome != "unverified" and gate.outcome != "failed":
+            settled[gate.name] = judged
+        elif gate.outcome in ("unverified", "allowed"):
+            unsettled[gate.name] = judged.detail if judged else _no_measurement(gate.name)
+    return settled, unsettled
+
+
+def _no_measurement(name: str) -> str:
+    return "the manifest has no number for its limit" if name in _TIMED else "no device's to say"
+
+
+def measures_of(verdict: Verdict) -> DeviceMeasures:
+    """Return a verdict's times in the form of a device's that was reached from here."""
+    from edgeq.verify.metrics import percentile_ms
+
+    device, run = verdict.device, verdict.run
+    return DeviceMeasures(
+        device=device.name,
+        platform=device.platform,
+        os=device.os,
+        arch=device.arch,
+        cores=device.cores,
+        is_virtual=device.is_virtual,
+        runtime=run.runtime,
+        threads=run.threads,
+        warmup=run.warmup,
+        runs=len(run.latencies_ms),
+        p50_ms=percentile_ms(run.latencies_ms, 0.5),
+        p90_ms=percentile_ms(run.latencies_ms, 0.9),
+        load_ms=run.load_ms,
+        peak_memory_bytes=run.peak_memory_bytes,
+        latencies_ms=run.latencies_ms,
+    )
+
+
+def _outputs(verdict: Verdict) -> Outputs:
+    import numpy as np
+
+    return tuple(
+        np.frombuffer(output.raw, np.dtype(output.dtype).newbyteorder("<")).reshape(output.shape)
+        for output in verdict.outputs
+    )
+
+
+def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, ...]]:
+    """Compare the device's golden outputs with the bundle's, and name what is wrong with them whatever the limits."""
+    import numpy as np
+
+    from edgeq.verify.metrics import Comparison
+
+    sums = Comparison()
+    left, right = ([(array.dtype.name, array.shape) for array in side] for side in (expected, came))
+    if left != right:
+        return sums, (f"the golden outputs are {left}, the device gave {right}",)
+    sums.add(expected, came)
+    findings = [
+        f"output{i} holds NaN or Inf"
+        for i, array in enumerate(came)
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
+    return sums, tuple(findings or _constants(expected, came))
+
+
+def _constants(expected: Outputs, came: Outputs) -> list[str]:
+    """Name outputs that are the same for all golden samples, where the bundle's are not."""
+    return [
+        f"output{i} is constant, while the golden one is not"
+        for i, (left, right) in enumerate(zip(expected, came, strict=True))
+        if (right == right[:1]).all() and not (left == left[:1]).all()
+    ]
+
+
+def _device_run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], samples: int) -> DeviceRun:
+    comparable = sums.elements > 0
+    agreement = Agreement(
+        left="golden",
+        right=measures.device,
+        samples=samples,
+        max_abs=sums.max_abs if comparable else math.nan,
+        max_steps=None,
+        sqnr_db=sums.sqnr_db,
+        differing=sums.differing / sums.elements if comparable else 1.0,
+        top1_flips=sums.ranked - sums.agreeing if sums.ranked else None,
+        ranked=sums.ranked,
+    )
+    return DeviceRun(
+        cpu=measures.device,
+        runtime=measures.runtime,
+        features=(),
+        samples=samples,
+        host=agreement,
+        fp32=None,
+        score=None,
+        host_score=None,
+        fp32_score=None,
+        scored=0,
+        rescored=None,
+        drop_pp=None,
+        findings=findings,
+    )
+
+
+def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
+    return VerifyReport(
+        host=measures.device,
+        outputs=tuple(
+            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+        ),
+        findings=findings,
+        device=measures,
+    )
+
+
+def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: VerifyReport, run: DeviceRun) -> Gates:
+    """Hold the device to the bundle's golden outputs: the host's, an emulated core's, or the converted graph's."""
+    from edgeq.check.artifact import outputs_gate, parity_gate
+    from edgeq.check.bundle import golden_gate
+    from edgeq.check.device import device_gate
+
+    told, _ = golden_gate(golden, dataclasses.replace(golden, outputs=outputs))
+    same = dataclasses.replace(told, name=f"golden on {run.cpu}")
+    if not _is_graphs(manifest):
+        return device_gate(manifest.scheme, Emulation(emulator=run.cpu, runs=(run,))), same
+    host = run.host
+    parity = Parity(
+        samples=host.samples, max_abs=host.max_abs, max_steps=None, sqnr_db=host.sqnr_db, differing=host.differing
+    )
+    return parity_gate(manifest.scheme, parity), outputs_gate(seen), same
+
+
+def _unfit(manifest: Manifest, measures: DeviceMeasures) -> Gates:
+    """Return the same gates where the device has another architecture, and so other kernels."""
+    from edgeq.check.gate import unverified
+
+    why = f"measured on {measures.device}, which is {measures.arch}: other kernels than those of {manifest.target.arch}"
+    names = ("parity", "outputs") if _is_graphs(manifest) else ("device",)
+    return tuple(unverified(name, "as the golden outputs", why) for name in names)
+
+
+def _is_graphs(manifest: Manifest) -> bool:
+    return manifest.golden.made_by == "graph"
+
+
+def _timed(bundle: Bundle, verified: VerifyReport) -> Gates:
+    """Hold the device's times to the limits that the bundle was packaged with and that nobody measured."""
+    from edgeq.check.bundle import limit_gates
+
+    asked = {gate.name: gate.bound for gate in bundle.manifest.gates if gate.bound is not None}
+    limits = tuple((name, float(asked[name])) for name in _TIMED if name in asked)
+    return limit_gates(bundle, verified, GateOptions(limits=limits))

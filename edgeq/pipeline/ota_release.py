@@ -1,0 +1,503 @@
+"""Releases and updates, where a model has to run: the gates before a release, and the self-test after a download."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.bundle.reader import read_bundle, read_manifest
+from edgeq.check import release as release_checks
+from edgeq.check.gate import at_most
+from edgeq.check.release import _ok, _unmeasured, contract_gate
+from edgeq.core.config import DataConfig, GateOptions, Progress
+from edgeq.core.errors import EdgeqError, ExitCode, UsageError, VerificationError
+from edgeq.core.manifest import Bundle, Manifest
+from edgeq.core.results.measured import Fidelity
+from edgeq.core.results.report import CheckReport, Gate, Reuse
+from edgeq.core.samples import Dataset, batches
+from edgeq.core.schemes import LIMITS, LimitName
+from edgeq.core.units import format_quantity
+from edgeq.deliver.ota.channel import Channel, open_channel
+from edgeq.deliver.ota.client import Request, Update, update
+from edgeq.deliver.ota.keys import load_keys
+from edgeq.deliver.ota.patch import scratch_dir
+from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
+from edgeq.intervals import samples_for_drop, samples_for_share
+from edgeq.pipeline.evaluation import input_specs, open_evaluation
+from edgeq.pipeline.measurement import Settled, settled_bundles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeq.core.results.measured import ClassDrop
+    from edgeq.verify.host import HostRuntime
+
+
+def churn_gates(
+    new: Bundle,
+    old: Bundle | None,
+    data: DataConfig,
+    options: GateOptions,
+    runtime: HostRuntime | None,
+    progress: Progress,
+) -> tuple[Gate, ...]:
+    """Hold what changes for users to the limits, on the evaluation set (exit code 5)."""
+    asked = [(name, limit) for name, limit in options.limits if name in ("flips", "class_drop")]
+    if not asked:
+        return ()
+    if old is None:
+        return tuple(_ok(name, limit, "no shipped model", "nothing can change for users") for name, limit in asked)
+    if data.evaluation is None or runtime is None:
+        why = "no evaluation set: give --eval-data"
+        return tuple(_unmeasured(name, limit, why) for name, limit in asked)
+    if contract_gate(new.manifest, old.manifest).outcome == "failed":
+        why = "the shipped model has other inputs or outputs"
+        return tuple(_unmeasured(name, limit, why) for name, limit in asked)
+    if new.manifest.file("artifact").sha256 == old.manifest.file("artifact").sha256:
+        return tuple(
+            _ok(name, limit, "the shipped model", "the artifact is the shipped one's") for name, limit in asked
+        )
+
+    try:
+        found = churn(new, old, data, runtime, progress)
+    except UsageError as err:
+        raise UsageError(f"churn cannot be measured: {err.what}", err.fix) from err
+    by_point = options.limit_on == "point"
+    return tuple(
+        _flips_gate(limit, found, by_point) if name == "flips" else _class_drop_gate(limit, found, by_point)
+        for name, limit in asked
+    )
+
+
+def _flips_gate(limit: float, found: Churn, by_point: bool) -> Gate:
+    """Hold the share of predictions that changed, in percent, to a limit, by the upper end of its interval."""
+    estimate, most = 100 * found.flips, 100 * found.most_flips
+    said = f"{round(found.flips * found.samples)} of {found.samples} samples"
+    if found.distinct < found.samples:
+        said += f", {found.distinct} distinct"
+    needed = samples_for_share(limit / 100, found.flips)
+    return _proven("flips", limit, estimate, estimate if by_point else most, said, needed)
+
+
+def _class_drop_gate(limit: float, found: Churn, by_point: bool) -> Gate:
+    """Hold what the class that lost most lost, in percentage points, to a limit; by the upper end likewise."""
+    if found.class_drop_pp is None or found.most_class_drop_pp is None:
+        return _unmeasured("class_drop", limit, "the evaluation set has no labels")
+    estimate = max(found.class_drop_pp, 0.0)
+    needed = samples_for_drop(limit / 100, 0.0, 0.0)
+    is_over = by_point or estimate > limit or found.most_class_drop_pp <= limit
+    said = found.worst_class if is_over else found.least_known_class
+    most = estimate if by_point else found.most_class_drop_pp
+    return _proven("class_drop", limit, estimate, most, said, needed, of=" of each class")
+
+
+def _proven(
+    name: LimitName, limit: float, estimate: float, most: float, said: str, needed: int | None, of: str = ""
+) -> Gate:
+    """Fail what is over the limit on the samples at hand, and leave unverified what they cannot prove to be within it.
+
+    A limit of 0 asks that none of these very samples changed, which needs no proof for others.
+    """
+    kind = LIMITS[name]
+    if limit > 0 and estimate <= limit < most:
+        bound = f"at most {format_quantity(most, kind.dimension)} by the 95% interval"
+        wanted = f"; needs about {needed:,} distinct samples{of}" if needed else ""
+        gate = _unmeasured(name, limit, f"{said}; {bound}{wanted}")
+        return dataclasses.replace(gate, measured=format_quantity(estimate, kind.dimension))
+    return at_most(name=name, limit=limit, measured=estimate, dimension=kind.dimension, code=kind.exit_code, note=said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseJob:
+    """One `edgeq ota release`.
+
+    Attributes:
+        bundles: folders, released together under one number.
+        deltas: how many of the channel's last releases get a patch.
+        delta_from: bundles that devices may have besides, such as the one that an app ships with.
+        terms: how it is signed and addressed; of a runtime that its `runtimes` do not name, what the bundle was
+            packaged for.
+        gates: the limits that a release is held to.
+        data: the evaluation set, for churn against the shipped model.
+        verdicts: what was measured of these bundles elsewhere, for gates that nobody had measured.
+    """
+
+    bundles: tuple[Path, ...]
+    channel: Path
+    keys: Path
+    terms: Terms
+    deltas: int = 3
+    delta_from: tuple[Path, ...] = ()
+    gates: GateOptions = field(default_factory=GateOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    verdicts: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaRow:
+    """A patch as it was measured.
+
+    Attributes:
+        published: whether it is smaller than the full download.
+    """
+
+    label: str
+    algorithm: str
+    size_bytes: int
+    published: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseRow:
+    """What the bundle's own report says of the reuse of scales and zero points, with and without."""
+
+    found: Reuse
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRow:
+    """One bundle of a release.
+
+    Attributes:
+        settled: which gates of the bundle a verdict settled, in words; "" for none.
+        reuse: None where it was packaged without --reuse-qparams-from, or its report is gone.
+    """
+
+    model: str
+    model_version: str
+    target: str
+    path: Path
+    digest: str
+    download_bytes: int
+    deltas: tuple[DeltaRow, ...]
+    checked: CheckReport
+    settled: str = ""
+    reuse: ReuseRow | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseReport:
+    """A release, or why there is none.
+
+    Attributes:
+        published: None where a gate failed; then nothing was written.
+    """
+
+    channel: Path
+    rows: tuple[ReleaseRow, ...]
+    published: Published | None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code of all gates that failed."""
+        return min((row.checked.exit_code for row in self.rows if row.checked.exit_code), default=ExitCode.OK)
+
+
+def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
+    """Hold bundles to the gates of a release, and publish them if all pass; otherwise nothing is written.
+
+    Raises:
+        UsageError: no bundle, no keys, or options that name nothing.
+        VerificationError: a bundle did not pass its gates when it was packaged, nor by its verdict.
+        IntegrityError: a bundle, the channel or the keys are not what they should be.
+        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+    """
+    _check_limits(job)
+    with settled_bundles(job.bundles, job.verdicts) as places:
+        return _release(job, places, progress)
+
+
+def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> ReleaseReport:
+    """Release the bundles as they lie at `places`."""
+    ring = load_keys(job.keys)
+    channel = open_channel(job.channel)
+    with contextlib.ExitStack() as open_runtimes:
+        # its imports take seconds, in which the patches are made here
+        runtime = open_runtimes.enter_context(_host()) if _needs_runtime(job) else None
+        with progress.task("make the patches", len(job.bundles)) as task:
+            items = []
+            for place in places:
+                items.append(_prepared(job, channel, place.folder))
+                task.advance()
+        rows = tuple(
+            dataclasses.replace(_checked(job, channel, item, runtime, progress), path=folder, settled=place.told)
+            for folder, place, item in zip(job.bundles, places, items, strict=True)
+        )
+    report = ReleaseReport(channel=job.channel, rows=rows, published=None)
+    if report.exit_code:
+        return report
+    with progress.task("sign and publish"):
+        published = add_release(job.channel, channel, ring, items, job.terms)
+    return ReleaseReport(channel=job.channel, rows=rows, published=published)
+
+
+@contextlib.contextmanager
+def _host() -> Iterator[HostRuntime]:
+    from edgeq.verify.host import HostRuntime
+
+    with HostRuntime() as runtime:
+        yield runtime
+
+
+def _needs_runtime(job: ReleaseJob) -> bool:
+    asked = {name for name, _ in job.gates.limits}
+    return bool(asked & {"flips", "class_drop"}) or any(
+        release_checks.is_lite(read_manifest(folder)[1]) for folder in job.bundles
+    )
+
+
+def _check_limits(job: ReleaseJob) -> None:
+    """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
+    from edgeq.check.stores import find_store_limit
+
+    options = job.gates
+    for name, _ in options.limits:
+        if name not in RELEASE_LIMITS:
+            what = f"the limit {name} is measured when a model is packaged"
+            raise UsageError(what, f"give it to `edgeq package`; a release takes {', '.join(RELEASE_LIMITS)}")
+    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
+    for preset in options.store_limits:
+        known = find_store_limit(preset, options.app_size_bytes)
+        if known.platform not in ("any", *platforms):
+            what = f"store limit {preset!r} is for {known.platform}, and the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "leave it out")
+
+
+RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
+
+
+def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepared:
+    from edgeq.deliver.ota.patch import pack
+
+    manifest = read_manifest(folder)[1]
+    known = shipped(channel, manifest.model.name, manifest.target.name)
+    named = [Base(label=str(path), plain=pack(path)) for path in job.delta_from if _same_place(path, manifest)]
+    return prepare(folder, [*bases(channel, known[: job.deltas]), *named])
+
+
+def _same_place(path: Path, manifest: Manifest) -> bool:
+    other = read_manifest(path)[1]
+    return (other.model.name, other.target.name) == (manifest.model.name, manifest.target.name)
+
+
+def _checked(
+    job: ReleaseJob,
+    channel: Channel | None,
+    item: Prepared,
+    runtime: HostRuntime | None,
+    progress: Progress,
+) -> ReleaseRow:
+    manifest = item.bundle.manifest
+    with scratch_dir() as scratch:
+        old = _shipped_bundle(job, channel, item, scratch)
+        named = tuple(version for name, version in job.terms.runtimes if name == manifest.target.runtime)
+        runtimes = named or (manifest.runtime.oldest_in_field,)
+        gates = (
+            release_checks.release_runtime_gate(item.bundle, runtimes, runtime),
+            release_checks.contract_gate(manifest, old.manifest if old else None),
+            *release_checks.size_gates(item, old.manifest if old else None, job.gates),
+            *churn_gates(item.bundle, old, job.data, job.gates, runtime, progress),
+        )
+    return ReleaseRow(
+        model=manifest.model.name,
+        model_version=manifest.model.version,
+        target=manifest.target.name,
+        path=item.bundle.folder,
+        digest=item.bundle.digest,
+        download_bytes=len(item.archive),
+        deltas=tuple(
+            DeltaRow(
+                label=delta.label,
+                algorithm=delta.patch.algorithm,
+                size_bytes=len(delta.patch.data),
+                published=len(delta.patch.data) < len(item.archive),
+            )
+            for delta in item.deltas
+        ),
+        checked=CheckReport(gates=gates),
+        reuse=_reuse(item.bundle),
+    )
+
+
+def _reuse(bundle: Bundle) -> ReuseRow | None:
+    """Return the comparison that the report beside the bundle holds; it tells people, and no gate reads it."""
+    from edgeq.bundle.run_report import read_report
+
+    try:
+        row = read_report(bundle.folder)
+    except EdgeqError:
+        return None
+    if row.digest != bundle.digest or row.reuse is None:
+        return None
+    return ReuseRow(found=row.reuse, fidelity=row.verified.fidelity)
+
+
+def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, scratch: Path) -> Bundle | None:
+    """Return what devices have now: the channel's newest release, or else the first that --delta-from names."""
+    manifest = item.bundle.manifest
+    for entry in shipped(channel, manifest.model.name, manifest.target.name):
+        if channel is not None and not entry.facts.withdrawn:
+            return extract(channel, entry, scratch)
+    named = next((path for path in job.delta_from if _same_place(path, manifest)), None)
+    return read_bundle(named) if named else None
+
+
+def update_device(request: Request, progress: Progress) -> Update:
+    """Bring a store to the channel's newest release; each new one is tested in a child process before the switch.
+
+    Raises:
+        EdgeqError: what `edgeq.deliver.ota.client.update` raises.
+    """
+
+    def self_test(folder: Path) -> None:
+        golden_self_test(folder, progress)
+
+    with progress.task("update"):
+        return update(request, self_test)
+
+
+def golden_self_test(folder: Path, progress: Progress) -> None:
+    """Load a bundle in a child process that may crash, and hold its golden samples to their outputs.
+
+    Raises:
+        VerificationError: it does not load, or its outputs are others.
+        EnvironmentProblem: the child process does not start.
+    """
+    from edgeq.pipeline.verify import verify_bundle
+
+    result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
+    failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
+    if failed:
+        told = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)
+        raise VerificationError(told, "release a bundle that is good")
+
+
+# --- What a new model does otherwise than the shipped one, on the same data: flips, and classes that got worse.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """A new model against the shipped one.
+
+    Attributes:
+        samples: how many predictions were compared; a sample that is a whole batch has one for each row.
+        distinct: how many of them are of distinct samples.
+        flips: share of them that changed.
+        most_flips: the upper end of its 95% interval, by Wilson's method.
+        class_drop_pp: by how much the accuracy of the class that lost most fell; None without labels.
+        worst_class: that class, in words.
+        most_class_drop_pp: the largest upper end of all classes' 95% intervals, which hold together.
+        least_known_class: the class that it belongs to, in words.
+    """
+
+    samples: int
+    distinct: int
+    flips: float
+    most_flips: float
+    class_drop_pp: float | None
+    worst_class: str
+    most_class_drop_pp: float | None = None
+    least_known_class: str = ""
+
+
+def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, progress: Progress) -> Churn:
+    """Run both artifacts on the evaluation set.
+
+    Args:
+        new: the bundle to be released.
+        old: the shipped one, with equal inputs and outputs.
+        data: the evaluation data.
+        runtime: a child process that runs them one after the other.
+        progress: how it is told.
+
+    Raises:
+        UsageError: the data does not fit, a label is none of the model's classes, or the first output is no scores of
+            classes.
+        VerificationError: an artifact does not run.
+        UnsupportedError: the runtime lacks what an artifact needs.
+    """
+    import numpy as np
+
+    from edgeq.intervals import effective_count, share
+    from edgeq.verify.metrics import class_drops
+
+    samples = open_evaluation(new.manifest, data, progress).samples
+    before, keys = _predictions(old, samples, runtime, progress, "shipped model")
+    after, _ = _predictions(new, samples, runtime, progress, "new model")
+    flips, distinct = float(np.mean(before != after)), len(set(keys))
+    worth = effective_count(keys)
+    found = Churn(
+        samples=len(before),
+        distinct=distinct,
+        flips=flips,
+        most_flips=share(flips * worth, worth)[1],
+        class_drop_pp=None,
+        worst_class="",
+    )
+    if not samples.labelled:
+        return found
+    labels = _labels(new.manifest, samples)
+    drops = class_drops(labels.tolist(), before.tolist(), after.tolist(), keys)
+    worst = max(drops, key=lambda one: one.drop_pp.estimate)
+    unsure = max(drops, key=lambda one: one.drop_pp.high)
+    return dataclasses.replace(
+        found,
+        class_drop_pp=worst.drop_pp.estimate,
+        worst_class=_class_words(worst, new.manifest.labels),
+        most_class_drop_pp=unsure.drop_pp.high,
+        least_known_class=_class_words(unsure, new.manifest.labels),
+    )
+
+
+def _class_words(one: ClassDrop, names: tuple[str, ...]) -> str:
+    name = names[one.label] if 0 <= one.label < len(names) and names[one.label] else f"class {one.label}"
+    return f"{name}: {one.fp32_right} right of {one.samples} before, {one.right} now"
+
+
+def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
+    """Return the class of each row, int64 [rows]."""
+    import numpy as np
+
+    from edgeq.verify.metrics import class_index, scored
+
+    classes = manifest.outputs[0].shape[1]
+    return np.asarray(
+        [
+            class_index(label, classes)
+            for batch in batches(samples, input_specs(manifest))
+            for _, label in scored(batch, (), by_row=True)
+        ]
+    )
+
+
+def _predictions(
+    bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str
+) -> tuple[NDArray[Any], list[Hashable]]:
+    """Return the predicted class of each row, int64 [rows], and what tells the rows apart.
+
+    A sample that is a whole batch has several rows.
+    """
+    import numpy as np
+
+    from edgeq.verify.metrics import cut, real_rows, row_keys
+
+    target = bundle.manifest.target
+    runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
+    found, keys = [], []
+    with progress.task(f"run the {what}", samples.count) as task:
+        for batch in batches(samples, input_specs(bundle.manifest)):
+            scores = cut(batch, runtime.run(batch.inputs))[0]
+            if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != real_rows(batch):
+                what = f"the first output of {bundle.manifest.model.name} is no [N, classes], but {list(scores.shape)}"
+                raise UsageError(what, "flips and class_drop are for classifiers; leave these limits out")
+            if not np.isfinite(scores).all():
+                raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")
+            found.append(scores.argmax(axis=1))
+            keys += row_keys(batch)
+            task.advance(batch.rows)
+    return np.concatenate(found), keys

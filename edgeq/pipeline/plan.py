@@ -1,0 +1,416 @@
+"""What a job comes to: a cell for each target and scheme, and which of them the cache has already."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.core.config import Job, Progress
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.model import KeptValues, LayerSqnrs, LoadedModel, LoweredModel, QParams, Search, Tuning
+from edgeq.core.results.report import DataFacts, GoldenSet, PackageResult, Reuse
+from edgeq.core.samples import Dataset
+from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.system import host_arch
+from edgeq.core.targets import FileFormat, TargetProfile
+from edgeq.core.units import counted, format_bytes, format_quantity
+from edgeq.quantize import find_file_method, find_method
+from edgeq.verify.emulate.support import wants_emulation
+
+if TYPE_CHECKING:
+    from edgeq.core.preprocess import Preprocess
+    from edgeq.verify.emulate.emulate import Observed
+
+
+NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
+
+
+def _nothing(i: int) -> Any:
+    raise IndexError(i)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the later steps start from.
+
+    Attributes:
+        samples: evaluation data, or seeded random inputs where none was given.
+        training: what qat-int8 may train on; none where no scheme trains.
+        searching: what mixed-int8 judges on; none where no scheme searches.
+        train: the user's own training loop.
+        logits: whether the outputs are scored as logits [N, classes].
+        unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
+            it; "" where it was to all.
+        remarks: what people must know of the data, and fails nothing.
+    """
+
+    model: LoadedModel
+    preprocess: Preprocess | None
+    calibration: Dataset
+    samples: Dataset
+    is_evaluation: bool
+    metric: Callable[[tuple[Any, ...], Any], float] | None
+    labels: tuple[str, ...]
+    data: DataFacts
+    training: Dataset = NO_SAMPLES
+    searching: Dataset = NO_SAMPLES
+    train: Callable[[Any, Any, Any], Any] | None = None
+    logits: bool = False
+    unapplied: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
+    """Return, for each app, the names of the targets whose bundles go into it.
+
+    Raises:
+        UsageError: a folder that is no app's project, that no target is for, or that several schemes are for.
+    """
+    matched = {}
+    for app in job.install_into:
+        platforms = _platforms(app)
+        names = tuple(target.name for target in job.targets if target.platform in platforms)
+        if not names:
+            what = f"--install-into {app}: no target of this run is for {' or '.join(platforms)}"
+            raise UsageError(what, f"add a --target for {platforms[0]}, or leave the app out")
+        if len(job.schemes) > 1:
+            what = f"--install-into {app}: {len(job.schemes)} schemes of a target would go into one place"
+            raise UsageError(what, "name one --scheme, or install the bundle that you choose with `edgeq install`")
+        matched[app] = names
+    return matched
+
+
+def _platforms(app: Path) -> tuple[str, ...]:
+    from edgeq.deliver.install import PROJECT_FILES, project_platforms
+
+    if not app.is_dir():
+        raise UsageError(f"--install-into {app}: no such folder", "give the root of the app's project")
+    found = project_platforms(app)
+    if not found:
+        what = f"--install-into {app}: no app's project; looked for {PROJECT_FILES}"
+        raise UsageError(what, "give the project's root")
+    return found
+
+
+Finished = dict[str, tuple[PackageResult, DataFacts]]
+
+COMPARED = " compared"  # in the keys of --compare: the same bundle, with more in its report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildUnit:
+    """One target and scheme of a run.
+
+    Attributes:
+        scheme: its name, or `auto`.
+        key: its place in the cache.
+    """
+
+    target: TargetProfile
+    scheme: str
+    key: str
+
+    @property
+    def recipe(self) -> ArtifactSpec:
+        """What the artifact depends on."""
+        target = self.target
+        return ArtifactSpec(
+            runtime=target.runtime,
+            backend=target.backend,
+            scheme=self.scheme,
+            threads=target.device.threads,
+            reduce_range=target.runtime == "onnx" and not target.device.vnni,
+            native=target.runtime == "cuda" and target.arch == host_arch(),
+            file_format=target.file_format,
+        )
+
+    @property
+    def label(self) -> str:
+        """The cell in words, for progress."""
+        return f"{self.target.name} {self.scheme}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job with what is there of it already.
+
+    Attributes:
+        facts: what the cells' keys are over.
+        finished: by the cells' keys.
+    """
+
+    job: Job
+    facts: dict[str, Any]
+    cells: tuple[BuildUnit, ...]
+    finished: Finished
+
+    @property
+    def missing(self) -> tuple[BuildUnit, ...]:
+        """The cells that are still to be made."""
+        return tuple(cell for cell in self.cells if cell.key not in self.finished)
+
+
+def grouped(cells: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
+    """Return the cells by what their artifacts depend on."""
+    groups: dict[ArtifactSpec, list[BuildUnit]] = {}
+    for cell in cells:
+        groups.setdefault(cell.recipe, []).append(cell)
+    return groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A job under way.
+
+    Attributes:
+        facts: what the cells' keys are over.
+        work: a folder on the disk of the output, gone at the end.
+        deflated: what files that were written come to in a ZIP, by their sha256; targets share artifacts.
+    """
+
+    job: Job
+    facts: Mapping[str, Any]
+    work: Path
+    progress: Progress
+    deflated: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def folder(self) -> Path:
+        """Return a new folder in the work folder."""
+        return Path(tempfile.mkdtemp(prefix="cells-", dir=self.work))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obtained:
+    """What became of cells, by their keys: most are finished; those whose making failed have its error."""
+
+    finished: Finished
+    refused: dict[str, EdgeqError]
+
+
+# --- What one recipe makes: an artifact, with all that is known of it.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactSpec:
+    """What an artifact depends on, apart from the job: targets with equal recipes share it.
+
+    Attributes:
+        fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
+        native: whether it may be compiled for this machine; of runtimes that compile nothing, no.
+    """
+
+    runtime: str
+    backend: str
+    scheme: str
+    threads: int
+    fresh: bool = False
+    reduce_range: bool = False
+    native: bool = False
+    file_format: FileFormat = "onnx"
+
+    @property
+    def folder(self) -> str:
+        """A folder's name for it."""
+        own = f"-{self.file_format}" if self.runtime == "onnx" else ""
+        marks = f"{'-fresh' if self.fresh else ''}{'-native' if self.native else ''}"
+        return f"{self.backend}-{self.scheme}-{self.threads}{own}{marks}"
+
+    @property
+    def engine(self) -> str | None:
+        """The quantized engine that runs the recipe's graphs; None where they are of plain operators."""
+        return self.backend if self.runtime == "torchscript" else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An artifact with all that is known of it.
+
+    Attributes:
+        output_steps: quantization steps of the outputs, where known.
+        observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+        qparams, fresh, remarks, layer_sqnrs: as in QuantizedModel.
+        reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
+    """
+
+    lowered: LoweredModel
+    verified: VerifyReport
+    golden: GoldenSet
+    quantized: tuple[str, ...]
+    kept_fp32: tuple[str, ...]
+    output_steps: tuple[float | None, ...] = ()
+    observed: tuple[Observed, ...] = ()
+    tuning: Tuning | None = None
+    qparams: tuple[QParams, ...] = ()
+    fresh: tuple[str, ...] = ()
+    kept: KeptValues | None = None
+    reuse: Reuse | None = None
+    search: Search | None = None
+    search_state: Path | None = None
+    remarks: tuple[str, ...] = ()
+    layer_sqnrs: LayerSqnrs | None = None
+
+
+# --- What `--dry-run` prints: each step of each target, as it would be done.
+
+
+def plan_json(job: Job) -> dict[str, Any]:
+    """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
+    job = _with_own_data(job)
+    return {
+        "schema_version": 1,
+        "plan": {
+            "source": job.source,
+            "out": str(job.out),
+            "steps": _steps_json(_shared(job)),
+            "targets": [
+                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(job, target, scheme))}
+                for target in job.targets
+                for scheme in job.schemes_of(target)
+            ],
+        },
+    }
+
+
+def plan_text(job: Job) -> str:
+    """Return the plan for people."""
+    job = _with_own_data(job)
+    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
+    for target in job.targets:
+        for scheme in job.schemes_of(target):
+            lines += ["", f"{target.name}, {scheme}", *_lines(_own(job, target, scheme))]
+    return "\n".join(lines)
+
+
+def _with_own_data(job: Job) -> Job:
+    """Return the job with the name and the data that the built-in model brings with it."""
+    from edgeq.config.resolve import with_demo_data
+
+    return with_demo_data(job)
+
+
+_Steps = list[tuple[str, str]]
+
+
+def _lines(steps: _Steps) -> list[str]:
+    return [f"  {name:9}  {text}" for name, text in steps]
+
+
+def _steps_json(steps: _Steps) -> list[dict[str, str]]:
+    return [{"step": name, "what": text} for name, text in steps]
+
+
+def _shared(job: Job) -> _Steps:
+    data = job.data
+    load = [
+        job.source,
+        f"name {job.name}" if job.name else "",
+        f"version {job.model_version}",
+        f"weights {job.weights}" if job.weights else "",
+        f"inputs {' '.join(job.inputs)}" if job.inputs else "",
+        f"pixels as {job.input_dtype}, normalised by the artifact" if job.input_dtype else "",
+        f"seed {job.seed}",
+    ]
+    samples = [
+        f"calibration {data.calibration}" if data.calibration else "",
+        f"evaluation {data.evaluation}" if data.evaluation else "no evaluation data given",
+        f"preprocess {data.preprocess}" if data.preprocess else "",
+        f"labels {data.labels}" if data.labels else "",
+        "bad images skipped" if data.skip_bad_images else "",
+        "findings are errors" if data.lint == "error" else "findings are warnings",
+    ]
+    cache = "used" if job.cache else "not used"
+    return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
+
+
+def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+    from edgeq.core.targets import why_not_run
+
+    apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
+    model = job.name or "<model>"
+    where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"
+    verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
+    return [
+        *_quantize(job, target, scheme),
+        ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.oldest} and newer"),
+        ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
+        ("verify", verify),
+        *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
+        *([("compare", "fp32 and fp16 of the same target, which are then dropped")] if job.compare else []),
+        ("bundle", f"{job.out / model / target.name}"),
+        *(("install", app) for app in apps),
+    ]
+
+
+def _emulated(job: Job, target: TargetProfile) -> str:
+    runtimes = f"{target.runtime} {', '.join(target.app.runtimes)}"
+    return f"{runtimes} under QEMU, {', '.join(job.device.cpu or target.device.cpu)}"
+
+
+def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+    if scheme == AUTO:
+        tries = ", ".join(name for name in AUTO_TRIES if name in target.schemes) or ", ".join(target.schemes)
+        return [
+            ("choose", f"the first of {tries} that passes every gate; what the model is made of says which is first")
+        ]
+    if scheme == "fp32":
+        return []
+    if job.source.endswith(".onnx"):
+        method = find_file_method(scheme, Path(job.source).name).description
+    else:
+        method = find_method(target.runtime, scheme).description.format(backend=target.backend)
+    kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""
+    samples = (
+        counted(job.data.num_calibration_samples, "sample") if job.data.calibration else "no calibration data given"
+    )
+    steps = [("quantize", _joined([method, kept]))]
+    if scheme in NEEDS_CALIBRATION:
+        steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+    if job.reuse_qparams_from is not None:
+        steps.append(("reuse", f"scales and zero points of {job.reuse_qparams_from} where they fit"))
+    if scheme in NEEDS_TRAINING:
+        steps.append(("train", _training(job)))
+    if scheme in NEEDS_SEARCH:
+        data = job.data.search or "the rest of the calibration data"
+        steps.append(("search", f"the layers to leave in float, on at most {job.data.num_search_samples} of {data}"))
+    return steps
+
+
+def _training(job: Job) -> str:
+    qat = job.qat
+    data = f"at most {counted(qat.samples, 'sample')} of {qat.data or job.data.calibration or 'the calibration data'}"
+    if qat.train:
+        return _joined([qat.train, data])
+    return _joined(
+        [f"distil fp32 in {counted(qat.epochs, 'epoch')}", f"learning rate {qat.lr:g}", f"batch {qat.batch}", data]
+    )
+
+
+def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
+    gates = job.gates
+    lines = [
+        f"{name} {'>=' if LIMITS[name].at_least else '<='} {format_quantity(value, LIMITS[name].dimension)}"
+        for name, value in gates.limits
+    ]
+    if any(name == "accuracy_drop" for name, _ in gates.limits):
+        lines.append(f"the drop's {gates.limit_on} counts")
+    if gates.latency_on == "predicted":
+        lines.append(f"latency as predicted for {gates.device} counts")
+    if gates.shipped is not None:
+        lines.append(f"instructions <= 1.1 x those of {gates.shipped}")
+    audit = next((audit for name, audit in target.audit.items() if name == scheme), None)
+    if audit is not None:
+        lines += [f"{key} >= {value:.0%}" for key, value in audit if value]
+    if gates.store_limits and gates.app_size_bytes is not None:
+        lines.append(f"{', '.join(gates.store_limits)} with an app of {format_bytes(gates.app_size_bytes)}")
+    if gates.allow_unmeasured:
+        lines.append(f"may stay unmeasured: {', '.join(gates.allow_unmeasured)}")
+    return lines
+
+
+def _joined(parts: list[str]) -> str:
+    return ", ".join(part for part in parts if part)

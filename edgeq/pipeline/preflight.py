@@ -1,0 +1,157 @@
+"""Checks of a job that need no torch: files that do not exist, texts that do not parse."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from edgeq.core.config import GateOptions, Job, RunConfig
+from edgeq.core.devices import load_device
+from edgeq.core.errors import UnsupportedError, UsageError, nearest
+from edgeq.core.marks import STATE_DICT_SUFFIXES, file_part, options_of
+from edgeq.core.schemes import NEEDS_CALIBRATION
+from edgeq.core.sources import BUILT_IN
+from edgeq.core.system import check_extras
+from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.pipeline.quantize_specs import check_reuse
+from edgeq.verify.emulate.support import check_tools
+
+
+def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+    """Refuse, before a long run, what cannot be counted or predicted.
+
+    Raises:
+        UsageError: --shipped is no bundle, an unknown --device, one without --limit-on predicted, or the reverse, or
+            a target that asks for more threads than the device has.
+    """
+    if options.latency_on == "predicted" and options.device is None:
+        what = "--limit-on predicted needs the device to predict for"
+        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
+    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
+        what = "--limit-on predicted is for a limit on latency, and none is given"
+        raise UsageError(what, "add --limit latency=40ms")
+    if options.device is not None:
+        if options.latency_on != "predicted":
+            raise UsageError("--device is for --limit-on predicted", "add it, or leave --device out")
+        profile = load_device(options.device)
+        for target in targets:
+            profile.check_threads(target.device.threads)
+    if options.shipped is not None and not (options.shipped / "manifest.json").is_file():
+        what = f"no bundle at {options.shipped}, which --shipped names: expected a folder with manifest.json"
+        raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
+
+
+def check_job(job: Job) -> None:
+    """Check before a long run what would end it; raises what the steps would."""
+    from edgeq.check.evaluate import validate_options
+    from edgeq.lower.executorch import check_delegates
+
+    validate_options(job.gates, job.targets)
+    check_delegates(tuple(target.backend for target in job.targets))
+    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
+    _check_inputs(job)
+    check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
+    check_reuse(job)
+
+
+def _check_inputs(job: Job) -> None:
+    """Refuse what some target cannot take as inputs, or where nothing here could show that it does."""
+    for target in job.targets:
+        if job.input_dtype is not None and (why := why_not_run(target.backend)):
+            what = f"--input-dtype {job.input_dtype} was never seen to work on {target.name}: {why}"
+            raise UnsupportedError(what, "leave out --input-dtype, or this target")
+        if job.dynamic_batch and target.runtime != "onnx":
+            what = (
+                f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime}, one batch size an artifact"
+            )
+            raise UnsupportedError(what, "leave it out, and give --input with the batch that the app feeds")
+
+
+def check_calibration(job: Job, schemes: Collection[str]) -> None:
+    """Refuse schemes that observe ranges where there is nothing to observe; raises a UsageError."""
+    if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
+        what = "int8 ranges must come from real samples, and no calibration data was given"
+        raise UsageError(what, "give --calibration-data, or --scheme fp32")
+
+
+_LOWERED = frozenset({".pte", ".ptl"})
+
+_ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
+
+
+def check_files(job: Job) -> None:
+    """Check that the files a job names exist, and that its gates, texts and preprocessing are valid.
+
+    Raises:
+        UsageError: a file is missing, a text does not parse, calibration data is needed and not given, or a gate, a
+            store limit or a CPU is unknown.
+        UnsupportedError: a CPU that QEMU cannot emulate.
+        EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
+    """
+    from edgeq.check.evaluate import validate_options
+    from edgeq.verify.emulate.support import check_tools
+
+    check_source(job.source)
+    _check_texts(job)
+    _check_calibration(job)
+    validate_options(job.gates, job.targets)
+    check_tools(job.device, job.targets)
+    check_cost_options(job.gates, job.targets)
+    for option in options_of(RunConfig):
+        path, flag = option.path, option.flag
+        if path is None or flag is None:
+            continue
+        for text in option.texts_in(job):
+            if (missing := path.missing(text)) is not None:
+                raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
+    if job.data.preprocess is not None:
+        from edgeq.core.preprocess import load_preprocess
+
+        load_preprocess(job.data.preprocess)
+    if job.inputs:
+        from edgeq.load.inputs import parse_input
+
+        for index, text in enumerate(job.inputs):
+            parse_input(text, index)
+
+
+def _check_calibration(job: Job) -> None:
+    from edgeq.config.resolve import with_demo_data
+
+    if Path(job.source).suffix not in _LOWERED:
+        schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+        check_calibration(with_demo_data(job), schemes)
+
+
+def _check_texts(job: Job) -> None:
+    from edgeq.core.manifest import check_slug
+
+    if job.name is not None:
+        check_slug(job.name, "--name")
+    check_slug(job.model_version, "--model-version")
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that names no file, or none that can be told; raises a UsageError."""
+    if source == BUILT_IN or source.startswith("torchvision:"):
+        return
+    suffix = Path(source).suffix
+    if suffix in _ARTIFACTS:
+        _must_exist(source, "MODEL")
+    elif ":" in source:
+        _must_exist(file_part(source), "MODEL")
+    elif suffix in STATE_DICT_SUFFIXES:
+        what = f"{source} holds weights, and no model to put them into"
+        raise UsageError(what, f"name the model, and give --weights {source}")
+    elif suffix == ".py":
+        raise UsageError(f"{source} names no factory", f"say which function makes the model, such as {source}:model")
+    else:
+        hint = nearest(source, (BUILT_IN,))
+        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
+        raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
+
+
+def _must_exist(path: str | None, option: str) -> None:
+    if path is not None and not Path(path).exists():
+        raise UsageError(f"{option}: no file or folder {path}", "check the path")

@@ -1,0 +1,639 @@
+"""What FX graph mode takes wrongly, mended before it sees the model and after it has put in its observers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.ao.nn.quantized import ReLU6
+from torch.ao.quantization import quantize_fx
+from torch.ao.quantization.fx.tracer import QuantizationTracer
+from torch.ao.quantization.observer import _is_activation_post_process
+from torch.nn.utils import parametrize
+
+from edgeq.core.errors import UnsupportedError, traced_line
+from edgeq.core.system import replaced
+from edgeq.quantize.spec import matched_names
+
+# modules whose int8 form holds the scale of its output
+_SCALED = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.ELU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+)
+
+
+def mend(module: Any) -> None:
+    """Exchange in place what the int8 engines compute wrongly or cannot take for its equal that they can."""
+    for part in list(module.modules()):
+        _without_parametrizations(part)
+    padded: dict[int, Any] = {}
+    for part in list(module.modules()):
+        for name, child in list(part._modules.items()):  # named_children leaves out what it has given before
+            if type(child) is nn.PReLU:
+                setattr(part, name, _FloatPReLU(child.weight))
+            elif type(child) is nn.AvgPool2d and child.padding not in (0, (0, 0)) and not child.count_include_pad:
+                setattr(part, name, _FloatAvgPool2d(child))
+            elif isinstance(child, nn.modules.conv._ConvNd):
+                _number_padding(child)
+                if isinstance(child.padding, str) or (child.padding_mode != "zeros" and not child.transposed):
+                    padded[id(child)] = padded.get(id(child)) or _padded_before(child)
+                    setattr(part, name, padded[id(child)])
+
+
+def _without_parametrizations(part: Any) -> None:
+    """Let a layer hold the weight that weight or spectral norm computes: FX traces no hooks (torch 2.15)."""
+    for hook in list(part._forward_pre_hooks.values()):
+        if type(hook).__name__ == "WeightNorm":
+            nn.utils.remove_weight_norm(part, hook.name)
+        elif type(hook).__name__ == "SpectralNorm":
+            nn.utils.remove_spectral_norm(part, hook.name)
+    if parametrize.is_parametrized(part):
+        weights = {name: getattr(part, name).detach() for name in part.parametrizations}
+        # `remove_parametrizations` would change the class, which is that of the model that this is a copy of too
+        part.__class__ = parametrize.type_before_parametrizations(part)
+        del part._modules["parametrizations"]
+        for name, weight in weights.items():
+            part.register_parameter(name, nn.Parameter(weight))
+
+
+def _number_padding(conv: Any) -> None:
+    """Give in place the padding in numbers where it is "same" or "valid", if one number a side says it.
+
+    An even kernel's "same" pads the right by one more. One more tap of zeros before the kernel's first does the same
+    with equal sides; with a dilation, a tap more is too far.
+    """
+    if not isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        return
+    sizes = tuple(zip(conv.dilation, conv.kernel_size, strict=True))
+    totals = [0 if conv.padding == "valid" else d * (k - 1) for d, k in sizes]
+    if any(total % 2 and d > 1 for total, (d, _) in zip(totals, sizes, strict=True)):
+        return
+    if any(total % 2 for total in totals):
+        taps = [(total % 2, 0) for total in reversed(totals)]
+        conv.weight = nn.Parameter(nn.functional.pad(conv.weight.detach(), [side for tap in taps for side in tap]))
+        conv.kernel_size = tuple(conv.weight.shape[2:])
+    conv.padding = tuple((total + 1) // 2 for total in totals)
+
+
+def _padded_before(conv: Any) -> Any:
+    """Return a convolution that has its padding from a module before it: engines only pad both sides with zeros."""
+    sides = list(conv._reversed_padding_repeated_twice)
+    kind = {
+        "zeros": (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+        "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+        "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+        "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    }[conv.padding_mode][len(conv.kernel_size) - 1]
+    pad = kind(sides, 0.0) if conv.padding_mode == "zeros" else kind(sides)
+    conv.padding, conv.padding_mode = (0,) * len(conv.kernel_size), "zeros"
+    conv._reversed_padding_repeated_twice = [0] * len(sides)
+    return nn.Sequential(pad, conv)
+
+
+class _FloatPReLU(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Computes in float: torch's int8 module lets negative values through as they are (torch 2.15)."""
+
+    def __init__(self, weight: Any) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.prelu(x, self.weight)
+
+
+class _FloatAvgPool2d(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Computes in float, by an operator that FX does not know: QNNPACK counts the padding in (torch 2.15)."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.sizes = tuple(
+            (size,) if type(size) is int else size for size in (pool.kernel_size, pool.stride, pool.padding)
+        )
+        self.ceil_mode, self.divisor = pool.ceil_mode, pool.divisor_override
+
+    def forward(self, x: Any) -> Any:
+        return torch.ops.aten.avg_pool2d(x, *self.sizes, self.ceil_mode, False, self.divisor)
+
+
+def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> list[str]:
+    """Return the names of the modules with parts that `keep` names, by name or type: in float, they need no trace."""
+    named = [name for name, kind in types.items() if name in keep or kind in keep]
+    return [name for name in named if next(module.get_submodule(name).children(), None) is not None]
+
+
+def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Take off what FX cannot see: arguments that have defaults, and modules that are called more than once.
+
+    FX gives every argument of forward a proxy, of which `is None` is false. It converts a module once, with the output
+    range of one call, and clips the outputs of the others: each call gets a module of its own.
+
+    Args:
+        module: the float model, in eval mode; taken over.
+        inputs: tensors that it takes.
+        opaque: names of modules that are not traced.
+
+    Returns:
+        The module, traced where it had either, and what each new module is a copy of, by its name.
+    """
+    defaults = _defaults(module, len(inputs))
+    if not defaults and not _called_again(module, inputs):
+        return module, {}
+    graph = QuantizationTracer(list(opaque), []).trace(module, defaults or None)
+    _drop_inputs(graph, len(inputs))
+    traced = torch.fx.GraphModule(module, graph)
+    calls: Counter[str] = Counter()
+    copies: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or not isinstance(traced.get_submodule(node.target), _SCALED):
+            continue
+        calls[node.target] += 1
+        if calls[node.target] > 1:
+            name = f"{node.target}_call{calls[node.target]}"
+            traced.add_submodule(name, copy.deepcopy(traced.get_submodule(node.target)))
+            copies[name] = node.target
+            node.target = name
+    traced.recompile()
+    return traced, copies
+
+
+def _defaults(module: Any, given: int) -> dict[str, Any]:
+    """Return the arguments of forward beyond the first `given`, which keep their defaults."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[given:]
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def _drop_inputs(graph: Any, kept: int) -> None:
+    """Take the inputs after the first `kept` out, with the checks that FX made that they have their defaults."""
+    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
+    for node in graph.nodes:
+        if not dropped.isdisjoint(node.all_input_nodes):
+            dropped.add(node)
+    for node in reversed(graph.nodes):
+        if node in dropped:
+            graph.erase_node(node)
+
+
+def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[str, str]) -> list[str]:
+    """Return the names of the modules that `keep` names, sorted; a module's name or type means all its calls.
+
+    Args:
+        keep: names or types of modules.
+        types: of the model's own modules, by name.
+        copies: what `plain` returned.
+
+    Raises:
+        UsageError: an entry that matches no module.
+    """
+    kept = matched_names(keep, {**types, **{name: types[source] for name, source in copies.items()}})
+    return sorted({*kept, *(name for name, source in copies.items() if source in kept)})
+
+
+def _called_again(module: Any, inputs: tuple[Any, ...]) -> bool:
+    """Whether a module that gets a scale is called more than once for one input."""
+    calls: Counter[int] = Counter()
+
+    def count(part: Any, _inputs: Any) -> None:
+        calls[id(part)] += 1
+
+    hooks = [part.register_forward_pre_hook(count) for part in module.modules() if isinstance(part, _SCALED)]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(number > 1 for number in calls.values())
+
+
+def observe_floats_only(prepared: Any, inputs: tuple[Any, ...]) -> Any:
+    """Take the observers out that FX put on whole numbers, as a mask before it is cast, and on what is no tensor.
+
+    Args:
+        prepared: a graph with observers, changed in place and returned.
+        inputs: tensors that it takes.
+    """
+    run = _Watched(prepared)
+    with torch.no_grad():
+        run.run(*inputs)
+    for name in run.others:
+        prepared.set_submodule(name, nn.Identity())
+    return prepared
+
+
+class _Watched(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
+    """Runs a prepared graph, its observers left out, and sees which of them would get what is no tensor of floats."""
+
+    def __init__(self, prepared: Any) -> None:
+        super().__init__(prepared)
+        self.others: set[str] = set()
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Pass by an observer; call everything else."""
+        if not _is_activation_post_process(self.fetch_attr(target)):
+            return super().call_module(target, args, kwargs)
+        (value,) = args
+        if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+            self.others.add(str(target))
+        return value
+
+
+def use_int8_forms(node: Any, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """Write a traced node in place in the form that the int8 engines have, or in one that stays in float.
+
+    - Sigmoid and tanh have no int8 kernel that works in place (what reads the result reads the node already).
+    - A number before a tensor (`1 + x`) is one that the int8 kernel takes behind it only.
+    - Functional convolutions are packed by arguments that FX takes from the call: defaults are written out.
+    - Resizing has int8 kernels of some modes only.
+    - A view of a convolution's int8 output is one of a channels-last tensor: where that has no such view, a copy.
+
+    Args:
+        node: of a traced graph.
+        inputs: the values of its arguments by place.
+        keywords: those by name.
+    """
+    if node.op == "call_method" and node.target in ("sigmoid_", "tanh_"):
+        node.target = node.target.removesuffix("_")
+    elif node.op == "call_method" and node.target == "view" and not _has_view(*inputs):
+        node.target = "reshape"
+    elif node.op != "call_function":
+        return
+    elif node.target in (torch.sigmoid_, torch.tanh_):
+        node.target = torch.sigmoid if node.target is torch.sigmoid_ else torch.tanh
+    elif node.target in (operator.add, operator.mul) and not isinstance(node.args[0], torch.fx.Node):
+        node.args = (node.args[1], node.args[0])
+    elif node.target in _CONVOLUTIONS:
+        weight = inputs[1] if len(inputs) > 1 else keywords["weight"]
+        _write_out(node, tuple(weight.shape[2:]))
+    elif node.target is nn.functional.interpolate:
+        given = dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
+        if given.get("antialias") or given.get("mode", "nearest") not in ("nearest", "bilinear"):
+            node.target = _float_interpolate
+
+
+def _float_interpolate(*args: Any, **kwargs: Any) -> Any:
+    """Resize by an operator that FX does not know."""
+    return nn.functional.interpolate(*args, **kwargs)
+
+
+def _float_conv1d(*args: Any, **kwargs: Any) -> Any:
+    """Convolve by an operator that FX does not know."""
+    return nn.functional.conv1d(*args, **kwargs)
+
+
+def _float_conv2d(*args: Any, **kwargs: Any) -> Any:
+    """Convolve by an operator that FX does not know."""
+    return nn.functional.conv2d(*args, **kwargs)
+
+
+def _float_conv3d(*args: Any, **kwargs: Any) -> Any:
+    """Convolve by an operator that FX does not know."""
+    return nn.functional.conv3d(*args, **kwargs)
+
+
+_CONVOLUTIONS = {
+    nn.functional.conv1d: _float_conv1d,
+    nn.functional.conv2d: _float_conv2d,
+    nn.functional.conv3d: _float_conv3d,
+}
+
+
+def _write_out(node: Any, kernel: tuple[int, ...]) -> None:
+    """Give a functional convolution all its arguments in order, as lists; one that pads unevenly stays in float."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    for name in ("stride", "dilation", "padding"):
+        value = given[name]
+        if value == "valid":
+            value = 0
+        elif value == "same":
+            totals = [d * (k - 1) for d, k in zip(given["dilation"], kernel, strict=True)]
+            if any(total % 2 for total in totals):
+                node.target = _CONVOLUTIONS[node.target]
+                return
+            value = [total // 2 for total in totals]
+        value = list(value) if isinstance(value, (list, tuple)) else [value]
+        given[name] = value * len(kernel) if len(value) == 1 else value
+    node.args, node.kwargs = tuple(given[name] for name in names), {}
+
+
+def _has_view(value: Any, *sizes: Any) -> bool:
+    """Whether a view of these sizes is one of the same tensor in channels-last order too."""
+    if value.dim() not in (4, 5) or any(isinstance(size, torch.dtype) for size in sizes):
+        return True
+    order = torch.channels_last if value.dim() == 4 else torch.channels_last_3d
+    try:
+        value.contiguous(memory_format=order).view(*sizes)
+    except RuntimeError:
+        return False
+    return True
+
+
+def bound_clamps(prepared: Any) -> None:
+    """Give in place a clamp of one bound its other one, the end of its input's int8 range: int8 kernels want both.
+
+    Args:
+        prepared: a graph with observers that have seen their ranges.
+    """
+    for node in prepared.graph.nodes:
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op not in ("call_method", "call_function") or name not in ("clamp", "clamp_", "clip", "clip_"):
+            continue
+        source = node.args[0]
+        observer = prepared.get_submodule(source.target) if source.op == "call_module" else None
+        if observer is None or not _is_activation_post_process(observer):
+            continue
+        bounds = dict(zip(("min", "max"), node.args[1:], strict=False)) | node.kwargs
+        scale, zero_point = (float(value) for value in observer.calculate_qparams())
+        ends = {"min": observer.quant_min, "max": observer.quant_max}
+        missing = {side: (end - zero_point) * scale for side, end in ends.items() if bounds.get(side) is None}
+        if len(missing) == 1:
+            node.args, node.kwargs = (source,), bounds | missing
+    prepared.recompile()
+
+
+# --- In-place operators in a traced graph: what reads the changed tensor later must read the operator's result.
+
+
+@contextlib.contextmanager
+def without_mutations(inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Let `prepare_fx` trace graphs in which no node reads a tensor that was changed in place since it was made.
+
+    Args:
+        inputs: tensors that the model takes; the traced graph runs on copies of them, once.
+
+    Raises:
+        UnsupportedError: a tensor is changed through a view, by out= or inside an untraced module, and read again.
+    """
+
+    class Tracer(quantize_fx.QuantizationTracer):  # type: ignore[misc]  # torch is not followed by mypy
+        """Rewrites what it traced."""
+
+        def trace(self, root: Any, *args: Any, **kwargs: Any) -> Any:
+            graph = super().trace(root, *args, **kwargs)
+            with torch.no_grad():
+                _Rewriter(torch.fx.GraphModule(root, graph), graph).run(*(value.clone() for value in inputs))
+            return graph
+
+    with replaced(quantize_fx, "QuantizationTracer", Tracer):
+        yield
+
+
+class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
+    """Runs a graph, lets later readers of what a node changed read that node instead, and gives nodes int8 forms."""
+
+    def __init__(self, module: Any, graph: Any) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+
+    def run_node(self, n: Any) -> Any:
+        """Run a node, and see which of the values that are read later it has changed."""
+        for node in [node for node in self.env if not any(user >= n for user in node.users)]:
+            del self.env[node]  # its readers may have become others', which the base class would not know
+        # views share their base's version, which every write in place counts up
+        before = {node: _versions(value) for node, value in self.env.items()}
+        values, keywords = self.fetch_args_kwargs_from_env(n)
+        result = super().run_node(n)
+        for node, versions in before.items():
+            later = [user for user in node.users if user > n]
+            if not later or _versions(self.env[node]) == versions:
+                continue
+            if self.env[node] is not result or "out" in n.kwargs:  # quantized kernels have no out=
+                raise _refused(n, node)
+            for user in later:
+                user.replace_input_with(node, n)
+        use_int8_forms(n, values, keywords)
+        return result
+
+
+def _versions(value: Any) -> list[int]:
+    return [leaf._version for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _refused(writer: Any, node: Any) -> UnsupportedError:
+    name = getattr(writer.target, "__name__", str(writer.target))
+    what = f"{name} changes the tensor {node.name} in place{traced_line(writer.stack_trace)}, through a view of it, by"
+    what += " out= or inside a module that is not traced, and it is read again: FX would read what it was before"
+    return UnsupportedError(what, "write it out of place (x = x.clamp(0, 1)), or use an ExecuTorch target")
+
+
+# --- Clamps (relu, relu6, hardtanh, clamp) of quantized models: what QNNPACK gets wrong, and what a range does
+# anyway.
+
+
+_NAMES = frozenset({"relu6", "relu6_", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip", "clip_"})
+
+# kernels that quantize what they give, and so saturate it
+_SATURATING = frozenset({"linear", "add", "add_", "mul", "mul_", "convolution"}) | {
+    f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)
+}
+
+_MODULES = (nn.Hardtanh, ReLU6)  # nn.ReLU6 is a Hardtanh
+
+
+class _Contiguous(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Makes the values contiguous for a module."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.inner(values.contiguous())
+
+
+def contiguous_clamps(converted: Any) -> Any:
+    """Let a quantized module for QNNPACK clamp contiguous tensors only; it is changed in place, and returned.
+
+    Args:
+        converted: a graph (FX), or a module of eager mode, whose functional clamps cannot be seen.
+    """
+    if not isinstance(converted, torch.fx.GraphModule):
+        for name, part in list(converted.named_modules()):
+            if isinstance(part, _MODULES):
+                parent, _, leaf = name.rpartition(".")
+                setattr(converted.get_submodule(parent), leaf, _Contiguous(part))
+        return converted
+    for node in list(converted.graph.nodes):
+        if _is_clamp(converted, node):
+            _with_contiguous(converted.graph, node)
+    converted.recompile()
+    return converted
+
+
+def _is_clamp(graph: Any, node: Any) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), _MODULES)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op in ("call_method", "call_function") and name in _NAMES
+
+
+def _with_contiguous(graph: Any, node: Any) -> None:
+    source = node.all_input_nodes[0]
+    with graph.inserting_before(node):
+        held = graph.call_method("contiguous", (source,))
+    later = [user for user in source.users if user > node]
+    node.replace_input_with(source, held)
+    # what was clamped in place is read by its old name
+    for user in later if _is_in_place(graph, node) else ():
+        user.replace_input_with(source, node)
+
+
+def _is_in_place(graph: Any, node: Any) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(graph.owning_module.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if node.op == "call_method" else node.target.__name__
+    return name.endswith("_") or bool(node.kwargs.get("inplace", False))
+
+
+def observe_after_clamps(prepared: Any, is_observer: Callable[[Any], bool], smallest_scale: float) -> None:
+    """Let the range of a clamp's output be that of the layer before it, in place; the clamp then is its saturation.
+
+    The XNNPACK quantizer observes what a layer gives and what the clamp makes of it by one observer, so that the layer
+    is quantized over a range that the clamp cuts, and the clamp stays an operator of its own between two roundings.
+    With the clamped values observed alone, each bound lies at or beyond an end of the range.
+    Clamps stay as they are whose bounds have no zero between them or lie closer than `smallest_scale` can resolve.
+
+    Args:
+        prepared: a graph with observers, of torchao.
+        is_observer: tells its observers from other modules.
+        smallest_scale: the observers' floor of a scale.
+    """
+
+    def observes(node: Any) -> bool:
+        return node.op == "call_module" and is_observer(prepared.get_submodule(str(node.target)))
+
+    for clamp in list(prepared.graph.nodes):
+        bounds = _bounds(clamp)
+        if bounds is None or not bounds[0] <= 0 <= bounds[1] or bounds[1] - bounds[0] < 255 * smallest_scale:
+            continue
+        before, after = clamp.args[0], list(clamp.users)
+        if not observes(before) or len(before.users) != 1 or len(after) != 1 or not observes(after[0]):
+            continue
+        layer = before.args[0]
+        if (
+            layer.op != "call_function"
+            or layer.target.__name__.split(".")[0] not in _SATURATING
+            or len(layer.users) != 1
+        ):
+            continue
+        before.replace_all_uses_with(layer)
+        prepared.graph.erase_node(before)
+        if all(node.target != before.target for node in prepared.graph.nodes):
+            prepared.delete_submodule(str(before.target))
+    prepared.recompile()
+
+
+def _bounds(node: Any) -> tuple[float, float] | None:
+    """Return the least and the largest value that a clamp of an exported graph lets through; None of other nodes."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    name = node.target.overloadpacket.__name__.removesuffix("_")
+    if name == "relu":
+        return 0.0, float("inf")
+    if name not in ("hardtanh", "clamp"):
+        return None
+    # the operator's own defaults stand in for what the graph leaves out
+    schema = node.target._schema.arguments[1:3]
+    least, most = (
+        node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(schema, start=1)
+    )
+    if not all(bound is None or isinstance(bound, int | float) for bound in (least, most)):
+        return None
+    return (float("-inf") if least is None else float(least), float("inf") if most is None else float(most))
+
+
+# --- Attention as linear layers: nn.MultiheadAttention multiplies by raw parameters, which no method can exchange.
+
+
+def open_attention(module: Any) -> None:
+    """Replace every nn.MultiheadAttention in place by its equal made of linear layers.
+
+    Those with rows added to key and value (`add_bias_kv`, `add_zero_attn`) stay as they are.
+    """
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            plain = type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn
+            if plain:
+                setattr(part, name, OpenAttention(child).eval().requires_grad_(False))
+
+
+class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """What nn.MultiheadAttention computes in eval mode, step by step (Vaswani et al. 2017, section 3.2.2)."""
+
+    in_proj_bias = None  # keeps PyTorch's encoder layer off its fused path, which reads weights as tensors
+    _qkv_same_embed_dim = True
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.num_heads, self.batch_first = attention.num_heads, attention.batch_first
+        joint = attention.in_proj_weight
+        separate = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+        projections = zip(separate if joint is None else joint.chunk(3), biases, strict=True)
+        self.linear_q, self.linear_k, self.linear_v = (_linear(weight, bias) for weight, bias in projections)
+        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+
+    def forward(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any = None,
+        need_weights: bool = True,
+        attn_mask: Any = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,  # noqa: ARG002  # a hint for the fused path; the mask says it too
+    ) -> tuple[Any, Any]:
+        """Take and return what nn.MultiheadAttention does."""
+        alone = query.ndim == 2
+        q, k, v = (self._rows(rows, alone) for rows in (query, key, value))
+        q, k, v = (self._heads(layer(rows)) for layer, rows in zip(self._projections(), (q, k, v), strict=True))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if attn_mask is not None:
+            mask = attn_mask if attn_mask.ndim == 2 else attn_mask.reshape(-1, self.num_heads, *attn_mask.shape[1:])
+            scores = _masked(scores, mask)
+        if key_padding_mask is not None:
+            scores = _masked(scores, key_padding_mask.reshape(-1, 1, 1, key_padding_mask.shape[-1]))
+        weights = torch.softmax(scores, -1)
+        rows = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        rows = rows[0] if alone else rows if self.batch_first else rows.transpose(0, 1)
+        shown = weights.mean(1) if average_attn_weights else weights
+        return rows, (shown[0] if alone else shown) if need_weights else None
+
+    def _projections(self) -> tuple[Any, Any, Any]:
+        return self.linear_q, self.linear_k, self.linear_v
+
+    def _rows(self, rows: Any, alone: bool) -> Any:
+        return rows.unsqueeze(0) if alone else rows if self.batch_first else rows.transpose(0, 1)
+
+    def _heads(self, rows: Any) -> Any:
+        batch, length, width = rows.shape
+        return rows.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+
+
+def _linear(weight: Any, bias: Any) -> Any:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def _masked(scores: Any, mask: Any) -> Any:
+    return scores.masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else scores + mask

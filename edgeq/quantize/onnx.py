@@ -1,0 +1,261 @@
+"""Quantization of a float ONNX file by ONNX Runtime's own tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.config import Progress
+from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, batches
+from edgeq.core.schemes import ObserverName
+from edgeq.core.system import quiet
+from edgeq.quantize import find_file_method, load_function
+from edgeq.quantize.calibrate import PERCENTILE
+from edgeq.quantize.spec import inside, matched_names
+
+# layers whose dynamic operators ONNX Runtime has fast kernels for: its ConvInteger is slower than a float convolution,
+# and it has no int8 GRU; of embeddings (Gather from a constant) the table is kept in int8, as quantize_dynamic does
+_DYNAMIC = ("MatMul", "Gemm", "LSTM", "Gather")
+
+_STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+# per-channel scales need DequantizeLinear's axis
+_LEAST_OPSET, _NEW_OPSET = 13, 18
+
+_CALIBRATORS: dict[ObserverName, str] = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSpec:
+    """Input of the methods.
+
+    Attributes:
+        path: a float ONNX file.
+        folder: where the methods write; empty.
+        keep_fp32: names of nodes, or operators.
+        calibration: samples whose ranges are observed; empty for schemes that need none.
+        reduce_range: whether weights keep to seven bits.
+    """
+
+    path: Path
+    folder: Path
+    inputs: tuple[TensorSpec, ...]
+    observer: ObserverName
+    keep_fp32: tuple[str, ...]
+    calibration: Dataset
+    reduce_range: bool
+    progress: Progress
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedFile:
+    """What a method wrote.
+
+    Attributes:
+        proto: the onnx.ModelProto.
+        quantized, kept_fp32: names of its layers in int8 or half, and of those in float.
+    """
+
+    proto: Any
+    quantized: tuple[str, ...]
+    kept_fp32: tuple[str, ...]
+
+
+def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
+    """Quantize an ONNX file.
+
+    Raises:
+        UnsupportedError: no method for the scheme, a file that is quantized already, or nothing was quantized.
+        UsageError: a --keep-fp32 name or an observer that the file's methods do not have, or samples that do not fit.
+    """
+    import onnx
+
+    method = find_file_method(scheme, spec.path.name)
+    if method.function is None:
+        raise ValueError(f"{scheme} takes an ONNX file as it is")
+    function = load_function(method.function)
+    proto = onnx.load(str(spec.path))
+    if is_quantized(proto):
+        what = f"{spec.path.name} is quantized already, and {scheme} starts from a float file"
+        raise UnsupportedError(what, "take it as it is with --scheme pretrained")
+    proto = _named(_new_enough(proto, spec.path))
+    source = spec.folder / "float.onnx"
+    onnx.save(proto, str(source))
+    kinds = {node.name: node.op_type for node in proto.graph.node}
+    kept = matched_names(spec.keep_fp32, kinds)
+    # the tools make a product and a sum of each Gemm before they look for the names
+    left_out = [name + suffix for name in kinds if inside(name, kept) for suffix in ("", "_MatMul")]
+    try:
+        with quiet():  # the tools tell mostly what they were called with
+            made = function(spec, source, left_out)
+    except (UnsupportedError, UsageError):
+        raise
+    except Exception as err:  # the tools raise many types
+        what = f"ONNX Runtime's tools cannot quantize {spec.path.name} to {scheme}: {first_line(err)}"
+        raise UnsupportedError(what, "leave the node that it names in float (--keep-fp32)") from err
+    return _result(made, proto, scheme)
+
+
+def is_quantized(proto: Any) -> bool:
+    """Whether any operator of a file is of quantized numbers."""
+    return any(node.op_type.startswith(_QUANTIZED) or node.op_type.endswith("Integer") for node in proto.graph.node)
+
+
+def dynamic_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+    """Return the file with int8 weights; ONNX Runtime quantizes activations as it runs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target = spec.folder / "dynamic.onnx"
+    quantize_dynamic(
+        str(source),
+        str(target),
+        op_types_to_quantize=list(_DYNAMIC),
+        per_channel=True,
+        reduce_range=spec.reduce_range,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=left_out,
+    )
+    return onnx.load(str(target))
+
+
+def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
+    """Return the file with QuantizeLinear and DequantizeLinear, calibrated on the spec's samples."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = _CALIBRATORS.get(spec.observer)
+    if name is None:
+        what = f"the {spec.observer} observer is PyTorch's, and {spec.path.name} is an ONNX file"
+        raise UsageError(what, f"give --observer {', '.join(_CALIBRATORS)}")
+    if spec.calibration.count == 0:
+        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
+    folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"
+    quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)  # folds batch norms
+    with spec.progress.task(f"calibrate {spec.label}"):
+        quantize_static(
+            str(folded),
+            str(target),
+            _reader(spec),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*_STATIC, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"],
+            per_channel=True,
+            reduce_range=spec.reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=left_out,
+            calibrate_method=CalibrationMethod[name],
+            extra_options={"CalibPercentile": 100 * PERCENTILE} if name == "Percentile" else {},
+        )
+    return onnx.load(str(target))
+
+
+def fp16(spec: FileSpec, source: Path, left_out: list[str]) -> Any:  # noqa: ARG001  # as the other methods
+    """Return the file in float16, with float32 inputs and outputs."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, node_block_list=left_out or None)
+
+
+def _reader(spec: FileSpec) -> Any:
+    """Return what gives the calibrator one batch after another, of the inputs' own shapes."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not followed by mypy
+        """Gives each batch once."""
+
+        def __init__(self) -> None:
+            self.left = batches(spec.calibration, spec.inputs)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.left, None)
+            if batch is None:
+                return None
+            return {item.name: array for item, array in zip(spec.inputs, batch.inputs, strict=True)}
+
+    return Reader()
+
+
+def _new_enough(proto: Any, path: Path) -> Any:
+    """Return the file at an opset whose quantized operators take a scale for each channel.
+
+    Raises:
+        UnsupportedError: onnx cannot convert it.
+    """
+    import onnx
+
+    opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    if opset >= _LEAST_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, _NEW_OPSET)
+    except Exception as err:  # the converter raises its own types, and others for operators that it does not know
+        what = f"{path.name} has opset {opset}, quantizing needs {_LEAST_OPSET}, and onnx cannot convert it"
+        raise UnsupportedError(f"{what}: {first_line(err)}", "export it again with a newer opset") from err
+
+
+def _named(proto: Any) -> Any:
+    """Give every node without a name, or with one that another has, one of its own: profiles tell layers by them."""
+    taken: set[str] = set()
+    for index, node in enumerate(proto.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+    return proto
+
+
+def _result(made: Any, source: Any, scheme: str) -> QuantizedFile:
+    """Name the quantized layers as they were before, and tell which they are.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    layers = [node.name for node in source.graph.node if node.op_type in (*_STATIC, "LSTM", "GRU", "RNN")]
+    names = set(layers)
+    for node in made.graph.node:
+        base = node.name.removesuffix("_quant")
+        node.name = (
+            base
+            if base in names
+            else base.removesuffix("_MatMul")
+            if base.removesuffix("_MatMul") in names
+            else node.name
+        )
+    quantized = _halved(made, names) if scheme == "fp16" else _integer(made, names)
+    if not quantized:
+        what = f"{scheme} quantized nothing: the file has no layer left for it"
+        raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
+    chosen = tuple(name for name in layers if name in quantized)
+    left = tuple(name for name in layers if name not in quantized)
+    return QuantizedFile(proto=made, quantized=chosen, kept_fp32=left)
+
+
+def _integer(made: Any, names: set[str]) -> set[str]:
+    """Return the layers that multiply integers, or what was dequantized straight before."""
+    ready = {name for node in made.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return {
+        node.name
+        for node in made.graph.node
+        if node.name in names
+        and (
+            node.op_type.startswith("DynamicQuantize")
+            or node.op_type.endswith("Integer")
+            or set(node.input[:2]) <= ready
+        )
+    }
+
+
+def _halved(made: Any, names: set[str]) -> set[str]:
+    """Return the layers with a weight in half."""
+    import onnx
+
+    half = {item.name for item in made.graph.initializer if item.data_type == onnx.TensorProto.FLOAT16}
+    return {node.name for node in made.graph.node if node.name in names and set(node.input) & half}

@@ -1,0 +1,209 @@
+"""Schemes that only change how weights are stored; the arithmetic stays float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import QuantizedModel
+from edgeq.quantize.result import float_copy, quantized_model, type_names
+from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+
+_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU")
+
+
+def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Store the layers in int8, a scale for each output or row, for TorchScript.
+
+    Raises:
+        UnsupportedError: an exported program, or a model without such layers.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    return _stored(spec, "weight-only-int8", _ALL, bits=8)
+
+
+def weight_only_linear_int8(spec: QuantizeSpec) -> QuantizedModel:
+    """Store linear layers and embeddings in int8, for XNNPACK, which takes no other weights that are no constants.
+
+    Raises:
+        UnsupportedError: an exported program, or a model without such layers.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    return _stored(spec, "weight-only-int8", ("Linear", "Embedding"), bits=8)
+
+
+def stored_half(spec: QuantizeSpec) -> QuantizedModel:
+    """Store the layers in half, for TorchScript's CPU runtimes, which have no half kernels.
+
+    Raises:
+        UnsupportedError: an exported program, a weight beyond what half holds, or a model without such layers.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    return _stored(spec, "fp16", _ALL, bits=16)
+
+
+def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:
+    from edgeq.quantize.fx_workarounds import open_attention
+
+    module = float_copy(spec, scheme)
+    kept = matched_names(spec.keep_fp32, type_names(module))
+    open_attention(module)
+    layers = {name: part for name, part in module.named_modules() if type(part) in KINDS}
+    chosen = [name for name, part in layers.items() if type(part).__name__ in kinds and not inside(name, kept)]
+    for name in chosen:
+        part = layers[name]
+        if bits == 16:
+            check_half_range(name, part)
+        try:
+            exchanged = KINDS[type(part)](part, bits)
+        except ValueError as err:
+            raise UnsupportedError(f"{scheme} cannot store {name}: {err}", f"give --keep-fp32 {name}") from err
+        module = _put(module, name, exchanged.eval())
+    covers = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+    left = [name for name in layers if name not in chosen]
+    return quantized_model(scheme, module, (chosen, left), covers=covers)
+
+
+def check_half_range(name: str, part: Any) -> None:
+    """Refuse a module with a weight that half precision cannot hold.
+
+    Raises:
+        UnsupportedError: which one.
+    """
+    import torch
+
+    largest = torch.finfo(torch.float16).max
+    for weight, value in part.named_parameters():
+        most = float(value.detach().abs().max())
+        if most > largest:
+            what = f"{name}.{weight} holds {most:.3g}, half precision at most {largest:.0f}"
+            raise UnsupportedError(what, f"give --keep-fp32 {name}, or use another scheme")
+
+
+def _put(module: Any, name: str, part: Any) -> Any:
+    """Put `part` in the place of the module that `name` names, which may be the whole model."""
+    if not name:
+        return part
+    parent, _, own = name.rpartition(".")
+    setattr(module.get_submodule(parent), own, part)
+    return module
+
+
+# --- Modules whose weights are stored in int8 or in half, and become float32 right before their use.
+
+
+_STEPS = 127  # symmetric int8 leaves -128 out
+
+
+class _Stored(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Holds a weight as int8 with a float32 scale for each of `axis`, or as half."""
+
+    scale: Any
+    bias: Any
+    stored: Any
+
+    def __init__(self, weight: Any, bias: Any, *, bits: int, axis: int = 0) -> None:
+        super().__init__()
+        scale = None
+        if bits == 8:
+            others = tuple(i for i in range(weight.ndim) if i != axis)
+            scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / _STEPS
+            weight = torch.round(weight / scale).to(torch.int8)
+        else:
+            weight = weight.half()
+        self.register_buffer("stored", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+
+class StoredLinear(_Stored):
+    """nn.Linear, as a batched product: XNNPACK multiplies by weights that are no constants in no other way."""
+
+    def __init__(self, linear: Any, bits: int) -> None:
+        super().__init__(linear.weight.t().contiguous(), linear.bias, bits=bits, axis=1)
+        self.out_features = linear.out_features
+
+    def forward(self, x: Any) -> Any:
+        """Take [..., in], return [..., out]."""
+        rows = x.reshape(1, -1, x.shape[-1])
+        y = torch.bmm(rows, self.stored.type_as(x).unsqueeze(0))
+        y = y if self.scale is None else y * self.scale
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+class StoredConv(_Stored):
+    """nn.Conv1d, 2d or 3d."""
+
+    def __init__(self, conv: Any, bits: int) -> None:
+        super().__init__(conv.weight, conv.bias, bits=bits)
+        self.call = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[conv.weight.ndim]
+        self.options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"padding mode {conv.padding_mode}")
+
+    def forward(self, x: Any) -> Any:
+        """Take [N, C, …], return [N, out, …]."""
+        y = self.call(x, self.stored.type_as(x), None, *self.options)
+        shape = (1, -1, *[1] * (self.stored.ndim - 2))
+        y = y if self.scale is None else y * self.scale.reshape(shape)
+        return y if self.bias is None else y + self.bias.reshape(shape)
+
+
+class StoredEmbedding(_Stored):
+    """nn.Embedding: only the rows that are looked up become float32."""
+
+    def __init__(self, embedding: Any, bits: int) -> None:
+        super().__init__(embedding.weight, None, bits=bits)
+
+    def forward(self, index: Any) -> Any:
+        """Take whole numbers [...], return [..., width]."""
+        rows = functional.embedding(index, self.stored).to(torch.float32)
+        return rows if self.scale is None else rows * functional.embedding(index, self.scale)
+
+
+class StoredRecurrent(nn.Module):  # type: ignore[misc]
+    """nn.LSTM or nn.GRU; its biases stay as they are."""
+
+    def __init__(self, recurrent: Any, bits: int) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+        weights = recurrent._flat_weights
+        self.stored = nn.ModuleList(
+            _StoredMatrix(weight.detach(), None, bits=bits) if weight.ndim == 2 else nn.Identity() for weight in weights
+        )
+
+    def forward(self, x: Any, hx: Any = None) -> Any:
+        """Take and return what the layer does."""
+        before = self.recurrent._flat_weights
+        pairs = zip(self.stored, before, strict=True)
+        self.recurrent._flat_weights = [
+            part(x) if isinstance(part, _StoredMatrix) else weight for part, weight in pairs
+        ]
+        try:
+            return self.recurrent(x, hx)
+        finally:
+            self.recurrent._flat_weights = before
+
+
+class _StoredMatrix(_Stored):
+    def forward(self, like: Any) -> Any:
+        """Return the matrix in the dtype of `like`."""
+        weight = self.stored.type_as(like)
+        return weight if self.scale is None else weight * self.scale
+
+
+KINDS: dict[Any, Any] = {
+    nn.Linear: StoredLinear,
+    nn.Conv1d: StoredConv,
+    nn.Conv2d: StoredConv,
+    nn.Conv3d: StoredConv,
+    nn.Embedding: StoredEmbedding,
+    nn.LSTM: StoredRecurrent,
+    nn.GRU: StoredRecurrent,
+}

@@ -1,0 +1,497 @@
+"""A run as JSON for machines. `schema_version` changes when a key goes or changes its meaning, not when one comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeq.core.errors import Outcome
+from edgeq.core.results.measured import (
+    Emulation,
+    Fidelity,
+    GraphOnly,
+    Interval,
+    LatencyPrediction,
+    OutputComparison,
+    Parity,
+    Timing,
+)
+from edgeq.core.results.model import Attempt, LayerSqnr, Sensitivity, Weights
+from edgeq.core.results.report import Reuse
+from edgeq.core.schema import json_schema
+
+if TYPE_CHECKING:
+    from edgeq.core.results.measured import Cost, VerifyReport
+    from edgeq.core.results.model import LayerSqnrs, Search
+    from edgeq.core.results.report import (
+        Choice,
+        Comparison,
+        DataFacts,
+        Gate,
+        ModelError,
+        ModelResult,
+        PackageResult,
+        ProjectReport,
+        RunReport,
+        Variant,
+    )
+
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: RunReport) -> dict[str, Any]:
+    """Return the run as a JSON document.
+
+    Units stand in the names; shares are of 1. What could not be measured is null. JSON has no infinity and no NaN:
+    they are the strings "Infinity", "-Infinity" and "NaN", which both Python's `float` and JavaScript's `Number` read.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "rows": [_row(row) for row in report.rows],
+        "data": _data(report.data),
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+def project_json(report: ProjectReport) -> dict[str, Any]:
+    """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole.
+
+    `error` says why a bundle that passed is not in its app; null where all are, or none was to be.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(report.exit_code),
+        "models": [_model(model) for model in report.models],
+        "app": [_gate(gate) for gate in report.app],
+        "error": error_json(report.not_installed),
+    }
+    result: dict[str, Any] = finite(document)
+    return result
+
+
+def _model(model: ModelResult) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "exit_code": int(model.exit_code),
+        "error": error_json(model.error),
+        "rows": [_row(row) for row in model.rows],
+        "data": _data(model.report.data) if model.report else None,
+    }
+
+
+def error_json(error: ModelError | None) -> dict[str, Any] | None:
+    """Return an error that did not end the run."""
+    return {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None
+
+
+def _row(row: PackageResult) -> dict[str, Any]:
+    return {
+        "model": row.model,
+        "target": row.target,
+        "scheme": row.scheme,
+        "path": str(row.path),
+        "digest": row.digest,
+        "passed": not row.checked.exit_code,
+        "exit_code": int(row.checked.exit_code),
+        "weights": row.weights,
+        "cached": row.cached,
+        "size_bytes": row.size_bytes,
+        "download_bytes": row.download_bytes,
+        "fp32_bytes": row.fp32_bytes or None,
+        "delegated_macs": row.delegated_macs,
+        "verified": _verified(row.verified),
+        "gates": [_gate(gate) for gate in row.checked.gates],
+        "warnings": list(row.checked.warnings),
+        "seconds": dict(row.seconds),
+        "reuse": _fields(row.reuse),
+        "search": _search(row.search),
+        "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
+        "auto": _choice(row.choice),
+        "compared": _comparison(row.compared),
+    }
+
+
+def _choice(choice: Choice | None) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    return {
+        "linear_macs": choice.linear_macs,
+        "tried": [_variant(one) for one in choice.tried],
+        "chosen": choice.chosen,
+        "untried": list(choice.untried),
+    }
+
+
+def _comparison(compared: Comparison | None) -> dict[str, Any] | None:
+    if compared is None:
+        return None
+    return {"arch": compared.arch, "variants": [_variant(one) for one in compared.variants]}
+
+
+def _variant(one: Variant) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(one),
+        "passed": one.passed,
+        "failed": [_gate(gate) for gate in one.failed],
+        "error": one.error or None,
+        "exit_code": int(one.exit_code),
+    }
+
+
+def layer_sqnrs_json(found: LayerSqnrs | None) -> dict[str, Any] | None:
+    """Return what is known of the layers, and where the error starts; null where it builds up."""
+    if found is None:
+        return None
+    return {**dataclasses.asdict(found), "start": found.start.layer if found.start else None}
+
+
+def _search(search: Search | None) -> dict[str, Any] | None:
+    if search is None:
+        return None
+    return {**dataclasses.asdict(search), "limits": dict(search.limits), "kept_fp32": list(search.found.kept)}
+
+
+def _verified(report: VerifyReport) -> dict[str, Any]:
+    kernels = report.kernels
+    return {
+        "host": report.host,
+        "parity": _fields(report.parity),
+        "fidelity": _fields(report.fidelity),
+        "timing": _fields(report.timing),
+        "int8_macs": kernels.int8_macs if kernels else None,
+        "int8_macs_unmatched": (kernels.why_unmatched or None) if kernels else None,
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "load_ms": report.load_ms,
+        "cost": _cost(report.cost),
+        "findings": list(report.findings),
+        "flips": {"total": report.flips.total, "ranked": report.flips.ranked} if report.flips else None,
+        "emulation": _fields(report.emulation),
+        "not_emulated": report.not_emulated or None,
+        "stand_in": report.stand_in or None,
+        "graph_only": _fields(report.graph_only),
+    }
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _cost(cost: Cost | None) -> dict[str, Any] | None:
+    if cost is None:
+        return None
+    counted = {"counts": cost.counts, "shipped_counts": cost.shipped}
+    totals = {
+        name: {one.cpu: {"instructions": one.total.instructions, **dataclasses.asdict(one.total)} for one in reports}
+        for name, reports in counted.items()
+    }
+    return {**totals, "predicted_latency": _fields(cost.prediction)}
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "outcome": gate.outcome,
+        "passed": gate.passed,
+        "limit": gate.limit,
+        "measured": gate.measured,
+        "detail": gate.detail,
+        "exit_code": int(gate.exit_code),
+    }
+
+
+def _data(facts: DataFacts) -> dict[str, Any]:
+    return {
+        "calibration_sha256": facts.calibration_sha256,
+        "calibration_samples": facts.calibration_samples,
+        "evaluation_sha256": facts.evaluation_sha256,
+        "evaluation_samples": facts.evaluation_samples,
+        "excluded_shared": facts.excluded_shared,
+        "skipped": list(facts.skipped),
+        "findings": [{"name": finding.name, "message": finding.message} for finding in facts.findings],
+    }
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with infinities and NaN as the strings that stand for them."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+# --- What `--json` prints, as models: JSON Schemas come from them, and a test holds the real documents to them.
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class GateDocument(_Document):
+    """One gate."""
+
+    name: str
+    outcome: Outcome
+    passed: bool
+    limit: str
+    measured: str
+    detail: str
+    exit_code: int
+
+
+class FlipsDocument(_Document):
+    """How many predictions are not fp32's."""
+
+    total: int
+    ranked: int = Field(description="of how many")
+
+
+class CostDocument(_Document):
+    """What one inference makes the device's cores do, by core."""
+
+    counts: dict[str, dict[str, int]] = Field(description="instructions in all and by class, bytes, cache lines")
+    shipped_counts: dict[str, dict[str, int]] = Field(description="of the shipped model; empty where none was named")
+    predicted_latency: LatencyPrediction | None
+
+
+class VerifiedDocument(_Document):
+    """What running the artifact showed; null is what could not be measured."""
+
+    host: str
+    parity: Parity | None
+    fidelity: Fidelity | None
+    timing: Timing | None
+    int8_macs: float | None
+    int8_macs_unmatched: str | None = Field(description="why int8_macs is null")
+    peak_memory_bytes: int | None
+    load_ms: float | None
+    findings: list[str]
+    flips: FlipsDocument | None
+    emulation: Emulation | None
+    not_emulated: str | None
+    stand_in: str | None
+    graph_only: GraphOnly | None = Field(description="the converted graph's verdict, where the artifact was not run")
+    cost: CostDocument | None = Field(description="null where no gate needs it")
+
+
+class SearchDocument(_Document):
+    """The search for the layers to leave in float."""
+
+    limits: dict[str, float]
+    samples: int
+    ranking: list[Sensitivity] = Field(description="all layers, the one that costs most by itself first")
+    attempts: list[Attempt] = Field(description="assignments that were converted and run, in order")
+    chosen: int = Field(description="the index of the attempt that the artifact is")
+    kept_fp32: list[str]
+
+
+class VariantDocument(_Document):
+    """The model under one scheme."""
+
+    scheme: str
+    passed: bool
+    size_bytes: int | None
+    score: float | None
+    fp32_score: float | None
+    drop_pp: Interval | None
+    sqnr_db: float | None
+    latency_ms: float | None = Field(description="p50 on this host")
+    latency_p90_ms: float | None
+    speedup: Interval | None = Field(description="times faster than fp32, median of turns; null if not timed in turns")
+    failed: list[GateDocument]
+    error: str | None = Field(description="why there is no artifact")
+    exit_code: int
+
+
+class ChoiceDocument(_Document):
+    """How --scheme auto came to the scheme."""
+
+    linear_macs: float = Field(description="share of the float model's multiply-accumulates in matrix products")
+    tried: list[VariantDocument]
+    chosen: int = Field(description="the index of the one that the artifact is")
+    untried: list[str] = Field(description="left out: no scheme could mend what failed before")
+
+
+class ComparisonDocument(_Document):
+    """Against float on the same target; the latencies were measured in turns."""
+
+    arch: str
+    variants: list[VariantDocument] = Field(description="the artifact itself, then fp32 and fp16")
+
+
+class LayerSqnrsDocument(_Document):
+    """How far each layer of the converted graph is from the float graph's, in the order of execution."""
+
+    samples: int
+    layers: list[LayerSqnr]
+    start: str | None = Field(description="the layer where the error starts; null where it builds up")
+
+
+class RowDocument(_Document):
+    """One target and scheme."""
+
+    model: str
+    target: str
+    scheme: str
+    path: str
+    digest: str
+    passed: bool
+    exit_code: int
+    weights: Weights
+    cached: bool
+    size_bytes: int
+    download_bytes: int
+    fp32_bytes: int | None
+    delegated_macs: float | None
+    verified: VerifiedDocument
+    gates: list[GateDocument]
+    warnings: list[str]
+    seconds: dict[str, float]
+    reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
+    search: SearchDocument | None = Field(description="null for schemes that do not search")
+    auto: ChoiceDocument | None = Field(description="null where the scheme was named")
+    compared: ComparisonDocument | None = Field(description="null without --compare")
+    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes that calibrate no graph")
+
+
+class FindingDocument(_Document):
+    """A finding of the data lint."""
+
+    name: str
+    message: str
+
+
+class DataDocument(_Document):
+    """The samples, by hash and count."""
+
+    calibration_sha256: str | None
+    calibration_samples: int
+    evaluation_sha256: str | None
+    evaluation_samples: int
+    excluded_shared: int
+    skipped: list[str]
+    findings: list[FindingDocument]
+
+
+class ErrorDocument(_Document):
+    """Why there is no result."""
+
+    what: str
+    fix: str
+    exit_code: int
+
+
+class InstalledDocument(_Document):
+    """A bundle that went into an app."""
+
+    app: str
+    target: str | None
+    place: str
+    files: list[str]
+    size_bytes: int
+    digest: str
+
+
+class PackageDocument(_Document):
+    """`edgeq package --json`; after an error that ended the run, only schema_version and error."""
+
+    schema_version: Literal[1]
+    exit_code: int
+    rows: list[RowDocument]
+    data: DataDocument
+    installed: list[InstalledDocument]
+    error: ErrorDocument | None = None
+
+
+class ModelDocument(_Document):
+    """One model of a project."""
+
+    name: str
+    exit_code: int
+    error: ErrorDocument | None
+    rows: list[RowDocument]
+    data: DataDocument | None
+
+
+class BuildDocument(_Document):
+    """`edgeq build --json`, and `edgeq report --format json`, which has no `installed`."""
+
+    schema_version: Literal[1]
+    exit_code: int
+    models: list[ModelDocument]
+    app: list[GateDocument]
+    installed: list[InstalledDocument] = Field(default_factory=list)
+    error: ErrorDocument | None = Field(default=None, description="why a bundle that passed is not in its app")
+
+
+class ChangeDocument(_Document):
+    """A fact that differs; null where one bundle has no such fact."""
+
+    section: str
+    name: str
+    old: float | int | str | None
+    new: float | int | str | None
+
+
+class DiffDocument(_Document):
+    """`edgeq diff --json`."""
+
+    schema_version: Literal[1]
+    old: str
+    new: str
+    changes: list[ChangeDocument]
+
+
+class ComparedDocument(_Document):
+    """One of the bundles that were compared."""
+
+    model: str
+    model_version: str
+    target: str
+    scheme: str
+
+
+class CompareDocument(_Document):
+    """`edgeq compare --json`."""
+
+    schema_version: Literal[1]
+    fp32: ComparedDocument
+    quantized: ComparedDocument
+    outputs: OutputComparison
+    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null without --layers")
+    notes: list[str]
+
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "package": PackageDocument,
+    "build": BuildDocument,
+    "diff": DiffDocument,
+    "compare": CompareDocument,
+}
+
+_NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
+    schema: dict[str, Any] = _with_infinity(json_schema(DOCUMENTS[name]))
+    return schema
+
+
+def _with_infinity(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_infinity(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "number":
+        rest = {key: value for key, value in node.items() if key != "type"}
+        return {**rest, "anyOf": [{"type": "number"}, _NOT_FINITE]}
+    return {key: _with_infinity(value) for key, value in node.items()}

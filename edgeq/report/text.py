@@ -1,0 +1,584 @@
+"""A row of the closing table in words: the figures with their units, and what is missing said plainly."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgeq.core.results.report import of_one
+from edgeq.core.units import counted, format_bytes, format_quantity
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
+    from edgeq.core.results.model import KeptValues, LayerSqnrs, Search
+    from edgeq.core.results.report import (
+        Choice,
+        Comparison,
+        DataFacts,
+        Gate,
+        PackageResult,
+        ProjectReport,
+        Reuse,
+        RunReport,
+        Variant,
+    )
+
+
+MISSING = "not measured"
+
+_SHOWN = 6  # names of layers in one line
+
+
+def size(row: PackageResult) -> str:
+    """Return the artifact's size against the fp32 weights; of a small model it can be more, the program included."""
+    if not row.fp32_bytes or not row.size_bytes:
+        return format_bytes(row.size_bytes)
+    ratio = row.size_bytes / row.fp32_bytes
+    against = f"{ratio:.1%} of fp32" if ratio <= 1 else f"{ratio:.2f} times the fp32 weights"
+    return f"{format_bytes(row.size_bytes)}\n{against}"
+
+
+def download(row: PackageResult) -> str:
+    """Return the size of the published ZIP."""
+    return format_bytes(row.download_bytes)
+
+
+def accuracy_head(row: PackageResult) -> str:
+    """Return what `accuracy(row)` is a figure of."""
+    return "accuracy" if is_labelled(row) else "fidelity"
+
+
+def is_labelled(row: PackageResult) -> bool:
+    """Whether the row has a score, if only the converted graph's."""
+    only = row.verified.graph_only
+    fidelity = only.fidelity if only else row.verified.fidelity
+    return fidelity is not None and bool(fidelity.metric)
+
+
+def accuracy(row: PackageResult) -> str:
+    """Return artifact against fp32 with the drop's interval; the SQNR where there are no labels."""
+    only = row.verified.graph_only
+    if only is not None:
+        return f"{MISSING}\nits graph: {_told(only.fidelity)}"
+    return "\n".join((_told(row.verified.fidelity), *_worst_parts(row)))
+
+
+def _worst_parts(row: PackageResult) -> list[str]:
+    """Return the channel that came out worst, where it is not the whole output, and the class that lost most."""
+    said = [gate.measured for gate in row.checked.gates if gate.name == "fidelity" and "channel" in gate.measured]
+    fidelity = row.verified.fidelity
+    if fidelity is None:
+        return said
+    if fidelity.distinct is not None and fidelity.distinct < fidelity.samples:
+        said.append(f"{counted(fidelity.distinct, 'distinct sample')} of {fidelity.samples}")
+    if fidelity.classes and fidelity.by_labels:
+        worst = fidelity.classes[0]
+        drop = f"drop {worst.drop_pp.estimate:.2f} pp ({worst.drop_pp.low:.2f} to {worst.drop_pp.high:.2f})"
+        said.append(
+            f"worst class {worst.label}: {worst.right} right of {worst.samples}, fp32 {worst.fp32_right}, {drop}"
+        )
+    return said
+
+
+def _told(fidelity: Fidelity | None) -> str:
+    if fidelity is None:
+        return MISSING
+    if fidelity.score is None:
+        if fidelity.sqnr_db is None:
+            return MISSING
+        return f"SQNR {decibel(fidelity.sqnr_db)}\n{fidelity.samples} {_inputs(fidelity)}"
+    score = _score(fidelity, fidelity.score)
+    if fidelity.fp32_score is None:
+        return score
+    scores = f"{score}, fp32 {_score(fidelity, fidelity.fp32_score)}"
+    drop = fidelity.drop_pp
+    return f"{scores}\ndrop {drop.estimate:.2f} pp ({drop.low:.2f} to {drop.high:.2f})" if drop else scores
+
+
+def _inputs(fidelity: Fidelity) -> str:
+    return "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+
+
+def _score(fidelity: Fidelity, value: float) -> str:
+    # a metric of the user's own has a range of its own
+    return share(value) if fidelity.metric in ("top1", "top-1") else f"{fidelity.metric} {value:.4g}"
+
+
+def agreement(row: PackageResult) -> str:
+    """Return the share of samples with the same top-1 class as fp32."""
+    fidelity = row.verified.fidelity
+    return "-" if fidelity is None or fidelity.top1_agreement is None else share(fidelity.top1_agreement)
+
+
+def int8_share(row: PackageResult) -> str:
+    """Return the share of multiply-accumulates that ran in int8 kernels."""
+    kernels = row.verified.kernels
+    return "-" if kernels is None or kernels.int8_macs is None else share(kernels.int8_macs)
+
+
+def device(row: PackageResult) -> str:
+    """Return how the device's kernels compare with the host's; "-" where the target has no device to emulate."""
+    verified = row.verified
+    emulation = verified.emulation
+    if emulation is None:
+        return "host only" if verified.not_emulated else "-"
+    if emulation.problem:
+        return MISSING
+    worst = min(emulation.runs, key=lambda run: -math.inf if math.isnan(run.host.sqnr_db) else run.host.sqnr_db)
+    cpus = ", ".join(dict.fromkeys(run.cpu for run in emulation.runs))
+    same = "equal" if worst.host.sqnr_db == math.inf else f"host {decibel(worst.host.sqnr_db)}"
+    return f"{same}\n{cpus}"
+
+
+def latency(row: PackageResult) -> str:
+    """Return p50 and p90 with the host's architecture or GPU, since they say little of another one."""
+    timing = row.verified.timing
+    if timing is None:
+        return MISSING
+    return f"{_ms(timing.p50_ms)} / {_ms(timing.p90_ms)} ms\n{timing.gpu or f'host {timing.arch}'}"
+
+
+def _ms(value_ms: float) -> str:
+    return format_quantity(value_ms, "ms").removesuffix(" ms")
+
+
+def search(found: Search) -> str:
+    """Return which layers a search left in float."""
+    kept = found.found.kept
+    names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
+    remedies = "".join(f", {name}" for name in found.found.remedies)
+    tried = f"{counted(len(found.attempts), 'assignment')} tried on {counted(found.samples, 'sample')}"
+    return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''}{remedies} ({tried})"
+
+
+def verdict_text(row: PackageResult) -> str:
+    """Return `ok`, or `failed:` with the first gate; below it, what else to know of the row."""
+    failed = [gate for gate in row.checked.gates if not gate.passed]
+    marks = [
+        *([f"and {len(failed) - 1} more"] if len(failed) > 1 else []),
+        *(["emulated"] if row.verified.stand_in else []),
+        *(["random weights"] if row.weights == "random" else []),
+        *(["cached"] if row.cached else []),
+    ]
+    text = f"failed: {failed[0].name}" if failed else "ok"
+    return f"{text}\n{', '.join(marks)}" if marks else text
+
+
+def failures(row: PackageResult, *, named: bool = False) -> list[str]:
+    """Return a line for each gate that failed; `named` where rows of several models stand together."""
+    about = f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
+    return [failure(about, gate) for gate in row.checked.gates if not gate.passed]
+
+
+def failure(about: str, gate: Gate) -> str:
+    """Return a gate's line: what it is of, its limit, what was measured, and by how much."""
+    return f"{gate.outcome}: {about}: {gate_facts(gate)}"
+
+
+def gate_facts(gate: Gate) -> str:
+    """Return a gate's name, its limit and what was measured."""
+    is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
+    measured = gate.measured if is_plain else f"measured {gate.measured}"
+    facts = (f"limit {gate.limit}" if gate.limit else "", measured)
+    told = ", ".join(fact for fact in facts if fact)
+    detail = f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+    return f"{gate.name}: {detail}"
+
+
+def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
+    """Return what was reused of the shipped model, what that brought and cost, and the tensors that have new ranges.
+
+    Args:
+        found: the comparison with the artifact that has all new ranges.
+        fidelity: of the artifact that reuses them.
+    """
+    kept = found.tensors - len(found.fresh)
+    patches = f"{format_bytes(found.patch_bytes)} with, {format_bytes(found.patch_bytes_without)} without"
+    lines = [
+        f"{kept} of {found.tensors} int8 tensors keep the shipped scales and zero points",
+        f"the artifact's patch: {patches}; {_quality(fidelity)} with, {_quality(found.fidelity_without)} without",
+    ]
+    if found.kept is not None:
+        lines.append(_kept_values(found.kept))
+    if found.fresh:
+        more = f" and {len(found.fresh) - _SHOWN} more" if len(found.fresh) > _SHOWN else ""
+        lines.append(f"new ranges, since the shipped ones do not fit: {', '.join(found.fresh[:_SHOWN])}{more}")
+    return lines
+
+
+def _kept_values(kept: KeptValues) -> str:
+    gains = ((kept.ranges, "ranges"), (kept.biases, "biases"), (kept.values, "int8 values"))
+    parts = [f"{count} {what}" for count, what in gains if count]
+    if not parts:
+        return "nothing else stays the shipped model's: it would cost too much, or is the same anyway"
+    cost = f"{decibel(kept.sqnr_db)} with, {decibel(kept.sqnr_strict_db)} without"
+    return f"near enough to stay the shipped ones: {', '.join(parts)} ({kept.samples} calibration samples: {cost})"
+
+
+def _quality(fidelity: Fidelity | None) -> str:
+    if fidelity is not None and fidelity.score is not None:
+        return f"accuracy {_score(fidelity, fidelity.score)}"
+    return MISSING if fidelity is None or fidelity.sqnr_db is None else f"SQNR {decibel(fidelity.sqnr_db)}"
+
+
+def error_start(found: LayerSqnrs) -> str:
+    """Return at which layer the error starts, or that it builds up, in a line."""
+    start, noisiest = found.start, found.noisiest
+    if start is None:
+        most = f"most comes from {noisiest.layer} ({decibel(noisiest.own_db)} by itself)"
+        return f"no layer stands out: the error builds up from layer to layer, {most}"
+    before = found.before(start)
+    told = "it reads the input" if before == math.inf else f"{decibel(before)} before it"
+    return f"the error starts at {start.layer}: {decibel(start.own_db)} by itself, {told}"
+
+
+def place(row: PackageResult) -> str:
+    """Return what the row's path is."""
+    return "rejected" if row.checked.exit_code else "bundle"
+
+
+def share(value: float) -> str:
+    """Return a share in percent; 100.00% only where it is all of it."""
+    if not math.isfinite(value):
+        return str(value)
+    # 99.996% must not read as everything
+    return f"{min(value, 0.9999):.2%}" if value < 1 else "100.00%"
+
+
+def decibel(value_db: float) -> str:
+    """Return a signal-to-difference ratio; infinite means that the outputs are equal."""
+    return "infinite (equal)" if value_db == math.inf else f"{value_db:.1f} dB"
+
+
+# --- A model under several schemes in words: what --scheme auto tried, and what --compare found.
+
+
+def choice(found: Choice) -> str:
+    """Return what --scheme auto went by, and what came of it."""
+    made_of = f"matrix products do {share(found.linear_macs)} of the model's multiply-accumulates"
+    chosen = found.tried[found.chosen]
+    if chosen.passed:
+        return f"{made_of}; {chosen.scheme} is the first that passed every gate"
+    left = f"; not tried, since it would fail alike: {', '.join(found.untried)}" if found.untried else ""
+    return f"{made_of}; none passed every gate, {chosen.scheme} is the nearest{left}"
+
+
+def choice_lines(found: Choice) -> list[str]:
+    """Return a line for each scheme that was tried: its figures, and why it was refused."""
+    return [f"{one.scheme}: {_figures(one)}{verdict_of(one)}" for one in found.tried]
+
+
+def verdict_of(one: Variant) -> str:
+    """Return `passed`, or why a scheme was refused."""
+    return "passed" if one.passed else f"refused: {reasons(one)}"
+
+
+def reasons(one: Variant) -> str:
+    """Return why there is no artifact, or what each failed gate says; "" where there is nothing to say."""
+    return one.error or "; ".join(gate_facts(gate) for gate in one.failed)
+
+
+def compared(found: Comparison) -> list[str]:
+    """Return the figures side by side, and in words what the scheme brings against fp32."""
+    own, *others = found.variants
+    lines = ["; ".join(f"{one.scheme} {_figures(one) or reasons(one)}".rstrip(", ") for one in found.variants)]
+    fp32 = next((one for one in others if one.scheme == "fp32" and not one.error), None)
+    return [*lines, _worth(own, fp32, found.arch)] if fp32 is not None else lines
+
+
+def _worth(own: Variant, fp32: Variant, arch: str) -> str:
+    told = [] if own.speedup is None else [f"is {speedup(own.speedup, f'than fp32 on this {arch} host')}"]
+    if own.size_bytes and fp32.size_bytes:
+        ratio = fp32.size_bytes / own.size_bytes
+        told.append(f"is {ratio:.2f} times smaller" if ratio >= 1 else f"is {1 / ratio:.2f} times larger")
+    slower = own.speedup is not None and round(own.speedup.high, 2) < 1
+    so = ": its gain is in size alone" if slower and "smaller" in told[-1] else ""
+    return f"{own.scheme} {' and '.join(told)}{so}" if told else f"{own.scheme}: nothing to compare was measured"
+
+
+def speedup(found: Interval, than: str) -> str:
+    """Return how many times faster or slower something is, or that its interval, as it is shown, allows for both.
+
+    Args:
+        found: times faster.
+        than: what it is compared with, and where: "than fp32 on this x86_64 host".
+    """
+    spread = f"95% interval {found.low:.2f} to {found.high:.2f}"
+    if round(found.low, 2) > 1:
+        return f"{found.estimate:.2f} times faster {than} ({spread})"
+    if round(found.high, 2) < 1:
+        return (
+            f"{1 / found.estimate:.2f} times slower {than} (95% interval {1 / found.high:.2f} to {1 / found.low:.2f})"
+        )
+    return f"not surely faster or slower {than} ({found.estimate:.2f} times as fast, {spread})"
+
+
+def _figures(one: Variant) -> str:
+    known = [variant_size(one), variant_accuracy(one), variant_latency(one)]
+    return "".join(f"{text}, " for text in known if text != MISSING)
+
+
+def variant_size(one: Variant) -> str:
+    """Return its artifact's size."""
+    return MISSING if one.size_bytes is None else format_bytes(one.size_bytes)
+
+
+def variant_accuracy(one: Variant) -> str:
+    """Return its score, or its SQNR where there are no labels."""
+    if one.score is not None:
+        drop = "" if one.drop_pp is None else f" (drop {one.drop_pp.estimate:.2f} pp)"
+        return f"{share(one.score) if one.score <= 1 else format(one.score, '.4g')}{drop}"
+    return MISSING if one.sqnr_db is None else f"SQNR {decibel(one.sqnr_db)}"
+
+
+def variant_latency(one: Variant) -> str:
+    """Return its median latency, and the 90th percentile."""
+    if one.latency_ms is None or one.latency_p90_ms is None:
+        return MISSING
+    return f"{format_quantity(one.latency_ms, 'ms')} (p90 {format_quantity(one.latency_p90_ms, 'ms')})"
+
+
+# --- The closing table of a run: one row for each target and scheme, or a block where the terminal is too narrow.
+
+
+_NOT_A_TERMINAL = 100
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:[kMG]?i?B|ms|pp|dB|%)\b)")
+
+_STYLES = {"ok": "green", "failed": "bold red"}
+
+
+def render(report: RunReport, *, width: int | None = None) -> str:
+    """Return the run of one model: see `render_project`."""
+    return render_project(of_one(report), width=width)
+
+
+def render_project(report: ProjectReport, *, width: int | None = None) -> str:
+    """Return the table, what failed and by how much, the warnings, and where the bundles are.
+
+    Args:
+        report: the run.
+        width: columns of the terminal; None to ask it.
+    """
+    canvas = io.StringIO()
+    console = _console(canvas, width)
+    if report.rows:
+        table = _table(report.rows)
+        # a table that does not fit would break numbers apart: then each row becomes a block of lines
+        if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+            console.print(table)
+        else:
+            for row in report.rows:
+                console.print(_block(row, console.width))
+    below = _below(report)
+    if width is not None or sys.stdout.isatty():
+        below = [part for line in below for part in _wrapped(line, console.width)]
+    above = "\n".join(line.rstrip() for line in canvas.getvalue().splitlines())
+    return "\n".join([above.rstrip("\n"), *below]).lstrip("\n")
+
+
+def _console(canvas: io.StringIO, width: int | None) -> Console:
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    columns = width or shutil.get_terminal_size((_NOT_A_TERMINAL, 24)).columns
+    return Console(file=canvas, width=columns, force_terminal=terminal, highlight=False, markup=False)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    # names and paths stay whole, so that they can be copied; a number stays with its unit
+    bound = _UNIT.sub("\N{NO-BREAK SPACE}", line)
+    parts = textwrap.wrap(bound, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
+
+
+def _table(rows: Sequence[PackageResult]) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    many = len({row.model for row in rows}) > 1
+    # ASCII-safe rules and no colours needed: the words alone carry the meaning
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    labelled = any(is_labelled(row) for row in rows)
+    heads = ["target", "scheme", "size", "download", "accuracy" if labelled else "fidelity", "agreement"]
+    emulated = any(device(row) != "-" for row in rows)
+    heads += ["int8 MACs", *(["on the device"] if emulated else []), "latency p50 / p90", "verdict"]
+    for head in [*(["model"] if many else []), *heads]:
+        table.add_column(head, no_wrap=True)
+    for row in rows:
+        cells = [row.target, row.scheme, size(row), download(row), accuracy(row)]
+        cells += [agreement(row), int8_share(row)]
+        cells += [*([device(row)] if emulated else []), latency(row)]
+        table.add_row(*([row.model] if many else []), *cells, _verdict(row))
+    return table
+
+
+def _block(row: PackageResult, width: int) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = (
+        ("size", size(row)),
+        ("download", download(row)),
+        (accuracy_head(row), accuracy(row)),
+        ("agreement", agreement(row)),
+        ("int8 MACs", int8_share(row)),
+        *((("on the device", device(row)),) if device(row) != "-" else ()),
+        ("latency p50 / p90", latency(row)),
+    )
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for head, value in facts:
+        lines.add_row(f"  {head}", value.replace("\n", ", "))
+    lines.add_row("  verdict", _verdict(row, between=", "))
+    title = Text(f"{row.model} {row.target} {row.scheme}", style="bold")
+    block = Table.grid()
+    block.add_column(max_width=width, overflow="fold")
+    block.add_row(title)
+    block.add_row(lines)
+    block.add_row("")
+    return block
+
+
+def _verdict(row: PackageResult, between: str = "\n") -> Text:
+    from rich.text import Text
+
+    verdict = verdict_text(row)
+    return Text(verdict.replace("\n", between), style=_STYLES.get(verdict.split()[0].rstrip(":"), ""))
+
+
+def device_lines(row: PackageResult) -> list[str]:
+    """Return the table of the pairs that disagree; nothing where host and devices are equal."""
+
+    emulation = row.verified.emulation
+    lines = disagreements(emulation) if emulation else []
+    return [f"{row.target} {row.scheme}: where the runs differ", *lines] if lines else []
+
+
+def _warnings(rows: Sequence[PackageResult]) -> dict[str, list[str]]:
+    """Return each warning once, with the targets that it is about."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for text in row.checked.warnings:
+            names = about.setdefault(text, [])
+            if row.target not in names:
+                names.append(row.target)
+    return about
+
+
+def _below(report: ProjectReport) -> list[str]:
+    """Return the lines under the table: failures, errors, the app, warnings, data, paths."""
+    named = len(report.models) > 1
+    devices = [line for row in report.rows for line in device_lines(row)]
+    failed = [line for row in report.rows for line in failures(row, named=named)]
+    failed += [failure("app", gate) for gate in report.app if not gate.passed]
+    for model in report.models:
+        if model.error is not None:
+            failed += [
+                f"error: {printable(f'{model.name}: {model.error.what}')}",
+                f"  fix: {printable(model.error.fix)}",
+            ]
+    found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
+    tried = [line for row in report.rows for line in _tried(row)]
+    app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
+    warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
+    data = [line for model in report.models if model.report for line in _data(model.report.data)]
+    reused = [line for row in report.rows for line in _reused(row)]
+    paths = [f"{place(row)}: {row.path}" for row in report.rows]
+    sections = [section for section in (devices, failed, found, tried, app, warnings, data, reused, paths) if section]
+    return [line for section in sections for line in ("", *section)]
+
+
+def _tried(row: PackageResult) -> list[str]:
+    """Return how auto came to the row's scheme, and how that compares with float."""
+    lines = []
+    if row.choice is not None:
+        lines.append(f"auto: {row.target}: {choice(row.choice)}")
+        lines += [f"  {printable(line)}" for line in choice_lines(row.choice)]
+    if row.compared is not None:
+        lines += [f"compare: {row.target}: {printable(line)}" for line in compared(row.compared)]
+    return lines
+
+
+def _reused(row: PackageResult) -> list[str]:
+    if row.reuse is None:
+        return []
+    return [f"reuse: {row.target}: {line}" for line in reuse(row.reuse, row.verified.fidelity)]
+
+
+def _data(facts: DataFacts) -> list[str]:
+    lines = [f"data: {finding.name}: {finding.message}" for finding in facts.findings]
+    if facts.excluded_shared:
+        lines.append(f"data: {counted(facts.excluded_shared, 'sample')} left out: they are in the other set too")
+    return lines + [f"data: skipped {name}" for name in facts.skipped]
+
+
+# --- The emulated runs as tables: each against the host and fp32, and where two runs disagree.
+
+
+_HEADS = ("against", "run", "max abs", "SQNR", "differing", "top-1 flips")
+
+
+def disagreements(emulation: Emulation) -> list[str]:
+    """Return a line for each pair of runs, of host and devices, whose outputs are not equal."""
+    pairs = [(run.host.left, run.name, run.host) for run in emulation.runs]
+    pairs += [(pair.left, pair.right, pair) for pair in emulation.between]
+    rows = [_row(left, right, pair) for left, right, pair in pairs if pair.sqnr_db != math.inf]
+    return aligned([_HEADS, *rows], right=frozenset({2, 3, 4, 5})) if rows else []
+
+
+def runs_table(emulation: Emulation) -> list[str]:
+    """Return a line for each run against the host, and one against fp32 where that is known."""
+    rows = []
+    for run in emulation.runs:
+        rows.append(_row("host", run.name, run.host))
+        if run.fp32 is not None:
+            rows.append(_row("fp32", run.name, run.fp32))
+    rows += [_row(pair.left, pair.right, pair) for pair in emulation.between]
+    return aligned([_HEADS, *rows], right=frozenset({2, 3, 4, 5})) if rows else []
+
+
+def _row(left: str, right: str, pair: Agreement) -> tuple[str, ...]:
+    flips = "-" if pair.top1_flips is None else f"{pair.top1_flips} of {pair.samples}"
+    if pair.sqnr_db == math.inf:
+        return (left, right, "0", "equal", "0", flips)
+    differing = f"{pair.differing:.2%}" if pair.differing >= 1e-4 else f"{pair.differing:.1e}"
+    return (left, right, f"{pair.max_abs:.3g}", f"{pair.sqnr_db:.1f} dB", differing, flips)
+
+
+# --- Plain text for a terminal: aligned columns, and names from files that cannot move the cursor.
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without the control characters that a bundle from elsewhere may hold."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: frozenset[int] = frozenset()) -> list[str]:
+    """Return a line for each row, its cells under those of the row above.
+
+    Args:
+        rows: cells; all rows have as many.
+        indent: put before each line.
+        right: the columns whose cells end together.
+    """
+    safe = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*safe, strict=True)]
+    return [
+        indent
+        + "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in safe
+    ]

@@ -1,0 +1,526 @@
+"""What is gathered of outputs while the samples run, and what it comes to."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import io
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.results.measured import ClassDrop, Fidelity, Flip, FlipPair, Flips, Interval, OutputAgreement, Parity
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Batch, Outputs, Sample, batch_size
+from edgeq.intervals import effective_count
+from edgeq.verify.channels import lost_channels
+from edgeq.verify.metrics import (
+    Comparison,
+    Variety,
+    class_drops,
+    cut,
+    is_ranking,
+    of_sample,
+    paired_drop_pp,
+    real_rows,
+    row_keys,
+    scored,
+    top1,
+)
+from edgeq.verify.spec import Forward, Metric, VerifySpec
+
+
+@dataclass(slots=True)
+class Extremes:
+    """The samples of the least and of the largest input: one range for both leaves nothing of the former."""
+
+    quietest: tuple[float, Sample] | None = None
+    loudest: tuple[float, Sample] | None = None
+
+    def look(self, samples: Sequence[Sample]) -> None:
+        """Take in samples, by the root mean square of their float inputs."""
+        for sample in samples:
+            floats = [array for array in sample.inputs if array.dtype.kind == "f" and array.size]
+            power = sum(float(np.square(array, dtype=np.float64).mean()) for array in floats)
+            if not np.isfinite(power):
+                continue
+            if self.quietest is None or power < self.quietest[0]:
+                self.quietest = power, sample
+            if self.loudest is None or power > self.loudest[0]:
+                self.loudest = power, sample
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The two, where they are two."""
+        found = [pair[1] for pair in (self.quietest, self.loudest) if pair is not None]
+        return tuple({sample.digest: sample for sample in found}.values())
+
+
+# --- Lowering parity: the artifact against the converted graph, and how much that graph amplifies rounding.
+
+
+@dataclass(slots=True)
+class ParityTally:
+    """What is gathered while the samples run."""
+
+    sums: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
+    steps: tuple[float | None, ...] = ()
+    batches: list[tuple[Batch, Outputs]] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """How many samples were compared."""
+        return sum(batch.rows for batch, _ in self.batches)
+
+    def add(self, batch: Batch, expected: Outputs, measured: Outputs, steps: tuple[float | None, ...]) -> None:
+        """Add one batch's outputs, without padding."""
+        self.sums.add(expected, measured, steps)
+        self.steps = steps
+        self.batches.append((batch, expected))
+
+    def result(self, graph: Forward) -> Parity:
+        """Return the verdict's numbers; a difference beyond one step is set against the graph's own reaction."""
+        sums = self.sums
+        within_a_step = sums.max_steps is not None and sums.max_steps <= 1.0
+        return Parity(
+            samples=self.samples,
+            max_abs=sums.max_abs,
+            max_steps=sums.max_steps,
+            sqnr_db=sums.sqnr_db,
+            differing=sums.differing / sums.elements if sums.elements else 0.0,
+            mean_abs=sums.error_sum / sums.elements if sums.elements else None,
+            mean_magnitude=sums.magnitude_sum / sums.elements if sums.elements else None,
+            lost=lost_channels(sums.groups(classes=False), self.steps),
+            reaction_db=None if within_a_step or not sums.differing else self._reaction_db(graph),
+        )
+
+    def _reaction_db(self, graph: Forward) -> float | None:
+        """Return the graph's SQNR against itself with every float or pixel input one int8 step up or down, seeded.
+
+        Kernels round at ties differently in every layer, and a deep model amplifies that as it amplifies noise at its
+        input. An artifact nearer to its graph than this has lost nothing that the input's own step does not lose.
+        """
+        rng = np.random.default_rng(0)
+        sums = Comparison()
+        for batch, expected in self.batches:
+            if not any(_can_move(array) for array in batch.inputs):
+                return None
+            nudged = dataclasses.replace(batch, inputs=tuple(_nudged(array, rng) for array in batch.inputs))
+            sums.add(expected, cut(batch, graph(nudged)))
+        return sums.sqnr_db
+
+
+def _can_move(array: NDArray[Any]) -> bool:
+    return array.size > 0 and (array.dtype.kind == "f" or array.dtype == np.uint8)
+
+
+def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Move every element of a float array by 1/255 of its range, up or down, and pixels by one."""
+    if not _can_move(array):
+        return array
+    if array.dtype == np.uint8:
+        moved = array.astype(np.int16) + rng.choice(np.array([-1, 1], np.int16), array.shape)
+        return np.asarray(np.clip(moved, array.min(), array.max()), np.uint8)
+    step = float(array.max() - array.min()) / 255
+    return np.asarray(array + rng.choice([-step, step], array.shape), array.dtype)
+
+
+# --- Which score a sample gets, and how a batch is scored.
+
+
+_MOST = 128
+
+
+def chosen_metric(metric: Metric | None, outputs: Outputs, *, labelled: bool) -> Metric | None:
+    """Return the user's metric, top-1 for labelled samples and outputs that rank classes, or None."""
+    if metric is None and labelled and is_ranking(outputs[0]):
+        return top1
+    return metric
+
+
+def batch_scores(score: Metric, batch: Batch, outputs: Outputs) -> list[float]:
+    """Return the score of each sample of a batch.
+
+    Raises:
+        UsageError: the metric gave a value that is not finite, or the labels do not fit.
+    """
+    return [_finite(score(*pair)) for pair in scored(batch, outputs, by_row=score is top1)]
+
+
+@dataclass(slots=True)
+class Mismatches:
+    """Scores of outputs against the last label that was another one, beside those against their own.
+
+    A metric is the user's: a loss passes for a score, and a larger one for a gain, and what no label changes for
+    either, unless it is seen which way is better. A model that learned anything scores better on its own labels. A
+    score without labels must fall when noise as strong as the outputs is added to them.
+
+    Attributes:
+        labels: the last two that were not the same; samples may come class by class.
+    """
+
+    own: list[float] = field(default_factory=list)
+    other: list[float] = field(default_factory=list)
+    labels: tuple[Any, ...] = ()
+
+    def add(
+        self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float], *, labelled: bool = True
+    ) -> None:
+        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are looked at."""
+        pairs = scored(batch, outputs, by_row=False)
+        for (row, label), own in zip(pairs, scores, strict=True):
+            if len(self.own) >= _MOST:
+                return
+            if label is None and not labelled:
+                with contextlib.suppress(EdgeqError):  # noise may be more than it takes
+                    self.other.append(_finite(score(tuple(_noised(array) for array in row), None)))
+                    self.own.append(own)
+                continue
+            others = [known for known in self.labels if not _equal(known, label)]
+            if others:
+                with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
+                    self.other.append(_finite(score(row, others[-1])))
+                    self.own.append(own)
+            if label is not None:
+                self.labels = (*others[-1:], label)
+
+    def drop_pp(self) -> Interval | None:
+        """Return the paired drop; None without samples."""
+        return paired_drop_pp(self.own, self.other) if self.own else None
+
+
+def _noised(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a float output with seeded noise of its own root mean square; others are returned shuffled."""
+    rng = np.random.default_rng(0)
+    if array.dtype.kind != "f":
+        return np.asarray(rng.permutation(array.reshape(-1)).reshape(array.shape), array.dtype)
+    strength = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
+    return np.asarray(array + rng.normal(0.0, strength or 1.0, array.shape), array.dtype)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    with contextlib.suppress(ValueError, TypeError):  # labels of the user's own kind need not compare
+        return type(one) is type(other) and bool(np.array_equal(one, other))
+    return False
+
+
+def _finite(value: float) -> float:
+    value = float(value)
+    if not math.isfinite(value):
+        raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
+    return value
+
+
+# --- Gathers the predictions that changed: counts of all, thumbnails of a few, so that memory stays bounded.
+
+
+MAX_EXAMPLES = 24
+
+MAX_PAIRS = 40
+
+_SIDE_PX = 64
+
+_MAX_LABEL = 2**31
+
+_MAX_NAME = 80
+
+
+@dataclass(slots=True)
+class FlipTally:
+    """What changed so far."""
+
+    ranked: int = 0
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    examples: list[Flip] = field(default_factory=list)
+
+    def add(self, batch: Batch, reference: Outputs, measured: Outputs) -> None:
+        """Compare the classes of a batch's rows; outputs that rank no classes, or are not finite, are left out.
+
+        Args:
+            batch: what was run; a sample that is a whole batch stands for all of its rows.
+            reference: fp32's outputs, padding cut away.
+            measured: the artifact's, of the same shapes.
+        """
+        if not reference or not is_ranking(reference[0]) or len(reference[0]) < batch.rows:
+            return
+        finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
+        before, after = reference[0].argmax(axis=1), measured[0].argmax(axis=1)
+        self.ranked += int(finite.sum())
+        for row in np.flatnonzero(finite & (before != after)):
+            pair = int(before[row]), int(after[row])
+            self.pairs[pair] += 1
+            if len(self.examples) < MAX_EXAMPLES:
+                sample = batch.samples[min(int(row), batch.rows - 1)]
+                self.examples.append(_flip(sample, pair, row=int(row) if batch.rows == 1 else 0))
+
+    def result(self) -> Flips | None:
+        """Return what changed; None where no output ranks classes."""
+        if not self.ranked:
+            return None
+        ordered = sorted(self.pairs.items(), key=lambda item: (-item[1], item[0]))
+        return Flips(
+            total=self.pairs.total(),
+            ranked=self.ranked,
+            pairs=tuple(FlipPair(fp32=a, artifact=b, count=count) for (a, b), count in ordered[:MAX_PAIRS]),
+            examples=tuple(self.examples),
+        )
+
+
+def _flip(sample: Sample, pair: tuple[int, int], *, row: int) -> Flip:
+    return Flip(
+        sample=sample.name[-_MAX_NAME:],
+        label=_label(sample.label, row),
+        fp32=pair[0],
+        artifact=pair[1],
+        thumbnail=thumbnail(sample.raw[0]) if sample.raw and row == 0 else "",
+    )
+
+
+def _label(label: Any, row: int) -> int | None:
+    """Return a class index; labels of user's own metrics may be anything."""
+    values = np.asarray(label).reshape(-1) if label is not None else np.empty(0)
+    if row >= values.size or values.dtype.kind not in "iuf" or not 0 <= values[row] < _MAX_LABEL:
+        return None
+    return int(values[row]) if int(values[row]) == values[row] else None
+
+
+def thumbnail(raw: NDArray[Any]) -> str:
+    """Return an image of at most 64 x 64 pixels as WebP in base64; "" for what is no image.
+
+    Args:
+        raw: uint8 [H, W] or [H, W, C] with one or three channels, as an app has it before preprocessing.
+    """
+    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or 0 in raw.shape:
+        return ""
+    pixels = raw[:, :, 0] if raw.ndim == 3 and raw.shape[2] == 1 else raw
+    if pixels.ndim == 3 and pixels.shape[2] != 3:
+        return ""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    is_small = max(image.size) <= _SIDE_PX
+    image.thumbnail((_SIDE_PX, _SIDE_PX))
+    sink = io.BytesIO()
+    # a few pixels blown up in the page must stay themselves
+    image.convert("RGB").save(sink, "WEBP", lossless=is_small, quality=80)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+PARITY_SAMPLES = 8  # the converted graph runs far slower than the artifact
+
+GOLDEN_SAMPLES = 4
+
+MOST_CLASSES = 100  # of which the drop is kept
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is gathered while the samples run."""
+
+    parity: ParityTally = field(default_factory=ParityTally)
+    for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
+    fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
+    ranks: dict[int, Ranks] = field(default_factory=dict)
+    keys: list[Hashable] = field(default_factory=list)
+    row_keys: list[Hashable] = field(default_factory=list)
+    row_labels: list[int] = field(default_factory=list)
+    batches: int = 0
+    extremes: Extremes = field(default_factory=Extremes)
+    fp32_scores: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    mismatches: Mismatches = field(default_factory=Mismatches)
+    labels: Counter[int] = field(default_factory=Counter)
+    findings: dict[str, None] = field(default_factory=dict)
+    golden: list[tuple[Sample, Outputs]] = field(default_factory=list)
+    measured: Variety = field(default_factory=Variety)
+    reference: Variety = field(default_factory=Variety)
+    flips: FlipTally = field(default_factory=FlipTally)
+    digests: set[str] = field(default_factory=set)
+    shapes: tuple[TensorSpec, ...] = ()
+    samples: int = 0
+
+    def class_drops(self) -> tuple[tuple[ClassDrop, ...], bool]:
+        """Return the drop of each class, and whether labels said which sample is of which class.
+
+        Without labels fp32's own answers do: a class that the artifact no longer names is lost all the same.
+        """
+        ranks = self.ranks.get(0)
+        if ranks is None:
+            return (), False
+        by_labels = len(self.row_labels) == len(ranks.fp32)
+        labels = self.row_labels if by_labels else ranks.fp32
+        return class_drops(labels, ranks.fp32, ranks.measured, self.row_keys)[:MOST_CLASSES], by_labels
+
+
+@dataclass(slots=True)
+class Ranks:
+    """The first class of each row of one output, by fp32 and by the artifact, and the rows in which it is tied."""
+
+    fp32: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    tied: int = 0
+
+    def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
+        """Add the scores of some rows, [rows, classes] each; a row that is not finite agrees with nothing."""
+        finite = np.isfinite(reference).all(axis=1) & np.isfinite(measured).all(axis=1)
+        self.fp32 += reference.argmax(axis=1).tolist()
+        self.measured += np.where(finite, measured.argmax(axis=1), -1).tolist()
+        self.tied += int((_first_is_shared(measured) & ~_first_is_shared(reference)).sum())
+
+    def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:
+        """Return how often both name the same class, beside how often they would by chance."""
+        fp32, measured = np.asarray(self.fp32), np.asarray(self.measured)
+        count = len(fp32)
+        of_fp32, of_measured = Counter(self.fp32), Counter(self.measured)
+        return OutputAgreement(
+            output=output,
+            agreeing=int((fp32 == measured).sum()),
+            ranked=count,
+            distinct=max(1, round(effective_count(keys))) if len(keys) == count else count,
+            chance=sum(times * of_measured[label] for label, times in of_fp32.items()) / count**2,
+        )
+
+
+def _first_is_shared(scores: NDArray[Any]) -> NDArray[np.bool_]:
+    shared: NDArray[np.bool_] = (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return shared
+
+
+@functools.cache
+def spread(count: int, wanted: int) -> frozenset[int]:
+    """Return `wanted` of `count` batches that are spread over all, the first among them.
+
+    Each lies further into its part than the one before in its own, since data may repeat with a period: class by class
+    in turn.
+    """
+    if wanted >= count:
+        return frozenset(range(count))
+    return frozenset(i * count // wanted + i * (count // wanted) // wanted for i in range(wanted))
+
+
+def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
+    """Take in a batch with its outputs: against the graph and fp32, where `spec` has them, and the labels."""
+    if not tally.shapes:
+        tally.shapes = tuple(
+            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+        )
+    _look(tally, batch, outputs)
+    measured = cut(batch, outputs)
+    rows = batch_size(spec.samples, spec.inputs) or 1
+    if tally.batches in spread(-(-spec.samples.count // rows), -(-PARITY_SAMPLES // rows)):
+        tally.for_parity.append((batch, measured))
+    tally.batches += 1
+    tally.extremes.look(batch.samples)
+    tally.row_keys += row_keys(batch)
+    reference = spec.fp32(batch) if spec.fp32 else None
+    if reference is not None:
+        tally.reference.look(batch, reference)
+        if same_shapes(tally, cut(batch, reference), measured, "fp32"):
+            tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+            tally.flips.add(batch, cut(batch, reference), measured)
+            for index, pair in enumerate(zip(cut(batch, reference), measured, strict=True)):
+                if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch):
+                    tally.ranks.setdefault(index, Ranks()).add(*pair)
+    _score(spec, tally, batch, reference, outputs)
+    if spec.observe is not None:
+        spec.observe(batch, outputs, reference)
+    tally.samples += batch.rows
+    if len(tally.golden) < GOLDEN_SAMPLES:
+        tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
+
+
+def _look(tally: Tally, batch: Batch, outputs: Outputs) -> None:
+    """Note outputs that are wrong whatever the limits."""
+    for index, array in enumerate(outputs):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            tally.findings[f"output{index} holds NaN or Inf"] = None
+    tally.measured.look(batch, outputs)
+    if len(tally.digests) < 2:
+        tally.digests.update(sample.digest for sample in batch.samples)
+
+
+def same_shapes(tally: Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
+    """Whether outputs can be compared with those of something else; notes it where not."""
+    left, right = ([array.shape for array in side] for side in (expected, measured))
+    if left == right:
+        return True
+    tally.findings[f"outputs have the shapes {right}, those of {of} {left}"] = None
+    return False
+
+
+def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
+    score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
+    if score is None:
+        return
+    tally.scores += batch_scores(score, batch, measured)
+    if score is top1:
+        labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
+        tally.labels.update(labels)
+        tally.row_labels += labels
+        tally.keys += row_keys(batch)
+    else:
+        tally.keys += [sample.digest for sample in batch.samples]
+    if reference is not None:
+        fp32_scores = batch_scores(score, batch, reference)
+        tally.fp32_scores += fp32_scores
+        if score is not top1:
+            tally.mismatches.add(score, batch, reference, fp32_scores, labelled=spec.samples.labelled)
+
+
+def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
+    """Return what was taken in, against fp32."""
+    sums = tally.fidelity
+    has_fp32 = sums.elements > 0
+    paired = len(tally.fp32_scores) == len(tally.scores) > 0
+    pairs = dict(zip(tally.keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
+    classes, by_labels = tally.class_drops() if spec.is_evaluation else ((), False)
+    ranks = tally.ranks.get(0)
+    return Fidelity(
+        samples=tally.samples,
+        inputs="evaluation" if spec.is_evaluation else "random",
+        sqnr_db=sums.sqnr_db if has_fp32 else None,
+        cosine=sums.cosine if has_fp32 else None,
+        max_abs=sums.max_abs if has_fp32 else None,
+        top1_agreement=sums.top1_agreement,
+        metric=spec.metric_name if tally.scores else None,
+        fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
+        score=float(np.mean(tally.scores)) if tally.scores else None,
+        drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores, tally.keys) if paired else None,
+        chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
+        mismatch_drop_pp=tally.mismatches.drop_pp(),
+        distinct=len(set(tally.row_keys)),
+        lost=sum(before > after for before, after in pairs.values()) if paired else None,
+        won=sum(before < after for before, after in pairs.values()) if paired else None,
+        groups=sums.groups(classes=bool(tally.labels)),
+        agreements=tuple(found.agreement(i, tally.row_keys) for i, found in sorted(tally.ranks.items())),
+        classes=classes,
+        by_labels=by_labels,
+        tied=ranks.tied / len(ranks.fp32) if ranks else None,
+    )
+
+
+def findings_of(spec: VerifySpec, tally: Tally) -> tuple[str, ...]:
+    """Return what is wrong with the outputs whatever the limits."""
+    findings = list(tally.findings)
+    if not findings:
+        findings += _constants(tally)
+    if spec.fp32 is not None and not tally.fidelity.finite and not findings:
+        findings.append("the fp32 model's own output holds NaN or Inf")
+    return tuple(findings)
+
+
+def _constants(tally: Tally) -> list[str]:
+    """Name outputs that do not follow the input. One of several may be constant by design, if fp32's is too."""
+    varied = tally.measured.varied
+    if not any(varied):
+        return ["the output is constant: it is the same for every input"]
+    pairs = zip(varied, tally.reference.varied, strict=False)
+    return [f"output{i} is constant, while that of fp32 is not" for i, (m, r) in enumerate(pairs) if r and not m]

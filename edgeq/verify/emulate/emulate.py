@@ -1,0 +1,286 @@
+"""The emulated part of the verify step: the artifact on each CPU model, against the host's run, fp32 and each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeq.core.config import Progress
+from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.results.measured import Agreement, DeviceRun, Emulation
+from edgeq.core.samples import Batch, Outputs, Sample
+from edgeq.core.schemes import FLOAT_SCHEMES
+from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric
+from edgeq.verify.emulate.runner import Launcher, Ran, TooSlow, Work, run_all, usable_cores
+from edgeq.verify.emulate.selftest import Machine
+from edgeq.verify.metrics import Comparison, cut, of_sample, paired_drop_pp, real_rows
+from edgeq.verify.spec import Metric
+
+# --- The part of the samples that is emulated, with what the host and fp32 made of it.
+
+
+# mobilenet_v2 at 224 x 224 has 300 million multiply-accumulates: 16 samples of it, or a hundred small ones
+_INT8_MACS = 4.8e9
+
+_FLOAT_FACTOR = 8  # float kernels take that much longer under QEMU, which emulates floating point in software
+
+_LEAST, _MOST = 4, 128
+
+_UNKNOWN = 16
+
+
+def subset_size(macs: int, scheme: str) -> int:
+    """Return how many samples to emulate: a few of a large model, many of a small one.
+
+    It depends on the model only, not on the machine, so that equal inputs give an equal bundle.
+
+    Args:
+        macs: multiply-accumulates of one inference; 0 where they are not known.
+        scheme: the quantization scheme.
+    """
+    if macs == 0:
+        return _UNKNOWN
+    budget = _INT8_MACS / _FLOAT_FACTOR if scheme in FLOAT_SCHEMES else _INT8_MACS
+    return min(_MOST, max(_LEAST, int(budget // macs)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A batch, and what became of it.
+
+    Attributes:
+        host: the artifact's outputs on this host, padding included.
+        fp32: those of the float model; None where there is none.
+        scored: whether its samples may have labels; golden samples have none.
+    """
+
+    batch: Batch
+    host: Outputs
+    fp32: Outputs | None
+    scored: bool = True
+
+
+class Subset:
+    """Keeps the first batches, for the golden samples, and more that are spread evenly: data are often sorted."""
+
+    def __init__(self, *, count: int, rows: int, limit: int, first: int) -> None:
+        """Prepare for the batches of one dataset.
+
+        Args:
+            count: samples in the dataset.
+            rows: of them in a batch.
+            limit: samples to keep, about.
+            first: batches to keep from the beginning.
+        """
+        self._first = first
+        self._later = max(1, -(-count // rows) - first)  # batches after those
+        self._wanted = max(0, min(self._later, limit // rows - first))
+        self._seen = 0
+        self.observed: list[Observed] = []
+
+    def keeps(self, index: int) -> bool:
+        """Whether batch `index` of the dataset is one of the sub-set."""
+        later = index - self._first
+        return later < 0 or (later + 1) * self._wanted // self._later > later * self._wanted // self._later
+
+    def __call__(self, batch: Batch, host: Outputs, fp32: Outputs | None) -> None:
+        """Take a batch in the order of the dataset, or let it pass."""
+        index, self._seen = self._seen, self._seen + 1
+        if self.keeps(index):
+            self.observed.append(Observed(batch=batch, host=host, fp32=fp32))
+
+
+HOST = "host"
+
+Pair = tuple[Batch, Outputs, Outputs]
+
+Golden = tuple[tuple[Sample, Outputs], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulateSpec:
+    """Input of the emulated verification.
+
+    Attributes:
+        artifact: the file on disk.
+        machines: runtimes on CPU models, each tested.
+        emulator: what runs them: QEMU with its version, `native`, or a device.
+        observed: the sub-set, with what the host and fp32 made of it.
+        output_steps: quantization steps of the outputs, where known.
+        metric: a score per sample, or None for top-1.
+        labelled: whether the samples have labels, or a metric of the user's own scores them.
+        label: for progress, in words.
+        threads: of the runtime; under QEMU one is the fastest.
+        launcher: starts the runners, one at a time; None for this host.
+    """
+
+    artifact: Path
+    machines: tuple[Machine, ...]
+    emulator: str
+    observed: tuple[Observed, ...]
+    output_steps: tuple[float | None, ...]
+    metric: Metric | None
+    labelled: bool
+    timeout_s: float
+    progress: Progress
+    label: str
+    threads: int = 1
+    launcher: Launcher | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulated:
+    """What emulation showed.
+
+    Attributes:
+        golden: for each machine the first samples with its outputs, for a device's self-test; none where nothing ran,
+            or outputs are wrong whatever the limits.
+    """
+
+    report: Emulation
+    golden: tuple[Golden, ...]
+
+
+def emulate(spec: EmulateSpec) -> Emulated:
+    """Run the sub-set on every machine and compare.
+
+    An artifact that does not load there, crashes the runtime or takes longer than the time limit is a report of that.
+
+    Raises:
+        UsageError: the metric fails, or the inputs do not fit.
+        EnvironmentProblem: QEMU or the ARM64 C library is missing.
+    """
+    try:
+        outputs = _outputs(spec)
+    except (VerificationError, UnsupportedError) as err:
+        slow = isinstance(err, TooSlow)
+        report = Emulation(
+            emulator=spec.emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow
+        )
+        return Emulated(report=report, golden=())
+    runs = tuple(_device_run(spec, machine, *found) for machine, found in zip(spec.machines, outputs, strict=True))
+    named = [(run.name, outs) for run, (outs, _) in zip(runs, outputs, strict=True)]
+    between = tuple(
+        _agreement(one, other, _pairs(spec.observed, left, right), spec.output_steps)
+        for (one, left), (other, right) in itertools.combinations(named, 2)
+    )
+    sound = not any(run.findings for run in runs)
+    golden = tuple(_golden(spec.observed, outs) for outs, _ in outputs) if sound else ()
+    return Emulated(report=Emulation(emulator=spec.emulator, runs=runs, between=between), golden=golden)
+
+
+def _outputs(spec: EmulateSpec) -> list[tuple[list[Outputs], Ran]]:
+    """Return each machine's outputs, one for each observed batch; a machine's share runs in several processes."""
+    parts = 1 if spec.launcher else max(1, usable_cores() // len(spec.machines))
+    shares = [share for share in np.array_split(np.arange(len(spec.observed)), parts) if len(share)]
+    works = [_work(spec, machine, share.tolist()) for machine in spec.machines for share in shares]
+    total = len(spec.machines) * len(spec.observed)
+    names = ", ".join(machine.cpu_name for machine in spec.machines)
+    doing = "run" if spec.launcher else "emulate"
+    with spec.progress.task(f"{doing} {spec.label} on {names}", total) as task:
+        parallel = 1 if spec.launcher else None
+        ran = run_all(
+            works, timeout_s=spec.timeout_s, parallel=parallel, on_sample=task.advance, launcher=spec.launcher
+        )
+    grouped = [ran[i : i + len(shares)] for i in range(0, len(ran), len(shares))]
+    return [([outputs for one in group for outputs in one.outputs], group[0]) for group in grouped]
+
+
+def _work(spec: EmulateSpec, machine: Machine, share: Iterable[int]) -> Work:
+    samples = tuple(spec.observed[index].batch.inputs for index in share)
+    return Work(
+        runtime=machine.runtime,
+        cpu=machine.cpu,
+        model=spec.artifact,
+        samples=samples,
+        threads=spec.threads,
+        where=machine.cpu_name,
+    )
+
+
+def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran: Ran) -> DeviceRun:
+    observed = spec.observed
+    hosts = [one.host for one in observed]
+    floats = [one.fp32 for one in observed if one.fp32 is not None]
+    has_fp32 = len(floats) == len(observed)
+    scores = [_scores(spec, made) for made in (outputs, hosts, floats if has_fp32 else ())]
+    device, host, fp32 = scores
+    name = machine.cpu_name
+    return DeviceRun(
+        cpu=name,
+        runtime=machine.runtime.wheel.title,
+        features=ran.core.features,
+        samples=sum(one.batch.rows for one in observed),
+        host=_agreement(HOST, name, _pairs(observed, hosts, outputs), spec.output_steps),
+        fp32=_agreement("fp32", name, _pairs(observed, floats, outputs), ()) if has_fp32 else None,
+        score=_mean(device),
+        host_score=_mean(host),
+        fp32_score=_mean(fp32),
+        scored=len(device),
+        rescored=sum(a != b for a, b in zip(device, host, strict=True)) if device else None,
+        drop_pp=paired_drop_pp(fp32, device) if fp32 and len(fp32) == len(device) else None,
+        findings=tuple(_findings(outputs, hosts)),
+    )
+
+
+def _scores(spec: EmulateSpec, outputs: Sequence[Outputs]) -> list[float]:
+    if not spec.labelled or not outputs:
+        return []
+    score = chosen_metric(spec.metric, outputs[0], labelled=True)
+    if score is None:
+        return []
+    pairs = zip(spec.observed, outputs, strict=True)
+    return [value for one, made in pairs if one.scored for value in batch_scores(score, one.batch, made)]
+
+
+def _mean(scores: list[float]) -> float | None:
+    return float(np.mean(scores)) if scores else None
+
+
+def _findings(outputs: list[Outputs], hosts: list[Outputs]) -> Iterator[str]:
+    """Name what is wrong whatever the limits, each once."""
+    count = max((len(made) for made in outputs), default=0)
+    for index in range(count):
+        arrays = [made[index] for made in outputs if index < len(made)]
+        if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays):
+            yield f"output{index} holds NaN or Inf"
+    for made, host in zip(outputs, hosts, strict=True):
+        left, right = ([(array.dtype.name, array.shape) for array in side] for side in (host, made))
+        if left != right:
+            yield f"outputs are {right}, those on the host {left}"
+            return
+
+
+def _pairs(observed: Sequence[Observed], left: Sequence[Outputs], right: Sequence[Outputs]) -> Iterator[Pair]:
+    for one, expected, measured in zip(observed, left, right, strict=True):
+        yield one.batch, cut(one.batch, expected), cut(one.batch, measured)
+
+
+def _agreement(left: str, right: str, pairs: Iterable[Pair], steps: Sequence[float | None]) -> Agreement:
+    sums, samples, comparable = Comparison(), 0, True
+    for batch, expected, measured in pairs:
+        samples += batch.rows
+        comparable = comparable and [a.shape for a in expected] == [a.shape for a in measured]
+        if comparable:
+            sums.add(expected, measured, steps, rows=real_rows(batch))
+    return Agreement(
+        left=left,
+        right=right,
+        samples=samples,
+        max_abs=sums.max_abs if comparable else math.nan,
+        max_steps=sums.max_steps if comparable else None,
+        sqnr_db=sums.sqnr_db if comparable else math.nan,
+        differing=sums.differing / sums.elements if comparable and sums.elements else 1.0,
+        top1_flips=sums.ranked - sums.agreeing if comparable and sums.ranked else None,
+        ranked=sums.ranked if comparable else None,
+    )
+
+
+def _golden(observed: Sequence[Observed], outputs: list[Outputs]) -> Golden:
+    first = list(zip(observed, outputs, strict=True))[:GOLDEN_SAMPLES]
+    return tuple((one.batch.samples[0], of_sample(one.batch, made, 0)) for one, made in first)

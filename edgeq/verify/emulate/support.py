@@ -1,0 +1,75 @@
+"""Which targets are run on their device's kernels, and whether this host can do that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeq.core.config import DeviceConfig
+from edgeq.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.core.targets import TargetProfile
+
+
+OPTED_OUT = "not run on the device's kernels: --on host"
+
+
+def has_device(target: TargetProfile) -> bool:
+    """Whether there are ARM64 CPU models that stand for the target's devices."""
+    return _can_be_emulated(target) and bool(target.device.cpu)
+
+
+def _can_be_emulated(target: TargetProfile) -> bool:
+    from edgeq.core.targets import why_not_emulated
+
+    return target.arch == "arm64" and not why_not_emulated(target.backend)
+
+
+def wants_emulation(target: TargetProfile, options: DeviceConfig) -> bool:
+    """Whether a target is to be run on its device's kernels."""
+    return options.on == "emulator" and (has_device(target) or bool(options.cpu and _can_be_emulated(target)))
+
+
+def not_emulated(target: TargetProfile, options: DeviceConfig) -> str:
+    """Return why a target that has a device is not run on its kernels; "" otherwise."""
+    return OPTED_OUT if options.on == "host" and has_device(target) else ""
+
+
+def check_tools(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> None:
+    """Find out before a long run whether the targets can be emulated here.
+
+    Raises:
+        UsageError: as `check_options`, or an unknown CPU.
+        UnsupportedError: a CPU that QEMU emulates wrongly, or not at all.
+        EnvironmentProblem: QEMU is missing, or the compiler where a runtime is still to be made.
+    """
+    from edgeq.verify.emulate.cpus import find_cpu
+    from edgeq.verify.emulate.install import find_compiler, find_wheels, is_native, runtime_folder
+
+    check_options(options, targets)
+    for target in targets:
+        if not wants_emulation(target, options):
+            continue
+        for name in () if is_native() else options.cpu or target.device.cpu:
+            find_cpu(name)
+        wheels, _ = find_wheels(target.runtime, target.app.runtimes)
+        if not all(runtime_folder(wheel).exists() for wheel in wheels):
+            find_compiler()
+
+
+def check_options(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> None:
+    """Refuse options that concern no target.
+
+    Raises:
+        UsageError: --cpu without a target that can be emulated, or with --on host; a real device, which needs a whole
+            bundle.
+    """
+    if options.on not in ("emulator", "host"):
+        what = f"--on {options.on}: a real device runs finished bundles"
+        raise UsageError(what, f"package without it, then: edgeq verify BUNDLE --on {options.on}")
+    if not options.cpu:
+        return
+    if options.on == "host":
+        raise UsageError("--cpu names what is emulated, and --on host emulates nothing", "leave one of them out")
+    if not any(_can_be_emulated(target) for target in targets):
+        raise UsageError("--cpu is for targets whose ARM64 kernels run here, and none is given", "leave --cpu out")

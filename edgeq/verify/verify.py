@@ -1,0 +1,314 @@
+"""The verify step: run the artifact in its runtime and compare it with its graph and with fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import EdgeqError, UsageError, VerificationError
+from edgeq.core.results.measured import GraphOnly, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.report import GoldenSet
+from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batch_size, batches
+from edgeq.core.system import host_arch
+from edgeq.verify.accumulate import Tally, compare, fidelity_of, findings_of, same_shapes
+from edgeq.verify.golden import golden_set, sqnr_floor_db
+from edgeq.verify.host import HostRuntime, Loaded
+from edgeq.verify.kernels import kernel_share
+from edgeq.verify.metrics import Comparison, another_input, cut, percentile_ms
+from edgeq.verify.spec import Forward, VerifySpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What running the artifact alone gave; its graph has not run yet. A stand-in is not timed."""
+
+    tally: Tally
+    loaded: Loaded
+    timing: Timing | None = None
+    kernels: KernelShare | None = None
+    peak_memory_bytes: int | None = None
+
+
+def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
+    """Run the artifact on the samples, time and profile it, and compare it with fp32 and with its graph.
+
+    Returns:
+        What was seen, and a few samples with the artifact's outputs for a device's self-test.
+
+    Raises:
+        VerificationError: the artifact cannot be loaded or crashes the runtime.
+        UsageError: samples that do not fit, or a metric that fails.
+    """
+    return judge(spec, run_artifact(spec, runtime))
+
+
+def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
+    """Do what needs the child process: it takes memory, and so may be ended before `judge`; raises as `verify`."""
+    lowered = spec.lowered
+    loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
+    tally = Tally()
+    first: Batch | None = None
+    size = batch_size(spec.samples, spec.inputs)
+    samples = in_mixed_order(spec.samples) if size > 1 else spec.samples
+    with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
+        for batch in batches(samples, spec.inputs):
+            first = first or batch
+            compare(spec, tally, batch, runtime.run(batch.inputs))
+            task.advance(batch.rows)
+    if first is None:
+        raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    _look_at_inputs(spec, tally, first, runtime)
+    if len(tally.digests) == 1:
+        _probe(tally, first, runtime)
+    if loaded.stand_in:
+        return Ran(tally=tally, loaded=loaded)
+    peak = runtime.peak_memory_bytes()
+    timing, kernels = _timed(spec, runtime, first, loaded)
+    _look_at_batches(spec, tally, first, runtime, size)
+    return Ran(tally=tally, loaded=loaded, timing=timing, kernels=kernels, peak_memory_bytes=peak)
+
+
+def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
+    """Run the converted graph on some of the samples, and return what `verify` does; raises as it."""
+    tally, loaded = ran.tally, ran.loaded
+    where = ", emulated" if loaded.stand_in else f", {loaded.gpu}" if loaded.gpu else ""
+    parity = _parity(spec.graph, spec, tally) if spec.graph else None
+    report = VerifyReport(
+        host=f"host {host_arch()}{where}",
+        parity=parity,
+        fidelity=fidelity_of(spec, tally),
+        timing=ran.timing,
+        kernels=ran.kernels,
+        peak_memory_bytes=ran.peak_memory_bytes,
+        load_ms=None if loaded.stand_in else loaded.load_ms,
+        outputs=tally.shapes,
+        findings=findings_of(spec, tally),
+        flips=tally.flips.result(),
+        stand_in=loaded.stand_in,
+    )
+    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
+
+
+def _look_at_inputs(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime) -> None:
+    """Note an artifact that writes to its caller's tensors, or that answers the same input otherwise the next time.
+
+    An app fills one buffer and calls again and again; the samples so far came in buffers of their own.
+    """
+    once = runtime.run(first.inputs)
+    again = runtime.run(first.inputs, twice=True)
+    for index in sorted(runtime.overwritten):
+        name = spec.inputs[index].name if index < len(spec.inputs) else str(index)
+        tally.findings[f"it overwrites its caller's input {name!r}: copy the tensor in forward, x = x.clone()"] = None
+    sums = Comparison()
+    sums.add(once, again)
+    least = sqnr_floor_db(once, spec.output_steps, spec.scheme)
+    if sums.finite and not runtime.overwritten and not sums.sqnr_db >= least:
+        what = "a second call on the same input answers otherwise than the first"
+        tally.findings[f"{what}: {sums.sqnr_db:.1f} dB, at least {least:.1f} dB"] = None
+
+
+def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime, size: int) -> None:
+    """Note an artifact whose answer to a sample depends on the others; last, lest it raise the memory."""
+    seen = [batch for batch, _ in tally.for_parity] or [first]
+    found: tuple[str, ...] = ()
+    if spec.lowered.dynamic_batch:
+        unlike = [_batch_of(sample) for sample in tally.extremes.samples] if size == 1 else []
+        found = batch_findings([*unlike, *seen[len(seen) // 2 :], *seen], spec.output_steps, spec.scheme, runtime)
+    elif size > 1:
+        samples = {one.digest: one for one in (*tally.extremes.samples, *(batch.samples[0] for batch in seen))}
+        if len(samples) > 1:
+            found = mixed_batch_findings(list(samples.values()), size, spec.output_steps, spec.scheme, runtime)
+    tally.findings |= dict.fromkeys(found)
+
+
+def _batch_of(sample: Sample) -> Batch:
+    return Batch(inputs=tuple(array[None] for array in sample.inputs), samples=(sample,))
+
+
+def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded) -> tuple[Timing, KernelShare]:
+    """Time and profile the artifact on one batch, with nothing else of the run going on."""
+    with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
+        latencies = runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)
+        kernels = _profiled(spec, runtime, batch)
+    timing = Timing(
+        p50_ms=percentile_ms(latencies, 0.5),
+        p90_ms=percentile_ms(latencies, 0.9),
+        runs=spec.runs,
+        warmup=spec.warmup,
+        threads=loaded.threads,
+        arch=host_arch(),
+        latencies_ms=tuple(round(value, 6) for value in latencies),
+        gpu=loaded.gpu,
+    )
+    return timing, kernels
+
+
+def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelShare:
+    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason."""
+    try:
+        names = runtime.kernels(batch.inputs)
+    except EdgeqError as err:
+        return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
+    return kernel_share(spec.lowered.runtime, names, spec.lowered.layers)
+
+
+def _parity(graph: Forward, spec: VerifySpec, tally: Tally) -> Parity:
+    """Run the converted graph on the first samples."""
+    with spec.progress.task(f"compare {spec.label} with its graph"):
+        for batch, measured in tally.for_parity:
+            expected = cut(batch, graph(batch))
+            if same_shapes(tally, expected, measured, "the converted graph"):
+                tally.parity.add(batch, expected, measured, spec.output_steps)
+        return tally.parity.result(graph)
+
+
+def _probe(tally: Tally, batch: Batch, runtime: HostRuntime) -> None:
+    """Where all samples are one and the same, try another input, lest a dead model go unnoticed."""
+    inputs = another_input(batch)
+    if inputs is not None:
+        tally.measured.look(batch, runtime.run(inputs))
+    elif not any(tally.measured.varied):
+        what = "every input is the same, so that no one can tell whether the output is constant:"
+        tally.findings[f"{what} give --input its range of values, or --eval-data"] = None
+
+
+# --- The verify step of an artifact that nothing here can run: its converted graph is judged, and nothing else is
+# said.
+
+
+def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]:
+    """Run the converted graph on the samples, and compare it with fp32.
+
+    Args:
+        spec: as for `verify`; it has a graph.
+        why: why the artifact itself is not run, in words.
+
+    Returns:
+        A report that says nothing of the artifact, and a few samples with the graph's outputs.
+
+    Raises:
+        UsageError: samples that do not fit, or a metric that fails.
+    """
+    graph = spec.graph
+    if graph is None:
+        raise ValueError("an artifact without a graph has nothing to be judged by")
+    alone = dataclasses.replace(spec, graph=None)  # with itself it would always agree
+    tally = Tally()
+    samples = in_mixed_order(spec.samples) if batch_size(spec.samples, spec.inputs) > 1 else spec.samples
+    with spec.progress.task(f"run the graph of {spec.label}", spec.samples.count) as task:
+        for batch in batches(samples, spec.inputs):
+            compare(alone, tally, batch, graph(batch))
+            task.advance(batch.rows)
+    if not tally.samples:
+        raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
+    report = VerifyReport(
+        host="nothing",
+        outputs=tally.shapes,
+        findings=(),
+        graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),
+    )
+    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme, made_by="graph")
+
+
+# --- Artifacts that answer several samples at once: the same samples together and alone.
+
+
+TOGETHER = 3
+
+# a single sample may be so much further off than all of them together
+_ROW_DB = 10.0
+
+_MAX_STEPS = 1.0 + 1e-3
+
+
+def in_mixed_order(dataset: Dataset) -> Dataset:
+    """Return the same samples in a seeded order: data often lies class by class, and a batch of one class is easier."""
+    order = np.random.default_rng(0).permutation(dataset.count).tolist()
+    return replace(dataset, read=lambda i: dataset.read(order[i]))
+
+
+def mixed_batch_findings(
+    samples: Sequence[Sample], size: int, steps: Sequence[float | None], scheme: str, runtime: HostRuntime
+) -> tuple[str, ...]:
+    """Return what is wrong with an artifact whose answer to a sample depends on the others of its batch.
+
+    Args:
+        samples: unlike ones, at least two; the order matters not.
+        size: how many the artifact takes at once.
+        steps: quantization steps of the outputs, where known: so much may differ.
+        scheme: the quantization scheme.
+        runtime: has the artifact loaded.
+    """
+    alone = [runtime.run(_filled([sample], size)) for sample in samples]
+    rows = [samples[i % len(samples)] for i in range(max(size, len(samples)))][:size]
+    together = runtime.run(_filled(rows, size))
+    if any(array.ndim == 0 or len(array) != size for array in together):
+        return ()  # outputs without the batch axis belong to no sample
+    expected = tuple(
+        np.stack([alone[i % len(samples)][output][0] for i in range(size)]) for output in range(len(together))
+    )
+    return _row_findings(expected, together, steps, scheme, f"a batch of {size} unlike samples is")
+
+
+def _filled(samples: Sequence[Sample], size: int) -> tuple[NDArray[Any], ...]:
+    rows = [samples[i % len(samples)] for i in range(size)]
+    return tuple(np.stack(column) for column in zip(*(sample.inputs for sample in rows), strict=True))
+
+
+def _row_findings(
+    expected: Outputs, together: Outputs, steps: Sequence[float | None], scheme: str, what: str
+) -> tuple[str, ...]:
+    """Compare row by row: the largest one of a batch would rule the ratio of all."""
+    worst, least = math.inf, sqnr_floor_db(expected, steps, scheme) - _ROW_DB
+    for index, (left, right) in enumerate(zip(expected, together, strict=True)):
+        step = steps[index] if index < len(steps) else None
+        for row, other in zip(left.astype(np.float64), right.astype(np.float64), strict=True):
+            if step and float(np.abs(row - other).max(initial=0.0)) <= _MAX_STEPS * step:
+                continue
+            sums = Comparison()
+            sums.add((row,), (other,))
+            worst = min(worst, sums.sqnr_db)
+    if worst >= least:
+        return ()
+    return (
+        f"{what} answered otherwise than each sample alone: {worst:.1f} dB for the worst, at least {least:.1f} dB;"
+        " what a sample gets depends on the others of its batch",
+    )
+
+
+def batch_findings(
+    seen: Sequence[Batch], steps: Sequence[float | None], scheme: str, runtime: HostRuntime
+) -> tuple[str, ...]:
+    """Return what is wrong with an artifact's answer to more samples at once than it is fed otherwise.
+
+    Args:
+        seen: batches of the stated shape, at least one.
+        steps: quantization steps of the outputs, where known: so much may differ, of the others what kernels lose that
+            sum in another order. Dynamic int8 takes its ranges from all that comes together.
+        scheme: the quantization scheme.
+        runtime: has the artifact loaded.
+    """
+    inputs = [batch.inputs for batch in seen[:TOGETHER]]
+    while len(inputs) < TOGETHER:
+        inputs.append(another_input(seen[0]) or inputs[0])
+    alone = [runtime.run(arrays) for arrays in inputs]
+    try:
+        together = runtime.run([np.concatenate(column) for column in zip(*inputs, strict=True)])
+    except VerificationError as err:
+        return (f"it states that it takes any batch, and fails on {TOGETHER} at once: {err.what}",)
+    expected: Outputs = tuple(np.concatenate(column) for column in zip(*alone, strict=True))
+    shapes, wanted = ([array.shape for array in side] for side in (together, expected))
+    if shapes != wanted:
+        return (f"{TOGETHER} batches at once give outputs of the shapes {shapes}, expected {wanted}",)
+    sums = Comparison()
+    sums.add(expected, together)
+    least = sqnr_floor_db(expected, steps, scheme)
+    if sums.sqnr_db >= least:
+        return _row_findings(expected, together, steps, scheme, f"{TOGETHER} batches at once are")
+    return (f"{TOGETHER} batches at once answer otherwise than alone: {sums.sqnr_db:.1f} dB, at least {least:.1f} dB",)

@@ -6,25 +6,22 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
+from edgeq.bundle.archive import download_size_bytes
 from edgeq.check.fidelity import FIDELITY
 from edgeq.check.gate import unverified
-from edgeq.check.limits import INSTRUCTIONS_GATE
+from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, instruction_gates, limit_gate
 from edgeq.check.stores import store_limits
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import EdgeqError, ExitCode
-from edgeq.core.manifest import GateVerdict, Manifest, Tensor, measure
+from edgeq.core.manifest import Bundle, GateVerdict, Manifest, Tensor, measure
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import Gate, GoldenSet
 from edgeq.core.schemes import LIMITS
+from edgeq.core.system import host_arch
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
-
-if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -222,9 +219,6 @@ def limit_gates(bundle: Bundle, verified: VerifyReport, options: GateOptions) ->
         verified: what running it showed, here or elsewhere.
         options: the limits, the shipped bundle, and what may stay unmeasured.
     """
-    from edgeq.bundle.archive import download_size_bytes
-    from edgeq.check.limits import Measured, instruction_gates, limit_gate
-    from edgeq.core.system import host_arch
 
     measured = Measured(
         size_bytes=bundle.manifest.file("artifact").size_bytes,
@@ -251,8 +245,6 @@ def settled(gate: Gate, options: GateOptions) -> Gate:
 
 def remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
     """Say where a bundle was run, if that is not its device, and what stands in the way of its release."""
-    from edgeq.core.system import host_arch
-
     said = []
     if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
         pass

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.manifest import CudaBox
-from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, VerifyReport
+from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Gpu, VerifyReport
 from edgeq.core.results.report import Gate
 from edgeq.core.schemes import FLOAT_SCHEMES, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.core.units import counted
-
-if TYPE_CHECKING:
-    from edgeq.core.results.measured import Gpu
 
 
 def box_gate(box: CudaBox, torch: str, gpu: Gpu | None) -> Gate:

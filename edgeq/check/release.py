@@ -9,17 +9,17 @@ from edgeq.check.runtime import runtime_gate
 from edgeq.check.stores import find_store_limit, store_gate
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
-from edgeq.core.manifest import Manifest, contract_change
+from edgeq.core.manifest import Bundle, Manifest, contract_change
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import Gate
+from edgeq.core.schema import explain
 from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.targets import App, TargetProfile
 from edgeq.core.units import format_quantity
+from edgeq.deliver.ota.release import Prepared
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.deliver.ota.release import Prepared
     from edgeq.verify.host import HostRuntime
 
 
@@ -57,8 +57,6 @@ def release_runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: Hos
 def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
     """Return the bundle's target with the runtimes of this release; the project's own file may not be here."""
     from pydantic import ValidationError
-
-    from edgeq.core.schema import explain
 
     facts = manifest.target
     try:

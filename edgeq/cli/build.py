@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import outputs
-from edgeq.cli.console import note, say, say_json, say_problem
+from edgeq.cli.console import note, open_progress, say, say_json, say_problem
 from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
 
@@ -60,7 +60,6 @@ def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
 
 
 def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
-    from edgeq.cli.console import open_progress
     from edgeq.core.results.report import AppOptions, Project
     from edgeq.pipeline.preflight import check_files
 

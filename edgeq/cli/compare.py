@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import options as flags
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError
+from edgeq.core.results.model import LayerSqnrs
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
     from edgeq.core.manifest import Manifest
     from edgeq.core.results.measured import OutputComparison
-    from edgeq.core.results.model import LayerSqnrs
     from edgeq.pipeline.compare import BundleComparison
 
 
@@ -51,7 +51,6 @@ def compare(
     Without --eval-data the inputs are drawn from the range that the preprocessing gives. Figures, no verdict: the exit
     code is 0 however far apart they are.
     """
-    from edgeq.cli.console import open_progress
     from edgeq.config.options import filled
 
     data = filled(DataConfig, to_values(options).get("data", {}))

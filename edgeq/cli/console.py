@@ -12,14 +12,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgeq.core.config import Progress, Task
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.units import is_safe, safe_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
-
-    from edgeq.core.config import Progress, Task
 
 
 SCHEMA_VERSION = 1

@@ -13,6 +13,7 @@ import typer
 
 from edgeq.cli.console import say, say_json
 from edgeq.core.errors import ExitCode
+from edgeq.core.profiles import profile_files
 from edgeq.core.system import driver_state
 from edgeq.core.units import format_bytes
 
@@ -156,8 +157,6 @@ def _library(name: str, tested: str, *, needed: bool, use: str = "") -> Finding:
 
 def _targets(present: set[str]) -> list[Finding]:
     import tomllib
-
-    from edgeq.core.profiles import profile_files
 
     findings = []
     for name, path in profile_files().items():

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.units import format_bytes
+from edgeq.verify.emulate.cpus import CPUS, qemu_cpus, qemu_path, qemu_version
+from edgeq.verify.emulate.install import DEFAULT_WHEELS, is_native
 
 if TYPE_CHECKING:
     from edgeq.verify.emulate.selftest import Machine
@@ -29,10 +31,7 @@ def install(
 
     `edgeq package` and `edgeq verify --on emulator` do this by themselves where it was not done.
     """
-    from edgeq.cli.console import open_progress
     from edgeq.pipeline.devices import machines
-    from edgeq.verify.emulate.cpus import qemu_path
-    from edgeq.verify.emulate.install import DEFAULT_WHEELS, is_native
 
     if not is_native():
         qemu_path()
@@ -49,8 +48,6 @@ def install(
 @app.command("list")
 def list_cpus(as_json: AsJson = False) -> None:
     """List the CPU models that can be emulated here."""
-    from edgeq.verify.emulate.cpus import CPUS, qemu_cpus, qemu_version
-
     here = qemu_cpus()
     if as_json:
         models = [{"name": cpu.name, "available": cpu.name in here, "features": cpu.features.split()} for cpu in CPUS]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import options
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.errors import UsageError
+from edgeq.core.ort_format import reduced_build_config
+from edgeq.core.results.model import Layer
 from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from edgeq.core.manifest import Manifest, Measure, Tensor
-    from edgeq.core.results.model import Layer
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
 
@@ -53,15 +54,11 @@ def inspect(
     Inputs and outputs, sizes, operators, what the delegate took, and bytes by layer. A bundle's hashes are checked;
     an artifact is loaded in a process of its own.
     """
-    from edgeq.cli.console import open_progress
-
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.inspect import BundleInspection, inspect_path
 
         found = inspect_path(_ort_file(path) if required_operators else path, progress)
     if required_operators and not isinstance(found, BundleInspection):
-        from edgeq.core.ort_format import reduced_build_config
-
         say(reduced_build_config(found.facts.operators).rstrip())
     elif as_json:
         say_json(bundle_json(found) if isinstance(found, BundleInspection) else artifact_json(found))

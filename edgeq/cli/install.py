@@ -14,10 +14,10 @@ from edgeq.cli import options
 from edgeq.cli.console import say, say_json
 from edgeq.core.errors import EdgeqError
 from edgeq.core.units import counted, format_bytes
+from edgeq.deliver.android import Growth
 
 if TYPE_CHECKING:
     from edgeq.core.results.report import ModelError, RunReport
-    from edgeq.deliver.android import Growth
     from edgeq.deliver.install import InstallResult
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import clock, now, say, say_json
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
-    from edgeq.cli.console import clock, now
     from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
     from edgeq.deliver.ota.release import Terms, refresh
 

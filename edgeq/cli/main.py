@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.main
 
+from edgeq import __version__
 from edgeq.cli import (
     build,
     cache,
@@ -307,8 +308,6 @@ def root(
     load time, 7 verification, 8 integrity, 9 environment, 130 interrupted.
     """
     if version:
-        from edgeq import __version__
-
         say(f"edgeq {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:

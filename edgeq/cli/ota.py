@@ -12,13 +12,14 @@ import typer
 
 from edgeq.cli import options as flags
 from edgeq.cli import ota_device
-from edgeq.cli.console import SCHEMA_VERSION, clock, now, say, say_json
+from edgeq.cli.console import SCHEMA_VERSION, clock, now, open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.config import DataConfig, GateOptions
 from edgeq.core.errors import UsageError
-from edgeq.core.units import counted, format_bytes
+from edgeq.core.schemes import parse_limit
+from edgeq.core.units import counted, format_bytes, parse_size_bytes
 
 if TYPE_CHECKING:
-    from edgeq.core.config import DataConfig, GateOptions
     from edgeq.core.manifest import Manifest
     from edgeq.core.results.report import Gate
     from edgeq.deliver.ota.release import Published, Terms
@@ -146,9 +147,6 @@ def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_
 
 
 def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
-    from edgeq.core.config import GateOptions
-    from edgeq.core.schemes import parse_limit
-    from edgeq.core.units import parse_size_bytes
     from edgeq.pipeline.ota_release import RELEASE_LIMITS
 
     in_file = [f"{name}={text}" for name, text in values.get("limit", {}).items() if name in RELEASE_LIMITS]
@@ -163,7 +161,6 @@ def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
 
 def _data(values: dict[str, Any]) -> DataConfig:
     from edgeq.config.options import filled
-    from edgeq.core.config import DataConfig
 
     data = values.get("data", {})
     return filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
@@ -254,7 +251,6 @@ def release(
     Limits, evaluation data and [app.runtimes] can stand in an edgeq.toml; the command line wins.
     """
     job = release_job(bundles, into, release, gates, options, config)
-    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.ota_release import release as run

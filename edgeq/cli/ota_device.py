@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeq.cli import options
-from edgeq.cli.console import SCHEMA_VERSION, say, say_json
+from edgeq.cli.console import SCHEMA_VERSION, open_progress, say, say_json
 from edgeq.cli.options import grouped
 from edgeq.core.errors import UsageError
+from edgeq.core.files import disk_errors, lock_dir
 from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class FollowerParams:
 def update(device: FollowerParams, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
     """Bring a device's store to the channel's newest release, whole or not at all."""
     request = _request(device)
-    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.ota_release import update_device
@@ -65,7 +65,6 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
 
 def start(store: _Store, as_json: options.AsJson = False) -> None:
     """Print the folder that an app loads now, verified, and count the start until the release is healthy."""
-    from edgeq.core.files import disk_errors, lock_dir
     from edgeq.deliver.ota.store import Store, started
     from edgeq.report.text import printable
 
@@ -98,7 +97,6 @@ def status(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def _changed(folder: Path, what: str, as_json: bool) -> None:
-    from edgeq.core.files import disk_errors, lock_dir
     from edgeq.deliver.ota import store as states
     from edgeq.deliver.ota.store import Store
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import outputs
-from edgeq.cli.console import say, say_json, say_problem
+from edgeq.cli.console import open_progress, say, say_json, say_problem
 from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
+from edgeq.core.config import Job
 from edgeq.core.errors import ExitCode
 
 if TYPE_CHECKING:
-    from edgeq.core.config import Job
     from edgeq.core.results.report import ProjectReport, RunReport
 
 
@@ -60,8 +60,6 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
 
 
 def _build(job: Job, *, quiet: bool, verbose: bool) -> RunReport:
-    from edgeq.cli.console import open_progress
-
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         # a task of its own: loading torch takes seconds in which nothing else would be said
         with progress.task("starting"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import options
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.profiles import device_files
 from edgeq.core.units import counted
 
@@ -50,8 +50,6 @@ def profile(
     The device's own kernels run under emulation on one thread, and every instruction is counted. Latencies are
     predicted from the counts, not measured.
     """
-    from edgeq.cli.console import open_progress
-
     cores = tuple(dict.fromkeys(name.strip() for name in (cpu or "").split(",") if name.strip()))
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.profile import profile_bundle
@@ -238,8 +236,6 @@ def fit(
     The bundles are counted here under emulation. With --out, the corrected device is written to a .toml file, which
     --device takes.
     """
-    from edgeq.cli.console import open_progress
-
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.fit_device import fit_device, write_device
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edgeq.cli import options as flags
-from edgeq.cli.console import say, say_json
+from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
-from edgeq.core.config import LIMITS, MORE_LIMITS, PackageConfig
+from edgeq.core.config import LIMITS, MORE_LIMITS, Job, PackageConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.marks import options_of
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.core.config import Job
     from edgeq.pipeline.sensitivity import Ranking
 
 
@@ -49,7 +48,6 @@ def sensitivity(
     outputs are compared with fp32's on calibration samples. Nothing is written.
     """
     job = _job(to_values(options), config)
-    from edgeq.cli.console import open_progress
     from edgeq.pipeline.preflight import check_files
 
     check_files(job)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import options as flags
-from edgeq.cli.console import note, now, say, say_json
+from edgeq.cli.console import note, now, open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.config import DataConfig, DeviceConfig
 from edgeq.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.core.config import DeviceConfig
     from edgeq.core.results.report import BundleVerification, Gate
 
 
@@ -51,7 +51,6 @@ def verify(
     """
     from edgeq.config.options import filled
     from edgeq.config.resolve import device_options, gate_options
-    from edgeq.core.config import DataConfig, DeviceConfig
 
     values = to_values(options)
     device = device_options(filled(DeviceConfig, values["device"]))
@@ -59,7 +58,6 @@ def verify(
         raise UsageError("--cpu was given without --on emulator", "add --on emulator")
     _check_verdicts(verdict, write_verdict, device)
     when = now()
-    from edgeq.cli.console import open_progress
 
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.measurement import write_verdict as write

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,11 +25,9 @@ from edgeq.core.schemes import (
     parse_limit,
 )
 from edgeq.core.sources import BUILT_IN, DIGITS
-from edgeq.core.targets import App, load_target
+from edgeq.core.targets import App, TargetProfile, load_target
 from edgeq.core.units import parse_size_bytes
-
-if TYPE_CHECKING:
-    from edgeq.core.targets import TargetProfile
+from edgeq.verify.remote.link import is_link, parse_link
 
 
 def with_demo_data(job: Job) -> Job:
@@ -178,8 +176,6 @@ def device_options(device: DeviceConfig) -> DeviceConfig:
     Raises:
         UsageError: an unknown place to run on.
     """
-    from edgeq.verify.remote.link import is_link, parse_link
-
     on = parse_link(device.on).name if is_link(device.on) else _choice("--on", device.on, _ON)
     names = [name.strip() for text in device.cpu for name in text.split(",")]
     return dataclasses.replace(device, on=on, cpu=tuple(dict.fromkeys(name for name in names if name)))

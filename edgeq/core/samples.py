@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgeq.core.results.model import TensorSpec
-
+from edgeq.core.results.model import TensorSpec
 
 Outputs = tuple[NDArray[Any], ...]
 

@@ -20,6 +20,7 @@ from edgeq.core.samples import Dataset, batches
 from edgeq.core.sources import SOURCE_SUFFIXES, factory_model_name
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.inputs import parse_input, tensor_spec
+from edgeq.load.onnx import load_onnx
 from edgeq.load.user_code import UserFunction, load_function
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
@@ -96,8 +97,6 @@ def _load_file(
     if weights is not None:
         raise UnsupportedError(f"{path} brings its own weights; --weights cannot replace them", "leave out --weights")
     if path.suffix == ".onnx":
-        from edgeq.load.onnx import load_onnx
-
         return load_onnx(path, inputs=inputs, name=name)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ from edgeq.pipeline.cache import keep, look_up_units, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Obtained, Run
 from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
+from edgeq.quantize.capture import linear_macs
 
 # what says that this scheme will not do, and nothing of the others; all else ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
@@ -138,7 +139,6 @@ def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
 def _linear_macs(run: Run) -> float:
     """Load the model and look at what it is made of; raises what loading does."""
     from edgeq.load.model import load_model
-    from edgeq.quantize.capture import linear_macs
     from edgeq.verify.host import calm_openmp, use_torch
 
     calm_openmp()

@@ -11,14 +11,18 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeq.bundle.reader import read_bundle
 from edgeq.core.config import DeviceConfig, GateOptions, Job
 from edgeq.core.results.report import Comparison, PackageResult, Variant, variant_of
+from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.pipeline import cache
 from edgeq.pipeline.auto import REFUSALS, Build, obtain_all
 from edgeq.pipeline.cache import keep, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Run
+from edgeq.pipeline.profile import first_sample
 from edgeq.pipeline.publish import write_reports
+from edgeq.verify.metrics import percentile_ms, speedup
 
 Turns = Sequence[Sequence[float]]
 
@@ -81,8 +85,6 @@ def _rivals(target: TargetProfile, row: PackageResult) -> tuple[str, ...]:
 
 def _comparison(run: Run, cell: BuildUnit, rows: Sequence[PackageResult], refused: Sequence[Variant]) -> Comparison:
     """Return the row's own figures and the others', their latencies measured in turns."""
-    from edgeq.core.system import host_arch
-
     turns = _turns_ms(run, cell, [row.path for row in rows])
     fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), ())
     variants = (_timed(row, times, fp32) for row, times in zip(rows, turns, strict=True))
@@ -91,8 +93,6 @@ def _comparison(run: Run, cell: BuildUnit, rows: Sequence[PackageResult], refuse
 
 def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
     """Return a row's figures with the latencies of its turns, and what they say against fp32's."""
-    from edgeq.verify.metrics import percentile_ms, speedup
-
     times = [time for turn in turns for time in turn]
     medians = [[statistics.median(turn) for turn in several] for several in (fp32, turns)]
     return dataclasses.replace(
@@ -105,8 +105,6 @@ def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
 
 def _turns_ms(run: Run, cell: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
     """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
-    from edgeq.bundle.reader import read_bundle
-    from edgeq.pipeline.profile import first_sample
     from edgeq.verify.host import HostRuntime
 
     target = cell.target

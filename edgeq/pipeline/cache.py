@@ -19,8 +19,10 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.run_report import read_report
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
@@ -36,16 +38,14 @@ from edgeq.core.files import (
 )
 from edgeq.core.manifest import REPORT_NAMES
 from edgeq.core.marks import options_of
-from edgeq.core.results.report import PackageResult, with_warning
+from edgeq.core.results.report import DataFacts, PackageResult, with_warning
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
 from edgeq.core.targets import TargetProfile
 from edgeq.pipeline.plan import BuildUnit, Finished, Run
 from edgeq.pipeline.tracking import current_state
+from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import wants_emulation
-
-if TYPE_CHECKING:
-    from edgeq.core.results.report import DataFacts
 
 
 def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> BuildUnit:
@@ -196,8 +196,6 @@ def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, em
     if target.runtime == "cuda":
         own["gpu"] = driver_state()
     if emulated:
-        from edgeq.verify.emulate.cpus import emulator_digest
-
         own["emulator"] = emulator_digest()
     return sha256_bytes(canonical_json({**facts, **own}))
 
@@ -280,10 +278,6 @@ def _discard(entry: Path) -> None:
 
 def _restored(entry: Path, facts: Mapping[str, Any], target: Path) -> tuple[PackageResult, DataFacts] | None:
     from pydantic import TypeAdapter, ValidationError
-
-    from edgeq.bundle.reader import read_bundle
-    from edgeq.bundle.run_report import read_report
-    from edgeq.core.results.report import DataFacts
 
     try:
         with staged_dir(target) as staging:

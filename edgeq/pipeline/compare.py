@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.bundle.golden import model_inputs, read_golden
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.run_report import read_report
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.core.manifest import Manifest
+from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
 from edgeq.core.samples import Batch, Dataset, batches
 from edgeq.core.targets import why_not_run
+from edgeq.load.inputs import random_inputs
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
+from edgeq.verify.metrics import Comparison, cut
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
     from edgeq.verify.host import HostRuntime
 
 
@@ -57,7 +61,6 @@ def compare_bundles(
         IntegrityError: a file is missing or changed.
         VerificationError: an artifact does not run, or gives NaN or Inf.
     """
-    from edgeq.bundle.reader import read_bundle
     from edgeq.verify.host import HostRuntime
 
     with progress.task("check sizes and hashes"):
@@ -115,8 +118,6 @@ def _short(text: str) -> str:
 
 def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
     """Return what was measured when the model was quantized: the very graph that was lowered, trained weights too."""
-    from edgeq.bundle.run_report import read_report
-
     row, manifest = read_report(quantized.folder), quantized.manifest
     if row.digest != quantized.digest:
         what = f"{quantized.folder / 'report.json'} is of another bundle than the one it lies in"
@@ -155,7 +156,6 @@ def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str
 def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) -> Dataset:
     if data.evaluation is not None:
         return open_evaluation(bundle.manifest, data, progress, limit=samples).samples
-    from edgeq.load.inputs import random_inputs
 
     preprocess = next((one.preprocessing for one in bundle.manifest.inputs if one.preprocessing), None)
     value_range = preprocess.value_range if preprocess else None
@@ -164,8 +164,6 @@ def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) 
 
 def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
     """Return the inputs with the range that the golden samples span: the manifest states none."""
-    from edgeq.bundle.golden import model_inputs, read_golden
-
     specs = input_specs(bundle.manifest)
     lows, highs = [[] for _ in specs], [[] for _ in specs]  # type: tuple[list[list[float]], list[list[float]]]
     for arrays in model_inputs(read_golden(bundle), bundle.manifest):
@@ -185,8 +183,6 @@ def _compared(
     is_evaluation: bool,
     progress: Progress,
 ) -> OutputComparison:
-    from edgeq.verify.metrics import Comparison
-
     comparison = Comparison()
     count = 0
     with progress.task("run both", samples.count) as task:
@@ -212,8 +208,6 @@ def _compared(
 def _finite(bundle: Bundle, runtime: HostRuntime, batch: Batch) -> tuple[Any, ...]:
     """Return the outputs of the rows that are samples; the rest of a batch repeats the last one."""
     import numpy as np
-
-    from edgeq.verify.metrics import cut
 
     outputs = cut(batch, runtime.run(batch.inputs))
     if not all(np.isfinite(array).all() for array in outputs):

@@ -11,24 +11,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.check.bundle import golden_gate
-from edgeq.check.device import box_gate
+from edgeq.check.device import box_gate, device_gate
 from edgeq.core.config import DeviceConfig, Progress
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UnsupportedError
-from edgeq.core.manifest import Manifest
+from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Emulation, VerifyReport
 from edgeq.core.results.report import Gate, GoldenSet
-from edgeq.core.samples import Batch, Dataset, batch_size, batches
-from edgeq.core.targets import why_not_emulated
+from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches
+from edgeq.core.targets import TargetProfile, why_not_emulated
 from edgeq.core.units import counted
 from edgeq.pipeline.evaluation import Evaluation, golden_batches, golden_dataset, input_specs
+from edgeq.pipeline.plan import Artifact, Inputs
 from edgeq.pipeline.profile import cores_of
+from edgeq.verify.emulate.cpus import find_cpu
+from edgeq.verify.emulate.install import ensure_installed, find_wheels, is_native
 from edgeq.verify.emulate.support import not_emulated, wants_emulation
+from edgeq.verify.golden import golden_set
+from edgeq.verify.metrics import of_sample
+from edgeq.verify.remote.link import is_link, parse_link
+from edgeq.verify.serving import require_cuda, serve
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.core.samples import Outputs
-    from edgeq.core.targets import TargetProfile
-    from edgeq.pipeline.plan import Artifact, Inputs
     from edgeq.verify.emulate.emulate import Emulated, EmulateSpec, Observed
     from edgeq.verify.emulate.selftest import Machine
     from edgeq.verify.host import HostRuntime
@@ -53,8 +56,6 @@ def machines(runtime: str, versions: tuple[str, ...], cpus: tuple[str, ...], pro
         EnvironmentProblem: QEMU, the compiler or the network is missing, or the self-test fails.
         IntegrityError: a wheel is not the one that is pinned.
     """
-    from edgeq.verify.emulate.cpus import find_cpu
-    from edgeq.verify.emulate.install import ensure_installed, find_wheels, is_native
     from edgeq.verify.emulate.selftest import Machine, ensure_tested
 
     wheels, _ = find_wheels(runtime, versions)
@@ -117,7 +118,6 @@ class Emulator:
     ) -> Artifact:
         from edgeq.verify.emulate.emulate import EmulateSpec, emulate
         from edgeq.verify.emulate.selftest import emulator_of
-        from edgeq.verify.golden import golden_set
 
         spec = EmulateSpec(
             artifact=product.lowered.path,
@@ -142,8 +142,6 @@ class Emulator:
 
 def _without_wheel(product: Artifact, target: TargetProfile) -> Artifact:
     """Note the runtimes in the field that could not be run."""
-    from edgeq.verify.emulate.install import find_wheels
-
     emulation = product.verified.emulation
     _, missing = find_wheels(target.runtime, target.app.runtimes)
     if emulation is None or not missing:
@@ -201,7 +199,6 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         EnvironmentProblem: QEMU, the compiler, the network or the device is missing.
     """
     from edgeq.verify.remote.device import open_session
-    from edgeq.verify.remote.link import is_link, parse_link
 
     check_box(manifest, options.on)
     if options.on in ("host", ON):
@@ -215,7 +212,6 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
 
 def _remote(manifest: Manifest, options: DeviceConfig, session: Session, progress: Progress) -> DeviceSetting:
     """Return the runtime on a real device, installed and self-tested."""
-    from edgeq.verify.emulate.install import ensure_installed, find_wheels
     from edgeq.verify.emulate.selftest import Machine, hold_all
 
     target, board = manifest.target, session.board
@@ -290,7 +286,6 @@ def on_device(
         EdgeqError: as `verify.emulate.run.emulate`.
     """
     from edgeq.verify.emulate.emulate import Observed, emulate
-    from edgeq.verify.golden import golden_set
 
     manifest = bundle.manifest
     first = tuple(Observed(batch=batch, host=host, fp32=None, scored=False) for batch, host in golden_runs)
@@ -346,8 +341,6 @@ def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated:
 def _gates(
     manifest: Manifest, golden: GoldenSet, measured: Sequence[GoldenSet], emulated: Emulated
 ) -> tuple[Gate, ...]:
-    from edgeq.check.device import device_gate
-
     runs = emulated.report.runs
     return (
         device_gate(manifest.scheme, emulated.report),
@@ -404,7 +397,6 @@ def check_box(manifest: Manifest, on: str) -> None:
     """
     if on != ON:
         return
-    from edgeq.verify.serving import require_cuda
 
     if manifest.cuda is None:
         what = f"target {manifest.target.name} runs on {manifest.target.runtime}, not on CUDA"
@@ -437,9 +429,6 @@ def served(
     Raises:
         EdgeqError: as `verify.serving.serve`.
     """
-    from edgeq.verify.golden import golden_set
-    from edgeq.verify.metrics import of_sample
-    from edgeq.verify.serving import serve
 
     manifest = bundle.manifest
     compiled = manifest.compiled()

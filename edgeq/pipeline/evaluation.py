@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeq.bundle.golden import model_inputs
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UsageError
-from edgeq.core.manifest import Manifest
+from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
-from edgeq.core.samples import Batch, Dataset, Sample, batches
+from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
+from edgeq.load.selection import sample_digest
+from edgeq.load.user_code import load_metric
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.core.samples import Outputs
     from edgeq.verify.host import HostRuntime
 
 
@@ -56,7 +57,6 @@ def open_evaluation(
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
     """
     from edgeq.load.dataset import open_dataset
-    from edgeq.load.user_code import load_metric
 
     with progress.task("read the data"):
         samples, _ = open_dataset(
@@ -91,8 +91,6 @@ def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> Non
 
 def golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
     """Return the golden inputs of a bundle as samples."""
-    from edgeq.bundle.golden import model_inputs
-    from edgeq.load.selection import sample_digest
 
     samples = tuple(
         Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeq.core.config import Progress
 from edgeq.core.devices import PUBLISHED_FIT, QUANTILE, DeviceProfile, Fitted, load_device
 from edgeq.core.errors import UsageError
+from edgeq.core.files import disk_errors, write_atomic
 from edgeq.core.schema import explain, read_toml
+from edgeq.intervals import student_t975
 from edgeq.pipeline.profile import count_bundle
 
 # with fewer, how far they scatter says little, and the published fit's own error stays the least that is claimed
@@ -124,8 +126,6 @@ def spread_of(logs: Sequence[float]) -> float:
     Args:
         logs: ln(measured / predicted) of each model that was measured.
     """
-    from edgeq.intervals import student_t975
-
     count = len(logs)
     if count < 2:
         return PUBLISHED_FIT.spread
@@ -155,8 +155,6 @@ def write_device(profile: DeviceProfile, out: Path) -> None:
         UsageError: the file is there already.
         EnvironmentProblem: it cannot be written.
     """
-    from edgeq.core.files import disk_errors, write_atomic
-
     if out.exists():
         raise UsageError(f"{out} is there already", "give another --out, or remove it first")
     with disk_errors(out.parent):

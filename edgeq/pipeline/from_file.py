@@ -14,10 +14,14 @@ from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError, first_line
 from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
 from edgeq.core.samples import Batch, batches
+from edgeq.core.schemes import MAX_RELATIVE_FP32
 from edgeq.core.sources import unreadable
+from edgeq.lower.onnx import any_batch, lower_file
+from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.plan import Artifact, ArtifactSpec, Inputs
 from edgeq.pipeline.prepare import subset, verify_spec
 from edgeq.quantize.graph_runner import Forward
+from edgeq.verify.metrics import Comparison
 
 if TYPE_CHECKING:
     from edgeq.quantize.onnx import QuantizedFile
@@ -218,8 +222,6 @@ class FileMaker:
     def _lowered(
         self, source: Path, made: QuantizedFile | None, recipe: ArtifactSpec, folder: Path, label: str
     ) -> LoweredModel:
-        from edgeq.lower.onnx import lower_file
-        from edgeq.lower.spec import LowerSpec
 
         spec = LowerSpec(
             inputs=self._prepared.model.inputs,
@@ -239,8 +241,6 @@ def check_open_batch(source: Path) -> None:
         UnsupportedError: it is such.
     """
     import onnx
-
-    from edgeq.lower.onnx import any_batch
 
     if not any_batch(onnx.load(str(source), load_external_data=False)):
         what = f"{source.name} has a fixed batch size, and --dynamic-batch asks for any"
@@ -294,8 +294,6 @@ def check_equivalence(lowered: LoweredModel, fp32: Forward, prepared: Inputs) ->
     Raises:
         VerificationError: they differ by more than float32 kernels do that sum in another order.
     """
-    from edgeq.core.schemes import MAX_RELATIVE_FP32
-    from edgeq.verify.metrics import Comparison
 
     runs, sums = unfused(lowered.path, prepared), Comparison()
     seen = 0

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.bundle.archive import download_size_bytes
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.run_report import REPORT_NAME, read_report
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
-from edgeq.core.manifest import MANIFEST_NAME
+from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
 from edgeq.pipeline.from_file import load_given
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
     from edgeq.verify.host import ArtifactFacts, Loaded
 
 
@@ -78,8 +80,6 @@ def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactI
 
 
 def _bundle(folder: Path) -> BundleInspection:
-    from edgeq.bundle.archive import download_size_bytes
-    from edgeq.bundle.reader import read_bundle
 
     bundle = read_bundle(folder)
     layers, why = _layers(bundle)
@@ -88,8 +88,6 @@ def _bundle(folder: Path) -> BundleInspection:
 
 def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
     """Return the layers that report.json tells of; no hash covers it, so it only counts for its own bundle."""
-    from edgeq.bundle.run_report import REPORT_NAME, read_report
-
     try:
         row = read_report(bundle.folder)
     except EdgeqError as err:

@@ -17,10 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.bundle.golden import read_golden
+from edgeq.bundle.reader import read_bundle
+from edgeq.check.artifact import outputs_gate, parity_gate
+from edgeq.check.bundle import golden_gate, limit_gates
+from edgeq.check.device import device_gate
+from edgeq.check.gate import unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
 from edgeq.core.files import disk_errors, write_atomic
-from edgeq.core.manifest import MANIFEST_NAME, GateVerdict, Manifest, manifest_bytes
+from edgeq.core.manifest import MANIFEST_NAME, Bundle, GateVerdict, Manifest, manifest_bytes
 from edgeq.core.measurement import (
     MAX_VERDICT_BYTES,
     SCHEMA_VERSION,
@@ -33,13 +39,11 @@ from edgeq.core.measurement import (
 )
 from edgeq.core.results.measured import Agreement, DeviceMeasures, DeviceRun, Emulation, Parity, VerifyReport
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import Gate, GoldenSet
+from edgeq.core.results.report import BundleVerification, Gate, GoldenSet
 from edgeq.core.schemes import LimitName
 from edgeq.core.system import processor_name
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.core.results.report import BundleVerification
     from edgeq.core.samples import Outputs
     from edgeq.verify.metrics import Comparison
 
@@ -178,8 +182,6 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
         VerificationError: what was measured breaks a limit, the outputs differ, or the verdict settles nothing.
         EdgeqError: as `read_bundle`, `read_golden` and `read_verdict`.
     """
-    from edgeq.bundle.golden import read_golden
-    from edgeq.bundle.reader import read_bundle
 
     bundle = read_bundle(folder, digest=digest)
     elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle))
@@ -204,8 +206,6 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
         UsageError: two verdicts are on one bundle.
         EdgeqError: as `settled_bundle`.
     """
-    from edgeq.bundle.reader import read_bundle
-
     left: dict[str, Path] = {}
     for path in verdicts:
         other = left.setdefault(load_verdict(path).bundle, path)
@@ -477,9 +477,6 @@ def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...])
 
 def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: VerifyReport, run: DeviceRun) -> Gates:
     """Hold the device to the bundle's golden outputs: the host's, an emulated core's, or the converted graph's."""
-    from edgeq.check.artifact import outputs_gate, parity_gate
-    from edgeq.check.bundle import golden_gate
-    from edgeq.check.device import device_gate
 
     told, _ = golden_gate(golden, dataclasses.replace(golden, outputs=outputs))
     same = dataclasses.replace(told, name=f"golden on {run.cpu}")
@@ -494,8 +491,6 @@ def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: Verify
 
 def _unfit(manifest: Manifest, measures: DeviceMeasures) -> Gates:
     """Return the same gates where the device has another architecture, and so other kernels."""
-    from edgeq.check.gate import unverified
-
     why = f"measured on {measures.device}, which is {measures.arch}: other kernels than those of {manifest.target.arch}"
     names = ("parity", "outputs") if _is_graphs(manifest) else ("device",)
     return tuple(unverified(name, "as the golden outputs", why) for name in names)
@@ -507,8 +502,6 @@ def _is_graphs(manifest: Manifest) -> bool:
 
 def _timed(bundle: Bundle, verified: VerifyReport) -> Gates:
     """Hold the device's times to the limits that the bundle was packaged with and that nobody measured."""
-    from edgeq.check.bundle import limit_gates
-
     asked = {gate.name: gate.bound for gate in bundle.manifest.gates if gate.bound is not None}
     limits = tuple((name, float(asked[name])) for name in _TIMED if name in asked)
     return limit_gates(bundle, verified, GateOptions(limits=limits))

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.bundle.reader import read_bundle, read_manifest
+from edgeq.bundle.run_report import read_report
 from edgeq.check import release as release_checks
 from edgeq.check.gate import at_most
 from edgeq.check.release import _ok, _unmeasured, contract_gate
+from edgeq.check.stores import find_store_limit
 from edgeq.core.config import DataConfig, GateOptions, Progress
 from edgeq.core.errors import EdgeqError, ExitCode, UsageError, VerificationError
 from edgeq.core.manifest import Bundle, Manifest
-from edgeq.core.results.measured import Fidelity
+from edgeq.core.results.measured import ClassDrop, Fidelity
 from edgeq.core.results.report import CheckReport, Gate, Reuse
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import LIMITS, LimitName
@@ -24,16 +26,17 @@ from edgeq.core.units import format_quantity
 from edgeq.deliver.ota.channel import Channel, open_channel
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.keys import load_keys
-from edgeq.deliver.ota.patch import scratch_dir
+from edgeq.deliver.ota.patch import pack, scratch_dir
 from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
-from edgeq.intervals import samples_for_drop, samples_for_share
+from edgeq.intervals import effective_count, samples_for_drop, samples_for_share, share
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.pipeline.measurement import Settled, settled_bundles
+from edgeq.pipeline.verify import verify_bundle
+from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgeq.core.results.measured import ClassDrop
     from edgeq.verify.host import HostRuntime
 
 
@@ -253,8 +256,6 @@ def _needs_runtime(job: ReleaseJob) -> bool:
 
 def _check_limits(job: ReleaseJob) -> None:
     """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
-    from edgeq.check.stores import find_store_limit
-
     options = job.gates
     for name, _ in options.limits:
         if name not in RELEASE_LIMITS:
@@ -272,8 +273,6 @@ RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
 
 
 def _prepared(job: ReleaseJob, channel: Channel | None, folder: Path) -> Prepared:
-    from edgeq.deliver.ota.patch import pack
-
     manifest = read_manifest(folder)[1]
     known = shipped(channel, manifest.model.name, manifest.target.name)
     named = [Base(label=str(path), plain=pack(path)) for path in job.delta_from if _same_place(path, manifest)]
@@ -326,8 +325,6 @@ def _checked(
 
 def _reuse(bundle: Bundle) -> ReuseRow | None:
     """Return the comparison that the report beside the bundle holds; it tells people, and no gate reads it."""
-    from edgeq.bundle.run_report import read_report
-
     try:
         row = read_report(bundle.folder)
     except EdgeqError:
@@ -368,8 +365,6 @@ def golden_self_test(folder: Path, progress: Progress) -> None:
         VerificationError: it does not load, or its outputs are others.
         EnvironmentProblem: the child process does not start.
     """
-    from edgeq.pipeline.verify import verify_bundle
-
     result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
     failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
     if failed:
@@ -423,9 +418,6 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
     """
     import numpy as np
 
-    from edgeq.intervals import effective_count, share
-    from edgeq.verify.metrics import class_drops
-
     samples = open_evaluation(new.manifest, data, progress).samples
     before, keys = _predictions(old, samples, runtime, progress, "shipped model")
     after, _ = _predictions(new, samples, runtime, progress, "new model")
@@ -463,8 +455,6 @@ def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
     """Return the class of each row, int64 [rows]."""
     import numpy as np
 
-    from edgeq.verify.metrics import class_index, scored
-
     classes = manifest.outputs[0].shape[1]
     return np.asarray(
         [
@@ -483,8 +473,6 @@ def _predictions(
     A sample that is a whole batch has several rows.
     """
     import numpy as np
-
-    from edgeq.verify.metrics import cut, real_rows, row_keys
 
     target = bundle.manifest.target
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
@@ -25,30 +25,35 @@ from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import GoldenSet, PackageResult, Reuse, RunReport
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.system import release_memory
+from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
+from edgeq.deliver.ota.patch import make_patch
+from edgeq.lower import lower
+from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline import cache, from_file
 from edgeq.pipeline.auto import obtain_all
 from edgeq.pipeline.baselines import compared
 from edgeq.pipeline.cache import keep, look_up_units, unit_of
 from edgeq.pipeline.devices import Emulator
-from edgeq.pipeline.from_file import FileMaker
+from edgeq.pipeline.from_file import FileMaker, check_equivalence
 from edgeq.pipeline.plan import COMPARED, Artifact, ArtifactSpec, BuildUnit, Inputs, Obtained, Plan, Run, grouped
 from edgeq.pipeline.preflight import check_job
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
-from edgeq.pipeline.publish import check_owner, publish, write_reports
-from edgeq.pipeline.quantize_specs import _shipped
+from edgeq.pipeline.publish import bundled, check_owner, publish, write_reports
+from edgeq.pipeline.quantize_specs import _shipped, search_spec, shipped_qparams, sticky_spec
+from edgeq.pipeline.reports import write_page
 from edgeq.pipeline.tracking import Recorder, recording
-from edgeq.quantize import find_method
+from edgeq.quantize import find_method, quantize
+from edgeq.quantize.capture import capture, dynamic_capture
 from edgeq.quantize.graph_runner import forward, remembered
+from edgeq.quantize.result import type_names
+from edgeq.quantize.spec import QatSpec, QuantizeSpec, ReuseSpec, inside, matched_names
+from edgeq.verify.emulate.emulate import Subset
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import PRELOADED, HostRuntime, calm_openmp, forked, torch_was_used, use_torch
-
-if TYPE_CHECKING:
-    from edgeq.quantize.spec import QatSpec, ReuseSpec
-    from edgeq.verify.emulate.emulate import Subset
+from edgeq.verify.verify import judge, judge_graph, run_artifact
 
 
 def plan(job: Job, work: Path) -> Plan:
@@ -83,8 +88,6 @@ def reusing_product(
 
 
 def _facts(folder: Path, product: Artifact, own: Artifact) -> Reuse:
-    from edgeq.deliver.ota.patch import make_patch
-
     bundle, _ = _shipped(folder)
     before = bundle.artifact.read_bytes()
     patches = [len(make_patch(before, one.lowered.path.read_bytes()).data) for one in (product, own)]
@@ -118,8 +121,6 @@ def build(job: Job, progress: Progress) -> RunReport:
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
         report = publish(complete(plan(job, work), work, progress))
         if len(report.rows) > 1:
-            from edgeq.pipeline.reports import write_page
-
             title = f"{report.rows[0].model} for {counted(len(report.rows), 'target')}"
             write_page(job.out, report.rows, report.data, title=title)
     return report
@@ -217,8 +218,6 @@ def _bundled(
     run: Run, prepared: Inputs, product: Artifact, cell: BuildUnit, place: Path, emulator: Emulator, made_s: float
 ) -> PackageResult:
     """Run the product on the cell's device, and write the bundle with its report and its page."""
-    from edgeq.pipeline.publish import bundled
-
     job, start = run.job, time.perf_counter()
     on_device = emulator.product(prepared, product, cell.target, cell.scheme, cell.label)
     on_device = with_cost(job.gates, job.device, prepared, on_device, cell.target, run.progress)
@@ -331,16 +330,12 @@ class Producer:
 
     @functools.cached_property
     def _captured(self) -> Any:
-        from edgeq.quantize.capture import capture, dynamic_capture
-
         model = self._prepared.model
         with self._progress.task("capture the model"):
             return dynamic_capture(model) if self._job.dynamic_batch else capture(model)
 
     @functools.cached_property
     def _shipped(self) -> tuple[QParams, ...]:
-        from edgeq.pipeline.quantize_specs import shipped_qparams
-
         folder = self._job.reuse_qparams_from
         return () if folder is None else shipped_qparams(folder)
 
@@ -385,8 +380,6 @@ class Producer:
 
     def _from_float_file(self, recipe: ArtifactSpec, label: str, runtime: HostRuntime, *, emulated: bool) -> Artifact:
         """Export the float model, and let the runtime's own tools quantize that."""
-        from edgeq.pipeline.from_file import FileMaker, check_equivalence
-
         floats = dataclasses.replace(recipe, scheme="fp32", file_format="onnx")
         lowered = self._lowered(self._quantized(floats, label), floats, label, self._folder / f"{recipe.folder}-float")
         check_equivalence(lowered, self._reference, self._prepared)
@@ -396,8 +389,6 @@ class Producer:
         return maker.make(lowered.path, self._reference, recipe, label, emulated=emulated, keep=keep)
 
     def _lowered(self, quantized: QuantizedModel, recipe: ArtifactSpec, label: str, folder: Path) -> LoweredModel:
-        from edgeq.lower import lower
-        from edgeq.lower.spec import LowerSpec
 
         folder.mkdir(parents=True)
         spec = LowerSpec(
@@ -422,8 +413,6 @@ class Producer:
         kept: Subset | None,
     ) -> tuple[VerifyReport, GoldenSet]:
         """Run the artifact beside its graph and fp32; where nothing here runs it, judge its graph."""
-        from edgeq.verify.verify import judge, judge_graph, run_artifact
-
         spec = dataclasses.replace(
             verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label),
             graph=forward(quantized.graph, recipe.engine),
@@ -439,13 +428,9 @@ class Producer:
         return judge(spec, ran)
 
     def _quantized(self, recipe: ArtifactSpec, label: str) -> QuantizedModel:
-        from edgeq.quantize import quantize
-        from edgeq.quantize.spec import QuantizeSpec
 
         search = None
         if recipe.scheme in NEEDS_SEARCH:
-            from edgeq.pipeline.quantize_specs import search_spec
-
             search = search_spec(
                 self._job, self._prepared, self._reference, lambda graph: forward(graph, recipe.engine)
             )
@@ -467,16 +452,12 @@ class Producer:
         return quantize(recipe.runtime, recipe.scheme, spec)
 
     def _sticky(self, recipe: ArtifactSpec) -> ReuseSpec | None:
-        from edgeq.pipeline.quantize_specs import sticky_spec
-
         folder = self._job.reuse_qparams_from
         if folder is None:
             return None
         return sticky_spec(folder, self._prepared, self._reference, lambda graph: forward(graph, recipe.engine))
 
     def _qat(self) -> QatSpec:
-        from edgeq.core.system import edgeq_digest, tool_versions
-        from edgeq.quantize.spec import QatSpec
 
         prepared, job = self._prepared, self._job
         return QatSpec(
@@ -492,8 +473,6 @@ class Producer:
 
 def _kept_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
     """Return the layers of a float file that lie in the modules that are to stay in float."""
-    from edgeq.quantize.result import type_names
-    from edgeq.quantize.spec import inside, matched_names
 
     kept = matched_names(job.keep_fp32, type_names(module))
     # of one module's layers, all but the first have a number

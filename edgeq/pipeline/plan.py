@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import KeptValues, LayerSqnrs, LoadedModel, LoweredModel, QParams, Search, Tuning
 from edgeq.core.results.report import DataFacts, GoldenSet, PackageResult, Reuse
 from edgeq.core.samples import Dataset
 from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import host_arch
-from edgeq.core.targets import FileFormat, TargetProfile
+from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
+from edgeq.deliver.install import PROJECT_FILES, project_platforms
 from edgeq.quantize import find_file_method, find_method
 from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.core.preprocess import Preprocess
     from edgeq.verify.emulate.emulate import Observed
 
 
@@ -86,8 +88,6 @@ def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
 
 
 def _platforms(app: Path) -> tuple[str, ...]:
-    from edgeq.deliver.install import PROJECT_FILES, project_platforms
-
     if not app.is_dir():
         raise UsageError(f"--install-into {app}: no such folder", "give the root of the app's project")
     found = project_platforms(app)
@@ -288,8 +288,6 @@ def plan_text(job: Job) -> str:
 
 def _with_own_data(job: Job) -> Job:
     """Return the job with the name and the data that the built-in model brings with it."""
-    from edgeq.config.resolve import with_demo_data
-
     return with_demo_data(job)
 
 
@@ -328,8 +326,6 @@ def _shared(job: Job) -> _Steps:
 
 
 def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
-    from edgeq.core.targets import why_not_run
-
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from edgeq.check.evaluate import validate_options
+from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import GateOptions, Job, RunConfig
 from edgeq.core.devices import load_device
 from edgeq.core.errors import UnsupportedError, UsageError, nearest
+from edgeq.core.manifest import check_slug
 from edgeq.core.marks import STATE_DICT_SUFFIXES, file_part, options_of
+from edgeq.core.preprocess import load_preprocess
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN
 from edgeq.core.system import check_extras
 from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.load.inputs import parse_input
+from edgeq.lower.executorch import check_delegates
 from edgeq.pipeline.quantize_specs import check_reuse
 from edgeq.verify.emulate.support import check_tools
 
@@ -43,8 +49,6 @@ def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = 
 
 def check_job(job: Job) -> None:
     """Check before a long run what would end it; raises what the steps would."""
-    from edgeq.check.evaluate import validate_options
-    from edgeq.lower.executorch import check_delegates
 
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
@@ -89,8 +93,6 @@ def check_files(job: Job) -> None:
         UnsupportedError: a CPU that QEMU cannot emulate.
         EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
-    from edgeq.check.evaluate import validate_options
-    from edgeq.verify.emulate.support import check_tools
 
     check_source(job.source)
     _check_texts(job)
@@ -106,27 +108,19 @@ def check_files(job: Job) -> None:
             if (missing := path.missing(text)) is not None:
                 raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
     if job.data.preprocess is not None:
-        from edgeq.core.preprocess import load_preprocess
-
         load_preprocess(job.data.preprocess)
     if job.inputs:
-        from edgeq.load.inputs import parse_input
-
         for index, text in enumerate(job.inputs):
             parse_input(text, index)
 
 
 def _check_calibration(job: Job) -> None:
-    from edgeq.config.resolve import with_demo_data
-
     if Path(job.source).suffix not in _LOWERED:
         schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
         check_calibration(with_demo_data(job), schemes)
 
 
 def _check_texts(job: Job) -> None:
-    from edgeq.core.manifest import check_slug
-
     if job.name is not None:
         check_slug(job.name, "--name")
     check_slug(job.model_version, "--model-version")

@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import check_slug
+from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
 from edgeq.core.results.report import DataFacts
-from edgeq.core.samples import Dataset, Sample, remembered
+from edgeq.core.samples import Dataset, Sample, batch_size, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
-from edgeq.load.selection import choose, exclude
+from edgeq.load.inputs import random_inputs, takes_pixels
+from edgeq.load.onnx import output_specs
+from edgeq.load.selection import choose, dataset_sha256, exclude
+from edgeq.load.user_code import check_arguments, load_function, load_metric
 from edgeq.pipeline.plan import NO_SAMPLES, ArtifactSpec, Inputs
 from edgeq.pipeline.preflight import check_calibration
+from edgeq.quantize.capture import run_once
+from edgeq.verify.accumulate import GOLDEN_SAMPLES
+from edgeq.verify.spec import VerifySpec
 
 if TYPE_CHECKING:
-    from edgeq.core.preprocess import Preprocess
     from edgeq.verify.emulate.emulate import Subset
-    from edgeq.verify.spec import VerifySpec
 
 
 _LEAST = 16  # with fewer, one prediction is worth more than any limit in use
@@ -69,8 +74,6 @@ def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 def subset(job: Job, prepared: Inputs, scheme: str, macs: int) -> Subset:
     """Return what keeps the samples that are to be emulated."""
-    from edgeq.core.samples import batch_size
-    from edgeq.verify.accumulate import GOLDEN_SAMPLES
     from edgeq.verify.emulate.emulate import Subset, subset_size
 
     rows = batch_size(prepared.samples, prepared.model.inputs) or 1
@@ -82,8 +85,6 @@ def verify_spec(
     job: Job, prepared: Inputs, recipe: ArtifactSpec, lowered: LoweredModel, progress: Progress, label: str
 ) -> VerifySpec:
     """Return the verify step's input for an artifact that is compared with nothing yet."""
-    from edgeq.verify.spec import VerifySpec
-
     return VerifySpec(
         lowered=lowered,
         inputs=prepared.model.inputs,
@@ -213,7 +214,6 @@ def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tupl
     """Let the model normalise pixels itself, where the job asks for it, and the preprocessing leave them bytes."""
     if job.input_dtype is None:
         return model, preprocess
-    from edgeq.load.inputs import takes_pixels
 
     if preprocess is None:
         what = f"--input-dtype {job.input_dtype} lets the artifact normalise pixels, and how is not known"
@@ -222,8 +222,6 @@ def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tupl
 
 
 def _random_samples(model: LoadedModel, preprocess: Preprocess | None, seed: int) -> Dataset:
-    from edgeq.load.inputs import random_inputs
-
     return random_inputs(model.inputs, RANDOM_SAMPLES, seed, preprocess.value_range if preprocess else None)
 
 
@@ -248,17 +246,12 @@ def _check_name(model: LoadedModel) -> None:
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
     """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
     if model.kind == "onnx":
-        from edgeq.load.onnx import output_specs
-
         return output_specs(model.model)
-    from edgeq.quantize.capture import run_once
 
     return run_once(model)
 
 
 def _preprocess(job: Job) -> Preprocess | None:
-    from edgeq.core.preprocess import load_preprocess
-
     if job.data.preprocess is not None:
         return load_preprocess(job.data.preprocess)
     if job.source == DIGITS:
@@ -273,8 +266,6 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
         return None
     import numpy as np
 
-    from edgeq.load.user_code import load_metric
-
     score = load_metric(job.data.metric)
 
     def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
@@ -287,7 +278,6 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
 def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
     if job.qat.train is None:
         return None
-    from edgeq.load.user_code import check_arguments, load_function
 
     function = load_function(job.qat.train, "training loop")
     check_arguments(function, 3, "prepared, teacher, data")
@@ -368,8 +358,6 @@ def _opened(
 
 def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[str]) -> DataFacts:
     """Return the facts with what each set is and how many samples it has."""
-    from edgeq.load.selection import dataset_sha256
-
     hashes = {role: dataset_sha256(data) for role, data in opened.items() if data.count}
     counts = {role: data.count for role, data in opened.items()}
     return dataclasses.replace(
@@ -407,7 +395,6 @@ def _linted(
 ) -> tuple[dict[str, Dataset], DataFacts]:
     """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
     from edgeq.load.lint import LintSpec, lint
-    from edgeq.load.selection import exclude
 
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(

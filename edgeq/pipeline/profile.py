@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.bundle.golden import model_inputs, read_golden
+from edgeq.bundle.reader import read_bundle
 from edgeq.core.config import DeviceConfig, GateOptions, Progress
 from edgeq.core.devices import CountReport, DeviceProfile, Prediction, devices_with_core, load_device
 from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.measured import Cost, LatencyPrediction, VerifyReport
-from edgeq.core.targets import why_not_emulated
+from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
+from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
 from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle, Manifest
-    from edgeq.core.targets import TargetProfile
     from edgeq.pipeline.plan import Artifact, Inputs
-    from edgeq.verify.emulate.install import Installed
     from edgeq.verify.emulate.runner import Arrays
 
 
@@ -44,7 +45,6 @@ def with_cost(
     if not is_needed(gates) or not wants_emulation(target, device):
         return product
     from edgeq.core.samples import batches
-    from edgeq.verify.emulate.install import ensure_installed, find_wheels
 
     wheels, _ = find_wheels(target.runtime, target.app.runtimes)
     if not wheels:
@@ -217,8 +217,6 @@ def count_bundle(
 
 
 def _read(folder: Path, progress: Progress) -> tuple[Bundle, Arrays]:
-    from edgeq.bundle.reader import read_bundle
-
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
         return bundle, first_sample(bundle)
@@ -269,8 +267,6 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.build.ensure_installed`.
     """
-    from edgeq.verify.emulate.install import ensure_installed, find_wheels
-
     target = manifest.target
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}; instructions are counted for ARM64 cores"
@@ -288,8 +284,6 @@ def cores_of(manifest: Manifest) -> tuple[str, ...]:
     Raises:
         UsageError: none are known.
     """
-    from edgeq.core.targets import load_target
-
     name = manifest.target.name
     cpus = load_target(name).device.cpu if name in profile_files() else ()
     if not cpus:
@@ -303,7 +297,6 @@ def first_sample(bundle: Bundle) -> Arrays:
     Raises:
         IntegrityError: the golden file is broken.
     """
-    from edgeq.bundle.golden import model_inputs, read_golden
     from edgeq.core.samples import Dataset, Sample, batches
     from edgeq.pipeline.evaluation import input_specs
 

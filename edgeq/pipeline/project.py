@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgeq.check.app import Shipped, app_gates
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
@@ -12,10 +13,12 @@ from edgeq.core.files import disk_errors, lock_dir
 from edgeq.core.results.report import DataFacts, Library, ModelError, ModelResult, Project, ProjectReport
 from edgeq.core.targets import TargetProfile
 from edgeq.core.units import counted
+from edgeq.deliver.android import growth_by_abi
 from edgeq.pipeline.package import plan, work_folder
 from edgeq.pipeline.plan import Plan
 from edgeq.pipeline.preflight import check_job
 from edgeq.pipeline.publish import publish
+from edgeq.pipeline.reports import write_page
 from edgeq.pipeline.workers import Order, Outcome, run_all
 
 
@@ -81,8 +84,6 @@ def _told(err: EdgeqError) -> ModelError:
 
 
 def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
-    from edgeq.check.app import Shipped, app_gates
-
     targets = {target.name: target for job in project.jobs for target in job.targets}
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]
@@ -92,8 +93,6 @@ def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
 
 def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Library]:
     """Return the Android libraries that a Gradle or Maven build has fetched to this machine, by (runtime, ABI)."""
-    from edgeq.deliver.android import growth_by_abi
-
     found: dict[tuple[str, str], Library] = {}
     for target in targets:
         if target.platform != "android":
@@ -112,8 +111,6 @@ def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Librar
 
 
 def _write_page(project: Project, report: ProjectReport) -> None:
-    from edgeq.pipeline.reports import write_page
-
     # without a row too: an earlier run's page must not pass for this one's
     title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
     broken = [model for model in report.models if model.error is not None]

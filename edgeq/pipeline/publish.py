@@ -6,24 +6,25 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edgeq.bundle.archive import download_size_bytes
+from edgeq.bundle.run_report import REPORT_NAME, read_report, write_report
+from edgeq.bundle.writer import write_bundle
+from edgeq.check.evaluate import Candidate, check
 from edgeq.core.config import REJECTED_NAME, Job
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import copy_files, remove_dir, staged_dir
 from edgeq.core.results.report import BundleInput, CheckReport, DataFacts, PackageResult, RunReport, with_warning
 from edgeq.core.sources import origin
 from edgeq.core.system import host_arch, tool_versions
+from edgeq.core.targets import TargetProfile
+from edgeq.lower.executorch import delegate_tools
 from edgeq.pipeline.plan import Artifact, Inputs, Plan
-
-if TYPE_CHECKING:
-    from edgeq.core.targets import TargetProfile
+from edgeq.pipeline.reports import page_title, write_page
 
 
 def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
     """Write what a run tells of a row beside its bundle, in place of what is there, and return the row."""
-    from edgeq.bundle.run_report import write_report
-    from edgeq.pipeline.reports import page_title, write_page
 
     write_report(row.path, row)
     write_page(row.path, (row,), data, title=page_title(row))
@@ -114,9 +115,6 @@ def _written(
     deflated: dict[str, int] | None,
 ) -> tuple[CheckReport, str, int]:
     """Write a bundle with its verdicts; return them, its digest and the bytes of its download."""
-    from edgeq.bundle.archive import download_size_bytes
-    from edgeq.bundle.writer import write_bundle
-    from edgeq.check.evaluate import Candidate, check
 
     known = {} if deflated is None else deflated  # only the manifest differs from one writing to the next
 
@@ -184,8 +182,6 @@ def _bundle_input(
 
 def _tools(product: Artifact, target: TargetProfile) -> dict[str, str]:
     """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
-    from edgeq.lower.executorch import delegate_tools
-
     emulation = product.verified.emulation
     name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
     return tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})
@@ -205,7 +201,6 @@ def check_owner(job: Job, name: str) -> None:
     """
     if job.name is not None:
         return
-    from edgeq.bundle.run_report import REPORT_NAME, read_report
 
     own = origin(job.source)
     for report in sorted((job.out / name).glob(f"*/{REPORT_NAME}")):

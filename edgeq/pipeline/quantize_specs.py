@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.core.config import Job
 from edgeq.core.errors import UnsupportedError, UsageError
-from edgeq.core.files import canonical_json, sha256_bytes
+from edgeq.core.files import cache_folder, canonical_json, sha256_bytes
 from edgeq.core.results.model import QParams, Scores
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import NEEDS_CALIBRATION, NEEDS_SEARCH, SEARCH_LIMITS
+from edgeq.core.system import edgeq_digest, tool_versions
+from edgeq.lower.shipped import shipped_layers
+from edgeq.pipeline.tracking import current_state, user_modules
 from edgeq.quantize.graph_runner import Forward
+from edgeq.quantize.spec import ReuseSpec, SearchSpec
 
 if TYPE_CHECKING:
     from edgeq.core.manifest import Bundle
     from edgeq.pipeline.plan import Inputs
-    from edgeq.quantize.spec import ReuseSpec, SearchSpec
 
 
 def search_spec(job: Job, prepared: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
@@ -34,9 +37,6 @@ def search_spec(job: Job, prepared: Inputs, fp32: Forward, forward: Callable[[An
     Raises:
         UsageError: a limit that these samples cannot judge.
     """
-    from edgeq.core.files import cache_folder
-    from edgeq.core.system import edgeq_digest, tool_versions
-    from edgeq.quantize.spec import SearchSpec
 
     limits = tuple((name, value) for name, value in job.gates.limits if name in SEARCH_LIMITS)
     size = dict(job.gates.limits).get("size")
@@ -58,8 +58,6 @@ def search_spec(job: Job, prepared: Inputs, fp32: Forward, forward: Callable[[An
 
 def _judge(job: Job, samples: Dataset) -> str:
     """Hash what the samples are judged by: a search that was killed may go on with other labels or another metric."""
-    from edgeq.pipeline.tracking import current_state, user_modules
-
     # of whatever kind the user's metric takes
     labels = [sha256_bytes(pickle.dumps(sample.label)) for sample in samples] if samples.labelled else []
     code = sorted(user_modules()) if job.data.metric is not None else []
@@ -164,8 +162,6 @@ def sticky_spec(folder: Path, prepared: Inputs, fp32: Forward, forward: Callable
         UsageError, IntegrityError: as `check_reuse`.
         UnsupportedError: the artifact is laid out otherwise than this edgeq's.
     """
-    from edgeq.lower.shipped import shipped_layers
-    from edgeq.quantize.spec import ReuseSpec
 
     bundle, _ = _shipped(folder)
     samples = dataclasses.replace(prepared.calibration, count=min(prepared.calibration.count, _JUDGED))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edgeq.bundle.reader import read_bundle, read_manifest
+from edgeq.bundle.run_report import read_report_of
 from edgeq.core.errors import UsageError
 from edgeq.core.files import disk_errors, write_atomic
 from edgeq.core.manifest import MANIFEST_NAME
-from edgeq.core.results.report import DataFacts, Gate, ModelResult, PackageResult, ProjectReport, RunReport
-
-if TYPE_CHECKING:
-    from edgeq.core.results.report import Source
+from edgeq.core.results.report import DataFacts, Gate, ModelResult, PackageResult, ProjectReport, RunReport, Source
+from edgeq.report.html import HTML_NAME, page_view, to_html
 
 
 def page_title(row: PackageResult) -> str:
@@ -35,8 +34,6 @@ def write_page(
         IntegrityError: a row's manifest is broken.
         EnvironmentProblem: a manifest cannot be read, the disk is full, or not writable.
     """
-    from edgeq.report.html import HTML_NAME
-
     page = page_of(rows, data, title=title, app=app, broken=broken)
     with disk_errors(folder):
         write_atomic(folder / HTML_NAME, page)
@@ -51,9 +48,6 @@ def page_of(
     broken: Sequence[ModelResult] = (),
 ) -> bytes:
     """Return a page; raises what reading the rows' manifests does."""
-    from edgeq.bundle.reader import read_manifest
-    from edgeq.core.results.report import Source
-    from edgeq.report.html import page_view, to_html
 
     sources = [Source(row=row, manifest=read_manifest(row.path)[1]) for row in rows]
     return to_html(page_view(sources, data, title=title, app=app, broken=broken)).encode(errors="replace")
@@ -99,9 +93,6 @@ def _is_hidden(path: Path) -> bool:
 
 def read_source(folder: Path) -> Source:
     """Return a bundle's manifest and what report.json says of it; raises what `read_run` does."""
-    from edgeq.bundle.reader import read_bundle
-    from edgeq.bundle.run_report import read_report_of
-    from edgeq.core.results.report import Source
 
     bundle = read_bundle(folder)
     return Source(row=read_report_of(bundle), manifest=bundle.manifest)

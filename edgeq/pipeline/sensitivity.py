@@ -10,6 +10,8 @@ from edgeq.core.config import Job, Progress
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.model import LoadedModel, Sensitivity
 from edgeq.pipeline.prepare import prepare
+from edgeq.quantize import RANKINGS, rank_layers
+from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
 
 
@@ -31,8 +33,6 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
         UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
             be quantized.
     """
-    from edgeq.quantize import RANKINGS, rank_layers
-    from edgeq.quantize.capture import capture
     from edgeq.verify.host import calm_openmp
 
     calm_openmp()

@@ -8,29 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.bundle.golden import read_golden
+from edgeq.bundle.reader import read_bundle
 from edgeq.check import bundle as promises
+from edgeq.check.artifact import outputs_gate
 from edgeq.check.bundle import limit_gates, remarks, settled
+from edgeq.check.evaluate import validate_options
 from edgeq.core.config import DataConfig, DeviceConfig, GateOptions, Progress
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
-from edgeq.core.manifest import Manifest
+from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import BundleVerification, CheckReport, Gate, GoldenSet
-from edgeq.core.samples import Batch, Dataset
+from edgeq.core.samples import Batch, Dataset, Outputs
 from edgeq.core.system import host_arch
 from edgeq.core.targets import why_not_run
+from edgeq.load.selection import dataset_sha256
 from edgeq.pipeline import devices
+from edgeq.pipeline.devices import DeviceSetting, device_setting, on_device
 from edgeq.pipeline.evaluation import TOP1, Evaluation, golden_dataset, input_specs, open_evaluation, run_golden
 from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
 from edgeq.pipeline.preflight import check_cost_options
 from edgeq.pipeline.profile import with_bundle_cost
+from edgeq.verify.golden import golden_set
+from edgeq.verify.metrics import of_sample
+from edgeq.verify.spec import VerifySpec
 
 if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.core.samples import Outputs
-    from edgeq.pipeline.devices import DeviceSetting
     from edgeq.verify.host import HostRuntime, Loaded
-    from edgeq.verify.spec import VerifySpec
 
 
 ON_HOST = DeviceConfig(on="host")
@@ -66,8 +71,6 @@ def verify_bundle(
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
-    from edgeq.bundle.golden import read_golden
-    from edgeq.bundle.reader import read_bundle
 
     _check_options(data, gates)
     with progress.task("check sizes and hashes"):
@@ -82,8 +85,6 @@ def verify_bundle(
 
 
 def _check_options(data: DataConfig, gates: GateOptions) -> None:
-    from edgeq.check.evaluate import validate_options
-
     validate_options(gates)
     check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
@@ -94,7 +95,6 @@ def _seen(
     bundle: Bundle, golden: GoldenSet, data: DataConfig, device: DeviceConfig, progress: Progress, *, trusted: bool
 ) -> Seen:
     """Run the artifact, on the device's kernels too where that was asked for."""
-    from edgeq.pipeline.devices import device_setting
     from edgeq.verify.host import HostRuntime
 
     # the runtime's imports take seconds, in which the data is opened here
@@ -190,8 +190,6 @@ def _run(
     setting: DeviceSetting | None,
     progress: Progress,
 ) -> Seen:
-    from edgeq.check.artifact import outputs_gate
-    from edgeq.pipeline.devices import on_device
     from edgeq.verify.verify import verify
 
     manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
@@ -225,8 +223,6 @@ def _run(
 
 
 def _measured(manifest: Manifest, runs: Sequence[tuple[Batch, Outputs]]) -> GoldenSet:
-    from edgeq.verify.golden import golden_set
-    from edgeq.verify.metrics import of_sample
 
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in runs]
     return golden_set(taken, (), scheme=manifest.scheme)
@@ -255,8 +251,6 @@ def _loaded(bundle: Bundle, runtime: HostRuntime) -> Loaded:
 
 def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> VerifySpec:
     """Return the verify step's input for a bundle, which holds neither the converted graph nor fp32."""
-    from edgeq.verify.spec import VerifySpec
-
     manifest = bundle.manifest
     lowered = LoweredModel(
         path=bundle.artifact,
@@ -288,7 +282,6 @@ def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> Ve
 
 
 def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progress: Progress) -> ScoreComparison:
-    from edgeq.load.selection import dataset_sha256
     from edgeq.verify.verify import verify
 
     recorded = bundle.manifest.accuracy

@@ -25,8 +25,10 @@ from edgeq.core.config import Progress, Task
 from edgeq.core.errors import EdgeqError, ExitCode, first_line
 from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
+from edgeq.pipeline.package import complete
 from edgeq.pipeline.plan import Plan
 from edgeq.verify.host import PRELOADED
+from edgeq.verify.worker import end_with_parent
 
 _MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included
 
@@ -220,14 +222,10 @@ def _crashed(worker: _Worker) -> ModelError:
 
 def _work(pipe: Connection, order: Order, threads: int) -> None:
     """Make one model, in a forked process."""
-    from edgeq.verify.worker import end_with_parent
-
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.dup2(2, 1)  # what the user's code prints is no part of the result
     import torch
-
-    from edgeq.pipeline.package import complete
 
     torch.set_num_threads(threads)
     try:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import QuantizedModel, Sensitivity
 
 if TYPE_CHECKING:
-    from edgeq.core.results.model import QuantizedModel, Sensitivity
     from edgeq.quantize.spec import QuantizeSpec
 
 

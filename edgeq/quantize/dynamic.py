@@ -11,6 +11,7 @@ from edgeq.core.results.model import QuantizedModel
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_observers import split_layers
+from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 
@@ -24,8 +25,6 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     """
     import torch
     from torch.ao.quantization import quantize_dynamic
-
-    from edgeq.quantize.fx_workarounds import open_attention
 
     module = float_copy(spec, "dynamic-int8")
     kept = matched_names(spec.keep_fp32, type_names(module))

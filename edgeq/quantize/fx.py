@@ -6,22 +6,32 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import QuantizedModel, Tuning
 from edgeq.core.schemes import ObserverName
-from edgeq.quantize.calibrate import calibrate
+from edgeq.quantize.calibrate import activation_observer, calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
-from edgeq.quantize.fx_observers import layer_name, split_layers, with_weights
+from edgeq.quantize.fake_quant import leave_in_float
+from edgeq.quantize.fx_export import exported_graph
+from edgeq.quantize.fx_observers import layer_name, place_observers, split_layers, with_weights
+from edgeq.quantize.fx_workarounds import (
+    bound_clamps,
+    containers,
+    contiguous_clamps,
+    kept_names,
+    mend,
+    observe_floats_only,
+    plain,
+    without_mutations,
+)
+from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, output_steps, quantized_model, type_names
 from edgeq.quantize.reuse import convert_reusing
 from edgeq.quantize.spec import QuantizeSpec
-
-if TYPE_CHECKING:
-    from edgeq.quantize.layer_error import FloatRun
 
 
 @contextlib.contextmanager
@@ -110,8 +120,6 @@ def _finish(inputs: tuple[Any, ...]) -> Callable[[Any], Any]:
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
     """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
-    from edgeq.quantize.layer_error import float_run
-
     return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=layer_name)
 
 
@@ -135,18 +143,6 @@ def prepare(spec: QuantizeSpec) -> Any:
     """
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
-
-    from edgeq.quantize.fake_quant import leave_in_float
-    from edgeq.quantize.fx_export import exported_graph
-    from edgeq.quantize.fx_observers import place_observers
-    from edgeq.quantize.fx_workarounds import (
-        containers,
-        kept_names,
-        mend,
-        observe_floats_only,
-        plain,
-        without_mutations,
-    )
 
     # a copy, since preparing writes to the modules
     module, inputs = copy.deepcopy(spec.model.model), example_tensors(spec.inputs)
@@ -195,8 +191,6 @@ def convert(prepared: Any) -> Any:
     """
     from torch.ao.quantization.quantize_fx import convert_fx
 
-    from edgeq.quantize.fx_workarounds import bound_clamps
-
     bound_clamps(prepared)
     try:
         return _for_engine(convert_fx(prepared))
@@ -211,7 +205,6 @@ def _for_engine(converted: Any) -> Any:
 
     if torch.backends.quantized.engine != "qnnpack":
         return converted
-    from edgeq.quantize.fx_workarounds import contiguous_clamps
 
     return contiguous_clamps(converted)
 
@@ -225,8 +218,6 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     """Return the engine's own mapping, with the observer of activations exchanged."""
     from torch import nn
     from torch.ao.quantization import HistogramObserver, MinMaxObserver, QConfig, get_default_qconfig_mapping
-
-    from edgeq.quantize.calibrate import activation_observer
 
     mapping = get_default_qconfig_mapping(backend)
     if backend != "qnnpack":

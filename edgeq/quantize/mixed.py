@@ -18,6 +18,7 @@ from edgeq.quantize.mixed_search import EVENED, TYPICAL, SearchSpace, evenly, mi
 from edgeq.quantize.qat import Library
 from edgeq.quantize.result import output_steps, quantized_model
 from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
+from edgeq.quantize.shared_ranges import unshare
 from edgeq.quantize.spec import QuantizeSpec
 
 _SCHEME = "mixed-int8"
@@ -74,8 +75,6 @@ def _fx_ground(spec: QuantizeSpec) -> SearchSpace:
 
 
 def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
-    from edgeq.quantize.shared_ranges import unshare
-
     subject = _pt2e_subject(spec)
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.core.config import Task
 from edgeq.core.errors import first_line
@@ -15,14 +15,12 @@ from edgeq.core.results.model import Attempt, QuantizedModel, Scores, Search, Se
 from edgeq.core.samples import Dataset
 from edgeq.core.schemes import ObserverName
 from edgeq.core.units import counted
+from edgeq.quantize.calibrate import without_outliers
+from edgeq.quantize.equalize import equalized
 from edgeq.quantize.qat import load_state, save_state, state_key, state_path
 from edgeq.quantize.result import type_names
-from edgeq.quantize.sensitivity import RANK_SAMPLES, Subject, measurements, rank, simulated
+from edgeq.quantize.sensitivity import RANK_SAMPLES, Simulation, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec, matched_names
-
-if TYPE_CHECKING:
-    from edgeq.quantize.sensitivity import Simulation
-
 
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
 
@@ -414,8 +412,6 @@ class Mitigation:
 
 
 def _evened(spec: QuantizeSpec) -> QuantizeSpec | None:
-    from edgeq.quantize.equalize import equalized
-
     model = equalized(spec.model)
     if model is None:
         return None
@@ -425,8 +421,6 @@ def _evened(spec: QuantizeSpec) -> QuantizeSpec | None:
 
 
 def _typical(spec: QuantizeSpec) -> QuantizeSpec | None:
-    from edgeq.quantize.calibrate import without_outliers
-
     model = spec.model.model if spec.model.kind == "module" else spec.model.model.module()
     with spec.progress.task(f"look for outliers for {spec.label}", spec.calibration.count) as task:
         samples = without_outliers(spec.calibration, model, spec.inputs, task)

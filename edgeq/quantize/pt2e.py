@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import QuantizedModel, Tuning
-from edgeq.quantize.calibrate import calibrate
+from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
+from edgeq.quantize.fake_quant import leave_in_float, observes_weight
 from edgeq.quantize.fx_workarounds import observe_after_clamps
+from edgeq.quantize.layer_error import FloatRun, float_run
+from edgeq.quantize.pt2e_workarounds import IN_FLOAT, functional, leave_wide_softmax, prepare_layers
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import convert_reusing
+from edgeq.quantize.shared_ranges import has_joins, unshare
 from edgeq.quantize.spec import QuantizeSpec, matched_names
-
-if TYPE_CHECKING:
-    from edgeq.quantize.layer_error import FloatRun
-
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
@@ -67,14 +67,10 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 def float_graph(program: Any) -> Any:
     """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
-    from edgeq.quantize.pt2e_workarounds import functional
-
     return functional(program).module()
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
-    from edgeq.quantize.calibrate import observed
-    from edgeq.quantize.shared_ranges import has_joins, unshare
 
     is_observer = library().is_observer
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
@@ -99,8 +95,6 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
     """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
-    from edgeq.quantize.layer_error import float_run
-
     return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=_layer_name)
 
 
@@ -118,8 +112,6 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UnsupportedError: the quantizer cannot take the graph.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    from edgeq.quantize.fake_quant import leave_in_float
-    from edgeq.quantize.pt2e_workarounds import leave_wide_softmax, prepare_layers
 
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
@@ -143,8 +135,6 @@ def convert(prepared: Any) -> Any:
 
 def layer_of(prepared: Any, node: Any) -> str | None:
     """Return the module name of a prepared graph's node that is a convolution or a linear layer in int8, else None."""
-    from edgeq.quantize.fake_quant import observes_weight
-
     if not _is_layer(node):
         return None
     is_int8 = any(observes_weight(prepared, arg) for arg in node.args[1:2] if hasattr(arg, "op"))
@@ -183,8 +173,6 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    from edgeq.quantize.pt2e_workarounds import prepare_layers
 
     graph = float_graph(_unrolled(spec.captured))
     is_float = _left_in_float(graph, spec)
@@ -227,9 +215,6 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
-
-    from edgeq.quantize.calibrate import activation_observer
-    from edgeq.quantize.pt2e_workarounds import IN_FLOAT
 
     most = 63 if spec.reduce_range else 127
     config = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)

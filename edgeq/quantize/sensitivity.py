@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +14,9 @@ from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Sensitivity, TensorSpec
 from edgeq.core.samples import Batch, Dataset, batches
+from edgeq.quantize.calibrate import ObserverCache
 from edgeq.quantize.fake_quant import Activations, WeightFakeQuant, fake_range, observes_weight, own_parameters, part_at
 from edgeq.quantize.qat import Library
-
-if TYPE_CHECKING:
-    from edgeq.quantize.calibrate import ObserverCache
-
 
 RANK_SAMPLES = 32
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
+from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 
@@ -48,8 +49,6 @@ def stored_half(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:
-    from edgeq.quantize.fx_workarounds import open_attention
-
     module = float_copy(spec, scheme)
     kept = matched_names(spec.keep_fp32, type_names(module))
     open_attention(module)

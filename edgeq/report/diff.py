@@ -11,6 +11,7 @@ from typing import Any
 from edgeq.core.results.measured import Fidelity
 from edgeq.core.results.report import PackageResult, Source
 from edgeq.core.units import format_bytes
+from edgeq.report.json import finite
 
 SCHEMA_VERSION = 1
 
@@ -71,8 +72,6 @@ def diff(old: Source, new: Source) -> Diff:
 
 def diff_json(found: Diff) -> dict[str, Any]:
     """Return the differences as a JSON document; values keep their units by name, as in `edgeq package --json`."""
-    from edgeq.report.json import finite
-
     document = {
         "schema_version": SCHEMA_VERSION,
         "old": found.old,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeq.core.errors import Outcome
 from edgeq.core.results.measured import (
+    Cost,
     Emulation,
     Fidelity,
     GraphOnly,
@@ -18,27 +19,23 @@ from edgeq.core.results.measured import (
     OutputComparison,
     Parity,
     Timing,
+    VerifyReport,
 )
-from edgeq.core.results.model import Attempt, LayerSqnr, Sensitivity, Weights
-from edgeq.core.results.report import Reuse
+from edgeq.core.results.model import Attempt, LayerSqnr, LayerSqnrs, Search, Sensitivity, Weights
+from edgeq.core.results.report import (
+    Choice,
+    Comparison,
+    DataFacts,
+    Gate,
+    ModelError,
+    ModelResult,
+    PackageResult,
+    ProjectReport,
+    Reuse,
+    RunReport,
+    Variant,
+)
 from edgeq.core.schema import json_schema
-
-if TYPE_CHECKING:
-    from edgeq.core.results.measured import Cost, VerifyReport
-    from edgeq.core.results.model import LayerSqnrs, Search
-    from edgeq.core.results.report import (
-        Choice,
-        Comparison,
-        DataFacts,
-        Gate,
-        ModelError,
-        ModelResult,
-        PackageResult,
-        ProjectReport,
-        RunReport,
-        Variant,
-    )
-
 
 SCHEMA_VERSION = 1
 

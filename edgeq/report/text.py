@@ -11,26 +11,25 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeq.core.results.report import of_one
+from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
+from edgeq.core.results.model import KeptValues, LayerSqnrs, Search
+from edgeq.core.results.report import (
+    Choice,
+    Comparison,
+    DataFacts,
+    Gate,
+    PackageResult,
+    ProjectReport,
+    Reuse,
+    RunReport,
+    Variant,
+    of_one,
+)
 from edgeq.core.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
-
-    from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
-    from edgeq.core.results.model import KeptValues, LayerSqnrs, Search
-    from edgeq.core.results.report import (
-        Choice,
-        Comparison,
-        DataFacts,
-        Gate,
-        PackageResult,
-        ProjectReport,
-        Reuse,
-        RunReport,
-        Variant,
-    )
 
 
 MISSING = "not measured"

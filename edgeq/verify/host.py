@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.core.results.measured import Gpu
 from edgeq.core.system import missing_module
-from edgeq.verify import wire
+from edgeq.verify import wire, worker
 from edgeq.verify.runtimes import OUT_OF_MEMORY
 
 PRELOADED = "edgeq.pipeline.preload"
@@ -140,8 +140,6 @@ def forked(log: Path) -> Child:
 
 
 def _serve(own: tuple[int, int], parents: tuple[int, int], log: Path, parent: int) -> None:
-    from edgeq.verify import worker
-
     worker.end_with_parent(parent)
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

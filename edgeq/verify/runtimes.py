@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.half import emulation
+from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program
 from edgeq.verify.kernels import multiplies
 
@@ -241,8 +242,6 @@ class _Onnx(Runner):
         import onnx
 
         if self.path.suffix == ".ort":
-            from edgeq.core.ort_format import required_operators
-
             return {"operators": required_operators(self.path), "delegates": 0, "bytecode_version": None}
         model = onnx.load(str(self.path), load_external_data=False)
         names = {f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph.node}

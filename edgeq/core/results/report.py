@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeq.core.config import Job
 from edgeq.core.errors import ExitCode, Outcome
 from edgeq.core.manifest import Manifest
+from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
 from edgeq.core.results.model import (
     KeptValues,
@@ -24,7 +25,6 @@ from edgeq.core.results.model import (
 )
 
 if TYPE_CHECKING:
-    from edgeq.core.preprocess import Preprocess
     from edgeq.core.samples import Outputs
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import IntegrityError, UsageError, first_line
-from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.files import disk_errors, sha256_bytes, write_atomic
 from edgeq.deliver.ota.index import Index, parse_index
 from edgeq.deliver.ota.keys import ROLES, KeyRing, RoleName
 
@@ -287,8 +287,6 @@ def _bytes(metadata: Metadata[Any]) -> bytes:
 
 
 def _hashes(data: bytes) -> dict[str, str]:
-    from edgeq.core.files import sha256_bytes
-
     return {"sha256": sha256_bytes(data)}
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from edgeq.core.config import DeviceConfig
 from edgeq.core.errors import UsageError
+from edgeq.verify.emulate.cpus import find_cpu
+from edgeq.verify.emulate.install import find_compiler, find_wheels, is_native, runtime_folder
 
 if TYPE_CHECKING:
     from edgeq.core.targets import TargetProfile
@@ -43,8 +45,6 @@ def check_tools(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> No
         UnsupportedError: a CPU that QEMU emulates wrongly, or not at all.
         EnvironmentProblem: QEMU is missing, or the compiler where a runtime is still to be made.
     """
-    from edgeq.verify.emulate.cpus import find_cpu
-    from edgeq.verify.emulate.install import find_compiler, find_wheels, is_native, runtime_folder
 
     check_options(options, targets)
     for target in targets:

@@ -34,10 +34,7 @@ from edgeq.lower.cuda import can_compile, compile_package  # noqa: E402
 from edgeq.lower.spec import LowerSpec  # noqa: E402
 from edgeq.quantize import quantize  # noqa: E402
 from edgeq.quantize.capture import capture  # noqa: E402
-from edgeq.quantize.half_graph import (
-    functional_graph,  # noqa: E402
-    scan,  # noqa: E402
-)
+from edgeq.quantize.half_graph import functional_graph, scan  # noqa: E402
 from edgeq.quantize.spec import QuantizeSpec  # noqa: E402
 from edgeq.verify.serving import serve  # noqa: E402
 

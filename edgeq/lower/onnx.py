@@ -214,7 +214,7 @@ def _fold_recurrent(model: Any) -> None:
         optimizer.remove_unused_nodes(model)
 
 
-def _drop_saturated_clamps(proto: Any) -> None:
+def _drop_saturated_clamps(proto: Any) -> None:  # noqa: C901  # one pattern, read in order
     """Take out each Relu and Clip before a QuantizeLinear whose own saturation gives the very same integers.
 
     They do where both bounds become the ends of the integers' range: quantizing is monotone. Left in, they keep ONNX

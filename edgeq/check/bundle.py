@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from edgeq.bundle.archive import download_size_bytes
-from edgeq.check.fidelity import FIDELITY
 from edgeq.check.gate import unverified
-from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, instruction_gates, limit_gate
-from edgeq.check.stores import store_limits
+from edgeq.check.gates import exit_code_of
+from edgeq.check.limits import Measured, instruction_gates, limit_gate
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import EdgeqError, ExitCode
 from edgeq.core.manifest import Bundle, GateVerdict, Manifest, Tensor, measure
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import Gate, GoldenSet
-from edgeq.core.schemes import LIMITS
 from edgeq.core.system import host_arch
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
@@ -74,15 +72,7 @@ def packaged_gates(manifest: Manifest, settled: Mapping[str, Gate] = MappingProx
 
 def _packaged_code(gate: GateVerdict) -> ExitCode:
     """Return what a gate that failed exits with; the manifest does not keep it."""
-    codes: dict[str, ExitCode] = {
-        **{name: kind.exit_code for name, kind in LIMITS.items()},
-        **dict.fromkeys(store_limits(), ExitCode.SIZE),
-        "runtime": ExitCode.UNSUPPORTED,
-        **dict.fromkeys(("search", "training", FIDELITY), ExitCode.ACCURACY),
-        INSTRUCTIONS_GATE: ExitCode.LATENCY,
-    }
-    # what could not be measured, and all gates that hold the artifact to its own claims, are the verification's
-    return ExitCode.VERIFICATION if gate.outcome == "unverified" else codes.get(gate.name, ExitCode.VERIFICATION)
+    return ExitCode.VERIFICATION if gate.outcome == "unverified" else exit_code_of(gate.name)
 
 
 def run_gate(report: VerifyReport) -> Gate:

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate
-from edgeq.check.device import DEVICE_GATE, device_gates
-from edgeq.check.fidelity import FIDELITY, floor_gates
+from edgeq.check.artifact import equivalence_gates, graph_gates, outputs_gate, parity_gate
+from edgeq.check.device import device_gates
+from edgeq.check.fidelity import floor_gates
 from edgeq.check.gate import unverified
-from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, accuracy_warnings, instruction_gates, limit_gate
+from edgeq.check.gates import GATES, PREPROCESSING, Command, allowed_unmeasured
+from edgeq.check.limits import Measured, accuracy_warnings, instruction_gates, limit_gate
 from edgeq.check.precision import audit_gates
 from edgeq.check.runtime import runtime_gate
 from edgeq.check.search import search_gates, training_gates, training_warnings
@@ -20,37 +21,27 @@ from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import LoweredModel, Search, Tuning, Weights
 from edgeq.core.results.report import CheckReport, Gate
-from edgeq.core.schemes import LIMITS
-from edgeq.core.targets import Audit, TargetProfile
-
-PREPROCESSING = "preprocessing"
-
-GATE_NAMES = (
-    "parity",
-    EQUIVALENCE,
-    "outputs",
-    FIDELITY,
-    PREPROCESSING,
-    DEVICE_GATE,
-    *Audit.model_fields,
-    "runtime",
-    INSTRUCTIONS_GATE,
-    *LIMITS,
-)
+from edgeq.core.targets import TargetProfile
 
 
-def validate_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+def validate_options(
+    options: GateOptions, targets: Sequence[TargetProfile] = (), *, command: Command = "package"
+) -> None:
     """Check before a long run what the gates would refuse at its end.
 
     Raises:
         UsageError: --allow-unmeasured names no gate (the nearest is offered), an unknown store limit, one of another
             platform, or one that needs --app-size without it.
     """
+    names = allowed_unmeasured(command)
     for name in options.allow_unmeasured:
-        if name not in GATE_NAMES:
-            raise UsageError(
-                f"--allow-unmeasured {name!r} is no gate.{nearest(name, GATE_NAMES)}", f"gates: {', '.join(GATE_NAMES)}"
+        if name not in names:
+            what = (
+                f"--allow-unmeasured {name}: `edgeq {command}` always measures or never judges this gate"
+                if name in GATES
+                else f"--allow-unmeasured {name}: unknown gate.{nearest(name, names)}"
             )
+            raise UsageError(what, f"give one of: {', '.join(names)}")
     for preset in options.store_limits:
         for target in targets or (None,):
             find_store_limit(preset, options.app_size_bytes, target)

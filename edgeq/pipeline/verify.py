@@ -85,7 +85,7 @@ def verify_bundle(
 
 
 def _check_options(data: DataConfig, gates: GateOptions) -> None:
-    validate_options(gates)
+    validate_options(gates, command="verify")
     check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
         raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")

@@ -8,7 +8,8 @@ import pytest
 from gate_builders import lowered, parity, target, verified
 
 from edgeq.check.artifact import outputs_gate, parity_gate
-from edgeq.check.evaluate import GATE_NAMES, Candidate, check, validate_options
+from edgeq.check.evaluate import Candidate, check, validate_options
+from edgeq.check.gates import GATES, allowed_unmeasured, exit_code_of
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode, UsageError
 
@@ -155,7 +156,7 @@ def test_every_target_must_fit_the_store():
         validate_options(options, (target(), target("ios-arm64-xnnpack")))
 
 
-@pytest.mark.parametrize("name", GATE_NAMES)
+@pytest.mark.parametrize("name", allowed_unmeasured("package"))
 def test_every_gate_may_be_named(name):
     validate_options(GateOptions(allow_unmeasured=(name,)))
 
@@ -163,3 +164,24 @@ def test_every_gate_may_be_named(name):
 def test_importing_the_gates_loads_no_torch():
     code = "import sys, edgeq.check; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'executorch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_verify_lets_its_own_score_stay_unmeasured_and_package_has_none():
+    validate_options(GateOptions(allow_unmeasured=("score",)), command="verify")
+    with pytest.raises(UsageError, match=r"--allow-unmeasured score: `edgeq package` always measures or never judges"):
+        validate_options(GateOptions(allow_unmeasured=("score",)))
+    with pytest.raises(UsageError, match=r"--allow-unmeasured scroe: unknown gate\. Did you mean 'score'"):
+        validate_options(GateOptions(allow_unmeasured=("scroe",)), command="verify")
+
+
+def test_what_must_be_measured_cannot_be_allowed():
+    for name in ("files", "golden", "signature", "contract", "training"):
+        assert name in GATES
+        assert name not in allowed_unmeasured("verify")
+
+
+def test_exit_codes_come_from_the_table():
+    assert exit_code_of("latency") == 6
+    assert exit_code_of("play-base-module") == 4
+    assert exit_code_of("runtime") == 3
+    assert exit_code_of("of-a-newer-edgeq") == 7

@@ -112,7 +112,7 @@ def test_options_reach_the_job(pipeline, project):
         ((*PACKAGE, "--labels", "l.txt"), "--labels: no file or folder l.txt"),
         ((*PACKAGE, "--preprocess", "imagent"), "unknown preprocessing 'imagent'. Did you mean 'imagenet'?"),
         ((*PACKAGE, "--input", "1y3"), "--input"),
-        ((*PACKAGE, "--allow-unmeasured", "latncy"), "'latncy' is no gate. Did you mean 'latency'?"),
+        ((*PACKAGE, "--allow-unmeasured", "latncy"), "latncy: unknown gate. Did you mean 'latency'?"),
         ((*PACKAGE, "--store-limit", "play-base-modul"), "Did you mean 'play-base-module'?"),
         ((*PACKAGE, "--store-limit", "play-base-module"), "counts the app and the model together"),
         ((*PACKAGE, "--limit", "sise=5MB"), "unknown limit 'sise'. Did you mean 'size'?"),

@@ -4,12 +4,13 @@ import dataclasses
 import math
 
 import pytest
-from gate_builders import fidelity, interval, verified
 
 from edgeq.check.device import device_gate, device_gates
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Interval
+
+from .gate_builders import fidelity, interval, verified
 
 EQUAL = Agreement(
     left="host",

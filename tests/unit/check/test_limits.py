@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import pytest
-from gate_builders import fidelity, interval, timing, verified
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,8 @@ from edgeq.check.limits import Measured, limit_gate
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import DeviceMeasures
 from edgeq.core.schemes import LIMITS, parse_limit
+
+from .gate_builders import fidelity, interval, timing, verified
 
 
 def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", platform="linux"):

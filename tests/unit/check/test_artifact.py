@@ -6,12 +6,13 @@ import dataclasses
 import math
 
 import pytest
-from gate_builders import fidelity, interval, lowered, target, verified
 
 from edgeq.check.evaluate import Candidate, check
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import GraphOnly, VerifyReport
+
+from .gate_builders import fidelity, interval, lowered, target, verified
 
 WHY = "Core ML runs on Apple's devices only"
 GOOD = interval(0.2, -0.1, 0.4)

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from gate_builders import lowered, target
 
 from edgeq.check.runtime import LITE_RUNTIMES, operators_of, runtime_gate
 from edgeq.core.errors import ExitCode
+
+from .gate_builders import lowered, target
 
 LITE = "android-arm64-qnnpack"
 

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from gate_builders import lowered, parity, target, verified
 
 from edgeq.check.artifact import outputs_gate, parity_gate
 from edgeq.check.evaluate import Candidate, check, validate_options
 from edgeq.check.gates import GATES, allowed_unmeasured, exit_code_of
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode, UsageError
+
+from .gate_builders import lowered, parity, target, verified
 
 
 def checked(options=None, report=None, model=None, profile=None, **said):

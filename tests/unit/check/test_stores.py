@@ -3,10 +3,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from gate_builders import target
 
 from edgeq.check.stores import find_store_limit, store_gate, store_limits, store_warnings
 from edgeq.core.errors import ExitCode, UsageError
+
+from .gate_builders import target
 
 MB = 10**6
 TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack", "any": "linux-x86_64-x86"}

@@ -27,7 +27,7 @@ from edgeq.core.devices import (
     total,
 )
 
-ROWS = Path(__file__).parents[2] / "scripts" / "latency_rows.json"
+ROWS = Path(__file__).parents[3] / "scripts" / "latency_rows.json"
 CORE = Speed(width=2, clock_ghz=1.5)
 
 

@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 import pytest
-from gate_builders import kernels, lowered, target, verified
 
 from edgeq.check.precision import audit_gates
 from edgeq.core.errors import ExitCode
+
+from .gate_builders import kernels, lowered, target, verified
 
 
 def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack"):

@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from gate_builders import verified
 
 from edgeq.check.limits import Measured, instruction_gates, limit_gate
 from edgeq.core.devices import CountReport, Counts
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Cost, LatencyPrediction
+
+from .gate_builders import verified
 
 SHIPPED = Path("shipped")
 

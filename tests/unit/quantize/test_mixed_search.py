@@ -23,7 +23,7 @@ from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 
 from .qat_cases import scenes, uneven
-from .test_activations import Gated
+from .test_fake_quant import Gated
 
 ROUTES = [("torchscript", "qnnpack"), ("executorch", "xnnpack")]
 

@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 import pytest
-from gate_builders import lowered, parity
 
 from edgeq.check.artifact import equivalence_gates
 from edgeq.core.errors import ExitCode
+
+from .gate_builders import lowered, parity
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_limits import measured
+from .test_limits import measured
 
 from edgeq.check.limits import accuracy_warnings, limit_gate, why_worthless
 from edgeq.core.config import GateOptions

@@ -56,7 +56,7 @@ def open_evaluation(
     Raises:
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
     """
-    from edgeq.load.dataset import open_dataset
+    from edgeq.load.live import open_dataset
 
     with progress.task("read the data"):
         samples, _ = open_dataset(

@@ -338,8 +338,8 @@ def _opened(
     job: Job, model: LoadedModel, preprocess: Preprocess | None, n_classes: int | None, wanted: Sequence[_Wanted]
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Return the sets that were named, by role, and the names of images that were skipped as bad."""
-    from edgeq.load.dataset import open_dataset
     from edgeq.load.images import check_classes
+    from edgeq.load.live import open_dataset
 
     opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
     skipped: list[str] = []

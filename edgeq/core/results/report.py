@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.core.config import Job
-from edgeq.core.errors import ExitCode, Outcome
-from edgeq.core.manifest import Manifest
+from edgeq.core.errors import EdgeqError, ExitCode, IntegrityError, Outcome
+from edgeq.core.manifest import MANIFEST_NAME, Bundle, Manifest, manifest_digest, parse_manifest
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
 from edgeq.core.results.model import (
@@ -23,6 +25,7 @@ from edgeq.core.results.model import (
     Tuning,
     Weights,
 )
+from edgeq.core.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeq.core.samples import Outputs
@@ -74,6 +77,37 @@ class CheckReport:
         return min((gate.exit_code for gate in self.gates if not gate.passed), default=ExitCode.OK)
 
 
+class GateFailed(EdgeqError):  # the name that users catch
+    """Gates failed, and the caller asked for an exception (`raise_if_failed`).
+
+    Attributes:
+        gates: every gate that failed, in the order of the results.
+        exit_code: the lowest of their codes, as `edgeq package` would have ended with.
+    """
+
+    def __init__(self, failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str, ModelError]] = ()) -> None:
+        """Make the error of failed gates, and of models that ended with an error, each with the name of its bundle."""
+        failed, errors = tuple(failed), tuple(errors)
+        lines = [f"{label}: {gate.name}: {gate_text(gate)}" for label, gate in failed]
+        lines += [f"{label}: {error.what}" for label, error in errors]
+        super().__init__("; ".join(lines), "see report.html of each bundle for every gate")
+        self.gates = tuple(gate for _, gate in failed)
+        self.exit_code = min([*(gate.exit_code for gate in self.gates), *(error.exit_code for _, error in errors)])
+
+
+def gate_text(gate: Gate) -> str:
+    """Return what a gate measured and its limit, as one line."""
+    found = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
+    return f"{found}: {gate.detail}" if found and gate.detail else found or gate.detail
+
+
+def raise_for(failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str, ModelError]] = ()) -> None:
+    """Raise `GateFailed` for gates that did not pass and models that were not built; do nothing if there are none."""
+    failed, errors = tuple(failed), tuple(errors)
+    if failed or errors:
+        raise GateFailed(failed, errors=errors)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleVerification:
     """What reading and running a bundle showed.
@@ -100,6 +134,20 @@ class BundleVerification:
     def exit_code(self) -> ExitCode:
         """The lowest code among the gates that failed."""
         return self.checked.exit_code
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate passed."""
+        return not self.exit_code
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Every gate that was evaluated."""
+        return self.checked.gates
+
+    def raise_if_failed(self) -> None:
+        """Raise `GateFailed` with every gate that did not pass; do nothing if all passed."""
+        raise_for((str(self.folder), gate) for gate in self.gates if not gate.passed)
 
 
 # --- A model under other schemes on the same target, in figures: what --scheme auto tried, and --compare made.
@@ -302,6 +350,50 @@ class PackageResult:
     choice: Choice | None = None
     compared: Comparison | None = None
 
+    @property
+    def label(self) -> str:
+        """The key under which a report has this result: `target@scheme`."""
+        return f"{self.target}@{self.scheme}"
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Every gate that was evaluated."""
+        return self.checked.gates
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""
+        return self.checked.exit_code
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate passed, so that the bundle is in its place."""
+        return not self.exit_code
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle with its manifest, in place or under `rejected/`; its files are not hashed again.
+
+        Raises:
+            IntegrityError: another bundle, or none, lies there by now.
+        """
+        try:
+            data = (self.path / MANIFEST_NAME).read_bytes()
+        except OSError as err:
+            what = f"the bundle at {self.path} cannot be read: {err.strerror}"
+            raise IntegrityError(what, "package the model again") from err
+        manifest = parse_manifest(data)
+        bundle = Bundle(folder=self.path, manifest=manifest, digest=manifest_digest(data, manifest))
+        if bundle.digest != self.digest:
+            what = f"{self.path} has the digest {bundle.digest}, this result's is {self.digest}"
+            raise IntegrityError(what, "a later run replaced the bundle: use that run's report")
+        return bundle
+
+    @property
+    def artifact_path(self) -> Path:
+        """The model's file (.pte, .ptl, .onnx or .pt2); raises as `bundle` does."""
+        return self.bundle.artifact
+
 
 def variant_of(row: PackageResult) -> Variant:
     """Return a row in figures."""
@@ -322,7 +414,11 @@ def variant_of(row: PackageResult) -> Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A whole run."""
+    """A whole run: a result for each target and scheme.
+
+    `report["android-arm64-xnnpack"]` is the result of a target with one scheme; `report["TARGET@SCHEME"]`, or
+    `report[target, scheme]`, names the scheme too. Iterating gives all results.
+    """
 
     rows: tuple[PackageResult, ...]
     data: DataFacts
@@ -332,6 +428,48 @@ class RunReport:
         """The lowest code of all rows that failed."""
         codes = [row.checked.exit_code for row in self.rows if row.checked.exit_code]
         return min(codes, default=ExitCode.OK)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate of every result passed."""
+        return not self.exit_code
+
+    @property
+    def results(self) -> tuple[PackageResult, ...]:
+        """All results, in the order of targets and schemes."""
+        return self.rows
+
+    def __iter__(self) -> Iterator[PackageResult]:
+        return iter(self.rows)
+
+    def __getitem__(self, key: str | tuple[str, str]) -> PackageResult:
+        """Return the result of a target, or of a target and a scheme.
+
+        Raises:
+            KeyError: there is none, or the target has several schemes and none is named.
+        """
+        target, _, scheme = key.partition("@") if isinstance(key, str) else (key[0], "", key[1])
+        found = [row for row in self.rows if row.target == target and scheme in ("", row.scheme)]
+        if len(found) != 1:
+            why = "no result" if not found else "several results: name the scheme"
+            raise KeyError(f"{why} for {key!r}; this report has {', '.join(row.label for row in self.rows)}")
+        return found[0]
+
+    def raise_if_failed(self) -> None:
+        """Raise `GateFailed` with every gate of every result that did not pass; do nothing if all passed."""
+        raise_for((row.label, gate) for row in self.rows for gate in row.gates if not gate.passed)
+
+    def _repr_html_(self) -> str:
+        """Return the results as an HTML table, for notebooks."""
+        head = ("target", "scheme", "size", "verdict", "failed gates", "bundle")
+        lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
+        for row in self.rows:
+            failed = "; ".join(f"{gate.name}: {gate_text(gate)}" for gate in row.gates if not gate.passed)
+            size = format_bytes(row.size_bytes)
+            verdict = "ok" if row.ok else f"failed ({int(row.exit_code)})"
+            cells = (row.target, row.scheme, size, verdict, failed, str(row.path))
+            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+        return f"<table>{''.join(lines)}</table>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +567,32 @@ class ProjectReport:
     def rows(self) -> tuple[PackageResult, ...]:
         """The rows of all models."""
         return tuple(row for model in self.models for row in model.rows)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every model was built and every gate passed, the app's among them."""
+        return not self.exit_code
+
+    def __getitem__(self, name: str) -> RunReport:
+        """Return the report of a model.
+
+        Raises:
+            KeyError: there is no such model, or it ended with an error, which the message has.
+        """
+        model = next((model for model in self.models if model.name == name), None)
+        if model is None:
+            raise KeyError(f"no model {name!r}; this report has {', '.join(model.name for model in self.models)}")
+        if model.report is None:
+            raise KeyError(f"{name} has no bundles: {model.error.what if model.error else 'not built'}")
+        return model.report
+
+    def raise_if_failed(self) -> None:
+        """Raise `GateFailed` with every gate that did not pass and every model that ended with an error."""
+        failed = [(f"{row.model} {row.label}", gate) for row in self.rows for gate in row.gates if not gate.passed]
+        failed += [("app", gate) for gate in self.app if not gate.passed]
+        errors = [(model.name, model.error) for model in self.models if model.error is not None]
+        errors += [("install", self.not_installed)] if self.not_installed else []
+        raise_for(failed, errors=errors)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -1,0 +1,84 @@
+"""The examples, and the code in docs/api.md, do what they say when they are run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeq.bundle.reader import read_bundle
+
+from .conftest import Project
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+X86 = "linux-x86_64-x86"
+
+
+def run(*command: str | Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_docs_api(project: Project) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE | re.DOTALL)
+    Path("blocks.py").write_text("\n".join(blocks))
+    assert "dB alone in int8" in run(sys.executable, "blocks.py")
+    assert read_bundle(project.out / "classifier" / f"{X86}@static-int8").manifest.scheme == "static-int8"
+    assert (project.out / "rejected" / "too-big" / X86).is_dir()
+
+
+def test_torchvision_classifier(project: Project) -> None:
+    told = run(sys.executable, EXAMPLES / "torchvision_classifier.py").splitlines()
+    assert [line.split(":")[0] for line in told] == [f"{X86}@static-int8", f"{X86}@fp32"]
+    assert read_bundle(project.out / "shufflenet_v2_x0_5" / f"{X86}@static-int8").manifest.scheme == "static-int8"
+
+
+def test_segmentation_metric(project: Project) -> None:
+    found = re.fullmatch(
+        r"mean IoU: ([\d.]+) in int8, ([\d.]+) in float\n", run(sys.executable, EXAMPLES / "segmentation_metric.py")
+    )
+    assert found is not None
+    assert min(float(found[1]), float(found[2])) > 0.9
+    assert read_bundle(project.out / "segmenter" / X86).manifest.accuracy.metric == "mean_iou"
+
+
+def test_project_by_the_command_line_and_from_a_script_without_a_main_guard(project: Project) -> None:
+    shutil.copytree(EXAMPLES / "project", "project")
+    os.chdir("project")
+    run("edgeq", "build", "--quiet", "--no-cache")
+    digests = {name: read_bundle(Path("out") / name / X86).digest for name in ("edges", "scores")}
+    shutil.rmtree("out")
+    Path("script.py").write_text(
+        "import edgeq, os\n"
+        "print('pid', os.getpid())\n"
+        "report = edgeq.build(progress=False)\n"
+        "report.raise_if_failed()\n"
+        f"print(report['edges']['{X86}'].digest, report['scores']['{X86}'].digest)\n"
+    )
+    told = run(sys.executable, "script.py").splitlines()
+    assert len(told) == 2  # a worker that ran the script again would print its own
+    assert told[1].split() == [digests["edges"], digests["scores"]]
+
+
+def test_ota_channel(project: Project) -> None:
+    assert run(EXAMPLES / "ota_channel.sh").rstrip().endswith("store/slots/2")
+    assert read_bundle(project.root / "store" / "slots" / "2").manifest.model.version == "2"
+
+
+def test_notebook(project: Project) -> None:
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 4
+    Path("cells.py").write_text("\n\n".join(code) + "\nprint(report._repr_html_())\n")
+    assert f"<td>{X86}</td><td>static-int8</td>" in run(sys.executable, "cells.py")

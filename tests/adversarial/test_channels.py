@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import floor, limit, rounded
+
+from .judged import floor, limit, rounded
 
 
 def boxes_and_scores(count, anchors, scale, seed, *, channels_last):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import floor, limit, report_of
 
 from edgeq.check.limits import why_worthless
+
+from .judged import floor, limit, report_of
 
 
 def one_hot(labels, classes, seed=0):

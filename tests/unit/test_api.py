@@ -243,7 +243,7 @@ def test_mistakes_in_arguments(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             call()
-    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn.Module"):
         edgeq.package(3, targets=X86)
     assert not Path("out").exists()
 
@@ -367,7 +367,7 @@ def test_verify_compare_and_inspect_take_a_result(report: edgeq.RunReport) -> No
     outputs = edgeq.compare(fp32, int8, evaluation=features(2)[0], samples=10, progress=False).outputs
     assert (outputs.samples, outputs.inputs) == (10, "evaluation")
     assert edgeq.inspect(int8).bundle.digest == int8.digest  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="no project|expected|looked for|not an app"):
+    with pytest.raises(UsageError, match=r"no project|expected|looked for|not an app"):
         edgeq.install(int8, int8.path)
 
 

@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 
 import pytest
-from .test_limits import measured
 
 from edgeq.check.limits import accuracy_warnings, limit_gate, why_worthless
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
 
 from .gate_builders import fidelity, interval, verified
+from .test_limits import measured
 
 
 def scored(fp32, score, chance=None, samples=180):

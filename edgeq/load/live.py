@@ -154,7 +154,12 @@ class LiveData:
         value = self._value
         if isinstance(value, Mapping) or hasattr(value, "dtype"):
             return value
-        if isinstance(value, tuple) and len(value) == 2 and _is_set(value[0]) and not isinstance(value[1], Mapping):
+        if (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and _is_set(value[0])
+            and not isinstance(value[1], Mapping | tuple)
+        ):
             inputs, labels = value
             return (_by_name(inputs, specs) if isinstance(inputs, tuple | list) else inputs), labels
         # torch's Datasets have an index and are no sequences
@@ -201,7 +206,9 @@ def _is_indexed(value: Any) -> bool:
 
 
 def _is_set(inputs: Any) -> bool:
-    """Whether `inputs` may hold all samples, and not one item of a pair of samples."""
+    """Whether the first of two values is all samples' inputs, beside their labels, and not the first of two items."""
+    if isinstance(inputs, tuple | list):
+        return all(hasattr(array, "dtype") for array in inputs)
     return isinstance(inputs, Mapping) or hasattr(inputs, "dtype")
 
 

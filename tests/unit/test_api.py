@@ -237,13 +237,13 @@ def test_mistakes_in_arguments(tmp_path: Path) -> None:
         (lambda: edgeq.package("digits", targets=X86, limits=edgeq.Limits(size="5pp")), "size"),
         (lambda: edgeq.package("digits", targets=X86, example_inputs=torch.zeros(1)), "is for a live module"),
         (lambda: edgeq.verify(tmp_path, on="cloud"), "unknown value of --on"),
-        (lambda: edgeq.inspect(tmp_path), "no bundle|expected"),
+        (lambda: edgeq.inspect(tmp_path), "without a manifest"),
         (lambda: edgeq.load_config(tmp_path / "edgeq.toml"), "no file"),
         (lambda: edgeq.compare(tmp_path, tmp_path, samples=0), "expected 1 or more"),
     ):
         with pytest.raises(UsageError, match=message):
             call()
-    with pytest.raises(TypeError, match=r"expected a torch\.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         edgeq.package(3, targets=X86)
     assert not Path("out").exists()
 
@@ -367,7 +367,7 @@ def test_verify_compare_and_inspect_take_a_result(report: edgeq.RunReport) -> No
     outputs = edgeq.compare(fp32, int8, evaluation=features(2)[0], samples=10, progress=False).outputs
     assert (outputs.samples, outputs.inputs) == (10, "evaluation")
     assert edgeq.inspect(int8).bundle.digest == int8.digest  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match=r"no project|expected|looked for|not an app"):
+    with pytest.raises(UsageError, match="project"):
         edgeq.install(int8, int8.path)
 
 
@@ -468,7 +468,8 @@ def test_ctrl_c_leaves_no_child_process(call: str, moment: str, tmp_path: Path) 
     assert children
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGINT, err
-    assert "KeyboardInterrupt" in err
+    # by SIGINT, or by code 1 where Python's own note of an interrupt was lost in an exec() of a library
+    assert process.returncode in (-signal.SIGINT, 1), err
+    assert err.rstrip().endswith("KeyboardInterrupt")
     assert wait_until_dead(children) == set()
     assert not (tmp_path / "out" / "digits").exists()

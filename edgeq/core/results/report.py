@@ -321,17 +321,54 @@ def variant_of(row: PackageResult) -> Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelError:
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
+
+    what: str
+    fix: str
+    exit_code: ExitCode
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A target and scheme that cannot be packaged, in a run whose other bundles were made.
+
+    Attributes:
+        scheme: its name, or `auto` where none that was tried could be made.
+        stays: the accepted bundle of an earlier run, which was not touched; None where there is none.
+    """
+
+    model: str
+    target: str
+    scheme: str
+    error: ModelError
+    stays: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The target and the scheme, for people."""
+        return f"{self.target} {self.scheme}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        rows: one for each bundle, accepted or not; at least one.
+        refused: the targets and schemes of which there is no bundle.
+    """
 
     rows: tuple[PackageResult, ...]
     data: DataFacts
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:
-        """The lowest code of all rows that failed."""
+        """The lowest code of all that failed."""
         codes = [row.checked.exit_code for row in self.rows if row.checked.exit_code]
-        return min(codes, default=ExitCode.OK)
+        return min((*codes, *(one.error.exit_code for one in self.refused)), default=ExitCode.OK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,16 +419,6 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelError:
-    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
-
-    what: str
-    fix: str
-    exit_code: ExitCode
-    trace: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelResult:
     """How one model ended: with a report, or with an error."""
 
@@ -405,8 +432,13 @@ class ModelResult:
         return self.report.rows if self.report else ()
 
     @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """Its targets and schemes that cannot be packaged; none where it ended with an error."""
+        return self.report.refused if self.report else ()
+
+    @property
     def exit_code(self) -> ExitCode:
-        """The error's code, or the lowest of the gates that failed."""
+        """The error's code, or the lowest of what failed or was refused."""
         if self.error is not None:
             return self.error.exit_code
         return self.report.exit_code if self.report else ExitCode.INTERNAL
@@ -429,6 +461,11 @@ class ProjectReport:
     def rows(self) -> tuple[PackageResult, ...]:
         """The rows of all models."""
         return tuple(row for model in self.models for row in model.rows)
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """What was refused of all models that have bundles."""
+        return tuple(one for model in self.models for one in model.refused)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -56,12 +56,13 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
     shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
     if op in ("convolution", "conv1d", "conv2d", "conv3d"):
-        source, weight = node.args[0], node.args[1]
+        source, weight, of_activations = node.args[0], node.args[1], False
         transposed = op == "convolution" and bool(node.args[6])
         macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
     elif op in MATRIX_OPS:
         source, weight = (node.args[i] for i in MATRIX_OPS[op])
         macs = matmul_macs(_shape(source), shape[-1])
+        of_activations = all(_is_of_input(factor, constant_names) for factor in (source, weight))
     else:
         return None
     name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
@@ -72,7 +73,21 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
         macs=macs,
         weight_bytes=sum(_nbytes(item) for item in constants),
         delegated=delegated,
+        of_activations=of_activations,
     )
+
+
+def _is_of_input(node: Any, constant_names: frozenset[str]) -> bool:
+    """Whether a value depends on an input of the graph, and not on parameters, buffers and constants alone."""
+    waiting, seen = [node], {node}
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder" and one.name not in constant_names:
+            return True
+        fresh = [source for source in one.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return False
 
 
 def _shape(node: Any) -> tuple[int, ...]:

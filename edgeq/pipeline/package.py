@@ -417,6 +417,7 @@ class Producer:
             golden=golden,
             quantized=quantized.quantized,
             kept_fp32=quantized.kept_fp32,
+            asked_fp32=_asked_layers(self._job, float_module(self._prepared), lowered) if self._job.keep_fp32 else (),
             output_steps=quantized.output_steps,
             observed=tuple(kept.observed) if kept else (),
             tuning=quantized.tuning,
@@ -527,4 +528,13 @@ def _kept_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...
 
     kept = matched_names(job.keep_fp32, type_names(module))
     # of one module's layers, all but the first have a number
+    return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
+
+
+def _asked_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
+    """Return the names of the artifact's layers in modules that --keep-fp32 names, after quantization checked them.
+
+    An entry that matches only names of an exported program's own, and no module here, excuses no layer.
+    """
+    kept = {name for name, kind in type_names(module).items() if name in job.keep_fp32 or kind in job.keep_fp32}
     return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))

@@ -235,6 +235,7 @@ class Artifact:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
         qparams, fresh, remarks, layer_sqnrs: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
@@ -244,6 +245,7 @@ class Artifact:
     golden: GoldenSet
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
+    asked_fp32: tuple[str, ...] = ()
     output_steps: tuple[float | None, ...] = ()
     observed: tuple[Observed, ...] = ()
     tuning: Tuning | None = None

@@ -159,6 +159,7 @@ def _written(
             host_arch=host_arch(),
             has_graph=prepared.model.kind not in ("pte", "ptl"),
             remarks=(*product.remarks, *prepared.remarks),
+            asked_fp32=product.asked_fp32,
             unapplied=prepared.unapplied,
         )
         checked = check(item)

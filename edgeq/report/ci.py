@@ -150,8 +150,10 @@ def to_annotations(report: ProjectReport) -> list[str]:
     for model in report.models:
         if model.error is not None:
             lines.append(_line("error", f"edgeq: {model.name}", f"{model.error.what}; fix: {model.error.fix}"))
-        for one in model.refused:
-            lines.append(_line("error", f"edgeq: {one.model} {one.label}", f"{one.error.what}; fix: {one.error.fix}"))
+        lines += [
+            _line("error", f"edgeq: {one.model} {one.label}", f"{one.error.what}; fix: {one.error.fix}")
+            for one in model.refused
+        ]
         for row in model.rows:
             where = f"edgeq: {row.model} {row.target} {row.scheme}"
             lines += [_failure(where, gate) for gate in row.checked.gates if not gate.passed]

@@ -45,13 +45,16 @@ def delegated_share(layers: Sequence[Layer]) -> float | None:
     return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
 
 
-def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -> Layer | None:
+def graph_layer(
+    node: Any, constant_names: frozenset[str], *, delegated: bool, fixed_names: frozenset[str] = frozenset()
+) -> Layer | None:
     """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates.
 
     Args:
         node: of the graph.
         constant_names: placeholders that are parameters, buffers or constants.
         delegated: whether the delegate took it.
+        fixed_names: placeholders that are computed from such ones, outside of the graph.
     """
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
     shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
@@ -62,7 +65,7 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
     elif op in MATRIX_OPS:
         source, weight = (node.args[i] for i in MATRIX_OPS[op])
         macs = matmul_macs(_shape(source), shape[-1])
-        of_activations = all(_is_of_input(factor, constant_names) for factor in (source, weight))
+        of_activations = all(is_of_input(factor, constant_names | fixed_names) for factor in (source, weight))
     else:
         return None
     name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
@@ -77,7 +80,7 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
     )
 
 
-def _is_of_input(node: Any, constant_names: frozenset[str]) -> bool:
+def is_of_input(node: Any, constant_names: frozenset[str]) -> bool:
     """Whether a value depends on an input of the graph, and not on parameters, buffers and constants alone."""
     waiting, seen = [node], {node}
     while waiting:

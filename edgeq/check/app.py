@@ -19,10 +19,10 @@ class Shipped:
     row: PackageResult
     target: TargetProfile
 
-    @property
-    def abi(self) -> str:
-        """What the app's build for it is called."""
-        return f"{self.target.platform}-{self.target.arch}"
+
+def abi_of(target: TargetProfile) -> str:
+    """Return what the app's build for a target is called."""
+    return f"{target.platform}-{target.arch}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,12 @@ Libraries = Mapping[tuple[str, str], Library]
 
 
 def app_gates(
-    shipped: Sequence[Shipped], options: AppOptions, *, found: Libraries, missing: Sequence[str]
+    shipped: Sequence[Shipped],
+    options: AppOptions,
+    *,
+    found: Libraries,
+    missing: Sequence[str],
+    refused: Sequence[tuple[str, TargetProfile]] = (),
 ) -> tuple[Gate, ...]:
     """Hold the sum of all bundles that one ABI gets, and their runtimes' libraries, to the app's limits.
 
@@ -67,17 +72,20 @@ def app_gates(
         options: the limits, and the libraries' sizes that people gave, which win.
         found: libraries that lie on this machine, by (runtime, ABI).
         missing: names of models that could not be built.
+        refused: models with the targets that they could not be built for.
     """
     given = {
         key: Library(size_bytes=size, download_bytes=size, origin="as given") for key, size in options.runtime_bytes
     }
     gates = []
-    for abi in dict.fromkeys(item.abi for item in shipped):
-        own = [item for item in shipped if item.abi == abi]
+    absent = [(f"{model} for {target.name}", abi_of(target)) for model, target in refused]
+    for abi in dict.fromkeys((*(abi_of(item.target) for item in shipped), *(abi for _, abi in absent))):
+        own = [item for item in shipped if abi_of(item.target) == abi]
+        lacking = [*missing, *(name for name, without in absent if without == abi)]
         for kind in _KINDS:
             limit = kind.limit_of(options)
             if limit is not None:
-                gates.append(_gate(f"{kind.name} of the app for {abi}", limit, own, kind, {**found, **given}, missing))
+                gates.append(_gate(f"{kind.name} of the app for {abi}", limit, own, kind, {**found, **given}, lacking))
     return tuple(gates)
 
 
@@ -87,7 +95,7 @@ def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Lib
         key = (item.row.model, item.row.target)
         largest[key] = max(largest.get(key, 0), kind.bytes_of(item.row))
     models = sum(largest.values())
-    runtimes = sorted({(item.target.runtime, item.abi) for item in own})
+    runtimes = sorted({(item.target.runtime, abi_of(item.target)) for item in own})
     unknown = [key[0] for key in runtimes if key not in known]
     libraries = sum(kind.library_bytes_of(known[key]) for key in runtimes if key in known)
     named = ", ".join(_told(key[0], known.get(key), kind) for key in runtimes)

@@ -12,7 +12,7 @@ from edgeq.check.fidelity import floor_gates
 from edgeq.check.gate import unverified
 from edgeq.check.gates import GATES, PREPROCESSING, Command, allowed_unmeasured
 from edgeq.check.limits import Measured, accuracy_warnings, instruction_gates, limit_gate
-from edgeq.check.precision import audit_gates
+from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.check.runtime import runtime_gate
 from edgeq.check.search import search_gates, training_gates, training_warnings
 from edgeq.check.stores import find_store_limit, store_gate, store_warnings
@@ -65,6 +65,7 @@ class Candidate:
         tuning: what training came to, for schemes that train.
         search: what the search came to, for schemes that search.
         remarks: what the quantization found, and the data, that people must know.
+        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
         unapplied: which data the manifest's preprocessing was not applied to, in words; "" where it was to all.
     """
 
@@ -81,6 +82,7 @@ class Candidate:
     tuning: Tuning | None = None
     search: Search | None = None
     remarks: tuple[str, ...] = ()
+    asked_fp32: tuple[str, ...] = ()
     unapplied: str = ""
 
 
@@ -109,7 +111,7 @@ def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
         *device_gates(scheme, verified),
         *training_gates(item.tuning),
         *search_gates(item.search),
-        *audit_gates(target=item.target, scheme=scheme, lowered=lowered, verified=verified),
+        *audit_gates(target=item.target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=item.asked_fp32),
         runtime_gate(item.target, lowered),
     )
 
@@ -180,5 +182,12 @@ def _warnings(item: Candidate) -> tuple[str, ...]:
         *(accuracy_warnings(item.scheme, item.verified, item.options) if item.has_graph else ()),
         *_device_warnings(item.verified),
         *training_warnings(item.tuning),
+        *audit_warnings(
+            target=item.target,
+            scheme=item.scheme,
+            lowered=item.lowered,
+            verified=item.verified,
+            asked_fp32=item.asked_fp32,
+        ),
         *store_warnings(item.options.store_limits, item.target),
     )

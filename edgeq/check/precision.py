@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import LoweredModel
+from edgeq.core.results.model import Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
+from edgeq.verify.kernels import is_linear
+
+_SHOWN = 3  # names of layers in a gate's detail
+
+_MOST = 0.5  # of the MACs: with less in int8, an int8 artifact is float for the most part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """The layers that a share is over, and what was meant to stay in float.
+
+    Attributes:
+        share: of their multiply-accumulates in int8, 0 to 1.
+        broken: names of those that ran in float, the ones with most MACs first.
+        exempt: shares of all MACs that were meant to stay in float, by the reason.
+    """
+
+    share: float
+    broken: tuple[str, ...]
+    exempt: tuple[tuple[str, float], ...]
 
 
 def audit_gates(
-    *, target: TargetProfile, scheme: str, lowered: LoweredModel, verified: VerifyReport
+    *,
+    target: TargetProfile,
+    scheme: str,
+    lowered: LoweredModel,
+    verified: VerifyReport,
+    asked_fp32: Collection[str] = (),
 ) -> tuple[Gate, ...]:
     """Return the gates of the shares (0 to 1) that the profile's `[audit.SCHEME]` asks for; of 0, none.
+
+    The shares in int8 are over the layers that were meant to be: all but those that people keep in float, and products
+    of two activations, which have no weight to quantize. A layer that is in float for any other reason counts.
 
     Args:
         target: the profile.
         scheme: the scheme that made the artifact.
         lowered: what the delegate took.
         verified: what the runtime's own profile showed of the kernels.
+        asked_fp32: names of its layers that people asked to keep in float.
     """
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None:
@@ -38,7 +70,61 @@ def audit_gates(
         ("half_weights", asked.half_weights, _stored(lowered, "float16", "bfloat16"), unread),
         ("delegated_macs", asked.delegated_macs, lowered.delegated_macs, undelegated),
     )
-    return tuple(_share(name, least, share, reason) for name, least, share, reason in measured if least > 0)
+    layers: dict[str, list[tuple[Layer, str]]] = {}
+    if kernels is not None and scheme != "pretrained":  # of a model that came quantized the plan is not known
+        pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
+        layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if is_linear(pair[0])]}
+    return tuple(
+        _share(name, least, share, reason, _planned(layers.get(name, ()), asked_fp32))
+        for name, least, share, reason in measured
+        if least > 0
+    )
+
+
+def audit_warnings(
+    *,
+    target: TargetProfile,
+    scheme: str,
+    lowered: LoweredModel,
+    verified: VerifyReport,
+    asked_fp32: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Say where the greater part of an int8 artifact's work is float by intention; arguments as in `audit_gates`."""
+    kernels = verified.kernels
+    asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
+    if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
+        return ()
+    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32)
+    if planned is None or kernels.int8_macs >= _MOST:
+        return ()
+    suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
+    instead = f"; {suits} may suit the model better, --compare shows what {scheme} gains" if suits else ""
+    return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
+
+
+def _planned(pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str]) -> _Planned | None:
+    """Return what is audited of layers with their precisions; None where all or none of it was meant for int8."""
+    exempt = {"--keep-fp32": 0, "products of activations": 0}
+    total, meant, int8, broken = 0, 0, 0, []
+    for layer, kind in pairs:
+        total += layer.macs
+        if layer.name in asked_fp32:
+            exempt["--keep-fp32"] += layer.macs
+        elif layer.of_activations and kind != "int8":
+            exempt["products of activations"] += layer.macs
+        else:
+            meant += layer.macs
+            int8 += layer.macs if kind == "int8" else 0
+            broken += [] if kind == "int8" else [layer]
+    if not meant or meant == total:
+        return None
+    broken.sort(key=lambda layer: -layer.macs)
+    shares = tuple((why, macs / total) for why, macs in exempt.items() if macs)
+    return _Planned(share=int8 / meant, broken=tuple(layer.name for layer in broken if layer.macs), exempt=shares)
+
+
+def _exemptions(planned: _Planned) -> str:
+    return "left in float: " + ", ".join(f"{share:.1%} by {why}" for why, share in planned.exempt)
 
 
 def _gain(least: float, kernels: KernelShare | None, lowered: LoweredModel) -> float | None:
@@ -58,18 +144,25 @@ def _stored(lowered: LoweredModel, *dtypes: str) -> float | None:
     return sum(elements for name, elements in lowered.stored if name in dtypes) / total if total else None
 
 
-def _share(name: str, least: float, share: float | None, why: str) -> Gate:
+def _share(name: str, least: float, share: float | None, why: str, planned: _Planned | None) -> Gate:
     of = "MACs or constants" if name == "int8_gain" else "MACs" if name.endswith("macs") else "constants"
     limit = f">= {least:.1%} of {of}"
     if share is None:
         return unverified(name, limit, why or "no reason given")
-    passed = share >= least
-    by = abs(share - least) * 100
+    judged = share if planned is None else planned.share
+    passed = judged >= least
+    by = abs(judged - least) * 100
+    detail = f"{by:.3g} points {'above' if passed else 'short'}"
+    if planned is not None:
+        detail += f" over the layers that were meant for int8; {share:.1%} over all, {_exemptions(planned)}"
+        if not passed:
+            more = f" and {len(planned.broken) - _SHOWN} more" if len(planned.broken) > _SHOWN else ""
+            detail += f"; not in int8: {', '.join(planned.broken[:_SHOWN])}{more}"
     return Gate(
         name=name,
         outcome="ok" if passed else "failed",
         limit=limit,
-        measured=f"{share:.1%}",
-        detail=f"{by:.3g} points {'above' if passed else 'short'}",
+        measured=f"{judged:.1%}",
+        detail=detail,
         exit_code=ExitCode.VERIFICATION,
     )

@@ -86,5 +86,7 @@ def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, 
     for model in report.models:
         if verbose and model.error is not None and model.error.trace:
             note(f"{model.name}:\n{model.error.trace.rstrip()}")
+        for one in model.refused if verbose else ():
+            note(f"{model.name} {one.label}:\n{one.error.trace.rstrip()}")
     if report.not_installed is not None:
         say_problem(report.not_installed.what, report.not_installed.fix)

@@ -38,7 +38,7 @@ def as_html(report: ProjectReport) -> str:
         else f"{counted(len(report.models), 'model')}, {counted(len(rows), 'bundle')}"
     )
     data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
-    return page_of(rows, data, title=title, app=report.app).decode()
+    return page_of(rows, data, title=title, app=report.app, refused=report.refused).decode()
 
 
 def as_json(report: ProjectReport) -> str:

@@ -15,7 +15,7 @@ from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups
-from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer
+from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.spec import LowerSpec
 
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
@@ -107,8 +107,16 @@ def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
         if node.op != "call_function":
             continue
         if node.target.__name__ == "executorch_call_delegate":
-            delegate = getattr(program.graph_module, node.args[0].target)
-            layers += _layers(delegate.original_module, delegate.original_module.graph.nodes, delegated=True)
+            inner = getattr(program.graph_module, node.args[0].target).original_module
+            taken, given = inner.graph_signature.user_inputs, node.args[1:]
+            constants = frozenset(_constant_names(program.graph_signature))
+            # an operator that the delegate did not take may have made its input of a parameter: of an unknown order all
+            fixed = (
+                frozenset(name for name, arg in zip(taken, given, strict=True) if not is_of_input(arg, constants))
+                if len(taken) == len(given)
+                else frozenset(taken)
+            )
+            layers += _layers(inner, inner.graph.nodes, delegated=True, fixed=fixed)
         elif node.target.__name__ != "getitem":
             undelegated.append(str(node.target.__name__))
             layers += _layers(program, [node], delegated=False)
@@ -134,10 +142,11 @@ def _stored(program: Any) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(tally.items()))
 
 
-def _layers(program: Any, nodes: Any, *, delegated: bool) -> Iterator[Layer]:
+def _layers(program: Any, nodes: Any, *, delegated: bool, fixed: frozenset[str] = frozenset()) -> Iterator[Layer]:
     constants = frozenset(_constant_names(program.graph_signature))
     for node in nodes:
-        layer = graph_layer(node, constants, delegated=delegated) if node.op == "call_function" else None
+        is_call = node.op == "call_function"
+        layer = graph_layer(node, constants, delegated=delegated, fixed_names=fixed) if is_call else None
         if layer is not None:
             yield layer
         elif delegated and _is_run_as_convolution(node, program):

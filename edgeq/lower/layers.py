@@ -45,23 +45,27 @@ def delegated_share(layers: Sequence[Layer]) -> float | None:
     return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
 
 
-def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -> Layer | None:
+def graph_layer(
+    node: Any, constant_names: frozenset[str], *, delegated: bool, fixed_names: frozenset[str] = frozenset()
+) -> Layer | None:
     """Return the layer of an exported graph's node; None where it neither multiplies nor accumulates.
 
     Args:
         node: of the graph.
         constant_names: placeholders that are parameters, buffers or constants.
         delegated: whether the delegate took it.
+        fixed_names: placeholders that are computed from such ones, outside of the graph.
     """
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
     shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
     if op in ("convolution", "conv1d", "conv2d", "conv3d"):
-        source, weight = node.args[0], node.args[1]
+        source, weight, of_activations = node.args[0], node.args[1], False
         transposed = op == "convolution" and bool(node.args[6])
         macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
     elif op in MATRIX_OPS:
         source, weight = (node.args[i] for i in MATRIX_OPS[op])
         macs = matmul_macs(_shape(source), shape[-1])
+        of_activations = all(is_of_input(factor, constant_names | fixed_names) for factor in (source, weight))
     else:
         return None
     name = node.meta.get("custom", {}).get(MODULE_KEY) or node.name
@@ -72,7 +76,21 @@ def graph_layer(node: Any, constant_names: frozenset[str], *, delegated: bool) -
         macs=macs,
         weight_bytes=sum(_nbytes(item) for item in constants),
         delegated=delegated,
+        of_activations=of_activations,
     )
+
+
+def is_of_input(node: Any, constant_names: frozenset[str]) -> bool:
+    """Whether a value depends on an input of the graph, and not on parameters, buffers and constants alone."""
+    waiting, seen = [node], {node}
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder" and one.name not in constant_names:
+            return True
+        fresh = [source for source in one.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return False
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +401,7 @@ def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Laye
     known = layer_macs(proto) if macs is None else macs
     held = {item.name: item for item in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
+    fed = frozenset(item.name for item in graph.input) - held.keys()
     return tuple(
         Layer(
             name=node.name,
@@ -408,6 +409,7 @@ def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Laye
             macs=known.get(node.name, 0),
             weight_bytes=sum(_nbytes(held, makers, name) for name in node.input),
             delegated=False,
+            of_activations=node.op_type == "MatMul" and all(_is_of_input(fed, makers, name) for name in node.input),
         )
         for node in graph.node
         if node.op_type in LAYER_OPS
@@ -477,6 +479,19 @@ def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     # input [T, B, I]; the weights of input and hidden state, [directions, gates * H, I or H], meet every step; outputs
     # that nothing uses have empty names
     return math.prod(shapes[source][:2]) * (math.prod(shapes[weight]) + math.prod(shapes[node.input[2]]))
+
+
+def _is_of_input(fed: Collection[str], makers: Mapping[str, Any], name: str) -> bool:
+    """Whether a value depends on an input of the graph, and not on constants alone."""
+    waiting, seen = [name], {name}
+    while waiting:
+        one = waiting.pop()
+        if one in fed:
+            return True
+        fresh = [source for source in (makers[one].input if one in makers else ()) if source not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return False
 
 
 def _nbytes(held: Mapping[str, Any], makers: Mapping[str, Any], name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -198,10 +199,12 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     stack: list[str] = []
     data_sized: list[str] = []
 
-    def note(op: str, namespace: str, args: Any, result: Any) -> None:
+    def note(op: str, namespace: str, args: Any, result: Any, fed: Any) -> None:
         layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
         if layer is not None:
-            found.append(layer)
+            factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
+            of_activations = bool(factors) and all(factor in fed for factor in factors)
+            found.append(dataclasses.replace(layer, of_activations=of_activations and namespace == "aten"))
 
     hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
@@ -224,8 +227,9 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None], data_sized: list[str]) -> Any:
-    """Return a mode that tells name, namespace, arguments and result of every operator below autograd.
+def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any, Any], None], data_sized: list[str]) -> Any:
+    """Return a mode that tells name, namespace, arguments and result of every operator below autograd, and what of
+    them the inputs decide.
 
     It follows what the inputs decide, and raises UnsupportedError where that is read into Python; operators whose
     result has as many elements as the inputs decide are added to `data_sized`.
@@ -249,7 +253,7 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any], None
                 fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
             else:
                 result = func(*args, **kwargs)
-            note(op, func.namespace, args, result)
+            note(op, func.namespace, args, result, fed)
             return result
 
     return Recorder()

@@ -37,18 +37,21 @@ class Build(Protocol):
         """Build `cells`; `refusals` are the errors that end one unit alone."""
 
 
-def obtain_all(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
-    """Return the cells of a run, those of `auto` among them.
+def obtain_all(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
+    """Return the cells of a run, those of `auto` among them; one that cannot be made does not stop the others.
+
+    A cell of `auto` is refused where none of its schemes could be made.
 
     Raises:
-        EdgeqError: the steps' own; under `auto` that of the last try, where no try made a bundle.
+        EdgeqError: what concerns all cells alike: the model, the data, the options, this machine.
     """
     named = [cell for cell in cells if cell.scheme != AUTO]
-    found = build(run, named).finished if named else {}
+    found = build(run, named, refusals=REFUSALS) if named else Obtained(finished={}, refused={})
     wanted = [cell for cell in cells if cell.scheme == AUTO]
     known = look_up_units(wanted, run.folder()) if run.job.cache else {}
     missing = [cell for cell in wanted if cell.key not in known]
-    return found | known | (_raced(run, missing, build) if missing else {})
+    raced = _raced(run, missing, build) if missing else Obtained(finished={}, refused={})
+    return Obtained(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)
 
 
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
@@ -105,10 +108,10 @@ class _Race:
         if any(_is_for_all(gate.name, gate.outcome) for gate in self.tried[-1].failed):
             self.untried, self.left = tuple(self.left), []
 
-    def winner(self) -> int | None:
-        """Return the place of the first that passed, or else of the nearest; None where there is no bundle."""
+    def winner(self) -> int:
+        """Return the place of the first that passed, or else of the nearest; there is at least one bundle."""
         passed = [place for place in self.rows if self.tried[place].passed]
-        return passed[0] if passed else min(self.rows, key=self._distance, default=None)
+        return passed[0] if passed else min(self.rows, key=self._distance)
 
     def _distance(self, place: int) -> tuple[int, float, float]:
         """Order by the number of failed gates, then by the drop of accuracy, then by the SQNR."""
@@ -125,7 +128,7 @@ def _is_for_all(name: str, outcome: str) -> bool:
     return outcome == "unverified" and name in LIMITS and name != "class_drop"
 
 
-def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
+def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
     linear_macs = _linear_macs(run)
     races = [
         _Race(cell=cell, linear_macs=linear_macs, left=list(candidates(cell.target, run.job, linear_macs)))
@@ -133,7 +136,11 @@ def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
     ]
     while still := [race for race in races if not race.is_over]:
         _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]], build)
-    return {key: value for race in races for key, value in _settled(run, race).items()}
+    won = [race for race in races if race.rows]
+    return Obtained(
+        finished={key: value for race in won for key, value in _settled(run, race).items()},
+        refused={race.cell.key: _nothing(race) for race in races if not race.rows},
+    )
 
 
 def _linear_macs(run: Run) -> float:
@@ -182,14 +189,8 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
 
 
 def _settled(run: Run, race: _Race) -> Finished:
-    """Return the bundle that came of a race, with the tries in its reports.
-
-    Raises:
-        EdgeqError: no try made one.
-    """
+    """Return the bundle that came of a race, with the tries in its reports."""
     place = race.winner()
-    if place is None:
-        raise _nothing(race)
     row, data = race.rows[place]
     choice = Choice(linear_macs=race.linear_macs, tried=tuple(race.tried), chosen=place, untried=race.untried)
     row = dataclasses.replace(row, choice=choice)

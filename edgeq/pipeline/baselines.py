@@ -19,7 +19,7 @@ from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.pipeline import cache
 from edgeq.pipeline.auto import REFUSALS, Build, obtain_all
 from edgeq.pipeline.cache import keep, seen_of, unit_of
-from edgeq.pipeline.plan import BuildUnit, Finished, Run
+from edgeq.pipeline.plan import BuildUnit, Finished, Obtained, Run
 from edgeq.pipeline.profile import first_sample
 from edgeq.pipeline.publish import write_reports
 from edgeq.verify.metrics import percentile_ms, speedup
@@ -32,15 +32,17 @@ _AGAINST = ("fp32", "fp16")
 _TURNS, _RUNS, _WARMUP = 15, 3, 1
 
 
-def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
+def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
     """Return the cells of a run, each with its comparison.
 
     Raises:
-        EdgeqError: what making the cells raises; float artifacts that cannot be made are told of in the comparison.
+        EdgeqError: what `obtain_all` does; float artifacts that cannot be made are told of in the comparison.
     """
     plain = {cell.key: unit_of(run.job, run.facts, cell.target, cell.scheme) for cell in cells}
     made = obtain_all(run, tuple(plain.values()), build)
-    rows = {cell.key: made[plain[cell.key].key] for cell in cells}
+    refusals = {cell.key: made.refused[plain[cell.key].key] for cell in cells if plain[cell.key].key in made.refused}
+    cells = [cell for cell in cells if cell.key not in refusals]
+    rows = {cell.key: made.finished[plain[cell.key].key] for cell in cells}
     job = float_job(run.job)
     beside = Run(job=job, facts=cache.job_facts(job), work=run.work, progress=run.progress)
     rivals = {
@@ -64,7 +66,7 @@ def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Finished:
         row = write_reports(row, data)
         seen = [one.key for one in (plain[cell.key], *rivals[cell.key]) if one.key not in got.refused]
         finished |= keep(run, {cell.key: (row, data)}, seen_of(seen))
-    return finished
+    return Obtained(finished=finished, refused=refusals)
 
 
 def float_job(job: Job) -> Job:

@@ -192,6 +192,7 @@ class FileMaker:
             golden=golden,
             quantized=made.quantized if made else (),
             kept_fp32=made.kept_fp32 if made else (),
+            asked_fp32=tuple(layer.name for layer in lowered.layers if layer.name in keep or layer.op in keep),
             observed=tuple(kept.observed) if kept else (),
         )
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from edgeq.core.errors import EdgeqError, EnvironmentProblem
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
-from edgeq.core.results.report import GoldenSet, PackageResult, Reuse, RunReport
+from edgeq.core.results.report import GoldenSet, ModelError, PackageResult, Reuse, RunReport
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
@@ -32,13 +33,13 @@ from edgeq.deliver.ota.patch import make_patch
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline import cache, from_file
-from edgeq.pipeline.auto import obtain_all
+from edgeq.pipeline.auto import REFUSALS, obtain_all
 from edgeq.pipeline.baselines import compared
 from edgeq.pipeline.cache import keep, look_up_units, unit_of
 from edgeq.pipeline.devices import Emulator
 from edgeq.pipeline.from_file import FileMaker, check_equivalence
 from edgeq.pipeline.plan import COMPARED, Artifact, ArtifactSpec, BuildUnit, Inputs, Obtained, Plan, Run, grouped
-from edgeq.pipeline.preflight import check_job
+from edgeq.pipeline.preflight import check_job, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import bundled, check_owner, publish, write_reports
@@ -63,7 +64,11 @@ def plan(job: Job, work: Path) -> Plan:
     cells = tuple(
         unit_of(job, facts, target, scheme, note=note) for target in job.targets for scheme in job.schemes_of(target)
     )
-    return Plan(job=job, facts=facts, cells=cells, finished=look_up_units(cells, work) if job.cache else {})
+    cannot = refused_targets(job)
+    refused = {cell.key: _model_error(cannot[cell.target.name]) for cell in cells if cell.target.name in cannot}
+    asked = tuple(cell for cell in cells if cell.key not in refused)
+    finished = look_up_units(asked, work) if job.cache else {}
+    return Plan(job=job, facts=facts, cells=cells, finished=finished, refused=refused)
 
 
 def reusing_product(
@@ -110,30 +115,51 @@ _LEAST_FREE_BYTES = 64 * 1024
 def build(job: Job, progress: Progress) -> RunReport:
     """Package a model for every target and scheme of `job`.
 
-    Bundles whose gates passed lie in `OUT/<model>/<target>/`, others in `OUT/rejected/…`. On any error nothing that
-    was there before is touched, and nothing is left behind.
+    Bundles whose gates passed lie in `OUT/<model>/<target>/`, others in `OUT/rejected/…`. A target or scheme that
+    cannot be done (`REFUSALS`) is reported beside the bundles of the others. On any error nothing that was there before
+    is touched, and nothing is left behind.
 
     Raises:
-        EdgeqError: a step's own errors; a failed gate is no error but a row of the report.
+        EdgeqError: a step's own errors, a refusal where it leaves no bundle at all. A failed gate is no error but a
+            row of the report.
     """
     job = with_demo_data(job)
     check_job(job)
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
         report = publish(complete(plan(job, work), work, progress))
-        if len(report.rows) > 1:
-            title = f"{report.rows[0].model} for {counted(len(report.rows), 'target')}"
-            write_page(job.out, report.rows, report.data, title=title)
+        if len(report.rows) + len(report.refused) > 1:
+            title = f"{report.rows[0].model} for {counted(len(report.rows) + len(report.refused), 'target')}"
+            write_page(job.out, report.rows, report.data, title=title, refused=report.refused)
     return report
 
 
 def complete(planned: Plan, work: Path, progress: Progress) -> Plan:
-    """Make what is missing, and keep it in the cache; raises the steps' own errors."""
+    """Make what is missing, and keep it in the cache.
+
+    Raises:
+        EdgeqError: the steps' own errors, and why nothing at all could be made.
+    """
     missing, job = planned.missing, planned.job
     if not missing:
         return planned
     run = Run(job=job, facts=planned.facts, work=work, progress=progress)
     made = compared(run, missing, obtain) if job.compare else obtain_all(run, missing, obtain)
-    return dataclasses.replace(planned, finished=planned.finished | made)
+    finished = planned.finished | made.finished
+    refused = {**planned.refused, **{key: _model_error(err) for key, err in made.refused.items()}}
+    if finished:
+        return dataclasses.replace(planned, finished=finished, refused=refused)
+    least = min(made.refused.values(), key=lambda err: err.exit_code)
+    if len({error.what for error in refused.values()}) > 1:
+        told = "; ".join(f"{cell.label}: {refused[cell.key].what}" for cell in planned.cells)
+        kind = next(kind for kind in REFUSALS if isinstance(least, kind))
+        raise kind(f"nothing could be made: {told}", least.fix) from least
+    raise least
+
+
+def _model_error(err: EdgeqError) -> ModelError:
+    """Return an error without what its frames hold: it outlives them, and crosses from a worker to its parent."""
+    trace = "".join(traceback.format_exception(err))
+    return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=trace)
 
 
 @contextlib.contextmanager
@@ -146,11 +172,15 @@ def work_folder(out: Path) -> Iterator[Path]:
         yield work
     except Exception as err:
         # torch reports a full disk in its own words
-        if not isinstance(err, EnvironmentProblem | OSError) and shutil.disk_usage(work).free < _LEAST_FREE_BYTES:
+        if not isinstance(err, EnvironmentProblem | OSError) and _is_full(work):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work)) from err
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
 
 
 # --- Making cells: those of one recipe together, answered from the cache where nothing changed, else kept there.
@@ -162,7 +192,7 @@ def obtain(run: Run, cells: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqEr
     Args:
         run: whose cells they are.
         cells: of named schemes.
-        refusals: errors in making an artifact that end that cell alone; all others are raised.
+        refusals: errors that end the cells of one artifact, or one cell, alone; all others are raised.
     """
     folder = run.folder()
     found = look_up_units(cells, folder) if run.job.cache else {}
@@ -195,14 +225,35 @@ def _made(
             try:
                 product = reusing_product(job, maker, prepared, recipe, group[0].label, emulated=emulated)
             except refusals as err:
+                _put_aside(err, folder)
                 made.refused.update((cell.key, err) for cell in group)
                 continue
             made_s = time.perf_counter() - start
             for cell in group:
                 place = folder / f"bundle-{cells.index(cell)}"
-                row = _bundled(run, prepared, product, cell, place, emulator, made_s)
+                try:
+                    row = _bundled(run, prepared, product, cell, place, emulator, made_s)
+                except refusals as err:
+                    _put_aside(err, folder)
+                    made.refused[cell.key] = err
+                    continue
                 made.finished[cell.key] = (row, prepared.data)
         return made, recorder.dependencies()
+
+
+def _put_aside(err: EdgeqError, folder: Path) -> None:
+    """Let go of the models and tensors in an error's frames, while the run goes on.
+
+    Raises:
+        EdgeqError: the error itself where the disk is full: that says nothing of the target.
+    """
+    if _is_full(folder):
+        raise err
+    cause: BaseException | None = err
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    release_memory()
 
 
 def _prepared(run: Run, cells: Sequence[BuildUnit], maker: Maker, recorder: Recorder) -> Inputs:
@@ -366,6 +417,7 @@ class Producer:
             golden=golden,
             quantized=quantized.quantized,
             kept_fp32=quantized.kept_fp32,
+            asked_fp32=_asked_layers(self._job, float_module(self._prepared), lowered) if self._job.keep_fp32 else (),
             output_steps=quantized.output_steps,
             observed=tuple(kept.observed) if kept else (),
             tuning=quantized.tuning,
@@ -476,4 +528,13 @@ def _kept_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...
 
     kept = matched_names(job.keep_fp32, type_names(module))
     # of one module's layers, all but the first have a number
+    return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
+
+
+def _asked_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
+    """Return the names of the artifact's layers in modules that --keep-fp32 names, after quantization checked them.
+
+    An entry that matches only names of an exported program's own, and no module here, excuses no layer.
+    """
+    kept = {name for name, kind in type_names(module).items() if name in job.keep_fp32 or kind in job.keep_fp32}
     return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))

@@ -15,7 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import KeptValues, LayerSqnrs, LoadedModel, LoweredModel, QParams, Search, Tuning
-from edgeq.core.results.report import DataFacts, GoldenSet, PackageResult, Reuse
+from edgeq.core.results.report import DataFacts, GoldenSet, ModelError, PackageResult, Reuse
 from edgeq.core.samples import Dataset
 from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import host_arch
@@ -142,17 +142,19 @@ class Plan:
     Attributes:
         facts: what the cells' keys are over.
         finished: by the cells' keys.
+        refused: why a cell cannot be made, by its key.
     """
 
     job: Job
     facts: dict[str, Any]
     cells: tuple[BuildUnit, ...]
     finished: Finished
+    refused: Mapping[str, ModelError] = dataclasses.field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[BuildUnit, ...]:
         """The cells that are still to be made."""
-        return tuple(cell for cell in self.cells if cell.key not in self.finished)
+        return tuple(cell for cell in self.cells if cell.key not in self.finished and cell.key not in self.refused)
 
 
 def grouped(cells: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
@@ -186,7 +188,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obtained:
-    """What became of cells, by their keys: most are finished; those whose making failed have its error."""
+    """What became of cells, by their keys: most are finished; those that cannot be made have the reason."""
 
     finished: Finished
     refused: dict[str, EdgeqError]
@@ -233,6 +235,7 @@ class Artifact:
     Attributes:
         output_steps: quantization steps of the outputs, where known.
         observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
+        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
         qparams, fresh, remarks, layer_sqnrs: as in QuantizedModel.
         reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
     """
@@ -242,6 +245,7 @@ class Artifact:
     golden: GoldenSet
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
+    asked_fp32: tuple[str, ...] = ()
     output_steps: tuple[float | None, ...] = ()
     observed: tuple[Observed, ...] = ()
     tuning: Tuning | None = None

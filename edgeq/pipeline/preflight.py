@@ -48,28 +48,37 @@ def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = 
 
 
 def check_job(job: Job) -> None:
-    """Check before a long run what would end it; raises what the steps would."""
+    """Check before a long run what would end it; raises what the steps would.
+
+    Raises:
+        EdgeqError: what ends the run, such as a reason for which each of the targets is refused.
+    """
 
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
     check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
-    _check_inputs(job)
+    cannot = refused_targets(job)
+    if len(cannot) == len({target.name for target in job.targets}):
+        raise next(iter(cannot.values()))
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     check_reuse(job)
 
 
-def _check_inputs(job: Job) -> None:
-    """Refuse what some target cannot take as inputs, or where nothing here could show that it does."""
+def refused_targets(job: Job) -> dict[str, UnsupportedError]:
+    """Return, by a target's name, why it cannot take such inputs, or why nothing here could show that it does."""
+    refused = {}
     for target in job.targets:
         if job.input_dtype is not None and (why := why_not_run(target.backend)):
             what = f"--input-dtype {job.input_dtype} was never seen to work on {target.name}: {why}"
-            raise UnsupportedError(what, "leave out --input-dtype, or this target")
-        if job.dynamic_batch and target.runtime != "onnx":
+            refused[target.name] = UnsupportedError(what, "leave out --input-dtype, or this target")
+        elif job.dynamic_batch and target.runtime != "onnx":
             what = (
                 f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime}, one batch size an artifact"
             )
-            raise UnsupportedError(what, "leave it out, and give --input with the batch that the app feeds")
+            fix = "leave it out, and give --input with the batch that the app feeds"
+            refused[target.name] = UnsupportedError(what, fix)
+    return refused
 
 
 def check_calibration(job: Job, schemes: Collection[str]) -> None:

@@ -87,7 +87,9 @@ def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
     targets = {target.name: target for job in project.jobs for target in job.targets}
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]
-    gates = app_gates(shipped, project.app, found=_libraries([item.target for item in shipped]), missing=missing)
+    refused = [(one.model, targets[one.target]) for result in results for one in result.refused]
+    libraries = _libraries([item.target for item in shipped])
+    gates = app_gates(shipped, project.app, found=libraries, missing=missing, refused=refused)
     return ProjectReport(models=tuple(results), app=gates)
 
 
@@ -114,4 +116,6 @@ def _write_page(project: Project, report: ProjectReport) -> None:
     # without a row too: an earlier run's page must not pass for this one's
     title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
     broken = [model for model in report.models if model.error is not None]
-    write_page(project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken)
+    write_page(
+        project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken, refused=report.refused
+    )

@@ -14,7 +14,15 @@ from edgeq.check.evaluate import Candidate, check
 from edgeq.core.config import REJECTED_NAME, Job
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import copy_files, remove_dir, staged_dir
-from edgeq.core.results.report import BundleInput, CheckReport, DataFacts, PackageResult, RunReport, with_warning
+from edgeq.core.results.report import (
+    BundleInput,
+    CheckReport,
+    DataFacts,
+    PackageResult,
+    Refusal,
+    RunReport,
+    with_warning,
+)
 from edgeq.core.sources import origin
 from edgeq.core.system import host_arch, tool_versions
 from edgeq.core.targets import TargetProfile
@@ -32,9 +40,13 @@ def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
 
 
 def publish(planned: Plan) -> RunReport:
-    """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`."""
+    """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`.
 
-    job, cells, finished = planned.job, planned.cells, planned.finished
+    An earlier bundle of a target and scheme that is refused now stays where it is.
+    """
+
+    job, finished = planned.job, planned.finished
+    cells = [cell for cell in planned.cells if cell.key in finished]
     for name in {row.model for row, _ in finished.values()}:
         check_owner(job, name)
     rows: list[PackageResult] = []
@@ -56,7 +68,21 @@ def publish(planned: Plan) -> RunReport:
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
-    return RunReport(rows=tuple(rows), data=finished[cells[0].key][1])
+    refused = []
+    for cell in planned.cells:
+        if cell.key in planned.refused:
+            name = f"{cell.target.name}@{cell.scheme}" if len(job.schemes) > 1 else cell.target.name
+            earlier = job.out / rows[0].model / name
+            refused.append(
+                Refusal(
+                    model=rows[0].model,
+                    target=cell.target.name,
+                    scheme=cell.scheme,
+                    error=planned.refused[cell.key],
+                    stays=earlier if earlier.exists() else None,
+                )
+            )
+    return RunReport(rows=tuple(rows), data=finished[cells[0].key][1], refused=tuple(refused))
 
 
 # --- From a product to a gated bundle for one target.
@@ -133,6 +159,7 @@ def _written(
             host_arch=host_arch(),
             has_graph=prepared.model.kind not in ("pte", "ptl"),
             remarks=(*product.remarks, *prepared.remarks),
+            asked_fp32=product.asked_fp32,
             unapplied=prepared.unapplied,
         )
         checked = check(item)

@@ -10,7 +10,16 @@ from edgeq.bundle.run_report import read_report_of
 from edgeq.core.errors import UsageError
 from edgeq.core.files import disk_errors, write_atomic
 from edgeq.core.manifest import MANIFEST_NAME
-from edgeq.core.results.report import DataFacts, Gate, ModelResult, PackageResult, ProjectReport, RunReport, Source
+from edgeq.core.results.report import (
+    DataFacts,
+    Gate,
+    ModelResult,
+    PackageResult,
+    ProjectReport,
+    Refusal,
+    RunReport,
+    Source,
+)
 from edgeq.report.html import HTML_NAME, page_view, to_html
 
 
@@ -27,6 +36,7 @@ def write_page(
     title: str,
     app: Sequence[Gate] = (),
     broken: Sequence[ModelResult] = (),
+    refused: Sequence[Refusal] = (),
 ) -> None:
     """Write report.html into a folder; each row's bundle must lie where its `path` says.
 
@@ -34,7 +44,7 @@ def write_page(
         IntegrityError: a row's manifest is broken.
         EnvironmentProblem: a manifest cannot be read, the disk is full, or not writable.
     """
-    page = page_of(rows, data, title=title, app=app, broken=broken)
+    page = page_of(rows, data, title=title, app=app, broken=broken, refused=refused)
     with disk_errors(folder):
         write_atomic(folder / HTML_NAME, page)
 
@@ -46,11 +56,14 @@ def page_of(
     title: str,
     app: Sequence[Gate] = (),
     broken: Sequence[ModelResult] = (),
+    refused: Sequence[Refusal] = (),
 ) -> bytes:
     """Return a page; raises what reading the rows' manifests does."""
 
     sources = [Source(row=row, manifest=read_manifest(row.path)[1]) for row in rows]
-    return to_html(page_view(sources, data, title=title, app=app, broken=broken)).encode(errors="replace")
+    return to_html(page_view(sources, data, title=title, app=app, broken=broken, refused=refused)).encode(
+        errors="replace"
+    )
 
 
 def read_run(places: Sequence[Path]) -> ProjectReport:

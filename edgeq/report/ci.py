@@ -20,6 +20,8 @@ def to_junit(report: ProjectReport) -> str:
     for model in report.models:
         for row in model.rows:
             _suite(root, f"{model.name} {row.target} {row.scheme}", row.checked.gates)
+        for one in model.refused:
+            _broken(root, f"{model.name} {one.label}", one.error)
         if model.error is not None:
             _broken(root, model.name, model.error)
     if report.app:
@@ -83,11 +85,13 @@ def to_markdown(report: ProjectReport) -> str:
     broken = [model for model in report.models if model.error is not None]
     lines = [f"## edgeq: {_verdict(report, failed, len(broken))}", ""]
     if report.rows:
-        lines += _table(_HEAD, [_cells(row) for row in report.rows])
+        refused = [(one.model, one.target, one.scheme, *("-",) * 5, words.refusal_text(one)) for one in report.refused]
+        lines += _table(_HEAD, [*(_cells(row) for row in report.rows), *refused])
     if report.app:
         lines += ["", "### The app as a whole", "", *_table(("gate", "limit", "measured", "verdict"), _app(report.app))]
     failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row, named=len(report.models) > 1)]
     failures += [f"- {_text(words.failure('app', gate))}" for gate in report.app if not gate.passed]
+    failures += [f"- refused: {_text(f'{one.model} {one.label}: {one.error.what}')}" for one in report.refused]
     failures += [f"- error: {_text(model.name)}: {_text(model.error.what)}" for model in broken if model.error]
     failures += [f"- error: not installed: {_text(report.not_installed.what)}"] if report.not_installed else []
     if failures:
@@ -106,7 +110,9 @@ def to_markdown(report: ProjectReport) -> str:
 def _verdict(report: ProjectReport, failed: int, broken: int) -> str:
     if not report.exit_code:
         return "ok"
-    told = [f"{failed} of {len(report.rows)} targets failed"] if failed else []
+    refused = len(report.refused)
+    told = [f"{failed} of {len(report.rows) + refused} targets failed"] if failed else []
+    told += [f"{refused} of {len(report.rows) + refused} targets refused"] if refused else []
     told += [f"{broken} of {len(report.models)} models could not be built"] if broken else []
     told += ["the app as a whole failed"] if any(not gate.passed for gate in report.app) else []
     told += ["not every bundle was installed"] if report.not_installed else []
@@ -139,11 +145,15 @@ def _text(text: str) -> str:
 
 
 def to_annotations(report: ProjectReport) -> list[str]:
-    """Return a line for each gate that failed, each model or install that did, and each warning."""
+    """Return a line for each gate that failed, each model, target or install that did, and each warning."""
     lines = []
     for model in report.models:
         if model.error is not None:
             lines.append(_line("error", f"edgeq: {model.name}", f"{model.error.what}; fix: {model.error.fix}"))
+        lines += [
+            _line("error", f"edgeq: {one.model} {one.label}", f"{one.error.what}; fix: {one.error.fix}")
+            for one in model.refused
+        ]
         for row in model.rows:
             where = f"edgeq: {row.model} {row.target} {row.scheme}"
             lines += [_failure(where, gate) for gate in row.checked.gates if not gate.passed]

@@ -18,6 +18,7 @@ from edgeq.core.results.report import (
     Gate,
     ModelResult,
     PackageResult,
+    Refusal,
     Source,
     Variant,
     variant_of,
@@ -344,7 +345,7 @@ class PageView:
     rows: tuple[RowView, ...]
     attempts: tuple[Plot, ...]
     app: tuple[Gate, ...]
-    errors: tuple[tuple[str, str, str], ...]  # model, what happened, what to do
+    errors: tuple[tuple[str, str, str], ...]  # model, or model with target; what happened; what to do
     data: tuple[str, ...]
 
 
@@ -355,6 +356,7 @@ def page_view(
     title: str,
     app: Sequence[Gate] = (),
     broken: Sequence[ModelResult] = (),
+    refused: Sequence[Refusal] = (),
 ) -> PageView:
     """Return the page of one row or of many.
 
@@ -364,9 +366,11 @@ def page_view(
         title: the page's heading.
         app: gates of the app as a whole.
         broken: models that ended with an error, and have no row.
+        refused: targets and schemes that could not be packaged, and have no row.
     """
     failed = [source.row for source in sources if source.row.checked.exit_code]
     elsewhere = [f"{counted(len(broken), 'model')} could not be built"] if broken else []
+    elsewhere += [f"{counted(len(refused), 'target')} refused"] if refused else []
     elsewhere += ["the app as a whole failed"] if any(not gate.passed for gate in app) else []
     told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
     if len(sources) == 1 and (failed or not elsewhere):
@@ -379,7 +383,10 @@ def page_view(
         rows=tuple(_row(source, f"row{i}", budget) for i, source in enumerate(sources)),
         attempts=attempts([source.row for source in sources]),
         app=tuple(app),
-        errors=tuple((model.name, model.error.what, model.error.fix) for model in broken if model.error),
+        errors=(
+            *((model.name, model.error.what, model.error.fix) for model in broken if model.error),
+            *((f"{one.model}, {one.target}, {one.scheme}", one.error.what, one.error.fix) for one in refused),
+        ),
         data=_data(data),
     )
 

@@ -31,6 +31,7 @@ from edgeq.core.results.report import (
     ModelResult,
     PackageResult,
     ProjectReport,
+    Refusal,
     Reuse,
     RunReport,
     Variant,
@@ -50,6 +51,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "exit_code": int(report.exit_code),
         "rows": [_row(row) for row in report.rows],
+        "refused": [_refusal(one) for one in report.refused],
         "data": _data(report.data),
     }
     result: dict[str, Any] = finite(document)
@@ -78,6 +80,7 @@ def _model(model: ModelResult) -> dict[str, Any]:
         "exit_code": int(model.exit_code),
         "error": error_json(model.error),
         "rows": [_row(row) for row in model.rows],
+        "refused": [_refusal(one) for one in model.refused],
         "data": _data(model.report.data) if model.report else None,
     }
 
@@ -85,6 +88,17 @@ def _model(model: ModelResult) -> dict[str, Any]:
 def error_json(error: ModelError | None) -> dict[str, Any] | None:
     """Return an error that did not end the run."""
     return {"what": error.what, "fix": error.fix, "exit_code": int(error.exit_code)} if error else None
+
+
+def _refusal(one: Refusal) -> dict[str, Any]:
+    return {
+        "target": one.target,
+        "scheme": one.scheme,
+        "error": one.error.what,
+        "fix": one.error.fix,
+        "exit_code": int(one.error.exit_code),
+        "stays": None if one.stays is None else str(one.stays),
+    }
 
 
 def _row(row: PackageResult) -> dict[str, Any]:
@@ -397,12 +411,24 @@ class InstalledDocument(_Document):
     digest: str
 
 
+class RefusalDocument(_Document):
+    """A target and scheme that cannot be packaged, beside the rows of others."""
+
+    target: str
+    scheme: str
+    error: str
+    fix: str
+    exit_code: int
+    stays: str | None = Field(description="the accepted bundle of an earlier run, which was not touched")
+
+
 class PackageDocument(_Document):
     """`edgeq package --json`; after an error that ended the run, only schema_version and error."""
 
     schema_version: Literal[1]
     exit_code: int
     rows: list[RowDocument]
+    refused: list[RefusalDocument] = Field(default_factory=list)
     data: DataDocument
     installed: list[InstalledDocument]
     error: ErrorDocument | None = None
@@ -415,6 +441,7 @@ class ModelDocument(_Document):
     exit_code: int
     error: ErrorDocument | None
     rows: list[RowDocument]
+    refused: list[RefusalDocument] = Field(default_factory=list)
     data: DataDocument | None
 
 

@@ -20,6 +20,7 @@ from edgeq.core.results.report import (
     Gate,
     PackageResult,
     ProjectReport,
+    Refusal,
     Reuse,
     RunReport,
     Variant,
@@ -176,6 +177,18 @@ def failures(row: PackageResult, *, named: bool = False) -> list[str]:
     """Return a line for each gate that failed; `named` where rows of several models stand together."""
     about = f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
     return [failure(about, gate) for gate in row.checked.gates if not gate.passed]
+
+
+def refusal_text(one: Refusal) -> str:
+    """Return the verdict on a target and scheme that has no bundle."""
+    return f"refused (exit code {int(one.error.exit_code)})"
+
+
+def refusal_lines(one: Refusal, *, named: bool = False) -> list[str]:
+    """Return why there is no bundle, what to do, and which earlier one is still there; `named` as in `failures`."""
+    about = f"{one.model} {one.label}" if named else one.label
+    lines = [f"refused: {about}: {printable(one.error.what)}", f"  fix: {printable(one.error.fix)}"]
+    return [*lines, f"  the bundle of an earlier run stays: {one.stays}"] if one.stays else lines
 
 
 def failure(about: str, gate: Gate) -> str:
@@ -371,13 +384,15 @@ def render_project(report: ProjectReport, *, width: int | None = None) -> str:
     canvas = io.StringIO()
     console = _console(canvas, width)
     if report.rows:
-        table = _table(report.rows)
+        table = _table(report.rows, report.refused)
         # a table that does not fit would break numbers apart: then each row becomes a block of lines
         if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
             console.print(table)
         else:
             for row in report.rows:
                 console.print(_block(row, console.width))
+            for one in report.refused:
+                console.print(f"{one.model} {one.label}\n  verdict  {refusal_text(one)}\n", style="bold red")
     below = _below(report)
     if width is not None or sys.stdout.isatty():
         below = [part for line in below for part in _wrapped(line, console.width)]
@@ -400,9 +415,10 @@ def _wrapped(line: str, width: int) -> list[str]:
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
 
 
-def _table(rows: Sequence[PackageResult]) -> RenderableType:
+def _table(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     many = len({row.model for row in rows}) > 1
     # ASCII-safe rules and no colours needed: the words alone carry the meaning
@@ -418,6 +434,9 @@ def _table(rows: Sequence[PackageResult]) -> RenderableType:
         cells += [agreement(row), int8_share(row)]
         cells += [*([device(row)] if emulated else []), latency(row)]
         table.add_row(*([row.model] if many else []), *cells, _verdict(row))
+    for one in refused:
+        cells = [one.target, one.scheme, *("-" for _ in heads[2:-1])]
+        table.add_row(*([one.model] if many else []), *cells, Text(refusal_text(one), style="bold red"))
     return table
 
 
@@ -487,6 +506,7 @@ def _below(report: ProjectReport) -> list[str]:
                 f"error: {printable(f'{model.name}: {model.error.what}')}",
                 f"  fix: {printable(model.error.fix)}",
             ]
+    failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
     tried = [line for row in report.rows for line in _tried(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]

@@ -77,14 +77,14 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     pairs = list(zip(layers, found, strict=True))
     return KernelShare(
         int8_macs=_share(pairs, "int8"),
-        int8_linear_macs=_share([pair for pair in pairs if _is_linear(pair[0])], "int8"),
+        int8_linear_macs=_share([pair for pair in pairs if is_linear(pair[0])], "int8"),
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
         precisions=tuple(found),
     )
 
 
-def _is_linear(layer: Layer) -> bool:
+def is_linear(layer: Layer) -> bool:
     """Whether a layer is linear or recurrent: of ONNX's matrix products those with weights; attention's have none."""
     return bool(_LINEAR.match(layer.op)) or (layer.op in _ONNX_LINEAR and layer.weight_bytes > 0)
 

@@ -12,7 +12,7 @@ import pytest
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import FBGEMM, MODEL, QNNPACK, X86, Project, Run, bright_quarters, command, write_set
+from .conftest import FBGEMM, MODEL, QNNPACK, X86, XNNPACK, Project, Run, bright_quarters, command, write_set
 
 pytestmark = pytest.mark.slow
 
@@ -121,15 +121,16 @@ def test_an_accuracy_limit_without_labels_is_unverified(package: Run) -> None:
     assert result.gate("accuracy_drop")["outcome"] == "unverified"
 
 
-def test_layers_kept_in_float_fail_the_precision_audit(package: Run) -> None:
-    # a target file of one's own may ask for less than the 95% of the shipped one
-    Path("relaxed.toml").write_text(f'extends = "{X86}"\nname = "relaxed"\n[audit.static-int8]\nint8_macs = 0.02\n')
-    result = package("--target", "relaxed.toml", "--keep-fp32", "features.0", "--json")
-    assert result.code == 7
-    assert [row["exit_code"] for row in result.json["rows"]] == [7, 0]
-    assert result.gate("int8_macs")["outcome"] == "failed"
-    assert "short" in result.gate("int8_macs")["detail"]
-    assert result.gate("int8_macs", row=1)["outcome"] == "ok"
+@pytest.mark.parametrize("target", [X86, XNNPACK, "linux-x86_64-ort"])
+def test_layers_that_people_keep_in_float_are_not_missing_from_int8(package: Run, target: str) -> None:
+    result = package("--target", target, "--keep-fp32", "features.0", "--json")
+    (row,) = [place for place, row in enumerate(result.json["rows"]) if row["target"] == target]
+    gate = result.gate("int8_macs", row)
+    assert (gate["outcome"], gate["measured"]) == ("ok", "100.0%"), gate
+    # the convolution has 36 MACs a pixel of 64, the head 64 in all
+    assert "2.7% over all, left in float: 97.3% by --keep-fp32" in gate["detail"]
+    assert any("only 2.7% of the MACs are in int8" in text for text in result.json["rows"][row]["warnings"])
+    assert result.code == 0, result.out
 
 
 @pytest.mark.parametrize(

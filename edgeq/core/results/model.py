@@ -347,6 +347,8 @@ class Layer:
         macs: multiply-accumulates of one inference.
         weight_bytes: bytes of its constants in the artifact.
         delegated: whether the delegate took it.
+        of_activations: whether both factors are computed from the model's inputs, so that no weight is in it. False
+            where that is not known.
     """
 
     name: str
@@ -354,6 +356,7 @@ class Layer:
     macs: int
     weight_bytes: int
     delegated: bool
+    of_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

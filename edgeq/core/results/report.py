@@ -413,21 +413,57 @@ def variant_of(row: PackageResult) -> Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelError:
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
+
+    what: str
+    fix: str
+    exit_code: ExitCode
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A target and scheme that cannot be packaged, in a run whose other bundles were made.
+
+    Attributes:
+        scheme: its name, or `auto` where none that was tried could be made.
+        stays: the accepted bundle of an earlier run, which was not touched; None where there is none.
+    """
+
+    model: str
+    target: str
+    scheme: str
+    error: ModelError
+    stays: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The target and the scheme, for people."""
+        return f"{self.target} {self.scheme}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run: a result for each target and scheme.
 
     `report["android-arm64-xnnpack"]` is the result of a target with one scheme; `report["TARGET@SCHEME"]`, or
     `report[target, scheme]`, names the scheme too. Iterating gives all results.
+
+    Attributes:
+        rows: one for each bundle, accepted or not; at least one.
+        refused: the targets and schemes of which there is no bundle.
     """
 
     rows: tuple[PackageResult, ...]
     data: DataFacts
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:
-        """The lowest code of all rows that failed."""
+        """The lowest code of all that failed."""
         codes = [row.checked.exit_code for row in self.rows if row.checked.exit_code]
-        return min(codes, default=ExitCode.OK)
+        return min((*codes, *(one.error.exit_code for one in self.refused)), default=ExitCode.OK)
 
     @property
     def ok(self) -> bool:
@@ -446,18 +482,22 @@ class RunReport:
         """Return the result of a target, or of a target and a scheme.
 
         Raises:
-            KeyError: there is none, or the target has several schemes and none is named.
+            KeyError: there is none, or the target has several schemes and none is named; of a refused one with why.
         """
         target, _, scheme = key.partition("@") if isinstance(key, str) else (key[0], "", key[1])
+        refused = [one for one in self.refused if one.target == target and scheme in ("", one.scheme)]
         found = [row for row in self.rows if row.target == target and scheme in ("", row.scheme)]
         if len(found) != 1:
             why = "no result" if not found else "several results: name the scheme"
+            if refused and not found:
+                raise KeyError(f"{refused[0].label} was refused: {refused[0].error.what}")
             raise KeyError(f"{why} for {key!r}; this report has {', '.join(row.label for row in self.rows)}")
         return found[0]
 
     def raise_if_failed(self) -> None:
-        """Raise `GateFailed` with every gate of every result that did not pass; do nothing if all passed."""
-        raise_for((row.label, gate) for row in self.rows for gate in row.gates if not gate.passed)
+        """Raise `GateFailed` with every gate that did not pass and every refused target; do nothing if all passed."""
+        failed = ((row.label, gate) for row in self.rows for gate in row.gates if not gate.passed)
+        raise_for(failed, errors=((one.label, one.error) for one in self.refused))
 
     def _repr_html_(self) -> str:
         """Return the results as an HTML table, for notebooks."""
@@ -468,6 +508,9 @@ class RunReport:
             size = format_bytes(row.size_bytes)
             verdict = "ok" if row.ok else f"failed ({int(row.exit_code)})"
             cells = (row.target, row.scheme, size, verdict, failed, str(row.path))
+            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+        for one in self.refused:
+            cells = (one.target, one.scheme, "", f"refused ({int(one.error.exit_code)})", one.error.what, "")
             lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
         return f"<table>{''.join(lines)}</table>"
 
@@ -520,16 +563,6 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelError:
-    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
-
-    what: str
-    fix: str
-    exit_code: ExitCode
-    trace: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelResult:
     """How one model ended: with a report, or with an error."""
 
@@ -543,8 +576,13 @@ class ModelResult:
         return self.report.rows if self.report else ()
 
     @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """Its targets and schemes that cannot be packaged; none where it ended with an error."""
+        return self.report.refused if self.report else ()
+
+    @property
     def exit_code(self) -> ExitCode:
-        """The error's code, or the lowest of the gates that failed."""
+        """The error's code, or the lowest of what failed or was refused."""
         if self.error is not None:
             return self.error.exit_code
         return self.report.exit_code if self.report else ExitCode.INTERNAL
@@ -569,6 +607,11 @@ class ProjectReport:
         return tuple(row for model in self.models for row in model.rows)
 
     @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """What was refused of all models that have bundles."""
+        return tuple(one for model in self.models for one in model.refused)
+
+    @property
     def ok(self) -> bool:
         """Whether every model was built and every gate passed, the app's among them."""
         return not self.exit_code
@@ -591,6 +634,7 @@ class ProjectReport:
         failed = [(f"{row.model} {row.label}", gate) for row in self.rows for gate in row.gates if not gate.passed]
         failed += [("app", gate) for gate in self.app if not gate.passed]
         errors = [(model.name, model.error) for model in self.models if model.error is not None]
+        errors += [(f"{one.model} {one.label}", one.error) for one in self.refused]
         errors += [("install", self.not_installed)] if self.not_installed else []
         raise_for(failed, errors=errors)
 

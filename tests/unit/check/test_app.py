@@ -90,3 +90,13 @@ def test_a_library_on_this_machine_counts_unless_people_gave_its_size():
     (given,) = app_gates(items, options, found=found, missing=())
     assert given.outcome == "failed"
     assert "as given" in given.detail
+
+
+def test_a_target_that_was_refused_leaves_the_sum_of_its_abi_open():
+    items = [shipped("a", "android-arm64-xnnpack", 100)]
+    options = AppOptions(size_bytes=10**6, runtime_bytes=LIBRARIES)
+    refused = [("a", load_target("ios-arm64-xnnpack"))]
+    android, ios = app_gates(items, options, found={}, missing=(), refused=refused)
+    assert android.outcome == "ok"
+    assert (ios.name, ios.outcome) == ("size of the app for ios-arm64", "unverified")
+    assert "a for ios-arm64-xnnpack could not be built" in ios.detail

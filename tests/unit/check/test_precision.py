@@ -5,14 +5,21 @@ import math
 
 import pytest
 
-from edgeq.check.precision import audit_gates
+from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Layer
 
 from .gate_builders import kernels, lowered, target, verified
 
 
-def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack"):
-    gates = audit_gates(target=target(name), scheme=scheme, lowered=model or lowered(), verified=report or verified())
+def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack", kept=()):
+    gates = audit_gates(
+        target=target(name),
+        scheme=scheme,
+        lowered=model or lowered(),
+        verified=report or verified(),
+        asked_fp32=kept,
+    )
     return {gate.name: gate for gate in gates}
 
 
@@ -88,3 +95,59 @@ def test_dynamic_is_held_to_its_linear_layers_and_half_to_its_kernels():
     assert audited("dynamic-int8", report=verified(kernels=kernels(1.0)))["int8_linear_macs"].outcome == "unverified"
     half = dataclasses.replace(kernels(0.0), half_macs=0.9)
     assert audited("fp16", report=verified(kernels=half))["half_macs"].outcome == "failed"
+
+
+def ran(*layers, scheme="static-int8", kept=()):
+    """Audit layers of a name, MACs, precision, and whether they multiply two activations."""
+    found = [
+        Layer(name=name, op="bmm" if product else "linear", macs=macs, weight_bytes=1, delegated=True,
+              of_activations=product)
+        for name, macs, _, product in layers
+    ]  # fmt: skip
+    model = dataclasses.replace(lowered(), layers=tuple(found))
+    int8 = sum(macs for _, macs, kind, _ in layers if kind == "int8") / sum(macs for _, macs, *_ in layers)
+    share = dataclasses.replace(kernels(int8), precisions=tuple(kind for *_, kind, _ in layers), int8_linear_macs=int8)
+    report = verified(kernels=share)
+    warnings = audit_warnings(
+        target=target("android-arm64-xnnpack"), scheme=scheme, lowered=model, verified=report, asked_fp32=kept
+    )
+    return audited(scheme, model, report, kept=kept), warnings
+
+
+def test_only_layers_that_were_meant_for_int8_are_audited():
+    layers = (("a", 50, "int8", False), ("b", 30, "other", False), ("scores", 20, "other", True))
+    gates, warnings = ran(*layers, kept=("b",))
+    assert (gates["int8_macs"].outcome, gates["int8_macs"].measured) == ("ok", "100.0%")
+    assert gates["int8_macs"].detail == (
+        "5 points above over the layers that were meant for int8; 50.0% over all, "
+        "left in float: 30.0% by --keep-fp32, 20.0% by products of activations"
+    )
+    assert warnings == ()
+
+
+def test_a_layer_in_float_that_nobody_asked_for_fails_and_is_named():
+    layers = (("a", 50, "int8", False), ("b", 30, "other", False), ("c", 20, "other", False), ("s", 9, "other", True))
+    gates, _ = ran(*layers, kept=("c",))
+    gate = gates["int8_macs"]
+    assert (gate.outcome, gate.measured, gate.exit_code) == ("failed", "62.5%", ExitCode.VERIFICATION)
+    assert gate.detail.endswith("; not in int8: b")
+    assert ran(("a", 50, "int8", False), ("b", 30, "other", False))[0]["int8_macs"].outcome == "failed"
+
+
+def test_where_all_or_none_was_meant_for_int8_the_plain_share_counts():
+    gates, _ = ran(("a", 50, "other", False), ("b", 30, "other", False), kept=("a", "b"))
+    assert (gates["int8_macs"].outcome, gates["int8_macs"].measured) == ("failed", "0.0%")
+
+
+def test_linear_layers_that_people_keep_are_not_missing_from_dynamic_int8():
+    gates, _ = ran(("a", 70, "int8", False), ("b", 30, "other", False), scheme="dynamic-int8", kept=("b",))
+    assert gates["int8_linear_macs"].outcome == "ok"
+    gates, _ = ran(("a", 70, "int8", False), ("b", 30, "other", False), scheme="dynamic-int8")
+    assert gates["int8_linear_macs"].outcome == "failed"
+
+
+def test_mostly_float_by_intention_is_warned_of_with_the_scheme_that_suits():
+    gates, (warning,) = ran(("a", 30, "int8", False), ("scores", 70, "other", True))
+    assert gates["int8_macs"].outcome == "ok"
+    assert "only 30.0% of the MACs are in int8, left in float: 70.0% by products of activations" in warning
+    assert "dynamic-int8 may suit" in warning

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # of Linux's fcntl.h and fs.h
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+_CHUNK_BYTES = 1 << 20
 
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
@@ -94,8 +97,51 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or the old one, never a part."""
+def refuse_links(path: Path, *, below: Path) -> None:
+    """Refuse a path that leads through a link, or is one: it could be written or removed elsewhere.
+
+    Each component is looked up in the open folder above it, so that no link on the way is followed. `below` itself,
+    which a user named, may be reached through links; a component that does not exist yet ends the walk.
+
+    Raises:
+        UsageError: a component below `below` is a link.
+    """
+    place = below
+    try:
+        fd = os.open(below, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        for part in path.relative_to(below).parts:
+            place /= part
+            try:
+                mode = os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                return
+            if stat.S_ISLNK(mode):
+                raise UsageError(f"{place} is a link, expected a folder or file", "remove the link, and run again")
+            if not stat.S_ISDIR(mode):
+                return  # whoever uses it gets the operating system's error
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, *, below: Path | None = None) -> None:
+    """Write a file so that a reader sees all of it or the old one, never a part.
+
+    Args:
+        path: the file; a link there is replaced, not followed.
+        data: its content.
+        below: the folder below which no folder on the way may be a link; None for any.
+
+    Raises:
+        UsageError: one is.
+    """
+    if below is not None:
+        refuse_links(path.parent, below=below)
     with _parents(path.parent):
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
@@ -118,17 +164,28 @@ def copy_files(source: Path, target: Path) -> None:
         OSError: a file cannot be read, or the disk is full.
     """
     for path in sorted(source.iterdir()):
-        shutil.copyfile(path, target / path.name)
+        # a new file: one that is there, perhaps a link, is not written through
+        with path.open("rb") as file, (target / path.name).open("xb") as copy:
+            shutil.copyfileobj(file, copy, _CHUNK_BYTES)
 
 
 @contextlib.contextmanager
-def staged_dir(target: Path) -> Iterator[Path]:
+def staged_dir(target: Path, *, below: Path | None = None) -> Iterator[Path]:
     """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.
 
     An existing `target` changes places with it, in one step where the file system can. After an error all is as it
     was. Hold `lock_dir` of a folder above: a second run on the same target would take this one's staging for a
     leftover.
+
+    Args:
+        target: the folder.
+        below: the folder below which none on the way to `target` may be a link; None for any.
+
+    Raises:
+        UsageError: one is, at the start or when the new content is about to take its place.
     """
+    if below is not None:
+        refuse_links(target, below=below)
     with _parents(target.parent):
         recover_dir(target)
         if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
@@ -138,6 +195,8 @@ def staged_dir(target: Path) -> Iterator[Path]:
             staging.chmod(0o755)
             yield staging
             fsync_tree(staging)
+            if below is not None:
+                refuse_links(target, below=below)
             _switch(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -195,13 +254,18 @@ def recover_dir(target: Path) -> None:
     """Finish what a killed `staged_dir(target)` left: restore the old folder, drop half-written ones."""
     if not target.parent.is_dir():
         return
-    if _aside(target).exists():
+    if _aside(target).is_symlink():
+        _aside(target).unlink()  # edgeq makes none
+    elif _aside(target).exists():
         _settle(target)
     # as mkdtemp, _settle and remove_dir name them; `removed` is what edgeq 0.1 wrote
     stray = re.compile(rf"\.{re.escape(target.name)}\.(?:[a-z0-9_]{{8}}|removed)\.tmp")
     for path in target.parent.iterdir():
         if stray.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _settle(target: Path) -> None:
@@ -217,10 +281,16 @@ def _settle(target: Path) -> None:
 
 
 def remove_dir(folder: Path, *, below: Path) -> None:
-    """Remove a folder, and the folders above it that are then empty, up to but not including `below`."""
+    """Remove a folder, and the folders above it that are then empty, up to but not including `below`.
+
+    Raises:
+        UsageError: it is a link, or the way to it from `below` leads through one.
+    """
+    refuse_links(folder, below=below)
     recover_dir(folder)
     if not folder.exists():
         return
+    refuse_links(folder, below=below)
     # renamed first, so that a kill does not leave half of it under its name; `recover_dir` knows the new one
     doomed = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     os.rename(folder, doomed)
@@ -259,15 +329,23 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def lock_dir(folder: Path, *, wait_s: float) -> Iterator[None]:
+def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Iterator[None]:
     """Hold a folder's lock, so that two runs do not write to it at once.
 
+    Args:
+        folder: what is locked.
+        wait_s: how long to wait for another process.
+        name: of the lock file; locks of other names do not exclude each other.
+
     Raises:
+        UsageError: the lock file is a link.
         EnvironmentProblem: another process still holds it after `wait_s` seconds, or there can be no such folder.
     """
     from filelock import FileLock
 
-    path = folder / ".edgeq.lock"
+    path = folder / name
+    if path.is_symlink():  # which would be opened, and emptied, where it points to
+        raise UsageError(f"{path} is a link, expected a lock file", "remove the link, and run again")
     lock = FileLock(path)
     made = _missing(folder)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeq.bundle.reader import open_regular, read_bundle, read_manifest
 from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
-from edgeq.core.files import disk_errors, lock_dir, recover_dir, remove_dir, staged_dir
+from edgeq.core.files import disk_errors, lock_dir, recover_dir, refuse_links, remove_dir, staged_dir
 from edgeq.core.manifest import MANIFEST_NAME, REPORT_NAMES, Bundle, Manifest, contract_change
 from edgeq.deliver.android import Growth, growth_by_abi, no_compress_note
 from edgeq.deliver.ios import check_swift, write_swift
@@ -81,7 +81,7 @@ def install(
     check_releasable(bundle)
     models = app / _models_folder(bundle.manifest, app)
     growth = _growth(bundle, aar)
-    placed = _placed(bundle, models, replace=replace)
+    placed = _placed(bundle, models, app=app, replace=replace)
     is_android = bundle.manifest.target.platform == "android"
     note = no_compress_note(app, bundle.artifact.name) if is_android else None
     return dataclasses.replace(placed, growth=growth, notes=(note,) if note else ())
@@ -98,18 +98,19 @@ def _growth(bundle: Bundle, aar: Path | None) -> tuple[Growth, ...]:
     return growth_by_abi(target.arch, bundle.manifest.runtime.name, _size_bytes(bundle), aar)
 
 
-def _placed(bundle: Bundle, models: Path, *, replace: bool) -> InstallResult:
+def _placed(bundle: Bundle, models: Path, *, app: Path, replace: bool) -> InstallResult:
     """Switch the bundle into its place, under the lock of all models."""
     manifest = bundle.manifest
     place = models / manifest.model.name / manifest.target.name
     is_ios = manifest.target.platform == "ios"
+    refuse_links(place, below=app)  # before the lock, which makes folders
     with disk_errors(place), lock_dir(models, wait_s=_WAIT_S):
         _check_place(place)
         if not replace:
             _check_same_model(bundle, place)
         if is_ios:
             check_swift(models)
-        with staged_dir(place) as staging:
+        with staged_dir(place, below=app) as staging:
             _copy(bundle, staging)
         pruned = prune(models, manifest)
         package = write_swift(models) if is_ios else ()
@@ -162,10 +163,7 @@ def _models_folder(manifest: Manifest, app: Path) -> Path:
 
 
 def _check_place(place: Path) -> None:
-    """Refuse to replace anything that edgeq did not install, or to write through a link."""
-    for folder in (place.parent, place):
-        if folder.is_symlink():
-            raise UsageError(f"{folder} is a link, expected a folder", "remove the link, and install again")
+    """Refuse to replace anything that edgeq did not install."""
     if not place.is_dir() or not any(place.iterdir()):
         return
     try:
@@ -232,7 +230,7 @@ def prune(models: Path, installed: Manifest) -> tuple[Path, ...]:
     folder = models / installed.model.name
     for place in sorted(folder.iterdir()):
         left = _LEFT.fullmatch(place.name)  # by a run that was killed
-        if left is not None:
+        if left is not None and left[1] not in (".", ".."):
             recover_dir(folder / left[1])
     doomed = [place for place in sorted(folder.iterdir()) if _stale(place, installed)]
     for place in doomed:

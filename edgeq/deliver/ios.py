@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeq.core.errors import UsageError
-from edgeq.core.files import write_atomic
+from edgeq.core.files import refuse_links, write_atomic
 
 _MARK = "// Written by edgeq install; it is replaced by the next one."
 
@@ -59,6 +59,7 @@ def check_swift(models: Path) -> None:
     """
     for name in (_PACKAGE, _SOURCE):
         path = models / name
+        refuse_links(path.parent, below=models)
         if path.is_symlink() or (path.exists() and _MARK not in _text(path)):
             what = f"{path} was not written by edgeq"
             raise UsageError(what, "move it away, and install again; edgeq makes the folder a package of its own")
@@ -68,8 +69,10 @@ def write_swift(models: Path) -> tuple[Path, ...]:
     """Write the package over all models in a folder, and return its files. The caller holds the folder's lock."""
     names = sorted(path.name for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
     resources = ", ".join(f'.copy("{name}")' for name in names)
-    write_atomic(models / _PACKAGE, _PACKAGE_TEXT.format(mark=_MARK, source=_SOURCE, resources=resources).encode())
-    write_atomic(models / _SOURCE, _SOURCE_TEXT.format(mark=_MARK).encode())
+    write_atomic(
+        models / _PACKAGE, _PACKAGE_TEXT.format(mark=_MARK, source=_SOURCE, resources=resources).encode(), below=models
+    )
+    write_atomic(models / _SOURCE, _SOURCE_TEXT.format(mark=_MARK).encode(), below=models)
     return (models / _PACKAGE, models / _SOURCE)
 
 

@@ -60,7 +60,7 @@ def publish(planned: Plan) -> RunReport:
                 name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
-            copy_files(row.path, switches.enter_context(staged_dir(place)))
+            copy_files(row.path, switches.enter_context(staged_dir(place, below=job.out)))
             if other == accepted and accepted.exists():
                 row = with_warning(row, f"the earlier bundle is removed, since this one was rejected: {accepted}")
             rows.append(dataclasses.replace(row, path=place))

@@ -3,7 +3,7 @@
 Seen are the files that Python opens (and those that safetensors, torch and SQLite open in native code), the folders
 that are listed, and what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access); not what
 other native libraries open by themselves: where one of those that do is loaded, nothing is kept.
-Not seen is a file that ONNX Runtime opens by its name.
+Nothing is kept either where the user's code, or a library that it imports, uses ONNX Runtime.
 Not seen are environment variables, and what child processes do: such code needs `--no-cache`.
 """
 
@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from edgeq.core.files import sha256_bytes, sha256_file
 from edgeq.core.system import package_folder, replaced
 
-_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "sqlite3.connect"})
+_EVENTS = frozenset({"import", "open", "os.listdir", "os.scandir", "sqlite3.connect"})
 
 # they raise no audit event
 _ASKING = ("stat", "lstat", "readlink", "access")
@@ -45,6 +46,9 @@ _UNHEARD = frozenset(
     {"av", "cv2", "decord", "h5py", "lmdb", "netCDF4", "pyarrow", "rasterio", "soundfile", "torchcodec"}
 )
 
+# so does this one, which edgeq itself uses: what counts is who imports it
+_SHARED_UNHEARD = "onnxruntime"
+
 _P = ParamSpec("_P")
 
 _R = TypeVar("_R")
@@ -60,6 +64,7 @@ class Recorder:
         listed: folders whose names were read.
         searched: folders that were searched for modules.
         asked: paths that were asked about.
+        unheard: whether the user's code imported a library that opens files unheard.
     """
 
     on: bool = False
@@ -69,11 +74,13 @@ class Recorder:
     listed: set[str] = field(default_factory=set)
     searched: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
+    unheard: bool = False
 
     def reset(self) -> None:
         """Forget everything."""
         for seen in (self.opened, self.written, self.listed, self.searched, self.asked):
             seen.clear()
+        self.unheard = False
         self.started_ns = time.time_ns()
 
     @contextlib.contextmanager
@@ -102,6 +109,9 @@ class Recorder:
         if not self.on or event not in _EVENTS or not args:
             return
         path = args[0]
+        if event == "import":
+            self.unheard |= str(path).partition(".")[0] == _SHARED_UNHEARD and _by_user(sys._getframe(1))
+            return
         if isinstance(path, bytes | os.PathLike):  # sqlite3 passes what it was given
             path = os.fsdecode(path)
         if not isinstance(path, str) and not (path is None and event != "open"):
@@ -120,12 +130,8 @@ class Recorder:
         """Note that a path was asked about, where code of the user's did so, itself or by way of a library."""
         if not self.on or not isinstance(path, str | bytes | os.PathLike):
             return
-        frame = sys._getframe(2)
-        while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
-            if os.path.isabs(frame.f_code.co_filename) and not _is_library(frame.f_code.co_filename):
-                self.asked.add(os.path.abspath(os.fsdecode(path)))
-                return
-            frame = frame.f_back  # type: ignore[assignment]
+        if _by_user(sys._getframe(2)):
+            self.asked.add(os.path.abspath(os.fsdecode(path)))
 
     def dependencies(self) -> dict[str, str] | None:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
@@ -137,6 +143,8 @@ class Recorder:
         if not _UNHEARD.isdisjoint(sys.modules):
             return None
         files = _users(self.opened) | user_modules()
+        if self.unheard or any(map(_names_unheard, files)):
+            return None
         if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
             return None
         names = [
@@ -146,6 +154,25 @@ class Recorder:
             *(f"stat:{path}" for path in self.asked if not _is_library(path)),
         ]
         return {name: current_state(name) for name in sorted(names)}
+
+
+def _by_user(frame: FrameType | None) -> bool:
+    """Whether code of the user's runs in a frame, or called it by way of a library."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+        if os.path.isabs(frame.f_code.co_filename) and not _is_library(frame.f_code.co_filename):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _names_unheard(path: str) -> bool:
+    """Whether a source names ONNX Runtime; where edgeq has imported it before, no event tells."""
+    if not path.endswith(".py"):
+        return False
+    try:
+        return _SHARED_UNHEARD.encode() in Path(path).read_bytes()
+    except OSError:
+        return False
 
 
 def user_modules() -> set[str]:

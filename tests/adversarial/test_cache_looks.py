@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,33 @@ def test_a_look_at_the_file_system_is_a_dependency(name: str, change: Callable[[
     change(tmp_path)
     assert any(current_state(key) != state for key, state in known.items())
     assert (__import__("os").stat, torch.from_file) == (stat_of_os, from_file)
+
+
+@pytest.mark.parametrize("how", ["import onnxruntime", "import onnxruntime.capi", "import helper"])
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_kept_where_user_code_uses_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, known: bool
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    (tmp_path / "helper.py").write_text("import onnxruntime")
+    (tmp_path / "code.py").write_text(f"def data():\n    {how}\n")
+    if known:
+        importlib.import_module("onnxruntime")
+    else:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+            monkeypatch.delitem(sys.modules, name)
+    function = load_function(f"{tmp_path / 'code.py'}:data", "data")
+    with recording() as recorder:
+        function()
+        assert recorder.dependencies() is None
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+
+
+def test_that_edgeq_uses_onnx_runtime_takes_no_result_away(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("def data(): return 1\n")
+    function = load_function(f"{tmp_path / 'code.py'}:data", "data")
+    with recording() as recorder:
+        importlib.import_module("onnxruntime")
+        function()
+        assert recorder.unheard is False

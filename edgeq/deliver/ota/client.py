@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -392,7 +393,7 @@ def placed(
     store.drop_downloads(keep=file.sha256)
     store.downloads.mkdir(exist_ok=True)
     data = download(source, file, store.downloads).read_bytes()
-    with _patch_counted(store, state, delta), staged_dir(place) as staging:
+    with _patch_counted(store, state, delta), staged_dir(place, below=store.folder) as staging:
         if delta is not None and base is not None:
             unpack(_patched(delta, base, data), staging)
             bundle = read_bundle(staging)
@@ -419,7 +420,7 @@ def _patch_counted(store: Store, state: State, delta: DeltaEntry | None) -> Iter
 
 def _is_there(store: Store, slot: Slot, place: Path) -> bool:
     """Whether an earlier try brought the release whole; what is damaged is removed."""
-    if not place.is_dir():
+    if not os.path.lexists(place):
         return False
     try:
         store.bundle(slot)

@@ -212,7 +212,8 @@ def _have(path: Path, size_bytes: int) -> int:
 def _append(source: Source, remote: str, path: Path, start: int, size_bytes: int) -> None:
     if start == size_bytes and start:
         return
-    with path.open("ab") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "ab") as file:
         for chunk in source.chunks(remote, start):
             if file.tell() + len(chunk) > size_bytes:
                 file.close()

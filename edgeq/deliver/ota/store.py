@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -148,18 +150,25 @@ def current_of(state: State) -> Current:
 
 _STATE, _DEVICE, _TRUST, _SLOTS, _DOWNLOAD = "state.json", "device.json", "trust.json", "slots", "download"
 
+_TUFS_ROOT = re.compile(r"root_history/[0-9]+\.root\.json")
+
 _MOST_STATE_BYTES = 1_000_000
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Store:
-    """A device's store; the caller holds its lock."""
+    """A device's store; the caller holds its lock.
+
+    Raises:
+        IntegrityError: a folder or file of the store is a link, so that it would be written or removed elsewhere.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.trusted = folder / "trusted"
         self.downloads = folder / _DOWNLOAD
+        self._refuse_links()
 
     def slot(self, release: int) -> Path:
         """Return a release's folder. Its name is a number, so nothing from an index becomes a path."""
@@ -224,6 +233,8 @@ class Store:
             IntegrityError: it is missing, changed, or another one than the state says.
         """
         folder = self.slot(slot.release)
+        if folder.is_symlink():
+            raise IntegrityError(f"{folder} is a link, expected a folder", "update again")
         try:
             bundle = read_bundle(folder)
         except UsageError as err:
@@ -232,6 +243,23 @@ class Store:
             what = f"{folder} holds another bundle than was installed"
             raise IntegrityError(what, "update again")
         return bundle
+
+    def _refuse_links(self) -> None:
+        # slots/N is left to `bundle`, which takes a link for damage, and to `recover`, which removes the link
+        places = [self.folder / name for name in (_STATE, _DEVICE, _TRUST, _SLOTS)]
+        for folder in (self.trusted, self.trusted / "root_history", self.downloads):
+            places.append(folder)
+            if folder.is_symlink():
+                break
+            if folder.is_dir():
+                places += sorted(folder.iterdir())
+        for path in places:
+            link = str(path.readlink()) if path.is_symlink() else ""
+            # the one link that python-tuf makes
+            tufs = path == self.trusted / "root.json" and _TUFS_ROOT.fullmatch(link)
+            if link and not tufs:
+                what = f"{path} is a link; a store holds plain files and folders only"
+                raise IntegrityError(what, "remove the link, and find out who made it; then update again")
 
     def _sweep(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -266,10 +294,8 @@ class Store:
 def remove_tree(path: Path) -> None:
     """Remove a file or folder; a folder is renamed first, so that no part of it looks whole."""
     if path.is_dir() and not path.is_symlink():
-        doomed = path.parent / f".{path.name.strip('.')}.removed.tmp"
-        if path != doomed:
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.rename(path, doomed)
+        doomed = path.parent / f".{path.name.strip('.')}.{secrets.token_hex(4)}.tmp"
+        os.rename(path, doomed)
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)

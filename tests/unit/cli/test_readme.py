@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,13 @@ import typer.main
 from edgeq.cli.main import app
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "android_demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md")),
+    ROOT / "android_demo" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+# an index, and pages of prose and tables
+WITHOUT_COMMANDS = {"docs/README.md"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -52,8 +60,31 @@ def problems(words: list[str]) -> list[str]:
 @pages
 def test_every_command_and_option_exists(page: Path) -> None:
     found = list(commands(page))
-    assert found
+    assert bool(found) == (str(page.relative_to(ROOT)) not in WITHOUT_COMMANDS)
     assert [(words, told) for words in found if (told := problems(words))] == []
+
+
+def test_readme_is_short_and_has_the_path_of_a_newcomer() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 250
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == ["Install", "First run", "Your own model", "Python", "CI", "Where to read on"]
+    run = {words[0] for words in commands(ROOT / "README.md")}
+    assert run >= {"doctor", "package", "verify", "inspect", "install", "build", "init"}
+
+
+def test_every_page_of_the_documentation_is_in_its_index() -> None:
+    linked = set(re.findall(r"\]\(([a-z_]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_python_and_toml_of_the_pages_can_be_parsed() -> None:
+    kinds = []
+    for page in PAGES:
+        for kind, block in re.findall(r"^```(python|toml)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            kinds.append(kind)
+            ast.parse(block) if kind == "python" else tomllib.loads(block)
+    assert {"python", "toml"} <= set(kinds)
 
 
 def test_what_does_not_exist_is_found() -> None:

@@ -95,7 +95,7 @@ def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
             "argmax agreement",
             f"{words.share(outputs.agreeing / outputs.ranked)}, {counts}"
             if outputs.ranked
-            else "the first output is no [N, classes]",
+            else "the first output is not [N, classes]",
         ),
         ("SQNR", words.decibel(outputs.sqnr_db)),
         ("cosine", f"{outputs.cosine:.6g}"),

@@ -1,4 +1,4 @@
-"""What every command prints with: results on stdout, all else on stderr; a reader that went away is no error."""
+"""What every command prints with: results on stdout, all else on stderr; a reader that went away is not an error."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def now() -> datetime.datetime:
     """Return the time: SOURCE_DATE_EPOCH if set, so that what is written can be written again byte by byte.
 
     Raises:
-        UsageError: SOURCE_DATE_EPOCH is no time.
+        UsageError: SOURCE_DATE_EPOCH is not a time.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if not text:

@@ -95,7 +95,7 @@ class Finding:
         found: its version or place; None where it is missing.
         needed: whether the main job fails without it.
         remark: what is wrong or worth knowing; empty where all is well.
-        fix: the line that mends it; empty where nothing is to be done.
+        fix: the command or advice that fixes it; empty where nothing is to be done.
     """
 
     kind: str

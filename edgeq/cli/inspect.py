@@ -158,7 +158,7 @@ def _ort_file(path: Path) -> Path:
     """
     file = path / "model.ort" if path.is_dir() else path
     if file.suffix != ".ort" or not file.is_file():
-        what = f"--required-operators is for ONNX Runtime's own format, and {path} is no .ort file and holds none"
+        what = f"--required-operators is for ONNX Runtime's own format, and {path} neither is nor contains an .ort file"
         raise UsageError(what, "give a model.ort, or the bundle of a target whose file_format is ort")
     return file
 

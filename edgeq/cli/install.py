@@ -115,7 +115,7 @@ def install_rows(
     """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
 
     Returns:
-        What was installed, and what stopped it: the report is to be printed all the same.
+        What was installed, and what stopped it: the report is printed in either case.
     """
     if report.exit_code or not apps:
         return (), None

@@ -26,13 +26,15 @@ def new(
     folder: _Folder,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=K/N", help="N keys for a role, K of which must sign, such as root=2/3; repeatable."),
+        typer.Option(
+            metavar="ROLE=K/N", help="Number of keys N of a role, and K that must sign, such as root=2/3; repeatable."
+        ),
     ] = None,
     place: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ROLE=URI",
-            help="A private key that is elsewhere: env:VARIABLE, or a KMS URI such as awskms:…; repeatable.",
+            help="Private key outside FOLDER: env:VARIABLE, or a KMS URI such as awskms:…; repeatable.",
         ),
     ] = None,
     as_json: _AsJson = False,
@@ -44,7 +46,8 @@ def new(
     places = {_role(role): uri for role, uri in map(_pair, place or ())}
     both = sorted(set(counts) & set(places))
     if both:
-        raise UsageError(f"--threshold and --place both name {both[0]}", "a key that is elsewhere is one key")
+        what = f"--threshold and --place both name {both[0]}"
+        raise UsageError(what, "a role with an external key (--place) has exactly one key: drop its --threshold")
     _tell(new_keys(folder, counts=counts, places=places), as_json)
 
 

@@ -144,7 +144,7 @@ def explain(err: BaseException) -> EdgeqError:
         # a model's forward, say: its code may be 0, which would pass for a success
         last = traceback.extract_tb(err.__traceback__)[-1]
         what = f"code that edgeq runs called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
-        return UsageError(what, "mend it, and run again; --debug shows the whole traceback")
+        return UsageError(what, "remove that call and run again; --debug shows the whole traceback")
     for link in _chain(err):
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
             where = f" that holds {link.filename}" if link.filename else ""

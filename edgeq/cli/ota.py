@@ -105,7 +105,7 @@ def release_job(
 
     Raises:
         UsageError: an option that would change nothing, an unknown name, or a file that cannot be read.
-        IntegrityError: a folder that is no bundle.
+        IntegrityError: a folder is not a bundle.
     """
     from edgeq.bundle.reader import read_manifest
     from edgeq.config.options import merge
@@ -195,7 +195,7 @@ def _devices(ids: Sequence[str]) -> tuple[str, ...]:
         try:
             TypeAdapter(DeviceId).validate_python(one)
         except ValidationError as err:
-            what = f"--device {one!r} is no device id"
+            what = f"invalid device id --device {one!r}"
             raise UsageError(
                 what, "up to 64 letters, digits, '.', '_', ':' and '-', the first a letter or digit"
             ) from err

@@ -129,7 +129,7 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
 
 def _must_be_store(folder: Path) -> None:
     if not (folder / "device.json").is_file():
-        raise UsageError(f"{folder} is no store", "make one with `edgeq ota update`")
+        raise UsageError(f"{folder} is not a store", "make one with `edgeq ota update`")
 
 
 def _request(params: FollowerParams) -> Request:

@@ -120,7 +120,7 @@ def _operator_lines(counted: CountReport, top: int) -> list[str]:
     from edgeq.report.text import aligned
 
     if counted.why_no_operators:
-        return [f"operators: not told apart: {counted.why_no_operators}"]
+        return [f"operators: not counted separately: {counted.why_no_operators}"]
     if not counted.operators or not top:
         return []
     whole = counted.total.instructions or 1

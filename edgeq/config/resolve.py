@@ -185,7 +185,7 @@ def gate_options(values: Mapping[str, Any]) -> GateOptions:
     """Return the limits of `edgeq package` or `verify` in base units.
 
     Args:
-        values: validated options in the form of edgeq.toml; those that are no limits are passed over.
+        values: validated options in the form of edgeq.toml; those that are not limits are passed over.
 
     Raises:
         UsageError: a limit that cannot be parsed, an unknown word of --limit-on, or --app-size without --store-limit.

@@ -182,8 +182,8 @@ class CountReport:
         cpu: the core.
         total: of the runtime's whole call, without the runtime's profiler.
         operators: in the order of execution, the time between them under "(runtime)"; none where that was not asked
-            for, or could not be told. They are counted with the profiler on, which costs a little itself.
-        why_no_operators: the reason, where they could not be told.
+            for, or could not be counted. They are counted with the profiler on, which costs a little itself.
+        why_no_operators: the reason, where they could not be counted.
     """
 
     cpu: str

@@ -45,7 +45,7 @@ class DeviceFacts(Strict):
     os: Text = Field(description="the operating system with its version")
     arch: Literal["arm64", "x86_64"]
     cores: Count = Field(description="0 where it did not say")
-    is_virtual: bool = Field(description="an emulated device, whose times say nothing")
+    is_virtual: bool = Field(description="an emulated device, whose times are not meaningful")
 
 
 class RunFacts(Strict):
@@ -76,12 +76,12 @@ class OutputFacts(Strict):
         """The data.
 
         Raises:
-            ValueError: they are no base64.
+            ValueError: they are not base64.
         """
         try:
             return base64.b64decode(self.data, validate=True)
         except binascii.Error as err:
-            raise ValueError(f"the data are no base64: {err}") from err
+            raise ValueError(f"the data are not base64: {err}") from err
 
 
 class Verdict(Strict):

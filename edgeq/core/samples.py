@@ -118,13 +118,13 @@ def batch_size(dataset: Dataset, specs: Sequence[TensorSpec]) -> int:
 def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:
     if len(sample.inputs) != len(specs):
         came = f"{len(sample.inputs)} arrays"
-        raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "mend the data")
+        raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "fix the data")
     for array, spec in zip(sample.inputs, specs, strict=True):
         expected = spec.shape[1:] if rows else spec.shape
         if array.shape != expected or str(array.dtype) != spec.dtype:
             came = f"{array.dtype} {list(array.shape)}"
             what = f"sample {sample.name}: input {spec.name!r} wants {spec.dtype} {list(expected)}, got {came}"
-            raise UsageError(what, "mend the data, or give --preprocess or --input to match")
+            raise UsageError(what, "fix the data, or give --preprocess or --input to match")
 
 
 def _stack(samples: list[Sample], size: int) -> Batch:

@@ -39,7 +39,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file's content.
 
     Raises:
-        UsageError: the file cannot be read, or is no TOML.
+        UsageError: the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except RecursionError as err:
         raise UsageError(f"{path} is nested too deeply", "write plain tables and lists") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path} is not valid TOML: {err}", "mend the line that the message names") from err
+        raise UsageError(f"{path} is not valid TOML: {err}", "fix the line that the message names") from err
 
 
 def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place: str | None = None) -> UsageError:
@@ -177,5 +177,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:80]} is no finite number")
+        raise ValueError(f"{text[:80]} is not a finite number")
     return value

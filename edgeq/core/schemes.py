@@ -23,8 +23,8 @@ SchemeName = Literal[
 
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 
-# no scheme, but the wish for the cheapest that passes every gate; which of the first two is tried first depends on the
-# model
+# not a scheme: asks for the cheapest scheme that passes every gate; the model decides which of the first two is tried
+# first
 AUTO: Literal["auto"] = "auto"
 
 AskedScheme = Literal[SchemeName, "auto"]

@@ -39,7 +39,7 @@ def unreadable(path: Path, why: str) -> UsageError:
         why: what the reader said.
     """
     noun, writer = _FORMATS[path.suffix]
-    what = f"{path} is no {noun}, or a damaged one: {why}"
+    what = f"{path} is not a valid {noun}: {why}"
     return UsageError(what, f"check that the copy is whole, or write it again ({writer})")
 
 

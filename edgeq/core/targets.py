@@ -62,7 +62,7 @@ class App(_Strict):
 
 
 class Device(_Strict):
-    """What verify emulates, and what the app is told."""
+    """What verify emulates, and the settings that the app takes from the manifest."""
 
     cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
     threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")

@@ -87,7 +87,7 @@ def format_quantity(value: float, dimension: Dimension) -> str:
 
 
 def counted(count: float, noun: str) -> str:
-    """Return "1 step", "2 steps", "3 tries"; a count that is no whole number with three digits ("0.996 steps")."""
+    """Return "1 step", "2 steps", "3 tries"; a fraction with three digits ("0.996 steps")."""
     number = str(count) if isinstance(count, int) else f"{count:.3g}"
     if number == "1":
         return f"1 {noun}"

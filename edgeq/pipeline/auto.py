@@ -22,7 +22,7 @@ from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize.capture import linear_macs
 
-# what says that this scheme will not do, and nothing of the others; all else ends the run
+# errors that rule out this scheme only; any other error ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
 
 _MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
@@ -57,7 +57,7 @@ def obtain_all(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
     """Return what is tried for a target, the cheapest first.
 
-    dynamic-int8 leaves convolutions in float. Where these do most of the work it is no int8 model, and is not tried.
+    dynamic-int8 leaves convolutions in float. Where these do most of the work it is not tried.
     A target without any of these schemes has its own, in the order of its profile.
 
     Args:
@@ -162,7 +162,7 @@ def _linear_macs(run: Run) -> float:
             trusted=job.trust_source,
         )
         if model.kind in ("pte", "ptl"):
-            what = f"{job.source} is an artifact, whose scheme is what it is"
+            what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
             raise UnsupportedError(what, f"leave --scheme {AUTO} out, or give the PyTorch model")
         return linear_macs(model)
 

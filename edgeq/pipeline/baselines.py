@@ -36,7 +36,7 @@ def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
     """Return the cells of a run, each with its comparison.
 
     Raises:
-        EdgeqError: what `obtain_all` does; float artifacts that cannot be made are told of in the comparison.
+        EdgeqError: what `obtain_all` raises; the comparison lists float artifacts that cannot be made.
     """
     plain = {cell.key: unit_of(run.job, run.facts, cell.target, cell.scheme) for cell in cells}
     made = obtain_all(run, tuple(plain.values()), build)

@@ -55,7 +55,7 @@ def compare_bundles(
         progress: how it is told.
 
     Raises:
-        UsageError: a folder is no bundle, the two cannot be compared, the data does not fit, or the quantized bundle
+        UsageError: a folder is not a bundle, the two cannot be compared, the data does not fit, or the quantized bundle
             has no figures of its layers.
         UnsupportedError: nothing on this host runs one of them.
         IntegrityError: a file is missing or changed.
@@ -120,7 +120,7 @@ def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
     """Return what was measured when the model was quantized: the very graph that was lowered, trained weights too."""
     row, manifest = read_report(quantized.folder), quantized.manifest
     if row.digest != quantized.digest:
-        what = f"{quantized.folder / 'report.json'} is of another bundle than the one it lies in"
+        what = f"{quantized.folder / 'report.json'} does not match the bundle beside it (different digest)"
         raise UsageError(what, "give the folder that `edgeq package` wrote")
     if not _same_source(fp32.manifest, manifest):
         what = "the bundles come from other sources or weights, and layers are against the quantized one's own fp32"

@@ -179,7 +179,7 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
         digest: what the bundle's must be; None where nobody said.
 
     Raises:
-        VerificationError: what was measured breaks a limit, the outputs differ, or the verdict settles nothing.
+        VerificationError: what was measured breaks a limit, the outputs differ, or a gate has no measurement.
         EdgeqError: as `read_bundle`, `read_golden` and `read_verdict`.
     """
 
@@ -227,12 +227,14 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
 def _check(bundle: Bundle, verdict: Path, elsewhere: JudgedMeasurement) -> None:
     again = f"see it all: edgeq verify {bundle.folder} --verdict {verdict}"
     if elsewhere.failed:
-        what = f"{bundle.folder} does not pass as {verdict} measured it: {_told(elsewhere.failed)}"
+        what = f"{bundle.folder} fails by the measurements of {verdict}: {_told(elsewhere.failed)}"
         raise VerificationError(what, again)
     why = "; ".join(f"{name}: {why}" for name, why in elsewhere.unsettled.items())
     if not elsewhere.settled:
         why = why or "its manifest has no unmeasured gate"
-        raise VerificationError(f"{verdict} settles nothing of {bundle.folder}: {why}", again)
+        raise VerificationError(
+            f"{verdict} has no measurement for any unverified gate of {bundle.folder}: {why}", again
+        )
     names = [gate.name for gate in bundle.manifest.gates if gate.outcome not in ("ok", "allowed")]
     rest = [name for name in names if name not in elsewhere.settled]
     if rest:
@@ -302,7 +304,7 @@ def read_verdict(path: Path, bundle: Bundle) -> Verdict:
 
     Raises:
         UsageError: the file cannot be read.
-        IntegrityError: it is no verdict, of another bundle, or of another runtime than the bundle's.
+        IntegrityError: it is not a verdict, of another bundle, or of another runtime than the bundle's.
         UnsupportedError: a newer edgeq wrote it.
     """
     verdict = load_verdict(path)
@@ -321,7 +323,7 @@ def load_verdict(path: Path) -> Verdict:
 
     Raises:
         UsageError: the file cannot be read.
-        IntegrityError: it is no verdict.
+        IntegrityError: it is not a verdict.
         UnsupportedError: a newer edgeq wrote it.
     """
     try:

@@ -411,8 +411,8 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         progress: how it is told.
 
     Raises:
-        UsageError: the data does not fit, a label is none of the model's classes, or the first output is no scores of
-            classes.
+        UsageError: the data does not fit, a label is none of the model's classes, or the first output is not class
+            scores.
         VerificationError: an artifact does not run.
         UnsupportedError: the runtime lacks what an artifact needs.
     """
@@ -481,7 +481,8 @@ def _predictions(
         for batch in batches(samples, input_specs(bundle.manifest)):
             scores = cut(batch, runtime.run(batch.inputs))[0]
             if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != real_rows(batch):
-                what = f"the first output of {bundle.manifest.model.name} is no [N, classes], but {list(scores.shape)}"
+                model = bundle.manifest.model.name
+                what = f"the first output of {model} is not [N, classes], but {list(scores.shape)}"
                 raise UsageError(what, "flips and class_drop are for classifiers; leave these limits out")
             if not np.isfinite(scores).all():
                 raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")

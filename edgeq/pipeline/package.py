@@ -120,8 +120,8 @@ def build(job: Job, progress: Progress) -> RunReport:
     is touched, and nothing is left behind.
 
     Raises:
-        EdgeqError: a step's own errors, a refusal where it leaves no bundle at all. A failed gate is no error but a
-            row of the report.
+        EdgeqError: a step's own errors, a refusal where it leaves no bundle at all. A failed gate is a row of the
+            report, not an error.
     """
     job = with_demo_data(job)
     check_job(job)
@@ -183,7 +183,7 @@ def _is_full(folder: Path) -> bool:
     return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
 
 
-# --- Making cells: those of one recipe together, answered from the cache where nothing changed, else kept there.
+# --- Build the units of a run: reuse cached results, make one artifact for units that share it, cache the rest.
 
 
 def obtain(run: Run, cells: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Obtained:

@@ -71,7 +71,7 @@ def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
     """Return, for each app, the names of the targets whose bundles go into it.
 
     Raises:
-        UsageError: a folder that is no app's project, that no target is for, or that several schemes are for.
+        UsageError: a folder that is not an app's project, that no target is for, or that several schemes are for.
     """
     matched = {}
     for app in job.install_into:

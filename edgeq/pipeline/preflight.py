@@ -27,8 +27,8 @@ def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = 
     """Refuse, before a long run, what cannot be counted or predicted.
 
     Raises:
-        UsageError: --shipped is no bundle, an unknown --device, one without --limit-on predicted, or the reverse, or
-            a target that asks for more threads than the device has.
+        UsageError: --shipped is not a bundle, an unknown --device, one without --limit-on predicted, or the reverse,
+            or a target that asks for more threads than the device has.
     """
     if options.latency_on == "predicted" and options.device is None:
         what = "--limit-on predicted needs the device to predict for"

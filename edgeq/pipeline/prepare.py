@@ -290,7 +290,7 @@ def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple
 
 
 def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
-    """Return how many classes the first output tells apart; None where it is no logits [N, classes]."""
+    """Return how many classes the first output tells apart; None where it is not logits [N, classes]."""
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
     return shape[1] if len(shape) == 2 else None
 
@@ -316,7 +316,7 @@ def open_data(
         job: which data, and how strict.
         model: takes the samples.
         preprocess: how images become inputs; None where arrays are fed as they are.
-        n_classes: how many classes the first output tells apart; None where it is no logits [N, classes].
+        n_classes: how many classes the first output tells apart; None where it is not logits [N, classes].
         schemes: some need a set of their own.
 
     Raises:
@@ -380,7 +380,7 @@ def _also(job: Job, schemes: Collection[str]) -> list[_Wanted]:
     if not NEEDS_TRAINING.isdisjoint(schemes):
         wanted.append(("qat", job.qat.data or data.calibration, job.qat.samples))
     if not NEEDS_SEARCH.isdisjoint(schemes):
-        # of the calibration data so many are asked for that enough are left
+        # ask for enough of the calibration data that the search has samples after the split
         most = data.num_search_samples + data.num_calibration_samples
         wanted.append(("search", data.search or data.calibration, most))
     return wanted
@@ -412,7 +412,7 @@ def _linted(
     )
     if findings and job.data.lint == "error":
         told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
-        raise UsageError(f"the data lint found {told}", "mend the data, or give --data-lint warn to go on all the same")
+        raise UsageError(f"the data lint found {told}", "fix the data, or continue with --data-lint warn")
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
         before = evaluation.count

@@ -185,7 +185,7 @@ def profile_bundle(
         operators: whether to tell the operators apart, which takes a second run.
 
     Raises:
-        UsageError: the folder is no bundle, an unknown core or device, or more threads than the device has cores.
+        UsageError: the folder is not a bundle, a core or device is unknown, or it has fewer cores than threads.
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.counting.count`.
     """

@@ -124,7 +124,7 @@ def check_reuse(job: Job) -> None:
     """Check before a long run that the shipped bundle is one for every cell of the job.
 
     Raises:
-        UsageError: it is no bundle, has no report of its own, or is of another runtime, backend or scheme.
+        UsageError: it is not a bundle, has no report of its own, or is of another runtime, backend or scheme.
         UnsupportedError: its scheme has no ranges to reuse.
         IntegrityError: its files are not those that it lists.
     """
@@ -160,7 +160,7 @@ def sticky_spec(folder: Path, prepared: Inputs, fp32: Forward, forward: Callable
 
     Raises:
         UsageError, IntegrityError: as `check_reuse`.
-        UnsupportedError: the artifact is laid out otherwise than this edgeq's.
+        UnsupportedError: the artifact's layout differs from this edgeq's.
     """
 
     bundle, _ = _shipped(folder)
@@ -179,7 +179,7 @@ def _shipped(folder: Path) -> tuple[Bundle, tuple[QParams, ...]]:
     bundle, row = read_bundle(folder), read_report(folder)
     fix = "give the folder that `edgeq package` wrote for the shipped model, with its report.json"
     if row.digest != bundle.digest:
-        raise UsageError(f"{folder / 'report.json'} is of another bundle than the one it lies in", fix)
+        raise UsageError(f"{folder / 'report.json'} does not match the bundle beside it (different digest)", fix)
     if not row.qparams:
         what = f"{folder} holds no scales and zero points: an older edgeq made it, or a scheme without them"
         raise UsageError(what, fix)

@@ -66,7 +66,7 @@ def verify_bundle(
         trusted: whether an artifact that could run code may be loaded.
 
     Raises:
-        UsageError: the folder is no bundle, an option names nothing, or the data does not fit.
+        UsageError: the folder is not a bundle, an option names nothing, or the data does not fit.
         IntegrityError: a file is missing, changed or broken, or the digest differs, before the run or after it.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.

@@ -82,7 +82,7 @@ def test_this_hosts_own_verdict_settles_a_bundle_that_was_rejected_for_want_of_i
     (project.root / "app" / "app" / "src" / "main").mkdir(parents=True)
     assert edgeq("verify", rejected, "--write-verdict", "v.json", "-q").code == 7
     install = ("install", rejected, "--app", "app", "--verdict", "v.json")
-    edgeq(*install).fails(7, "settles nothing", "which is linux x86_64")
+    edgeq(*install).fails(7, "has no measurement for any unverified gate", "which is linux x86_64")
 
     phones = json.loads(Path("v.json").read_bytes())
     phones["device"] |= {"name": "Pixel 9", "platform": "android", "os": "Android 16", "arch": "arm64"}

@@ -116,7 +116,7 @@ def test_gates_of_a_release(edgeq: Run, package: Run, shipped: Path) -> None:
     assert told.json["published"] is None
     assert gates(release(edgeq, second, "--runtime", "torchscript=2.1"))["runtime"] == "failed"
     release(edgeq, second, "--runtime", "torchscrip=2.1").fails(2, "none of the bundles runs on 'torchscrip'")
-    release(edgeq, second, "--device", "my phone").fails(2, "'my phone' is no device id")
+    release(edgeq, second, "--device", "my phone").fails(2, "invalid device id --device 'my phone'")
     release(edgeq, second, "--eval-data", "nodata").fails(2, "neither is given")
     other = changed(shipped, name="other")
     release(edgeq, second, "--delta-from", other).fails(2, "no bundle of this release is of other")

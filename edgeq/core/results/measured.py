@@ -16,7 +16,7 @@ class GoldenComparison:
 
     Attributes:
         sqnr_db: infinite where they are equal, NaN where an output is NaN or Inf or of another shape.
-        top1_agreement: None where the first output is no scores of classes.
+        top1_agreement: None where the first output is not class scores.
     """
 
     samples: int
@@ -268,8 +268,8 @@ class Agreement:
         max_steps: the largest difference in quantization steps; None unless every output is quantized.
         sqnr_db: of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
-        top1_flips: rows whose argmax is another one; None where the first output is no [N, classes].
-        ranked: of how many rows; a sample that is a whole batch has several. None in older reports.
+        top1_flips: rows whose argmax is another one; None where the first output is not [N, classes].
+        ranked: the number of rows compared; a sample that is a whole batch has several. None in older reports.
     """
 
     left: str
@@ -371,10 +371,10 @@ class DeviceMeasures:
 
     Attributes:
         device: its model, and how it was reached.
-        platform, arch: in the words of target profiles; `macos` and others are no target's.
+        platform, arch: in the words of target profiles; `macos` and others belong to no target.
         os: the operating system with its version.
         cores: 0 where it did not say.
-        is_virtual: whether it is an emulated device, whose times say nothing.
+        is_virtual: whether it is an emulated device, whose times are not meaningful.
         runtime: package and version.
         p50_ms, p90_ms: of `runs` inferences after `warmup`; `latencies_ms` holds each.
         load_ms, peak_memory_bytes: of the process that was timed; None where that is not known.
@@ -469,7 +469,7 @@ class Flip:
         sample: its name: a file's, or an index.
         label: the class that it is of; None where that is not known.
         fp32, artifact: the top-1 class of each.
-        thumbnail: a WebP image in base64; "" where the input is no image.
+        thumbnail: a WebP image in base64; "" where the input is not an image.
     """
 
     sample: str

@@ -269,7 +269,7 @@ class ReuseTolerances:
     Attributes:
         clipped: by which share of its width a shipped range of activations may fall short of the new one.
         biases: how far a bias may have moved, as a share of what rounding the weights moves the output.
-        values: less than so many steps an int8 value may be from the exact one; 0.5 is plain rounding.
+        values: how far an int8 value may be from the exact one, in steps, exclusive; 0.5 is plain rounding.
     """
 
     clipped: float

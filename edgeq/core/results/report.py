@@ -197,7 +197,7 @@ class Choice:
             attention layers), which says whether dynamic-int8 is tried first.
         tried: in this order.
         chosen: the index of the one that the bundle is: the first that passed, or the nearest to that.
-        untried: schemes that were left out since what failed before cannot be mended by a scheme.
+        untried: schemes that were left out since what failed before cannot be fixed by another scheme.
     """
 
     linear_macs: float
@@ -532,7 +532,7 @@ class AppOptions:
 
     Attributes:
         size_bytes, download_bytes: the most that artifacts, or ZIPs, with the runtime libraries may have.
-        runtime_bytes: of a runtime's library, by (runtime, ABI), where people told it.
+        runtime_bytes: of a runtime's library, by (runtime, ABI), where it was given.
     """
 
     size_bytes: int | None = None

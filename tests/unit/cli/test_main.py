@@ -172,7 +172,7 @@ def test_a_model_that_ends_the_process_is_no_success(pipeline, project, capfd, c
     assert run(PACKAGE) == 2
     first, second = capfd.readouterr().err.splitlines()[-2:]
     assert re.fullmatch(rf"error: code that edgeq runs called exit\({code}\) at test_cli_run.py:\d+", first)
-    assert second.startswith("  fix: mend it")
+    assert second.startswith("  fix: remove that call")
 
 
 def test_an_error_that_a_signal_brought_about_is_no_error_of_the_model(pipeline, project, capfd):

@@ -247,8 +247,8 @@ def test_a_newer_schema_is_unsupported(data: bytes) -> None:
     ("broken", "why"),
     [
         (lambda data: data.replace(b'"seed": 0', b'"seed": 0, "seed": 1'), "'seed' stands twice"),
-        (lambda data: data.replace(b'"seed": 0', b'"seed": NaN'), "no finite number"),
-        (lambda data: data.replace(b'"scale": 0', b'"scale": 1e999, "x": 0'), "no finite number"),
+        (lambda data: data.replace(b'"seed": 0', b'"seed": NaN'), "not a finite number"),
+        (lambda data: data.replace(b'"scale": 0', b'"scale": 1e999, "x": 0'), "not a finite number"),
         (lambda data: b"[" * 10 * len(data), "nested too deeply"),
         (lambda data: data + b" " * MAX_MANIFEST_BYTES, "more than 4000000 bytes"),
         (lambda data: data[:-3], "not what edgeq wrote"),

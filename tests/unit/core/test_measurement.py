@@ -71,8 +71,8 @@ def test_what_is_written_is_read() -> None:
         ("run.passed", True, "unknown key 'run.passed'"),
         ("run.latencies_ms", [], "run.latencies_ms"),
         ("run.latencies_ms", [1.0, -0.5], "run.latencies_ms.1"),
-        ("run.latencies_ms", [float("nan")], "NaN is no finite number"),
-        ("run.latencies_ms", [float("inf")], "Infinity is no finite number"),
+        ("run.latencies_ms", [float("nan")], "NaN is not a finite number"),
+        ("run.latencies_ms", [float("inf")], "Infinity is not a finite number"),
         ("run.latencies_ms", ["8"], "run.latencies_ms.0"),
         ("run.load_ms", -1.0, "run.load_ms"),
         ("run.peak_memory_bytes", -1, "run.peak_memory_bytes"),
@@ -86,7 +86,7 @@ def test_what_is_written_is_read() -> None:
         ("outputs.0.shape", [2, 2], "24 bytes of data, for float32 [2, 2]"),
         ("outputs.0.shape", [-2, -3], "outputs.0.shape"),
         ("outputs.0.shape", [2**53 - 1, 2**53 - 1], "24 bytes of data"),
-        ("outputs.0.data", "no base64!", "no base64"),
+        ("outputs.0.data", "no base64!", "not base64"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: Any, why: str) -> None:

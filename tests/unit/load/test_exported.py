@@ -69,7 +69,7 @@ def test_only_that_logger_is_silenced_and_only_for_the_load():
 def test_a_damaged_program_is_the_users_error(tmp_path, damage):
     path = tmp_path / "model.pt2"
     path.write_bytes(damage(FIXTURES[-1].read_bytes()))
-    with pytest.raises(UsageError, match=r"model\.pt2 is no exported program, or a damaged one") as caught:
+    with pytest.raises(UsageError, match=r"model\.pt2 is not a valid exported program") as caught:
         load(path)
     assert caught.value.exit_code == ExitCode.USAGE
     assert "torch.export.save" in caught.value.fix

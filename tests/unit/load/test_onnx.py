@@ -85,7 +85,7 @@ def test_what_is_no_onnx_is_said_to_be_none(tmp_path, data):
 
 def test_a_truncated_file_is_refused(small):
     small.write_bytes(small.read_bytes()[:-200])
-    with pytest.raises(UsageError, match="is no ONNX file, or a damaged one"):
+    with pytest.raises(UsageError, match="is not a valid ONNX file"):
         load(small)
 
 

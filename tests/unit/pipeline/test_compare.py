@@ -132,7 +132,7 @@ def test_layers_of_other_weights_are_refused_and_outputs_noted(
 ) -> None:
     other = changed(host_bundle, lambda _, manifest: manifest["provenance"].update(source_sha256="1" * 64))
     assert "other sources or weights" in compared(float_bundle, other).notes[-1]
-    with pytest.raises(UsageError, match=r"report.json is of another bundle"):
+    with pytest.raises(UsageError, match=r"report.json does not match the bundle beside it"):
         compared(float_bundle, other, layers=True)
     twin = tmp_path / "float"
     shutil.copytree(float_bundle, twin)
@@ -185,4 +185,4 @@ def test_outputs_that_rank_no_classes_are_told_without_an_agreement() -> None:
         ranked=0,
     )
     found = BundleComparison(fp32=manifest, quantized=manifest, outputs=outputs, layers=None, notes=())
-    assert "the first output is no [N, classes]" in render(found)
+    assert "the first output is not [N, classes]" in render(found)

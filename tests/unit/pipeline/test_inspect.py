@@ -86,6 +86,6 @@ def test_what_is_neither_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("data", [b"", b"not a model at all", b"\xdc" * 99, b"PK\x03\x04" + bytes(60)])
 def test_a_damaged_artifact_is_bad_input(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UsageError, match=rf"{name} is no .*, or a damaged one: ") as caught:
+    with pytest.raises(UsageError, match=rf"{name} is not a valid .*: ") as caught:
         inspect_path(tmp_path / name, Quiet())
     assert "check that the copy is whole" in caught.value.fix

@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Find phrases that read like a translation, in what people read: messages, help texts, docstrings, README and docs.
+
+Checked are all string literals of edgeq/ with a space in them, docstrings of modules and public names, and the Markdown
+pages. Findings of older text are counted by file in tests/prose_baseline.json, which may only shrink: a file with more
+findings than its count fails, and so does one with fewer, until `scripts/prose.py --update` writes the lower count.
+After a merge that moved text between files, remove the baseline and run `scripts/prose.py --update`.
+
+Replace the words of a rule by what they stand for: "'score' is no gate" becomes "unknown gate 'score'".
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = "tests/prose_baseline.json"
+PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "android_demo/README.md")
+
+# (pattern, what to write)
+RULES: tuple[tuple[str, str], ...] = (
+    (
+        r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less|fewer|better|worse|larger|smaller|such)",
+        "is not a …, or: unknown …, expected …",
+    ),
+    (r"\bof which\b", "start a new sentence, or say whose"),
+    (r"\bso many\b", "give the number, or name the option"),
+    (r"\botherwise than\b", "different from …"),
+    (r"\btold\b", "say who gets what: given, reported, printed"),
+    (r"\bmend(?:s|ed|ing)?\b", "fix"),
+    (r"\b(?:is|lies|measured|kept|made) elsewhere\b", "name the place: another machine, another file"),
+    (r"\bwhatever ships\b", "name it"),
+    (r"\banew\b", "again"),
+    (r"\bwhat must not\b", "name it"),
+    (r"\bthe wish for\b", "name it"),
+    (r"\bwhat (?:was|is) (?:lent|settled|wanted)\b", "name it"),
+    (r"\bsettles? nothing\b", "has no measurement for …"),
+    (r"\bevened out\b", "equalized"),
+    (r"\bsay nothing\b", "are not meaningful"),
+    (r"\bsays? otherwise\b", "name the option that overrides it"),
+    (r"\ball the same\b", "even so, or leave it out"),
+    (r"\bmust it be\b", "must be"),
+    (r"\bhas not\b(?= *[,.;:)]|$)", "does not have"),
+)
+_RULES = tuple((re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in RULES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One match of a rule; `line` counts from 1."""
+
+    path: str
+    line: int
+    phrase: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.phrase!r}: {self.advice}"
+
+
+def found_in(text: str, path: str, first_line: int = 1) -> Iterator[Finding]:
+    """Yield the findings in a text whose first line is `first_line` of its file."""
+    for pattern, advice in _RULES:
+        for match in pattern.finditer(text):
+            yield Finding(
+                path=path, line=first_line + text.count("\n", 0, match.start()), phrase=match[0].strip(), advice=advice
+            )
+
+
+def python_texts(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and text of each message and each public docstring of a module.
+
+    Private docstrings and comments are for those who read the code; keys and names have no space in them.
+    """
+    tree = ast.parse(source)
+    private = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and node.name.startswith("_")
+        and isinstance(node.body[0], ast.Expr)
+    }
+    parts = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for value in node.values
+        for part in ast.walk(value)
+        if isinstance(value, ast.Constant)
+    }
+    hidden = private | parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            # a placeholder stands for a noun
+            yield (
+                node.lineno,
+                "".join(str(value.value) if isinstance(value, ast.Constant) else "X" for value in node.values),
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in hidden:
+            yield from ((node.lineno, text) for text in (node.value,) if " " in text)
+
+
+def page_text(text: str) -> str:
+    """Return a Markdown page without its blocks of code, line for line."""
+    return re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+
+
+def findings(root: Path) -> list[Finding]:
+    """Return all findings below `root`, by file and line."""
+    found: list[Finding] = []
+    for path in sorted((root / "edgeq").rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        for line, text in python_texts(path.read_text(encoding="utf-8")):
+            found += found_in(text, name, line)
+    for path in (*(root / name for name in PAGES), *sorted((root / "docs").glob("*.md"))):
+        if path.exists():
+            found += found_in(page_text(path.read_text(encoding="utf-8")), path.relative_to(root).as_posix())
+    return sorted(found, key=lambda one: (one.path, one.line))
+
+
+def problems(found: Iterable[Finding], baseline: Mapping[str, int]) -> list[str]:
+    """Return what differs from the baseline: every finding of a file that has more, and each count that is too high."""
+    found = list(found)
+    counts = Counter(one.path for one in found)
+    lines = [str(one) for one in found if counts[one.path] > baseline.get(one.path, 0)]
+    for path, count in sorted(baseline.items()):
+        if counts[path] < count:
+            lines.append(f"{path}: {counts[path]} findings, {count} in {BASELINE}: run scripts/prose.py --update")
+    return lines
+
+
+def lowered(found: Iterable[Finding], baseline: Mapping[str, int]) -> dict[str, int]:
+    """Return the baseline with lower counts where fewer findings are left; it never rises."""
+    counts = Counter(one.path for one in found)
+    return {path: min(count, counts[path]) for path, count in sorted(baseline.items()) if counts[path]}
+
+
+def main() -> int:
+    """Print what is wrong; return 1 where anything is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write lower counts into the baseline; never higher ones")
+    parser.add_argument("--all", action="store_true", help="print all findings, those of the baseline too")
+    asked = parser.parse_args()
+    path = ROOT / BASELINE
+    found = findings(ROOT)
+    baseline: dict[str, int] = dict(Counter(one.path for one in found))
+    if path.exists() or not asked.update:
+        baseline = json.loads(path.read_text(encoding="utf-8"))
+    if asked.all:
+        print("\n".join(map(str, found)))
+        return 0
+    if asked.update:
+        baseline = lowered(found, baseline)
+        path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
+    wrong = problems(found, baseline)
+    print("\n".join(wrong), end="\n" if wrong else "")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -109,7 +109,7 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
             if state.current is not None:
                 store.bundle(state.current)
             store.save(state)
-            store.recover()
+            store.recover_between_updates()
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, "store": str(folder), "state": state.model_dump(mode="json")})
         return

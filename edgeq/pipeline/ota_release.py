@@ -16,7 +16,7 @@ from edgeq.check.gate import at_most
 from edgeq.check.release import _ok, _unmeasured, contract_gate
 from edgeq.check.stores import find_store_limit
 from edgeq.core.config import DataConfig, GateOptions, Progress
-from edgeq.core.errors import EdgeqError, ExitCode, UsageError, VerificationError
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, VerificationError, first_line
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import ClassDrop, Fidelity
 from edgeq.core.results.report import CheckReport, Gate, Reuse
@@ -32,6 +32,7 @@ from edgeq.intervals import effective_count, samples_for_drop, samples_for_share
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.pipeline.measurement import Settled, settled_bundles
 from edgeq.pipeline.verify import verify_bundle
+from edgeq.verify.host import Killed
 from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
 
 if TYPE_CHECKING:
@@ -363,9 +364,13 @@ def golden_self_test(folder: Path, progress: Progress) -> None:
 
     Raises:
         VerificationError: it does not load, or its outputs are others.
-        EnvironmentProblem: the child process does not start.
+        EnvironmentProblem: the child process does not start, or was killed.
     """
-    result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
+    try:
+        result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
+    except (Killed, MemoryError) as err:
+        what = f"the self-test did not run to its end: {first_line(err)}"
+        raise EnvironmentProblem(what, "free memory, and update again") from err
     failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
     if failed:
         told = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)

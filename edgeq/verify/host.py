@@ -198,6 +198,10 @@ _LOGGED = re.compile(r"^\[(?!cpuinfo|threadpool)\w+\.cpp:\d+\] (.+)$", re.MULTIL
 _MOST_REASONS = 3
 
 
+class Killed(VerificationError):
+    """The child was ended from outside, mostly for want of memory: nothing is known of the artifact."""
+
+
 class Refused(VerificationError):
     """The runtime answered with an error of its own; it neither crashed nor hung."""
 
@@ -384,6 +388,7 @@ class HostRuntime:
         fix = "the artifact must not ship; report the model's architecture to its runtime"
         if code == -signal.SIGKILL:
             fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+            return Killed(f"the runtime {how} while {doing}{last}", fix)
         return VerificationError(f"the runtime {how} while {doing}{last}", fix)
 
 

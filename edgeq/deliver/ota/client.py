@@ -33,7 +33,7 @@ from edgeq.deliver.ota import store as states
 from edgeq.deliver.ota.fetch import Source, download
 from edgeq.deliver.ota.index import BundleEntry, BundleFacts, DeltaEntry, Index, disagreement
 from edgeq.deliver.ota.patch import Patch, apply_patch, pack, unpack, unzip
-from edgeq.deliver.ota.store import MAX_TRIES, DeviceFacts, Slot, State, Store, Trying, remove_tree
+from edgeq.deliver.ota.store import MAX_TRIES, UPDATE_LOCK, DeviceFacts, Slot, State, Store, Trying, remove_tree
 from edgeq.deliver.ota.trusted import Trusted, refresh
 
 MOST_BYTES = 1_000_000_000
@@ -100,15 +100,15 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
         VerificationError: the release failed its self-test; the one before stays.
         EnvironmentProblem: the channel cannot be reached, or the disk is full.
     """
-    with disk_errors(request.store), lock_dir(request.store, wait_s=_WAIT_S):
+    with disk_errors(request.store), lock_dir(request.store, wait_s=_WAIT_S, name=UPDATE_LOCK):
         store = Store(request.store)
         device_before = store.device()
         check_device(device_before, device_id=request.device_id, model=request.model, target=request.target)
-        store.recover()
-        state = _capped(store)
+        with store.locked():
+            store.recover()
+            state = _capped(store, request)
         trusted = _trusted(store, state, request)
-        state = states.with_seen(state, trusted.seen)
-        store.save(state)
+        state = store.change(lambda now: states.with_seen(now, trusted.seen))
         device = described(
             device_before,
             trusted.index,
@@ -162,11 +162,15 @@ def _followed(
     if release in state.bad:
         what = f"release {release} failed on this device before, and is not tried again"
         raise VerificationError(what, "release a bundle that is good; the device keeps what it has")
+    if states.is_deferred(state, release, now=_now(state, request), runtime=device.runtime):
+        what = f"release {release} could not be tested on this device {MAX_TRIES} times, and waits for a day"
+        raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
     slot = Slot(release=release, digest=chosen.facts.digest)
     via, fetched = placed(store, state, slot, chosen, index, source=request.source, most_bytes=request.most_bytes)
-    _tried(store, state, slot, self_test)
+    _tried(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
     store.drop_downloads()
-    store.recover()
+    with store.locked():
+        store.recover()
     return Update(
         action="installed",
         release=release,
@@ -214,36 +218,51 @@ def _root(store: Store, request: Request) -> bytes:
     return request.trust
 
 
-def _capped(store: Store) -> State:
-    """Give up a release whose first load was begun too often, by runs that may have been killed in it."""
+def _now(state: State, request: Request) -> str:
+    """Return the device's time, or where it has no clock that of the newest index."""
+    return request.clock.isoformat() if request.clock is not None else state.seen.issued
+
+
+def _capped(store: Store, request: Request) -> State:
+    """Defer a release whose first load was begun too often, by runs that were killed in it."""
     state = store.state()
     if state.trying is None or state.trying.tries < MAX_TRIES:
         return state
-    state = states.given_up(state, state.trying.release)
+    device = store.device()
+    runtime = request.runtime or (device.runtime if device else None)
+    state = states.deferred(state, state.trying.release, now=_now(state, request), runtime=runtime)
     store.save(state)
     store.recover()
     return state
 
 
-def _tried(store: Store, state: State, slot: Slot, self_test: Callable[[Path], None]) -> None:
+def _tried(store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: str, runtime: str | None) -> None:
     """Load a release for the first time, counted before it is loaded, and switch to it if it works."""
-    same = state.trying is not None and state.trying.release == slot.release
-    tries = 1 + (state.trying.tries if same and state.trying else 0)
-    state = state.model_copy(update={"trying": Trying(release=slot.release, digest=slot.digest, tries=tries)})
-    store.save(state)
+
+    def begun(state: State) -> State:
+        before = state.trying
+        tries = 1 + (before.tries if before is not None and before.release == slot.release else 0)
+        return state.model_copy(update={"trying": Trying(release=slot.release, digest=slot.digest, tries=tries)})
+
+    state = store.change(begun)
+    tries = state.trying.tries if state.trying is not None else 1
     try:
         self_test(store.slot(slot.release))
     except EnvironmentProblem:
-        raise  # the host could not test it: the try counts, and says nothing against the release by itself
+        # the host could not test it, which says nothing against the release
+        if tries >= MAX_TRIES:
+            store.change(lambda state: states.deferred(state, slot.release, now=now, runtime=runtime))
+        raise
     except EdgeqError as err:
         left = MAX_TRIES - tries
         if not left:
-            store.save(states.given_up(state, slot.release))
-            store.recover()
+            store.change(lambda state: states.given_up(state, slot.release))
+            with store.locked():
+                store.recover()
         again = counted(left, "more try") if left else "it is not tried again"
         what = f"release {slot.release} failed its self-test ({again}): {err.what}"
         raise VerificationError(what, "the device keeps what it has; release a bundle that is good") from err
-    store.save(states.switched(state, slot))
+    store.change(lambda state: states.switched(state, slot))
 
 
 # --- What a device is, and which release is for it.
@@ -410,11 +429,13 @@ def _patch_counted(store: Store, state: State, delta: DeltaEntry | None) -> Iter
     if delta is None:
         yield
         return
-    store.save(state.model_copy(update={"patching": delta.file.sha256}))
+    store.change(lambda now: now.model_copy(update={"patching": delta.file.sha256}))
     try:
         yield
     except (OSError, EnvironmentProblem):
-        store.save(state)  # a full disk says nothing against the patch
+        store.change(
+            lambda now: now.model_copy(update={"patching": state.patching})
+        )  # a full disk says nothing against the patch
         raise
 
 

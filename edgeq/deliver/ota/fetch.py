@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
 import os
+import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, urljoin, urlsplit
 
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, first_line
 from edgeq.core.files import sha256_file
 from edgeq.deliver.ota.index import Entry
 
+if TYPE_CHECKING:
+    import urllib3
+    from urllib3.response import BaseHTTPResponse
+
 _CHUNK_BYTES = 1 << 16
+
+_WATCH_S = 0.1
+
+_MOST_ANSWERS = 4
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _SCHEMES = ("http://", "https://")
 
@@ -30,14 +44,18 @@ class Pace:
     """How slow data may come.
 
     Attributes:
-        gap_s: the longest wait for the next byte.
+        answer_s: until the headers have come, with redirects and repetitions.
+        gap_s: the longest wait for the next byte of a file.
         grace_s: after so many seconds the average counts.
         least_bytes_per_s: the least average.
+        most_wait_s: how long to wait where the server asks for it (Retry-After).
     """
 
+    answer_s: float = 30.0
     gap_s: float = 15.0
     grace_s: float = 20.0
     least_bytes_per_s: float = 1024.0
+    most_wait_s: float = 10.0
 
 
 class Source(Protocol):
@@ -99,16 +117,82 @@ class FolderSource:
                 yield chunk
 
 
+class _Watch:
+    """Ends a request that is too slow, whatever the server sends meanwhile: it shuts the connection down.
+
+    A socket's own timeout starts anew with each byte, so that a server could drip headers, chunk sizes or trailers.
+
+    Attributes:
+        why: what was too slow; "" so far.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self.why = ""
+        self._pace = pace
+        self._began, self._came = time.monotonic(), 0
+        self._body_began: float | None = None
+        self._waits_since: float | None = None
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def follow(self, connection: socket.socket) -> socket.socket:
+        """Watch a connection; a copy of its descriptor, since TLS takes the socket over."""
+        with self._lock:
+            self._sockets.append(connection.dup())
+        return connection
+
+    def left_s(self) -> float:
+        """Return how long the answer may still take."""
+        return self._began + self._pace.answer_s - time.monotonic()
+
+    def reads(self) -> None:
+        """Say that the caller waits for data."""
+        self._waits_since = time.monotonic()
+        self._body_began = self._body_began or self._waits_since
+
+    def got(self, size_bytes: int) -> None:
+        """Say that data came; what the caller does with it is not waiting."""
+        self._came += size_bytes
+        self._waits_since = None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._done.set()
+        self._thread.join()
+        for connection in self._sockets:
+            connection.close()
+
+    def _run(self) -> None:
+        while not self._done.wait(_WATCH_S):
+            self.why = self.why or self._too_slow(time.monotonic())
+            if self.why:
+                with self._lock:
+                    for connection in self._sockets:
+                        with contextlib.suppress(OSError):
+                            connection.shutdown(socket.SHUT_RDWR)
+
+    def _too_slow(self, now: float) -> str:
+        if self._body_began is None:
+            return "" if now - self._began < self._pace.answer_s else f"no answer within {self._pace.answer_s:g} s"
+        if self._waits_since is None:
+            return ""
+        took = now - self._body_began
+        if now - self._waits_since > self._pace.gap_s:
+            return f"no byte within {self._pace.gap_s:g} s"
+        if took > self._pace.grace_s and self._came < took * self._pace.least_bytes_per_s:
+            return f"{self._came} bytes in {took:.0f} s"
+        return ""
+
+
 class WebSource:
     """A channel on a web server."""
 
     def __init__(self, url: str, pace: Pace) -> None:
-        import urllib3
-
         self._url = url.rstrip("/")
         self._pace = pace
-        timeout = urllib3.Timeout(connect=pace.gap_s, read=pace.gap_s)
-        self._pool = urllib3.PoolManager(timeout=timeout, retries=urllib3.Retry(2, redirect=3, status=0))
 
     def says(self) -> str:
         """Return the URL."""
@@ -118,47 +202,120 @@ class WebSource:
         """Yield a file's bytes from `start` on, as fast as `Pace` asks."""
         import urllib3
 
+        watch = _Watch(self._pace)
+        try:
+            with contextlib.closing(self._answer(watch, path, start)) as response:
+                skip = start if response.status == 200 else 0  # a server without ranges sends it all again
+                while True:
+                    watch.reads()
+                    chunk = response.read1(_CHUNK_BYTES)
+                    watch.got(len(chunk))
+                    if watch.why:
+                        raise _slow(path, watch.why)
+                    if not chunk:
+                        return
+                    yield chunk[min(skip, len(chunk)) :]
+                    skip = max(0, skip - len(chunk))
+        except (urllib3.exceptions.HTTPError, OSError) as err:
+            if watch.why:
+                raise _slow(path, watch.why) from err
+            reason = getattr(err, "reason", None) or err
+            # one that never connected is no slow server
+            if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
+                raise _slow(path, f"no byte within {self._pace.gap_s:g} s") from err
+            what = f"cannot read {self._url}: {type(reason).__name__}: {first_line(reason, 160)}"
+            raise EnvironmentProblem(what, "check the network, and try again; what came so far is kept") from err
+        finally:
+            watch.close()
+
+    def _answer(self, watch: _Watch, path: str, start: int) -> BaseHTTPResponse:
+        """Return the answer with a file's bytes, after redirects and the waits that the server asks for."""
+        import urllib3
+
         # what is deflated on the way would have another length
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-        try:
-            response = self._pool.request(
-                "GET", f"{self._url}/{quote(path)}", headers=headers, preload_content=False, decode_content=False
+        pool = _watched_pool(watch, self._pace)
+        url = f"{self._url}/{quote(path)}"
+        retries = urllib3.Retry(2, status=0, respect_retry_after_header=False)
+        for _ in range(_MOST_ANSWERS):
+            response: BaseHTTPResponse = pool.request(
+                "GET",
+                url,
+                headers=headers,
+                redirect=False,
+                retries=retries,
+                preload_content=False,
+                decode_content=False,
             )
-            with contextlib.closing(response):
-                yield from self._paced(response, start, path)
-        except urllib3.exceptions.ReadTimeoutError as err:
-            raise _slow(path, f"no byte within {self._pace.gap_s:g} s") from err
-        except urllib3.exceptions.MaxRetryError as err:
-            # one that never connected is no slow server
-            if isinstance(err.reason, urllib3.exceptions.ReadTimeoutError):
-                raise _slow(path, f"no answer within {self._pace.gap_s:g} s") from err
-            raise self._unreachable(err) from err
-        except (urllib3.exceptions.HTTPError, OSError) as err:
-            raise self._unreachable(err) from err
-
-    def _paced(self, response: object, start: int, path: str) -> Iterator[bytes]:
-        from urllib3.response import BaseHTTPResponse
-
-        assert isinstance(response, BaseHTTPResponse)  # noqa: S101  # for mypy: request() is untyped in part
-        if response.status in (403, 404):
-            raise Missing(f"the channel has no {path}", "try again later; the channel may be incomplete")
-        if response.status not in (200, 206):
+            if watch.why:  # the headers may have been cut off
+                response.close()
+                raise _slow(path, watch.why)
+            if response.status in (200, 206):
+                return response
+            response.close()
+            if response.status in (403, 404):
+                raise Missing(f"the channel has no {path}", "try again later; the channel may be incomplete")
+            if response.status in _REDIRECTS and response.headers.get("Location"):
+                url = self._redirected(url, response.headers["Location"])
+                continue
             what = f"{self._url} answered {response.status} for {path}"
-            raise EnvironmentProblem(what, "try again later, or check the URL")
-        skip = start if response.status == 200 else 0  # a server without ranges sends it all again
-        began, came = time.monotonic(), 0
-        while chunk := response.read1(_CHUNK_BYTES):
-            came += len(chunk)
-            took = time.monotonic() - began
-            if took > self._pace.grace_s and came < took * self._pace.least_bytes_per_s:
-                raise _slow(path, f"{came} bytes in {took:.0f} s")
-            yield chunk[min(skip, len(chunk)) :]
-            skip = max(0, skip - len(chunk))
+            wait_s = _retry_after_s(response.headers.get("Retry-After")) if response.status in (429, 503) else None
+            if wait_s is None:
+                raise EnvironmentProblem(what, "try again later, or check the URL")
+            if wait_s > min(self._pace.most_wait_s, watch.left_s()):
+                raise EnvironmentProblem(f"{what}, and asks to wait {wait_s:.0f} s", "try again after that time")
+            time.sleep(wait_s)
+        what = f"{self._url} gave no file for {path} after {_MOST_ANSWERS} redirects or requests to wait"
+        raise EnvironmentProblem(what, "try again later, or check the URL")
 
-    def _unreachable(self, err: BaseException) -> EnvironmentProblem:
-        reason = getattr(err, "reason", None) or err
-        what = f"cannot read {self._url}: {type(reason).__name__}: {first_line(reason, 160)}"
-        return EnvironmentProblem(what, "check the network, and try again; what came so far is kept")
+    def _redirected(self, url: str, location: str) -> str:
+        """Return where a redirect leads: to https, or to the channel's own host by the channel's own scheme."""
+        to = urljoin(url, location)
+        own, other = urlsplit(self._url), urlsplit(to)
+        if other.scheme == "https" or (other.scheme, other.hostname) == (own.scheme, own.hostname):
+            return to
+        what = f"{self._url} redirects to {first_line(ValueError(to), 160)}, which is neither https nor the same host"
+        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+
+
+def _watched_pool(watch: _Watch, pace: Pace) -> urllib3.PoolManager:
+    import urllib3
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return watch.follow(super()._new_conn())
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return watch.follow(super()._new_conn())
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    # of three tries at most
+    timeout = urllib3.Timeout(connect=min(pace.gap_s, pace.answer_s / 3), read=pace.gap_s)
+    pool = urllib3.PoolManager(timeout=timeout)
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return pool
+
+
+def _retry_after_s(text: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks to wait (RFC 9110, 10.2.3); None where it says nothing."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        return None
+    return max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
 def _slow(path: str, why: str) -> IntegrityError:

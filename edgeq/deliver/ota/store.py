@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.bundle.reader import read_bundle
-from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
-from edgeq.core.files import canonical_json, recover_dir, write_atomic
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.core.files import canonical_json, lock_dir, recover_dir, write_atomic
 from edgeq.core.manifest import Bundle, Count, Sha256, Slug
 from edgeq.deliver.ota.index import DeviceId, Release
 from edgeq.deliver.ota.trusted import Seen
@@ -24,6 +27,12 @@ MAX_TRIES = 3
 MAX_STARTS = 3
 
 _MOST_BAD = 100
+
+_DEFERRED_FOR = datetime.timedelta(days=1)
+
+UPDATE_LOCK = ".edgeq.update.lock"
+
+_LOCK_S = 30.0
 
 
 class _Strict(BaseModel):
@@ -60,6 +69,14 @@ class Trying(Slot):
     tries: Count
 
 
+class Deferred(_Strict):
+    """A release whose self-test did not run to its end: killed, or no memory. It says nothing against the release."""
+
+    release: Annotated[int, Field(ge=1)]
+    since: str = Field(description="by the device's clock, else when the index was signed")
+    runtime: str | None = Field(description="of the app build; a new one is a new chance")
+
+
 class SeenFacts(_Strict):
     """The newest metadata that was verified; see `trusted.Seen`."""
 
@@ -81,6 +98,7 @@ class State(_Strict):
     bad: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="releases that failed here")
     patching: Sha256 | None = Field(default=None, description="of the patch that was begun, and gave no release yet")
     seen: SeenFacts = SeenFacts()
+    deferred: Deferred | None = None
 
 
 def with_seen(state: State, seen: Seen) -> State:
@@ -99,13 +117,33 @@ def switched(state: State, slot: Slot) -> State:
     current = Current(release=slot.release, digest=slot.digest)
     keeps = before if before is not None and before.healthy else state.previous or before
     previous = Slot(release=keeps.release, digest=keeps.digest) if keeps is not None else None
-    return state.model_copy(update={"current": current, "previous": previous, "trying": None, "patching": None})
+    return state.model_copy(
+        update={"current": current, "previous": previous, "trying": None, "patching": None, "deferred": None}
+    )
 
 
 def given_up(state: State, release: int) -> State:
     """Return the state after a release failed too often: it is not tried again."""
     bad = (*(one for one in state.bad if one != release), release)[-_MOST_BAD:]
     return state.model_copy(update={"trying": None, "bad": bad})
+
+
+def deferred(state: State, release: int, *, now: str, runtime: str | None) -> State:
+    """Return the state after a release could not be tested too often: it is tried again after a day."""
+    until = Deferred(release=release, since=now, runtime=runtime)
+    return state.model_copy(update={"trying": None, "deferred": until})
+
+
+def is_deferred(state: State, release: int, *, now: str, runtime: str | None) -> bool:
+    """Return whether a release has to wait still: a day has not passed, and the app's runtime is the same."""
+    kept = state.deferred
+    if kept is None or kept.release != release or kept.runtime != runtime:
+        return False
+    try:
+        waited = datetime.datetime.fromisoformat(now) - datetime.datetime.fromisoformat(kept.since)
+    except (TypeError, ValueError):
+        return False
+    return abs(waited) < _DEFERRED_FOR  # a clock that was set back must not defer it for long
 
 
 def rolled_back(state: State, why: str) -> State:
@@ -158,7 +196,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Store:
-    """A device's store; the caller holds its lock.
+    """A device's store. Whoever changes it holds its lock, an update its UPDATE_LOCK besides, and for its whole time.
 
     Raises:
         IntegrityError: a folder or file of the store is a link, so that it would be written or removed elsewhere.
@@ -184,7 +222,28 @@ class Store:
 
     def save(self, state: State) -> None:
         """Replace state.json by one rename."""
-        write_atomic(self.folder / _STATE, canonical_json(state.model_dump(mode="json")))
+        facts = state.model_dump(mode="json")
+        if state.deferred is None:  # an older edgeq does not know it
+            del facts["deferred"]
+        write_atomic(self.folder / _STATE, canonical_json(facts))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store's lock: for as long as files are changed, never while the network or a test is waited for."""
+        with lock_dir(self.folder, wait_s=_LOCK_S):
+            yield
+
+    def change(self, how: Callable[[State], State]) -> State:
+        """Replace the state by one that follows from it, under the lock; an app may have changed it meanwhile."""
+        with self.locked():
+            state = how(self.state())
+            self.save(state)
+        return state
+
+    def recover_between_updates(self) -> None:
+        """Recover, unless an update is under way, which would lose what it has just brought."""
+        with contextlib.suppress(EnvironmentProblem), lock_dir(self.folder, wait_s=0, name=UPDATE_LOCK):
+            self.recover()
 
     def device(self) -> DeviceFacts | None:
         """Return whose store this is, or None for a new one."""

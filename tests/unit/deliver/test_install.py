@@ -224,10 +224,10 @@ def test_a_file_in_the_way_is_named(bundle: Path, tmp_path: Path, in_the_way: Pa
 
 
 def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Path) -> None:
-    """A real file system of 64 kB, mounted over the models."""
-    models = app / "app/src/main/assets/models"
-    shutil.rmtree(models)
-    models.symlink_to(small_disk)
+    """A real file system of 64 kB, with the project on it; its root may be reached through a link."""
+    shutil.rmtree(app)
+    app.symlink_to(small_disk)
+    (app / "settings.gradle").touch()
     install(bundle, app)
     before = tree(small_disk)
     (small_disk / "filler").write_bytes(bytes(44_000))

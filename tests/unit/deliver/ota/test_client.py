@@ -169,9 +169,10 @@ def test_tries_are_counted_across_power_cuts(publisher: Publisher, device: Devic
         trying = device.state.trying
         assert trying is not None
         assert trying.tries == tries
-    with pytest.raises(VerificationError, match="failed on this device before"):
+    with pytest.raises(EnvironmentProblem, match="waits for a day"):
         device.update()
     assert device.release == 1
+    assert device.state.bad == ()
 
 
 def test_an_earlier_try_is_not_fetched_again(publisher: Publisher, device: Device) -> None:

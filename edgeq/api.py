@@ -27,7 +27,7 @@ from edgeq.config.options import (
 from edgeq.config.project_file import read_models, read_released
 from edgeq.config.resolve import device_options, gate_options, request, resolve
 from edgeq.core.config import DataConfig, DeviceConfig, Job, Limits, PackageConfig, Progress
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import UsageError, nearest
 from edgeq.core.manifest import Bundle
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.report import (
@@ -39,10 +39,13 @@ from edgeq.core.results.report import (
     RunReport,
 )
 from edgeq.core.targets import TargetProfile, load_target
+from edgeq.deliver.install import InstallResult
+from edgeq.deliver.install import install as deliver
+from edgeq.pipeline.measurement import settled_bundle
+from edgeq.quantize import METHODS
 from edgeq.report.progress import Quiet, shown_progress
 
 if TYPE_CHECKING:
-    from edgeq.deliver.install import InstallResult
     from edgeq.load.live import LiveObjects
     from edgeq.pipeline.compare import BundleComparison
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
@@ -130,7 +133,6 @@ def package(
 
 
 def _packaged(job: Job, progress: bool | Progress) -> RunReport:
-    from edgeq.deliver.install import install as deliver
     from edgeq.pipeline.plan import match_apps
     from edgeq.pipeline.preflight import check_files
 
@@ -333,13 +335,10 @@ def install(
     Raises:
         EdgeqError: a gate failed, the weights are random, or the folder is no project of the bundle's platform.
     """
-    from edgeq.deliver.install import install as deliver
-
     app, library = Path(app), None if aar is None else Path(aar)
     digest = digest or _digest(bundle)
     if verdict is None:
         return deliver(_folder(bundle), app, aar=library, digest=digest, replace=replace)
-    from edgeq.pipeline.measurement import settled_bundle
 
     with settled_bundle(_folder(bundle), Path(verdict), digest=digest) as settled:
         result = deliver(settled.folder, app, aar=library, replace=replace)
@@ -421,8 +420,6 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
     Raises:
         UsageError: an unknown runtime.
     """
-    from edgeq.core.errors import nearest
-    from edgeq.quantize import METHODS
 
     runtimes = tuple(dict.fromkeys(name for name, _ in METHODS))
     if runtime is not None and runtime not in runtimes:

@@ -11,10 +11,10 @@ import math
 from edgeq.check.gate import unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
+from edgeq.core.intervals import matched_pairs, samples_for_drop, share
 from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
 from edgeq.core.results.report import Gate
 from edgeq.core.units import counted
-from edgeq.intervals import matched_pairs, samples_for_drop, share
 
 
 def score_is_share(fidelity: Fidelity) -> bool:

@@ -11,7 +11,6 @@ from edgeq.core.results.measured import KernelShare, VerifyReport
 from edgeq.core.results.model import Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
-from edgeq.verify.kernels import is_linear
 
 _SHOWN = 3  # names of layers in a gate's detail
 
@@ -73,7 +72,7 @@ def audit_gates(
     layers: dict[str, list[tuple[Layer, str]]] = {}
     if kernels is not None and scheme != "pretrained":  # of a model that came quantized the plan is not known
         pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
-        layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if is_linear(pair[0])]}
+        layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if pair[0].is_linear]}
     return tuple(
         _share(name, least, share, reason, _planned(layers.get(name, ()), asked_fp32))
         for name, least, share, reason in measured

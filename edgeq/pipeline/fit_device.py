@@ -14,8 +14,8 @@ from edgeq.core.config import Progress
 from edgeq.core.devices import PUBLISHED_FIT, QUANTILE, DeviceProfile, Fitted, load_device
 from edgeq.core.errors import UsageError
 from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.intervals import student_t975
 from edgeq.core.schema import explain, read_toml
-from edgeq.intervals import student_t975
 from edgeq.pipeline.profile import count_bundle
 
 # with fewer, how far they scatter says little, and the published fit's own error stays the least that is claimed

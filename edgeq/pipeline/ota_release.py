@@ -17,6 +17,7 @@ from edgeq.check.release import _ok, _unmeasured, contract_gate
 from edgeq.check.stores import find_store_limit
 from edgeq.core.config import DataConfig, GateOptions, Progress
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, VerificationError, first_line
+from edgeq.core.intervals import effective_count, samples_for_drop, samples_for_share, share
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import ClassDrop, Fidelity
 from edgeq.core.results.report import CheckReport, Gate, Reuse
@@ -28,17 +29,14 @@ from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.keys import load_keys
 from edgeq.deliver.ota.patch import pack, scratch_dir
 from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
-from edgeq.intervals import effective_count, samples_for_drop, samples_for_share, share
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.pipeline.measurement import Settled, settled_bundles
 from edgeq.pipeline.verify import verify_bundle
-from edgeq.verify.host import Killed
+from edgeq.verify.host import HostRuntime, Killed
 from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from edgeq.verify.host import HostRuntime
 
 
 def churn_gates(
@@ -242,8 +240,6 @@ def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> 
 
 @contextlib.contextmanager
 def _host() -> Iterator[HostRuntime]:
-    from edgeq.verify.host import HostRuntime
-
     with HostRuntime() as runtime:
         yield runtime
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.intervals import effective_count
 from edgeq.core.results.measured import ClassDrop, Fidelity, Flip, FlipPair, Flips, Interval, OutputAgreement, Parity
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Outputs, Sample, batch_size
-from edgeq.intervals import effective_count
 from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import (
     Comparison,

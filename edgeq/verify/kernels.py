@@ -23,8 +23,6 @@ _INT8_FIRST = re.compile(r"^(?:P?Q[SCU]|QDU?|QP)8$")
 
 _LAYOUTS = frozenset({"NHWC", "NCHW", "NC", "ND"})
 
-_LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
-
 _TORCH = re.compile(
     r"^(?:quantized::(?:conv|linear)\w*(?<!pack)"
     # from the recurrent ones on, each does a whole block at once
@@ -39,10 +37,6 @@ _ONNX_INT8 = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
     | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
-
-_ONNX_LINEAR = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "LSTM", "GRU", "RNN"}) | {
-    "DynamicQuantizeLSTM"
-}
 
 _ONNX_FLOAT = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "RNN"}
@@ -77,16 +71,11 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     pairs = list(zip(layers, found, strict=True))
     return KernelShare(
         int8_macs=_share(pairs, "int8"),
-        int8_linear_macs=_share([pair for pair in pairs if is_linear(pair[0])], "int8"),
+        int8_linear_macs=_share([pair for pair in pairs if pair[0].is_linear], "int8"),
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
         precisions=tuple(found),
     )
-
-
-def is_linear(layer: Layer) -> bool:
-    """Whether a layer is linear or recurrent: of ONNX's matrix products those with weights; attention's have none."""
-    return bool(_LINEAR.match(layer.op)) or (layer.op in _ONNX_LINEAR and layer.weight_bytes > 0)
 
 
 def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision] | None:

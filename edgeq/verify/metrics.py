@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
 from edgeq.core.samples import Batch, Outputs
-from edgeq.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.verify.channels import OutputChannels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +338,12 @@ class QuantizedModel:
     layer_sqnrs: LayerSqnrs | None = None
 
 
+_LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
+_ONNX_LINEAR = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "LSTM", "GRU", "RNN"}) | {
+    "DynamicQuantizeLSTM"
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """An operator of the lowered model that multiplies and accumulates, or holds weights.
@@ -357,6 +364,11 @@ class Layer:
     weight_bytes: int
     delegated: bool
     of_activations: bool = False
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is linear or recurrent: of ONNX's matrix products those with weights; attention's have none."""
+        return bool(_LINEAR.match(self.op)) or (self.op in _ONNX_LINEAR and self.weight_bytes > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

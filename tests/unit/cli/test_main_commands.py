@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli import doctor as doctor_command
-from edgeq.cli.console import Bars, Lines, Quiet, open_progress
+from edgeq.cli.console import open_progress
 from edgeq.cli.main import run
 from edgeq.core.profiles import profile_files
 from edgeq.core.targets import load_target
+from edgeq.report.progress import Bars, Lines, Quiet
 
 ROOT = Path(__file__).parents[3]
 

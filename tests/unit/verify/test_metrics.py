@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
 from edgeq.core.errors import UsageError
+from edgeq.core.intervals import student_t975
 from edgeq.core.results.measured import Interval
-from edgeq.intervals import student_t975
 from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, top1
 
 

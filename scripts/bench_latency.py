@@ -181,7 +181,7 @@ def _recount(data: dict[str, Any], folder: Path, pattern: str) -> None:
     import numpy as np
     from mobilenets import MODELS, build
 
-    from edgeq.cli.console import Quiet
+    from edgeq.report.progress import Quiet
     from edgeq.verify.emulate.counting import count
     from edgeq.verify.emulate.install import ensure_installed, find_wheels
 

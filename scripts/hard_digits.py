@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeq.cli.console import Quiet
+from edgeq.report.progress import Quiet
 from edgeq.core import preprocess
 from edgeq.core.config import QatConfig
 from edgeq.core.results.model import LoadedModel, QuantizedModel, TensorSpec

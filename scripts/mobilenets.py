@@ -93,7 +93,7 @@ def seeded_images(count: int) -> Dataset:
 
 def build(name: str, scheme: str, out: Path) -> Path:
     """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
-    from edgeq.cli.console import Quiet
+    from edgeq.report.progress import Quiet
     from edgeq.lower import lower
     from edgeq.lower.spec import LowerSpec
     from edgeq.quantize import quantize

@@ -14,7 +14,6 @@ from typing import Any
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.units import is_safe, safe_lines
-from edgeq.report.progress import Quiet, shown_progress
 
 SCHEMA_VERSION = 1
 
@@ -110,6 +109,8 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     What the steps, the user's code among them, print in the block goes to stderr.
     """
+    from edgeq.report.progress import Quiet, shown_progress  # completion and --help need nothing of the reports
+
     with results_only():
         if quiet:
             yield Quiet()

@@ -175,9 +175,9 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tuple[SchemeName, ...] = ()) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
-    from edgeq.cli.console import Quiet
     from edgeq.core.config import DataConfig, DeviceConfig, Job
     from edgeq.pipeline.package import build
+    from edgeq.report.progress import Quiet
 
     data = DataConfig(
         calibration=f"{net}:calibration",

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from edgeq.cli.compare import render, to_json
-from edgeq.cli.console import Quiet
 from edgeq.cli.main import run
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
@@ -23,6 +22,7 @@ from edgeq.core.results.measured import OutputComparison
 from edgeq.pipeline.compare import BundleComparison, compare_bundles
 from edgeq.report import text
 from edgeq.report.json import CompareDocument
+from edgeq.report.progress import Quiet
 from tests.unit.conftest import packaged
 
 Changed = Callable[[Path, Callable[[Path, dict[str, Any]], None]], Path]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from edgeq.check.device import device_gate
-from edgeq.cli.console import Quiet
 from edgeq.core.config import DeviceConfig
 from edgeq.core.errors import EnvironmentProblem, UsageError
 from edgeq.core.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
@@ -17,6 +16,7 @@ from edgeq.core.results.report import BundleInput
 from edgeq.core.targets import TargetProfile, load_target
 from edgeq.pipeline.devices import Emulator, machines, no_sdk
 from edgeq.pipeline.plan import Artifact
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate import install, selftest
 from edgeq.verify.emulate.install import Installed
 from edgeq.verify.emulate.selftest import Machine, emulator_of

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgeq.cli.console import Quiet
 from edgeq.core.errors import IntegrityError, UsageError
 from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection, inspect_path
+from edgeq.report.progress import Quiet
 
 
 def artifact(bundle: Path) -> Path:

@@ -11,7 +11,6 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.cli.console import Quiet
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import Bundle
@@ -19,6 +18,7 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.pipeline.ota_release import churn
+from edgeq.report.progress import Quiet
 from edgeq.verify.host import HostRuntime
 
 ROWS, CLASSES = 2, 3

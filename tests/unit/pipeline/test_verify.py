@@ -12,12 +12,12 @@ import pytest
 from edgeq.bundle.writer import golden_npz
 from edgeq.check import bundle
 from edgeq.check.bundle import score_gates
-from edgeq.cli.console import Quiet
 from edgeq.core.config import DataConfig, GateOptions
 from edgeq.core.errors import ExitCode, IntegrityError, UsageError
 from edgeq.core.results.measured import ScoreComparison
 from edgeq.core.results.report import BundleVerification
 from edgeq.pipeline.verify import verify_bundle
+from edgeq.report.progress import Quiet
 
 
 def verified(folder: Path, *, data: DataConfig | None = None, gates: GateOptions | None = None) -> BundleVerification:

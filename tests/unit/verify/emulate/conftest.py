@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.cli.console import Quiet
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.cpus import QEMU
 from edgeq.verify.emulate.install import DEFAULT_WHEELS, Installed, ensure_installed
 from edgeq.verify.emulate.runner import Arrays

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from edgeq.cli.console import Quiet
 from edgeq.core.samples import Batch, Sample
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.emulate import EmulateSpec, Observed, Subset, emulate, subset_size
 from edgeq.verify.emulate.selftest import Machine

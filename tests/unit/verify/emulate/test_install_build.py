@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.cli.console import Quiet
 from edgeq.core.errors import EnvironmentProblem, IntegrityError
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate import install
 from edgeq.verify.emulate.install import WHEELS, ensure_installed, find_compiler, wheel_path
 

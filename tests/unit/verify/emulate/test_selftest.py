@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from edgeq.cli.console import Quiet
 from edgeq.core.errors import EnvironmentProblem
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate import runner, selftest
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.selftest import Machine, ensure_tested

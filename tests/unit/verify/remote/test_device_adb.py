@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from boards import program
 
-from edgeq.cli.console import Quiet
 from edgeq.core.errors import EnvironmentProblem, UsageError
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.cpus import find_cpu, make_root, qemu_path
 from edgeq.verify.emulate.install import DEFAULT_WHEELS, ensure_installed
 from edgeq.verify.emulate.runner import Work, run_all

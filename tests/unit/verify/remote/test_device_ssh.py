@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from boards import Server, client, left, program
 
-from edgeq.cli.console import Quiet
 from edgeq.core.errors import EnvironmentProblem, UsageError, VerificationError
+from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
 from edgeq.verify.emulate.runner import TooSlow, Work, run, run_all
 from edgeq.verify.emulate.selftest import Machine, hold_all

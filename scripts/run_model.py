@@ -46,11 +46,12 @@ def _on_host(model: Path, samples: Sequence[Arrays], target: TargetProfile) -> t
 
 
 def _emulated(model: Path, samples: Sequence[Arrays], target: TargetProfile, cpu: str) -> tuple[list[Arrays], str]:
-    from edgeq.cli.console import Lines
+    from edgeq.cli.console import note
     from edgeq.pipeline.devices import machines
+    from edgeq.report.progress import Lines
     from edgeq.verify.emulate.runner import Work, run
 
-    machine = machines(target.runtime, target.app.runtimes, (cpu,), Lines())[-1]
+    machine = machines(target.runtime, target.app.runtimes, (cpu,), Lines(note))[-1]
     ran = run(Work(runtime=machine.runtime, cpu=machine.cpu, model=model, samples=tuple(samples)))
     return list(ran.outputs), machine.name
 

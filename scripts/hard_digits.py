@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeq.report.progress import Quiet
 from edgeq.core import preprocess
 from edgeq.core.config import QatConfig
 from edgeq.core.results.model import LoadedModel, QuantizedModel, TensorSpec
@@ -35,6 +34,7 @@ from edgeq.lower.spec import LowerSpec
 from edgeq.quantize import quantize
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QatSpec, QuantizeSpec
+from edgeq.report.progress import Quiet
 
 COPIES = 11
 MAX_ANGLE = math.radians(10)

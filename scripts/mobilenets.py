@@ -93,12 +93,12 @@ def seeded_images(count: int) -> Dataset:
 
 def build(name: str, scheme: str, out: Path) -> Path:
     """Lower one model to `out/NAME-SCHEME.pte`, and return that path."""
-    from edgeq.report.progress import Quiet
     from edgeq.lower import lower
     from edgeq.lower.spec import LowerSpec
     from edgeq.quantize import quantize
     from edgeq.quantize.capture import capture
     from edgeq.quantize.spec import QuantizeSpec
+    from edgeq.report.progress import Quiet
 
     model = loaded(name)
     quantized = quantize(

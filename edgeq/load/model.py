@@ -463,6 +463,11 @@ def settled(module: Any, source: str) -> Any:
     except Exception as err:  # deepcopy runs the user's own __deepcopy__
         raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
     module.to(device="cpu")
+    for name, _ in module.named_modules():
+        # torch.fx writes names into the code that it generates
+        if not name.isprintable():
+            what = f"the model has a module named {name!r}, with characters that cannot be printed"
+            raise UnsupportedError(what, "rename it: module names become part of generated code")
     module.eval()
     for part in module.modules():
         if isinstance(part, torch.nn.TransformerEncoder):

@@ -76,3 +76,35 @@ def test_json_escapes_them(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("cleaned", [_text, _escaped])
 def test_markdown_and_annotations_leave_them_out(cleaned) -> None:
     assert cleaned(_EVIL).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+def test_a_module_name_that_would_break_generated_code_is_refused(tmp_path: Path, name: str) -> None:
+    code = f"""
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module({name!r}, torch.nn.Linear(4, 3))
+    def forward(self, x):
+        return getattr(self, {name!r})(x)
+def model():
+    return Net()
+def example_inputs():
+    return (torch.rand(1, 4),)
+"""
+    (tmp_path / "m.py").write_text(code)
+    command = [
+        "package",
+        f"{tmp_path / 'm.py'}:model",
+        "--target",
+        "linux-x86_64-ort",
+        "--scheme",
+        "fp32",
+        "--no-cache",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "edgeq", *command, "--out", str(tmp_path / "out")], capture_output=True, check=False
+    )
+    assert ran.returncode == 3
+    assert b"rename it" in ran.stderr

@@ -129,6 +129,10 @@ def _board(link: Link, process: subprocess.Popen[bytes], errors: IO[bytes]) -> B
         lines = said.strip().splitlines() or ["no answer in time" if status < 0 else f"status {status}"]
         what = f"{link.name} gave no temporary folder: {lines[-1][:200]}"
         raise problem or EnvironmentProblem(what, "see that its shell works, and that there is space left")
+    missing = [key for key in ("folder", "machine", "system", "model", "cores") if key not in facts]
+    if missing:
+        what = f"{link.name} did not say its {', '.join(missing)}"
+        raise EnvironmentProblem(what, "see that its shell has uname, mktemp and cat, or name another device")
     if not re.fullmatch(r"/[A-Za-z0-9_./-]+", facts["folder"]):
         what = f"{link.name} has its temporary files in {facts['folder']!r}, which shells would misread"
         raise EnvironmentProblem(what, "set TMPDIR there to a plain path, such as /tmp")

@@ -5,7 +5,7 @@ help panel, documentation, whether it is a path, and whether it is part of the c
 the command line (`cli/params.py`), the keys of edgeq.toml and their validation (`cli/project.py`), the cache key
 (`pipeline/cache.py`) and docs/options.md (`scripts/docs_tables.py`). A field's name is its key in edgeq.toml.
 
-To add an option, write its field here and use it where it takes effect; tests/unit/test_job.py checks all the rest.
+To add an option, write its field here and use it where it takes effect; tests/unit/core/test_config.py checks all the rest.
 """
 
 from __future__ import annotations

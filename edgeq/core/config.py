@@ -2,10 +2,11 @@
 
 A field of a configuration table carries everything that is known of an option: its type and default, bounds, flag,
 help panel, documentation, whether it is a path, and whether it is part of the cache key (`edgeq.marks`). From it come
-the command line (`cli/params.py`), the keys of edgeq.toml and their validation (`cli/project.py`), the cache key
+the command line (`cli/options.py`), the keys of edgeq.toml and their validation (`config/options.py`), the cache key
 (`pipeline/cache.py`) and docs/options.md (`scripts/docs_tables.py`). A field's name is its key in edgeq.toml.
 
-To add an option, write its field here and use it where it takes effect; tests/unit/core/test_config.py checks all the rest.
+To add an option, write its field here and use it where it takes effect; tests/unit/core/test_config.py checks the
+rest.
 """
 
 from __future__ import annotations
@@ -397,7 +398,7 @@ class RunConfig:
 class PackageConfig(RunConfig):
     """Everything that `edgeq package` can be asked for, as written on the command line, in edgeq.toml or in Python.
 
-    Names are plain text here; `cli/config.py:resolve` looks them up and makes a `Job` of it.
+    Names are plain text here; `config/resolve.py` looks them up and makes a `Job` of it.
     """
 
     model: Annotated[

@@ -161,11 +161,11 @@ class OutputFolder(PathMark):
 
 
 class AppFolder(PathMark):
-    """An app's project; `cli/install.py` checks it."""
+    """An app's project; `pipeline/plan.py` checks it."""
 
 
 class ModelFile(PathMark):
-    """A model: `torchvision:NAME`, `pkg.mod:factory`, `file.py:factory` or a file; `cli/precheck.py` checks it."""
+    """A model: `torchvision:NAME`, `pkg.mod:factory`, `file.py:factory` or a file; `pipeline/preflight.py` checks it."""
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
         """Recognize a file by its suffix."""

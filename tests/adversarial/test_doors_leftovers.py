@@ -79,6 +79,7 @@ def test_markdown_and_annotations_leave_them_out(cleaned) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+@pytest.mark.slow
 def test_a_module_name_that_would_break_generated_code_is_refused(tmp_path: Path, name: str) -> None:
     code = f"""
 import torch

@@ -22,7 +22,7 @@
 
 namespace edgeq {
 
-// Exit statuses, which edgeq/verify/emulate/failure.py knows by the same numbers.
+// Exit statuses, which edgeq/verify/emulate/runner.py knows by the same numbers.
 constexpr int kBadArguments = 2;
 constexpr int kBadInputs = 3;
 constexpr int kBadModel = 4;

@@ -21,7 +21,7 @@ class Device(val platform: String, val archs: Set<String>, val runtimes: List<Ru
      * Refuses a bundle that was not made for this device, or that its own gates refused.
      *
      * An ExecuTorch artifact runs on the runtime that wrote it or a newer one, by major and minor version; a TorchScript
-     * archive by its bytecode version. It is edgeq's own rule (edgeq/check/compat.py).
+     * archive by its bytecode version. It is edgeq's own rule (edgeq/check/runtime.py).
      */
     fun check(manifest: Manifest) {
         val target = manifest.target

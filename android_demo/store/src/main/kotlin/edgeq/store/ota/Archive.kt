@@ -27,7 +27,7 @@ private val PLAIN = Regex("[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 private val DRIVE = Regex("[A-Za-z]:.*")
 
 /**
- * A downloaded ZIP as a bundle; what it says of itself is not believed (edgeq/deliver/ota/unzip.py). Entries are read as
+ * A downloaded ZIP as a bundle; what it says of itself is not believed (edgeq/deliver/ota/patch.py). Entries are read as
  * far as the manifest's sizes go, so that none inflates to more.
  *
  * @param mostBytes the most that its files together may have.

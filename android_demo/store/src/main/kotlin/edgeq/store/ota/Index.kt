@@ -22,7 +22,7 @@ internal data class Entry(val name: String, val sha256: String, val sizeBytes: L
 }
 
 /**
- * A release as a full download (edgeq/deliver/ota/facts.py).
+ * A release as a full download (edgeq/deliver/ota/index.py).
  *
  * @property release counts up in a channel, whatever the models' own versions are.
  * @property plainSha256 of the bundle's plain form, which patches start from and lead to.

@@ -18,7 +18,7 @@ private const val LENGTH_BYTES = 8
 private val HEAD_BYTES = MAGIC.size + LENGTH_BYTES
 
 /**
- * Writes a bundle's plain form, which patches are made between (edgeq/deliver/ota/plain.py): the magic, the manifest's
+ * Writes a bundle's plain form, which patches are made between (edgeq/deliver/ota/patch.py): the magic, the manifest's
  * length (8 bytes, big-endian), the manifest, then the files that it lists, sorted by name.
  *
  * Hashes are not checked: one over the whole tells whether it is the one that is wanted.

@@ -165,7 +165,10 @@ class AppFolder(PathMark):
 
 
 class ModelFile(PathMark):
-    """A model: `torchvision:NAME`, `pkg.mod:factory`, `file.py:factory` or a file; `pipeline/preflight.py` checks it."""
+    """A model: `torchvision:NAME`, `pkg.mod:factory`, `file.py:factory` or a file.
+
+    `pipeline/preflight.py` checks it.
+    """
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
         """Recognize a file by its suffix."""

@@ -77,7 +77,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     document = json.loads(json.dumps(to_json(mixed), allow_nan=False))
     assert document["schema_version"] == 1
     assert document["exit_code"] == 4
-    assert set(document) == {"schema_version", "exit_code", "rows", "data"}
+    assert set(document) == {"schema_version", "exit_code", "rows", "refused", "data"}
     first = document["rows"][0]
     assert set(first) == {
         "model", "target", "scheme", "path", "digest", "passed", "exit_code", "weights", "cached", "size_bytes",

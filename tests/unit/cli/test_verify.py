@@ -117,7 +117,7 @@ def test_inspect_shows_a_bundle(host_bundle, capfd):
     document = json.loads(capfd.readouterr().out)
     assert (document["schema_version"], document["kind"]) == (1, "bundle")
     assert document["manifest"]["model"]["name"] == "net"
-    assert set(document["layers"][0]) == {"name", "op", "macs", "weight_bytes", "delegated"}
+    assert set(document["layers"][0]) == {"name", "op", "macs", "weight_bytes", "delegated", "of_activations"}
 
 
 def test_inspect_shows_an_artifact(host_bundle, capfd):

@@ -8,13 +8,13 @@ import numpy as np
 
 from edgeq.check.fidelity import floor_gates
 from edgeq.check.limits import Measured, limit_gate
-from edgeq.cli.console import Quiet
 from edgeq.core.config import GateOptions
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import LoweredModel, TensorSpec
 from edgeq.core.results.report import Gate
 from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.load.selection import sample_digest
+from edgeq.report.progress import Quiet
 from edgeq.verify.accumulate import Tally, compare, fidelity_of
 from edgeq.verify.spec import VerifySpec
 

@@ -121,7 +121,7 @@ def generator() -> Iterator[tuple[Any, Any]]:
         [(IMAGES[:5], LABELS[:5]), (IMAGES[5], LABELS[5])],
         (IMAGES.astype(np.float64), list(LABELS)),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_labelled_data_of_any_form_gives_the_same_samples(value: Any) -> None:
     found = opened(value)
@@ -134,7 +134,7 @@ def test_labelled_data_of_any_form_gives_the_same_samples(value: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [IMAGES, torch.from_numpy(IMAGES), list(IMAGES), [IMAGES[:4], IMAGES[4:]], [(image,) for image in IMAGES]],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_data_without_labels(value: Any) -> None:
     found = opened(value)

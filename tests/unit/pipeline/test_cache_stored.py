@@ -10,7 +10,7 @@ import pytest
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Cost, LatencyPrediction
 from edgeq.core.results.report import BundleInput, CheckReport, DataFacts
-from edgeq.pipeline import cache, plan
+from edgeq.pipeline import cache
 from pipeline.finished import FAILED, made
 
 
@@ -30,7 +30,7 @@ def test_a_time_that_broke_its_limit_on_a_busy_machine_is_measured_again(
     item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, code: int, kept: bool
 ) -> None:
     written = []
-    monkeypatch.setattr(plan.cache, "store", lambda key, *_: written.append(key))
+    monkeypatch.setattr(cache, "store", lambda key, *_: written.append(key))
     row = made(item, tmp_path / "bundle", "1")
     gate = dataclasses.replace(FAILED, name=name, outcome=outcome, exit_code=code)
     row = dataclasses.replace(row, checked=CheckReport(gates=(gate,)))
@@ -42,7 +42,7 @@ def test_a_predicted_latency_stays_what_it_is(
     item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(plan.cache, "store", lambda key, *_: written.append(key))
+    monkeypatch.setattr(cache, "store", lambda key, *_: written.append(key))
     row = made(item, tmp_path / "bundle", "1")
     told = LatencyPrediction(**{field.name: 0 for field in dataclasses.fields(LatencyPrediction)})
     verified = dataclasses.replace(row.verified, cost=Cost(counts=(), prediction=told))

@@ -472,6 +472,7 @@ def test_ctrl_c_leaves_no_child_process(call: str, moment: str, tmp_path: Path) 
     _, err = process.communicate(timeout=120)
     # by SIGINT, or by code 1 where Python's own note of an interrupt was lost in an exec() of a library
     assert process.returncode in (-signal.SIGINT, 1), err
-    assert err.rstrip().endswith("KeyboardInterrupt")
+    # Python may add a note on semaphores that it cleared itself
+    assert "\nKeyboardInterrupt" in err
     assert wait_until_dead(children) == set()
     assert not (tmp_path / "out" / "digits").exists()

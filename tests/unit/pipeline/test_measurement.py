@@ -173,7 +173,7 @@ def test_other_outputs_fail_whatever_was_packaged(bundle: Make, change: Any, why
     found = judged(folder, path)
     assert outcomes(found)["device"] == "failed"
     assert why in " ".join(one.detail + one.measured for one in found.failed)
-    with pytest.raises(VerificationError, match="does not pass"), settled_bundle(folder, path):
+    with pytest.raises(VerificationError, match="fails by the measurements of"), settled_bundle(folder, path):
         pass
 
 

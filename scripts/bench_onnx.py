@@ -38,7 +38,7 @@ def opened(model: LoadedModel, scheme: str) -> Runner:
     samples = dataset(model.inputs, 16)
     graph = quantized(model, "onnx", scheme, backend="ort", calibration=samples, reduce_range=True)
     low = lowered(graph, model.inputs, Path(tempfile.mkdtemp()), "onnx", backend="ort")
-    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
     runner.load()
     return runner
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.bundle.reader import read_bundle
+from edgeq.pipeline import cache
 from edgeq.verify.emulate import cpus, install
 
 from .conftest import QNNPACK, X86, XNNPACK, Project, Run
@@ -44,7 +45,7 @@ def test_a_program_is_emulated_by_default_and_answered_from_the_cache(
     assert manifest["provenance"]["tools"]["qemu"]
     assert "_ms" not in json.dumps(manifest["emulation"])
     assert edgeq("package", *DIGITS, *INT8_AUDIT).json["rows"][0]["cached"]
-    monkeypatch.setattr(cpus, "emulator_digest", lambda: "another QEMU")
+    monkeypatch.setattr(cache, "emulator_digest", lambda: "another QEMU")
     assert not edgeq("package", *DIGITS, *INT8_AUDIT).json["rows"][0]["cached"]
 
 

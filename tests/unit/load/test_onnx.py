@@ -79,7 +79,7 @@ def test_whole_numbers_need_their_range(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x08\x07", b"PK\x03\x04" * 50])
 def test_what_is_no_onnx_is_said_to_be_none(tmp_path, data):
     (tmp_path / "no.onnx").write_bytes(data)
-    with pytest.raises(UsageError, match="is no ONNX file"):
+    with pytest.raises(UsageError, match="is not a valid ONNX file"):
         load(tmp_path / "no.onnx")
 
 

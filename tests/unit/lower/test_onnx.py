@@ -32,7 +32,7 @@ def made(scheme):
 
 def opened(scheme):
     graph, low = made(scheme)
-    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
     return graph, low, runner, runner.load()
 
 
@@ -152,7 +152,10 @@ def test_a_file_in_several_becomes_one():
     onnx.save(proto, str(source), save_as_external_data=True, location="split.bin", size_threshold=0)
     low = to_file(source, (IMAGE,), "joined")
     (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
-    runner, before = RUNNERS["onnx"](low.path, "ort", 1), RUNNERS["onnx"](made("fp32")[1].path, "ort", 1)
+    runner, before = (
+        RUNNERS["onnx"](low.path, "ort", 1, trusted=True),
+        RUNNERS["onnx"](made("fp32")[1].path, "ort", 1, trusted=True),
+    )
     for one in (runner, before):
         one.load()
     np.testing.assert_array_equal(runner.run(batch.inputs)[0], before.run(batch.inputs)[0])
@@ -164,7 +167,10 @@ def test_the_mobile_format_gives_the_same_and_says_what_it_needs(scheme, tmp_pat
     low = to_file(source.path, (IMAGE,), f"ort-{scheme}", file_format="ort")
     assert low.path.name == "model.ort"
     assert not low.path.with_suffix(".onnx").exists()
-    runner, before = RUNNERS["onnx"](low.path, "ort", 1), RUNNERS["onnx"](source.path, "ort", 1)
+    runner, before = (
+        RUNNERS["onnx"](low.path, "ort", 1, trusted=True),
+        RUNNERS["onnx"](source.path, "ort", 1, trusted=True),
+    )
     for one in (runner, before):
         one.load()
     (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
@@ -182,7 +188,7 @@ def test_half_is_stored_in_half():
     graph = quantized(small_net(), "onnx", "fp16", backend="ort")
     low = lowered(graph, (IMAGE,), folder() / "half", "onnx", backend="ort")
     assert dict(low.stored)["float16"] / sum(count for _, count in low.stored) > 0.9
-    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
     assert runner.load()["inputs"] == [["float32", [1, 3, 16, 16]]]
     (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
     (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)
@@ -216,7 +222,7 @@ def clamped(above=0.0):
 def test_clamps_become_the_saturation_of_the_layer_before_them(tmp_path):
     graph, low = clamped()
     assert not {"ai.onnx::Clip", "ai.onnx::Relu"} & set(low.operators)
-    runner = RUNNERS["onnx"](low.path, "ort", 1)
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
     runner.load()
     for batch in batches(dataset((IMAGE,), 9), (IMAGE,)):
         (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)

@@ -57,7 +57,10 @@ def peers(model: LoadedModel, samples: Dataset) -> dict[str, Runner]:
     )
     theirs = folder / "quantize_static.onnx"
     theirs.write_bytes(quantize_file("static-int8", spec).proto.SerializeToString())
-    runners = {"edgeq": RUNNERS["onnx"](ours, "ort", 1, trusted=True), "quantize_static": RUNNERS["onnx"](theirs, "ort", 1, trusted=True)}
+    runners = {
+        "edgeq": RUNNERS["onnx"](ours, "ort", 1, trusted=True),
+        "quantize_static": RUNNERS["onnx"](theirs, "ort", 1, trusted=True),
+    }
     for runner in runners.values():
         runner.load()
     return runners

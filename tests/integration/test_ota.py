@@ -234,7 +234,7 @@ def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
     edgeq("ota", "update", "--channel", "channel", "--store", "s2", "--device-id", "d").fails(8, "trusts nobody yet")
     assert not Path("s2").exists()
     edgeq("ota", "update", "--channel", "none", "--store", "s2", "--device-id", "d").fails(2, "no such folder")
-    edgeq("ota", "start", "--store", "s2").fails(2, "no store")
+    edgeq("ota", "start", "--store", "s2").fails(2, "is not a store")
     edgeq("ota", "withdraw", "7", "--channel", "channel", "--keys", "keys").fails(2, "no release 7")
     edgeq("ota", "withdraw", "1", "--channel", "channel", "--keys", "keys").fails(2, "is the first")
     edgeq("keys", "new", "keys").fails(2, "has keys already")

@@ -78,7 +78,7 @@ def test_what_lends_none_is_refused(item: BundleInput, bundle: Path, row: Packag
     with pytest.raises(UsageError, match="holds no scales and zero points"):
         check_reuse(job(bundle, item))
     write_report(bundle, dataclasses.replace(row, digest="1" * 64))
-    with pytest.raises(UsageError, match="another bundle"):
+    with pytest.raises(UsageError, match="does not match the bundle beside it"):
         check_reuse(job(bundle, item))
     with pytest.raises(UsageError):
         check_reuse(job(tmp_path / "absent", item))

@@ -62,7 +62,7 @@ def test_what_cannot_be_taken_is_refused_before_anything_is_written(
     edgeq: Run, project: Project, options: tuple[str, ...]
 ) -> None:
     Path("no.onnx").write_text("hello")
-    edgeq("package", "no.onnx", "--scheme", "fp32", *options).fails(2, "no.onnx", "is no ONNX file")
+    edgeq("package", "no.onnx", "--scheme", "fp32", *options).fails(2, "no.onnx", "is not a valid ONNX file")
     edgeq("package", "lost.onnx", "--scheme", "fp32", *options).fails(2, "lost.onnx", "check the path")
     _unknown_operator(Path("nope.onnx"))
     edgeq("package", "nope.onnx", "--scheme", "fp32", *options[6:]).fails(3, "Nope", "lacks an operator")

@@ -59,7 +59,7 @@ def test_objectness_that_boxes_drown(place, target):
     assert code in (0, 5)
     failed = [gate for gate in gates.values() if gate["outcome"] == "failed"]
     assert bool(failed) == bool(code)
-    assert all("output 0, channel 4" in gate["detail"] for gate in failed)
+    assert not failed or any("output 0, channel 4" in gate["detail"] for gate in failed)
 
 
 def test_a_second_output_that_is_noise(place):

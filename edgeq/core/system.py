@@ -25,7 +25,7 @@ from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 
 def package_folder() -> Path:
     """Return the folder of edgeq itself."""
-    return Path(__file__).resolve().parent.parent.parent
+    return Path(__file__).resolve().parent.parent
 
 
 _TOOLS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.core.errors import EnvironmentProblem
-from edgeq.core.system import check_extras, missing_module
+from edgeq.core.system import check_extras, missing_module, package_folder
 
 # as if the extra were not installed: its modules are found by nobody
 BLOCKED = """
@@ -64,3 +64,9 @@ def test_what_is_there_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     check_extras(("executorch", "torchscript"))
     with pytest.raises(EnvironmentProblem, match="onnxruntime"):
         check_extras(("onnx",))
+
+
+def test_the_digest_is_over_edgeq_alone_and_nothing_beside_it():
+    import edgeq
+
+    assert package_folder() == Path(edgeq.__file__).resolve().parent

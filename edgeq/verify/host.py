@@ -255,6 +255,7 @@ class HostRuntime:
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="edgeq-verify-", dir=folder)
         self._log = Path(self._scratch.name) / "stderr"
+        self._log.touch()  # also where a child writes none
         self._child = start(self._log)
         self._pipe = Pipe(self._child)
         self._ready = False

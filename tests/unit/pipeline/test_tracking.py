@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeq.pipeline import tracking
 from edgeq.pipeline.tracking import Recorder, current_state, recording
-
-
-@pytest.fixture(autouse=True)
-def _without_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process name ONNX Runtime, beside which nothing is kept; their modules are not the user's."""
-    names_unheard, tests = tracking._names_unheard, f"{Path(__file__).parents[2]}{os.sep}"
-    monkeypatch.setattr(tracking, "_names_unheard", lambda path: not path.startswith(tests) and names_unheard(path))
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def _packaged(job: Job, progress: bool | Progress) -> RunReport:
     apps = match_apps(job)
     with _progress(progress) as shown:
         with shown.task("starting"):
-            from edgeq.pipeline.package import build as run
+            from edgeq.pipeline.package import package as run
             from edgeq.verify.host import use_torch
         # this process is the caller's: it may have threads, which a fork of it would lose in the middle of their work
         use_torch()

@@ -44,9 +44,10 @@ from edgeq.core.manifest import (
     measure,
 )
 from edgeq.core.preprocess import Preprocess
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Fidelity, Interval, Parity, VerifyReport
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import BundleInput, DataFacts, Gate, GoldenSet, PackageResult
+from edgeq.core.results.report import DataFacts, Gate, GoldenSet, PackageResult
 from edgeq.core.schema import explain
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
         EnvironmentProblem: the disk is full, or not writable.
     """
     with disk_errors(folder):
-        artifact = folder / item.lowered.path.name
-        shutil.copyfile(item.lowered.path, artifact)
+        artifact = folder / item.artifact.lowered.path.name
+        shutil.copyfile(item.artifact.lowered.path, artifact)
         golden = folder / GOLDEN_NAME
-        golden.write_bytes(golden_npz(item.golden, [spec.name for spec in item.model.inputs]))
+        golden.write_bytes(golden_npz(item.artifact.golden, [spec.name for spec in item.inputs.model.inputs]))
         files = [_entry(artifact, "artifact"), _entry(golden, "golden")]
-        for role, companion in item.lowered.companions:
+        for role, companion in item.artifact.lowered.companions:
             files.append(_entry(Path(shutil.copyfile(companion, folder / companion.name)), role))
         manifest = manifest_from(item, files)
         data = manifest_bytes(manifest)
@@ -141,10 +142,10 @@ def manifest_from(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
 
 
 def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
-    lowered, target, verified = item.lowered, item.target, item.verified
+    lowered, target, verified = item.artifact.lowered, item.target, item.artifact.verified
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        model=ModelFacts(name=item.model.name, version=item.model_version, weights=item.model.weights),
+        model=ModelFacts(name=item.inputs.model.name, version=item.model_version, weights=item.inputs.model.weights),
         target=TargetFacts(
             name=target.name,
             platform=target.platform,
@@ -161,9 +162,9 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         ),
         scheme=item.scheme,
         threads=target.device.threads,
-        inputs=tuple(_tensor(spec, _preprocessing(spec, item)) for spec in item.model.inputs),
+        inputs=tuple(_tensor(spec, _preprocessing(spec, item)) for spec in item.inputs.model.inputs),
         outputs=tuple(_tensor(spec, None) for spec in verified.outputs),
-        labels=item.labels,
+        labels=item.inputs.labels,
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         dynamic_batch=lowered.dynamic_batch,
         passes=lowered.passes,
@@ -173,12 +174,12 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         accuracy=_accuracy(verified.fidelity),
         graph_accuracy=_accuracy(verified.graph_only.fidelity if verified.graph_only else None),
         parity=_parity(verified.parity),
-        golden=_golden(item.golden),
+        golden=_golden(item.artifact.golden),
         emulation=_emulation(verified.emulation),
         not_emulated=verified.not_emulated or None,
         cuda=None if lowered.cuda is None else CudaBox(**dataclasses.asdict(lowered.cuda)),
         verified_on=_verified_on(verified),
-        provenance=_provenance(item, item.data),
+        provenance=_provenance(item, item.inputs.data),
     )
 
 
@@ -224,21 +225,21 @@ def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
 
 def _preprocessing(spec: TensorSpec, item: BundleInput) -> Preprocess | None:
     """Images go into the only input that can take them, or into those of rank 4 and more; `load` does the same."""
-    preprocess = item.preprocess
+    preprocess = item.inputs.preprocess
     if preprocess is None or not preprocess.takes(spec.dtype):
         return None
-    alone = sum(preprocess.takes(other.dtype) for other in item.model.inputs) == 1
+    alone = sum(preprocess.takes(other.dtype) for other in item.inputs.model.inputs) == 1
     return preprocess if alone or len(spec.shape) >= 4 else None
 
 
 def _layers(item: BundleInput) -> LayerSummary:
-    kernels = item.verified.kernels
+    kernels = item.artifact.verified.kernels
     return LayerSummary(
-        macs=item.lowered.macs if item.lowered.layers else None,
-        delegated_macs=_maybe(item.lowered.delegated_macs),
+        macs=item.artifact.lowered.macs if item.artifact.lowered.layers else None,
+        delegated_macs=_maybe(item.artifact.lowered.delegated_macs),
         int8_macs=_maybe(kernels.int8_macs) if kernels else None,
-        undelegated=tuple(sorted(set(item.lowered.undelegated))),
-        kept_fp32=tuple(sorted(item.kept_fp32)),
+        undelegated=tuple(sorted(set(item.artifact.lowered.undelegated))),
+        kept_fp32=tuple(sorted(item.artifact.quantized.kept_fp32)),
     )
 
 
@@ -337,7 +338,7 @@ def _golden(golden: GoldenSet) -> GoldenFacts:
 
 
 def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
-    tuning = item.tuning
+    tuning = item.artifact.quantized.tuning
     if tuning is None or data.qat_sha256 is None:
         return None
     own = tuning.weights == "user"
@@ -354,16 +355,19 @@ def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
 
 
 def _search(item: BundleInput, data: DataFacts) -> SearchFacts | None:
-    if item.search is None or data.search_sha256 is None:
+    search = item.artifact.quantized.search
+    if search is None or data.search_sha256 is None:
         return None
     return SearchFacts(
-        data_sha256=data.search_sha256, samples=data.search_samples, assignments=len(item.search.attempts)
+        data_sha256=data.search_sha256,
+        samples=data.search_samples,
+        assignments=len(search.attempts),
     )
 
 
 def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
     return Provenance(
-        source_sha256=item.model.source_sha256,
+        source_sha256=item.inputs.model.source_sha256,
         calibration_sha256=data.calibration_sha256,
         calibration_samples=data.calibration_samples,
         evaluation_sha256=data.evaluation_sha256,

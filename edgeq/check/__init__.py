@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeq.check.evaluate import Candidate, check, validate_options
+from edgeq.check.evaluate import check, validate_options
 from edgeq.check.gates import GATES
 
-__all__ = ["GATES", "Candidate", "check", "validate_options"]
+__all__ = ["GATES", "check", "validate_options"]

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from edgeq.bundle.archive import download_size_bytes
 from edgeq.check.gate import unverified
 from edgeq.check.gates import exit_code_of
 from edgeq.check.limits import Measured, instruction_gates, limit_gate
@@ -16,7 +15,7 @@ from edgeq.core.errors import EdgeqError, ExitCode
 from edgeq.core.manifest import Bundle, GateVerdict, Manifest, Tensor, measure
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import Gate, GoldenSet
+from edgeq.core.results.report import Gate
 from edgeq.core.system import host_arch
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
@@ -105,38 +104,19 @@ def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) ->
     return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
 
 
-def golden_gate(expected: GoldenSet, measured: GoldenSet) -> tuple[Gate, GoldenComparison]:
-    """Hold this host's outputs for the golden samples to the recorded ones (exit code 7)."""
-    from edgeq.verify.channels import lattice_step, lost_channels
-    from edgeq.verify.metrics import Comparison
-
-    sums = Comparison(by_channel=True)
-    same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
-    if same_shapes:
-        sums.add(expected.outputs, measured.outputs)
-    compared = GoldenComparison(
-        samples=len(expected.inputs[0]),
-        sqnr_db=sums.sqnr_db if sums.elements else math.nan,
-        sqnr_floor_db=expected.sqnr_floor_db,
-        max_abs=sums.max_abs if sums.elements else math.nan,
-        top1_agreement=sums.top1_agreement,
-    )
-    lost = lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])
-    return _golden_gate(compared, sums.finite, same_shapes, lost), compared
-
-
-def _golden_gate(compared: GoldenComparison, finite: bool, same_shapes: bool, lost: Sequence[str]) -> Gate:
+def golden_gate(compared: GoldenComparison) -> Gate:
+    """Hold the outputs for the golden samples to the recorded ones (exit code 7)."""
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
     facts.append(counted(compared.samples, "golden sample"))
-    if not same_shapes:
+    if not compared.same_shapes:
         facts = ["the outputs have other shapes than the golden ones"]
-    elif not finite:
+    elif not compared.finite:
         facts.insert(0, "NaN or Inf in the outputs")
     measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
-    passed = compared.sqnr_db >= compared.sqnr_floor_db and not lost
-    facts += [f"lost: {', '.join(lost)}"] if lost else []
+    passed = compared.sqnr_db >= compared.sqnr_floor_db and not compared.lost
+    facts += [f"lost: {', '.join(compared.lost)}"] if compared.lost else []
     return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))
 
 
@@ -201,18 +181,21 @@ def _gate(name: str, passed: bool, limit: str, measured: str, detail: str) -> Ga
 # --- The limits of `edgeq verify`, on a bundle that is finished, and the remarks beside them.
 
 
-def limit_gates(bundle: Bundle, verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
+def limit_gates(
+    bundle: Bundle, verified: VerifyReport, options: GateOptions, *, download_bytes: int
+) -> tuple[Gate, ...]:
     """Hold a bundle, and what was measured of it, to limits.
 
     Args:
         bundle: as it lies on disk.
+        download_bytes: the size of its ZIP.
         verified: what running it showed, here or elsewhere.
         options: the limits, the shipped bundle, and what may stay unmeasured.
     """
 
     measured = Measured(
         size_bytes=bundle.manifest.file("artifact").size_bytes,
-        download_bytes=download_size_bytes(bundle.folder) if "download" in dict(options.limits) else 0,
+        download_bytes=download_bytes,
         verified=verified,
         limit_on=options.limit_on,
         host_arch=host_arch(),

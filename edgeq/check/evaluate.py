@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgeq.check.artifact import equivalence_gates, graph_gates, outputs_gate, parity_gate
 from edgeq.check.device import device_gates
@@ -18,9 +17,10 @@ from edgeq.check.search import search_gates, training_gates, training_warnings
 from edgeq.check.stores import find_store_limit, store_gate, store_warnings
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import UsageError, nearest
+from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import VerifyReport
-from edgeq.core.results.model import LoweredModel, Search, Tuning, Weights
 from edgeq.core.results.report import CheckReport, Gate
+from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile
 
 
@@ -47,96 +47,71 @@ def validate_options(
             find_store_limit(preset, options.app_size_bytes, target)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One artifact with all that its gates judge it by.
+def check(
+    artifact: Artifact,
+    inputs: Inputs,
+    target: TargetProfile,
+    scheme: str,
+    options: GateOptions,
+    *,
+    download_bytes: int,
+) -> CheckReport:
+    """Evaluate all gates of one artifact, whichever failed before.
 
-    Attributes:
-        target: the profile that it was made for.
+    Args:
+        artifact: as it ran on this host and on the target's device.
+        inputs: the model and its data.
+        target: the profile that the artifact was made for.
         scheme: the scheme that made it.
-        lowered: what is known of it without running it.
-        verified: what running it showed.
         options: the limits, the store presets and what may stay unmeasured.
-        size_bytes: the artifact's size on disk.
         download_bytes: the size of the bundle's deterministic, deflated ZIP.
-        weights: where the parameters came from.
-        host_arch: what `verified` was measured on, as `platform.machine()` says it.
-        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
-        tuning: what training came to, for schemes that train.
-        search: what the search came to, for schemes that search.
-        remarks: what the quantization found, and the data, that people must know.
-        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
-        unapplied: which data the manifest's preprocessing was not applied to, in words; "" where it was to all.
-    """
-
-    target: TargetProfile
-    scheme: str
-    lowered: LoweredModel
-    verified: VerifyReport
-    options: GateOptions
-    size_bytes: int
-    download_bytes: int
-    weights: Weights
-    host_arch: str
-    has_graph: bool = True
-    tuning: Tuning | None = None
-    search: Search | None = None
-    remarks: tuple[str, ...] = ()
-    asked_fp32: tuple[str, ...] = ()
-    unapplied: str = ""
-
-
-def check(item: Candidate) -> CheckReport:
-    """Evaluate all gates of one artifact.
 
     Raises:
         UsageError: as `validate_options` says.
     """
-    validate_options(item.options, (item.target,))
-    gates = (*_gates_by_what_it_is(item), *_gates_by_what_was_asked(item))
-    return CheckReport(gates=tuple(_settled(gate, item.options) for gate in gates), warnings=_warnings(item))
-
-
-def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
-    """Return the gates that no option asks for: the artifact must be what it claims to be."""
-    scheme, lowered, verified = item.scheme, item.lowered, item.verified
+    validate_options(options, (target,))
+    lowered, verified, quantized = artifact.lowered, artifact.verified, artifact.quantized
+    has_graph = inputs.model.kind not in ("pte", "ptl")  # a lowered source has no converted graph to compare with
     unrun = verified.graph_only.why if verified.graph_only else ""
-    return (
-        *((parity_gate(scheme, verified.parity, unrun),) if item.has_graph else ()),
-        *(equivalence_gates(lowered, scheme, verified.parity) if item.has_graph else ()),
+    # the artifact must be what it claims to be
+    gates = [
+        *((parity_gate(scheme, verified.parity, unrun),) if has_graph else ()),
+        *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
-        *floor_gates(verified, item.options),
-        *preprocessing_gates(item.unapplied),
+        *floor_gates(verified, options),
+        *preprocessing_gates(inputs.unapplied),
         *device_gates(scheme, verified),
-        *training_gates(item.tuning),
-        *search_gates(item.search),
-        *audit_gates(target=item.target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=item.asked_fp32),
-        runtime_gate(item.target, lowered),
-    )
-
-
-def _gates_by_what_was_asked(item: Candidate) -> tuple[Gate, ...]:
-    """Return the gates of the project's limits, the shipped model and the stores."""
-    options, target = item.options, item.target
+        *training_gates(quantized.tuning),
+        *search_gates(quantized.search),
+        *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32),
+        runtime_gate(target, lowered),
+    ]
+    # the limits of the project, the shipped model and the stores
+    size_bytes = artifact.size_bytes
     measured = Measured(
-        size_bytes=item.size_bytes,
-        download_bytes=item.download_bytes,
-        verified=item.verified,
+        size_bytes=size_bytes,
+        download_bytes=download_bytes,
+        verified=verified,
         limit_on=options.limit_on,
-        host_arch=item.host_arch,
+        host_arch=host_arch(),
         target_arch=target.arch,
         target_platform=target.platform,
         threads=target.device.threads,
     )
-    return (
-        *(limit_gate(name, limit, measured) for name, limit in options.limits),
-        *instruction_gates(options.shipped, item.verified),
-        *(
-            store_gate(preset, options.app_size_bytes, item.size_bytes, item.download_bytes, target)
-            for preset in options.store_limits
-        ),
-    )
+    gates += [limit_gate(name, limit, measured) for name, limit in options.limits]
+    gates += instruction_gates(options.shipped, verified)
+    gates += [
+        store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
+        for preset in options.store_limits
+    ]
+    allowed = [
+        dataclasses.replace(gate, outcome="allowed")
+        if gate.outcome == "unverified" and gate.name in options.allow_unmeasured
+        else gate
+        for gate in gates
+    ]
+    return CheckReport(gates=tuple(allowed), warnings=_warnings(artifact, inputs, target, scheme, options))
 
 
 def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
@@ -145,12 +120,6 @@ def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
         return ()
     fix = f"give uint8 images, or leave --preprocess out, or give --allow-unmeasured {PREPROCESSING} if you applied it"
     return (unverified(PREPROCESSING, "as the manifest tells apps", f"{unapplied}: {fix}"),)
-
-
-def _settled(gate: Gate, options: GateOptions) -> Gate:
-    if gate.outcome == "unverified" and gate.name in options.allow_unmeasured:
-        return dataclasses.replace(gate, outcome="allowed")
-    return gate
 
 
 def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
@@ -168,26 +137,27 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _warnings(item: Candidate) -> tuple[str, ...]:
-    """Return what fails no gate, and is to be known all the same."""
+def _warnings(
+    artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme: str, options: GateOptions
+) -> tuple[str, ...]:
+    """Return what fails no gate, and users must know."""
+    lowered, verified, quantized = artifact.lowered, artifact.verified, artifact.quantized
+    has_graph = inputs.model.kind not in ("pte", "ptl")
     said = []
-    if item.weights == "random":
+    if inputs.model.weights == "random":
         said.append("the weights are random: install and release will refuse this bundle")
-    if not item.has_graph:
+    if not has_graph:
         said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
     return (
         *said,
-        *item.remarks,
-        *((item.verified.stand_in,) if item.verified.stand_in else ()),
-        *(accuracy_warnings(item.scheme, item.verified, item.options) if item.has_graph else ()),
-        *_device_warnings(item.verified),
-        *training_warnings(item.tuning),
+        *quantized.remarks,
+        *inputs.remarks,
+        *((verified.stand_in,) if verified.stand_in else ()),
+        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
+        *_device_warnings(verified),
+        *training_warnings(quantized.tuning),
         *audit_warnings(
-            target=item.target,
-            scheme=item.scheme,
-            lowered=item.lowered,
-            verified=item.verified,
-            asked_fp32=item.asked_fp32,
+            target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32
         ),
-        *store_warnings(item.options.store_limits, item.target),
+        *store_warnings(options.store_limits, target),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from edgeq.check.gate import at_most, unverified
 from edgeq.check.runtime import runtime_gate
@@ -17,10 +17,6 @@ from edgeq.core.schema import explain
 from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.targets import App, TargetProfile
 from edgeq.core.units import format_quantity
-from edgeq.deliver.ota.release import Prepared
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import HostRuntime
 
 
 def is_lite(manifest: Manifest) -> bool:
@@ -28,16 +24,19 @@ def is_lite(manifest: Manifest) -> bool:
     return manifest.target.runtime == "torchscript" and manifest.target.platform == "android"
 
 
-def release_runtime_gate(bundle: Bundle, runtimes: tuple[str, ...], runtime: HostRuntime | None) -> Gate:
-    """Hold the artifact to the oldest runtime in the field: its version, or bytecode and operators (exit code 3)."""
+def release_runtime_gate(
+    bundle: Bundle, runtimes: tuple[str, ...], *, operators: tuple[str, ...] = (), bytecode: int | None = None
+) -> Gate:
+    """Hold the artifact to the oldest runtime in the field: its version, or bytecode and operators (exit code 3).
+
+    Args:
+        bundle: what is to be released.
+        runtimes: versions in the field.
+        operators: of the artifact, where `is_lite` says that they must be read from it.
+        bytecode: its bytecode version, likewise; else the manifest's counts.
+    """
     manifest = bundle.manifest
-    operators: tuple[str, ...] = ()
-    bytecode = manifest.runtime.bytecode_version
-    if is_lite(manifest) and runtime is not None:
-        target = manifest.target
-        runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
-        facts = runtime.facts()
-        operators, bytecode = facts.operators, facts.bytecode_version
+    bytecode = manifest.runtime.bytecode_version if bytecode is None else bytecode
     if manifest.runtime.build == "mobile":
         operators = required_operators(bundle.artifact)
     lowered = LoweredModel(
@@ -100,16 +99,24 @@ def _gate(name: str, wrong: str, limit: str, detail: str = "") -> Gate:
     )
 
 
-def size_gates(item: Prepared, old: Manifest | None, options: GateOptions) -> tuple[Gate, ...]:
+def size_gates(
+    manifest: Manifest,
+    old: Manifest | None,
+    options: GateOptions,
+    *,
+    download_bytes: int,
+    patch_bytes: Sequence[tuple[str, int]],
+) -> tuple[Gate, ...]:
     """Hold the very bytes that would be published to the limits (exit code 4).
 
     Args:
-        item: the bundle with its patches.
+        manifest: the bundle's.
         old: the shipped one's; None where there is none, and so no patch either.
         options: the limits, and the stores' presets, of which those for other platforms do not concern the bundle.
+        download_bytes: the size of the full download.
+        patch_bytes: name of each base, and the size of the patch from it.
     """
-    manifest = item.bundle.manifest
-    size_bytes, download_bytes = manifest.file("artifact").size_bytes, len(item.archive)
+    size_bytes = manifest.file("artifact").size_bytes
     gates = []
     for name, limit in options.limits:
         if name == "download":
@@ -117,10 +124,10 @@ def size_gates(item: Prepared, old: Manifest | None, options: GateOptions) -> tu
         elif name == "size":
             gates.append(_bytes(name, limit, size_bytes, "the artifact"))
         elif name == "delta":
-            gates += [_bytes(name, limit, len(delta.patch.data), f"from {delta.label}") for delta in item.deltas]
-            if not item.deltas and old is None:
+            gates += [_bytes(name, limit, size, f"from {base}") for base, size in patch_bytes]
+            if not patch_bytes and old is None:
                 gates.append(_ok(name, limit, "no patch", "no earlier release to make a patch from"))
-            elif not item.deltas:
+            elif not patch_bytes:
                 gates.append(_unmeasured(name, limit, "no patch was made from the release that devices have: --deltas"))
     for preset in options.store_limits:
         limit_of = find_store_limit(preset, options.app_size_bytes)

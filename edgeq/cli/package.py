@@ -63,7 +63,7 @@ def _build(job: Job, *, quiet: bool, verbose: bool) -> RunReport:
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         # a task of its own: loading torch takes seconds in which nothing else would be said
         with progress.task("starting"):
-            from edgeq.pipeline.package import build
+            from edgeq.pipeline.package import package as build
         return build(job, progress)
 
 

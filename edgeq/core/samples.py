@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UsageError
 from edgeq.core.results.model import TensorSpec
 
-Outputs = tuple[NDArray[Any], ...]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Outputs = tuple["NDArray[Any]", ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,13 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(self.count))
+
+
+def _read_none(i: int) -> Sample:
+    raise IndexError(i)
+
+
+NO_SAMPLES = Dataset(origin="none", count=0, read=_read_none)
 
 
 def remembered(dataset: Dataset, budget_bytes: int) -> Dataset:

@@ -16,8 +16,8 @@ from edgeq.core.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedEr
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
 from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.core.targets import TargetProfile
-from edgeq.pipeline.cache import keep, look_up_units, seen_of, unit_of
-from edgeq.pipeline.plan import BuildUnit, Finished, Obtained, Run
+from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
+from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize.capture import linear_macs
@@ -29,29 +29,27 @@ _MOST = 0.5  # of the multiply-accumulates: what does more of them decides what 
 
 
 class Build(Protocol):
-    """Builds units of named schemes, or returns them from the cache (`obtain`)."""
+    """Builds units of named schemes, or returns them from the cache (`package.build_units`)."""
 
-    def __call__(
-        self, run: Run, cells: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()
-    ) -> Obtained:
-        """Build `cells`; `refusals` are the errors that end one unit alone."""
+    def __call__(self, run: Run, units: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Results:
+        """Build `units`; `refusals` are the errors that end one unit alone."""
 
 
-def obtain_all(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
-    """Return the cells of a run, those of `auto` among them; one that cannot be made does not stop the others.
+def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
+    """Return the units of a run, those of `auto` among them; one that cannot be made does not stop the others.
 
-    A cell of `auto` is refused where none of its schemes could be made.
+    A unit of `auto` is refused where none of its schemes could be made.
 
     Raises:
-        EdgeqError: what concerns all cells alike: the model, the data, the options, this machine.
+        EdgeqError: what concerns all units alike: the model, the data, the options, this machine.
     """
-    named = [cell for cell in cells if cell.scheme != AUTO]
-    found = build(run, named, refusals=REFUSALS) if named else Obtained(finished={}, refused={})
-    wanted = [cell for cell in cells if cell.scheme == AUTO]
-    known = look_up_units(wanted, run.folder()) if run.job.cache else {}
-    missing = [cell for cell in wanted if cell.key not in known]
-    raced = _raced(run, missing, build) if missing else Obtained(finished={}, refused={})
-    return Obtained(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)
+    named = [unit for unit in units if unit.scheme != AUTO]
+    found = build(run, named, refusals=REFUSALS) if named else Results(finished={}, refused={})
+    wanted = [unit for unit in units if unit.scheme == AUTO]
+    known = restore(wanted, run.folder()) if run.job.cache else {}
+    missing = [unit for unit in wanted if unit.key not in known]
+    raced = _raced(run, missing, build) if missing else Results(finished={}, refused={})
+    return Results(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)
 
 
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
@@ -82,7 +80,7 @@ class _Race:
         rows: those of the tries that made a bundle, by their place among the tries.
     """
 
-    cell: BuildUnit
+    unit: BuildUnit
     linear_macs: float
     left: list[SchemeName]
     tried: list[Variant] = field(default_factory=list)
@@ -100,10 +98,10 @@ class _Race:
         self.error = error
         self.tried.append(Variant(scheme=scheme, error=error.what, exit_code=error.exit_code))
 
-    def take(self, cell: BuildUnit, row: PackageResult, data: DataFacts) -> None:
-        self.left.remove(cell.scheme)  # type: ignore[arg-type]
+    def take(self, unit: BuildUnit, row: PackageResult, data: DataFacts) -> None:
+        self.left.remove(unit.scheme)  # type: ignore[arg-type]
         self.rows[len(self.tried)] = (row, data)
-        self.keys.append(cell.key)
+        self.keys.append(unit.key)
         self.tried.append(variant_of(row))
         if any(_is_for_all(gate.name, gate.outcome) for gate in self.tried[-1].failed):
             self.untried, self.left = tuple(self.left), []
@@ -128,18 +126,18 @@ def _is_for_all(name: str, outcome: str) -> bool:
     return outcome == "unverified" and name in LIMITS and name != "class_drop"
 
 
-def _raced(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
+def _raced(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
     linear_macs = _linear_macs(run)
     races = [
-        _Race(cell=cell, linear_macs=linear_macs, left=list(candidates(cell.target, run.job, linear_macs)))
-        for cell in cells
+        _Race(unit=unit, linear_macs=linear_macs, left=list(candidates(unit.target, run.job, linear_macs)))
+        for unit in units
     ]
     while still := [race for race in races if not race.is_over]:
         _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]], build)
     won = [race for race in races if race.rows]
-    return Obtained(
+    return Results(
         finished={key: value for race in won for key, value in _settled(run, race).items()},
-        refused={race.cell.key: _nothing(race) for race in races if not race.rows},
+        refused={race.unit.key: _nothing(race) for race in races if not race.rows},
     )
 
 
@@ -173,19 +171,19 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
         for race in races:
             race.refuse(scheme, UnsupportedError(f"{scheme} needs calibration data", "give --calibration-data"))
         return
-    cells = {race.cell.key: unit_of(run.job, run.facts, race.cell.target, scheme) for race in races}
+    units = {race.unit.key: unit_of(run.job, run.facts, race.unit.target, scheme) for race in races}
     try:
-        got = build(run, tuple(cells.values()), refusals=REFUSALS)
+        got = build(run, tuple(units.values()), refusals=REFUSALS)
     except TooFewSamples as err:
         for race in races:
             race.refuse(scheme, err)
         return
     for race in races:
-        cell = cells[race.cell.key]
-        if cell.key in got.refused:
-            race.refuse(scheme, got.refused[cell.key])
+        unit = units[race.unit.key]
+        if unit.key in got.refused:
+            race.refuse(scheme, got.refused[unit.key])
         else:
-            race.take(cell, *got.finished[cell.key])
+            race.take(unit, *got.finished[unit.key])
 
 
 def _settled(run: Run, race: _Race) -> Finished:
@@ -199,7 +197,7 @@ def _settled(run: Run, race: _Race) -> Finished:
         before = "one scheme was" if judged == 1 else f"{judged} schemes were"
         row = with_warning(row, f"{before} refused on the same evaluation samples before this one passed")
     row = write_reports(row, data)
-    return keep(run, {race.cell.key: (row, data)}, seen_of(race.keys))
+    return keep(run, {race.unit.key: (row, data)}, seen_of(race.keys))
 
 
 def _nothing(race: _Race) -> EdgeqError:
@@ -208,4 +206,4 @@ def _nothing(race: _Race) -> EdgeqError:
     code = min((one.exit_code for one in race.tried), default=ExitCode.UNSUPPORTED)
     kind = {ExitCode.ACCURACY: AccuracyError, ExitCode.VERIFICATION: VerificationError}.get(code, UnsupportedError)
     fix = race.error.fix if race.error is not None else "name a --scheme"
-    return kind(f"no scheme of {race.cell.target.name} could be made: {told}", fix)
+    return kind(f"no scheme of {race.unit.target.name} could be made: {told}", fix)

@@ -17,9 +17,9 @@ from edgeq.core.results.report import Comparison, PackageResult, Variant, varian
 from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.pipeline import cache
-from edgeq.pipeline.auto import REFUSALS, Build, obtain_all
+from edgeq.pipeline.auto import REFUSALS, Build, choose_schemes
 from edgeq.pipeline.cache import keep, seen_of, unit_of
-from edgeq.pipeline.plan import BuildUnit, Finished, Obtained, Run
+from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.profile import first_sample
 from edgeq.pipeline.publish import write_reports
 from edgeq.verify.metrics import percentile_ms, speedup
@@ -32,41 +32,41 @@ _AGAINST = ("fp32", "fp16")
 _TURNS, _RUNS, _WARMUP = 15, 3, 1
 
 
-def compared(run: Run, cells: Sequence[BuildUnit], build: Build) -> Obtained:
-    """Return the cells of a run, each with its comparison.
+def with_float_baselines(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
+    """Return the units of a run, each with its comparison.
 
     Raises:
-        EdgeqError: what `obtain_all` raises; the comparison lists float artifacts that cannot be made.
+        EdgeqError: what `choose_schemes` raises; the comparison lists float artifacts that cannot be made.
     """
-    plain = {cell.key: unit_of(run.job, run.facts, cell.target, cell.scheme) for cell in cells}
-    made = obtain_all(run, tuple(plain.values()), build)
-    refusals = {cell.key: made.refused[plain[cell.key].key] for cell in cells if plain[cell.key].key in made.refused}
-    cells = [cell for cell in cells if cell.key not in refusals]
-    rows = {cell.key: made.finished[plain[cell.key].key] for cell in cells}
+    plain = {unit.key: unit_of(run.job, run.facts, unit.target, unit.scheme) for unit in units}
+    made = choose_schemes(run, tuple(plain.values()), build)
+    refusals = {unit.key: made.refused[plain[unit.key].key] for unit in units if plain[unit.key].key in made.refused}
+    units = [unit for unit in units if unit.key not in refusals]
+    rows = {unit.key: made.finished[plain[unit.key].key] for unit in units}
     job = float_job(run.job)
     beside = Run(job=job, facts=cache.job_facts(job), work=run.work, progress=run.progress)
     rivals = {
-        cell.key: [
-            unit_of(beside.job, beside.facts, cell.target, scheme) for scheme in _rivals(cell.target, rows[cell.key][0])
+        unit.key: [
+            unit_of(beside.job, beside.facts, unit.target, scheme) for scheme in _rivals(unit.target, rows[unit.key][0])
         ]
-        for cell in cells
+        for unit in units
     }
     unique = {rival.key: rival for several in rivals.values() for rival in several}
     got = build(beside, tuple(unique.values()), refusals=REFUSALS)
     finished: Finished = {}
-    for cell in cells:
-        row, data = rows[cell.key]
-        others = [got.finished[rival.key][0] for rival in rivals[cell.key] if rival.key in got.finished]
+    for unit in units:
+        row, data = rows[unit.key]
+        others = [got.finished[rival.key][0] for rival in rivals[unit.key] if rival.key in got.finished]
         refused = [
             Variant(scheme=rival.scheme, error=got.refused[rival.key].what, exit_code=got.refused[rival.key].exit_code)
-            for rival in rivals[cell.key]
+            for rival in rivals[unit.key]
             if rival.key in got.refused
         ]
-        row = dataclasses.replace(row, compared=_comparison(run, cell, (row, *others), refused))
+        row = dataclasses.replace(row, compared=_comparison(run, unit, (row, *others), refused))
         row = write_reports(row, data)
-        seen = [one.key for one in (plain[cell.key], *rivals[cell.key]) if one.key not in got.refused]
-        finished |= keep(run, {cell.key: (row, data)}, seen_of(seen))
-    return Obtained(finished=finished, refused=refusals)
+        seen = [one.key for one in (plain[unit.key], *rivals[unit.key]) if one.key not in got.refused]
+        finished |= keep(run, {unit.key: (row, data)}, seen_of(seen))
+    return Results(finished=finished, refused=refusals)
 
 
 def float_job(job: Job) -> Job:
@@ -85,9 +85,9 @@ def _rivals(target: TargetProfile, row: PackageResult) -> tuple[str, ...]:
     return tuple(scheme for scheme in _AGAINST if scheme in target.schemes and scheme != row.scheme)
 
 
-def _comparison(run: Run, cell: BuildUnit, rows: Sequence[PackageResult], refused: Sequence[Variant]) -> Comparison:
+def _comparison(run: Run, unit: BuildUnit, rows: Sequence[PackageResult], refused: Sequence[Variant]) -> Comparison:
     """Return the row's own figures and the others', their latencies measured in turns."""
-    turns = _turns_ms(run, cell, [row.path for row in rows])
+    turns = _turns_ms(run, unit, [row.path for row in rows])
     fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), ())
     variants = (_timed(row, times, fp32) for row, times in zip(rows, turns, strict=True))
     return Comparison(arch=host_arch(), variants=(*variants, *refused))
@@ -105,18 +105,18 @@ def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
     )
 
 
-def _turns_ms(run: Run, cell: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
+def _turns_ms(run: Run, unit: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
     """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
     from edgeq.verify.host import HostRuntime
 
-    target = cell.target
+    target = unit.target
     if why_not_run(target.backend):
         return [()] * len(folders)
     bundles = [read_bundle(folder) for folder in folders]
     sample = first_sample(bundles[0])
     with contextlib.ExitStack() as stack:
         runtimes = [stack.enter_context(HostRuntime(folder=run.work, trusted=True)) for _ in bundles]
-        task = stack.enter_context(run.progress.task(f"compare {cell.label}", _TURNS))
+        task = stack.enter_context(run.progress.task(f"compare {unit.label}", _TURNS))
         for runtime, bundle in zip(runtimes, bundles, strict=True):
             runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
         stack.enter_context(run.progress.alone())

@@ -49,18 +49,18 @@ from edgeq.verify.emulate.support import wants_emulation
 
 
 def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> BuildUnit:
-    """Return a cell of a job; `note` tells results apart that hold more than the scheme's bundle."""
-    key = cell_key(facts, target, scheme + note, emulated=wants_emulation(target, job.device))
+    """Return a unit of a job; `note` tells results apart that hold more than the scheme's bundle."""
+    key = unit_key(facts, target, scheme + note, emulated=wants_emulation(target, job.device))
     return BuildUnit(target=target, scheme=scheme, key=key)
 
 
-def look_up_units(cells: Sequence[BuildUnit], work: Path) -> Finished:
-    """Return what the cache has, each bundle copied into the work folder."""
+def restore(units: Sequence[BuildUnit], work: Path) -> Finished:
+    """Return the results that the cache has, each bundle copied into the work folder."""
     found: Finished = {}
-    for index, cell in enumerate(cells):
-        hit = look_up(cell.key, work / f"cached-{index}")
+    for index, unit in enumerate(units):
+        hit = look_up(unit.key, work / f"cached-{index}")
         if hit is not None:
-            found[cell.key] = hit
+            found[unit.key] = hit
     return found
 
 
@@ -99,7 +99,7 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
 
     Args:
         run: the job, and its files as they were at its start.
-        made: by the cells' keys.
+        made: by the units' keys.
         dependencies: what the user's code looked at; None where that changed meanwhile.
     """
     # a file that was changed meanwhile may be part of the result or not
@@ -167,7 +167,7 @@ def _installed() -> dict[str, str]:
 
 
 def job_facts(job: Job) -> dict[str, Any]:
-    """Return everything that is known before the model is loaded and holds for all cells of a run.
+    """Return everything that is known before the model is loaded and holds for all units of a run.
 
     Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
     """
@@ -190,7 +190,7 @@ def _has_code(names: Iterable[str]) -> bool:
     return any(":" in name and not name.startswith("torchvision:") for name in names)
 
 
-def cell_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
+def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
     """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
     own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
     if target.runtime == "cuda":
@@ -263,12 +263,12 @@ def _name(dependencies: Mapping[str, str]) -> str:
 
 def _entries(key: str) -> tuple[Path, ...]:
     try:
-        return tuple(sorted(path for path in _cell_folder(key).iterdir() if not path.name.startswith(".")))
+        return tuple(sorted(path for path in _unit_folder(key).iterdir() if not path.name.startswith(".")))
     except OSError:  # there is none, or it may not be read
         return ()
 
 
-def _cell_folder(key: str) -> Path:
+def _unit_folder(key: str) -> Path:
     return cache_folder() / "cells" / key
 
 
@@ -304,7 +304,7 @@ def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[s
         EnvironmentProblem: the disk is full or may not be written to, or another edgeq holds the cache's lock.
     """
     folder = cache_folder()
-    place = _cell_folder(key) / _name(dependencies)
+    place = _unit_folder(key) / _name(dependencies)
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
         (staging / "bundle").mkdir()
         copy_files(row.path, staging / "bundle")

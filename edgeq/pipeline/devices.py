@@ -15,24 +15,24 @@ from edgeq.check.device import box_gate, device_gate
 from edgeq.core.config import DeviceConfig, Progress
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UnsupportedError
 from edgeq.core.manifest import Bundle, Manifest
+from edgeq.core.results.artifact import Artifact, Inputs, Observed
 from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Emulation, VerifyReport
 from edgeq.core.results.report import Gate, GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches
 from edgeq.core.targets import TargetProfile, why_not_emulated
 from edgeq.core.units import counted
 from edgeq.pipeline.evaluation import Evaluation, golden_batches, golden_dataset, input_specs
-from edgeq.pipeline.plan import Artifact, Inputs
 from edgeq.pipeline.profile import cores_of
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.install import ensure_installed, find_wheels, is_native
 from edgeq.verify.emulate.support import not_emulated, wants_emulation
-from edgeq.verify.golden import golden_set
+from edgeq.verify.golden import compare_golden, golden_set
 from edgeq.verify.metrics import of_sample
 from edgeq.verify.remote.link import is_link, parse_link
 from edgeq.verify.serving import require_cuda, serve
 
 if TYPE_CHECKING:
-    from edgeq.verify.emulate.emulate import Emulated, EmulateSpec, Observed
+    from edgeq.verify.emulate.emulate import Emulated, EmulateSpec
     from edgeq.verify.emulate.selftest import Machine
     from edgeq.verify.host import HostRuntime
     from edgeq.verify.remote.device import Session
@@ -67,16 +67,16 @@ def machines(runtime: str, versions: tuple[str, ...], cpus: tuple[str, ...], pro
 
 
 class Emulator:
-    """Runs the products of one job on their devices' kernels; targets with equal devices share a run."""
+    """Runs the artifacts of one job on their devices' kernels; targets with equal devices share a run."""
 
     def __init__(self, options: DeviceConfig, progress: Progress) -> None:
         self._options = options
         self._progress = progress
-        # each with the product that it was made from: alive, so that no later product can have its id
+        # each with the artifact that it was made from: alive, so that no later artifact can have its id
         self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], tuple[Artifact, Artifact]] = {}
         self._machines: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[Machine, ...]] = {}
 
-    def prepare(self, targets: tuple[TargetProfile, ...]) -> None:
+    def prepare(self, targets: Sequence[TargetProfile]) -> None:
         """Install and self-test what the targets need, before anything slow starts.
 
         Raises:
@@ -86,24 +86,24 @@ class Emulator:
             if wants_emulation(target, self._options):
                 self._machines_of(target)
 
-    def product(self, prepared: Inputs, product: Artifact, target: TargetProfile, scheme: str, label: str) -> Artifact:
-        """Return the product with what the target's device made of it.
+    def run(self, artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme: str, label: str) -> Artifact:
+        """Return the artifact with the results of the target's device.
 
         Raises:
             EdgeqError: as `verify.emulate.run.emulate`.
         """
         reason = not_emulated(target, self._options)
         if reason:
-            return _with(product, not_emulated=reason)
+            return _with(artifact, not_emulated=reason)
         if not wants_emulation(target, self._options):
-            return product
+            return artifact
         found = self._machines_of(target)
         if not found:
-            return _with(product, emulation=no_sdk(target.runtime, target.app.runtimes))
-        key = (id(product), found, target.app.runtimes)
+            return _with(artifact, emulation=no_sdk(target.runtime, target.app.runtimes))
+        key = (id(artifact), found, target.app.runtimes)
         if key not in self._done:
-            made = self._emulated(prepared, product, found, scheme, label)
-            self._done[key] = (product, _without_wheel(made, target))
+            emulated = self._emulated(artifact, inputs, found, scheme, label)
+            self._done[key] = (artifact, _without_wheel(emulated, target))
         return self._done[key][1]
 
     def _machines_of(self, target: TargetProfile) -> tuple[Machine, ...]:
@@ -114,44 +114,44 @@ class Emulator:
         return self._machines[key]
 
     def _emulated(
-        self, prepared: Inputs, product: Artifact, found: tuple[Machine, ...], scheme: str, label: str
+        self, artifact: Artifact, inputs: Inputs, found: tuple[Machine, ...], scheme: str, label: str
     ) -> Artifact:
         from edgeq.verify.emulate.emulate import EmulateSpec, emulate
         from edgeq.verify.emulate.selftest import emulator_of
 
         spec = EmulateSpec(
-            artifact=product.lowered.path,
+            artifact=artifact.lowered.path,
             machines=found,
             emulator=emulator_of(found),
-            observed=product.observed,
-            output_steps=product.output_steps,
-            metric=prepared.metric,
-            labelled=prepared.is_evaluation and (prepared.samples.labelled or prepared.metric is not None),
+            observed=artifact.observed,
+            output_steps=artifact.quantized.output_steps,
+            metric=inputs.metric,
+            labelled=inputs.is_evaluation and (inputs.samples.labelled or inputs.metric is not None),
             timeout_s=self._options.timeout_s,
             progress=self._progress,
             label=label,
         )
         emulated = emulate(spec)
-        golden = product.golden
+        golden = artifact.golden
         if emulated.golden:
             golden = golden_set(
-                emulated.golden[0], product.output_steps, scheme=scheme, made_on=emulated.report.runs[0].cpu
+                emulated.golden[0], artifact.quantized.output_steps, scheme=scheme, made_on=emulated.report.runs[0].cpu
             )
-        return dataclasses.replace(_with(product, emulation=emulated.report), golden=golden)
+        return dataclasses.replace(_with(artifact, emulation=emulated.report), golden=golden)
 
 
-def _without_wheel(product: Artifact, target: TargetProfile) -> Artifact:
+def _without_wheel(artifact: Artifact, target: TargetProfile) -> Artifact:
     """Note the runtimes in the field that could not be run."""
-    emulation = product.verified.emulation
+    emulation = artifact.verified.emulation
     _, missing = find_wheels(target.runtime, target.app.runtimes)
     if emulation is None or not missing:
-        return product
-    return _with(product, emulation=dataclasses.replace(emulation, without_wheel=missing))
+        return artifact
+    return _with(artifact, emulation=dataclasses.replace(emulation, without_wheel=missing))
 
 
-def _with(product: Artifact, *, emulation: Emulation | None = None, not_emulated: str = "") -> Artifact:
-    verified: VerifyReport = dataclasses.replace(product.verified, emulation=emulation, not_emulated=not_emulated)
-    return dataclasses.replace(product, verified=verified)
+def _with(artifact: Artifact, *, emulation: Emulation | None = None, not_emulated: str = "") -> Artifact:
+    verified: VerifyReport = dataclasses.replace(artifact.verified, emulation=emulation, not_emulated=not_emulated)
+    return dataclasses.replace(artifact, verified=verified)
 
 
 # --- The device's part of `verify_bundle`: a bundle on its device's kernels, held to its golden samples and the
@@ -285,7 +285,7 @@ def on_device(
     Raises:
         EdgeqError: as `verify.emulate.run.emulate`.
     """
-    from edgeq.verify.emulate.emulate import Observed, emulate
+    from edgeq.verify.emulate.emulate import emulate
 
     manifest = bundle.manifest
     first = tuple(Observed(batch=batch, host=host, fp32=None, scored=False) for batch, host in golden_runs)
@@ -351,7 +351,7 @@ def _gates(
 
 def _observed(data: Dataset, manifest: Manifest, runtime: HostRuntime, options: DeviceConfig) -> tuple[Observed, ...]:
     """Run a sub-set of the data on the host."""
-    from edgeq.verify.emulate.emulate import Observed, Subset, subset_size
+    from edgeq.verify.emulate.emulate import Subset, subset_size
 
     specs = input_specs(manifest)
     limit = options.samples or subset_size(manifest.layers.macs or 0, manifest.scheme)
@@ -364,7 +364,7 @@ def _observed(data: Dataset, manifest: Manifest, runtime: HostRuntime, options: 
 
 
 def _golden_gate(run: DeviceRun, golden: GoldenSet, measured: GoldenSet) -> Gate:
-    gate, _ = golden_gate(golden, measured)
+    gate = golden_gate(compare_golden(golden, measured))
     return dataclasses.replace(gate, name=f"golden on {run.cpu}")
 
 
@@ -439,5 +439,5 @@ def served(
     result = serve(artifact, inputs, device=device, widen=widen, threads=manifest.threads, timeout_s=timeout_s)
     pairs = zip(samples, result.outputs, strict=True)
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in pairs]
-    gate, _ = golden_gate(golden, golden_set(taken, (), scheme=manifest.scheme))
+    gate = golden_gate(compare_golden(golden, golden_set(taken, (), scheme=manifest.scheme)))
     return dataclasses.replace(gate, name=f"serving on {device}"), result.measures

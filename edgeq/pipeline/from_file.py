@@ -1,4 +1,4 @@
-"""An artifact that came as it is: described and verified without quantizing or lowering."""
+"""Sources that are model files: .onnx (quantized here or taken as it is), .pte and .ptl (verified as they are)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError, first_line
-from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
+from edgeq.core.results.artifact import Artifact, Inputs
+from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.samples import Batch, batches
 from edgeq.core.schemes import MAX_RELATIVE_FP32
 from edgeq.core.sources import unreadable
 from edgeq.lower.onnx import any_batch, lower_file
 from edgeq.lower.spec import LowerSpec
-from edgeq.pipeline.plan import Artifact, ArtifactSpec, Inputs
+from edgeq.pipeline.plan import ArtifactSpec, BuildStep
 from edgeq.pipeline.prepare import subset, verify_spec
 from edgeq.quantize.graph_runner import Forward
 from edgeq.verify.metrics import Comparison
 
 if TYPE_CHECKING:
-    from edgeq.quantize.onnx import QuantizedFile
     from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded
 
 
 _RUNTIMES = {"pte": "executorch", "ptl": "torchscript", "onnx": "onnx"}
 
 _MATRIX_KERNELS = ("convolution", "addmm", "mm", "bmm", "linear", "baddbmm")
-
-
-def check_runtime(model: LoadedModel, recipe: ArtifactSpec) -> None:
-    """Refuse an artifact of another runtime than the target's.
-
-    Raises:
-        UnsupportedError: a `.pte` for TorchScript, a `.ptl` for ExecuTorch, and so on.
-    """
-    runtime = _RUNTIMES[model.kind]
-    if runtime != recipe.runtime:
-        what = f"{model.model} is an artifact for {runtime}, the target runs {recipe.runtime}"
-        raise UnsupportedError(what, f"choose a target whose runtime is {runtime}, or give the PyTorch model")
 
 
 def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
@@ -68,62 +55,62 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
     return model
 
 
-def take(
-    job: Job,
-    prepared: Inputs,
-    recipe: ArtifactSpec,
-    folder: Path,
-    runtime: HostRuntime,
-    progress: Progress,
-    *,
-    emulated: bool,
-) -> Artifact:
-    """Verify an artifact that came as it is, and return it as a product.
+def build_from_file(step: BuildStep) -> Artifact:
+    """Build an artifact from a .onnx source, or verify a .pte or .ptl source as it is.
 
     Raises:
-        UsageError: the artifact is damaged.
-        EdgeqError: the verify step's own errors.
+        UnsupportedError: the file is for another runtime than the target's.
+        UsageError: the file is damaged.
+        EdgeqError: the error of a step.
     """
     from edgeq.verify.verify import verify
 
-    source: Path = prepared.model.model
-    folder.mkdir(parents=True)
-    path = folder / f"model{source.suffix}"
+    model, spec, runtime = step.inputs.model, step.spec, step.runtime
+    source: Path = model.model
+    own = _RUNTIMES[model.kind]
+    if own != spec.runtime:
+        what = f"{source} is an artifact for {own}, the target runs {spec.runtime}"
+        raise UnsupportedError(what, f"choose a target whose runtime is {own}, or give the PyTorch model")
+    if model.kind == "onnx":
+        # in the child first: a file that crashes the runtime must not end edgeq too
+        load_given(runtime, source, name=spec.runtime, backend=spec.backend, threads=spec.threads)
+        fp32 = None if spec.scheme == "pretrained" else unfused(source, step.inputs)
+        return build_onnx(step, source, fp32, keep=step.job.keep_fp32)
+    step.folder.mkdir(parents=True)
+    path = step.folder / f"model{source.suffix}"
     shutil.copyfile(source, path)
-    load_given(runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads, copy=path)
-    lowered = _lowered(path, recipe, runtime.facts())
-    kept = subset(job, prepared, recipe.scheme, lowered.macs) if emulated else None
-    spec = verify_spec(job, prepared, recipe, lowered, progress, source.name)
-    verified, golden = verify(dataclasses.replace(spec, observe=kept), runtime)
+    load_given(runtime, source, name=spec.runtime, backend=spec.backend, threads=spec.threads, copy=path)
+    lowered = _lowered(path, spec, runtime.facts())
+    kept = subset(step, lowered.macs) if step.emulated else None
+    named = dataclasses.replace(step, label=source.name)
+    verified, golden = verify(dataclasses.replace(verify_spec(named, lowered), observe=kept), runtime)
     return Artifact(
+        quantized=QuantizedModel(scheme=spec.scheme, graph=None, quantized=(), kept_fp32=(), output_steps=()),
         lowered=lowered,
         verified=verified,
         golden=golden,
-        quantized=(),
-        kept_fp32=(),
         observed=tuple(kept.observed) if kept else (),
     )
 
 
-def _lowered(path: Path, recipe: ArtifactSpec, facts: ArtifactFacts) -> LoweredModel:
+def _lowered(path: Path, spec: ArtifactSpec, facts: ArtifactFacts) -> LoweredModel:
     """Describe the artifact by what its own runtime says; who wrote it is not in the file."""
     outside = any(name.partition("::")[2].partition(".")[0] in _MATRIX_KERNELS for name in facts.operators)
-    all_delegated = recipe.runtime == "executorch" and facts.delegates > 0 and not outside
+    all_delegated = spec.runtime == "executorch" and facts.delegates > 0 and not outside
     return LoweredModel(
         path=path,
-        runtime=recipe.runtime,
+        runtime=spec.runtime,
         runtime_version="",
         bytecode_version=facts.bytecode_version,
         passes=(),
         operators=facts.operators,
-        undelegated=facts.operators if recipe.runtime == "executorch" else (),
+        undelegated=facts.operators if spec.runtime == "executorch" else (),
         layers=(),
         delegated_macs=1.0 if all_delegated else None,
     )
 
 
-# --- Artifacts that are made from an ONNX file: one that came as the source, or the float one that PyTorch
-# exported.
+# --- ONNX: the source itself, or the float file that PyTorch exported.
 
 
 _EQUIVALENCE_SAMPLES = 8
@@ -131,108 +118,73 @@ _EQUIVALENCE_SAMPLES = 8
 AS_IT_IS = ("fp32", "pretrained")
 
 
-class FileMaker:
-    """Makes products from ONNX files: quantizes one as the recipe says, or takes it as it is, and verifies it."""
+def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Sequence[str]) -> Artifact:
+    """Quantize an ONNX file as the scheme says, or take it as it is, and verify it.
 
-    def __init__(self, job: Job, prepared: Inputs, folder: Path, progress: Progress, runtime: HostRuntime) -> None:
-        self._runtime = runtime  # a child process, started early
-        self._job = job
-        self._prepared = prepared
-        self._folder = folder
-        self._progress = progress
+    The artifact is compared with the same file run without ONNX Runtime's fusions, which bring its int8 kernels.
 
-    def from_source(self, recipe: ArtifactSpec, label: str, *, emulated: bool) -> Artifact:
-        """Make a product from the source itself; of one that came quantized, no float model is known."""
-        source: Path = self._prepared.model.model
-        # in the child first: a file that crashes the runtime must not take edgeq along
-        load_given(self._runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
-        fp32 = None if recipe.scheme == "pretrained" else unfused(source, self._prepared)
-        keep = self._job.keep_fp32
-        return self.make(source, fp32, recipe, label, emulated=emulated, keep=keep)
+    Args:
+        step: what to build.
+        source: a float file; for `pretrained` a quantized one.
+        fp32: the float model; None where there is none to compare with.
+        keep: names of nodes, or operators, that stay in float.
 
-    def make(
-        self,
-        source: Path,
-        fp32: Forward | None,
-        recipe: ArtifactSpec,
-        label: str,
-        *,
-        emulated: bool,
-        keep: Sequence[str],
-    ) -> Artifact:
-        """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
+    Raises:
+        UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
+        EdgeqError: the error of a step.
+    """
+    from edgeq.quantize.onnx import FileSpec, quantize_file
+    from edgeq.verify.verify import verify
 
-        Args:
-            source: a float file; of `pretrained` a quantized one.
-            fp32: the float model; None where there is none to compare with.
-            recipe: what to make.
-            label: for progress, in words.
-            emulated: whether a device's kernels are to run a part of the samples afterwards.
-            keep: names of nodes, or operators, that stay in float.
-
-        Raises:
-            UnsupportedError: a scheme that no ONNX file can have, or that is not this file's.
-            EdgeqError: the steps' own errors.
-        """
-        from edgeq.verify.verify import verify
-
-        if self._job.dynamic_batch:
-            check_open_batch(source)
-        folder = self._folder / recipe.folder
-        folder.mkdir(parents=True)
-        made = self._quantized(source, recipe, folder, label, keep)
-        lowered = self._lowered(source, made, recipe, folder, label)
-        kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
-        spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
-        graph = unfused(lowered.path, self._prepared)
-        verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), self._runtime)
-        return Artifact(
-            lowered=lowered,
-            verified=verified,
-            golden=golden,
-            quantized=made.quantized if made else (),
-            kept_fp32=made.kept_fp32 if made else (),
-            asked_fp32=tuple(layer.name for layer in lowered.layers if layer.name in keep or layer.op in keep),
-            observed=tuple(kept.observed) if kept else (),
-        )
-
-    def _quantized(
-        self, source: Path, recipe: ArtifactSpec, folder: Path, label: str, keep: Sequence[str]
-    ) -> QuantizedFile | None:
-        """Return the quantized model; None for the file as it is."""
-        from edgeq.quantize.onnx import FileSpec, quantize_file
-
-        if recipe.scheme in AS_IT_IS:
-            _check_state(source, recipe.scheme)
-            return None
-        scratch = folder / "quantize"
+    job, inputs, spec = step.job, step.inputs, step.spec
+    if job.dynamic_batch:
+        check_open_batch(source)
+    step.folder.mkdir(parents=True)
+    made = None
+    if spec.scheme in AS_IT_IS:
+        _check_state(source, spec.scheme)
+    else:
+        scratch = step.folder / "quantize"
         scratch.mkdir()
-        spec = FileSpec(
+        file_spec = FileSpec(
             path=source,
             folder=scratch,
-            inputs=self._prepared.model.inputs,
-            observer=self._job.observer,
+            inputs=inputs.model.inputs,
+            observer=job.observer,
             keep_fp32=tuple(keep),
-            calibration=self._prepared.calibration,
-            reduce_range=recipe.reduce_range,
-            progress=self._progress,
-            label=label,
+            calibration=inputs.calibration,
+            reduce_range=spec.reduce_range,
+            progress=step.progress,
+            label=step.label,
         )
-        return quantize_file(recipe.scheme, spec)
-
-    def _lowered(
-        self, source: Path, made: QuantizedFile | None, recipe: ArtifactSpec, folder: Path, label: str
-    ) -> LoweredModel:
-
-        spec = LowerSpec(
-            inputs=self._prepared.model.inputs,
-            backend=recipe.backend,
-            folder=folder,
-            progress=self._progress,
-            label=label,
-            file_format=recipe.file_format,
-        )
-        return lower_file(source, made.proto if made else None, spec)
+        made = quantize_file(spec.scheme, file_spec)
+    lower_spec = LowerSpec(
+        inputs=inputs.model.inputs,
+        backend=spec.backend,
+        folder=step.folder,
+        progress=step.progress,
+        label=step.label,
+        file_format=spec.file_format,
+    )
+    lowered = lower_file(source, made.proto if made else None, lower_spec)
+    kept = subset(step, lowered.macs) if step.emulated else None
+    graph = unfused(lowered.path, inputs)
+    verify_this = dataclasses.replace(verify_spec(step, lowered), graph=graph, fp32=fp32, observe=kept)
+    verified, golden = verify(verify_this, step.runtime)
+    return Artifact(
+        quantized=QuantizedModel(
+            scheme=spec.scheme,
+            graph=None,
+            quantized=made.quantized if made else (),
+            kept_fp32=made.kept_fp32 if made else (),
+            output_steps=(),
+        ),
+        lowered=lowered,
+        verified=verified,
+        golden=golden,
+        asked_fp32=tuple(layer.name for layer in lowered.layers if layer.name in keep or layer.op in keep),
+        observed=tuple(kept.observed) if kept else (),
+    )
 
 
 def check_open_batch(source: Path) -> None:
@@ -260,7 +212,7 @@ def _check_state(source: Path, scheme: str) -> None:
         raise UnsupportedError(f"{source.name} is {state}, not {scheme}", f"give --scheme {other}")
 
 
-def unfused(path: Path, prepared: Inputs) -> Forward:
+def unfused(path: Path, inputs: Inputs) -> Forward:
     """Return a function that runs an ONNX file operator by operator, without any optimization, in this process.
 
     Raises:
@@ -280,7 +232,7 @@ def unfused(path: Path, prepared: Inputs) -> Forward:
         kind, meaning = onnx_error(str(err)) or (VerificationError, "")
         what = f"ONNX Runtime cannot load {path.name}: {meaning or first_line(err)}"
         raise kind(what, "export it again, for an opset that this ONNX Runtime has") from err
-    names = [spec.name for spec in prepared.model.inputs]
+    names = [spec.name for spec in inputs.model.inputs]
 
     def run(batch: Batch) -> tuple[Any, ...]:
         outputs = session.run(None, dict(zip(names, batch.inputs, strict=True)))
@@ -289,16 +241,16 @@ def unfused(path: Path, prepared: Inputs) -> Forward:
     return run
 
 
-def check_equivalence(lowered: LoweredModel, fp32: Forward, prepared: Inputs) -> None:
+def check_equivalence(lowered: LoweredModel, fp32: Forward, inputs: Inputs) -> None:
     """Hold the float file that is to be quantized to PyTorch: what is quantized from another model is another model.
 
     Raises:
         VerificationError: they differ by more than float32 kernels do that sum in another order.
     """
 
-    runs, sums = unfused(lowered.path, prepared), Comparison()
+    runs, sums = unfused(lowered.path, inputs), Comparison()
     seen = 0
-    for batch in batches(prepared.samples, prepared.model.inputs):
+    for batch in batches(inputs.samples, inputs.model.inputs):
         sums.add(fp32(batch), runs(batch))
         seen += batch.rows
         if seen >= _EQUIVALENCE_SAMPLES:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.check.artifact import outputs_gate, parity_gate
@@ -42,6 +43,7 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import BundleVerification, Gate, GoldenSet
 from edgeq.core.schemes import LimitName
 from edgeq.core.system import processor_name
+from edgeq.verify.golden import compare_golden
 
 if TYPE_CHECKING:
     from edgeq.core.samples import Outputs
@@ -480,7 +482,7 @@ def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...])
 def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: VerifyReport, run: DeviceRun) -> Gates:
     """Hold the device to the bundle's golden outputs: the host's, an emulated core's, or the converted graph's."""
 
-    told, _ = golden_gate(golden, dataclasses.replace(golden, outputs=outputs))
+    told = golden_gate(compare_golden(golden, dataclasses.replace(golden, outputs=outputs)))
     same = dataclasses.replace(told, name=f"golden on {run.cpu}")
     if not _is_graphs(manifest):
         return device_gate(manifest.scheme, Emulation(emulator=run.cpu, runs=(run,))), same
@@ -506,4 +508,5 @@ def _timed(bundle: Bundle, verified: VerifyReport) -> Gates:
     """Hold the device's times to the limits that the bundle was packaged with and that nobody measured."""
     asked = {gate.name: gate.bound for gate in bundle.manifest.gates if gate.bound is not None}
     limits = tuple((name, float(asked[name])) for name in _TIMED if name in asked)
-    return limit_gates(bundle, verified, GateOptions(limits=limits))
+    download_bytes = download_size_bytes(bundle.folder) if "download" in dict(limits) else 0
+    return limit_gates(bundle, verified, GateOptions(limits=limits), download_bytes=download_bytes)

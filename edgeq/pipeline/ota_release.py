@@ -293,10 +293,22 @@ def _checked(
         old = _shipped_bundle(job, channel, item, scratch)
         named = tuple(version for name, version in job.terms.runtimes if name == manifest.target.runtime)
         runtimes = named or (manifest.runtime.oldest_in_field,)
+        operators, bytecode = (), None
+        if release_checks.is_lite(manifest) and runtime is not None:
+            target = manifest.target
+            runtime.load(item.bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)
+            facts = runtime.facts()
+            operators, bytecode = facts.operators, facts.bytecode_version
         gates = (
-            release_checks.release_runtime_gate(item.bundle, runtimes, runtime),
+            release_checks.release_runtime_gate(item.bundle, runtimes, operators=operators, bytecode=bytecode),
             release_checks.contract_gate(manifest, old.manifest if old else None),
-            *release_checks.size_gates(item, old.manifest if old else None, job.gates),
+            *release_checks.size_gates(
+                manifest,
+                old.manifest if old else None,
+                job.gates,
+                download_bytes=len(item.archive),
+                patch_bytes=[(delta.label, len(delta.patch.data)) for delta in item.deltas],
+            ),
             *churn_gates(item.bundle, old, job.data, job.gates, runtime, progress),
         )
     return ReleaseRow(

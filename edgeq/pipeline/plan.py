@@ -1,22 +1,19 @@
-"""What a job comes to: a cell for each target and scheme, and which of them the cache has already."""
+"""The build matrix of a job: a unit for each target and scheme, what its artifact depends on, and `--dry-run`."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
-from edgeq.core.preprocess import Preprocess
-from edgeq.core.results.measured import VerifyReport
-from edgeq.core.results.model import KeptValues, LayerSqnrs, LoadedModel, LoweredModel, QParams, Search, Tuning
-from edgeq.core.results.report import DataFacts, GoldenSet, ModelError, PackageResult, Reuse
-from edgeq.core.samples import Dataset
+from edgeq.core.results.artifact import Inputs
+from edgeq.core.results.report import DataFacts, ModelError, PackageResult
 from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import host_arch
 from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
@@ -24,47 +21,7 @@ from edgeq.core.units import counted, format_bytes, format_quantity
 from edgeq.deliver.install import PROJECT_FILES, project_platforms
 from edgeq.quantize import find_file_method, find_method
 from edgeq.verify.emulate.support import wants_emulation
-
-if TYPE_CHECKING:
-    from edgeq.verify.emulate.emulate import Observed
-
-
-NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
-
-
-def _nothing(i: int) -> Any:
-    raise IndexError(i)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What the later steps start from.
-
-    Attributes:
-        samples: evaluation data, or seeded random inputs where none was given.
-        training: what qat-int8 may train on; none where no scheme trains.
-        searching: what mixed-int8 judges on; none where no scheme searches.
-        train: the user's own training loop.
-        logits: whether the outputs are scored as logits [N, classes].
-        unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
-            it; "" where it was to all.
-        remarks: what people must know of the data, and fails nothing.
-    """
-
-    model: LoadedModel
-    preprocess: Preprocess | None
-    calibration: Dataset
-    samples: Dataset
-    is_evaluation: bool
-    metric: Callable[[tuple[Any, ...], Any], float] | None
-    labels: tuple[str, ...]
-    data: DataFacts
-    training: Dataset = NO_SAMPLES
-    searching: Dataset = NO_SAMPLES
-    train: Callable[[Any, Any, Any], Any] | None = None
-    logits: bool = False
-    unapplied: str = ""
-    remarks: tuple[str, ...] = ()
+from edgeq.verify.host import HostRuntime
 
 
 def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
@@ -116,7 +73,7 @@ class BuildUnit:
     key: str
 
     @property
-    def recipe(self) -> ArtifactSpec:
+    def spec(self) -> ArtifactSpec:
         """What the artifact depends on."""
         target = self.target
         return ArtifactSpec(
@@ -131,37 +88,37 @@ class BuildUnit:
 
     @property
     def label(self) -> str:
-        """The cell in words, for progress."""
+        """The unit in words, for progress."""
         return f"{self.target.name} {self.scheme}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A job with what is there of it already.
+    """The units of a job, with the results that are there already.
 
     Attributes:
-        facts: what the cells' keys are over.
-        finished: by the cells' keys.
-        refused: why a cell cannot be made, by its key.
+        facts: what the units' keys are hashed from.
+        finished: by the units' keys.
+        refused: why a unit cannot be built, by its key.
     """
 
     job: Job
     facts: dict[str, Any]
-    cells: tuple[BuildUnit, ...]
+    units: tuple[BuildUnit, ...]
     finished: Finished
     refused: Mapping[str, ModelError] = dataclasses.field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[BuildUnit, ...]:
-        """The cells that are still to be made."""
-        return tuple(cell for cell in self.cells if cell.key not in self.finished and cell.key not in self.refused)
+        """The units that are still to be built."""
+        return tuple(unit for unit in self.units if unit.key not in self.finished and unit.key not in self.refused)
 
 
-def grouped(cells: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
-    """Return the cells by what their artifacts depend on."""
+def group_by_artifact(units: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
+    """Return the units by what their artifacts depend on."""
     groups: dict[ArtifactSpec, list[BuildUnit]] = {}
-    for cell in cells:
-        groups.setdefault(cell.recipe, []).append(cell)
+    for unit in units:
+        groups.setdefault(unit.spec, []).append(unit)
     return groups
 
 
@@ -170,9 +127,9 @@ class Run:
     """A job under way.
 
     Attributes:
-        facts: what the cells' keys are over.
-        work: a folder on the disk of the output, gone at the end.
-        deflated: what files that were written come to in a ZIP, by their sha256; targets share artifacts.
+        facts: what the units' keys are hashed from.
+        work: a folder on the disk of the output, removed at the end.
+        deflated: size of each written file in a ZIP, in bytes, by its sha256; targets share artifacts.
     """
 
     job: Job
@@ -183,23 +140,20 @@ class Run:
 
     def folder(self) -> Path:
         """Return a new folder in the work folder."""
-        return Path(tempfile.mkdtemp(prefix="cells-", dir=self.work))
+        return Path(tempfile.mkdtemp(prefix="units-", dir=self.work))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Obtained:
-    """What became of cells, by their keys: most are finished; those that cannot be made have the reason."""
+class Results:
+    """Results of units by their keys: bundles, and for units that cannot be built the reason."""
 
     finished: Finished
     refused: dict[str, EdgeqError]
 
 
-# --- What one recipe makes: an artifact, with all that is known of it.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactSpec:
-    """What an artifact depends on, apart from the job: targets with equal recipes share it.
+    """What an artifact depends on, apart from the job: units with equal specs share one artifact.
 
     Attributes:
         fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
@@ -229,34 +183,24 @@ class ArtifactSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """An artifact with all that is known of it.
+class BuildStep:
+    """One artifact to build, with all that its steps need.
 
     Attributes:
-        output_steps: quantization steps of the outputs, where known.
-        observed: the sub-set of the samples that a device's kernels are to run too; none where no target wants that.
-        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
-        qparams, fresh, remarks, layer_sqnrs: as in QuantizedModel.
-        reuse: what came of the shipped model's scales and zero points; None where they were not asked for.
+        folder: for its files; the step makes it.
+        runtime: a child process for the verification, already started.
+        label: names the artifact in the progress.
+        emulated: whether a device's kernels will run a subset of the samples afterwards.
     """
 
-    lowered: LoweredModel
-    verified: VerifyReport
-    golden: GoldenSet
-    quantized: tuple[str, ...]
-    kept_fp32: tuple[str, ...]
-    asked_fp32: tuple[str, ...] = ()
-    output_steps: tuple[float | None, ...] = ()
-    observed: tuple[Observed, ...] = ()
-    tuning: Tuning | None = None
-    qparams: tuple[QParams, ...] = ()
-    fresh: tuple[str, ...] = ()
-    kept: KeptValues | None = None
-    reuse: Reuse | None = None
-    search: Search | None = None
-    search_state: Path | None = None
-    remarks: tuple[str, ...] = ()
-    layer_sqnrs: LayerSqnrs | None = None
+    job: Job
+    inputs: Inputs
+    spec: ArtifactSpec
+    folder: Path
+    runtime: HostRuntime
+    progress: Progress
+    label: str
+    emulated: bool
 
 
 # --- What `--dry-run` prints: each step of each target, as it would be done.

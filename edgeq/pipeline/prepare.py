@@ -10,16 +10,17 @@ from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import check_slug
 from edgeq.core.preprocess import Preprocess, load_preprocess
+from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
 from edgeq.core.results.report import DataFacts
-from edgeq.core.samples import Dataset, Sample, batch_size, remembered
+from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
 from edgeq.load.inputs import random_inputs, takes_pixels
 from edgeq.load.onnx import output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
-from edgeq.pipeline.plan import NO_SAMPLES, ArtifactSpec, Inputs
+from edgeq.pipeline.plan import BuildStep
 from edgeq.pipeline.preflight import check_calibration
 from edgeq.quantize.capture import run_once
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
@@ -72,40 +73,40 @@ def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     return dataclasses.replace(dataset, count=len(rows), read=lambda i: dataset.read(rows[i]))
 
 
-def subset(job: Job, prepared: Inputs, scheme: str, macs: int) -> Subset:
-    """Return what keeps the samples that are to be emulated."""
+def subset(step: BuildStep, macs: int) -> Subset:
+    """Return what keeps the samples that the device's kernels will run; `macs` are those of one inference."""
     from edgeq.verify.emulate.emulate import Subset, subset_size
 
-    rows = batch_size(prepared.samples, prepared.model.inputs) or 1
-    limit = job.device.samples or subset_size(macs, scheme)
-    return Subset(count=prepared.samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
+    samples = step.inputs.samples
+    rows = batch_size(samples, step.inputs.model.inputs) or 1
+    limit = step.job.device.samples or subset_size(macs, step.spec.scheme)
+    return Subset(count=samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
 
 
-def verify_spec(
-    job: Job, prepared: Inputs, recipe: ArtifactSpec, lowered: LoweredModel, progress: Progress, label: str
-) -> VerifySpec:
+def verify_spec(step: BuildStep, lowered: LoweredModel) -> VerifySpec:
     """Return the verify step's input for an artifact that is compared with nothing yet."""
+    inputs, spec = step.inputs, step.spec
     return VerifySpec(
         lowered=lowered,
-        inputs=prepared.model.inputs,
+        inputs=inputs.model.inputs,
         graph=None,
         fp32=None,
         output_steps=(),
-        samples=prepared.samples,
-        is_evaluation=prepared.is_evaluation,
-        metric=prepared.metric,
-        metric_name=(job.data.metric or "").rpartition(":")[2] or "top1",
-        scheme=recipe.scheme,
-        backend=recipe.backend,
-        threads=recipe.threads,
-        progress=progress,
-        label=label,
+        samples=inputs.samples,
+        is_evaluation=inputs.is_evaluation,
+        metric=inputs.metric,
+        metric_name=(step.job.data.metric or "").rpartition(":")[2] or "top1",
+        scheme=spec.scheme,
+        backend=spec.backend,
+        threads=spec.threads,
+        progress=step.progress,
+        label=step.label,
     )
 
 
-def float_module(prepared: Inputs) -> Any:
+def float_module(inputs: Inputs) -> Any:
     """Return the model as it was loaded, as a module."""
-    model = prepared.model
+    model = inputs.model
     return model.model.module() if model.kind == "exported" else model.model
 
 

@@ -14,13 +14,14 @@ from edgeq.core.devices import CountReport, DeviceProfile, Prediction, devices_w
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
+from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, LatencyPrediction, VerifyReport
+from edgeq.core.samples import batches
 from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
 from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
 from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
-    from edgeq.pipeline.plan import Artifact, Inputs
     from edgeq.verify.emulate.runner import Arrays
 
 
@@ -30,38 +31,36 @@ def is_needed(options: GateOptions) -> bool:
 
 
 def with_cost(
+    artifact: Artifact,
+    inputs: Inputs,
     gates: GateOptions,
     device: DeviceConfig,
-    prepared: Inputs,
-    product: Artifact,
     target: TargetProfile,
     progress: Progress,
 ) -> Artifact:
-    """Return the product with its cost, where a gate needs that and the target's kernels are emulated.
+    """Return the artifact with its cost, where a gate needs that and the target's kernels are emulated.
 
     Raises:
         EdgeqError: as `count_bundle`, or the prediction's UsageError.
     """
     if not is_needed(gates) or not wants_emulation(target, device):
-        return product
-    from edgeq.core.samples import batches
-
+        return artifact
     wheels, _ = find_wheels(target.runtime, target.app.runtimes)
     if not wheels:
-        return product
-    sample = next(iter(batches(prepared.samples, prepared.model.inputs))).inputs
+        return artifact
+    sample = next(iter(batches(inputs.samples, inputs.model.inputs))).inputs
     runtime = ensure_installed(wheels[0], progress)
     cost = cost_of(
         gates,
         runtime,
         device.cpu or target.device.cpu,
-        product.lowered.path,
+        artifact.lowered.path,
         sample,
         threads=target.device.threads,
         timeout_s=device.timeout_s,
         progress=progress,
     )
-    return dataclasses.replace(product, verified=dataclasses.replace(product.verified, cost=cost))
+    return dataclasses.replace(artifact, verified=dataclasses.replace(artifact.verified, cost=cost))
 
 
 def with_bundle_cost(

@@ -14,7 +14,7 @@ from edgeq.core.results.report import DataFacts, Library, ModelError, ModelResul
 from edgeq.core.targets import TargetProfile
 from edgeq.core.units import counted
 from edgeq.deliver.android import growth_by_abi
-from edgeq.pipeline.package import plan, work_folder
+from edgeq.pipeline.package import make_plan, work_folder
 from edgeq.pipeline.plan import Plan
 from edgeq.pipeline.preflight import check_job
 from edgeq.pipeline.publish import publish
@@ -65,7 +65,7 @@ def _planned(job: Job, folder: Path, check: Callable[[Job], None]) -> Outcome:
     try:
         check(job)
         check_job(job)
-        return plan(job, folder)
+        return make_plan(job, folder)
     except EdgeqError as err:
         return _told(err)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.run_report import REPORT_NAME, read_report, write_report
 from edgeq.bundle.writer import write_bundle
-from edgeq.check.evaluate import Candidate, check
+from edgeq.check.evaluate import check
 from edgeq.core.config import REJECTED_NAME, Job
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import copy_files, remove_dir, staged_dir
+from edgeq.core.results.artifact import Artifact, BundleInput, Inputs
 from edgeq.core.results.report import (
-    BundleInput,
     CheckReport,
     DataFacts,
     PackageResult,
@@ -24,10 +24,9 @@ from edgeq.core.results.report import (
     with_warning,
 )
 from edgeq.core.sources import origin
-from edgeq.core.system import host_arch, tool_versions
-from edgeq.core.targets import TargetProfile
+from edgeq.core.system import tool_versions
 from edgeq.lower.executorch import delegate_tools
-from edgeq.pipeline.plan import Artifact, Inputs, Plan
+from edgeq.pipeline.plan import BuildUnit, Plan
 from edgeq.pipeline.reports import page_title, write_page
 
 
@@ -39,23 +38,23 @@ def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
     return row
 
 
-def publish(planned: Plan) -> RunReport:
+def publish(plan: Plan) -> RunReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`.
 
     An earlier bundle of a target and scheme that is refused now stays where it is.
     """
 
-    job, finished = planned.job, planned.finished
-    cells = [cell for cell in planned.cells if cell.key in finished]
+    job, finished = plan.job, plan.finished
+    units = [unit for unit in plan.units if unit.key in finished]
     for name in {row.model for row, _ in finished.values()}:
         check_owner(job, name)
     rows: list[PackageResult] = []
     replaced: list[Path] = []
     # all are copied before the first is switched: a disk that fills up leaves what was there
     with contextlib.ExitStack() as switches:
-        for cell in cells:
-            row, _ = finished[cell.key]
-            name, former = cell.target.name, f"{cell.target.name}@{row.scheme}"
+        for unit in units:
+            row, _ = finished[unit.key]
+            name, former = unit.target.name, f"{unit.target.name}@{row.scheme}"
             if len(job.schemes) > 1:
                 name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
@@ -69,110 +68,99 @@ def publish(planned: Plan) -> RunReport:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
     refused = []
-    for cell in planned.cells:
-        if cell.key in planned.refused:
-            name = f"{cell.target.name}@{cell.scheme}" if len(job.schemes) > 1 else cell.target.name
+    for unit in plan.units:
+        if unit.key in plan.refused:
+            name = f"{unit.target.name}@{unit.scheme}" if len(job.schemes) > 1 else unit.target.name
             earlier = job.out / rows[0].model / name
             refused.append(
                 Refusal(
                     model=rows[0].model,
-                    target=cell.target.name,
-                    scheme=cell.scheme,
-                    error=planned.refused[cell.key],
+                    target=unit.target.name,
+                    scheme=unit.scheme,
+                    error=plan.refused[unit.key],
                     stays=earlier if earlier.exists() else None,
                 )
             )
-    return RunReport(rows=tuple(rows), data=finished[cells[0].key][1], refused=tuple(refused))
+    return RunReport(rows=tuple(rows), data=finished[units[0].key][1], refused=tuple(refused))
 
 
-# --- From a product to a gated bundle for one target.
+# --- From an artifact to a gated bundle for one target.
 
 
 _ROUNDS = 5  # verdicts are in the manifest, which is in the download that they judge
 
 
-def bundled(
+def write_result(
+    unit: BuildUnit,
+    artifact: Artifact,
+    inputs: Inputs,
     job: Job,
-    prepared: Inputs,
-    product: Artifact,
-    target: TargetProfile,
-    scheme: str,
     folder: Path,
     *,
     deflated: dict[str, int] | None = None,
 ) -> PackageResult:
-    """Write the bundle into a new folder and judge it by all gates; `deflated` is `download_size_bytes`' own.
+    """Judge an artifact by all gates, and write its bundle with their verdicts into a new folder.
+
+    Args:
+        unit: the target and scheme.
+        artifact: as it ran on this host and on the target's device.
+        inputs: the model and its data.
+        job: its limits and options.
+        folder: does not exist yet.
+        deflated: as in `download_size_bytes`; only the manifest differs from one writing to the next.
 
     Raises:
         EdgeqError: the checks' and the writer's own errors.
     """
+    target, scheme = unit.target, unit.scheme
     folder.mkdir()
-    size_bytes = product.lowered.path.stat().st_size
-    checked, digest, download_bytes = _written(job, prepared, product, target, scheme, folder, deflated)
+    known = {} if deflated is None else deflated
+    emulation = artifact.verified.emulation
+    name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
+    tools = tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})
+
+    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
+        checked = check(artifact, inputs, target, scheme, job.gates, download_bytes=judged_bytes)
+        bundle = BundleInput(
+            target=target,
+            scheme=scheme,
+            inputs=inputs,
+            artifact=artifact,
+            checked=checked,
+            model_version=job.model_version,
+            seed=job.seed,
+            tools=tools,
+        )
+        digest = write_bundle(bundle, folder)
+        return checked, digest, download_size_bytes(folder, known)
+
+    checked, digest, download_bytes = _settled(write)
     return PackageResult(
-        model=prepared.model.name,
+        model=inputs.model.name,
         target=target.name,
         scheme=scheme,
         path=folder,
         digest=digest,
-        size_bytes=size_bytes,
+        size_bytes=artifact.size_bytes,
         download_bytes=download_bytes,
-        fp32_bytes=prepared.model.fp32_bytes,
-        verified=product.verified,
+        fp32_bytes=inputs.model.fp32_bytes,
+        verified=artifact.verified,
         checked=checked,
-        delegated_macs=product.lowered.delegated_macs,
-        weights=prepared.model.weights,
-        layers=product.lowered.layers,
-        qparams=product.qparams,
-        reuse=product.reuse,
+        delegated_macs=artifact.lowered.delegated_macs,
+        weights=inputs.model.weights,
+        layers=artifact.lowered.layers,
+        qparams=artifact.quantized.qparams,
+        reuse=artifact.reuse,
         source=origin(job.source),
-        search=product.search,
-        layer_sqnrs=product.layer_sqnrs,
+        search=artifact.quantized.search,
+        layer_sqnrs=artifact.quantized.layer_sqnrs,
     )
 
 
-def _written(
-    job: Job,
-    prepared: Inputs,
-    product: Artifact,
-    target: TargetProfile,
-    scheme: str,
-    folder: Path,
-    deflated: dict[str, int] | None,
-) -> tuple[CheckReport, str, int]:
-    """Write a bundle with its verdicts; return them, its digest and the bytes of its download."""
-
-    known = {} if deflated is None else deflated  # only the manifest differs from one writing to the next
-
-    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
-        item = Candidate(
-            target=target,
-            scheme=scheme,
-            lowered=product.lowered,
-            verified=product.verified,
-            tuning=product.tuning,
-            search=product.search,
-            options=job.gates,
-            size_bytes=product.lowered.path.stat().st_size,
-            download_bytes=judged_bytes,
-            weights=prepared.model.weights,
-            host_arch=host_arch(),
-            has_graph=prepared.model.kind not in ("pte", "ptl"),
-            remarks=(*product.remarks, *prepared.remarks),
-            asked_fp32=product.asked_fp32,
-            unapplied=prepared.unapplied,
-        )
-        checked = check(item)
-        digest = write_bundle(_bundle_input(job, prepared, product, target, scheme, checked), folder)
-        return checked, digest, download_size_bytes(folder, known)
-
-    return _settled(write)
-
-
 def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[CheckReport, str, int]:
-    """Write until the download size that was judged is the one that came of it.
+    """Write until the download size that was judged is the size of what was written.
 
-    A verdict that the size itself brings about can flip for ever between two sizes: then the larger one counts.
+    A verdict that depends on the size, and changes it, can flip for ever between two sizes: then the larger one counts.
     """
     seen = [0]
     for _ in range(_ROUNDS):
@@ -181,37 +169,6 @@ def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[Chec
             return checked, digest, download_bytes
         seen.append(download_bytes)
     return write(max(seen))
-
-
-def _bundle_input(
-    job: Job, prepared: Inputs, product: Artifact, target: TargetProfile, scheme: str, checked: CheckReport
-) -> BundleInput:
-    return BundleInput(
-        model=prepared.model,
-        model_version=job.model_version,
-        target=target,
-        scheme=scheme,
-        lowered=product.lowered,
-        verified=product.verified,
-        checked=checked,
-        labels=prepared.labels,
-        preprocess=prepared.preprocess,
-        golden=product.golden,
-        data=prepared.data,
-        seed=job.seed,
-        tools=_tools(product, target),
-        quantized=product.quantized,
-        kept_fp32=product.kept_fp32,
-        tuning=product.tuning,
-        search=product.search,
-    )
-
-
-def _tools(product: Artifact, target: TargetProfile) -> dict[str, str]:
-    """Return the versions of what decides the result; QEMU decides where it ran the device's kernels."""
-    emulation = product.verified.emulation
-    name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
-    return tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})
 
 
 # --- Whose bundles lie in the output folder under a model's name: one source must not replace another's by

@@ -6,11 +6,15 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgeq.bundle.reader import read_bundle
+from edgeq.bundle.run_report import read_report
 from edgeq.core.config import Job
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.files import cache_folder, canonical_json, sha256_bytes
+from edgeq.core.manifest import Bundle
+from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import QParams, Scores
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import NEEDS_CALIBRATION, NEEDS_SEARCH, SEARCH_LIMITS
@@ -20,17 +24,13 @@ from edgeq.pipeline.tracking import current_state, user_modules
 from edgeq.quantize.graph_runner import Forward
 from edgeq.quantize.spec import ReuseSpec, SearchSpec
 
-if TYPE_CHECKING:
-    from edgeq.core.manifest import Bundle
-    from edgeq.pipeline.plan import Inputs
 
-
-def search_spec(job: Job, prepared: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
+def search_spec(job: Job, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
     """Return what the search is given.
 
     Args:
         job: its limits.
-        prepared: the model and its data.
+        inputs: the model and its data.
         fp32: the float model.
         forward: makes a function from batches to outputs of a converted graph.
 
@@ -41,17 +41,17 @@ def search_spec(job: Job, prepared: Inputs, fp32: Forward, forward: Callable[[An
     limits = tuple((name, value) for name, value in job.gates.limits if name in SEARCH_LIMITS)
     size = dict(job.gates.limits).get("size")
     return SearchSpec(
-        samples=prepared.searching,
-        score=lambda graph: scores(prepared.searching, prepared, fp32, forward(graph)),
+        samples=inputs.searching,
+        score=lambda graph: scores(inputs.searching, inputs, fp32, forward(graph)),
         limits=limits,
         size_limit=size,
         state_folder=cache_folder() / "search" if job.cache else None,
         identity=(
-            prepared.data.search_sha256 or "",
-            prepared.data.calibration_sha256 or "",
+            inputs.data.search_sha256 or "",
+            inputs.data.calibration_sha256 or "",
             edgeq_digest(),
             tool_versions()["torch"],
-            _judge(job, prepared.searching),
+            _judge(job, inputs.searching),
         ),
     )
 
@@ -65,7 +65,7 @@ def _judge(job: Job, samples: Dataset) -> str:
     return sha256_bytes(canonical_json({"labels": labels, "metric": job.data.metric, "code": states}))
 
 
-def scores(samples: Dataset, prepared: Inputs, fp32: Forward, measured: Forward) -> Scores:
+def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -> Scores:
     """Score a graph on samples, against fp32.
 
     Without labels, the share of top-1 predictions that changed bounds the drop of accuracy.
@@ -82,11 +82,11 @@ def scores(samples: Dataset, prepared: Inputs, fp32: Forward, measured: Forward)
     digests: set[str] = set()
     before: list[float] = []
     after: list[float] = []
-    for batch in batches(samples, prepared.model.inputs):
+    for batch in batches(samples, inputs.model.inputs):
         expected, came = fp32(batch), measured(batch)
         digests.update(sample.digest for sample in batch.samples)
         sums.add(cut(batch, expected), cut(batch, came), rows=real_rows(batch))
-        metric = chosen_metric(prepared.metric, expected, labelled=labelled)
+        metric = chosen_metric(inputs.metric, expected, labelled=labelled)
         if metric is not None:
             before += batch_scores(metric, batch, expected)
             after += batch_scores(metric, batch, came)
@@ -104,7 +104,7 @@ def scores(samples: Dataset, prepared: Inputs, fp32: Forward, measured: Forward)
         max_abs=None,
         top1_agreement=agreement,
         distinct=len(digests),
-        groups=sums.groups(classes=labelled and prepared.metric is None),
+        groups=sums.groups(classes=labelled and inputs.metric is None),
     )
     return Scores(sqnr_db=worst_part(fidelity)[1], agreement=agreement, drop_pp=drop)
 
@@ -130,7 +130,7 @@ def check_reuse(job: Job) -> None:
     """
     if job.reuse_qparams_from is None:
         return
-    bundle, _ = _shipped(job.reuse_qparams_from)
+    bundle, _ = read_shipped(job.reuse_qparams_from)
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)
     for profile in job.targets:
@@ -144,17 +144,12 @@ def check_reuse(job: Job) -> None:
                 raise UsageError(what, "package each target with its own shipped bundle, in a run of its own")
 
 
-def shipped_qparams(folder: Path) -> tuple[QParams, ...]:
-    """Return the scales and zero points that a bundle was made with; raises as `check_reuse`."""
-    return _shipped(folder)[1]
-
-
-def sticky_spec(folder: Path, prepared: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> ReuseSpec:
+def reuse_spec(folder: Path, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> ReuseSpec:
     """Return what keeping a bundle's int8 values is given.
 
     Args:
         folder: the shipped model's bundle.
-        prepared: the model and its data; calibration samples judge, since evaluation data decides nothing here.
+        inputs: the model and its data; calibration samples judge, since evaluation data decides nothing here.
         fp32: the float model.
         forward: makes a function from batches to outputs of a converted graph.
 
@@ -163,19 +158,17 @@ def sticky_spec(folder: Path, prepared: Inputs, fp32: Forward, forward: Callable
         UnsupportedError: the artifact's layout differs from this edgeq's.
     """
 
-    bundle, _ = _shipped(folder)
-    samples = dataclasses.replace(prepared.calibration, count=min(prepared.calibration.count, _JUDGED))
+    bundle, _ = read_shipped(folder)
+    samples = dataclasses.replace(inputs.calibration, count=min(inputs.calibration.count, _JUDGED))
     return ReuseSpec(
         layers=shipped_layers(bundle.artifact, bundle.manifest.target.runtime),
-        score=lambda graph: scores(samples, prepared, fp32, forward(graph)),
+        score=lambda graph: scores(samples, inputs, fp32, forward(graph)),
         samples=samples.count,
     )
 
 
-def _shipped(folder: Path) -> tuple[Bundle, tuple[QParams, ...]]:
-    from edgeq.bundle.reader import read_bundle
-    from edgeq.bundle.run_report import read_report
-
+def read_shipped(folder: Path) -> tuple[Bundle, tuple[QParams, ...]]:
+    """Return a shipped bundle, and the scales and zero points that it was made with; raises as `check_reuse`."""
     bundle, row = read_bundle(folder), read_report(folder)
     fix = "give the folder that `edgeq package` wrote for the shipped model, with its report.json"
     if row.digest != bundle.digest:

@@ -43,21 +43,21 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
         what = f"the layers of a model for {target.name} cannot be ranked: runtime {target.runtime}"
         raise UnsupportedError(what, f"give a target of {' or '.join(sorted(RANKINGS))}")
     job = with_demo_data(job)
-    prepared = prepare(job, progress, schemes=("static-int8",), describe=_refused)
-    if prepared.calibration.count == 0:
+    inputs = prepare(job, progress, schemes=("static-int8",), describe=_refused)
+    if inputs.calibration.count == 0:
         raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
     spec = QuantizeSpec(
-        model=prepared.model,
-        captured=capture(prepared.model) if target.runtime == "executorch" else None,
+        model=inputs.model,
+        captured=capture(inputs.model) if target.runtime == "executorch" else None,
         backend=target.backend,
         observer=job.observer,
         keep_fp32=job.keep_fp32,
-        calibration=prepared.calibration,
+        calibration=inputs.calibration,
         progress=progress,
         label=target.name,
     )
     layers = rank_layers(target.runtime, spec)
-    return Ranking(model=prepared.model.name, target=target.name, samples=prepared.calibration.count, layers=layers)
+    return Ranking(model=inputs.model.name, target=target.name, samples=inputs.calibration.count, layers=layers)
 
 
 def _refused(model: LoadedModel) -> LoadedModel:

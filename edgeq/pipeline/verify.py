@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.check import bundle as promises
@@ -30,7 +31,7 @@ from edgeq.pipeline.evaluation import TOP1, Evaluation, golden_dataset, input_sp
 from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
 from edgeq.pipeline.preflight import check_cost_options
 from edgeq.pipeline.profile import with_bundle_cost
-from edgeq.verify.golden import golden_set
+from edgeq.verify.golden import compare_golden, golden_set
 from edgeq.verify.metrics import of_sample
 from edgeq.verify.spec import VerifySpec
 
@@ -106,11 +107,12 @@ def _seen(
 
 def _judged(bundle: Bundle, seen: Seen, gates: GateOptions, elsewhere: JudgedMeasurement | None) -> BundleVerification:
     """Hold what was seen to the manifest's promises and to the limits of this run."""
+    download_bytes = download_size_bytes(bundle.folder) if "download" in dict(gates.limits) else 0
     verdicts = (
         promises.files_gate(bundle),
         *promises.packaged_gates(bundle.manifest, elsewhere.settled if elsewhere else {}),
         *(settled(gate, gates) for gate in seen.gates),
-        *limit_gates(bundle, seen.verified, gates),
+        *limit_gates(bundle, seen.verified, gates, download_bytes=download_bytes),
     )
     return BundleVerification(
         folder=bundle.folder,
@@ -200,13 +202,13 @@ def _run(
     takes = _loaded(bundle, runtime).inputs or promises.signature(manifest.inputs)
     device = on_device(bundle, golden, golden_runs, evaluation, runtime, setting) if setting else None
     measured = _measured(manifest, golden_runs)
-    golden_gate, compared = promises.golden_gate(golden, measured)
+    compared = compare_golden(golden, measured)
     score_gates, notes = promises.score_gates(score) if score else ((), ())
     verdicts = (
         promises.run_gate(verified),
         promises.signature_gate(manifest, takes, promises.signature(verified.outputs)),
         outputs_gate(verified),
-        golden_gate,
+        promises.golden_gate(compared),
         *score_gates,
         *(device.gates if device else ()),
     )

@@ -9,8 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.results.measured import GoldenComparison
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Outputs, Sample
+from edgeq.verify.channels import lattice_step, lost_channels
+from edgeq.verify.metrics import Comparison
 
 # float kernels differ by rounding only
 _FLOAT_FLOORS_DB = {"fp32": 60.0, "storage-fp16": 60.0, "weight-only-int8": 60.0, "fp16": 40.0, "bf16": 25.0}
@@ -53,6 +56,24 @@ def golden_set(
         sqnr_floor_db=sqnr_floor_db(expected, output_steps, scheme),
         made_on=made_on,
         made_by=made_by,
+    )
+
+
+def compare_golden(expected: GoldenSet, measured: GoldenSet) -> GoldenComparison:
+    """Compare outputs for the golden samples with the recorded ones, per output and per channel."""
+    sums = Comparison(by_channel=True)
+    same_shapes = [array.shape for array in expected.outputs] == [array.shape for array in measured.outputs]
+    if same_shapes:
+        sums.add(expected.outputs, measured.outputs)
+    return GoldenComparison(
+        samples=len(expected.inputs[0]),
+        sqnr_db=sums.sqnr_db if sums.elements else math.nan,
+        sqnr_floor_db=expected.sqnr_floor_db,
+        max_abs=sums.max_abs if sums.elements else math.nan,
+        top1_agreement=sums.top1_agreement,
+        same_shapes=same_shapes,
+        finite=sums.finite,
+        lost=tuple(lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import re
@@ -22,6 +23,7 @@ from typing import IO, Any, Protocol
 
 from numpy.typing import NDArray
 
+from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.core.results.measured import Gpu
 from edgeq.core.system import missing_module
@@ -391,6 +393,60 @@ class HostRuntime:
             fix = "the system ends processes when memory runs out: free some, or try a smaller model"
             return Killed(f"the runtime {how} while {doing}{last}", fix)
         return VerificationError(f"the runtime {how} while {doing}{last}", fix)
+
+
+class HostRuntimes:
+    """The child processes of one run, one for each artifact, started before they are needed.
+
+    If this process has not used torch yet, it imports torch once and forks all children, which share its pages.
+    Otherwise each child imports torch itself, which takes seconds, while the artifact before is made.
+    """
+
+    def __init__(self, count: int, *, folder: Path, progress: Progress) -> None:
+        """Start the children.
+
+        Args:
+            count: how many artifacts there are.
+            folder: for scratch files; they go with it, even when the run is killed.
+            progress: shows the import of torch.
+        """
+        self._folder = folder
+        self._left = count
+        # a worker of a project has torch from the process that it was forked from, and has not used it
+        self._forks = not torch_was_used() and ("torch" not in sys.modules or PRELOADED in sys.modules)
+        if self._forks:
+            with progress.task("import torch"):
+                calm_openmp()
+                import torch  # noqa: F401
+            # a collection writes to every object that it looks at, and so would copy the pages that the children share
+            gc.collect()
+            gc.freeze()
+            self._waiting = [HostRuntime(forked, folder=folder, trusted=True) for _ in range(count)]
+        else:
+            self._waiting = [HostRuntime(folder=folder, trusted=True)]
+
+    def __enter__(self) -> HostRuntimes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        use_torch()
+        for runtime in self._waiting:
+            runtime.close()
+
+    @property
+    def first(self) -> HostRuntime:
+        """The child of the first artifact, before `next` takes it."""
+        return self._waiting[0]
+
+    def next(self) -> HostRuntime:
+        """Return the child for the next artifact; the caller closes it."""
+        self._left -= 1
+        runtime = self._waiting.pop(0)
+        if not self._forks and self._left:
+            self._waiting.append(HostRuntime(folder=self._folder, trusted=True))
+        return runtime
 
 
 def signal_name(number: int) -> str:

@@ -110,7 +110,7 @@ from edgeq.pipeline import cache
 
 
 def look(job, **_options):
-    key = cache.cell_key(cache.job_facts(job), job.targets[0], job.schemes[0])
+    key = cache.unit_key(cache.job_facts(job), job.targets[0], job.schemes[0])
     print("hit" if cache.look_up(key, Path("looked-up")) else "miss", flush=True)
     assert "torch" not in sys.modules
     os._exit(0)

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_items import artifact, inputs
 
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import ExitCode
 from edgeq.core.files import canonical_json, sha256_file
 from edgeq.core.preprocess import PRESETS
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
-from edgeq.core.results.model import Layer, LoadedModel, LoweredModel, TensorSpec
-from edgeq.core.results.report import BundleInput, CheckReport, DataFacts, DataFinding, Gate, GoldenSet
+from edgeq.core.results.model import Layer, LoweredModel, TensorSpec
+from edgeq.core.results.report import CheckReport, DataFacts, DataFinding, Gate
 from edgeq.core.schemes import SchemeName
 from edgeq.core.targets import load_target
 
@@ -27,21 +29,14 @@ from edgeq.core.targets import load_target
 def item(tmp_path_factory: pytest.TempPathFactory) -> BundleInput:
     path = tmp_path_factory.mktemp("artifact") / "model.pte"
     path.write_bytes(np.random.default_rng(0).bytes(5000) + bytes(5000))
+    data = DataFacts(
+        calibration_sha256="b" * 64, calibration_samples=128, findings=(DataFinding(name="few", message="/home/x"),)
+    )
     return BundleInput(
-        model=LoadedModel(
-            name="digits",
-            kind="module",
-            model=None,
-            inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224)),),
-            weights="file",
-            fp32_bytes=40_000,
-            source_sha256="a" * 64,
-        ),
-        model_version="1",
         target=load_target("android-arm64-xnnpack"),
         scheme="static-int8",
-        lowered=_lowered(path),
-        verified=_verified(),
+        inputs=inputs(labels=("zero", "one"), preprocess=PRESETS["imagenet"], data=data),
+        artifact=artifact(_lowered(path), _verified()),
         checked=CheckReport(
             gates=(
                 gate("size", ExitCode.SIZE, detail="10 kB of 1 MB"),
@@ -49,17 +44,7 @@ def item(tmp_path_factory: pytest.TempPathFactory) -> BundleInput:
                 gate("latency", ExitCode.LATENCY, detail="p50 3.21 ms"),
             )
         ),
-        labels=("zero", "one"),
-        preprocess=PRESETS["imagenet"],
-        golden=GoldenSet(
-            inputs=(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3),),
-            outputs=(np.linspace(0, 1, 4, dtype=np.float32).reshape(2, 2),),
-            preprocessed=False,
-            sqnr_floor_db=30.0,
-        ),
-        data=DataFacts(
-            calibration_sha256="b" * 64, calibration_samples=128, findings=(DataFinding(name="few", message="/home/x"),)
-        ),
+        model_version="1",
         seed=0,
         tools={"torch": "2.15.0", "executorch": "1.5.1"},
     )
@@ -176,7 +161,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tuple[SchemeName, ...] = ()) -> Path:
     """Package the small net by the real pipeline; return the bundle."""
     from edgeq.core.config import DataConfig, DeviceConfig, Job
-    from edgeq.pipeline.package import build
+    from edgeq.pipeline.package import package
     from edgeq.report.progress import Quiet
 
     data = DataConfig(
@@ -198,7 +183,7 @@ def packaged(net: Path, target: str, out: Path, *, batch: int = 1, schemes: tupl
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEQ_CACHE_DIR", str(out / "cache"))
-        (row,) = build(job, Quiet()).rows
+        (row,) = package(job, Quiet()).rows
     assert not row.checked.exit_code, row.checked
     return row.path
 

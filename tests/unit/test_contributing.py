@@ -18,8 +18,8 @@ _PLACES = (
     ("edgeq/core/schemes.py", "LIMITS"),
     ("edgeq/core/schemes.py", "SchemeName"),
     ("edgeq/check/evaluate.py", "check"),
-    ("edgeq/pipeline/package.py", "build"),
-    ("edgeq/pipeline/package.py", "Producer"),
+    ("edgeq/pipeline/package.py", "package"),
+    ("edgeq/pipeline/package.py", "ArtifactBuilder"),
     ("edgeq/pipeline/publish.py", "publish"),
     ("edgeq/verify/verify.py", "judge"),
 )

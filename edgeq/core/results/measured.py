@@ -12,11 +12,14 @@ from edgeq.core.results.model import TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenComparison:
-    """The golden outputs against those of this host.
+    """The golden outputs against those of this host, or of a device.
 
     Attributes:
         sqnr_db: infinite where they are equal, NaN where an output is NaN or Inf or of another shape.
         top1_agreement: None where the first output is not class scores.
+        same_shapes: whether the outputs have the golden outputs' shapes.
+        finite: whether no output is NaN or Inf.
+        lost: channels that drown in the difference, such as "output 0, channel 4: -1.2 dB".
     """
 
     samples: int
@@ -24,6 +27,9 @@ class GoldenComparison:
     sqnr_floor_db: float
     max_abs: float
     top1_agreement: float | None
+    same_shapes: bool = True
+    finite: bool = True
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, ExitCode, IntegrityError, Outcome
 from edgeq.core.manifest import MANIFEST_NAME, Bundle, Manifest, manifest_digest, parse_manifest
-from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
 from edgeq.core.results.model import (
     KeptValues,
     Layer,
     LayerSqnrs,
-    LoadedModel,
-    LoweredModel,
     QParams,
     Search,
-    Tuning,
     Weights,
 )
 from edgeq.core.units import format_bytes
@@ -241,29 +237,6 @@ class DataFacts:
     findings: tuple[DataFinding, ...] = ()
     excluded_shared: int = 0
     skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleInput:
-    """All that the bundle's writer needs."""
-
-    model: LoadedModel
-    model_version: str
-    target: Any
-    scheme: str
-    lowered: LoweredModel
-    verified: VerifyReport
-    checked: CheckReport
-    labels: tuple[str, ...]
-    preprocess: Preprocess | None
-    golden: GoldenSet
-    data: DataFacts
-    seed: int
-    tools: dict[str, str]
-    quantized: tuple[str, ...] = ()
-    kept_fp32: tuple[str, ...] = ()
-    tuning: Tuning | None = None
-    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeq.core.config import Progress
 from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.results.artifact import Observed
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation
 from edgeq.core.samples import Batch, Outputs, Sample
 from edgeq.core.schemes import FLOAT_SCHEMES
@@ -47,22 +48,6 @@ def subset_size(macs: int, scheme: str) -> int:
         return _UNKNOWN
     budget = _INT8_MACS / _FLOAT_FACTOR if scheme in FLOAT_SCHEMES else _INT8_MACS
     return min(_MOST, max(_LEAST, int(budget // macs)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """A batch, and what became of it.
-
-    Attributes:
-        host: the artifact's outputs on this host, padding included.
-        fp32: those of the float model; None where there is none.
-        scored: whether its samples may have labels; golden samples have none.
-    """
-
-    batch: Batch
-    host: Outputs
-    fp32: Outputs | None
-    scored: bool = True
 
 
 class Subset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import pickle
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_items import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,8 @@ from edgeq.core.errors import IntegrityError
 from edgeq.core.files import canonical_json, sha256_file
 from edgeq.core.manifest import Bundle
 from edgeq.core.preprocess import apply
-from edgeq.core.results.report import BundleInput, GoldenSet
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import GoldenSet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 300, 260, 3), dtype=np.uint8)
 OUTPUTS = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
@@ -34,7 +35,7 @@ OUTPUTS = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 def written(item: BundleInput, tmp_path: Path) -> Bundle:
     """A bundle whose manifest tells of one output."""
     golden = GoldenSet(inputs=(IMAGES,), outputs=(OUTPUTS,), preprocessed=False, sqnr_floor_db=31.5)
-    write_bundle(dataclasses.replace(item, golden=golden), tmp_path)
+    write_bundle(changed(item, golden=golden), tmp_path)
     return read_bundle(tmp_path)
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 
 
 def flip(path: Path, at: int) -> None:
@@ -90,10 +91,10 @@ def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], why: st
 
 def test_swapped_files_are_refused(item: BundleInput, bundle: Path, tmp_path: Path) -> None:
     other = tmp_path / "model.pte"
-    other.write_bytes(item.lowered.path.read_bytes()[::-1])
+    other.write_bytes(item.artifact.lowered.path.read_bytes()[::-1])
     second = tmp_path / "second"
     second.mkdir()
-    write_bundle(dataclasses.replace(item, lowered=dataclasses.replace(item.lowered, path=other)), second)
+    write_bundle(changed(item, lowered=dataclasses.replace(item.artifact.lowered, path=other)), second)
     shutil.copyfile(second / "model.pte", bundle / "model.pte")
     with pytest.raises(IntegrityError, match=r"model\.pte"):
         read_bundle(bundle)
@@ -119,7 +120,7 @@ def test_100_mb_take_at_most_a_second(item: BundleInput, tmp_path: Path) -> None
     large.write_bytes(bytes(100_000_000))
     folder = tmp_path / "bundle"
     folder.mkdir()
-    write_bundle(dataclasses.replace(item, lowered=dataclasses.replace(item.lowered, path=large)), folder)
+    write_bundle(changed(item, lowered=dataclasses.replace(item.artifact.lowered, path=large)), folder)
     start = time.process_time()  # not the wall's: other tests run beside this one
     read_bundle(folder)
     assert time.process_time() - start < 1

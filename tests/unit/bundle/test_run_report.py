@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report, write_report
 from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import VerifyReport
-from edgeq.core.results.report import BundleInput, PackageResult
+from edgeq.core.results.report import PackageResult
 
 ROWS = st.from_type(PackageResult).map(lambda row: dataclasses.replace(row, seconds=dict(sorted(row.seconds.items()))))
 
@@ -29,7 +30,7 @@ def row(item: BundleInput, bundle: Path) -> PackageResult:
         size_bytes=10_000,
         download_bytes=6_000,
         fp32_bytes=40_000,
-        verified=item.verified,
+        verified=item.artifact.verified,
         checked=item.checked,
         delegated_macs=0.9,
         weights="file",

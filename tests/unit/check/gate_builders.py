@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 
 from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
 from edgeq.core.results.model import LoweredModel, TensorSpec
 from edgeq.core.targets import TargetProfile, load_target
+
+_FILES = tempfile.TemporaryDirectory()
 
 
 def target(name="android-arm64-xnnpack", **changes) -> TargetProfile:
@@ -27,6 +31,13 @@ def lowered(
         layers=(),
         delegated_macs=delegated,
     )
+
+
+def sized(model: LoweredModel, size_bytes: int) -> LoweredModel:
+    """Return the model with a file of that size."""
+    path = Path(_FILES.name) / f"model-{size_bytes}.pte"
+    path.write_bytes(bytes(size_bytes))
+    return dataclasses.replace(model, path=path)
 
 
 def parity(samples=32, max_steps=1.0, sqnr_db=40.0) -> Parity:

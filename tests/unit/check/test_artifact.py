@@ -6,13 +6,14 @@ import dataclasses
 import math
 
 import pytest
+from bundle_items import artifact, inputs
 
-from edgeq.check.evaluate import Candidate, check
+from edgeq.check.evaluate import check
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import GraphOnly, VerifyReport
 
-from .gate_builders import fidelity, interval, lowered, target, verified
+from .gate_builders import fidelity, interval, lowered, sized, target, verified
 
 WHY = "Core ML runs on Apple's devices only"
 GOOD = interval(0.2, -0.1, 0.4)
@@ -25,18 +26,9 @@ def unrun(drop=GOOD, findings=()) -> VerifyReport:
 
 
 def gates(report, allow=(), limits=()):
-    item = Candidate(
-        target=target("ios-arm64-coreml"),
-        scheme="fp16",
-        lowered=lowered(),
-        verified=report,
-        options=GateOptions(limits=limits, allow_unmeasured=allow),
-        size_bytes=1000,
-        download_bytes=900,
-        weights="file",
-        host_arch="arm64",
-    )
-    checked = check(item)
+    options = GateOptions(limits=limits, allow_unmeasured=allow)
+    made = artifact(sized(lowered(), 1000), report, "fp16")
+    checked = check(made, inputs(), target("ios-arm64-coreml"), "fp16", options, download_bytes=900)
     return checked.exit_code, {gate.name: gate for gate in checked.gates}
 
 

@@ -1,31 +1,31 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
 
 import pytest
+from bundle_items import MODEL, artifact, inputs
 
 from edgeq.check.artifact import outputs_gate, parity_gate
-from edgeq.check.evaluate import Candidate, check, validate_options
+from edgeq.check.evaluate import check, validate_options
 from edgeq.check.gates import GATES, allowed_unmeasured, exit_code_of
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode, UsageError
 
-from .gate_builders import lowered, parity, target, verified
+from .gate_builders import lowered, parity, sized, target, verified
 
 
-def checked(options=None, report=None, model=None, profile=None, **said):
-    facts = {"scheme": "static-int8", "size_bytes": 1000, "download_bytes": 900, "weights": "file"}
-    item = Candidate(
-        target=profile or target(),
-        lowered=model or lowered(),
-        verified=report or verified(),
-        options=options or GateOptions(),
-        host_arch="x86_64",
-        **(facts | said),
+def checked(options=None, report=None, model=None, profile=None, *, size_bytes=1000, download_bytes=900, **said):
+    return check(
+        artifact(sized(model or lowered(), size_bytes), report or verified()),
+        inputs(dataclasses.replace(MODEL, **said)),
+        profile or target(),
+        "static-int8",
+        options or GateOptions(),
+        download_bytes=download_bytes,
     )
-    return check(item)
 
 
 def by_name(report):
@@ -69,7 +69,7 @@ def test_parity_that_was_not_measured_is_unverified(missing):
 
 
 def test_an_existing_artifact_has_no_parity_gate_but_a_warning():
-    report = checked(report=verified(parity=None), has_graph=False)
+    report = checked(report=verified(parity=None), kind="pte")
     assert "parity" not in by_name(report)
     assert report.exit_code == ExitCode.OK
     assert "converted graph" in report.warnings[0]

@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.check.release import release_runtime_gate
 from edgeq.core.manifest import Bundle
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import TargetProfile, load_target
 
 
@@ -37,9 +38,13 @@ def mobile(item: BundleInput, folder: Path, op: str) -> Bundle:
     app = {"runtimes": ("1.17",), "build": "mobile"}
     target = TargetProfile.model_validate(facts | {"app": app, "file_format": "ort", "schemes": ("static-int8",)})
     lowered = dataclasses.replace(
-        item.lowered, path=ort_file(folder / "made", op), runtime="onnx", runtime_version="1.31.1", bytecode_version=15
+        item.artifact.lowered,
+        path=ort_file(folder / "made", op),
+        runtime="onnx",
+        runtime_version="1.31.1",
+        bytecode_version=15,
     )
-    write_bundle(dataclasses.replace(item, target=target, lowered=lowered), folder / "bundle")
+    write_bundle(changed(item, target=target, lowered=lowered), folder / "bundle")
     return read_bundle(folder / "bundle")
 
 
@@ -52,5 +57,5 @@ def mobile(item: BundleInput, folder: Path, op: str) -> Bundle:
     ],
 )
 def test_a_mobile_build_in_the_field_is_held_to_its_own_operators(item, tmp_path, op, runtime, outcome, told):
-    gate = release_runtime_gate(mobile(item, tmp_path, op), (runtime,), None)
+    gate = release_runtime_gate(mobile(item, tmp_path, op), (runtime,))
     assert (gate.outcome, told in gate.detail) == (outcome, True), gate.detail

@@ -124,7 +124,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(passing: RunReport, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline(passing)
-    monkeypatch.setattr("edgeq.pipeline.package.build", fake.build)
+    monkeypatch.setattr("edgeq.pipeline.package.package", fake.build)
     return fake
 
 

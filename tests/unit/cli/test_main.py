@@ -121,7 +121,7 @@ SLEEPER = """
             finally:
                 Path("temporary").unlink()
 
-    edgeq.pipeline.package.build = build
+    edgeq.pipeline.package.package = build
     from edgeq.cli import main
     main()
 """
@@ -156,7 +156,7 @@ def test_a_signal_while_python_runs_generated_text_keeps_the_exit_code(project):
         def build(job, progress):
             exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
 
-        edgeq.pipeline.package.build = build
+        edgeq.pipeline.package.package = build
         main()
     """
     Path("stop.py").write_text(textwrap.dedent(stop))

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.writer import write_bundle
 from edgeq.cli.install import growth_text, install_rows
 from edgeq.cli.main import run
 from edgeq.core.errors import ExitCode, VerificationError
-from edgeq.core.results.report import BundleInput, DataFacts, RunReport
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import DataFacts, RunReport
 from edgeq.deliver.android import Growth
 from edgeq.deliver.install import InstallResult
 from tests.unit.pipeline.finished import made
@@ -251,7 +253,7 @@ def test_only_the_bundle_that_was_judged_is_installed(item: BundleInput, tmp_pat
     (app / "app/src/main").mkdir(parents=True)
     row = made(item, tmp_path / "bundle", "1")
     row = dataclasses.replace(row, target=item.target.name)
-    write_bundle(dataclasses.replace(item, model_version="2"), row.path)  # another run, into the same folder
+    write_bundle(changed(item, model_version="2"), row.path)  # another run, into the same folder
     done, problem = install_rows(RunReport(rows=(row,), data=DataFacts()), {app: (row.target,)})
     assert done == ()
     assert problem is not None

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from bundle_items import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +20,9 @@ from edgeq.core.manifest import (
     measure,
     parse_manifest,
 )
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Fidelity, Interval, Parity
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import BundleInput
 from edgeq.core.schema import json_schema
 
 FILES = (
@@ -41,7 +42,7 @@ def data(item: BundleInput) -> bytes:
     return manifest_bytes(manifest_from(item, FILES))
 
 
-def changed(data: bytes, path: str, value: Any) -> bytes:
+def edited(data: bytes, path: str, value: Any) -> bytes:
     """Return the manifest with the value at `path` ("files.0.path") replaced."""
     root = json.loads(data)
     node = root
@@ -61,7 +62,7 @@ def test_holds_the_facts_of_the_steps(item: BundleInput) -> None:
     )
     assert (manifest.runtime.exported_with, manifest.runtime.oldest_in_field) == ("1.5.1", "1.5")
     assert manifest.threads == 2
-    assert manifest.inputs[0].preprocessing == item.preprocess
+    assert manifest.inputs[0].preprocessing == item.inputs.preprocess
     assert manifest.outputs[0].preprocessing is None
     assert manifest.layers.macs == 1000
     assert manifest.layers.delegated_macs == 0.9
@@ -76,13 +77,13 @@ def test_holds_the_facts_of_the_steps(item: BundleInput) -> None:
 
 
 def test_holds_no_times_no_paths_and_nothing_of_the_machine(item: BundleInput) -> None:
-    verified = dataclasses.replace(item.verified, load_ms=99.0, peak_memory_bytes=1, timing=None)
+    verified = dataclasses.replace(item.artifact.verified, load_ms=99.0, peak_memory_bytes=1, timing=None)
     gates = tuple(
         dataclasses.replace(gate, measured="other", detail="other" if gate.name != "accuracy_drop" else gate.detail)
         for gate in item.checked.gates
     )
     checked = dataclasses.replace(item.checked, gates=gates, warnings=("slow host",))
-    other = dataclasses.replace(item, verified=verified, checked=checked)
+    other = changed(item, verified=verified, checked=checked)
     data = manifest_bytes(manifest_from(item, FILES))
     assert manifest_bytes(manifest_from(other, FILES)) == data
     assert b"3.21" not in data
@@ -91,35 +92,35 @@ def test_holds_no_times_no_paths_and_nothing_of_the_machine(item: BundleInput) -
 
 
 def test_an_artifact_that_came_as_it_is(item: BundleInput) -> None:
-    lowered = dataclasses.replace(item.lowered, layers=(), delegated_macs=None)
-    manifest = manifest_from(dataclasses.replace(item, lowered=lowered), FILES)
+    lowered = dataclasses.replace(item.artifact.lowered, layers=(), delegated_macs=None)
+    manifest = manifest_from(changed(item, lowered=lowered), FILES)
     assert (manifest.layers.macs, manifest.layers.delegated_macs) == (None, None)
 
 
 def test_preprocessing_belongs_to_images(item: BundleInput) -> None:
-    image, tokens = item.model.inputs[0], TensorSpec(name="t", dtype="int64", shape=(1, 128))
+    image, tokens = item.inputs.model.inputs[0], TensorSpec(name="t", dtype="int64", shape=(1, 128))
     gray = TensorSpec(name="g", dtype="float32", shape=(1, 28, 28))
     for specs, expected in (
         ((image, tokens), [True, False]),
         ((gray, tokens), [True, False]),
         ((gray, image), [False, True]),
     ):
-        model = dataclasses.replace(item.model, inputs=specs)
-        manifest = manifest_from(dataclasses.replace(item, model=model), FILES)
+        model = dataclasses.replace(item.inputs.model, inputs=specs)
+        manifest = manifest_from(changed(item, model=model), FILES)
         assert [tensor.preprocessing is not None for tensor in manifest.inputs] == expected
 
 
 def test_a_failed_gate_is_not_accepted(item: BundleInput) -> None:
     gates = (dataclasses.replace(item.checked.gates[0], outcome="failed"), *item.checked.gates[1:])
-    rejected = dataclasses.replace(item, checked=dataclasses.replace(item.checked, gates=gates))
+    rejected = changed(item, checked=dataclasses.replace(item.checked, gates=gates))
     assert not manifest_from(rejected, FILES).accepted
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", "con:", ".hidden", "a\\b", "ends.", "ü"])
 def test_a_name_that_would_be_a_path_is_refused(item: BundleInput, name: str) -> None:
-    model = dataclasses.replace(item.model, name=name)
+    model = dataclasses.replace(item.inputs.model, name=name)
     with pytest.raises(UsageError, match="name"):
-        manifest_from(dataclasses.replace(item, model=model), FILES)
+        manifest_from(changed(item, model=model), FILES)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,8 @@ def test_round_trip(
 ) -> None:
     if fidelity:
         fidelity = dataclasses.replace(fidelity, drop_pp=interval)
-    verified = dataclasses.replace(item.verified, fidelity=fidelity, parity=parity)
-    manifest = manifest_from(dataclasses.replace(item, verified=verified, labels=labels), FILES)
+    verified = dataclasses.replace(item.artifact.verified, fidelity=fidelity, parity=parity)
+    manifest = manifest_from(changed(item, verified=verified, labels=labels), FILES)
     data = manifest_bytes(manifest)
     assert parse_manifest(data) == manifest
     assert manifest_bytes(parse_manifest(data)) == data
@@ -204,13 +205,13 @@ def test_a_mutated_manifest_ends_well_or_with_a_named_error(data: bytes, draw: s
 )
 def test_hostile_paths_are_refused(data: bytes, path: str) -> None:
     with pytest.raises(IntegrityError, match=r"files\.\d\.path"):
-        parse_manifest(changed(data, "files.1.path", path))
+        parse_manifest(edited(data, "files.1.path", path))
 
 
 @pytest.mark.parametrize("path", ["golden.npz", "GOLDEN.npz", "manifest.json", "Manifest.json", "report.html"])
 def test_names_that_clash_are_refused(data: bytes, path: str) -> None:
     with pytest.raises(IntegrityError, match="share a name"):
-        parse_manifest(changed(data, "files.1.path", path))
+        parse_manifest(edited(data, "files.1.path", path))
 
 
 @pytest.mark.parametrize(
@@ -235,12 +236,12 @@ def test_names_that_clash_are_refused(data: bytes, path: str) -> None:
 )
 def test_broken_values_are_named(data: bytes, path: str, value: object, why: str) -> None:
     with pytest.raises(IntegrityError, match=why):
-        parse_manifest(changed(data, path, value))
+        parse_manifest(edited(data, path, value))
 
 
 def test_a_newer_schema_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedError, match="schema version 2"):
-        parse_manifest(changed(changed(data, "schema_version", 2), "news", 1))
+        parse_manifest(edited(edited(data, "schema_version", 2), "news", 1))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_the_digest_covers_every_byte_of_the_manifest_and_every_hash(item: Bundl
 
 
 def test_a_manifest_that_nobody_would_read_is_not_written(item: BundleInput) -> None:
-    large = dataclasses.replace(item, labels=("x" * MAX_MANIFEST_BYTES,))
+    large = changed(item, labels=("x" * MAX_MANIFEST_BYTES,))
     with pytest.raises(UsageError, match="shorten the labels"):
         manifest_bytes(manifest_from(large, FILES))
 

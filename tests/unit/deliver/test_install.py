@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core import files
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.deliver import install as install_module
 from edgeq.deliver.install import install
@@ -73,7 +74,7 @@ def test_replaces_an_older_one(
     item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path]
 ) -> None:
     old = install(bundle, app)
-    new = install(built(dataclasses.replace(item, model_version="2")), app)
+    new = install(built(changed(item, model_version="2")), app)
     assert new.place == old.place
     assert new.digest != old.digest
     assert read_bundle(new.place).manifest.model.version == "2"
@@ -91,7 +92,7 @@ def test_installing_the_installed_one_again_changes_nothing(bundle: Path, app: P
 def test_ios(item: BundleInput, tmp_path: Path, built: Callable[[BundleInput], Path], marker: str) -> None:
     root = tmp_path / "ios"
     (root / marker).mkdir(parents=True) if marker.endswith("/") else (root.mkdir(), (root / marker).touch())
-    result = install(built(dataclasses.replace(item, target=load_target("ios-arm64-xnnpack"))), root)
+    result = install(built(changed(item, target=load_target("ios-arm64-xnnpack"))), root)
     assert result.place == root / "Models/digits/ios-arm64-xnnpack"
 
 
@@ -115,12 +116,12 @@ def test_refuses_a_bundle_that_failed_a_gate(
 ) -> None:
     gates = (*item.checked.gates[:1], dataclasses.replace(item.checked.gates[1], outcome="failed"))
     checked = dataclasses.replace(item.checked, gates=gates)
-    refused(VerificationError, "accuracy_drop", built(dataclasses.replace(item, checked=checked)), app)
+    refused(VerificationError, "accuracy_drop", built(changed(item, checked=checked)), app)
 
 
 def test_refuses_random_weights(item: BundleInput, app: Path, built: Callable[[BundleInput], Path]) -> None:
-    model = dataclasses.replace(item.model, weights="random")
-    refused(VerificationError, "random weights", built(dataclasses.replace(item, model=model)), app)
+    model = dataclasses.replace(item.inputs.model, weights="random")
+    refused(VerificationError, "random weights", built(changed(item, model=model)), app)
 
 
 def test_refuses_a_tampered_bundle(bundle: Path, app: Path) -> None:
@@ -144,7 +145,7 @@ def test_refuses_a_bundle_that_changes_meanwhile(bundle: Path, app: Path, monkey
 def test_refuses_another_bundle_in_its_place(
     item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = built(dataclasses.replace(item, seed=1))
+    other = built(changed(item, seed=1))
     monkeypatch.setattr(
         install_module, "_check_place", lambda _: shutil.copyfile(other / "manifest.json", bundle / "manifest.json")
     )
@@ -163,7 +164,7 @@ def test_another_model_does_not_take_the_place_of_one_by_its_name(
     item: BundleInput, bundle: Path, app: Path, built: Callable[[BundleInput], Path], change: dict[str, Any], why: str
 ) -> None:
     install(bundle, app)
-    other = built(dataclasses.replace(item, **change))
+    other = built(changed(item, **change))
     refused(UsageError, f"holds another model named 'digits': {re.escape(why)}", other, app)
     assert read_bundle(install(other, app, replace=True).place).digest == read_bundle(other).digest
 
@@ -177,12 +178,10 @@ def test_refuses_other_projects(
     refused(
         UsageError,
         "project for android",
-        built(dataclasses.replace(item, target=load_target("ios-arm64-xnnpack"))),
+        built(changed(item, target=load_target("ios-arm64-xnnpack"))),
         app,
     )
-    refused(
-        UsageError, "runs on linux", built(dataclasses.replace(item, target=load_target("linux-x86_64-xnnpack"))), app
-    )
+    refused(UsageError, "runs on linux", built(changed(item, target=load_target("linux-x86_64-xnnpack"))), app)
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(UsageError, r"looked for android: settings\.gradle.*ios: \*\.xcodeproj", bundle, empty)
@@ -239,7 +238,7 @@ def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Pat
 
 
 def test_two_installs_at_once(item: BundleInput, app: Path, built: Callable[[BundleInput], Path]) -> None:
-    bundles = [built(dataclasses.replace(item, seed=seed)) for seed in range(2)]
+    bundles = [built(changed(item, seed=seed)) for seed in range(2)]
     code = "import sys; from pathlib import Path; from edgeq.deliver.install import install\n"
     code += "for _ in range(10): install(Path(sys.argv[1]), Path(sys.argv[2]))"
     children = [subprocess.Popen([sys.executable, "-c", code, str(folder), str(app)]) for folder in bundles]

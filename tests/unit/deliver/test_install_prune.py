@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import UsageError
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.deliver.install import install
 
@@ -41,7 +41,7 @@ def build(item: BundleInput, tmp_path: Path) -> Build:
     def make(target: str, version: str) -> Path:
         folder = tmp_path / f"{target}-{version}"
         folder.mkdir()
-        write_bundle(dataclasses.replace(item, target=load_target(target), model_version=version), folder)
+        write_bundle(changed(item, target=load_target(target), model_version=version), folder)
         return folder
 
     return make

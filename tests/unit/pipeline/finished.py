@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+
+from bundle_items import changed
 
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.report import BundleInput, CheckReport, Gate, PackageResult
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import CheckReport, Gate, PackageResult
 
 FAILED = Gate(name="size", outcome="failed", limit="", measured="", detail="", exit_code=ExitCode.SIZE)
 
@@ -15,7 +17,7 @@ FAILED = Gate(name="size", outcome="failed", limit="", measured="", detail="", e
 def made(item: BundleInput, folder: Path, version: str, failed: bool = False) -> PackageResult:
     folder.mkdir(parents=True)
     checked = CheckReport(gates=(FAILED,) if failed else ())
-    digest = write_bundle(dataclasses.replace(item, model_version=version, checked=checked), folder)
+    digest = write_bundle(changed(item, model_version=version, checked=checked), folder)
     return PackageResult(
         model="digits",
         target="",
@@ -25,7 +27,7 @@ def made(item: BundleInput, folder: Path, version: str, failed: bool = False) ->
         size_bytes=1,
         download_bytes=1,
         fp32_bytes=1,
-        verified=item.verified,
+        verified=item.artifact.verified,
         checked=checked,
         delegated_macs=None,
         weights="file",

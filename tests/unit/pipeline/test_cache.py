@@ -10,7 +10,7 @@ import pytest
 from edgeq.core.config import DataConfig, GateOptions, Job
 from edgeq.core.targets import load_target
 from edgeq.pipeline import cache
-from edgeq.pipeline.cache import cache_info, cell_key, clear_cache, job_facts, look_up
+from edgeq.pipeline.cache import cache_info, clear_cache, job_facts, look_up, unit_key
 
 TARGET = load_target("linux-x86_64-x86")
 
@@ -30,7 +30,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def key(job: Job, scheme: str = "fp32") -> str:
-    return cell_key(job_facts(job), TARGET, scheme)
+    return unit_key(job_facts(job), TARGET, scheme)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_package_of_the_users_own_site_is_in_the_key(job: Job, monkeypatch: py
 def test_scheme_and_target_are_in_the_key(job: Job) -> None:
     facts = job_facts(job)
     keys = {
-        cell_key(facts, target, scheme) for target in (TARGET, load_target("linux-x86_64-fbgemm")) for scheme in "ab"
+        unit_key(facts, target, scheme) for target in (TARGET, load_target("linux-x86_64-fbgemm")) for scheme in "ab"
     }
     assert len(keys) == 4
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgeq.core.errors import ExitCode
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Cost, LatencyPrediction
-from edgeq.core.results.report import BundleInput, CheckReport, DataFacts
+from edgeq.core.results.report import CheckReport, DataFacts
 from edgeq.pipeline import cache
 from pipeline.finished import FAILED, made
 

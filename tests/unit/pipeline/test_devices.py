@@ -12,11 +12,10 @@ from edgeq.check.device import device_gate
 from edgeq.core.config import DeviceConfig
 from edgeq.core.errors import EnvironmentProblem, UsageError
 from edgeq.core.manifest import AgreementFacts, DeviceRunFacts, EmulationFacts, parse_manifest
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import TargetProfile, load_target
 from edgeq.pipeline import devices
 from edgeq.pipeline.devices import Emulator, machines, no_sdk
-from edgeq.pipeline.plan import Artifact
 from edgeq.report.progress import Quiet
 from edgeq.verify.emulate import selftest
 from edgeq.verify.emulate.install import Installed
@@ -90,11 +89,9 @@ def test_a_bundle_of_an_arm64_host_is_emulated_on_the_models_of_its_target():
 def test_a_product_never_gets_what_was_made_of_one_that_is_gone(monkeypatch: pytest.MonkeyPatch, item: BundleInput):
     emulator = Emulator(DeviceConfig(), Quiet())
     monkeypatch.setattr(emulator, "_machines_of", lambda _: ("a machine",))
-    monkeypatch.setattr(emulator, "_emulated", lambda _, product, *__: dataclasses.replace(product))
+    monkeypatch.setattr(emulator, "_emulated", lambda artifact, *_: dataclasses.replace(artifact))
     for scheme in ("static-int8", "dynamic-int8", "fp32"):
         # each is dropped before the next is made, and so may lie where that lay
-        product = Artifact(
-            lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(scheme,), kept_fp32=()
-        )
-        assert emulator.product(None, product, PHONE, scheme, "").quantized == (scheme,)  # type: ignore[arg-type]
-        del product
+        artifact = dataclasses.replace(item.artifact, asked_fp32=(scheme,))
+        assert emulator.run(artifact, item.inputs, PHONE, scheme, "").asked_fp32 == (scheme,)
+        del artifact

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import Bundle
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.pipeline.ota_release import churn
 from edgeq.report.progress import Quiet
@@ -44,13 +45,13 @@ def classifier(item: BundleInput, folder: Path, *, reversed_row: int | None = No
     folder.mkdir()
     torch.jit.save(torch.jit.trace(Net(), torch.zeros(ROWS, CLASSES)), path)
     tensor = TensorSpec(name="x", dtype="float32", shape=(ROWS, CLASSES))
-    made = dataclasses.replace(
+    made = changed(
         item,
-        model=dataclasses.replace(item.model, inputs=(tensor,)),
+        model=dataclasses.replace(item.inputs.model, inputs=(tensor,)),
         target=load_target("linux-x86_64-x86"),
         preprocess=None,
-        lowered=dataclasses.replace(item.lowered, path=path, runtime="torchscript"),
-        verified=dataclasses.replace(item.verified, outputs=(dataclasses.replace(tensor, name="output0"),)),
+        lowered=dataclasses.replace(item.artifact.lowered, path=path, runtime="torchscript"),
+        verified=dataclasses.replace(item.artifact.verified, outputs=(dataclasses.replace(tensor, name="output0"),)),
     )
     write_bundle(made, folder)
     return read_bundle(folder)

@@ -7,7 +7,7 @@ import pytest
 from edgeq.bundle.writer import manifest_from
 from edgeq.core.errors import ExitCode, UsageError
 from edgeq.core.manifest import FileEntry, Manifest
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.pipeline.profile import cores_of
 

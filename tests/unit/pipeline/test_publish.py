@@ -10,7 +10,8 @@ import pytest
 from edgeq.bundle.reader import read_bundle
 from edgeq.core import files
 from edgeq.core.config import Job
-from edgeq.core.results.report import BundleInput, DataFacts
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import DataFacts
 from edgeq.core.targets import load_target
 from edgeq.pipeline import publish as publishing
 from edgeq.pipeline.plan import BuildUnit, Plan

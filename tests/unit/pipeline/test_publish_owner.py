@@ -10,7 +10,8 @@ import pytest
 from edgeq.bundle.run_report import write_report
 from edgeq.core.config import Job
 from edgeq.core.errors import ExitCode, UsageError
-from edgeq.core.results.report import BundleInput, CheckReport, PackageResult
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import CheckReport, PackageResult
 from edgeq.core.targets import load_target
 from edgeq.pipeline.publish import check_owner
 
@@ -33,7 +34,7 @@ def _there(item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             size_bytes=1,
             download_bytes=1,
             fp32_bytes=1,
-            verified=item.verified,
+            verified=item.artifact.verified,
             checked=CheckReport(gates=()),
             delegated_macs=None,
             weights="file",

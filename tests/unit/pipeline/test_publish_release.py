@@ -7,14 +7,16 @@ import itertools
 from pathlib import Path
 
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
 from edgeq.core.config import GateOptions, Job
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.report import BundleInput, CheckReport, PackageResult
+from edgeq.core.results.artifact import BundleInput
+from edgeq.core.results.report import CheckReport, PackageResult
 from edgeq.pipeline import publish
-from edgeq.pipeline.plan import NO_SAMPLES, Artifact, Inputs
+from edgeq.pipeline.plan import BuildUnit
 
 
 def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: str = "1") -> PackageResult:
@@ -26,18 +28,8 @@ def bundled(item: BundleInput, folder: Path, limit: int | None = None, version: 
         model_version=version,
         gates=GateOptions(limits=limits),  # type: ignore[arg-type]
     )
-    prepared = Inputs(
-        model=item.model,
-        preprocess=item.preprocess,
-        calibration=NO_SAMPLES,
-        samples=NO_SAMPLES,
-        is_evaluation=False,
-        metric=None,
-        labels=item.labels,
-        data=item.data,
-    )
-    product = Artifact(lowered=item.lowered, verified=item.verified, golden=item.golden, quantized=(), kept_fp32=())
-    return publish.bundled(job, prepared, product, item.target, item.scheme, folder)
+    unit = BuildUnit(target=item.target, scheme=item.scheme, key="")
+    return publish.write_result(unit, item.artifact, item.inputs, job, folder)
 
 
 def test_equal_to_the_limit_passes_and_a_byte_more_fails(item: BundleInput, tmp_path: Path) -> None:
@@ -80,11 +72,11 @@ def test_a_size_that_its_own_verdict_changes_counts_as_the_larger() -> None:
 def test_the_first_round_settles_where_no_limit_is_set(item: BundleInput, tmp_path: Path) -> None:
     row = bundled(item, tmp_path / "bundle")
     assert row.download_bytes == len(bundle_zip(row.path))
-    assert row.size_bytes == item.lowered.path.stat().st_size
+    assert row.size_bytes == item.artifact.lowered.path.stat().st_size
 
 
 def test_random_weights_are_warned_of(item: BundleInput, tmp_path: Path) -> None:
-    random = dataclasses.replace(item, model=dataclasses.replace(item.model, weights="random"))
+    random = changed(item, model=dataclasses.replace(item.inputs.model, weights="random"))
     row = bundled(random, tmp_path / "bundle")
     assert row.weights == "random"
     assert "random" in row.checked.warnings[0]

@@ -11,11 +11,12 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import write_report
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, IntegrityError, UnsupportedError, UsageError
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.model import QParams
-from edgeq.core.results.report import BundleInput, PackageResult
+from edgeq.core.results.report import PackageResult
 from edgeq.core.targets import load_target
 from edgeq.pipeline.cache import job_facts
-from edgeq.pipeline.quantize_specs import check_reuse, shipped_qparams
+from edgeq.pipeline.quantize_specs import check_reuse, read_shipped
 
 QPARAMS = (QParams(name="conv.weight", shape=(4, 3, 3, 3), scales=(0.5, 0.25, 0.125, 1.0), zero_points=(0, 0, 0, 0)),)
 
@@ -31,7 +32,7 @@ def row(item: BundleInput, bundle: Path) -> PackageResult:
         size_bytes=10_000,
         download_bytes=6_000,
         fp32_bytes=40_000,
-        verified=item.verified,
+        verified=item.artifact.verified,
         checked=item.checked,
         delegated_macs=0.9,
         weights="file",
@@ -52,7 +53,7 @@ def job(bundle: Path, item: BundleInput, scheme: str = "", target: str = "") -> 
 def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, row: PackageResult) -> None:
     write_report(bundle, row)
     check_reuse(job(bundle, item))
-    assert shipped_qparams(bundle) == QPARAMS
+    assert read_shipped(bundle)[1] == QPARAMS
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from bundle_items import artifact, inputs
 from scheme_models import PIXELS, TOKENS, Encoder, Language, Stubbed, UNet
 from small_models import dataset, folder, forward, loaded, lowered, quantized
 from torch import nn
 from verify_cases import spec_of
 
-from edgeq.check.evaluate import Candidate, check
+from edgeq.check.evaluate import check
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.system import host_arch
 from edgeq.core.targets import load_target
 from edgeq.demo import digits
 from edgeq.load.model import load_model
@@ -45,19 +45,8 @@ def gates(runtime, model, scheme, backend, failing=()):
     fp32 = None if scheme == "pretrained" else model.model
     spec = spec_of(low, graph, fp32, model.inputs, dataset(model.inputs, 8), scheme=scheme, backend=backend, runs=2)
     report, golden = verify(spec, runtime)
-    size = low.path.stat().st_size
-    item = Candidate(
-        target=target,
-        scheme=scheme,
-        lowered=low,
-        verified=report,
-        options=GateOptions(),
-        size_bytes=size,
-        download_bytes=size,
-        weights="own",
-        host_arch=host_arch(),
-    )
-    judged = check(item)
+    made = artifact(low, report, scheme)
+    judged = check(made, inputs(model), target, scheme, GateOptions(), download_bytes=made.size_bytes)
     failed = [(gate.name, gate.measured, gate.detail) for gate in judged.gates if not gate.passed]
     assert {name for name, _, _ in failed} == set(failing), failed
     return graph, low, report, golden

@@ -12,8 +12,9 @@ from PIL import Image
 
 from edgeq.bundle.run_report import write_report
 from edgeq.bundle.writer import write_bundle
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Flip, FlipPair, Flips
-from edgeq.core.results.report import BundleInput, PackageResult
+from edgeq.core.results.report import PackageResult
 
 
 def thumbnail() -> str:
@@ -27,12 +28,12 @@ def row(item: BundleInput, tmp_path: Path) -> PackageResult:
     """A row whose bundle and report.json lie in a folder."""
     folder = tmp_path / "digits" / "android-arm64-xnnpack"
     folder.mkdir(parents=True)
-    assert item.verified.timing is not None
-    assert item.verified.kernels is not None
+    assert item.artifact.verified.timing is not None
+    assert item.artifact.verified.kernels is not None
     verified = dataclasses.replace(
-        item.verified,
-        timing=dataclasses.replace(item.verified.timing, latencies_ms=(3.0, 3.1, 3.21, 4.5, 9.0)),
-        kernels=dataclasses.replace(item.verified.kernels, precisions=("int8", "other")),
+        item.artifact.verified,
+        timing=dataclasses.replace(item.artifact.verified.timing, latencies_ms=(3.0, 3.1, 3.21, 4.5, 9.0)),
+        kernels=dataclasses.replace(item.artifact.verified.kernels, precisions=("int8", "other")),
         flips=Flips(
             total=3,
             ranked=100,
@@ -44,19 +45,19 @@ def row(item: BundleInput, tmp_path: Path) -> PackageResult:
         ),
     )
     made = PackageResult(
-        model=item.model.name,
+        model=item.inputs.model.name,
         target=item.target.name,
         scheme=item.scheme,
         path=folder,
         digest=write_bundle(item, folder),
         size_bytes=10_000,
         download_bytes=9_000,
-        fp32_bytes=item.model.fp32_bytes,
+        fp32_bytes=item.inputs.model.fp32_bytes,
         verified=verified,
         checked=item.checked,
         delegated_macs=0.9,
-        weights=item.model.weights,
-        layers=item.lowered.layers,
+        weights=item.inputs.model.weights,
+        layers=item.artifact.lowered.layers,
     )
     write_report(folder, made)
     return made

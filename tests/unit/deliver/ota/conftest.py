@@ -18,7 +18,7 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import EdgeqError
 from edgeq.core.files import sha256_bytes
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.deliver.ota.channel import Channel, open_channel, publish
 from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.fetch import open_source
@@ -55,13 +55,13 @@ class Publisher:
     def bundle(self, version: str = "1", *, seed: int = 0, changes: int = 20, **values: Any) -> Path:
         """Write a bundle whose artifact differs from that of another version in a few bytes."""
         folder = Path(tempfile.mkdtemp(dir=self.root))
-        data = bytearray(self.item.lowered.path.read_bytes())
+        data = bytearray(self.item.artifact.lowered.path.read_bytes())
         rng = np.random.default_rng([seed, sum(version.encode())])
         for at in rng.integers(0, len(data), changes):
             data[at] ^= int(rng.integers(1, 256))
         source = Path(tempfile.mkdtemp(dir=self.root)) / "model.pte"
         source.write_bytes(data)
-        lowered = dataclasses.replace(self.item.lowered, path=source)
+        lowered = dataclasses.replace(self.item.artifact.lowered, path=source)
         write_bundle(dataclasses.replace(self.item, model_version=version, lowered=lowered, **values), folder)
         return folder
 

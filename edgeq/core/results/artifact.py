@@ -1,0 +1,108 @@
+"""What the steps of a run pass on: a model with its data, and the artifact that was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.core.preprocess import Preprocess
+from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel
+from edgeq.core.results.report import CheckReport, DataFacts, GoldenSet, Reuse
+from edgeq.core.samples import NO_SAMPLES, Batch, Dataset, Outputs
+from edgeq.core.targets import TargetProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A loaded model and its data.
+
+    Attributes:
+        samples: evaluation data, or seeded random inputs where none was given.
+        training: what qat-int8 may train on; empty where no scheme trains.
+        searching: what mixed-int8 judges on; empty where no scheme searches.
+        train: the user's own training loop.
+        logits: whether the outputs are scored as logits [N, classes].
+        unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
+            it; "" where it was applied to all.
+        remarks: warnings about the data, which fail nothing.
+    """
+
+    model: LoadedModel
+    preprocess: Preprocess | None
+    calibration: Dataset
+    samples: Dataset
+    is_evaluation: bool
+    metric: Callable[[tuple[Any, ...], Any], float] | None
+    labels: tuple[str, ...]
+    data: DataFacts
+    training: Dataset = NO_SAMPLES
+    searching: Dataset = NO_SAMPLES
+    train: Callable[[Any, Any, Any], Any] | None = None
+    logits: bool = False
+    unapplied: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A batch that ran on the host, for the device's kernels to run again.
+
+    Attributes:
+        host: the artifact's outputs on this host, padding included.
+        fp32: those of the float model; None where there is none.
+        scored: whether its samples may have labels; golden samples have none.
+    """
+
+    batch: Batch
+    host: Outputs
+    fp32: Outputs | None
+    scored: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An artifact with the results of the steps that made it.
+
+    Attributes:
+        quantized: the quantize step's result without its graphs, whose memory is released after verification.
+        lowered: the file and its layers.
+        verified: how the file ran.
+        golden: samples for the device's self-test.
+        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
+        observed: the subset of the samples that a device's kernels run too; empty where no target has a device.
+        reuse: effect of the shipped model's scales and zero points; None without --reuse-qparams-from.
+    """
+
+    quantized: QuantizedModel
+    lowered: LoweredModel
+    verified: VerifyReport
+    golden: GoldenSet
+    asked_fp32: tuple[str, ...] = ()
+    observed: tuple[Observed, ...] = ()
+    reuse: Reuse | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file on disk, in bytes."""
+        return self.lowered.path.stat().st_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInput:
+    """An artifact for one target with the verdict of its gates: all that a bundle records.
+
+    Attributes:
+        seed: of everything random in the run.
+        tools: versions of what decides the result, by name.
+    """
+
+    target: TargetProfile
+    scheme: str
+    inputs: Inputs
+    artifact: Artifact
+    checked: CheckReport
+    model_version: str
+    seed: int
+    tools: dict[str, str]

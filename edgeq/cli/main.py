@@ -75,7 +75,21 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
     received: list[int] = []
     try:
         with _unwinding_signals(received, ends_process=ends_process):
-            return _invoke([arg for arg in argv if arg != "--debug"])
+            arguments = [arg for arg in argv if arg != "--debug"]
+            command = typer.main.get_command(app)
+            if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+                _skip_coercion(command)
+                try:
+                    command.main(arguments, prog_name=PROGRAM)
+                except SystemExit as err:  # that is how it ends
+                    return int(err.code or 0)
+            # not command.main(): it ends the process silently on any EPIPE, and turns EOFError into "Aborted!"
+            try:
+                with command.make_context(PROGRAM, arguments) as context:
+                    command.invoke(context)
+            except typer.Exit as err:
+                return err.exit_code
+            return ExitCode.OK
     except BrokenPipeError as err:
         # whatever does more than print help has said so by itself: in the middle of a run it is no success
         if _HELP.intersection(argv) and _stdout_is_gone():
@@ -92,24 +106,6 @@ def _open_closed_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # lives as long as the process
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-
-
-def _invoke(argv: list[str]) -> int:
-
-    command = typer.main.get_command(app)
-    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
-        _skip_coercion(command)
-        try:
-            command.main(argv, prog_name=PROGRAM)
-        except SystemExit as err:  # that is how it ends
-            return int(err.code or 0)
-    # not command.main(): it ends the process silently on any EPIPE, and turns EOFError into "Aborted!"
-    try:
-        with command.make_context(PROGRAM, argv) as context:
-            command.invoke(context)
-    except typer.Exit as err:
-        return err.exit_code
-    return ExitCode.OK
 
 
 def _skip_coercion(command: Any) -> None:

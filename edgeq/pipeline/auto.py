@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from edgeq.core.config import Job
 from edgeq.core.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
@@ -28,11 +27,8 @@ REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, Verif
 _MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
 
 
-class Build(Protocol):
-    """Builds units of named schemes, or returns them from the cache (`package.build_units`)."""
-
-    def __call__(self, run: Run, units: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Results:
-        """Build `units`; `refusals` are the errors that end one unit alone."""
+# builds units of named schemes, or returns them from the cache (`package.build_units`)
+Build = Callable[[Run, Sequence[BuildUnit]], Results]
 
 
 def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
@@ -44,7 +40,7 @@ def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Result
         EdgeqError: what concerns all units alike: the model, the data, the options, this machine.
     """
     named = [unit for unit in units if unit.scheme != AUTO]
-    found = build(run, named, refusals=REFUSALS) if named else Results(finished={}, refused={})
+    found = build(run, named) if named else Results(finished={}, refused={})
     wanted = [unit for unit in units if unit.scheme == AUTO]
     known = restore(wanted, run.folder()) if run.job.cache else {}
     missing = [unit for unit in wanted if unit.key not in known]
@@ -173,7 +169,7 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
         return
     units = {race.unit.key: unit_of(run.job, run.facts, race.unit.target, scheme) for race in races}
     try:
-        got = build(run, tuple(units.values()), refusals=REFUSALS)
+        got = build(run, tuple(units.values()))
     except TooFewSamples as err:
         for race in races:
             race.refuse(scheme, err)

@@ -17,7 +17,7 @@ from edgeq.core.results.report import Comparison, PackageResult, Variant, varian
 from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.pipeline import cache
-from edgeq.pipeline.auto import REFUSALS, Build, choose_schemes
+from edgeq.pipeline.auto import Build, choose_schemes
 from edgeq.pipeline.cache import keep, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.profile import first_sample
@@ -52,7 +52,7 @@ def with_float_baselines(run: Run, units: Sequence[BuildUnit], build: Build) -> 
         for unit in units
     }
     unique = {rival.key: rival for several in rivals.values() for rival in several}
-    got = build(beside, tuple(unique.values()), refusals=REFUSALS)
+    got = build(beside, tuple(unique.values()))
     finished: Finished = {}
     for unit in units:
         row, data = rows[unit.key]

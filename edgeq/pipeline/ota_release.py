@@ -293,7 +293,8 @@ def _checked(
         old = _shipped_bundle(job, channel, item, scratch)
         named = tuple(version for name, version in job.terms.runtimes if name == manifest.target.runtime)
         runtimes = named or (manifest.runtime.oldest_in_field,)
-        operators, bytecode = (), None
+        operators: tuple[str, ...] = ()
+        bytecode: int | None = None
         if release_checks.is_lite(manifest) and runtime is not None:
             target = manifest.target
             runtime.load(item.bundle.artifact, runtime=target.runtime, backend=target.backend, threads=manifest.threads)

@@ -22,7 +22,7 @@ from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
-from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.schemes import AUTO, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
@@ -97,8 +97,12 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
     if not plan.missing:
         return plan
     run = Run(job=plan.job, facts=plan.facts, work=work, progress=progress)
-    strategy = with_float_baselines if plan.job.compare else choose_schemes
-    results = strategy(run, plan.missing, build_units)
+    if plan.job.compare:
+        results = with_float_baselines(run, plan.missing, build_units)
+    elif any(unit.scheme == AUTO for unit in plan.missing):
+        results = choose_schemes(run, plan.missing, build_units)
+    else:
+        results = build_units(run, plan.missing)
     finished = plan.finished | results.finished
     refused = {**plan.refused, **{key: _model_error(err) for key, err in results.refused.items()}}
     if finished:
@@ -111,13 +115,11 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
     raise kind(f"nothing could be made: {reasons}", first.fix) from first
 
 
-def build_units(run: Run, units: Sequence[BuildUnit], *, refusals: tuple[type[EdgeqError], ...] = ()) -> Results:
+def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     """Return units of named schemes, from the cache or newly built. Units with equal `ArtifactSpec` share one artifact.
 
-    Args:
-        run: the job under way.
-        units: none of scheme `auto`.
-        refusals: errors that end one artifact or one unit only. All others are raised.
+    Raises:
+        EdgeqError: any but those of `REFUSALS`, which end one artifact or one unit only.
     """
     job, folder, progress = run.job, run.folder(), run.progress
     results = Results(finished=restore(units, folder) if job.cache else {}, refused={})
@@ -148,7 +150,7 @@ def build_units(run: Run, units: Sequence[BuildUnit], *, refusals: tuple[type[Ed
                     label = f"{group[0].label}, all ranges new"
                     without = builder.build(dataclasses.replace(spec, fresh=True), label, emulated=False)
                     artifact = dataclasses.replace(artifact, reuse=_reuse(job.reuse_qparams_from, artifact, without))
-            except refusals as err:
+            except REFUSALS as err:
                 _release(err, folder)
                 built.refused.update((unit.key, err) for unit in group)
                 continue
@@ -160,7 +162,7 @@ def build_units(run: Run, units: Sequence[BuildUnit], *, refusals: tuple[type[Ed
                     on_device = emulator.run(artifact, inputs, unit.target, unit.scheme, unit.label)
                     on_device = with_cost(on_device, inputs, job.gates, job.device, unit.target, progress)
                     result = write_result(unit, on_device, inputs, job, place, deflated=run.deflated)  # gates, bundle
-                except refusals as err:
+                except REFUSALS as err:
                     _release(err, folder)
                     built.refused[unit.key] = err
                     continue

@@ -15,8 +15,9 @@ from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.pt2e_workarounds import IN_FLOAT, functional, leave_wide_softmax, prepare_layers
 from edgeq.quantize.qat import Library, tune
+from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
-from edgeq.quantize.reuse import convert_reusing
+from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
 from edgeq.quantize.spec import QuantizeSpec, matched_names
 
@@ -33,14 +34,51 @@ def fp32(spec: QuantizeSpec) -> QuantizedModel:
     return float_model(spec.captured.module(), spec.captured)
 
 
-def static_int8(spec: QuantizeSpec) -> QuantizedModel:
+def static_int8(
+    spec: QuantizeSpec,
+    *,
+    scheme: str = "static-int8",
+    program: Any = None,
+    train: Callable[[Any], Tuning] | None = None,
+) -> QuantizedModel:
     """Calibrate and convert the captured model.
+
+    Args:
+        spec: the model, its calibration samples and options.
+        scheme: named in the result.
+        program: the ExportedProgram to quantize; None for the captured one.
+        train: trains the prepared graph between calibration and conversion.
 
     Raises:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have, or a sample that does not fit.
     """
-    return _int8(spec, "static-int8", float_graph(spec.captured), train=None)
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    is_observer = library().is_observer
+    graph = float_graph(spec.captured if program is None else program)
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
+        prepared = prepare(graph, spec)
+        # a second observer of each value that shares one costs time
+        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
+            calibrate(prepared, spec.calibration, spec.inputs, task)
+    unshare(prepared, ranges.alone, is_observer)
+    before = watched(prepared, spec)
+    tuning = train(prepared) if train else None
+    if spec.sticky is None:
+        settled = settle(prepared, spec.shipped, is_observer)
+        converted = Converted(graph=_without_unused(convert_pt2e(prepared)), settled=settled)
+    else:
+        converted = convert_reusing(prepared, spec, convert, is_observer)
+    return quantized_model(
+        scheme,
+        converted.graph,
+        split_layers(converted.graph),
+        steps=output_steps(converted.graph),
+        tuning=tuning,
+        converted=converted,
+        layer_sqnrs=before.against(converted.graph),
+    )
 
 
 def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -62,35 +100,12 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
             vars(prepared).pop(name, None)
         return tune(prepared, teacher, spec, library())
 
-    return _int8(spec, "qat-int8", float_graph(program), train=train)
+    return static_int8(spec, scheme="qat-int8", program=program, train=train)
 
 
 def float_graph(program: Any) -> Any:
     """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
     return functional(program).module()
-
-
-def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:
-
-    is_observer = library().is_observer
-    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = prepare(graph, spec)
-        # a second observer of each value that shares one costs time
-        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
-            calibrate(prepared, spec.calibration, spec.inputs, task)
-    unshare(prepared, ranges.alone, is_observer)
-    before = watched(prepared, spec)
-    tuning = train(prepared) if train else None
-    converted = convert_reusing(prepared, spec, convert, is_observer)
-    return quantized_model(
-        scheme,
-        converted.graph,
-        split_layers(converted.graph),
-        steps=output_steps(converted.graph),
-        tuning=tuning,
-        converted=converted,
-        layer_sqnrs=before.against(converted.graph),
-    )
 
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:

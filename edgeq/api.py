@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.config.options import (
     Values,
@@ -41,15 +41,20 @@ from edgeq.core.results.report import (
 from edgeq.core.targets import TargetProfile, load_target
 from edgeq.deliver.install import InstallResult
 from edgeq.deliver.install import install as deliver
+from edgeq.load.live import LiveObjects, save_program
+from edgeq.pipeline.compare import BundleComparison, compare_bundles
+from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection, inspect_path
 from edgeq.pipeline.measurement import settled_bundle
+from edgeq.pipeline.package import package as run
+from edgeq.pipeline.plan import match_apps
+from edgeq.pipeline.preflight import check_files
+from edgeq.pipeline.project import build_project
+from edgeq.pipeline.sensitivity import Ranking
+from edgeq.pipeline.sensitivity import sensitivity as ranked
+from edgeq.pipeline.verify import verify_bundle
 from edgeq.quantize import METHODS
 from edgeq.report.progress import Quiet, shown_progress
-
-if TYPE_CHECKING:
-    from edgeq.load.live import LiveObjects
-    from edgeq.pipeline.compare import BundleComparison
-    from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
-    from edgeq.pipeline.sensitivity import Ranking
+from edgeq.verify.host import use_torch
 
 BundleLike = str | os.PathLike[str] | Bundle | PackageResult
 
@@ -109,8 +114,6 @@ def package(
         EdgeqError: the run could not be done; `what`, `fix` and `exit_code` are those of the command line.
         TypeError: the model is of another type.
     """
-    from edgeq.load.live import LiveObjects
-
     own = _options(options)
     given: Values = {
         "schemes": [schemes] if isinstance(schemes, str) else list(schemes),
@@ -133,15 +136,10 @@ def package(
 
 
 def _packaged(job: Job, progress: bool | Progress) -> RunReport:
-    from edgeq.pipeline.plan import match_apps
-    from edgeq.pipeline.preflight import check_files
 
     check_files(job)
     apps = match_apps(job)
     with _progress(progress) as shown:
-        with shown.task("starting"):
-            from edgeq.pipeline.package import package as run
-            from edgeq.verify.host import use_torch
         # this process is the caller's: it may have threads, which a fork of it would lose in the middle of their work
         use_torch()
         report = run(job, shown)
@@ -176,8 +174,6 @@ def build(
         EdgeqError: the file cannot be read, or another edgeq writes to the output folder. What ends one model only
             is in the report.
     """
-    from edgeq.pipeline.preflight import check_files
-
     if isinstance(config, PackageConfig):
         if models:
             raise UsageError("models= chooses among the models of a file, and a PackageConfig is one", "leave it out")
@@ -187,8 +183,6 @@ def build(
         is_whole = len(wanted.models) == len(wanted.names)
         project = Project(jobs=wanted.models, out=wanted.out, app=wanted.app if is_whole else AppOptions())
     with _progress(progress) as shown, _without_main():
-        with shown.task("starting"):
-            from edgeq.pipeline.project import build_project
         return build_project(project, shown, check=check_files)
 
 
@@ -223,8 +217,6 @@ def verify(
     Raises:
         EdgeqError: there is no bundle, it is damaged, or it cannot be run.
     """
-    from edgeq.load.live import LiveObjects
-
     own = merge(_present({"limit": _limit_values(limits), "device": {"on": on}}), _options(options))
     with LiveObjects() as live:
         own = _with_live_data(live, own, evaluation=evaluation, metric=metric)
@@ -236,8 +228,6 @@ def verify(
         if device.cpu and device.on != "emulator":
             raise UsageError("a CPU was given, which only the emulator has", 'give on="emulator"')
         with _progress(progress) as shown:
-            from edgeq.pipeline.verify import verify_bundle
-
             return verify_bundle(
                 _folder(bundle),
                 data=filled(DataConfig, values.get("data", {})),
@@ -275,16 +265,12 @@ def compare(
     Raises:
         EdgeqError: they are no bundles of one model, or one does not run here.
     """
-    from edgeq.load.live import LiveObjects
-
     if samples < 1:
         raise UsageError(f"samples: expected 1 or more, got {samples}", "leave it out for 1000")
     with LiveObjects() as live:
         own = _with_live_data(live, {}, evaluation=evaluation)
         data = filled(DataConfig, validated(own, "edgeq.compare()").get("data", {}))
         with _progress(progress) as shown:
-            from edgeq.pipeline.compare import compare_bundles
-
             return compare_bundles(
                 _folder(fp32), _folder(quantized), data=data, samples=samples, layers=layers, progress=shown
             )
@@ -304,8 +290,6 @@ def inspect(path: BundleLike, *, progress: bool | Progress = False) -> BundleIns
     Raises:
         EdgeqError: it is neither, or damaged.
     """
-    from edgeq.pipeline.inspect import inspect_path
-
     with _progress(progress) as shown:
         return inspect_path(_folder(path), shown)
 
@@ -374,8 +358,6 @@ def sensitivity(
         EdgeqError: the model or its data cannot be used, or the target's runtime has no ranking.
         TypeError: the model is of another type.
     """
-    from edgeq.load.live import LiveObjects
-    from edgeq.pipeline.preflight import check_files
 
     own = merge(_options(options), {"data": {"num_calibration_samples": num_samples}})
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, LiveObjects() as live:
@@ -385,8 +367,6 @@ def sensitivity(
         job = request(validated(merge(given, own), "edgeq.sensitivity()"), {})
         check_files(job)
         with _progress(progress) as shown:
-            with shown.task("starting"):
-                from edgeq.pipeline.sensitivity import sensitivity as ranked
             return ranked(job, shown)
 
 
@@ -515,8 +495,6 @@ def _model_values(live: LiveObjects, model: Any, example_inputs: Any, folder: Pa
         examples = example_inputs if isinstance(example_inputs, tuple | list | None) else (example_inputs,)
         return {"model": live.add_model(model, examples)}
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
-        from edgeq.load.live import save_program
-
         if example_inputs is not None:
             raise UsageError("an ExportedProgram states its inputs itself", "leave example_inputs out")
         return {"model": str(save_program(model, folder))}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeq.core.config import Progress
 from edgeq.core.results.model import TensorSpec
-
-if TYPE_CHECKING:
-    from edgeq.core.targets import FileFormat
+from edgeq.core.targets import FileFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

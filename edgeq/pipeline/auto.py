@@ -20,6 +20,7 @@ from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize.capture import linear_macs
+from edgeq.verify.host import calm_openmp, use_torch
 
 # errors that rule out this scheme only; any other error ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
@@ -140,7 +141,6 @@ def _raced(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
 def _linear_macs(run: Run) -> float:
     """Load the model and look at what it is made of; raises what loading does."""
     from edgeq.load.model import load_model
-    from edgeq.verify.host import calm_openmp, use_torch
 
     calm_openmp()
     use_torch()

@@ -22,6 +22,7 @@ from edgeq.pipeline.cache import keep, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.profile import first_sample
 from edgeq.pipeline.publish import write_reports
+from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import percentile_ms, speedup
 
 Turns = Sequence[Sequence[float]]
@@ -107,8 +108,6 @@ def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
 
 def _turns_ms(run: Run, unit: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
     """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
-    from edgeq.verify.host import HostRuntime
-
     target = unit.target
     if why_not_run(target.backend):
         return [()] * len(folders)

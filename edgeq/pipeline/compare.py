@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
@@ -19,10 +19,8 @@ from edgeq.core.samples import Batch, Dataset, batches
 from edgeq.core.targets import why_not_run
 from edgeq.load.inputs import random_inputs
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
+from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison, cut
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import HostRuntime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +59,6 @@ def compare_bundles(
         IntegrityError: a file is missing or changed.
         VerificationError: an artifact does not run, or gives NaN or Inf.
     """
-    from edgeq.verify.host import HostRuntime
-
     with progress.task("check sizes and hashes"):
         pair = read_bundle(fp32), read_bundle(quantized)
         _check_pair(*pair)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edgeq.check.bundle import golden_gate
 from edgeq.check.device import box_gate, device_gate
@@ -24,18 +24,16 @@ from edgeq.core.units import counted
 from edgeq.pipeline.evaluation import Evaluation, golden_batches, golden_dataset, input_specs
 from edgeq.pipeline.profile import cores_of
 from edgeq.verify.emulate.cpus import find_cpu
+from edgeq.verify.emulate.emulate import Emulated, EmulateSpec, Subset, emulate, subset_size
 from edgeq.verify.emulate.install import ensure_installed, find_wheels, is_native
+from edgeq.verify.emulate.selftest import NATIVE, Machine, emulator_of, ensure_tested, hold_all
 from edgeq.verify.emulate.support import not_emulated, wants_emulation
 from edgeq.verify.golden import compare_golden, golden_set
+from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import of_sample
+from edgeq.verify.remote.device import Session, measure, open_session
 from edgeq.verify.remote.link import is_link, parse_link
 from edgeq.verify.serving import require_cuda, serve
-
-if TYPE_CHECKING:
-    from edgeq.verify.emulate.emulate import Emulated, EmulateSpec
-    from edgeq.verify.emulate.selftest import Machine
-    from edgeq.verify.host import HostRuntime
-    from edgeq.verify.remote.device import Session
 
 
 def no_sdk(runtime: str, versions: tuple[str, ...]) -> Emulation:
@@ -56,8 +54,6 @@ def machines(runtime: str, versions: tuple[str, ...], cpus: tuple[str, ...], pro
         EnvironmentProblem: QEMU, the compiler or the network is missing, or the self-test fails.
         IntegrityError: a wheel is not the one that is pinned.
     """
-    from edgeq.verify.emulate.selftest import Machine, ensure_tested
-
     wheels, _ = find_wheels(runtime, versions)
     models = (None,) if is_native() else tuple(find_cpu(name) for name in cpus)
     installed = [ensure_installed(wheel, progress) for wheel in wheels]
@@ -116,8 +112,6 @@ class Emulator:
     def _emulated(
         self, artifact: Artifact, inputs: Inputs, found: tuple[Machine, ...], scheme: str, label: str
     ) -> Artifact:
-        from edgeq.verify.emulate.emulate import EmulateSpec, emulate
-        from edgeq.verify.emulate.selftest import emulator_of
 
         spec = EmulateSpec(
             artifact=artifact.lowered.path,
@@ -198,8 +192,6 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         UnsupportedError: no wheel holds the target's runtime.
         EnvironmentProblem: QEMU, the compiler, the network or the device is missing.
     """
-    from edgeq.verify.remote.device import open_session
-
     check_box(manifest, options.on)
     if options.on in ("host", ON):
         yield None
@@ -212,8 +204,6 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
 
 def _remote(manifest: Manifest, options: DeviceConfig, session: Session, progress: Progress) -> DeviceSetting:
     """Return the runtime on a real device, installed and self-tested."""
-    from edgeq.verify.emulate.selftest import Machine, hold_all
-
     target, board = manifest.target, session.board
     if board.arch != target.arch:
         what = f"target {target.name} runs on {target.arch}, and {board.title} is {board.arch}"
@@ -239,8 +229,6 @@ def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> 
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EnvironmentProblem: QEMU, the compiler or the network is missing.
     """
-    from edgeq.verify.emulate.selftest import emulator_of
-
     target = manifest.target
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}, and the emulator runs ARM64 kernels"
@@ -257,8 +245,6 @@ def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> 
 
 
 def _cpus(manifest: Manifest) -> tuple[str, ...]:
-    from edgeq.verify.emulate.selftest import NATIVE
-
     # an ARM64 host packages on its own processor, which is no model
     emulated = [run.cpu for run in manifest.emulation.runs if run.cpu != NATIVE] if manifest.emulation else []
     return tuple(dict.fromkeys(emulated)) or cores_of(manifest)
@@ -285,8 +271,6 @@ def on_device(
     Raises:
         EdgeqError: as `verify.emulate.run.emulate`.
     """
-    from edgeq.verify.emulate.emulate import emulate
-
     manifest = bundle.manifest
     first = tuple(Observed(batch=batch, host=host, fp32=None, scored=False) for batch, host in golden_runs)
     more = _observed(evaluation.samples, manifest, runtime, setting.options) if evaluation else ()
@@ -303,8 +287,6 @@ def on_device(
 def _spec(
     bundle: Bundle, observed: tuple[Observed, ...], evaluation: Evaluation | None, setting: DeviceSetting
 ) -> EmulateSpec:
-    from edgeq.verify.emulate.emulate import EmulateSpec
-
     return EmulateSpec(
         artifact=bundle.artifact,
         machines=setting.machines,
@@ -325,7 +307,6 @@ def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated:
     """Time the first golden sample where a real device ran it before."""
     if setting.session is None or not emulated.report.runs:
         return None
-    from edgeq.verify.remote.device import measure
 
     with setting.progress.task(f"time {bundle.manifest.target.name} on {setting.emulator}"):
         return measure(
@@ -351,8 +332,6 @@ def _gates(
 
 def _observed(data: Dataset, manifest: Manifest, runtime: HostRuntime, options: DeviceConfig) -> tuple[Observed, ...]:
     """Run a sub-set of the data on the host."""
-    from edgeq.verify.emulate.emulate import Subset, subset_size
-
     specs = input_specs(manifest)
     limit = options.samples or subset_size(manifest.layers.macs or 0, manifest.scheme)
     subset = Subset(count=data.count, rows=batch_size(data, specs) or 1, limit=limit, first=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.bundle.golden import model_inputs
 from edgeq.core.config import DataConfig, Progress
@@ -14,12 +14,11 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
+from edgeq.load.images import check_classes, few
+from edgeq.load.live import open_dataset
 from edgeq.load.selection import sample_digest
 from edgeq.load.user_code import load_metric
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import HostRuntime
-
+from edgeq.verify.host import HostRuntime
 
 TOP1 = "top1"
 
@@ -56,8 +55,6 @@ def open_evaluation(
     Raises:
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
     """
-    from edgeq.load.live import open_dataset
-
     with progress.task("read the data"):
         samples, _ = open_dataset(
             data.evaluation or "",
@@ -76,8 +73,6 @@ def open_evaluation(
 
 def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> None:
     """Refuse class folders that stand for other outputs than the bundle's labels do."""
-    from edgeq.load.images import check_classes, few
-
     outputs = manifest.outputs
     if data.metric is None and outputs and len(outputs[0].shape) == 2:
         check_classes(samples.class_names, outputs[0].shape[1], from_file=data.labels is not None)

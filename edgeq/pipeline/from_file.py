@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,9 @@ from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.plan import ArtifactSpec, BuildStep
 from edgeq.pipeline.prepare import subset, verify_spec
 from edgeq.quantize.graph_runner import Forward
+from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded, Refused, onnx_error
 from edgeq.verify.metrics import Comparison
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded
-
+from edgeq.verify.verify import verify
 
 _RUNTIMES = {"pte": "executorch", "ptl": "torchscript", "onnx": "onnx"}
 
@@ -63,8 +61,6 @@ def build_from_file(step: BuildStep) -> Artifact:
         UsageError: the file is damaged.
         EdgeqError: the error of a step.
     """
-    from edgeq.verify.verify import verify
-
     model, spec, runtime = step.inputs.model, step.spec, step.runtime
     source: Path = model.model
     own = _RUNTIMES[model.kind]
@@ -134,7 +130,6 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
         EdgeqError: the error of a step.
     """
     from edgeq.quantize.onnx import FileSpec, quantize_file
-    from edgeq.verify.verify import verify
 
     job, inputs, spec = step.job, step.inputs, step.spec
     if job.dynamic_batch:
@@ -220,8 +215,6 @@ def unfused(path: Path, inputs: Inputs) -> Forward:
     """
     import onnxruntime
 
-    from edgeq.verify.host import onnx_error
-
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -282,8 +275,6 @@ def load_given(
         UsageError: the runtime refuses the file.
         EdgeqError: what else `HostRuntime.load` raises, with the file's name.
     """
-    from edgeq.verify.host import Refused
-
     path = copy or given
     try:
         return runtime.load(path, runtime=name, backend=backend, threads=threads)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.reader import read_bundle
@@ -15,10 +14,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
 from edgeq.pipeline.from_file import load_given
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import ArtifactFacts, Loaded
-
+from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded
 
 RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx", ".ort": "onnx"}
 
@@ -99,8 +95,6 @@ def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
 
 
 def _artifact(path: Path, progress: Progress) -> ArtifactInspection:
-    from edgeq.verify.host import HostRuntime
-
     runtime = RUNTIMES[path.suffix]
     with progress.task(f"load {path.name}"), HostRuntime() as child:
         # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have

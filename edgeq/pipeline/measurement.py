@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.golden import read_golden
@@ -41,14 +41,11 @@ from edgeq.core.measurement import (
 from edgeq.core.results.measured import Agreement, DeviceMeasures, DeviceRun, Emulation, Parity, VerifyReport
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import BundleVerification, Gate, GoldenSet
+from edgeq.core.samples import Outputs
 from edgeq.core.schemes import LimitName
 from edgeq.core.system import processor_name
 from edgeq.verify.golden import compare_golden
-
-if TYPE_CHECKING:
-    from edgeq.core.samples import Outputs
-    from edgeq.verify.metrics import Comparison
-
+from edgeq.verify.metrics import Comparison, percentile_ms
 
 _PLATFORMS = {"Linux": "linux", "Darwin": "macos"}
 
@@ -379,8 +376,6 @@ def _no_measurement(name: str) -> str:
 
 def measures_of(verdict: Verdict) -> DeviceMeasures:
     """Return a verdict's times in the form of a device's that was reached from here."""
-    from edgeq.verify.metrics import percentile_ms
-
     device, run = verdict.device, verdict.run
     return DeviceMeasures(
         device=device.name,
@@ -413,8 +408,6 @@ def _outputs(verdict: Verdict) -> Outputs:
 def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, ...]]:
     """Compare the device's golden outputs with the bundle's, and name what is wrong with them whatever the limits."""
     import numpy as np
-
-    from edgeq.verify.metrics import Comparison
 
     sums = Comparison()
     left, right = ([(array.dtype.name, array.shape) for array in side] for side in (expected, came))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError
@@ -16,7 +16,10 @@ from edgeq.core.results.report import DataFacts
 from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
+from edgeq.load.images import check_classes, few, read_labels, repeated_names
 from edgeq.load.inputs import random_inputs, takes_pixels
+from edgeq.load.lint import LintSpec, lint
+from edgeq.load.live import open_dataset
 from edgeq.load.onnx import output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
@@ -24,11 +27,8 @@ from edgeq.pipeline.plan import BuildStep
 from edgeq.pipeline.preflight import check_calibration
 from edgeq.quantize.capture import run_once
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
+from edgeq.verify.emulate.emulate import Subset, subset_size
 from edgeq.verify.spec import VerifySpec
-
-if TYPE_CHECKING:
-    from edgeq.verify.emulate.emulate import Subset
-
 
 _LEAST = 16  # with fewer, one prediction is worth more than any limit in use
 
@@ -75,8 +75,6 @@ def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 def subset(step: BuildStep, macs: int) -> Subset:
     """Return what keeps the samples that the device's kernels will run; `macs` are those of one inference."""
-    from edgeq.verify.emulate.emulate import Subset, subset_size
-
     samples = step.inputs.samples
     rows = batch_size(samples, step.inputs.model.inputs) or 1
     limit = step.job.device.samples or subset_size(macs, step.spec.scheme)
@@ -180,8 +178,6 @@ def _as_it_came(sample: Sample, takes: Sequence[bool]) -> bool:
 
 
 def _label_remarks(job: Job, labels: tuple[str, ...]) -> tuple[str, ...]:
-    from edgeq.load.images import few, read_labels, repeated_names
-
     named = read_labels(job.data.labels) if job.data.labels is not None else labels
     twice = repeated_names(named)
     if not twice:
@@ -339,8 +335,6 @@ def _opened(
     job: Job, model: LoadedModel, preprocess: Preprocess | None, n_classes: int | None, wanted: Sequence[_Wanted]
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Return the sets that were named, by role, and the names of images that were skipped as bad."""
-    from edgeq.load.images import check_classes
-    from edgeq.load.live import open_dataset
 
     opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
     skipped: list[str] = []
@@ -395,8 +389,6 @@ def _linted(
     n_classes: int | None,
 ) -> tuple[dict[str, Dataset], DataFacts]:
     """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
-    from edgeq.load.lint import LintSpec, lint
-
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(
         opened["calibration"] if opened["calibration"].count else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
@@ -16,13 +15,13 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, LatencyPrediction, VerifyReport
-from edgeq.core.samples import batches
+from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
+from edgeq.pipeline.evaluation import input_specs
+from edgeq.verify.emulate.counting import count, find_core
 from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
+from edgeq.verify.emulate.runner import Arrays
 from edgeq.verify.emulate.support import wants_emulation
-
-if TYPE_CHECKING:
-    from edgeq.verify.emulate.runner import Arrays
 
 
 def is_needed(options: GateOptions) -> bool:
@@ -223,8 +222,6 @@ def _read(folder: Path, progress: Progress) -> tuple[Bundle, Arrays]:
 
 def _cores(cpus: tuple[str, ...], profile: DeviceProfile | None, manifest: Manifest) -> tuple[str, ...]:
     """Return the cores to count on; raises UsageError for one that is unknown, or that the device has not."""
-    from edgeq.verify.emulate.counting import find_core
-
     cores = cpus or ((profile.core,) if profile else cores_of(manifest))
     if profile is not None and profile.core not in cores:
         what = f"device {profile.name} has the core {profile.core}, which is not among --cpu {','.join(cores)}"
@@ -249,8 +246,6 @@ def count_on(
     Raises:
         EdgeqError: as `verify.emulate.counting.count`.
     """
-    from edgeq.verify.emulate.counting import count
-
     reports = []
     with progress.task(f"count instructions on {', '.join(cores)}", len(cores)) as task:
         for core in cores:
@@ -296,8 +291,6 @@ def first_sample(bundle: Bundle) -> Arrays:
     Raises:
         IntegrityError: the golden file is broken.
     """
-    from edgeq.core.samples import Dataset, Sample, batches
-    from edgeq.pipeline.evaluation import input_specs
 
     inputs = next(iter(model_inputs(read_golden(bundle), bundle.manifest)))
     sample = Sample(inputs=inputs, raw=inputs, label=None, name="golden sample", digest="")

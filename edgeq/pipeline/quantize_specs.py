@@ -10,11 +10,13 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
+from edgeq.check.fidelity import worst_part
 from edgeq.core.config import Job
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.files import cache_folder, canonical_json, sha256_bytes
 from edgeq.core.manifest import Bundle
 from edgeq.core.results.artifact import Inputs
+from edgeq.core.results.measured import Fidelity
 from edgeq.core.results.model import QParams, Scores
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import NEEDS_CALIBRATION, NEEDS_SEARCH, SEARCH_LIMITS
@@ -23,6 +25,8 @@ from edgeq.lower.shipped import shipped_layers
 from edgeq.pipeline.tracking import current_state, user_modules
 from edgeq.quantize.graph_runner import Forward
 from edgeq.quantize.spec import ReuseSpec, SearchSpec
+from edgeq.verify.accumulate import batch_scores, chosen_metric
+from edgeq.verify.metrics import Comparison, cut, paired_drop_pp, real_rows
 
 
 def search_spec(job: Job, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
@@ -73,10 +77,6 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
     Raises:
         UsageError: the metric fails.
     """
-    from edgeq.check.fidelity import worst_part
-    from edgeq.core.results.measured import Fidelity
-    from edgeq.verify.accumulate import batch_scores, chosen_metric
-    from edgeq.verify.metrics import Comparison, cut, paired_drop_pp, real_rows
 
     sums, labelled = Comparison(by_channel=True), samples.labelled
     digests: set[str] = set()

@@ -13,6 +13,7 @@ from edgeq.pipeline.prepare import prepare
 from edgeq.quantize import RANKINGS, rank_layers
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
+from edgeq.verify.host import calm_openmp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,6 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
         UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
             be quantized.
     """
-    from edgeq.verify.host import calm_openmp
-
     calm_openmp()
     # importing torchao makes torch log of an enumeration that only concerns torchao's authors
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.golden import read_golden
@@ -32,12 +31,10 @@ from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
 from edgeq.pipeline.preflight import check_cost_options
 from edgeq.pipeline.profile import with_bundle_cost
 from edgeq.verify.golden import compare_golden, golden_set
+from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.metrics import of_sample
 from edgeq.verify.spec import VerifySpec
-
-if TYPE_CHECKING:
-    from edgeq.verify.host import HostRuntime, Loaded
-
+from edgeq.verify.verify import verify
 
 ON_HOST = DeviceConfig(on="host")
 
@@ -96,8 +93,6 @@ def _seen(
     bundle: Bundle, golden: GoldenSet, data: DataConfig, device: DeviceConfig, progress: Progress, *, trusted: bool
 ) -> Seen:
     """Run the artifact, on the device's kernels too where that was asked for."""
-    from edgeq.verify.host import HostRuntime
-
     # the runtime's imports take seconds, in which the data is opened here
     with device_setting(bundle.manifest, device, progress) as setting, HostRuntime(trusted=trusted) as runtime:
         evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
@@ -192,8 +187,6 @@ def _run(
     setting: DeviceSetting | None,
     progress: Progress,
 ) -> Seen:
-    from edgeq.verify.verify import verify
-
     manifest, samples = bundle.manifest, golden_dataset(bundle, golden)
     verified, _ = verify(_spec(bundle, samples, progress, "golden samples"), runtime)
     golden_runs = run_golden(manifest, samples, runtime)
@@ -284,8 +277,6 @@ def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> Ve
 
 
 def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progress: Progress) -> ScoreComparison:
-    from edgeq.verify.verify import verify
-
     recorded = bundle.manifest.accuracy
     spec = dataclasses.replace(
         _spec(bundle, evaluation.samples, progress, "evaluation data"),

@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, ExitCode, IntegrityError, Outcome
@@ -21,10 +21,8 @@ from edgeq.core.results.model import (
     Search,
     Weights,
 )
+from edgeq.core.samples import Outputs
 from edgeq.core.units import format_bytes
-
-if TYPE_CHECKING:
-    from edgeq.core.samples import Outputs
 
 
 def with_warning(row: PackageResult, text: str) -> PackageResult:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edgeq.core.config import DeviceConfig
 from edgeq.core.errors import UsageError
+from edgeq.core.targets import TargetProfile, why_not_emulated
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.install import find_compiler, find_wheels, is_native, runtime_folder
-
-if TYPE_CHECKING:
-    from edgeq.core.targets import TargetProfile
-
 
 OPTED_OUT = "not run on the device's kernels: --on host"
 
@@ -22,8 +17,6 @@ def has_device(target: TargetProfile) -> bool:
 
 
 def _can_be_emulated(target: TargetProfile) -> bool:
-    from edgeq.core.targets import why_not_emulated
-
     return target.arch == "arm64" and not why_not_emulated(target.backend)
 
 

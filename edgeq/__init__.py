@@ -68,10 +68,14 @@ _PLACES = {
 }
 
 
+# packages that the commands reach by name, so that they are imported when a command runs
+_ROOMS = frozenset({"bundle", "config", "core", "deliver", "pipeline", "report"})
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used (PEP 562)."""
-    if name == "verify":
-        return importlib.import_module("edgeq.verify")
+    if name == "verify" or name in _ROOMS:
+        return importlib.import_module(f"edgeq.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.devices import PUBLISHED_FIT, Counts, Observation, Speed, fit, groups, leave_one_out, load_device
+from edgeq.core.devices import PUBLISHED_FIT, Observation, Speed, fit, groups, leave_one_out, load_device
+from edgeq.core.results.measured import Counts
 
 ROWS = Path(__file__).with_name("latency_rows.json")
 LEFT_OUT = ("pixel", "pixel-2", "pixel-3a")

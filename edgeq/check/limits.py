@@ -11,9 +11,16 @@ from typing import Literal
 from edgeq.check.fidelity import needed_for_drop, score_is_share, unproven_drop, worst_part
 from edgeq.check.gate import at_least, at_most, unverified
 from edgeq.core.config import GateOptions
-from edgeq.core.devices import CountReport
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Fidelity, Interval, LatencyPrediction, VerifyReport
+from edgeq.core.results.measured import (
+    CountReport,
+    DeviceMeasures,
+    DeviceRun,
+    Fidelity,
+    Interval,
+    LatencyPrediction,
+    VerifyReport,
+)
 from edgeq.core.results.report import Gate
 from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.units import counted, format_quantity

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import outputs
 from edgeq.cli.console import note, open_progress, say, say_json, say_problem
 from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
+from edgeq.core.results.report import AppOptions, Project, ProjectReport
 
 if TYPE_CHECKING:
+    import edgeq.config.project_file
+    import edgeq.pipeline.plan
+    import edgeq.pipeline.preflight
+    import edgeq.pipeline.project
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.config.project_file import ProjectRequest
-    from edgeq.core.results.report import ProjectReport
 
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file to build. [default: all]")]
@@ -28,14 +35,12 @@ def build(
 
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
-    from edgeq.config.project_file import read_models
-    from edgeq.pipeline.plan import match_apps
 
-    wanted = read_models(run.config, names or (), to_values(options))
+    wanted = edgeq.config.project_file.read_models(run.config, names or (), to_values(options))
     if run.dry_run:
         _print_plan(wanted, as_json=run.as_json)
         return
-    apps = [match_apps(model) for model in wanted.models]
+    apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
     report = _build(wanted, quiet=run.quiet, verbose=run.verbose)
     installed: list[Installed] = []
     if not report.exit_code:
@@ -50,18 +55,15 @@ def build(
 
 
 def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
-    from edgeq.pipeline.plan import plan_json, plan_text
 
     if as_json:
-        plans = [plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
+        plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
         say_json({"schema_version": 1, "plans": plans})
     else:
-        say("\n\n".join(plan_text(model) for model in wanted.models))
+        say("\n\n".join(edgeq.pipeline.plan.plan_text(model) for model in wanted.models))
 
 
 def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
-    from edgeq.core.results.report import AppOptions, Project
-    from edgeq.pipeline.preflight import check_files
 
     is_whole = len(wanted.models) == len(wanted.names)
     if not is_whole and wanted.app != AppOptions():
@@ -70,19 +72,15 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
     project = Project(jobs=wanted.models, out=wanted.out, app=app)
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         with progress.task("starting"):
-            from edgeq.pipeline.project import build_project
-        return build_project(project, progress, check=check_files)
+            build_project = edgeq.pipeline.project.build_project
+        return build_project(project, progress, check=edgeq.pipeline.preflight.check_files)
 
 
 def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, verbose: bool) -> None:
     if as_json:
-        from edgeq.report.json import project_json
-
-        say_json({**project_json(report), "installed": [entry.as_json() for entry in installed]})
+        say_json({**edgeq.report.json.project_json(report), "installed": [entry.as_json() for entry in installed]})
     else:
-        from edgeq.report.text import render_project
-
-        say("\n".join([render_project(report), *(entry.as_text() for entry in installed)]))
+        say("\n".join([edgeq.report.text.render_project(report), *(entry.as_text() for entry in installed)]))
     for model in report.models:
         if verbose and model.error is not None and model.error.trace:
             note(f"{model.name}:\n{model.error.trace.rstrip()}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import edgeq
 from edgeq.cli.console import say, say_json
 from edgeq.core.units import counted, format_bytes
+
+if TYPE_CHECKING:
+    import edgeq.pipeline.cache
 
 app = typer.Typer(help="Look at the build cache, or empty it.")
 
@@ -15,9 +19,8 @@ app = typer.Typer(help="Look at the build cache, or empty it.")
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say where the cache is and how much it holds."""
-    from edgeq.pipeline.cache import cache_info
 
-    found = cache_info()
+    found = edgeq.pipeline.cache.cache_info()
     if as_json:
         facts = {"folder": str(found.folder), "entries": found.entries, "size_bytes": found.size_bytes}
         say_json({"schema_version": 1, "cache": facts})
@@ -28,9 +31,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 @app.command("clear")
 def clear(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Remove every entry of the cache."""
-    from edgeq.pipeline.cache import clear_cache
 
-    removed = clear_cache()
+    removed = edgeq.pipeline.cache.clear_cache()
     if as_json:
         say_json({"schema_version": 1, "removed": removed})
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
@@ -17,6 +18,10 @@ from edgeq.core.results.model import LayerSqnrs
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
+    import edgeq.config.options
+    import edgeq.pipeline.compare
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.core.manifest import Manifest
     from edgeq.core.results.measured import OutputComparison
     from edgeq.pipeline.compare import BundleComparison
@@ -51,15 +56,14 @@ def compare(
     Without --eval-data the inputs are drawn from the range that the preprocessing gives. Figures, no verdict: the exit
     code is 0 however far apart they are.
     """
-    from edgeq.config.options import filled
 
-    data = filled(DataConfig, to_values(options).get("data", {}))
+    data = edgeq.config.options.filled(DataConfig, to_values(options).get("data", {}))
     if data.labels is not None and data.evaluation is None:
         raise UsageError("--labels was given without --eval-data", "add --eval-data, or leave --labels out")
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.compare import compare_bundles
-
-        found = compare_bundles(fp32, quantized, data=data, samples=samples, layers=layers, progress=progress)
+        found = edgeq.pipeline.compare.compare_bundles(
+            fp32, quantized, data=data, samples=samples, layers=layers, progress=progress
+        )
     if as_json:
         say_json(to_json(found))
     else:
@@ -68,15 +72,14 @@ def compare(
 
 def render(found: BundleComparison) -> str:
     """Return the figures for people, a line for each layer, and where the error starts in words."""
-    from edgeq.report.text import aligned, printable
 
     outputs = found.outputs
-    lines = aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
+    lines = edgeq.report.text.aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
     inputs = "evaluation samples" if outputs.inputs == "evaluation" else "random inputs"
-    lines += [f"outputs, {outputs.samples:,} {inputs}:", *aligned(_figures(outputs))]
+    lines += [f"outputs, {outputs.samples:,} {inputs}:", *edgeq.report.text.aligned(_figures(outputs))]
     if found.layers is not None:
         lines += _layer_lines(found.layers)
-    return "\n".join([*lines, *(f"note: {printable(text)}" for text in found.notes)])
+    return "\n".join([*lines, *(f"note: {edgeq.report.text.printable(text)}" for text in found.notes)])
 
 
 def _title(manifest: Manifest) -> str:
@@ -84,7 +87,6 @@ def _title(manifest: Manifest) -> str:
 
 
 def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
-    from edgeq.report import text as words
 
     counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
     return [
@@ -93,39 +95,39 @@ def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
         ("largest error", f"{outputs.max_abs_error:.4g}"),
         (
             "argmax agreement",
-            f"{words.share(outputs.agreeing / outputs.ranked)}, {counts}"
+            f"{edgeq.report.text.share(outputs.agreeing / outputs.ranked)}, {counts}"
             if outputs.ranked
             else "the first output is not [N, classes]",
         ),
-        ("SQNR", words.decibel(outputs.sqnr_db)),
+        ("SQNR", edgeq.report.text.decibel(outputs.sqnr_db)),
         ("cosine", f"{outputs.cosine:.6g}"),
     ]
 
 
 def _layer_lines(found: LayerSqnrs) -> list[str]:
-    from edgeq.report import text as words
-    from edgeq.report.text import aligned, printable
 
-    cells = [(one.layer, words.decibel(one.sqnr_db), words.decibel(one.own_db)) for one in found.layers]
+    cells = [
+        (one.layer, edgeq.report.text.decibel(one.sqnr_db), edgeq.report.text.decibel(one.own_db))
+        for one in found.layers
+    ]
     head = ("layer", "SQNR", "by itself")
     return [
         f"layers, the converted graph against the float one, {counted(found.samples, 'calibration sample')}:",
-        *aligned([head, *cells], right=frozenset({1, 2})),
-        printable(words.error_start(found)),
+        *edgeq.report.text.aligned([head, *cells], right=frozenset({1, 2})),
+        edgeq.report.text.printable(edgeq.report.text.error_start(found)),
     ]
 
 
 def to_json(found: BundleComparison) -> dict[str, Any]:
     """Return the same for machines; `schema_version` changes when a key goes or changes its meaning."""
-    from edgeq.report.json import finite, layer_sqnrs_json
 
-    document: dict[str, Any] = finite(
+    document: dict[str, Any] = edgeq.report.json.finite(
         {
             "schema_version": SCHEMA_VERSION,
             "fp32": _bundle_json(found.fp32),
             "quantized": _bundle_json(found.quantized),
             "outputs": dataclasses.asdict(found.outputs),
-            "layer_sqnrs": layer_sqnrs_json(found.layers),
+            "layer_sqnrs": edgeq.report.json.layer_sqnrs_json(found.layers),
             "notes": list(found.notes),
         }
     )

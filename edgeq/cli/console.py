@@ -9,11 +9,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import edgeq
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.units import is_safe, safe_lines
+
+if TYPE_CHECKING:
+    import edgeq.report.progress
 
 SCHEMA_VERSION = 1
 
@@ -109,13 +113,12 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     What the steps, the user's code among them, print in the block goes to stderr.
     """
-    from edgeq.report.progress import Quiet, shown_progress  # completion and --help need nothing of the reports
 
     with results_only():
         if quiet:
-            yield Quiet()
+            yield edgeq.report.progress.Quiet()
         else:
-            with shown_progress(note, lines=verbose) as progress:
+            with edgeq.report.progress.shown_progress(note, lines=verbose) as progress:
                 yield progress
 
 

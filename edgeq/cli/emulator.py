@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.units import format_bytes
 from edgeq.verify.emulate.cpus import CPUS, qemu_cpus, qemu_path, qemu_version
 from edgeq.verify.emulate.install import DEFAULT_WHEELS, is_native
 
 if TYPE_CHECKING:
+    import edgeq.pipeline.devices
     from edgeq.verify.emulate.selftest import Machine
 
 
@@ -31,12 +33,13 @@ def install(
 
     `edgeq package` and `edgeq verify --on emulator` do this by themselves where it was not done.
     """
-    from edgeq.pipeline.devices import machines
 
     if not is_native():
         qemu_path()
     with open_progress(quiet=quiet) as progress:
-        found = [m for w in DEFAULT_WHEELS for m in machines(w.runtime, (w.version,), _CPUS, progress)]
+        found = [
+            m for w in DEFAULT_WHEELS for m in edgeq.pipeline.devices.machines(w.runtime, (w.version,), _CPUS, progress)
+        ]
     if as_json:
         say_json({"schema_version": 1, "machines": [_as_json(machine) for machine in found]})
     else:

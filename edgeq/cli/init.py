@@ -8,15 +8,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import edgeq
 from edgeq.cli.console import say
 from edgeq.cli.outputs import write_text
 from edgeq.core.config import PROJECT_FILE
 from edgeq.core.errors import UsageError
 from edgeq.core.sources import GENERIC_FACTORIES, factory_model_name
+
+if TYPE_CHECKING:
+    import edgeq.deliver.install
+    import edgeq.pipeline.preflight
 
 _TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack"}
 
@@ -60,23 +65,23 @@ def init(
 
     Names, factories, data folders and app projects are looked for here and written in; nothing is run.
     """
-    from edgeq.pipeline.preflight import check_source
 
     if output.exists() and not force:
         raise UsageError(f"{output} is there already", "edit it, or give --force to replace it")
     sources = [_source(text) for text in models]
     for source in sources:
-        check_source(source)
+        edgeq.pipeline.preflight.check_source(source)
     write_text(output, project_text(sources, look_around(Path(), is_vision=_is_vision(sources))))
     say(f"written: {output}; next: edgeq build --dry-run, then edgeq build")
 
 
 def look_around(folder: Path, *, is_vision: bool) -> Found:
     """Return what a folder holds: data by its name, and app projects one level down."""
-    from edgeq.deliver.install import project_platforms
 
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    apps = tuple((path.name, platforms) for path in below if (platforms := tuple(project_platforms(path))))
+    apps = tuple(
+        (path.name, platforms) for path in below if (platforms := tuple(edgeq.deliver.install.project_platforms(path)))
+    )
     calibration, evaluation = (_data(folder, names) for names in (_CALIBRATION, _EVALUATION))
     is_images = calibration is not None and (folder / calibration).is_dir()
     return Found(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.errors import UsageError
@@ -18,6 +19,8 @@ from edgeq.core.results.model import Layer
 from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
+    import edgeq.pipeline.inspect
+    import edgeq.report.text
     from edgeq.core.manifest import Manifest, Measure, Tensor
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
@@ -55,20 +58,23 @@ def inspect(
     an artifact is loaded in a process of its own.
     """
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.inspect import BundleInspection, inspect_path
-
-        found = inspect_path(_ort_file(path) if required_operators else path, progress)
-    if required_operators and not isinstance(found, BundleInspection):
+        found = edgeq.pipeline.inspect.inspect_path(_ort_file(path) if required_operators else path, progress)
+    if required_operators and not isinstance(found, edgeq.pipeline.inspect.BundleInspection):
         say(reduced_build_config(found.facts.operators).rstrip())
     elif as_json:
-        say_json(bundle_json(found) if isinstance(found, BundleInspection) else artifact_json(found))
+        say_json(
+            bundle_json(found) if isinstance(found, edgeq.pipeline.inspect.BundleInspection) else artifact_json(found)
+        )
     else:
-        say(bundle_text(found, layers) if isinstance(found, BundleInspection) else artifact_text(found, layers))
+        say(
+            bundle_text(found, layers)
+            if isinstance(found, edgeq.pipeline.inspect.BundleInspection)
+            else artifact_text(found, layers)
+        )
 
 
 def bundle_text(found: BundleInspection, shown: int) -> str:
     """Return a bundle for people; `shown` layers, those with the most bytes first."""
-    from edgeq.report.text import aligned, printable
 
     manifest = found.bundle.manifest
     target, runtime = manifest.target, manifest.runtime
@@ -88,8 +94,12 @@ def bundle_text(found: BundleInspection, shown: int) -> str:
     ]
     title = f"{manifest.model.name} {manifest.model.version}, {manifest.scheme}, weights {manifest.model.weights}"
     verdict = "accepted" if manifest.accepted else "rejected"
-    lines = [f"{title}: {printable(str(found.bundle.folder))}", *aligned(facts), f"gates: {verdict}"]
-    lines += aligned(
+    lines = [
+        f"{title}: {edgeq.report.text.printable(str(found.bundle.folder))}",
+        *edgeq.report.text.aligned(facts),
+        f"gates: {verdict}",
+    ]
+    lines += edgeq.report.text.aligned(
         [(gate.outcome, gate.name, gate.limit, gate.detail or "") for gate in manifest.gates] or [("none",)]
     )
     return "\n".join([*lines, *_layer_lines(found, shown)])
@@ -107,17 +117,16 @@ def _computed(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
-    from edgeq.report.text import aligned, printable
 
     if not found.layers:
-        return [f"layers: not known: {printable(found.why_no_layers)}"]
+        return [f"layers: not known: {edgeq.report.text.printable(found.why_no_layers)}"]
     largest = sorted(found.layers, key=lambda layer: -layer.weight_bytes)[:shown]
     total = sum(layer.weight_bytes for layer in found.layers)
     macs = sum(layer.macs for layer in found.layers)
     lines = [f"layers: {len(found.layers)}, {_bytes(total)} of constants; the largest {len(largest)}:"]
     rows = [_layer_cells(layer, total, macs) for layer in largest]
     head = ("bytes", "share", "MACs", "delegate", "operator", "layer")
-    return [*lines, *aligned([head, *rows], right=frozenset({0, 1, 2}))] if rows else lines[:1]
+    return [*lines, *edgeq.report.text.aligned([head, *rows], right=frozenset({0, 1, 2}))] if rows else lines[:1]
 
 
 def _layer_cells(layer: Layer, total: int, macs: int) -> tuple[str, ...]:
@@ -169,7 +178,6 @@ def _bytes(size_bytes: int) -> str:
 
 def artifact_text(found: ArtifactInspection, shown: int) -> str:
     """Return an artifact for people; `shown` entries of an archive."""
-    from edgeq.report.text import aligned, printable
 
     facts = found.facts
     operators = ", ".join(facts.operators)
@@ -185,10 +193,12 @@ def artifact_text(found: ArtifactInspection, shown: int) -> str:
         lines += [("delegates", str(facts.delegates)), ("delegated", _SHARE_UNKNOWN)]
     if facts.bytecode_version is not None:
         lines.append(("opset" if found.runtime == "onnx" else "bytecode", f"version {facts.bytecode_version}"))
-    text = [printable(str(found.path)), *aligned(lines)]
+    text = [edgeq.report.text.printable(str(found.path)), *edgeq.report.text.aligned(lines)]
     if found.entries and shown:
         text.append(f"entries: {len(found.entries)}, the largest {min(shown, len(found.entries))}:")
-        text += aligned([(f"{size:,}", name) for name, size in found.entries[:shown]], right=frozenset({0}))
+        text += edgeq.report.text.aligned(
+            [(f"{size:,}", name) for name, size in found.entries[:shown]], right=frozenset({0})
+        )
     return "\n".join(text)
 
 

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
 from edgeq.core.errors import EdgeqError
+from edgeq.core.results.report import ModelError, RunReport
 from edgeq.core.units import counted, format_bytes
 from edgeq.deliver.android import Growth
 
 if TYPE_CHECKING:
-    from edgeq.core.results.report import ModelError, RunReport
+    import edgeq.deliver.install
+    import edgeq.pipeline.measurement
     from edgeq.deliver.install import InstallResult
 
 
@@ -91,16 +94,13 @@ def install(
     With --verdict, gates that were not measured when the bundle was packaged are settled by it, in the manifest that is
     installed.
     """
-    from edgeq.deliver.install import install as deliver
 
     library = Path(aar) if aar else None
     if verdict is None:
-        result = deliver(bundle, app, aar=library, digest=digest, replace=replace)
+        result = edgeq.deliver.install.install(bundle, app, aar=library, digest=digest, replace=replace)
     else:
-        from edgeq.pipeline.measurement import settled_bundle
-
-        with settled_bundle(bundle, verdict, digest=digest) as settled:
-            result = deliver(settled.folder, app, aar=library, replace=replace)
+        with edgeq.pipeline.measurement.settled_bundle(bundle, verdict, digest=digest) as settled:
+            result = edgeq.deliver.install.install(settled.folder, app, aar=library, replace=replace)
         result = dataclasses.replace(result, notes=(*result.notes, settled.told))
     installed = Installed(app=app, target=None, result=result)
     if as_json:
@@ -119,7 +119,6 @@ def install_rows(
     """
     if report.exit_code or not apps:
         return (), None
-    from edgeq.deliver.install import install as deliver
 
     done: list[Installed] = []
     try:
@@ -128,11 +127,11 @@ def install_rows(
             # what went in before a refusal stays in `done`
             done.extend(
                 # the very bundle that was judged: another run may have put its own in the place meanwhile
-                Installed(app=app, target=row.target, result=deliver(row.path, app, digest=row.digest))
+                Installed(
+                    app=app, target=row.target, result=edgeq.deliver.install.install(row.path, app, digest=row.digest)
+                )
                 for row in rows
             )
     except EdgeqError as err:
-        from edgeq.core.results.report import ModelError
-
         return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
     return tuple(done), None

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli.console import clock, now, say, say_json
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    import edgeq.deliver.ota.keys
+    import edgeq.deliver.ota.release
+    import edgeq.report.text
     from edgeq.deliver.ota.keys import KeyRing, RoleName
 
 
@@ -40,7 +44,6 @@ def new(
     as_json: _AsJson = False,
 ) -> None:
     """Make Ed25519 keys for root, targets, snapshot and timestamp, in files that only you can read."""
-    from edgeq.deliver.ota.keys import new_keys
 
     counts = {_role(role): _counts(text) for role, text in map(_pair, threshold or ())}
     places = {_role(role): uri for role, uri in map(_pair, place or ())}
@@ -48,15 +51,14 @@ def new(
     if both:
         what = f"--threshold and --place both name {both[0]}"
         raise UsageError(what, "a role with an external key (--place) has exactly one key: drop its --threshold")
-    _tell(new_keys(folder, counts=counts, places=places), as_json)
+    _tell(edgeq.deliver.ota.keys.new_keys(folder, counts=counts, places=places), as_json)
 
 
 @app.command("show")
 def show(folder: _Folder, as_json: _AsJson = False) -> None:
     """Print the public keys, the thresholds, and where the private keys are."""
-    from edgeq.deliver.ota.keys import load_keys
 
-    _tell(load_keys(folder), as_json)
+    _tell(edgeq.deliver.ota.keys.load_keys(folder), as_json)
 
 
 @app.command("rotate")
@@ -67,14 +69,12 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
-    from edgeq.deliver.ota.keys import forget_retired, load_keys, rotated
-    from edgeq.deliver.ota.release import Terms, refresh
 
-    ring = load_keys(folder)
+    ring = edgeq.deliver.ota.keys.load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
-        ring = rotated(ring, _role(role))
-    done = refresh(channel, ring, Terms(now=now(), clock=clock()))
-    ring = forget_retired(ring)
+        ring = edgeq.deliver.ota.keys.rotated(ring, _role(role))
+    done = edgeq.deliver.ota.release.refresh(channel, ring, edgeq.deliver.ota.release.Terms(now=now(), clock=clock()))
+    ring = edgeq.deliver.ota.keys.forget_retired(ring)
     if as_json:
         say_json({"schema_version": 1, **_facts(ring), "channel": str(channel), "root_version": done.root_version})
     else:
@@ -90,14 +90,13 @@ def _tell(ring: KeyRing, as_json: bool) -> None:
 
 
 def _text(ring: KeyRing) -> str:
-    from edgeq.report.text import aligned
 
     rows = [
         (role, f"{keys.threshold} of {len(keys.keys)}", key.keyid[:16], key.uri.partition("?")[0])
         for role, keys in ring.file.roles.items()
         for key in keys.keys
     ]
-    return "\n".join([f"keys: {ring.folder}", *aligned(rows)])
+    return "\n".join([f"keys: {ring.folder}", *edgeq.report.text.aligned(rows)])
 
 
 def _facts(ring: KeyRing) -> dict[str, Any]:
@@ -123,12 +122,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _role(name: str) -> RoleName:
-    from edgeq.deliver.ota.keys import ROLES
 
-    for role in ROLES:
+    for role in edgeq.deliver.ota.keys.ROLES:
         if role == name:
             return role
-    raise UsageError(f"unknown role {name!r}.{nearest(name, ROLES)}", f"roles: {', '.join(ROLES)}")
+    raise UsageError(
+        f"unknown role {name!r}.{nearest(name, edgeq.deliver.ota.keys.ROLES)}",
+        f"roles: {', '.join(edgeq.deliver.ota.keys.ROLES)}",
+    )
 
 
 def _counts(text: str) -> tuple[int, int]:

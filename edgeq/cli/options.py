@@ -11,15 +11,19 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+import edgeq
 from edgeq.core.config import MORE_OUTPUT, OUTPUT, PANELS, PROJECT_FILE, PackageConfig
 from edgeq.core.marks import Option, ProfileFile, options_of
 from edgeq.core.profiles import device_files, profile_files
 from edgeq.core.schemes import LIMITS
+
+if TYPE_CHECKING:
+    import edgeq.config.options
 
 Config = Annotated[
     Path | None,
@@ -300,11 +304,10 @@ def to_values(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a value of the wrong type or out of bounds, or a limit that does not parse.
     """
-    from edgeq.config.options import COMMAND_LINE, limit_table, validated
 
-    limits = {"limit": limit_table(given["limit"])} if "limit" in given else {}
+    limits = {"limit": edgeq.config.options.limit_table(given["limit"])} if "limit" in given else {}
     # gates are reported in the order in which their limits were given
-    return validated(given | limits, COMMAND_LINE) | limits
+    return edgeq.config.options.validated(given | limits, edgeq.config.options.COMMAND_LINE) | limits
 
 
 # --- Shell completion of names, from files alone: a key press must not wait for a library.

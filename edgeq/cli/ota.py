@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli import ota_device
 from edgeq.cli.console import SCHEMA_VERSION, clock, now, open_progress, say, say_json
@@ -20,10 +21,19 @@ from edgeq.core.schemes import parse_limit
 from edgeq.core.units import counted, format_bytes, parse_size_bytes
 
 if TYPE_CHECKING:
+    import edgeq.bundle.reader
+    import edgeq.config.options
+    import edgeq.config.project_file
+    import edgeq.deliver.ota.index
+    import edgeq.deliver.ota.keys
+    import edgeq.deliver.ota.release
+    import edgeq.pipeline.ota_release
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.core.manifest import Manifest
     from edgeq.core.results.report import Gate
-    from edgeq.deliver.ota.release import Published, Terms
-    from edgeq.pipeline.ota_release import ReleaseJob, ReleaseReport, ReleaseRow
+    from edgeq.deliver.ota.release import Published
+    from edgeq.pipeline.ota_release import ReleaseReport, ReleaseRow
 
 
 # --- From the options of `edgeq ota release`, over the project's file, to a job.
@@ -100,27 +110,23 @@ def release_job(
     gates: ReleaseGateParams,
     options: dict[str, Any],
     config: Path | None,
-) -> ReleaseJob:
+) -> edgeq.pipeline.ota_release.ReleaseJob:
     """Return what the options ask for.
 
     Raises:
         UsageError: an option that would change nothing, an unknown name, or a file that cannot be read.
         IntegrityError: a folder is not a bundle.
     """
-    from edgeq.bundle.reader import read_manifest
-    from edgeq.config.options import merge
-    from edgeq.config.project_file import read_released
-    from edgeq.pipeline.ota_release import ReleaseJob
 
-    manifests = [read_manifest(folder)[1] for folder in bundles]
-    project = read_released(config, tuple(dict.fromkeys(one.model.name for one in manifests)))
+    manifests = [edgeq.bundle.reader.read_manifest(folder)[1] for folder in bundles]
+    project = edgeq.config.project_file.read_released(config, tuple(dict.fromkeys(one.model.name for one in manifests)))
     in_app = project.get("app", {}).get("runtimes", {})
     command_line = to_values(options)
-    values = merge(command_line, project)
+    values = edgeq.config.options.merge(command_line, project)
     held_to = _gates(gates, values)
     if "data" in command_line:
         _check_eval_data(command_line["data"].get("evaluation"), held_to)
-    return ReleaseJob(
+    return edgeq.pipeline.ota_release.ReleaseJob(
         bundles=tuple(bundles),
         channel=channel.channel,
         keys=channel.keys,
@@ -133,10 +139,11 @@ def release_job(
     )
 
 
-def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int) -> Terms:
-    from edgeq.deliver.ota.release import Terms
+def _terms(
+    release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int
+) -> edgeq.deliver.ota.release.Terms:
 
-    return Terms(
+    return edgeq.deliver.ota.release.Terms(
         now=now(),
         clock=None if release.allow_expired else clock(),
         runtimes=runtimes,
@@ -147,9 +154,12 @@ def _terms(release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_
 
 
 def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
-    from edgeq.pipeline.ota_release import RELEASE_LIMITS
 
-    in_file = [f"{name}={text}" for name, text in values.get("limit", {}).items() if name in RELEASE_LIMITS]
+    in_file = [
+        f"{name}={text}"
+        for name, text in values.get("limit", {}).items()
+        if name in edgeq.pipeline.ota_release.RELEASE_LIMITS
+    ]
     size = values.get("app_size")
     return GateOptions(
         # the last of a name counts, as for `edgeq package`
@@ -160,10 +170,9 @@ def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
 
 
 def _data(values: dict[str, Any]) -> DataConfig:
-    from edgeq.config.options import filled
 
     data = values.get("data", {})
-    return filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
+    return edgeq.config.options.filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
 
 
 def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
@@ -175,11 +184,10 @@ def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
 
 def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:
     """Refuse a base that no bundle of the release can be a patch from."""
-    from edgeq.bundle.reader import read_manifest
 
     released = {(one.model.name, one.target.name) for one in manifests}
     for folder in folders:
-        base = read_manifest(folder)[1]
+        base = edgeq.bundle.reader.read_manifest(folder)[1]
         if (base.model.name, base.target.name) not in released:
             what = f"--delta-from {folder}: no bundle of this release is of {base.model.name} for {base.target.name}"
             raise UsageError(what, "give an earlier bundle of the same model and target")
@@ -189,11 +197,9 @@ def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path
 def _devices(ids: Sequence[str]) -> tuple[str, ...]:
     from pydantic import TypeAdapter, ValidationError
 
-    from edgeq.deliver.ota.index import DeviceId
-
     for one in ids:
         try:
-            TypeAdapter(DeviceId).validate_python(one)
+            TypeAdapter(edgeq.deliver.ota.index.DeviceId).validate_python(one)
         except ValidationError as err:
             what = f"invalid device id --device {one!r}"
             raise UsageError(
@@ -253,9 +259,7 @@ def release(
     job = release_job(bundles, into, release, gates, options, config)
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.ota_release import release as run
-
-        report = run(job, progress)
+        report = edgeq.pipeline.ota_release.release(job, progress)
     if as_json:
         say_json(report_json(report))
     else:
@@ -271,11 +275,13 @@ def withdraw(
     as_json: flags.AsJson = False,
 ) -> None:
     """Publish what was there before a release again, under a higher number, so that devices go back."""
-    from edgeq.deliver.ota.keys import load_keys
-    from edgeq.deliver.ota.release import Terms
-    from edgeq.deliver.ota.release import withdraw as run
 
-    done = run(of.channel, load_keys(of.keys), version, Terms(now=now(), clock=clock(), valid_days=of.valid_days))
+    done = edgeq.deliver.ota.release.withdraw(
+        of.channel,
+        edgeq.deliver.ota.keys.load_keys(of.keys),
+        version,
+        edgeq.deliver.ota.release.Terms(now=now(), clock=clock(), valid_days=of.valid_days),
+    )
     tell_published(f"withdrawn: release {version} of {of.channel}", done, as_json)
 
 
@@ -283,11 +289,12 @@ def withdraw(
 @grouped
 def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
     """Sign a channel's index again before it expires; run it from a timer."""
-    from edgeq.deliver.ota.keys import load_keys
-    from edgeq.deliver.ota.release import Terms
-    from edgeq.deliver.ota.release import refresh as run
 
-    done = run(of.channel, load_keys(of.keys), Terms(now=now(), clock=clock(), valid_days=of.valid_days))
+    done = edgeq.deliver.ota.release.refresh(
+        of.channel,
+        edgeq.deliver.ota.keys.load_keys(of.keys),
+        edgeq.deliver.ota.release.Terms(now=now(), clock=clock(), valid_days=of.valid_days),
+    )
     tell_published(f"signed again: {of.channel}, for {counted(of.valid_days, 'day')}", done, as_json)
 
 
@@ -314,28 +321,25 @@ def published_json(done: Published) -> dict[str, Any]:
 
 
 def _published_lines(done: Published) -> list[str]:
-    from edgeq.report.text import aligned
 
     return [
         f"release {done.release}, root version {done.root_version}, valid until {done.expires:%Y-%m-%d %H:%M} UTC",
-        *aligned([(format_bytes(size), name) for name, size in done.files], right=frozenset({0})),
+        *edgeq.report.text.aligned([(format_bytes(size), name) for name, size in done.files], right=frozenset({0})),
     ]
 
 
 def report_text(report: ReleaseReport) -> str:
     """Return a line for each gate and each size, and what was published."""
-    from edgeq.report import text as words
-    from edgeq.report.text import aligned, printable
 
     lines = []
     for row in report.rows:
-        lines.append(f"{row.model} {row.model_version} for {row.target}: {printable(str(row.path))}")
-        lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
+        lines.append(f"{row.model} {row.model_version} for {row.target}: {edgeq.report.text.printable(str(row.path))}")
+        lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
         if row.settled:
-            lines.append(f"  {printable(row.settled)}: digest {row.digest[:12]}")
-        lines += aligned(_sizes(row), right=frozenset({1}))
+            lines.append(f"  {edgeq.report.text.printable(row.settled)}: digest {row.digest[:12]}")
+        lines += edgeq.report.text.aligned(_sizes(row), right=frozenset({1}))
         if row.reuse is not None:
-            lines += [f"  {line}" for line in words.reuse(row.reuse.found, row.reuse.fidelity)]
+            lines += [f"  {line}" for line in edgeq.report.text.reuse(row.reuse.found, row.reuse.fidelity)]
     if report.published is None:
         failed = [gate.name for row in report.rows for gate in row.checked.gates if not gate.passed]
         return "\n".join(
@@ -362,7 +366,6 @@ def _told(gate: Gate) -> str:
 
 def report_json(report: ReleaseReport) -> dict[str, Any]:
     """Return the same for machines."""
-    from edgeq.report.json import finite
 
     done = report.published
     return {
@@ -379,7 +382,7 @@ def report_json(report: ReleaseReport) -> dict[str, Any]:
                 "download_bytes": row.download_bytes,
                 "deltas": [dataclasses.asdict(delta) for delta in row.deltas],
                 "settled": row.settled or None,
-                "reuse": finite(dataclasses.asdict(row.reuse)) if row.reuse else None,
+                "reuse": edgeq.report.json.finite(dataclasses.asdict(row.reuse)) if row.reuse else None,
                 "gates": [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in row.checked.gates],
             }
             for row in report.rows

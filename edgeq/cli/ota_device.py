@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import SCHEMA_VERSION, open_progress, say, say_json
 from edgeq.cli.options import grouped
@@ -18,7 +19,11 @@ from edgeq.core.files import disk_errors, lock_dir
 from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from edgeq.deliver.ota.client import Request
+    import edgeq.deliver.ota.client
+    import edgeq.deliver.ota.fetch
+    import edgeq.deliver.ota.store
+    import edgeq.pipeline.ota_release
+    import edgeq.report.text
 
 
 _LOCK_S = 30.0
@@ -50,9 +55,7 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
     request = _request(device)
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.ota_release import update_device
-
-        done = update_device(request, progress)
+        done = edgeq.pipeline.ota_release.update_device(request, progress)
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(done), "place": str(done.place)})
         return
@@ -65,19 +68,17 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
 
 def start(store: _Store, as_json: options.AsJson = False) -> None:
     """Print the folder that an app loads now, verified, and count the start until the release is healthy."""
-    from edgeq.deliver.ota.store import Store, started
-    from edgeq.report.text import printable
 
     _must_be_store(store)
     with disk_errors(store), lock_dir(store, wait_s=_LOCK_S):
-        state, bundle, why = started(Store(store))
+        state, bundle, why = edgeq.deliver.ota.store.started(edgeq.deliver.ota.store.Store(store))
     release_number = state.current.release if state.current else None
     if as_json:
         facts = {"release": release_number, "place": str(bundle.folder), "rolled_back": why}
         say_json({"schema_version": SCHEMA_VERSION, **facts})
     else:
         if why:
-            say(f"rolled back to release {release_number}: {printable(why)}")
+            say(f"rolled back to release {release_number}: {edgeq.report.text.printable(why)}")
         say(str(bundle.folder))
 
 
@@ -97,15 +98,17 @@ def status(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def _changed(folder: Path, what: str, as_json: bool) -> None:
-    from edgeq.deliver.ota import store as states
-    from edgeq.deliver.ota.store import Store
 
     _must_be_store(folder)
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
-        store = Store(folder)
+        store = edgeq.deliver.ota.store.Store(folder)
         state = store.state()
         if what != "status":
-            state = states.healthy(state) if what == "healthy" else states.rolled_back(state, "asked to go back")
+            state = (
+                edgeq.deliver.ota.store.healthy(state)
+                if what == "healthy"
+                else edgeq.deliver.ota.store.rolled_back(state, "asked to go back")
+            )
             if state.current is not None:
                 store.bundle(state.current)
             store.save(state)
@@ -132,9 +135,7 @@ def _must_be_store(folder: Path) -> None:
         raise UsageError(f"{folder} is not a store", "make one with `edgeq ota update`")
 
 
-def _request(params: FollowerParams) -> Request:
-    from edgeq.deliver.ota.client import Request
-    from edgeq.deliver.ota.fetch import open_source
+def _request(params: FollowerParams) -> edgeq.deliver.ota.client.Request:
 
     root: bytes | None = None
     if params.trust is not None:
@@ -142,8 +143,8 @@ def _request(params: FollowerParams) -> Request:
             root = Path(params.trust).read_bytes()
         except OSError as err:
             raise UsageError(f"cannot read --trust {params.trust}: {err.strerror}", "check the path") from err
-    return Request(
-        source=open_source(params.channel),
+    return edgeq.deliver.ota.client.Request(
+        source=edgeq.deliver.ota.fetch.open_source(params.channel),
         store=params.store,
         device_id=params.device_id,
         model=params.model,

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import edgeq
 from edgeq.cli.console import note
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.results.report import DataFacts, ProjectReport
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
+    import edgeq.pipeline.reports
+    import edgeq.report.ci
+    import edgeq.report.json
     from edgeq.cli.options import RunParams
-    from edgeq.core.results.report import ProjectReport
 
 
 ViewName = Literal["html", "json", "junit", "markdown", "github"]
@@ -26,47 +30,41 @@ _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 def as_html(report: ProjectReport) -> str:
     """Return the page; bundles must lie where the rows say."""
-    from edgeq.core.results.report import DataFacts
-    from edgeq.pipeline.reports import page_of, page_title
 
     rows = report.rows
     if not rows:
         raise UsageError("no bundle was made, so that there is nothing to show", "see the errors above")
     title = (
-        page_title(rows[0])
+        edgeq.pipeline.reports.page_title(rows[0])
         if len(rows) == 1
         else f"{counted(len(report.models), 'model')}, {counted(len(rows), 'bundle')}"
     )
     data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
-    return page_of(rows, data, title=title, app=report.app, refused=report.refused).decode()
+    return edgeq.pipeline.reports.page_of(rows, data, title=title, app=report.app, refused=report.refused).decode()
 
 
 def as_json(report: ProjectReport) -> str:
     """Return the document of `edgeq build --json`."""
-    from edgeq.report.json import project_json
 
-    return json.dumps(project_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(edgeq.report.json.project_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_junit(report: ProjectReport) -> str:
     """Return JUnit XML."""
-    from edgeq.report.ci import to_junit
 
-    return to_junit(report)
+    return edgeq.report.ci.to_junit(report)
 
 
 def as_markdown(report: ProjectReport) -> str:
     """Return the summary."""
-    from edgeq.report.ci import to_markdown
 
-    return to_markdown(report)
+    return edgeq.report.ci.to_markdown(report)
 
 
 def as_annotations(report: ProjectReport) -> str:
     """Return a line for each annotation."""
-    from edgeq.report.ci import to_annotations
 
-    return "".join(f"{line}\n" for line in to_annotations(report))
+    return "".join(f"{line}\n" for line in edgeq.report.ci.to_annotations(report))
 
 
 VIEWS: dict[ViewName, Callable[[ProjectReport], str]] = {

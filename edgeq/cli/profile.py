@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.core.profiles import device_files
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
-    from edgeq.core.devices import CountReport, Counts
+    import edgeq.core.devices
+    import edgeq.pipeline.fit_device
+    import edgeq.pipeline.profile
+    import edgeq.report.text
+    from edgeq.core.results.measured import CountReport, Counts
     from edgeq.pipeline.fit_device import DeviceFit
     from edgeq.pipeline.profile import BundleProfile, CoreProfile, Predicted
 
@@ -52,9 +57,7 @@ def profile(
     """
     cores = tuple(dict.fromkeys(name.strip() for name in (cpu or "").split(",") if name.strip()))
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.profile import profile_bundle
-
-        found = profile_bundle(
+        found = edgeq.pipeline.profile.profile_bundle(
             bundle, cpus=cores, device=device, threads=threads, progress=progress, timeout_s=timeout, operators=top > 0
         )
     if as_json:
@@ -65,24 +68,25 @@ def profile(
 
 def render(found: BundleProfile, top: int) -> str:
     """Return a block for each core: totals, predictions, the dearest operators."""
-    from edgeq.report.text import printable
 
     manifest = found.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
-    lines = [f"{title}: {printable(str(found.folder))}", f"one inference in {found.runtime}, emulated on one thread"]
+    lines = [
+        f"{title}: {edgeq.report.text.printable(str(found.folder))}",
+        f"one inference in {found.runtime}, emulated on one thread",
+    ]
     for core in found.cores:
         lines += ["", *_core_lines(core, top)]
     return "\n".join(lines)
 
 
 def _core_lines(core: CoreProfile, top: int) -> list[str]:
-    from edgeq.report.text import aligned
 
     counts = core.counted.total
     lines = [f"{core.counted.cpu}: {_millions(counts.instructions)} M instructions"]
     facts = [("vector multiplies", _kinds(counts)), ("other", _others(counts)), ("memory", _traffic(counts))]
     facts += [(f"{one.device}, predicted", _latency(one)) for one in core.predicted]
-    lines += [f"  {line}" for line in aligned(facts)]
+    lines += [f"  {line}" for line in edgeq.report.text.aligned(facts)]
     return [*lines, *(f"  {line}" for line in _operator_lines(core.counted, top))]
 
 
@@ -117,7 +121,6 @@ def _latency(one: Predicted) -> str:
 
 
 def _operator_lines(counted: CountReport, top: int) -> list[str]:
-    from edgeq.report.text import aligned
 
     if counted.why_no_operators:
         return [f"operators: not counted separately: {counted.why_no_operators}"]
@@ -136,7 +139,7 @@ def _operator_lines(counted: CountReport, top: int) -> list[str]:
     ]
     head = ("M instructions", "share", "MB fetched", "operator")
     lines = [f"operators: {len(counted.operators)}, the dearest {len(dearest)}:"]
-    return [*lines, *aligned([head, *rows], right=frozenset({0, 1, 2}))]
+    return [*lines, *edgeq.report.text.aligned([head, *rows], right=frozenset({0, 1, 2}))]
 
 
 def _millions(count: int) -> str:
@@ -186,7 +189,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_devices(as_json: AsJson = False) -> None:
     """List the shipped devices."""
-    from edgeq.report.text import aligned
 
     # without edgeq.device, and so without pydantic: the shipped files are checked by the tests
     profiles: list[dict[str, Any]] = [
@@ -200,7 +202,7 @@ def list_devices(as_json: AsJson = False) -> None:
         (one["name"], f"{one['cores']} x {one['core']}, {one['clock_ghz']:.3g} GHz", one["description"])
         for one in profiles
     ]
-    say("\n".join(aligned(rows, indent="")) if rows else "no devices are shipped")
+    say("\n".join(edgeq.report.text.aligned(rows, indent="")) if rows else "no devices are shipped")
 
 
 @app.command("show")
@@ -209,14 +211,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a device as edgeq understands it, with the source of each value."""
-    from edgeq.core.devices import load_device
-    from edgeq.pipeline.fit_device import device_toml
 
-    profile = load_device(name)
+    profile = edgeq.core.devices.load_device(name)
     if as_json:
         say_json({"schema_version": 1, "device": profile.model_dump(mode="json")})
     else:
-        say(device_toml(profile).rstrip("\n"))
+        say(edgeq.pipeline.fit_device.device_toml(profile).rstrip("\n"))
 
 
 @app.command("fit")
@@ -237,17 +237,13 @@ def fit(
     --device takes.
     """
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.fit_device import fit_device, write_device
-
-        found = fit_device(measurements, progress)
+        found = edgeq.pipeline.fit_device.fit_device(measurements, progress)
         if out is not None:
-            write_device(found.profile, out)
+            edgeq.pipeline.fit_device.write_device(found.profile, out)
     say_json(_to_json(found)) if as_json else say(_render(found, out))
 
 
 def _render(found: DeviceFit, out: Path | None) -> str:
-    from edgeq.pipeline.fit_device import device_toml
-    from edgeq.report.text import aligned
 
     head = ("measured", "published fit", "this fit", "threads", "bundle")
     rows = [
@@ -260,8 +256,10 @@ def _render(found: DeviceFit, out: Path | None) -> str:
         )
         for one in found.residuals
     ]
-    lines = aligned([head, *rows], indent="", right=frozenset({0, 1, 2, 3}))
-    return "\n".join([*lines, "", f"written: {out}" if out else device_toml(found.profile).rstrip("\n")])
+    lines = edgeq.report.text.aligned([head, *rows], indent="", right=frozenset({0, 1, 2, 3}))
+    return "\n".join(
+        [*lines, "", f"written: {out}" if out else edgeq.pipeline.fit_device.device_toml(found.profile).rstrip("\n")]
+    )
 
 
 def _ms(value: float) -> str:

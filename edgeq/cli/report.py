@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
 from edgeq.cli.outputs import view, write_text
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    import edgeq.core.manifest
+    import edgeq.core.measurement
+    import edgeq.core.schema
+    import edgeq.core.targets
+    import edgeq.pipeline.reports
+    import edgeq.report.diff
+    import edgeq.report.html
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.report.diff import Diff
 
 
@@ -32,10 +42,9 @@ def report(
 
     Failed gates change nothing here: the exit code says whether the report could be made.
     """
-    from edgeq.pipeline.reports import read_run
 
     render = view(format_)
-    text = render(read_run(bundles))
+    text = render(edgeq.pipeline.reports.read_run(bundles))
     if output is None:
         say(text.rstrip("\n"))
     else:
@@ -59,29 +68,23 @@ def diff(
 
     The exit code is 0 whether they differ or not.
     """
-    from edgeq.pipeline.reports import read_source
-    from edgeq.report.diff import diff as compare
-    from edgeq.report.diff import diff_json
 
-    found = compare(read_source(old), read_source(new))
+    found = edgeq.report.diff.diff(edgeq.pipeline.reports.read_source(old), edgeq.pipeline.reports.read_source(new))
     if html is not None:
-        from edgeq.report.html import diff_html
-
-        write_text(html, diff_html(found))
+        write_text(html, edgeq.report.html.diff_html(found))
     if as_json:
-        say_json(diff_json(found))
+        say_json(edgeq.report.diff.diff_json(found))
     else:
         say(diff_text(found))
 
 
 def diff_text(found: Diff) -> str:
     """Return the differences for people; of a long section the first ones."""
-    from edgeq.report.text import aligned, printable
 
-    lines = [f"old: {printable(found.old)}", f"new: {printable(found.new)}"]
+    lines = [f"old: {edgeq.report.text.printable(found.old)}", f"new: {edgeq.report.text.printable(found.new)}"]
     for section, changes in found.sections().items():
         cells = [(one.name, _short(one.told_old), "->", _short(one.told_new), one.delta) for one in changes[:_SHOWN]]
-        lines += ["", section, *aligned(cells)]
+        lines += ["", section, *edgeq.report.text.aligned(cells)]
         if len(changes) > _SHOWN:
             lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")
     if not found.changes:
@@ -97,31 +100,24 @@ def _short(text: str) -> str:
 
 
 def _manifest() -> dict[str, Any]:
-    from edgeq.core.manifest import Manifest
-    from edgeq.core.schema import json_schema
 
-    return json_schema(Manifest)
+    return edgeq.core.schema.json_schema(edgeq.core.manifest.Manifest)
 
 
 def _target() -> dict[str, Any]:
-    from edgeq.core.schema import json_schema
-    from edgeq.core.targets import TargetProfile
 
-    return json_schema(TargetProfile)
+    return edgeq.core.schema.json_schema(edgeq.core.targets.TargetProfile)
 
 
 def _verdict() -> dict[str, Any]:
-    from edgeq.core.measurement import Verdict
-    from edgeq.core.schema import json_schema
 
-    return json_schema(Verdict)
+    return edgeq.core.schema.json_schema(edgeq.core.measurement.Verdict)
 
 
 def _printed(name: str) -> Callable[[], dict[str, Any]]:
     def schema_of_it() -> dict[str, Any]:
-        from edgeq.report.json import schema_of
 
-        return schema_of(name)
+        return edgeq.report.json.schema_of(name)
 
     return schema_of_it
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
@@ -15,6 +16,12 @@ from edgeq.core.marks import options_of
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
+    import edgeq.config.options
+    import edgeq.config.resolve
+    import edgeq.pipeline.preflight
+    import edgeq.pipeline.sensitivity
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.pipeline.sensitivity import Ranking
 
 
@@ -48,12 +55,11 @@ def sensitivity(
     outputs are compared with fp32's on calibration samples. Nothing is written.
     """
     job = _job(to_values(options), config)
-    from edgeq.pipeline.preflight import check_files
 
-    check_files(job)
+    edgeq.pipeline.preflight.check_files(job)
     with open_progress(quiet=quiet) as progress:
         with progress.task("starting"):
-            from edgeq.pipeline.sensitivity import sensitivity as ranked
+            ranked = edgeq.pipeline.sensitivity.sensitivity
         found = ranked(job, progress)
     if as_json:
         say_json(to_json(found))
@@ -62,11 +68,9 @@ def sensitivity(
 
 
 def _job(command_line: dict[str, Any], config: Path | None) -> Job:
-    from edgeq.config.options import read_project
-    from edgeq.config.resolve import request
 
-    project = {key: value for key, value in read_project(config).items() if key not in _LEFT_OUT}
-    job = request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
+    project = {key: value for key, value in edgeq.config.options.read_project(config).items() if key not in _LEFT_OUT}
+    job = edgeq.config.resolve.request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
     if len(job.targets) > 1:
         names = ", ".join(target.name for target in job.targets)
         raise UsageError(f"a ranking is for one target, got {names}", "give one --target")
@@ -75,7 +79,6 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
 
 def render(found: Ranking) -> str:
     """Return a line for each layer."""
-    from edgeq.report.text import aligned, printable
 
     rows = [("layer", "alone in int8", "all but it in int8", "weights")]
     rows += [
@@ -88,7 +91,9 @@ def render(found: Ranking) -> str:
         for item in found.layers
     ]
     title = f"{found.model} for {found.target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
-    return "\n".join([printable(title), *aligned(rows, right=frozenset({1, 2, 3})), _told(found)])
+    return "\n".join(
+        [edgeq.report.text.printable(title), *edgeq.report.text.aligned(rows, right=frozenset({1, 2, 3})), _told(found)]
+    )
 
 
 def _told(found: Ranking) -> str:
@@ -97,7 +102,6 @@ def _told(found: Ranking) -> str:
 
 def to_json(found: Ranking) -> dict[str, Any]:
     """Return the same for machines; a layer that changes nothing has the string "Infinity"."""
-    from edgeq.report.json import finite
 
-    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
+    document: dict[str, Any] = edgeq.report.json.finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
     return document

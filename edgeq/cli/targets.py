@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
 from edgeq.core.profiles import profile_files
+
+if TYPE_CHECKING:
+    import edgeq.core.schema
+    import edgeq.core.targets
 
 app = typer.Typer(help="List, show and check target profiles.")
 
@@ -47,9 +52,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a target as edgeq understands it, with all that it extends."""
-    from edgeq.core.targets import load_target
 
-    values = load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
+    values = edgeq.core.targets.load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
     if as_json:
         say_json({"schema_version": 1, "target": values})
     else:
@@ -72,17 +76,14 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
     """Check a target's file: every key, every value, and what it extends."""
-    from edgeq.core.targets import load_target
 
     # a bare name of a file without the suffix is still a file here
-    profile = load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
+    profile = edgeq.core.targets.load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
     say(f"{file}: ok, target {profile.name}")
 
 
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of target files, for editors."""
-    from edgeq.core.schema import json_schema
-    from edgeq.core.targets import TargetProfile
 
-    say_json(json_schema(TargetProfile))
+    say_json(edgeq.core.schema.json_schema(edgeq.core.targets.TargetProfile))

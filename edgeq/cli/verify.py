@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli.console import note, now, open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
@@ -15,6 +16,12 @@ from edgeq.core.config import DataConfig, DeviceConfig
 from edgeq.core.errors import UsageError
 
 if TYPE_CHECKING:
+    import edgeq.config.options
+    import edgeq.config.resolve
+    import edgeq.pipeline.measurement
+    import edgeq.pipeline.verify
+    import edgeq.report.json
+    import edgeq.report.text
     from edgeq.core.results.report import BundleVerification, Gate
 
 
@@ -49,31 +56,26 @@ def verify(
     The artifact runs in a process of its own. Checked are the bundle's hashes, the gates it was packaged with, its
     inputs and outputs and its golden samples; limits and evaluation data can be added.
     """
-    from edgeq.config.options import filled
-    from edgeq.config.resolve import device_options, gate_options
 
     values = to_values(options)
-    device = device_options(filled(DeviceConfig, values["device"]))
+    device = edgeq.config.resolve.device_options(edgeq.config.options.filled(DeviceConfig, values["device"]))
     if device.cpu and device.on != "emulator":
         raise UsageError("--cpu was given without --on emulator", "add --on emulator")
     _check_verdicts(verdict, write_verdict, device)
     when = now()
 
     with open_progress(quiet=quiet) as progress:
-        from edgeq.pipeline.measurement import write_verdict as write
-        from edgeq.pipeline.verify import verify_bundle
-
-        result = verify_bundle(
+        result = edgeq.pipeline.verify.verify_bundle(
             bundle,
-            data=filled(DataConfig, values.get("data", {})),
-            gates=gate_options(values),
+            data=edgeq.config.options.filled(DataConfig, values.get("data", {})),
+            gates=edgeq.config.resolve.gate_options(values),
             device=device,
             progress=progress,
             digest=digest,
             verdict=verdict,
             trusted=trust_source,
         )
-        written = write(result, write_verdict, when) if write_verdict else None
+        written = edgeq.pipeline.measurement.write_verdict(result, write_verdict, when) if write_verdict else None
     if as_json:
         say_json(to_json(result) | {"verdict_file": None if written is None else str(written)})
     else:
@@ -100,20 +102,17 @@ def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceConfi
 
 def render(result: BundleVerification) -> str:
     """Return a line for each check, the remarks, and the verdict."""
-    from edgeq.report.text import aligned, printable
 
     manifest = result.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
-    lines = [f"{title}: {printable(str(result.folder))}"]
-    lines += aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
+    lines = [f"{title}: {edgeq.report.text.printable(str(result.folder))}"]
+    lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
     if result.verified.emulation is not None:
-        from edgeq.report.text import runs_table
-
-        lines += runs_table(result.verified.emulation)
-    lines += [f"note: {printable(text)}" for text in result.checked.warnings]
+        lines += edgeq.report.text.runs_table(result.verified.emulation)
+    lines += [f"note: {edgeq.report.text.printable(text)}" for text in result.checked.warnings]
     failed = [gate.name for gate in result.checked.gates if not gate.passed]
     verdict = f"failed: {', '.join(failed)} (exit code {int(result.exit_code)})" if failed else "ok"
-    return "\n".join([*lines, f"verdict: {printable(verdict)}"])
+    return "\n".join([*lines, f"verdict: {edgeq.report.text.printable(verdict)}"])
 
 
 def _told(gate: Gate) -> str:
@@ -127,10 +126,9 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
     `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
     was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
     """
-    from edgeq.report.json import finite
 
     verified, manifest = result.verified, result.manifest
-    document: dict[str, Any] = finite(
+    document: dict[str, Any] = edgeq.report.json.finite(
         {
             "schema_version": SCHEMA_VERSION,
             "passed": not result.exit_code,

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from edgeq.core.preprocess import PRESETS
-
 STATE_DICT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
 _MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
@@ -208,6 +206,8 @@ class PresetFile(PathMark):
 
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
         """Return whether `text` is not a preset's name."""
+        from edgeq.core.preprocess import PRESETS  # loads pydantic
+
         return text not in PRESETS
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.core.config import DeviceConfig, GateOptions, Progress
-from edgeq.core.devices import CountReport, DeviceProfile, Prediction, devices_with_core, load_device
+from edgeq.core.devices import DeviceProfile, Prediction, devices_with_core, load_device
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.measured import Cost, LatencyPrediction, VerifyReport
+from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
 from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs

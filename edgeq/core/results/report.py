@@ -7,11 +7,10 @@ import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, ExitCode, IntegrityError, Outcome
-from edgeq.core.manifest import MANIFEST_NAME, Bundle, Manifest, manifest_digest, parse_manifest
 from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
 from edgeq.core.results.model import (
     KeptValues,
@@ -23,6 +22,9 @@ from edgeq.core.results.model import (
 )
 from edgeq.core.samples import Outputs
 from edgeq.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgeq.core.manifest import Bundle, Manifest
 
 
 def with_warning(row: PackageResult, text: str) -> PackageResult:
@@ -348,13 +350,16 @@ class PackageResult:
         Raises:
             IntegrityError: another bundle, or none, lies there by now.
         """
+        from edgeq.core import manifest as manifests  # loads pydantic
+
         try:
-            data = (self.path / MANIFEST_NAME).read_bytes()
+            data = (self.path / manifests.MANIFEST_NAME).read_bytes()
         except OSError as err:
             what = f"the bundle at {self.path} cannot be read: {err.strerror}"
             raise IntegrityError(what, "package the model again") from err
-        manifest = parse_manifest(data)
-        bundle = Bundle(folder=self.path, manifest=manifest, digest=manifest_digest(data, manifest))
+        manifest = manifests.parse_manifest(data)
+        digest = manifests.manifest_digest(data, manifest)
+        bundle = manifests.Bundle(folder=self.path, manifest=manifest, digest=digest)
         if bundle.digest != self.digest:
             what = f"{self.path} has the digest {bundle.digest}, this result's is {self.digest}"
             raise IntegrityError(what, "a later run replaced the bundle: use that run's report")

@@ -3,3 +3,9 @@
 docs of the two contracts that a client in another language needs: `facts.py` (what the signed index says) and
 `store.py` (how a device keeps releases).
 """
+
+from __future__ import annotations
+
+from edgeq.core.lazy import submodules_of
+
+__getattr__ = submodules_of(__name__)

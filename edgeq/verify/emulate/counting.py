@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgeq.core.devices import COUNTERS, CountReport, Counts, OperatorCounts, total
 from edgeq.core.errors import EnvironmentProblem, UsageError, VerificationError, nearest
 from edgeq.core.files import lock_dir, sha256_bytes, sha256_file, staged_dir
+from edgeq.core.results.measured import COUNTERS, CountReport, Counts, OperatorCounts, total
 from edgeq.verify.emulate.cpus import CPUS, Cpu, find_cpu
 from edgeq.verify.emulate.install import SOURCES, Installed, emulator_folder
 from edgeq.verify.emulate.runner import Arrays, Ran, Work, run_all

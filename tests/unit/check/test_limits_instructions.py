@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgeq.check.limits import Measured, instruction_gates, limit_gate
-from edgeq.core.devices import CountReport, Counts
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.measured import Cost, LatencyPrediction
+from edgeq.core.results.measured import Cost, CountReport, Counts, LatencyPrediction
 
 from .gate_builders import verified
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.core.devices import Counts, devices_with_core, load_device
+from edgeq.core.devices import devices_with_core, load_device
 from edgeq.core.errors import UsageError
 from edgeq.core.profiles import device_files
+from edgeq.core.results.measured import Counts
 from edgeq.verify.emulate.counting import countable_cores
 
 OWN = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.core.devices import Counts
 from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError
+from edgeq.core.results.measured import Counts
 from edgeq.verify.emulate import counting
 from edgeq.verify.emulate.counting import UnclearProfileError, attribute, count, countable_cores, find_core
 from edgeq.verify.runtimes import Event

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from edgeq.core.devices import CLASSES
+from edgeq.core.results.measured import CLASSES
 from edgeq.verify.emulate.install import SOURCES
 
 ASSEMBLER = "aarch64-linux-gnu-as"

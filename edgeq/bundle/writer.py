@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgeq.core.errors import ExitCode
 from edgeq.core.files import disk_errors, sha256_file
@@ -19,18 +18,14 @@ from edgeq.core.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Accuracy,
-    AgreementFacts,
     CudaBox,
-    DeviceRunFacts,
     EmulationFacts,
     FileEntry,
     FileRole,
     GateVerdict,
     GoldenFacts,
-    IntervalFacts,
     LayerSummary,
     Manifest,
-    Measure,
     ModelFacts,
     ParityFacts,
     Provenance,
@@ -41,11 +36,10 @@ from edgeq.core.manifest import (
     Tensor,
     manifest_bytes,
     manifest_digest,
-    measure,
 )
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.artifact import BundleInput
-from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Fidelity, Interval, Parity, VerifyReport
+from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import DataFacts, Gate, GoldenSet, PackageResult
 from edgeq.core.schema import explain
@@ -53,6 +47,8 @@ from edgeq.core.schema import explain
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
+Facts = TypeVar("Facts", bound=BaseModel)
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -171,13 +167,13 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         layers=_layers(item),
         gates=tuple(_gate(gate) for gate in item.checked.gates),
         accepted=item.checked.exit_code == ExitCode.OK,
-        accuracy=_accuracy(verified.fidelity),
-        graph_accuracy=_accuracy(verified.graph_only.fidelity if verified.graph_only else None),
-        parity=_parity(verified.parity),
+        accuracy=_filled(Accuracy, verified.fidelity),
+        graph_accuracy=_filled(Accuracy, verified.graph_only.fidelity if verified.graph_only else None),
+        parity=_filled(ParityFacts, verified.parity),
         golden=_golden(item.artifact.golden),
-        emulation=_emulation(verified.emulation),
+        emulation=_filled(EmulationFacts, verified.emulation if _has_runs(verified) else None),
         not_emulated=verified.not_emulated or None,
-        cuda=None if lowered.cuda is None else CudaBox(**dataclasses.asdict(lowered.cuda)),
+        cuda=_filled(CudaBox, lowered.cuda),
         verified_on=_verified_on(verified),
         provenance=_provenance(item, item.inputs.data),
     )
@@ -200,9 +196,9 @@ def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
         ("scheme", row.scheme, manifest.scheme),
         ("size_bytes", row.size_bytes, manifest.file("artifact").size_bytes),
         ("verdict", not row.checked.exit_code, manifest.accepted),
-        ("accuracy", _accuracy(row.verified.fidelity), manifest.accuracy),
-        ("graph_accuracy", _accuracy(only.fidelity) if only else None, manifest.graph_accuracy),
-        ("parity", _parity(row.verified.parity), manifest.parity),
+        ("accuracy", _filled(Accuracy, row.verified.fidelity), manifest.accuracy),
+        ("graph_accuracy", _filled(Accuracy, only.fidelity if only else None), manifest.graph_accuracy),
+        ("parity", _filled(ParityFacts, row.verified.parity), manifest.parity),
     )
     gates = tuple(_gate(gate) for gate in row.checked.gates)
     differing = [gate.name for gate in gates if gate not in manifest.gates]
@@ -211,10 +207,6 @@ def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
         *(name for name, said, known in pairs if said != known),
         *(f"gate {name}" for name in dict.fromkeys(differing)),
     )
-
-
-def _maybe(value: float | None) -> Measure | None:
-    return None if value is None else measure(value)
 
 
 def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
@@ -236,8 +228,8 @@ def _layers(item: BundleInput) -> LayerSummary:
     kernels = item.artifact.verified.kernels
     return LayerSummary(
         macs=item.artifact.lowered.macs if item.artifact.lowered.layers else None,
-        delegated_macs=_maybe(item.artifact.lowered.delegated_macs),
-        int8_macs=_maybe(kernels.int8_macs) if kernels else None,
+        delegated_macs=item.artifact.lowered.delegated_macs,
+        int8_macs=kernels.int8_macs if kernels else None,
         undelegated=tuple(sorted(set(item.artifact.lowered.undelegated))),
         kept_fp32=tuple(sorted(item.artifact.quantized.kept_fp32)),
     )
@@ -248,40 +240,13 @@ def _gate(gate: Gate) -> GateVerdict:
     return GateVerdict(name=gate.name, outcome=gate.outcome, limit=gate.limit, bound=gate.bound, detail=detail)
 
 
-def _accuracy(fidelity: Fidelity | None) -> Accuracy | None:
-    if fidelity is None:
-        return None
-    return Accuracy(
-        samples=fidelity.samples,
-        inputs=fidelity.inputs,
-        metric=fidelity.metric,
-        fp32_score=_maybe(fidelity.fp32_score),
-        score=_maybe(fidelity.score),
-        drop_pp=_interval(fidelity.drop_pp),
-        top1_agreement=_maybe(fidelity.top1_agreement),
-        sqnr_db=_maybe(fidelity.sqnr_db),
-        cosine=_maybe(fidelity.cosine),
-        max_abs=_maybe(fidelity.max_abs),
-    )
+def _filled(facts: type[Facts], result: object | None) -> Facts | None:
+    """Return a part of the manifest with the fields of the same names of a result; None where there is none."""
+    return None if result is None else facts.model_validate(result, from_attributes=True)
 
 
-def _interval(interval: Interval | None) -> IntervalFacts | None:
-    if interval is None:
-        return None
-    return IntervalFacts(estimate=measure(interval.estimate), low=measure(interval.low), high=measure(interval.high))
-
-
-def _parity(parity: Parity | None) -> ParityFacts | None:
-    if parity is None:
-        return None
-    return ParityFacts(
-        samples=parity.samples,
-        max_abs=measure(parity.max_abs),
-        max_steps=_maybe(parity.max_steps),
-        sqnr_db=measure(parity.sqnr_db),
-        differing=measure(parity.differing),
-        reaction_db=_maybe(parity.reaction_db),
-    )
+def _has_runs(verified: VerifyReport) -> bool:
+    return verified.emulation is not None and bool(verified.emulation.runs)
 
 
 def _verified_on(verified: VerifyReport) -> str:
@@ -290,48 +255,11 @@ def _verified_on(verified: VerifyReport) -> str:
     return f"emulated {cpus}; {verified.host}" if cpus else verified.host
 
 
-def _emulation(emulation: Emulation | None) -> EmulationFacts | None:
-    if emulation is None or not emulation.runs:
-        return None
-    return EmulationFacts(
-        runs=tuple(_device_run(run) for run in emulation.runs),
-        between=tuple(_agreement(pair) for pair in emulation.between),
-    )
-
-
-def _device_run(run: DeviceRun) -> DeviceRunFacts:
-    return DeviceRunFacts(
-        cpu=run.cpu,
-        runtime=run.runtime,
-        features=run.features,
-        samples=run.samples,
-        host=_agreement(run.host),
-        fp32=_agreement(run.fp32) if run.fp32 else None,
-        score=_maybe(run.score),
-        host_score=_maybe(run.host_score),
-        fp32_score=_maybe(run.fp32_score),
-        scored=run.scored,
-        rescored=run.rescored,
-    )
-
-
-def _agreement(pair: Agreement) -> AgreementFacts:
-    return AgreementFacts(
-        left=pair.left,
-        right=pair.right,
-        samples=pair.samples,
-        max_abs=measure(pair.max_abs),
-        sqnr_db=measure(pair.sqnr_db),
-        differing=measure(pair.differing),
-        top1_flips=pair.top1_flips,
-    )
-
-
 def _golden(golden: GoldenSet) -> GoldenFacts:
     return GoldenFacts(
         samples=len(golden.inputs[0]),
         preprocessed=golden.preprocessed,
-        sqnr_floor_db=measure(golden.sqnr_floor_db),
+        sqnr_floor_db=golden.sqnr_floor_db,
         made_on=golden.made_on,
         made_by=golden.made_by,
     )
@@ -348,7 +276,7 @@ def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
         held_out=tuning.held_out,
         loss=None if own else tuning.loss,
         epochs=tuning.epochs,
-        learning_rate=None if own else measure(tuning.learning_rate),
+        learning_rate=None if own else tuning.learning_rate,
         batch=None if own else tuning.batch,
         weights=tuning.weights,
     )

@@ -11,9 +11,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edgeq.core.errors import Outcome, UsageError
 from edgeq.core.preprocess import Preprocess
@@ -21,7 +21,7 @@ from edgeq.core.results.model import TunedWeights, Weights
 from edgeq.core.schema import Strict, document_bytes, parse_strict
 
 
-def measure(value: float) -> Measure:
+def measure(value: float) -> float | Literal["inf", "-inf", "nan"]:
     """Return a measured number with four significant digits; JSON knows no infinity and no NaN, so these are text."""
     rounded = float(f"{value:.4g}")
     if math.isnan(rounded):
@@ -45,7 +45,15 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in every JSON reader
 
-Measure = Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"]
+
+def _rounded(value: Any) -> Any:
+    return measure(value) if isinstance(value, float) else value
+
+
+# documents are filled from the results' own fields, and this rounds them
+Measure = Annotated[
+    Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"], BeforeValidator(_rounded)
+]
 
 FileRole = Literal["artifact", "golden", "compiled", "example"]
 

@@ -11,12 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.devices import (
-    CLASSES,
-    COUNTERS,
     FITTED_MS,
     PUBLISHED_FIT,
     QUANTILE,
-    Counts,
     Observation,
     Speed,
     fit,
@@ -24,8 +21,8 @@ from edgeq.core.devices import (
     leave_one_out,
     load_device,
     predict,
-    total,
 )
+from edgeq.core.results.measured import CLASSES, COUNTERS, Counts, total
 
 ROWS = Path(__file__).parents[3] / "scripts" / "latency_rows.json"
 CORE = Speed(width=2, clock_ghz=1.5)

@@ -258,6 +258,8 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
     if not _is_batch(item, specs):
         yield {**arrays, **({LABELS: labels[0]} if labels else {})}
         return
+    if labels and not hasattr(labels[0], "__len__"):
+        labels = ([labels[0]],)  # the label of a batch of one
     columns: dict[str, Any] = {**arrays, **({LABELS: labels[0]} if labels else {})}
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:

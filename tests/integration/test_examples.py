@@ -38,6 +38,27 @@ def test_docs_api(project: Project) -> None:
     assert (project.out / "rejected" / "too-big" / X86).is_dir()
 
 
+README_NAMES = """\
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+layers = [nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+net = nn.Sequential(*layers).eval()
+train_images = torch.rand(32, 3, 224, 224)
+val_loader = [(image[None], int(net(image[None]).argmax())) for image in train_images]
+"""
+
+
+def test_readme(project: Project) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    block, _, told = block.partition("report.raise_if_failed()")
+    assert "GateFailed" in told
+    Path("block.py").write_text(README_NAMES + block)
+    ran = run(sys.executable, "block.py").split()
+    assert Path(ran[2]).suffix == ".pt"
+
+
 def test_torchvision_classifier(project: Project) -> None:
     told = run(sys.executable, EXAMPLES / "torchvision_classifier.py").splitlines()
     assert [line.split(":")[0] for line in told] == [f"{X86}@static-int8", f"{X86}@fp32"]

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import tomllib
-import types
 from collections import namedtuple
 from pathlib import Path
 
@@ -73,11 +72,8 @@ def test_targets_schema_is_json_schema(capfd):
 @pytest.fixture
 def cache(monkeypatch):
     info = namedtuple("CacheInfo", "folder entries size_bytes")
-    module = types.ModuleType("edgeq.pipeline.cache")
-    module.cache_info = lambda: info(Path("/cache"), 1, 5_000_000)  # type: ignore[attr-defined]
-    module.clear_cache = lambda: 3  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgeq.pipeline", types.ModuleType("edgeq.pipeline"))
-    monkeypatch.setitem(sys.modules, "edgeq.pipeline.cache", module)
+    monkeypatch.setattr("edgeq.pipeline.cache.cache_info", lambda: info(Path("/cache"), 1, 5_000_000))
+    monkeypatch.setattr("edgeq.pipeline.cache.clear_cache", lambda: 3)
 
 
 def test_cache(cache, capfd):

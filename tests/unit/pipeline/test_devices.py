@@ -17,7 +17,6 @@ from edgeq.core.targets import TargetProfile, load_target
 from edgeq.pipeline import devices
 from edgeq.pipeline.devices import Emulator, machines, no_sdk
 from edgeq.report.progress import Quiet
-from edgeq.verify.emulate import selftest
 from edgeq.verify.emulate.install import Installed
 from edgeq.verify.emulate.selftest import Machine, emulator_of
 from edgeq.verify.emulate.support import check_options, check_tools, not_emulated, wants_emulation
@@ -64,7 +63,7 @@ def test_an_arm64_host_asks_for_no_qemu_and_takes_its_own_processor(monkeypatch:
     assert caught.value.fix == "apt-get install g++, or verify on this host only: --on host"
     monkeypatch.setattr(devices, "ensure_installed", lambda wheel, _: Installed(wheel=wheel, folder=tmp_path))
     tested: list[Machine] = []
-    monkeypatch.setattr(selftest, "ensure_tested", lambda found, _: tested.extend(found))
+    monkeypatch.setattr(devices, "ensure_tested", lambda found, _: tested.extend(found))
     (machine,) = machines("executorch", ("1.5",), ("cortex-a53", "cortex-a76"), Quiet())
     assert (machine.cpu, machine.cpu_name, tested) == (None, "native", [machine])
     assert emulator_of([machine]) == "native"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
@@ -62,7 +63,7 @@ class Publisher:
         source = Path(tempfile.mkdtemp(dir=self.root)) / "model.pte"
         source.write_bytes(data)
         lowered = dataclasses.replace(self.item.artifact.lowered, path=source)
-        write_bundle(dataclasses.replace(self.item, model_version=version, lowered=lowered, **values), folder)
+        write_bundle(changed(self.item, model_version=version, lowered=lowered, **values), folder)
         return folder
 
     def release(self, *folders: Path, now: datetime.datetime = NOW, deltas: int = 3, **terms: Any) -> Published:

@@ -85,7 +85,7 @@ def test_no_licence(publisher: Publisher) -> None:
 def test_refuses_what_must_not_ship(publisher: Publisher) -> None:
     import dataclasses
 
-    random = publisher.bundle(model=dataclasses.replace(publisher.item.model, weights="random"))
+    random = publisher.bundle(model=dataclasses.replace(publisher.item.inputs.model, weights="random"))
     with pytest.raises(VerificationError, match="random weights"):
         publisher.release(random)
     folder = publisher.bundle("1")
@@ -94,7 +94,7 @@ def test_refuses_what_must_not_ship(publisher: Publisher) -> None:
         publisher.release(folder)
     with pytest.raises(UsageError, match="two bundles of digits"):
         publisher.release(publisher.bundle("2"), publisher.bundle("3"))
-    other = publisher.bundle("2", model=dataclasses.replace(publisher.item.model, name="Digits"))
+    other = publisher.bundle("2", model=dataclasses.replace(publisher.item.inputs.model, name="Digits"))
     with pytest.raises(UsageError, match="in case only"):
         publisher.release(other)
 

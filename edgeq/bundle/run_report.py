@@ -40,7 +40,7 @@ def read_report(folder: Path) -> PackageResult:
 
     Raises:
         UsageError: there is no report.
-        IntegrityError: it is not what edgeq wrote.
+        IntegrityError: it does not have edgeq's format.
         UnsupportedError: a newer edgeq wrote it.
     """
     path = folder / REPORT_NAME
@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, why: str) -> IntegrityError:
-    return IntegrityError(f"{path} is not what edgeq wrote: {why[:300]}", "package the model again")
+    return IntegrityError(f"{path} does not have edgeq's format: {why[:300]}", "package the model again")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""All gates of one artifact. Every gate is evaluated, whichever failed before it."""
+"""All gates of one artifact. Every gate is evaluated, even after one has failed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from edgeq.core.targets import TargetProfile
 def validate_options(
     options: GateOptions, targets: Sequence[TargetProfile] = (), *, command: Command = "package"
 ) -> None:
-    """Check before a long run what the gates would refuse at its end.
+    """Check the gate options before a long run.
 
     Raises:
-        UsageError: --allow-unmeasured names no gate (the nearest is offered), an unknown store limit, one of another
-            platform, or one that needs --app-size without it.
+        UsageError: --allow-unmeasured names an unknown gate (the nearest is offered); a store limit is unknown, is for
+            another platform, or needs --app-size.
     """
     names = allowed_unmeasured(command)
     for name in options.allow_unmeasured:
         if name not in names:
             what = (
-                f"--allow-unmeasured {name}: `edgeq {command}` always measures or never judges this gate"
+                f"--allow-unmeasured {name}: `edgeq {command}` always measures this gate or never judges it"
                 if name in GATES
                 else f"--allow-unmeasured {name}: unknown gate.{nearest(name, names)}"
             )
@@ -49,24 +49,25 @@ def validate_options(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One artifact with all that its gates judge it by.
+    """One artifact with everything that its gates need.
 
     Attributes:
         target: the profile that it was made for.
         scheme: the scheme that made it.
-        lowered: what is known of it without running it.
-        verified: what running it showed.
-        options: the limits, the store presets and what may stay unmeasured.
+        lowered: its facts that are known without running it.
+        verified: the results of running it.
+        options: the limits, the store presets and the gates that may stay unmeasured.
         size_bytes: the artifact's size on disk.
         download_bytes: the size of the bundle's deterministic, deflated ZIP.
         weights: where the parameters came from.
-        host_arch: what `verified` was measured on, as `platform.machine()` says it.
-        has_graph: whether there was a converted graph; an existing artifact has none to be compared with.
-        tuning: what training came to, for schemes that train.
-        search: what the search came to, for schemes that search.
-        remarks: what the quantization found, and the data, that people must know.
-        asked_fp32: names of the artifact's layers that --keep-fp32 leaves in float.
-        unapplied: which data the manifest's preprocessing was not applied to, in words; "" where it was to all.
+        host_arch: the architecture of the host of `verified`, in the form of `platform.machine()`.
+        has_graph: whether there was a converted graph to compare with; an existing artifact has none.
+        tuning: the result of training, for schemes that train.
+        search: the result of the search, for schemes that search.
+        remarks: findings of quantization and of the data that the user should know.
+        asked_fp32: names of the artifact's layers that --keep-fp32 keeps in float.
+        unapplied: the data to which the manifest's preprocessing was not applied, in words; "" if it was applied to
+            all.
     """
 
     target: TargetProfile
@@ -140,11 +141,14 @@ def _gates_by_what_was_asked(item: Candidate) -> tuple[Gate, ...]:
 
 
 def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
-    """Leave a preprocessing unverified that the manifest promises and no sample went through (exit code 7)."""
+    """Report preprocessing that the manifest states but no sample went through as unverified (exit code 7)."""
     if not unapplied:
         return ()
-    fix = f"give uint8 images, or leave --preprocess out, or give --allow-unmeasured {PREPROCESSING} if you applied it"
-    return (unverified(PREPROCESSING, "as the manifest tells apps", f"{unapplied}: {fix}"),)
+    fix = (
+        f"give uint8 images, or omit --preprocess; if the data is already preprocessed, give --allow-unmeasured "
+        f"{PREPROCESSING}"
+    )
+    return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
 
 
 def _settled(gate: Gate, options: GateOptions) -> Gate:
@@ -158,10 +162,12 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     runs = verified.emulation.runs if verified.emulation else ()
     said = [verified.not_emulated] if verified.not_emulated else []
     missing = verified.emulation.without_wheel if verified.emulation else ()
-    said += [f"not run on the runtime {version}: no ARM64 wheel of it is known" for version in missing]
+    said += [f"not run on runtime {version}: no ARM64 wheel of that version is known" for version in missing]
     said += [
-        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
-        " the worse of the two"
+        (
+            f"{run.name} scores {run.rescored} of {run.scored} samples differently from this host: the accuracy gate "
+            f"uses the worse score"
+        )
         for run in runs
         if run.rescored
     ]

@@ -162,7 +162,7 @@ def parse_strict(
 
 
 def _broken(name: str, why: str, again: str) -> IntegrityError:
-    return IntegrityError(f"{name} is not what edgeq wrote: {why[:300]}", again)
+    return IntegrityError(f"{name} does not have edgeq's format: {why[:300]}", again)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_no_byte_of_the_manifest_changes_unseen(bundle: Path) -> None:
         (lambda folder: link(folder / "manifest.json"), r"manifest\.json is a link"),
         (lambda folder: pipe(folder / "golden.npz"), r"golden\.npz is no plain file"),
         (lambda folder: pipe(folder / "manifest.json"), r"manifest\.json is no plain file"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b"{"), r"manifest\.json is not what edgeq wrote"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"{"), r"manifest\.json does not have edgeq's format"),
     ],
 )
 def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], why: str) -> None:

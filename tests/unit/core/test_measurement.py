@@ -92,7 +92,7 @@ def test_what_is_written_is_read() -> None:
 def test_what_is_wrong_is_named(path: str, value: Any, why: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         parse_verdict(changed(path, value), "farm/verdict.json")
-    assert caught.value.what.startswith("farm/verdict.json is not what edgeq wrote: ")
+    assert caught.value.what.startswith("farm/verdict.json does not have edgeq's format: ")
     assert why in caught.value.what
     assert "--write-verdict" in caught.value.fix
 
@@ -136,4 +136,4 @@ def test_any_value_in_any_place_is_a_verdict_or_an_error(path: str, value: Any) 
         found: object = parse_verdict(changed(path, value), "verdict.json")
     except IntegrityError as err:
         found = err.what
-    assert isinstance(found, Verdict) or str(found).startswith("verdict.json is not what edgeq wrote: ")
+    assert isinstance(found, Verdict) or str(found).startswith("verdict.json does not have edgeq's format: ")

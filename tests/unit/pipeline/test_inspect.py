@@ -34,7 +34,7 @@ def test_without_its_own_report_the_layers_are_not_known(host_bundle: Path, chan
     (other / "report.json").write_text("[]")
     found = inspect_path(other, Quiet())
     assert isinstance(found, BundleInspection)
-    assert "not what edgeq wrote" in found.why_no_layers
+    assert "does not have edgeq's format" in found.why_no_layers
     (other / "report.json").unlink()
     found = inspect_path(other, Quiet())
     assert isinstance(found, BundleInspection)

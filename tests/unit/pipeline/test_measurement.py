@@ -120,8 +120,8 @@ def test_p90_is_taken_from_the_times_themselves(bundle: Make) -> None:
         (PIXEL | {"is_virtual": True}, {}, "emulated device"),
         (MAC, {}, "which is macos arm64"),
         (PIXEL | {"arch": "x86_64"}, {}, "which is android x86_64"),
-        (PIXEL, {"threads": 8}, "timed with 8 threads, and the app uses 2"),
-        (PIXEL, {"latencies_ms": [8.0] * 9}, "timed 9 times, and a p90 needs 10 at least"),
+        (PIXEL, {"threads": 8}, "timed with 8 threads, but the app uses 2"),
+        (PIXEL, {"latencies_ms": [8.0] * 9}, "timed 9 times, but a p90 needs at least 10 runs"),
     ],
 )
 def test_times_of_another_kind_settle_nothing(bundle: Make, device: Any, run: Any, why: str) -> None:

@@ -120,7 +120,7 @@ class Distillation:
 
         Args:
             number: counted from 0; it decides the order of the samples and the learning rate.
-            task: told of each sample.
+            task: advanced by each sample.
 
         Raises:
             DivergedError: the loss is not finite.

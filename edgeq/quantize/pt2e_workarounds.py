@@ -192,7 +192,7 @@ def _replace_norm(graph: Any, norm: Any, *, in_float: bool) -> None:
         if source.target not in LAYERS:
             return
         what = f"a batch norm takes its statistics from each batch{traced_line(norm.meta.get('stack_trace'))}"
-        raise UnsupportedError(what, "use the statistics of its training (track_running_stats), or nn.InstanceNorm")
+        raise UnsupportedError(what, "use running statistics (track_running_stats=True), or nn.InstanceNorm")
     eps = norm.args[7] if norm.target is _aten.batch_norm.default else norm.args[6]
     mean, var = _value(graph, mean), _value(graph, var)
     factor = torch.rsqrt(var.double() + eps) * (1.0 if weight is None else _value(graph, weight).double())

@@ -104,16 +104,19 @@ def _chosen(observer: Any, scale: Any, zero_point: Any, shipped: QParams, clippe
 def _matched(tensors: Sequence[_Tensor], shipped: Sequence[QParams]) -> dict[str, QParams]:
     known = {one.name: one for one in shipped}
     here = {tensor.name: tensor for tensor in tensors}
-    fix = "give a bundle of the same model, scheme and --keep-fp32, or leave --reuse-qparams-from out"
+    fix = "give a bundle of the same model, scheme and --keep-fp32, or omit --reuse-qparams-from"
     if missing := sorted(known.keys() ^ here.keys()):
         side = "has no" if missing[0] in here else "has an"
-        what = f"the shipped model is another one: it {side} int8 tensor {missing[0]}"
-        raise UsageError(f"{what} ({len(missing)} of {len(known | here)} tensors are in one model only)", fix)
+        what = f"the shipped model differs from this one: it {side} int8 tensor {missing[0]}"
+        raise UsageError(f"{what} ({len(missing)} of {len(known | here)} tensors are in only one of the models)", fix)
     for name, tensor in here.items():
         old, count = known[name], tensor.observer.calculate_qparams()[0].numel()
         if old.shape != tensor.shape or len(old.scales) != count:
             came = f"{list(old.shape)} in {len(old.scales)} channels"
-            what = f"the shipped model is another one: its {name} is {came}, and here {list(tensor.shape)} in {count}"
+            what = (
+                f"the shipped model differs from this one: its {name} is {came}, here it is "
+                f"{list(tensor.shape)} in {count}"
+            )
             raise UsageError(what, fix)
     return known
 

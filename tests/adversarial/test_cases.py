@@ -164,7 +164,7 @@ def test_images_of_kinds_that_are_not_read(place):
     options = ("--input", "x=1x3x16x16", "--scheme", "fp32", "--preprocess", "unit", "--eval-data", "set", "-o", "out")
     done = edgeq("package", here("brightness"), "-t", X86, *options)
     assert done.returncode == 2
-    assert "12 of 24 images are of kinds that are not read: 12 .tif" in done.stderr
+    assert "12 of 24 images have formats that edgeq does not read: 12 .tif" in done.stderr
 
 
 def test_a_report_that_was_edited(place):

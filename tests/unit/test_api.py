@@ -197,7 +197,7 @@ def test_a_loaders_own_buffer_may_be_used_again() -> None:
     ("value", "message"),
     [
         (3, "cannot take data from a int"),
-        ([(IMAGES, LABELS[:3])], "as many samples"),
+        ([(IMAGES, LABELS[:3])], "the same number of samples"),
         ([], "at least 1 sample"),
         ([np.zeros((4, 2, 2, 2), np.float32)], r"wants \[1, 2, 2\]"),
         ([(IMAGES, LABELS, LABELS)], "expected 1 inputs"),

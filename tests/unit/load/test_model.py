@@ -224,7 +224,7 @@ def test_artifacts_are_taken_as_they_are(tmp_path, suffix):
     assert model.inputs == (TensorSpec(name="x", dtype="float32", shape=(1, 3)),)
     path.write_bytes(b"another")
     assert load(str(path)).source_sha256 != model.source_sha256
-    with pytest.raises(UnsupportedError, match="brings its own weights"):
+    with pytest.raises(UnsupportedError, match="contains its own weights"):
         load(str(path), weights="w.pt")
 
 

@@ -254,7 +254,7 @@ def _number(prepared, teacher, data):
 
 @pytest.mark.parametrize(
     ("loop", "words"),
-    [(_nothing, "returned nothing"), (_teacher, "other parameters"), (_number, "returned float")],
+    [(_nothing, "returned nothing"), (_teacher, "whose parameters differ"), (_number, "returned float")],
 )
 def test_a_loop_that_returns_something_else(loop, words):
     with pytest.raises(UsageError, match=words) as caught:

@@ -97,7 +97,7 @@ def test_a_file_that_only_says_that_it_takes_any_batch_is_found_out():
 
 
 def test_a_model_of_one_batch_size_is_refused():
-    with pytest.raises(UnsupportedError, match="takes batches of one size only"):
+    with pytest.raises(UnsupportedError, match="accepts one batch size only"):
         dynamic_capture(loaded(Fixed, IMAGE))
 
 

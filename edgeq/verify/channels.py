@@ -99,8 +99,8 @@ class OutputChannels:
     def groups(self, output: int, *, alike: bool) -> list[GroupFidelity]:
         """Return the parts that are judged by themselves: the whole output, and along each axis its channels.
 
-        Of a few channels the worst are told one by one. Of many, where a channel rarely has a meaning of its own, those
-        of one spread are taken together.
+        Of a few channels, the worst are listed one by one. Of many, where a channel rarely has a meaning of its own,
+        channels with a similar spread form one group.
 
         Args:
             output: its index.
@@ -231,7 +231,7 @@ def _by_change(group: GroupFidelity) -> float:
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
-    """Name the channels of two runs that should agree of which the second has nothing, more error than signal.
+    """Return the channels in which two runs that should agree have more error than signal.
 
     Args:
         groups: the one run against the other.

@@ -69,7 +69,7 @@ def test_a_board_that_refuses_or_is_another_kind(
     client(board, project.temporary, monkeypatch, key="stranger")
     edgeq("verify", bundle, *on).fails(9, "refused the authentication", "ssh-copy-id")
     client(board, project.temporary, monkeypatch, known=False)
-    edgeq("verify", bundle, *on).fails(9, "host key is not known")
+    edgeq("verify", bundle, *on).fails(9, "host key is unknown")
     edgeq("verify", bundle, "--on", "ssh:127.0.0.1:1", "-q").fails(9, "cannot be reached")
 
 

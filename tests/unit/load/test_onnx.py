@@ -70,7 +70,7 @@ def test_whole_numbers_need_their_range(tmp_path):
     values = [helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [1, 4])]
     result = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])]
     onnx.save(helper.make_model(helper.make_graph([node], "g", values, result)), str(tmp_path / "ids.onnx"))
-    with pytest.raises(UsageError, match="whole numbers as 'ids'") as caught:
+    with pytest.raises(UsageError, match="integers as 'ids'") as caught:
         load(tmp_path / "ids.onnx")
     assert caught.value.fix == "give their range: --input ids=int64:1x4:0..HIGH"
     assert load(tmp_path / "ids.onnx", "ids=int64:1x4:0..99").inputs[0].high == 99

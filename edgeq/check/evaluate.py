@@ -145,7 +145,7 @@ def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
     if not unapplied:
         return ()
     fix = (
-        f"give uint8 images, or omit --preprocess; if the data is already preprocessed, give --allow-unmeasured "
+        "give uint8 images, or omit --preprocess; if the data is already preprocessed, give --allow-unmeasured "
         f"{PREPROCESSING}"
     )
     return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
@@ -166,7 +166,7 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     said += [
         (
             f"{run.name} scores {run.rescored} of {run.scored} samples differently from this host: the accuracy gate "
-            f"uses the worse score"
+            "uses the worse score"
         )
         for run in runs
         if run.rescored

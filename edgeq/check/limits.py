@@ -302,13 +302,13 @@ def why_worthless(fidelity: Fidelity) -> str:
         return (
             f"{fidelity.metric} scores fp32 higher with the labels of other samples, or noise, than with the "
             f"right ones, by {-mismatched.estimate:.2f} pp: a higher score must be better, so return 1 - x for a "
-            f"loss or an error x"
+            "loss or an error x"
         )
     if mismatched is not None and not mismatched.low > 0:
         return (
             f"{fidelity.metric} scores fp32 no better with the right labels than with those of other samples, or "
             f"noise ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): check that it "
-            f"uses the label, that there are enough samples, and that weights and preprocessing are right"
+            "uses the label, that there are enough samples, and that weights and preprocessing are right"
         )
     if chance is None:
         return ""
@@ -334,7 +334,7 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     if fidelity.tied is not None and fidelity.tied > MAX_TIED:
         said.append(
             f"in {fidelity.tied:.1%} of the samples two classes tie for the top score, unlike in fp32: top-1 then "
-            f"depends on the order of the classes"
+            "depends on the order of the classes"
         )
     if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
         inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"

@@ -258,7 +258,7 @@ def _module(module: Any, mean: Any, std: Any) -> Any:
     if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
         what = (
             f"--input-dtype uint8 replaces the forward of the model's class, but {kind.__name__} has no "
-            f"forward of its own"
+            "forward of its own"
         )
         raise UnsupportedError(what, "return the nn.Module from the factory, not a traced version of it")
 

@@ -1,4 +1,4 @@
-"""What a lowering is given."""
+"""Input of a lowering."""
 
 from __future__ import annotations
 

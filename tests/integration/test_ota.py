@@ -124,7 +124,7 @@ def test_gates_of_a_release(edgeq: Run, package: Run, shipped: Path) -> None:
     unmade = release(edgeq, second, "--limit", "delta=1MB", "--deltas", "0")
     assert (unmade.code, gates(unmade)["delta"]) == (7, "unverified")
     store = ("--store-limit", "play-base-module", "--app-size", "1MB")
-    release(edgeq, second, *store).fails(2, "is for android, and the bundles are for linux")
+    release(edgeq, second, *store).fails(2, "is for android, but the bundles are for linux")
     assert release(edgeq, second, "--limit", "latency=2ms").code == 2
     assert release(edgeq, changed(shipped, version="3", weights="random")).code == 7
     assert {path: path.read_bytes() for path in Path("channel").rglob("*") if path.is_file()} == before

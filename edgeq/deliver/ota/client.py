@@ -170,7 +170,7 @@ def _followed(
     if states.is_deferred(state, release, now=_now(state, request), runtime=device.runtime):
         what = (
             f"release {release} could not be tested on this device in {MAX_TRIES} attempts; it is tried again "
-            f"after a day"
+            "after a day"
         )
         raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
     slot = Slot(release=release, digest=chosen.facts.digest)

@@ -173,7 +173,7 @@ def test_other_outputs_fail_whatever_was_packaged(bundle: Make, change: Any, why
     found = judged(folder, path)
     assert outcomes(found)["device"] == "failed"
     assert why in " ".join(one.detail + one.measured for one in found.failed)
-    with pytest.raises(VerificationError, match="fails by the measurements of"), settled_bundle(folder, path):
+    with pytest.raises(VerificationError, match="fails gates with the measurements of"), settled_bundle(folder, path):
         pass
 
 
@@ -224,7 +224,7 @@ def test_another_bundles_verdict_another_runtimes_and_none_at_all(bundle: Make) 
     path = verdict(folder)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     (folder / "manifest.json").write_bytes(canonical_json(manifest | {"labels": ["another"]}))
-    with pytest.raises(IntegrityError, match="is the verdict on the bundle"):
+    with pytest.raises(IntegrityError, match="is the verdict for bundle"):
         judged(folder, path)
     for missing in (folder / "nothing.json", folder):
         with pytest.raises(UsageError, match="cannot read the verdict"):
@@ -248,7 +248,7 @@ def test_of_two_verdicts_on_one_bundle_none_is_left_out_in_silence(bundle: Make)
     slow = verdict(folder, latencies_ms=[20.0] * 50).rename(folder.parent / "slow.json")
     fast = verdict(folder, latencies_ms=[8.0] * 50)
     for both in ((slow, fast), (fast, slow)):
-        with pytest.raises(UsageError, match=r"verdicts on one bundle"), settled_bundles((folder,), both):
+        with pytest.raises(UsageError, match=r"verdicts for one bundle"), settled_bundles((folder,), both):
             pass
 
 

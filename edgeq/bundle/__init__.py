@@ -1,1 +1,1 @@
-"""The release bundle: a deterministic writer, and a reader that believes nothing."""
+"""The release bundle: a deterministic writer, and a reader that verifies everything."""

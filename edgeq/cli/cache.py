@@ -1,4 +1,4 @@
-"""`edgeq cache`: what earlier runs left to be used again."""
+"""`edgeq cache`: the results of earlier runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 from edgeq.cli.console import say, say_json
 from edgeq.core.units import counted, format_bytes
 
-app = typer.Typer(help="Look at the build cache, or empty it.")
+app = typer.Typer(help="Show or clear the build cache.")
 
 
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say where the cache is and how much it holds."""
+    """Show the cache's folder, number of entries and size."""
     from edgeq.pipeline.cache import cache_info
 
     found = cache_info()

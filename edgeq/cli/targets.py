@@ -1,4 +1,4 @@
-"""`edgeq targets`: what can be packaged for."""
+"""`edgeq targets`: list, show and check target profiles."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a target as edgeq understands it, with all that it extends."""
+    """Show a target with all values, including those that it inherits."""
     from edgeq.core.targets import load_target
 
     values = load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
@@ -71,7 +71,7 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
-    """Check a target's file: every key, every value, and what it extends."""
+    """Check a target file: every key, every value, and the target that it extends."""
     from edgeq.core.targets import load_target
 
     # a bare name of a file without the suffix is still a file here

@@ -1,4 +1,4 @@
-"""Device profiles: what the latency prediction takes of a device, from `devices/*.toml` or a file of the user's own."""
+"""Device profiles: the inputs of the latency prediction, from `devices/*.toml` or the user's own file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from edgeq.core.schema import explain, find_file, read_toml
 
 
 class Fitted(BaseModel):
-    """What `edgeq devices fit` learned from measurements on the device itself."""
+    """The result of `edgeq devices fit` from measurements on the device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    correction: float = Field(gt=0, description="the measurements over the predictions, their geometric mean")
+    correction: float = Field(gt=0, description="geometric mean of measured over predicted latency")
     spread: float = Field(ge=0, description="the standard deviation of ln(measured / predicted) after the correction")
-    measurements: int = Field(ge=1, description="how many there were")
+    measurements: int = Field(ge=1, description="number of measurements")
 
 
 class DeviceProfile(BaseModel):
-    """A device. Only core, width and clock enter the prediction; the rest says what the device is."""
+    """A device. Only core, width and clock affect the prediction; the rest describes the device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,7 +39,7 @@ class DeviceProfile(BaseModel):
     l1d_kib: int | None = Field(default=None, ge=1)
     l2_kib: int | None = Field(default=None, ge=1)
     sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1, description="where each value is from"
+        min_length=1, description="the source of each value"
     )
     fitted: Fitted | None = None
 
@@ -50,8 +50,8 @@ class DeviceProfile(BaseModel):
             UsageError: it has fewer.
         """
         if threads > self.cores:
-            what = f"{threads} threads on {self.name}, which has {self.cores} cores of this kind"
-            raise UsageError(what, f"ask for 1 to {self.cores} threads")
+            what = f"{threads} threads were requested on {self.name}, which has {self.cores} cores of this kind"
+            raise UsageError(what, f"use 1 to {self.cores} threads")
 
     def predict(self, counts: Counts, threads: int, *, runtime: str = "executorch") -> Prediction:
         """Return the latency of one inference whose counts on this device's core are known.
@@ -107,8 +107,8 @@ class Counts:
         dot, i8mm: int8 dot products, and int8 matrix products.
         neon: the other vector instructions.
         load, store: memory accesses of any register; prefetches are loads of no bytes.
-        branch, scalar: the rest of what every A64 core has.
-        other: SVE, SME and what the decoder does not know.
+        branch, scalar: all other instructions that every A64 core has.
+        other: SVE, SME and instructions unknown to the decoder.
         bytes_loaded, bytes_stored: by these instructions.
         lines_32k … lines_4096k: 64-byte lines that a cache of this size would fetch, if it were alone behind a first
             level of 32 KiB; least recently used, 16 ways, no prefetching.
@@ -168,7 +168,7 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorCounts:
-    """What one operator of an inference costs; the name is the runtime's own."""
+    """The cost of one operator of an inference; the name is the runtime's own."""
 
     name: str
     counts: Counts
@@ -176,13 +176,13 @@ class OperatorCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountReport:
-    """What one inference costs on one core, in the steady state and on one thread.
+    """The cost of one inference on one core, in the steady state and on one thread.
 
     Attributes:
         cpu: the core.
         total: of the runtime's whole call, without the runtime's profiler.
-        operators: in the order of execution, the time between them under "(runtime)"; none where that was not asked
-            for, or could not be counted. They are counted with the profiler on, which costs a little itself.
+        operators: in the order of execution, the time between them under "(runtime)"; none if not requested or not
+            countable. They are counted with the profiler on, which costs a little itself.
         why_no_operators: the reason, where they could not be counted.
     """
 
@@ -201,7 +201,7 @@ QUANTILE = 2.365
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What the cost model takes of a device.
+    """The device's inputs of the cost model.
 
     Attributes:
         width: instructions that the core decodes in a cycle.
@@ -239,7 +239,7 @@ class Prediction:
     """A predicted latency in ms, and its 95% interval.
 
     Attributes:
-        extrapolated: whether the estimate lies outside what the model was fitted on, `FITTED_MS`.
+        extrapolated: whether the estimate is outside the range that the model was fitted on, `FITTED_MS`.
     """
 
     estimate_ms: float
@@ -250,7 +250,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A latency that somebody measured, with what the inference costs on that device's core.
+    """A measured latency, with the cost of the inference on that device's core.
 
     Attributes:
         group: rows of one group are left out together.
@@ -273,7 +273,7 @@ def predict(
         speed: of the device.
         threads: that share the work.
         model: the constants.
-        correction: what the device's own measurements were to the model's predictions, as a factor.
+        correction: ratio of the device's own measurements to the model's predictions.
     """
     slots, lines = _terms(counts, speed, threads)
     estimate = correction * (model.slot_cycles * slots + model.line_cycles * lines)
@@ -293,9 +293,9 @@ def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
 
 
 def fit(rows: Sequence[Observation]) -> CostModel:
-    """Return the constants with the least squares of the relative errors, neither below zero.
+    """Return the constants with the least squared relative errors, neither below zero.
 
-    The spread is that of each group predicted by the others; infinite where these cannot tell.
+    The spread is that of each group predicted by the others; infinite where there are too few groups.
 
     Raises:
         ValueError: no rows.

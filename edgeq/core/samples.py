@@ -123,8 +123,8 @@ def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:
         expected = spec.shape[1:] if rows else spec.shape
         if array.shape != expected or str(array.dtype) != spec.dtype:
             came = f"{array.dtype} {list(array.shape)}"
-            what = f"sample {sample.name}: input {spec.name!r} wants {spec.dtype} {list(expected)}, got {came}"
-            raise UsageError(what, "fix the data, or give --preprocess or --input to match")
+            what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
+            raise UsageError(what, "fix the data, or match it with --preprocess or --input")
 
 
 def _stack(samples: list[Sample], size: int) -> Batch:

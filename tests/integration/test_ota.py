@@ -278,7 +278,7 @@ def test_what_a_phone_measured_lets_a_rejected_bundle_reach_a_device(edgeq: Run,
     assert edgeq("verify", place, "--quiet").code == 0
     assert edgeq("ota", "healthy", "--store", "store").out.startswith("release 1, healthy")
     again = edgeq(*publish, "--verdict", "v.json")
-    again.fails(2, "is release 1 already")
+    again.fails(2, "is already release 1")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What running an artifact showed, figure by figure."""
+"""Results of running an artifact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GoldenComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
-    """The artifact's own score on data that was given, beside the one that the manifest records.
+    """The artifact's score on given data, and the one in the manifest.
 
     Attributes:
         score: None where the data has no labels, and there is no metric.
@@ -74,7 +74,7 @@ class Parity:
         differing: share of the output elements that differ.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
         mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
-        lost: channels that the graph has and the artifact has not, in words.
+        lost: channels that the graph has but the artifact lost, as text.
     """
 
     samples: int
@@ -240,7 +240,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShare:
-    """What the runtime's own profile says of the multiply-accumulates.
+    """The multiply-accumulates in the runtime's own profile.
 
     Attributes:
         int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
@@ -290,12 +290,12 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOnly:
-    """What stands in for the verdict on an artifact that nothing here can run: that on its converted graph.
+    """Results of the converted graph, for an artifact that this host cannot run.
 
     Attributes:
         why: why the artifact is not run, in words.
         fidelity: the graph against fp32.
-        findings: what is wrong with the graph's outputs whatever the limits.
+        findings: what is wrong with the graph's outputs regardless of limits.
     """
 
     why: str
@@ -320,7 +320,7 @@ class DeviceRun:
         scored: how many samples have a score.
         rescored: of these, with another score than on the host; None without labels.
         drop_pp: fp32 minus device in percentage points, paired, over these samples.
-        findings: what is wrong whatever the limits: NaN, another shape.
+        findings: what is wrong regardless of limits: NaN, another shape.
     """
 
     cpu: str
@@ -352,7 +352,7 @@ class Emulation:
         between: each pair of runs.
         problem: why there are no runs; "" where there are.
         exit_code: of that problem.
-        is_unmeasured: whether the problem only means that nothing is known, as when the time was up.
+        is_unmeasured: whether the problem only means that nothing is known, as after a time limit.
         without_wheel: runtime versions of the app builds in the field that no ARM64 wheel is known for.
     """
 
@@ -367,13 +367,13 @@ class Emulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMeasures:
-    """What one inference takes on a real device: measured there, in the device's own runtime.
+    """Time and memory of one inference on a real device, in its own runtime.
 
     Attributes:
         device: its model, and how it was reached.
         platform, arch: in the words of target profiles; `macos` and others belong to no target.
         os: the operating system with its version.
-        cores: 0 where it did not say.
+        cores: 0 if unknown.
         is_virtual: whether it is an emulated device, whose times are not meaningful.
         runtime: package and version.
         p50_ms, p90_ms: of `runs` inferences after `warmup`; `latencies_ms` holds each.
@@ -416,7 +416,7 @@ class LatencyPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one inference makes a device's cores do.
+    """The cost of one inference on a device's cores.
 
     Attributes:
         counts: of this artifact, core by core.
@@ -510,11 +510,11 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What running the artifact showed. None means that it could not be measured.
+    """Results of running an artifact. None means that a value could not be measured.
 
     Attributes:
         host: what it ran on, in words.
-        findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+        findings: what is wrong regardless of limits: NaN, a constant output, a wrong shape.
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
         cost: instructions, counted; None where no gate needs them.

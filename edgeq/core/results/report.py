@@ -1,4 +1,4 @@
-"""What a run publishes: a bundle's content, a row of the table, the whole report."""
+"""Results of a run: a bundle's content, a row of the table, the whole report."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def with_warning(row: PackageResult, text: str) -> PackageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One gate: what was asked for, what was measured, and the exit code if that is not enough.
+    """One gate: its limit, the measured value, and the exit code of a failure.
 
     Attributes:
         outcome: `unverified` fails like `failed`; `allowed` is unverified but named in --allow-unmeasured.
-        limit, measured: as people read them.
-        detail: by how much, or why it could not be measured.
-        bound: the limit as a number, in the base unit of its name; None for a gate that people set no limit for.
+        limit, measured: as text.
+        detail: the margin, or why it could not be measured.
+        bound: the limit as a number, in the base unit of its name; None for a gate without a user's limit.
     """
 
     name: str
@@ -90,7 +90,7 @@ class GateFailed(EdgeqError):  # the name that users catch
         failed, errors = tuple(failed), tuple(errors)
         lines = [f"{label}: {gate.name}: {gate_text(gate)}" for label, gate in failed]
         lines += [f"{label}: {error.what}" for label, error in errors]
-        super().__init__("; ".join(lines), "see report.html of each bundle for every gate")
+        super().__init__("; ".join(lines), "see report.html of each bundle for all gates")
         self.gates = tuple(gate for _, gate in failed)
         self.exit_code = min([*(gate.exit_code for gate in self.gates), *(error.exit_code for _, error in errors)])
 
@@ -110,7 +110,7 @@ def raise_for(failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleVerification:
-    """What reading and running a bundle showed.
+    """Results of reading and running a bundle.
 
     Attributes:
         checked: every gate that was evaluated; its warnings are remarks that fail nothing.
@@ -190,7 +190,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How --scheme auto came to a scheme.
+    """How --scheme auto chose a scheme.
 
     Attributes:
         linear_macs: the share of the float model's multiply-accumulates in matrix products (linear, recurrent and
@@ -208,7 +208,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What a scheme brings against float on the same target.
+    """A scheme compared with float on the same target.
 
     Attributes:
         arch: of the host that the latencies were measured on, the artifacts taking turns.
@@ -221,7 +221,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFinding:
-    """A finding of the data lint: its name, and a line that says what was seen."""
+    """A finding of the data lint: its name and a line of text."""
 
     name: str
     message: str
@@ -229,7 +229,7 @@ class DataFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
-    """What the manifest says of the data: hashes and counts, never paths."""
+    """The data in the manifest: hashes and counts, never paths."""
 
     calibration_sha256: str | None = None
     calibration_samples: int = 0
@@ -245,7 +245,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInput:
-    """All that the bundle's writer needs."""
+    """Everything that the bundle's writer needs."""
 
     model: LoadedModel
     model_version: str
@@ -268,7 +268,7 @@ class BundleInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenSet:
-    """A few samples as an app would have them, and the outputs that it must reproduce.
+    """A few samples in an app's form, and the outputs that it must reproduce.
 
     Attributes:
         inputs: for each model input, an array [samples, …] before preprocessing.
@@ -289,7 +289,7 @@ class GoldenSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """What it came to that the shipped model's scales and zero points were reused.
+    """The effect of reusing the shipped model's scales and zero points.
 
     Attributes:
         shipped: the digest of the shipped model's bundle.
@@ -320,7 +320,7 @@ class PackageResult:
         layers: of the lowered model; none where the artifact came as it is.
         qparams: of every tensor in static int8, for models to come that are to reuse them.
         reuse: None where no shipped model's were reused.
-        source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
+        source: the origin of the model, from `edgeq.core.sources`; "" in older reports.
         search: what a search for the layers to leave in float came to; None for schemes that do not search.
         layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto came to the scheme; None where it was named.
@@ -375,7 +375,7 @@ class PackageResult:
         """The bundle with its manifest, in place or under `rejected/`; its files are not hashed again.
 
         Raises:
-            IntegrityError: another bundle, or none, lies there by now.
+            IntegrityError: the path now has another bundle, or none.
         """
         try:
             data = (self.path / MANIFEST_NAME).read_bytes()
@@ -452,7 +452,7 @@ class RunReport:
 
     Attributes:
         rows: one for each bundle, accepted or not; at least one.
-        refused: the targets and schemes of which there is no bundle.
+        refused: the targets and schemes without a bundle.
     """
 
     rows: tuple[PackageResult, ...]
@@ -488,7 +488,7 @@ class RunReport:
         refused = [one for one in self.refused if one.target == target and scheme in ("", one.scheme)]
         found = [row for row in self.rows if row.target == target and scheme in ("", row.scheme)]
         if len(found) != 1:
-            why = "no result" if not found else "several results: name the scheme"
+            why = "no result" if not found else "several results: give the scheme"
             if refused and not found:
                 raise KeyError(f"{refused[0].label} was refused: {refused[0].error.what}")
             raise KeyError(f"{why} for {key!r}; this report has {', '.join(row.label for row in self.rows)}")
@@ -528,7 +528,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
-    """What the app as a whole is held to, in bytes, for each ABI (`android-arm64`).
+    """Limits of the app as a whole in bytes, for each ABI (`android-arm64`).
 
     Attributes:
         size_bytes, download_bytes: the most that artifacts, or ZIPs, with the runtime libraries may have.
@@ -564,7 +564,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelResult:
-    """How one model ended: with a report, or with an error."""
+    """One model's result: a report or an error."""
 
     name: str
     report: RunReport | None

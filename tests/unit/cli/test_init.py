@@ -77,7 +77,7 @@ def test_a_file_that_is_there_is_not_replaced(folder):
     ("code", "told"),
     [
         ("def one():\n    ...\ndef two():\n    ...\n", "which function returns the model.*one, two"),
-        ("def f(x):\n    ...\n", "it has none"),
+        ("def f(x):\n    ...\n", "it has no functions without arguments"),
         ("def f(:\n", "cannot read net.py"),
     ],
 )

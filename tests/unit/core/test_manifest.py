@@ -246,7 +246,7 @@ def test_a_newer_schema_is_unsupported(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (lambda data: data.replace(b'"seed": 0', b'"seed": 0, "seed": 1'), "'seed' stands twice"),
+        (lambda data: data.replace(b'"seed": 0', b'"seed": 0, "seed": 1'), "'seed' occurs twice"),
         (lambda data: data.replace(b'"seed": 0', b'"seed": NaN'), "not a finite number"),
         (lambda data: data.replace(b'"scale": 0', b'"scale": 1e999, "x": 0'), "not a finite number"),
         (lambda data: b"[" * 10 * len(data), "nested too deeply"),

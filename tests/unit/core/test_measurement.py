@@ -108,7 +108,7 @@ def test_a_verdict_that_nobody_would_read_is_not_written(monkeypatch: pytest.Mon
     verdict = parse_verdict(json.dumps(DATA).encode(), "verdict.json")
     least = len(verdict_bytes(verdict))
     monkeypatch.setattr(verdicts, "MAX_VERDICT_BYTES", least - 1)
-    with pytest.raises(UsageError, match=f"the verdict would take {least} bytes, at most {least - 1} are read"):
+    with pytest.raises(UsageError, match=f"the verdict would have {least} bytes, but at most {least - 1} are read"):
         verdict_bytes(verdict)
 
 
@@ -117,7 +117,7 @@ def test_every_key_must_be_there_and_once(key: str) -> None:
     with pytest.raises(IntegrityError):
         parse_verdict(json.dumps({name: value for name, value in DATA.items() if name != key}).encode(), "verdict.json")
     twice = json.dumps(DATA)[:-1] + f', "{key}": {json.dumps(DATA[key])}}}'
-    with pytest.raises(IntegrityError, match="stands twice"):
+    with pytest.raises(IntegrityError, match="occurs twice"):
         parse_verdict(twice.encode(), "verdict.json")
 
 

@@ -194,7 +194,7 @@ def test_refuses_to_delete_a_users_files(bundle: Path, app: Path) -> None:
     (place / "notes.txt").write_text("mine")
     refused(UsageError, r"did not install: notes\.txt", bundle, app)
     (place / "manifest.json").unlink()
-    refused(UsageError, "holds something that is no bundle", bundle, app)
+    refused(UsageError, "holds files that are not a bundle", bundle, app)
 
 
 def test_mends_a_damaged_installation(bundle: Path, app: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_file_in_the_way_is_named(bundle: Path, tmp_path: Path, in_the_way: Pa
     (root / in_the_way).parent.mkdir(parents=True)
     (root / "build.gradle").touch()
     (root / in_the_way).write_text("mine")
-    refused(UsageError, "a file in the way", bundle, root)
+    refused(UsageError, "found a file", bundle, root)
 
 
 def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Path) -> None:

@@ -88,5 +88,5 @@ def test_images_that_do_not_fit_the_model_fail_at_once(tmp_path, paint, image_in
     with pytest.raises(UsageError, match="cannot crop"):
         opened(tmp_path, image_input, preprocess=Preprocess(crop=(64, 64)))
     other = TensorSpec(name="image", dtype="float64", shape=(1, 3, 16, 16))
-    with pytest.raises(UsageError, match="wants float64"):
+    with pytest.raises(UsageError, match="expects float64"):
         opened(tmp_path, other)

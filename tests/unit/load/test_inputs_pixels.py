@@ -120,5 +120,5 @@ def test_images_in_arrays_are_resized_and_laid_out_but_not_normalised():
     made = to_sample({"x": image(0)[:8, :8]}, None, "s", reading)
     assert (made.inputs[0].dtype, made.inputs[0].shape) == (np.uint8, (3, 16, 16))
     assert made.raw[0].shape == (8, 8, 3)
-    with pytest.raises(UsageError, match="wants uint8, got float32"):
+    with pytest.raises(UsageError, match="expects uint8, got float32"):
         to_sample({"x": np.zeros((3, 16, 16), np.float32)}, None, "s", reading)

@@ -185,7 +185,7 @@ def test_inputs_by_name_follow_the_order_of_forward(script):
     ("inputs", "told"),
     [
         (["imag=1x3x8x8"], "Did you mean 'image'?"),
-        (["image=1x3x8x8", "image=1x3x9x9"], "gives 'image' twice"),
+        (["image=1x3x8x8", "image=1x3x9x9"], "'image' is given twice"),
         # called by position, shift would silently be taken for scale
         (["image=1x3x8x8", "shift=1x2"], "gives 'shift' but not 'scale'"),
     ],

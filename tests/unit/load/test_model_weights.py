@@ -129,7 +129,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, trained, suffix, share):
         loaded(path)
     assert len(caught.value.what.removeprefix(str(path))) < 150
     assert "Exception raised" not in caught.value.what
-    assert "copy is whole" in caught.value.fix or "state_dict()" in caught.value.fix
+    assert "file is complete" in caught.value.fix or "state_dict()" in caught.value.fix
 
 
 @pytest.mark.parametrize(

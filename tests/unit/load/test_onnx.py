@@ -99,7 +99,7 @@ def test_external_data_counts_and_must_be_there(small, tmp_path):
     (tmp_path / "w.bin").unlink()
     with pytest.raises(UsageError, match=r"external data 'w.bin' is missing \(tensor '") as caught:
         load(tmp_path / "two.onnx")
-    assert "put w.bin beside the model" in caught.value.fix
+    assert "put w.bin next to the model" in caught.value.fix
 
 
 def test_external_data_outside_of_the_folder_is_refused(small, tmp_path):

@@ -115,5 +115,5 @@ def test_says_what_a_function_did_wrong(returning, expression, reason):
 
 
 def test_a_data_function_takes_no_arguments(script):
-    with pytest.raises(UsageError, match=r"called as data\(\), got data\(n\)"):
+    with pytest.raises(UsageError, match=r"the signature data\(\), got data\(n\)"):
         open_function(script("def data(n): ...\n") + ":data", wanted(VECTOR))

@@ -170,5 +170,5 @@ def test_a_metric_must_give_a_finite_number(script, body, reason):
 
 
 def test_a_metric_must_take_two_arguments(script):
-    with pytest.raises(UsageError, match=r"called as score\(outputs, label\), got score\(outputs\)"):
+    with pytest.raises(UsageError, match=r"the signature score\(outputs, label\), got score\(outputs\)"):
         load_metric(script("def score(outputs): ...\n") + ":score")

@@ -219,7 +219,7 @@ def test_an_intel_mac_has_other_kernels(bundle: Make) -> None:
 def test_another_bundles_verdict_another_runtimes_and_none_at_all(bundle: Make) -> None:
     folder = bundle(gate("latency", "unverified", 100.0))
     other = verdict(folder, runtime="torch 2.1.0")
-    with pytest.raises(IntegrityError, match=r"measured in torch 2\.1\.0, and the bundle is for executorch"):
+    with pytest.raises(IntegrityError, match=r"measured in torch 2\.1\.0, but the bundle is for executorch"):
         judged(folder, other)
     path = verdict(folder)
     manifest = json.loads((folder / "manifest.json").read_bytes())

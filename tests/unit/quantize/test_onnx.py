@@ -163,7 +163,7 @@ def test_a_file_that_is_quantized_is_not_quantized_again(tmp_path):
         progress=Silent(),
         label="small",
     )
-    with pytest.raises(UnsupportedError, match="quantized already") as caught:
+    with pytest.raises(UnsupportedError, match="already quantized") as caught:
         quantize_file("static-int8", file)
     assert "--scheme pretrained" in caught.value.fix
 

@@ -34,7 +34,7 @@ def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:
 
     Args:
         folder: the bundle's folder.
-        digest: the expected digest; None to accept any. Without it, a bundle that somebody rewrote also passes.
+        digest: the expected digest; None to accept any. Without it, a rewritten bundle also passes.
 
     Raises:
         UsageError: the folder is not a bundle, or `digest` is not valid.

@@ -62,7 +62,7 @@ def read_report(folder: Path) -> PackageResult:
 def read_report_of(bundle: Bundle) -> PackageResult:
     """Return the row next to a bundle, after checking its verdict and figures against the manifest.
 
-    The digest does not cover the report, so anybody can edit it; facts that are also in the manifest must agree.
+    The digest does not cover the report, which can therefore be edited; facts that are also in the manifest must agree.
 
     Raises:
         IntegrityError: it is another bundle's report, or contradicts the manifest.

@@ -75,7 +75,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
     """Compare the emulated runs with the host's run of the same artifact (exit code 7).
 
     The outputs must be finite, have the host's shapes, and differ by at most one quantization step. Where no output is
-    quantized, or the scheme computes in float, the signal-to-difference ratio is held to the thresholds of lowering
+    quantized, or the scheme computes in float, the signal-to-difference ratio must reach the thresholds of lowering
     parity.
 
     Args:

@@ -45,7 +45,7 @@ def note(text: str) -> None:
 
 
 def say_error(err: EdgeqError, *, as_json: bool) -> None:
-    """Print an error: two lines on stderr, and for machines a document on stdout too."""
+    """Print an error: two lines on stderr, and with --json also a document on stdout."""
     say_problem(err.what, err.fix)
     if as_json:
         error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}

@@ -10,8 +10,8 @@ crafted one says in six ways (torch 2.6 to 2.15):
 - names of inputs, nodes and weights, which torch.fx writes into Python source;
 - the structure of inputs, whose JSON imports modules by name.
 
-So the very objects that torch is about to read are checked, and not a parse of the file of our own, which could differ
-from torch's. What is not known to be harmless is refused.
+So the objects that torch is about to read are checked themselves, instead of a separate parse of the file, which could
+differ from torch's. What is not known to be harmless is refused.
 
 TorchScript archives (.pt, .ptl) need no trust: their pickles are read in C++ and build tensors and the archive's own
 classes only, and their code is TorchScript, which cannot import Python. It does have operators that open files by name;

@@ -20,8 +20,8 @@ class Sample:
 
     Attributes:
         inputs: an array for each model input, in order; shaped like one row of the input, or like all of it.
-        raw: the arrays before preprocessing, what an app would have at hand (uint8 [H, W, C] for an image).
-        label: a class index, or whatever the user's metric takes; None where there is none.
+        raw: the arrays before preprocessing, as an app has them (uint8 [H, W, C] for an image).
+        label: a class index, or a value of any type for the user's metric; None where there is none.
         name: where it comes from (a file, or an index), for messages.
         digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share.
     """

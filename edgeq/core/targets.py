@@ -59,7 +59,7 @@ class App(_Strict):
 
     @property
     def oldest(self) -> str:
-        """The oldest of the runtimes, wherever in the list it stands; of equals (1.5 and 1.5.1) the first."""
+        """The oldest of the runtimes, at any position of the list; of equal ones (1.5 and 1.5.1) the first."""
         return min(self.runtimes, key=lambda text: tuple(int(part) for part in text.split(".")[:2]))
 
 

@@ -101,8 +101,8 @@ def is_safe(char: str) -> bool:
 
 
 def safe_lines(text: str) -> str:
-    """Return `text` with "?" in the place of each unsafe character; line breaks stay.
+    """Return `text` with "?" in place of each unsafe character; line breaks stay.
 
-    Names, labels and libraries' messages come from files that somebody else wrote.
+    Names, labels and libraries' messages come from untrusted files.
     """
     return "".join(char if is_safe(char) else "?" for char in text)

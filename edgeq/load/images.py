@@ -71,7 +71,7 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
         folder: holds images, or a folder for each class.
         wanted: how many, evenly from all classes, for a model with one input; without preprocessing the model itself
             takes uint8 [H, W, C], and without class names the folders are counted in sorted order.
-        skip_bad: decode every image that is taken once beforehand, and leave out those that fail. Otherwise a bad
+        skip_bad: decode every image that is taken once beforehand, and skip those that fail. Otherwise a bad
             image raises when it is read.
 
     Raises:

@@ -80,7 +80,7 @@ class LintSpec:
     declared: bool
 
     def ranges(self) -> dict[str, Range]:
-        """Return the values that an input may hold, by its name; none where nothing says so."""
+        """Return the values that an input may hold, by its name; none where no range is known."""
         return {spec.name: span for spec in self.specs if (span := self._range(spec))}
 
     def _range(self, spec: TensorSpec) -> Range | None:
@@ -105,7 +105,7 @@ def lint(
         evaluation: the samples that accuracy is measured on, or None.
         training: the samples that qat-int8 trains on, or None.
         search: the samples that mixed-int8 chooses by, or None.
-        spec: what they are held to.
+        spec: the expectations.
 
     Raises:
         UsageError: a sample cannot be read.

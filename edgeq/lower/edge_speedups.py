@@ -121,9 +121,9 @@ def remembered_fake_values() -> Iterator[None]:
     """Compute what an operator gives for the same fake tensors once.
 
     Every ExportPass interprets the whole graph under FakeTensorMode, to rebuild it: some 22 times, and the verifier ten
-    times more. Most passes change a few nodes or none, so that the operators meet the very tensors of the pass before.
-    The memory is keyed by identity: whatever a pass changes before an operator is another object, and is computed.
-    Tensors with symbolic sizes or a constant behind them are always computed.
+    times more. Most passes change a few nodes or none, so the operators receive the same tensor objects as in the
+    previous pass. The memory is keyed by identity: a value that a pass changed before an operator is another object,
+    and is computed. Tensors with symbolic sizes or a constant behind them are always computed.
     Upstream: the same memory in `ExportPass._fx`, for the length of one PassManager's run.
     """
     import torch

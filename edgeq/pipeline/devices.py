@@ -1,4 +1,4 @@
-"""The emulated part of a run: which targets have a device, which machines stand for it, and what came of it."""
+"""The emulated part of a run: which targets have a device, the machines that stand for it, and their results."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class DeviceSetting:
     """The machines that stand for a bundle's device, and how to use them.
 
     Attributes:
-        emulator: what runs them, in words.
+        emulator: description of what runs them.
         session: the stay on a real device; None for the emulator.
     """
 
@@ -391,7 +391,7 @@ ON = "cuda"
 
 
 def check_box(manifest: Manifest, on: str) -> None:
-    """Find out before anything is run whether `--on cuda` can be done.
+    """Check before anything runs that `--on cuda` is possible.
 
     Raises:
         UnsupportedError: the bundle is for no GPU.
@@ -407,7 +407,7 @@ def check_box(manifest: Manifest, on: str) -> None:
 
 
 def box_gates(manifest: Manifest, runtime: HostRuntime) -> tuple[Gate, ...]:
-    """Hold this box to what the manifest asks for (exit code 3); nothing for other runtimes."""
+    """Check this machine against the manifest's requirements (exit code 3); nothing for other runtimes."""
     if manifest.cuda is None:
         return ()
     version = importlib.metadata.version("torch").partition("+")[0]

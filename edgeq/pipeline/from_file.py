@@ -78,7 +78,7 @@ def take(
     *,
     emulated: bool,
 ) -> Artifact:
-    """Verify an artifact that came as it is, and return it as a product.
+    """Verify a ready-made artifact, and return it as a product.
 
     Raises:
         UsageError: the artifact is damaged.
@@ -142,7 +142,7 @@ class FileMaker:
         self._progress = progress
 
     def from_source(self, recipe: ArtifactSpec, label: str, *, emulated: bool) -> Artifact:
-        """Make a product from the source itself; of one that came quantized, no float model is known."""
+        """Make a product from the source itself; of an already quantized one, no float model is known."""
         source: Path = self._prepared.model.model
         # in the child first: a file that crashes the runtime must not take edgeq along
         load_given(self._runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads)
@@ -160,13 +160,13 @@ class FileMaker:
         emulated: bool,
         keep: Sequence[str],
     ) -> Artifact:
-        """Make a product, held to the very file without ONNX Runtime's fusions, with which its int8 kernels come.
+        """Make a product and compare it with the same file without ONNX Runtime's fusions, which its int8 kernels need.
 
         Args:
             source: a float file; of `pretrained` a quantized one.
             fp32: the float model; None where there is none to compare with.
             recipe: what to make.
-            label: for progress, in words.
+            label: text for progress.
             emulated: whether a device's kernels are to run a part of the samples afterwards.
             keep: names of nodes, or operators, that stay in float.
 

@@ -283,10 +283,10 @@ class JudgedMeasurement:
     Attributes:
         measures: the device's times.
         emulation: its golden outputs against those of the bundle.
-        gates: what these outputs are held to.
+        gates: the gates of these outputs.
         settled: the bundle's own gates, by name, that are measured now, as they come out; one that failed when the
             bundle was packaged stays failed, and is not among them.
-        unsettled: why those are not that nobody has measured yet, by name.
+        unsettled: why other unverified gates have no measurement, by name.
     """
 
     measures: DeviceMeasures
@@ -338,7 +338,7 @@ def load_verdict(path: Path) -> Verdict:
 
 
 def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> JudgedMeasurement:
-    """Evaluate from a verdict's measurements what they can settle; nothing that it says is taken for an outcome.
+    """Evaluate the gates for which a verdict has measurements; the verdict's own statements are never used as outcomes.
 
     That is latency, load time and peak memory, where the device is of the target's kind, and what the device computed
     for the golden samples, where it has the target's architecture. Accuracy, sizes and hashes are never taken from it.

@@ -123,7 +123,7 @@ class ReleaseJob:
         delta_from: further bundles that devices may have, such as the one that ships in the app.
         terms: how it is signed and addressed; for a runtime that `runtimes` does not name, the bundle's own version
             counts.
-        gates: the limits that a release is held to.
+        gates: the limits of a release.
         data: the evaluation set, for churn against the shipped model.
         verdicts: measurements of these bundles from other machines, for their unverified gates.
     """
@@ -388,9 +388,9 @@ class Churn:
         flips: share of them that changed.
         most_flips: the upper end of its 95% interval, by Wilson's method.
         class_drop_pp: by how much the accuracy of the class that lost most fell; None without labels.
-        worst_class: that class, in words.
+        worst_class: that class, as text.
         most_class_drop_pp: the largest upper end of all classes' 95% intervals, which hold together.
-        least_known_class: the class that it belongs to, in words.
+        least_known_class: its class, as text.
     """
 
     samples: int

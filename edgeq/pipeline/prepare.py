@@ -127,7 +127,7 @@ def prepare(
         job: what the run was asked to do.
         progress: where progress is reported.
         schemes: of the run, which say what data it needs.
-        describe: fills in the inputs of an artifact that came as it is.
+        describe: fills in the inputs of a ready-made artifact.
 
     Raises:
         UsageError: the model or the data is not usable, or the lint found something.

@@ -30,7 +30,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
 
     Raises:
         UsageError: the model or its data cannot be used.
-        UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
+        UnsupportedError: a target whose runtime has no ranking, a ready-made artifact, or a model that cannot
             be quantized.
     """
     from edgeq.verify.host import calm_openmp

@@ -137,8 +137,8 @@ class Recorder:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
 
         Returns:
-            None where nobody can tell: a file was changed since recording began, or a library was at hand that
-            opens files unheard.
+            None where it is not known: a file changed since recording began, or a loaded library opens files
+            unrecorded.
         """
         if not _UNHEARD.isdisjoint(sys.modules):
             return None

@@ -25,7 +25,7 @@ class Method:
     Attributes:
         function: `module:function`, imported when it is called; None where the exported float file is quantized, by
             the scheme's row of FILE_METHODS.
-        description: one line for people; `{backend}` stands for the target's backend.
+        description: one line of text; `{backend}` stands for the target's backend.
     """
 
     function: str | None

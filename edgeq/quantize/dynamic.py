@@ -80,6 +80,6 @@ def pretrained(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def is_quantized(module: Any) -> bool:
-    """Whether a module came quantized, in whole or in part."""
+    """Whether a module is already quantized, in whole or in part."""
     parts = module.modules() if hasattr(module, "modules") else ()
     return any(".nn.quantized." in type(part).__module__ and hasattr(part, "weight") for part in parts)

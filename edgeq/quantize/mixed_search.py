@@ -192,7 +192,7 @@ class _Trials:
         self.attempts: list[Attempt] = []
 
     def run(self, ground: SearchSpace, layers: Sequence[str]) -> Attempt:
-        """Return what leaving these layers in float comes to."""
+        """Return the attempt with these layers in float."""
         kept = tuple(sorted(layers))
         known = [one for one in self.attempts if (one.kept, one.remedies) == (kept, ground.remedies)]
         if known:
@@ -403,7 +403,7 @@ class Mitigation:
     """A change of how all layers are quantized.
 
     Attributes:
-        name: in words, for reports.
+        name: for reports.
         apply: returns the changed specification; None where the model has nothing to change.
     """
 

@@ -29,9 +29,9 @@ def quantized_model(
         scheme: its name.
         graph: what the artifact is to compute.
         layers: names of the layers that were quantized, and of those left in float.
-        covers: which layers the scheme is for, in words.
+        covers: the layers that the scheme is for, as text.
         steps: quantization steps of the outputs, where they are quantized.
-        tuning: what training came to, for schemes that train.
+        tuning: results of training, for schemes that train.
         converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
         layer_sqnrs: against the float graph, for schemes that calibrate one.
 

@@ -83,7 +83,7 @@ class QuantizeSpec:
         backend: the quantized engine, or the delegate.
         calibration: samples whose ranges are observed; empty for schemes that need none.
         keep_fp32: names or types of modules that stay in float.
-        label: for progress, in words.
+        label: text for progress.
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
         sticky: for keeping more of the shipped model than these, else None.

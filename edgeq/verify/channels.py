@@ -57,7 +57,8 @@ class OutputChannels:
         first: the first row of the reference and of what was measured; sums about the mean start from it.
         drift: the sum of the reference's differences from its first row, element by element.
         axes: one for each axis that may hold channels; none for an output with fewer than two axes.
-        shares: whether every reference value lies between 0 and 1: probabilities have one unit, whatever their ranges.
+        shares: whether every reference value lies between 0 and 1: probabilities have one unit, regardless of their
+            ranges.
     """
 
     rows: int = 0

@@ -96,7 +96,7 @@ class Child:
 
 
 def started(log: Path) -> Child:
-    """Start a new interpreter, which imports torch while the caller goes on.
+    """Start a new interpreter, which imports torch while the caller continues.
 
     Args:
         log: takes its standard error.

@@ -321,7 +321,7 @@ def scored(batch: Batch, outputs: Outputs, *, by_row: bool) -> Iterator[tuple[Ou
 
     Args:
         batch: what was run.
-        outputs: as they came, padding included.
+        outputs: unchanged, padding included.
         by_row: a sample that is a whole batch of several rows has a label for each, and is scored row by row.
 
     Raises:

@@ -39,7 +39,7 @@ class Runner:
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6, **facts}
 
     def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
-        """Return torch tensors of `arrays`; copied, since what came over the pipe is read-only."""
+        """Return torch tensors of `arrays`; copied, since arrays from the pipe are read-only."""
         import torch
 
         return tuple(torch.from_numpy(np.array(array)) for array in arrays)
@@ -456,8 +456,8 @@ def mark() -> Mark | None:
 def peak_bytes(since: Mark | None, model: Path) -> int | None:
     """Return the peak of allocated memory since `since`, with the part of the model's file that is mapped.
 
-    Pages of libraries that are touched for the first time are left out: they depend on how the process was started,
-    and an app has them whatever it runs.
+    Pages of libraries that are touched for the first time are left out: they depend on how the process was started, and
+    an app has them for any model.
     """
     if since is None:
         return None

@@ -186,7 +186,7 @@ class Fidelity:
         metric: the name of the score, or None without labels.
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
-        chance_score: what always answering the commonest label would score; None without top-1 labels.
+        chance_score: the score of always predicting the most common label; None without top-1 labels.
         mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, or without labels
             when noise as strong as the outputs is added to them, paired; None for top-1, or where no two labels
             differ. Below zero, lower scores are the better ones; around zero, the score proves nothing.
@@ -293,7 +293,7 @@ class GraphOnly:
     """Results of the converted graph, for an artifact that this host cannot run.
 
     Attributes:
-        why: why the artifact is not run, in words.
+        why: the reason why the artifact was not run.
         fidelity: the graph against fp32.
         findings: what is wrong with the graph's outputs regardless of limits.
     """
@@ -339,7 +339,7 @@ class DeviceRun:
 
     @property
     def name(self) -> str:
-        """The CPU with its runtime, for people."""
+        """The CPU with its runtime, as text."""
         return f"{self.cpu} ({self.runtime})"
 
 
@@ -513,7 +513,7 @@ class VerifyReport:
     """Results of running an artifact. None means that a value could not be measured.
 
     Attributes:
-        host: what it ran on, in words.
+        host: where it ran, as text.
         findings: what is wrong regardless of limits: NaN, a constant output, a wrong shape.
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
@@ -521,7 +521,7 @@ class VerifyReport:
         flips: the predictions that changed against fp32; None where no output ranks classes.
         graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
         device: times of a real device; None where none was reached.
-        stand_in: what ran the artifact in the place of its own kind of device, in words: then nothing was timed. ""
+        stand_in: what ran the artifact in place of its own kind of device, as text: then nothing was timed. ""
             where it ran on its own.
     """
 

@@ -317,13 +317,13 @@ class PackageResult:
     Attributes:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
-        layers: of the lowered model; none where the artifact came as it is.
+        layers: of the lowered model; none for a ready-made artifact.
         qparams: of every tensor in static int8, for models to come that are to reuse them.
         reuse: None where no shipped model's were reused.
         source: the origin of the model, from `edgeq.core.sources`; "" in older reports.
-        search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        search: result of the search for the layers to keep in float; None for schemes without a search.
         layer_sqnrs: as in QuantizedModel; None in older reports too.
-        choice: how --scheme auto came to the scheme; None where it was named.
+        choice: how --scheme auto chose the scheme; None without it.
         compared: with float on the same target; None where --compare was not given.
     """
 
@@ -439,7 +439,7 @@ class Refusal:
 
     @property
     def label(self) -> str:
-        """The target and the scheme, for people."""
+        """The target and the scheme, as text."""
         return f"{self.target} {self.scheme}"
 
 
@@ -531,7 +531,7 @@ class AppOptions:
     """Limits of the app as a whole in bytes, for each ABI (`android-arm64`).
 
     Attributes:
-        size_bytes, download_bytes: the most that artifacts, or ZIPs, with the runtime libraries may have.
+        size_bytes, download_bytes: maximum size of artifacts, or of ZIPs, with the runtime libraries.
         runtime_bytes: of a runtime's library, by (runtime, ABI), where it was given.
     """
 
@@ -545,7 +545,7 @@ class Library:
     """A runtime's native library for one ABI, as the app carries it, and as it is downloaded.
 
     Attributes:
-        origin: where the sizes come from, in words.
+        origin: the source of the sizes, as text.
     """
 
     size_bytes: int

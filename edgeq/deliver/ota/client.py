@@ -72,7 +72,7 @@ class Update:
 
     Attributes:
         action: whether a release was installed, or there was nothing newer.
-        via: how it came.
+        via: how it was transferred.
         downloaded_bytes: of the patch or the ZIP; 0 where nothing was fetched.
         notes: further remarks for the person who reads the result.
     """
@@ -404,7 +404,7 @@ def placed(
     """Write a release into its slot; every byte is checked against the signed index.
 
     Returns:
-        How it came, and how many bytes were fetched.
+        How it was transferred, and how many bytes were downloaded.
 
     Raises:
         IntegrityError: bytes that are not the signed ones, or more than the device accepts.

@@ -301,7 +301,7 @@ def unzip(data: bytes, folder: Path, *, most_bytes: int) -> Bundle:
     Args:
         data: the ZIP, whose hash was checked against the signed index.
         folder: an empty folder of the caller's.
-        most_bytes: the most that the files together may have.
+        most_bytes: maximum total size of the files.
 
     Raises:
         IntegrityError: not a bundle's ZIP, a name that leads out of the folder or occurs twice, a link, an entry that

@@ -177,7 +177,7 @@ def check_distinct(items: Sequence[Prepared], before: Channel | None) -> None:
         last = next(iter(shipped(before, *pair)), None)
         if last is not None and last.facts.digest == item.bundle.digest and not last.facts.withdrawn:
             what = f"{pair[0]} for {pair[1]} is already release {last.facts.release}: the bundles are equal"
-            raise UsageError(what, "package the change, or leave this bundle out")
+            raise UsageError(what, "package the change, or omit this bundle")
 
 
 # --- Releases: what goes out, its patches, and the index that names it. Nothing is written before `publish`.

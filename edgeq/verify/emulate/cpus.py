@@ -98,7 +98,7 @@ def qemu_path() -> str:
 
 
 def qemu_version() -> str:
-    """Return QEMU's version in words, such as `QEMU 7.2.22`."""
+    """Return QEMU's version as text, such as `QEMU 7.2.22`."""
     return _version_of(qemu_path())
 
 

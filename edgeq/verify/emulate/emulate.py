@@ -114,7 +114,7 @@ class EmulateSpec:
         output_steps: quantization steps of the outputs, where known.
         metric: a score per sample, or None for top-1.
         labelled: whether the samples have labels, or a metric of the user's own scores them.
-        label: for progress, in words.
+        label: text for progress.
         threads: of the runtime; under QEMU one is the fastest.
         launcher: starts the runners, one at a time; None for this host.
     """

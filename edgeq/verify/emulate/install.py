@@ -124,7 +124,7 @@ class Wheel:
 
     @property
     def title(self) -> str:
-        """Package and version, for people."""
+        """Package and version, as text."""
         return f"{self.package} {self.version}"
 
 

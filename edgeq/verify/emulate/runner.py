@@ -231,7 +231,7 @@ _MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops can
 
 
 class TooSlow(VerificationError):
-    """The time limit came before the last sample (exit code 7)."""
+    """The time limit was reached before the last sample (exit code 7)."""
 
     def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
         super().__init__(
@@ -397,7 +397,7 @@ class Work:
         threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
         qemu_options: more options for QEMU, such as `-plugin`.
         trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
-        where: what runs it where no model is emulated, for people.
+        where: description of what runs it where no model is emulated.
     """
 
     runtime: Installed
@@ -456,7 +456,7 @@ class Launcher(Protocol):
 
     @property
     def name(self) -> str:
-        """What is under way, for people."""
+        """The current activity, as text."""
 
     def command(self, work: Work, place: Path) -> tuple[Sequence[str], Mapping[str, str]]:
         """Return the command that runs a work to its end, its inputs lying in `place`, and its environment."""

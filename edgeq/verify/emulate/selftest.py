@@ -52,7 +52,7 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """Runtime and CPU, for people."""
+        """Runtime and CPU, as text."""
         return f"{self.runtime.wheel.title} on {self.cpu_name}"
 
 
@@ -62,7 +62,7 @@ def emulator_of(machines: Sequence[Machine]) -> str:
 
 
 def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
-    """Self-test each machine that did not pass before with this very QEMU and C library.
+    """Self-test each machine that has not yet passed with the present QEMU and C library.
 
     Raises:
         EnvironmentProblem: the emulation of a model gives wrong outputs, or does not run at all.

@@ -82,7 +82,7 @@ class Board:
 
     @property
     def title(self) -> str:
-        """Model and way, for people."""
+        """Model and connection, as text."""
         return f"{self.model} ({self.name})" if self.model else self.name
 
 

@@ -46,7 +46,14 @@ def test_a_phrase_of_the_list_is_found(text, phrase):
     assert phrases(text) == [phrase]
 
 
-PLAIN = ["it is no longer read", "untold", "recommend this", "there is no such option", "there are no targets", "leave a layer in float"]
+PLAIN = [
+    "it is no longer read",
+    "untold",
+    "recommend this",
+    "there is no such option",
+    "there are no targets",
+    "leave a layer in float",
+]
 
 
 @pytest.mark.parametrize("text", PLAIN)

@@ -93,7 +93,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
         outcome="failed" if failed else "ok",
         limit=_limit(worst.host, scheme),
         measured=_measured(worst.host, scheme),
-        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _seen(emulation),
+        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _result_text(emulation),
         exit_code=ExitCode.VERIFICATION,
     )
 
@@ -150,7 +150,7 @@ def _flips(host: Agreement) -> str:
     return f", {host.top1_flips} top-1 flips" if host.top1_flips else ""
 
 
-def _seen(emulation: Emulation) -> str:
+def _result_text(emulation: Emulation) -> str:
     """Name the machines, those that equal the host's run first."""
     equal = [run for run in emulation.runs if run.host.sqnr_db == math.inf]
     parts = [f"equal on {', '.join(run.name for run in equal)}"] if equal else []

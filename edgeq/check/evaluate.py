@@ -95,7 +95,7 @@ def check(item: Candidate) -> CheckReport:
     """
     validate_options(item.options, (item.target,))
     gates = (*_gates_by_what_it_is(item), *_gates_by_what_was_asked(item))
-    return CheckReport(gates=tuple(_settled(gate, item.options) for gate in gates), warnings=_warnings(item))
+    return CheckReport(gates=tuple(_allow_unmeasured(gate, item.options) for gate in gates), warnings=_warnings(item))
 
 
 def _gates_by_what_it_is(item: Candidate) -> tuple[Gate, ...]:
@@ -151,7 +151,7 @@ def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
     return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
 
 
-def _settled(gate: Gate, options: GateOptions) -> Gate:
+def _allow_unmeasured(gate: Gate, options: GateOptions) -> Gate:
     if gate.outcome == "unverified" and gate.name in options.allow_unmeasured:
         return dataclasses.replace(gate, outcome="allowed")
     return gate

@@ -30,17 +30,17 @@ def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, c
     """
     left = limit - measured
     by = f"{amount(left, dimension)} left" if left >= 0 else f"+{amount(-left, dimension)} over"
-    return _held("<=", left, by, name, limit, measured, dimension, code, note)
+    return _gate("<=", left, by, name, limit, measured, dimension, code, note)
 
 
 def at_least(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
     """Check that `measured` is at least `limit`; the rest is as in `at_most`."""
     above = measured - limit
     by = f"{amount(above, dimension)} above" if above >= 0 else f"{amount(-above, dimension)} short"
-    return _held(">=", above, by, name, limit, measured, dimension, code, note)
+    return _gate(">=", above, by, name, limit, measured, dimension, code, note)
 
 
-def _held(
+def _gate(
     sign: str,
     margin: float,
     by: str,

@@ -77,7 +77,7 @@ def render(found: Ranking) -> str:
     """Return a line for each layer."""
     from edgeq.report.text import aligned, printable
 
-    rows = [("layer", "alone in int8", "all but it in int8", "weights")]
+    rows = [("layer", "alone in int8", "all others in int8", "weights")]
     rows += [
         (
             item.layer,

@@ -303,13 +303,13 @@ def _in_graph(prepared: Any, is_observer: IsObserver) -> Iterator[_WeightTensor]
         for user in node.users:
             if len(user.args) > 1 and user.args[1] is node:
                 bias = _bias(prepared, user, is_observer)
-                yield _held(prepared, node.args[0]), bias, observer, user.args[0]
+                yield _parameter(prepared, node.args[0]), bias, observer, user.args[0]
 
 
 def _bias(prepared: Any, layer: Any, is_observer: IsObserver) -> Held | None:
     node = layer.args[2] if len(layer.args) > 2 else None
     source = node.args[0] if node is not None and _observer_of(prepared, node, is_observer) is not None else node
-    return _held(prepared, source) if getattr(source, "op", None) == "get_attr" else None
+    return _parameter(prepared, source) if getattr(source, "op", None) == "get_attr" else None
 
 
 def _in_layers(prepared: Any) -> Iterator[_WeightTensor]:
@@ -333,6 +333,6 @@ def _observer_of(prepared: Any, node: Any, is_observer: IsObserver) -> Any:
     return part if is_observer(part) else None
 
 
-def _held(prepared: Any, node: Any) -> Held:
+def _parameter(prepared: Any, node: Any) -> Held:
     place, _, name = str(node.target).rpartition(".")
     return Held(module=prepared.get_submodule(place), name=name)

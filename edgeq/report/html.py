@@ -154,7 +154,7 @@ def search_view(search: Search, anchor: str) -> SearchView:
     kept = search.found.kept
     return SearchView(
         told=text.search(search),
-        plot=_tried(search, anchor),
+        plot=_search_plot(search, anchor),
         ranking=tuple(
             (
                 item.layer,
@@ -168,7 +168,7 @@ def search_view(search: Search, anchor: str) -> SearchView:
     )
 
 
-def _tried(search: Search, anchor: str) -> Plot | None:
+def _search_plot(search: Search, anchor: str) -> Plot | None:
     """Plot what each assignment costs and gives."""
     name = search.limits[0][0]
     unit, factor = ("kB", 1e3) if search.found.size_bytes < 1e6 else ("MB", 1e6)

@@ -511,7 +511,7 @@ def _below(report: ProjectReport) -> list[str]:
             ]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
-    tried = [line for row in report.rows for line in _tried(row)]
+    tried = [line for row in report.rows for line in _attempt_lines(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
@@ -521,7 +521,7 @@ def _below(report: ProjectReport) -> list[str]:
     return [line for section in sections for line in ("", *section)]
 
 
-def _tried(row: PackageResult) -> list[str]:
+def _attempt_lines(row: PackageResult) -> list[str]:
     """Return how auto came to the row's scheme, and how that compares with float."""
     lines = []
     if row.choice is not None:

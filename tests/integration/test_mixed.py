@@ -26,7 +26,7 @@ def test_both_routes_search_on_samples_of_their_own(project: Project, package: R
         assert facts["calibration_samples"] + facts["search"]["samples"] == 64
         assert facts["search"]["data_sha256"] != facts["calibration_sha256"]
         page = (project.out / "quarters" / target / "report.html").read_text()
-        assert "Layers left in float" in page
+        assert "Layers kept in float" in page
     assert not list(project.cache.rglob("*.state"))
 
 

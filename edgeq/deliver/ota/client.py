@@ -175,7 +175,7 @@ def _followed(
         raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
     slot = Slot(release=release, digest=chosen.facts.digest)
     via, fetched = placed(store, state, slot, chosen, index, source=request.source, most_bytes=request.most_bytes)
-    _tried(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
+    _run_self_test(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
     store.drop_downloads()
     with store.locked():
         store.recover()
@@ -244,7 +244,9 @@ def _capped(store: Store, request: Request) -> State:
     return state
 
 
-def _tried(store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: str, runtime: str | None) -> None:
+def _run_self_test(
+    store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: str, runtime: str | None
+) -> None:
     """Load a release for the first time, counted before it is loaded, and switch to it if it works."""
 
     def begun(state: State) -> State:

@@ -153,7 +153,7 @@ def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places
             threshold, count = counts.get(role, (1, 1))
             elsewhere = places.get(role)
             keys = tuple(
-                _elsewhere(elsewhere, role) if elsewhere is not None else _generate(folder, f"{role}-{number}")
+                _external_key(elsewhere, role) if elsewhere is not None else _generate(folder, f"{role}-{number}")
                 for number in range(1, count + 1)
             )
             roles[role] = RoleKeys(threshold=threshold, keys=keys)
@@ -220,7 +220,7 @@ def _entry(public: Key, uri: str) -> KeyEntry:
     return KeyEntry(keyid=public.keyid, public=public.to_dict(), uri=uri)
 
 
-def _elsewhere(uri: str, role: str) -> KeyEntry:
+def _external_key(uri: str, role: str) -> KeyEntry:
     """Return the entry of a key that is in a variable or a KMS; the public part is asked from there."""
     scheme, _, place = uri.partition(":")
     if scheme == "env":

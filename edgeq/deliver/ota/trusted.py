@@ -86,7 +86,7 @@ def refresh(
         updater.refresh()
     except Exception as err:
         raise _translated(err, source) from err
-    now = _seen(updater, seen, by_clock)
+    now = _newest_seen(updater, seen, by_clock)
     _check_versions(seen, now)
     if not by_clock and now.repeats > most_repeats:
         what = f"freeze: the channel has shown the same index {now.repeats} times, and this device has no clock"
@@ -96,7 +96,7 @@ def refresh(
     return Trusted(index=parse_index(updater._trusted_set.targets.targets), seen=now, by_clock=by_clock)
 
 
-def _seen(updater: Updater, before: Seen, by_clock: bool) -> Seen:
+def _newest_seen(updater: Updater, before: Seen, by_clock: bool) -> Seen:
     trusted = updater._trusted_set
     version = trusted.timestamp.version
     issued = str(trusted.timestamp.unrecognized_fields.get(ISSUED, ""))

@@ -118,7 +118,7 @@ def check_files(job: Job) -> None:
             continue
         for text in option.texts_in(job):
             if (missing := path.missing(text)) is not None:
-                raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
+                raise UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
     if job.data.preprocess is not None:
         load_preprocess(job.data.preprocess)
     if job.inputs:

@@ -66,7 +66,7 @@ def test_every_commented_key_can_be_uncommented(folder):
 
 def test_a_file_that_is_there_is_not_replaced(folder):
     OUTPUT.write_text("mine")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         init(["digits"], OUTPUT, force=False)
     assert OUTPUT.read_text() == "mine"
     init(["digits"], OUTPUT, force=True)

@@ -83,7 +83,7 @@ def test_what_is_written_is_read() -> None:
         ("device.name", "", "device.name"),
         ("outputs", [], "outputs"),
         ("outputs.0.dtype", "object", "outputs.0.dtype"),
-        ("outputs.0.shape", [2, 2], "24 bytes of data, for float32 [2, 2]"),
+        ("outputs.0.shape", [2, 2], "24 bytes of data for float32 [2, 2]"),
         ("outputs.0.shape", [-2, -3], "outputs.0.shape"),
         ("outputs.0.shape", [2**53 - 1, 2**53 - 1], "24 bytes of data"),
         ("outputs.0.data", "no base64!", "not base64"),

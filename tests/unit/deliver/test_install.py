@@ -155,8 +155,8 @@ def test_refuses_another_bundle_in_its_place(
     ("change", "why"),
     [
         ({"labels": tuple("abcdefghij")}, "other labels: a, b, "),
-        ({"preprocess": None}, "other preprocessing: none; the app takes {"),
-        ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "other labels: x; the app takes"),
+        ({"preprocess": None}, "different preprocessing: none; the app expects {"),
+        ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "different labels: x; the app expects"),
     ],
 )
 def test_another_model_does_not_take_the_place_of_one_by_its_name(
@@ -173,7 +173,7 @@ def test_refuses_other_projects(
 ) -> None:
     ios = tmp_path / "ios"
     (ios / "Demo.xcodeproj").mkdir(parents=True)
-    refused(UsageError, "project for ios, the bundle is for android", bundle, ios)
+    refused(UsageError, "project for ios, but the bundle is for android", bundle, ios)
     refused(
         UsageError,
         "project for android",

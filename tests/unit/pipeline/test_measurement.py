@@ -151,7 +151,7 @@ def test_what_is_no_devices_to_say_is_never_settled(bundle: Make, name: str) -> 
     path = verdict(folder)
     assert outcomes(judged(folder, path)) == {"latency": "ok"}
     with (
-        pytest.raises(VerificationError, match=f"does not settle {name}; {name}: no device"),
+        pytest.raises(VerificationError, match=f"has no measurement for {name}; {name}: no device"),
         settled_bundle(folder, path),
     ):
         pass
@@ -193,7 +193,7 @@ def test_a_macs_verdict_settles_core_mls_parity_and_outputs_and_no_phones_time(b
     shutil.rmtree(folder)
     timed = core_ml(bundle, gate("latency", "unverified", 100.0))
     path = verdict(timed, device=MAC)
-    with pytest.raises(VerificationError, match=r"not settle latency; .*macos"), settled_bundle(timed, path):
+    with pytest.raises(VerificationError, match=r"no measurement for latency; .*macos"), settled_bundle(timed, path):
         pass
 
 

@@ -257,7 +257,7 @@ class TestRunnerProgram:
         (tmp_path / "inputs").write_bytes(huge)
         done = self.call(work, tmp_path, *self.flags(options))
         assert done.returncode == 3
-        assert "is truncated" in done.stderr
+        assert "ends too soon" in done.stderr
 
 
 def test_the_environment_of_the_host_does_not_reach_the_runner(work, monkeypatch):

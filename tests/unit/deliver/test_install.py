@@ -154,7 +154,7 @@ def test_refuses_another_bundle_in_its_place(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"labels": tuple("abcdefghij")}, "other labels: a, b, "),
+        ({"labels": tuple("abcdefghij")}, "different labels: a, b, "),
         ({"preprocess": None}, "different preprocessing: none; the app expects {"),
         ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "different labels: x; the app expects"),
     ],
@@ -186,7 +186,7 @@ def test_refuses_other_projects(
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(UsageError, r"looked for android: settings\.gradle.*ios: \*\.xcodeproj", bundle, empty)
-    refused(UsageError, "no app's project", bundle, tmp_path / "absent")
+    refused(UsageError, "not an app project", bundle, tmp_path / "absent")
 
 
 def test_refuses_to_delete_a_users_files(bundle: Path, app: Path) -> None:

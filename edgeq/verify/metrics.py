@@ -177,7 +177,7 @@ def class_index(label: Any, classes: int) -> int:
         what = f"label {str(label)[:60]!r} is not a class index"
         raise UsageError(what, "give integers as labels, or a --metric for other labels")
     if not 0 <= int(index.item()) < classes:
-        what = f"label {int(index.item())} is out of range: the model has classes 0 to {classes - 1}"
+        what = f"label {int(index.item())} is out of range: the model has {classes} classes, 0 to {classes - 1}"
         raise UsageError(what, "fix the labels, or map class folders to outputs with --labels")
     return int(index.item())
 

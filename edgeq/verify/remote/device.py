@@ -125,7 +125,9 @@ def _board(link: Link, process: subprocess.Popen[bytes], errors: IO[bytes]) -> B
         said = errors.read().decode(errors="replace")
         problem = link.broken(status, said)
         if problem is None and "No space left" in said:
-            problem = EnvironmentProblem(f"{link.name} has no space for a temporary folder", "free some space there")
+            problem = EnvironmentProblem(
+                f"{link.name} has no space left for a temporary folder", "free some space there"
+            )
         lines = said.strip().splitlines() or ["no answer in time" if status < 0 else f"status {status}"]
         what = f"{link.name} gave no temporary folder: {lines[-1][:200]}"
         raise problem or EnvironmentProblem(what, "check that its shell works and that it has free space")

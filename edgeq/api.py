@@ -1,7 +1,7 @@
 """The public functions of `edgeq`; docs/api.md describes them, with the types that they return.
 
-Each is a thin shell over the pipeline's function that the command of the same name calls, so that Python and the
-command line make the same bundles. Nothing heavy is imported before a function is called.
+Each function calls the same pipeline function as the command of the same name, so Python and the command line build the
+same bundles. Heavy libraries are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def package(
         model: a `torch.nn.Module` (it is copied, and the copy put into eval mode on the CPU), a
             `torch.export.ExportedProgram`, or what the command line takes: "torchvision:resnet18",
             "file.py:function", a .pt2, .onnx, .pte or .ptl file, or "digits". Runs with live objects (a module, a
-            program, data or functions that are no text) are not cached.
+            program, data or functions given as Python objects) are not cached.
         targets: names, .toml files or `Target` objects; see `edgeq.targets()`.
         example_inputs: of a live module: a tensor, or a tuple of tensors in the order of `forward`, each with the
             batch axis, such as float32 [1, 3, 224, 224]. A module with a method `example_inputs()` needs none.
@@ -93,25 +93,25 @@ def package(
             that returns one of these, or what --calibration-data takes. The items of an iterable are (inputs, label)
             pairs, inputs alone, or dicts; an item with as many axes as the model's input is a batch. The dtype must
             be the input's; float64 is rounded to float32.
-        evaluation: labelled samples for the accuracy gates, in the same forms. No sample may be in both.
+        evaluation: labelled samples for the accuracy gates, in the same forms. Must not overlap the calibration data.
         metric: called with (outputs, label) of one sample: `outputs` is a tuple of NumPy arrays without the batch
             axis; it returns a float, higher is better. Or what --metric takes. Default: top-1 accuracy.
         schemes: names of `edgeq.schemes()`, or "auto"; default: the first of each target.
-        limits: what the gates hold each artifact to.
+        limits: limits that the gates check for each artifact.
         out: output folder; default "out".
-        name: of the model in bundles; default: from the source, or from the module's class.
-        weights: a state dict's file, or a torchvision name of weights, as --weights; for a model given as text.
+        name: of the model in bundles; default: from the source or the module's class.
+        weights: a state dict file or the name of torchvision weights, as for --weights; for a model given as text.
         preprocess: how uint8 images [H, W] or [H, W, C] become inputs: "imagenet", "unit" or a .toml file.
         on: "emulator" (the default), "host" or "cuda", as --on.
         options: all other options, by their keys in edgeq.toml (docs/options.md): `{"seed": 1, "qat": {"epochs": 3}}`.
-        config: options that are not given here come from this edgeq.toml or `PackageConfig`.
-        progress: whether progress is shown on stderr; or an object of your own (`edgeq.core.config.Progress`).
+        config: an edgeq.toml or `PackageConfig` with the options that are not given here.
+        progress: whether to show progress on stderr; or your own object (`edgeq.core.config.Progress`).
 
     Returns:
-        The report. A failed gate is no exception: see `ok`, `exit_code` and `raise_if_failed()`.
+        The report. A failed gate does not raise: see `ok`, `exit_code` and `raise_if_failed()`.
 
     Raises:
-        EdgeqError: the run could not be done; `what`, `fix` and `exit_code` are those of the command line.
+        EdgeqError: the run failed; `what`, `fix` and `exit_code` are those of the command line.
         TypeError: the model is of another type.
     """
     own = _options(options)
@@ -176,7 +176,9 @@ def build(
     """
     if isinstance(config, PackageConfig):
         if models:
-            raise UsageError("models= chooses among the models of a file, and a PackageConfig is one", "leave it out")
+            raise UsageError(
+                ("models= selects models of a file, but a PackageConfig holds only one model"), "omit models="
+            )
         project = Project(jobs=(resolve(config),), out=config.out, app=AppOptions())
     else:
         wanted = read_models(Path(config), models)
@@ -203,7 +205,7 @@ def verify(
     Args:
         bundle: its folder, a `Bundle`, or a result of `package`, whose digest is then checked too.
         on: "host", "emulator", "cuda", or a device by ssh or adb ("ssh:HOST", "adb").
-        limits: held against what this run measures, beside those that it was packaged with.
+        limits: limits on this run's measurements, in addition to those from packaging.
         evaluation: labelled samples to score, in the forms that `package` takes.
         metric: as for `package`.
         digest: SHA-256 in hexadecimal that the bundle must have.
@@ -212,10 +214,10 @@ def verify(
         progress: as for `package`.
 
     Returns:
-        What was found: `ok`, `exit_code`, `gates`, `raise_if_failed()`.
+        The result: `ok`, `exit_code`, `gates`, `raise_if_failed()`.
 
     Raises:
-        EdgeqError: there is no bundle, it is damaged, or it cannot be run.
+        EdgeqError: the bundle is missing or damaged, or cannot be run.
     """
     own = merge(_present({"limit": _limit_values(limits), "device": {"on": on}}), _options(options))
     with LiveObjects() as live:
@@ -224,9 +226,9 @@ def verify(
         device = device_options(filled(DeviceConfig, values.get("device", {})))
         if verdict is not None and device.on != "host":
             what = f"verdict= (measurements from another device) cannot be combined with on={device.on!r}"
-            raise UsageError(what, "leave one of them out")
+            raise UsageError(what, "omit one of them")
         if device.cpu and device.on != "emulator":
-            raise UsageError("a CPU was given, which only the emulator has", 'give on="emulator"')
+            raise UsageError('options["cpu"] needs on="emulator"', 'give on="emulator"')
         with _progress(progress) as shown:
             return verify_bundle(
                 _folder(bundle),
@@ -252,21 +254,21 @@ def compare(
 
     Args:
         fp32: a bundle of scheme fp32.
-        quantized: the other one.
+        quantized: the other bundle.
         evaluation: the inputs, in the forms that `package` takes; default: seeded random inputs.
-        samples: at most so many of them.
-        layers: whether the outputs of the layers are compared too (`layers` of the result).
+        samples: maximum number of inputs.
+        layers: whether to also compare the layers' outputs (`layers` of the result).
         progress: as for `package`.
 
     Returns:
-        Figures, no verdict: `outputs.sqnr_db` (decibels), `outputs.max_abs_error`, `outputs.agreeing` of
+        Figures without a verdict: `outputs.sqnr_db` (decibels), `outputs.max_abs_error`, `outputs.agreeing` of
         `outputs.ranked` samples with the same argmax, and more.
 
     Raises:
-        EdgeqError: they are no bundles of one model, or one does not run here.
+        EdgeqError: they are not bundles of one model, or one does not run here.
     """
     if samples < 1:
-        raise UsageError(f"samples: expected 1 or more, got {samples}", "leave it out for 1000")
+        raise UsageError(f"samples: expected 1 or more, got {samples}", "omit samples= for the default of 1000")
     with LiveObjects() as live:
         own = _with_live_data(live, {}, evaluation=evaluation)
         data = filled(DataConfig, validated(own, "edgeq.compare()").get("data", {}))
@@ -277,7 +279,7 @@ def compare(
 
 
 def inspect(path: BundleLike, *, progress: bool | Progress = False) -> BundleInspection | ArtifactInspection:
-    """Return what a bundle or a bare artifact is made of, as `edgeq inspect` does.
+    """Describe a bundle or a bare artifact, as `edgeq inspect` does.
 
     Args:
         path: a bundle, or a .pte, .ptl, .onnx, .ort or TorchScript .pt file.
@@ -310,14 +312,14 @@ def install(
         app: the project's root folder.
         aar: the runtime's Android library, to compute how much the app grows.
         digest: SHA-256 in hexadecimal that the bundle must have.
-        verdict: measurements from a device, which judge the gates that were not measured at packaging.
+        verdict: measurements from a device for the gates that were not measured at packaging.
         replace: whether it may replace a model with other inputs, outputs or labels.
 
     Returns:
-        Where it lies (`place`), its `files`, `size_bytes`, `growth` and `notes`.
+        Its folder in the app (`place`), `files`, `size_bytes`, `growth` and `notes`.
 
     Raises:
-        EdgeqError: a gate failed, the weights are random, or the folder is no project of the bundle's platform.
+        EdgeqError: a gate failed, the weights are random, or the folder is not a project for the bundle's platform.
     """
     app, library = Path(app), None if aar is None else Path(aar)
     digest = digest or _digest(bundle)
@@ -339,14 +341,14 @@ def sensitivity(
     options: Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
 ) -> Ranking:
-    """Rank a model's layers by what int8 costs in each of them, as `edgeq sensitivity` does.
+    """Rank a model's layers by the error that int8 causes in each, as `edgeq sensitivity` does.
 
     Args:
         model: as for `package`.
         target: one target.
         example_inputs: as for `package`.
         calibration: as for `package`.
-        num_samples: at most so many calibration samples.
+        num_samples: maximum number of calibration samples.
         options: other options by their keys in edgeq.toml.
         progress: as for `package`.
 
@@ -392,10 +394,11 @@ def targets() -> tuple[TargetProfile, ...]:
 
 
 def schemes(runtime: str | None = None) -> dict[str, str]:
-    """Return the quantization schemes by name, with how each is made.
+    """Return the quantization schemes by name, each with a description of its method.
 
     Args:
-        runtime: "executorch", "torchscript", "onnx" or "cuda"; None for all, each described for the first of these.
+        runtime: "executorch", "torchscript", "onnx" or "cuda"; None for all; each scheme is then described for the
+            first runtime that has it.
 
     Raises:
         UsageError: an unknown runtime.
@@ -403,7 +406,9 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
 
     runtimes = tuple(dict.fromkeys(name for name, _ in METHODS))
     if runtime is not None and runtime not in runtimes:
-        raise UsageError(f"unknown runtime {runtime!r}.{nearest(runtime, runtimes)}", f"one of: {', '.join(runtimes)}")
+        raise UsageError(
+            (f"unknown runtime {runtime!r}.{nearest(runtime, runtimes)}"), f"use one of: {', '.join(runtimes)}"
+        )
     found: dict[str, str] = {}
     for (where, scheme), method in METHODS.items():
         if runtime in (None, where):
@@ -487,8 +492,8 @@ def _model_values(live: LiveObjects, model: Any, example_inputs: Any, folder: Pa
     """Return the option `model` for whatever the caller gave as one."""
     if isinstance(model, str | os.PathLike):
         if example_inputs is not None:
-            what = f"example_inputs is for a live module, and the model is {os.fspath(model)!r}"
-            raise UsageError(what, 'give options={"inputs": ["1x3x224x224"]} where its inputs are not known')
+            what = f"example_inputs needs a live module, but the model is {os.fspath(model)!r}"
+            raise UsageError(what, 'give its inputs by options={"inputs": ["1x3x224x224"]}')
         return {"model": os.fspath(model)}
     torch = sys.modules.get("torch")  # whoever has a module has torch
     if torch is not None and isinstance(model, torch.nn.Module):
@@ -496,9 +501,11 @@ def _model_values(live: LiveObjects, model: Any, example_inputs: Any, folder: Pa
         return {"model": live.add_model(model, examples)}
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
         if example_inputs is not None:
-            raise UsageError("an ExportedProgram states its inputs itself", "leave example_inputs out")
+            raise UsageError(
+                ("example_inputs was given, but an ExportedProgram already states its inputs"), "omit example_inputs"
+            )
         return {"model": str(save_program(model, folder))}
-    raise TypeError(f"model: expected a torch.nn.Module, an ExportedProgram, a text or a path, got {type(model)}")
+    raise TypeError(f"model: expected a torch.nn.Module, an ExportedProgram, a str or a path, got {type(model)}")
 
 
 def _with_live_data(live: LiveObjects, own: Values, **given: Any) -> Values:
@@ -516,7 +523,7 @@ def _with_live_data(live: LiveObjects, own: Values, **given: Any) -> Values:
                 text = os.fspath(value)
             elif key in ("metric", "train"):
                 if not callable(value):
-                    raise TypeError(f"{key}: expected a function or a text, got {type(value)}")
+                    raise TypeError(f"{key}: expected a function or a str, got {type(value)}")
                 text = live.add_function(key, value)
             else:
                 text = live.add_data("training" if table == "qat" else key, value)

@@ -2,9 +2,7 @@
 """Find phrases that read like a translation, in what people read: messages, help texts, docstrings, README and docs.
 
 Checked are all string literals of edgeq/ with a space in them, docstrings of modules and public names, and the Markdown
-pages. Findings of older text are counted by file in tests/prose_baseline.json, which may only shrink: a file with more
-findings than its count fails, and so does one with fewer, until `scripts/prose.py --update` writes the lower count.
-After a merge that moved text between files, remove the baseline and run `scripts/prose.py --update`.
+pages. There are no exceptions.
 
 Replace the words of a rule by what they stand for: "'score' is no gate" becomes "unknown gate 'score'".
 """
@@ -13,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINE = "tests/prose_baseline.json"
 PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "android_demo/README.md")
 
 # (pattern, what to write)
@@ -49,6 +44,20 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"\ball the same\b", "even so, or leave it out"),
     (r"\bmust it be\b", "must be"),
     (r"\bhas not\b(?= *[,.;:)]|$)", "does not have"),
+    (r"\bthat (?:is|are) none\b", "is not a …, or: invalid"),
+    (r"\bnames no\b", "does not name a …, or: unknown …"),
+    (r"\banother one than\b", "different from …"),
+    (r"\bstands? twice\b", "occurs twice, is listed twice"),
+    (r"\bleave (?:it|--\S+|this \w+) out\b|\bleave out --", "omit …"),
+    (r"\bheld (?:to|against)\b", "checked against, compared with, the limits of …"),
+    (r"\bwhatever\b", "regardless of …, any …"),
+    (r"\b(?:nobody|somebody|anybody)\b", "say who, or use the passive"),
+    (r"\b(?:the|this) very\b", "the same, this"),
+    (r"\bof equals\b", "of several equal …"),
+    (r"\bin the place of\b", "in place of, instead of"),
+    (r"\bat hand\b", "available"),
+    (r"\bgo(?:es)? on\b", "continue"),
+    (r"\b(?:dearest|commonest)\b", "most expensive, most common"),
 )
 _RULES = tuple((re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in RULES)
 
@@ -126,43 +135,12 @@ def findings(root: Path) -> list[Finding]:
     return sorted(found, key=lambda one: (one.path, one.line))
 
 
-def problems(found: Iterable[Finding], baseline: Mapping[str, int]) -> list[str]:
-    """Return what differs from the baseline: every finding of a file that has more, and each count that is too high."""
-    found = list(found)
-    counts = Counter(one.path for one in found)
-    lines = [str(one) for one in found if counts[one.path] > baseline.get(one.path, 0)]
-    for path, count in sorted(baseline.items()):
-        if counts[path] < count:
-            lines.append(f"{path}: {counts[path]} findings, {count} in {BASELINE}: run scripts/prose.py --update")
-    return lines
-
-
-def lowered(found: Iterable[Finding], baseline: Mapping[str, int]) -> dict[str, int]:
-    """Return the baseline with lower counts where fewer findings are left; it never rises."""
-    counts = Counter(one.path for one in found)
-    return {path: min(count, counts[path]) for path, count in sorted(baseline.items()) if counts[path]}
-
-
 def main() -> int:
-    """Print what is wrong; return 1 where anything is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write lower counts into the baseline; never higher ones")
-    parser.add_argument("--all", action="store_true", help="print all findings, those of the baseline too")
-    asked = parser.parse_args()
-    path = ROOT / BASELINE
+    """Print all findings; return 1 if there are any."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = findings(ROOT)
-    baseline: dict[str, int] = dict(Counter(one.path for one in found))
-    if path.exists() or not asked.update:
-        baseline = json.loads(path.read_text(encoding="utf-8"))
-    if asked.all:
-        print("\n".join(map(str, found)))
-        return 0
-    if asked.update:
-        baseline = lowered(found, baseline)
-        path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
-    wrong = problems(found, baseline)
-    print("\n".join(wrong), end="\n" if wrong else "")
-    return 1 if wrong else 0
+    print("\n".join(map(str, found)), end="\n" if found else "")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

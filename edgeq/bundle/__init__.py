@@ -1,4 +1,4 @@
-"""The release bundle: a deterministic writer, and a reader that believes nothing."""
+"""The release bundle: a deterministic writer, and a reader that verifies everything."""
 
 from __future__ import annotations
 

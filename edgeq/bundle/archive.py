@@ -30,12 +30,12 @@ _END_BYTES = 22  # of the end of the directory (4.3.16)
 
 
 def write_zip(folder: Path, sink: IO[bytes]) -> None:
-    """Write a bundle's ZIP into a seekable sink: manifest and listed files, sorted, the reports left out.
+    """Write a bundle's ZIP into a seekable sink: manifest and listed files, sorted, without the reports.
 
     Times are 1980-01-01, or SOURCE_DATE_EPOCH. Equal bundles give equal bytes with equal versions of zlib.
 
     Raises:
-        UsageError: the folder is no bundle, or SOURCE_DATE_EPOCH is no time.
+        UsageError: the folder is not a bundle, or SOURCE_DATE_EPOCH is not a time.
         IntegrityError: the manifest is broken, or a file is missing.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
@@ -65,8 +65,8 @@ def download_size_bytes(folder: Path, deflated: dict[str, int] | None = None) ->
 
     Args:
         folder: the bundle.
-        deflated: bytes that files come to, by their sha256; what is deflated here is added. Only for folders whose
-            files are known to be what their manifest says.
+        deflated: compressed sizes by sha256; sizes that are computed here are added. Only for folders whose files are
+            known to match the manifest.
     """
     _, manifest = read_manifest(folder)
     if any(entry.size_bytes * 1.05 > zipfile.ZIP64_LIMIT for entry in manifest.files):  # ZipFile's own bound
@@ -128,7 +128,7 @@ def _date_time() -> tuple[int, int, int, int, int, int]:
         moment = time.gmtime(int(text))
     except (ValueError, OverflowError, OSError) as err:
         what = f"SOURCE_DATE_EPOCH must be seconds since 1970, got {text!r}"
-        raise UsageError(what, "set it to a number, or unset it") from err
+        raise UsageError(what, "set SOURCE_DATE_EPOCH to a number, or unset it") from err
     year, month, day, hour, minute, second = moment[:6]
     # ZIP knows the years 1980 to 2107
     return (year, month, day, hour, minute, second) if 1980 <= year <= 2107 else ZIP_EPOCH

@@ -23,12 +23,12 @@ _MAX_ELEMENTS = 2**31  # of one input; `edgeq package` takes no larger one
 
 
 def read_golden(bundle: Bundle) -> GoldenSet:
-    """Return a bundle's golden samples: the arrays that the manifest tells of, and no others.
+    """Return a bundle's golden samples: exactly the arrays that the manifest lists.
 
     Nothing is unpickled or inflated, and no array takes more memory than the file.
 
     Raises:
-        IntegrityError: the file is too large, no plain archive, or does not hold what the manifest says.
+        IntegrityError: the file is too large, not a plain archive, or does not match the manifest.
         EnvironmentProblem: it cannot be read.
     """
     manifest = bundle.manifest
@@ -44,7 +44,7 @@ def read_golden(bundle: Bundle) -> GoldenSet:
     count = manifest.golden.samples
     for name, array in arrays.items():
         if count == 0 or array.shape[:1] != (count,):
-            raise _broken(f"{name} has the shape {list(array.shape)}, the manifest says {count} samples")
+            raise _broken(f"{name} has the shape {list(array.shape)}, but the manifest states {count} samples")
     return GoldenSet(
         inputs=tuple(arrays[name] for name in inputs),
         outputs=tuple(arrays[name] for name in outputs),
@@ -54,10 +54,10 @@ def read_golden(bundle: Bundle) -> GoldenSet:
 
 
 def model_inputs(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[NDArray[Any], ...], ...]:
-    """Return what the model takes, for each golden sample: preprocessed, a row or the whole of each input.
+    """Return the model inputs of each golden sample, preprocessed: a row or the whole of each input.
 
     Raises:
-        IntegrityError: the samples are not what the manifest's inputs take.
+        IntegrityError: the samples do not fit the manifest's inputs.
     """
     return tuple(_sample(golden, manifest, i) for i in range(len(golden.inputs[0])))
 
@@ -68,7 +68,7 @@ def _sample(golden: GoldenSet, manifest: Manifest, index: int) -> tuple[NDArray[
     shapes = [array.shape for array in arrays]
     if shapes not in ([tensor.shape for _, tensor in pairs], [tensor.shape[1:] for _, tensor in pairs]):
         takes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for _, tensor in pairs)
-        raise _broken(f"sample {index} has the shapes {[list(shape) for shape in shapes]}, the model takes {takes}")
+        raise _broken(f"sample {index} has the shapes {[list(shape) for shape in shapes]}, but the model takes {takes}")
     return arrays
 
 
@@ -76,19 +76,21 @@ def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArra
     import numpy as np
 
     if math.prod(tensor.shape) > _MAX_ELEMENTS:
-        raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is more than any model takes")
+        raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is too large")
     image = tensor.preprocessing
     is_image = tensor.dtype.startswith("float") if image is None else image.takes(tensor.dtype)
     if not preprocessed and array.dtype == np.uint8 and is_image:
         array = _preprocessed(array, tensor)
     if str(array.dtype) != tensor.dtype:
-        raise _broken(f"input {tensor.name} is {array.dtype}, the model takes {tensor.dtype}")
+        raise _broken(f"input {tensor.name} is {array.dtype}, but the model takes {tensor.dtype}")
     return array
 
 
 def _preprocessed(image: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
     if tensor.preprocessing is None or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise _broken(f"input {tensor.name} has pixels {list(image.shape)} and no preprocessing for them")
+        raise _broken(
+            f"input {tensor.name} has pixels {list(image.shape)} but the manifest has no preprocessing for them"
+        )
     try:
         return apply(tensor.preprocessing, image)
     except EdgeqError as err:
@@ -103,7 +105,7 @@ def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
                 name = info.filename.removesuffix(".npy")
                 # edgeq stores without deflating: a small file cannot become a large one
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) or name in arrays:
-                    raise ValueError(f"the entry {info.filename[:80]!r} is compressed, too large, or stands twice")
+                    raise ValueError(f"the entry {info.filename[:80]!r} is compressed, too large, or listed twice")
                 arrays[name] = _array(archive.read(info))
     except IntegrityError:
         raise

@@ -1,4 +1,4 @@
-"""Reading a bundle: every size and hash is checked, and nothing is followed out of the folder."""
+"""Reading a bundle: every size and hash is checked, and links out of the folder are refused."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:
     """Verify the bundle in a folder, and return it.
 
     Args:
-        folder: where it lies.
-        digest: what it must be; None where nobody said. Without it, a bundle that was written anew passes.
+        folder: the bundle's folder.
+        digest: the expected digest; None to accept any. Without it, a rewritten bundle also passes.
 
     Raises:
-        UsageError: the folder is no bundle, or `digest` is none.
+        UsageError: the folder is not a bundle, or `digest` is not valid.
         IntegrityError: a file is missing, changed, a link or not listed, the manifest is broken, or the digest differs.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
@@ -56,17 +56,17 @@ def _check_digest(bundle: Bundle, expected: str) -> None:
     expected = expected.strip().lower()
     if re.fullmatch("[0-9a-f]{64}", expected) is None:
         what = f"--digest: expected 64 hexadecimal digits, got {expected[:80]!r}"
-        raise UsageError(what, "take the whole digest from `edgeq package --json`, or `edgeq verify --json`")
+        raise UsageError(what, "copy the whole digest from `edgeq package --json`, or `edgeq verify --json`")
     if bundle.digest != expected:
         what = f"{bundle.folder} has the digest {bundle.digest}, expected {expected}"
         raise IntegrityError(what, "it is another bundle, or was changed: " + _AGAIN)
 
 
 def read_manifest(folder: Path) -> tuple[bytes, Manifest]:
-    """Return a bundle's manifest, as bytes and parsed; the files that it lists are not looked at.
+    """Return a bundle's manifest, as bytes and parsed; the files that it lists are not checked.
 
     Raises:
-        UsageError: the folder is no bundle.
+        UsageError: the folder is not a bundle.
         IntegrityError: the manifest is broken, or a link.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: it cannot be read.
@@ -84,7 +84,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file of a bundle for reading; links, folders and devices are refused.
 
     Raises:
-        IntegrityError: it is missing, or no plain file.
+        IntegrityError: it is missing, or not a regular file.
         EnvironmentProblem: it cannot be read.
     """
     with _reading(path):
@@ -93,7 +93,7 @@ def open_regular(path: Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return os.fdopen(fd, "rb")
     os.close(fd)
-    raise IntegrityError(f"{path} is no plain file", _AGAIN)
+    raise IntegrityError(f"{path} is not a regular file", _AGAIN)
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
@@ -103,7 +103,7 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
             if entry.name not in known:
                 raise IntegrityError(f"{entry.path} is not listed in the bundle's manifest", "remove it, or " + _AGAIN)
             if not entry.is_file(follow_symlinks=False):
-                raise IntegrityError(f"{entry.path} is no plain file", _AGAIN)
+                raise IntegrityError(f"{entry.path} is not a regular file", _AGAIN)
 
 
 def _check_file(folder: Path, entry: FileEntry) -> None:
@@ -112,7 +112,7 @@ def _check_file(folder: Path, entry: FileEntry) -> None:
     with open_regular(path) as file, _reading(path):
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes != entry.size_bytes:
-            raise IntegrityError(f"{path} has {size_bytes} bytes, the manifest says {entry.size_bytes}", _AGAIN)
+            raise IntegrityError(f"{path} has {size_bytes} bytes, but the manifest states {entry.size_bytes}", _AGAIN)
         while rest > 0 and (chunk := file.read(min(_CHUNK_BYTES, rest))):  # a file that grows meanwhile has an end too
             digest.update(chunk)
             rest -= len(chunk)
@@ -125,8 +125,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as err:
-        raise IntegrityError(f"{path} is missing, the manifest lists it", _AGAIN) from err
+        raise IntegrityError(f"{path} is missing, but the manifest lists it", _AGAIN) from err
     except OSError as err:
         if err.errno == errno.ELOOP:
-            raise IntegrityError(f"{path} is a link, expected a plain file", _AGAIN) from err
+            raise IntegrityError(f"{path} is a link, expected a regular file", _AGAIN) from err
         raise EnvironmentProblem(f"cannot read {path}: {err.strerror}", "check its permissions and the disk") from err

@@ -1,4 +1,4 @@
-"""report.json: all of one row of a run, times included. It lies beside the manifest and is no part of the digest."""
+"""report.json: one row of a run with all details, times included. It is not part of the digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_BYTES = 64_000_000
 
 
 def write_report(folder: Path, row: PackageResult) -> None:
-    """Write `row` beside its bundle; where the bundle lies is left out, since the folder may move.
+    """Write `row` beside its bundle; its path is left out, since the folder may move.
 
     Raises:
         EnvironmentProblem: the disk is full, or not writable.
@@ -40,7 +40,7 @@ def read_report(folder: Path) -> PackageResult:
 
     Raises:
         UsageError: there is no report.
-        IntegrityError: it is not what edgeq wrote.
+        IntegrityError: it does not have edgeq's format.
         UnsupportedError: a newer edgeq wrote it.
     """
     path = folder / REPORT_NAME
@@ -60,17 +60,17 @@ def read_report(folder: Path) -> PackageResult:
 
 
 def read_report_of(bundle: Bundle) -> PackageResult:
-    """Return the row beside a bundle, whose verdict and figures are those of the manifest.
+    """Return the row next to a bundle, after checking its verdict and figures against the manifest.
 
-    The report lies outside the digest, and anybody can edit it; what the manifest says too is held to the manifest.
+    The digest does not cover the report, which can therefore be edited; facts that are also in the manifest must agree.
 
     Raises:
-        IntegrityError: it is another bundle's report, or says otherwise than the manifest.
+        IntegrityError: it is another bundle's report, or contradicts the manifest.
         EdgeqError: as `read_report`.
     """
     row = read_report(bundle.folder)
     if row.digest != bundle.digest:
-        what = f"{bundle.folder}: its report is that of another bundle ({row.digest[:12]}, not {bundle.digest[:12]})"
+        what = f"{bundle.folder}: its report belongs to another bundle ({row.digest[:12]}, not {bundle.digest[:12]})"
         raise IntegrityError(what, "package the model again")
     wrong = contradictions(row, bundle.manifest)
     if wrong:
@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, why: str) -> IntegrityError:
-    return IntegrityError(f"{path} is not what edgeq wrote: {why[:300]}", "package the model again")
+    return IntegrityError(f"{path} does not have edgeq's format: {why[:300]}", "package the model again")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Writing a bundle: the artifact, the golden samples and the manifest, the same bytes for the same input."""
+"""Writing a bundle: the artifact, the golden samples and the manifest, with the same bytes for the same input."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
     """Write a bundle into an existing folder, and return its digest.
 
     Args:
-        item: what the steps found out.
-        folder: the caller's staging folder (`edgeq._io.staged_dir`); what an earlier call wrote is overwritten.
+        item: the results of the steps.
+        folder: the caller's staging folder (`edgeq._io.staged_dir`); files of an earlier call are overwritten.
 
     Raises:
-        UsageError: a name that may not stand in a manifest.
+        UsageError: a name that a manifest does not allow.
         EnvironmentProblem: the disk is full, or not writable.
     """
     with disk_errors(folder):
@@ -81,7 +81,7 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
 def golden_npz(golden: GoldenSet, input_names: list[str]) -> bytes:
     """Return golden.npz: `input_<name>` and `output_<i>`, little-endian, [samples, …].
 
-    Stored, not deflated: the digest must not hang on the version of zlib.
+    Stored, not deflated: the digest must not depend on the version of zlib.
     """
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
@@ -91,7 +91,7 @@ def golden_npz(golden: GoldenSet, input_names: list[str]) -> bytes:
 
 
 def zip_entry(name: str, date_time: tuple[int, int, int, int, int, int]) -> zipfile.ZipInfo:
-    """Return a ZIP entry that says nothing of the machine: fixed time, mode 0644, made on Unix."""
+    """Return a ZIP entry that does not depend on the machine: fixed time, mode 0644, created on Unix."""
     info = zipfile.ZipInfo(name, date_time)
     info.external_attr = 0o100644 << 16
     info.create_system = 3
@@ -129,7 +129,7 @@ def manifest_from(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
     """Return the manifest of a bundle that holds `files`.
 
     Raises:
-        UsageError: a name that may not stand in a manifest, such as a model's name with a slash.
+        UsageError: a name that a manifest does not allow, such as a model's name with a slash.
     """
     try:
         return _manifest(item, files)
@@ -180,13 +180,13 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
 
 
 def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
-    """Return what a report says otherwise than the manifest beside it, whose digest speaks for it.
+    """Return the facts in which a report contradicts the manifest, which the digest covers.
 
-    Times, memory and the layers' figures stand in the report alone, and cannot be checked.
+    Times, memory and layer figures are only in the report, and cannot be checked.
 
     Args:
-        row: as report.json has it.
-        manifest: of the bundle that it lies in.
+        row: from report.json.
+        manifest: of its bundle.
     """
     only = row.verified.graph_only
     pairs: tuple[tuple[str, object, object], ...] = (

@@ -1,4 +1,4 @@
-"""The gates: pure functions from what was lowered and verified to verdicts. Nothing here imports torch."""
+"""The gates: pure functions from the results of lowering and verification to verdicts. Nothing here imports torch."""
 
 from __future__ import annotations
 

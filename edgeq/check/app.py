@@ -1,4 +1,4 @@
-"""The app as a whole: what all models that one ABI gets weigh together, with the runtimes' own libraries."""
+"""The size of the whole app: all models for one ABI together with the runtimes' own libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Shipped:
 
 
 def abi_of(target: TargetProfile) -> str:
-    """Return what the app's build for a target is called."""
+    """Return the name of the app's build for a target."""
     return f"{target.platform}-{target.arch}"
 
 
@@ -61,18 +61,18 @@ def app_gates(
     missing: Sequence[str],
     refused: Sequence[tuple[str, TargetProfile]] = (),
 ) -> tuple[Gate, ...]:
-    """Hold the sum of all bundles that one ABI gets, and their runtimes' libraries, to the app's limits.
+    """Check the total size of an ABI's bundles and runtime libraries against the app's limits.
 
-    Every target's bundle of a model is in the app; of several schemes of one target the largest counts, since only
-    one of them will be. A library whose size is not known leaves the gate unverified, unless the models alone are
-    over the limit.
+    Every target's bundle of a model is in the app; of several schemes of one target the largest counts, since only one
+    of them ships. A library whose size is not known leaves the gate unverified, unless the models alone are over the
+    limit.
 
     Args:
-        shipped: bundles, accepted or not: what was rejected is to be mended, not left out.
-        options: the limits, and the libraries' sizes that people gave, which win.
-        found: libraries that lie on this machine, by (runtime, ABI).
+        shipped: bundles, accepted or not: a rejected one counts, since it will be fixed rather than dropped.
+        options: the limits, and library sizes that the user gave, which take precedence.
+        found: libraries found on this machine, by (runtime, ABI).
         missing: names of models that could not be built.
-        refused: models with the targets that they could not be built for.
+        refused: models, each with the target that it could not be built for.
     """
     given = {
         key: Library(size_bytes=size, download_bytes=size, origin="as given") for key, size in options.runtime_bytes
@@ -98,19 +98,22 @@ def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Lib
     runtimes = sorted({(item.target.runtime, abi_of(item.target)) for item in own})
     unknown = [key[0] for key in runtimes if key not in known]
     libraries = sum(kind.library_bytes_of(known[key]) for key in runtimes if key in known)
-    named = ", ".join(_told(key[0], known.get(key), kind) for key in runtimes)
-    told = f"{counted(len(largest), 'bundle')} {format_bytes(models)}, runtimes {named}"
+    named = ", ".join(_library_text(key[0], known.get(key), kind) for key in runtimes)
+    sizes = f"{counted(len(largest), 'bundle')} {format_bytes(models)}, runtimes {named}"
     gate = at_most(
-        name=name, limit=limit, measured=models + libraries, dimension="bytes", code=ExitCode.SIZE, note=told
+        name=name, limit=limit, measured=models + libraries, dimension="bytes", code=ExitCode.SIZE, note=sizes
     )
     if not gate.passed or not (unknown or missing):
         return gate
-    why = [f"the size of the library of {runtime} is not known: give [app.runtime_size]" for runtime in unknown]
+    why = [
+        (f"the library size of {runtime} is not known: set it in [app.runtime_size] of edgeq.toml")
+        for runtime in unknown
+    ]
     why += [f"{model} could not be built" for model in missing]
-    return unverified(name, gate.limit, f"{'; '.join(why)}; {told}")
+    return unverified(name, gate.limit, f"{'; '.join(why)}; {sizes}")
 
 
-def _told(runtime: str, library: Library | None, kind: _Kind) -> str:
+def _library_text(runtime: str, library: Library | None, kind: _Kind) -> str:
     if library is None:
         return f"{runtime} unknown"
     return f"{runtime} {format_bytes(kind.library_bytes_of(library))} ({library.origin})"

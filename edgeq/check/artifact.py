@@ -1,4 +1,4 @@
-"""What an artifact that nothing here can run is held to: a converted graph that is wrong cannot become a right one."""
+"""Gates of an artifact's outputs: parity with the converted graph, equivalence with PyTorch, sanity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ EQUIVALENCE = "equivalence"
 
 
 def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
-    """Hold the artifact to its converted graph (exit code 7).
+    """Compare the artifact's outputs with those of its converted graph (exit code 7).
 
     Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
-    signal-to-difference ratio in dB counts. A deep int8 model that amplifies rounding passes too, where the artifact is
-    nearer to its graph than the graph is to itself with its input one int8 step off, and not below `MIN_SQNR_DB_DEEP`.
+    signal-to-difference ratio in dB is compared. A deep int8 model that amplifies rounding also passes if the artifact
+    differs less from its graph than the graph does from itself when its input changes by one int8 step, and the ratio
+    is at least `MIN_SQNR_DB_DEEP`.
     """
     by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
     least = least_sqnr_db(scheme)
@@ -55,16 +56,16 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
 
 
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
-    """Hold a float ONNX file to PyTorch, by the mean difference beside the mean magnitude (exit code 7).
+    """Compare a float ONNX file with PyTorch, by the mean difference relative to the mean magnitude (exit code 7).
 
-    The exporter writes the model anew, operator by operator, and folds what it can: the ratio of parity, which is
-    ruled by the largest outputs, would let a small one go wrong.
+    The exporter translates the model operator by operator and folds constants. The ratio used for parity is dominated
+    by the largest outputs and would miss an error in a small one.
     """
     if lowered.runtime != "onnx" or scheme != "fp32":
         return ()
     limit = f"<= {MAX_RELATIVE_FP32:.0e} of the mean magnitude"
     if parity is None or parity.mean_abs is None or not parity.mean_magnitude:
-        return (unverified(EQUIVALENCE, limit, "no output of PyTorch to compare with, or all of them are zero"),)
+        return (unverified(EQUIVALENCE, limit, "there is no PyTorch output to compare with, or all of them are zero"),)
     relative = parity.mean_abs / parity.mean_magnitude
     return (
         Gate(
@@ -80,7 +81,7 @@ def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None)
 
 
 def outputs_gate(verified: VerifyReport) -> Gate:
-    """Fail on what is wrong with the outputs whatever the limits: NaN, Inf, constant, wrong shape (exit code 7)."""
+    """Fail on outputs that are wrong regardless of limits: NaN, Inf, constant, wrong shape (exit code 7)."""
     limit = "finite, of the stated shape, not constant"
     if verified.graph_only is not None or not (verified.outputs or verified.findings):
         why = verified.graph_only.why if verified.graph_only else "the artifact was not run"
@@ -101,7 +102,7 @@ GRAPH_GATE = "graph"
 def graph_gates(verified: VerifyReport) -> tuple[Gate, ...]:
     """Return the gate of the converted graph's own outputs (exit code 7); none where the artifact was run.
 
-    It can fail an artifact, and proves nothing of one: parity, outputs and accuracy stay unverified beside it.
+    It can only fail an artifact; parity, outputs and accuracy stay unverified.
     """
     only = verified.graph_only
     if only is None:

@@ -1,4 +1,4 @@
-"""The gates that hold a bundle to its own manifest: what it promised when it was packaged must still be so."""
+"""The gates that compare a bundle with its own manifest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAME_SCORE = 1e-9
 
 
 def files_gate(bundle: Bundle) -> Gate:
-    """Say what was read; a file that differs never comes so far."""
+    """Report the files that were read; a file that differs from the manifest is refused before this gate."""
     files = bundle.manifest.files
     size = format_bytes(sum(entry.size_bytes for entry in files))
     return Gate(
@@ -40,11 +40,11 @@ def files_gate(bundle: Bundle) -> Gate:
 
 
 def packaged_gates(manifest: Manifest, settled: Mapping[str, Gate] = MappingProxyType({})) -> tuple[Gate, ...]:
-    """Return the verdict of the run that packaged the bundle: one gate, or one for each that failed then.
+    """Return the verdict of the run that packaged the bundle: one gate, or one per gate that failed then.
 
     Args:
         manifest: the bundle's.
-        settled: its gates that have been measured since, by name.
+        settled: its gates that were measured since then, by name.
     """
     since = tuple(dataclasses.replace(gate, name=f"packaged:{gate.name}") for gate in settled.values())
     rest = [gate for gate in manifest.gates if gate.name not in settled]
@@ -75,7 +75,7 @@ def _packaged_code(gate: GateVerdict) -> ExitCode:
 
 
 def run_gate(report: VerifyReport) -> Gate:
-    """Say how the artifact ran; one that does not is `not_run_gate`."""
+    """Report how the artifact ran; `not_run_gate` reports one that did not."""
     timing = report.timing
     facts = [f"loaded in {format_quantity(report.load_ms, 'ms')}"] if report.load_ms is not None else []
     if timing is not None:
@@ -87,31 +87,33 @@ def run_gate(report: VerifyReport) -> Gate:
 
 
 def not_run_gate(err: EdgeqError) -> Gate:
-    """Say why the artifact does not load or run, with the code of that error."""
+    """Report why the artifact does not load or run, with the exit code of that error."""
     return Gate(name="run", outcome="failed", limit="", measured="", detail=err.what, exit_code=err.exit_code)
 
 
 def elsewhere_gate(why: str) -> Gate:
-    """Say that nothing here can run the artifact (exit code 7, unless --allow-unmeasured names it)."""
+    """Report that this host cannot run the artifact (exit code 7, unless --allow-unmeasured names it)."""
     return unverified("outputs", "those of the golden samples", why)
 
 
 def signature_gate(manifest: Manifest, inputs: Signature, outputs: Signature) -> Gate:
-    """Hold dtypes and shapes of inputs and outputs, as the artifact has them, to the manifest's (exit code 7)."""
+    """Compare dtypes and shapes of the artifact's inputs and outputs with the manifest's (exit code 7)."""
     expected = (signature(manifest.inputs), signature(manifest.outputs))
     same = fits(inputs, expected[0]) and outputs == expected[1]
-    limit, came = (f"{_told(left)} -> {_told(right)}" for left, right in (expected, (inputs, outputs)))
-    return _gate("signature", same, limit, "as the manifest says" if same else came, "" if same else "another one")
+    limit, came = (
+        (f"{_signature_text(left)} -> {_signature_text(right)}") for left, right in (expected, (inputs, outputs))
+    )
+    return _gate("signature", same, limit, "as in the manifest" if same else came, "" if same else "another one")
 
 
 def golden_gate(compared: GoldenComparison) -> Gate:
-    """Hold the outputs for the golden samples to the recorded ones (exit code 7)."""
+    """Compare this host's outputs for the golden samples with the recorded ones (exit code 7)."""
     facts = [f"max abs difference {compared.max_abs:.3g}"]
     if compared.top1_agreement is not None:
         facts.append(f"top-1 agreement {compared.top1_agreement:.1%}")
     facts.append(counted(compared.samples, "golden sample"))
     if not compared.same_shapes:
-        facts = ["the outputs have other shapes than the golden ones"]
+        facts = ["the outputs differ in shape from the golden ones"]
     elif not compared.finite:
         facts.insert(0, "NaN or Inf in the outputs")
     measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
@@ -121,21 +123,23 @@ def golden_gate(compared: GoldenComparison) -> Gate:
 
 
 def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
-    """Hold the score to the recorded one (exit code 5), where both are of the same data and metric.
+    """Compare the score with the recorded one (exit code 5), if data and metric are the same.
 
     Returns:
-        The gate, or none where there is nothing to compare with, and what to tell all the same.
+        The gates (none where there is nothing to compare with), and remarks.
     """
     if compared.score is None:
-        why = "the data has no labels, or the first output is no scores of classes; give a --metric"
+        why = "the data has no labels, or the first output does not hold class scores; give a --metric"
         return (unverified("score", "as recorded", why),), ()
-    told = f"{compared.metric} {compared.score:.4g} over {counted(compared.samples, 'sample')}"
+    score = f"{compared.metric} {compared.score:.4g} over {counted(compared.samples, 'sample')}"
     if compared.recorded is None:
-        return (), (f"{told}; the manifest records no score to compare with",)
+        return (), (f"{score}; the manifest records no score to compare with",)
     if not compared.same_data:
-        return (), (f"{told}; other data than the manifest's, so not compared with its {compared.recorded:.4g}",)
+        return (), (
+            (f"{score}; not compared with the manifest's {compared.recorded:.4g}, which was measured on other data"),
+        )
     if not compared.same_metric:
-        return (), (f"{told}; the manifest's score is of another metric, so they are not compared",)
+        return (), (f"{score}; not compared with the manifest's score, which is of another metric",)
     # the manifest keeps four digits, and so both are compared
     change = float(measure(compared.score)) - compared.recorded
     detail = f"{change:+.2g} against the recorded score" if abs(change) > _SAME_SCORE else "equal to the recorded score"
@@ -143,7 +147,7 @@ def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str,
         name="score",
         outcome="ok" if change >= -_SAME_SCORE else "failed",
         limit=f">= {compared.recorded:.4g}",
-        measured=told,
+        measured=score,
         detail=detail,
         exit_code=ExitCode.ACCURACY,
     )
@@ -156,14 +160,14 @@ def signature(tensors: Sequence[Tensor] | Sequence[TensorSpec]) -> Signature:
 
 
 def fits(stated: Signature, expected: Signature) -> bool:
-    """Whether the signature that an artifact states is the expected one; it states 0 for a size that it leaves open."""
+    """Whether an artifact's signature is the expected one; 0 stands for a size that the artifact leaves open."""
     if [(dtype, len(shape)) for dtype, shape in stated] != [(dtype, len(shape)) for dtype, shape in expected]:
         return False
     pairs = zip(stated, expected, strict=True)
     return all(left in (0, right) for one, other in pairs for left, right in zip(one[1], other[1], strict=True))
 
 
-def _told(tensors: Signature) -> str:
+def _signature_text(tensors: Signature) -> str:
     return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in tensors) or "nothing"
 
 
@@ -184,7 +188,7 @@ def _gate(name: str, passed: bool, limit: str, measured: str, detail: str) -> Ga
 def limit_gates(
     bundle: Bundle, verified: VerifyReport, options: GateOptions, *, download_bytes: int
 ) -> tuple[Gate, ...]:
-    """Hold a bundle, and what was measured of it, to limits.
+    """Check a bundle and its measurements against limits.
 
     Args:
         bundle: as it lies on disk.
@@ -209,7 +213,7 @@ def limit_gates(
 
 
 def settled(gate: Gate, options: GateOptions) -> Gate:
-    """Let a gate pass that may stay unmeasured."""
+    """Let an unmeasured gate pass if --allow-unmeasured names it."""
     if gate.name == "accuracy_drop":
         gate = dataclasses.replace(gate, detail="a bundle holds no fp32 model; package again with this limit")
     allowed = gate.outcome == "unverified" and gate.name in options.allow_unmeasured
@@ -217,7 +221,7 @@ def settled(gate: Gate, options: GateOptions) -> Gate:
 
 
 def remarks(manifest: Manifest, verified: VerifyReport) -> tuple[str, ...]:
-    """Say where a bundle was run, if that is not its device, and what stands in the way of its release."""
+    """Report where a bundle was run, if not on its device, and what prevents its release."""
     said = []
     if why_not_run(manifest.target.backend) or (verified.emulation is not None and verified.emulation.runs):
         pass

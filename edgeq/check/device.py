@@ -1,4 +1,4 @@
-"""The gate of the device's own kernels: what they compute must be what the host computed."""
+"""The gate of the device's own kernels: their outputs must equal the host's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgeq.core.units import counted
 
 
 def box_gate(box: CudaBox, torch: str, gpu: Gpu | None) -> Gate:
-    """Hold a box to what an artifact asks for (exit code 3). Without a GPU only torch is asked for: the CPU emulates.
+    """Check a GPU machine against an artifact's requirements (exit code 3); without a GPU, only torch counts.
 
     Args:
-        box: what the manifest says.
-        torch: the version on the box.
-        gpu: what torch sees there.
+        box: the requirements in the manifest.
+        torch: the version on the machine.
+        gpu: the GPU that torch reports there.
     """
     why = _misfit(box, torch, gpu)
     on = f"{gpu.name}, compute capability {gpu.capability}, CUDA {gpu.cuda}" if gpu else "no GPU"
@@ -38,17 +38,20 @@ def box_gate(box: CudaBox, torch: str, gpu: Gpu | None) -> Gate:
 def _misfit(box: CudaBox, torch: str, gpu: Gpu | None) -> str:
     """Return why an artifact does not run on a box; "" where it does."""
     if _version(torch) < _version(box.torch):
-        return "an older torch may not load it: update the box, or package with its torch"
+        return "an older torch may not load it: update torch on the machine, or package with the machine's torch"
     if gpu is None:
         return ""
     if box.least_capability and _version(gpu.capability) < _version(box.least_capability):
-        return "the card is older than the arithmetic of this scheme: package with --scheme storage-fp16 or fp32"
+        return "the GPU is too old for the arithmetic of this scheme: package with --scheme storage-fp16 or fp32"
     if box.compiled_for is None:
         return ""
     if gpu.capability != box.compiled_for:
-        return "the package was compiled for another card: package again on one like this, or on a host without a GPU"
+        return (
+            "the artifact was compiled for another GPU: package again on a GPU like this one, or on a host "
+            "without a GPU"
+        )
     if gpu.cuda != box.cuda or _version(torch) != _version(box.torch):
-        return "the package was compiled with another torch or CUDA: package again with those of the box"
+        return "the artifact was compiled with another torch or CUDA version: package again with the machine's versions"
     return ""
 
 
@@ -69,17 +72,17 @@ def device_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
 
 
 def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = None) -> Gate:
-    """Hold the emulated runs to the host's run of the same artifact (exit code 7).
+    """Compare the emulated runs with the host's run of the same artifact (exit code 7).
 
-    The outputs must be finite and of the host's shapes, and differ by at most one quantization step. Where no output
-    is quantized, or the scheme computes in float, the signal-to-difference ratio counts, by the thresholds of
-    lowering parity.
+    The outputs must be finite, have the host's shapes, and differ by at most one quantization step. Where no output is
+    quantized, or the scheme computes in float, the signal-to-difference ratio must reach the thresholds of lowering
+    parity.
 
     Args:
         scheme: the quantization scheme.
         emulation: the runs.
         reaction_db: how far one int8 step at the input moves the graph itself, where that is known: a deep int8 model
-            that amplifies rounding passes where the runs are nearer to each other than that.
+            that amplifies rounding passes if the runs differ by less than that.
     """
     if emulation.problem:
         return _problem(emulation)
@@ -90,7 +93,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
         outcome="failed" if failed else "ok",
         limit=_limit(worst.host, scheme),
         measured=_measured(worst.host, scheme),
-        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _seen(emulation),
+        detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _result_text(emulation),
         exit_code=ExitCode.VERIFICATION,
     )
 
@@ -147,7 +150,7 @@ def _flips(host: Agreement) -> str:
     return f", {host.top1_flips} top-1 flips" if host.top1_flips else ""
 
 
-def _seen(emulation: Emulation) -> str:
+def _result_text(emulation: Emulation) -> str:
     """Name the machines, those that equal the host's run first."""
     equal = [run for run in emulation.runs if run.host.sqnr_db == math.inf]
     parts = [f"equal on {', '.join(run.name for run in equal)}"] if equal else []

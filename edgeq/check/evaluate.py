@@ -1,4 +1,4 @@
-"""All gates of one artifact. Every gate is evaluated, whichever failed before it."""
+"""All gates of one artifact. Every gate is evaluated, even after one has failed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from edgeq.core.targets import TargetProfile
 def validate_options(
     options: GateOptions, targets: Sequence[TargetProfile] = (), *, command: Command = "package"
 ) -> None:
-    """Check before a long run what the gates would refuse at its end.
+    """Check the gate options before a long run.
 
     Raises:
-        UsageError: --allow-unmeasured names no gate (the nearest is offered), an unknown store limit, one of another
-            platform, or one that needs --app-size without it.
+        UsageError: --allow-unmeasured names an unknown gate (the nearest is offered); a store limit is unknown, is for
+            another platform, or needs --app-size.
     """
     names = allowed_unmeasured(command)
     for name in options.allow_unmeasured:
         if name not in names:
             what = (
-                f"--allow-unmeasured {name}: `edgeq {command}` always measures or never judges this gate"
+                f"--allow-unmeasured {name}: `edgeq {command}` always measures this gate or never judges it"
                 if name in GATES
                 else f"--allow-unmeasured {name}: unknown gate.{nearest(name, names)}"
             )
@@ -56,7 +56,7 @@ def check(
     *,
     download_bytes: int,
 ) -> CheckReport:
-    """Evaluate all gates of one artifact, whichever failed before.
+    """One artifact with everything that its gates need.
 
     Args:
         artifact: as it ran on this host and on the target's device.
@@ -115,11 +115,14 @@ def check(
 
 
 def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
-    """Leave a preprocessing unverified that the manifest promises and no sample went through (exit code 7)."""
+    """Report preprocessing that the manifest states but no sample went through as unverified (exit code 7)."""
     if not unapplied:
         return ()
-    fix = f"give uint8 images, or leave --preprocess out, or give --allow-unmeasured {PREPROCESSING} if you applied it"
-    return (unverified(PREPROCESSING, "as the manifest tells apps", f"{unapplied}: {fix}"),)
+    fix = (
+        "give uint8 images, or omit --preprocess; if the data is already preprocessed, give --allow-unmeasured "
+        f"{PREPROCESSING}"
+    )
+    return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
 
 
 def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
@@ -127,10 +130,12 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     runs = verified.emulation.runs if verified.emulation else ()
     said = [verified.not_emulated] if verified.not_emulated else []
     missing = verified.emulation.without_wheel if verified.emulation else ()
-    said += [f"not run on the runtime {version}: no ARM64 wheel of it is known" for version in missing]
+    said += [f"not run on runtime {version}: no ARM64 wheel of that version is known" for version in missing]
     said += [
-        f"{run.name} scores {run.rescored} of {run.scored} samples otherwise than this host: the accuracy gate takes"
-        " the worse of the two"
+        (
+            f"{run.name} scores {run.rescored} of {run.scored} samples differently from this host: the accuracy gate "
+            "uses the worse score"
+        )
         for run in runs
         if run.rescored
     ]

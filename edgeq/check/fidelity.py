@@ -1,7 +1,7 @@
-"""The floor below which no artifact is ok, whatever was or was not asked for: it must still be the model that came.
+"""The floor for every artifact, with or without limits: it must still behave like the source model.
 
-It is far below what anybody ships, so that no good model falls through it; limits of the project's own say what is
-good. `--limit sqnr=0` takes it away, and a limit on the accuracy drop takes the place of the floor under that.
+The floor is far below any model that ships, so no good model fails it; the project's own limits decide what is good.
+`--limit sqnr=0` turns the floor off. A limit on the accuracy drop replaces the floor's own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 
 def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
-    """Return the gates `fidelity` and `class_drop` (exit code 5); none where there is no fp32 to compare with."""
+    """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with."""
     only = verified.graph_only
     fidelity = only.fidelity if only else verified.fidelity
     # what is not finite is a finding of the outputs, and compares with nothing
@@ -79,7 +79,7 @@ def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool) -> Gate:
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     name, value = worst_part(fidelity)
-    fix = "; --limit sqnr=0 takes this floor away" if wrong else ""
+    fix = "; --limit sqnr=0 turns this check off" if wrong else ""
     return Gate(
         name=FIDELITY,
         outcome="failed" if wrong else "ok",
@@ -91,9 +91,9 @@ def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool) -> Gate:
 
 
 def worst_part(fidelity: Fidelity) -> tuple[str, float]:
-    """Return the output, or the channels of it, that come out worst against fp32, in words, and their SQNR in dB.
+    """Return the output, or the channels of it, with the lowest SQNR against fp32: its description and the SQNR in dB.
 
-    Where the samples can say what all of them share, that mean is no signal.
+    Where the samples suffice to tell the common part of all outputs, that mean does not count as signal.
     """
     whole = -math.inf if fidelity.sqnr_db is None or math.isnan(fidelity.sqnr_db) else fidelity.sqnr_db
     changes = [
@@ -112,7 +112,7 @@ def _worst_output(fidelity: Fidelity) -> str:
 
 
 def proves_changes(fidelity: Fidelity) -> bool:
-    """Whether the samples are enough, and of the right kind, to tell what changes from what all of them share."""
+    """Whether the samples suffice, in number and kind, to separate what varies from what all of them share."""
     distinct = fidelity.samples if fidelity.distinct is None else fidelity.distinct
     return fidelity.inputs == "evaluation" and distinct >= LEAST_SAMPLES
 
@@ -129,7 +129,7 @@ def _lost_parts(fidelity: Fidelity) -> list[str]:
         value = group.change_sqnr_db
         if value is None or not (value < MIN_SQNR_DB or group.constant) or _is_faint(group, fidelity):
             continue
-        what = "constant, while fp32's is not" if group.constant else f"SQNR {_decibel(value)} about its mean"
+        what = "constant, unlike fp32's" if group.constant else f"SQNR {_decibel(value)} about its mean"
         lost.append(f"{group.name}: {what}")
     return list(dict.fromkeys(lost))[:4]
 
@@ -155,8 +155,10 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
     if fidelity.inputs != "evaluation":
         return []
     return [
-        f"output {one.output}: {one.agreeing} of {one.ranked} samples have fp32's first class, as by chance"
-        f" {one.chance:.1%} would"
+        (
+            f"output {one.output}: {one.agreeing} of {one.ranked} samples have fp32's top-1 class; chance alone gives "
+            f"{one.chance:.1%}"
+        )
         for one in fidelity.agreements
         if most_kappa(one) < MAX_POOR_KAPPA
     ]
@@ -171,12 +173,12 @@ def most_kappa(one: OutputAgreement) -> float:
 
 
 def class_drop_gate(fidelity: Fidelity) -> Gate:
-    """Fail where a class collapses: the artifact keeps half of what fp32 gets right of it, or less.
+    """Fail if a class collapses: the artifact keeps at most half of the samples that fp32 gets right.
 
-    It is failed where that is provably a drop of more than `MAX_CLASS_DROP_PP`. A class of labels that lost so much
-    beyond doubt, or all of `LEAST_OF_CLASS` samples or more, and has too few to prove how much, is unverified.
+    The gate fails where the drop is provably more than `MAX_CLASS_DROP_PP`. It is unverified for a labelled class that
+    collapsed, or lost all of at least `LEAST_OF_CLASS` samples, but has too few samples to prove how much.
     """
-    limit = f"<= {MAX_CLASS_DROP_PP:.0f} pp, as far as the samples prove"
+    limit = f"<= {MAX_CLASS_DROP_PP:.0f} pp, where the samples prove it"
     collapsed = [
         one
         for one in fidelity.classes
@@ -185,30 +187,30 @@ def class_drop_gate(fidelity: Fidelity) -> Gate:
     ]
     proven = [one for one in collapsed if one.drop_pp.low > MAX_CLASS_DROP_PP]
     if collapsed and not proven and fidelity.by_labels:
-        return unverified(CLASS_DROP, limit, f"{class_words(collapsed[0], fidelity)}; too few to say how much")
+        return unverified(CLASS_DROP, limit, f"{class_words(collapsed[0], fidelity)}; too few samples to tell how much")
     worst = proven[0] if proven else fidelity.classes[0]
     return Gate(
         name=CLASS_DROP,
         outcome="failed" if proven else "ok",
         limit=limit,
         measured=f"{worst.drop_pp.estimate:.2f} pp",
-        detail=f"{class_words(worst, fidelity)}{'; --limit sqnr=0 takes this floor away' if proven else ''}",
+        detail=f"{class_words(worst, fidelity)}{'; --limit sqnr=0 turns this check off' if proven else ''}",
         exit_code=ExitCode.ACCURACY,
     )
 
 
 def class_words(one: ClassDrop, fidelity: Fidelity) -> str:
-    """Return one class's drop in words, with the number of its samples."""
+    """Return a text with one class's drop and its number of samples."""
     repeats = f", {one.distinct} distinct" if one.distinct < one.samples else ""
-    of = f"{counted(one.samples, 'sample')}{repeats}{'' if fidelity.by_labels else ' that fp32 puts there'}"
+    of = f"{counted(one.samples, 'sample')}{repeats}{'' if fidelity.by_labels else ' that fp32 assigns to it'}"
     drop = f"drop {one.drop_pp.estimate:.1f} pp ({one.drop_pp.low:.1f} to {one.drop_pp.high:.1f})"
     return f"class {one.label}: {one.right} right of {of}, fp32 {one.fp32_right}, {drop}"
 
 
 def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
-    """Return why the samples cannot prove a drop within a limit, and how many could; "" where they can, or it is over.
+    """Return why the samples cannot prove a drop within a limit, and how many would; "" where they can or it is larger.
 
-    The samples are too few where an artifact that scores each like fp32 would not pass either.
+    The samples are too few if even an artifact with fp32's score on every sample would not pass.
     """
     drop, count = fidelity.drop_pp, fidelity.distinct
     if drop is None or count is None or drop.high <= limit_pp or drop.estimate > limit_pp:
@@ -217,13 +219,14 @@ def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
     if 100 * matched_pairs(0, 0, count)[1] <= limit_pp and not equal:
         return ""
     return (
-        f"{counted(count, 'distinct sample')} cannot prove so little: the drop is {drop.estimate:.2f} pp"
+        f"{counted(count, 'distinct sample')} cannot prove a drop within {limit_pp:g} pp: the drop is "
+        f"{drop.estimate:.2f} pp"
         f" ({drop.low:.2f} to {drop.high:.2f}); {needed_for_drop(fidelity, limit_pp)}"
     )
 
 
 def needed_for_drop(fidelity: Fidelity, limit_pp: float) -> str:
-    """Return how many samples could prove a drop within a limit, in words; "" where none could."""
+    """Return a text with the number of samples that could prove a drop within a limit; "" where no number could."""
     count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
     lost, won = (min(1.0, (value or 0) / max(1, count)) for value in (fidelity.lost, fidelity.won))
     needed = samples_for_drop(limit_pp / 100, lost, won)

@@ -1,4 +1,4 @@
-"""How a measured value is held against a limit, and how that is told."""
+"""Gates that compare a measured value with a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeq.core.units import Dimension, format_bytes, format_quantity
 
 
 def amount(value: float, dimension: Dimension) -> str:
-    """Return a difference as people read it; one that is not zero never reads as zero."""
+    """Return a difference as text; a nonzero difference is never printed as zero."""
     if dimension == "bytes":
         whole = math.ceil(value)
         return f"{whole} B" if whole < 1000 else f"{format_bytes(whole)} ({whole:,} B)"
@@ -18,29 +18,29 @@ def amount(value: float, dimension: Dimension) -> str:
 
 
 def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
-    """Hold `measured` to the most that passes, both in the dimension's base unit; equal passes, NaN does not.
+    """Check that `measured` is at most `limit`, both in the dimension's base unit; equal passes, NaN fails.
 
     Args:
         name: the gate's name.
-        limit: the most that passes.
+        limit: the largest value that passes.
         measured: what was measured.
-        dimension: what both are measured in.
+        dimension: the dimension of both.
         code: the exit code of a failure.
-        note: said after by how much.
+        note: text after the margin.
     """
     left = limit - measured
     by = f"{amount(left, dimension)} left" if left >= 0 else f"+{amount(-left, dimension)} over"
-    return _held("<=", left, by, name, limit, measured, dimension, code, note)
+    return _gate("<=", left, by, name, limit, measured, dimension, code, note)
 
 
 def at_least(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
-    """Hold `measured` to the least that passes; the rest is as in `at_most`."""
+    """Check that `measured` is at least `limit`; the rest is as in `at_most`."""
     above = measured - limit
     by = f"{amount(above, dimension)} above" if above >= 0 else f"{amount(-above, dimension)} short"
-    return _held(">=", above, by, name, limit, measured, dimension, code, note)
+    return _gate(">=", above, by, name, limit, measured, dimension, code, note)
 
 
-def _held(
+def _gate(
     sign: str,
     margin: float,
     by: str,
@@ -64,7 +64,7 @@ def _held(
 
 
 def unverified(name: str, limit: str, why: str) -> Gate:
-    """Return the gate of something that was asked for and could not be measured (exit code 7)."""
+    """Return the gate of a value that was required but could not be measured (exit code 7)."""
     return Gate(
         name=name,
         outcome="unverified",

@@ -29,7 +29,7 @@ class GateKind:
     """What is known of a gate before anything is measured.
 
     Attributes:
-        exit_code: of a failure; what could not be measured exits with 7 whatever the gate.
+        exit_code: of a failure; what could not be measured exits with 7 for every gate.
         commands: those that judge it.
         may_stay_unmeasured: whether `--allow-unmeasured` takes its name.
         doc: what it holds the artifact to.

@@ -37,16 +37,16 @@ _LEAST_RUNS = 10  # of fewer, one time in ten that is slower would not be seen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a limit is compared with.
+    """The values that limits are compared with.
 
     Attributes:
         size_bytes: bytes of the artifact.
         download_bytes: bytes of the published ZIP.
-        verified: what running the artifact showed.
+        verified: the results of running the artifact.
         limit_on: whether the accuracy drop is judged by the upper end of its interval or by the estimate.
-        host_arch: the architecture that `verified` was measured on, as `platform.machine()` says it.
+        host_arch: the architecture that `verified` was measured on, in the form of `platform.machine()`.
         target_arch, target_platform: the target's.
-        threads: that the app uses; a device that was timed with others settles no latency.
+        threads: of the app; a device timing with another number of threads does not count for latency.
     """
 
     size_bytes: int
@@ -60,9 +60,9 @@ class Measured:
 
 
 def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
-    """Hold one measured value to its limit (bytes, ms or percentage points, unrounded).
+    """Check one measured value against its limit (bytes, ms or percentage points, unrounded).
 
-    What could not be measured, or not on the target's architecture, or is a phone's, is `unverified` (exit code 7).
+    A value is `unverified` (exit code 7) if it was not measured, or was measured on another kind of machine.
     """
     kind = LIMITS[name]
     value, note = _value(name, limit, measured)
@@ -73,7 +73,7 @@ def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
             outcome="ok",
             limit="none",
             measured=shown,
-            detail="0 takes the floor under the outputs away",
+            detail="sqnr=0 turns the check of the outputs' floor off",
             exit_code=kind.exit_code,
             bound=limit,
         )
@@ -98,7 +98,7 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
     if name in ("sqnr", "agreement"):
         return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":
-        return None, "measured against the shipped model, by `edgeq ota release`"
+        return None, "`edgeq ota release` measures this against the shipped model"
     return _timed(name, measured)
 
 
@@ -151,9 +151,9 @@ def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     """
     fidelity = measured.verified.fidelity
     if fidelity is None or fidelity.inputs != "evaluation":
-        return None, "random inputs are no evidence: give --eval-data, with labels or without"
+        return None, "random inputs prove nothing about accuracy: give --eval-data, with or without labels"
     part, value = _worst(name, fidelity)
-    why = "there is no fp32 output that ranks classes" if name == "agreement" else "there is no fp32 to compare with"
+    why = "no fp32 output ranks classes" if name == "agreement" else "there is no fp32 to compare with"
     if value is None:
         return None, why
     runs = measured.verified.emulation.runs if measured.verified.emulation else ()
@@ -213,29 +213,31 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     value, note = values[name]
     if value is None:
         only = verified.graph_only
-        return None, verified.stand_in or (only.why if only else "the host's run did not give one")
+        return None, verified.stand_in or (only.why if only else "the run on the host did not measure it")
     what = "memory" if name == "peak_memory" else "a time"
     if _arch(host) != _arch(measured.target_arch):
-        return None, f"{what} measured on {_arch(host)} says nothing about {_arch(measured.target_arch)}"
+        return None, f"{what} measured on {_arch(host)} is not valid for {_arch(measured.target_arch)}"
     if measured.target_platform in _PHONES:  # an arm64 server, or a laptop, is ten times a phone
-        return None, f"{what} measured on this host says nothing about a phone"
+        return None, f"{what} measured on this host is not valid for a phone"
     return value, note
 
 
 def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> tuple[float | None, str]:
     """Return what a real device took; another kind of device than the target's does not settle a limit."""
     if device.is_virtual:
-        return None, f"{device.device} is an emulated device, whose figures say nothing about a real one"
+        return None, f"{device.device} is an emulated device; its figures are not valid for a real one"
     if not _fits(device, measured):
-        own, wanted = (f"{device.platform} {device.arch}", f"{measured.target_platform} {measured.target_arch}")
-        return None, f"measured on {device.device}, which is {own}: that says nothing about {wanted}"
+        actual, expected = (f"{device.platform} {device.arch}", f"{measured.target_platform} {measured.target_arch}")
+        return None, f"measured on {device.device}, which is {actual}; the target is {expected}"
     if name == "latency" and device.threads != measured.threads:
         return (
             None,
-            f"{device.device} was timed with {counted(device.threads, 'thread')}, and the app uses {measured.threads}",
+            f"{device.device} was timed with {counted(device.threads, 'thread')}, but the app uses {measured.threads}",
         )
     if name == "latency" and device.runs < _LEAST_RUNS:
-        return None, f"{device.device} was timed {counted(device.runs, 'time')}, and a p90 needs {_LEAST_RUNS} at least"
+        return None, (
+            f"{device.device} was timed {counted(device.runs, 'time')}, but a p90 needs at least {_LEAST_RUNS} runs"
+        )
     where = f"on {device.device}, {device.runtime}"
     values: dict[LimitName, tuple[float | None, str]] = {
         "latency": (
@@ -246,7 +248,7 @@ def _on_device(name: LimitName, device: DeviceMeasures, measured: Measured) -> t
         "load": (device.load_ms, where),
     }
     value, note = values[name]
-    return (value, note) if value is not None else (None, f"the run {where} did not give one")
+    return (value, note) if value is not None else (None, f"the run {where} did not measure it")
 
 
 def _fits(device: DeviceMeasures, measured: Measured) -> bool:
@@ -260,12 +262,15 @@ def _prediction(measured: Measured) -> LatencyPrediction | None:
     return None if cost is None or (device is not None and _fits(device, measured)) else cost.prediction
 
 
-def _predicted(told: LatencyPrediction) -> tuple[float, str]:
-    beyond = ", extrapolated beyond what the model was fitted on" if told.extrapolated else ""
-    estimate = f"the estimate is {told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g})"
+def _predicted(prediction: LatencyPrediction) -> tuple[float, str]:
+    beyond = ", extrapolated beyond the range that the latency model was fitted on" if prediction.extrapolated else ""
+    estimate = f"the estimate is {prediction.estimate_ms:.3g} ms ({prediction.low_ms:.3g} to {prediction.high_ms:.3g})"
     return (
-        told.high_ms,
-        f"predicted for {told.device} on {counted(told.threads, 'thread')}, not measured; {estimate}{beyond}",
+        prediction.high_ms,
+        (
+            f"predicted for {prediction.device} on {counted(prediction.threads, 'thread')}, not measured; "
+            f"{estimate}{beyond}"
+        ),
     )
 
 
@@ -285,31 +290,32 @@ _Z95 = 1.645  # the normal distribution's one-sided 95% point
 
 
 def why_worthless(fidelity: Fidelity) -> str:
-    """Return why the drop that was measured proves nothing; "" where it does.
+    """Return why the measured drop proves nothing; "" where it does.
 
     Weights that a factory did not load, another preprocessing or another order of the classes than in training leave
-    fp32 at chance, and a drop against that is near zero; so is one by a metric of the user's own that labels do not
-    change. Scores that are no shares have no percentage points.
+    fp32 at chance, and a drop against that is near zero. So is the drop of a user's metric that does not depend on the
+    labels. Scores outside 0 to 1 have no percentage points.
     """
     fp32, score, chance = fidelity.fp32_score, fidelity.score, fidelity.chance_score
     if fp32 is None or score is None:
         return ""
     if not score_is_share(fidelity):
         return (
-            f"percentage points are of a score from 0 to 1, and {fidelity.metric} gave {fp32:.4g} for fp32 and"
-            f" {score:.4g}: scale it"
+            f"percentage points need a score from 0 to 1, but {fidelity.metric} gave {fp32:.4g} for fp32 and "
+            f"{score:.4g}: scale it"
         )
     mismatched = fidelity.mismatch_drop_pp
     if mismatched is not None and mismatched.high < 0:
         return (
-            f"{fidelity.metric} scores fp32 higher against other samples' labels, or noise, than against its own, by"
-            f" {-mismatched.estimate:.2f} pp: higher must be better, so return 1 - x for a loss or an error x"
+            f"{fidelity.metric} scores fp32 higher with the labels of other samples, or noise, than with the "
+            f"right ones, by {-mismatched.estimate:.2f} pp: a higher score must be better, so return 1 - x for a "
+            "loss or an error x"
         )
     if mismatched is not None and not mismatched.low > 0:
         return (
-            f"{fidelity.metric} scores fp32 no better against its own labels than against other samples', or noise"
-            f" ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): does it look at the"
-            " label, are the samples enough, and are weights and preprocessing right?"
+            f"{fidelity.metric} scores fp32 no better with the right labels than with those of other samples, or "
+            f"noise ({mismatched.estimate:.2f} pp, {mismatched.low:.2f} to {mismatched.high:.2f}): check that it "
+            "uses the label, that there are enough samples, and that weights and preprocessing are right"
         )
     if chance is None:
         return ""
@@ -318,13 +324,13 @@ def why_worthless(fidelity: Fidelity) -> str:
     if fp32 > chance + margin:
         return ""
     return (
-        f"fp32 itself scores {fp32:.1%} over {counted(fidelity.samples, 'sample')}, no better than the commonest"
-        f" label alone ({chance:.1%}): are weights, preprocessing and the order of the classes right?"
+        f"fp32 itself scores {fp32:.1%} over {counted(fidelity.samples, 'sample')}, no better than always "
+        f"predicting the most common label ({chance:.1%}): check weights, preprocessing and class order"
     )
 
 
 def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
-    """Return what to know where no limit on the drop was given; with one, its gate says the same and fails."""
+    """Return warnings for a run without a limit on the drop; with a limit, its gate reports the same and fails."""
     fidelity = verified.fidelity
     if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
         return ()
@@ -334,17 +340,17 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
         said.append(why)
     if fidelity.tied is not None and fidelity.tied > MAX_TIED:
         said.append(
-            f"the first class shares its score with another one in {fidelity.tied:.1%} of the samples, where fp32 tells"
-            " them apart: which of them counts depends on the order of the classes"
+            f"in {fidelity.tied:.1%} of the samples two classes tie for the top score, unlike in fp32: top-1 then "
+            "depends on the order of the classes"
         )
     if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
         inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
         said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
     if scheme == "pretrained":
-        said.append("the model came quantized: there is no fp32 model to hold its outputs to")
+        said.append("the model was already quantized: there is no fp32 model to compare its outputs with")
     elif scheme != "fp32":
         how = "" if fidelity.score is not None else "labelled --eval-data and "
-        said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or what you can afford")
+        said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or the drop that you can accept")
     return tuple(said)
 
 
@@ -358,11 +364,11 @@ MOST_RATIO = 1.1
 
 
 def instruction_gates(shipped: Path | None, verified: VerifyReport) -> tuple[Gate, ...]:
-    """Hold the instructions of one inference to those of the shipped model, core by core (exit code 6).
+    """Compare the instructions of one inference with those of the shipped model, for each CPU core (exit code 6).
 
     Args:
-        shipped: the bundle that was named for comparison; None: no gate.
-        verified: with the counts of both, where they could be taken.
+        shipped: the bundle of --shipped; None for no gate.
+        verified: holds the counts of both, where they could be measured.
     """
     if shipped is None:
         return ()
@@ -373,14 +379,14 @@ def instruction_gates(shipped: Path | None, verified: VerifyReport) -> tuple[Gat
         return (unverified(INSTRUCTIONS_GATE, limit, "instructions are counted for ARM64 targets, under QEMU"),)
     ratios = [(now.total.instructions / then.total.instructions, now, then) for now, then in pairs]
     worst, now, _ = max(ratios, key=lambda found: found[0])
-    told = (f"{one.cpu}: {one.total.instructions:,} against {other.total.instructions:,}" for _, one, other in ratios)
+    counts = (f"{one.cpu}: {one.total.instructions:,} against {other.total.instructions:,}" for _, one, other in ratios)
     return (
         Gate(
             name=INSTRUCTIONS_GATE,
             outcome="ok" if worst <= MOST_RATIO else "failed",
             limit=limit,
             measured=f"{worst:.3f} x on {now.cpu}",
-            detail="; ".join(told),
+            detail="; ".join(counts),
             exit_code=ExitCode.LATENCY,
         ),
     )

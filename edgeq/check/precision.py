@@ -1,4 +1,4 @@
-"""The precision audit: whether the scheme delivered what its name says, by multiply-accumulates (MACs)."""
+"""The precision audit: the share of multiply-accumulates (MACs) that runs in the precision of the scheme."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def audit_gates(
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
 ) -> tuple[Gate, ...]:
-    """Return the gates of the shares (0 to 1) that the profile's `[audit.SCHEME]` asks for; of 0, none.
+    """Return a gate for each share (0 to 1) that the profile's `[audit.SCHEME]` requires; a share of 0 has none.
 
-    The shares in int8 are over the layers that were meant to be: all but those that people keep in float, and products
-    of two activations, which have no weight to quantize. A layer that is in float for any other reason counts.
+    int8 shares are over the layers meant for int8: all except those that the user keeps in float and products of two
+    activations, which have no weight to quantize. A layer in float for any other reason counts against the share.
 
     Args:
         target: the profile.
         scheme: the scheme that made the artifact.
-        lowered: what the delegate took.
-        verified: what the runtime's own profile showed of the kernels.
-        asked_fp32: names of its layers that people asked to keep in float.
+        lowered: the work that the delegate took.
+        verified: the kernels in the runtime's own profile.
+        asked_fp32: names of its layers that the user keeps in float.
     """
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None:
@@ -58,8 +58,8 @@ def audit_gates(
     kernels = verified.kernels
     why = kernels.why_unmatched if kernels else "the runtime gave no profile of its kernels"
     no_linear = why or "the model has no linear or recurrent layer"
-    unread = "what the artifact stores is not known"
-    undelegated = "what the delegate took of the artifact is not known"
+    unread = "the constants of the artifact are not known"
+    undelegated = "the delegate's share of the artifact is not known"
     measured = (
         ("int8_macs", asked.int8_macs, kernels.int8_macs if kernels else None, why),
         ("int8_linear_macs", asked.int8_linear_macs, kernels.int8_linear_macs if kernels else None, no_linear),
@@ -88,7 +88,7 @@ def audit_warnings(
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Say where the greater part of an int8 artifact's work is float by intention; arguments as in `audit_gates`."""
+    """Warn if most of an int8 artifact's work is in float by intention; arguments as in `audit_gates`."""
     kernels = verified.kernels
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
@@ -97,7 +97,7 @@ def audit_warnings(
     if planned is None or kernels.int8_macs >= _MOST:
         return ()
     suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
-    instead = f"; {suits} may suit the model better, --compare shows what {scheme} gains" if suits else ""
+    instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
     return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
 
 

@@ -1,4 +1,4 @@
-"""The gates of a release: will the apps in the field load it, take it, and be better off with it."""
+"""The gates of a release: whether the apps in the field can load it and accept its inputs, outputs and size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgeq.core.units import format_quantity
 
 
 def is_lite(manifest: Manifest) -> bool:
-    """Whether the artifact is for the lite interpreter, whose operators have to be read from the artifact."""
+    """Whether the artifact is for the lite interpreter; its operators are then read from the artifact."""
     return manifest.target.runtime == "torchscript" and manifest.target.platform == "android"
 
 
 def release_runtime_gate(
     bundle: Bundle, runtimes: tuple[str, ...], *, operators: tuple[str, ...] = (), bytecode: int | None = None
 ) -> Gate:
-    """Hold the artifact to the oldest runtime in the field: its version, or bytecode and operators (exit code 3).
+    """Check the artifact against the oldest runtime in the field: version, or bytecode and operators (exit code 3).
 
     Args:
         bundle: what is to be released.
@@ -74,8 +74,8 @@ def _profile(manifest: Manifest, runtimes: tuple[str, ...]) -> TargetProfile:
 
 
 def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
-    """Hold inputs, outputs, preprocessing and labels to the shipped model's: the app was written for them (code 3)."""
-    limit = "as the shipped model's"
+    """Compare inputs, outputs, preprocessing and labels with the shipped model's, as apps expect (exit code 3)."""
+    limit = "same as the shipped model"
     if old is None:
         return _gate("contract", "", limit, "no shipped model to compare with")
     change = contract_change(old, new)
@@ -84,7 +84,7 @@ def contract_gate(new: Manifest, old: Manifest | None) -> Gate:
     same = "inputs, outputs, preprocessing and labels are equal"
     more = sorted(set(new.layers.undelegated) - set(old.layers.undelegated))
     # an app may be built with the operators of its model only; which ones it has is not known here
-    hint = f"; it uses operators that the shipped one does not: {', '.join(more[:5])}" if more else ""
+    hint = f"; it uses operators that the shipped model does not use: {', '.join(more[:5])}" if more else ""
     return _gate("contract", "", limit, same + hint)
 
 
@@ -107,7 +107,7 @@ def size_gates(
     download_bytes: int,
     patch_bytes: Sequence[tuple[str, int]],
 ) -> tuple[Gate, ...]:
-    """Hold the very bytes that would be published to the limits (exit code 4).
+    """Check the sizes of the files that would be published against the limits (exit code 4).
 
     Args:
         manifest: the bundle's.
@@ -126,9 +126,13 @@ def size_gates(
         elif name == "delta":
             gates += [_bytes(name, limit, size, f"from {base}") for base, size in patch_bytes]
             if not patch_bytes and old is None:
-                gates.append(_ok(name, limit, "no patch", "no earlier release to make a patch from"))
+                gates.append(_ok(name, limit, "no patch", "there is no earlier release to make a patch from"))
             elif not patch_bytes:
-                gates.append(_unmeasured(name, limit, "no patch was made from the release that devices have: --deltas"))
+                gates.append(
+                    _unmeasured(
+                        name, limit, "no patch was made from the release that devices have: give --deltas 1 or more"
+                    )
+                )
     for preset in options.store_limits:
         limit_of = find_store_limit(preset, options.app_size_bytes)
         if limit_of.platform in ("any", manifest.target.platform):

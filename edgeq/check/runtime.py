@@ -18,12 +18,12 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiteRuntime:
-    """What a torch version's lite interpreter loads.
+    """The bytecode versions and operators that a torch version's lite interpreter loads.
 
     Attributes:
         min_bytecode, max_bytecode: kMinSupportedBytecodeVersion and kMaxSupportedBytecodeVersion of that torch's
             caffe2/serialize/versions.h.
-        operators: the list of its operators beside this file.
+        operators: name of the file next to this one that lists its operators.
     """
 
     min_bytecode: int
@@ -46,7 +46,7 @@ _MOBILE_OPSET = 15  # the newest whose operators it has
 
 
 def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
-    """Return whether the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
+    """Check that the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
 
     ExecuTorch, and TorchScript on a host: by (major, minor), since an artifact runs on the runtime that wrote it or a
     newer one. TorchScript on Android: by bytecode version and by operators. ONNX: by opset; the full builds of ONNX
@@ -77,7 +77,7 @@ def _lite(oldest: str, lowered: LoweredModel) -> Gate:
     runtime = LITE_RUNTIMES.get(_version(oldest) or (0, 0))
     if runtime is None:
         known = ", ".join(f"{major}.{minor}" for major, minor in LITE_RUNTIMES)
-        why = f"what pytorch_android_lite {oldest} loads is not known here (known: {known})"
+        why = f"edgeq does not know which bytecode pytorch_android_lite {oldest} loads (known: {known})"
         return unverified("runtime", f"torchscript {oldest}", why)
     if lowered.bytecode_version is None:
         return _gate("failed", oldest, lowered, "not saved for the lite interpreter: it has no bytecode")
@@ -105,7 +105,7 @@ def _onnx(oldest: str, lowered: LoweredModel) -> Gate:
     known = max((item for item in ONNX_OPSETS if item <= version), default=None)
     if known is None or opset is None:
         first = min(ONNX_OPSETS)
-        why = f"which opset onnxruntime {oldest} loads is not known here (known from {first[0]}.{first[1]} on)"
+        why = f"edgeq does not know which opset onnxruntime {oldest} loads (known from {first[0]}.{first[1]} on)"
         return unverified("runtime", f"onnx {oldest}", why)
     if opset > ONNX_OPSETS[known]:
         why = f"opset {opset}, but onnxruntime {oldest} loads opsets up to {ONNX_OPSETS[known]}: ship a newer app first"
@@ -121,7 +121,7 @@ def _mobile(oldest: str, lowered: LoweredModel) -> Gate:
     known = MOBILE_OPERATORS.get(_version(oldest) or (0, 0))
     if known is None:
         versions = ", ".join(f"{major}.{minor}" for major, minor in MOBILE_OPERATORS)
-        why = f"which operators onnxruntime-mobile {oldest} has is not known here (known: {versions})"
+        why = f"edgeq does not know the operators of onnxruntime-mobile {oldest} (known: {versions})"
         return unverified("runtime", f"onnx {oldest}", why)
     if lowered.path.suffix != ".ort":
         return _gate("failed", oldest, lowered, 'onnxruntime-mobile reads .ort files only: set file_format = "ort"')
@@ -132,13 +132,18 @@ def _mobile(oldest: str, lowered: LoweredModel) -> Gate:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         why = f"onnxruntime-mobile {oldest} lacks {', '.join(missing[:5])}{more}: ship the full build"
-        return _gate("failed", oldest, lowered, f"{why}, or one of your own (edgeq inspect --required-operators)")
+        return _gate(
+            "failed",
+            oldest,
+            lowered,
+            (f"{why}, or build your own (edgeq inspect --required-operators lists the operators)"),
+        )
     return _gate("ok", oldest, lowered, f"onnxruntime-mobile {oldest} has all {len(lowered.operators)} operators")
 
 
 def _unlisted(limit: str) -> Gate:
     """Return the gate of an artifact whose operators are not known: that it lacks none would be said of any."""
-    return unverified("runtime", limit, "which operators the artifact needs is not known")
+    return unverified("runtime", limit, "the operators that the artifact needs are not known")
 
 
 def _in_mobile(name: str, has: frozenset[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What the search for a mixed precision came to: a gate that an assignment keeps the limits on its own samples."""
+"""The gate of the mixed-precision search: an assignment meets the limits on the search samples."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from edgeq.core.units import counted, format_quantity
 
 
 def search_gates(search: Search | None) -> tuple[Gate, ...]:
-    """Fail where no assignment kept the limits (exit code 5); there is no gate where nothing was searched."""
+    """Fail if no assignment meets the limits (exit code 5); no gate for schemes without a search."""
     if search is None:
         return ()
     found = search.found
-    told = (
+    kept = (
         f"{len(found.kept)} of {len(search.ranking)} layers in float, over {counted(search.samples, 'search sample')}"
     )
-    nearest = "; no assignment of those tried does: this one is the nearest"
+    nearest = "; no assignment that was tried meets the limits: this one is the nearest"
     return (
         Gate(
             name="search",
             outcome="ok" if found.meets else "failed",
             limit=", ".join(_limit(name, limit) for name, limit in search.limits),
             measured=", ".join(_score(name, found.scores) for name, _ in search.limits),
-            detail=f"{told}, {counted(len(search.attempts), 'assignment')} tried{'' if found.meets else nearest}",
+            detail=f"{kept}, {counted(len(search.attempts), 'assignment')} tried{'' if found.meets else nearest}",
             exit_code=ExitCode.ACCURACY,
         ),
     )
@@ -56,7 +56,7 @@ _LEAST_LOSS = 0.01
 
 
 def training_gates(tuning: Tuning | None) -> tuple[Gate, ...]:
-    """Fail a training that diverged (exit code 5); there is no gate where nothing was trained."""
+    """Fail if the training diverged (exit code 5); no gate for schemes without training."""
     if tuning is None:
         return ()
     measured = _divergence(tuning)
@@ -74,12 +74,14 @@ def training_gates(tuning: Tuning | None) -> tuple[Gate, ...]:
 
 
 def training_warnings(tuning: Tuning | None) -> tuple[str, ...]:
-    """Say where no epoch was better than the static ranges on the samples that were held out."""
+    """Warn if no epoch was better than static-int8 on the held-out samples."""
     if tuning is None or tuning.weights != "start" or _divergence(tuning):
         return ()
     return (
-        "training did not bring the outputs nearer to fp32's on held-out samples: "
-        "the weights are those of static-int8; try another --qat-lr or more --qat-data",
+        (
+            "training did not bring the outputs closer to fp32 on held-out samples: the weights are those of "
+            "static-int8; try another --qat-lr or more --qat-data"
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stores' size limits, as presets: the figures are in store_limits.toml, each with its date, source and basis."""
+"""App stores' size limits as presets. store_limits.toml holds the figures, each with date, source and basis."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class StoreLimit:
 
     Attributes:
         platform: the platform that the store serves.
-        limit_bytes: the most that it takes.
-        basis: what it counts.
+        limit_bytes: the largest size that the store accepts.
+        basis: which bytes the store counts.
         counts_app: whether app and model are counted together.
         as_of: year and month in which the figure was read.
-        source: where.
-        note: what else to know of it.
+        source: where the figure was read.
+        note: further remarks.
     """
 
     platform: Literal["android", "ios", "any"]
@@ -57,15 +57,15 @@ def store_limits() -> dict[str, StoreLimit]:
 
 
 def find_store_limit(preset: str, app_size_bytes: int | None, target: TargetProfile | None = None) -> StoreLimit:
-    """Return a preset, after checking that it can be applied.
+    """Return a preset, after checking that it applies.
 
     Args:
         preset: its name.
         app_size_bytes: the app's size without the model, in the preset's basis; None where not given.
-        target: the target whose artifact is to be held to it; None to leave the platform unchecked.
+        target: the target whose artifact is judged; None to leave the platform unchecked.
 
     Raises:
-        UsageError: an unknown preset, one that needs --app-size without it, or one of another platform's store.
+        UsageError: the preset is unknown, needs --app-size, or is for another platform's store.
     """
     known = store_limits()
     if preset not in known:
@@ -73,8 +73,8 @@ def find_store_limit(preset: str, app_size_bytes: int | None, target: TargetProf
     limit = known[preset]
     if limit.counts_app and app_size_bytes is None:
         raise UsageError(
-            f"store limit {preset!r} counts the app and the model together, and the app's size is not known",
-            f"give --app-size, the app without the model ({limit.basis})",
+            f"store limit {preset!r} counts the app and the model together, but the app's size is not known",
+            f"give --app-size: the size of the app without the model ({limit.basis})",
         )
     if target is not None and limit.platform not in ("any", target.platform):
         raise UsageError(
@@ -87,13 +87,13 @@ def find_store_limit(preset: str, app_size_bytes: int | None, target: TargetProf
 def store_gate(
     preset: str, app_size_bytes: int | None, size_bytes: int, download_bytes: int, target: TargetProfile
 ) -> Gate:
-    """Hold the app with its model, or the model's own pack, to a store's limit (exit code 4).
+    """Check the app with its model, or the model's own pack, against a store's limit (exit code 4).
 
     Args:
         preset: the limit's name.
         app_size_bytes: the app's size without the model; added where the store counts both together.
-        size_bytes: the artifact's, which counts where the store counts uncompressed bytes.
-        download_bytes: the published ZIP's, which counts where the store counts the compressed download.
+        size_bytes: the artifact's; used where the store counts uncompressed bytes.
+        download_bytes: the published ZIP's; used where the store counts the compressed download.
         target: the target of the artifact.
 
     Raises:
@@ -114,7 +114,7 @@ def store_gate(
 
 
 def store_warnings(presets: tuple[str, ...], target: TargetProfile) -> tuple[str, ...]:
-    """Return what the stores will say of the target whatever the sizes."""
+    """Return store warnings for the target that do not depend on sizes."""
     plays = any(preset.startswith("play-") for preset in presets)
     if plays and target.platform == "android" and target.runtime == "torchscript":
         return (

@@ -1,4 +1,4 @@
-"""`edgeq build`: all models of a project, gated one by one and as an app."""
+"""`edgeq build`: package all models of a project, with gates for each model and for the app."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 def build(
     options: Annotated[dict[str, Any], ConfigOptions(("out", "cache"))], run: RunParams, names: Names = None
 ) -> None:
-    """Build all models of an edgeq.toml in parallel; what did not change comes from the cache.
+    """Build all models of an edgeq.toml in parallel; unchanged models come from the cache.
 
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
@@ -67,7 +67,7 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
 
     is_whole = len(wanted.models) == len(wanted.names)
     if not is_whole and wanted.app != AppOptions():
-        note("the app as a whole is not judged: only some of its models are built")
+        note("the limits of the app as a whole are not checked, since only some of its models are built")
     app = wanted.app if is_whole else AppOptions()
     project = Project(jobs=wanted.models, out=wanted.out, app=app)
     with open_progress(quiet=quiet, verbose=verbose) as progress:

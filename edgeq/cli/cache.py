@@ -1,4 +1,4 @@
-"""`edgeq cache`: what earlier runs left to be used again."""
+"""`edgeq cache`: the results of earlier runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgeq.core.units import counted, format_bytes
 if TYPE_CHECKING:
     import edgeq.pipeline.cache
 
-app = typer.Typer(help="Look at the build cache, or empty it.")
+app = typer.Typer(help="Show or clear the build cache.")
 
 
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say where the cache is and how much it holds."""
+    """Show the cache's folder, number of entries and size."""
 
     found = edgeq.pipeline.cache.cache_info()
     if as_json:

@@ -1,4 +1,4 @@
-"""`edgeq compare`: the outputs of an fp32 bundle and of a quantized one, and where between them the error starts."""
+"""`edgeq compare`: compare the outputs of an fp32 and a quantized bundle, and find where the error starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ _OPTIONS = ConfigOptions(
 @grouped
 def compare(
     fp32: Annotated[Path, typer.Argument(metavar="FP32_BUNDLE", help="A bundle of scheme fp32.")],
-    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED_BUNDLE", help="Another one of the same model.")],
+    quantized: Annotated[
+        Path, typer.Argument(metavar="QUANTIZED_BUNDLE", help=("A bundle of the same model with another scheme."))
+    ],
     options: Annotated[dict[str, Any], _OPTIONS],
     layers: Annotated[bool, typer.Option("--layers", help="Also compare the output of each layer.")] = False,
     samples: Annotated[
@@ -53,13 +55,13 @@ def compare(
 ) -> None:
     """Run an fp32 and a quantized bundle of one model on the same inputs, and compare their outputs.
 
-    Without --eval-data the inputs are drawn from the range that the preprocessing gives. Figures, no verdict: the exit
-    code is 0 however far apart they are.
+    Without --eval-data the inputs are drawn from the range that the preprocessing gives. The command does not judge the
+    figures: its exit code is 0 for any difference.
     """
 
     data = edgeq.config.options.filled(DataConfig, to_values(options).get("data", {}))
     if data.labels is not None and data.evaluation is None:
-        raise UsageError("--labels was given without --eval-data", "add --eval-data, or leave --labels out")
+        raise UsageError("--labels was given without --eval-data", "add --eval-data, or omit --labels")
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.compare.compare_bundles(
             fp32, quantized, data=data, samples=samples, layers=layers, progress=progress
@@ -71,7 +73,7 @@ def compare(
 
 
 def render(found: BundleComparison) -> str:
-    """Return the figures for people, a line for each layer, and where the error starts in words."""
+    """Return the figures as text: a line per layer, and the layer where the error starts."""
 
     outputs = found.outputs
     lines = edgeq.report.text.aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
@@ -119,7 +121,7 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
 
 
 def to_json(found: BundleComparison) -> dict[str, Any]:
-    """Return the same for machines; `schema_version` changes when a key goes or changes its meaning."""
+    """Return the same as JSON; `schema_version` changes when a key is removed or changes its meaning."""
 
     document: dict[str, Any] = edgeq.report.json.finite(
         {

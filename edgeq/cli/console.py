@@ -1,4 +1,4 @@
-"""What every command prints with: results on stdout, all else on stderr; a reader that went away is not an error."""
+"""Output of all commands: results on stdout, all else on stderr; a closed pipe is not an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def say(text: str) -> None:
 
 
 def say_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout. NaN is refused: the caller says what it stands for."""
+    """Print one JSON document on stdout. NaN is refused: the caller replaces it."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # escaped, and not replaced as in other output: whoever parses it gets what there was
     say("".join(char if is_safe(char) else json.dumps(char)[1:-1] for char in text))
@@ -49,7 +49,7 @@ def note(text: str) -> None:
 
 
 def say_error(err: EdgeqError, *, as_json: bool) -> None:
-    """Print an error: two lines on stderr, and for machines a document on stdout too."""
+    """Print an error: two lines on stderr, and with --json also a document on stdout."""
     say_problem(err.what, err.fix)
     if as_json:
         error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
@@ -63,9 +63,9 @@ def say_problem(what: str, fix: str) -> None:
 
 @contextlib.contextmanager
 def results_only() -> Iterator[None]:
-    """Send to stderr what is printed in the block: models, metrics and native libraries print as they like.
+    """Redirect to stderr what models, metrics and native libraries print in the block.
 
-    Printed on stdout, a line of theirs would spoil the JSON, and a reader that went away would end the run.
+    On stdout their lines would break the JSON, and a closed pipe would end the run.
     """
     sys.stdout.flush()
     try:
@@ -93,7 +93,7 @@ def _redirect(descriptor: int, to: int) -> None:
 
 
 def silence_stdout() -> None:
-    """Send what is still to be printed nowhere, so that the interpreter does not complain on its way out."""
+    """Discard further output, so that the interpreter does not report a broken pipe at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
@@ -109,9 +109,9 @@ def _one_line(text: str) -> str:
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
-    """Yield what suits the place that stderr goes to; bars are wiped when the block ends.
+    """Yield progress bars or lines, depending on stderr; bars are wiped when the block ends.
 
-    What the steps, the user's code among them, print in the block goes to stderr.
+    Output of the steps and of user code in the block goes to stderr.
     """
 
     with results_only():
@@ -126,12 +126,12 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
 
 def clock() -> datetime.datetime:
-    """Return the time of this machine, which clients' clocks have too."""
+    """Return this machine's time, which clients' clocks are assumed to share."""
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 def now() -> datetime.datetime:
-    """Return the time: SOURCE_DATE_EPOCH if set, so that what is written can be written again byte by byte.
+    """Return the time: SOURCE_DATE_EPOCH if set, so that output is reproducible byte by byte.
 
     Raises:
         UsageError: SOURCE_DATE_EPOCH is not a time.
@@ -143,4 +143,4 @@ def now() -> datetime.datetime:
         return datetime.datetime.fromtimestamp(int(text), datetime.UTC)
     except (ValueError, OverflowError, OSError) as err:
         what = f"SOURCE_DATE_EPOCH must be seconds since 1970, got {text!r}"
-        raise UsageError(what, "set it to a number, or unset it") from err
+        raise UsageError(what, "set SOURCE_DATE_EPOCH to a number, or unset it") from err

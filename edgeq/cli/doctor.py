@@ -1,4 +1,4 @@
-"""`edgeq doctor`: what is installed, what each target needs, and how to get what is missing. Loads none of it."""
+"""`edgeq doctor`: what is installed, what each target needs, and how to install what is missing. Loads no library."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 _LEAST_FREE_BYTES = 500_000_000
 
 _TOOLS = (
-    ("qemu-aarch64", "runs the device's ARM64 kernels; package --on host does without", "apt-get install qemu-user"),
+    ("qemu-aarch64", "runs the device's ARM64 kernels; not needed with package --on host", "apt-get install qemu-user"),
     (
         "aarch64-linux-gnu-g++",
         "compiles the runners for the ARM64 runtimes",
@@ -77,9 +77,9 @@ _TOOLS = (
     ),
     ("ssh", "runs bundles on a Linux board: edgeq verify --on ssh:HOST", "apt-get install openssh-client"),
     ("adb", "runs bundles on a phone: edgeq verify --on adb", "apt-get install adb"),
-    ("gcc", "builds what counts instructions, for edgeq profile and --device", "apt-get install gcc"),
-    ("nvidia-smi", "runs CUDA targets on a GPU; the CPU emulates them without", "install NVIDIA's driver"),
-    ("g++", "compiles AOTInductor packages where there is a GPU", "apt-get install g++"),
+    ("gcc", "builds the instruction counter for edgeq profile and --device", "apt-get install gcc"),
+    ("nvidia-smi", "runs CUDA targets on a GPU; without it the CPU emulates them", "install NVIDIA's driver"),
+    ("g++", "compiles AOTInductor packages on machines with a GPU", "apt-get install g++"),
     ("java", "runs the Android demo's tests", "apt-get install openjdk-17-jdk-headless"),
     ("mvn", "builds the Android demo for its tests", "apt-get install maven"),
     ("aapt2", "compiles the Android demo's resources for its tests", "apt-get install aapt"),
@@ -88,14 +88,14 @@ _TOOLS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         kind: python, library, target, tool or disk.
         found: its version or place; None where it is missing.
         needed: whether the main job fails without it.
-        remark: what is wrong or worth knowing; empty where all is well.
-        fix: the command or advice that fixes it; empty where nothing is to be done.
+        remark: a problem or remark; empty if there is none.
+        fix: the command or advice that fixes it; empty if there is nothing to do.
     """
 
     kind: str
@@ -108,7 +108,7 @@ class Finding:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what is installed, what is missing, and how to get it."""
+    """Show what is installed, what is missing, and how to install it."""
     findings = examine()
     ready = all(finding.ok for finding in findings if finding.needed)
     if as_json:
@@ -122,7 +122,7 @@ def examine() -> tuple[Finding, ...]:
     """Return all findings, in the order in which they are printed."""
     libraries = [_library(name, tested, needed=True) for name, tested in TESTED.items()]
     optional = [
-        _library(*_DIGITS, needed=False, use="the digits model's data come with it"),
+        _library(*_DIGITS, needed=False, use="it includes the data of the digits model"),
         *(_library(name, tested, needed=False, use="ONNX Runtime targets need it") for name, tested in _ONNX.items()),
     ]
     present = {finding.name for finding in (*libraries, *optional) if finding.found}
@@ -173,10 +173,10 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
             "pip install " + " ".join(f"{m}=={(TESTED | _ONNX)[m]}" for m in missing),
         )
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
-        remark = f"needs {_BACKEND_NEEDS[backend]}, which executorch brings on Linux x86_64 and macOS"
+        remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
-        remark, fix = f"the {backend} engine needs an x86 host to be verified on", "run edgeq on an x86_64 machine"
+        remark, fix = f"the {backend} engine can only be verified on an x86 host", "run edgeq on an x86_64 machine"
     else:
         remark, fix = "", ""
     if runtime == "cuda" and not remark and not driver_state():

@@ -1,4 +1,4 @@
-"""`edgeq emulator`: the ARM64 runtimes that stand for a device."""
+"""`edgeq emulator`: the ARM64 runtimes that replace a device."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def install(
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Fetch the runtimes' ARM64 wheels, compile edgeq's runners, and test both on cortex-a53 and cortex-a76.
+    """Download the runtimes' ARM64 wheels, compile edgeq's runners, and test them on cortex-a53 and cortex-a76.
 
-    `edgeq package` and `edgeq verify --on emulator` do this by themselves where it was not done.
+    `edgeq package` and `edgeq verify --on emulator` do this themselves when needed.
     """
 
     if not is_native():

@@ -1,4 +1,4 @@
-"""`edgeq init`: a commented edgeq.toml, with all that can be found out without running the model."""
+"""`edgeq init`: write a commented edgeq.toml with everything that can be detected without running the model."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What could be found out of a project's folder.
+    """The findings in a project's folder.
 
     Attributes:
         apps: app projects below it, with their platforms.
-        calibration, evaluation: data by its name.
+        calibration, evaluation: data, recognized by name.
     """
 
     apps: tuple[tuple[str, tuple[str, ...]], ...]
@@ -56,18 +56,16 @@ def init(
         list[str],
         typer.Argument(metavar="MODEL…", help="torchvision:NAME, file.py or file.py:factory, model.pt2, … or digits."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")] = Path(
-        PROJECT_FILE
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")] = Path(PROJECT_FILE),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented edgeq.toml for one or more models, to be built with `edgeq build`.
 
-    Names, factories, data folders and app projects are looked for here and written in; nothing is run.
+    Names, factories, data folders and app projects are detected in the current folder; no code runs.
     """
 
     if output.exists() and not force:
-        raise UsageError(f"{output} is there already", "edit it, or give --force to replace it")
+        raise UsageError(f"{output} already exists", "edit it, or give --force to replace it")
     sources = [_source(text) for text in models]
     for source in sources:
         edgeq.pipeline.preflight.check_source(source)
@@ -76,7 +74,7 @@ def init(
 
 
 def look_around(folder: Path, *, is_vision: bool) -> Found:
-    """Return what a folder holds: data by its name, and app projects one level down."""
+    """Return a folder's data, recognized by name, and the app projects one level down."""
 
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     apps = tuple(
@@ -93,35 +91,35 @@ def look_around(folder: Path, *, is_vision: bool) -> Found:
 
 
 def project_text(sources: Sequence[str], found: Found) -> str:
-    """Return the file: what was found as keys, what was not as comments that show the key."""
+    """Return the file's text: detected values as keys, others as commented examples."""
     platforms = [platform for _, names in found.apps for platform in names]
     targets = [_TARGETS[name] for name in dict.fromkeys(platforms) if name in _TARGETS] or [_TARGETS["android"]]
     lines = [
-        "# What `edgeq build` makes of each model. Paths are relative to this file.",
-        "# What stands above the first [[model]] holds for all of them; a model's own keys win.",
+        "# Models and options for `edgeq build`. Paths are relative to this file.",
+        "# Keys above the first [[model]] apply to all models; a model's own keys override them.",
         'out = "out"',
         "",
-        "# `edgeq targets list` names them all; the first scheme of a target is used unless you name some",
+        "# `edgeq targets list` shows all targets; default scheme: the first one of each target",
         f"targets = {json.dumps([*targets, _HOST_TARGET])}",
         '# schemes = ["static-int8", "fp32"]',
         "",
-        "# apps to install into when all gates of all models pass",
+        "# apps to install into if all gates of all models pass",
         _key("install_into", [name for name, _ in found.apps], '["android_app"]'),
         "",
         "[data]",
-        "# an image folder, .npz, .npy or file.py:function; no sample may be in both",
+        "# an image folder, .npz, .npy or file.py:function; the two must not overlap",
         _key("calibration", found.calibration, '"data/train"'),
         _key("evaluation", found.evaluation, '"data/val"'),
         "# imagenet, unit, or a .toml file with color, resize, crop, scale, mean, std, layout",
         _key("preprocess", found.preprocess, '"imagenet"'),
         "",
-        "# the most that each model may be; what is asked for and cannot be measured fails",
+        "# limits for each model; a limit that cannot be measured fails",
         "[limit]",
         '# size = "5MB"',
         '# accuracy_drop = "1pp"',
         '# latency = "40ms"',
         "",
-        "# the app as a whole: all models that one ABI gets, and the runtimes' libraries",
+        "# limits for the whole app: all models for one ABI and the runtimes' libraries",
         "# [app]",
         '# limit.download = "20MB"',
         '# runtime_size.android-arm64.executorch = "7MB"',
@@ -134,7 +132,9 @@ def project_text(sources: Sequence[str], found: Found) -> str:
 def _model(name: str, source: str) -> list[str]:
     lines = ["", "[[model]]", f"name = {json.dumps(name)}", f"source = {json.dumps(source)}", 'version = "1"']
     if source.startswith("torchvision:"):
-        lines.append('# weights = "weights.safetensors"  # without it the weights are random, and nothing installs')
+        lines.append(
+            '# weights = "weights.safetensors"  # without weights they are random, and the bundle cannot be installed'
+        )
     return lines + _inputs(source)
 
 
@@ -147,7 +147,7 @@ def _inputs(source: str) -> list[str]:
     path, colon, _ = source.partition(":")
     if not colon or not path.endswith(".py") or "example_inputs" in _functions(Path(path)):
         return []
-    return ['# inputs = ["1x3x224x224"]  # or example_inputs() beside the factory']
+    return ['# inputs = ["1x3x224x224"]  # or define example_inputs() next to the factory']
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -162,7 +162,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _source(text: str) -> str:
-    """Return the source with its factory filled in, where a Python file has one that can be told."""
+    """Return the source with its factory filled in, if a Python file has one that can be identified."""
     if ":" in text or not text.endswith(".py"):
         return text
     functions = _functions(Path(text))
@@ -170,8 +170,12 @@ def _source(text: str) -> str:
         name for name in functions if name != "example_inputs"
     ]
     if not chosen or (chosen[0] not in GENERIC_FACTORIES and len(chosen) > 1):
-        told = f"its functions without arguments: {', '.join(functions)}" if functions else "it has none"
-        raise UsageError(f"{text}: which function returns the model? {told}", f"name it: {text}:FUNCTION")
+        candidates = (
+            (f"functions without arguments: {', '.join(functions)}")
+            if functions
+            else "it has no functions without arguments"
+        )
+        raise UsageError(f"{text}: which function returns the model? {candidates}", f"give it as {text}:FUNCTION")
     return f"{text}:{chosen[0]}"
 
 
@@ -180,7 +184,7 @@ def _functions(path: Path) -> list[str]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as err:
-        raise UsageError(f"cannot read {path}: {err}", "check the path, and that it is Python") from err
+        raise UsageError(f"cannot read {path}: {err}", "check the path, and that the file is Python") from err
     return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and _is_callable(node)]
 
 

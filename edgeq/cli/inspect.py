@@ -1,4 +1,4 @@
-"""`edgeq inspect`: what a bundle, or a bare artifact, is made of."""
+"""`edgeq inspect`: describe a bundle or a bare artifact."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SCHEMA_VERSION = 1
 
 _SHOWN = 10
 
-_SHARE_UNKNOWN = "not known: a bare artifact does not say which layers it holds; inspect its bundle"
+_SHARE_UNKNOWN = "not known: a bare artifact does not list its layers; inspect its bundle"
 
-_NOT_LISTED = "not known: a .pt archive holds code, and no list of operators"
+_NOT_LISTED = "not known: a .pt archive holds code but no list of operators"
 
 
 def inspect(
@@ -43,19 +43,22 @@ def inspect(
         ),
     ],
     layers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many layers, or entries of an archive, to list; JSON has all.")
+        int, typer.Option(metavar="N", min=0, help="Number of layers or archive entries to list; --json has all.")
     ] = _SHOWN,
     required_operators: Annotated[
         bool,
-        typer.Option("--required-operators", help="Of an .ort file: only the configuration of a runtime built for it."),
+        typer.Option(
+            "--required-operators",
+            help=("For an .ort file: print only the configuration for a reduced build of ONNX Runtime."),
+        ),
     ] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a bundle or an artifact is made of.
+    """Describe a bundle or an artifact.
 
-    Inputs and outputs, sizes, operators, what the delegate took, and bytes by layer. A bundle's hashes are checked;
-    an artifact is loaded in a process of its own.
+    Shows inputs and outputs, sizes, operators, the delegate's share and bytes per layer. A bundle's hashes are checked;
+    an artifact is loaded in a separate process.
     """
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.inspect.inspect_path(_ort_file(path) if required_operators else path, progress)
@@ -74,7 +77,7 @@ def inspect(
 
 
 def bundle_text(found: BundleInspection, shown: int) -> str:
-    """Return a bundle for people; `shown` layers, those with the most bytes first."""
+    """Return a bundle as text with `shown` layers, those with the most bytes first."""
 
     manifest = found.bundle.manifest
     target, runtime = manifest.target, manifest.runtime
@@ -110,7 +113,7 @@ def _computed(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("MACs", "not known" if layers.macs is None else f"{layers.macs:,} an inference"),
         ("int8 MACs", _share(layers.int8_macs, "not known: the profile did not match the layers")),
-        ("delegated", _share(layers.delegated_macs, "there is no delegate, or what it took is not known")),
+        ("delegated", _share(layers.delegated_macs, "there is no delegate, or its share is not known")),
         ("undelegated", ", ".join(layers.undelegated) or "no operator"),
         ("kept in fp32", ", ".join(layers.kept_fp32) or "no layer"),
     ]
@@ -168,7 +171,7 @@ def _ort_file(path: Path) -> Path:
     file = path / "model.ort" if path.is_dir() else path
     if file.suffix != ".ort" or not file.is_file():
         what = f"--required-operators is for ONNX Runtime's own format, and {path} neither is nor contains an .ort file"
-        raise UsageError(what, "give a model.ort, or the bundle of a target whose file_format is ort")
+        raise UsageError(what, "give a model.ort, or a bundle for a target whose file_format is ort")
     return file
 
 
@@ -177,7 +180,7 @@ def _bytes(size_bytes: int) -> str:
 
 
 def artifact_text(found: ArtifactInspection, shown: int) -> str:
-    """Return an artifact for people; `shown` entries of an archive."""
+    """Return an artifact as text with `shown` entries of an archive."""
 
     facts = found.facts
     operators = ", ".join(facts.operators)
@@ -207,7 +210,7 @@ def _stated(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def bundle_json(found: BundleInspection) -> dict[str, Any]:
-    """Return a bundle for machines: its manifest, and what is known beside it."""
+    """Return a bundle as JSON: its manifest and further facts."""
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "bundle",
@@ -221,7 +224,7 @@ def bundle_json(found: BundleInspection) -> dict[str, Any]:
 
 
 def artifact_json(found: ArtifactInspection) -> dict[str, Any]:
-    """Return an artifact for machines; what the format does not say is null."""
+    """Return an artifact as JSON; facts that the format does not have are null."""
     is_executorch = found.runtime == "executorch"
     states_tensors = found.runtime != "torchscript"
     listed = found.path.suffix != ".pt"

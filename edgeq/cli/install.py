@@ -1,4 +1,4 @@
-"""`edgeq install`: a bundle goes into an app's project; `edgeq package --install-into` uses the same steps."""
+"""`edgeq install`: install a bundle into an app's project; `edgeq package --install-into` uses the same steps."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """A bundle that went into an app."""
+    """A bundle that was installed into an app."""
 
     app: Path
     target: str | None
     result: InstallResult
 
     def as_text(self) -> str:
-        """Return the lines for people."""
+        """Return the lines of text."""
         result = self.result
         size = format_bytes(result.size_bytes)
         first = f"installed: {result.place} ({counted(len(result.files), 'file')}, {size}, digest {result.digest[:12]})"
@@ -43,7 +43,7 @@ class Installed:
         return "\n".join(lines + [f"  note: {note}" for note in result.notes])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the same for machines."""
+        """Return the same as JSON."""
         return {
             "app": str(self.app),
             "target": self.target,
@@ -61,10 +61,10 @@ class Installed:
 
 
 def growth_text(growth: Growth) -> str:
-    """Return how much an app grows, as one line for people."""
+    """Return one line of text with an app's growth."""
     bundle = format_bytes(growth.bundle_bytes)
     if growth.library_bytes is None or growth.total_bytes is None or growth.compressed_bytes is None:
-        return f"{growth.abi}: bundle {bundle}, runtime library not known (edgeq install --aar FILE tells)"
+        return f"{growth.abi}: bundle {bundle}, runtime library not known (give --aar FILE to edgeq install)"
     library = (
         f"{growth.library} {format_bytes(growth.library_bytes)} ({format_bytes(growth.compressed_bytes)} compressed)"
     )
@@ -72,27 +72,32 @@ def growth_text(growth: Growth) -> str:
 
 
 def install(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, from `edgeq package`.")],
     app: Annotated[Path, typer.Option("--app", metavar="FOLDER", help="The root of an Android or iOS project.")],
     aar: Annotated[
-        str, typer.Option("--aar", metavar="FILE", help="The runtime's Android library, to say how much the app grows.")
+        str,
+        typer.Option(
+            "--aar", metavar="FILE", help=("The runtime's Android library, to compute how much the app grows.")
+        ),
     ] = "",
     digest: options.Digest = None,
     verdict: options.Verdict = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Also where a model of other inputs, outputs or labels has the name.")
+        bool,
+        typer.Option(
+            "--replace", help=("Replace a model of the same name even if its inputs, outputs or labels differ.")
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Install a bundle into an app's project.
 
-    It replaces an older one of the same model and target, whole or not at all. A model with other inputs, outputs,
-    preprocessing or labels is taken for another one: the one that is there stays, unless --replace is given. Bundles
-    of the model for other targets go where they carry another version of it. In an iOS project the models become a
-    Swift package of resources.
+    It replaces an older bundle of the same model and target; a failed install changes nothing. A model with different
+    inputs, outputs, preprocessing or labels is only replaced with --replace. Bundles of another version of the model
+    for other targets are removed. In an iOS project the models become a Swift package of resources.
 
-    With --verdict, gates that were not measured when the bundle was packaged are settled by it, in the manifest that is
-    installed.
+    With --verdict, its measurements are judged by the gates that were unverified at packaging, and the installed
+    manifest has their results.
     """
 
     library = Path(aar) if aar else None
@@ -112,10 +117,10 @@ def install(
 def install_rows(
     report: RunReport, apps: Mapping[Path, tuple[str, ...]]
 ) -> tuple[tuple[Installed, ...], ModelError | None]:
-    """Install the rows of `report`, if all passed, into the apps that they are for; stop at the first refusal.
+    """Install the rows of `report` into their apps if all passed; stop at the first refusal.
 
     Returns:
-        What was installed, and what stopped it: the report is printed in either case.
+        The installed bundles, and the error that stopped the installation: the report is printed in either case.
     """
     if report.exit_code or not apps:
         return (), None

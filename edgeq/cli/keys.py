@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeq.deliver.ota.keys import KeyRing, RoleName
 
 
-app = typer.Typer(help="Make, show and replace the keys that sign updates.")
+app = typer.Typer(help="Create, show and replace the keys that sign updates.")
 
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the keys.")]
 
@@ -31,7 +31,8 @@ def new(
     threshold: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ROLE=K/N", help="Number of keys N of a role, and K that must sign, such as root=2/3; repeatable."
+            metavar="ROLE=K/N",
+            help=("Threshold K and number N of a role's keys, as ROLE=K/N, such as root=2/3; repeatable."),
         ),
     ] = None,
     place: Annotated[
@@ -43,32 +44,32 @@ def new(
     ] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Make Ed25519 keys for root, targets, snapshot and timestamp, in files that only you can read."""
+    """Create Ed25519 keys for root, targets, snapshot and timestamp, in files that only you can read."""
 
     counts = {_role(role): _counts(text) for role, text in map(_pair, threshold or ())}
     places = {_role(role): uri for role, uri in map(_pair, place or ())}
     both = sorted(set(counts) & set(places))
     if both:
-        what = f"--threshold and --place both name {both[0]}"
+        what = f"--threshold and --place are both given for {both[0]}"
         raise UsageError(what, "a role with an external key (--place) has exactly one key: drop its --threshold")
-    _tell(edgeq.deliver.ota.keys.new_keys(folder, counts=counts, places=places), as_json)
+    _print_keys(edgeq.deliver.ota.keys.new_keys(folder, counts=counts, places=places), as_json)
 
 
 @app.command("show")
 def show(folder: _Folder, as_json: _AsJson = False) -> None:
     """Print the public keys, the thresholds, and where the private keys are."""
 
-    _tell(edgeq.deliver.ota.keys.load_keys(folder), as_json)
+    _print_keys(edgeq.deliver.ota.keys.load_keys(folder), as_json)
 
 
 @app.command("rotate")
 def rotate(
     folder: _Folder,
     role: Annotated[str, typer.Option(metavar="ROLE", help="root, targets, snapshot or timestamp.")],
-    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="The channel whose clients must follow.")],
+    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="The channel whose clients must accept the change.")],
     as_json: _AsJson = False,
 ) -> None:
-    """Replace a role's keys, and publish the change: clients follow, and refuse the old keys from then on."""
+    """Replace a role's keys and publish the change; clients then refuse the old keys."""
 
     ring = edgeq.deliver.ota.keys.load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
@@ -82,7 +83,7 @@ def rotate(
         say(f"published: {channel} has root version {done.root_version}")
 
 
-def _tell(ring: KeyRing, as_json: bool) -> None:
+def _print_keys(ring: KeyRing, as_json: bool) -> None:
     if as_json:
         say_json({"schema_version": 1, **_facts(ring)})
     else:
@@ -117,7 +118,7 @@ def _facts(ring: KeyRing) -> dict[str, Any]:
 def _pair(text: str) -> tuple[str, str]:
     role, equals, value = text.partition("=")
     if not equals or not value:
-        raise UsageError(f"expected ROLE=VALUE, got {text!r}", "write, for example, --threshold root=2/3")
+        raise UsageError(f"expected ROLE=VALUE, got {text!r}", "for example --threshold root=2/3")
     return role, value
 
 
@@ -135,5 +136,5 @@ def _role(name: str) -> RoleName:
 def _counts(text: str) -> tuple[int, int]:
     least, slash, count = text.partition("/")
     if not slash or not least.isdecimal() or not count.isdecimal() or not 1 <= int(least) <= int(count) <= 16:
-        raise UsageError(f"expected K/N with 1 <= K <= N <= 16, got {text!r}", "write, for example, root=2/3")
+        raise UsageError(f"expected K/N with 1 <= K <= N <= 16, got {text!r}", "for example root=2/3")
     return int(least), int(count)

@@ -1,4 +1,4 @@
-"""Running the app: signals unwind like Ctrl-C, and every exception becomes two lines and an exit code."""
+"""Entry point: signals unwind like Ctrl-C, and every exception becomes a two-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
 
     Args:
         argv: the arguments without the program's name.
-        ends_process: whether the process ends next: after a signal it then takes no more of them.
+        ends_process: whether the process ends afterwards; further signals are then ignored.
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -123,13 +123,13 @@ def _as_typed(_context: object, value: object) -> object:
 def _fail(err: BaseException, *, debug: bool, as_json: bool, interrupted: bool = False) -> int:
     if debug:
         traceback.print_exception(err)
-    told = explain(KeyboardInterrupt() if interrupted else err)
-    say_error(told, as_json=as_json)
-    return told.exit_code
+    problem = explain(KeyboardInterrupt() if interrupted else err)
+    say_error(problem, as_json=as_json)
+    return problem.exit_code
 
 
 def explain(err: BaseException) -> EdgeqError:
-    """Return the error to tell for any exception."""
+    """Return the error to report for any exception."""
     if isinstance(err, EdgeqError):
         return err
     if isinstance(err, KeyboardInterrupt):
@@ -139,7 +139,7 @@ def explain(err: BaseException) -> EdgeqError:
     if isinstance(err, SystemExit):
         # a model's forward, say: its code may be 0, which would pass for a success
         last = traceback.extract_tb(err.__traceback__)[-1]
-        what = f"code that edgeq runs called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
+        what = f"user code called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
         return UsageError(what, "remove that call and run again; --debug shows the whole traceback")
     for link in _chain(err):
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
@@ -147,12 +147,12 @@ def explain(err: BaseException) -> EdgeqError:
             what = f"no space left on the disk{where}"
             return EnvironmentProblem(what, "free some space, or choose another --out, and run again")
     if isinstance(err, OSError) and err.errno == errno.ENAMETOOLONG:
-        what = f"a path is longer than this system takes: {str(err.filename)[:60]}…"
-        return UsageError(what, "give a shorter one")
+        what = f"a path is too long for this system: {str(err.filename)[:60]}…"
+        return UsageError(what, "give a shorter path")
     if isinstance(err, MemoryError):
         return EnvironmentProblem("out of memory", "close other programs, or use a machine with more memory")
     what = f"internal error: {type(err).__name__}: {first_line(err)}"
-    return EdgeqError(what, "run again with --debug and report what it prints")
+    return EdgeqError(what, "run again with --debug and report the output")
 
 
 def _usage(err: TyperException) -> UsageError:
@@ -295,7 +295,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[  # noqa: ARG001  # run() takes it out wherever it stands; here only for the help
-        bool, typer.Option("--debug", help="Print a traceback with an error; may stand anywhere.")
+        bool, typer.Option("--debug", help="Print a traceback with an error; allowed at any position.")
     ] = False,
 ) -> None:
     """Package a trained PyTorch model for phones and edge hosts: quantize, lower, gate, verify, install.

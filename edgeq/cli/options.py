@@ -1,6 +1,6 @@
-"""Options that several commands have and no edgeq.toml: how a result is printed, and what it is held against.
+"""Options that several commands share and that edgeq.toml does not have.
 
-The options of a configuration are the fields of `edgeq.job.PackageConfig`.
+The options of a configuration are the fields of `edgeq.core.config.PackageConfig`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ Verbose = Annotated[
 
 Digest = Annotated[
     str | None,
-    typer.Option(metavar="HEX", help="Expected digest of the bundle, as `edgeq package --json` printed it."),
+    typer.Option(metavar="HEX", help="Expected digest of the bundle, from `edgeq package --json`."),
 ]
 
 Verdict = Annotated[
@@ -88,8 +88,10 @@ Verdict = Annotated[
     typer.Option(
         "--verdict",
         metavar="FILE",
-        help="Measurements of this very bundle from another device, written there by `edgeq verify --write-verdict`: "
-        "latency, load time, peak memory and golden outputs. They are judged here.",
+        help=(
+            "Measurements of this bundle from another device, written there by `edgeq verify --write-verdict`: "
+            "latency, load time, peak memory and golden outputs. The gates are judged on this host."
+        ),
     ),
 ]
 
@@ -112,8 +114,8 @@ class ConfigOptions:
 
     Attributes:
         keys: which options, or tables of them; none for all.
-        defaults: other defaults than the fields', by key. They count as given.
-        docs: other texts than the fields', by key.
+        defaults: defaults that differ from the fields', by key. They count as given.
+        docs: help texts that differ from the fields', by key.
     """
 
     keys: tuple[str, ...] = ()
@@ -130,7 +132,7 @@ class ConfigOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParams:
-    """How a run that makes bundles goes about it, and how its result is reported."""
+    """Options for running and reporting of commands that build bundles."""
 
     config: Config = None
     dry_run: DryRun = False
@@ -146,7 +148,7 @@ class GroupedCommand(TyperCommand):
     """A command whose --help lists its options by panel: the common ones first, then the advanced ones."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write each panel's options; options without a panel stand under the one for output."""
+        """Write each panel's options; options without a panel are listed under output."""
         titles = (_ARGUMENTS, *(panel.title for panel in PANELS))
         panels: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         for param in self.get_params(ctx):
@@ -163,7 +165,7 @@ class GroupedCommand(TyperCommand):
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for typer, to which every option of a group is a parameter of its own.
+    """Return a command for typer with each option of a group as a separate parameter.
 
     Args:
         command: has a parameter for each group, which is a dataclass or marked `ConfigOptions`, beside those of its
@@ -243,7 +245,7 @@ def _config_param(option: Option, mark: ConfigOptions) -> inspect.Parameter:
 
 
 def default_text(option: Option, default: Any) -> str:
-    """Return a default for people; "" where there is none worth a word."""
+    """Return a default as text; "" where it is not worth showing."""
     if option.doc is not None and option.doc.default:
         return option.doc.default
     if default is True:
@@ -324,7 +326,7 @@ def devices(incomplete: str) -> list[str]:
 
 
 def limits(incomplete: str) -> list[str]:
-    """Return the limits that start with `incomplete`, with the sign that follows."""
+    """Return the limits that start with `incomplete`, followed by "="."""
     return starting(incomplete, (f"{name}=" for name in LIMITS))
 
 

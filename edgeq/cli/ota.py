@@ -1,4 +1,4 @@
-"""`edgeq ota`: releases into a channel, and the reference client that follows one."""
+"""`edgeq ota`: publish releases into a channel, and follow a channel as the reference client."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelParams:
-    """Where is published, and by whom."""
+    """The channel and its keys."""
 
-    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="The channel: a folder that a web server can serve.")]
-    keys: Annotated[Path, typer.Option(metavar="FOLDER", help="The signing keys, as `edgeq keys new` made them.")]
+    channel: Annotated[Path, typer.Option(metavar="FOLDER", help="Channel: a folder that a web server can serve.")]
+    keys: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the signing keys, from `edgeq keys new`.")]
     valid_days: Annotated[
         int, typer.Option(metavar="N", help="Days after which clients refuse the index.", min=1, max=3650)
     ] = 30
@@ -52,46 +52,49 @@ class ChannelParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseParams:
-    """Whom a release is for, the patches that lead to it, and what is written beside it."""
+    """The devices, patches and metadata of a release."""
 
     delta_from: Annotated[
         list[Path] | None,
-        typer.Option(metavar="BUNDLE", help="A bundle that devices have besides, such as the app's own; repeatable."),
-    ] = None
-    deltas: Annotated[int, typer.Option(metavar="N", help="Patches from the last N releases.", min=0, max=20)] = 3
-    runtime: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="NAME=VERSION", help="A runtime of an app build in the field: executorch=1.5; repeatable."
+            metavar="BUNDLE", help=("Further bundle that devices may have, such as the one in the app; repeatable.")
         ),
     ] = None
+    deltas: Annotated[int, typer.Option(metavar="N", help="Make patches from the last N releases.", min=0, max=20)] = 3
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VERSION", help="Runtime of an app build in the field: executorch=1.5; repeatable."),
+    ] = None
     device: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="The only devices that it is for; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ID", help=("Release only for this device; repeatable. [default: all devices]")),
     ] = None
     licence: Annotated[
-        str | None, typer.Option("--license", metavar="SPDX", help="The model's licence, for the bill of materials.")
+        str | None, typer.Option("--license", metavar="SPDX", help="License of the model, for the bill of materials.")
     ] = None
     allow_expired: Annotated[
         bool,
-        typer.Option("--allow-expired", help="Write an index that has expired: an old SOURCE_DATE_EPOCH's, again."),
+        typer.Option(
+            "--allow-expired", help=("Write the index even if an old SOURCE_DATE_EPOCH makes it already expired.")
+        ),
     ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseGateParams:
-    """What a release is held to, and by which data."""
+    """The limits of a release, and the data that they are judged by."""
 
     limit: Annotated[
         list[str] | None,
         typer.Option(
             "--limit",
             metavar="NAME=VALUE",
-            help="download=4MB, delta=1MB, size=5MB, flips=2%, class_drop=1pp; repeatable.",
+            help="Limit: download=4MB, delta=1MB, size=5MB, flips=2%, class_drop=1pp; repeatable.",
         ),
     ] = None
     verdict: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
+        typer.Option(metavar="FILE", help="Measurements of one of these bundles, as for `edgeq install`; repeatable."),
     ] = None
 
 
@@ -111,10 +114,10 @@ def release_job(
     options: dict[str, Any],
     config: Path | None,
 ) -> edgeq.pipeline.ota_release.ReleaseJob:
-    """Return what the options ask for.
+    """Return the job for the options.
 
     Raises:
-        UsageError: an option that would change nothing, an unknown name, or a file that cannot be read.
+        UsageError: an option without effect, an unknown name, or a file that cannot be read.
         IntegrityError: a folder is not a bundle.
     """
 
@@ -178,8 +181,8 @@ def _data(values: dict[str, Any]) -> DataConfig:
 def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
     """Refuse an evaluation set that no limit asks for: it would not even be opened."""
     if eval_data is not None and not {"flips", "class_drop"} & {name for name, _ in gates.limits}:
-        what = "--eval-data is for the limits flips and class_drop, and neither is given"
-        raise UsageError(what, "add, for example, --limit flips=2%, or leave it out")
+        what = "--eval-data is for the limits flips and class_drop, but neither is given"
+        raise UsageError(what, "add a limit such as --limit flips=2%, or omit --eval-data")
 
 
 def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:
@@ -221,9 +224,11 @@ def _runtime(text: str, known: Sequence[str]) -> tuple[str, str]:
     """Return a runtime's name and version; one that none of the bundles runs on would judge nothing."""
     name, equals, version = text.partition("=")
     if not equals or not name or not version:
-        raise UsageError(f"expected NAME=VERSION, got {text!r}", f"write, for example, --runtime {known[0]}=1.5")
+        raise UsageError(f"expected NAME=VERSION, got {text!r}", f"for example --runtime {known[0]}=1.5")
     if name not in known:
-        raise UsageError(f"--runtime {text}: none of the bundles runs on {name!r}", f"theirs: {', '.join(known)}")
+        raise UsageError(
+            (f"--runtime {text}: none of the bundles runs on {name!r}"), f"their runtimes: {', '.join(known)}"
+        )
     return name, version
 
 
@@ -243,7 +248,7 @@ app.command("status")(ota_device.status)
 @app.command("release")
 @grouped
 def release(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundles, as `edgeq package` wrote them.")],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundles from `edgeq package`.")],
     into: ChannelParams,
     release: ReleaseParams,
     gates: ReleaseGateParams,
@@ -252,9 +257,9 @@ def release(
     quiet: flags.Quiet = False,
     config: flags.Config = None,
 ) -> None:
-    """Add a release to a channel: gated, patched, signed. Nothing is written if a gate fails.
+    """Publish bundles as a signed release with patches. Nothing is written if a gate fails.
 
-    Limits, evaluation data and [app.runtimes] can stand in an edgeq.toml; the command line wins.
+    Limits, evaluation data and [app.runtimes] can also be set in edgeq.toml; the command line takes precedence.
     """
     job = release_job(bundles, into, release, gates, options, config)
 
@@ -274,7 +279,7 @@ def withdraw(
     of: ChannelParams,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Publish what was there before a release again, under a higher number, so that devices go back."""
+    """Publish the bundles from before a release again under a higher number, so that devices go back."""
 
     done = edgeq.deliver.ota.release.withdraw(
         of.channel,
@@ -288,7 +293,7 @@ def withdraw(
 @app.command("refresh")
 @grouped
 def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
-    """Sign a channel's index again before it expires; run it from a timer."""
+    """Sign a channel's index again before it expires; run this regularly."""
 
     done = edgeq.deliver.ota.release.refresh(
         of.channel,
@@ -302,7 +307,7 @@ def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
 
 
 def tell_published(head: str, done: Published, as_json: bool) -> None:
-    """Print what was published."""
+    """Print the published release."""
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, **published_json(done)})
     else:
@@ -310,7 +315,7 @@ def tell_published(head: str, done: Published, as_json: bool) -> None:
 
 
 def published_json(done: Published) -> dict[str, Any]:
-    """Return what a channel holds now, for machines."""
+    """Return the state of a channel as JSON."""
     return {
         "release": done.release,
         "files": [{"path": name, "size_bytes": size} for name, size in done.files],
@@ -329,12 +334,12 @@ def _published_lines(done: Published) -> list[str]:
 
 
 def report_text(report: ReleaseReport) -> str:
-    """Return a line for each gate and each size, and what was published."""
+    """Return a line for each gate and each size, and the published release."""
 
     lines = []
     for row in report.rows:
         lines.append(f"{row.model} {row.model_version} for {row.target}: {edgeq.report.text.printable(str(row.path))}")
-        lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _told(gate)) for gate in row.checked.gates])
+        lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _gate_text(gate)) for gate in row.checked.gates])
         if row.settled:
             lines.append(f"  {edgeq.report.text.printable(row.settled)}: digest {row.digest[:12]}")
         lines += edgeq.report.text.aligned(_sizes(row), right=frozenset({1}))
@@ -347,7 +352,7 @@ def report_text(report: ReleaseReport) -> str:
         )
     done = report.published
     head = f"published: release {done.release} in {report.channel}, valid until {done.expires:%Y-%m-%d %H:%M} UTC"
-    return "\n".join([*lines, head, *_published_lines(done)[1:], f"an app ships with: {done.trust}"])
+    return "\n".join([*lines, head, *_published_lines(done)[1:], f"root to ship in the app: {done.trust}"])
 
 
 def _sizes(row: ReleaseRow) -> list[tuple[str, str, str]]:
@@ -359,13 +364,13 @@ def _sizes(row: ReleaseRow) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _told(gate: Gate) -> str:
-    told = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
-    return f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+def _gate_text(gate: Gate) -> str:
+    values = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
+    return f"{values}: {gate.detail}" if values and gate.detail else values or gate.detail
 
 
 def report_json(report: ReleaseReport) -> dict[str, Any]:
-    """Return the same for machines."""
+    """Return the same as JSON."""
 
     done = report.published
     return {

@@ -1,4 +1,4 @@
-"""`edgeq ota` as a device: the reference client, and what an app tells its store."""
+"""`edgeq ota` on a device: the reference client, and the app's reports to its store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Store = Annotated[Path, typer.Option(metavar="FOLDER", help="The device's store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowerParams:
-    """What a device is, and the channel that it follows."""
+    """The device and the channel that it follows."""
 
     channel: Annotated[str, typer.Option(metavar="URL|FOLDER", help="The channel.")]
     store: _Store
@@ -42,16 +42,18 @@ class FollowerParams:
         Path | None, typer.Option(metavar="ROOT.json", help="The channel's first root, which the app ships with.")
     ] = None
     target: Annotated[str | None, typer.Option(metavar="NAME", help="The device's target.")] = None
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model; a store is for one.")] = None
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model; a store holds one model.")] = None
     runtime: Annotated[
         str | None, typer.Option(metavar="VERSION", help="The version of the runtime in this app build.")
     ] = None
-    no_clock: Annotated[bool, typer.Option("--no-clock", help="The device has no clock to judge expiry by.")] = False
+    no_clock: Annotated[
+        bool, typer.Option("--no-clock", help=("The device has no clock, so expiry is judged by the time of signing."))
+    ] = False
 
 
 @grouped
 def update(device: FollowerParams, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
-    """Bring a device's store to the channel's newest release, whole or not at all."""
+    """Update a device's store to the channel's newest release; a failed update changes nothing."""
     request = _request(device)
 
     with open_progress(quiet=quiet) as progress:
@@ -83,7 +85,7 @@ def start(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def healthy(store: _Store, as_json: options.AsJson = False) -> None:
-    """Say that the current release works: it stays."""
+    """Report that the current release works, so that it stays."""
     _changed(store, "healthy", as_json)
 
 
@@ -93,7 +95,7 @@ def rollback(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def status(store: _Store, as_json: options.AsJson = False) -> None:
-    """Print which release a store loads, and what it knows of others."""
+    """Print the release that a store loads, and the state of others."""
     _changed(store, "status", as_json)
 
 
@@ -107,7 +109,7 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
             state = (
                 edgeq.deliver.ota.store.healthy(state)
                 if what == "healthy"
-                else edgeq.deliver.ota.store.rolled_back(state, "asked to go back")
+                else edgeq.deliver.ota.store.rolled_back(state, "rollback requested")
             )
             if state.current is not None:
                 store.bundle(state.current)
@@ -132,7 +134,7 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
 
 def _must_be_store(folder: Path) -> None:
     if not (folder / "device.json").is_file():
-        raise UsageError(f"{folder} is not a store", "make one with `edgeq ota update`")
+        raise UsageError(f"{folder} is not a store", "create one with `edgeq ota update`")
 
 
 def _request(params: FollowerParams) -> edgeq.deliver.ota.client.Request:

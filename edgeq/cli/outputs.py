@@ -1,4 +1,4 @@
-"""Which views of a run there are, and where they go: files, stdout, GitHub's own places."""
+"""Views of a run and their destinations: files, stdout, GitHub Actions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def as_html(report: ProjectReport) -> str:
-    """Return the page; bundles must lie where the rows say."""
+    """Return the page; bundles must be at the rows' paths."""
 
     rows = report.rows
     if not rows:
-        raise UsageError("no bundle was made, so that there is nothing to show", "see the errors above")
+        raise UsageError("no bundle was built, so there is nothing to show", "see the errors above")
     title = (
         edgeq.pipeline.reports.page_title(rows[0])
         if len(rows) == 1
@@ -80,7 +80,7 @@ def view(name: str) -> Callable[[ProjectReport], str]:
     """Return the view of a name.
 
     Raises:
-        UsageError: there is none; the nearest is offered.
+        UsageError: an unknown name; the nearest is offered.
     """
     for known, render in VIEWS.items():
         if known == name:
@@ -90,9 +90,9 @@ def view(name: str) -> Callable[[ProjectReport], str]:
 
 @contextlib.contextmanager
 def beside(report: ProjectReport, run: RunParams) -> Iterator[None]:
-    """Print the result in the block, and write the views that were asked for beside it.
+    """Print the result in the block, and write the requested views.
 
-    As JSON it is printed last: one that was followed by the error of a view would be the wrong one of two documents.
+    JSON is printed last, so that the error document of a failed view does not follow a result document.
 
     Raises:
         EnvironmentProblem, UsageError: a file cannot be written.
@@ -106,7 +106,7 @@ def beside(report: ProjectReport, run: RunParams) -> Iterator[None]:
 
 
 def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | None, github: bool) -> None:
-    """Write the files that were asked for; with `github`, annotations on stderr and the job's page.
+    """Write the requested files; with `github`, also annotations on stderr and the job summary.
 
     Raises:
         EnvironmentProblem, UsageError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""`edgeq package`: the whole job, from a model to gated, verified and installed bundles."""
+"""`edgeq package`: from a model to gated, verified and installed bundles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgeq profile`: what a bundle's operators cost on a phone's core, and how long an inference should take."""
+"""`edgeq profile`: instruction counts of a bundle's operators on a phone's core, and predicted latency."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TOP = 10
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, from `edgeq package`.")],
     cpu: Annotated[
         str | None,
         typer.Option(
-            metavar="CORE,…", help="Cores to count on, such as cortex-a53,cortex-a76; the target's if not given."
+            metavar="CORE,…", help="Cores to count on, such as cortex-a53,cortex-a76. [default: the target's cores]"
         ),
     ] = None,
     device: Annotated[
@@ -43,14 +43,14 @@ def profile(
         typer.Option(metavar="NAME|FILE", help="A device of `edgeq devices list`, or a .toml file, to predict for."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads of the prediction; the manifest's if not given.")
+        int | None, typer.Option(metavar="N", min=1, help="Threads of the prediction. [default: the manifest's]")
     ] = None,
-    top: Annotated[int, typer.Option(metavar="N", min=0, help="How many operators to list; JSON has all.")] = _TOP,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="The longest that a core may take.")] = 600.0,
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="Number of operators to list; --json has all.")] = _TOP,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time limit for each core.")] = 600.0,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Count what one inference makes a core do, and predict how long it takes.
+    """Count the instructions of one inference on each core, and predict its latency.
 
     The device's own kernels run under emulation on one thread, and every instruction is counted. Latencies are
     predicted from the counts, not measured.
@@ -67,7 +67,7 @@ def profile(
 
 
 def render(found: BundleProfile, top: int) -> str:
-    """Return a block for each core: totals, predictions, the dearest operators."""
+    """Return a block for each core: totals, predictions, the most expensive operators."""
 
     manifest = found.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
@@ -115,9 +115,9 @@ def _traffic(counts: Counts) -> str:
 
 
 def _latency(one: Predicted) -> str:
-    told, threads = one.latency, counted(one.threads, "thread")
-    beyond = ", extrapolated" if told.extrapolated else ""
-    return f"{told.estimate_ms:.3g} ms ({told.low_ms:.3g} to {told.high_ms:.3g}) on {threads}{beyond}"
+    latency, threads = one.latency, counted(one.threads, "thread")
+    beyond = ", extrapolated" if latency.extrapolated else ""
+    return f"{latency.estimate_ms:.3g} ms ({latency.low_ms:.3g} to {latency.high_ms:.3g}) on {threads}{beyond}"
 
 
 def _operator_lines(counted: CountReport, top: int) -> list[str]:
@@ -138,7 +138,7 @@ def _operator_lines(counted: CountReport, top: int) -> list[str]:
         for one in dearest
     ]
     head = ("M instructions", "share", "MB fetched", "operator")
-    lines = [f"operators: {len(counted.operators)}, the dearest {len(dearest)}:"]
+    lines = [f"operators: {len(counted.operators)}, the most expensive {len(dearest)}:"]
     return [*lines, *edgeq.report.text.aligned([head, *rows], right=frozenset({0, 1, 2}))]
 
 
@@ -147,7 +147,7 @@ def _millions(count: int) -> str:
 
 
 def to_json(found: BundleProfile) -> dict[str, Any]:
-    """Return the same for machines; `schema_version` changes when a key goes or changes its meaning."""
+    """Return the same as JSON; `schema_version` changes when a key is removed or changes its meaning."""
     manifest = found.manifest
     return {
         "schema_version": SCHEMA_VERSION,
@@ -181,7 +181,7 @@ def _core_json(core: CoreProfile) -> dict[str, Any]:
 # --- `edgeq devices`: the devices that latency can be predicted for, and fitting one to measurements.
 
 
-app = typer.Typer(help="List, show and fit the devices that latency is predicted for.")
+app = typer.Typer(help="List, show and fit the devices for latency predictions.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -226,15 +226,15 @@ def fit(
         typer.Option(metavar="FILE", help="TOML: `device`, and [[measurement]] tables: bundle, latency_ms, threads."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where the device profile goes.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write the device profile to.")
     ] = None,
     as_json: AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Correct a device's predictions by latencies that you measured on it.
+    """Fit a device's predictions to latencies that you measured on it.
 
-    The bundles are counted here under emulation. With --out, the corrected device is written to a .toml file, which
-    --device takes.
+    The bundles' instructions are counted here under emulation. With --out, the fitted device is written to a .toml file
+    for --device.
     """
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.fit_device.fit_device(measurements, progress)

@@ -1,4 +1,4 @@
-"""`edgeq report`: bundles that are there, as a page, JUnit XML, Markdown, JSON or annotations."""
+"""`edgeq report`: existing bundles as an HTML page, JUnit XML, Markdown, JSON or annotations."""
 
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ if TYPE_CHECKING:
 
 
 def report(
-    bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders that hold some.")
-    ],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders with bundles.")],
     format_: Annotated[
         str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown or github.")
     ] = "html",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; stdout if not given.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: stdout]")
     ] = None,
 ) -> None:
-    """Show what bundles were measured to be, without running them again.
+    """Show the measurements of bundles without running them again.
 
-    Failed gates change nothing here: the exit code says whether the report could be made.
+    Failed gates do not affect the exit code, which only says whether the report could be written.
     """
 
     render = view(format_)
@@ -62,9 +60,9 @@ def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD_BUNDLE", help="A bundle's folder.")],
     new: Annotated[Path, typer.Argument(metavar="NEW_BUNDLE", help="Another one's.")],
     as_json: options.AsJson = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page.")] = None,
 ) -> None:
-    """Show what differs between two bundles: sizes, metrics, flips, gates, layers, operators, provenance.
+    """Show the differences between two bundles: sizes, metrics, flips, gates, layers, operators, provenance.
 
     The exit code is 0 whether they differ or not.
     """
@@ -79,7 +77,7 @@ def diff(
 
 
 def diff_text(found: Diff) -> str:
-    """Return the differences for people; of a long section the first ones."""
+    """Return the differences as text; a long section is truncated."""
 
     lines = [f"old: {edgeq.report.text.printable(found.old)}", f"new: {edgeq.report.text.printable(found.new)}"]
     for section, changes in found.sections().items():
@@ -88,7 +86,7 @@ def diff_text(found: Diff) -> str:
         if len(changes) > _SHOWN:
             lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")
     if not found.changes:
-        lines += ["", "the bundles are equal in everything that is compared"]
+        lines += ["", "the bundles are equal in all compared facts"]
     return "\n".join(lines)
 
 
@@ -138,7 +136,7 @@ def schema(
         str, typer.Argument(metavar="NAME", help="manifest, target, verdict, package, build, diff or compare.")
     ],
 ) -> None:
-    """Print a document's JSON Schema: of manifest.json, a target's file, verdict.json, or what --json prints."""
+    """Print the JSON Schema of manifest.json, target files, verdict.json or a --json document."""
     if name not in SCHEMAS:
-        raise UsageError(f"no schema of {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
+        raise UsageError(f"unknown schema {name!r}.{nearest(name, SCHEMAS)}", f"schemas: {', '.join(SCHEMAS)}")
     say_json(SCHEMAS[name]())

@@ -1,4 +1,4 @@
-"""`edgeq sensitivity`: which layers int8 costs most, so that one knows what to leave in float."""
+"""`edgeq sensitivity`: which layers lose most in int8, as candidates for --keep-fp32."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def sensitivity(
     quiet: flags.Quiet = False,
     config: flags.Config = None,
 ) -> None:
-    """Rank a model's layers by how much accuracy int8 costs in each of them.
+    """Rank a model's layers by the error that int8 causes in each.
 
-    Each layer is quantized alone, and the most sensitive ones are each left in float among all others in int8; the
-    outputs are compared with fp32's on calibration samples. Nothing is written.
+    Each layer is quantized alone; the most sensitive layers are also kept in float one at a time, with all others in
+    int8. The outputs are compared with fp32's on calibration samples. Nothing is written.
     """
     job = _job(to_values(options), config)
 
@@ -73,14 +73,14 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
     job = edgeq.config.resolve.request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
     if len(job.targets) > 1:
         names = ", ".join(target.name for target in job.targets)
-        raise UsageError(f"a ranking is for one target, got {names}", "give one --target")
+        raise UsageError(f"a ranking needs exactly one target, got {names}", "give one --target")
     return dataclasses.replace(job, data=dataclasses.replace(job.data, evaluation=None))
 
 
 def render(found: Ranking) -> str:
     """Return a line for each layer."""
 
-    rows = [("layer", "alone in int8", "all but it in int8", "weights")]
+    rows = [("layer", "alone in int8", "all others in int8", "weights")]
     rows += [
         (
             item.layer,
@@ -92,16 +92,23 @@ def render(found: Ranking) -> str:
     ]
     title = f"{found.model} for {found.target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
     return "\n".join(
-        [edgeq.report.text.printable(title), *edgeq.report.text.aligned(rows, right=frozenset({1, 2, 3})), _told(found)]
+        [
+            edgeq.report.text.printable(title),
+            *edgeq.report.text.aligned(rows, right=frozenset({1, 2, 3})),
+            _summary(found),
+        ]
     )
 
 
-def _told(found: Ranking) -> str:
-    return f"over at most 32 of {found.samples} calibration samples; the first layers cost most: see --keep-fp32"
+def _summary(found: Ranking) -> str:
+    return (
+        f"over at most 32 of {found.samples} calibration samples; the first layers lose most: consider them "
+        "for --keep-fp32"
+    )
 
 
 def to_json(found: Ranking) -> dict[str, Any]:
-    """Return the same for machines; a layer that changes nothing has the string "Infinity"."""
+    """Return the same as JSON; a layer that changes nothing has the string "Infinity"."""
 
     document: dict[str, Any] = edgeq.report.json.finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
     return document

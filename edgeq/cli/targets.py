@@ -1,4 +1,4 @@
-"""`edgeq targets`: what can be packaged for."""
+"""`edgeq targets`: list, show and check target profiles."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a target as edgeq understands it, with all that it extends."""
+    """Show a target with all values, including those that it inherits."""
 
     values = edgeq.core.targets.load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
     if as_json:
@@ -75,7 +75,7 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
-    """Check a target's file: every key, every value, and what it extends."""
+    """Check a target file: every key, every value, and the target that it extends."""
 
     # a bare name of a file without the suffix is still a file here
     profile = edgeq.core.targets.load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))

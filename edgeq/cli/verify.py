@@ -1,4 +1,4 @@
-"""`edgeq verify`: a bundle is read, run on this host, and held to what its manifest says."""
+"""`edgeq verify`: read a bundle, run it on this host, and compare it with its manifest."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _OPTIONS = ConfigOptions(
 
 @grouped
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, as `edgeq package` wrote it.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, from `edgeq package`.")],
     options: Annotated[dict[str, Any], _OPTIONS],
     digest: flags.Digest = None,
     verdict: flags.Verdict = None,
     write_verdict: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what this run measured to FILE, for --verdict on another machine."),
+        typer.Option(metavar="FILE", help="Write this run's measurements to FILE, for --verdict on another machine."),
     ] = None,
     trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
@@ -53,8 +53,8 @@ def verify(
 ) -> None:
     """Verify a bundle on this host and, with --on, on its device's kernels, emulated or real.
 
-    The artifact runs in a process of its own. Checked are the bundle's hashes, the gates it was packaged with, its
-    inputs and outputs and its golden samples; limits and evaluation data can be added.
+    Checks the bundle's hashes, the gates from packaging, inputs and outputs, and golden samples; limits and evaluation
+    data can be added. The artifact runs in a separate process.
     """
 
     values = to_values(options)
@@ -94,10 +94,10 @@ def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceConfi
     if given is not None and (device.on != "host" or wanted is not None):
         other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
         what = f"--verdict (measurements from another device) cannot be combined with {other}"
-        raise UsageError(what, "leave one of them out")
+        raise UsageError(what, "omit one of them")
     if wanted is not None and device.on == "emulator":
         what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
-        raise UsageError(what, "leave --on emulator out, or name a device: --on ssh:HOST or --on adb")
+        raise UsageError(what, "omit --on emulator, or give a device: --on ssh:HOST or --on adb")
 
 
 def render(result: BundleVerification) -> str:
@@ -106,7 +106,7 @@ def render(result: BundleVerification) -> str:
     manifest = result.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [f"{title}: {edgeq.report.text.printable(str(result.folder))}"]
-    lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _told(gate)) for gate in result.checked.gates])
+    lines += edgeq.report.text.aligned([(gate.outcome, gate.name, _gate_text(gate)) for gate in result.checked.gates])
     if result.verified.emulation is not None:
         lines += edgeq.report.text.runs_table(result.verified.emulation)
     lines += [f"note: {edgeq.report.text.printable(text)}" for text in result.checked.warnings]
@@ -115,16 +115,16 @@ def render(result: BundleVerification) -> str:
     return "\n".join([*lines, f"verdict: {edgeq.report.text.printable(verdict)}"])
 
 
-def _told(gate: Gate) -> str:
-    told = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
-    return f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail
+def _gate_text(gate: Gate) -> str:
+    values = " ".join(part for part in (gate.measured, f"({gate.limit})" if gate.limit else "") if part)
+    return f"{values}: {gate.detail}" if values and gate.detail else values or gate.detail
 
 
 def to_json(result: BundleVerification) -> dict[str, Any]:
-    """Return the same for machines.
+    """Return the same as JSON.
 
-    `schema_version` changes when a key goes or changes its meaning, not when one comes. Units stand in the names; what
-    was not measured is null; infinities and NaN are the strings that `edgeq package --json` has for them.
+    `schema_version` changes when a key is removed or changes its meaning, not when one is added. Key names include
+    units; unmeasured values are null; infinities and NaN are strings as in `edgeq package --json`.
     """
 
     verified, manifest = result.verified, result.manifest

@@ -1,7 +1,7 @@
 """From edgeq.toml and the command line to a `PackageConfig`.
 
-Both are read as a dict in the form of edgeq.toml, in which an option that was not given is a missing key, so that the
-command line over the file is a union of dicts.
+Both are read as a dict in the form of edgeq.toml, in which an option that was not given is a missing key. Command-line
+options override the file's by a union of dicts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_project(config: Path | None) -> Values:
     Paths in the file are relative to the file.
 
     Raises:
-        UsageError: the file is missing though it was named, is not TOML, or has an unknown key or value.
+        UsageError: the named file is missing, is not TOML, or has an unknown key or value.
     """
     if config is None:
         if not Path(PROJECT_FILE).is_file():
@@ -47,7 +47,7 @@ def read_project(config: Path | None) -> Values:
         raise UsageError(f"no file {config}", "check the path given to --config")
     raw = read_toml(config)
     if isinstance(raw.get("model"), list):
-        raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or name another --config")
+        raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or give another --config")
     return relative_to(validated(raw, str(config)), config.parent)
 
 
@@ -55,17 +55,17 @@ def load_config(path: Path) -> PackageConfig:
     """Return the options of an edgeq.toml for one model.
 
     Raises:
-        UsageError: there is no such file, it is not TOML, has an unknown key or value, or names no model or target.
+        UsageError: there is no such file, it is not TOML, has an unknown key or value, or lacks a model or target.
     """
     return to_config(read_project(path))
 
 
 def validated(values: Values, origin: str) -> Values:
-    """Return `values` once every key is known and every value is of the option's type and within its bounds.
+    """Return `values` after checking that every key is known and every value has the option's type and bounds.
 
     Args:
         values: options in the form of edgeq.toml.
-        origin: where they come from, for errors; `COMMAND_LINE` for errors that name the flag.
+        origin: their origin, for errors; `COMMAND_LINE` for errors that name the flag.
 
     Raises:
         UsageError: an unknown key (the nearest is offered), or a value that is not allowed.
@@ -140,12 +140,12 @@ def _joined(option: Option, text: str, folder: Path) -> str:
 
 
 def merge(command_line: Values, project: Values) -> Values:
-    """Return the project's options with those of the command line over them; tables are merged key by key."""
+    """Return the project's options overridden by those of the command line; tables are merged key by key."""
     return overlay(project, command_line)
 
 
 def limit_table(texts: Iterable[str]) -> dict[str, str]:
-    """Return the `--limit NAME=VALUE` options as the table that a file would hold; the last of a name counts.
+    """Return the `--limit NAME=VALUE` options as the table of an edgeq.toml; the last value for a name counts.
 
     Raises:
         UsageError: no "=", an unknown name, or a value of another dimension.
@@ -166,7 +166,7 @@ def to_config(values: Values) -> PackageConfig:
     if "model" not in values:
         raise UsageError(
             "no model given",
-            "name one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or digits, the built-in one",
+            "give one, such as torchvision:mobilenet_v2, model.py:factory, model.pt2, or the built-in digits",
         )
     if not values.get("targets"):
         raise UsageError("no target given", "add --target NAME; `edgeq targets list` shows the names")

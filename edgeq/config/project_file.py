@@ -1,4 +1,4 @@
-"""`edgeq.toml` with `[[model]]` entries: what stands above them holds for all, an entry's own keys win."""
+"""`edgeq.toml` with `[[model]]` entries: keys above them apply to all models, and an entry's own keys override them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OF_THE_FILE = ("out", "cache", "app")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectRequest:
-    """What `edgeq build` was asked for.
+    """The request of an `edgeq build`.
 
     Attributes:
         names: of all models of the file.
@@ -73,23 +73,23 @@ def _name(options: Values) -> str:
 
 
 def read_released(config: Path | None, models: Sequence[str]) -> Values:
-    """Return what `config`, or the current folder's edgeq.toml, says of the models that are to be released.
+    """Return the options in `config`, or in the current folder's edgeq.toml, for the models of a release.
 
     Args:
         config: the file, or None.
         models: the names of the bundles' models, each once.
 
     Raises:
-        UsageError: an unknown key or value; or the file has [[model]] entries, and none is of that name, or several
-            models are released at once, whose limits differ.
+        UsageError: an unknown key or value; or the file has [[model]] entries without that name, or with different
+            limits for models that are released together.
     """
     path = config or Path(PROJECT_FILE)
     if not path.is_file() or not isinstance(read_toml(path).get("model"), list):
         return read_project(config)
     _, found = _read(path)
     if len(models) != 1:
-        what = f"{path} has limits for each model, and bundles of several are released at once: {', '.join(models)}"
-        raise UsageError(what, "release the models one by one, or name another --config")
+        what = f"{path} has limits per model, but the release has bundles of several models: {', '.join(models)}"
+        raise UsageError(what, "release the models one by one, or give another --config")
     known = [options.get("name", "") for options in found]
     (name,) = _chosen(models, known, path)
     return relative_to(found[known.index(name)], path.parent)
@@ -113,14 +113,14 @@ def _read(path: Path) -> tuple[Values, list[Values]]:
 def _entry(entry: Any, path: Path, common: Values) -> Values:
     """Return an entry as a file of one model would say it, over what stands above all entries."""
     if not isinstance(entry, dict):
-        raise UsageError(f"{path}: `model` is to be a text, or [[model]] entries", "write [[model]] above each")
+        raise UsageError(f"{path}: `model` must be a string or [[model]] entries", "write [[model]] above each")
     origin = f"{path}: model {entry.get('name', '(without a name)')!r}"
     for key, instead in _INSTEAD.items():
         if key in entry:
-            raise UsageError(f"{origin}: unknown key {key!r}", f"in a [[model]] entry it is called {instead!r}")
+            raise UsageError(f"{origin}: unknown key {key!r}", f"in a [[model]] entry its name is {instead!r}")
     for key in _OF_THE_FILE:
         if key in entry:
-            raise UsageError(f"{origin}: {key!r} holds for the whole file", "write it above the first [[model]]")
+            raise UsageError(f"{origin}: {key!r} applies to the whole file", "move it above the first [[model]]")
     schema = _entry_schema()
     try:
         own = schema.model_validate(entry).model_dump(exclude_unset=True)
@@ -151,7 +151,7 @@ def _check_unique(names: Sequence[str], path: Path) -> None:
         other = seen.get(name.lower())
         if other is not None:
             what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
-            raise UsageError(what, "give each [[model]] a name of its own")
+            raise UsageError(what, "give each [[model]] a different name")
         seen[name.lower()] = name
 
 

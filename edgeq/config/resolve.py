@@ -1,4 +1,4 @@
-"""From a `PackageConfig` to a `Job`: every name is looked up and every text parsed before anything slow starts."""
+"""From a `PackageConfig` to a `Job`: look up every name and parse every value before anything slow starts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from edgeq.verify.remote.link import is_link, parse_link
 
 
 def with_demo_data(job: Job) -> Job:
-    """Fill in the digits' own data and labels where the source is the embedded demo and none were given."""
+    """Add the digits data and labels if the source is the built-in demo and none were given."""
     if job.source != DIGITS:
         return job
     data = dataclasses.replace(
@@ -50,7 +50,7 @@ _ON: tuple[Literal["emulator", "host", "cuda"], ...] = ("emulator", "host", "cud
 
 
 def request(command_line: Values, project: Values) -> Job:
-    """Return what the command line, over the project's file, asks for.
+    """Return the job for the command line's options over those of the project file.
 
     Args:
         command_line: its options in the form of edgeq.toml, validated.
@@ -113,7 +113,7 @@ def _check_used(command_line: Values, job: Job) -> None:
             raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
     data = command_line.get("data", {})
     if "metric" in data and job.data.evaluation is None and job.source != BUILT_IN:
-        raise UsageError("--metric was given without --eval-data", "add --eval-data, or leave --metric out")
+        raise UsageError("--metric was given without --eval-data", "add --eval-data, or omit --metric")
     schemes = _possible_schemes(job)
     qat = next(iter(command_line.get("qat", ())), None)
     for option, given, needed_by, kind in (
@@ -123,8 +123,8 @@ def _check_used(command_line: Values, job: Job) -> None:
         ("--num-search-samples", "num_search_samples" in data, NEEDS_SEARCH, "search"),
     ):
         if given and not schemes & needed_by:
-            what = f"{option} is for schemes that {kind}, and this run has {', '.join(sorted(schemes))}"
-            raise UsageError(what, f"add --scheme {' or '.join(sorted(needed_by))}, or leave the option out")
+            what = f"{option} is for schemes that {kind}, but this run has {', '.join(sorted(schemes))}"
+            raise UsageError(what, f"add --scheme {' or '.join(sorted(needed_by))}, or omit the option")
 
 
 def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:
@@ -136,7 +136,7 @@ def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:
         if in_field:
             profile = profile.model_copy(update={"app": _app(profile.app, in_field, profile.runtime)})
         if profile.name in profiles:
-            raise UsageError(f"two targets are named {profile.name!r}", "give one of them another `name`")
+            raise UsageError(f"two targets are named {profile.name!r}", "change the `name` of one of them")
         profiles[profile.name] = profile
     return tuple(profiles.values())
 
@@ -153,12 +153,12 @@ def _schemes(names: Sequence[AskedScheme], targets: Iterable[TargetProfile]) -> 
     chosen = tuple(dict.fromkeys(names))
     if AUTO in chosen and len(chosen) > 1:
         others = ", ".join(name for name in chosen if name != AUTO)
-        what = f"--scheme {AUTO} chooses one scheme, and {others} was given too"
-        raise UsageError(what, f"give {AUTO} alone, or --compare to see fp32 and fp16 beside it")
+        what = f"--scheme {AUTO} chooses the scheme, but {others} was also given"
+        raise UsageError(what, f"give {AUTO} alone; add --compare to compare with fp32 and fp16")
     for target in targets:
         for scheme in chosen:
             if scheme != AUTO and scheme not in target.schemes:
-                what = f"target {target.name} cannot do scheme {scheme}"
+                what = f"target {target.name} does not support the scheme {scheme}"
                 raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
     return chosen
 
@@ -171,10 +171,10 @@ def _choice(option: str, name: str, known: Sequence[_Name]) -> _Name:
 
 
 def device_options(device: DeviceConfig) -> DeviceConfig:
-    """Return the options with the place to run on checked, and each CPU once.
+    """Return the options after checking --on, with each CPU once.
 
     Raises:
-        UsageError: an unknown place to run on.
+        UsageError: an unknown value of --on.
     """
     on = parse_link(device.on).name if is_link(device.on) else _choice("--on", device.on, _ON)
     names = [name.strip() for text in device.cpu for name in text.split(",")]
@@ -185,7 +185,7 @@ def gate_options(values: Mapping[str, Any]) -> GateOptions:
     """Return the limits of `edgeq package` or `verify` in base units.
 
     Args:
-        values: validated options in the form of edgeq.toml; those that are not limits are passed over.
+        values: validated options in the form of edgeq.toml; those that are not limits are ignored.
 
     Raises:
         UsageError: a limit that cannot be parsed, an unknown word of --limit-on, or --app-size without --store-limit.
@@ -193,7 +193,7 @@ def gate_options(values: Mapping[str, Any]) -> GateOptions:
     stores, app_size = tuple(dict.fromkeys(values.get("store_limits", ()))), values.get("app_size")
     if app_size is not None and not stores:
         what = "--app-size was given without --store-limit"
-        raise UsageError(what, "add --store-limit NAME, or leave --app-size out")
+        raise UsageError(what, "add --store-limit NAME, or omit --app-size")
     drop_on, latency_on = _split_limit_on(values.get("limit_on", "interval"))
     return GateOptions(
         limits=tuple(_limits(values.get("limit", {}))),

@@ -1,4 +1,4 @@
-"""Nouns without behaviour: what every other room reads. Nothing here imports another room."""
+"""Data types and constants that all other packages use. Nothing here imports another package of edgeq."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The options of a run, each defined once, and the protocol by which progress is reported.
 
 A field of a configuration table carries everything that is known of an option: its type and default, bounds, flag,
-help panel, documentation, whether it is a path, and whether it is part of the cache key (`edgeq.marks`). From it come
-the command line (`cli/options.py`), the keys of edgeq.toml and their validation (`config/options.py`), the cache key
-(`pipeline/cache.py`) and docs/options.md (`scripts/docs_tables.py`). A field's name is its key in edgeq.toml.
+help panel, documentation, whether it is a path, and whether it is part of the cache key (`edgeq.core.marks`). From it
+come the command line (`cli/options.py`), the keys of edgeq.toml and their validation (`config/options.py`), the cache
+key (`pipeline/cache.py`) and docs/options.md (`scripts/docs_tables.py`). A field's name is its key in edgeq.toml.
 
 To add an option, write its field here and use it where it takes effect; tests/unit/core/test_config.py checks the
 rest.
@@ -73,12 +73,12 @@ PANELS = (
 
 # ---- the options
 
-_AT_RELEASE = "judged when a bundle is released, not when it is made"
+_AT_RELEASE = "judged when a bundle is released, not when it is built"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """`[data]`: where samples come from, and how they are read."""
+    """`[data]`: sources of samples, and how they are read."""
 
     calibration: Annotated[
         str | None,
@@ -191,11 +191,11 @@ class QatConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`[limit]`: what each measurement may be at most (sqnr and agreement: at least), with its unit."""
+    """`[limit]`: the maximum of each measurement (sqnr and agreement: the minimum), with its unit."""
 
     size: Annotated[str | None, Doc("Size of the artifact, such as 5MB or 4MiB.")] = None
     download: Annotated[
-        str | None, Doc("Size of the bundle as a deflated ZIP, which is what a release publishes, such as 4MB.")
+        str | None, Doc("Size of the bundle as a deflated ZIP, as published by a release, such as 4MB.")
     ] = None
     accuracy_drop: Annotated[
         str | None, Doc("Drop of the metric against fp32 on the evaluation data, in percentage points: 0.5pp.")
@@ -206,7 +206,10 @@ class Limits:
     agreement: Annotated[str | None, Doc("Share of samples with the top-1 class of fp32, at least: 99%.")] = None
     latency: Annotated[
         str | None,
-        Doc("Latency, 90th percentile, such as 40ms. A time of this host counts only for targets of its architecture."),
+        Doc(
+            "Latency, 90th percentile, such as 40ms. A time from this host only counts for targets with its "
+            "architecture."
+        ),
     ] = None
     peak_memory: Annotated[str | None, Doc("Peak memory while the model runs, such as 120MB.")] = None
     load: Annotated[str | None, Doc("Time to load the model, such as 300ms.")] = None
@@ -229,15 +232,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """`[device]`: what runs the artifact besides this host, and for how long."""
+    """`[device]`: where the artifact runs besides this host, and for how long."""
 
     on: Annotated[
         str,
         Flag("--on", "WHERE"),
         DEVICE,
         Doc(
-            "What runs the artifact: `emulator`, the target's ARM64 kernels under QEMU; `host`, this host alone; "
-            "`cuda`, this machine's GPU; for `edgeq verify` also a real device, by ssh or adb."
+            "Where the artifact runs: `emulator` (the target's ARM64 kernels under QEMU), `host` (only this "
+            "host), `cuda` (this machine's GPU), or for `edgeq verify` a real device by ssh or adb."
         ),
     ] = "emulator"
     cpu: Annotated[
@@ -265,7 +268,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppLimits:
-    """`[app] limit`: what all models for one ABI, with the runtimes' libraries, may take at most."""
+    """`[app] limit`: maximum sizes of all models for one ABI together with the runtimes' libraries."""
 
     size: Annotated[str | None, Doc("Size of all artifacts and runtime libraries of one ABI, such as 20MB.")] = None
     download: Annotated[str | None, Doc("Size of all bundles as ZIPs and compressed runtime libraries of one ABI.")] = (
@@ -291,14 +294,14 @@ class AppConfig:
         NotInKey("judged after the models are built"),
         Doc(
             'Size of a runtime\'s library, by ABI: `runtime_size.android-arm64.executorch = "7MB"`.',
-            default="that of the library found on this machine",
+            default="the size of the library found on this machine",
         ),
     ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """What a `PackageConfig` and the `Job` made of it have in common: options that need no look-up."""
+    """Options that a `PackageConfig` and its `Job` share, since they need no look-up."""
 
     name: Annotated[
         str | None,
@@ -329,7 +332,7 @@ class RunConfig:
         InputDtype | None,
         Flag("--input-dtype", "uint8"),
         MORE_MODEL,
-        Doc("The artifact takes pixels as bytes and applies the normalization of --preprocess itself."),
+        Doc("The artifact takes uint8 pixels and applies the normalization of --preprocess itself."),
     ] = None
     dynamic_batch: Annotated[
         bool,
@@ -343,14 +346,12 @@ class RunConfig:
         MORE_MODEL,
         Doc("Let code in the model's own file run: pickled objects, machine code."),
     ] = False
-    seed: Annotated[
-        int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of everything that is random.")
-    ] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of all random numbers.")] = 0
     keep_fp32: Annotated[
         tuple[str, ...],
         Flag("--keep-fp32", "NAME"),
         MORE_SCHEMES,
-        Doc("Name or type of a module to leave in float; repeatable."),
+        Doc("Name or type of a module to keep in float; repeatable."),
     ] = ()
     reuse_qparams_from: Annotated[
         Path | None,
@@ -363,8 +364,8 @@ class RunConfig:
         bool,
         Flag("--compare/--no-compare"),
         MORE_SCHEMES,
-        NotInKey("results with a comparison have keys of their own"),
-        Doc("Also build fp32 and fp16, report how the scheme compares with them, and drop them."),
+        NotInKey("results with a comparison have separate keys"),
+        Doc("Also build fp32 and fp16, report how the scheme compares with them, and discard them."),
     ] = False
     data: DataConfig = DataConfig()
     qat: QatConfig = QatConfig()
@@ -374,7 +375,7 @@ class RunConfig:
         Flag("--out", "FOLDER", short="-o"),
         OUTPUT,
         OutputFolder(),
-        NotInKey("a bundle is the same wherever it lies"),
+        NotInKey("a bundle does not depend on its path"),
         Doc("Output folder for the bundles."),
     ] = Path("out")
     install_into: Annotated[
@@ -389,16 +390,16 @@ class RunConfig:
         bool,
         Flag("--cache/--no-cache"),
         MORE_OUTPUT,
-        NotInKey("it says whether the key is looked up"),
-        Doc("Use results of earlier runs where nothing changed."),
+        NotInKey("it decides whether the key is looked up"),
+        Doc("Reuse results of earlier runs if nothing changed."),
     ] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageConfig(RunConfig):
-    """Everything that `edgeq package` can be asked for, as written on the command line, in edgeq.toml or in Python.
+    """All options of `edgeq package`, as written on the command line, in edgeq.toml or in Python.
 
-    Names are plain text here; `config/resolve.py` looks them up and makes a `Job` of it.
+    Names are plain text here; `config/resolve.py` looks them up and returns a `Job`.
     """
 
     model: Annotated[
@@ -504,9 +505,9 @@ class GateOptions:
         allow_unmeasured: gates that may stay unverified.
         store_limits: names of store presets.
         app_size_bytes: the app's size without the model, in the preset's own basis.
-        shipped: the shipped model's bundle, whose instructions are compared.
+        shipped: the shipped model's bundle, whose instruction counts are compared.
         latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
-        device: which device that is predicted for, a name or a .toml file.
+        device: the device of that prediction, a name or a .toml file.
     """
 
     limits: tuple[tuple[LimitName, float], ...] = ()
@@ -527,7 +528,7 @@ class Job(RunConfig):
 
     Attributes:
         source: the model.
-        schemes: none for each target's default; `auto` stands alone.
+        schemes: none for each target's default; `auto` is never combined with others.
     """
 
     source: Annotated[str, ModelFile()]
@@ -537,11 +538,11 @@ class Job(RunConfig):
     gates: GateOptions = GateOptions()
 
     def schemes_of(self, target: TargetProfile) -> tuple[AskedScheme, ...]:
-        """Return what is made for a target: the schemes that were asked for, or its default."""
+        """Return the schemes for a target: the requested ones, or its default."""
         return self.schemes or target.schemes[:1]
 
     def possible_schemes(self, target: TargetProfile) -> frozenset[SchemeName]:
-        """Return the schemes that may come of it for a target, `auto` taken for all that it tries."""
+        """Return the schemes that a run may use for a target; `auto` counts as all that it may try."""
         asked = self.schemes_of(target)
         tries = AUTO_TRIES if AUTO in asked else ()
         return frozenset((*(scheme for scheme in asked if scheme != AUTO), *(s for s in tries if s in target.schemes)))
@@ -551,20 +552,20 @@ class Job(RunConfig):
 
 
 class Task(Protocol):
-    """A long step that is under way."""
+    """A long step in progress."""
 
     def advance(self, steps: int = 1) -> None:
         """Report that `steps` more are done."""
 
     def note(self, text: str) -> None:
-        """Show a short text beside the step."""
+        """Show a short text next to the step."""
 
 
 class Progress(Protocol):
-    """How the pipeline reports what it does; the CLI draws bars, prints lines, or stays silent."""
+    """The pipeline's progress reporting; the CLI draws bars, prints lines, or stays silent."""
 
     def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
-        """Open a step; `total` is the number of `advance` calls to come, None where that is not known."""
+        """Open a step; `total` is the number of `advance` calls to come, None if it is not known."""
 
     def alone(self) -> AbstractContextManager[None]:
-        """Open a span in which times are measured: nothing else of this run computes meanwhile."""
+        """Open a span for timing, in which nothing else of this run computes."""

@@ -1,4 +1,4 @@
-"""Device profiles: what the latency prediction takes of a device, from `devices/*.toml` or a file of the user's own."""
+"""Device profiles: the inputs of the latency prediction, from `devices/*.toml` or the user's own file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from edgeq.core.schema import explain, find_file, read_toml
 
 
 class Fitted(BaseModel):
-    """What `edgeq devices fit` learned from measurements on the device itself."""
+    """The result of `edgeq devices fit` from measurements on the device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    correction: float = Field(gt=0, description="the measurements over the predictions, their geometric mean")
+    correction: float = Field(gt=0, description="geometric mean of measured over predicted latency")
     spread: float = Field(ge=0, description="the standard deviation of ln(measured / predicted) after the correction")
-    measurements: int = Field(ge=1, description="how many there were")
+    measurements: int = Field(ge=1, description="number of measurements")
 
 
 class DeviceProfile(BaseModel):
-    """A device. Only core, width and clock enter the prediction; the rest says what the device is."""
+    """A device. Only core, width and clock affect the prediction; the rest describes the device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +40,7 @@ class DeviceProfile(BaseModel):
     l1d_kib: int | None = Field(default=None, ge=1)
     l2_kib: int | None = Field(default=None, ge=1)
     sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1, description="where each value is from"
+        min_length=1, description="the source of each value"
     )
     fitted: Fitted | None = None
 
@@ -51,8 +51,8 @@ class DeviceProfile(BaseModel):
             UsageError: it has fewer.
         """
         if threads > self.cores:
-            what = f"{threads} threads on {self.name}, which has {self.cores} cores of this kind"
-            raise UsageError(what, f"ask for 1 to {self.cores} threads")
+            what = f"{threads} threads were requested on {self.name}, which has {self.cores} cores of this kind"
+            raise UsageError(what, f"use 1 to {self.cores} threads")
 
     def predict(self, counts: Counts, threads: int, *, runtime: str = "executorch") -> Prediction:
         """Return the latency of one inference whose counts on this device's core are known.
@@ -100,7 +100,7 @@ QUANTILE = 2.365
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What the cost model takes of a device.
+    """The device's inputs of the cost model.
 
     Attributes:
         width: instructions that the core decodes in a cycle.
@@ -138,7 +138,7 @@ class Prediction:
     """A predicted latency in ms, and its 95% interval.
 
     Attributes:
-        extrapolated: whether the estimate lies outside what the model was fitted on, `FITTED_MS`.
+        extrapolated: whether the estimate is outside the range that the model was fitted on, `FITTED_MS`.
     """
 
     estimate_ms: float
@@ -149,7 +149,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A latency that somebody measured, with what the inference costs on that device's core.
+    """A measured latency, with the cost of the inference on that device's core.
 
     Attributes:
         group: rows of one group are left out together.
@@ -172,7 +172,7 @@ def predict(
         speed: of the device.
         threads: that share the work.
         model: the constants.
-        correction: what the device's own measurements were to the model's predictions, as a factor.
+        correction: ratio of the device's own measurements to the model's predictions.
     """
     slots, lines = _terms(counts, speed, threads)
     estimate = correction * (model.slot_cycles * slots + model.line_cycles * lines)
@@ -192,9 +192,9 @@ def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
 
 
 def fit(rows: Sequence[Observation]) -> CostModel:
-    """Return the constants with the least squares of the relative errors, neither below zero.
+    """Return the constants with the least squared relative errors, neither below zero.
 
-    The spread is that of each group predicted by the others; infinite where these cannot tell.
+    The spread is that of each group predicted by the others; infinite where there are too few groups.
 
     Raises:
         ValueError: no rows.

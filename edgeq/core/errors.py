@@ -16,7 +16,7 @@ Outcome = Literal["ok", "failed", "unverified", "allowed"]
 
 
 class ExitCode(IntEnum):
-    """What a process that ran edgeq may rely on; kept stable across releases."""
+    """Exit codes, stable across releases."""
 
     OK = 0
     INTERNAL = 1
@@ -35,7 +35,7 @@ class EdgeqError(Exception):
     """Base of all errors that edgeq raises on purpose.
 
     Attributes:
-        what: one line, what was expected and what came.
+        what: one line, what happened and what was expected.
         fix: one line, what to do next.
     """
 
@@ -48,31 +48,31 @@ class EdgeqError(Exception):
 
 
 class UsageError(EdgeqError):
-    """An option, a file or data that people gave is not usable (exit code 2)."""
+    """An option, file or data set from the user is not usable (exit code 2)."""
 
     exit_code = ExitCode.USAGE
 
 
 class UnsupportedError(EdgeqError):
-    """Known, but this target, scheme or runtime cannot do it (exit code 3)."""
+    """The target, scheme or runtime does not support the request (exit code 3)."""
 
     exit_code = ExitCode.UNSUPPORTED
 
 
 class AccuracyError(EdgeqError):
-    """Training came to nothing that could be judged (exit code 5)."""
+    """Training gave no usable result (exit code 5)."""
 
     exit_code = ExitCode.ACCURACY
 
 
 class VerificationError(EdgeqError):
-    """The artifact could not be run, or does not do what it claims (exit code 7)."""
+    """The artifact could not be run, or its behavior differs from its claims (exit code 7)."""
 
     exit_code = ExitCode.VERIFICATION
 
 
 class IntegrityError(EdgeqError):
-    """Bytes are not those that were recorded (exit code 8)."""
+    """Bytes differ from the recorded ones (exit code 8)."""
 
     exit_code = ExitCode.INTEGRITY
 
@@ -84,7 +84,7 @@ class EnvironmentProblem(EdgeqError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near."""
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" if none is near."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
@@ -115,13 +115,13 @@ def user_line(err: BaseException) -> str:
 
 
 def calling_line() -> str:
-    """Return the same of the code that is running now."""
+    """Return the same for the code that is running now."""
     user = next(((frame, line) for frame, line in traceback.walk_stack(sys._getframe(1)) if _is_users(frame)), None)
     return _words(*user) if user else ""
 
 
 def traced_line(stack: str | None) -> str:
-    """Return the same of a stack in Python's words, as torch keeps it of each node of a graph."""
+    """Return the same for a formatted Python stack, as torch stores it for each node of a graph."""
     frames = re.findall(r'File "(.+)", line (\d+), in (\S+)', stack or "")
     user = next(((name, line, where) for name, line, where in reversed(frames) if _is_users_file(name)), None)
     return f" at {user[0]}:{user[1]} in {user[2]}" if user else ""

@@ -81,24 +81,24 @@ def disk_errors(path: Path) -> Iterator[None]:
             what = f"no space left on the disk that holds {path}"
             raise EnvironmentProblem(what, "free some space, or choose another folder, and run again") from err
         if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            what = f"may not write to {err.filename or path}: {err.strerror}"
-            raise EnvironmentProblem(what, "choose a folder that you may write to") from err
+            what = f"cannot write to {err.filename or path}: {err.strerror}"
+            raise EnvironmentProblem(what, "choose a folder with write permission") from err
         if err.errno == errno.EISDIR:
             what = f"expected a file at {err.filename2 or err.filename or path}, found a folder"
-            raise UsageError(what, "name a file, in that folder or elsewhere") from err
+            raise UsageError(what, "give a file name, in that folder or another one") from err
         if err.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}:
-            what = f"expected a folder at {path}, found a file in the way: {err.filename or path}"
+            what = f"expected a folder at {path}, found a file: {err.filename or path}"
             raise UsageError(what, "choose another folder") from err
         if err.errno == errno.ENAMETOOLONG:
-            raise UsageError(f"a path is longer than this system takes: {path}", "give a shorter one") from err
+            raise UsageError(f"a path is too long for this system: {path}", "give a shorter path") from err
         if err.errno in {errno.EIO, errno.EFBIG}:
-            what = f"the disk refused a write under {path}: {err.strerror}"
+            what = f"a write under {path} failed: {err.strerror}"
             raise EnvironmentProblem(what, "check the disk, or choose another folder") from err
         raise
 
 
 def refuse_links(path: Path, *, below: Path) -> None:
-    """Refuse a path that leads through a link, or is one: it could be written or removed elsewhere.
+    """Refuse a path that leads through a link, or is one: a write or removal could happen outside of the folder.
 
     Each component is looked up in the open folder above it, so that no link on the way is followed. `below` itself,
     which a user named, may be reached through links; a component that does not exist yet ends the walk.
@@ -130,7 +130,7 @@ def refuse_links(path: Path, *, below: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, below: Path | None = None) -> None:
-    """Write a file so that a reader sees all of it or the old one, never a part.
+    """Write a file so that readers see either the whole new file or the old one.
 
     Args:
         path: the file; a link there is replaced, not followed.
@@ -171,11 +171,11 @@ def copy_files(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def staged_dir(target: Path, *, below: Path | None = None) -> Iterator[Path]:
-    """Yield an empty sibling of `target`; when the block ends well it becomes `target`, whole.
+    """Yield an empty sibling of `target`; if the block ends without an error it becomes `target`.
 
-    An existing `target` changes places with it, in one step where the file system can. After an error all is as it
-    was. Hold `lock_dir` of a folder above: a second run on the same target would take this one's staging for a
-    leftover.
+    An existing `target` is exchanged with it, atomically where the file system supports that. After an error nothing
+    has changed. Hold `lock_dir` of a parent folder: a second run on the same target would remove this one's staging
+    folder as a leftover.
 
     Args:
         target: the folder.
@@ -251,7 +251,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def recover_dir(target: Path) -> None:
-    """Finish what a killed `staged_dir(target)` left: restore the old folder, drop half-written ones."""
+    """Clean up after a killed `staged_dir(target)`: restore the old folder, remove incomplete ones."""
     if not target.parent.is_dir():
         return
     if _aside(target).is_symlink():
@@ -333,13 +333,13 @@ def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Itera
     """Hold a folder's lock, so that two runs do not write to it at once.
 
     Args:
-        folder: what is locked.
+        folder: the folder to lock.
         wait_s: how long to wait for another process.
         name: of the lock file; locks of other names do not exclude each other.
 
     Raises:
         UsageError: the lock file is a link.
-        EnvironmentProblem: another process still holds it after `wait_s` seconds, or there can be no such folder.
+        EnvironmentProblem: another process still holds it after `wait_s` seconds, or the folder cannot be created.
     """
     from filelock import FileLock
 
@@ -376,7 +376,7 @@ def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
                 raise
             # a run that just ended took away the folder that it had made, also while `mkdir` looked at it; try again
             if time.monotonic() > deadline:  # or it is in a place that takes none, such as /proc
-                what = f"cannot make the folder {folder}: {err.strerror}"
+                what = f"cannot create the folder {folder}: {err.strerror}"
                 raise EnvironmentProblem(what, "choose another folder") from err
         else:
             return

@@ -1,6 +1,6 @@
-"""Intervals of shares and of paired differences: what a number of samples can prove.
+"""Confidence intervals of shares and of paired differences.
 
-No interval has the length zero: that no sample of a few changed says little about the next one.
+No interval has length zero: if none of a few samples changed, another one still might.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def two_sided_z(count: int) -> float:
 
 
 def effective_count(keys: Sequence[Hashable]) -> float:
-    """Return how many independent samples the mean over `keys` is worth, repeats told by equal keys.
+    """Return the effective number of independent samples of a mean over `keys`; equal keys are repeats.
 
-    Kish's effective sample size, (sum w)² / sum w², where w is how often a sample is repeated: 12 samples a hundred
-    times each are worth 12.
+    Kish's effective sample size, (sum w)² / sum w², where w is how often a sample is repeated: 12 samples repeated a
+    hundred times each count as 12.
     """
     times = Counter(keys).values()
     return sum(times) ** 2 / sum(w * w for w in times) if times else 0.0
@@ -34,7 +34,7 @@ def matched_pairs(lost: float, won: float, count: float, z: float = Z95) -> tupl
     """Return the interval of the difference of two shares on the same samples, (lost - won) / count.
 
     Agresti and Min's for matched pairs (Statistics in Medicine 24, 2005): half an observation is added to each of the
-    four cells, so that no disagreement in a few samples is no proof.
+    four cells, so that a few samples without any disagreement do not prove equality.
 
     Args:
         lost: samples that only the first got right.
@@ -49,10 +49,10 @@ def matched_pairs(lost: float, won: float, count: float, z: float = Z95) -> tupl
 
 
 def mean_difference_half_width(differences: Sequence[float], count: float, span: float) -> float:
-    """Return half the 95% interval of a mean of paired differences of scores that may be other than 0 and 1.
+    """Return half the 95% interval of a mean of paired differences of scores with values other than 0 and 1.
 
     Student's t, t(97.5%, n - 1) · s / √n, and as much again, in quadrature, as half an observation of the largest
-    difference on each side would add to it: differences that are all zero have no spread, and prove as little as those
+    difference on each side would add to it: differences that are all zero have no spread, but prove as little as those
     of scores of 0 and 1. Where most pairs are equal, the largest difference is taken to be the span of the scores.
 
     Args:
@@ -100,13 +100,13 @@ def samples_for_drop(limit: float, lost_share: float, won_share: float, z: float
     """Return about how many distinct samples would put the upper end of `matched_pairs` below a limit.
 
     Args:
-        limit: the most that may be lost, as a share.
+        limit: the largest share that may be lost.
         lost_share: of the samples, that only the first got right so far.
         won_share: that only the second did.
         z: the normal distribution's point.
 
     Returns:
-        The number in two digits, rounded up; None where what was lost so far is already the limit.
+        The number in two digits, rounded up; None where the share lost so far already reaches the limit.
     """
     if limit <= lost_share - won_share:
         return None

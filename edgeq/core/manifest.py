@@ -1,6 +1,6 @@
-"""The manifest as a whole: the one contract between edgeq, app and update channel, and how its bytes are read.
+"""The manifest: the contract between edgeq, app and update channel, and its reader.
 
-It holds no times, no paths and nothing of the machine that built it, so that equal inputs give equal bytes. Measured
+It holds no times, paths or facts about the build machine, so equal inputs give equal bytes. Measured
 numbers are rounded to four significant digits, so that noise in the last bits does not change the digest.
 """
 
@@ -22,7 +22,7 @@ from edgeq.core.schema import Strict, document_bytes, parse_strict
 
 
 def measure(value: float) -> float | Literal["inf", "-inf", "nan"]:
-    """Return a measured number with four significant digits; JSON knows no infinity and no NaN, so these are text."""
+    """Return a measured number with four significant digits; JSON has no infinity or NaN, so these are strings."""
     rounded = float(f"{value:.4g}")
     if math.isnan(rounded):
         return "nan"
@@ -61,15 +61,15 @@ Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int6
 
 
 class ModelFacts(Strict):
-    """Which model this is."""
+    """The model's identity."""
 
     name: Slug
     version: Slug
-    weights: Weights = Field(description="where the parameters came from; `random` must not ship")
+    weights: Weights = Field(description="origin of the parameters; `random` must not ship")
 
 
 class TargetFacts(Strict):
-    """Where it runs."""
+    """The target that it runs on."""
 
     name: Slug
     platform: Literal["android", "ios", "linux"]
@@ -79,16 +79,18 @@ class TargetFacts(Strict):
 
 
 class RuntimeRange(Strict):
-    """What loads it."""
+    """The runtime versions that load it."""
 
     name: Literal["executorch", "torchscript", "onnx", "cuda"]
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
-    bytecode_version: Count | None = Field(description="of a TorchScript archive; of an ONNX file its opset")
+    bytecode_version: Count | None = Field(
+        description=("bytecode version of a TorchScript archive, opset of an ONNX file")
+    )
     build: Literal["full", "mobile"] = Field(
         default="full",
         exclude_if=lambda build: build == "full",
-        description="of ONNX Runtime: mobile has few operators; absent for the full one",
+        description="build of ONNX Runtime: mobile has few operators; absent for the full build",
     )
 
 
@@ -98,16 +100,16 @@ class Tensor(Strict):
     name: TensorName
     dtype: Dtype
     shape: tuple[Count, ...] = Field(max_length=16)
-    preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: fed as it is")
+    preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: no preprocessing")
 
 
 class CudaBox(Strict):
-    """What a GPU box must have."""
+    """Requirements on a GPU machine."""
 
     torch: str = Field(description="the version that wrote the artifact; older ones are refused")
-    cuda: str | None = Field(description="that the compiled package was built with; null without one")
-    compiled_for: str | None = Field(description="compute capability that alone runs that package; null without one")
-    least_capability: str | None = Field(description="compute capability that the arithmetic needs; null: any")
+    cuda: str | None = Field(description="CUDA version of the compiled package; null without one")
+    compiled_for: str | None = Field(description="the only compute capability that runs that package; null without one")
+    least_capability: str | None = Field(description="minimum compute capability for the arithmetic; null: any")
 
 
 class FileEntry(Strict):
@@ -120,17 +122,17 @@ class FileEntry(Strict):
 
 
 class LayerSummary(Strict):
-    """What the lowered model computes, and where. Shares are of the multiply-accumulates, 0 to 1."""
+    """The lowered model's computation, and where it runs. Shares are of the multiply-accumulates, 0 to 1."""
 
-    macs: Count | None = Field(description="of one inference; null where the artifact came as it is")
+    macs: Count | None = Field(description="of one inference; null for a ready-made artifact")
     delegated_macs: Measure | None
-    int8_macs: Measure | None = Field(description="read from the runtime's own profile; null: could not be matched")
+    int8_macs: Measure | None = Field(description="from the runtime's own profile; null: could not be matched")
     undelegated: tuple[str, ...] = Field(description="operators that were left to portable kernels")
     kept_fp32: tuple[str, ...] = Field(description="quantizable layers that stay in float")
 
 
 class GateVerdict(Strict):
-    """One gate. What a gate measured in ms or bytes stands in report.json only."""
+    """One gate. Measured values in ms or bytes are only in report.json."""
 
     name: str
     outcome: Outcome
@@ -159,7 +161,7 @@ class Accuracy(Strict):
     score: Measure | None
     drop_pp: IntervalFacts | None
     top1_agreement: Measure | None
-    sqnr_db: Measure | None = Field(description="null, as the two below, where there is no fp32 to compare with")
+    sqnr_db: Measure | None = Field(description="null, like the next two, where there is no fp32 to compare with")
     cosine: Measure | None
     max_abs: Measure | None
 
@@ -202,7 +204,7 @@ class DeviceRunFacts(Strict):
     host_score: Measure | None
     fp32_score: Measure | None
     scored: Count
-    rescored: Count | None = Field(description="of these, with another score than on the host")
+    rescored: Count | None = Field(description="samples with a different score than on the host")
 
 
 class EmulationFacts(Strict):
@@ -216,37 +218,40 @@ class GoldenFacts(Strict):
     """How a device tests itself with golden.npz: `input_<name>` and `output_<i>`, arrays [samples, …]."""
 
     samples: Count
-    preprocessed: bool = Field(description="whether the inputs are already what the model takes")
-    sqnr_floor_db: Measure = Field(description="the least signal-to-difference ratio that may be accepted")
-    made_on: str | None = Field(default=None, description="the CPU model that gave the outputs; null: the host")
+    preprocessed: bool = Field(description="whether the inputs are already preprocessed")
+    sqnr_floor_db: Measure = Field(description="the lowest signal-to-difference ratio that passes")
+    made_on: str | None = Field(default=None, description="the CPU model that computed the outputs; null: the host")
     made_by: Literal["graph"] | None = Field(
-        default=None, description="graph: the converted graph gave the outputs, the artifact was not run; null: it was"
+        default=None,
+        description=(
+            "graph: the outputs are from the converted graph, since the artifact was not run; null: from the artifact"
+        ),
     )
 
 
 class QatFacts(Strict):
-    """How qat-int8 trained; its samples are neither those of the evaluation nor any of its own choosing."""
+    """How qat-int8 trained; its samples do not overlap the evaluation data."""
 
     data_sha256: Sha256
     samples: Count = Field(description="trained on")
-    held_out: Count = Field(description="that only chose between the candidates")
+    held_out: Count = Field(description="samples that only chose between the candidates")
     loss: Literal["kl", "mse"] | None = Field(description="null where the user's own loop trained")
-    epochs: Count = Field(description="that were finished; 0 for the user's own loop")
+    epochs: Count = Field(description="finished epochs; 0 for the user's own loop")
     learning_rate: Measure | None
     batch: Count | None
-    weights: TunedWeights = Field(description="which candidate was kept")
+    weights: TunedWeights = Field(description="the candidate that was kept")
 
 
 class SearchFacts(Strict):
-    """What mixed-int8 chose the layers in float by; its samples are none of the calibration's or the evaluation's."""
+    """How mixed-int8 chose the float layers; its samples overlap neither calibration nor evaluation data."""
 
     data_sha256: Sha256
     samples: Count
-    assignments: Count = Field(description="that were tried")
+    assignments: Count = Field(description="assignments that were tried")
 
 
 class Provenance(Strict):
-    """What it was made from."""
+    """The inputs and tools that it was built from."""
 
     source_sha256: Sha256
     weights_sha256: Sha256 | None = Field(default=None, description="null where source_sha256 covers them")
@@ -288,7 +293,7 @@ class Manifest(Strict):
     dynamic_batch: bool = Field(
         default=False,
         exclude_if=lambda is_open: not is_open,
-        description="whether inputs and outputs may have any first size, and not only the stated one",
+        description="whether inputs and outputs accept any batch size, not only the stated one",
     )
     passes: tuple[str, ...]
     layers: LayerSummary
@@ -296,26 +301,26 @@ class Manifest(Strict):
     accepted: bool = Field(description="whether every gate passed")
     accuracy: Accuracy | None
     graph_accuracy: Accuracy | None = Field(
-        default=None, description="the converted graph against fp32, where the artifact was not run; null: it was"
+        default=None, description="the converted graph against fp32, if the artifact was not run; null otherwise"
     )
     parity: ParityFacts | None
     golden: GoldenFacts
     emulation: EmulationFacts | None = Field(default=None, description="null: not run on the device's kernels")
-    not_emulated: str | None = Field(default=None, description="why, where the target has a device")
+    not_emulated: str | None = Field(default=None, description="the reason, if the target has a device")
     cuda: CudaBox | None = Field(
         default=None, exclude_if=lambda box: box is None, description="absent for other runtimes"
     )
-    verified_on: str = Field(description="what ran the artifact, by architecture, or nothing")
+    verified_on: str = Field(description="what ran the artifact, by architecture, or none")
     provenance: Provenance
 
     def model_post_init(self, _context: object) -> None:
-        """Check what a single field cannot."""
+        """Check conditions that involve several fields."""
         roles = [entry.role for entry in self.files]
         if len(set(roles)) != len(roles) or not {"artifact", "golden"} <= set(roles):
             raise ValueError("expected one artifact and one golden file, and no role twice")
         names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
         if len(set(names)) != len(names):
-            raise ValueError("two files share a name, or take the manifest's or a report's")
+            raise ValueError("two files share a name, or use that of the manifest or a report")
         if self.accepted != all(gate.outcome in ("ok", "allowed") for gate in self.gates):
             raise ValueError("`accepted` contradicts the gates")
 
@@ -329,23 +334,23 @@ class Manifest(Strict):
 
 
 def check_slug(text: str, what: str) -> None:
-    """Refuse, before minutes of work, a text that a manifest cannot hold as a name or a version.
+    """Refuse early a text that a manifest does not allow as a name or version.
 
     Raises:
         UsageError: with the characters that it may have.
     """
     if re.fullmatch(SLUG, text) is None:
-        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first, no full stop last"
-        raise UsageError(f"{what} {text!r}: {expected}", "give another one; --name where it comes from a file's name")
+        expected = "expected 1 to 64 of A-Z a-z 0-9 . _ + -, starting with a letter or digit, not ending with a period"
+        raise UsageError(f"{what} {text!r}: {expected}", "give another one; use --name if it comes from a file's name")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the manifest as it is written: sorted JSON, the same bytes for equal manifests.
+    """Return the manifest's bytes: sorted JSON, equal for equal manifests.
 
     Raises:
         UsageError: it would be larger than `parse_manifest` reads.
     """
-    fix = "shorten the labels, or the names of layers"
+    fix = "shorten the labels or the names of layers"
     return document_bytes(manifest, what="manifest", most_bytes=MAX_MANIFEST_BYTES, fix=fix)
 
 
@@ -358,10 +363,10 @@ def manifest_digest(data: bytes, manifest: Manifest) -> str:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Return the manifest that `data` holds; any bytes give a manifest or one of the errors below.
+    """Return the manifest that `data` holds; any other bytes raise one of the errors below.
 
     Raises:
-        IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
+        IntegrityError: too large, not JSON, a duplicate key, an unknown key, or a value that is not allowed.
         UnsupportedError: a newer schema than this edgeq knows.
     """
     return parse_strict(
@@ -376,10 +381,10 @@ def parse_manifest(data: bytes) -> Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle whose files are those that its manifest lists.
+    """A bundle whose files match its manifest.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         digest: SHA-256 in hexadecimal over the manifest and the files that it lists.
     """
 
@@ -403,7 +408,7 @@ class Bundle:
 
 
 def contract_change(old: Manifest, new: Manifest) -> str:
-    """Return the first difference that an app written for `old` would meet with `new`, in words; "" for none."""
+    """Return the first difference between `old` and `new` that breaks an app, as text; "" for none."""
     for what, left, right in (
         ("inputs", _tensors(old.inputs), _tensors(new.inputs)),
         ("outputs", _tensors(old.outputs), _tensors(new.outputs)),
@@ -411,7 +416,7 @@ def contract_change(old: Manifest, new: Manifest) -> str:
         ("labels", ", ".join(old.labels), ", ".join(new.labels)),
     ):
         if left != right:
-            return f"other {what}: {right or 'none'}; the app takes {left or 'none'}"
+            return f"different {what}: {right or 'none'}; the app expects {left or 'none'}"
     return ""
 
 

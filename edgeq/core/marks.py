@@ -1,7 +1,7 @@
-"""The marks that an option's field may carry in its annotation, and how the fields of a configuration table are read.
+"""The marks in the annotations of option fields, and how the fields of a configuration table are read.
 
-The options themselves are the fields of `edgeq.job.PackageConfig`. Importing this module loads neither pydantic nor
-typer, because `edgeq --help` reads the marks.
+The options themselves are the fields of `edgeq.core.config.PackageConfig`. Importing this module loads neither pydantic
+nor typer, because `edgeq --help` reads the marks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Doc:
 
     Attributes:
         text: one or two sentences.
-        default: what happens when the option is not given, where the field's default does not show it.
+        default: description of the default, if the field's default does not show it.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Flag:
 
     Attributes:
         name: `--out`, or `--cache/--no-cache`; a name without dashes is a positional argument.
-        metavar: stands for the value in --help; none for a switch.
+        metavar: placeholder of the value in --help; none for a switch.
         short: `-o`.
     """
 
@@ -53,7 +53,7 @@ class Panel:
 
     Attributes:
         topic: the heading.
-        advanced: whether --help lists it after all common options, under a heading of its own.
+        advanced: whether --help lists it after all common options, under a separate heading.
     """
 
     topic: str
@@ -102,10 +102,10 @@ class MinLen:
 
 @dataclass(frozen=True, slots=True)
 class NotInKey:
-    """The option is left out of the cache key, which otherwise has every option.
+    """The option is not part of the cache key, unlike all others.
 
     Attributes:
-        reason: why a result made with another value is still right.
+        reason: why a result built with another value is still valid.
     """
 
     reason: str
@@ -118,8 +118,8 @@ class PathMark:
     the option is marked `NotInKey`.
 
     Attributes:
-        noun: what a path should lead to, for messages.
-        fix: what to do where it does not exist.
+        noun: what the path should be, for messages.
+        fix: what to do if it does not exist.
     """
 
     noun: ClassVar[str] = "file or folder"
@@ -130,9 +130,9 @@ class PathMark:
         return True
 
     def missing(self, text: str) -> str | None:  # noqa: ARG002
-        """Return the path in `text` that should exist and does not; None if nothing is missing.
+        """Return the path in `text` if it should exist but does not; otherwise None.
 
-        None as well where whatever reads the file has the better message.
+        Also None where the file's reader has a better message.
         """
         return None
 
@@ -223,7 +223,7 @@ class ProfileFile(PathMark):
 
 
 def file_part(text: str) -> str | None:
-    """Return the path in `file.npz` or `file.py:function`; None for `pkg.mod:function`, which only an import finds."""
+    """Return the path in `file.npz` or `file.py:function`; None for `pkg.mod:function`, which needs an import."""
     head, colon, _ = text.rpartition(":")
     if not colon:
         return text
@@ -263,12 +263,12 @@ class Option:
 
     @property
     def panel(self) -> Panel | None:
-        """The heading it stands under; None for one that only edgeq.toml has."""
+        """The heading it is listed under; None for one that only edgeq.toml has."""
         return self._mark(Panel)
 
     @property
     def path(self) -> PathMark | None:
-        """Which of its values are paths, and what they lead to; None for an option that never is a path."""
+        """Which of its values are paths, and to what; None for an option that is never a path."""
         return self._mark(PathMark)
 
     @property

@@ -1,7 +1,7 @@
-"""verdict.json: what was measured of a bundle on another machine, to be judged here.
+"""verdict.json: measurements of a bundle from another machine, to be judged here.
 
-It holds measurements and no judgement: each inference's time, and the outputs of the golden samples, so that gates are
-evaluated from them by whoever reads it. It is keyed by the bundle's digest, and not signed.
+It holds measurements without verdicts: each inference's time, and the outputs of the golden samples. The reader
+evaluates gates from them. It names the bundle by digest, and is not signed.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DeviceFacts(Strict):
-    """What it ran on."""
+    """The device of the measurement."""
 
     name: Text = Field(description="the device's model, and how it was reached")
     platform: Literal["android", "ios", "linux", "macos"]
     os: Text = Field(description="the operating system with its version")
     arch: Literal["arm64", "x86_64"]
-    cores: Count = Field(description="0 where it did not say")
+    cores: Count = Field(description="0 if unknown")
     is_virtual: bool = Field(description="an emulated device, whose times are not meaningful")
 
 
 class RunFacts(Strict):
-    """One sample, run again and again in a process of its own."""
+    """One sample, run repeatedly in a separate process."""
 
     runtime: Text = Field(description="package and version")
     threads: int = Field(ge=1, le=64)
@@ -60,7 +60,7 @@ class RunFacts(Strict):
 
 
 class OutputFacts(Strict):
-    """An output of all golden samples, as the device gave it."""
+    """One output for all golden samples, from the device."""
 
     dtype: Dtype
     shape: tuple[Count, ...] = Field(min_length=1, max_length=16, description="samples first")
@@ -69,7 +69,7 @@ class OutputFacts(Strict):
     def model_post_init(self, _context: object) -> None:
         """Check that the data are as many as the shape says."""
         if len(self.raw) != math.prod(self.shape) * ITEM_BYTES[self.dtype]:
-            raise ValueError(f"{len(self.raw)} bytes of data, for {self.dtype} {list(self.shape)}")
+            raise ValueError(f"{len(self.raw)} bytes of data for {self.dtype} {list(self.shape)}")
 
     @property
     def raw(self) -> bytes:
@@ -97,12 +97,12 @@ class Verdict(Strict):
 
 
 def verdict_bytes(verdict: Verdict) -> bytes:
-    """Return the verdict as it is written.
+    """Return the verdict's bytes.
 
     Raises:
         UsageError: it would be larger than `parse_verdict` reads.
     """
-    fix = "the golden outputs are too large to be carried: verify with --on where the bundle is"
+    fix = "the golden outputs are too large for a verdict: verify with --on where the bundle is"
     return document_bytes(verdict, what="verdict", most_bytes=MAX_VERDICT_BYTES, fix=fix)
 
 
@@ -114,7 +114,7 @@ def parse_verdict(data: bytes, name: str) -> Verdict:
         name: of the file, for messages.
 
     Raises:
-        IntegrityError: too large, no JSON, a key twice or unknown, a time below zero, NaN, or data of another size.
+        IntegrityError: too large, not JSON, a duplicate or unknown key, a negative time, NaN, or data of another size.
         UnsupportedError: a newer schema than this edgeq knows.
     """
     return parse_strict(

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own format, `.ort`: which operators a file needs, as the tool that reads them says."""
+"""ONNX Runtime's own format, `.ort`: the operators that a file needs, by ONNX Runtime's own tool."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Preprocessing: defined once, written into the manifest, so simple that an app can do exactly the same.
+"""Preprocessing: defined once, written into the manifest, and simple enough for an app to repeat exactly.
 
 Order: decode to uint8 [H, W, C] → colour → resize → crop → multiply by `scale` → subtract `mean` → divide by
-`std` → layout. All arithmetic is float32. A model that takes bytes normalises them itself: for it the order ends with
+`std` → layout. All arithmetic is float32. A model that takes uint8 normalises it itself: there the order ends with
 rounding half up to uint8, and layout.
 """
 
@@ -37,18 +37,20 @@ class Preprocess(BaseModel):
         "half-pixel bilinear without antialiasing",
     )
     crop: tuple[Side, Side] | None = Field(default=None, description="[height, width] from the centre")
-    scale: Finite = Field(default=1 / 255, gt=0, description="the factor that takes 0..255 to the model's range")
-    mean: tuple[Finite, ...] = Field(default=(0.0,), description="subtracted after scaling, one or one a channel")
-    std: tuple[Finite, ...] = Field(default=(1.0,), description="divided by last, one or one a channel")
+    scale: Finite = Field(default=1 / 255, gt=0, description="factor from 0..255 to the model's range")
+    mean: tuple[Finite, ...] = Field(
+        default=(0.0,), description=("subtracted after scaling: one value, or one per channel")
+    )
+    std: tuple[Finite, ...] = Field(default=(1.0,), description="divided by last: one value, or one per channel")
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: Literal["float32", "uint8"] = Field(
         default="float32",
         exclude_if=lambda dtype: dtype == "float32",  # apps of before read manifests without it
-        description="what the model is fed; uint8: the pixels themselves, rounded half up, with scale 1, mean 0, std 1",
+        description="dtype of the model's input; uint8: the pixels, rounded half up, with scale 1, mean 0, std 1",
     )
 
     def model_post_init(self, _context: object) -> None:
-        """Check what a single field cannot."""
+        """Check conditions that involve several fields."""
         channels = 3 if self.color == "rgb" else 1
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
@@ -57,7 +59,7 @@ class Preprocess(BaseModel):
             raise ValueError("std must be positive")
         neutral = self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
         if self.dtype == "uint8" and not neutral:
-            raise ValueError("uint8 pixels are fed as they are: scale must be 1, mean 0 and std 1")
+            raise ValueError("dtype uint8 allows no arithmetic: scale must be 1, mean 0 and std 1")
 
     @property
     def as_bytes(self) -> Preprocess:
@@ -65,7 +67,7 @@ class Preprocess(BaseModel):
         return self.model_copy(update={"dtype": "uint8", "scale": 1.0, "mean": (0.0,), "std": (1.0,)})
 
     def takes(self, dtype: str) -> bool:
-        """Whether an input of this dtype can be what the preprocessing gives."""
+        """Whether the preprocessing can produce an input of this dtype."""
         return dtype == "uint8" if self.dtype == "uint8" else dtype.startswith("float")
 
     @property
@@ -179,6 +181,6 @@ def _crop(pixels: NDArray[np.float32], crop: tuple[int, int] | None) -> NDArray[
     height, width = crop
     if height > pixels.shape[0] or width > pixels.shape[1]:
         came = f"{pixels.shape[0]}x{pixels.shape[1]}"
-        raise UsageError(f"cannot crop {height}x{width} out of {came}", "resize to a larger size first")
+        raise UsageError(f"cannot crop {height}x{width} from {came}", "resize the image to a larger size first")
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

@@ -10,8 +10,8 @@ crafted one says in six ways (torch 2.6 to 2.15):
 - names of inputs, nodes and weights, which torch.fx writes into Python source;
 - the structure of inputs, whose JSON imports modules by name.
 
-So the very objects that torch is about to read are checked, and not a parse of the file of our own, which could differ
-from torch's. What is not known to be harmless is refused.
+So the objects that torch is about to read are checked themselves, instead of a separate parse of the file, which could
+differ from torch's. What is not known to be harmless is refused.
 
 TorchScript archives (.pt, .ptl) need no trust: their pickles are read in C++ and build tensors and the archive's own
 classes only, and their code is TorchScript, which cannot import Python. It does have operators that open files by name;
@@ -111,11 +111,11 @@ _CONTAINERS = frozenset(
 
 
 class Untrusted(UsageError):
-    """A file could run code, or open files by name, and the user did not say that it may (exit code 2)."""
+    """A file could run code or open files by name, and the user did not allow that (exit code 2)."""
 
     def __init__(self, path: Path, why: str) -> None:
         what = f"{path} is not safe to load: {why}"
-        super().__init__(what, f"load it only if you trust whoever wrote it: {TRUST_OPTION}")
+        super().__init__(what, f"if you trust its author, give {TRUST_OPTION}")
 
 
 class _RefusedError(Exception):
@@ -352,11 +352,11 @@ def check_external_data(proto: Any, path: Path) -> None:
         location = external_file(tensor)
         place = (path.parent / location).resolve()
         if not place.is_relative_to(path.parent.resolve()):
-            what = f"{path}: the tensor {tensor.name!r} lies in {location!r}, outside of the model's folder"
-            raise UsageError(what, "write the model again with its data beside it")
+            what = f"{path}: the tensor {tensor.name!r} is stored in {location!r}, outside of the model's folder"
+            raise UsageError(what, "write the model again with its data in the same folder")
         if not location or not place.is_file():
             what = f"{path}: its external data {location!r} is missing (tensor {tensor.name!r})"
-            raise UsageError(what, f"put {location} beside the model, or export it again as one file")
+            raise UsageError(what, f"put {location} next to the model, or export it again as one file")
 
 
 def external_tensors(message: Any) -> Iterator[Any]:

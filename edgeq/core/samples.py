@@ -21,8 +21,8 @@ class Sample:
 
     Attributes:
         inputs: an array for each model input, in order; shaped like one row of the input, or like all of it.
-        raw: the arrays before preprocessing, what an app would have at hand (uint8 [H, W, C] for an image).
-        label: a class index, or whatever the user's metric takes; None where there is none.
+        raw: the arrays before preprocessing, as an app has them (uint8 [H, W, C] for an image).
+        label: a class index, or a value of any type for the user's metric; None where there is none.
         name: where it comes from (a file, or an index), for messages.
         digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share.
     """
@@ -131,8 +131,8 @@ def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:
         expected = spec.shape[1:] if rows else spec.shape
         if array.shape != expected or str(array.dtype) != spec.dtype:
             came = f"{array.dtype} {list(array.shape)}"
-            what = f"sample {sample.name}: input {spec.name!r} wants {spec.dtype} {list(expected)}, got {came}"
-            raise UsageError(what, "fix the data, or give --preprocess or --input to match")
+            what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
+            raise UsageError(what, "fix the data, or match it with --preprocess or --input")
 
 
 def _stack(samples: list[Sample], size: int) -> Batch:

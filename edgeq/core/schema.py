@@ -1,6 +1,6 @@
 """JSON documents that edgeq writes and others may have changed: their schemas, and how they are written and read.
 
-Reading is bounded and strict, with a named error for whatever is wrong.
+Reading is bounded and strict, with a specific error for each fault.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
         return UsageError(f"{place}: unknown value {first['input']!r}.{hint}", f"use one of: {', '.join(allowed)}")
     message = "Input should be a table" if first["type"] == "model_type" else first["msg"]
     came = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return UsageError(f"{place}: {message}{came}", "correct this value and run again")
+    return UsageError(f"{place}: {message}{came}", "fix this value and run again")
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class Strict(BaseModel):
-    """A part of such a document: frozen, and without keys that nobody knows."""
+    """A part of such a document: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,7 +108,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def document_bytes(document: Strict, *, what: str, most_bytes: int, fix: str) -> bytes:
-    """Return a document as it is written: sorted JSON, the same bytes for equal documents.
+    """Return a document's bytes: sorted JSON, equal for equal documents.
 
     Args:
         document: what to write.
@@ -121,7 +121,7 @@ def document_bytes(document: Strict, *, what: str, most_bytes: int, fix: str) ->
     """
     data = canonical_json(document.model_dump(mode="json"))
     if len(data) > most_bytes:
-        raise UsageError(f"the {what} would take {len(data)} bytes, at most {most_bytes} are read", fix)
+        raise UsageError(f"the {what} would have {len(data)} bytes, but at most {most_bytes} are read", fix)
     return data
 
 
@@ -139,7 +139,7 @@ def parse_strict(
         again: what to do about a broken one.
 
     Raises:
-        IntegrityError: too large, no JSON, a key twice, an unknown key, or a value that is not allowed.
+        IntegrityError: too large, not JSON, a duplicate key, an unknown key, or a value that is not allowed.
         UnsupportedError: a newer schema than this edgeq knows.
     """
     try:
@@ -162,14 +162,14 @@ def parse_strict(
 
 
 def _broken(name: str, why: str, again: str) -> IntegrityError:
-    return IntegrityError(f"{name} is not what edgeq wrote: {why[:300]}", again)
+    return IntegrityError(f"{name} does not have edgeq's format: {why[:300]}", again)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key[:80]!r} stands twice")
+            raise ValueError(f"the key {key[:80]!r} occurs twice")
         found[key] = value
     return found
 

@@ -1,4 +1,4 @@
-"""Sources by their text alone: the model's name in bundles, what tells two apart, and what a file should have been."""
+"""Sources by their text alone: the model's name in bundles, its origin, and the formats of files."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _FORMATS = {
 
 
 def unreadable(path: Path, why: str) -> UsageError:
-    """Return the error for a model's file that its own format's reader refuses, whoever noticed.
+    """Return the error for a model file that its format's reader refuses.
 
     Args:
         path: the file as it was named.
-        why: what the reader said.
+        why: the reader's message.
     """
     noun, writer = _FORMATS[path.suffix]
     what = f"{path} is not a valid {noun}: {why}"
-    return UsageError(what, f"check that the copy is whole, or write it again ({writer})")
+    return UsageError(what, f"check that the file is complete, or write it again ({writer})")
 
 
 def factory_model_name(source: str) -> str:
@@ -55,9 +55,9 @@ def factory_model_name(source: str) -> str:
 
 
 def origin(source: str) -> str:
-    """Return what tells a source from others of the same model name: a file with the folder that it lies in.
+    """Return what distinguishes a source from others with the same model name: a file with its folder.
 
-    The folders above are left out, so that a checkout may lie anywhere.
+    The folders above are left out, so that the result does not depend on a checkout's path.
     """
     place, colon, function = source.rpartition(":")
     is_file = place.endswith(".py") or "/" in place

@@ -1,4 +1,4 @@
-"""What this machine is, found without torch."""
+"""Facts about this machine, found without torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TOOLS = (
 
 @functools.cache
 def tool_versions() -> dict[str, str]:
-    """Return the versions of what decides the result."""
+    """Return the versions of the tools that affect the result."""
     versions = {"python": platform.python_version()}
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -73,7 +73,7 @@ def host_arch() -> str:
 
 
 def processor_name() -> str:
-    """Return what this machine's processor calls itself."""
+    """Return this machine's processor name."""
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SAY_S).stdout
@@ -84,12 +84,12 @@ def processor_name() -> str:
 
 @functools.cache
 def processor_facts() -> tuple[str, ...]:
-    """Return what tells this machine's processors from others': models, extensions, and how many cores there are.
+    """Return the facts that identify this machine's processors: models, extensions, and number of cores.
 
-    Float kernels and their rounding are chosen by these, and measured times are theirs.
+    Float kernels, their rounding and measured times depend on them.
     """
-    told = {f"{key}: {value}" for key, value in _cpuinfo() if key in (*_TELLING, *_TELLING_ARM)}
-    return (processor_name(), f"{os.cpu_count()} cores", *sorted(told))
+    facts = {f"{key}: {value}" for key, value in _cpuinfo() if key in (*_TELLING, *_TELLING_ARM)}
+    return (processor_name(), f"{os.cpu_count()} cores", *sorted(facts))
 
 
 def _cpuinfo() -> tuple[tuple[str, str], ...]:
@@ -102,13 +102,13 @@ def _cpuinfo() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def driver_state() -> str:
-    """Return the GPUs and their driver in words, with what CUDA_VISIBLE_DEVICES leaves of them; "" for none."""
-    told = _told()
+    """Return a text with the GPUs, their driver and CUDA_VISIBLE_DEVICES; "" for none."""
+    gpus = _gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return f"{told}; CUDA_VISIBLE_DEVICES={visible}" if told and visible is not None else told
+    return f"{gpus}; CUDA_VISIBLE_DEVICES={visible}" if gpus and visible is not None else gpus
 
 
-def _told() -> str:
+def _gpus() -> str:
     found = shutil.which("nvidia-smi")
     if found is not None:
         done = subprocess.run([found, *_QUERY], capture_output=True, text=True, check=False)
@@ -121,7 +121,7 @@ def _told() -> str:
 
 
 def release_memory() -> None:
-    """Free what only cycles hold, and give back to the system what the C library keeps for later (glibc only)."""
+    """Collect reference cycles, and return free heap memory to the system (glibc only)."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -145,7 +145,7 @@ def available_bytes() -> int:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Let nobody log in the block."""
+    """Disable logging in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -156,7 +156,7 @@ def unlogged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let nobody log, warn or print in the block; errors come through."""
+    """Disable logging, warnings and printing in the block; exceptions pass."""
     with unlogged(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -167,10 +167,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Let `module.name` be `value` in the block.
+    """Set `module.name` to `value` in the block.
 
     Raises:
-        AttributeError: the library has no such name any more, so that the block would change nothing.
+        AttributeError: the library no longer has this name, so the block would change nothing.
     """
     before = getattr(module, name)
     setattr(module, name, value)
@@ -188,7 +188,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {"onnx": ("onnx", ("onnx", "onn
 
 
 def check_extras(runtimes: Iterable[str]) -> None:
-    """Find out before a long run whether the runtimes' extras are installed; imports none of them.
+    """Check before a long run that the runtimes' extras are installed; imports none of them.
 
     Raises:
         EnvironmentProblem: one is missing (named, with the command that installs it).
@@ -201,7 +201,7 @@ def check_extras(runtimes: Iterable[str]) -> None:
 
 
 def missing_module(text: str) -> EnvironmentProblem | None:
-    """Return the error for a child's ModuleNotFoundError, where an extra brings the module; else None."""
+    """Return the error for a child's ModuleNotFoundError, if an extra provides the module; else None."""
     for runtime, (extra, modules) in EXTRAS.items():
         for name in modules:
             if text.startswith(f"ModuleNotFoundError: No module named '{name}"):
@@ -210,5 +210,7 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 
 
 def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
-    """Return the error for an extra that is not there."""
-    return EnvironmentProblem(f"the {runtime} runtime needs {modules}, not installed", f"pip install 'edgeq[{extra}]'")
+    """Return the error for an extra that is not installed."""
+    return EnvironmentProblem(
+        (f"the {runtime} runtime needs {modules}, which is not installed"), f"pip install 'edgeq[{extra}]'"
+    )

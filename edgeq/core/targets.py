@@ -1,4 +1,4 @@
-"""Target profiles: what `targets/*.toml` and people's own files may say, and how they are found."""
+"""Target profiles: the format of `targets/*.toml` and of the user's own files, and how they are found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FileFormat = Literal["onnx", "ort"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 # delegates whose artifacts run in one operating system only, by `platform.system()`, and are made in others too
-_NO_GPU = ("", "no emulator has a GPU's kernels")  # this host's GPU, or its CPU in the place of one, runs them
+_NO_GPU = ("", "no emulator has GPU kernels")  # this host's GPU, or its CPU in the place of one, runs them
 
 _ONLY_IN = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
@@ -32,10 +32,10 @@ class _Strict(BaseModel):
 
 
 class Audit(_Strict):
-    """The shares of multiply-accumulates that a scheme must really deliver."""
+    """The shares of multiply-accumulates that a scheme must reach."""
 
     int8_macs: Share = Field(default=0.0, description="share of MACs in int8 kernels, by the runtime's own profile")
-    int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers alone")
+    int8_linear_macs: Share = Field(default=0.0, description="the same among linear and recurrent layers only")
     int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
@@ -51,24 +51,28 @@ class App(_Strict):
     )
     build: Literal["full", "mobile"] = Field(
         default="full",
-        description="of ONNX Runtime: mobile is onnxruntime-mobile, with few operators and .ort files only; the last "
-        "is 1.18",
+        description=(
+            "build of ONNX Runtime: mobile is onnxruntime-mobile, with few operators and .ort files only; "
+            "its last version is 1.18"
+        ),
     )
 
     @property
     def oldest(self) -> str:
-        """The oldest of the runtimes, wherever in the list it stands; of equals (1.5 and 1.5.1) the first."""
+        """The oldest of the runtimes, at any position of the list; of equal ones (1.5 and 1.5.1) the first."""
         return min(self.runtimes, key=lambda text: tuple(int(part) for part in text.split(".")[:2]))
 
 
 class Device(_Strict):
-    """What verify emulates, and the settings that the app takes from the manifest."""
+    """The emulated CPU models, and the settings that the app takes from the manifest."""
 
     cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
     threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")
     vnni: bool = Field(
         default=True,
-        description="false: x86 CPUs without VNNI run it too, whose int8 sums overflow: ONNX weights keep to 7 bits",
+        description=(
+            "false: x86 CPUs without VNNI also run it, and their int8 sums overflow, so ONNX weights use 7 bits"
+        ),
     )
 
 
@@ -77,13 +81,13 @@ class TargetProfile(_Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     description: str
-    extends: str | None = Field(default=None, description="a target whose values this one starts from")
+    extends: str | None = Field(default=None, description="a target whose values this one inherits")
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
     backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
     file_format: FileFormat = Field(
-        default="onnx", description="of ONNX Runtime's artifacts; ort: what its reduced mobile builds read"
+        default="onnx", description="format of ONNX Runtime's artifacts; ort: for its reduced mobile builds"
     )
     schemes: tuple[SchemeName, ...] = Field(min_length=1, description="first is the default")
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
@@ -91,7 +95,7 @@ class TargetProfile(_Strict):
     device: Device = Device()
 
     def model_post_init(self, _context: object) -> None:
-        """Check what a single field cannot."""
+        """Check conditions that involve several fields."""
         known = {
             "executorch": ("xnnpack", "coreml"),
             "torchscript": ("qnnpack", "x86", "fbgemm"),
@@ -100,21 +104,26 @@ class TargetProfile(_Strict):
         }
         backends = known[self.runtime]
         if self.backend not in backends:
-            raise ValueError(f"backend {self.backend!r} is none of runtime {self.runtime!r}: {', '.join(backends)}")
+            raise ValueError(
+                f"runtime {self.runtime!r} has no backend {self.backend!r}, expected one of {', '.join(backends)}"
+            )
         if self.runtime != "onnx" and (self.file_format != "onnx" or self.app.build != "full"):
-            raise ValueError("file_format and app.build are ONNX Runtime's")
+            raise ValueError("file_format and app.build need the runtime onnx")
         if self.file_format == "ort" and "fp16" in self.schemes:
-            raise ValueError("an .ort file has the casts to float32 of the host that wrote it: fp16 needs onnx")
+            raise ValueError(
+                "scheme fp16 needs file_format = 'onnx': an .ort file contains the float32 casts of "
+                "the host that wrote it"
+            )
 
 
 def why_not_run(backend: str) -> str:
-    """Return why no artifact of a backend can be run on this host; "" where it can."""
+    """Return why this host cannot run a backend's artifacts; "" where it can."""
     system, why = _ONLY_IN.get(backend, ("", ""))
     return why if system and platform.system() != system else ""
 
 
 def why_not_emulated(backend: str) -> str:
-    """Return why no artifact of a backend can be emulated, on any host; "" where it can."""
+    """Return why a backend's artifacts cannot be emulated on any host; "" where they can."""
     return _ONLY_IN.get(backend, ("", ""))[1]
 
 

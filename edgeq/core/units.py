@@ -1,6 +1,6 @@
 """Quantities as people write them: sizes, shares, percentage points, times.
 
-MB is 10^6 bytes and MiB is 2^20 (IEC 80000-13); both are parsed, and printed unambiguously.
+MB is 10^6 bytes and MiB is 2^20 (IEC 80000-13); both are accepted.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def format_bytes(size_bytes: float) -> str:
         if size_bytes < factor * 999.95 or unit == "GB":
             value = size_bytes / factor
             return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
-    raise AssertionError("unreachable: the last unit takes every size")
+    raise AssertionError("unreachable: the last unit covers every size")
 
 
 def format_quantity(value: float, dimension: Dimension) -> str:
-    """Return a value of a base unit as people read it."""
+    """Return a value in its base unit as text."""
     if dimension == "bytes":
         return format_bytes(value)
     if dimension == "ms":
@@ -101,8 +101,8 @@ def is_safe(char: str) -> bool:
 
 
 def safe_lines(text: str) -> str:
-    """Return `text` with "?" in the place of each unsafe character; line breaks stay.
+    """Return `text` with "?" in place of each unsafe character; line breaks stay.
 
-    Names, labels and libraries' messages come from files that somebody else wrote.
+    Names, labels and libraries' messages come from untrusted files.
     """
     return "".join(char if is_safe(char) else "?" for char in text)

@@ -1,4 +1,4 @@
-"""What happens to a bundle after it is built: it goes into an app. Nothing here needs torch."""
+"""Delivery of finished bundles: into an app's project, or over the air. Nothing here needs torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much an Android app grows by a bundle: the bundle's own files, and the runtime's library in the AAR, by ABI."""
+"""The growth of an Android app by a bundle: the bundle's files and the runtime's library in the AAR, by ABI."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _LIBRARIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """What an installed bundle adds to the app that one ABI's users download and install.
+    """The size that an installed bundle adds to the app for one ABI.
 
     Attributes:
         abi: Android's name of the instruction set.
-        bundle_bytes: of the bundle's files, which the app carries uncompressed.
+        bundle_bytes: size of the bundle's files, which the app stores uncompressed.
         library: the AAR's file name; None where none was found.
-        library_bytes: of its native libraries for this ABI, uncompressed. All models of a runtime share them.
-        compressed_bytes: of the same libraries as the AAR holds them, deflated: near to what is downloaded.
+        library_bytes: uncompressed size of its native libraries for this ABI. All models of a runtime share them.
+        compressed_bytes: deflated size of the same libraries in the AAR: close to the download size.
     """
 
     abi: str
@@ -50,12 +50,12 @@ def growth_by_abi(arch: str, runtime: str, bundle_bytes: int, aar: Path | None) 
 
     Args:
         arch: the manifest's word for the instruction set.
-        runtime: the manifest's runtime; its library is looked for in Gradle's and Maven's caches.
+        runtime: the manifest's runtime; its library is searched in Gradle's and Maven's caches.
         bundle_bytes: of the installed files.
         aar: the library as a file; None to look for it.
 
     Raises:
-        UsageError: `aar` is no AAR, or has no library for this ABI.
+        UsageError: `aar` is not an AAR, or has no library for this ABI.
     """
     abi = _ABIS[arch]
     found = aar or _newest(runtime)
@@ -70,7 +70,7 @@ def _library_bytes(aar: Path, abi: str) -> tuple[int, int]:
         with zipfile.ZipFile(aar) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.startswith(f"jni/{abi}/")]
     except (OSError, zipfile.BadZipFile) as err:
-        raise UsageError(f"{aar} is no AAR: {err}", "give the .aar file that the app builds with") from err
+        raise UsageError(f"{aar} is not an AAR: {err}", "give the .aar file that the app builds with") from err
     libraries = [entry for entry in entries if entry.filename.endswith(".so")]
     if not libraries:
         raise UsageError(f"{aar} has no native library for {abi}", "give the AAR of the bundle's runtime")
@@ -105,9 +105,9 @@ _NO_COMPRESS = re.compile(r"noCompress\w*[\s+=(]*((?:listOf\(|setOf\()?(?:\s*[\"
 
 
 def no_compress_note(app: Path, artifact: str) -> str | None:
-    """Return what to add to the build file, or None where it keeps the artifact uncompressed already.
+    """Return the line to add to the build file, or None where it already keeps the artifact uncompressed.
 
-    A compressed asset is deflated a second time by the store, grows by that, and cannot be read in place.
+    The store would deflate a compressed asset again, which makes it larger, and the app could not map it into memory.
 
     Args:
         app: the project's root.

@@ -1,4 +1,4 @@
-"""Putting a bundle into an app's project: whole, verified where it lies, or not at all."""
+"""Installation of a bundle into an app's project: complete and verified in place, or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallResult:
-    """A bundle in its place.
+    """An installed bundle.
 
     Attributes:
         place: the folder inside the app's project.
@@ -43,7 +43,7 @@ class InstallResult:
         pruned: folders with other versions of the model, which were removed.
         package: files of the Swift package around an iOS project's models.
         growth: of an Android app, by ABI.
-        notes: what to change in the project's build.
+        notes: changes to make in the project's build.
     """
 
     place: Path
@@ -61,21 +61,22 @@ def install(
 ) -> InstallResult:
     """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
 
-    Other targets' bundles of the same model go where they carry another version of it.
+    Other targets' bundles of the same model are removed where they have another version of it.
 
     Args:
         bundle_folder: what `edgeq package` wrote.
         app: the project's root folder.
-        aar: the runtime's Android library, to tell how much the app grows; None to look in the builds' caches.
-        digest: what the bundle's must be; None where nobody said.
-        replace: whether it may take the place of a model that other inputs, outputs or labels tell to be another one.
+        aar: the runtime's Android library, to compute the app's growth; None to search the builds' caches.
+        digest: the expected digest of the bundle; None to accept any.
+        replace: whether it may replace a model with different inputs, outputs or labels.
 
     Raises:
-        UsageError: no bundle, no AAR, no project of the bundle's platform, or another model or files are in the way.
+        UsageError: there is no bundle, AAR or project for the bundle's platform, or another model or other files are in
+            the way.
         VerificationError: a gate failed, or the weights are random.
-        IntegrityError: the bundle's files are not those that it lists, or its digest is another.
+        IntegrityError: the bundle's files or digest differ from the expected ones.
         UnsupportedError: a newer edgeq wrote the bundle.
-        EnvironmentProblem: the disk is full or not writable, or another install does not end.
+        EnvironmentProblem: the disk is full or not writable, or another install holds the lock.
     """
     bundle = read_bundle(bundle_folder, digest=digest)
     check_releasable(bundle)
@@ -125,12 +126,12 @@ def _placed(bundle: Bundle, models: Path, *, app: Path, replace: bool) -> Instal
 
 
 def project_platforms(app: Path) -> tuple[str, ...]:
-    """Return the platforms that a folder is an app's project for; none where it is no project."""
+    """Return the platforms of an app's project; empty where the folder is not a project."""
     return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
 
 
 def check_releasable(bundle: Bundle) -> None:
-    """Refuse a bundle that may only be measured.
+    """Refuse a bundle that must not ship.
 
     Raises:
         VerificationError: a gate failed, or the weights are random.
@@ -141,25 +142,28 @@ def check_releasable(bundle: Bundle) -> None:
         what = f"{bundle.folder}: the bundle did not pass its gates: {', '.join(gate.name for gate in failed)}"
         settle = ""
         if all(gate.outcome == "unverified" for gate in failed):
-            settle = ", or give --verdict FILE, as `edgeq verify --write-verdict` measured it on a device"
-        raise VerificationError(what, f"take one that passed{settle}; report.json beside it says what is missing")
+            settle = ", or give --verdict FILE from `edgeq verify --write-verdict` on a device"
+        raise VerificationError(what, f"use a bundle that passed{settle}; see report.json in its folder")
     if manifest.model.weights == "random":
-        what = f"{bundle.folder}: the model has random weights, it can only be measured"
+        what = f"{bundle.folder}: the model has random weights, so the bundle can only be measured"
         raise VerificationError(what, "package it again with --weights")
 
 
 def _models_folder(manifest: Manifest, app: Path) -> Path:
     platform = manifest.target.platform
     if platform not in _MODELS:
-        what = f"target {manifest.target.name} runs on {platform}, apps are installed into for {' and '.join(_MODELS)}"
-        raise UsageError(what, "copy the bundle to the host as it is")
+        what = (
+            f"target {manifest.target.name} runs on {platform}, but edgeq installs into apps for "
+            f"{' and '.join(_MODELS)} only"
+        )
+        raise UsageError(what, "copy the bundle's folder to the host")
     found = project_platforms(app)
     if platform in found:
         return _MODELS[platform]
     if found:
-        what = f"{app} is a project for {found[0]}, the bundle is for {platform} ({manifest.target.name})"
-        raise UsageError(what, f"install a bundle of a target for {found[0]}")
-    raise UsageError(f"{app} is no app's project; looked for {PROJECT_FILES}", "give the project's root folder")
+        what = f"{app} is a project for {found[0]}, but the bundle is for {platform} ({manifest.target.name})"
+        raise UsageError(what, f"install a bundle for a target on {found[0]}")
+    raise UsageError(f"{app} is not an app project; looked for {PROJECT_FILES}", "give the project's root folder")
 
 
 def _check_place(place: Path) -> None:
@@ -169,7 +173,7 @@ def _check_place(place: Path) -> None:
     try:
         known = {entry.path for entry in read_manifest(place)[1].files} | {MANIFEST_NAME, *REPORT_NAMES}
     except EdgeqError as err:
-        what = f"{place} holds something that is no bundle: {err.what}"
+        what = f"{place} holds files that are not a bundle: {err.what}"
         raise UsageError(what, "move it away, and install again") from err
     own = sorted({path.name for path in place.iterdir()} - known)
     if own:
@@ -192,7 +196,10 @@ def _check_same_model(bundle: Bundle, place: Path) -> None:
         change = contract_change(installed, bundle.manifest)
         if change:
             what = f"{other} holds another model named {installed.model.name!r}: {change}"
-            fix = "package it under another --name, or replace what is there: edgeq install BUNDLE --app APP --replace"
+            fix = (
+                "package the model under another --name, or replace the installed one: edgeq install BUNDLE "
+                "--app APP --replace"
+            )
             raise UsageError(what, fix)
 
 
@@ -218,7 +225,7 @@ _LEFT = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|removed)\.tmp")
 def prune(models: Path, installed: Manifest) -> tuple[Path, ...]:
     """Remove the other targets' bundles of a model that carry another version of it; an app ships one version.
 
-    Only folders that hold a bundle and nothing else are touched. The caller holds the lock of `models`.
+    Only folders that hold a bundle and nothing else are removed. The caller holds the lock of `models`.
 
     Args:
         models: the app's folder of models.

@@ -1,4 +1,4 @@
-"""The installed models of an iOS project as a Swift package of resources, which Xcode takes as a local package."""
+"""The installed models of an iOS project as a Swift package of resources, which Xcode adds as a local package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from edgeq.core.errors import UsageError
 from edgeq.core.files import refuse_links, write_atomic
 
-_MARK = "// Written by edgeq install; it is replaced by the next one."
+_MARK = "// Written by edgeq install; the next install replaces it."
 
 _PACKAGE = "Package.swift"
 
@@ -52,7 +52,7 @@ private extension URL {{
 
 
 def check_swift(models: Path) -> None:
-    """Refuse to replace a package of the user's own.
+    """Refuse to replace the user's own package.
 
     Raises:
         UsageError: there is one.
@@ -62,11 +62,11 @@ def check_swift(models: Path) -> None:
         refuse_links(path.parent, below=models)
         if path.is_symlink() or (path.exists() and _MARK not in _text(path)):
             what = f"{path} was not written by edgeq"
-            raise UsageError(what, "move it away, and install again; edgeq makes the folder a package of its own")
+            raise UsageError(what, "move it away, and install again; edgeq writes its own Swift package there")
 
 
 def write_swift(models: Path) -> tuple[Path, ...]:
-    """Write the package over all models in a folder, and return its files. The caller holds the folder's lock."""
+    """Write the package for all models in a folder, and return its files. The caller holds the folder's lock."""
     names = sorted(path.name for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
     resources = ", ".join(f'.copy("{name}")' for name in names)
     write_atomic(

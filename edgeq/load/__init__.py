@@ -1,1 +1,1 @@
-"""The first step: the model, its inputs and the data that calibrates and evaluates it."""
+"""The first step: load the model, its inputs, and the calibration and evaluation data."""

@@ -1,4 +1,4 @@
-"""Calibration and evaluation data, from whatever the user named."""
+"""Calibration and evaluation data from an image folder, an array file or a function."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def open_dataset(
         specs: the model's inputs.
         preprocess: how images become inputs; None where arrays are fed as they are.
         options: the labels file, and whether bad images are skipped.
-        limit: how many samples are wanted, evenly from all classes; None for all.
+        limit: maximum number of samples, drawn evenly from all classes; None for all.
         seed: picks them.
 
     Raises:
@@ -98,8 +98,8 @@ def _check_first(data: Dataset, specs: Sequence[TensorSpec]) -> None:
     for array, spec in zip(first.inputs, specs, strict=True):
         if str(array.dtype) != spec.dtype or array.shape not in (spec.shape, spec.shape[1:]):
             wants, came = f"{spec.dtype} {list(spec.shape[1:])}", f"{array.dtype} {list(array.shape)}"
-            what = f"{data.origin}: {first.name}: input {spec.name!r} wants {wants} a sample, got {came}"
-            raise UsageError(what, "resize or crop in --preprocess, or give --input to match")
+            what = f"{data.origin}: {first.name}: input {spec.name!r} expects {wants} per sample, got {came}"
+            raise UsageError(what, "resize or crop in --preprocess, or match the data's shape with --input")
 
 
 # --- Arrays as a data set: `.npz`, `.npy`, and what a function of the user's returns.
@@ -109,7 +109,7 @@ LABELS = "y"
 
 MEMORY_SHARE = 0.5  # the rest is for the model, its copies and the samples that are made from the arrays
 
-_RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable with a dict for each sample"
+_RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable that yields a dict per sample"
 
 
 def open_array_file(path: Path, wanted: Wanted) -> Dataset:
@@ -144,9 +144,9 @@ def _check_size(path: Path) -> None:
     if needed > MEMORY_SHARE * free:
         what = (
             f"{path} unpacks to {format_bytes(needed)} of arrays, more than {MEMORY_SHARE:.0%} of the free memory"
-            f" ({format_bytes(free)}), and an .npz is read whole"
+            f" ({format_bytes(free)}), and an .npz is read into memory as a whole"
         )
-        raise UsageError(what, "write fewer samples into it, or a single input as .npy, which need not fit")
+        raise UsageError(what, "write fewer samples, or save a single input as .npy, which is memory-mapped")
 
 
 def _array_bytes(archive: zipfile.ZipFile, name: str) -> int:
@@ -163,8 +163,8 @@ def _unreadable(origin: str, err: Exception) -> UsageError:
         return UsageError(f"cannot read {origin}: {err.strerror}", "check the path and its permissions")
     if any(sign in str(err) for sign in ("pickle", "Object arrays", "Python objects")):
         what = f"{origin}: expected plain arrays, got pickled Python objects or another format, which are not loaded"
-        return UsageError(what, "save numeric arrays of one dtype with np.save or np.savez")
-    return UsageError(f"{origin} is damaged or no NumPy file: {first_line(err)}", "write it again with np.savez")
+        return UsageError(what, "save numeric arrays with np.save or np.savez")
+    return UsageError(f"{origin} is damaged or not a NumPy file: {first_line(err)}", "write it again with np.savez")
 
 
 def open_function(spec: str, wanted: Wanted) -> Dataset:
@@ -223,12 +223,15 @@ def _from_arrays(arrays: dict[str, NDArray[Any]], origin: str, wanted: Wanted) -
 def _length(columns: Mapping[str, NDArray[Any]], origin: str) -> int:
     scalars = [name for name, column in columns.items() if column.ndim == 0]
     if scalars:
-        what = f"{origin}: expected the first axis of {scalars[0]!r} to be the sample, got a single value"
+        what = f"{origin}: expected the first axis of {scalars[0]!r} to index samples, got a scalar"
         raise UsageError(what, "give [N, …] arrays")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         came = ", ".join(f"{name or 'input'}: {length}" for name, length in lengths.items())
-        raise UsageError(f"{origin}: expected as many samples in every array, got {came}", "make the lengths equal")
+        raise UsageError(
+            f"{origin}: expected the same number of samples in every array, got {came}",
+            "make the first axes equally long",
+        )
     count = next(iter(lengths.values()))
     if count == 0:
         raise UsageError(f"{origin}: expected at least 1 sample, got none", "give [N, …] arrays with N of 1 or more")
@@ -259,7 +262,7 @@ def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Datase
         if not isinstance(item, Mapping):
             raise UsageError(f"{name}: expected a dict for the sample, got {type(item).__name__}", _RETURNS)
         if labelled != (LABELS in item) and all(s.name != LABELS for s in wanted.reading.specs):
-            raise UsageError(f"{name}: expected a label in every sample or in none", "give each sample its 'y'")
+            raise UsageError(f"{name}: expected a label for every sample or for none", "give each sample its 'y'")
         values = {str(key): value for key, value in item.items() if not (labelled and key == LABELS)}
         columns = check_names({key: as_array(value, name) for key, value in values.items()}, wanted.reading.specs, name)
         return to_sample(columns, label_of(item[LABELS]) if labelled else None, name, wanted.reading)

@@ -1,4 +1,4 @@
-"""Exported programs: `.pt2` files of this torch and of older ones, checked before minutes are spent on them."""
+"""Exported programs: `.pt2` files of this torch version and older ones, checked before the long steps start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_exported(path: Path, *, trusted: bool = False) -> Any:
     """Return the torch.export.ExportedProgram in `path`, contiguous.
 
     Raises:
-        UsageError: the file is damaged, or no exported program, or it could run code and is not `trusted`.
+        UsageError: the file is damaged, not an exported program, or could run code and is not `trusted`.
         UnsupportedError: it was exported in training mode, or takes its inputs by keyword.
     """
     import torch
@@ -35,11 +35,11 @@ def load_exported(path: Path, *, trusted: bool = False) -> Any:
     for node in program.graph.nodes:
         position = _TRAINING_ARGUMENT.get(str(getattr(node.target, "__name__", "")).partition(".")[0])
         if position is not None and len(node.args) > position and node.args[position] is True:
-            what = f"{path} was exported in training mode: {node.name} still trains"
+            what = f"{path} was exported in training mode: {node.name} is in training mode"
             raise UnsupportedError(what, "call model.eval() before torch.export.export, and export it again")
     if program.call_spec.in_spec.child(1).num_children:
-        what = f"{path} takes inputs by keyword, which no runtime on a device can give"
-        raise UnsupportedError(what, "export it again with positional inputs only")
+        what = f"{path} takes keyword inputs, but device runtimes only pass inputs by position"
+        raise UnsupportedError(what, "export it again with positional arguments only")
     return program
 
 
@@ -72,8 +72,8 @@ def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[Ten
     """Return the inputs that a program states, with the ranges that `texts` of --input give.
 
     Raises:
-        UnsupportedError: an input that is no tensor, has a dynamic shape or a dtype that no runtime takes.
-        UsageError: --input names an input that the program has not, or another shape or dtype.
+        UnsupportedError: an input is not a tensor, or has a dynamic shape or a dtype that no runtime takes.
+        UsageError: --input names an unknown input, or gives another shape or dtype.
     """
     placeholders = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     names = program.graph_signature.user_inputs
@@ -82,7 +82,9 @@ def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[Ten
     for name, example in zip(names, examples, strict=True):
         value = placeholders.get(name)
         if value is None or not hasattr(value, "shape"):
-            raise UnsupportedError(f"{path}: input {name!r} is no tensor", "export the model with tensor inputs only")
+            raise UnsupportedError(
+                f"{path}: input {name!r} is not a tensor", ("export the model with tensor inputs only")
+            )
         if not all(isinstance(side, int) for side in value.shape):
             what = f"{path}: input {name!r} has a dynamic shape {list(value.shape)}"
             raise UnsupportedError(what, "export it again with fixed shapes")
@@ -96,7 +98,7 @@ def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[Ten
         stated = specs[name]
         if (given.dtype, given.shape) != (stated.dtype, stated.shape):
             what = f"--input {text!r} does not fit {path}, whose {name!r} is {stated.dtype} {list(stated.shape)}"
-            raise UsageError(what, "leave --input out, or export the model again with that shape")
+            raise UsageError(what, "omit --input, or export the model again with that shape")
         specs[name] = dataclasses.replace(stated, low=given.low, high=given.high)
     return tuple(specs.values())
 

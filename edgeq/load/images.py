@@ -1,4 +1,4 @@
-"""An image folder as a data set: plain, or a class a sub-folder."""
+"""An image folder as a data set: plain, or with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
         folder: holds images, or a folder for each class.
         wanted: how many, evenly from all classes, for a model with one input; without preprocessing the model itself
             takes uint8 [H, W, C], and without class names the folders are counted in sorted order.
-        skip_bad: decode every image that is taken once beforehand, and leave out those that fail. Otherwise a bad
+        skip_bad: decode every image that is taken once beforehand, and skip those that fail. Otherwise a bad
             image raises when it is read.
 
     Raises:
@@ -113,9 +113,9 @@ def _other_images(folder: Path, files: Sequence[ImageFile], *, skip_bad: bool) -
     total = len(names) + len(files)
     if len(names) > _MOST_OTHER * total and not skip_bad:
         kinds = Counter(Path(name).suffix.lower() for name in names)
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        what = f"{folder}: {len(names)} of {total} images are of kinds that are not read: {told}"
-        raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or leave them out: --skip-bad-images")
+        formats = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        what = f"{folder}: {len(names)} of {total} images have formats that edgeq does not read: {formats}"
+        raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or skip them with --skip-bad-images")
     return names
 
 
@@ -148,7 +148,7 @@ def _check_model(folder: Path, specs: Sequence[TensorSpec], preprocess: Preproce
         raise UsageError(what, "give an .npz with an array for each input, or file.py:function")
     if preprocess is None and specs[0].dtype != "uint8":
         what = f"{folder}: images are uint8 0..255, but input {specs[0].name!r} takes {specs[0].dtype}"
-        raise UsageError(what, "say how images become inputs: --preprocess imagenet, unit, or a .toml file")
+        raise UsageError(what, "give the preprocessing: --preprocess imagenet, unit, or a .toml file")
 
 
 def _index(folder: Path, folders: list[str], labels: tuple[str, ...] | None) -> dict[str, int]:
@@ -176,8 +176,8 @@ def scan(folder: Path) -> tuple[ImageFile, ...]:
         what = f"cannot read image folder {err.filename or folder}: {err.strerror}"
         raise UsageError(what, "check the path and its permissions") from err
     if top and below:
-        what = f"{folder}: images beside class folders: {top[0].name} and {below[0].name}"
-        raise UsageError(what, "move the images into class folders, or all into one plain folder")
+        what = f"{folder} mixes images and class folders: {top[0].name} and {below[0].name}"
+        raise UsageError(what, "move all images into class folders, or all into one plain folder")
     if not top and not below:
         raise UsageError(f"no image in {folder}", f"give a folder with {', '.join(EXTENSIONS)} files")
     return tuple(sorted(top or below, key=lambda file: file.path.as_posix()))
@@ -217,7 +217,7 @@ def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:
         uint8 [H, W, 3] in RGB, or [H, W, 1] for a gray image where `gray` is set.
 
     Raises:
-        UsageError: no image, truncated, too large (a decompression bomb), or not readable.
+        UsageError: the file is not an image, is truncated, too large (a decompression bomb), or not readable.
     """
     try:
         with warnings.catch_warnings():
@@ -226,13 +226,13 @@ def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:
             with Image.open(path, formats=_FORMATS) as image:
                 return _pixels(ImageOps.exif_transpose(image), gray)
     except Exception as err:  # decoders raise a dozen types on bad bytes
-        fix = "replace or remove it, or leave such images out: --skip-bad-images"
+        fix = "replace or remove it, or skip such images with --skip-bad-images"
         raise UsageError(f"cannot decode image {path}: {_why(err)}", fix) from err
 
 
 def _why(err: Exception) -> str:
     if isinstance(err, UnidentifiedImageError):
-        return f"it is no image of {', '.join(_FORMATS)}"
+        return f"it is not an image in one of the formats {', '.join(_FORMATS)}"
     return err.strerror if isinstance(err, OSError) and err.strerror else first_line(err)
 
 
@@ -255,13 +255,13 @@ _FEW = 3
 
 _MOST_CLASSES = 1_000_000  # a mistyped index must not make a tuple that fills the memory
 
-_FORMS = 'write a name a line, a JSON list of names, or a JSON object {"folder": index}'
+_FORMS = 'write one name per line, a JSON list of names, or a JSON object {"folder": index}'
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """Return the class names by output index; "" where the file names none for an index.
 
-    The file is JSON (a list of names by index, or an object from name to index) or text (a name a line).
+    The file is JSON (a list of names by index, or an object from name to index) or text (one name per line).
 
     Raises:
         UsageError: the file cannot be read, has another form, or gives an index twice.
@@ -291,7 +291,7 @@ class _Pairs:
 def _from_lines(path: Path, text: str) -> tuple[str, ...]:
     names = [line.strip() for line in text.rstrip().splitlines()]
     if not names:
-        raise UsageError(f"labels {path}: expected a name a line, got an empty file", _FORMS)
+        raise UsageError(f"labels {path}: expected one name per line, got an empty file", _FORMS)
     if "" in names:
         raise UsageError(f"labels {path}: line {names.index('') + 1} is empty", "name every class, or remove the line")
     return tuple(names)
@@ -307,11 +307,11 @@ def _from_pairs(path: Path, pairs: list[tuple[str, Any]]) -> tuple[str, ...]:
     for name, index in pairs:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_CLASSES:
             what = f"labels {path}: {name!r}: expected an output index from 0 on, got {str(index)[:40]}"
-            raise UsageError(what, "give each class the index of the model's output that stands for it")
+            raise UsageError(what, "give each class the index of its output in the model")
     for kind, values in (("name", [name for name, _ in pairs]), ("index", [index for _, index in pairs])):
         twice = [repr(value) for value, times in Counter(values).items() if times > 1]
         if twice:
-            raise UsageError(f"labels {path}: {kind} given twice: {few(twice)}", "give each class an index of its own")
+            raise UsageError(f"labels {path}: {kind} given twice: {few(twice)}", "give each class a distinct index")
     if not pairs:
         raise UsageError(f"labels {path}: expected at least one class, got none", _FORMS)
     by_index = {index: name for name, index in pairs}
@@ -344,7 +344,7 @@ def index_classes(folders: Sequence[str], names: tuple[str, ...] | None, origin:
     unclear = [name for name in sorted(folders) if times[name] > 1]
     if unclear:
         what = f"{origin}: class folders that the labels name more than once: {few(unclear)}"
-        raise UsageError(what, "give each class a name of its own in the --labels file")
+        raise UsageError(what, "give each class a distinct name in the --labels file")
     return {name: names.index(name) for name in folders}
 
 
@@ -362,11 +362,11 @@ def check_classes(class_names: Sequence[str], n_outputs: int, *, from_file: bool
     """
     if len(class_names) > n_outputs:
         extra = [f"{name} ({i})" for i, name in enumerate(class_names) if i >= n_outputs and name]
-        what = f"the model has {n_outputs} outputs, but classes have indices beyond: {few(extra)}"
+        what = f"the model has {n_outputs} outputs, but these classes have larger indices: {few(extra)}"
         raise UsageError(what, "map the classes to output indices with --labels FILE")
     if class_names and not from_file and len(class_names) < n_outputs:
         what = f"the model has {n_outputs} outputs, but the data has {len(class_names)} class folders"
-        raise UsageError(what, "say which output each folder stands for with --labels FILE")
+        raise UsageError(what, "map each folder to its output with --labels FILE")
 
 
 def few(names: Sequence[str]) -> str:

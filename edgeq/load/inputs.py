@@ -53,7 +53,7 @@ def parse_input(text: str, index: int) -> TensorSpec:
     head, equals, rest = text.partition("=")
     name = head if equals else f"input{index}"
     if _NAME.fullmatch(name) is None:
-        raise _bad(text, f"{name[:40]!r} is no name")
+        raise _bad(text, f"{name[:40]!r} is not a valid name")
     parts = (rest if equals else text).split(":")
     span = parts.pop() if ".." in parts[-1] else None
     if not 1 <= len(parts) <= 2:
@@ -76,12 +76,12 @@ def _known_dtypes() -> str:
 
 def _parse_shape(text: str, shape_text: str) -> tuple[int, ...]:
     if _SHAPE.fullmatch(shape_text) is None:
-        raise _bad(text, f"{shape_text[:40]!r} is no shape")
+        raise _bad(text, f"{shape_text[:40]!r} is not a shape")
     shape = tuple(int(size) for size in shape_text.split("x"))
     if 0 in shape:
         raise _bad(text, "every size must be at least 1")
     if math.prod(shape) > MAX_ELEMENTS:
-        raise _bad(text, f"{math.prod(shape)} elements are more than {MAX_ELEMENTS}")
+        raise _bad(text, f"{math.prod(shape)} elements exceed the maximum of {MAX_ELEMENTS}")
     return shape
 
 
@@ -90,17 +90,17 @@ def _parse_range(text: str, dtype: str, span: str | None) -> tuple[float, float]
     if span is None:
         if whole and dtype != "bool":
             what = f"--input {text!r}: an integer input needs its range of values"
-            raise UsageError(what, f"add it, the highest value included, such as {text}:0..30521")
+            raise UsageError(what, f"add it with the highest value included, such as {text}:0..30521")
         return 0.0, 1.0
     match = _RANGE.fullmatch(span)
     if match is None:
-        raise _bad(text, f"{span[:40]!r} is no range")
+        raise _bad(text, f"{span[:40]!r} is not a range LOW..HIGH")
     if whole and not all(_WHOLE.fullmatch(part) for part in match.groups()):
-        raise _bad(text, f"the range of {dtype} must be whole numbers, got {span}")
+        raise _bad(text, f"the range of {dtype} must consist of whole numbers, got {span}")
     low, high = (float(part) for part in match.groups())
     least, most = _bounds(dtype)
     if not (least <= low and high <= most):
-        raise _bad(text, f"the range {span} leaves {dtype}'s own, {least:g}..{most:g}")
+        raise _bad(text, f"the range {span} exceeds that of {dtype}, {least:g}..{most:g}")
     if low > high or (low == high and not whole):
         raise _bad(text, f"the range {span} is empty")
     return low, high
@@ -127,8 +127,8 @@ def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
         source: where it comes from, for messages.
 
     Raises:
-        UsageError: it is no tensor.
-        UnsupportedError: its dtype is one that NumPy has not, such as bfloat16.
+        UsageError: it is not a tensor.
+        UnsupportedError: NumPy does not have its dtype, such as bfloat16.
     """
     import torch
     from torch._subclasses import FakeTensor
@@ -138,7 +138,9 @@ def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
         raise UsageError(f"{source}: the example of input {name!r} is {came}, expected a tensor", "give tensors only")
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{source}: input {name!r} is {dtype}, which edgeq cannot feed", _known_dtypes())
+        raise UnsupportedError(
+            (f"{source}: input {name!r} is {dtype}, which edgeq does not support as an input"), _known_dtypes()
+        )
     low, high = 0.0, 1.0
     if not dtype.startswith(("float", "bool")) and tensor.numel() and not isinstance(tensor, FakeTensor):
         low, high = min(0.0, float(tensor.min())), float(tensor.max())
@@ -146,7 +148,7 @@ def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
 
 
 def takes_preprocessed(spec: TensorSpec, specs: Sequence[TensorSpec]) -> bool:
-    """Whether the preprocessing's range speaks of this input: the only float input, or one of rank 4 and more."""
+    """Whether the preprocessing's range applies to this input: the only float input, or one of rank 4 or more."""
     return spec.dtype.startswith("float") and (len(specs) == 1 or len(spec.shape) >= 4)
 
 
@@ -198,8 +200,8 @@ MEAN, STD = "edgeq_pixel_mean", "edgeq_pixel_std"
 def takes_pixels(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
     """Return the model with a uint8 input, normalised inside: (pixels - mean / scale) / (std / scale), in float32.
 
-    Not in the first layer's weights: a convolution that pads with zeros pads with what the mean becomes, which no
-    weight can say. Subtraction and division are what no quantizer here takes for a layer, so that they stay in float.
+    The normalisation is not folded into the first layer: a convolution that pads with zeros would pad with the mean,
+    which no weight can express. No quantizer here treats subtraction and division as layers, so they stay in float.
 
     Args:
         model: takes one image, float32 [N, C, H, W], or [N, H, W, C] as `preprocess.layout` says.
@@ -207,12 +209,12 @@ def takes_pixels(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
 
     Raises:
         UsageError: the preprocessing gives bytes already, or its channels are not the input's.
-        UnsupportedError: an artifact that came as it is, several inputs, another dtype, or a model without a class.
+        UnsupportedError: a ready-made artifact, several inputs, another dtype, or a model without a class.
     """
     spec = _image(model)
     if preprocess.dtype == "uint8":
-        what = "the preprocessing feeds bytes already (dtype uint8), so that there is nothing to normalise"
-        raise UsageError(what, "leave out --input-dtype")
+        what = "the preprocessing already gives uint8, so --input-dtype uint8 has nothing to normalise"
+        raise UsageError(what, "omit --input-dtype")
     mean, std = _constants(preprocess, spec)
     pixels = replace(spec, dtype="uint8", low=0.0, high=255.0)
     if model.kind == "exported":
@@ -223,12 +225,12 @@ def takes_pixels(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
 def _image(model: LoadedModel) -> TensorSpec:
     """Return the one input that takes an image."""
     if model.kind in FILE_KINDS:
-        what = f"{model.model} is lowered already, and nothing can be put in front of it"
-        raise UnsupportedError(what, "give the PyTorch model, or leave out --input-dtype")
+        what = f"{model.model} is already lowered, so --input-dtype cannot add normalisation to it"
+        raise UnsupportedError(what, "give the PyTorch model, or omit --input-dtype")
     if len(model.inputs) != 1 or model.inputs[0].dtype != "float32" or len(model.inputs[0].shape) != 4:
         takes = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
-        what = f"--input-dtype uint8 is for a model that takes one image, float32 of rank 4; this one takes {takes}"
-        raise UnsupportedError(what, "leave out --input-dtype, or normalise in the model's own forward")
+        what = f"--input-dtype uint8 is for a model that takes one image, float32 of rank 4; this model takes {takes}"
+        raise UnsupportedError(what, "omit --input-dtype, or normalise in the model's forward")
     return model.inputs[0]
 
 
@@ -241,7 +243,7 @@ def _constants(preprocess: Preprocess, spec: TensorSpec) -> tuple[Any, Any]:
     given = 1 if preprocess.color == "gray" else 3
     if channels != given:
         what = f"the preprocessing gives {given} channels ({preprocess.layout}), input {spec.name!r} has {channels}"
-        raise UsageError(what, "give the --preprocess that the model was trained with")
+        raise UsageError(what, "give the --preprocess with which the model was trained")
     shape = (1, -1, 1, 1) if first else (1, 1, 1, -1)
     pairs = (preprocess.mean, preprocess.std)
     mean, std = ((torch.tensor(values, dtype=torch.float64) / preprocess.scale).float() for values in pairs)
@@ -254,8 +256,11 @@ def _module(module: Any, mean: Any, std: Any) -> Any:
 
     kind = type(module)
     if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
-        what = f"--input-dtype uint8 gives the model's class another forward, and {kind.__name__} has none of its own"
-        raise UnsupportedError(what, "return the nn.Module from the factory, not what was traced from it")
+        what = (
+            f"--input-dtype uint8 replaces the forward of the model's class, but {kind.__name__} has no "
+            "forward of its own"
+        )
+        raise UnsupportedError(what, "return the nn.Module from the factory, not a traced version of it")
 
     def forward(self: Any, pixels: Any) -> Any:
         mean, std = self.edgeq_pixel_mean, self.edgeq_pixel_std
@@ -273,7 +278,7 @@ def _program(program: Any, mean: Any, std: Any, pixels: TensorSpec) -> Any:
     import torch
 
     class Pixels(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-        """Runs a program on what it makes of pixels."""
+        """Runs a program on normalised pixels."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -288,7 +293,7 @@ def _program(program: Any, mean: Any, std: Any, pixels: TensorSpec) -> Any:
         captured = torch.export.export(Pixels(), (torch.zeros(pixels.shape, dtype=torch.uint8),))
     except Exception as err:  # export raises many types
         what = f"the exported program cannot be captured again behind the normalisation: {first_line(err)}"
-        raise UnsupportedError(what, "give the model's factory, or leave out --input-dtype") from err
+        raise UnsupportedError(what, "give the model's factory, or omit --input-dtype") from err
     _keep_modules(program, captured)
     return captured
 

@@ -1,4 +1,4 @@
-"""The data lint: what is wrong with calibration and evaluation data, each a named finding."""
+"""The data lint: problems of calibration and evaluation data, each a named finding."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class _Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LintSpec:
-    """What the data is held to.
+    """The expectations that the data is checked against.
 
     Attributes:
         wanted: how many calibration samples were asked for.
         preprocess: says the range of image inputs; None where arrays are fed as they are.
         specs: the model's inputs.
-        n_classes: how many classes the model's output has; None where labels are no class indices.
+        n_classes: how many classes the model's output has; None where labels are not class indices.
         declared: whether the user wrote the inputs' ranges (--input); those of an example bind no other sample.
     """
 
@@ -80,7 +80,7 @@ class LintSpec:
     declared: bool
 
     def ranges(self) -> dict[str, Range]:
-        """Return the values that an input may hold, by its name; none where nothing says so."""
+        """Return the values that an input may hold, by its name; none where no range is known."""
         return {spec.name: span for spec in self.specs if (span := self._range(spec))}
 
     def _range(self, spec: TensorSpec) -> Range | None:
@@ -98,14 +98,14 @@ def lint(
     *,
     spec: LintSpec,
 ) -> tuple[DataFinding, ...]:
-    """Return what is wrong with the data. Every sample is read once, and none is kept.
+    """Return the findings in the data. Every sample is read once; none is kept.
 
     Args:
         calibration: the samples that ranges are set from, or None.
         evaluation: the samples that accuracy is measured on, or None.
         training: the samples that qat-int8 trains on, or None.
         search: the samples that mixed-int8 chooses by, or None.
-        spec: what they are held to.
+        spec: the expectations.
 
     Raises:
         UsageError: a sample cannot be read.
@@ -130,7 +130,7 @@ def lint(
 
 def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
     shared = [name for digest, name in ours.names.items() if digest in theirs.names]
-    return ours.finding("shared-with-evaluation", shared, "are in the evaluation data too") if shared else None
+    return ours.finding("shared-with-evaluation", shared, "are also in the evaluation data") if shared else None
 
 
 def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
@@ -188,11 +188,11 @@ def _calibration_findings(seen: _Survey, wanted: int) -> list[DataFinding]:
         message = f"{len(seen.names)} distinct calibration samples ({wanted} wanted) are fewer than {MIN_SAMPLES}"
         findings.append(DataFinding(name="too-few-samples", message=message))
     if seen.constant:
-        findings.append(seen.finding("constant-samples", seen.constant, "hold a single value throughout"))
+        findings.append(seen.finding("constant-samples", seen.constant, "hold one constant value"))
     if len(seen.repeats) > MAX_REPEATED * seen.count:
         findings.append(seen.finding("repeated-samples", seen.repeats, "repeat another"))
     if len(seen.noisy) > MAX_NOISY * seen.count:
-        findings.append(seen.finding("noise", seen.noisy, "look like noise (neighbouring pixels are unrelated)"))
+        findings.append(seen.finding("noise", seen.noisy, "look like noise (neighboring pixels are uncorrelated)"))
     return findings
 
 
@@ -202,14 +202,14 @@ def _value_findings(seen: _Survey) -> list[DataFinding]:
         findings.append(seen.finding("not-finite", seen.not_finite, "hold NaN or Inf"))
     for name, outside in seen.outside.items():
         low, high = outside.span  # low may be -0.0
-        text = (
-            f"leave the range {low + 0.0:.4g}..{high:.4g} of input {name!r} with {outside.low:.4g}..{outside.high:.4g}"
-        )
+        text = f"exceed the range {low + 0.0:.4g}..{high:.4g} of input {name!r}: {outside.low:.4g}..{outside.high:.4g}"
         if high < 128 <= outside.high <= 255 and outside.low >= 0:
-            text += ", as pixels that were not scaled would"
+            text += ", like pixels that were not scaled"
         findings.append(seen.finding("out-of-range", outside.samples, text))
     if seen.wrong_labels:
-        findings.append(seen.finding("labels-out-of-range", seen.wrong_labels, "have labels that the model has not"))
+        findings.append(
+            seen.finding("labels-out-of-range", seen.wrong_labels, ("have labels outside of the model's outputs"))
+        )
     return findings
 
 

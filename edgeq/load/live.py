@@ -1,9 +1,9 @@
-"""Models, data and functions of the caller's own process, under names that stand where a file's or a module's would.
+"""Models, data and functions of the calling process, under names with the form of a file's or module's.
 
 The pipeline takes text (`torchvision:resnet18`, `file.py:function`), which an edgeq.toml can hold and a cache key can
 be made of. An object of the calling program gets a name of the same form: a module is entered in `sys.modules` for
 the time of the run, and `load_function` finds the object in it as it would find one in a file. Live objects are not
-cached, since nobody can tell whether what they depend on has changed.
+cached, since edgeq cannot tell whether their dependencies have changed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LiveObjects:
 
     @property
     def count(self) -> int:
-        """How many objects have a name."""
+        """The number of registered objects."""
         return len(self._names)
 
     def _enter(self, name: str, origin: Any, **values: Any) -> None:
@@ -118,10 +118,10 @@ def architecture_hash(model: Any) -> str:
         model: a torch.nn.Module or a torch.export.ExportedProgram.
     """
     state = model.state_dict() if callable(model.state_dict) else model.state_dict
-    told = [type(model).__module__, type(model).__qualname__]
+    facts = [type(model).__module__, type(model).__qualname__]
     # lazy parameters have no shape yet, and quantized layers keep pairs: loading has the message for these
-    told += [f"{key}:{getattr(value, 'dtype', '')}:{_shape(value)}" for key, value in state.items()]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    facts += [f"{key}:{getattr(value, 'dtype', '')}:{_shape(value)}" for key, value in state.items()]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
 def _shape(value: Any) -> str:
@@ -184,7 +184,7 @@ class LiveData:
         self._bytes += sum(getattr(value, "nbytes", 0) for value in record.values())
         if len(self._records) % 64 == 1 and self._bytes > MEMORY_SHARE * available_bytes():
             what = f"the samples take more than {format_bytes(self._bytes)}, {MEMORY_SHARE:.0%} of the free memory"
-            raise UsageError(what, "give the torch Dataset itself (indexed, a sample an item), which is read lazily")
+            raise UsageError(what, "give the torch Dataset itself (one sample per index), which is read lazily")
 
 
 class _Lazy:
@@ -253,7 +253,9 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
     """
     inputs, labels = _split(item, specs)
     if labels and any(spec.name == LABELS for spec in specs):
-        raise UsageError("the model has an input 'y', which is what labels are called", "rename the input in forward")
+        raise UsageError(
+            ("the model has an input named 'y', which is the name of the labels"), "rename that input of forward"
+        )
     arrays: dict[str, NDArray[Any]] = {key: as_array(value, f"input {key!r}") for key, value in inputs.items()}
     if not _is_batch(item, specs):
         yield {**arrays, **({LABELS: labels[0]} if labels else {})}
@@ -263,8 +265,8 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
     columns: dict[str, Any] = {**arrays, **({LABELS: labels[0]} if labels else {})}
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key}: {length}" for key, length in lengths.items())
-        raise UsageError(f"expected as many samples in every array of a batch, got {told}", _FORMS)
+        sizes = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+        raise UsageError(f"expected the same number of samples in every array of a batch, got {sizes}", _FORMS)
     for row in range(len(next(iter(arrays.values())))):
         # a loader may use its arrays again for the next batch
         yield {

@@ -1,4 +1,4 @@
-"""Sources: what a user names becomes a `LoadedModel` in eval mode, contiguous, with its inputs known."""
+"""Sources: load what the user names as a contiguous `LoadedModel` in eval mode with known inputs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _load_file(
     if not path.is_file():
         raise UsageError(f"no file {path}", "check the path")
     if weights is not None:
-        raise UnsupportedError(f"{path} brings its own weights; --weights cannot replace them", "leave out --weights")
+        raise UnsupportedError(f"{path} contains its own weights; --weights cannot replace them", "omit --weights")
     if path.suffix == ".onnx":
         return load_onnx(path, inputs=inputs, name=name)
     with path.open("rb") as file:
@@ -149,7 +149,7 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
             module = torchvision.models.get_model(name, **options)
         except (OSError, HTTPException, RuntimeError) as err:  # RuntimeError: the hash of what came is wrong
             what = f"could not download the weights {weights} of {name}: {first_line(err)}"
-            raise EnvironmentProblem(what, "download them elsewhere and give --weights FILE") from err
+            raise EnvironmentProblem(what, "download them on another machine and give --weights FILE") from err
     origin: Weights = "own" if from_file else "random" if weights is None else "pretrained"
     return _Source(name=name, module=module, weights=origin, example_inputs=None)
 
@@ -195,7 +195,9 @@ def _factory(source: str, seed: int) -> _Source:
         module = make()
         if not isinstance(module, torch.nn.Module):
             came = type(module).__name__
-            raise UsageError(f"{source} returned {came}, expected a torch.nn.Module", "return the model from it")
+            raise UsageError(
+                (f"{source} returned {came}, expected a torch.nn.Module"), "return the model from the factory"
+            )
         examples = _example_inputs(make, module)
     return _Source(name=factory_model_name(source), module=module, weights="own", example_inputs=examples)
 
@@ -221,7 +223,7 @@ def _specs(source: str, texts: Sequence[str], examples: tuple[Any, ...] | None, 
         return _ordered(_parsed(texts), names, takes_more=takes_more, named=any("=" in text for text in texts))
     if examples is None:
         what = f"the inputs of {source} are not known"
-        raise UsageError(what, "give --input 1x3x224x224, or an example_inputs() beside the factory")
+        raise UsageError(what, "give --input, such as 1x3x224x224, or define example_inputs() next to the factory")
     padded = (*names, *(f"input{i}" for i in range(len(names), len(examples))))
     return tuple(tensor_spec(name, example, source) for name, example in zip(padded, examples, strict=False))
 
@@ -236,7 +238,7 @@ def _ordered(
     given = [spec.name for spec in specs]
     repeated = next((name for name in given if given.count(name) > 1), None)
     if repeated is not None:
-        raise UsageError(f"--input gives {repeated!r} twice", "give each input once")
+        raise UsageError(f"--input {repeated!r} is given twice", "give each input once")
     if takes_more and not set(given) <= set(names):
         return specs
     unknown = next((name for name in given if name not in names), None)
@@ -323,19 +325,17 @@ def load_state_dict(module: Any, path: Path) -> None:
     unexpected = [key for key in state if key not in own]
     if missing or unexpected:
         parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
-        raise UsageError(f"{path} does not fit the model: {'; '.join(parts)}", "give the model that it was saved from")
+        raise UsageError(f"{path} does not match the model: {'; '.join(parts)}", "give the checkpoint of this model")
     for key, value in state.items():
         if not hasattr(value, "shape"):  # a quantized layer's packed weight and bias, or its dtype
             continue
         if tuple(value.shape) != tuple(own[key].shape):
-            what = f"{path}: {key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}"
-            raise UsageError(what, "give the model that it was saved from")
+            what = f"{path}: {key} has shape {list(value.shape)}, the model expects {list(own[key].shape)}"
+            raise UsageError(what, "give the checkpoint of this model")
         if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            what = f"{path}: {key} is {_dtype(value)}, the model wants {_dtype(own[key])}"
+            what = f"{path}: {key} is {_dtype(value)}, the model expects {_dtype(own[key])}"
             is_float = value.dtype.is_floating_point
-            fix = (
-                "the weights of the quantized model" if is_float else "the float weights, from before any quantization"
-            )
+            fix = "the weights of the quantized model" if is_float else "the float weights from before quantization"
             raise UsageError(what, f"give {fix}")
     own.update(state)  # and not a new dict: quantized layers read their version from what this one carries
     module.load_state_dict(own)
@@ -365,18 +365,18 @@ def _read(path: Path) -> dict[str, Any]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except pickle.UnpicklingError as err:
-        what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects, which could run code"
+        what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects that could run code"
         raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
     except Exception as err:  # torch and safetensors raise many types for a truncated file
         what = f"{path} cannot be read as a checkpoint: {_why(err)}"
-        raise UsageError(what, "check that the copy is whole, or save it again") from err
+        raise UsageError(what, "check that the file is complete, or save it again") from err
     return _tensors_of(state, path)
 
 
 def _why(err: Exception) -> str:
     """Return the reason in a few words; for a file that was cut off, torch's own say nothing more."""
     if isinstance(err, EOFError) or "PytorchStreamReader" in str(err):
-        return "it is cut off or damaged"
+        return "it is truncated or damaged"
     return first_line(err, _QUOTED)
 
 
@@ -452,8 +452,8 @@ def settled(module: Any, source: str) -> Any:
 
     for name, tensor in module.named_parameters():
         if torch.nn.parameter.is_lazy(tensor):
-            what = f"{source}: the shape of {name} is not known yet (a lazy module that has not run)"
-            raise UsageError(what, "run the model once on an example in the factory, before its weights are loaded")
+            what = f"{source}: the shape of {name} is not known yet (a lazy module that has not been run)"
+            raise UsageError(what, "run the model once on an example input in the factory, before loading its weights")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             dtype = str(tensor.dtype).removeprefix("torch.")
             what = f"{source}: expected float32 weights to start from, but {name} is {dtype}"
@@ -466,7 +466,7 @@ def settled(module: Any, source: str) -> Any:
     for name, _ in module.named_modules():
         # torch.fx writes names into the code that it generates
         if not name.isprintable():
-            what = f"the model has a module named {name!r}, with characters that cannot be printed"
+            what = f"the name of the module {name!r} has characters that cannot be printed"
             raise UnsupportedError(what, "rename it: module names become part of generated code")
     module.eval()
     for part in module.modules():

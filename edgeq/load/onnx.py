@@ -1,4 +1,4 @@
-"""ONNX files as sources: read, checked and described before minutes are spent on them."""
+"""ONNX files as sources: read and checked before the long steps start."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microso
 
 
 def load_onnx(path: Path, *, inputs: Sequence[str], name: str | None) -> LoadedModel:
-    """Return an ONNX file as a model whose `model` is its path, with its inputs settled.
+    """Return an ONNX file as a model whose `model` is its path, with its inputs resolved.
 
     Args:
-        path: the file; tensors that it keeps in other files lie beside it.
+        path: the file; its external tensor files are in the same folder.
         inputs: texts of `--input`: sizes for dimensions that the file leaves open, and ranges of values.
         name: overrides the model's name.
 
     Raises:
-        UsageError: no ONNX, damaged, external data is missing, or --input does not fit.
-        UnsupportedError: an opset or an operator's domain that ONNX Runtime does not have, or no tensors as inputs.
+        UsageError: the file is not ONNX or is damaged, external data is missing, or --input does not fit.
+        UnsupportedError: ONNX Runtime does not have the opset or an operator's domain, or an input is not a tensor.
     """
     proto = read_onnx(path)
     _check_operators(proto, path)
@@ -49,10 +49,10 @@ def load_onnx(path: Path, *, inputs: Sequence[str], name: str | None) -> LoadedM
 
 
 def read_onnx(path: Path) -> Any:
-    """Return the ModelProto in a file, without the tensors that it keeps in others, all of which are there.
+    """Return the ModelProto in a file without loading its external tensors; checks that their files exist.
 
     Raises:
-        UsageError: no ONNX, damaged, or external data is missing or outside of the file's folder.
+        UsageError: the file is not ONNX or is damaged, or external data is missing or outside of the file's folder.
         UnsupportedError: an opset that ONNX Runtime does not have.
     """
     import onnx
@@ -63,7 +63,7 @@ def read_onnx(path: Path) -> Any:
         raise unreadable(path, first_line(err)) from err
     # protobuf takes an empty file, and many another, for an empty model
     if not proto.ir_version or not proto.graph.node:
-        raise unreadable(path, "it holds no graph")
+        raise unreadable(path, "it contains no graph")
     check_external_data(proto, path)
     _check_opset(proto, path)
     try:
@@ -92,8 +92,10 @@ def _check_opset(proto: Any, path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
     if opset and not OLDEST_OPSET <= opset <= newest:
         way = "older" if opset < OLDEST_OPSET else "newer"
-        what = f"{path} has opset {opset}, {way} than what is known here ({OLDEST_OPSET} to {newest})"
-        raise UnsupportedError(what, "export it again with another opset, or convert it (onnx.version_converter)")
+        what = f"{path} has opset {opset}, {way} than edgeq supports ({OLDEST_OPSET} to {newest})"
+        raise UnsupportedError(
+            what, ("export it again with a supported opset, or convert it with onnx.version_converter")
+        )
 
 
 def _check_operators(proto: Any, path: Path) -> None:
@@ -102,9 +104,9 @@ def _check_operators(proto: Any, path: Path) -> None:
     foreign = [node for node in proto.graph.node if node.domain not in _DOMAINS | own]
     if foreign:
         node = foreign[0]
-        what = f"{path} has an operator of a custom domain, which no release of ONNX Runtime has:"
+        what = f"{path} has an operator of a custom domain, which ONNX Runtime does not have:"
         what += f" {node.domain}::{node.op_type} (node {node.name or node.output[0]!r})"
-        raise UnsupportedError(what, "write it with standard operators, or as a function of the model")
+        raise UnsupportedError(what, "write it with standard operators, or as a local function of the model")
 
 
 def _inputs(proto: Any, path: Path, texts: Sequence[str]) -> tuple[TensorSpec, ...]:
@@ -112,7 +114,7 @@ def _inputs(proto: Any, path: Path, texts: Sequence[str]) -> tuple[TensorSpec, .
     held = {tensor.name for tensor in proto.graph.initializer}
     values = [value for value in proto.graph.input if value.name not in held]
     if not values:
-        raise UnsupportedError(f"{path} takes no input", "export it with the model's inputs")
+        raise UnsupportedError(f"{path} has no inputs", "export the model with at least one input")
     names = [value.name for value in values]
     given = {}
     for index, text in enumerate(texts):
@@ -130,10 +132,10 @@ def _input(value: Any, given: TensorSpec | None, path: Path) -> TensorSpec:
     if given is None:
         if None in sizes[1:]:
             shape = "x".join("?" if size is None else str(size) for size in sizes)
-            what = f"{path} leaves sizes of its input {value.name!r} open: {shape}"
+            what = f"{path} has dynamic dimensions in its input {value.name!r}: {shape}"
             raise UsageError(what, f"give --input {value.name}={stated.dtype}:SHAPE")
         if not stated.dtype.startswith("float") and stated.dtype != "bool":
-            what = f"{path} takes whole numbers as {value.name!r}, and not every one need be valid"
+            what = f"{path} takes integers as {value.name!r}, but not every integer may be valid"
             shape = "x".join(map(str, stated.shape))
             raise UsageError(what, f"give their range: --input {value.name}={stated.dtype}:{shape}:0..HIGH")
         return stated
@@ -142,7 +144,9 @@ def _input(value: Any, given: TensorSpec | None, path: Path) -> TensorSpec:
     )
     if given.dtype != stated.dtype or not fits:
         what = f"--input {given.dtype} {list(given.shape)} does not fit {path}, whose {value.name!r} is {stated.dtype}"
-        raise UsageError(f"{what} {[size or '?' for size in sizes]}", "give its sizes, or leave --input out")
+        raise UsageError(
+            f"{what} {[size or '?' for size in sizes]}", ("give the file's shape and dtype, or omit --input")
+        )
     return given
 
 
@@ -155,13 +159,13 @@ def _described(value: Any, name: str, path: Path) -> TensorSpec:
     import onnx
 
     if not value.type.HasField("tensor_type"):
-        raise UnsupportedError(f"{path}: {value.name!r} is no tensor", "export the model with tensors only")
+        raise UnsupportedError(f"{path}: {value.name!r} is not a tensor", "export the model with tensors only")
     try:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     except KeyError:
         dtype = "of an unknown type"
     if dtype not in DTYPES:
-        what = f"{path}: {value.name!r} is {dtype}, which edgeq cannot feed"
+        what = f"{path}: {value.name!r} is {dtype}, which edgeq does not support"
         raise UnsupportedError(what, f"known dtypes: {', '.join(DTYPES)}")
     return TensorSpec(name=name, dtype=dtype, shape=tuple(size or 1 for size in _sizes(value)))
 

@@ -18,7 +18,7 @@ from edgeq.load.selection import sample_digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What records are read for.
+    """How records are read.
 
     Attributes:
         specs: the model's inputs.
@@ -32,7 +32,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a set is read for.
+    """How a data set is read.
 
     Attributes:
         reading: how a record becomes a sample.
@@ -80,7 +80,7 @@ def check_names(
         unknown = [name for name in columns if name not in names]
         hint = nearest(unknown[0], names) if unknown else ""
         what = f"{where}: expected arrays for the model's inputs {', '.join(names)}; got {came}.{hint}"
-        raise UsageError(what, "name the arrays like the inputs; labels are called y")
+        raise UsageError(what, "name the arrays like the inputs, and the labels y")
     return {name: columns[name] for name in names}
 
 
@@ -106,8 +106,8 @@ def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading
     for spec in reading.specs:
         given, ready = _fit(record[spec.name], spec, name, reading.preprocess)
         if ready.shape not in (spec.shape, spec.shape[1:]):
-            what = f"{name}: input {spec.name!r} wants {list(spec.shape[1:])} a sample, got {list(ready.shape)}"
-            raise UsageError(what, "mend the data, or give --preprocess or --input to match")
+            what = f"{name}: input {spec.name!r} expects {list(spec.shape[1:])} per sample, got {list(ready.shape)}"
+            raise UsageError(what, "fix the data, or match it with --preprocess or --input")
         raw.append(given)
         inputs.append(ready)
     return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
@@ -127,10 +127,10 @@ def _fit(
             rounded = native.astype(np.float32)
         return rounded, rounded
     if native.dtype != np.uint8 or not spec.dtype.startswith("float"):
-        what = f"{name}: input {spec.name!r} wants {spec.dtype}, got {native.dtype}"
+        what = f"{name}: input {spec.name!r} expects {spec.dtype}, got {native.dtype}"
         raise UsageError(what, f"convert the array with .astype({spec.dtype!r})")
-    what = f"{name}: input {spec.name!r} wants {spec.dtype}, got uint8 pixels"
-    raise UsageError(what, "say how images become inputs: --preprocess imagenet, unit, or a .toml file")
+    what = f"{name}: input {spec.name!r} expects {spec.dtype}, got uint8 pixels"
+    raise UsageError(what, "give the preprocessing: --preprocess imagenet, unit, or a .toml file")
 
 
 def _preprocessed(
@@ -142,6 +142,6 @@ def _preprocessed(
         raise UsageError(what, "put the channels last, or give float32 arrays that are already preprocessed")
     ready = apply(preprocess, image)
     if spec.dtype != preprocess.dtype:
-        what = f"{name}: input {spec.name!r} wants {spec.dtype}, but preprocessing gives {preprocess.dtype}"
+        what = f"{name}: input {spec.name!r} expects {spec.dtype}, but preprocessing gives {preprocess.dtype}"
         raise UsageError(what, f"give {spec.dtype} arrays that are already preprocessed")
     return image, ready

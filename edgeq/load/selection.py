@@ -22,7 +22,7 @@ def generator(seed: int, *stream: int) -> np.random.Generator:
         UsageError: the seed is negative.
     """
     if seed < 0:
-        raise UsageError(f"expected a seed of 0 or more, got {seed}", "give --seed a whole number from 0 on")
+        raise UsageError(f"expected a seed of 0 or more, got {seed}", "give a --seed of 0 or more")
     return np.random.default_rng([seed, *stream])
 
 
@@ -49,7 +49,7 @@ def choose(
     if limit is None or limit >= count > 0:
         return tuple(i for i in range(count) if usable(i))
     if limit < 1:
-        raise UsageError(f"expected at least 1 sample, got {limit}", "ask for 1 or more")
+        raise UsageError(f"expected at least 1 sample, got {limit}", "give a number of 1 or more")
     taken: list[int] = []
     for i in _priority(count, seed, classes):
         if len(taken) == limit:

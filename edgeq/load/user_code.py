@@ -31,7 +31,7 @@ class UserFunction:
 
     Attributes:
         spec: what the user wrote.
-        what: what it is to edgeq ("model factory", "metric"), for messages.
+        what: its role ("model factory", "metric"), for messages.
         function: the callable itself.
         module: the module that it came from.
         folder: is first on `sys.path` during import and calls.
@@ -69,7 +69,7 @@ def load_function(spec: str, what: str) -> UserFunction:
 
     Args:
         spec: what the user wrote.
-        what: what it is to edgeq ("model factory", "metric"), for messages.
+        what: its role ("model factory", "metric"), for messages.
 
     Raises:
         UsageError: no such file, module or function (the nearest name is offered), or the import raises.
@@ -100,11 +100,11 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
         return code
 
 
-def _import_file(path: Path, told: str) -> ModuleType:
+def _import_file(path: Path, label: str) -> ModuleType:
     try:
         content = path.read_bytes()
     except OSError as err:
-        raise UsageError(f"{told}: cannot read {path}: {err.strerror}", "check the path and its permissions") from err
+        raise UsageError(f"{label}: cannot read {path}: {err.strerror}", "check the path and its permissions") from err
     # unique, so that a file called random.py hides no module; by content, so that a changed file is loaded again
     digest = hashlib.sha256(str(path.absolute()).encode(errors="replace") + b"\0" + content).hexdigest()[:16]
     name = f"_edgeq_user_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{digest}"
@@ -115,7 +115,7 @@ def _import_file(path: Path, told: str) -> ModuleType:
     module.__file__ = loader.path
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
-        with _user_errors(told, path.absolute()):
+        with _user_errors(label, path.absolute()):
             loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
@@ -123,18 +123,18 @@ def _import_file(path: Path, told: str) -> ModuleType:
     return module
 
 
-def _import_module(name: str, told: str) -> ModuleType:
+def _import_module(name: str, label: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"{told}: {name!r} is no module name", "write file.py:function or pkg.mod:function")
+        raise UsageError(f"{label}: {name!r} is not a module name", "write file.py:function or pkg.mod:function")
     importlib.invalidate_caches()
     try:
-        with _user_errors(told, None):
+        with _user_errors(label, None):
             return importlib.import_module(name)
     except UsageError as err:
         cause = err.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
-            fix = "run where it can be imported, install it, or write file.py:function"
-            raise UsageError(f"{told}: no module {cause.name!r}", fix) from cause
+            fix = "install it, run where it can be imported, or write file.py:function"
+            raise UsageError(f"{label}: no module {cause.name!r}", fix) from cause
         raise
 
 
@@ -154,14 +154,14 @@ def _on_path(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _user_errors(told: str, file: Path | None) -> Iterator[None]:
+def _user_errors(label: str, file: Path | None) -> Iterator[None]:
     try:
         yield
     except EdgeqError:
         raise
     except (Exception, SystemExit) as err:
-        what = f"{told} raised {type(err).__name__}{_where(err, file)}: {first_line(err)}"
-        raise UsageError(what, "mend the function and run again; --debug shows the whole traceback") from err
+        what = f"{label} raised {type(err).__name__}{_where(err, file)}: {first_line(err)}"
+        raise UsageError(what, "fix the function and run again; --debug shows the whole traceback") from err
 
 
 def _where(err: BaseException, file: Path | None) -> str:
@@ -188,8 +188,8 @@ def check_arguments(function: UserFunction, count: int, meaning: str) -> None:
         signature.bind(*range(count))
     except TypeError as err:
         name = function.spec.rpartition(":")[2]
-        what = f"{function.what} {function.spec}: expected to be called as {name}({meaning}), got {name}{signature}"
-        raise UsageError(what, "mend its parameters") from err
+        what = f"{function.what} {function.spec}: expected the signature {name}({meaning}), got {name}{signature}"
+        raise UsageError(what, "fix its parameters") from err
 
 
 def load_metric(spec: str) -> Metric:

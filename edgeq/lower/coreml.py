@@ -1,7 +1,7 @@
 """Core ML's part of an ExecuTorch lowering: its compile options, and packages that come out the same every time.
 
-coremltools writes the day, random identifiers and unordered maps into what it makes. Equal inputs must give equal
-bytes, so each package is put in order before ExecuTorch takes it up.
+coremltools writes the date, random identifiers and unordered maps into its packages. Equal inputs must give equal
+bytes, so each package is normalized before ExecuTorch reads it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _DAY = "com.github.apple.coremltools.conversion_date"
 
 
 def check_coreml() -> None:
-    """Find out before a long run whether Core ML models can be made here.
+    """Check before a long run that Core ML models can be built here.
 
     Raises:
         EnvironmentProblem: coremltools is not installed.
     """
     if importlib.util.find_spec("coremltools") is None:
-        what = "coremltools is missing: it makes Core ML models, for targets with the backend coreml"
-        fix = "executorch brings it on Linux x86_64 and on macOS: package there, with `pip install coremltools==9.0`"
+        what = "coremltools is missing; targets with the backend coreml need it"
+        fix = "package on Linux x86_64 or macOS, after `pip install coremltools==9.0`"
         raise EnvironmentProblem(what, fix)
 
 
 def partitioner(scheme: str) -> Any:
     """Return Core ML's partitioner, for iOS 17 and newer and all compute units.
 
-    iOS 17 is what ExecuTorch's Swift package asks for. Core ML computes in half precision, but for fp32.
+    ExecuTorch's Swift package requires iOS 17. Core ML computes in half precision, except for fp32.
     """
     import coremltools
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
@@ -64,7 +64,7 @@ def partitioner(scheme: str) -> Any:
 
 @contextlib.contextmanager
 def repeatable(_program: Any) -> Iterator[None]:
-    """Let equal inputs give equal bytes in the block, without the libraries' own log and progress bars."""
+    """Make equal inputs give equal bytes inside the block, and silence the libraries' logs and progress bars."""
     with replaced(logging.getLogger("coremltools"), "disabled", True):
         from executorch.backends.apple.coreml.compiler import coreml_preprocess
         from executorch.backends.apple.coreml.partition import coreml_partitioner

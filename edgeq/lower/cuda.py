@@ -1,6 +1,6 @@
-"""Artifacts for GPUs: an exported program, or TorchScript for older boxes, both of which torch alone loads.
+"""Artifacts for GPUs: an exported program, or TorchScript for older machines. torch alone loads both.
 
-Where this machine has a GPU and a compiler, an AOTInductor package for that very GPU lies beside them.
+Where this machine has a GPU and a compiler, an AOTInductor package for that GPU is written next to them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
 
 
 def cuda_facts(scheme: str) -> CudaFacts:
-    """Return what a box needs for an artifact of this torch that is not compiled for any GPU."""
+    """Return the requirements of an artifact of this torch version that is not compiled for a specific GPU."""
     import torch
 
     version = str(torch.__version__).partition("+")[0]
@@ -81,7 +81,7 @@ def cuda_facts(scheme: str) -> CudaFacts:
 
 
 def can_compile() -> bool:
-    """Whether this machine has a GPU and a C++ compiler, which AOTInductor needs both."""
+    """Whether this machine has the GPU and the C++ compiler that AOTInductor needs."""
     import torch
 
     return bool(torch.cuda.is_available()) and shutil.which("g++") is not None
@@ -133,7 +133,7 @@ def _saved(program: Any, folder: Path) -> Path:
         torch.export.save(program, path)
     except Exception as err:  # the serializer raises many types
         what = f"torch.export cannot save this model: {first_line(err)}"
-        raise UnsupportedError(what, "leave out the operator that it names, or use another target") from err
+        raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
     strip_archive(path)
     return path
 

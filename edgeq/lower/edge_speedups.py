@@ -1,7 +1,7 @@
-"""ExecuTorch's lowering without the work that it repeats; the program that comes out is the same, byte for byte.
+"""ExecuTorch's lowering without repeated work; the resulting program is the same, byte for byte.
 
-Each patch is a context manager that says what the library does, what the patch spares, and how it could stand in the
-library. They are written for `WRITTEN_FOR`: with any other version `speedups` warns and changes nothing.
+Each patch is a context manager whose docstring says what the library does, what the patch saves, and how upstream could
+do it. They are written for `WRITTEN_FOR`: with any other version `speedups` warns and changes nothing.
 `EDGEQ_PLAIN_LOWERING=1` turns them off.
 """
 
@@ -26,7 +26,7 @@ WRITTEN_FOR = {"torch": "2.15.0", "executorch": "1.5.1"}
 
 @contextlib.contextmanager
 def speedups(program: Any) -> Iterator[None]:
-    """Let ExecuTorch lower a program for XNNPACK faster in the block.
+    """Make ExecuTorch lower a program for XNNPACK faster inside the block.
 
     Args:
         program: an ExportedProgram.
@@ -43,7 +43,7 @@ def speedups(program: Any) -> Iterator[None]:
             " and ".join(f"{name} {version}" for name, version in side.items()) for side in (WRITTEN_FOR, installed)
         ]
         warnings.warn(
-            f"edgeq's faster lowering is written for {words[0]}, and {words[1]} are installed: it is off", stacklevel=2
+            f"edgeq's faster lowering is off: it is written for {words[0]}, but {words[1]} are installed", stacklevel=2
         )
         yield
         return
@@ -56,7 +56,7 @@ def speedups(program: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_codegen() -> Iterator[None]:
-    """Generate the Python code of a GraphModule when somebody wants it, and not whenever its graph changes.
+    """Generate the Python code of a GraphModule when it is used, not whenever its graph changes.
 
     `GraphModule.recompile` writes the graph as Python source and compiles it. A lowering calls it some 190 times on
     graphs of 600 nodes; passes walk over the graph, and fewer than ten of the sources are ever run.
@@ -121,9 +121,9 @@ def remembered_fake_values() -> Iterator[None]:
     """Compute what an operator gives for the same fake tensors once.
 
     Every ExportPass interprets the whole graph under FakeTensorMode, to rebuild it: some 22 times, and the verifier ten
-    times more. Most passes change a few nodes or none, so that the operators meet the very tensors of the pass before.
-    The memory is keyed by identity: whatever a pass changes before an operator is another object, and is computed.
-    Tensors with symbolic sizes or a constant behind them are always computed.
+    times more. Most passes change a few nodes or none, so the operators receive the same tensor objects as in the
+    previous pass. The memory is keyed by identity: a value that a pass changed before an operator is another object,
+    and is computed. Tensors with symbolic sizes or a constant behind them are always computed.
     Upstream: the same memory in `ExportPass._fx`, for the length of one PassManager's run.
     """
     import torch
@@ -181,11 +181,11 @@ class _Unknown(Exception):
 def single_decomposition() -> Iterator[None]:
     """Trace a program for its decompositions once.
 
-    `to_edge_transform_and_lower` runs three decompositions, each of which traces the whole program anew: one with an
-    empty table, to make it functional before a partitioner is asked which operators to keep; one with the table less
-    those operators; and one with the whole table, for what the partitioner then gave back. A partitioner that is
-    configured by operators (XNNPACK's) answers without looking at the program, so that the first can be left to the
-    second; and the third finds nothing to do where no operator of the program has a decomposition left.
+    `to_edge_transform_and_lower` runs three decompositions, and each traces the whole program again: one with an empty
+    table, to make it functional before a partitioner is asked which operators to keep; one with the table less those
+    operators; and one with the whole table, for what the partitioner then gave back. A partitioner that is configured
+    by operators (XNNPACK's) answers without looking at the program, so that the first can be left to the second; and
+    the third finds nothing to do where no operator of the program has a decomposition left.
     Upstream: the library skips a decomposition without targets already, by `contains_any_call_fn_target_op`, for
     partitioners without `check_op_support`; the same check fits the third, and a partitioner could say that its answer
     does not depend on the program.
@@ -251,7 +251,7 @@ _PARTS = ("softmax", "scaled_dot_product", "upsample", "index", "grid_sampler", 
 
 @contextlib.contextmanager
 def needed_patterns(program: Any) -> Iterator[None]:
-    """Spare the two XNNPACK passes that look for patterns the graphs that they look for, where none can match.
+    """Skip building the pattern graphs of two XNNPACK passes where no pattern can match.
 
     Building the graphs means five exports, about six seconds in each process (a tenth of packaging mobilenet_v2);
     without an operator of `_PARTS` in the program the passes find nothing, and the artifact is the same.

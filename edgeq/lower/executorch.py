@@ -36,7 +36,9 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             program = edge.to_executorch()
         except Exception as err:  # memory planning and emission raise many types
             what = f"ExecuTorch cannot emit this model: {first_line(err)}"
-            raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+            raise UnsupportedError(
+                what, ("replace the operator named in this error, or use a TorchScript target")
+            ) from err
         path = spec.folder / "model.pte"
         with path.open("wb") as file:
             program.write_to_file(file)
@@ -74,7 +76,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
                 return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
     except Exception as err:  # torch.export and the passes raise many types
         what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
-        raise UnsupportedError(what, "leave the operator that it names out, or use a TorchScript target") from err
+        raise UnsupportedError(what, "replace the operator named in this error, or use a TorchScript target") from err
 
 
 def _cause(err: BaseException) -> str:
@@ -183,14 +185,14 @@ def _constant_names(signature: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delegate:
-    """What a backend brings to a lowering.
+    """How a backend takes part in a lowering.
 
     Attributes:
         title: of its partitioner, for the manifest.
         partitioner: makes it for a scheme, compile options included.
-        around: what holds while a program is lowered.
-        check: raises before a long run where something is missing here.
-        library: what else decides the artifact, beside ExecuTorch; "" for nothing.
+        around: context manager that is active while a program is lowered.
+        check: raises before a long run if something is missing here.
+        library: a library besides ExecuTorch that affects the artifact; "" for none.
     """
 
     title: str
@@ -206,12 +208,12 @@ def _xnnpack(_scheme: str) -> Any:
     return XnnpackPartitioner()
 
 
-def _nothing() -> None:
+def _no_check() -> None:
     """XNNPACK comes with ExecuTorch."""
 
 
 DELEGATES: dict[str, Delegate] = {
-    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=speedups, check=_nothing),
+    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=speedups, check=_no_check),
     "coreml": Delegate(
         title="CoreMLPartitioner",
         partitioner=coreml.partitioner,
@@ -223,13 +225,13 @@ DELEGATES: dict[str, Delegate] = {
 
 
 def delegate_tools(backend: str) -> dict[str, str]:
-    """Return the version of the library that a backend's delegate is made by, by its name; of most backends none."""
+    """Return name and version of the library behind a backend's delegate; empty for most backends."""
     library = DELEGATES[backend].library if backend in DELEGATES else ""
     return {library: importlib.metadata.version(library)} if library else {}
 
 
 def check_delegates(backends: tuple[str, ...]) -> None:
-    """Find out before a long run whether all these backends can be lowered for here.
+    """Check before a long run that edgeq can lower for all these backends here.
 
     Raises:
         EnvironmentProblem: a library is missing.

@@ -28,7 +28,7 @@ def conv_macs(
         weight_shape: [out, in / groups, k…], or [in, out / groups, k…] where transposed.
         output_shape: [N, C, …].
         input_shape: [N, C, …].
-        transposed: each input element (instead of each output element) meets the whole kernel once.
+        transposed: each input element, instead of each output element, is multiplied by the whole kernel.
     """
     positions = math.prod(input_shape) if transposed else math.prod(output_shape)
     return positions * math.prod(weight_shape[1:])
@@ -138,8 +138,8 @@ def archive_elements(path: Path) -> tuple[tuple[str, int], ...]:
 def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[Layer, ...]:
     """Return the layers with the bytes that their weights take in the artifact.
 
-    A weight that is stored in a shorter type, and was seen as the float32 that it becomes in a run, is counted by that
-    type; the scales of int8 are not.
+    A weight that is stored in a shorter type but becomes float32 at run time counts by its stored type; int8 scales do
+    not count.
     """
     shorter = {"fp16": 2, "weight-only-int8": 4}.get(quantized.scheme)
     if shorter is None:

@@ -1,4 +1,4 @@
-"""ONNX lowering: torch.onnx's exporter, its graph checked, named and stripped; ONNX files that came or were made."""
+"""ONNX lowering: torch.onnx's exporter with checks, names and stripping; ready-made and quantized ONNX files."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
 
 
 def lower_file(source: Path, proto: Any | None, spec: LowerSpec) -> LoweredModel:
-    """Write an ONNX file as the artifact: as it is, one file in place of several, or what was quantized from it.
+    """Write an ONNX file as the artifact: unchanged, merged into one file, or quantized.
 
     Args:
-        source: the file that came, or the float one that `proto` was quantized from, with equal names of layers.
-        proto: an onnx.ModelProto; None to take `source` as it is.
-        spec: where to.
+        source: the ready-made file, or the float file that `proto` was quantized from, with equal layer names.
+        proto: an onnx.ModelProto; None to use `source` unchanged.
+        spec: where to write it.
 
     Raises:
-        UnsupportedError: ONNX does not hold it, or it is larger than 2 GB.
+        UnsupportedError: the model fails ONNX's validation, or is larger than 2 GB.
     """
     import onnx
 
@@ -289,7 +289,7 @@ def _refused(err: BaseException, program: Any) -> UnsupportedError:
     missing = _MISSING.search(_chain(err))
     if missing is None:
         what = f"torch.onnx cannot export this model: {first_line(err)}"
-        return UnsupportedError(what, "leave out the operator that it names, or use an ExecuTorch target")
+        return UnsupportedError(what, "replace the operator named in this error, or use an ExecuTorch target")
     # a decomposition may have changed the front of its name: prims.bessel_j0 is aten.special_bessel_j0, and
     # aten._linalg_svd is aten.linalg_svd
     short = re.split(r"[.:]+", missing[1])[-1].strip("_")
@@ -297,7 +297,7 @@ def _refused(err: BaseException, program: Any) -> UnsupportedError:
     callers = [node for node in nodes if node.op == "call_function" and short in str(node.target)]
     name = str(callers[0].target) if callers else f"{missing[1]}.{missing[2]}"
     what = f"ONNX has no operator for {name}{_where(callers[0]) if callers else ''}"
-    return UnsupportedError(what, "write it with other operators, or use an ExecuTorch target")
+    return UnsupportedError(what, "use other operators, or an ExecuTorch target")
 
 
 def _where(node: Any) -> str:
@@ -368,8 +368,8 @@ def _checked(proto: Any) -> Any:
         onnx.checker.check_model(proto, full_check=True)
         return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except Exception as err:  # the checker, shape inference and protobuf raise types of their own
-        what = f"the exported ONNX does not hold: {first_line(err)}"
-        raise UnsupportedError(what, "please report the model's architecture") from err
+        what = f"the exported ONNX model fails validation: {first_line(err)}"
+        raise UnsupportedError(what, "report the model's architecture to edgeq's developers") from err
 
 
 # --- Layers of an ONNX graph: multiply-accumulates from inferred shapes, bytes and elements from its constants.
@@ -427,7 +427,7 @@ def layer_macs(proto: Any) -> dict[str, int]:
 
 
 def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:
-    """Return a copy with the inputs' sizes stated, and of all values that onnx can infer."""
+    """Return a copy with static input sizes and the shapes of all values that onnx can infer."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -512,13 +512,13 @@ def _nbytes(held: Mapping[str, Any], makers: Mapping[str, Any], name: str) -> in
 
 
 def write_ort(source: Path) -> Path:
-    """Turn `model.onnx` into `model.ort` beside it, and take the former away.
+    """Convert `model.onnx` to `model.ort` in the same folder, and remove the former.
 
-    Fused as far as no kernel is asked for that only some CPUs have (ORT_ENABLE_EXTENDED: the layouts of x86 come at the
-    level above), since a reduced build cannot fuse.
+    Fused up to ORT_ENABLE_EXTENDED, since a reduced build cannot fuse; the level above has x86 layouts, and with them
+    kernels that only some CPUs have.
 
     Raises:
-        UnsupportedError: ONNX Runtime does not take the model.
+        UnsupportedError: ONNX Runtime does not accept the model.
     """
     import onnxruntime
 

@@ -31,7 +31,7 @@ def archive_layers(path: Path) -> tuple[StoredLayer, ...]:
     """Return the layers with int8 weights, in the order in which the archive names them.
 
     Raises:
-        Exception: it is no such archive.
+        Exception: it is not such an archive.
     """
     with zipfile.ZipFile(path) as archive:
         tables = [name for name in archive.namelist() if name.endswith(("/data.pkl", "/constants.pkl"))]
@@ -89,7 +89,7 @@ def program_layers(path: Path) -> tuple[StoredLayer, ...]:
     """Return the layers with int8 weights per channel, in the order of execution.
 
     Raises:
-        Exception: it is no such program.
+        Exception: it is not such a program.
     """
     from executorch.exir._serialize._program import deserialize_pte_binary
 
@@ -204,7 +204,7 @@ def shipped_layers(path: Path, runtime: str) -> tuple[StoredLayer, ...]:
         runtime: which wrote it.
 
     Raises:
-        UnsupportedError: it is laid out otherwise than this edgeq's own.
+        UnsupportedError: its layout differs from that of this edgeq version.
     """
     if runtime not in READERS:
         return ()
@@ -212,5 +212,5 @@ def shipped_layers(path: Path, runtime: str) -> tuple[StoredLayer, ...]:
         return READERS[runtime](path)
     except Exception as err:  # parsers of foreign formats raise many types
         what = f"cannot read the int8 values of {path}: {type(err).__name__}: {first_line(err)}"
-        fix = "package the shipped model again with this edgeq, or leave --reuse-qparams-from out"
+        fix = "package the shipped model again with this edgeq, or omit --reuse-qparams-from"
         raise UnsupportedError(what, fix) from err

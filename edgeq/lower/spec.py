@@ -1,4 +1,4 @@
-"""What a lowering is given."""
+"""Input of a lowering."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LowerSpec:
         folder: where the artifact is written.
         file_format: of ONNX Runtime's artifacts, `onnx` or its own `ort`.
         dynamic_batch: whether the artifact takes any number of samples at once.
-        label: for progress, in words.
+        label: text for progress.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 

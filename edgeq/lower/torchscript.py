@@ -17,7 +17,7 @@ from edgeq.lower.torchscript_archive import strip_archive
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
-    """Trace, freeze and save for the lite interpreter; for x86 hosts the smaller of that and a full archive.
+    """Trace, freeze and save for the lite interpreter; for x86 hosts, save the smaller of that and a full archive.
 
     Raises:
         UnsupportedError: TorchScript cannot express the model.
@@ -26,7 +26,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
 
     if spec.backend not in torch.backends.quantized.supported_engines:
         what = f"this torch has no quantized engine {spec.backend!r}"
-        raise UnsupportedError(what, "run on a host whose torch has it")
+        raise UnsupportedError(what, "run on a host with a torch build that has it")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = spec.backend
     try:
@@ -82,8 +82,11 @@ def _traced(graph: Any, inputs: tuple[Any, ...], written: frozenset[int]) -> Any
     # of the tracer's other warnings, most concern shapes, which are fixed; values in Python are `eager_layers`' concern
     left = next((warning for warning in warned if "to a NumPy array" in str(warning.message)), None)
     if left is not None:
-        what = f"the model leaves PyTorch for NumPy at {left.filename}:{left.lineno}: TorchScript would keep one result"
-        raise UnsupportedError(what, "compute that in PyTorch, outside forward, or in preprocessing")
+        what = (
+            f"forward converts a tensor to NumPy at {left.filename}:{left.lineno}; tracing would freeze the "
+            "example's value"
+        )
+        raise UnsupportedError(what, "compute this in PyTorch, outside of forward, or in preprocessing")
     return traced
 
 
@@ -190,8 +193,8 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     """Run `module` once and return its convolutions and matrix products in the order of execution.
 
     Raises:
-        UnsupportedError: the model reads values that depend on its inputs into Python: a trace would keep those of
-            this one run; or it fails on these inputs.
+        UnsupportedError: forward turns input-dependent tensors into Python values, which tracing would freeze; or the
+            model fails on these inputs.
     """
     import torch
 
@@ -220,7 +223,9 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         raise
     except Exception as err:  # the user's forward may raise anything
         what = f"the model fails on the inputs that TorchScript traces it with{user_line(err)}: {first_line(err)}"
-        raise UnsupportedError(what, "let it take floats of zero and the highest whole numbers of its inputs") from err
+        raise UnsupportedError(
+            what, "make the model accept zeros for float inputs and the highest values for integer inputs"
+        ) from err
     finally:
         for hook in hooks:
             hook.remove()
@@ -311,7 +316,9 @@ def _is_data_sized(name: str, args: Any, kwargs: Any) -> bool:
 
 
 def _data_dependent(where: str) -> UnsupportedError:
-    what = f"the model reads a value that depends on its input{where}: TorchScript would keep that of one run"
+    what = (
+        f"forward turns an input-dependent tensor into a Python value{where}; tracing would freeze the example's value"
+    )
     return UnsupportedError(what, "use torch.where instead, or an ExecuTorch target with torch.cond")
 
 
@@ -425,8 +432,8 @@ def example_script(artifact: str, scheme: str, inputs: Sequence[TensorSpec]) -> 
 
     Args:
         artifact: the file's name.
-        scheme: `storage-fp16` is widened to float32 once where there is no GPU, instead of at each use.
-        inputs: what the model takes.
+        scheme: `storage-fp16` is widened to float32 once if there is no GPU, instead of at each use.
+        inputs: the model's inputs.
     """
     widened = '\nmodel = model if device == "cuda" else model.float()' if scheme == "storage-fp16" else ""
     is_exported = artifact.endswith(".pt2")

@@ -1,4 +1,4 @@
-"""TorchScript archives without what only debugging needs: source ranges hold the paths of this machine."""
+"""TorchScript archives without debug data: source ranges hold paths of this machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def strip_archive(path: Path) -> None:
     for name, data in contents.items():
         if not _TENSOR.search(name) and _PATH.search(data):
             what = f"{path.name}: {name} holds a path of this machine"
-            raise UnsupportedError(what, "please report the model's architecture")
+            raise UnsupportedError(what, "report the model's architecture to edgeq's developers")
     stripped = path.with_suffix(path.suffix + ".stripped")
     with zipfile.ZipFile(stripped, "w", zipfile.ZIP_STORED) as target:
         for name, data in contents.items():
@@ -98,13 +98,13 @@ _KEY = re.compile(r"(?:^|/)(\d+)(\.storage)?$")  # the lite form names an entry 
 
 
 def compacted(contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Return an archive's entries without what they repeat.
+    """Return an archive's entries without duplicate data.
 
     Scales by channel are stored in float32 where that is exact, zero points that are all equal as one element, and the
-    settings (strides, padding…) of layers that are alike once. An archive without int8 layers is returned as it came.
+    settings (strides, padding…) of equal layers once. An archive without int8 layers is returned unchanged.
 
     Raises:
-        Exception: its tables are none that PyTorch writes.
+        Exception: its tables are not in PyTorch's format.
     """
     names = [name for name in contents if name.endswith(".pkl")]
     if not any(word in contents[name] for name in names for word in (_BY_CHANNEL.encode(), _PACKED.encode())):
@@ -129,13 +129,13 @@ class _Entries:
         self._number = 1 + max((int(key[1]) for name in contents if (key := _KEY.search(name))), default=-1)
 
     def share(self, table: str, storage: Storage) -> None:
-        """Give a storage the entry of the first such one."""
+        """Give a storage the entry of the first equal storage."""
         entry = place(self.contents, table, storage)
         same = (entry.rpartition("/")[0], storage.dtype.__name__, self.contents[entry])
         storage.key = self._known.setdefault(same, storage.key)
 
     def add(self, table: str, like: Storage, dtype: str, elements: NDArray[Any]) -> Storage:
-        """Return a storage of these elements, whose entry lies and is named as another's."""
+        """Return a storage of these elements, whose entry is placed and named like another's."""
         folder, data = place(self.contents, table, like).rpartition("/")[0], elements.tobytes()
         fresh = _KEY.sub(rf"{self._number}\2", like.key)
         key = self._known.setdefault((folder, dtype, data), fresh)
@@ -250,7 +250,7 @@ class Storage:
 
 @functools.cache
 def named(module: str, name: str) -> Global:
-    """Return what a table names so: the same for equal names."""
+    """Return the object with this name in a table: the same one for equal names."""
     return Global(name, (Instance,), {"__module__": module})
 
 
@@ -258,13 +258,13 @@ def read(data: bytes) -> Any:
     """Return a table as tuples, lists, dicts, numbers and strings, with this module's classes for all else.
 
     Raises:
-        Exception: it is no such table.
+        Exception: it is not such a table.
     """
     return _Reader(io.BytesIO(data)).load()
 
 
 def walk(table: Any) -> Iterator[Any]:
-    """Yield everything in a table in the order of writing; what is shared in it once."""
+    """Yield everything in a table in the order of writing; shared objects once."""
     seen: dict[int, Any] = {}  # held, since whoever walks may change what a node is made of
     left = [table]
     while left:
@@ -276,22 +276,22 @@ def walk(table: Any) -> Iterator[Any]:
 
 
 def place(names: Container[str], table: str, storage: Storage) -> str:
-    """Return the name of a storage's entry; those of the lite form's bytecode lie with the constants.
+    """Return the name of a storage's entry; those of the lite format's bytecode are stored with the constants.
 
     Args:
         names: of the archive's entries.
         table: the name of the entry that names the storage.
-        storage: what it names.
+        storage: the storage.
     """
     own = f"{table.removesuffix('.pkl')}/{storage.key}"
     return own if own in names else f"{table.rpartition('/')[0]}/constants/{storage.key}"
 
 
 def values(tensor: Call, data: bytes) -> NDArray[Any]:
-    """Return a tensor's values, those of a quantized one as they are stored, from the bytes of its storage.
+    """Return a tensor's values from the bytes of its storage; of a quantized tensor, the stored integers.
 
     Raises:
-        Exception: NumPy has no such dtype, or the tensor goes beyond its storage.
+        Exception: NumPy has no such dtype, or the tensor exceeds its storage.
     """
     import numpy as np
 
@@ -302,7 +302,7 @@ def values(tensor: Call, data: bytes) -> NDArray[Any]:
 
 
 def write(table: Any, rename: Callable[[str], str] = str) -> bytes:
-    """Return the pickle of a table, with `rename` applied to its strings and names; what is shared stays shared.
+    """Return the pickle of a table, with `rename` applied to its strings and names; shared objects stay shared.
 
     Raises:
         TypeError: a value that PyTorch's reader does not know.
@@ -349,7 +349,7 @@ class _Writer:
         self._uses = Counter(_identity(part) for node in walk(table) for part in _parts(node))
 
     def add(self, node: Any) -> None:
-        """Write a node, or refer to it where it was written."""
+        """Write a node, or a reference to it if it was written before."""
         identity = _identity(node)
         if identity in self._memo:
             self.written.append(_numbered(pickle.BINGET, pickle.LONG_BINGET, self._memo[identity]))

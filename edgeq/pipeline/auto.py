@@ -1,6 +1,6 @@
-"""`--scheme auto`: a target's schemes, the cheaper first, until one passes every gate.
+"""`--scheme auto`: try a target's schemes, the cheapest first, until one passes every gate.
 
-Each try is what a run of that scheme alone would make, and is kept in the cache as such.
+Each attempt equals a run of that scheme alone, and is cached as such.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _raced(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
         _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]], build)
     won = [race for race in races if race.rows]
     return Results(
-        finished={key: value for race in won for key, value in _settled(run, race).items()},
-        refused={race.unit.key: _nothing(race) for race in races if not race.rows},
+        finished={key: value for race in won for key, value in _winner_result(run, race).items()},
+        refused={race.unit.key: _no_scheme_error(race) for race in races if not race.rows},
     )
 
 
@@ -146,7 +146,7 @@ def _linear_macs(run: Run) -> float:
     use_torch()
 
     job = run.job
-    with run.progress.task("look at what the model is made of"):
+    with run.progress.task("analyze the model's layers"):
         model = load_model(
             job.source,
             weights=job.weights,
@@ -157,7 +157,7 @@ def _linear_macs(run: Run) -> float:
         )
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
-            raise UnsupportedError(what, f"leave --scheme {AUTO} out, or give the PyTorch model")
+            raise UnsupportedError(what, f"omit --scheme {AUTO}, or give the PyTorch model")
         return linear_macs(model)
 
 
@@ -182,7 +182,7 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
             race.take(unit, *got.finished[unit.key])
 
 
-def _settled(run: Run, race: _Race) -> Finished:
+def _winner_result(run: Run, race: _Race) -> Finished:
     """Return the bundle that came of a race, with the tries in its reports."""
     place = race.winner()
     row, data = race.rows[place]
@@ -191,15 +191,15 @@ def _settled(run: Run, race: _Race) -> Finished:
     judged = sum(data.evaluation_samples > 0 and not race.tried[i].passed for i in race.rows)
     if judged and race.tried[place].passed:
         before = "one scheme was" if judged == 1 else f"{judged} schemes were"
-        row = with_warning(row, f"{before} refused on the same evaluation samples before this one passed")
+        row = with_warning(row, f"{before} rejected on the same evaluation samples before this one passed")
     row = write_reports(row, data)
     return keep(run, {race.unit.key: (row, data)}, seen_of(race.keys))
 
 
-def _nothing(race: _Race) -> EdgeqError:
+def _no_scheme_error(race: _Race) -> EdgeqError:
     """Return the error of a race in which no scheme could be made, with the least exit code of them."""
-    told = "; ".join(f"{one.scheme}: {one.error}" for one in race.tried)
+    errors = "; ".join(f"{one.scheme}: {one.error}" for one in race.tried)
     code = min((one.exit_code for one in race.tried), default=ExitCode.UNSUPPORTED)
     kind = {ExitCode.ACCURACY: AccuracyError, ExitCode.VERIFICATION: VerificationError}.get(code, UnsupportedError)
-    fix = race.error.fix if race.error is not None else "name a --scheme"
-    return kind(f"no scheme of {race.unit.target.name} could be made: {told}", fix)
+    fix = race.error.fix if race.error is not None else "choose a --scheme"
+    return kind(f"no scheme could be built for {race.unit.target.name}: {errors}", fix)

@@ -1,6 +1,6 @@
-"""`--compare`: what a scheme brings against float on the same target. The float artifacts are made, timed and dropped.
+"""`--compare`: the gain of a scheme over float on the same target. The float artifacts are built, timed and dropped.
 
-They decide nothing: they are held to no limit, lie in no output folder, and are installed nowhere.
+They have no gates, are not written to the output folder, and are not installed.
 """
 
 from __future__ import annotations

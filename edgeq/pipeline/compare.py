@@ -29,7 +29,7 @@ class BundleComparison:
 
     Attributes:
         layers: as the quantized bundle's report has them; None where they were not asked for.
-        notes: what makes the figures say less than they seem to.
+        notes: caveats about the figures.
     """
 
     fp32: Manifest
@@ -49,8 +49,8 @@ def compare_bundles(
         quantized: one of any other scheme, or of fp32 for another target.
         data: evaluation data; without it seeded inputs are drawn.
         samples: the most inputs.
-        layers: whether the layers are wanted too.
-        progress: how it is told.
+        layers: whether to compare the layers too.
+        progress: where progress is reported.
 
     Raises:
         UsageError: a folder is not a bundle, the two cannot be compared, the data does not fit, or the quantized bundle
@@ -80,10 +80,10 @@ def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
     """Refuse what cannot be compared; raises UsageError and UnsupportedError."""
     left, right = fp32.manifest, quantized.manifest
     if fp32.digest == quantized.digest:
-        raise UsageError("both are one and the same bundle", "give an fp32 bundle, and a quantized one of its model")
+        raise UsageError("both bundles are the same", "give an fp32 bundle and a quantized bundle of the same model")
     if left.scheme != "fp32":
-        swapped = "swap the two" if right.scheme == "fp32" else "package the model with --scheme fp32 too"
-        raise UsageError(f"the first bundle is to be the fp32 one, and {fp32.folder} is {left.scheme}", swapped)
+        swapped = "swap the two bundles" if right.scheme == "fp32" else "package the model also with --scheme fp32"
+        raise UsageError(f"the first bundle must be the fp32 one, but {fp32.folder} is {left.scheme}", swapped)
     for what, old, new in (
         ("inputs", _tensors(left.inputs), _tensors(right.inputs)),
         ("outputs", _tensors(left.outputs, named=False), _tensors(right.outputs, named=False)),
@@ -91,7 +91,7 @@ def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
         ("labels", ", ".join(left.labels) or "none", ", ".join(right.labels) or "none"),
     ):
         if old != new:
-            text = f"the bundles cannot be compared: their {what} differ: {_short(old)}, and {_short(new)}"
+            text = f"the bundles cannot be compared: their {what} differ: {_short(old)} and {_short(new)}"
             raise UsageError(text, "package one model for both, with the same --input, --preprocess and data")
     for manifest in (left, right):
         why = why_not_run(manifest.target.backend)
@@ -119,18 +119,21 @@ def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
         what = f"{quantized.folder / 'report.json'} does not match the bundle beside it (different digest)"
         raise UsageError(what, "give the folder that `edgeq package` wrote")
     if not _same_source(fp32.manifest, manifest):
-        what = "the bundles come from other sources or weights, and layers are against the quantized one's own fp32"
-        raise UsageError(what, "package both from the same model, or leave --layers out")
+        what = (
+            "the bundles come from different sources or weights, but layer figures compare with the quantized "
+            "model's own fp32"
+        )
+        raise UsageError(what, "package both from the same model, or omit --layers")
     if row.layer_sqnrs is None:
-        what = f"{quantized.folder} has no figures of its layers: {_why_none(manifest.scheme)}"
-        raise UsageError(what, "package the model again, with a scheme that is calibrated, or leave --layers out")
+        what = f"{quantized.folder} has no layer figures: {_why_none(manifest.scheme)}"
+        raise UsageError(what, "package the model again with a calibrated scheme, or omit --layers")
     return row.layer_sqnrs
 
 
 def _why_none(scheme: str) -> str:
     if scheme in ("static-int8", "qat-int8", "mixed-int8"):
-        return "an older edgeq made it, or the model says itself what is quantized (QuantStub)"
-    return f"they are measured while a graph is calibrated, and {scheme} calibrates none"
+        return "an older edgeq wrote it, or the model marks its own int8 region (QuantStub)"
+    return f"they are measured during calibration, and {scheme} has none"
 
 
 def _same_source(left: Manifest, right: Manifest) -> bool:
@@ -141,11 +144,13 @@ def _same_source(left: Manifest, right: Manifest) -> bool:
 def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str, ...]:
     notes = []
     if not is_evaluation:
-        notes.append("random inputs are not what the model was calibrated on, and agree worse: give --eval-data")
+        notes.append("random inputs differ from the calibration data and agree less: give --eval-data")
     if not _same_source(left, right):
-        notes.append("the bundles come from other sources or weights: the difference is not quantization's alone")
+        notes.append(
+            "the bundles come from different sources or weights: the difference is not from quantization alone"
+        )
     if "random" in (left.model.weights, right.model.weights):
-        notes.append("the weights are random: such outputs agree badly, and say little of the trained model")
+        notes.append("the weights are random: their outputs agree poorly and say little about the trained model")
     return tuple(notes)
 
 
@@ -208,5 +213,5 @@ def _finite(bundle: Bundle, runtime: HostRuntime, batch: Batch) -> tuple[Any, ..
     outputs = cut(batch, runtime.run(batch.inputs))
     if not all(np.isfinite(array).all() for array in outputs):
         what = f"{bundle.folder} gives NaN or Inf on {batch.samples[0].name}"
-        raise VerificationError(what, "see what is wrong with it by `edgeq verify`")
+        raise VerificationError(what, "run `edgeq verify` on it for details")
     return outputs

@@ -1,4 +1,4 @@
-"""The emulated part of a run: which targets have a device, which machines stand for it, and what came of it."""
+"""The emulated part of a run: which targets have a device, the machines that stand for it, and their results."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from edgeq.verify.serving import require_cuda, serve
 
 
 def no_sdk(runtime: str, versions: tuple[str, ...]) -> Emulation:
-    """Return the report of a target none of whose runtimes can be had for a computer."""
-    told = ", ".join(versions)
-    problem = f"no ARM64 wheel is known for {runtime} {told}: the device's runtime cannot be run here"
+    """Return the report of a target for which no runtime is available on a computer."""
+    versions_text = ", ".join(versions)
+    problem = f"no ARM64 wheel is known for {runtime} {versions_text}: the device's runtime cannot be run here"
     return Emulation(emulator="none", runs=(), problem=problem, is_unmeasured=True)
 
 
@@ -157,7 +157,7 @@ class DeviceSetting:
     """The machines that stand for a bundle's device, and how to use them.
 
     Attributes:
-        emulator: what runs them, in words.
+        emulator: description of what runs them.
         session: the stay on a real device; None for the emulator.
     """
 
@@ -206,13 +206,13 @@ def _remote(manifest: Manifest, options: DeviceConfig, session: Session, progres
     """Return the runtime on a real device, installed and self-tested."""
     target, board = manifest.target, session.board
     if board.arch != target.arch:
-        what = f"target {target.name} runs on {target.arch}, and {board.title} is {board.arch}"
-        raise EnvironmentProblem(what, f"name a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
+        what = f"target {target.name} needs {target.arch}, but {board.title} is {board.arch}"
+        raise EnvironmentProblem(what, f"choose a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
     version = manifest.runtime.oldest_in_field
     wheels, _ = find_wheels(target.runtime, (version,), board.arch)
     if not wheels:
         what = f"edgeq has no {target.runtime} {version} for a device with {board.arch}"
-        raise UnsupportedError(what, "verify on this host: leave --on out")
+        raise UnsupportedError(what, "verify on this host: omit --on")
     machine = Machine(runtime=ensure_installed(wheels[0], progress), cpu=None, device=board.title)
     with progress.task(f"self-test {machine.name}"):
         found = tuple(hold_all((machine,), session))
@@ -231,16 +231,16 @@ def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> 
     """
     target = manifest.target
     if target.arch != "arm64":
-        what = f"target {target.name} runs on {target.arch}, and the emulator runs ARM64 kernels"
-        raise UnsupportedError(what, "verify on this host: leave --on emulator out")
+        what = f"target {target.name} needs {target.arch}, but the emulator runs ARM64 kernels"
+        raise UnsupportedError(what, "verify on this host: omit --on emulator")
     why = why_not_emulated(target.backend)
     if why:
-        raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "leave --on emulator out")
+        raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "omit --on emulator")
     versions = (manifest.runtime.oldest_in_field,)
     found = machines(target.runtime, versions, options.cpu or _cpus(manifest), progress)
     if not found:
         what = f"no ARM64 wheel is known for {target.runtime} {versions[0]}, the oldest in the field"
-        raise UnsupportedError(what, "verify on this host: leave --on emulator out")
+        raise UnsupportedError(what, "verify on this host: omit --on emulator")
     return DeviceSetting(machines=found, options=options, progress=progress, emulator=emulator_of(found))
 
 
@@ -356,7 +356,9 @@ def _score_gate(run: DeviceRun) -> Gate:
         outcome="failed" if worse else "ok",
         limit=f">= {host:.4g}, the host's",
         measured=f"{score:.4g} over {counted(run.scored, 'sample')}",
-        detail=f"{counted(run.rescored, 'sample')} scored otherwise" if run.rescored else "every sample as on the host",
+        detail=f"{counted(run.rescored, 'sample')} scored differently"
+        if run.rescored
+        else "every sample scored as on the host",
         exit_code=ExitCode.ACCURACY,
     )
 
@@ -368,7 +370,7 @@ ON = "cuda"
 
 
 def check_box(manifest: Manifest, on: str) -> None:
-    """Find out before anything is run whether `--on cuda` can be done.
+    """Check before anything runs that `--on cuda` is possible.
 
     Raises:
         UnsupportedError: the bundle is for no GPU.
@@ -379,12 +381,12 @@ def check_box(manifest: Manifest, on: str) -> None:
 
     if manifest.cuda is None:
         what = f"target {manifest.target.name} runs on {manifest.target.runtime}, not on CUDA"
-        raise UnsupportedError(what, "leave --on cuda out")
+        raise UnsupportedError(what, "omit --on cuda")
     require_cuda()
 
 
 def box_gates(manifest: Manifest, runtime: HostRuntime) -> tuple[Gate, ...]:
-    """Hold this box to what the manifest asks for (exit code 3); nothing for other runtimes."""
+    """Check this machine against the manifest's requirements (exit code 3); nothing for other runtimes."""
     if manifest.cuda is None:
         return ()
     version = importlib.metadata.version("torch").partition("+")[0]

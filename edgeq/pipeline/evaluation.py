@@ -1,4 +1,4 @@
-"""Evaluation data for a bundle, which is read by its manifest alone."""
+"""Evaluation data for a bundle, read as its manifest describes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_evaluation(
     Args:
         manifest: the bundle's.
         data: what was given.
-        progress: how it is told.
+        progress: where progress is reported.
         limit: the most samples, evenly from all classes; None for all.
 
     Raises:
@@ -78,7 +78,7 @@ def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> Non
         check_classes(samples.class_names, outputs[0].shape[1], from_file=data.labels is not None)
     if data.labels is None and samples.class_names and manifest.labels not in ((), samples.class_names):
         what = f"the class folders are {few(samples.class_names)}, the bundle's labels {few(manifest.labels)}"
-        raise UsageError(what, "say which output each folder stands for with --labels FILE")
+        raise UsageError(what, "map each folder to its output with --labels FILE")
 
 
 # --- The golden samples of a bundle, as samples and as runs on this host.

@@ -27,7 +27,7 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: str = Field(description="the bundle's folder; relative paths are beside the file")
+    bundle: str = Field(description="the bundle's folder; relative paths start at this file's folder")
     latency_ms: float = Field(gt=0, allow_inf_nan=False)
     threads: int = Field(default=1, ge=1, le=64)
 
@@ -37,8 +37,8 @@ class Measurements(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field(description="a device's name, or a .toml file, whose core and clock are right")
-    name: str | None = Field(default=None, description="the fitted profile's name; the device's if not given")
+    device: str = Field(description="a device's name, or a .toml file, with the right core and clock")
+    name: str | None = Field(default=None, description="the fitted profile's name; default: the device's name")
     measurement: tuple[Annotated[Measurement, Field()], ...] = Field(min_length=1)
 
 
@@ -65,12 +65,12 @@ def fit_device(file: Path, progress: Progress) -> DeviceFit:
     """Count each measured bundle on the device's core, and correct the device's predictions by one factor.
 
     The factor is the geometric mean of measured over predicted. The spread is that of the rest, one for each cost and
-    number of threads: that one model was measured again says nothing of others. With less than four of them it is at
-    least the published fit's, scaled down by their number.
+    number of threads: repeated measurements of one model do not inform about others. With less than four of them it is
+    at least the published fit's, scaled down by their number.
 
     Args:
         file: TOML with `device` and `[[measurement]]` tables of `bundle`, `latency_ms` and `threads`.
-        progress: how it is told.
+        progress: where progress is reported.
 
     Raises:
         UsageError: the file is not as described.
@@ -156,6 +156,6 @@ def write_device(profile: DeviceProfile, out: Path) -> None:
         EnvironmentProblem: it cannot be written.
     """
     if out.exists():
-        raise UsageError(f"{out} is there already", "give another --out, or remove it first")
+        raise UsageError(f"{out} already exists", "give another --out, or remove the file first")
     with disk_errors(out.parent):
         write_atomic(out, device_toml(profile).encode())

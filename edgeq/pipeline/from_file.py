@@ -1,4 +1,4 @@
-"""Sources that are model files: .onnx (quantized here or taken as it is), .pte and .ptl (verified as they are)."""
+"""Ready-made artifacts: described and verified without quantizing or lowering."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
     """
     if model.kind == "ptl":
         if not model.inputs:
-            raise UsageError(f"{model.model} does not say what it takes", "give --input, such as 1x3x224x224")
+            raise UsageError(f"{model.model} does not state its inputs", "give --input, such as 1x3x224x224")
         return model
     loaded = load_given(runtime, model.model, name="executorch", backend="xnnpack")
     stated = tuple(
@@ -49,12 +49,12 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
         return dataclasses.replace(model, inputs=stated)
     if [(spec.dtype, spec.shape) for spec in model.inputs] != [(spec.dtype, spec.shape) for spec in stated]:
         takes = ", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in stated)
-        raise UsageError(f"--input does not fit {model.model}, which takes {takes}", "leave --input out")
+        raise UsageError(f"--input does not fit {model.model}, which takes {takes}", "omit --input")
     return model
 
 
 def build_from_file(step: BuildStep) -> Artifact:
-    """Build an artifact from a .onnx source, or verify a .pte or .ptl source as it is.
+    """Verify a ready-made artifact, and return it as a product.
 
     Raises:
         UnsupportedError: the file is for another runtime than the target's.
@@ -65,7 +65,7 @@ def build_from_file(step: BuildStep) -> Artifact:
     source: Path = model.model
     own = _RUNTIMES[model.kind]
     if own != spec.runtime:
-        what = f"{source} is an artifact for {own}, the target runs {spec.runtime}"
+        what = f"{source} is an artifact for {own}, but the target runs {spec.runtime}"
         raise UnsupportedError(what, f"choose a target whose runtime is {own}, or give the PyTorch model")
     if model.kind == "onnx":
         # in the child first: a file that crashes the runtime must not end edgeq too
@@ -191,8 +191,8 @@ def check_open_batch(source: Path) -> None:
     import onnx
 
     if not any_batch(onnx.load(str(source), load_external_data=False)):
-        what = f"{source.name} has a fixed batch size, and --dynamic-batch asks for any"
-        raise UnsupportedError(what, "export it again with dynamic_shapes, or leave out --dynamic-batch")
+        what = f"{source.name} has a fixed batch size, but --dynamic-batch needs a dynamic one"
+        raise UnsupportedError(what, "export it again with dynamic_shapes, or omit --dynamic-batch")
 
 
 def _check_state(source: Path, scheme: str) -> None:
@@ -224,7 +224,7 @@ def unfused(path: Path, inputs: Inputs) -> Forward:
     except Exception as err:  # onnxruntime raises a type for each of its codes
         kind, meaning = onnx_error(str(err)) or (VerificationError, "")
         what = f"ONNX Runtime cannot load {path.name}: {meaning or first_line(err)}"
-        raise kind(what, "export it again, for an opset that this ONNX Runtime has") from err
+        raise kind(what, "export it again with an opset that this ONNX Runtime supports") from err
     names = [spec.name for spec in inputs.model.inputs]
 
     def run(batch: Batch) -> tuple[Any, ...]:
@@ -251,8 +251,8 @@ def check_equivalence(lowered: LoweredModel, fp32: Forward, inputs: Inputs) -> N
     relative = sums.error_sum / sums.magnitude_sum if sums.magnitude_sum else float("nan")
     if not relative <= MAX_RELATIVE_FP32:
         what = f"the float ONNX file differs from PyTorch by {relative:.1e} of the mean magnitude over {seen} samples"
-        fix = "package it with --scheme fp32, and report the model's architecture"
-        raise VerificationError(f"{what}, at most {MAX_RELATIVE_FP32:.0e} is rounding", fix)
+        fix = "package the model with --scheme fp32, and report its architecture to edgeq's developers"
+        raise VerificationError(f"{what}; rounding explains at most {MAX_RELATIVE_FP32:.0e}", fix)
 
 
 # --- Model files that people give, read by their runtime: what it refuses is bad input, and no verdict on a model.

@@ -1,4 +1,4 @@
-"""`inspect_path`: what a bundle, or a bare artifact, says of itself, without judging it."""
+"""`inspect_path`: describe a bundle or a bare artifact without judging it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInspection:
-    """A bundle whose hashes hold.
+    """A bundle with verified hashes.
 
     Attributes:
         download_bytes: bytes of the ZIP that a release publishes.
@@ -71,7 +71,7 @@ def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactI
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}", _ACCEPTED)
     if path.suffix not in RUNTIMES or not path.is_file():
-        raise UsageError(f"{path} is nothing that can be inspected", _ACCEPTED)
+        raise UsageError(f"{path} cannot be inspected", _ACCEPTED)
     return _artifact(path, progress)
 
 
@@ -88,10 +88,10 @@ def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
         row = read_report(bundle.folder)
     except EdgeqError as err:
         missing = not (bundle.folder / REPORT_NAME).exists()
-        return (), f"there is no {REPORT_NAME} beside the bundle" if missing else err.what
+        return (), f"the bundle has no {REPORT_NAME} next to it" if missing else err.what
     if row.digest != bundle.digest:
-        return (), f"{REPORT_NAME} is that of another bundle"
-    return row.layers, "" if row.layers else "the artifact came as it is, or an older edgeq packaged it"
+        return (), f"{REPORT_NAME} belongs to another bundle"
+    return row.layers, "" if row.layers else "the source was a ready-made artifact, or an older edgeq packaged it"
 
 
 def _artifact(path: Path, progress: Progress) -> ArtifactInspection:

@@ -1,4 +1,4 @@
-"""Both ends of a verdict.json: written where a bundle was measured, it settles the bundle where that is released."""
+"""verdict.json: write it where a bundle is measured, apply it where the bundle is released."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _PLATFORMS = {"Linux": "linux", "Darwin": "macos"}
 
 
 def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime) -> Path | None:
-    """Write what a verification measured, for gates elsewhere.
+    """Write the measurements of a verification, for gates on another machine.
 
     Args:
         result: of a real device, or of this host alone.
@@ -62,7 +62,7 @@ def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime
         The file, or None where nothing was measured: the artifact did not run.
 
     Raises:
-        EnvironmentProblem: the file cannot be written, or this host is of no kind that a verdict can name.
+        EnvironmentProblem: the file cannot be written, or a verdict cannot describe this kind of host.
     """
     measures = result.verified.device or _host_measures(result.verified, result.manifest)
     if measures is None or not result.outputs:
@@ -122,7 +122,7 @@ def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures
     if timing is None:
         return None
     if system not in _PLATFORMS or timing.arch not in ("arm64", "x86_64"):
-        what = f"this host is {system} on {timing.arch}: a verdict names Linux or macOS, on arm64 or x86_64"
+        what = f"this host is {system} on {timing.arch}, but a verdict needs Linux or macOS on arm64 or x86_64"
         raise EnvironmentProblem(what, "measure on another machine, or on a device: --on ssh:HOST or --on adb")
     package = RUNTIME_PACKAGES[manifest.target.runtime]
     return DeviceMeasures(
@@ -146,12 +146,12 @@ def _host_measures(verified: VerifyReport, manifest: Manifest) -> DeviceMeasures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """A bundle whose own gates were measured since it was packaged.
+    """A bundle whose gates were measured after it was packaged.
 
     Attributes:
-        folder: the bundle as it is to be released; its manifest says what was settled, so that its digest is another.
-        gates: those gates, and others that were measured again; none of a bundle that is as it was packaged.
-        device: what measured them.
+        folder: the bundle to release; its manifest has the measured gates, so its digest differs.
+        gates: the gates that were measured; empty for an unchanged bundle.
+        device: where they were measured.
     """
 
     folder: Path
@@ -160,7 +160,7 @@ class Settled:
 
     @property
     def told(self) -> str:
-        """What was settled, as one line for people; "" for nothing."""
+        """The measured gates as one line of text; "" for none."""
         return (
             ""
             if not self.gates
@@ -170,22 +170,22 @@ class Settled:
 
 @contextlib.contextmanager
 def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) -> Iterator[Settled]:
-    """Yield a copy of a bundle in which the gates that nobody had measured are as a verdict settles them.
+    """Yield a copy of a bundle in which a verdict's measurements replace its unverified gates.
 
     Args:
         folder: the bundle; one that was rejected for such gates alone may be released then.
         verdict: its verdict.json.
-        digest: what the bundle's must be; None where nobody said.
+        digest: what the bundle's must be; None to accept any.
 
     Raises:
-        VerificationError: what was measured breaks a limit, the outputs differ, or a gate has no measurement.
+        VerificationError: a measurement exceeds a limit, the outputs differ, or a gate has no measurement.
         EdgeqError: as `read_bundle`, `read_golden` and `read_verdict`.
     """
 
     bundle = read_bundle(folder, digest=digest)
     elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle))
     _check(bundle, verdict, elsewhere)
-    manifest = _settled(bundle.manifest, elsewhere)
+    manifest = _measured_manifest(bundle.manifest, elsewhere)
     temporary = Path(tempfile.gettempdir())
     with disk_errors(temporary), tempfile.TemporaryDirectory(prefix="edgeq-settled-") as name:
         place = Path(name) / folder.name
@@ -198,19 +198,21 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
 
 @contextlib.contextmanager
 def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterator[tuple[Settled, ...]]:
-    """Yield bundles as they are to be released: those that a verdict is on, as that settles them; others as they are.
+    """Yield the bundles to release: with the measurements of their verdicts, or unchanged without a verdict.
 
     Raises:
-        IntegrityError: a verdict is on none of the bundles.
-        UsageError: two verdicts are on one bundle.
+        IntegrityError: a verdict belongs to none of the bundles.
+        UsageError: two verdicts belong to one bundle.
         EdgeqError: as `settled_bundle`.
     """
     left: dict[str, Path] = {}
     for path in verdicts:
         other = left.setdefault(load_verdict(path).bundle, path)
         if other is not path:
-            what = f"{other} and {path} are verdicts on one bundle: which of the two devices counts?"
-            raise UsageError(what, "give the slower device's alone; see each: edgeq verify BUNDLE --verdict FILE")
+            what = f"{other} and {path} are both verdicts for one bundle, but only one device can count"
+            raise UsageError(
+                what, "give only the slower device's verdict; compare them with: edgeq verify BUNDLE --verdict FILE"
+            )
     with contextlib.ExitStack() as stack:
         places = []
         for folder in folders:
@@ -218,15 +220,15 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
             as_it_is = Settled(folder=folder, gates=(), device="")
             places.append(stack.enter_context(settled_bundle(folder, verdict)) if verdict else as_it_is)
         for digest, path in left.items():
-            what = f"{path} is the verdict on the bundle {digest}, which is none of these"
-            raise IntegrityError(what, "leave it out, or name its bundle")
+            what = f"{path} is the verdict for bundle {digest}, which is not among the given bundles"
+            raise IntegrityError(what, "omit this --verdict, or add its bundle")
         yield tuple(places)
 
 
 def _check(bundle: Bundle, verdict: Path, elsewhere: JudgedMeasurement) -> None:
-    again = f"see it all: edgeq verify {bundle.folder} --verdict {verdict}"
+    again = f"see all gates with: edgeq verify {bundle.folder} --verdict {verdict}"
     if elsewhere.failed:
-        what = f"{bundle.folder} fails by the measurements of {verdict}: {_told(elsewhere.failed)}"
+        what = f"{bundle.folder} fails gates with the measurements of {verdict}: {_gates_text(elsewhere.failed)}"
         raise VerificationError(what, again)
     why = "; ".join(f"{name}: {why}" for name, why in elsewhere.unsettled.items())
     if not elsewhere.settled:
@@ -237,15 +239,15 @@ def _check(bundle: Bundle, verdict: Path, elsewhere: JudgedMeasurement) -> None:
     names = [gate.name for gate in bundle.manifest.gates if gate.outcome not in ("ok", "allowed")]
     rest = [name for name in names if name not in elsewhere.settled]
     if rest:
-        what = f"{bundle.folder} did not pass its gates, and {verdict} does not settle {', '.join(rest)}"
+        what = f"{bundle.folder} did not pass its gates, and {verdict} has no measurement for {', '.join(rest)}"
         raise VerificationError(f"{what}; {why}" if why else what, again)
 
 
-def _told(gates: Sequence[Gate]) -> str:
+def _gates_text(gates: Sequence[Gate]) -> str:
     return "; ".join(": ".join(filter(None, (f"{one.name} {one.measured} ({one.limit})", one.detail))) for one in gates)
 
 
-def _settled(manifest: Manifest, elsewhere: JudgedMeasurement) -> Manifest:
+def _measured_manifest(manifest: Manifest, elsewhere: JudgedMeasurement) -> Manifest:
     """Return the manifest with the gates as they are now; like every manifest it names no times and no device."""
     measures = elsewhere.measures
     where = f"measured on {measures.platform} {measures.arch} in {measures.runtime}, by verdict.json"
@@ -280,10 +282,10 @@ class JudgedMeasurement:
     Attributes:
         measures: the device's times.
         emulation: its golden outputs against those of the bundle.
-        gates: what these outputs are held to.
+        gates: the gates of these outputs.
         settled: the bundle's own gates, by name, that are measured now, as they come out; one that failed when the
             bundle was packaged stays failed, and is not among them.
-        unsettled: why those are not that nobody has measured yet, by name.
+        unsettled: why other unverified gates have no measurement, by name.
     """
 
     measures: DeviceMeasures
@@ -299,7 +301,7 @@ class JudgedMeasurement:
 
 
 def read_verdict(path: Path, bundle: Bundle) -> Verdict:
-    """Return the verdict in a file, which must be about this bundle.
+    """Return the verdict in a file, which must belong to this bundle.
 
     Raises:
         UsageError: the file cannot be read.
@@ -308,17 +310,17 @@ def read_verdict(path: Path, bundle: Bundle) -> Verdict:
     """
     verdict = load_verdict(path)
     if verdict.bundle != bundle.digest:
-        what = f"{path} is the verdict on the bundle {verdict.bundle}, and {bundle.folder} is {bundle.digest}"
-        raise IntegrityError(what, "measure this very bundle: edgeq verify BUNDLE --write-verdict FILE")
+        what = f"{path} is the verdict for bundle {verdict.bundle}, but {bundle.folder} is {bundle.digest}"
+        raise IntegrityError(what, "measure this bundle: edgeq verify BUNDLE --write-verdict FILE")
     runtime = bundle.manifest.target.runtime
     if verdict.run.runtime.partition(" ")[0] != RUNTIME_PACKAGES[runtime]:
-        what = f"{path} was measured in {verdict.run.runtime}, and the bundle is for {runtime}"
+        what = f"{path} was measured in {verdict.run.runtime}, but the bundle is for {runtime}"
         raise IntegrityError(what, "measure again: edgeq verify BUNDLE --write-verdict FILE")
     return verdict
 
 
 def load_verdict(path: Path) -> Verdict:
-    """Return the verdict in a file, of whatever bundle.
+    """Return the verdict in a file, for any bundle.
 
     Raises:
         UsageError: the file cannot be read.
@@ -335,7 +337,7 @@ def load_verdict(path: Path) -> Verdict:
 
 
 def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> JudgedMeasurement:
-    """Evaluate from a verdict's measurements what they can settle; nothing that it says is taken for an outcome.
+    """Evaluate the gates for which a verdict has measurements; the verdict's own statements are never used as outcomes.
 
     That is latency, load time and peak memory, where the device is of the target's kind, and what the device computed
     for the golden samples, where it has the target's architecture. Accuracy, sizes and hashes are never taken from it.
@@ -344,7 +346,7 @@ def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> JudgedMeasurem
     measures, outputs = measures_of(verdict), _outputs(verdict)
     sums, findings = _compared(golden.outputs, outputs)
     run = _device_run(measures, sums, findings, len(golden.outputs[0]))
-    seen = _seen(measures, outputs, findings)
+    seen = _device_report(measures, outputs, findings)
     fits = measures.arch == manifest.target.arch
     gates = _gates(manifest, golden, outputs, seen, run) if fits else _unfit(manifest, measures)
     settled, unsettled = _sorted_out(manifest, (*gates, *_timed(bundle, seen)))
@@ -371,7 +373,7 @@ def _sorted_out(manifest: Manifest, found: Gates) -> tuple[dict[str, Gate], dict
 
 
 def _no_measurement(name: str) -> str:
-    return "the manifest has no number for its limit" if name in _TIMED else "no device's to say"
+    return "the manifest has no number for its limit" if name in _TIMED else "a device does not measure this gate"
 
 
 def measures_of(verdict: Verdict) -> DeviceMeasures:
@@ -412,7 +414,7 @@ def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, 
     sums = Comparison()
     left, right = ([(array.dtype.name, array.shape) for array in side] for side in (expected, came))
     if left != right:
-        return sums, (f"the golden outputs are {left}, the device gave {right}",)
+        return sums, (f"the golden outputs are {left}, but the device gave {right}",)
     sums.add(expected, came)
     findings = [
         f"output{i} holds NaN or Inf"
@@ -425,7 +427,7 @@ def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, 
 def _constants(expected: Outputs, came: Outputs) -> list[str]:
     """Name outputs that are the same for all golden samples, where the bundle's are not."""
     return [
-        f"output{i} is constant, while the golden one is not"
+        f"output{i} is constant, unlike the golden output"
         for i, (left, right) in enumerate(zip(expected, came, strict=True))
         if (right == right[:1]).all() and not (left == left[:1]).all()
     ]
@@ -461,7 +463,7 @@ def _device_run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str,
     )
 
 
-def _seen(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
+def _device_report(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
     return VerifyReport(
         host=measures.device,
         outputs=tuple(
@@ -488,9 +490,12 @@ def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: Verify
 
 def _unfit(manifest: Manifest, measures: DeviceMeasures) -> Gates:
     """Return the same gates where the device has another architecture, and so other kernels."""
-    why = f"measured on {measures.device}, which is {measures.arch}: other kernels than those of {manifest.target.arch}"
+    why = (
+        f"measured on {measures.device}, which is {measures.arch}: its kernels differ from those of "
+        f"{manifest.target.arch}"
+    )
     names = ("parity", "outputs") if _is_graphs(manifest) else ("device",)
-    return tuple(unverified(name, "as the golden outputs", why) for name in names)
+    return tuple(unverified(name, "equal to the golden outputs", why) for name in names)
 
 
 def _is_graphs(manifest: Manifest) -> bool:

@@ -47,21 +47,21 @@ def churn_gates(
     runtime: HostRuntime | None,
     progress: Progress,
 ) -> tuple[Gate, ...]:
-    """Hold what changes for users to the limits, on the evaluation set (exit code 5)."""
+    """Check the changes for users against the limits, on the evaluation set (exit code 5)."""
     asked = [(name, limit) for name, limit in options.limits if name in ("flips", "class_drop")]
     if not asked:
         return ()
     if old is None:
-        return tuple(_ok(name, limit, "no shipped model", "nothing can change for users") for name, limit in asked)
+        return tuple(_ok(name, limit, "no shipped model", "there is no change for users") for name, limit in asked)
     if data.evaluation is None or runtime is None:
-        why = "no evaluation set: give --eval-data"
+        why = "there is no evaluation set: give --eval-data"
         return tuple(_unmeasured(name, limit, why) for name, limit in asked)
     if contract_gate(new.manifest, old.manifest).outcome == "failed":
-        why = "the shipped model has other inputs or outputs"
+        why = "the inputs or outputs differ from the shipped model's"
         return tuple(_unmeasured(name, limit, why) for name, limit in asked)
     if new.manifest.file("artifact").sha256 == old.manifest.file("artifact").sha256:
         return tuple(
-            _ok(name, limit, "the shipped model", "the artifact is the shipped one's") for name, limit in asked
+            _ok(name, limit, "the shipped model", "the artifact equals the shipped one") for name, limit in asked
         )
 
     try:
@@ -120,12 +120,12 @@ class ReleaseJob:
     Attributes:
         bundles: folders, released together under one number.
         deltas: how many of the channel's last releases get a patch.
-        delta_from: bundles that devices may have besides, such as the one that an app ships with.
-        terms: how it is signed and addressed; of a runtime that its `runtimes` do not name, what the bundle was
-            packaged for.
-        gates: the limits that a release is held to.
+        delta_from: further bundles that devices may have, such as the one that ships in the app.
+        terms: how it is signed and addressed; for a runtime that `runtimes` does not name, the bundle's own version
+            counts.
+        gates: the limits of a release.
         data: the evaluation set, for churn against the shipped model.
-        verdicts: what was measured of these bundles elsewhere, for gates that nobody had measured.
+        verdicts: measurements of these bundles from other machines, for their unverified gates.
     """
 
     bundles: tuple[Path, ...]
@@ -141,7 +141,7 @@ class ReleaseJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaRow:
-    """A patch as it was measured.
+    """A patch with its measured size.
 
     Attributes:
         published: whether it is smaller than the full download.
@@ -155,7 +155,7 @@ class DeltaRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReuseRow:
-    """What the bundle's own report says of the reuse of scales and zero points, with and without."""
+    """The bundle's own report on reusing scales and zero points, compared with new ones."""
 
     found: Reuse
     fidelity: Fidelity | None
@@ -166,7 +166,7 @@ class ReleaseRow:
     """One bundle of a release.
 
     Attributes:
-        settled: which gates of the bundle a verdict settled, in words; "" for none.
+        settled: the gates of the bundle that a verdict measured, as text; "" for none.
         reuse: None where it was packaged without --reuse-qparams-from, or its report is gone.
     """
 
@@ -201,13 +201,13 @@ class ReleaseReport:
 
 
 def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
-    """Hold bundles to the gates of a release, and publish them if all pass; otherwise nothing is written.
+    """Judge bundles by the gates of a release, and publish them if all pass; otherwise nothing is written.
 
     Raises:
-        UsageError: no bundle, no keys, or options that name nothing.
-        VerificationError: a bundle did not pass its gates when it was packaged, nor by its verdict.
+        UsageError: no bundle, no keys, or options that match nothing.
+        VerificationError: a bundle did not pass its gates, neither when packaged nor with its verdict.
         IntegrityError: a bundle, the channel or the keys are not what they should be.
-        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+        EnvironmentProblem: a key is not available, or a write failed.
     """
     _check_limits(job)
     with settled_bundles(job.bundles, job.verdicts) as places:
@@ -257,13 +257,15 @@ def _check_limits(job: ReleaseJob) -> None:
     for name, _ in options.limits:
         if name not in RELEASE_LIMITS:
             what = f"the limit {name} is measured when a model is packaged"
-            raise UsageError(what, f"give it to `edgeq package`; a release takes {', '.join(RELEASE_LIMITS)}")
+            raise UsageError(
+                what, f"give it to `edgeq package`; the limits of a release are {', '.join(RELEASE_LIMITS)}"
+            )
     platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
     for preset in options.store_limits:
         known = find_store_limit(preset, options.app_size_bytes)
         if known.platform not in ("any", *platforms):
-            what = f"store limit {preset!r} is for {known.platform}, and the bundles are for {', '.join(platforms)}"
-            raise UsageError(what, "leave it out")
+            what = f"store limit {preset!r} is for {known.platform}, but the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "omit it")
 
 
 RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")
@@ -369,21 +371,21 @@ def update_device(request: Request, progress: Progress) -> Update:
 
 
 def golden_self_test(folder: Path, progress: Progress) -> None:
-    """Load a bundle in a child process that may crash, and hold its golden samples to their outputs.
+    """Load a bundle in a child process that may crash, and compare its outputs for the golden samples.
 
     Raises:
-        VerificationError: it does not load, or its outputs are others.
+        VerificationError: it does not load, or its outputs differ.
         EnvironmentProblem: the child process does not start, or was killed.
     """
     try:
         result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
     except (Killed, MemoryError) as err:
-        what = f"the self-test did not run to its end: {first_line(err)}"
+        what = f"the self-test did not finish: {first_line(err)}"
         raise EnvironmentProblem(what, "free memory, and update again") from err
     failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
     if failed:
-        told = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)
-        raise VerificationError(told, "release a bundle that is good")
+        failures = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)
+        raise VerificationError(failures, "release a corrected bundle")
 
 
 # --- What a new model does otherwise than the shipped one, on the same data: flips, and classes that got worse.
@@ -399,9 +401,9 @@ class Churn:
         flips: share of them that changed.
         most_flips: the upper end of its 95% interval, by Wilson's method.
         class_drop_pp: by how much the accuracy of the class that lost most fell; None without labels.
-        worst_class: that class, in words.
+        worst_class: that class, as text.
         most_class_drop_pp: the largest upper end of all classes' 95% intervals, which hold together.
-        least_known_class: the class that it belongs to, in words.
+        least_known_class: its class, as text.
     """
 
     samples: int
@@ -422,7 +424,7 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         old: the shipped one, with equal inputs and outputs.
         data: the evaluation data.
         runtime: a child process that runs them one after the other.
-        progress: how it is told.
+        progress: where progress is reported.
 
     Raises:
         UsageError: the data does not fit, a label is none of the model's classes, or the first output is not class
@@ -497,7 +499,7 @@ def _predictions(
             if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != real_rows(batch):
                 model = bundle.manifest.model.name
                 what = f"the first output of {model} is not [N, classes], but {list(scores.shape)}"
-                raise UsageError(what, "flips and class_drop are for classifiers; leave these limits out")
+                raise UsageError(what, "flips and class_drop are for classifiers; omit these limits")
             if not np.isfinite(scores).all():
                 raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")
             found.append(scores.argmax(axis=1))

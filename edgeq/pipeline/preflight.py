@@ -1,4 +1,4 @@
-"""Checks of a job that need no torch: files that do not exist, texts that do not parse."""
+"""Checks of a job that need no torch: missing files, values that do not parse."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ from edgeq.verify.emulate.support import check_tools
 
 
 def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
-    """Refuse, before a long run, what cannot be counted or predicted.
+    """Refuse options that cannot be counted or predicted, before a long run.
 
     Raises:
         UsageError: --shipped is not a bundle, an unknown --device, one without --limit-on predicted, or the reverse,
             or a target that asks for more threads than the device has.
     """
     if options.latency_on == "predicted" and options.device is None:
-        what = "--limit-on predicted needs the device to predict for"
+        what = "--limit-on predicted needs a device to predict for"
         raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
     if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
-        what = "--limit-on predicted is for a limit on latency, and none is given"
+        what = "--limit-on predicted needs a latency limit, but none is given"
         raise UsageError(what, "add --limit latency=40ms")
     if options.device is not None:
         if options.latency_on != "predicted":
-            raise UsageError("--device is for --limit-on predicted", "add it, or leave --device out")
+            raise UsageError(
+                "--device only applies with --limit-on predicted", "add --limit-on predicted, or omit --device"
+            )
         profile = load_device(options.device)
         for target in targets:
             profile.check_threads(target.device.threads)
     if options.shipped is not None and not (options.shipped / "manifest.json").is_file():
-        what = f"no bundle at {options.shipped}, which --shipped names: expected a folder with manifest.json"
+        what = f"--shipped {options.shipped} is not a bundle: expected a folder with manifest.json"
         raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
 
 
 def check_job(job: Job) -> None:
-    """Check before a long run what would end it; raises what the steps would.
+    """Check a job before a long run; raises the errors that the steps would raise.
 
     Raises:
         EdgeqError: what ends the run, such as a reason for which each of the targets is refused.
@@ -66,25 +68,26 @@ def check_job(job: Job) -> None:
 
 
 def refused_targets(job: Job) -> dict[str, UnsupportedError]:
-    """Return, by a target's name, why it cannot take such inputs, or why nothing here could show that it does."""
+    """Return, by target name, why a target cannot take such inputs, or why edgeq cannot verify that it does."""
     refused = {}
     for target in job.targets:
         if job.input_dtype is not None and (why := why_not_run(target.backend)):
-            what = f"--input-dtype {job.input_dtype} was never seen to work on {target.name}: {why}"
-            refused[target.name] = UnsupportedError(what, "leave out --input-dtype, or this target")
+            what = f"edgeq has not verified --input-dtype {job.input_dtype} on {target.name}: {why}"
+            refused[target.name] = UnsupportedError(what, "omit --input-dtype, or drop this target")
         elif job.dynamic_batch and target.runtime != "onnx":
             what = (
-                f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime}, one batch size an artifact"
+                f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime} with one batch size "
+                "per artifact"
             )
-            fix = "leave it out, and give --input with the batch that the app feeds"
+            fix = "omit it, and give --input with the app's batch size"
             refused[target.name] = UnsupportedError(what, fix)
     return refused
 
 
 def check_calibration(job: Job, schemes: Collection[str]) -> None:
-    """Refuse schemes that observe ranges where there is nothing to observe; raises a UsageError."""
+    """Refuse schemes that need calibration data where there is none; raises a UsageError."""
     if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
-        what = "int8 ranges must come from real samples, and no calibration data was given"
+        what = "int8 ranges need real samples, but no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")
 
 
@@ -97,8 +100,8 @@ def check_files(job: Job) -> None:
     """Check that the files a job names exist, and that its gates, texts and preprocessing are valid.
 
     Raises:
-        UsageError: a file is missing, a text does not parse, calibration data is needed and not given, or a gate, a
-            store limit or a CPU is unknown.
+        UsageError: a file is missing, a value does not parse, calibration data is needed but not given, or a gate,
+            store limit or CPU is unknown.
         UnsupportedError: a CPU that QEMU cannot emulate.
         EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
     """
@@ -115,7 +118,7 @@ def check_files(job: Job) -> None:
             continue
         for text in option.texts_in(job):
             if (missing := path.missing(text)) is not None:
-                raise UsageError(f"{flag.name}: no {path.noun} {missing}", path.fix)
+                raise UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
     if job.data.preprocess is not None:
         load_preprocess(job.data.preprocess)
     if job.inputs:
@@ -136,7 +139,7 @@ def _check_texts(job: Job) -> None:
 
 
 def check_source(source: str) -> None:
-    """Refuse a source that names no file, or none that can be told; raises a UsageError."""
+    """Refuse a source that does not exist or has an unknown form; raises a UsageError."""
     if source == BUILT_IN or source.startswith("torchvision:"):
         return
     suffix = Path(source).suffix
@@ -145,10 +148,13 @@ def check_source(source: str) -> None:
     elif ":" in source:
         _must_exist(file_part(source), "MODEL")
     elif suffix in STATE_DICT_SUFFIXES:
-        what = f"{source} holds weights, and no model to put them into"
-        raise UsageError(what, f"name the model, and give --weights {source}")
+        what = f"{source} holds only weights, without a model"
+        raise UsageError(what, f"give the model, and --weights {source}")
     elif suffix == ".py":
-        raise UsageError(f"{source} names no factory", f"say which function makes the model, such as {source}:model")
+        raise UsageError(
+            f"{source} does not name a factory function",
+            f"name the function that returns the model, such as {source}:model",
+        )
     else:
         hint = nearest(source, (BUILT_IN,))
         forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
@@ -157,4 +163,4 @@ def check_source(source: str) -> None:
 
 def _must_exist(path: str | None, option: str) -> None:
     if path is not None and not Path(path).exists():
-        raise UsageError(f"{option}: no file or folder {path}", "check the path")
+        raise UsageError(f"{option}: no such file or folder: {path}", "check the path")

@@ -55,11 +55,15 @@ def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, D
         taken = dataclasses.replace(rest, count=min(rest.count, job.data.num_search_samples))
         return {"calibration": calibration, "search": taken}
     if job.data.search is not None:
-        what = f"--search-data has {rest.count} samples that are not calibrated on, at least {_LEAST} are needed"
-        raise TooFewSamples(what, "give more, or leave --search-data out")
+        what = (
+            f"--search-data has {rest.count} samples outside of the calibration data, but at least {_LEAST} are needed"
+        )
+        raise TooFewSamples(what, "give more samples, or omit --search-data")
     if calibration.count < _SHARE * _LEAST:
-        what = f"mixed-int8 judges on samples that it does not calibrate on, and {calibration.origin} has only"
-        raise TooFewSamples(f"{what} {calibration.count}", f"give {_SHARE * _LEAST} or more, or --search-data")
+        what = f"mixed-int8 needs samples beyond those that it calibrates on, but {calibration.origin} has only"
+        raise TooFewSamples(
+            f"{what} {calibration.count}", f"give {_SHARE * _LEAST} samples or more, or give --search-data"
+        )
     held = choose(calibration.count, limit=calibration.count // _SHARE, seed=job.seed, classes=_classes(calibration))
     kept = sorted({*range(calibration.count)} - {*held})
     return {"calibration": _view(calibration, kept), "search": _view(calibration, held)}
@@ -120,9 +124,9 @@ def prepare(
 
     Args:
         job: what the run was asked to do.
-        progress: how it is told.
+        progress: where progress is reported.
         schemes: of the run, which say what data it needs.
-        describe: fills in the inputs of an artifact that came as it is.
+        describe: fills in the inputs of a ready-made artifact.
 
     Raises:
         UsageError: the model or the data is not usable, or the lint found something.
@@ -169,7 +173,10 @@ def _unapplied(
     # what is evaluated counts; where nothing is, what the ranges were taken from
     if not roles or (evaluation is not None and "evaluation" not in roles):
         return ""
-    return f"the {' and '.join(roles)} data are arrays of the model's own inputs, to which --preprocess was not applied"
+    return (
+        f"the {' and '.join(roles)} data are arrays in the model's own input format, to which --preprocess was "
+        "not applied"
+    )
 
 
 def _as_it_came(sample: Sample, takes: Sequence[bool]) -> bool:
@@ -213,7 +220,9 @@ def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tupl
         return model, preprocess
 
     if preprocess is None:
-        what = f"--input-dtype {job.input_dtype} lets the artifact normalise pixels, and how is not known"
+        what = (
+            f"--input-dtype {job.input_dtype} makes the artifact normalise pixels, but the normalisation is not known"
+        )
         raise UsageError(what, "give --preprocess imagenet, unit, or a .toml file")
     return takes_pixels(model, preprocess), preprocess.as_bytes
 
@@ -236,7 +245,10 @@ def _check_name(model: LoadedModel) -> None:
     """Refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder."""
     check_slug(model.name, "the model's name")
     if model.name == REJECTED_NAME:
-        what = f"a model cannot be named {REJECTED_NAME!r}: bundles that fail their gates go into OUT/{REJECTED_NAME}"
+        what = (
+            f"a model cannot be named {REJECTED_NAME!r}, since bundles that fail their gates go into "
+            f"OUT/{REJECTED_NAME}"
+        )
         raise UsageError(what, "give another --name")
 
 
@@ -266,7 +278,7 @@ def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
     score = load_metric(job.data.metric)
 
     def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
-        """A metric that works in place must not change what other targets, and the golden samples, are made of."""
+        """Call a metric on copies: a metric that works in place must not change other targets' or golden samples."""
         return score(tuple(np.array(array) for array in outputs), label)
 
     return on_copies
@@ -404,8 +416,8 @@ def _linted(
         ),
     )
     if findings and job.data.lint == "error":
-        told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
-        raise UsageError(f"the data lint found {told}", "fix the data, or continue with --data-lint warn")
+        messages = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
+        raise UsageError(f"the data lint found {messages}", "fix the data, or continue with --data-lint warn")
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
         before = evaluation.count

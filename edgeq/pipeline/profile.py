@@ -120,14 +120,14 @@ def _predicted(
     profile: DeviceProfile, counts: tuple[CountReport, ...], threads: int, runtime: str
 ) -> LatencyPrediction:
     total = next(one.total for one in counts if one.cpu == profile.core)
-    told = profile.predict(total, threads, runtime=runtime)
+    prediction = profile.predict(total, threads, runtime=runtime)
     return LatencyPrediction(
         device=profile.name,
         threads=threads,
-        estimate_ms=told.estimate_ms,
-        low_ms=told.low_ms,
-        high_ms=told.high_ms,
-        extrapolated=told.extrapolated,
+        estimate_ms=prediction.estimate_ms,
+        low_ms=prediction.low_ms,
+        high_ms=prediction.high_ms,
+        extrapolated=prediction.extrapolated,
     )
 
 
@@ -178,7 +178,7 @@ def profile_bundle(
         cpus: cores; none for the device's, or for those of the shipped target of the bundle's name.
         device: a device's name or .toml file; None for every shipped device that has one of the cores.
         threads: for the prediction; None for those of the manifest.
-        progress: how it is told.
+        progress: where progress is reported.
         timeout_s: for each core.
         operators: whether to tell the operators apart, which takes a second run.
 
@@ -225,7 +225,7 @@ def _cores(cpus: tuple[str, ...], profile: DeviceProfile | None, manifest: Manif
     cores = cpus or ((profile.core,) if profile else cores_of(manifest))
     if profile is not None and profile.core not in cores:
         what = f"device {profile.name} has the core {profile.core}, which is not among --cpu {','.join(cores)}"
-        raise UsageError(what, f"add {profile.core} to --cpu, or leave --cpu out")
+        raise UsageError(what, f"add {profile.core} to --cpu, or omit --cpu")
     for core in cores:
         find_core(core)
     return cores
@@ -268,7 +268,7 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
     wheels, missing = find_wheels(target.runtime, (manifest.runtime.oldest_in_field,))
     if not wheels:
         what = f"no ARM64 wheel is known for {target.runtime} {missing[0]}, the oldest in the field"
-        raise UnsupportedError(what, "package for a newer runtime")
+        raise UnsupportedError(what, "package for a newer runtime version")
     return ensure_installed(wheels[0], progress)
 
 
@@ -281,7 +281,7 @@ def cores_of(manifest: Manifest) -> tuple[str, ...]:
     name = manifest.target.name
     cpus = load_target(name).device.cpu if name in profile_files() else ()
     if not cpus:
-        raise UsageError(f"no CPU model is known for target {name}", "name one, such as --cpu cortex-a76")
+        raise UsageError(f"no CPU model is known for target {name}", "give one, such as --cpu cortex-a76")
     return cpus
 
 

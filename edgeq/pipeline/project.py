@@ -1,4 +1,4 @@
-"""`build_project`: several models into one folder, each in a worker of its own, and the app held to its limits."""
+"""`build_project`: several models into one folder, each in its own worker, and the limits of the whole app."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_project(
 
     Args:
         project: its models have different names, and the project's output folder.
-        progress: how it is told; each step with its model's name.
+        progress: where progress is reported; each step has its model's name.
         check: raises an EdgeqError for a job that cannot be done, before anything slow starts.
 
     Raises:
@@ -67,7 +67,7 @@ def _planned(job: Job, folder: Path, check: Callable[[Job], None]) -> Outcome:
         check_job(job)
         return make_plan(job, folder)
     except EdgeqError as err:
-        return _told(err)
+        return _model_error(err)
 
 
 def _published(name: str, outcome: Outcome) -> ModelResult:
@@ -76,10 +76,10 @@ def _published(name: str, outcome: Outcome) -> ModelResult:
     try:
         return ModelResult(name=name, report=publish(outcome))
     except EdgeqError as err:
-        return ModelResult(name=name, report=None, error=_told(err))
+        return ModelResult(name=name, report=None, error=_model_error(err))
 
 
-def _told(err: EdgeqError) -> ModelError:
+def _model_error(err: EdgeqError) -> ModelError:
     return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
 
 

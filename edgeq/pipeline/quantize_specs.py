@@ -1,4 +1,4 @@
-"""What the search for a mixed precision is judged on: samples of its own, and the scores of a graph on them."""
+"""Specifications for the mixed-precision search and for reuse: samples of their own, and a graph's scores on them."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ def check_reuse(job: Job) -> None:
     for profile in job.targets:
         for scheme in job.schemes_of(profile):
             if scheme not in _SCHEMES:
-                what = f"{_OPTION} is for {' and '.join(sorted(_SCHEMES))}, and this run has {scheme}"
-                raise UnsupportedError(what, "leave it out, or give --scheme")
+                what = f"{_OPTION} supports {' and '.join(sorted(_SCHEMES))}, but this run has {scheme}"
+                raise UnsupportedError(what, "omit it, or give --scheme")
             if (profile.runtime, profile.backend, scheme) != has:
                 what = f"{_OPTION}: {job.reuse_qparams_from} is {' '.join(has)}"
-                what += f", and this run has {profile.runtime} {profile.backend} {scheme}"
-                raise UsageError(what, "package each target with its own shipped bundle, in a run of its own")
+                what += f", but this run has {profile.runtime} {profile.backend} {scheme}"
+                raise UsageError(what, "package each target in a separate run with its own shipped bundle")
 
 
 def reuse_spec(folder: Path, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> ReuseSpec:
@@ -174,6 +174,6 @@ def read_shipped(folder: Path) -> tuple[Bundle, tuple[QParams, ...]]:
     if row.digest != bundle.digest:
         raise UsageError(f"{folder / 'report.json'} does not match the bundle beside it (different digest)", fix)
     if not row.qparams:
-        what = f"{folder} holds no scales and zero points: an older edgeq made it, or a scheme without them"
+        what = f"{folder} holds no scales and zero points: an older edgeq wrote it, or its scheme has none"
         raise UsageError(what, fix)
     return bundle, row.qparams

@@ -71,8 +71,8 @@ def read_run(places: Sequence[Path]) -> ProjectReport:
 
     Raises:
         UsageError: there is no bundle, or no report beside it.
-        IntegrityError: a bundle's files are not those that it lists, or the report is another bundle's, or says
-            otherwise than the manifest.
+        IntegrityError: a bundle's files differ from its list, or the report is another bundle's, or contradicts the
+            manifest.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
     """

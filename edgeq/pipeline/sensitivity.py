@@ -31,7 +31,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
 
     Raises:
         UsageError: the model or its data cannot be used.
-        UnsupportedError: a target whose runtime has no ranking, an artifact that came as it is, or a model that cannot
+        UnsupportedError: a target whose runtime has no ranking, a ready-made artifact, or a model that cannot
             be quantized.
     """
     calm_openmp()
@@ -39,12 +39,12 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     (target,) = job.targets
     if target.runtime not in RANKINGS:
-        what = f"the layers of a model for {target.name} cannot be ranked: runtime {target.runtime}"
-        raise UnsupportedError(what, f"give a target of {' or '.join(sorted(RANKINGS))}")
+        what = f"edgeq cannot rank the layers for {target.name}: runtime {target.runtime}"
+        raise UnsupportedError(what, f"give a target with the runtime {' or '.join(sorted(RANKINGS))}")
     job = with_demo_data(job)
     inputs = prepare(job, progress, schemes=("static-int8",), describe=_refused)
     if inputs.calibration.count == 0:
-        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
+        raise UsageError("int8 ranges need calibration samples, but there are none", "give --calibration-data")
     spec = QuantizeSpec(
         model=inputs.model,
         captured=capture(inputs.model) if target.runtime == "executorch" else None,
@@ -60,5 +60,5 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
 
 
 def _refused(model: LoadedModel) -> LoadedModel:
-    what = f"{model.model} is an artifact, whose layers cannot be quantized one by one"
+    what = f"{model.model} is a ready-made artifact, whose layers cannot be quantized one by one"
     raise UnsupportedError(what, "give the PyTorch model")

@@ -1,4 +1,4 @@
-"""What a user's code looked at: it decides whether a cached result still holds.
+"""The files that a user's code accessed: they decide whether a cached result is still valid.
 
 Seen are the files that Python opens (and those that safetensors, torch and SQLite open in native code), the folders
 that are listed, and what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access); not what
@@ -137,8 +137,8 @@ class Recorder:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
 
         Returns:
-            None where nobody can tell: a file was changed since recording began, or a library was at hand that
-            opens files unheard.
+            None where it is not known: a file changed since recording began, or a loaded library opens files
+            unrecorded.
         """
         if not _UNHEARD.isdisjoint(sys.modules):
             return None
@@ -305,7 +305,7 @@ def _native_openers() -> Iterator[None]:
 
     class Reader(torch._C.PyTorchFileReader):  # type: ignore[misc]  # torch is not followed by mypy
         def __init__(self, source: Any) -> None:
-            _tell(source)
+            _audit_open(source)
             super().__init__(source)
 
     safe_open = _telling(safetensors.safe_open, 0)
@@ -333,7 +333,7 @@ class _Heard:
         self.operator = vars(namespace).get(name)
 
     def __call__(self, path: str) -> Any:
-        _tell(path)
+        _audit_open(path)
         return self._bound()(path)
 
     def __getattr__(self, name: str) -> Any:
@@ -371,12 +371,12 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
 def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
     @functools.wraps(opener)
     def call(*args: Any, **options: Any) -> Any:
-        _tell(args[position] if len(args) > position else options.get("filename"))
+        _audit_open(args[position] if len(args) > position else options.get("filename"))
         return opener(*args, **options)
 
     return call
 
 
-def _tell(source: Any) -> None:
+def _audit_open(source: Any) -> None:
     if isinstance(source, str | bytes | os.PathLike):
         sys.audit("open", os.fspath(source), "r", os.O_RDONLY)

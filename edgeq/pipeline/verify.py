@@ -1,4 +1,4 @@
-"""`verify_bundle`: a bundle as it lies on disk is read, run on this host, and held to what its manifest says."""
+"""`verify_bundle`: read a bundle from disk, run it on this host, and compare it with its manifest."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def verify_bundle(
     Args:
         folder: what `edgeq package` wrote, or a copy in an app's project.
         data: evaluation data, its metric and its labels file.
-        gates: limits, and what may stay unmeasured.
-        progress: how it is told.
+        gates: limits, and the gates that may stay unmeasured.
+        progress: where progress is reported.
         device: whether and how the artifact runs on the device's kernels.
-        digest: what the bundle's must be; None where nobody said.
-        verdict: what was measured of it elsewhere; with it, `device` is the host.
+        digest: the expected digest of the bundle; None to accept any.
+        verdict: its measurements from another machine; with it, `device` is the host.
 
         trusted: whether an artifact that could run code may be loaded.
 
     Raises:
-        UsageError: the folder is not a bundle, an option names nothing, or the data does not fit.
+        UsageError: the folder is not a bundle, an option matches nothing, or the data does not fit.
         IntegrityError: a file is missing, changed or broken, or the digest differs, before the run or after it.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
@@ -75,7 +75,7 @@ def verify_bundle(
         bundle = read_bundle(folder, digest=digest)
         golden = read_golden(bundle)
         elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
-    seen = _seen(bundle, golden, data, device, progress, trusted=trusted)
+    seen = _observations(bundle, golden, data, device, progress, trusted=trusted)
     seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
     result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
@@ -86,10 +86,10 @@ def _check_options(data: DataConfig, gates: GateOptions) -> None:
     validate_options(gates, command="verify")
     check_cost_options(gates)
     if data.evaluation is None and (data.metric or data.labels):
-        raise UsageError("--metric and --labels say how data is scored, and none is given", "add --eval-data")
+        raise UsageError("--metric and --labels need --eval-data, but none was given", "add --eval-data")
 
 
-def _seen(
+def _observations(
     bundle: Bundle, golden: GoldenSet, data: DataConfig, device: DeviceConfig, progress: Progress, *, trusted: bool
 ) -> Seen:
     """Run the artifact, on the device's kernels too where that was asked for."""

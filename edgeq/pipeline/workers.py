@@ -131,7 +131,7 @@ class _Floor:
         return _Worker(order=order, process=process, pipe=here)
 
     def listen(self) -> None:
-        """Wait until a worker says something, or ends."""
+        """Wait for a message from a worker or the end of one."""
         by_pipe = {worker.pipe: worker for worker in self._running}
         for pipe in wait(list(by_pipe)):
             worker = by_pipe[pipe]  # type: ignore[index]  # wait returns what it was given
@@ -215,8 +215,8 @@ def _crashed(worker: _Worker) -> ModelError:
     code = worker.process.exitcode or 0
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     killed = code == -signal.SIGKILL
-    what = f"the process that made {worker.order.name} ended with {name}"
-    fix = "the kernel ends processes when memory runs out: close other programs" if killed else "report this"
+    what = f"the worker of {worker.order.name} ended with {name}"
+    fix = "the kernel kills processes when memory runs out: close other programs" if killed else "report this"
     return ModelError(what=what, fix=fix, exit_code=ExitCode.ENVIRONMENT if killed else ExitCode.INTERNAL)
 
 
@@ -234,13 +234,13 @@ def _work(pipe: Connection, order: Order, threads: int) -> None:
         outcome = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
     except (Exception, SystemExit) as err:  # whatever it is, the other models go on
         what = f"internal error: {type(err).__name__}: {first_line(err)}"
-        fix = "run again with --debug and report what it prints"
+        fix = "run again with --debug and report the output"
         outcome = ModelError(what=what, fix=fix, exit_code=ExitCode.INTERNAL, trace=traceback.format_exc())
     pipe.send(("done", outcome))
 
 
 class Remote:
-    """Progress that is told over a pipe."""
+    """Progress that is sent over a pipe."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -259,7 +259,7 @@ class Remote:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until the other workers are stopped; they go on when the block ends."""
+        """Wait until the other workers are stopped; they continue when the block ends."""
         self._pipe.send(("alone",))
         self._pipe.recv()
         try:
@@ -273,9 +273,9 @@ class _RemoteTask:
     tell: Callable[[str, Any], None]
 
     def advance(self, steps: int = 1) -> None:
-        """Say that `steps` more are done."""
+        """Report `steps` more finished steps."""
         self.tell("advance", steps)
 
     def note(self, text: str) -> None:
-        """Say how it goes."""
+        """Report a remark on the current step."""
         self.tell("note", text)

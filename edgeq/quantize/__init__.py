@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How a runtime's artifacts get a scheme.
+    """How a scheme is applied for a runtime.
 
     Attributes:
         function: `module:function`, imported when it is called; None where the exported float file is quantized, by
             the scheme's row of FILE_METHODS.
-        description: one line for people; `{backend}` stands for the target's backend.
+        description: one line of text; `{backend}` stands for the target's backend.
     """
 
     function: str | None
@@ -48,7 +48,7 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("executorch", "dynamic-int8"): Method(
         function="edgeq.quantize.pt2e:dynamic_int8",
-        description="PT2E, the XNNPACK quantizer, activations as it runs",
+        description="PT2E, the XNNPACK quantizer, activations quantized at run time",
     ),
     ("executorch", "weight-only-int8"): Method(
         function="edgeq.quantize.weight_only:weight_only_linear_int8",
@@ -76,7 +76,7 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("onnx", "dynamic-int8"): Method(
         function=None,
-        description="the exported float file by ONNX Runtime's quantize_dynamic, activations as it runs",
+        description="the exported float file by ONNX Runtime's quantize_dynamic, activations quantized at run time",
     ),
     ("executorch", "mixed-int8"): Method(
         function="edgeq.quantize.mixed:pt2e_mixed",
@@ -104,7 +104,7 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("torchscript", "dynamic-int8"): Method(
         function="edgeq.quantize.dynamic:dynamic_int8",
-        description="linear, LSTM and GRU by the {backend} engine, activations as it runs",
+        description="linear, LSTM and GRU by the {backend} engine, activations quantized at run time",
     ),
     ("torchscript", "weight-only-int8"): Method(
         function="edgeq.quantize.weight_only:weight_only_int8",
@@ -112,15 +112,15 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("torchscript", "pretrained"): Method(
         function="edgeq.quantize.dynamic:pretrained",
-        description="taken as it is, packed for the {backend} engine",
+        description="used as is, packed for the {backend} engine",
     ),
     ("cuda", "fp16"): Method(
         function="edgeq.quantize.half:fp16",
-        description="float16, with float32 where it overflows or loses too much on the calibration data",
+        description="float16, with float32 for layers that overflow or lose too much accuracy on the calibration data",
     ),
     ("cuda", "bf16"): Method(
         function="edgeq.quantize.half:bf16",
-        description="bfloat16, with float32 where it loses too much on the calibration data",
+        description="bfloat16, with float32 for layers that lose too much accuracy on the calibration data",
     ),
     ("cuda", "storage-fp16"): Method(
         function="edgeq.quantize.half:storage_fp16",
@@ -134,15 +134,15 @@ METHODS: dict[tuple[str, str], Method] = {
 
 # by scheme: methods that start from an ONNX file, the user's own or one exported from the float model
 FILE_METHODS: dict[str, Method] = {
-    "fp32": Method(function=None, description="taken as it is"),
-    "pretrained": Method(function=None, description="taken as it is"),
+    "fp32": Method(function=None, description="used as is"),
+    "pretrained": Method(function=None, description="used as is"),
     "static-int8": Method(
         function="edgeq.quantize.onnx:static_int8",
         description="ONNX Runtime's quantize_static, written as QuantizeLinear and DequantizeLinear",
     ),
     "dynamic-int8": Method(
         function="edgeq.quantize.onnx:dynamic_int8",
-        description="ONNX Runtime's quantize_dynamic, activations as it runs",
+        description="ONNX Runtime's quantize_dynamic, activations quantized at run time",
     ),
     "fp16": Method(
         function="edgeq.quantize.onnx:fp16",
@@ -165,7 +165,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def find_method(runtime: str, scheme: str) -> Method:
-    """Return how a PyTorch model gets a scheme for this runtime.
+    """Return the method of a scheme for PyTorch models on this runtime.
 
     Raises:
         UnsupportedError: the runtime has no method for the scheme.
@@ -173,21 +173,21 @@ def find_method(runtime: str, scheme: str) -> Method:
     method = METHODS.get((runtime, scheme))
     if method is None:
         can = ", ".join(name for kind, name in METHODS if kind == runtime)
-        raise UnsupportedError(f"{runtime} cannot run scheme {scheme}", f"it can: {can}")
+        raise UnsupportedError(f"{runtime} does not support the scheme {scheme}", f"{runtime} supports: {can}")
     return method
 
 
 def find_file_method(scheme: str, file_name: str) -> Method:
-    """Return how an ONNX file gets a scheme.
+    """Return the method of a scheme for ONNX files.
 
     Raises:
         UnsupportedError: only a PyTorch model can get the scheme.
     """
     method = FILE_METHODS.get(scheme)
     if method is None:
-        what = f"{scheme} starts from a PyTorch model, and {file_name} is an ONNX file"
+        what = f"{scheme} needs a PyTorch model, but {file_name} is an ONNX file"
         can = ", ".join(name for name in FILE_METHODS if name not in ("fp32", "pretrained"))
-        raise UnsupportedError(what, f"choose one of: fp32, pretrained (as it is), {can}")
+        raise UnsupportedError(what, f"choose one of: fp32, pretrained (the file as is), {can}")
     return method
 
 
@@ -201,10 +201,10 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
 
     method = find_method(runtime, scheme)
     if method.function is None:
-        raise ValueError(f"{runtime} {scheme} starts from the exported float file: call quantize_file")
+        raise ValueError(f"{runtime} {scheme} quantizes the exported float file: call quantize_file")
     if scheme != "pretrained" and spec.model.kind == "module" and dynamic.is_quantized(spec.model.model):
-        what = f"the model is quantized already, and {scheme} starts from a float one"
-        raise UnsupportedError(what, "take it as it is with --scheme pretrained, on a TorchScript target")
+        what = f"the model is already quantized, but {scheme} needs a float model"
+        raise UnsupportedError(what, "use it as is with --scheme pretrained, on a TorchScript target")
     quantized: QuantizedModel = load_function(method.function)(spec)
     return quantized
 

@@ -32,7 +32,7 @@ def calibrate(prepared: Any, dataset: Dataset, specs: Sequence[TensorSpec], task
     import torch
 
     if dataset.count == 0:
-        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
+        raise UsageError("int8 ranges need calibration samples, but there are none", "give --calibration-data")
     with torch.no_grad():
         for batch in batches(dataset, specs):
             # copied, since a model may work in place on what it is given
@@ -51,14 +51,14 @@ def _blame(what: str, prepared: Any, tensors: Sequence[Any]) -> tuple[str, str]:
     Buffers may well hold Inf, as a mask does; of the weights only parameters tell.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        return f"{what} (the sample holds NaN or Inf)", "mend or remove this sample"
+        return f"{what} (the sample holds NaN or Inf)", "fix or remove this sample"
     if broken := [name for name, part in prepared.named_parameters() if not bool(part.isfinite().all())]:
         what = f"{what}: the model's weights hold NaN or Inf: {', '.join(broken[:3])}"
-        return what, "give the weights of a sound model"
+        return what, "give weights without NaN or Inf"
     if "not finite" in what:  # torch.histc, as the histogram observer calls it
-        fix = "run the fp32 model on this sample, and mend the layer that divides by zero or overflows"
+        fix = "run the fp32 model on this sample, and fix the layer that divides by zero or overflows"
         return f"{what}: the sample is finite, so the model itself computes NaN or Inf", fix
-    return what, "mend or remove this sample"
+    return what, "fix or remove this sample"
 
 
 # --- Observers of activations, by the names that people write.
@@ -189,8 +189,8 @@ def _divergence(histogram: Any, low: int, high: int) -> float:
 
 def _check(base: Any) -> None:
     if not hasattr(base, _SEARCH):
-        what = f"{base.__module__}.{base.__name__} has no {_SEARCH}, which the observer replaces"
-        raise EnvironmentProblem(what, "use --observer histogram or minmax, or the torch that edgeq pins")
+        what = f"{base.__module__}.{base.__name__} has no {_SEARCH}, which edgeq's observer overrides"
+        raise EnvironmentProblem(what, "use --observer histogram or minmax, or the torch version that edgeq pins")
 
 
 # --- Ranges that were observed once, for every graph that leaves other layers of the same model in float.
@@ -229,7 +229,7 @@ def observed(prepared: Any, is_observer: IsObserver) -> Iterator[ObserverCache]:
 
 
 def lend(prepared: Any, known: ObserverCache, is_observer: IsObserver) -> bool:
-    """Put copies of calibrated observers into a graph that was prepared otherwise, in place of its own.
+    """Replace a graph's observers by copies of calibrated ones of the same model, prepared with other layers in float.
 
     The float values that an observer sees do not depend on what is quantized, and so neither do its ranges.
 
@@ -293,7 +293,7 @@ _LEAST_FACTOR = 2.0  # what is less than a bit of the range is no loss, however 
 
 
 def without_outliers(samples: Dataset, model: Any, specs: Sequence[TensorSpec], task: Task) -> Dataset | None:
-    """Return the samples but for those that stand out; None where none does.
+    """Return the samples without outliers; None where there are none.
 
     A sample is measured by the operator whose largest magnitude exceeds most, as a factor, what it is on the median
     sample. On a logarithmic scale, those beyond Tukey's outer fence stand out; that is never more than a quarter.
@@ -302,7 +302,7 @@ def without_outliers(samples: Dataset, model: Any, specs: Sequence[TensorSpec], 
         samples: calibration data.
         model: the float model, a callable module.
         specs: its inputs.
-        task: told of each sample.
+        task: advanced by each sample.
 
     Raises:
         UsageError: a sample that does not fit, or that the model fails on (named).
@@ -348,7 +348,7 @@ def _magnitudes(sample: Sample, model: Any, specs: Sequence[TensorSpec], task: T
         with torch.no_grad(), Recorder():
             model(*tensors)
     except Exception as err:  # the user's forward may raise anything
-        raise UsageError(f"the model fails on {sample.name}: {first_line(err)}", "mend or remove this sample") from err
+        raise UsageError(f"the model fails on {sample.name}: {first_line(err)}", "fix or remove this sample") from err
     task.advance()
     return torch.stack([value.double() for value in found]).tolist() if found else []
 

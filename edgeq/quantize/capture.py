@@ -38,11 +38,11 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[Any, ..
 
 
 def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
-    """Run the float model on random inputs and return its outputs: a misfit shows before minutes are spent.
+    """Run the float model on random inputs and return the outputs, to find a mismatch early.
 
     Raises:
         UsageError: the model does not take the inputs that were given.
-        UnsupportedError: an output that is no tensor, or that depends on chance or on earlier calls.
+        UnsupportedError: an output is not a tensor, or depends on random numbers or on earlier calls.
     """
     module = model.model.module() if model.kind == "exported" else model.model
     leaves = _leaves(module, model.inputs)
@@ -82,12 +82,12 @@ def _refuse_memory(module: Any, specs: Sequence[TensorSpec], before: Sequence[An
     after = _leaves(module, specs)
     if len(kept) == len(after) and all(map(_is_same, kept, after)):
         return
-    what = "the model answers the same input otherwise when it is called again"
+    what = "the model is not deterministic: the same input gave different outputs on a second call"
     changed = [name for name, buffer in module.named_buffers() if name in held and not _is_same(held[name], buffer)]
     if changed:
-        fix = "take that state as an input and return it as an output"
+        fix = "make that state an input and an output of forward"
         raise UnsupportedError(f"{what}: forward changes {', '.join(changed[:3])}", fix)
-    fix = "if forward draws random numbers, as F.dropout without training=self.training does, take that out"
+    fix = "if forward draws random numbers, like F.dropout without training=self.training, remove that"
     raise UnsupportedError(what, f"{fix}; if it keeps state between calls, make that an input and an output")
 
 
@@ -121,7 +121,7 @@ def capture(model: LoadedModel) -> Any:
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
             # TorchScript keeps one branch for ever, and so its targets refuse these too
             depends = "data-dependent" in str(err)
-            fix = "take out control flow that depends on data (torch.where, torch.cond)"
+            fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
     return _with_constant_resizes(with_modules(program), example_tensors(model.inputs))
@@ -156,9 +156,9 @@ def dynamic_capture(model: LoadedModel) -> Any:
     """
     program = capture_batched(model)
     if program is None:
-        what = "the model takes batches of one size only: --dynamic-batch cannot capture it"
+        what = "the model accepts one batch size only, so --dynamic-batch cannot capture it"
         raise UnsupportedError(
-            what, "take fixed sizes out of its forward (x.flatten(1), not x.view(1, -1)), or give one"
+            what, "remove fixed sizes from its forward (x.flatten(1), not x.view(1, -1)), or omit --dynamic-batch"
         )
     return program
 
@@ -168,7 +168,7 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
     floats = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
     others = sorted(floats - {"float32", *(spec.dtype for spec in specs)})
     if others:
-        return f"its weights are {' and '.join(others)}: give it in float32 (model.float()); schemes make the rest"
+        return f"its weights are {' and '.join(others)}: give it in float32 (model.float()); the scheme converts it"
     return "give --input with the shapes and dtypes that its forward takes"
 
 
@@ -219,7 +219,7 @@ def _with_constant_resizes(program: Any, inputs: tuple[Any, ...], dynamic_shapes
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep torch from logging and printing whole graphs beside an error that is told in two lines."""
+    """Keep torch from logging and printing whole graphs in addition to edgeq's error message."""
     import torch.export._trace
 
     # its only use of sys; standard error itself belongs to the progress bars
@@ -239,14 +239,14 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")
 
 
 def linear_macs(model: LoadedModel) -> float:
-    """Return the share of the multiply-accumulates in matrix products; 0 where the model has none at all.
+    """Return the share of the multiply-accumulates in matrix products; 0 where the model has none.
 
     Linear, recurrent and attention layers come down to these. Counted by torch's FlopCounterMode in one run on random
     inputs; elementwise operators do not count.
 
     Raises:
         UsageError: the model does not take its inputs.
-        UnsupportedError: an output that is no tensor.
+        UnsupportedError: an output is not a tensor.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

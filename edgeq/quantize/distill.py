@@ -110,7 +110,7 @@ class Distillation:
         return {"weights": self.weights(), "average": self.average(), "optimizer": self._optimizer.state_dict()}
 
     def resume(self, state: State) -> None:
-        """Go on from what `state` returned."""
+        """Continue from a value of `state`."""
         self.load(state["weights"])
         self._average = {name: part.clone() for name, part in state["average"].items()}
         self._optimizer.load_state_dict(state["optimizer"])
@@ -120,7 +120,7 @@ class Distillation:
 
         Args:
             number: counted from 0; it decides the order of the samples and the learning rate.
-            task: told of each sample.
+            task: advanced by each sample.
 
         Raises:
             DivergedError: the loss is not finite.

@@ -41,8 +41,8 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
             try:
                 module = quantize_dynamic(module, set(chosen), dtype=torch.qint8)
             except Exception as err:  # the engines' packing raises many types
-                what = f"the {spec.backend} engine cannot take a layer: {first_line(err)}"
-                raise UnsupportedError(what, "leave that layer in float (--keep-fp32)") from err
+                what = f"the {spec.backend} engine cannot pack a layer: {first_line(err)}"
+                raise UnsupportedError(what, "keep that layer in float (--keep-fp32)") from err
     left = [name for name in layers if name not in chosen]
     return quantized_model("dynamic-int8", module, (chosen, left), covers="linear, LSTM or GRU")
 
@@ -58,9 +58,9 @@ def pretrained(spec: QuantizeSpec) -> QuantizedModel:
         UsageError: --keep-fp32 with it.
     """
     if spec.keep_fp32:
-        raise UsageError("--keep-fp32 cannot undo what a pretrained model was quantized to", "leave it out")
+        raise UsageError("--keep-fp32 cannot change the layers of a pretrained quantized model", "omit --keep-fp32")
     if spec.model.kind == "exported":
-        what = "pretrained takes quantized modules, and an exported program has none"
+        what = "--scheme pretrained needs quantized modules, but an exported program has none"
         raise UnsupportedError(what, "give the model's factory")
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
@@ -68,18 +68,18 @@ def pretrained(spec: QuantizeSpec) -> QuantizedModel:
             # packing is the engine's own, and a copy packs anew
             module = copy.deepcopy(spec.model.model)
         except Exception as err:  # the engines' packing raises many types
-            what = f"the {spec.backend} engine cannot take the model's weights: {first_line(err)}"
-            raise UnsupportedError(what, "use a target with the engine that the model was quantized for") from err
+            what = f"the {spec.backend} engine cannot pack the model's weights: {first_line(err)}"
+            raise UnsupportedError(what, "use a target with the engine for which the model was quantized") from err
         quantized, kept = split_layers(module)
         steps = output_steps(module, example_tensors(spec.inputs)) if quantized else ()
     if not quantized:
         what = "the model is not quantized: it has no quantized convolution or linear layer"
-        fix = "give one that is, such as torchvision:quantization.mobilenet_v2, or --scheme static-int8"
+        fix = "give a quantized model, such as torchvision:quantization.mobilenet_v2, or use --scheme static-int8"
         raise UnsupportedError(what, fix)
     return quantized_model("pretrained", module, (quantized, kept), steps=steps)
 
 
 def is_quantized(module: Any) -> bool:
-    """Whether a module came quantized, in whole or in part."""
+    """Whether a module is already quantized, in whole or in part."""
     parts = module.modules() if hasattr(module, "modules") else ()
     return any(".nn.quantized." in type(part).__module__ and hasattr(part, "weight") for part in parts)

@@ -52,7 +52,7 @@ def prepare_eager(spec: QuantizeSpec, qconfig: Any) -> Any:
         return prepare(module)
     except Exception as err:  # torch.ao raises many types
         what = f"eager mode cannot prepare the model: {first_line(err)}"
-        raise UnsupportedError(what, "leave that module in float (--keep-fp32)") from err
+        raise UnsupportedError(what, "keep that module in float (--keep-fp32)") from err
 
 
 def convert_eager(prepared: Any, inputs: tuple[Any, ...]) -> Any:
@@ -70,7 +70,7 @@ def convert_eager(prepared: Any, inputs: tuple[Any, ...]) -> Any:
             converted(*inputs)
     except Exception as err:  # the engines raise many types
         what = f"the converted model does not run: {first_line(err)}"
-        fix = "put a DeQuantStub before what stays in float, and FloatFunctional for add, mul and cat"
+        fix = "put a DeQuantStub before the part that stays in float, and use FloatFunctional for add, mul and cat"
         raise UnsupportedError(what, fix) from err
     return converted
 
@@ -95,7 +95,10 @@ def _fuse(module: Any, kept: Collection[str], inputs: tuple[Any, ...]) -> None:
     )
     if not same:
         what = "fusing conv, batch norm and relu changes what the model computes: one of them is used twice"
-        raise UnsupportedError(what, "give the model a fuse_model() that fuses what may be, or --keep-fp32 that module")
+        raise UnsupportedError(
+            what,
+            "give the model a fuse_model() that fuses only valid groups, or keep that module in float (--keep-fp32)",
+        )
 
 
 def _chains(module: Any, inputs: tuple[Any, ...]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels of unlike gain are evened out between a layer and the next, in float and exactly.
+"""Cross-layer equalization: scale the channels of consecutive layers to equal ranges, exactly and in float.
 
 One step size has to serve all channels of a weight in engines such as QNNPACK; a channel whose weights are small beside
 the others' is then rounded away. The scale that moves between two layers is that of Nagel et al., arXiv:1906.04721,
@@ -32,9 +32,9 @@ _POOL_CALLS = ("max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_poo
 
 
 def equalized(model: LoadedModel) -> LoadedModel | None:
-    """Return the model with its batch norms folded and its layers evened out; None where no two follow each other.
+    """Return the model with batch norms folded and layers equalized; None where no two layers follow each other.
 
-    It computes the same but for the rounding of float32. Names of modules stay.
+    It computes the same function up to float32 rounding. Names of modules stay.
 
     Args:
         model: a module that FX can trace, in eval mode; where it cannot, None is returned.

@@ -237,7 +237,7 @@ _UNNAMED = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Beside:
+class _Neighbors:
     """What is next to an observed value, with no layer or observer between."""
 
     layers: frozenset[str]
@@ -264,7 +264,7 @@ class Activations:
         )
         observers = frozenset(self.nodes)
         unnamed = {node: _UNNAMED for node in prepared.graph.nodes if _has_observed_weight(prepared, node)}
-        self._beside = {node: _beside(node, {**unnamed, **layers}, observers) for node in self.nodes}
+        self._neighbors = {node: _neighbors(node, {**unnamed, **layers}, observers) for node in self.nodes}
 
     def rounded(self, in_int8: Collection[str]) -> frozenset[Any]:
         """Return the observers' nodes whose values are rounded.
@@ -275,9 +275,9 @@ class Activations:
             in_int8: names of layers.
         """
         wanted = {*in_int8, _UNNAMED}
-        found = {node for node in self.nodes if self._beside[node].layers & wanted}
-        loose = {node for node in self.nodes if not self._beside[node].layers}
-        while joined := {node for node in loose - found if self._beside[node].observers & found}:
+        found = {node for node in self.nodes if self._neighbors[node].layers & wanted}
+        loose = {node for node in self.nodes if not self._neighbors[node].layers}
+        while joined := {node for node in loose - found if self._neighbors[node].observers & found}:
             found |= joined
         return frozenset(found)
 
@@ -302,12 +302,12 @@ def leave_in_float(prepared: Any, is_observer: Callable[[Any], bool], layers: Ma
     prepared.recompile()
 
 
-def _beside(node: Any, layers: Mapping[Any, str], observers: frozenset[Any]) -> _Beside:
+def _neighbors(node: Any, layers: Mapping[Any, str], observers: frozenset[Any]) -> _Neighbors:
     reached = {
         *_reached(node.all_input_nodes, lambda n: n.all_input_nodes, layers, observers),
         *_reached(list(node.users), lambda n: list(n.users), layers, observers),
     }
-    return _Beside(
+    return _Neighbors(
         layers=frozenset(layers[other] for other in reached if other in layers),
         observers=frozenset(reached) & observers,
     )

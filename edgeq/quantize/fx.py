@@ -45,8 +45,8 @@ def engine(name: str) -> Iterator[None]:
 
     supported = torch.backends.quantized.supported_engines
     if name not in supported:
-        what = f"this torch has no quantized engine {name!r}, only {', '.join(supported)}"
-        raise UnsupportedError(what, "run on a host whose torch has it")
+        what = f"this torch has no quantized engine {name!r}; it has {', '.join(supported)}"
+        raise UnsupportedError(what, "run on a host with a torch build that has it")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = name
     try:
@@ -130,7 +130,7 @@ def refuse_exported(spec: QuantizeSpec) -> None:
         UnsupportedError: it is an exported one.
     """
     if spec.model.kind == "exported":
-        what = "an exported program cannot be quantized by FX, which fuses modules"
+        what = "FX cannot quantize an exported program, since it fuses modules"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
 
 
@@ -174,11 +174,11 @@ def prepare(spec: QuantizeSpec) -> Any:
             if isinstance(err, EdgeqError):
                 raise err from other
             what = f"FX cannot trace the model{user_line(err)}: {first_line(err)}"
-            what += f"; nor does its exported graph do{user_line(other)}: {first_line(other)}"
-            fix = "make that line traceable, leave the module in float (--keep-fp32), or use an ExecuTorch target"
+            what += f"; its exported graph cannot be used either{user_line(other)}: {first_line(other)}"
+            fix = "make that line traceable, keep the module in float (--keep-fp32), or use an ExecuTorch target"
             raise UnsupportedError(what, fix) from err
         with spec.progress.task(f"export {spec.label}") as task:
-            task.note(f"FX cannot trace the model{user_line(err)}: its exported graph is quantized")
+            task.note(f"FX cannot trace the model{user_line(err)}: quantizing its exported graph instead")
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
@@ -196,7 +196,7 @@ def convert(prepared: Any) -> Any:
         return _for_engine(convert_fx(prepared))
     except Exception as err:  # the engines' packing raises many types
         what = f"FX cannot convert the model: {first_line(err)}"
-        raise UnsupportedError(what, "leave that layer in float (--keep-fp32), or use an ExecuTorch target") from err
+        raise UnsupportedError(what, "keep that layer in float (--keep-fp32), or use an ExecuTorch target") from err
 
 
 def _for_engine(converted: Any) -> Any:

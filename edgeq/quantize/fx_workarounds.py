@@ -1,4 +1,4 @@
-"""What FX graph mode takes wrongly, mended before it sees the model and after it has put in its observers."""
+"""Workarounds for FX graph mode: rewrites of the model before tracing and of the graph after observers are inserted."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> li
 def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """Take off what FX cannot see: arguments that have defaults, and modules that are called more than once.
 
-    FX gives every argument of forward a proxy, of which `is None` is false. It converts a module once, with the output
-    range of one call, and clips the outputs of the others: each call gets a module of its own.
+    FX gives every argument of forward a proxy, for which `is None` is always false. It converts a module once, with the
+    output range of one call, and clips the outputs of the others: each call gets a module of its own.
 
     Args:
         module: the float model, in eval mode; taken over.
@@ -220,7 +220,7 @@ def _called_again(module: Any, inputs: tuple[Any, ...]) -> bool:
 
 
 def observe_floats_only(prepared: Any, inputs: tuple[Any, ...]) -> Any:
-    """Take the observers out that FX put on whole numbers, as a mask before it is cast, and on what is no tensor.
+    """Remove the observers that FX put on integers, such as a mask before its cast, and on values that are not tensors.
 
     Args:
         prepared: a graph with observers, changed in place and returned.
@@ -427,7 +427,7 @@ def _versions(value: Any) -> list[int]:
 def _refused(writer: Any, node: Any) -> UnsupportedError:
     name = getattr(writer.target, "__name__", str(writer.target))
     what = f"{name} changes the tensor {node.name} in place{traced_line(writer.stack_trace)}, through a view of it, by"
-    what += " out= or inside a module that is not traced, and it is read again: FX would read what it was before"
+    what += " out= or inside a module that is not traced, and it is read again: FX would read the old value"
     return UnsupportedError(what, "write it out of place (x = x.clamp(0, 1)), or use an ExecuTorch target")
 
 

@@ -47,7 +47,7 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
             module(*example_tensors(spec.inputs))
     except Exception as err:  # mixed dtypes raise many types
         what = f"the model cannot compute in half precision: {first_line(err)}"
-        raise UnsupportedError(what, "leave the module that mixes dtypes in float (--keep-fp32)") from err
+        raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err
     program = capture(dataclasses.replace(spec.model, kind="module", model=module))
     left = [name for name in names if name not in halved]
     return dataclasses.replace(
@@ -89,7 +89,7 @@ HEADROOM = 2.0
 # One rounding to 11 bits leaves 70 dB and more, to 8 bits 50 dB: below this a node cancels, underflows or overflows
 _LEAST_SQNR_DB: dict[HalfScheme, float] = {"fp16": 40.0, "bf16": 25.0}
 
-_TOLD = 5
+_SHOWN = 5
 
 _MOVES = frozenset(
     {"view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flatten"}
@@ -164,7 +164,7 @@ def storage_fp16(spec: QuantizeSpec) -> QuantizedModel:
     layers = ([name for name in owners if name in stored], _others(owners, stored))
     program = half_graph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
     made = quantized_model("storage-fp16", program.module(), layers, covers="weight matrix or kernel")
-    remarks = _remarks("stored in float32, since half holds 65504 at most", reached, "{:.3g}")
+    remarks = _remarks("stored in float32, since half holds at most 65504", reached, "{:.3g}")
     return dataclasses.replace(made, exported=program, remarks=remarks)
 
 
@@ -188,8 +188,8 @@ def _half(spec: QuantizeSpec, scheme: HalfScheme) -> QuantizedModel:
     owners = _owners(module)
     halved = [name for name, nodes in owners.items() if any(node not in plan.wide for node in nodes)]
     if owners and not halved and plan.reached:
-        what = f"no layer of the model can compute in half precision: {_told(plan.reached, '{:.3g}')}"
-        raise AccuracyError(what, "use bf16, whose range is float32's, or normalise between the layers")
+        what = f"no layer of the model can compute in half precision: {_named(plan.reached, '{:.3g}')}"
+        raise AccuracyError(what, "use bf16, which has the range of float32, or normalise between the layers")
     others = dict.fromkeys(module_name for node in (*plan.reached, *plan.erring) if (module_name := _name(node)))
     layers = (halved, [*_others(owners, halved), *(name for name in others if name not in owners)])
 
@@ -209,7 +209,10 @@ def _samples(spec: QuantizeSpec) -> tuple[Dataset, tuple[str, ...]]:
         return spec.calibration, ()
     arrays = tuple(tensor.numpy() for tensor in example_tensors(spec.inputs))
     sample = Sample(inputs=arrays, raw=arrays, label=None, name="a random input", digest="random")
-    said = "half's range was only scanned on a random input: give --calibration-data to find layers that overflow"
+    said = (
+        "the range of half precision was only checked with a random input: give --calibration-data to find "
+        "layers that overflow"
+    )
     return Dataset(origin="random", count=1, read=(sample,).__getitem__), (said,)
 
 
@@ -230,7 +233,7 @@ def _plan(module: Any, ranges: dict[Any, NodeRange], kept: frozenset[str], schem
             wide.add(node)
         elif most > largest:
             wide.add(node)
-            reached[node] = _told_reach(node, ranges)
+            reached[node] = _largest_around(node, ranges)
         elif own.sqnr_db < _LEAST_SQNR_DB[scheme]:
             wide |= {node, *_computed_from(node)}
             erring[node] = own.sqnr_db
@@ -243,7 +246,7 @@ def _reach(node: Any, ranges: dict[Any, NodeRange]) -> float:
     return seen if node.op == "get_attr" else seen * HEADROOM
 
 
-def _told_reach(node: Any, ranges: dict[Any, NodeRange]) -> float:
+def _largest_around(node: Any, ranges: dict[Any, NodeRange]) -> float:
     return max(ranges[seen].largest for seen in (node, *node.all_input_nodes) if seen in ranges)
 
 
@@ -311,17 +314,17 @@ def _plan_remarks(plan: _Plan, scheme: HalfScheme) -> tuple[str, ...]:
     erring = {_name(node): value for node, value in plan.erring.items() if math.isfinite(value)}
     erring |= {_name(node): value for node, value in plan.erring.items() if not math.isfinite(value)}
     return (
-        *_remarks(f"kept in float32, since half holds {largest} at most", reached, "{:.3g}"),
-        *_remarks("kept in float32, since half loses too much there", erring, "{:.1f} dB"),
+        *_remarks(f"kept in float32, since half holds at most {largest}", reached, "{:.3g}"),
+        *_remarks("kept in float32, since half loses too much accuracy there", erring, "{:.1f} dB"),
     )
 
 
 def _remarks(what: str, values: dict[str, float], form: str) -> tuple[str, ...]:
-    return (f"{what}: {_told(values, form)}",) if values else ()
+    return (f"{what}: {_named(values, form)}",) if values else ()
 
 
-def _told(values: dict[Any, float], form: str) -> str:
+def _named(values: dict[Any, float], form: str) -> str:
     named = {key if isinstance(key, str) else _name(key): value for key, value in values.items()}
-    told = [f"{name} ({form.format(value)})" for name, value in list(named.items())[:_TOLD]]
-    more = f" and {len(named) - _TOLD} more" if len(named) > _TOLD else ""
-    return ", ".join(told) + more
+    shown = [f"{name} ({form.format(value)})" for name, value in list(named.items())[:_SHOWN]]
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+    return ", ".join(shown) + more

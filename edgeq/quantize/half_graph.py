@@ -131,7 +131,7 @@ def with_precisions(module: Any, wanted: Wanted, inputs: Sequence[Any]) -> Any:
             program = torch.export.export(module, tuple(inputs))
     except Exception as err:  # operators' meta kernels raise many types
         what = f"the model cannot compute in this precision: {first_line(err)}"
-        raise UnsupportedError(what, "leave the module that mixes dtypes in float (--keep-fp32)") from err
+        raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err
     for node in list(program.graph.nodes):
         if op_name(node) == "_assert_tensor_metadata":  # a loader may widen what is stored
             program.graph.erase_node(node)
@@ -277,7 +277,7 @@ def scan(module: Any, dtype: Any, dataset: Dataset, specs: Sequence[TensorSpec],
         dtype: the half precision.
         dataset: samples, at least one.
         specs: the model's inputs.
-        task: is told of each sample.
+        task: advanced by each sample.
 
     Raises:
         UsageError: a sample that does not fit, or that the model fails on (named).
@@ -293,7 +293,7 @@ def scan(module: Any, dtype: Any, dataset: Dataset, specs: Sequence[TensorSpec],
                 scanner.run(*(torch.from_numpy(array.copy()) for array in batch.inputs))
         except Exception as err:  # the user's forward may raise anything
             what = f"the range scan fails on {batch.samples[0].name}: {first_line(err)}"
-            raise UsageError(what, "mend or remove this sample") from err
+            raise UsageError(what, "fix or remove this sample") from err
         samples += batch.rows
         task.advance(batch.rows)
     return seen

@@ -14,7 +14,7 @@ from edgeq.quantize import fx, fx_observers, pt2e
 from edgeq.quantize.calibrate import ObserverCache, calibrate, lend, observed
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
-from edgeq.quantize.mixed_search import EVENED, TYPICAL, SearchSpace, evenly, mixed, other_ranges
+from edgeq.quantize.mixed_search import EQUALIZED, TYPICAL, SearchSpace, evenly, mixed, other_ranges
 from edgeq.quantize.qat import Library
 from edgeq.quantize.result import output_steps, quantized_model
 from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
@@ -33,8 +33,8 @@ def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
     """
     with _fx(spec):
         # the other engines have a step size for each channel, and equalization would gain them little
-        evened = (EVENED,) if spec.backend == "qnnpack" else ()
-        return mixed(spec, _fx_ground, (TYPICAL, *evened, *other_ranges(spec)))
+        equalized = (EQUALIZED,) if spec.backend == "qnnpack" else ()
+        return mixed(spec, _fx_ground, (TYPICAL, *equalized, *other_ranges(spec)))
 
 
 def fx_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
@@ -116,7 +116,7 @@ def _ranged(prepared: Any, subject: Subject, spec: QuantizeSpec) -> ObserverCach
 @contextlib.contextmanager
 def _fx(spec: QuantizeSpec) -> Iterator[None]:
     if spec.model.kind == "module" and has_stubs(spec.model.model):
-        what = "the model has QuantStub, so that it says itself what is int8, and there is nothing to search"
+        what = "the model marks its own int8 region with QuantStub, so mixed-int8 has no layers to choose"
         raise UnsupportedError(what, "use --scheme static-int8 with --keep-fp32")
     fx.refuse_exported(spec)
     with fx.engine(spec.backend), warnings.catch_warnings():

@@ -62,7 +62,7 @@ class _Notebook:
                 try:
                     save_state(self.path, self.key, {"values": self.values})
                 except OSError as err:  # the search itself goes on
-                    self.task.note(f"the state of the search was not kept: {err.strerror or first_line(err)}")
+                    self.task.note(f"the state of the search was not saved: {err.strerror or first_line(err)}")
         return self.values[name]
 
 
@@ -192,7 +192,7 @@ class _Trials:
         self.attempts: list[Attempt] = []
 
     def run(self, ground: SearchSpace, layers: Sequence[str]) -> Attempt:
-        """Return what leaving these layers in float comes to."""
+        """Return the attempt with these layers in float."""
         kept = tuple(sorted(layers))
         known = [one for one in self.attempts if (one.kept, one.remedies) == (kept, ground.remedies)]
         if known:
@@ -207,7 +207,7 @@ class _Trials:
         attempt = Attempt(kept=kept, size_bytes=size, scores=scores, meets=meets, remedies=ground.remedies)
         self.attempts.append(attempt)
         self._book.task.note(
-            f"{counted(len(kept), 'layer')} in float: {_words(scores)}, {'ok' if meets else 'too far'}"
+            f"{counted(len(kept), 'layer')} in float: {_words(scores)}, {'ok' if meets else 'over the limit'}"
         )
         return attempt
 
@@ -351,7 +351,7 @@ class Assignments:
         """Attempt assignments of fewer than `below` weights in float until none is known that may be better.
 
         Without a bound, up to 16 with a single layer in int8 are tried before giving up: with more of them in int8 it
-        would be worse. Where none fits the size, so many that do.
+        would be worse. Where none fits the size, up to 16 that fit are tried.
         """
         points = [kept for kept in frontier(self._layers) if self._may(kept, below)]
         if not points or self._attempt(points[0]).meets:
@@ -403,7 +403,7 @@ class Mitigation:
     """A change of how all layers are quantized.
 
     Attributes:
-        name: in words, for reports.
+        name: for reports.
         apply: returns the changed specification; None where the model has nothing to change.
     """
 
@@ -411,7 +411,7 @@ class Mitigation:
     apply: Callable[[QuantizeSpec], QuantizeSpec | None]
 
 
-def _evened(spec: QuantizeSpec) -> QuantizeSpec | None:
+def _equalized(spec: QuantizeSpec) -> QuantizeSpec | None:
     model = equalized(spec.model)
     if model is None:
         return None
@@ -425,17 +425,17 @@ def _typical(spec: QuantizeSpec) -> QuantizeSpec | None:
     with spec.progress.task(f"look for outliers for {spec.label}", spec.calibration.count) as task:
         samples = without_outliers(spec.calibration, model, spec.inputs, task)
         if samples is not None:
-            task.note(f"{spec.calibration.count - samples.count} calibration samples stand out: tried without them")
+            task.note(f"{spec.calibration.count - samples.count} calibration samples are outliers: trying without them")
     return None if samples is None else dataclasses.replace(spec, calibration=samples)
 
 
-TYPICAL = Mitigation(name="calibrated without the samples that stand out", apply=_typical)
+TYPICAL = Mitigation(name="calibration without outlier samples", apply=_typical)
 
-EVENED = Mitigation(name="weights evened out between layers", apply=_evened)
+EQUALIZED = Mitigation(name="cross-layer equalization", apply=_equalized)
 
 
 def other_ranges(spec: QuantizeSpec) -> tuple[Mitigation, ...]:
-    """Return the observers that were not asked for."""
+    """Return a mitigation for each observer other than the chosen one."""
     return tuple(_by(name) for name in _RANGES if name != spec.observer)
 
 

@@ -78,12 +78,12 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
 
     method = find_file_method(scheme, spec.path.name)
     if method.function is None:
-        raise ValueError(f"{scheme} takes an ONNX file as it is")
+        raise ValueError(f"{scheme} uses an ONNX file as is")
     function = load_function(method.function)
     proto = onnx.load(str(spec.path))
     if is_quantized(proto):
-        what = f"{spec.path.name} is quantized already, and {scheme} starts from a float file"
-        raise UnsupportedError(what, "take it as it is with --scheme pretrained")
+        what = f"{spec.path.name} is already quantized, but {scheme} needs a float file"
+        raise UnsupportedError(what, "use it as is with --scheme pretrained")
     proto = _named(_new_enough(proto, spec.path))
     source = spec.folder / "float.onnx"
     onnx.save(proto, str(source))
@@ -98,7 +98,7 @@ def quantize_file(scheme: str, spec: FileSpec) -> QuantizedFile:
         raise
     except Exception as err:  # the tools raise many types
         what = f"ONNX Runtime's tools cannot quantize {spec.path.name} to {scheme}: {first_line(err)}"
-        raise UnsupportedError(what, "leave the node that it names in float (--keep-fp32)") from err
+        raise UnsupportedError(what, "keep the node named in this error in float (--keep-fp32)") from err
     return _result(made, proto, scheme)
 
 
@@ -133,10 +133,10 @@ def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
 
     name = _CALIBRATORS.get(spec.observer)
     if name is None:
-        what = f"the {spec.observer} observer is PyTorch's, and {spec.path.name} is an ONNX file"
+        what = f"the {spec.observer} observer needs a PyTorch model, but {spec.path.name} is an ONNX file"
         raise UsageError(what, f"give --observer {', '.join(_CALIBRATORS)}")
     if spec.calibration.count == 0:
-        raise UsageError("int8 ranges must come from samples, and there are none", "give --calibration-data")
+        raise UsageError("int8 ranges need calibration samples, but there are none", "give --calibration-data")
     folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"
     quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)  # folds batch norms
     with spec.progress.task(f"calibrate {spec.label}"):
@@ -198,7 +198,7 @@ def _new_enough(proto: Any, path: Path) -> Any:
     try:
         return onnx.version_converter.convert_version(proto, _NEW_OPSET)
     except Exception as err:  # the converter raises its own types, and others for operators that it does not know
-        what = f"{path.name} has opset {opset}, quantizing needs {_LEAST_OPSET}, and onnx cannot convert it"
+        what = f"{path.name} has opset {opset}, but quantization needs {_LEAST_OPSET}, and onnx cannot convert the file"
         raise UnsupportedError(f"{what}: {first_line(err)}", "export it again with a newer opset") from err
 
 
@@ -231,8 +231,8 @@ def _result(made: Any, source: Any, scheme: str) -> QuantizedFile:
         )
     quantized = _halved(made, names) if scheme == "fp16" else _integer(made, names)
     if not quantized:
-        what = f"{scheme} quantized nothing: the file has no layer left for it"
-        raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
+        what = f"{scheme} quantized nothing: the file has no layer that it could quantize"
+        raise UnsupportedError(what, "use another --scheme (fp32 keeps everything in float), or omit --keep-fp32")
     chosen = tuple(name for name in layers if name in quantized)
     left = tuple(name for name in layers if name not in quantized)
     return QuantizedFile(proto=made, quantized=chosen, kept_fp32=left)

@@ -221,7 +221,7 @@ def _prepared(graph: Any, quantizer: Any) -> Any:
         return prepare_pt2e(graph, quantizer)
     except Exception as err:  # torchao raises many types
         what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
-        raise UnsupportedError(what, "leave the layers that it names in float (--keep-fp32)") from err
+        raise UnsupportedError(what, "keep the layers named in this error in float (--keep-fp32)") from err
 
 
 def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> Any:

@@ -7,7 +7,7 @@ Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
 - Of calls that share weights, the quantizer annotates the first alone; and XNNPACK's serializer writes a shared bias
   once, with the scales of one call, so that creating the other's operator fails (`invalid_parameter`):
   `prepare_layers`.
-- The quantizer rounds the products of a softmax's output to int8, whatever that is over: `leave_wide_softmax`.
+- The quantizer rounds the products of a softmax's output to int8, for any number of values: `leave_wide_softmax`.
 - `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
   observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
   `functional`.
@@ -192,7 +192,7 @@ def _replace_norm(graph: Any, norm: Any, *, in_float: bool) -> None:
         if source.target not in LAYERS:
             return
         what = f"a batch norm takes its statistics from each batch{traced_line(norm.meta.get('stack_trace'))}"
-        raise UnsupportedError(what, "use the statistics of its training (track_running_stats), or nn.InstanceNorm")
+        raise UnsupportedError(what, "use running statistics (track_running_stats=True), or nn.InstanceNorm")
     eps = norm.args[7] if norm.target is _aten.batch_norm.default else norm.args[6]
     mean, var = _value(graph, mean), _value(graph, var)
     factor = torch.rsqrt(var.double() + eps) * (1.0 if weight is None else _value(graph, weight).double())

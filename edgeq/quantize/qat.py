@@ -97,8 +97,11 @@ def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> T
     if qat is None:
         raise TypeError("qat-int8 needs QatSpec")
     if qat.samples.count < 2:
-        what = f"qat-int8 trains on some samples and judges on others, and {qat.samples.origin} has {qat.samples.count}"
-        raise UsageError(what, "give more with --qat-data")
+        what = (
+            f"qat-int8 needs samples to train on and others to judge by, but {qat.samples.origin} has "
+            f"{qat.samples.count}"
+        )
+        raise UsageError(what, "give more samples with --qat-data")
     try:
         attached = attach(prepared, is_observer=library.is_observer, fixed=library.fixed)
     except TypeError as err:
@@ -205,7 +208,7 @@ def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple
         except DivergedError:
             run.resume(good)
             done.diverged_in = epoch + 1
-            task.note(f"epoch {epoch + 1}/{qat.options.epochs}: the loss is not finite; back to the last good epoch")
+            task.note(f"epoch {epoch + 1}/{qat.options.epochs}: the loss is not finite; restoring the last good epoch")
             break
         good, done.epochs = run.state(), epoch + 1
         task.note(f"epoch {epoch + 1}/{qat.options.epochs}, loss {loss:.4g}, {_words(score, logits=qat.logits)}")
@@ -218,7 +221,7 @@ def _keep(path: Path, key: str, state: State, task: Task) -> None:
     try:
         save_state(path, key, state)
     except OSError as err:  # the training itself goes on
-        task.note(f"the state of this epoch was not kept: {err.strerror or first_line(err)}")
+        task.note(f"the state of this epoch was not saved: {err.strerror or first_line(err)}")
 
 
 def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, dict[TunedWeights, Score]]:
@@ -270,7 +273,7 @@ def _user_loop(prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, tr
         raise TypeError("no loop to run")
     name = f"--qat-train {qat.options.train}"
     returned = qat.train(prepared, teacher, TrainingData(training, tuple(item.name for item in spec.inputs)))
-    fix = "return the prepared module that it was given, trained (or a copy with the same parameters)"
+    fix = "return the prepared module after training it, or a copy with the same parameters"
     if not isinstance(returned, torch.nn.Module):
         came = "nothing" if returned is None else f"{type(returned).__name__}"
         raise UsageError(f"{name} returned {came}, expected the trained module", fix)
@@ -279,7 +282,10 @@ def _user_loop(prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, tr
     # buffers are the observers', which have another shape until they have seen values
     parameters, state = dict(prepared.named_parameters()), dict(returned.named_parameters())
     if {key: part.shape for key, part in state.items()} != {key: part.shape for key, part in parameters.items()}:
-        raise UsageError(f"{name} returned a {type(returned).__name__} with other parameters than it was given", fix)
+        raise UsageError(
+            f"{name} returned a {type(returned).__name__} whose parameters differ from those of the prepared module",
+            fix,
+        )
     if broken := [key for key, part in state.items() if not bool(part.isfinite().all())]:
         what = f"{name} returned weights that hold NaN or Inf: {', '.join(broken[:3])}"
         raise AccuracyError(what, "lower its learning rate, or clip its gradients")

@@ -104,16 +104,19 @@ def _chosen(observer: Any, scale: Any, zero_point: Any, shipped: QParams, clippe
 def _matched(tensors: Sequence[_Tensor], shipped: Sequence[QParams]) -> dict[str, QParams]:
     known = {one.name: one for one in shipped}
     here = {tensor.name: tensor for tensor in tensors}
-    fix = "give a bundle of the same model, scheme and --keep-fp32, or leave --reuse-qparams-from out"
+    fix = "give a bundle of the same model, scheme and --keep-fp32, or omit --reuse-qparams-from"
     if missing := sorted(known.keys() ^ here.keys()):
         side = "has no" if missing[0] in here else "has an"
-        what = f"the shipped model is another one: it {side} int8 tensor {missing[0]}"
-        raise UsageError(f"{what} ({len(missing)} of {len(known | here)} tensors are in one model only)", fix)
+        what = f"the shipped model differs from this one: it {side} int8 tensor {missing[0]}"
+        raise UsageError(f"{what} ({len(missing)} of {len(known | here)} tensors are in only one of the models)", fix)
     for name, tensor in here.items():
         old, count = known[name], tensor.observer.calculate_qparams()[0].numel()
         if old.shape != tensor.shape or len(old.scales) != count:
             came = f"{list(old.shape)} in {len(old.scales)} channels"
-            what = f"the shipped model is another one: its {name} is {came}, and here {list(tensor.shape)} in {count}"
+            what = (
+                f"the shipped model differs from this one: its {name} is {came}, here it is "
+                f"{list(tensor.shape)} in {count}"
+            )
             raise UsageError(what, fix)
     return known
 
@@ -300,13 +303,13 @@ def _in_graph(prepared: Any, is_observer: IsObserver) -> Iterator[_WeightTensor]
         for user in node.users:
             if len(user.args) > 1 and user.args[1] is node:
                 bias = _bias(prepared, user, is_observer)
-                yield _held(prepared, node.args[0]), bias, observer, user.args[0]
+                yield _parameter(prepared, node.args[0]), bias, observer, user.args[0]
 
 
 def _bias(prepared: Any, layer: Any, is_observer: IsObserver) -> Held | None:
     node = layer.args[2] if len(layer.args) > 2 else None
     source = node.args[0] if node is not None and _observer_of(prepared, node, is_observer) is not None else node
-    return _held(prepared, source) if getattr(source, "op", None) == "get_attr" else None
+    return _parameter(prepared, source) if getattr(source, "op", None) == "get_attr" else None
 
 
 def _in_layers(prepared: Any) -> Iterator[_WeightTensor]:
@@ -330,6 +333,6 @@ def _observer_of(prepared: Any, node: Any, is_observer: IsObserver) -> Any:
     return part if is_observer(part) else None
 
 
-def _held(prepared: Any, node: Any) -> Held:
+def _parameter(prepared: Any, node: Any) -> Held:
     place, _, name = str(node.target).rpartition(".")
     return Held(module=prepared.get_submodule(place), name=name)

@@ -29,9 +29,9 @@ def quantized_model(
         scheme: its name.
         graph: what the artifact is to compute.
         layers: names of the layers that were quantized, and of those left in float.
-        covers: which layers the scheme is for, in words.
+        covers: the layers that the scheme is for, as text.
         steps: quantization steps of the outputs, where they are quantized.
-        tuning: what training came to, for schemes that train.
+        tuning: results of training, for schemes that train.
         converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
         layer_sqnrs: against the float graph, for schemes that calibrate one.
 
@@ -56,8 +56,8 @@ def quantized_model(
 
 def _require(quantized: Sequence[str], scheme: str, covers: str) -> None:
     if not quantized:
-        what = f"{scheme} quantized nothing: the model has no {covers} layer left for it"
-        raise UnsupportedError(what, "use another --scheme (fp32 keeps all in float), or take --keep-fp32 back")
+        what = f"{scheme} quantized nothing: the model has no {covers} layer that it could quantize"
+        raise UnsupportedError(what, "use another --scheme (fp32 keeps everything in float), or omit --keep-fp32")
 
 
 def float_model(graph: Any, exported: Any = None) -> QuantizedModel:
@@ -80,7 +80,7 @@ def float_copy(spec: QuantizeSpec, scheme: str) -> Any:
         UnsupportedError: an exported program, which has no modules to exchange.
     """
     if spec.model.kind == "exported":
-        what = f"{scheme} exchanges modules on TorchScript targets, and an exported program has none"
+        what = f"{scheme} replaces modules on TorchScript targets, but an exported program has none"
         raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch target")
     return copy.deepcopy(spec.model.model)
 
@@ -134,6 +134,6 @@ def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None,
             outputs = torch.utils._pytree.tree_leaves(converted(*inputs))
     except Exception as err:  # each engine lacks operators, shapes and ratios of scales, and says so in its own way
         what = f"the {torch.backends.quantized.engine} engine cannot run the quantized model: {first_line(err)}"
-        fix = "leave the module that it fails in in float (--keep-fp32), or use an ExecuTorch target"
+        fix = "keep the failing module in float (--keep-fp32), or use an ExecuTorch target"
         raise UnsupportedError(what, fix) from err
     return tuple(step_of(leaf) for leaf in outputs)

@@ -89,7 +89,7 @@ def convert_reusing(
 
     strict = attempt(STRICT)
     best = _loosest(strict, attempt)
-    return Converted(graph=best.graph, settled=best.settled, kept=_told(best, strict, asked))
+    return Converted(graph=best.graph, settled=best.settled, kept=_kept_values(best, strict, asked))
 
 
 def _loosest(strict: _Try, attempt: Callable[[ReuseTolerances], _Try]) -> _Try:
@@ -106,7 +106,7 @@ def _loosest(strict: _Try, attempt: Callable[[ReuseTolerances], _Try]) -> _Try:
     return best
 
 
-def _told(best: _Try, strict: _Try, asked: ReuseSpec) -> KeptValues:
+def _kept_values(best: _Try, strict: _Try, asked: ReuseSpec) -> KeptValues:
     layers, values, biases = best.counts
     return KeptValues(
         tolerances=best.tolerances,

@@ -55,7 +55,7 @@ def rank(
         simulation: the calibrated graph.
         samples: what it is measured on.
         specs: the model's inputs.
-        task: told of each measurement.
+        task: advanced by each measurement.
         remember: returns the value of a name, measured by a function where it is not known yet.
     """
     probe = _Probe(simulation, samples, specs)
@@ -106,7 +106,7 @@ def simulated(subject: Subject) -> Simulation:
     except TypeError as err:
         raise UnsupportedError(f"sensitivity: {first_line(err)}", "use --scheme static-int8") from err
     if not simulation.layers:
-        what = "the model has no convolution or linear layer that int8 takes and --keep-fp32 can name"
+        what = "the model has no convolution or linear layer that can be int8 and that --keep-fp32 can name"
         raise UnsupportedError(what, "use --scheme static-int8 or dynamic-int8")
     return simulation
 
@@ -182,7 +182,7 @@ class _Group:
     nodes: list[Any] = field(default_factory=list)
 
     def rounding(self, node: Any, count: int) -> nn.Module:
-        """Return what a node is rounded by where so many of the group are."""
+        """Return the module that rounds a node when `count` nodes of its group are rounded."""
         return self.alone.get(node, self.shared) if count == 1 else self.shared
 
 

@@ -83,7 +83,7 @@ class QuantizeSpec:
         backend: the quantized engine, or the delegate.
         calibration: samples whose ranges are observed; empty for schemes that need none.
         keep_fp32: names or types of modules that stay in float.
-        label: for progress, in words.
+        label: text for progress.
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
         sticky: for keeping more of the shipped model than these, else None.
@@ -129,7 +129,7 @@ def matched_names(keep: Sequence[str], modules: Mapping[str, str]) -> frozenset[
         found = {name for name, kind in modules.items() if entry in (name, kind)}
         if not found:
             known = sorted({*modules, *modules.values()} - {""})
-            what = f"--keep-fp32 {entry!r} names no module of the model.{nearest(entry, known)}"
+            what = f"--keep-fp32 {entry!r} does not match any module of the model.{nearest(entry, known)}"
             raise UsageError(what, "give a module's name or type; `edgeq inspect` of a bundle lists the names")
         matched |= found
     return frozenset(matched)

@@ -29,7 +29,7 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def weight_only_linear_int8(spec: QuantizeSpec) -> QuantizedModel:
-    """Store linear layers and embeddings in int8, for XNNPACK, which takes no other weights that are no constants.
+    """Store linear layers and embeddings in int8, the only layers whose non-constant weights XNNPACK accepts.
 
     Raises:
         UnsupportedError: an exported program, or a model without such layers.
@@ -80,7 +80,7 @@ def check_half_range(name: str, part: Any) -> None:
     for weight, value in part.named_parameters():
         most = float(value.detach().abs().max())
         if most > largest:
-            what = f"{name}.{weight} holds {most:.3g}, half precision at most {largest:.0f}"
+            what = f"{name}.{weight} holds {most:.3g}, but half precision holds at most {largest:.0f}"
             raise UnsupportedError(what, f"give --keep-fp32 {name}, or use another scheme")
 
 
@@ -121,7 +121,7 @@ class _Stored(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
 
 
 class StoredLinear(_Stored):
-    """nn.Linear, as a batched product: XNNPACK multiplies by weights that are no constants in no other way."""
+    """nn.Linear as a batched product, the only one that XNNPACK computes with non-constant weights."""
 
     def __init__(self, linear: Any, bits: int) -> None:
         super().__init__(linear.weight.t().contiguous(), linear.bias, bits=bits, axis=1)

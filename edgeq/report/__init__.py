@@ -1,4 +1,4 @@
-"""Views of a run: a page for people, JSON, JUnit, Markdown and annotations for machines. They judge nothing."""
+"""Views of a run: an HTML page, text, JSON, JUnit, Markdown and annotations. They judge nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JUnit XML, which CI systems show: a suite for each target and scheme, a test case for each gate."""
+"""Reports for CI: JUnit XML (a suite per target and scheme, a test case per gate), Markdown and annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def to_junit(report: ProjectReport) -> str:
-    """Return the run as JUnit XML. What is allowed to stay unmeasured is a skipped test; a model's error is one too."""
+    """Return the run as JUnit XML. A gate that may stay unmeasured is a skipped test; a model's error is an error."""
     root = ElementTree.Element("testsuites", name="edgeq")
     for model in report.models:
         for row in model.rows:
@@ -80,7 +80,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
 def to_markdown(report: ProjectReport) -> str:
-    """Return a heading, a table of all targets, and what failed and by how much."""
+    """Return a heading, a table of all targets, and each failure with its margin."""
     failed = sum(bool(row.checked.exit_code) for row in report.rows)
     broken = [model for model in report.models if model.error is not None]
     lines = [f"## edgeq: {_verdict(report, failed, len(broken))}", ""]

@@ -1,4 +1,4 @@
-"""What changed between two bundles: facts that differ, by section, for text, JSON and HTML alike."""
+"""Differences between two bundles, by section, for text, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Change:
 
     Attributes:
         section: `bundle`, `size`, `metrics`, `gates`, `layers`, `operators` or `provenance`.
-        old, new: as they are; None where one bundle has no such fact.
-        told_old, told_new: for people.
-        delta: by how much, for people; "" where that says nothing.
+        old, new: the values; None where one bundle does not have the fact.
+        told_old, told_new: the values as text.
+        delta: the difference as text; "" where it has no meaning.
     """
 
     section: str
@@ -57,7 +57,7 @@ class Diff:
 
 
 def diff(old: Source, new: Source) -> Diff:
-    """Return what differs. Predictions are compared by what each bundle says of itself against fp32."""
+    """Return the differences. Predictions are compared by each bundle's own figures against fp32."""
     changes = [
         *_compared("bundle", _bundle(old), _bundle(new), str),
         *_compared("size", _sizes(old), _sizes(new), format_bytes, by=_bytes_by),

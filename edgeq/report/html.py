@@ -1,4 +1,4 @@
-"""Pages that need no network, no script and no other file."""
+"""HTML pages that need no network, scripts or other files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _HERE = Path(__file__).parent
 
 
 def to_html(page: PageView) -> str:
-    """Return the page of a run; whatever a name holds, it is shown as text."""
+    """Return the page of a run; names are always escaped."""
     return _environment().get_template("page.html.j2").render(page=page, css=_css())
 
 
@@ -74,7 +74,7 @@ class VariantsView:
 
 
 def variants_views(row: PackageResult) -> tuple[VariantsView, ...]:
-    """Return the tables of a row: how its scheme was chosen, and how it compares with float."""
+    """Return the tables of a row: the choice of its scheme, and the comparison with float."""
     views = []
     if row.choice is not None:
         views.append(_view("How the scheme was chosen", (text.choice(row.choice),), row.choice))
@@ -103,7 +103,7 @@ def _view(title: str, told: Sequence[str], of: Choice | Comparison) -> VariantsV
 
 
 def attempts(rows: Sequence[PackageResult]) -> tuple[Plot, ...]:
-    """Return a plot for each model that several schemes were tried on."""
+    """Return a plot for each model with several tried schemes."""
     plots = []
     for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
         tried = {(one.scheme, row.target): one for row in rows if row.model == model for one in _all_of(row)}
@@ -142,7 +142,7 @@ def _plot(tried: dict[tuple[str, str], Variant], title: str, anchor: str) -> Plo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchView:
-    """The search for the layers to leave in float; `ranking` holds name, SQNR alone, SQNR without, bytes, where."""
+    """The search for the layers to keep in float; `ranking` holds name, SQNR alone, SQNR without, bytes, where."""
 
     told: str
     plot: Plot | None
@@ -150,11 +150,11 @@ class SearchView:
 
 
 def search_view(search: Search, anchor: str) -> SearchView:
-    """Return what the page shows of a search; `anchor` is the plot's own name in it."""
+    """Return the view of a search; `anchor` is the plot's id in the page."""
     kept = search.found.kept
     return SearchView(
         told=text.search(search),
-        plot=_tried(search, anchor),
+        plot=_search_plot(search, anchor),
         ranking=tuple(
             (
                 item.layer,
@@ -168,7 +168,7 @@ def search_view(search: Search, anchor: str) -> SearchView:
     )
 
 
-def _tried(search: Search, anchor: str) -> Plot | None:
+def _search_plot(search: Search, anchor: str) -> Plot | None:
     """Plot what each assignment costs and gives."""
     name = search.limits[0][0]
     unit, factor = ("kB", 1e3) if search.found.size_bytes < 1e6 else ("MB", 1e6)
@@ -178,7 +178,7 @@ def _tried(search: Search, anchor: str) -> Plot | None:
         scores = {"sqnr": attempt.scores.sqnr_db, "agreement": _percent(attempt.scores.agreement)}
         value = scores.get(name, None if drop is None else -drop)
         if value is not None and math.isfinite(value):
-            series = "chosen" if index == search.chosen else "keeps the limits" if attempt.meets else "does not"
+            series = "chosen" if index == search.chosen else "meets the limits" if attempt.meets else "does not"
             label = ", ".join([f"{counted(len(attempt.kept), 'layer')} in float", *attempt.remedies])
             points.append(Point(series=series, label=label, x=attempt.size_bytes / factor, y=value))
     if len(points) < 2:
@@ -202,7 +202,7 @@ _NO_TIME = "emulated: no time"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What was measured in one place; all places of a row name the same facts in the same order."""
+    """The measurements of one place; all places of a row list the same facts in the same order."""
 
     name: str
     facts: tuple[tuple[str, str], ...]
@@ -215,7 +215,7 @@ def places(row: PackageResult) -> tuple[Place, ...]:
 
 
 def why_host_only(row: PackageResult) -> str:
-    """Return why a target with a device was not, or not fully, run on its kernels; "" otherwise."""
+    """Return why the artifact was not fully run on its device's kernels; "" otherwise."""
     emulation = row.verified.emulation
     return emulation.problem if emulation else row.verified.not_emulated
 
@@ -230,7 +230,7 @@ def _host(row: PackageResult) -> Place:
         ("SQNR against fp32", _decibel(fidelity.sqnr_db if fidelity else None)),
         ("SQNR against its graph", _decibel(parity.sqnr_db if parity else None)),
         ("SQNR against the host", _SELF),
-        ("classes unlike the host's", _SELF),
+        ("classes that differ from the host's", _SELF),
         ("latency p50", format_quantity(timing.p50_ms, "ms") if timing else text.MISSING),
         ("latency p90", format_quantity(timing.p90_ms, "ms") if timing else text.MISSING),
         ("load", text.MISSING if load_ms is None else format_quantity(load_ms, "ms")),
@@ -247,7 +247,7 @@ def _device(run: DeviceRun) -> Place:
         ("SQNR against fp32", _decibel(run.fp32.sqnr_db if run.fp32 else None)),
         ("SQNR against its graph", text.MISSING),
         ("SQNR against the host", _decibel(run.host.sqnr_db)),
-        ("classes unlike the host's", text.MISSING if flips is None else f"{flips} of {run.host.samples}"),
+        ("classes that differ from the host's", text.MISSING if flips is None else f"{flips} of {run.host.samples}"),
         ("latency p50", _NO_TIME),
         ("latency p90", _NO_TIME),
         ("load", _NO_TIME),
@@ -362,7 +362,7 @@ def page_view(
 
     Args:
         sources: the rows; none where no model could be built.
-        data: what is known of the samples.
+        data: facts about the samples.
         title: the page's heading.
         app: gates of the app as a whole.
         broken: models that ended with an error, and have no row.
@@ -521,5 +521,5 @@ def _samples(count: int, sha256: str | None) -> str:
 def _data(facts: DataFacts) -> tuple[str, ...]:
     lines = [f"{finding.name}: {finding.message}" for finding in facts.findings]
     if facts.excluded_shared:
-        lines.append(f"{counted(facts.excluded_shared, 'sample')} left out: they are in the other set too")
+        lines.append(f"{counted(facts.excluded_shared, 'sample')} left out: they are also in the other set")
     return (*lines, *(f"skipped {name}" for name in facts.skipped))

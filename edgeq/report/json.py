@@ -1,4 +1,4 @@
-"""A run as JSON for machines. `schema_version` changes when a key goes or changes its meaning, not when one comes."""
+"""A run as JSON. `schema_version` changes when a key is removed or changes its meaning, not for new keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SCHEMA_VERSION = 1
 def to_json(report: RunReport) -> dict[str, Any]:
     """Return the run as a JSON document.
 
-    Units stand in the names; shares are of 1. What could not be measured is null. JSON has no infinity and no NaN:
+    Key names include units; shares are from 0 to 1. Unmeasured values are null. JSON has no infinity and no NaN:
     they are the strings "Infinity", "-Infinity" and "NaN", which both Python's `float` and JavaScript's `Number` read.
     """
     document = {
@@ -61,7 +61,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
 def project_json(report: ProjectReport) -> dict[str, Any]:
     """Return a project's run as a JSON document: its models as `to_json` has one, and the app as a whole.
 
-    `error` says why a bundle that passed is not in its app; null where all are, or none was to be.
+    `error` says why an accepted bundle was not installed into its app; otherwise null.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -156,7 +156,7 @@ def _variant(one: Variant) -> dict[str, Any]:
 
 
 def layer_sqnrs_json(found: LayerSqnrs | None) -> dict[str, Any] | None:
-    """Return what is known of the layers, and where the error starts; null where it builds up."""
+    """Return the layer figures, and where the error starts; null where it builds up gradually."""
     if found is None:
         return None
     return {**dataclasses.asdict(found), "start": found.start.layer if found.start else None}
@@ -229,7 +229,7 @@ def _data(facts: DataFacts) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Return `value` with infinities and NaN as the strings that stand for them."""
+    """Return `value` with infinities and NaN replaced by strings."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -259,22 +259,22 @@ class GateDocument(_Document):
 
 
 class FlipsDocument(_Document):
-    """How many predictions are not fp32's."""
+    """Predictions that differ from fp32's."""
 
     total: int
-    ranked: int = Field(description="of how many")
+    ranked: int = Field(description="number of compared predictions")
 
 
 class CostDocument(_Document):
-    """What one inference makes the device's cores do, by core."""
+    """The cost of one inference on the device's cores, by core."""
 
     counts: dict[str, dict[str, int]] = Field(description="instructions in all and by class, bytes, cache lines")
-    shipped_counts: dict[str, dict[str, int]] = Field(description="of the shipped model; empty where none was named")
+    shipped_counts: dict[str, dict[str, int]] = Field(description="of the shipped model; empty without --shipped")
     predicted_latency: LatencyPrediction | None
 
 
 class VerifiedDocument(_Document):
-    """What running the artifact showed; null is what could not be measured."""
+    """The results of running the artifact; unmeasured values are null."""
 
     host: str
     parity: Parity | None
@@ -289,7 +289,7 @@ class VerifiedDocument(_Document):
     emulation: Emulation | None
     not_emulated: str | None
     stand_in: str | None
-    graph_only: GraphOnly | None = Field(description="the converted graph's verdict, where the artifact was not run")
+    graph_only: GraphOnly | None = Field(description="the converted graph's results, where the artifact was not run")
     cost: CostDocument | None = Field(description="null where no gate needs it")
 
 
@@ -298,9 +298,9 @@ class SearchDocument(_Document):
 
     limits: dict[str, float]
     samples: int
-    ranking: list[Sensitivity] = Field(description="all layers, the one that costs most by itself first")
+    ranking: list[Sensitivity] = Field(description="all layers, the most costly one first")
     attempts: list[Attempt] = Field(description="assignments that were converted and run, in order")
-    chosen: int = Field(description="the index of the attempt that the artifact is")
+    chosen: int = Field(description="index of the attempt that became the artifact")
     kept_fp32: list[str]
 
 
@@ -316,34 +316,34 @@ class VariantDocument(_Document):
     sqnr_db: float | None
     latency_ms: float | None = Field(description="p50 on this host")
     latency_p90_ms: float | None
-    speedup: Interval | None = Field(description="times faster than fp32, median of turns; null if not timed in turns")
+    speedup: Interval | None = Field(description="speedup over fp32, median of interleaved runs; null if not timed so")
     failed: list[GateDocument]
     error: str | None = Field(description="why there is no artifact")
     exit_code: int
 
 
 class ChoiceDocument(_Document):
-    """How --scheme auto came to the scheme."""
+    """How --scheme auto chose the scheme."""
 
     linear_macs: float = Field(description="share of the float model's multiply-accumulates in matrix products")
     tried: list[VariantDocument]
-    chosen: int = Field(description="the index of the one that the artifact is")
-    untried: list[str] = Field(description="left out: no scheme could mend what failed before")
+    chosen: int = Field(description="index of the attempt that became the artifact")
+    untried: list[str] = Field(description="not tried: they would fail the same gate")
 
 
 class ComparisonDocument(_Document):
-    """Against float on the same target; the latencies were measured in turns."""
+    """Comparison with float on the same target; the latencies are from interleaved runs."""
 
     arch: str
     variants: list[VariantDocument] = Field(description="the artifact itself, then fp32 and fp16")
 
 
 class LayerSqnrsDocument(_Document):
-    """How far each layer of the converted graph is from the float graph's, in the order of execution."""
+    """SQNR of each layer of the converted graph against the float graph, in execution order."""
 
     samples: int
     layers: list[LayerSqnr]
-    start: str | None = Field(description="the layer where the error starts; null where it builds up")
+    start: str | None = Field(description="the layer where the error starts; null where it builds up gradually")
 
 
 class RowDocument(_Document):
@@ -366,11 +366,11 @@ class RowDocument(_Document):
     gates: list[GateDocument]
     warnings: list[str]
     seconds: dict[str, float]
-    reuse: Reuse | None = Field(description="null where no shipped model's scales and zero points were reused")
+    reuse: Reuse | None = Field(description="null without --reuse-qparams-from")
     search: SearchDocument | None = Field(description="null for schemes that do not search")
-    auto: ChoiceDocument | None = Field(description="null where the scheme was named")
+    auto: ChoiceDocument | None = Field(description="null without --scheme auto")
     compared: ComparisonDocument | None = Field(description="null without --compare")
-    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes that calibrate no graph")
+    layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes without calibration")
 
 
 class FindingDocument(_Document):
@@ -393,7 +393,7 @@ class DataDocument(_Document):
 
 
 class ErrorDocument(_Document):
-    """Why there is no result."""
+    """The reason for a missing result."""
 
     what: str
     fix: str
@@ -401,7 +401,7 @@ class ErrorDocument(_Document):
 
 
 class InstalledDocument(_Document):
-    """A bundle that went into an app."""
+    """A bundle that was installed into an app."""
 
     app: str
     target: str | None
@@ -412,14 +412,14 @@ class InstalledDocument(_Document):
 
 
 class RefusalDocument(_Document):
-    """A target and scheme that cannot be packaged, beside the rows of others."""
+    """A target and scheme that cannot be packaged."""
 
     target: str
     scheme: str
     error: str
     fix: str
     exit_code: int
-    stays: str | None = Field(description="the accepted bundle of an earlier run, which was not touched")
+    stays: str | None = Field(description="the accepted bundle of an earlier run, which is unchanged")
 
 
 class PackageDocument(_Document):
@@ -453,11 +453,13 @@ class BuildDocument(_Document):
     models: list[ModelDocument]
     app: list[GateDocument]
     installed: list[InstalledDocument] = Field(default_factory=list)
-    error: ErrorDocument | None = Field(default=None, description="why a bundle that passed is not in its app")
+    error: ErrorDocument | None = Field(
+        default=None, description="why an accepted bundle was not installed into its app"
+    )
 
 
 class ChangeDocument(_Document):
-    """A fact that differs; null where one bundle has no such fact."""
+    """A difference; null where one bundle does not have the fact."""
 
     section: str
     name: str
@@ -505,7 +507,7 @@ _NOT_FINITE = {"enum": ["Infinity", "-Infinity", "NaN"]}
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """Return the JSON Schema of a document; numbers may be the strings that stand for infinity and NaN."""
+    """Return the JSON Schema of a document; numbers may be strings for infinity and NaN."""
     schema: dict[str, Any] = _with_infinity(json_schema(DOCUMENTS[name]))
     return schema
 

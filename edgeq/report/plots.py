@@ -1,4 +1,4 @@
-"""Plots as inline SVG: drawn by pygal, coloured by the page's own CSS, each with its figures as a table."""
+"""Plots as inline SVG: drawn by pygal, colored by the page's own CSS, each with its figures as a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DROPPED = ("script", "style", "desc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The figures of a plot, for readers who cannot see it."""
+    """The figures of a plot, for screen readers."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -33,11 +33,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A drawing and what it says.
+    """A drawing with its caption and figures.
 
     Attributes:
-        svg: an SVG element, to stand in a page as it is.
-        caption: what it shows, in a sentence.
+        svg: an SVG element that a page includes unchanged.
+        caption: a sentence that describes it.
     """
 
     svg: str
@@ -61,7 +61,7 @@ def histogram(latencies_ms: Sequence[float], *, title: str, anchor: str) -> Plot
     Args:
         latencies_ms: at least one.
         title: what was timed.
-        anchor: the plot's own name in the page.
+        anchor: the plot's id in the page.
     """
     import pygal
 
@@ -80,12 +80,12 @@ def histogram(latencies_ms: Sequence[float], *, title: str, anchor: str) -> Plot
 
 
 def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_title: str) -> Plot:
-    """Return what each attempt costs (x, less is better) and gives (y, more is better).
+    """Return a scatter plot of cost (x, less is better) and benefit (y, more is better) of each attempt.
 
     Args:
         points: at least two, all finite.
-        title: of what.
-        anchor: the plot's own name in the page.
+        title: of the plot.
+        anchor: the plot's id in the page.
         x_title: quantity and unit of x.
         y_title: of y.
     """
@@ -107,8 +107,8 @@ def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_
         chart.add(series, own)
     rows = tuple((p.label, f"{p.x:.4g}", f"{p.y:.5g}", "yes" if is_best(p, points) else "no") for p in points)
     front = sum(is_best(point, points) for point in points)
-    caption = f"{title}: {front} of {len(points)} are beaten by no other in both."
-    head = ("attempt", x_title, y_title, "on the front")
+    caption = f"{title}: {front} of {len(points)} are on the Pareto front."
+    head = ("attempt", x_title, y_title, "on the Pareto front")
     return Plot(svg=_svg(chart, title, caption, anchor), caption=caption, table=Table(head=head, rows=rows))
 
 

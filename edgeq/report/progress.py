@@ -1,4 +1,4 @@
-"""How a run shows what it does: bars on a terminal, lines elsewhere, or nothing at all. All on stderr."""
+"""Progress of a run on stderr: bars on a terminal, otherwise lines, or nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Lone:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Go on at once."""
+        """Continue immediately."""
         yield
 
 
@@ -53,7 +53,7 @@ class Quiet(_Lone):
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
-        """Open a step without a word."""
+        """Open a step silently."""
         yield _Silent()
 
 
@@ -89,14 +89,14 @@ class _Bar:
 
 
 class Bars(_Lone):
-    """Draws a bar for each open step, and takes it away when the step is done."""
+    """Draws a bar for each open step, and removes it when the step ends."""
 
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        """Draw a bar; it only pulses where `total` is None."""
+        """Draw a bar; it pulses if `total` is None."""
         task_id = self._bars.add_task(description, total=total, count="")
         try:
             yield _Bar(self._bars, task_id, description, total)
@@ -110,7 +110,7 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
 
     Args:
         write: prints a line.
-        lines: whether lines are wanted on a terminal too.
+        lines: whether to print lines on a terminal too.
     """
     # a notebook's stderr is no terminal
     if lines or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":

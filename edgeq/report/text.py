@@ -1,4 +1,4 @@
-"""A row of the closing table in words: the figures with their units, and what is missing said plainly."""
+"""Text of the final table and of the run: figures with units, and explicit marks for missing values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SHOWN = 6  # names of layers in one line
 
 
 def size(row: PackageResult) -> str:
-    """Return the artifact's size against the fp32 weights; of a small model it can be more, the program included."""
+    """Return the artifact's size relative to the fp32 weights; a small model's can be larger."""
     if not row.fp32_bytes or not row.size_bytes:
         return format_bytes(row.size_bytes)
     ratio = row.size_bytes / row.fp32_bytes
@@ -53,12 +53,12 @@ def download(row: PackageResult) -> str:
 
 
 def accuracy_head(row: PackageResult) -> str:
-    """Return what `accuracy(row)` is a figure of."""
+    """Return the name of the figure in `accuracy(row)`."""
     return "accuracy" if is_labelled(row) else "fidelity"
 
 
 def is_labelled(row: PackageResult) -> bool:
-    """Whether the row has a score, if only the converted graph's."""
+    """Whether the row has a score, at least of the converted graph."""
     only = row.verified.graph_only
     fidelity = only.fidelity if only else row.verified.fidelity
     return fidelity is not None and bool(fidelity.metric)
@@ -68,8 +68,8 @@ def accuracy(row: PackageResult) -> str:
     """Return artifact against fp32 with the drop's interval; the SQNR where there are no labels."""
     only = row.verified.graph_only
     if only is not None:
-        return f"{MISSING}\nits graph: {_told(only.fidelity)}"
-    return "\n".join((_told(row.verified.fidelity), *_worst_parts(row)))
+        return f"{MISSING}\nits graph: {_accuracy_text(only.fidelity)}"
+    return "\n".join((_accuracy_text(row.verified.fidelity), *_worst_parts(row)))
 
 
 def _worst_parts(row: PackageResult) -> list[str]:
@@ -89,7 +89,7 @@ def _worst_parts(row: PackageResult) -> list[str]:
     return said
 
 
-def _told(fidelity: Fidelity | None) -> str:
+def _accuracy_text(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return MISSING
     if fidelity.score is None:
@@ -140,7 +140,7 @@ def device(row: PackageResult) -> str:
 
 
 def latency(row: PackageResult) -> str:
-    """Return p50 and p90 with the host's architecture or GPU, since they say little of another one."""
+    """Return p50 and p90 with the host's architecture or GPU, since they are not valid for another one."""
     timing = row.verified.timing
     if timing is None:
         return MISSING
@@ -152,7 +152,7 @@ def _ms(value_ms: float) -> str:
 
 
 def search(found: Search) -> str:
-    """Return which layers a search left in float."""
+    """Return the layers that a search left in float."""
     kept = found.found.kept
     names = f": {', '.join(kept[:_SHOWN])}{f' and {len(kept) - _SHOWN} more' if len(kept) > _SHOWN else ''}"
     remedies = "".join(f", {name}" for name in found.found.remedies)
@@ -161,7 +161,7 @@ def search(found: Search) -> str:
 
 
 def verdict_text(row: PackageResult) -> str:
-    """Return `ok`, or `failed:` with the first gate; below it, what else to know of the row."""
+    """Return `ok`, or `failed:` with the first gate, and below it further remarks on the row."""
     failed = [gate for gate in row.checked.gates if not gate.passed]
     marks = [
         *([f"and {len(failed) - 1} more"] if len(failed) > 1 else []),
@@ -174,7 +174,7 @@ def verdict_text(row: PackageResult) -> str:
 
 
 def failures(row: PackageResult, *, named: bool = False) -> list[str]:
-    """Return a line for each gate that failed; `named` where rows of several models stand together."""
+    """Return a line for each gate that failed; `named` if the rows are of several models."""
     about = f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
     return [failure(about, gate) for gate in row.checked.gates if not gate.passed]
 
@@ -185,19 +185,19 @@ def refusal_text(one: Refusal) -> str:
 
 
 def refusal_lines(one: Refusal, *, named: bool = False) -> list[str]:
-    """Return why there is no bundle, what to do, and which earlier one is still there; `named` as in `failures`."""
+    """Return why there is no bundle, what to do, and which earlier bundle remains; `named` as in `failures`."""
     about = f"{one.model} {one.label}" if named else one.label
     lines = [f"refused: {about}: {printable(one.error.what)}", f"  fix: {printable(one.error.fix)}"]
-    return [*lines, f"  the bundle of an earlier run stays: {one.stays}"] if one.stays else lines
+    return [*lines, f"  the bundle of an earlier run remains: {one.stays}"] if one.stays else lines
 
 
 def failure(about: str, gate: Gate) -> str:
-    """Return a gate's line: what it is of, its limit, what was measured, and by how much."""
+    """Return a gate's line: its subject, limit, measured value and margin."""
     return f"{gate.outcome}: {about}: {gate_facts(gate)}"
 
 
 def gate_facts(gate: Gate) -> str:
-    """Return a gate's name, its limit and what was measured."""
+    """Return a gate's name, limit and measured value."""
     is_plain = gate.measured in ("", MISSING) or gate.measured.startswith("predicted ")
     measured = gate.measured if is_plain else f"measured {gate.measured}"
     facts = (f"limit {gate.limit}" if gate.limit else "", measured)
@@ -207,10 +207,10 @@ def gate_facts(gate: Gate) -> str:
 
 
 def reuse(found: Reuse, fidelity: Fidelity | None) -> list[str]:
-    """Return what was reused of the shipped model, what that brought and cost, and the tensors that have new ranges.
+    """Return what was reused of the shipped model, its gain and cost, and the tensors with new ranges.
 
     Args:
-        found: the comparison with the artifact that has all new ranges.
+        found: the comparison with an artifact that has only new ranges.
         fidelity: of the artifact that reuses them.
     """
     kept = found.tensors - len(found.fresh)
@@ -231,9 +231,12 @@ def _kept_values(kept: KeptValues) -> str:
     gains = ((kept.ranges, "ranges"), (kept.biases, "biases"), (kept.values, "int8 values"))
     parts = [f"{count} {what}" for count, what in gains if count]
     if not parts:
-        return "nothing else stays the shipped model's: it would cost too much, or is the same anyway"
+        return "no other values of the shipped model are kept: they would cost too much accuracy, or are equal anyway"
     cost = f"{decibel(kept.sqnr_db)} with, {decibel(kept.sqnr_strict_db)} without"
-    return f"near enough to stay the shipped ones: {', '.join(parts)} ({kept.samples} calibration samples: {cost})"
+    return (
+        f"kept from the shipped model, being close enough: {', '.join(parts)} ({kept.samples} calibration "
+        f"samples: {cost})"
+    )
 
 
 def _quality(fidelity: Fidelity | None) -> str:
@@ -243,7 +246,7 @@ def _quality(fidelity: Fidelity | None) -> str:
 
 
 def error_start(found: LayerSqnrs) -> str:
-    """Return at which layer the error starts, or that it builds up, in a line."""
+    """Return a line that says at which layer the error starts, or that it builds up gradually."""
     start, noisiest = found.start, found.noisiest
     if start is None:
         most = f"most comes from {noisiest.layer} ({decibel(noisiest.own_db)} by itself)"
@@ -254,12 +257,12 @@ def error_start(found: LayerSqnrs) -> str:
 
 
 def place(row: PackageResult) -> str:
-    """Return what the row's path is."""
+    """Return a label for the row's path."""
     return "rejected" if row.checked.exit_code else "bundle"
 
 
 def share(value: float) -> str:
-    """Return a share in percent; 100.00% only where it is all of it."""
+    """Return a share in percent; 100.00% only for exactly 1."""
     if not math.isfinite(value):
         return str(value)
     # 99.996% must not read as everything
@@ -275,17 +278,17 @@ def decibel(value_db: float) -> str:
 
 
 def choice(found: Choice) -> str:
-    """Return what --scheme auto went by, and what came of it."""
+    """Return the basis of --scheme auto's choice, and its result."""
     made_of = f"matrix products do {share(found.linear_macs)} of the model's multiply-accumulates"
     chosen = found.tried[found.chosen]
     if chosen.passed:
         return f"{made_of}; {chosen.scheme} is the first that passed every gate"
-    left = f"; not tried, since it would fail alike: {', '.join(found.untried)}" if found.untried else ""
-    return f"{made_of}; none passed every gate, {chosen.scheme} is the nearest{left}"
+    left = f"; not tried, since they would fail the same gate: {', '.join(found.untried)}" if found.untried else ""
+    return f"{made_of}; none passed every gate; {chosen.scheme} comes closest{left}"
 
 
 def choice_lines(found: Choice) -> list[str]:
-    """Return a line for each scheme that was tried: its figures, and why it was refused."""
+    """Return a line for each scheme that was tried: its figures, and why it was rejected."""
     return [f"{one.scheme}: {_figures(one)}{verdict_of(one)}" for one in found.tried]
 
 
@@ -295,12 +298,12 @@ def verdict_of(one: Variant) -> str:
 
 
 def reasons(one: Variant) -> str:
-    """Return why there is no artifact, or what each failed gate says; "" where there is nothing to say."""
+    """Return why there is no artifact, or the text of each failed gate; "" for neither."""
     return one.error or "; ".join(gate_facts(gate) for gate in one.failed)
 
 
 def compared(found: Comparison) -> list[str]:
-    """Return the figures side by side, and in words what the scheme brings against fp32."""
+    """Return the figures side by side, and a sentence on the scheme's gain over fp32."""
     own, *others = found.variants
     lines = ["; ".join(f"{one.scheme} {_figures(one) or reasons(one)}".rstrip(", ") for one in found.variants)]
     fp32 = next((one for one in others if one.scheme == "fp32" and not one.error), None)
@@ -313,16 +316,16 @@ def _worth(own: Variant, fp32: Variant, arch: str) -> str:
         ratio = fp32.size_bytes / own.size_bytes
         told.append(f"is {ratio:.2f} times smaller" if ratio >= 1 else f"is {1 / ratio:.2f} times larger")
     slower = own.speedup is not None and round(own.speedup.high, 2) < 1
-    so = ": its gain is in size alone" if slower and "smaller" in told[-1] else ""
-    return f"{own.scheme} {' and '.join(told)}{so}" if told else f"{own.scheme}: nothing to compare was measured"
+    so = ": its only gain is in size" if slower and "smaller" in told[-1] else ""
+    return f"{own.scheme} {' and '.join(told)}{so}" if told else f"{own.scheme}: there are no measurements to compare"
 
 
 def speedup(found: Interval, than: str) -> str:
-    """Return how many times faster or slower something is, or that its interval, as it is shown, allows for both.
+    """Return how many times faster or slower something is, or that its displayed interval includes both.
 
     Args:
-        found: times faster.
-        than: what it is compared with, and where: "than fp32 on this x86_64 host".
+        found: the speedup.
+        than: the reference, such as "than fp32 on this x86_64 host".
     """
     spread = f"95% interval {found.low:.2f} to {found.high:.2f}"
     if round(found.low, 2) > 1:
@@ -331,7 +334,7 @@ def speedup(found: Interval, than: str) -> str:
         return (
             f"{1 / found.estimate:.2f} times slower {than} (95% interval {1 / found.high:.2f} to {1 / found.low:.2f})"
         )
-    return f"not surely faster or slower {than} ({found.estimate:.2f} times as fast, {spread})"
+    return f"not significantly faster or slower {than} ({found.estimate:.2f} times as fast, {spread})"
 
 
 def _figures(one: Variant) -> str:
@@ -375,7 +378,7 @@ def render(report: RunReport, *, width: int | None = None) -> str:
 
 
 def render_project(report: ProjectReport, *, width: int | None = None) -> str:
-    """Return the table, what failed and by how much, the warnings, and where the bundles are.
+    """Return the table, the failures with their margins, the warnings, and the bundles' paths.
 
     Args:
         report: the run.
@@ -476,7 +479,7 @@ def _verdict(row: PackageResult, between: str = "\n") -> Text:
 
 
 def device_lines(row: PackageResult) -> list[str]:
-    """Return the table of the pairs that disagree; nothing where host and devices are equal."""
+    """Return the table of the pairs that differ; empty where host and devices agree."""
 
     emulation = row.verified.emulation
     lines = disagreements(emulation) if emulation else []
@@ -508,7 +511,7 @@ def _below(report: ProjectReport) -> list[str]:
             ]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
-    tried = [line for row in report.rows for line in _tried(row)]
+    tried = [line for row in report.rows for line in _attempt_lines(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
@@ -518,7 +521,7 @@ def _below(report: ProjectReport) -> list[str]:
     return [line for section in sections for line in ("", *section)]
 
 
-def _tried(row: PackageResult) -> list[str]:
+def _attempt_lines(row: PackageResult) -> list[str]:
     """Return how auto came to the row's scheme, and how that compares with float."""
     lines = []
     if row.choice is not None:
@@ -538,7 +541,7 @@ def _reused(row: PackageResult) -> list[str]:
 def _data(facts: DataFacts) -> list[str]:
     lines = [f"data: {finding.name}: {finding.message}" for finding in facts.findings]
     if facts.excluded_shared:
-        lines.append(f"data: {counted(facts.excluded_shared, 'sample')} left out: they are in the other set too")
+        lines.append(f"data: {counted(facts.excluded_shared, 'sample')} left out: they are also in the other set")
     return lines + [f"data: skipped {name}" for name in facts.skipped]
 
 
@@ -549,7 +552,7 @@ _HEADS = ("against", "run", "max abs", "SQNR", "differing", "top-1 flips")
 
 
 def disagreements(emulation: Emulation) -> list[str]:
-    """Return a line for each pair of runs, of host and devices, whose outputs are not equal."""
+    """Return a line for each pair of runs, of host and devices, whose outputs differ."""
     pairs = [(run.host.left, run.name, run.host) for run in emulation.runs]
     pairs += [(pair.left, pair.right, pair) for pair in emulation.between]
     rows = [_row(left, right, pair) for left, right, pair in pairs if pair.sqnr_db != math.inf]
@@ -557,7 +560,7 @@ def disagreements(emulation: Emulation) -> list[str]:
 
 
 def runs_table(emulation: Emulation) -> list[str]:
-    """Return a line for each run against the host, and one against fp32 where that is known."""
+    """Return a line for each run against the host, and one against fp32 where available."""
     rows = []
     for run in emulation.runs:
         rows.append(_row("host", run.name, run.host))
@@ -579,7 +582,7 @@ def _row(left: str, right: str, pair: Agreement) -> tuple[str, ...]:
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, without the control characters that a bundle from elsewhere may hold."""
+    """Return `text` on one line, without control characters, which a foreign bundle may hold."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""What is gathered of outputs while the samples run, and what it comes to."""
+"""Statistics of outputs that accumulate while the samples run, and their results."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from edgeq.verify.spec import Forward, Metric, VerifySpec
 
 @dataclass(slots=True)
 class Extremes:
-    """The samples of the least and of the largest input: one range for both leaves nothing of the former."""
+    """The samples with the smallest and the largest input: a range shared by both loses the former."""
 
     quietest: tuple[float, Sample] | None = None
     loudest: tuple[float, Sample] | None = None
 
     def look(self, samples: Sequence[Sample]) -> None:
-        """Take in samples, by the root mean square of their float inputs."""
+        """Add samples, by the root mean square of their float inputs."""
         for sample in samples:
             floats = [array for array in sample.inputs if array.dtype.kind == "f" and array.size]
             power = sum(float(np.square(array, dtype=np.float64).mean()) for array in floats)
@@ -59,7 +59,7 @@ class Extremes:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The two, where they are two."""
+        """The two samples, if they differ."""
         found = [pair[1] for pair in (self.quietest, self.loudest) if pair is not None]
         return tuple({sample.digest: sample for sample in found}.values())
 
@@ -69,7 +69,7 @@ class Extremes:
 
 @dataclass(slots=True)
 class ParityTally:
-    """What is gathered while the samples run."""
+    """Sums that accumulate while the samples run."""
 
     sums: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
     steps: tuple[float | None, ...] = ()
@@ -87,7 +87,7 @@ class ParityTally:
         self.batches.append((batch, expected))
 
     def result(self, graph: Forward) -> Parity:
-        """Return the verdict's numbers; a difference beyond one step is set against the graph's own reaction."""
+        """Return the parity numbers; a difference beyond one step is compared with the graph's own reaction."""
         sums = self.sums
         within_a_step = sums.max_steps is not None and sums.max_steps <= 1.0
         return Parity(
@@ -157,14 +157,14 @@ def batch_scores(score: Metric, batch: Batch, outputs: Outputs) -> list[float]:
 
 @dataclass(slots=True)
 class Mismatches:
-    """Scores of outputs against the last label that was another one, beside those against their own.
+    """Scores of outputs with another sample's label, next to those with their own label.
 
-    A metric is the user's: a loss passes for a score, and a larger one for a gain, and what no label changes for
-    either, unless it is seen which way is better. A model that learned anything scores better on its own labels. A
-    score without labels must fall when noise as strong as the outputs is added to them.
+    A user's metric may be a loss, or not depend on the labels at all; both would pass for a score. A trained model
+    scores better with the right labels than with others, which tells the direction. A score without labels must fall
+    when noise as strong as the outputs is added to them.
 
     Attributes:
-        labels: the last two that were not the same; samples may come class by class.
+        labels: the last two different labels; samples may be sorted by class.
     """
 
     own: list[float] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Mismatches:
     def add(
         self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float], *, labelled: bool = True
     ) -> None:
-        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are looked at."""
+        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are used."""
         pairs = scored(batch, outputs, by_row=False)
         for (row, label), own in zip(pairs, scores, strict=True):
             if len(self.own) >= _MOST:
@@ -215,7 +215,7 @@ def _equal(one: Any, other: Any) -> bool:
 def _finite(value: float) -> float:
     value = float(value)
     if not math.isfinite(value):
-        raise UsageError(f"the metric returned {value} for a sample", "return a finite score, higher is better")
+        raise UsageError(f"the metric returned {value} for a sample", "return a finite score; higher must be better")
     return value
 
 
@@ -235,14 +235,14 @@ _MAX_NAME = 80
 
 @dataclass(slots=True)
 class FlipTally:
-    """What changed so far."""
+    """The changes so far."""
 
     ranked: int = 0
     pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
     examples: list[Flip] = field(default_factory=list)
 
     def add(self, batch: Batch, reference: Outputs, measured: Outputs) -> None:
-        """Compare the classes of a batch's rows; outputs that rank no classes, or are not finite, are left out.
+        """Compare the classes of a batch's rows; outputs that do not rank classes, or are not finite, are skipped.
 
         Args:
             batch: what was run; a sample that is a whole batch stands for all of its rows.
@@ -262,7 +262,7 @@ class FlipTally:
                 self.examples.append(_flip(sample, pair, row=int(row) if batch.rows == 1 else 0))
 
     def result(self) -> Flips | None:
-        """Return what changed; None where no output ranks classes."""
+        """Return the changes; None where no output ranks classes."""
         if not self.ranked:
             return None
         ordered = sorted(self.pairs.items(), key=lambda item: (-item[1], item[0]))
@@ -293,7 +293,7 @@ def _label(label: Any, row: int) -> int | None:
 
 
 def thumbnail(raw: NDArray[Any]) -> str:
-    """Return an image of at most 64 x 64 pixels as WebP in base64; "" for what is no image.
+    """Return an image of at most 64 x 64 pixels as WebP in base64; "" where `raw` is not an image.
 
     Args:
         raw: uint8 [H, W] or [H, W, C] with one or three channels, as an app has it before preprocessing.
@@ -323,7 +323,7 @@ MOST_CLASSES = 100  # of which the drop is kept
 
 @dataclass(slots=True)
 class Tally:
-    """What is gathered while the samples run."""
+    """Sums that accumulate while the samples run."""
 
     parity: ParityTally = field(default_factory=ParityTally)
     for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
@@ -348,9 +348,9 @@ class Tally:
     samples: int = 0
 
     def class_drops(self) -> tuple[tuple[ClassDrop, ...], bool]:
-        """Return the drop of each class, and whether labels said which sample is of which class.
+        """Return the drop of each class, and whether the classes come from labels.
 
-        Without labels fp32's own answers do: a class that the artifact no longer names is lost all the same.
+        Without labels, fp32's predictions are the classes: a class that the artifact no longer predicts is still lost.
         """
         ranks = self.ranks.get(0)
         if ranks is None:
@@ -362,21 +362,21 @@ class Tally:
 
 @dataclass(slots=True)
 class Ranks:
-    """The first class of each row of one output, by fp32 and by the artifact, and the rows in which it is tied."""
+    """The top-1 class of each row of one output, by fp32 and by the artifact, and the rows with a tie."""
 
     fp32: list[int] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
     tied: int = 0
 
     def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
-        """Add the scores of some rows, [rows, classes] each; a row that is not finite agrees with nothing."""
+        """Add the scores of some rows, [rows, classes] each; a row that is not finite never agrees."""
         finite = np.isfinite(reference).all(axis=1) & np.isfinite(measured).all(axis=1)
         self.fp32 += reference.argmax(axis=1).tolist()
         self.measured += np.where(finite, measured.argmax(axis=1), -1).tolist()
         self.tied += int((_first_is_shared(measured) & ~_first_is_shared(reference)).sum())
 
     def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:
-        """Return how often both name the same class, beside how often they would by chance."""
+        """Return how often both have the same top-1 class, and how often they would by chance."""
         fp32, measured = np.asarray(self.fp32), np.asarray(self.measured)
         count = len(fp32)
         of_fp32, of_measured = Counter(self.fp32), Counter(self.measured)
@@ -407,7 +407,7 @@ def spread(count: int, wanted: int) -> frozenset[int]:
 
 
 def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
-    """Take in a batch with its outputs: against the graph and fp32, where `spec` has them, and the labels."""
+    """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels."""
     if not tally.shapes:
         tally.shapes = tuple(
             TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
@@ -452,7 +452,7 @@ def same_shapes(tally: Tally, expected: Outputs, measured: Outputs, of: str) -> 
     left, right = ([array.shape for array in side] for side in (expected, measured))
     if left == right:
         return True
-    tally.findings[f"outputs have the shapes {right}, those of {of} {left}"] = None
+    tally.findings[f"outputs have the shapes {right}, but those of {of} have {left}"] = None
     return False
 
 
@@ -476,7 +476,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
 
 
 def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
-    """Return what was taken in, against fp32."""
+    """Return the accumulated comparison with fp32."""
     sums = tally.fidelity
     has_fp32 = sums.elements > 0
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
@@ -508,7 +508,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
 
 
 def findings_of(spec: VerifySpec, tally: Tally) -> tuple[str, ...]:
-    """Return what is wrong with the outputs whatever the limits."""
+    """Return the faults of the outputs that do not depend on limits."""
     findings = list(tally.findings)
     if not findings:
         findings += _constants(tally)
@@ -523,4 +523,4 @@ def _constants(tally: Tally) -> list[str]:
     if not any(varied):
         return ["the output is constant: it is the same for every input"]
     pairs = zip(varied, tally.reference.varied, strict=False)
-    return [f"output{i} is constant, while that of fp32 is not" for i, (m, r) in enumerate(pairs) if r and not m]
+    return [f"output{i} is constant, unlike that of fp32" for i, (m, r) in enumerate(pairs) if r and not m]

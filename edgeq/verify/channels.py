@@ -57,7 +57,8 @@ class OutputChannels:
         first: the first row of the reference and of what was measured; sums about the mean start from it.
         drift: the sum of the reference's differences from its first row, element by element.
         axes: one for each axis that may hold channels; none for an output with fewer than two axes.
-        shares: whether every reference value lies between 0 and 1: probabilities have one unit, whatever their ranges.
+        shares: whether every reference value lies between 0 and 1: probabilities have one unit, regardless of their
+            ranges.
     """
 
     rows: int = 0
@@ -99,8 +100,8 @@ class OutputChannels:
     def groups(self, output: int, *, alike: bool) -> list[GroupFidelity]:
         """Return the parts that are judged by themselves: the whole output, and along each axis its channels.
 
-        Of a few channels the worst are told one by one. Of many, where a channel rarely has a meaning of its own, those
-        of one spread are taken together.
+        Of a few channels, the worst are listed one by one. Of many, where a channel rarely has a meaning of its own,
+        channels with a similar spread form one group.
 
         Args:
             output: its index.
@@ -231,7 +232,7 @@ def _by_change(group: GroupFidelity) -> float:
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
-    """Name the channels of two runs that should agree of which the second has nothing, more error than signal.
+    """Return the channels in which two runs that should agree have more error than signal.
 
     Args:
         groups: the one run against the other.

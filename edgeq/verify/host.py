@@ -1,4 +1,4 @@
-"""The host's runtimes, each in a child process that may crash without taking edgeq along."""
+"""The host's runtimes, each in a child process whose crash does not end edgeq."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _used = False  # whether this process has used torch, and not only imported it
 
 
 def use_torch() -> None:
-    """Say that this process uses torch from now on: its children are started anew, since a fork could hang."""
+    """Record that this process uses torch from now on: children are then spawned, since a fork could hang."""
     global _used
     _used = True
 
@@ -56,13 +56,13 @@ _OPENMP = {"GOMP_SPINCOUNT": "10000"}
 
 
 def calm_openmp() -> None:
-    """Let OpenMP's threads give cores back soon; before torch is imported. What the user has set stays."""
+    """Make OpenMP's idle threads release their cores soon; call before torch is imported. The user's settings stay."""
     for name, value in _OPENMP.items():
         os.environ.setdefault(name, value)
 
 
 class Process(Protocol):
-    """What edgeq needs of a child process."""
+    """The methods that edgeq needs of a child process."""
 
     def poll(self) -> int | None:
         """Return the exit status, negative for a signal; None while it runs."""
@@ -98,7 +98,7 @@ class Child:
 
 
 def started(log: Path) -> Child:
-    """Start a new interpreter, which imports torch while the caller goes on.
+    """Start a new interpreter, which imports torch while the caller continues.
 
     Args:
         log: takes its standard error.
@@ -182,11 +182,11 @@ _END_S = 10.0
 # runtime/core/error.h of ExecuTorch 1.5: what the code means for whoever packages a model
 _EXECUTORCH_ERRORS: dict[int, tuple[type[EdgeqError], str]] = {
     0x10: (UnsupportedError, "the runtime does not support an operation in it"),
-    0x12: (VerificationError, "an input's dtype or shape is not the one it was exported with"),
+    0x12: (VerificationError, "an input's dtype or shape differs from the exported one"),
     0x14: (UnsupportedError, "the runtime lacks an operator that it uses"),
     0x20: (UnsupportedError, "the runtime lacks the backend that it was lowered for"),
     0x22: (VerificationError, "the file cannot be read"),
-    0x23: (VerificationError, "the file is damaged, or no ExecuTorch program"),
+    0x23: (VerificationError, "the file is damaged, or not an ExecuTorch program"),
     0x24: (VerificationError, "its external data is missing or damaged"),
     0x25: (EnvironmentProblem, "the runtime ran out of memory or threads"),
     0x30: (UnsupportedError, "the runtime's backend is too old for it"),
@@ -201,7 +201,7 @@ _MOST_REASONS = 3
 
 
 class Killed(VerificationError):
-    """The child was ended from outside, mostly for want of memory: nothing is known of the artifact."""
+    """The child was killed from outside, usually for lack of memory: this says nothing about the artifact."""
 
 
 class Refused(VerificationError):
@@ -210,12 +210,12 @@ class Refused(VerificationError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What the runtime said when it loaded an artifact.
+    """What the runtime reported when it loaded an artifact.
 
     Attributes:
         inputs, outputs: (dtype, shape); empty for TorchScript, whose archives state none.
         names: of the inputs, where the artifact states them.
-        stand_in: what ran in the place of the device that it is for, in words; "" where nothing did.
+        stand_in: description of what ran in place of the target device; "" where nothing did.
         gpu: the name of the GPU that it was loaded on; "" for none.
     """
 
@@ -230,7 +230,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactFacts:
-    """What an artifact's own tables say.
+    """Facts from an artifact's own tables.
 
     Attributes:
         operators: what the runtime itself must have.
@@ -249,7 +249,7 @@ class HostRuntime:
     `overwritten` holds the indices of the inputs that the loaded artifact wrote to so far: an app's own buffers.
 
     Its scratch folder lies in `folder`, by default among the system's temporary files. Artifacts that could run code
-    are refused unless they are `trusted`: those of this very run, or whatever the user says.
+    are refused unless they are `trusted`: those of this run, or those that the user trusts.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ class HostRuntime:
             yield
         except TimeoutError as err:
             self._child.process.kill()
-            what = f"no whole answer within {timeout_s:.0f} s while {doing}"
+            what = f"no complete answer within {timeout_s:.0f} s while {doing}"
             raise VerificationError(what, "try a smaller model, or a faster machine") from err
 
     def _crash(self, doing: str) -> EdgeqError:
@@ -384,13 +384,13 @@ class HostRuntime:
             process.kill()
         code = process.wait()
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        last = f"; it last said: {lines[-1].strip()[:200]}" if lines else ""
+        last = f"; its last message: {lines[-1].strip()[:200]}" if lines else ""
         if code >= 0 and not self._ready:
-            return EnvironmentProblem(f"the runtime's process ended while starting{last}", "see `edgeq doctor`")
+            return EnvironmentProblem(f"the runtime's process ended while starting{last}", "run `edgeq doctor`")
         how = f"crashed with {signal_name(-code)}" if code < 0 else f"ended with status {code}"
-        fix = "the artifact must not ship; report the model's architecture to its runtime"
+        fix = "do not ship this artifact; report the crash and the model's architecture to the runtime's developers"
         if code == -signal.SIGKILL:
-            fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+            fix = "the system kills processes when memory runs out: free memory, or try a smaller model"
             return Killed(f"the runtime {how} while {doing}{last}", fix)
         return VerificationError(f"the runtime {how} while {doing}{last}", fix)
 
@@ -458,13 +458,13 @@ def signal_name(number: int) -> str:
 
 
 def executorch_error(text: str) -> tuple[type[EdgeqError], str]:
-    """Return the kind of error and the words for the code in `text`; no words where there is none that is known."""
+    """Return the kind of error and the message for the code in `text`; "" where the code is unknown."""
     code = _CODE.search(text)
     return _EXECUTORCH_ERRORS.get(int(code[1], 16) if code else 0, (VerificationError, ""))
 
 
 def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
-    """Return the kind of error and the words for what ONNX Runtime said; None where it was another runtime."""
+    """Return the kind of error and the message for ONNX Runtime's error; None for another runtime's."""
     if "[ONNXRuntimeError]" not in text:
         return None
     lacking = ("NOT_IMPLEMENTED", "is not a registered function/op", "No Op registered", "No opset import for domain")
@@ -484,8 +484,10 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
         what = text.partition(": ")[2].splitlines()[0]
         return EnvironmentProblem(what, "package for a smaller batch: --input with a smaller first dimension")
     if "failed locating file constants.pkl" in text:  # a ZIP of torch.save's, and not of torch.jit.save's
-        what = f"failed while {doing}: it is no TorchScript archive, but a state dict or another pickle"
-        return UsageError(what, "give what torch.jit.save wrote; a state dict goes to --weights of `edgeq package`")
+        what = f"failed while {doing}: it is not a TorchScript archive but a state dict or another pickle"
+        return UsageError(
+            what, ("give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`")
+        )
     kind, meaning = onnx_error(text) or executorch_error(text)
     line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
@@ -513,11 +515,11 @@ class Pipe:
     _deadline: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        """Let a write return when the pipe is full, rather than wait for a child that reads no more."""
+        """Make writes return when the pipe is full, instead of blocking on a child that no longer reads."""
         os.set_blocking(self.child.requests.fileno(), False)
 
     def allow(self, seconds: float) -> None:
-        """Set the time from now in which everything is to be read and written."""
+        """Set the time limit, from now, for all reads and writes."""
         self._deadline = time.monotonic() + seconds
 
     def read(self, size: int) -> bytes:
@@ -537,7 +539,7 @@ class Pipe:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

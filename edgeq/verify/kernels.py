@@ -1,4 +1,4 @@
-"""The precision audit's evidence: kernel names of the runtime's own profile, matched to the layers' MACs."""
+"""Input of the precision audit: kernel names of the runtime's own profile, matched to the layers' MACs."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _ONNX_FLOAT = frozenset(
 
 
 def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
-    """Return which share of the MACs ran in int8 kernels.
+    """Return the share of the MACs that ran in int8 kernels.
 
-    Both sequences are in the order of execution, but ONNX Runtime's kernels, which are matched by their nodes' names;
-    where their lengths differ nothing is claimed. Of an artifact
-    whose layers are not known, only all and none can be told.
+    Both sequences are in execution order, except ONNX Runtime's kernels, which are matched by node name. Where the
+    lengths differ, the share is unknown. For an artifact with unknown layers, only a share of all or none can be
+    determined.
 
     Args:
         runtime: `executorch`, `torchscript` or `onnx`.
@@ -65,7 +65,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     if runtime == "onnx":
         matched = _by_node(kernels, layers)
         if matched is None:
-            why = "the profile has quantized kernels that are of no layer of the program"
+            why = "the profile has quantized kernels that belong to no layer of the program"
             return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
         found = matched
     pairs = list(zip(layers, found, strict=True))

@@ -38,9 +38,10 @@ class _Sums:
 
 @dataclass(slots=True)
 class Comparison:
-    """Running sums of a reference against what was measured.
+    """Running sums of a reference and measured outputs.
 
-    SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, lest a large one hide it.
+    SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, so that a large output does not
+    hide it.
 
     Attributes:
         by_channel: whether `groups` is asked for afterwards.
@@ -140,7 +141,7 @@ class Comparison:
 
     @property
     def top1_agreement(self) -> float | None:
-        """Share of samples with the same argmax; None where the first output is no [N, classes]."""
+        """Share of samples with the same argmax; None where the first output is not [N, classes]."""
         return self.agreeing / self.ranked if self.ranked else None
 
 
@@ -169,15 +170,15 @@ def class_index(label: Any, classes: int) -> int:
     """Return a label as the index of the output that stands for it.
 
     Raises:
-        UsageError: the label is no class of the output; scored as wrong, it would hide in both models' scores.
+        UsageError: the label is not a class of the output; counting it as wrong would hide it in both models' scores.
     """
     index = np.asarray(label)
     if index.size != 1 or index.dtype.kind not in "iuf" or not np.isfinite(index).all() or index.item() % 1:
-        what = f"label {str(label)[:60]!r} is no class index"
-        raise UsageError(what, "give whole numbers as labels, or --metric for anything else")
+        what = f"label {str(label)[:60]!r} is not a class index"
+        raise UsageError(what, "give integers as labels, or a --metric for other labels")
     if not 0 <= int(index.item()) < classes:
-        what = f"label {int(index.item())} is out of range: the model has {classes} classes, from 0"
-        raise UsageError(what, "mend the labels, or give --labels to map class folders to outputs")
+        what = f"label {int(index.item())} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+        raise UsageError(what, "fix the labels, or map class folders to outputs with --labels")
     return int(index.item())
 
 
@@ -199,7 +200,7 @@ def paired_drop_pp(
     """
     before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
     if before.size == 0 or before.shape != after.shape or not (np.isfinite(before).all() and np.isfinite(after).all()):
-        raise ValueError("expected as many scores of both, one at least, and all finite")
+        raise ValueError("expected equally many scores of both, at least one, and all finite")
     difference = before - after
     estimate = float(difference.mean())
     count = float(difference.size) if keys is None else effective_count(keys)
@@ -253,7 +254,7 @@ def class_drops(
 
 
 def speedup(reference: Sequence[float], measured: Sequence[float]) -> Interval:
-    """Return how many times faster `measured` is: the median of the paired times' ratios, with its 95% interval.
+    """Return the speedup of `measured`: the median of the paired times' ratios, with its 95% interval.
 
     The interval is the sign test's, of order statistics (Conover, Practical Nonparametric Statistics, 3.2): it asks
     nothing of the times' distribution, which has a long tail, and holds at least 95% if the pairs are independent.
@@ -276,7 +277,7 @@ def speedup(reference: Sequence[float], measured: Sequence[float]) -> Interval:
 
 
 def percentile_ms(latencies: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile, so that it is a time that was seen."""
+    """Return the nearest-rank percentile, which is always a measured time."""
     ordered = sorted(latencies)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -297,7 +298,7 @@ def is_whole(batch: Batch) -> bool:
 
 
 def real_rows(batch: Batch) -> int:
-    """Return how many rows of the batch axis are no padding."""
+    """Return how many rows of the batch axis are not padding."""
     return size_of(batch) if is_whole(batch) else batch.rows
 
 
@@ -320,11 +321,11 @@ def scored(batch: Batch, outputs: Outputs, *, by_row: bool) -> Iterator[tuple[Ou
 
     Args:
         batch: what was run.
-        outputs: as they came, padding included.
+        outputs: unchanged, padding included.
         by_row: a sample that is a whole batch of several rows has a label for each, and is scored row by row.
 
     Raises:
-        UsageError: it has not as many labels as rows.
+        UsageError: the numbers of labels and rows differ.
     """
     size = size_of(batch)
     if not is_whole(batch) or size == 1:
@@ -336,8 +337,8 @@ def scored(batch: Batch, outputs: Outputs, *, by_row: bool) -> Iterator[tuple[Ou
         yield outputs, sample.label
         return
     if np.shape(sample.label)[:1] != (size,):
-        what = f"sample {sample.name} holds {size} rows, but its labels are {str(sample.label)[:60]!r}"
-        raise UsageError(what, "give a label for each row, or one row as a sample")
+        what = f"sample {sample.name} holds {size} rows, but its label is {str(sample.label)[:60]!r}"
+        raise UsageError(what, "give a label for each row, or one row per sample")
     for row in range(size):
         yield _row(outputs, row, size), sample.label[row]
 

@@ -32,14 +32,14 @@ class Runner:
         self.overwritten: set[int] = set()
 
     def load(self) -> dict[str, Any]:
-        """Load the artifact, timed; return what it says of its inputs and outputs."""
+        """Load the artifact and time it; return its inputs and outputs."""
         self.mark = mark()
         start = time.perf_counter_ns()
         facts = self._open()
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6, **facts}
 
     def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
-        """Return torch tensors of `arrays`; copied, since what came over the pipe is read-only."""
+        """Return torch tensors of `arrays`; copied, since arrays from the pipe are read-only."""
         import torch
 
         return tuple(torch.from_numpy(np.array(array)) for array in arrays)
@@ -73,7 +73,7 @@ class Runner:
                 self.overwritten.add(index)
 
     def peak_bytes(self) -> int | None:
-        """Return the peak of what loading and running took; None where /proc does not tell."""
+        """Return the peak memory of loading and running; None where /proc does not have it."""
         return peak_bytes(self.mark, self.path)
 
     def _open(self) -> dict[str, Any]:
@@ -329,7 +329,7 @@ RUNNERS: dict[str, type[Runner]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One profile event; times are as the runtime's clock told them, in ns."""
+    """One profile event; times are from the runtime's clock, in ns."""
 
     name: str
     in_delegate: bool
@@ -386,25 +386,25 @@ def gpu_facts() -> dict[str, str]:
 
 
 def rows_that_fit(rows: int, *, weight_bytes: int, needed_bytes: int, memory_bytes: int) -> int:
-    """Return how many rows of a batch can fit at most, from what a batch needed when it ran out of memory.
+    """Return an upper bound of the rows that fit, from the memory that a failing batch needed.
 
-    Activations grow with the batch, weights do not. What it would have needed later is not known: fewer may fit.
+    Activations grow with the batch, weights do not. Later needs of the batch are not known, so fewer may fit.
 
     Args:
         rows: of the batch that failed.
-        weight_bytes: what was taken before it ran.
-        needed_bytes: what was taken when it failed, with what it asked for last.
-        memory_bytes: what there is for it.
+        weight_bytes: memory in use before it ran.
+        needed_bytes: memory in use when it failed, plus the failed allocation.
+        memory_bytes: memory available to it.
     """
     activations = max(needed_bytes - weight_bytes, 1)
     return max(0, min(rows - 1, rows * (memory_bytes - weight_bytes) // activations))
 
 
 def out_of_memory(err: BaseException, inputs: tuple[Any, ...], weight_bytes: int) -> RuntimeError:
-    """Return the error of a batch that did not fit, which says how many rows may.
+    """Return the error of a batch that did not fit, with the number of rows that may fit.
 
     Args:
-        err: torch's own, which says what was asked for last.
+        err: torch's own, with the size of the failed allocation.
         inputs: what was run; the batch comes first.
         weight_bytes: what was taken before.
     """
@@ -420,12 +420,12 @@ def out_of_memory(err: BaseException, inputs: tuple[Any, ...], weight_bytes: int
         memory_bytes=taken_bytes + free_bytes,
     )
     return RuntimeError(
-        f"{OUT_OF_MEMORY}: a batch of {rows} does not fit into {total_bytes / 2**30:.1f} GiB; at most {most} do"
+        f"{OUT_OF_MEMORY}: a batch of {rows} does not fit into {total_bytes / 2**30:.1f} GiB; at most {most} rows fit"
     )
 
 
 def asked_bytes(text: str) -> int:
-    """Return what torch's message says that was asked for ("Tried to allocate 2.00 GiB"); 0 where it does not."""
+    """Return the size of the failed allocation in torch's message ("Tried to allocate 2.00 GiB"); 0 without one."""
     match = _ASKED.search(text)
     return int(float(match[1]) * _UNITS[match[2]]) if match else 0
 
@@ -445,7 +445,7 @@ class Mark:
 
 
 def mark() -> Mark | None:
-    """Reset the high-water mark of the resident set and return the state; None where /proc does not tell."""
+    """Reset the high-water mark of the resident set and return the state; None where /proc does not have it."""
     try:
         (_SELF / "clear_refs").write_text("5")
         return Mark(resident=_status("VmRSS"), of_files=_status("RssFile"))
@@ -456,8 +456,8 @@ def mark() -> Mark | None:
 def peak_bytes(since: Mark | None, model: Path) -> int | None:
     """Return the peak of allocated memory since `since`, with the part of the model's file that is mapped.
 
-    Pages of libraries that are touched for the first time are left out: they depend on how the process was started,
-    and an app has them whatever it runs.
+    Pages of libraries that are touched for the first time are left out: they depend on how the process was started, and
+    an app has them for any model.
     """
     if since is None:
         return None

@@ -25,14 +25,16 @@ from edgeq.verify.metrics import percentile_ms
 
 WARMUP, RUNS = 10, 100
 
-NO_CUDA = "no CUDA device: torch sees none here"
+NO_CUDA = "torch finds no CUDA device here"
 
-NO_CUDA_FIX = "run it on the box with the GPU (see `nvidia-smi` there), or leave --on cuda out: the CPU then emulates"
+NO_CUDA_FIX = (
+    "run it on the machine with the GPU (check `nvidia-smi`), or omit --on cuda: the CPU then emulates the GPU"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What the process made of the samples.
+    """The results of the process.
 
     Attributes:
         outputs: of each sample.
@@ -47,7 +49,7 @@ class Served:
 
 
 def require_cuda() -> None:
-    """Find out in a process of its own whether torch can use a GPU here.
+    """Check in a separate process that torch can use a GPU here.
 
     Raises:
         EnvironmentProblem: it cannot.
@@ -70,7 +72,7 @@ def serve(
 
     Args:
         artifact: an exported program, a compiled package or TorchScript.
-        samples: what the artifact takes, at least one.
+        samples: inputs of the artifact, at least one sample.
         device: where it runs.
         widen: whether stored half weights are widened to float32 once, where there is no GPU.
         threads: of the CPU.
@@ -78,7 +80,7 @@ def serve(
 
     Raises:
         EnvironmentProblem: there is no CUDA device.
-        VerificationError: it does not load or run, takes too long, or edgeq was imported all the same.
+        VerificationError: it does not load or run, takes too long, or imports edgeq.
     """
     with tempfile.TemporaryDirectory(prefix="edgeq-serve-") as name:
         folder = Path(name)
@@ -104,22 +106,25 @@ def _answer(folder: Path, timeout_s: float) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=folder)
     except subprocess.TimeoutExpired as err:
         raise VerificationError(
-            f"no answer within {timeout_s:.0f} s from torch alone", "give a longer --timeout"
+            f"torch alone did not answer within {timeout_s:.0f} s", "give a longer --timeout"
         ) from err
     path = folder / "reply.json"
     if not path.exists():
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        last = f"; it last said: {said[-1].strip()[:200]}" if said else ""
+        last = f"; its last message: {said[-1].strip()[:200]}" if said else ""
         what = f"a process with torch alone ended with status {done.returncode}{last}"
-        raise VerificationError(what, "the artifact must not ship; see whether torch works there")
+        raise VerificationError(what, "do not ship this artifact; check that torch works on that machine")
     reply: dict[str, Any] = json.loads(path.read_text())
     if reply.get("error") == "no CUDA":
         raise EnvironmentProblem(NO_CUDA, NO_CUDA_FIX)
     if "error" in reply:
         what = f"torch alone cannot run it: {reply['error'].splitlines()[0][:300]}"
-        raise VerificationError(what, "package the model again with the torch that the box has")
+        raise VerificationError(what, "package the model again with the machine's torch version")
     if reply["edgeq"]:
-        raise VerificationError(f"the artifact imports {', '.join(reply['edgeq'])}", "please report the architecture")
+        raise VerificationError(
+            f"the artifact imports {', '.join(reply['edgeq'])}",
+            "report this model's architecture to edgeq's developers",
+        )
     return reply
 
 

@@ -26,8 +26,8 @@ class VerifySpec:
     Attributes:
         lowered: the artifact on disk.
         inputs: the model's inputs.
-        graph: computes what the artifact is to compute; None for an artifact that came as it is.
-        fp32: the float model; None for an artifact that came as it is.
+        graph: computes the function that the artifact has to compute; None for a ready-made artifact.
+        fp32: the float model; None for a ready-made artifact.
         output_steps: quantization steps of the outputs, where known.
         samples: evaluation data, or random inputs.
         is_evaluation: which of the two.

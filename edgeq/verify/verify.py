@@ -26,7 +26,7 @@ from edgeq.verify.spec import Forward, VerifySpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What running the artifact alone gave; its graph has not run yet. A stand-in is not timed."""
+    """The results of running the artifact alone, before its graph runs. A stand-in is not timed."""
 
     tally: Tally
     loaded: Loaded
@@ -39,7 +39,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
     """Run the artifact on the samples, time and profile it, and compare it with fp32 and with its graph.
 
     Returns:
-        What was seen, and a few samples with the artifact's outputs for a device's self-test.
+        The report, and a few samples with the artifact's outputs for a device's self-test.
 
     Raises:
         VerificationError: the artifact cannot be loaded or crashes the runtime.
@@ -49,7 +49,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
 
 
 def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
-    """Do what needs the child process: it takes memory, and so may be ended before `judge`; raises as `verify`."""
+    """Do the part that needs the child process, which may then be closed to free memory; raises as `verify`."""
     lowered = spec.lowered
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
@@ -104,13 +104,13 @@ def _look_at_inputs(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostR
     again = runtime.run(first.inputs, twice=True)
     for index in sorted(runtime.overwritten):
         name = spec.inputs[index].name if index < len(spec.inputs) else str(index)
-        tally.findings[f"it overwrites its caller's input {name!r}: copy the tensor in forward, x = x.clone()"] = None
+        tally.findings[f"the artifact overwrites its input {name!r}: copy the tensor in forward, x = x.clone()"] = None
     sums = Comparison()
     sums.add(once, again)
     least = sqnr_floor_db(once, spec.output_steps, spec.scheme)
     if sums.finite and not runtime.overwritten and not sums.sqnr_db >= least:
-        what = "a second call on the same input answers otherwise than the first"
-        tally.findings[f"{what}: {sums.sqnr_db:.1f} dB, at least {least:.1f} dB"] = None
+        what = "a second call on the same input gives other outputs than the first"
+        tally.findings[f"{what}: {sums.sqnr_db:.1f} dB, expected at least {least:.1f} dB"] = None
 
 
 def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime, size: int) -> None:
@@ -174,8 +174,8 @@ def _probe(tally: Tally, batch: Batch, runtime: HostRuntime) -> None:
     if inputs is not None:
         tally.measured.look(batch, runtime.run(inputs))
     elif not any(tally.measured.varied):
-        what = "every input is the same, so that no one can tell whether the output is constant:"
-        tally.findings[f"{what} give --input its range of values, or --eval-data"] = None
+        what = "all inputs are equal, so edgeq cannot check that the output depends on the input:"
+        tally.findings[f"{what} give a range of values in --input, or give --eval-data"] = None
 
 
 # --- The verify step of an artifact that nothing here can run: its converted graph is judged, and nothing else is
@@ -187,17 +187,17 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
 
     Args:
         spec: as for `verify`; it has a graph.
-        why: why the artifact itself is not run, in words.
+        why: the reason why the artifact itself is not run.
 
     Returns:
-        A report that says nothing of the artifact, and a few samples with the graph's outputs.
+        A report on the graph only, and a few samples with the graph's outputs.
 
     Raises:
         UsageError: samples that do not fit, or a metric that fails.
     """
     graph = spec.graph
     if graph is None:
-        raise ValueError("an artifact without a graph has nothing to be judged by")
+        raise ValueError("an artifact without a graph cannot be judged")
     alone = dataclasses.replace(spec, graph=None)  # with itself it would always agree
     tally = Tally()
     samples = in_mixed_order(spec.samples) if batch_size(spec.samples, spec.inputs) > 1 else spec.samples
@@ -228,7 +228,7 @@ _MAX_STEPS = 1.0 + 1e-3
 
 
 def in_mixed_order(dataset: Dataset) -> Dataset:
-    """Return the same samples in a seeded order: data often lies class by class, and a batch of one class is easier."""
+    """Return the same samples in a seeded order: data is often sorted by class, and a batch of one class is easier."""
     order = np.random.default_rng(0).permutation(dataset.count).tolist()
     return replace(dataset, read=lambda i: dataset.read(order[i]))
 
@@ -236,10 +236,10 @@ def in_mixed_order(dataset: Dataset) -> Dataset:
 def mixed_batch_findings(
     samples: Sequence[Sample], size: int, steps: Sequence[float | None], scheme: str, runtime: HostRuntime
 ) -> tuple[str, ...]:
-    """Return what is wrong with an artifact whose answer to a sample depends on the others of its batch.
+    """Return the findings of an artifact whose output for a sample depends on the other samples of the batch.
 
     Args:
-        samples: unlike ones, at least two; the order matters not.
+        samples: different ones, at least two, in any order.
         size: how many the artifact takes at once.
         steps: quantization steps of the outputs, where known: so much may differ.
         scheme: the quantization scheme.
@@ -253,7 +253,7 @@ def mixed_batch_findings(
     expected = tuple(
         np.stack([alone[i % len(samples)][output][0] for i in range(size)]) for output in range(len(together))
     )
-    return _row_findings(expected, together, steps, scheme, f"a batch of {size} unlike samples is")
+    return _row_findings(expected, together, steps, scheme, f"a batch of {size} different samples is")
 
 
 def _filled(samples: Sequence[Sample], size: int) -> tuple[NDArray[Any], ...]:
@@ -277,20 +277,22 @@ def _row_findings(
     if worst >= least:
         return ()
     return (
-        f"{what} answered otherwise than each sample alone: {worst:.1f} dB for the worst, at least {least:.1f} dB;"
-        " what a sample gets depends on the others of its batch",
+        (
+            f"{what} gives other outputs than each sample alone: {worst:.1f} dB for the worst, expected at least "
+            f"{least:.1f} dB; the output for a sample depends on the other samples of its batch"
+        ),
     )
 
 
 def batch_findings(
     seen: Sequence[Batch], steps: Sequence[float | None], scheme: str, runtime: HostRuntime
 ) -> tuple[str, ...]:
-    """Return what is wrong with an artifact's answer to more samples at once than it is fed otherwise.
+    """Return the findings of an artifact that is run on more samples at once than its stated batch.
 
     Args:
         seen: batches of the stated shape, at least one.
-        steps: quantization steps of the outputs, where known: so much may differ, of the others what kernels lose that
-            sum in another order. Dynamic int8 takes its ranges from all that comes together.
+        steps: quantization steps of the outputs, where known: outputs may differ by one step; others by what kernels
+            lose that sum in another order. Dynamic int8 takes its ranges from the whole batch.
         scheme: the quantization scheme.
         runtime: has the artifact loaded.
     """
@@ -301,14 +303,19 @@ def batch_findings(
     try:
         together = runtime.run([np.concatenate(column) for column in zip(*inputs, strict=True)])
     except VerificationError as err:
-        return (f"it states that it takes any batch, and fails on {TOGETHER} at once: {err.what}",)
+        return (f"the artifact states that it accepts any batch size but fails on {TOGETHER} at once: {err.what}",)
     expected: Outputs = tuple(np.concatenate(column) for column in zip(*alone, strict=True))
     shapes, wanted = ([array.shape for array in side] for side in (together, expected))
     if shapes != wanted:
-        return (f"{TOGETHER} batches at once give outputs of the shapes {shapes}, expected {wanted}",)
+        return (f"{TOGETHER} batches at once give outputs with the shapes {shapes}, expected {wanted}",)
     sums = Comparison()
     sums.add(expected, together)
     least = sqnr_floor_db(expected, steps, scheme)
     if sums.sqnr_db >= least:
         return _row_findings(expected, together, steps, scheme, f"{TOGETHER} batches at once are")
-    return (f"{TOGETHER} batches at once answer otherwise than alone: {sums.sqnr_db:.1f} dB, at least {least:.1f} dB",)
+    return (
+        (
+            f"{TOGETHER} batches at once give other outputs than alone: {sums.sqnr_db:.1f} dB, expected at least "
+            f"{least:.1f} dB"
+        ),
+    )

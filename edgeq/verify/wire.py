@@ -51,7 +51,7 @@ def receive(stream: Source) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
 
     Raises:
         EOFError: the other side is gone.
-        ValueError: what came is no frame.
+        ValueError: the data is not a frame.
     """
     (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
     if length > _MAX_HEADER_BYTES:

@@ -33,9 +33,9 @@ def main() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, which may itself be killed in mid-sentence.
+    """Ask the kernel to kill this process when its parent dies, even if the parent is killed without cleanup.
 
-    A child that lived on would keep what it inherited: the output folder's lock, and the other children's pipes.
+    A child that survived would keep what it inherited: the output folder's lock, and the other children's pipes.
 
     Args:
         parent: its process, which may be gone by now.
@@ -68,7 +68,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             elif request["op"] == "gpu":
                 wire.send(replies, gpu_facts())
             elif runner is None:
-                raise RuntimeError("nothing is loaded")
+                raise RuntimeError("no artifact is loaded")
             else:
                 reply, outputs = _answer(runner, request, arrays)
                 wire.send(replies, reply, outputs)

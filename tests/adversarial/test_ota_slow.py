@@ -205,7 +205,7 @@ def test_a_self_test_that_did_not_run_is_tried_again_after_a_day(publisher: Publ
         with pytest.raises(EnvironmentProblem, match="killed"):
             device.update()
     device.self_test = lambda _: None
-    with pytest.raises(EnvironmentProblem, match="waits for a day"):
+    with pytest.raises(EnvironmentProblem, match="tried again after a day"):
         device.update(now=NOW + DAY / 2)
     assert Store(device.store).state().bad == ()
     assert device.update(now=NOW + DAY).release == 1
@@ -223,6 +223,6 @@ def test_or_with_a_new_runtime(publisher: Publisher, device: Device) -> None:
         with pytest.raises(EnvironmentProblem, match="killed"):
             device.update()
     device.self_test = lambda _: None
-    with pytest.raises(EnvironmentProblem, match="waits for a day"):
+    with pytest.raises(EnvironmentProblem, match="tried again after a day"):
         device.update()
     assert device.update(runtime="99.0").release == 1

@@ -90,7 +90,7 @@ def test_a_limit_that_nothing_here_measures_ends_the_tries(project: Project, pac
 
 
 def test_auto_stands_alone_and_quantizes_no_artifact(project: Project, package: Run) -> None:
-    package(*AUTO, "--scheme", "fp32").fails(2, "chooses one scheme", "--compare")
+    package(*AUTO, "--scheme", "fp32").fails(2, "chooses the scheme", "--compare")
     package("--scheme", "atuo").fails(2, "Did you mean 'auto'?")
     result = package(*AUTO, "--dry-run")
     assert "the first of static-int8, dynamic-int8, mixed-int8, qat-int8 that passes every gate" in result.out

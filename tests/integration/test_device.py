@@ -58,7 +58,7 @@ def test_a_board_is_measured_and_its_verdict_counts_elsewhere(board: Server, bun
     assert edgeq("verify", bundle, *given, "--limit", "latency=0.001us").code == 6
 
     Path("farm/v.json").write_text(json.dumps(written | {"bundle": "0" * 64}))
-    edgeq("verify", bundle, *given).fails(8, "is the verdict on the bundle 000000", "--write-verdict")
+    edgeq("verify", bundle, *given).fails(8, "is the verdict for bundle 000000", "--write-verdict")
 
 
 def test_a_board_that_refuses_or_is_another_kind(
@@ -69,7 +69,7 @@ def test_a_board_that_refuses_or_is_another_kind(
     client(board, project.temporary, monkeypatch, key="stranger")
     edgeq("verify", bundle, *on).fails(9, "refused the authentication", "ssh-copy-id")
     client(board, project.temporary, monkeypatch, known=False)
-    edgeq("verify", bundle, *on).fails(9, "host key is not known")
+    edgeq("verify", bundle, *on).fails(9, "host key is unknown")
     edgeq("verify", bundle, "--on", "ssh:127.0.0.1:1", "-q").fails(9, "cannot be reached")
 
 
@@ -105,7 +105,7 @@ def test_this_hosts_own_verdict_settles_a_bundle_that_was_rejected_for_want_of_i
     # the release's own gates follow: who wrote a .pte that came as it is nobody knows
     assert [(gate["name"], gate["outcome"]) for gate in judged] == [("runtime", "unverified"), ("contract", "ok")]
     other = edgeq("ota", "release", bundle, "--channel", "channel", "--keys", "keys", "--verdict", "v.json", "-q")
-    other.fails(8, "v.json is the verdict on the bundle", "none of these")
+    other.fails(8, "v.json is the verdict for bundle", "none of these")
 
 
 def test_options_that_measure_twice_or_nothing(bundle: Path, edgeq: Run) -> None:

@@ -35,8 +35,10 @@ def test_every_pair_has_a_plan_or_a_refusal(name, scheme):
         assert "\n  choose " in out
     else:
         assert (code, out) == (ExitCode.UNSUPPORTED, "")
-        refusal = f"target {name} cannot do" if scheme not in target.schemes else f"{target.runtime} cannot run"
-        assert err.startswith(f"error: {refusal} scheme {scheme}\n  fix: it")
+        is_refused_by_target = scheme not in target.schemes
+        refuser = f"target {name}" if is_refused_by_target else target.runtime
+        fix = "its schemes: " if is_refused_by_target else f"{target.runtime} supports: "
+        assert err.startswith(f"error: {refuser} does not support the scheme {scheme}\n  fix: {fix}")
 
 
 @pytest.mark.parametrize("name", [name for name in profile_files() if load_target(name).runtime == "onnx"])

@@ -62,7 +62,7 @@ def test_an_artifact_of_another_runtime_is_refused(package: Run, project: Projec
 def test_a_damaged_file_is_bad_input(package: Run, project: Project, ptl: Path) -> None:
     Path("broken.ptl").write_bytes(ptl.read_bytes()[:-500])
     args = ("broken.ptl", "-t", QNNPACK, "-o", "out", "--input", "1x1x8x8")
-    package(*args, base=False).fails(2, "broken.ptl is not a valid TorchScript archive: ", "is whole")
+    package(*args, base=False).fails(2, "broken.ptl is not a valid TorchScript archive: ", "is complete")
     for data in (b"ET12" * 300, b"\xdc" * 300, b""):
         Path("broken.pte").write_bytes(data)
         for options in ((), ("--input", "1x1x8x8")):

@@ -61,7 +61,7 @@ def test_training_labels_out_of_range_are_an_error(package: Run) -> None:
     ("body", "texts"),
     [
         ("pass", ("loops.py:loop returned nothing", "return the prepared module")),
-        ("return teacher", ("other parameters",)),
+        ("return teacher", ("whose parameters differ",)),
         ("return 1 / 0", ("ZeroDivisionError at loops.py:2",)),
     ],
 )

@@ -71,7 +71,7 @@ def test_one_target_that_cannot_leaves_the_others_bundles(models: Project, edgeq
 
     again = edgeq(*both)
     assert again.code == 3
-    assert f"refused: {X86} dynamic-int8: dynamic-int8 exchanges modules" in again.out
+    assert f"refused: {X86} dynamic-int8: dynamic-int8 replaces modules" in again.out
     assert "refused (exit code 3)" in again.out
     assert "cached" in again.out
     assert "error:" not in again.err
@@ -157,7 +157,7 @@ def test_a_project_shows_what_one_of_its_targets_cannot(models: Project, edgeq: 
     assert gate["outcome"] == "unverified"
     assert f"program for {X86} could not be built" in gate["detail"]
     text = edgeq("build", "--quiet")
-    assert f"refused: program {X86} dynamic-int8: dynamic-int8 exchanges modules" in text.out
+    assert f"refused: program {X86} dynamic-int8: dynamic-int8 replaces modules" in text.out
     page = (models.out / "report.html").read_text()
     assert f"program, {X86}, dynamic-int8" in page
     report = json.loads((models.out / "program" / XNNPACK / "report.json").read_text())

@@ -197,11 +197,11 @@ def test_a_loaders_own_buffer_may_be_used_again() -> None:
     ("value", "message"),
     [
         (3, "cannot take data from a int"),
-        ([(IMAGES, LABELS[:3])], "as many samples"),
+        ([(IMAGES, LABELS[:3])], "the same number of samples"),
         ([], "at least 1 sample"),
-        ([np.zeros((4, 2, 2, 2), np.float32)], r"wants \[1, 2, 2\]"),
+        ([np.zeros((4, 2, 2, 2), np.float32)], r"expects \[1, 2, 2\]"),
         ([(IMAGES, LABELS, LABELS)], "expected 1 inputs"),
-        ([IMAGES.astype(np.int64)], "wants float32, got int64"),
+        ([IMAGES.astype(np.int64)], "expects float32, got int64"),
         ([object()], "Python objects"),
     ],
 )
@@ -235,7 +235,7 @@ def test_mistakes_in_arguments(tmp_path: Path) -> None:
         (lambda: edgeq.package("digits", targets=X86, options={"sed": 1}), "Did you mean 'seed'"),
         (lambda: edgeq.package("digits", targets=X86, limits={"weight": "1MB"}), "weight"),
         (lambda: edgeq.package("digits", targets=X86, limits=edgeq.Limits(size="5pp")), "size"),
-        (lambda: edgeq.package("digits", targets=X86, example_inputs=torch.zeros(1)), "is for a live module"),
+        (lambda: edgeq.package("digits", targets=X86, example_inputs=torch.zeros(1)), "needs a live module"),
         (lambda: edgeq.verify(tmp_path, on="cloud"), "unknown value of --on"),
         (lambda: edgeq.inspect(tmp_path), "without a manifest"),
         (lambda: edgeq.load_config(tmp_path / "edgeq.toml"), "no file"),
@@ -367,7 +367,7 @@ def test_verify_compare_and_inspect_take_a_result(report: edgeq.RunReport) -> No
     outputs = edgeq.compare(fp32, int8, evaluation=features(2)[0], samples=10, progress=False).outputs
     assert (outputs.samples, outputs.inputs) == (10, "evaluation")
     assert edgeq.inspect(int8).bundle.digest == int8.digest  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="apps are installed into for android and ios"):
+    with pytest.raises(UsageError, match="but edgeq installs into apps for android and ios only"):
         edgeq.install(int8, int8.path)
 
 

@@ -1,4 +1,4 @@
-"""What running an artifact showed, figure by figure."""
+"""Results of running an artifact."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class GoldenComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
-    """The artifact's own score on data that was given, beside the one that the manifest records.
+    """The artifact's score on given data, and the one in the manifest.
 
     Attributes:
         score: None where the data has no labels, and there is no metric.
@@ -184,7 +184,7 @@ class Parity:
         differing: share of the output elements that differ.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
         mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
-        lost: channels that the graph has and the artifact has not, in words.
+        lost: channels that the graph has but the artifact lost, as text.
     """
 
     samples: int
@@ -296,7 +296,7 @@ class Fidelity:
         metric: the name of the score, or None without labels.
         fp32_score, score: its mean; None without labels.
         drop_pp: fp32 minus artifact in percentage points, paired; None without labels.
-        chance_score: what always answering the commonest label would score; None without top-1 labels.
+        chance_score: the score of always predicting the most common label; None without top-1 labels.
         mismatch_drop_pp: what fp32 loses when each sample's outputs meet another sample's label, or without labels
             when noise as strong as the outputs is added to them, paired; None for top-1, or where no two labels
             differ. Below zero, lower scores are the better ones; around zero, the score proves nothing.
@@ -350,7 +350,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShare:
-    """What the runtime's own profile says of the multiply-accumulates.
+    """The multiply-accumulates in the runtime's own profile.
 
     Attributes:
         int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
@@ -400,12 +400,12 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOnly:
-    """What stands in for the verdict on an artifact that nothing here can run: that on its converted graph.
+    """Results of the converted graph, for an artifact that this host cannot run.
 
     Attributes:
-        why: why the artifact is not run, in words.
+        why: the reason why the artifact was not run.
         fidelity: the graph against fp32.
-        findings: what is wrong with the graph's outputs whatever the limits.
+        findings: what is wrong with the graph's outputs regardless of limits.
     """
 
     why: str
@@ -430,7 +430,7 @@ class DeviceRun:
         scored: how many samples have a score.
         rescored: of these, with another score than on the host; None without labels.
         drop_pp: fp32 minus device in percentage points, paired, over these samples.
-        findings: what is wrong whatever the limits: NaN, another shape.
+        findings: what is wrong regardless of limits: NaN, another shape.
     """
 
     cpu: str
@@ -449,7 +449,7 @@ class DeviceRun:
 
     @property
     def name(self) -> str:
-        """The CPU with its runtime, for people."""
+        """The CPU with its runtime, as text."""
         return f"{self.cpu} ({self.runtime})"
 
 
@@ -462,7 +462,7 @@ class Emulation:
         between: each pair of runs.
         problem: why there are no runs; "" where there are.
         exit_code: of that problem.
-        is_unmeasured: whether the problem only means that nothing is known, as when the time was up.
+        is_unmeasured: whether the problem only means that nothing is known, as after a time limit.
         without_wheel: runtime versions of the app builds in the field that no ARM64 wheel is known for.
     """
 
@@ -477,13 +477,13 @@ class Emulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMeasures:
-    """What one inference takes on a real device: measured there, in the device's own runtime.
+    """Time and memory of one inference on a real device, in its own runtime.
 
     Attributes:
         device: its model, and how it was reached.
         platform, arch: in the words of target profiles; `macos` and others belong to no target.
         os: the operating system with its version.
-        cores: 0 where it did not say.
+        cores: 0 if unknown.
         is_virtual: whether it is an emulated device, whose times are not meaningful.
         runtime: package and version.
         p50_ms, p90_ms: of `runs` inferences after `warmup`; `latencies_ms` holds each.
@@ -526,7 +526,7 @@ class LatencyPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one inference makes a device's cores do.
+    """The cost of one inference on a device's cores.
 
     Attributes:
         counts: of this artifact, core by core.
@@ -620,18 +620,18 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What running the artifact showed. None means that it could not be measured.
+    """Results of running an artifact. None means that a value could not be measured.
 
     Attributes:
-        host: what it ran on, in words.
-        findings: what is wrong whatever the limits: NaN, a constant output, a wrong shape.
+        host: where it ran, as text.
+        findings: what is wrong regardless of limits: NaN, a constant output, a wrong shape.
         emulation: on the device's kernels; None where that was not asked for.
         not_emulated: why a target with a device was not run on its kernels; "" otherwise.
         cost: instructions, counted; None where no gate needs them.
         flips: the predictions that changed against fp32; None where no output ranks classes.
         graph_only: where the artifact was not run at all: then `outputs` are the converted graph's. None where it was.
         device: times of a real device; None where none was reached.
-        stand_in: what ran the artifact in the place of its own kind of device, in words: then nothing was timed. ""
+        stand_in: what ran the artifact in place of its own kind of device, as text: then nothing was timed. ""
             where it ran on its own.
     """
 

@@ -1,4 +1,4 @@
-"""A model on its way: loaded, quantized, lowered."""
+"""The model after each step: loaded, quantized, lowered."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LayerSqnrs:
 
     @property
     def noisiest(self) -> LayerSqnr:
-        """The layer that adds most noise by itself; of equals the first. There is at least one layer."""
+        """The layer that adds most noise by itself; the first of several equal ones. There is at least one layer."""
         return min(self.layers, key=lambda one: one.own_db)
 
     @property
@@ -110,7 +110,7 @@ class Attempt:
 
     Attributes:
         kept: the layers in float.
-        remedies: what was changed for all layers, in words; none for int8 as it was asked for.
+        remedies: names of the changes for all layers; none for int8 without changes.
         size_bytes: an estimate of the artifact's size.
         meets: whether accuracy and size keep their limits.
     """
@@ -127,10 +127,10 @@ class Search:
     """A search.
 
     Attributes:
-        limits: what the scores were held to, by the limits' names.
+        limits: the limits of the scores, by name.
         samples: how many search samples there were.
         ranking: all layers, the most sensitive one first.
-        attempts: in the order in which they were made; `chosen` is the index of the one that the artifact is.
+        attempts: in the order in which they were made; `chosen` is index of the one that became the artifact.
     """
 
     limits: tuple[tuple[str, float], ...]
@@ -141,7 +141,7 @@ class Search:
 
     @property
     def found(self) -> Attempt:
-        """The attempt that the artifact is."""
+        """The attempt that became the artifact."""
         return self.attempts[self.chosen]
 
 
@@ -173,7 +173,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model as it came, in eval mode and contiguous.
+    """A loaded model, in eval mode and contiguous.
 
     Attributes:
         name: the model's name in bundles.
@@ -202,7 +202,7 @@ TunedWeights = Literal["start", "last", "average", "user"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What quantization-aware training came to.
+    """Results of quantization-aware training.
 
     Attributes:
         loss: what was minimised: the KL divergence of the logits, or the squared error of the outputs.
@@ -211,10 +211,10 @@ class Tuning:
         epochs: how many were finished, of `learning_rate` and `batch`.
         samples, held_out: how many samples were trained on, and how many only judged.
         start_loss, end_loss: on the held-out samples, before the training and of the weights that were kept.
-        trained_loss: the same of the best weights that the training came to, whether they were kept or not.
+        trained_loss: the same for the best weights of the training, whether they were kept or not.
         end_agreement: share of held-out samples with the teacher's argmax; in dB without logits.
         diverged_in: the epoch whose loss was not finite; the weights are of an earlier one.
-        state: the file that an interrupted run would go on from.
+        state: the file from which an interrupted run would continue.
     """
 
     loss: Literal["kl", "mse"]
@@ -265,7 +265,7 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReuseTolerances:
-    """How near to a new model a shipped one's parts must be to stay.
+    """Tolerances for keeping parts of a shipped model in a new one.
 
     Attributes:
         clipped: by which share of its width a shipped range of activations may fall short of the new one.
@@ -280,7 +280,7 @@ class ReuseTolerances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptValues:
-    """What was kept of a shipped model beyond the scales and zero points that fit.
+    """The parts of a shipped model that were kept, beyond scales and zero points that fit.
 
     Attributes:
         tolerances: the loosest that cost little.
@@ -312,13 +312,13 @@ class QuantizedModel:
         quantized: names of the layers that compute in int8.
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
-        tuning: what training came to, for schemes that train.
+        tuning: results of training, for schemes that train.
         qparams: of every tensor in static int8; none for other schemes.
         fresh: of these, the tensors that could not have the shipped model's in every channel, where it was asked for.
         kept: what was kept of the shipped model beyond these; None where it was not asked for.
-        search: what a search for the layers to leave in float came to; an interrupted one would go on from
+        search: result of the search for the layers to keep in float; an interrupted one would continue from
             `search_state`.
-        remarks: what people must know of it, such as layers that half precision cannot hold.
+        remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
     """
 
@@ -373,7 +373,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaFacts:
-    """What a GPU box must have for an artifact.
+    """An artifact's requirements on a GPU machine.
 
     Attributes:
         torch: the version that wrote it; older ones may not load it.
@@ -391,7 +391,7 @@ class CudaFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoweredModel:
-    """An artifact on disk, and what is known of it without running it.
+    """An artifact on disk, with its facts that are known without running it.
 
     Attributes:
         path: the artifact, named as it will be in the bundle.
@@ -401,7 +401,7 @@ class LoweredModel:
         passes: the optimization passes that ran, in order.
         operators: operators that the runtime itself must have.
         undelegated: what was left to portable kernels, an entry for each call.
-        layers: operators in the order of execution; none where the artifact came as it is.
+        layers: operators in the order of execution; none for a ready-made artifact.
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
         dynamic_batch: whether it takes any number of samples at once.

@@ -1,4 +1,4 @@
-"""What a run publishes: a bundle's content, a row of the table, the whole report."""
+"""Results of a run: a bundle's content, a row of the table, the whole report."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def with_warning(row: PackageResult, text: str) -> PackageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One gate: what was asked for, what was measured, and the exit code if that is not enough.
+    """One gate: its limit, the measured value, and the exit code of a failure.
 
     Attributes:
         outcome: `unverified` fails like `failed`; `allowed` is unverified but named in --allow-unmeasured.
-        limit, measured: as people read them.
-        detail: by how much, or why it could not be measured.
-        bound: the limit as a number, in the base unit of its name; None for a gate that people set no limit for.
+        limit, measured: as text.
+        detail: the margin, or why it could not be measured.
+        bound: the limit as a number, in the base unit of its name; None for a gate without a user's limit.
     """
 
     name: str
@@ -86,7 +86,7 @@ class GateFailed(EdgeqError):  # the name that users catch
         failed, errors = tuple(failed), tuple(errors)
         lines = [f"{label}: {gate.name}: {gate_text(gate)}" for label, gate in failed]
         lines += [f"{label}: {error.what}" for label, error in errors]
-        super().__init__("; ".join(lines), "see report.html of each bundle for every gate")
+        super().__init__("; ".join(lines), "see report.html of each bundle for all gates")
         self.gates = tuple(gate for _, gate in failed)
         self.exit_code = min([*(gate.exit_code for gate in self.gates), *(error.exit_code for _, error in errors)])
 
@@ -106,7 +106,7 @@ def raise_for(failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleVerification:
-    """What reading and running a bundle showed.
+    """Results of reading and running a bundle.
 
     Attributes:
         checked: every gate that was evaluated; its warnings are remarks that fail nothing.
@@ -186,7 +186,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How --scheme auto came to a scheme.
+    """How --scheme auto chose a scheme.
 
     Attributes:
         linear_macs: the share of the float model's multiply-accumulates in matrix products (linear, recurrent and
@@ -204,7 +204,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What a scheme brings against float on the same target.
+    """A scheme compared with float on the same target.
 
     Attributes:
         arch: of the host that the latencies were measured on, the artifacts taking turns.
@@ -217,7 +217,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFinding:
-    """A finding of the data lint: its name, and a line that says what was seen."""
+    """A finding of the data lint: its name and a line of text."""
 
     name: str
     message: str
@@ -225,7 +225,7 @@ class DataFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
-    """What the manifest says of the data: hashes and counts, never paths."""
+    """The data in the manifest: hashes and counts, never paths."""
 
     calibration_sha256: str | None = None
     calibration_samples: int = 0
@@ -241,7 +241,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenSet:
-    """A few samples as an app would have them, and the outputs that it must reproduce.
+    """A few samples in an app's form, and the outputs that it must reproduce.
 
     Attributes:
         inputs: for each model input, an array [samples, …] before preprocessing.
@@ -262,7 +262,7 @@ class GoldenSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """What it came to that the shipped model's scales and zero points were reused.
+    """The effect of reusing the shipped model's scales and zero points.
 
     Attributes:
         shipped: the digest of the shipped model's bundle.
@@ -290,13 +290,13 @@ class PackageResult:
     Attributes:
         path: the bundle, in place or under `rejected/`.
         seconds: what each step took; a step shared with another row counts once.
-        layers: of the lowered model; none where the artifact came as it is.
+        layers: of the lowered model; none for a ready-made artifact.
         qparams: of every tensor in static int8, for models to come that are to reuse them.
         reuse: None where no shipped model's were reused.
-        source: the origin of the model, as `edgeq.sources` tells it; "" in older reports.
-        search: what a search for the layers to leave in float came to; None for schemes that do not search.
+        source: the origin of the model, from `edgeq.core.sources`; "" in older reports.
+        search: result of the search for the layers to keep in float; None for schemes without a search.
         layer_sqnrs: as in QuantizedModel; None in older reports too.
-        choice: how --scheme auto came to the scheme; None where it was named.
+        choice: how --scheme auto chose the scheme; None without it.
         compared: with float on the same target; None where --compare was not given.
     """
 
@@ -348,7 +348,7 @@ class PackageResult:
         """The bundle with its manifest, in place or under `rejected/`; its files are not hashed again.
 
         Raises:
-            IntegrityError: another bundle, or none, lies there by now.
+            IntegrityError: the path now has another bundle, or none.
         """
         from edgeq.core import manifest as manifests  # loads pydantic
 
@@ -415,7 +415,7 @@ class Refusal:
 
     @property
     def label(self) -> str:
-        """The target and the scheme, for people."""
+        """The target and the scheme, as text."""
         return f"{self.target} {self.scheme}"
 
 
@@ -428,7 +428,7 @@ class RunReport:
 
     Attributes:
         rows: one for each bundle, accepted or not; at least one.
-        refused: the targets and schemes of which there is no bundle.
+        refused: the targets and schemes without a bundle.
     """
 
     rows: tuple[PackageResult, ...]
@@ -464,7 +464,7 @@ class RunReport:
         refused = [one for one in self.refused if one.target == target and scheme in ("", one.scheme)]
         found = [row for row in self.rows if row.target == target and scheme in ("", row.scheme)]
         if len(found) != 1:
-            why = "no result" if not found else "several results: name the scheme"
+            why = "no result" if not found else "several results: give the scheme"
             if refused and not found:
                 raise KeyError(f"{refused[0].label} was refused: {refused[0].error.what}")
             raise KeyError(f"{why} for {key!r}; this report has {', '.join(row.label for row in self.rows)}")
@@ -504,10 +504,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
-    """What the app as a whole is held to, in bytes, for each ABI (`android-arm64`).
+    """Limits of the app as a whole in bytes, for each ABI (`android-arm64`).
 
     Attributes:
-        size_bytes, download_bytes: the most that artifacts, or ZIPs, with the runtime libraries may have.
+        size_bytes, download_bytes: maximum size of artifacts, or of ZIPs, with the runtime libraries.
         runtime_bytes: of a runtime's library, by (runtime, ABI), where it was given.
     """
 
@@ -521,7 +521,7 @@ class Library:
     """A runtime's native library for one ABI, as the app carries it, and as it is downloaded.
 
     Attributes:
-        origin: where the sizes come from, in words.
+        origin: the source of the sizes, as text.
     """
 
     size_bytes: int
@@ -540,7 +540,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelResult:
-    """How one model ended: with a report, or with an error."""
+    """One model's result: a report or an error."""
 
     name: str
     report: RunReport | None

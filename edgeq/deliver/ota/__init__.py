@@ -1,7 +1,7 @@
 """Over-the-air updates: signed channels that any static server can hold, small patches, and the reference client.
 
-docs of the two contracts that a client in another language needs: `facts.py` (what the signed index says) and
-`store.py` (how a device keeps releases).
+A client in another language needs two contracts: `index.py` (the fields of the signed index) and `store.py` (how a
+device stores releases).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def bill_of_materials(manifest: Manifest, digest: str, *, now: datetime.datetime
         licence: the model's own, an SPDX expression; None where none was given.
 
     Raises:
-        UsageError: `licence` is no SPDX expression.
+        UsageError: `licence` is not an SPDX expression.
         EdgeqError: the bill does not fit its own schema.
     """
     from cyclonedx.model.bom import Bom, BomMetaData
@@ -79,7 +79,8 @@ def _spdx(licence: str) -> str:
 
     if not is_expression(licence):
         raise UsageError(
-            f"{licence!r} is no SPDX licence expression", "write one, such as Apache-2.0 or MIT OR BSD-3-Clause"
+            f"{licence!r} is not an SPDX license expression",
+            ("give one with --license, such as Apache-2.0 or MIT OR BSD-3-Clause"),
         )
     return licence
 

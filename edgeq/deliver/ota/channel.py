@@ -1,8 +1,9 @@
 """A channel: a folder of signed metadata and files that any static server can hold.
 
 `metadata/` holds TUF's roles (`N.root.json`, `N.targets.json`, `N.snapshot.json`, `timestamp.json`), `targets/` the
-files, named after their hashes. Every file but `timestamp.json` is new under its own name, and `timestamp.json` is
-renamed into place after all that it leads to: a reader, and a run that is killed, sees the old channel or the new one.
+files, named after their hashes. Every file except `timestamp.json` is written once under its own name, and
+`timestamp.json` is renamed into place after all that it leads to: a reader, and a run that is killed, sees the old
+channel or the new one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _OUR_FILE = re.compile(r"[0-9a-f]{64}\..+|\..+\.[a-z0-9_]{8}\.tmp")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """A channel as its own metadata has it, every signature checked.
+    """A channel, read from its own metadata with every signature checked.
 
     Attributes:
         roots: all versions of the root, the first one first.
@@ -84,7 +85,7 @@ def open_channel(folder: Path) -> Channel | None:
     if not (place / "1.root.json").exists():
         strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
         if set(strange) - {METADATA, FILES}:
-            what = f"{folder} is no channel: it holds {sorted(strange)[0]}"
+            what = f"{folder} is not a channel: it holds {sorted(strange)[0]}"
             raise UsageError(what, "give an empty folder, or one that does not exist yet")
         return None
     try:
@@ -92,7 +93,7 @@ def open_channel(folder: Path) -> Channel | None:
     except IntegrityError:
         raise
     except Exception as err:  # python-tuf raises several kinds on damaged metadata
-        what = f"the channel {folder} is damaged, or signed by others: {first_line(err)}"
+        what = f"the channel {folder} is damaged, or signed with other keys: {first_line(err)}"
         raise IntegrityError(what, "restore it from a copy") from err
 
 
@@ -144,12 +145,12 @@ def publish(
         files: the contents of those that are new, by name.
         now: the time of signing.
         valid_days: after how many days clients refuse the index, unless it is signed again.
-        clock: the time that clients go by; None for whatever theirs is.
+        clock: the time on the clients' clocks; None where it is not known.
 
     Raises:
-        UsageError: by the clock, the index or the root would have expired.
+        UsageError: the index or the root would already have expired at `clock`.
         IntegrityError: the keys are not this channel's.
-        EnvironmentProblem: a private key is not at hand, or the disk refused a write.
+        EnvironmentProblem: a private key is not available, or a write failed.
     """
     soon = now + datetime.timedelta(days=valid_days)
     root = next_root(before, ring, now)
@@ -160,7 +161,7 @@ def publish(
     _write(folder, new, timestamp, root)
     opened = open_channel(folder)
     if opened is None:
-        raise IntegrityError(f"{folder} vanished while it was written", "look at its disk")
+        raise IntegrityError(f"{folder} disappeared while it was written", "check the disk that holds it")
     tidy(opened)
     return opened
 
@@ -185,7 +186,7 @@ def _check_lasting(
     for name, end in ends.items():
         if clock is not None and end <= clock:
             what = f"signed as of {now:%Y-%m-%d} (SOURCE_DATE_EPOCH), the {name} would have expired on {end:%Y-%m-%d}:"
-            fix = "unset SOURCE_DATE_EPOCH for this command; `edgeq ota release --allow-expired` writes it all the same"
+            fix = "unset SOURCE_DATE_EPOCH for this command; `edgeq ota release --allow-expired` writes it anyway"
             raise UsageError(f"{what} every client would refuse the channel", fix)
 
 
@@ -240,7 +241,7 @@ def _switch(new: Mapping[Path, bytes], timestamp: Path, data: bytes) -> None:
 
 
 def tidy(channel: Channel) -> None:
-    """Remove what no reader needs: files of states older than the previous one, and what killed runs left."""
+    """Remove files that no reader needs: those of states older than the previous one, and leftovers of killed runs."""
     place = channel.folder / METADATA
     numbers = {"targets": channel.targets.signed.version, "snapshot": channel.snapshot.signed.version}
     metadata = {f"{number - back}.{role}.json" for role, number in numbers.items() for back in (0, 1)}
@@ -299,11 +300,11 @@ _ROOT_RENEWED_DAYS = 180
 
 
 def next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> Metadata[Root] | None:
-    """Return the next root, signed by the old one's keys and its own, or None where the present one stays.
+    """Return the next root, signed by the old one's keys and its own, or None where the present one stays valid.
 
     Raises:
-        IntegrityError: the keys are not this channel's, or too few of the replaced ones are at hand.
-        EnvironmentProblem: a private key is not at hand.
+        IntegrityError: the keys are not this channel's, or too few of the replaced ones are available.
+        EnvironmentProblem: a private key is not available.
     """
     from tuf.api.metadata import Metadata, Root
 
@@ -336,9 +337,9 @@ def _check_chain(before: Channel | None, root: Metadata[Root]) -> None:
         for judge in (*(before.roots[-1:] if before else ()), root):
             judge.signed.verify_delegate("root", root.signed_bytes, root.signatures)
     except UnsignedMetadataError as err:
-        what = "the channel's root keys did not sign the change: too few of the replaced ones are at hand"
+        what = "the channel's root keys did not sign the change: too few of the replaced keys are available"
         raise IntegrityError(
-            what, "bring them; clients follow a new root only when the old one's keys signed it"
+            what, "provide the replaced keys; clients accept a new root only when the old root's keys signed it"
         ) from err
 
 
@@ -363,7 +364,7 @@ def _check_not_revoked(before: Channel, ring: KeyRing) -> None:
             what = (
                 f"revoked key: {before.folder} replaced the {role} key {revoked[0][:8]}, which {ring.folder} still has"
             )
-            raise IntegrityError(what, "give the keys as they are since the rotation, not an older copy of them")
+            raise IntegrityError(what, "give the keys as they are after the rotation, not an older copy")
 
 
 def _role(root: Root, role: RoleName) -> tuple[int, frozenset[str]]:

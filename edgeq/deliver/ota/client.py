@@ -48,7 +48,8 @@ class Request:
     """What a device asks for.
 
     Attributes:
-        device: whose store it is; model, target and runtime may be left to what the store knows, or has no choice of.
+        device: whose store it is; model, target and runtime may be None where the store knows them, or the channel has
+            only one.
         trust: the root that the app ships with; needed for a new store.
         clock: the device's time; None where it has no clock.
         most_bytes: the largest bundle that the device takes.
@@ -71,9 +72,9 @@ class Update:
 
     Attributes:
         action: whether a release was installed, or there was nothing newer.
-        via: how it came.
+        via: how it was transferred.
         downloaded_bytes: of the patch or the ZIP; 0 where nothing was fetched.
-        notes: what else to tell.
+        notes: further remarks for the person who reads the result.
     """
 
     action: Literal["installed", "up to date"]
@@ -87,17 +88,17 @@ class Update:
 
 
 def update(request: Request, self_test: Callable[[Path], None]) -> Update:
-    """Bring a store to the channel's newest release for this device, whole or not at all.
+    """Update a store to the channel's newest release for this device; a failed update changes nothing.
 
     Args:
         request: the device and the channel.
         self_test: loads a bundle's folder in a child process and runs its golden samples; raises an `EdgeqError`.
 
     Raises:
-        UsageError: the store is another device's, or what the device is was not told.
+        UsageError: the store belongs to another device, or the request does not say what the device is.
         UnsupportedError: the channel has nothing for this target, ABI or runtime.
         IntegrityError: no trust, a refused index, or bytes that are not the signed ones.
-        VerificationError: the release failed its self-test; the one before stays.
+        VerificationError: the release failed its self-test; the previous one stays current.
         EnvironmentProblem: the channel cannot be reached, or the disk is full.
     """
     with disk_errors(request.store), lock_dir(request.store, wait_s=_WAIT_S, name=UPDATE_LOCK):
@@ -117,7 +118,11 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
             target=request.target,
             runtime=request.runtime,
         )
-        notes = () if trusted.by_clock else ("no clock to judge by: expiry was judged by when the index was signed",)
+        notes = (
+            ()
+            if trusted.by_clock
+            else (("the device has no clock: expiry was judged against the time at which the index was signed"),)
+        )
         return _followed(store, state, device, trusted.index, request, self_test, notes)
 
 
@@ -160,14 +165,17 @@ def _followed(
         store.drop_downloads()  # of a run that was killed after the switch
         return _up_to_date(store, current.release, state, chosen, notes)
     if release in state.bad:
-        what = f"release {release} failed on this device before, and is not tried again"
-        raise VerificationError(what, "release a bundle that is good; the device keeps what it has")
+        what = f"release {release} failed on this device before and is not tried again"
+        raise VerificationError(what, "release a corrected bundle; the device keeps its current release")
     if states.is_deferred(state, release, now=_now(state, request), runtime=device.runtime):
-        what = f"release {release} could not be tested on this device {MAX_TRIES} times, and waits for a day"
+        what = (
+            f"release {release} could not be tested on this device in {MAX_TRIES} attempts; it is tried again "
+            "after a day"
+        )
         raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
     slot = Slot(release=release, digest=chosen.facts.digest)
     via, fetched = placed(store, state, slot, chosen, index, source=request.source, most_bytes=request.most_bytes)
-    _tried(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
+    _run_self_test(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
     store.drop_downloads()
     with store.locked():
         store.recover()
@@ -213,8 +221,8 @@ def _root(store: Store, request: Request) -> bytes:
     if kept is not None:
         return kept
     if request.trust is None:
-        what = f"the store {request.store} trusts nobody yet"
-        raise IntegrityError(what, "give --trust ROOT.json, the channel's first root, from a place that you trust")
+        what = f"the store {request.store} has no trusted root yet"
+        raise IntegrityError(what, "give --trust ROOT.json: the channel's first root, from a source that you trust")
     return request.trust
 
 
@@ -236,7 +244,9 @@ def _capped(store: Store, request: Request) -> State:
     return state
 
 
-def _tried(store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: str, runtime: str | None) -> None:
+def _run_self_test(
+    store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: str, runtime: str | None
+) -> None:
     """Load a release for the first time, counted before it is loaded, and switch to it if it works."""
 
     def begun(state: State) -> State:
@@ -261,7 +271,7 @@ def _tried(store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: 
                 store.recover()
         again = counted(left, "more try") if left else "it is not tried again"
         what = f"release {slot.release} failed its self-test ({again}): {err.what}"
-        raise VerificationError(what, "the device keeps what it has; release a bundle that is good") from err
+        raise VerificationError(what, "the device keeps its current release; release a corrected bundle") from err
     store.change(lambda state: states.switched(state, slot))
 
 
@@ -269,7 +279,7 @@ def _tried(store: Store, slot: Slot, self_test: Callable[[Path], None], *, now: 
 
 
 def check_device(known: DeviceFacts | None, *, device_id: str, model: str | None, target: str | None) -> None:
-    """Refuse a store that is another device's.
+    """Refuse a store that belongs to another device.
 
     Raises:
         IntegrityError: it is.
@@ -292,15 +302,15 @@ def described(
     target: str | None,
     runtime: str | None,
 ) -> DeviceFacts:
-    """Return what the device is; where the channel leaves no choice it need not be told.
+    """Return the facts of the device; those that the request leaves out come from the channel where it has only one.
 
     Raises:
-        UsageError: a name that is none, or a choice that has to be told.
+        UsageError: an invalid name, or the request leaves out a fact that the channel has several values for.
         UnsupportedError: the channel has nothing at all.
     """
     if runtime is not None and _version(runtime) is None:
-        what = f"--runtime {runtime!r} is no version, and any release would seem to be for it"
-        raise UsageError(what, "write it with a full stop, such as 1.5")
+        what = f"--runtime {runtime!r} is not a version"
+        raise UsageError(what, "give major and minor version, such as 1.5")
     if known is not None:
         return known.model_copy(update={"runtime": runtime}) if runtime else known
     offered = [(one.facts.model, one.facts.target) for one in index.bundles]
@@ -317,7 +327,7 @@ def described(
     except ValidationError as err:
         first = err.errors(include_url=False)[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
-        raise UsageError(what, "use letters, digits, and any of . _ : -") from err
+        raise UsageError(what, "use letters, digits and the characters . _ : -") from err
 
 
 def _only(names: list[str], what: str) -> str:
@@ -325,16 +335,16 @@ def _only(names: list[str], what: str) -> str:
         return names[0]
     if not names:
         raise UnsupportedError(
-            "the channel has no release that fits", f"check --model and --target, or release a {what}"
+            "the channel has no release that fits", "check --model and --target, or release a bundle for them"
         )
-    raise UsageError(f"the channel has several {what}s: {', '.join(names[:8])}", f"say which with --{what}")
+    raise UsageError(f"the channel has several {what}s: {', '.join(names[:8])}", f"choose one with --{what}")
 
 
 def choose(index: Index, device: DeviceFacts) -> BundleEntry:
     """Return the newest release for a device.
 
     Raises:
-        UnsupportedError: none is for its model, target, runtime or id; the message says which of them.
+        UnsupportedError: none is for its model, target, runtime or id; the message names which.
     """
     bundles = [one for one in index.bundles if one.facts.model == device.model]
     if not bundles:
@@ -393,13 +403,13 @@ def placed(
     source: Source,
     most_bytes: int,
 ) -> tuple[Literal["patch", "full download", "an earlier try"], int]:
-    """Bring a release into its slot, every byte checked against the signed index.
+    """Write a release into its slot; every byte is checked against the signed index.
 
     Returns:
-        How it came, and how many bytes were fetched.
+        How it was transferred, and how many bytes were downloaded.
 
     Raises:
-        IntegrityError: bytes that are not the signed ones, or more than the device takes.
+        IntegrityError: bytes that are not the signed ones, or more than the device accepts.
         EnvironmentProblem: the channel cannot be reached, or the disk is full.
     """
     place = store.slot(slot.release)
@@ -488,7 +498,7 @@ def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, most_by
     """Refuse what is too large before anything is fetched."""
     size_bytes = chosen.facts.plain_bytes
     if max(size_bytes, download_bytes) > most_bytes:
-        what = f"release {chosen.facts.release} has {size_bytes} bytes, this device takes {most_bytes}"
+        what = f"release {chosen.facts.release} has {size_bytes} bytes, this device accepts at most {most_bytes}"
         raise IntegrityError(what, "release a smaller one, or raise the device's limit")
     needed = size_bytes + download_bytes + _LEAST_FREE_BYTES
     free = shutil.disk_usage(store.folder).free
@@ -499,12 +509,12 @@ def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, most_by
 
 def _check_plain(chosen: BundleEntry, folder: Path) -> None:
     if sha256_bytes(pack(folder)) != chosen.facts.plain_sha256:
-        what = f"mix-and-match: release {chosen.facts.release} holds another bundle than the index says"
-        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+        what = f"mix-and-match: release {chosen.facts.release} holds a different bundle from the one in the index"
+        raise IntegrityError(what, "do not use the channel; report this to its operator")
 
 
 def _check_same(chosen: BundleEntry, bundle: Bundle) -> None:
     other = disagreement(chosen.facts, bundle.manifest, bundle.digest)
     if other is not None:
         what = f"mix-and-match: the bundle of release {chosen.facts.release} has {other}"
-        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+        raise IntegrityError(what, "do not use the channel; report this to its operator")

@@ -1,4 +1,4 @@
-"""Where a client reads a channel: a folder or a web server. Sizes are bounded, slow data is given up."""
+"""Sources of a channel for clients: a folder or a web server. Sizes are bounded; slow transfers are aborted."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Missing(EnvironmentProblem):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How slow data may come.
+    """How slow a transfer may be.
 
     Attributes:
-        answer_s: until the headers have come, with redirects and repetitions.
+        answer_s: time limit until the headers arrive, including redirects and retries.
         gap_s: the longest wait for the next byte of a file.
-        grace_s: after so many seconds the average counts.
-        least_bytes_per_s: the least average.
+        grace_s: seconds after which the average rate is checked.
+        least_bytes_per_s: the lowest average rate that is accepted.
         most_wait_s: how long to wait where the server asks for it (Retry-After).
     """
 
@@ -71,14 +71,14 @@ class Source(Protocol):
         """
 
     def says(self) -> str:
-        """Return the channel's place, for messages."""
+        """Return the channel's location, for messages."""
 
 
 def open_source(place: str, pace: Pace | None = None) -> Source:
     """Return the source for a URL or a folder.
 
     Raises:
-        UsageError: neither of the two.
+        UsageError: `place` is neither of the two.
     """
     if place.startswith(_SCHEMES):
         return WebSource(place, pace or Pace())
@@ -111,7 +111,9 @@ class FolderSource:
             raise EnvironmentProblem(f"cannot read {place}: {err.strerror}", "check the channel") from err
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise IntegrityError(f"{place} is no plain file", "do not use the channel; tell whoever runs it")
+                raise IntegrityError(
+                    f"{place} is not a regular file", "do not use the channel; report this to its operator"
+                )
             file.seek(start)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
@@ -139,22 +141,22 @@ class _Watch:
         self._thread.start()
 
     def follow(self, connection: socket.socket) -> socket.socket:
-        """Watch a connection; a copy of its descriptor, since TLS takes the socket over."""
+        """Watch a connection through a copy of its descriptor, since TLS takes over the socket."""
         with self._lock:
             self._sockets.append(connection.dup())
         return connection
 
     def left_s(self) -> float:
-        """Return how long the answer may still take."""
+        """Return the seconds left for the answer."""
         return self._began + self._pace.answer_s - time.monotonic()
 
     def reads(self) -> None:
-        """Say that the caller waits for data."""
+        """Record that the caller waits for data."""
         self._waits_since = time.monotonic()
         self._body_began = self._body_began or self._waits_since
 
     def got(self, size_bytes: int) -> None:
-        """Say that data came; what the caller does with it is not waiting."""
+        """Record that data arrived; the time in which the caller processes it does not count."""
         self._came += size_bytes
         self._waits_since = None
 
@@ -199,7 +201,7 @@ class WebSource:
         return self._url
 
     def chunks(self, path: str, start: int) -> Iterator[bytes]:
-        """Yield a file's bytes from `start` on, as fast as `Pace` asks."""
+        """Yield a file's bytes from `start` on; `Pace` bounds how slowly."""
         import urllib3
 
         watch = _Watch(self._pace)
@@ -224,7 +226,9 @@ class WebSource:
             if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
                 raise _slow(path, f"no byte within {self._pace.gap_s:g} s") from err
             what = f"cannot read {self._url}: {type(reason).__name__}: {first_line(reason, 160)}"
-            raise EnvironmentProblem(what, "check the network, and try again; what came so far is kept") from err
+            raise EnvironmentProblem(
+                what, "check the network and try again; the bytes received so far are kept"
+            ) from err
         finally:
             watch.close()
 
@@ -263,7 +267,9 @@ class WebSource:
             if wait_s is None:
                 raise EnvironmentProblem(what, "try again later, or check the URL")
             if wait_s > min(self._pace.most_wait_s, watch.left_s()):
-                raise EnvironmentProblem(f"{what}, and asks to wait {wait_s:.0f} s", "try again after that time")
+                raise EnvironmentProblem(
+                    f"{what}, and asks the client to wait {wait_s:.0f} s", "try again after that time"
+                )
             time.sleep(wait_s)
         what = f"{self._url} gave no file for {path} after {_MOST_ANSWERS} redirects or requests to wait"
         raise EnvironmentProblem(what, "try again later, or check the URL")
@@ -275,7 +281,7 @@ class WebSource:
         if other.scheme == "https" or (other.scheme, other.hostname) == (own.scheme, own.hostname):
             return to
         what = f"{self._url} redirects to {first_line(ValueError(to), 160)}, which is neither https nor the same host"
-        raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+        raise IntegrityError(what, "do not use the channel; report this to its operator")
 
 
 def _watched_pool(watch: _Watch, pace: Pace) -> urllib3.PoolManager:
@@ -319,24 +325,24 @@ def _retry_after_s(text: str | None) -> float | None:
 
 
 def _slow(path: str, why: str) -> IntegrityError:
-    return IntegrityError(f"slow data: {path}: {why}", "try again; what came so far is kept")
+    return IntegrityError(f"slow data: {path}: {why}", "try again; the bytes received so far are kept")
 
 
 def endless(path: str, most_bytes: int) -> IntegrityError:
-    """Return the error of a file that has more bytes than it may."""
-    what = f"endless data: {path} has more than the {most_bytes} bytes that it may have"
-    return IntegrityError(what, "do not use the channel; tell whoever runs it")
+    """Return the error for a file with more bytes than the index states."""
+    what = f"endless data: {path} has more than the {most_bytes} bytes that it may have at most"
+    return IntegrityError(what, "do not use the channel; report this to its operator")
 
 
 def download(source: Source, entry: Entry, folder: Path) -> Path:
-    """Return the path of a whole, verified download; a part of an earlier try is continued.
+    """Return the path of a whole, verified download; a partial download of an earlier attempt is continued.
 
     The file is named after its hash, not after anything that the channel says.
 
     Raises:
         IntegrityError: endless or slow data, or bytes that are not the signed ones.
         EnvironmentProblem: the source cannot be reached or read.
-        OSError: the disk refused a write.
+        OSError: a write failed.
     """
     path = folder / f"{entry.sha256}.part"
     remote = f"targets/{entry.sha256}.{entry.name}"
@@ -346,13 +352,13 @@ def download(source: Source, entry: Entry, folder: Path) -> Path:
         return path
     size_bytes = path.stat().st_size
     if size_bytes < entry.size_bytes:
-        what = f"the download broke off: {remote} has {size_bytes} of {entry.size_bytes} bytes"
-        raise EnvironmentProblem(what, "try again; what came so far is kept")
+        what = f"the download was cut off: {remote} has {size_bytes} of {entry.size_bytes} bytes"
+        raise EnvironmentProblem(what, "try again; the bytes received so far are kept")
     path.unlink()
     if resumed:  # the part may have been damaged on this disk: once more, from the start
         return download(source, entry, folder)
     what = f"{remote} is not the file that was signed: its SHA-256 differs"
-    raise IntegrityError(what, "do not use the channel; tell whoever runs it")
+    raise IntegrityError(what, "do not use the channel; report this to its operator")
 
 
 def _have(path: Path, size_bytes: int) -> int:

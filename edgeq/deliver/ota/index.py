@@ -1,7 +1,7 @@
-"""What the signed index says of each file, in the `custom` field of TUF's targets: the contract with every client.
+"""What the signed index records for each file, in the `custom` field of TUF's targets: the contract with every client.
 
 A target's name is `<model>.<target>.<release>.zip`, `….<release>.from-<base>.patch` or `….<release>.cdx.json`; it lies
-at `targets/<sha256>.<name>`. Clients choose by the facts below, never by a name, and take no path from either.
+at `targets/<sha256>.<name>`. Clients choose by the facts below, never by a name, and derive no path from either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Strict(BaseModel):
     schema_version: Literal[1] = 1
     model: Slug
     target: Slug
-    release: Release = Field(description="counts up in a channel, whatever the models' own versions are")
+    release: Release = Field(description="counts up in a channel, independent of the models' own versions")
 
 
 class BundleFacts(_Strict):
@@ -45,12 +45,14 @@ class BundleFacts(_Strict):
     arch: Slug = Field(description="the ABI")
     runtime: Slug
     exported_with: str = Field(description="the runtime version that wrote the artifact; older ones are refused")
-    runtimes: tuple[str, ...] = Field(description="the versions in the field that it was released for")
+    runtimes: tuple[str, ...] = Field(description="the runtime versions in the field that it was released for")
     digest: Sha256 = Field(description="the bundle's")
     plain_sha256: Sha256 = Field(description="of the bundle's plain form, which patches start from and lead to")
     plain_bytes: Count
     withdrawn: bool = False
-    devices: tuple[DeviceId, ...] = Field(default=(), description="the only devices that it is for; none: all")
+    devices: tuple[DeviceId, ...] = Field(
+        default=(), description=("ids of the only devices that it is for; empty for all")
+    )
 
 
 class DeltaFacts(_Strict):
@@ -76,7 +78,7 @@ _FACTS: TypeAdapter[BundleFacts | DeltaFacts | BomFacts] = TypeAdapter(Facts)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A file of a channel, as the signed index has it."""
+    """A file of a channel, as the signed index lists it."""
 
     name: str
     sha256: str
@@ -86,7 +88,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleEntry:
-    """A full download of the index."""
+    """A full download in the index."""
 
     file: Entry
     facts: BundleFacts
@@ -94,7 +96,7 @@ class BundleEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaEntry:
-    """A patch of the index."""
+    """A patch in the index."""
 
     file: Entry
     facts: DeltaFacts
@@ -125,7 +127,7 @@ def parse_index(targets: Mapping[str, Any]) -> Index:
         targets: what python-tuf verified: an object with `length`, `hashes` and `custom` for each name.
 
     Raises:
-        IntegrityError: a name that would become a path, two that differ in case only, or facts that are none.
+        IntegrityError: a name that would become a path, two names that differ only in case, or invalid facts.
         UnsupportedError: facts of a newer edgeq.
     """
     seen: set[str] = set()
@@ -134,13 +136,13 @@ def parse_index(targets: Mapping[str, Any]) -> Index:
         if not _NAME.fullmatch(name) or ".." in name:
             raise _broken(f"the name {name[:80]!r} would become a path")
         if name.lower() in seen:
-            raise _broken(f"two names differ in case only: {name!r}")
+            raise _broken(f"two names differ only in case: {name!r}")
         seen.add(name.lower())
         entries.append(_entry(name, target))
     numbers = [(entry.facts.model, entry.facts.target, entry.facts.release, entry.facts.kind) for entry in entries]
     for number in set(numbers):
         if number[-1] == "bundle" and numbers.count(number) > 1:
-            raise _broken(f"release {number[2]} of {number[0]} for {number[1]} stands twice")
+            raise _broken(f"release {number[2]} of {number[0]} for {number[1]} is listed twice")
     return Index(entries=tuple(entries))
 
 
@@ -151,7 +153,7 @@ def _entry(name: str, target: Any) -> Entry:
     custom = target.custom or {}
     facts = custom.get(KEY) if isinstance(custom, dict) else None
     if not isinstance(facts, dict):
-        raise _broken(f"{name} has no facts of edgeq's")
+        raise _broken(f"{name} has no edgeq facts")
     version = facts.get("schema_version")
     if type(version) is int and version > FACTS_VERSION:
         what = f"the channel's index has facts of version {version}, this client knows {FACTS_VERSION}"
@@ -172,12 +174,12 @@ def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _broken(why: str) -> IntegrityError:
     return IntegrityError(
-        f"the channel's index is refused: {why[:300]}", "do not use it; tell whoever runs the channel"
+        f"the channel's index is refused: {why[:300]}", "do not use it; report this to the channel's operator"
     )
 
 
 def bundle_facts(manifest: Manifest, *, release: int, digest: str, plain_sha256: str, plain_bytes: int) -> BundleFacts:
-    """Return what the index says of a bundle by its manifest; field runtimes and devices are the caller's to add."""
+    """Return a bundle's index facts from its manifest; the caller adds field runtimes and devices."""
     return BundleFacts(
         model=manifest.model.name,
         target=manifest.target.name,
@@ -195,7 +197,7 @@ def bundle_facts(manifest: Manifest, *, release: int, digest: str, plain_sha256:
 
 
 def disagreement(facts: BundleFacts, manifest: Manifest, digest: str) -> str | None:
-    """Return in what a bundle is another one than the index says, or None."""
+    """Return how a bundle differs from its index entry, or None."""
     pairs = (
         ("model", facts.model, manifest.model.name),
         ("target", facts.target, manifest.target.name),

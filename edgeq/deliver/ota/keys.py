@@ -1,8 +1,8 @@
 """Signing keys: Ed25519 through securesystemslib's signers. Private keys never leave their file, variable or KMS.
 
-A key folder holds `keys.json` (public keys, thresholds and where each private key is) and, unless they are elsewhere,
-the private keys as PEM files of mode 0600. A private key's place is `file:NAME` (beside keys.json), `env:VARIABLE`
-(PEM text) or a URI of securesystemslib's (`awskms:…`, `gcpkms://…`, `azurekms://…`, `hsm:…`).
+A key folder holds `keys.json` (public keys, thresholds and the place of each private key). Private keys without an
+external place are PEM files of mode 0600 in the same folder. A private key's place is `file:NAME` (beside keys.json),
+`env:VARIABLE` (PEM text) or a URI of securesystemslib's (`awskms:…`, `gcpkms://…`, `azurekms://…`, `hsm:…`).
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class KeyFile(_Strict):
     schema_version: Literal[1] = 1
     roles: dict[RoleName, RoleKeys]
     retired: dict[RoleName, tuple[KeyEntry, ...]] = Field(
-        default_factory=dict, description="replaced keys, which sign once more so that clients follow"
+        default_factory=dict, description="replaced keys, which sign once more so that clients accept the change"
     )
 
     def model_post_init(self, _context: object) -> None:
-        """Check what a single field cannot."""
+        """Check the roles and their thresholds, which no single field can check."""
         if set(self.roles) != set(ROLES):
             raise ValueError(f"expected the roles {', '.join(ROLES)}")
         for role, keys in self.roles.items():
@@ -76,22 +76,22 @@ class KeyRing:
         self.file = file
 
     def signers(self, role: RoleName) -> list[Signer]:
-        """Return the signers of a role whose private keys are at hand: enough for its threshold.
+        """Return the signers of a role whose private keys are available: at least its threshold.
 
         Raises:
-            EnvironmentProblem: fewer than the threshold are at hand.
-            IntegrityError: a private key that others may read, or of another public key.
+            EnvironmentProblem: fewer than the threshold are available.
+            IntegrityError: other users may read a private key, or it belongs to another public key.
         """
         keys = self.file.roles[role]
         found = [signer for key in keys.keys if (signer := self._signer(key)) is not None]
         if len(found) < keys.threshold:
             places = ", ".join(_safe(key.uri) for key in keys.keys)
-            what = f"{len(found)} private keys for {role} are at hand, {keys.threshold} must sign (places: {places})"
-            raise EnvironmentProblem(what, "bring the key file, or set the variable, and run again")
+            what = f"{len(found)} private keys for {role} are available, {keys.threshold} must sign (places: {places})"
+            raise EnvironmentProblem(what, "provide the key file or set the variable, and run again")
         return found
 
     def retired_signers(self, role: RoleName) -> list[Signer]:
-        """Return the signers of a role's replaced keys that are still at hand."""
+        """Return the signers of a role's replaced keys that are still available."""
         keys = self.file.retired.get(role, ())
         return [signer for key in keys if (signer := self._signer(key)) is not None]
 
@@ -116,20 +116,20 @@ def load_keys(folder: Path) -> KeyRing:
 
     Raises:
         UsageError: the folder has no keys.
-        IntegrityError: keys.json is not what edgeq wrote.
+        IntegrityError: keys.json does not have edgeq's format.
     """
     path = folder / FILE_NAME
     try:
         data = path.read_bytes()
     except OSError as err:
         what = f"no keys in {folder}: {path.name}: {err.strerror}"
-        raise UsageError(what, f"make some with `edgeq keys new {folder}`, or give their folder with --keys") from err
+        raise UsageError(what, f"create keys with `edgeq keys new {folder}`, or give their folder with --keys") from err
     try:
         return KeyRing(folder, KeyFile.model_validate_json(data))
     except ValidationError as err:
         first = err.errors(include_url=False, include_input=False)[0]
-        what = f"{path} is not what edgeq wrote: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise IntegrityError(what, "restore it from where you keep a copy") from err
+        what = f"{path} does not have edgeq's format: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise IntegrityError(what, "restore it from a backup") from err
 
 
 def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places: Mapping[RoleName, str]) -> KeyRing:
@@ -138,10 +138,10 @@ def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places
     Args:
         folder: takes keys.json and the private keys; must not have any yet.
         counts: threshold and number of keys, for roles that need more than one.
-        places: the URI of a private key that is already elsewhere, by role.
+        places: the URI of an existing external private key, by role.
 
     Raises:
-        UsageError: the folder already has keys, or a place that is none.
+        UsageError: the folder already has keys, or a place is not valid.
         EnvironmentProblem: it cannot be written to.
     """
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
@@ -153,7 +153,7 @@ def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places
             threshold, count = counts.get(role, (1, 1))
             elsewhere = places.get(role)
             keys = tuple(
-                _elsewhere(elsewhere, role) if elsewhere is not None else _generate(folder, f"{role}-{number}")
+                _external_key(elsewhere, role) if elsewhere is not None else _generate(folder, f"{role}-{number}")
                 for number in range(1, count + 1)
             )
             roles[role] = RoleKeys(threshold=threshold, keys=keys)
@@ -220,7 +220,7 @@ def _entry(public: Key, uri: str) -> KeyEntry:
     return KeyEntry(keyid=public.keyid, public=public.to_dict(), uri=uri)
 
 
-def _elsewhere(uri: str, role: str) -> KeyEntry:
+def _external_key(uri: str, role: str) -> KeyEntry:
     """Return the entry of a key that is in a variable or a KMS; the public part is asked from there."""
     scheme, _, place = uri.partition(":")
     if scheme == "env":
@@ -239,7 +239,7 @@ def _elsewhere(uri: str, role: str) -> KeyEntry:
         _, public = SIGNER_FOR_URI_SCHEME[scheme].import_(place.removeprefix("//"))  # type: ignore[attr-defined]
     except Exception as err:  # each KMS has errors of its own
         what = f"{role}: cannot reach the key at {_safe(uri)}: {type(err).__name__}"
-        raise EnvironmentProblem(what, "check the credentials, and the library that the signer needs") from err
+        raise EnvironmentProblem(what, "check the credentials, and install the library that the signer needs") from err
     return _entry(public, uri)
 
 
@@ -249,7 +249,7 @@ def _public(entry: KeyEntry) -> Key:
     try:
         return Key.from_dict(entry.keyid, dict(entry.public))
     except Exception as err:  # KeyError, ValueError and the library's own
-        raise IntegrityError(f"keys.json: the public key {entry.keyid[:8]} is none", "restore the file") from err
+        raise IntegrityError(f"keys.json: the public key {entry.keyid[:8]} is not valid", "restore the file") from err
 
 
 def _read_private(path: Path) -> bytes | None:
@@ -261,7 +261,9 @@ def _read_private(path: Path) -> bytes | None:
         raise EnvironmentProblem(f"cannot read the key {path}: {err.strerror}", "check who owns it") from err
     with os.fdopen(fd, "rb") as file:
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-            raise IntegrityError(f"others may read the private key {path}", f"chmod 600 {path}, or make new keys")
+            raise IntegrityError(
+                (f"the private key {path} is readable by other users"), f"chmod 600 {path}, or make new keys"
+            )
         return file.read(65_536)
 
 
@@ -272,15 +274,15 @@ def _signer_of(data: bytes, place: str) -> Any:
     try:
         return CryptoSigner(load_pem_private_key(data, None))
     except Exception:  # nothing of a key may reach a message, so neither does the cause
-        what = f"the private key at {_safe(place)} is no PEM text of one"
+        what = f"the private key at {_safe(place)} is not a PEM private key"
     raise IntegrityError(what, "restore it, or make new keys")
 
 
 def _from_pem(data: bytes, key: KeyEntry) -> Signer:
     signer = _signer_of(data, key.uri)
     if signer.public_key.keyval != _public(key).keyval:
-        what = f"the private key at {_safe(key.uri)} is not the one of {key.keyid[:8]}"
-        raise IntegrityError(what, "bring the right one")
+        what = f"the private key at {_safe(key.uri)} does not belong to the public key {key.keyid[:8]}"
+        raise IntegrityError(what, "provide the matching private key")
     signer.public_key.keyid = key.keyid
     found: Signer = signer
     return found
@@ -293,7 +295,7 @@ def _from_uri(key: KeyEntry) -> Signer:
         return Signer.from_priv_key_uri(key.uri, _public(key))
     except Exception as err:  # each KMS has errors of its own
         what = f"cannot sign with {_safe(key.uri)}: {type(err).__name__}: {first_line(err, 120)}"
-        raise EnvironmentProblem(what, "check the credentials, and the library that the signer needs") from err
+        raise EnvironmentProblem(what, "check the credentials, and install the library that the signer needs") from err
 
 
 def _safe(uri: str) -> str:

@@ -1,7 +1,7 @@
-"""Binary patches: zstandard's patch-from and bsdiff4, the smaller one wins. Output is bounded, and checked before use.
+"""Binary patches: zstandard's patch-from and bsdiff4, whichever is smaller. The output is bounded and checked.
 
-Neither format knows its base: with a wrong one both return wrong bytes without an error. So hashes of base, patch and
-output stand in the signed index, and every one is checked here.
+Neither format identifies its base: with a wrong base both return wrong bytes without an error. The signed index
+therefore holds the hashes of base, patch and output, and every one is checked here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CONTROL_TRIPLE_BYTES = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """What takes one plain form to another."""
+    """The bytes that turn one plain form into another."""
 
     algorithm: Algorithm
     data: bytes
@@ -56,7 +56,7 @@ class Patch:
 
 
 def make_patch(base: bytes, output: bytes) -> Patch:
-    """Return the smaller patch from `base` to `output`; each was applied again before it is returned."""
+    """Return the smaller patch from `base` to `output`; it is applied once as a check before it is returned."""
     made: dict[Algorithm, bytes] = {"zstd": _zstd_diff(base, output)}
     if max(len(base), len(output)) <= _BSDIFF_MOST_BYTES:
         made["bsdiff4"] = _bsdiff(base, output)
@@ -73,10 +73,10 @@ def make_patch(base: bytes, output: bytes) -> Patch:
 
 
 def apply_patch(patch: Patch, base: bytes) -> bytes:
-    """Return the patch's output: the very bytes that its hash names, or an error, never others.
+    """Return the patch's output: exactly the bytes of the hash in the index, or an error.
 
     Raises:
-        IntegrityError: another base, a damaged patch, or one that would give more than it says.
+        IntegrityError: another base, a damaged patch, or one whose output is larger than stated.
     """
     if sha256_bytes(base) != patch.base_sha256:
         raise _refused("it was made for another base")
@@ -88,12 +88,12 @@ def apply_patch(patch: Patch, base: bytes) -> bytes:
     except Exception as err:  # both libraries raise several kinds on damaged bytes
         raise _refused(f"it is damaged: {first_line(err)}") from err
     if len(output) != patch.output_bytes or sha256_bytes(output) != patch.output_sha256:
-        raise _refused("its output is not what the signed index names")
+        raise _refused("its output does not match the hash in the signed index")
     return output
 
 
 def _refused(why: str) -> IntegrityError:
-    return IntegrityError(f"the patch is refused: {why}", "update again: the full download is taken then")
+    return IntegrityError(f"the patch is refused: {why}", "update again: it then uses the full download")
 
 
 def _window_log(base_bytes: int, output_bytes: int) -> int:
@@ -127,7 +127,7 @@ def _zstd_apply(base: bytes, data: bytes, output_bytes: int) -> bytes:
             parts.append(part)
             rest -= len(part)
     if rest <= 0:
-        raise _refused(f"it gives more than the {output_bytes} bytes that the index names")
+        raise _refused(f"its output is larger than the {output_bytes} bytes in the index")
     return b"".join(parts)
 
 
@@ -143,12 +143,12 @@ def _bsdiff_apply(base: bytes, data: bytes, output_bytes: int) -> bytes:
     from bsdiff4 import core
 
     if data[:8] != b"BSDIFF40" or len(data) < _BSDIFF_HEAD_BYTES:
-        raise _refused("it is no bsdiff4 patch")
+        raise _refused("it is not a bsdiff4 patch")
     control_bytes, diff_bytes, says_bytes = (core.decode_int64(data[i : i + 8]) for i in (8, 16, 24))
     if says_bytes != output_bytes:
-        raise _refused(f"it gives {says_bytes} bytes, the index names {output_bytes}")
+        raise _refused(f"its output has {says_bytes} bytes, the index states {output_bytes}")
     if min(control_bytes, diff_bytes) < 0 or _BSDIFF_HEAD_BYTES + control_bytes + diff_bytes > len(data):
-        raise _refused("it is cut off")
+        raise _refused("it is truncated")
     diff_at = _BSDIFF_HEAD_BYTES + control_bytes
     # a control triple that yields nothing is of no use, so there are never more than bytes
     most = _CONTROL_TRIPLE_BYTES * min(output_bytes + 1, 1 << 20)
@@ -167,9 +167,9 @@ def _inflated(data: bytes, most: int) -> bytes:
     engine = bz2.BZ2Decompressor()
     output = engine.decompress(data, most + 1)
     if len(output) > most:
-        raise _refused("it would inflate to more than its output")
+        raise _refused("it would inflate to more bytes than its output has")
     if not engine.eof:
-        raise _refused("it is cut off")
+        raise _refused("it is truncated")
     return output
 
 
@@ -187,7 +187,7 @@ def pack(folder: Path) -> bytes:
     """Return the plain form of the bundle in a folder; its hashes are checked.
 
     Raises:
-        UsageError: the folder is no bundle.
+        UsageError: the folder is not a bundle.
         IntegrityError: a file is missing or changed.
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read.
@@ -206,9 +206,9 @@ def unpack(data: bytes, folder: Path) -> None:
     """Write the files of a plain form into an empty folder; `read_bundle` then checks their hashes.
 
     Raises:
-        IntegrityError: `data` is no plain form.
+        IntegrityError: `data` is not a plain form.
         UnsupportedError: a newer edgeq wrote the manifest.
-        OSError: the disk refused a write.
+        OSError: a write failed.
     """
     start = _HEAD_BYTES + int.from_bytes(data[len(MAGIC) : _HEAD_BYTES], "big")
     if not data.startswith(MAGIC) or start > min(len(data), _HEAD_BYTES + MAX_MANIFEST_BYTES):
@@ -216,7 +216,7 @@ def unpack(data: bytes, folder: Path) -> None:
     manifest = parse_manifest(data[_HEAD_BYTES:start])
     entries = _in_order(manifest)
     if start + sum(entry.size_bytes for entry in entries) != len(data):
-        raise _broken("its files are not as long as its manifest says")
+        raise _broken("its files do not have the sizes in its manifest")
     (folder / MANIFEST_NAME).write_bytes(data[_HEAD_BYTES:start])
     for entry in entries:
         (folder / entry.path).write_bytes(data[start : start + entry.size_bytes])
@@ -228,7 +228,7 @@ def _in_order(manifest: Manifest) -> list[FileEntry]:
 
 
 def _broken(why: str) -> IntegrityError:
-    return IntegrityError(f"the patched bytes are no bundle: {why}", "update again: the full download is taken then")
+    return IntegrityError(f"the patched bytes are not a bundle: {why}", "update again: it then uses the full download")
 
 
 # --- A folder among the system's temporary files, which does not outlive a killed run for long.
@@ -241,12 +241,12 @@ _GRACE_S = 60.0  # between making its folder and locking it a run may be held up
 
 @contextlib.contextmanager
 def scratch_dir() -> Iterator[Path]:
-    """Yield an empty folder; those that killed runs left are removed.
+    """Yield an empty temporary folder; leftovers of killed runs are removed.
 
-    A run holds a lock on its folder, which the system lets go of when the run ends, however it ends.
+    A run holds a lock on its folder; the operating system releases it when the process ends for any reason.
 
     Raises:
-        EnvironmentProblem: the disk that holds temporary files refuses a write.
+        EnvironmentProblem: a write to the disk that holds temporary files failed.
     """
     place = Path(tempfile.gettempdir())
     with disk_errors(place), tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
@@ -301,13 +301,13 @@ def unzip(data: bytes, folder: Path, *, most_bytes: int) -> Bundle:
     Args:
         data: the ZIP, whose hash was checked against the signed index.
         folder: an empty folder of the caller's.
-        most_bytes: the most that the files together may have.
+        most_bytes: maximum total size of the files.
 
     Raises:
-        IntegrityError: no bundle's ZIP, a name that leads out of the folder or stands twice, a link, an entry larger
-            than it may be, or a file that is not the one that the manifest lists.
+        IntegrityError: not a bundle's ZIP, a name that leads out of the folder or occurs twice, a link, an entry that
+            is too large, or a file that differs from the manifest.
         UnsupportedError: a newer edgeq wrote the bundle.
-        OSError: the disk refused a write.
+        OSError: a write failed.
     """
     _check_directory(data)
     try:
@@ -324,13 +324,13 @@ def _check_directory(data: bytes) -> None:
     """Bound the directory before `zipfile` reads all of it."""
     end = data[-_END_BYTES:]
     if len(end) < _END_BYTES or end[:4] != b"PK\5\6" or end[20:22] != b"\0\0":
-        raise _refused_archive("it is no ZIP, or something follows it")
+        raise _refused_archive("it is not a ZIP, or other data follows it")
     if data[-_END_BYTES - _LOCATOR_BYTES : -_END_BYTES][:4] == b"PK\6\7":
-        raise _refused_archive("it is in the ZIP64 format, which bundles are not")
+        raise _refused_archive("it is in the ZIP64 format, which bundles never use")
     count, size_bytes = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if count > MAX_ENTRIES or size_bytes > _MAX_DIRECTORY_BYTES:
         raise _refused_archive(
-            f"it has {count} entries in {size_bytes} bytes of directory, a bundle has at most {MAX_ENTRIES}"
+            f"it has {count} entries in {size_bytes} bytes of directory; a bundle has at most {MAX_ENTRIES} entries"
         )
 
 
@@ -339,16 +339,16 @@ def _extract(archive: zipfile.ZipFile, folder: Path, most_bytes: int) -> None:
     for info in archive.infolist():
         _check_entry(info)
         if info.filename.lower() in entries:
-            raise _refused_archive(f"two of its entries are named {info.filename!r}, or differ in case only")
+            raise _refused_archive(f"two of its entries are named {info.filename!r}, or differ only in case")
         entries[info.filename.lower()] = info
     total = sum(info.file_size for info in entries.values())
     if total > most_bytes:
-        raise _refused_archive(f"it would inflate to {total} bytes, the signed index names {most_bytes}")
+        raise _refused_archive(f"it would inflate to {total} bytes, the signed index states {most_bytes}")
     manifest = _inflated_entry(archive, entries.get(MANIFEST_NAME), MAX_MANIFEST_BYTES)
     listed = {entry.path: entry.size_bytes for entry in parse_manifest(manifest).files}
     names = {info.filename for info in entries.values()}
     if names != {MANIFEST_NAME, *listed}:
-        raise _refused_archive(f"it holds {', '.join(sorted(names))}, its manifest lists {', '.join(sorted(listed))}")
+        raise _refused_archive(f"it holds {', '.join(sorted(names))}; its manifest lists {', '.join(sorted(listed))}")
     (folder / MANIFEST_NAME).write_bytes(manifest)
     for name, size_bytes in listed.items():  # names of the manifest's, which are plain by its own rule
         (folder / name).write_bytes(_inflated_entry(archive, entries[name.lower()], size_bytes))
@@ -361,14 +361,14 @@ def _check_entry(info: zipfile.ZipInfo) -> None:
     if ".." in re.split(r"[/\\]", name):
         raise _refused_archive(f"the entry {name[:80]!r} leads out of the folder")
     if not _PLAIN.fullmatch(name):
-        raise _refused_archive(f"the entry {name[:80]!r} is no plain file name")
+        raise _refused_archive(f"the entry {name[:80]!r} is not a plain file name")
     mode = info.external_attr >> 16
     if stat.S_ISLNK(mode):
         raise _refused_archive(f"the entry {name!r} is a symbolic link")
     if mode and not stat.S_ISREG(mode):
-        raise _refused_archive(f"the entry {name!r} is no plain file")
+        raise _refused_archive(f"the entry {name!r} is not a regular file")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _refused_archive(f"the entry {name!r} is encrypted, or compressed in another way than edgeq does")
+        raise _refused_archive(f"the entry {name!r} is encrypted, or uses a compression that edgeq does not write")
 
 
 def _inflated_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, most_bytes: int) -> bytes:
@@ -380,11 +380,11 @@ def _inflated_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, most
             parts.append(part)
             rest -= len(part)
     if rest <= 0:
-        raise _refused_archive(
-            f"the entry {info.filename!r} inflates to more than the {most_bytes} bytes that it may have"
-        )
+        raise _refused_archive(f"the entry {info.filename!r} inflates to more than its {most_bytes} bytes")
     return b"".join(parts)
 
 
 def _refused_archive(why: str) -> IntegrityError:
-    return IntegrityError(f"the archive is refused: {why}", "get it again from the channel; do not open it by hand")
+    return IntegrityError(
+        f"the archive is refused: {why}", "download it again from the channel; do not unpack it by hand"
+    )

@@ -1,4 +1,4 @@
-"""The index's entries of a release: which files it has, which of the older ones stay, what must not be released."""
+"""The index's entries of a release: its files, the older files that stay, and the checks that refuse a release."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT_RELEASES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What a device may have, and a patch starts from."""
+    """A release that devices may have, and that a patch starts from."""
 
     label: str
     plain: bytes
@@ -38,7 +38,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """A patch of a release, and what it starts from in words."""
+    """A patch of a release, and the name of its base."""
 
     label: str
     patch: Patch
@@ -46,12 +46,12 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A bundle that may be released: the very bytes that would be published.
+    """A bundle that may be released: exactly the bytes that would be published.
 
     Attributes:
         archive: the ZIP of the full download.
         plain: its plain form, which patches lead to.
-        deltas: from each base; those that save nothing are measured, and not published.
+        deltas: from each base; those that save nothing are measured but not published.
     """
 
     bundle: Bundle
@@ -66,8 +66,9 @@ class Terms:
 
     Attributes:
         now: the time of signing.
-        clock: the time that clients go by: what they would refuse by then as expired is not signed. None signs it.
-        runtimes: runtime and version of the app builds in the field that it was checked for.
+        clock: the time on the clients' clocks: an index that would already be expired then is refused. None signs it
+            anyway.
+        runtimes: runtime and version of the app builds in the field against which it was checked.
         devices: the only devices that it is for; none for all.
         licence: the model's, an SPDX expression.
         valid_days: after how many days clients refuse the index, unless it is signed again.
@@ -130,7 +131,7 @@ def next_release(before: Channel | None) -> int:
 
 
 def kept_entries(before: Channel | None, count: int, changed: set[tuple[str, str]]) -> dict[str, TargetFile]:
-    """Return the entries that stay: each pair's newest bundles; patches and bills where nothing changes."""
+    """Return the entries that stay: the newest bundles of each pair, with patches and bills where nothing changes."""
     if before is None:
         return {}
     index = before.index
@@ -146,7 +147,7 @@ def newest(channel: Channel, entry: BundleEntry) -> BundleEntry:
 
 
 def mark_withdrawn(kept: dict[str, TargetFile], entry: BundleEntry) -> None:
-    """Say in the index that a release is not to be used."""
+    """Mark a release as withdrawn in the index."""
     from tuf.api.metadata import TargetFile
 
     facts = entry.facts.model_copy(update={"withdrawn": True})
@@ -156,7 +157,7 @@ def mark_withdrawn(kept: dict[str, TargetFile], entry: BundleEntry) -> None:
 
 
 def check_distinct(items: Sequence[Prepared], before: Channel | None) -> None:
-    """Refuse bundles that are released already, or that would share a name on some server.
+    """Refuse bundles that are released already, or whose names would collide on some server.
 
     Raises:
         UsageError: one is.
@@ -171,12 +172,12 @@ def check_distinct(items: Sequence[Prepared], before: Channel | None) -> None:
         for entry in before.index.bundles if before else ():
             known = (entry.facts.model, entry.facts.target)
             if known != pair and tuple(map(str.lower, known)) == tuple(map(str.lower, pair)):
-                what = f"the channel has {' for '.join(known)}, which differs from {' for '.join(pair)} in case only"
-                raise UsageError(what, "name the model as it was")
+                what = f"the channel has {' for '.join(known)}, which differs from {' for '.join(pair)} only in case"
+                raise UsageError(what, "use the name that is in the channel")
         last = next(iter(shipped(before, *pair)), None)
         if last is not None and last.facts.digest == item.bundle.digest and not last.facts.withdrawn:
-            what = f"{pair[0]} for {pair[1]} is release {last.facts.release} already: the bundles are equal"
-            raise UsageError(what, "package what changed, or leave it out")
+            what = f"{pair[0]} for {pair[1]} is already release {last.facts.release}: the bundles are equal"
+            raise UsageError(what, "package the change, or omit this bundle")
 
 
 # --- Releases: what goes out, its patches, and the index that names it. Nothing is written before `publish`.
@@ -206,7 +207,7 @@ def prepare(folder: Path, bases: Sequence[Base]) -> Prepared:
     """Read a bundle, and make its download and its patches in memory.
 
     Raises:
-        UsageError: the folder is no bundle.
+        UsageError: the folder is not a bundle.
         VerificationError: a gate failed when it was packaged, or its weights are random.
         IntegrityError: its files are not those that it lists, or changed while it was read.
         UnsupportedError: a newer edgeq wrote it.
@@ -250,9 +251,10 @@ def add_release(
     """Publish prepared bundles together, under the channel's next release number.
 
     Raises:
-        UsageError: two bundles for one place, one that is released already, or an index that has expired by now.
+        UsageError: two bundles for one model and target, one that is already released, or an index that would already
+            be expired.
         IntegrityError: the keys are not this channel's, or it changed since it was read.
-        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+        EnvironmentProblem: a key is not available, or a write failed.
     """
     with _locked(folder, before):
         check_distinct(items, before)
@@ -277,16 +279,16 @@ def add_release(
 
 
 def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Published:
-    """Publish, under a higher number, what was there before a release; devices get it like any other.
+    """Publish the previous release again under a higher number; devices receive it like any other release.
 
     Raises:
-        UsageError: there is no such release, none before it, or an index that has expired by now.
+        UsageError: there is no such release, none before it, or the index would already be expired.
         IntegrityError: the keys are not this channel's, or a file of it is damaged.
-        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+        EnvironmentProblem: a key is not available, or a write failed.
     """
     channel = open_channel(folder)
     if channel is None:
-        raise UsageError(f"{folder} is no channel", "give the folder that `edgeq ota release` wrote")
+        raise UsageError(f"{folder} is not a channel", "give the folder that `edgeq ota release` wrote")
     gone = [one for one in channel.index.bundles if one.facts.release == release]
     if not gone:
         known = ", ".join(str(number) for number in sorted({one.facts.release for one in channel.index.bundles}))
@@ -308,16 +310,16 @@ def withdraw(folder: Path, ring: KeyRing, release: int, terms: Terms) -> Publish
 
 
 def refresh(folder: Path, ring: KeyRing, terms: Terms) -> Published:
-    """Sign a channel's index again, so that it does not expire, and with its present keys.
+    """Sign a channel's index again with its present keys, so that it does not expire.
 
     Raises:
-        UsageError: the folder is no channel, or the index would have expired by now.
+        UsageError: the folder is not a channel, or the index would already be expired.
         IntegrityError: the keys are not this channel's.
-        EnvironmentProblem: a key is not at hand, or the disk refused a write.
+        EnvironmentProblem: a key is not available, or a write failed.
     """
     channel = open_channel(folder)
     if channel is None:
-        raise UsageError(f"{folder} is no channel", "give the folder that `edgeq ota release` wrote")
+        raise UsageError(f"{folder} is not a channel", "give the folder that `edgeq ota release` wrote")
     with _locked(folder, channel):
         return _published(
             folder, channel, ring, dict(channel.targets.signed.targets), {}, next_release(channel) - 1, terms
@@ -330,7 +332,7 @@ def _locked(folder: Path, before: Channel | None) -> Iterator[None]:
     with disk_errors(folder), lock_dir(folder, wait_s=_WAIT_S):
         versions = [state and state.timestamp.signed.version for state in (before, open_channel(folder))]
         if versions[0] != versions[1]:
-            raise UsageError(f"{folder} changed meanwhile", "run again")
+            raise UsageError(f"{folder} changed while it was read", "run again")
         if before is not None:
             tidy(before)  # what a killed run left goes, whatever becomes of this one
         yield
@@ -374,8 +376,8 @@ def _restored(
     older = [one for one in older if one.facts.release < gone.facts.release]
     if not older:
         facts = gone.facts
-        what = f"release {facts.release} is the first of {facts.model} for {facts.target} that the channel has"
-        raise UsageError(what, "release a bundle that is good instead")
+        what = f"release {facts.release} is the channel's first for {facts.model} on {facts.target}"
+        raise UsageError(what, "release a corrected bundle instead")
     with scratch_dir() as folder:
         item = prepare_released(channel, older[0], bases(channel, [gone]), folder)
     update = {"release": number, "withdrawn": False}

@@ -1,4 +1,4 @@
-"""What a device's store says of itself: its two files, and how one state follows from another. No I/O."""
+"""A device's store: its two files, and how one state follows from another."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DeviceFacts(_Strict):
     device_id: DeviceId
     model: Slug
     target: Slug
-    runtime: str | None = Field(description="the runtime version of the app build; None: not told")
+    runtime: str | None = Field(description="the runtime version of the app build; None where it is not known")
 
 
 class Slot(_Strict):
@@ -64,17 +64,17 @@ class Current(Slot):
 
 
 class Trying(Slot):
-    """A release whose first load was begun."""
+    """A release whose first load has started."""
 
     tries: Count
 
 
 class Deferred(_Strict):
-    """A release whose self-test did not run to its end: killed, or no memory. It says nothing against the release."""
+    """A release whose self-test did not run to its end: killed, or no memory. That does not count against it."""
 
     release: Annotated[int, Field(ge=1)]
-    since: str = Field(description="by the device's clock, else when the index was signed")
-    runtime: str | None = Field(description="of the app build; a new one is a new chance")
+    since: str = Field(description="by the device's clock; without one, the time at which the index was signed")
+    runtime: str | None = Field(description="of the app build; with a new one the release is tried again")
 
 
 class SeenFacts(_Strict):
@@ -96,23 +96,25 @@ class State(_Strict):
     previous: Slot | None = None
     trying: Trying | None = None
     bad: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="releases that failed here")
-    patching: Sha256 | None = Field(default=None, description="of the patch that was begun, and gave no release yet")
+    patching: Sha256 | None = Field(
+        default=None, description="of the patch that was started and has given no release yet"
+    )
     seen: SeenFacts = SeenFacts()
     deferred: Deferred | None = None
 
 
 def with_seen(state: State, seen: Seen) -> State:
-    """Return the state with what was verified last."""
+    """Return the state with the newest verified metadata."""
     return state.model_copy(update={"seen": SeenFacts(**dataclasses.asdict(seen))})
 
 
 def seen_of(state: State) -> Seen:
-    """Return what was verified last."""
+    """Return the newest verified metadata."""
     return Seen(**state.seen.model_dump())
 
 
 def switched(state: State, slot: Slot) -> State:
-    """Return the state after a release passed its self-test: the one before is kept."""
+    """Return the state after a release passed its self-test: the previous one is kept."""
     before = state.current
     current = Current(release=slot.release, digest=slot.digest)
     keeps = before if before is not None and before.healthy else state.previous or before
@@ -129,13 +131,13 @@ def given_up(state: State, release: int) -> State:
 
 
 def deferred(state: State, release: int, *, now: str, runtime: str | None) -> State:
-    """Return the state after a release could not be tested too often: it is tried again after a day."""
+    """Return the state after the self-test of a release could not run several times: it is tried again after a day."""
     until = Deferred(release=release, since=now, runtime=runtime)
     return state.model_copy(update={"trying": None, "deferred": until})
 
 
 def is_deferred(state: State, release: int, *, now: str, runtime: str | None) -> bool:
-    """Return whether a release has to wait still: a day has not passed, and the app's runtime is the same."""
+    """Return whether a release still has to wait: a day has not passed, and the app's runtime is the same."""
     kept = state.deferred
     if kept is None or kept.release != release or kept.runtime != runtime:
         return False
@@ -147,10 +149,10 @@ def is_deferred(state: State, release: int, *, now: str, runtime: str | None) ->
 
 
 def rolled_back(state: State, why: str) -> State:
-    """Return the state with the previous release current again, and the present one never tried again.
+    """Return the state with the previous release current again; the present one is not tried again.
 
     Raises:
-        VerificationError: there is none to go back to.
+        VerificationError: there is no previous release.
     """
     if state.current is None or state.previous is None:
         raise VerificationError(f"{why}, and there is no previous release to go back to", "use the app's own model")
@@ -161,7 +163,7 @@ def rolled_back(state: State, why: str) -> State:
 
 
 def healthy(state: State) -> State:
-    """Return the state after the app said that the current release works.
+    """Return the state after the app reported that the current release works.
 
     Raises:
         UsageError: there is no current release.
@@ -196,10 +198,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Store:
-    """A device's store. Whoever changes it holds its lock, an update its UPDATE_LOCK besides, and for its whole time.
+    """A device's store. Every change holds its lock; an update also holds UPDATE_LOCK from start to end.
 
     Raises:
-        IntegrityError: a folder or file of the store is a link, so that it would be written or removed elsewhere.
+        IntegrityError: a folder or file of the store is a link, so that a write or removal would happen outside of the
+            store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -213,7 +216,7 @@ class Store:
         return self.folder / _SLOTS / f"{int(release)}"
 
     def state(self) -> State:
-        """Return what the store says of itself.
+        """Return the content of state.json.
 
         Raises:
             IntegrityError: state.json is damaged.
@@ -229,32 +232,32 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the store's lock: for as long as files are changed, never while the network or a test is waited for."""
+        """Hold the store's lock: while files change, never while waiting for the network or a self-test."""
         with lock_dir(self.folder, wait_s=_LOCK_S):
             yield
 
     def change(self, how: Callable[[State], State]) -> State:
-        """Replace the state by one that follows from it, under the lock; an app may have changed it meanwhile."""
+        """Apply a change to the state under the lock; it starts from the file, since an app may have changed it."""
         with self.locked():
             state = how(self.state())
             self.save(state)
         return state
 
     def recover_between_updates(self) -> None:
-        """Recover, unless an update is under way, which would lose what it has just brought."""
+        """Recover, unless an update is running, which would lose its newly written files."""
         with contextlib.suppress(EnvironmentProblem), lock_dir(self.folder, wait_s=0, name=UPDATE_LOCK):
             self.recover()
 
     def device(self) -> DeviceFacts | None:
-        """Return whose store this is, or None for a new one."""
+        """Return the device that owns this store, or None for a new store."""
         return self._read(_DEVICE, DeviceFacts)
 
     def claim(self, device: DeviceFacts) -> None:
-        """Write whose store this is."""
+        """Write the device that owns this store."""
         write_atomic(self.folder / _DEVICE, canonical_json(device.model_dump(mode="json")))
 
     def trust(self) -> bytes | None:
-        """Return the root that the store began with, or None for a new one."""
+        """Return the root that the store started with, or None for a new store."""
         try:
             return (self.folder / _TRUST).read_bytes()
         except FileNotFoundError:
@@ -265,7 +268,7 @@ class Store:
         write_atomic(self.folder / _TRUST, root)
 
     def recover(self) -> None:
-        """Remove what killed runs left: half-made slots, slots that nothing names, temporary files."""
+        """Remove leftovers of killed runs: incomplete slots, slots that the state does not name, temporary files."""
         state = self.state()
         named = {slot.release for slot in (state.current, state.previous, state.trying) if slot is not None}
         slots = self.folder / _SLOTS
@@ -277,7 +280,7 @@ class Store:
                     remove_tree(path)
 
     def drop_downloads(self, keep: str | None = None) -> None:
-        """Remove downloads, all but one of that hash."""
+        """Remove all downloads except the one with hash `keep`."""
         if self.downloads.is_dir():
             for path in self.downloads.iterdir():
                 if path.name != f"{keep}.part":
@@ -289,7 +292,7 @@ class Store:
         """Return a slot's bundle, every hash checked.
 
         Raises:
-            IntegrityError: it is missing, changed, or another one than the state says.
+            IntegrityError: it is missing, changed, or not the one in the state.
         """
         folder = self.slot(slot.release)
         if folder.is_symlink():
@@ -299,7 +302,7 @@ class Store:
         except UsageError as err:
             raise IntegrityError(f"release {slot.release} is missing in {self.folder}", "update again") from err
         if bundle.digest != slot.digest:
-            what = f"{folder} holds another bundle than was installed"
+            what = f"{folder} holds a different bundle from the one that was installed"
             raise IntegrityError(what, "update again")
         return bundle
 
@@ -317,8 +320,8 @@ class Store:
             # the one link that python-tuf makes
             tufs = path == self.trusted / "root.json" and _TUFS_ROOT.fullmatch(link)
             if link and not tufs:
-                what = f"{path} is a link; a store holds plain files and folders only"
-                raise IntegrityError(what, "remove the link, and find out who made it; then update again")
+                what = f"{path} is a link; a store holds regular files and folders only"
+                raise IntegrityError(what, "remove the link, find out who created it, then update again")
 
     def _sweep(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -351,7 +354,7 @@ class Store:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or folder; a folder is renamed first, so that no part of it looks whole."""
+    """Remove a file or folder; a folder is renamed first, so that it never looks complete when partly removed."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.parent / f".{path.name.strip('.')}.{secrets.token_hex(4)}.tmp"
         os.rename(path, doomed)
@@ -361,15 +364,15 @@ def remove_tree(path: Path) -> None:
 
 
 def started(store: Store) -> tuple[State, Bundle, str | None]:
-    """Choose what the app loads now, and count the start of a release that is not known to be healthy.
+    """Choose the bundle that the app loads now, and count the start of a release that is not yet known to be healthy.
 
     Returns:
-        The state as it was written, the bundle to load, and why an older one was taken, if so.
+        The state as written, the bundle to load, and the reason if it is an older one.
 
     Raises:
         UsageError: there is no release yet.
-        IntegrityError: the current release is damaged, and there is none to go back to.
-        VerificationError: it failed too often, and there is none to go back to.
+        IntegrityError: the current release is damaged, and there is no previous one.
+        VerificationError: it failed too often, and there is no previous one.
     """
     state = store.state()
     if state.current is None:

@@ -1,4 +1,4 @@
-"""A client's view of a channel: python-tuf's workflow, with each refusal told in its own words."""
+"""A client's view of a channel: python-tuf's workflow, with a message of its own for each kind of refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BASE = "edgeq:/"  # python-tuf joins names to a URL; only the part behind it is used
 
-_TELL = "do not use the channel; tell whoever runs it"
+_TELL = "do not use the channel; report this to its operator"
 
 # a clock that is further behind the index's own time of signing is wrong, not slow
 _SKEW = datetime.timedelta(days=1)
@@ -27,11 +27,11 @@ _SKEW = datetime.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """The newest that a device has verified, kept apart from python-tuf's files, which are not fsynced.
+    """The newest metadata that a device has verified, kept apart from python-tuf's files, which are not fsynced.
 
     Attributes:
-        issued: when the newest index was signed; the clock of a device that has none.
-        repeats: how often in a row the same index came to a device without a clock.
+        issued: when the newest index was signed; it replaces the clock of a device without one.
+        repeats: how many times in a row a device without a clock received the same index.
     """
 
     root: int = 0
@@ -62,12 +62,12 @@ def refresh(
 
     Args:
         source: the channel.
-        folder: what python-tuf keeps between runs.
+        folder: python-tuf's files, kept between runs.
         root: the root that the app ships with.
-        seen: the newest that was verified before.
+        seen: the newest metadata that was verified before.
         clock: the device's time; None where it has no clock. Then, or where the clock stands before the time at which
             the last index was signed, expiry is judged by that time, and the same index is taken `most_repeats` times.
-        most_repeats: how often a device without a clock takes the same index.
+        most_repeats: how many times a device without a clock accepts the same index.
 
     Raises:
         IntegrityError: rollback, freeze, mix-and-match, endless or slow data, a wrong or revoked key, a broken index.
@@ -86,15 +86,17 @@ def refresh(
         updater.refresh()
     except Exception as err:
         raise _translated(err, source) from err
-    now = _seen(updater, seen, by_clock)
+    now = _newest_seen(updater, seen, by_clock)
     _check_versions(seen, now)
     if not by_clock and now.repeats > most_repeats:
         what = f"freeze: the channel has shown the same index {now.repeats} times, and this device has no clock"
-        raise IntegrityError(what, "set the device's clock, or look whether the channel is still signed")
+        raise IntegrityError(
+            what, ("set the device's clock, or check that the channel's index is still signed regularly")
+        )
     return Trusted(index=parse_index(updater._trusted_set.targets.targets), seen=now, by_clock=by_clock)
 
 
-def _seen(updater: Updater, before: Seen, by_clock: bool) -> Seen:
+def _newest_seen(updater: Updater, before: Seen, by_clock: bool) -> Seen:
     trusted = updater._trusted_set
     version = trusted.timestamp.version
     issued = str(trusted.timestamp.unrecognized_fields.get(ISSUED, ""))
@@ -127,7 +129,9 @@ def _time(text: str) -> datetime.datetime:
     try:
         return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
     except ValueError as err:
-        raise IntegrityError(f"the index says that it was signed at {text[:40]!r}, which is no time", _TELL) from err
+        raise IntegrityError(
+            (f"the index says that it was signed at {text[:40]!r}, which is not a valid time"), _TELL
+        ) from err
 
 
 def _fetcher(source: Source) -> FetcherInterface:
@@ -167,7 +171,7 @@ def _check_exact(data: bytes, name: str) -> None:
     metadata: Metadata[Any] = Metadata.from_bytes(data)
     exact = metadata.to_bytes(JSONSerializer(compact=False)) == data
     if not exact or any(one.signature != one.signature.lower() for one in metadata.signatures.values()):
-        raise IntegrityError(f"the channel's index was tampered with: {name} is not as it was written", _TELL)
+        raise IntegrityError(f"the channel's index was tampered with: {name} differs from the signed file", _TELL)
 
 
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -191,9 +195,9 @@ def _translated(err: Exception, source: Source) -> EdgeqError | OSError:
         what = f"a wrong or revoked key: the channel's index is not signed by the keys that this device trusts: {said}"
         return IntegrityError(what, _TELL)
     if isinstance(err, tuf.LengthOrHashMismatchError):
-        return IntegrityError(f"mix-and-match: the channel's index is put together from several: {said}", _TELL)
+        return IntegrityError(f"mix-and-match: the channel's index combines files of several indexes: {said}", _TELL)
     if isinstance(err, tuf.DownloadLengthMismatchError):
         return IntegrityError(f"endless data: {said}", _TELL)
     if isinstance(err, tuf.DownloadHTTPError):
-        return Missing(f"{source.says()}: {said}", "check the channel's place; it may be incomplete")
+        return Missing(f"{source.says()}: {said}", "check the channel's location; it may be incomplete")
     return IntegrityError(f"the channel's index is damaged or was tampered with: {said}", _TELL)

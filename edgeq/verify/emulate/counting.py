@@ -55,7 +55,7 @@ def find_core(name: str) -> Cpu:
     Raises:
         UsageError: an unknown name.
         UnsupportedError: this QEMU lacks it.
-        EnvironmentProblem: there is no QEMU.
+        EnvironmentProblem: QEMU is missing.
     """
     if name in _STAND_INS:
         model, part, variant, uarch = _STAND_INS[name]
@@ -120,8 +120,8 @@ def _last_call(looks: Sequence[Counts], ran: Ran) -> Counts:
     """Return what the last call cost: the runner looks right before and after it, a microsecond a look."""
     between = round(ran.latencies_ms[-1][-1] * 1000)
     if not 0 < between < len(looks):
-        what = f"the runner's last call took {between} of {len(looks)} looks at the clock: nothing was counted"
-        raise VerificationError(what, "run `edgeq emulator install`, and then again")
+        what = f"nothing was counted: {between} of {len(looks)} clock readings lie in the runner's last call"
+        raise VerificationError(what, "run `edgeq emulator install`, then this command again")
     return looks[-1] - looks[-1 - between]
 
 
@@ -147,7 +147,7 @@ def _lines(text: str) -> tuple[Event, ...]:
 
 
 class UnclearProfileError(Exception):
-    """The runtime's profile and the looks at the clock do not fit together."""
+    """The runtime's profile and the clock readings do not match."""
 
 
 def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[OperatorCounts, ...]:
@@ -161,7 +161,7 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
         looks: the counters at each look; the runner's own look after the call is the last one.
 
     Raises:
-        UnclearProfileError: the profile and the looks do not fit together.
+        UnclearProfileError: the profile and the clock readings do not match.
     """
     frame = next((event for event in events if event.name == "Method::execute"), None)
     if frame is None:
@@ -177,7 +177,7 @@ def attribute(events: Sequence[Event], looks: Sequence[Counts]) -> tuple[Operato
         elif event.name == "DELEGATE_CALL":
             if end - start - 1 != len(waiting) + 2:
                 raise UnclearProfileError(
-                    f"the delegate looked {end - start - 1} times at the clock in {len(waiting)} operators"
+                    f"the delegate read the clock {end - start - 1} times in {len(waiting)} operators"
                 )
             parts += [(name, start + 2 + i, start + 3 + i) for i, name in enumerate(waiting)]
             waiting = []
@@ -213,13 +213,13 @@ def _tools() -> Path:
 def _compile(compiler: str, source: Path, product: Path, package: str) -> None:
     found = shutil.which(compiler)
     if found is None:
-        what = f"{compiler} is missing: it compiles edgeq's instruction counter"
+        what = f"{compiler} is missing; edgeq needs it to compile its instruction counter"
         raise EnvironmentProblem(what, f"apt-get install {package}")
     done = subprocess.run(
         [found, *_FLAGS, str(source), "-o", str(product)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[0][:300]
+        last = (done.stderr.strip().splitlines() or ["no message"])[0][:300]
         raise EnvironmentProblem(f"{compiler} could not compile {source.name}: {last}", f"apt-get install {package}")
 
 

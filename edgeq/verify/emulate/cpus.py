@@ -66,13 +66,13 @@ def find_cpu(name: str) -> Cpu:
     """Return the model of that name, if this host's QEMU has it too.
 
     Raises:
-        UsageError: an unknown name; the message lists those that can be had here.
+        UsageError: an unknown name; the message lists the available ones.
         UnsupportedError: QEMU's `max`, whose results cannot be trusted, or a model that this QEMU is too old for.
-        EnvironmentProblem: there is no QEMU.
+        EnvironmentProblem: QEMU is missing.
     """
     if name.partition(",")[0] == "max":
-        what = f"the CPU {name!r} is no phone's: QEMU's `max` has SME and SVE, whose emulation in 7.2 gives garbage"
-        raise UnsupportedError(what, "use cortex-a76, which has the dot-product kernels, or cortex-a53, which has not")
+        what = f"the CPU {name!r} is not supported: QEMU's `max` has SME and SVE, and QEMU 7.2 emulates them wrongly"
+        raise UnsupportedError(what, "use cortex-a76 (with dot-product kernels) or cortex-a53 (without)")
     here = qemu_cpus()
     usable = tuple(cpu.name for cpu in CPUS if cpu.name in here)
     known = {cpu.name: cpu for cpu in CPUS}
@@ -92,13 +92,13 @@ def qemu_path() -> str:
     """
     found = shutil.which(QEMU)
     if found is None:
-        what = f"{QEMU} is missing: it runs the device's ARM64 runtimes on this host"
+        what = f"{QEMU} is missing; edgeq needs it to run the device's ARM64 runtimes on this host"
         raise EnvironmentProblem(what, f"{QEMU_FIX} g++-aarch64-linux-gnu, or verify on this host only: --on host")
     return found
 
 
 def qemu_version() -> str:
-    """Return QEMU's version in words, such as `QEMU 7.2.22`."""
+    """Return QEMU's version as text, such as `QEMU 7.2.22`."""
     return _version_of(qemu_path())
 
 

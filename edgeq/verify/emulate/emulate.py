@@ -69,12 +69,12 @@ class Subset:
         self.observed: list[Observed] = []
 
     def keeps(self, index: int) -> bool:
-        """Whether batch `index` of the dataset is one of the sub-set."""
+        """Whether batch `index` of the dataset belongs to the subset."""
         later = index - self._first
         return later < 0 or (later + 1) * self._wanted // self._later > later * self._wanted // self._later
 
     def __call__(self, batch: Batch, host: Outputs, fp32: Outputs | None) -> None:
-        """Take a batch in the order of the dataset, or let it pass."""
+        """Take or skip the next batch of the dataset."""
         index, self._seen = self._seen, self._seen + 1
         if self.keeps(index):
             self.observed.append(Observed(batch=batch, host=host, fp32=fp32))
@@ -95,11 +95,11 @@ class EmulateSpec:
         artifact: the file on disk.
         machines: runtimes on CPU models, each tested.
         emulator: what runs them: QEMU with its version, `native`, or a device.
-        observed: the sub-set, with what the host and fp32 made of it.
+        observed: the subset, with the outputs of the host and of fp32.
         output_steps: quantization steps of the outputs, where known.
         metric: a score per sample, or None for top-1.
         labelled: whether the samples have labels, or a metric of the user's own scores them.
-        label: for progress, in words.
+        label: text for progress.
         threads: of the runtime; under QEMU one is the fastest.
         launcher: starts the runners, one at a time; None for this host.
     """
@@ -120,11 +120,11 @@ class EmulateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emulated:
-    """What emulation showed.
+    """The results of emulation.
 
     Attributes:
         golden: for each machine the first samples with its outputs, for a device's self-test; none where nothing ran,
-            or outputs are wrong whatever the limits.
+            or outputs are invalid.
     """
 
     report: Emulation
@@ -134,7 +134,7 @@ class Emulated:
 def emulate(spec: EmulateSpec) -> Emulated:
     """Run the sub-set on every machine and compare.
 
-    An artifact that does not load there, crashes the runtime or takes longer than the time limit is a report of that.
+    An artifact that does not load there, crashes the runtime or exceeds the time limit gives a report of that.
 
     Raises:
         UsageError: the metric fails, or the inputs do not fit.
@@ -237,7 +237,7 @@ def _findings(outputs: list[Outputs], hosts: list[Outputs]) -> Iterator[str]:
     for made, host in zip(outputs, hosts, strict=True):
         left, right = ([(array.dtype.name, array.shape) for array in side] for side in (host, made))
         if left != right:
-            yield f"outputs are {right}, those on the host {left}"
+            yield f"outputs are {right}, but those on the host are {left}"
             return
 
 

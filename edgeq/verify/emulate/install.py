@@ -124,7 +124,7 @@ class Wheel:
 
     @property
     def title(self) -> str:
-        """Package and version, for people."""
+        """Package and version, as text."""
         return f"{self.package} {self.version}"
 
 
@@ -245,7 +245,7 @@ def runtime_digest(wheel: Wheel) -> str:
 
 
 def find_installed(wheel: Wheel) -> Installed | None:
-    """Return the runtime if it lies in the cache as it was installed; one that does not is removed, not used."""
+    """Return the runtime if the cache has it unchanged; a changed one is removed."""
     folder = runtime_folder(wheel)
     if not folder.exists():
         return None
@@ -304,7 +304,7 @@ _MB = 1_000_000
 
 
 def ensure_installed(wheel: Wheel, progress: Progress) -> Installed:
-    """Return the runtime from the cache; fetch and compile it first where it is not there, or not as it was.
+    """Return the runtime from the cache; download and compile it first where it is missing or changed.
 
     Raises:
         EnvironmentProblem: no compiler, no network, no space, or the compiler failed.
@@ -350,7 +350,7 @@ def find_compiler(arch: Arch = "arm64") -> str:
     name, package = (_NATIVE_COMPILER, _NATIVE_COMPILER) if is_native(arch) else _CROSS[arch]
     found = shutil.which(name)
     if found is None or not (is_native(arch) or arch != "arm64" or SYSROOT.is_dir()):
-        what = f"{name} is missing: it compiles edgeq's runners for the {_WORDS[arch]} runtimes"
+        what = f"{name} is missing; edgeq needs it to compile its runners for the {_WORDS[arch]} runtimes"
         emulator = "" if is_native(arch) or arch != "arm64" else "qemu-user "
         raise EnvironmentProblem(what, f"apt-get install {emulator}{package}, or verify on this host only: --on host")
     return found
@@ -370,7 +370,7 @@ def _library(compiler: str, name: str) -> Path:
     command = [compiler, f"-print-file-name={name}"]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_S).stdout.strip()
     if not Path(said).is_absolute() or not Path(said).is_file():  # a compiler without it prints the name alone
-        raise EnvironmentProblem(f"{compiler} has no {name}", "install the compiler again, with its libraries")
+        raise EnvironmentProblem(f"{compiler} has no {name}", "install the compiler again with its libraries")
     return Path(said)
 
 
@@ -394,7 +394,9 @@ def _fetched(wheel: Wheel, progress: Progress) -> Path:
             _download(wheel, Path(folder), task)
         came = Path(folder) / wheel.file
         if not came.is_file():
-            raise EnvironmentProblem(f"pip did not bring {wheel.file}", "see that pip's index has it, and try again")
+            raise EnvironmentProblem(
+                f"pip did not download {wheel.file}", ("check that pip's index has this wheel, and try again")
+            )
         if sha256_file(came) != wheel.sha256:
             raise _wrong_hash(wheel)
         came.replace(path)
@@ -435,14 +437,14 @@ def _why_not(wheel: Wheel, said: str) -> EnvironmentProblem | IntegrityError:
     if "DO NOT MATCH THE HASHES" in said:
         return _wrong_hash(wheel)
     lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
-    last = lines[-1][:300] if lines else (said.strip().splitlines() or ["it said nothing"])[-1][:300]
+    last = lines[-1][:300] if lines else (said.strip().splitlines() or ["no message"])[-1][:300]
     what = f"the download of {wheel.file} failed: {last}"
     return EnvironmentProblem(what, "check the network and pip's index, then run `edgeq emulator install`")
 
 
 def _wrong_hash(wheel: Wheel) -> IntegrityError:
     what = f"{wheel.file} is not the published wheel: its hash is not {wheel.sha256[:12]}…"
-    return IntegrityError(what, "see which index pip is set to (`pip config list`), and fetch from PyPI")
+    return IntegrityError(what, "check the index that pip uses (`pip config list`), and download from PyPI")
 
 
 def _unpack(path: Path, folder: Path, wanted: tuple[str, ...]) -> None:

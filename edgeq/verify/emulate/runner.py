@@ -1,7 +1,7 @@
-"""Running a model on one CPU model: the C++ runner of a runtime, under QEMU or natively, watched from here.
+"""Running a model on one CPU model: the C++ runner of a runtime, under QEMU or natively, supervised by this process.
 
-The results are read from files. A runner that fails says why on standard error; one that crashes, hangs or takes a
-core for another one is an error here, never a result.
+The results are read from files. A runner that fails says why on standard error; one that crashes, hangs or does not
+recognize its core is an error here, never a result.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def run_all(
     Raises:
         UsageError: the inputs do not fit the model.
         UnsupportedError: the runtime lacks an operator or a delegate.
-        VerificationError: the artifact is damaged, the runner crashed (with its signal), the runtime took the core
-            for another one, or the time was up (`TooSlow`).
+        VerificationError: the artifact is damaged, the runner crashed (with its signal), the runtime did not recognize
+            the core, or the time limit was reached (`TooSlow`).
         EnvironmentProblem: QEMU or the ARM64 C library is missing.
     """
     with tempfile.TemporaryDirectory(prefix="edgeq-emulate-", dir=folder) as scratch:
@@ -203,8 +203,8 @@ def _result(work: Work, place: Path) -> Ran:
             trace=(place / "trace").read_bytes() if work.trace else None,
         )
     except (OSError, ValueError, KeyError) as err:
-        what = f"the runner of {work.runtime.wheel.title} ended well but left no results ({err})"
-        raise VerificationError(what, "run `edgeq emulator install`, and then again") from err
+        what = f"the runner of {work.runtime.wheel.title} ended without an error but left no results ({err})"
+        raise VerificationError(what, "run `edgeq emulator install`, then this command again") from err
     _check_core(work, core)
     return ran
 
@@ -214,8 +214,8 @@ def _check_core(work: Work, core: Core) -> None:
     if work.cpu is None or core.uarch == work.cpu.uarch:
         return
     what = (
-        f"{work.runtime.wheel.title} took the emulated {work.cpu.name} for another core: it detected the "
-        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x}, and chose kernels for that"
+        f"{work.runtime.wheel.title} did not recognize the emulated {work.cpu.name}: it detected the "
+        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x} and chose kernels for that"
     )
     raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
 
@@ -231,11 +231,11 @@ _MISSING_OPERATOR = re.compile(r"(?:Missing operator: \[\d+\] |following ops can
 
 
 class TooSlow(VerificationError):
-    """The time limit came before the last sample (exit code 7)."""
+    """The time limit was reached before the last sample (exit code 7)."""
 
     def __init__(self, done: int, total: int, timeout_s: float, name: str = "emulation") -> None:
         super().__init__(
-            f"{name} did not end within {timeout_s:.3g} s: {done} of {total} samples were done",
+            f"{name} did not end within {timeout_s:.3g} s: {done} of {total} samples were finished",
             "give it more time with --timeout, fewer samples with --samples, or verify on this host only: --on host",
         )
         self.done = done
@@ -243,10 +243,10 @@ class TooSlow(VerificationError):
 
 
 def failure(work: Work, status: int, place: Path) -> EdgeqError:
-    """Say why a runner ended.
+    """Return the error of a runner that failed.
 
     Args:
-        work: what it was to do.
+        work: what it had to do.
         status: the process's, negative for a signal.
         place: where its standard error lies.
     """
@@ -257,7 +257,7 @@ def failure(work: Work, status: int, place: Path) -> EdgeqError:
         return _crashed(on, -status, lines)
     told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
     if status == _BAD_INPUTS:
-        return UsageError(f"{on}: {told}", "mend the data, or give --input to match the model")
+        return UsageError(f"{on}: {told}", "fix the data, or give --input to match the model")
     if status == _BAD_MODEL:
         return _refused(on, told, said)
     last = told or (lines[-1][:200] if lines else f"status {status}")
@@ -265,10 +265,10 @@ def failure(work: Work, status: int, place: Path) -> EdgeqError:
 
 
 def _crashed(on: str, number: int, lines: list[str]) -> EdgeqError:
-    last = f"; it last said: {lines[-1][:200]}" if lines else ""
-    fix = "the artifact must not ship; report the model's architecture to its runtime"
+    last = f"; its last message: {lines[-1][:200]}" if lines else ""
+    fix = "do not ship this artifact; report the crash and the model's architecture to the runtime's developers"
     if number == signal.SIGKILL:
-        fix = "the system ends processes when memory runs out: free some, or try a smaller model"
+        fix = "the system kills processes when memory runs out: free memory, or try a smaller model"
     return VerificationError(f"{on} crashed with {signal_name(number)}{last}", fix)
 
 
@@ -323,11 +323,11 @@ def read_samples(path: Path) -> tuple[Arrays, ...]:
     """Read what a runner wrote.
 
     Raises:
-        VerificationError: the file is not whole, or no container.
+        VerificationError: the file is truncated or not a container.
     """
     reader = _Reader(path.read_bytes(), path)
     if reader.take(len(MAGIC)) != MAGIC:
-        raise reader.broken("it does not begin as one")
+        raise reader.broken("it does not start with the magic bytes")
     samples = [_sample(reader) for _ in range(reader.number("<I"))]
     if reader.left:
         raise reader.broken(f"{reader.left} bytes too many")
@@ -371,14 +371,14 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size > self.left:
-            raise self.broken("it ends too soon")
+            raise self.broken("it is truncated")
         part = self._data[self._at : self._at + size]
         self._at += size
         return part
 
     def broken(self, why: str) -> VerificationError:
-        what = f"the runner's output {self._path.name} is no container of samples: {why}"
-        return VerificationError(what, "run again; if it stays so, run `edgeq emulator install`")
+        what = f"the runner's output {self._path.name} is not a container of samples: {why}"
+        return VerificationError(what, "run again; if this repeats, run `edgeq emulator install`")
 
 
 # --- What a runner process is told to do, what it leaves, and where it is started.
@@ -386,7 +386,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one runner process is to do.
+    """The work of one runner process.
 
     Attributes:
         runtime: where the runner and its libraries lie.
@@ -397,7 +397,7 @@ class Work:
         threads: of the runtime's pool. Under QEMU one is the fastest: run processes side by side instead.
         qemu_options: more options for QEMU, such as `-plugin`.
         trace: whether to record the runtime's event trace (ExecuTorch's ETDump).
-        where: what runs it where no model is emulated, for people.
+        where: description of what runs it where no model is emulated.
     """
 
     runtime: Installed
@@ -429,14 +429,14 @@ class Core:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What a runner left.
+    """The results of a runner.
 
     Attributes:
         outputs: of the last inference of each sample.
-        latencies_ms: of each timed inference of each sample. Under QEMU they say nothing about the device.
+        latencies_ms: of each timed inference of each sample. Under QEMU they are not valid for the device.
         load_ms: likewise.
         peak_memory_bytes: how far the process's resident set rose; under QEMU it holds translated code too.
-        stderr: what the runner and the runtime said, for QEMU's plugins.
+        stderr: messages of the runner and the runtime, for QEMU's plugins.
         trace: the event trace's bytes, where it was asked for.
     """
 
@@ -456,7 +456,7 @@ class Launcher(Protocol):
 
     @property
     def name(self) -> str:
-        """What is under way, for people."""
+        """The current activity, as text."""
 
     def command(self, work: Work, place: Path) -> tuple[Sequence[str], Mapping[str, str]]:
         """Return the command that runs a work to its end, its inputs lying in `place`, and its environment."""

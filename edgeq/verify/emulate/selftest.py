@@ -1,4 +1,4 @@
-"""The self-test: a known artifact on each runtime and CPU model must give the outputs that it gave elsewhere.
+"""The self-test: a known artifact on each runtime and CPU model must give its known outputs.
 
 `selftest/` holds the digits model for both runtimes, as edgeq 0.1.0 packaged it (tests/golden/0.1.0), with four
 inputs and the outputs of x86 kernels; correct ARM64 kernels give the same.
@@ -52,7 +52,7 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """Runtime and CPU, for people."""
+        """Runtime and CPU, as text."""
         return f"{self.runtime.wheel.title} on {self.cpu_name}"
 
 
@@ -62,7 +62,7 @@ def emulator_of(machines: Sequence[Machine]) -> str:
 
 
 def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
-    """Self-test each machine that did not pass before with this very QEMU and C library.
+    """Self-test each machine that has not yet passed with the present QEMU and C library.
 
     Raises:
         EnvironmentProblem: the emulation of a model gives wrong outputs, or does not run at all.
@@ -78,14 +78,14 @@ def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
 
 
 def hold_all(machines: Sequence[Machine], launcher: Launcher | None = None) -> Iterator[Machine]:
-    """Run the known artifact on each machine, and yield those that computed it well.
+    """Run the known artifact on each machine, and yield those with correct outputs.
 
     Args:
         machines: of one kind.
         launcher: starts their runners; None for this host.
 
     Raises:
-        EnvironmentProblem: one computes wrongly, or does not run at all.
+        EnvironmentProblem: a machine gives wrong outputs, or does not run at all.
     """
     parallel = None if launcher is None else 1
     try:
@@ -120,8 +120,8 @@ def _hold(machine: Machine, ran: Ran) -> None:
         sums.add((row[None],), (output,))
     if not sums.sqnr_db >= _LEAST_SQNR_DB:  # NaN fails too
         what = f"{machine.name} fails its self-test: {sums.sqnr_db:.1f} dB against known outputs"
-        fix = "this QEMU computes wrongly for that CPU: choose another --cpu, or a newer QEMU"
-        raise EnvironmentProblem(what, fix if machine.cpu else "this device computes wrongly: try another one")
+        fix = "this QEMU emulates that CPU wrongly: choose another --cpu, or install a newer QEMU"
+        raise EnvironmentProblem(what, fix if machine.cpu else "this device gives wrong results: try another device")
 
 
 def _has_passed(machine: Machine) -> bool:

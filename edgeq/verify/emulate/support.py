@@ -31,12 +31,12 @@ def not_emulated(target: TargetProfile, options: DeviceConfig) -> str:
 
 
 def check_tools(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> None:
-    """Find out before a long run whether the targets can be emulated here.
+    """Check before a long run that the targets can be emulated here.
 
     Raises:
         UsageError: as `check_options`, or an unknown CPU.
-        UnsupportedError: a CPU that QEMU emulates wrongly, or not at all.
-        EnvironmentProblem: QEMU is missing, or the compiler where a runtime is still to be made.
+        UnsupportedError: QEMU emulates the CPU wrongly or not at all.
+        EnvironmentProblem: QEMU is missing, or the compiler where a runtime must be compiled.
     """
 
     check_options(options, targets)
@@ -51,7 +51,7 @@ def check_tools(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> No
 
 
 def check_options(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> None:
-    """Refuse options that concern no target.
+    """Refuse options that do not apply to any target.
 
     Raises:
         UsageError: --cpu without a target that can be emulated, or with --on host; a real device, which needs a whole
@@ -59,10 +59,12 @@ def check_options(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> 
     """
     if options.on not in ("emulator", "host"):
         what = f"--on {options.on}: a real device runs finished bundles"
-        raise UsageError(what, f"package without it, then: edgeq verify BUNDLE --on {options.on}")
+        raise UsageError(what, f"package without it, then run: edgeq verify BUNDLE --on {options.on}")
     if not options.cpu:
         return
     if options.on == "host":
-        raise UsageError("--cpu names what is emulated, and --on host emulates nothing", "leave one of them out")
+        raise UsageError("--cpu selects emulated CPUs, but --on host turns emulation off", "omit one of them")
     if not any(_can_be_emulated(target) for target in targets):
-        raise UsageError("--cpu is for targets whose ARM64 kernels run here, and none is given", "leave --cpu out")
+        raise UsageError(
+            ("--cpu applies to targets whose ARM64 kernels edgeq emulates, but no such target is given"), "omit --cpu"
+        )

@@ -1,7 +1,7 @@
-"""A device that runs Linux or Android: what it says of itself, and the folder that is held there for a while.
+"""A device that runs Linux or Android: its own description, and a temporary folder on it.
 
-A process on the device holds the folder. It waits for its standard input to end, which it does when edgeq ends the
-stay, and as well when edgeq is killed or the connection breaks; then it kills what still runs and removes the folder.
+A process on the device owns the folder. It waits for the end of its standard input, which comes when edgeq finishes, is
+killed, or loses the connection; then it kills the runners and removes the folder.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ rm -rf "$d"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """What a device says of itself.
+    """A device's own description.
 
     Attributes:
-        name: the way to it, as --on has it.
-        model: as its vendor, or its kernel, calls it; "" where neither does.
+        name: the value of --on.
+        model: the name from the vendor or the kernel; "" where neither gives one.
         platform: in the words of target profiles.
         os: the operating system with its version.
         is_virtual: whether it is an emulator, such as Android's.
-        folder: where the runner lies on it.
+        folder: the runner's folder on the device.
     """
 
     name: str
@@ -82,16 +82,16 @@ class Board:
 
     @property
     def title(self) -> str:
-        """Model and way, for people."""
+        """Model and connection, as text."""
         return f"{self.model} ({self.name})" if self.model else self.name
 
 
 @contextmanager
 def hold(link: Link) -> Iterator[Board]:
-    """Make a temporary folder on a device, and remove it, and end what runs in it, whatever happens.
+    """Make a temporary folder on a device; afterwards end its processes and remove it in every case.
 
     Raises:
-        EnvironmentProblem: ssh or adb is missing, the device cannot be reached, refuses, or is no device of these.
+        EnvironmentProblem: ssh or adb is missing, the device cannot be reached, refuses, or is not a supported device.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -109,7 +109,7 @@ def hold(link: Link) -> Iterator[Board]:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, with messages in English: they are looked at."""
+    """Return this process's environment, with messages in English: edgeq parses them."""
     return {**os.environ, "LC_ALL": "C"}
 
 
@@ -125,22 +125,24 @@ def _board(link: Link, process: subprocess.Popen[bytes], errors: IO[bytes]) -> B
         said = errors.read().decode(errors="replace")
         problem = link.broken(status, said)
         if problem is None and "No space left" in said:
-            problem = EnvironmentProblem(f"{link.name} has no space left for a temporary folder", "free some there")
+            problem = EnvironmentProblem(
+                f"{link.name} has no space left for a temporary folder", "free some space there"
+            )
         lines = said.strip().splitlines() or ["no answer in time" if status < 0 else f"status {status}"]
         what = f"{link.name} gave no temporary folder: {lines[-1][:200]}"
-        raise problem or EnvironmentProblem(what, "see that its shell works, and that there is space left")
+        raise problem or EnvironmentProblem(what, "check that its shell works and that it has free space")
     missing = [key for key in ("folder", "machine", "system", "model", "cores") if key not in facts]
     if missing:
-        what = f"{link.name} did not say its {', '.join(missing)}"
-        raise EnvironmentProblem(what, "see that its shell has uname, mktemp and cat, or name another device")
+        what = f"{link.name} did not report its {', '.join(missing)}"
+        raise EnvironmentProblem(what, "check that its shell has uname, mktemp and cat, or choose another device")
     if not re.fullmatch(r"/[A-Za-z0-9_./-]+", facts["folder"]):
-        what = f"{link.name} has its temporary files in {facts['folder']!r}, which shells would misread"
+        what = f"{link.name} has its temporary folder at {facts['folder']!r}, which needs quoting in a shell"
         raise EnvironmentProblem(what, "set TMPDIR there to a plain path, such as /tmp")
     arch = _ARCHES.get(facts["machine"])
     if arch is None or facts["system"] != "Linux":
         found = f"{facts['system']} on {facts['machine']}"
         what = f"{link.name} is {found}: edgeq has runners for Linux on arm64 and x86_64"
-        raise EnvironmentProblem(what, "name another device, or verify on this host: --on host")
+        raise EnvironmentProblem(what, "choose another device, or verify on this host: --on host")
     return Board(
         name=link.name,
         model=facts["model"].strip()[:80],
@@ -201,7 +203,7 @@ exit $s
 
 
 class Session:
-    """A stay on a device; a `Launcher` for `run_all`, one process at a time."""
+    """A session on a device: a `Launcher` for `run_all`, one process at a time."""
 
     def __init__(self, link: Link, board: Board) -> None:
         self._link = link
@@ -211,7 +213,7 @@ class Session:
         self._runs = 0
 
     def command(self, work: Work, place: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
-        """Send what the work needs and the device does not have yet, and return what runs it there.
+        """Send the files that the work needs and the device lacks, and return the command that runs it there.
 
         Raises:
             EnvironmentProblem: the connection broke, or the device has no space left.
@@ -229,7 +231,7 @@ class Session:
         return self._link.shell(script), environment()
 
     def finish(self, work: Work, place: Path, status: int) -> int:
-        """Bring the results; return the runner's status, negative for a signal.
+        """Fetch the results; return the runner's status, negative for a signal.
 
         Raises:
             EnvironmentProblem: the connection broke, or the device cannot run it at all.
@@ -239,7 +241,7 @@ class Session:
         if problem is not None:
             raise problem
         if status < 0:  # ssh or adb themselves were killed
-            raise EnvironmentProblem(f"{self.board.name}: the connection was ended", "try again")
+            raise EnvironmentProblem(f"{self.board.name}: the connection was closed", "try again")
         if status in (126, 127):  # the shell's: not executable, not found
             what = f"{self.board.name} cannot run programs in {self.board.folder}: {said.strip()[-200:]}"
             raise EnvironmentProblem(what, "set TMPDIR there to a folder that is not mounted noexec")
@@ -283,17 +285,17 @@ class Session:
             raise problem
         if "No space left" in said:
             told = f"{self.board.name} has no space left in {self.board.folder}"
-            raise EnvironmentProblem(told, f"free some there, or set TMPDIR to a larger disk; {_needs()}")
+            raise EnvironmentProblem(told, f"free some space there, or set TMPDIR to a larger disk; {_needs()}")
         lines = said.strip().splitlines() or [f"status {status}"]
         if what == "pull":
             raise VerificationError(f"the runner on {self.board.name} left no results: {lines[-1][:200]}", "run again")
-        told = f"{self.board.name} did not take the files: {lines[-1][:200]}"
-        raise EnvironmentProblem(told, f"see that it has tar, and a temporary folder to write to; {_needs()}")
+        told = f"the files could not be copied to {self.board.name}: {lines[-1][:200]}"
+        raise EnvironmentProblem(told, f"check that it has tar and a writable temporary folder; {_needs()}")
 
 
 @contextmanager
 def open_session(link: Link) -> Iterator[Session]:
-    """Stay on a device until the block ends.
+    """Open a session on a device for the duration of the block.
 
     Raises:
         EnvironmentProblem: as `hold`.
@@ -352,7 +354,7 @@ WARMUP, RUNS = 5, 50
 def measure(
     session: Session, runtime: Installed, artifact: Path, sample: Arrays, *, threads: int, timeout_s: float
 ) -> DeviceMeasures:
-    """Time one sample in a process of its own, whose load is cold for the runtime, if not for the disk's cache.
+    """Time one sample in a separate process, whose load is cold for the runtime, though not for the disk cache.
 
     Raises:
         EdgeqError: as `run_all`, or the connection broke.

@@ -1,6 +1,6 @@
-"""How a device is reached: the very commands of ssh and adb, and what their complaints mean.
+"""Connections to a device: the commands of ssh and adb, and the meaning of their errors.
 
-Both run a line of POSIX shell on the device, and exit as it does; nothing of them ever asks for a password.
+Both run a line of POSIX shell on the device and return its exit status; neither ever asks for a password.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PORT = re.compile(r":(\d+)$")
 
 _ADB_BROKEN = 255
 
-_ADB_FIX = "see `adb devices`, then try again"
+_ADB_FIX = "check `adb devices`, then try again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,15 @@ class Transfer:
 
 
 class Link(Protocol):
-    """A way to a device."""
+    """A connection to a device."""
 
     @property
     def name(self) -> str:
-        """As --on has it."""
+        """The value of --on."""
 
     @property
     def base(self) -> str:
-        """Where temporary folders go, as the device's shell writes it."""
+        """The parent of temporary folders, in the device's shell syntax."""
 
     @property
     def is_archived(self) -> bool:
@@ -63,13 +63,13 @@ class Link(Protocol):
         """Return the command that runs a script on the device."""
 
     def push(self, local: Path, remote: str) -> Transfer:
-        """Return what copies a folder's files, or those of an archive, into a folder of the device."""
+        """Return the transfer that copies a folder's files, or an archive's, into a folder of the device."""
 
     def pull(self, remote: str, local: Path) -> Transfer:
-        """Return what copies a file of the device to this host."""
+        """Return the transfer that copies a file of the device to this host."""
 
     def broken(self, status: int, said: str) -> EnvironmentProblem | None:
-        """Return what is wrong with the way itself; None where the command on the device failed."""
+        """Return the error of the connection itself; None where the command on the device failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,11 @@ class Ssh:
 
     @property
     def name(self) -> str:
-        """As --on has it."""
+        """The value of --on."""
         return f"ssh:{self.host}"
 
     def shell(self, script: str) -> tuple[str, ...]:
-        """Return the command; the login shell only has to know single quotes."""
+        """Return the command; the login shell only needs to support single quotes."""
         options = [word for option in _SSH_OPTIONS for word in ("-o", option)]
         return (_tool("ssh", "openssh-client"), "-T", *options, self._where(), f"exec sh -c {shlex.quote(script)}")
 
@@ -107,20 +107,20 @@ class Ssh:
         return Transfer(command=self.shell(f"cat {remote}"), stdout=local)
 
     def broken(self, status: int, said: str) -> EnvironmentProblem | None:
-        """Tell ssh's own failures from those of the command."""
+        """Distinguish ssh's own failures from those of the command."""
         if status != SSH_BROKEN:
             return None
         last = _last_line(said)
         if "Host key verification failed" in said:
-            what = f"{self.name}: its host key is not known, or another one"
+            what = f"{self.name}: its host key is unknown or has changed"
             return EnvironmentProblem(what, f"ssh {self._where()} true")
         if "Permission denied" in said or "Too many authentication failures" in said:
-            what = f"{self.name} refused the authentication, and edgeq asks for no password: {last}"
+            what = f"{self.name} refused the authentication, and edgeq does not ask for passwords: {last}"
             host, port = _PORT.sub("", self.host), _PORT.search(self.host)
             copy = f"ssh-copy-id -p {port[1]} {host}" if port else f"ssh-copy-id {host}"
             return EnvironmentProblem(what, f"{copy}, or add the key with ssh-add")
         what = f"{self.name} cannot be reached, or the connection broke: {last}"
-        return EnvironmentProblem(what, f"see that this works: ssh -o BatchMode=yes {self._where()} true")
+        return EnvironmentProblem(what, f"check that this works: ssh -o BatchMode=yes {self._where()} true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class Adb:
 
     @property
     def name(self) -> str:
-        """As --on has it."""
+        """The value of --on."""
         return f"adb:{self.serial}" if self.serial else "adb"
 
     def _adb(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Adb:
         return Transfer(command=(*self._adb(), "pull", remote, str(local)))
 
     def broken(self, status: int, said: str) -> EnvironmentProblem | None:
-        """Tell adb's own failures from those of the command, by their words: both exit with 1."""
+        """Distinguish adb's own failures from those of the command by their messages: both exit with 1."""
         if status == _ADB_BROKEN:
             return EnvironmentProblem(f"{self.name}: the connection broke: {_last_line(said)}", _ADB_FIX)
         for pattern, what, fix in _ADB_SAYS:
@@ -168,14 +168,14 @@ class Adb:
 _ADB_SAYS = (
     (
         r"no devices/emulators found",
-        "adb sees no device",
+        "adb finds no device",
         "connect a phone, allow USB debugging in its developer options, and see `adb devices`",
     ),
-    (r"more than one device", "several devices are connected", "adb devices, then name one: --on adb:SERIAL"),
+    (r"more than one device", "several devices are connected", "run `adb devices`, then choose one: --on adb:SERIAL"),
     (
         r"device unauthorized|device still authorizing",
         "the phone has not authorized this computer",
-        "unlock the phone, accept the key that it shows, and try again",
+        "unlock the phone, accept the key prompt, and try again",
     ),
     (r"device '[^']*' not found", "no device has this serial number", "adb devices"),
     (r"device offline|device .*disconnected|error: closed|protocol fault", "the connection broke", _ADB_FIX),
@@ -190,28 +190,28 @@ def is_link(text: str) -> bool:
 
 
 def parse_link(text: str) -> Link:
-    """Return the way that a value of --on names.
+    """Return the connection that a value of --on names.
 
     Raises:
-        UsageError: no host or serial number, or one that cannot be one.
+        UsageError: the host or serial number is missing or not valid.
     """
     kind, _, rest = text.partition(":")
     # a leading dash would be an option of ssh or adb
     if not re.fullmatch(r"[A-Za-z0-9_\[][^\s'\"\\;&|<>$`]*", rest) and text != "adb":
-        raise UsageError(f"--on {text!r} names no device", "write ssh:HOST, ssh:USER@HOST:PORT, adb or adb:SERIAL")
+        raise UsageError(f"--on {text!r} does not name a device", "use ssh:HOST, ssh:USER@HOST:PORT, adb or adb:SERIAL")
     return Ssh(host=rest) if kind == "ssh" else Adb(serial=rest)
 
 
 def _tool(name: str, package: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise EnvironmentProblem(f"{name} is missing: it reaches the device", f"apt-get install {package}")
+        raise EnvironmentProblem(f"{name} is missing; edgeq needs it to reach the device", f"apt-get install {package}")
     return found
 
 
 def _last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "no message"
 
 
 def joined(parts: Sequence[str]) -> str:

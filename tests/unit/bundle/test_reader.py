@@ -71,16 +71,22 @@ def test_no_byte_of_the_manifest_changes_unseen(bundle: Path) -> None:
     [
         (lambda folder: (folder / "model.pte").unlink(), r"model\.pte is missing"),
         (lambda folder: (folder / "golden.npz").unlink(), r"golden\.npz is missing"),
-        (lambda folder: (folder / "model.pte").write_bytes(b""), r"model\.pte has 0 bytes, the manifest says 10000"),
+        (
+            lambda folder: (folder / "model.pte").write_bytes(b""),
+            (
+                r"model\.pte has 0 bytes, but the manifest "
+                r"states 10000"
+            ),
+        ),
         (lambda folder: (folder / "extra.bin").write_bytes(b""), r"extra\.bin is not listed"),
         (lambda folder: (folder / "sub").mkdir(), "sub is not listed"),
-        (lambda folder: (folder / "report.json").mkdir(), r"report\.json is no plain file"),
-        (lambda folder: (folder / "report.html").symlink_to("/etc/passwd"), r"report\.html is no plain file"),
-        (lambda folder: link(folder / "model.pte"), r"model\.pte is no plain file"),
+        (lambda folder: (folder / "report.json").mkdir(), r"report\.json is not a regular file"),
+        (lambda folder: (folder / "report.html").symlink_to("/etc/passwd"), r"report\.html is not a regular file"),
+        (lambda folder: link(folder / "model.pte"), r"model\.pte is not a regular file"),
         (lambda folder: link(folder / "manifest.json"), r"manifest\.json is a link"),
-        (lambda folder: pipe(folder / "golden.npz"), r"golden\.npz is no plain file"),
-        (lambda folder: pipe(folder / "manifest.json"), r"manifest\.json is no plain file"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b"{"), r"manifest\.json is not what edgeq wrote"),
+        (lambda folder: pipe(folder / "golden.npz"), r"golden\.npz is not a regular file"),
+        (lambda folder: pipe(folder / "manifest.json"), r"manifest\.json is not a regular file"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"{"), r"manifest\.json does not have edgeq's format"),
     ],
 )
 def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], why: str) -> None:

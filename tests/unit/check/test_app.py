@@ -62,7 +62,7 @@ def test_a_library_of_unknown_size_never_counts_as_nothing():
     items = [shipped("a", "android-arm64-xnnpack", 100)]
     (gate,) = app_gates(items, AppOptions(download_bytes=10**6), found={}, missing=())
     assert (gate.outcome, gate.exit_code, gate.measured) == ("unverified", ExitCode.VERIFICATION, "not measured")
-    assert "library of executorch is not known" in gate.detail
+    assert "library size of executorch is not known" in gate.detail
     (gate,) = app_gates(items, AppOptions(download_bytes=49), found={}, missing=())
     assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.SIZE)
 

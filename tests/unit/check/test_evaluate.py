@@ -169,7 +169,13 @@ def test_importing_the_gates_loads_no_torch():
 
 def test_verify_lets_its_own_score_stay_unmeasured_and_package_has_none():
     validate_options(GateOptions(allow_unmeasured=("score",)), command="verify")
-    with pytest.raises(UsageError, match=r"--allow-unmeasured score: `edgeq package` always measures or never judges"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"--allow-unmeasured score: `edgeq package` always measures this gate or "
+            r"never judges it"
+        ),
+    ):
         validate_options(GateOptions(allow_unmeasured=("score",)))
     with pytest.raises(UsageError, match=r"--allow-unmeasured scroe: unknown gate\. Did you mean 'score'"):
         validate_options(GateOptions(allow_unmeasured=("scroe",)), command="verify")

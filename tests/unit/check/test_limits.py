@@ -76,7 +76,7 @@ def test_without_a_score_the_drop_is_unverified(report):
 def test_a_measurement_on_another_architecture_does_not_count(name):
     gate = limit_gate(name, 1e9, measured(target="arm64"))
     assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
-    assert "measured on x86_64 says nothing about arm64" in gate.detail
+    assert "measured on x86_64 is not valid for arm64" in gate.detail
 
 
 def test_latency_goes_by_what_it_was_timed_on():
@@ -101,7 +101,7 @@ def test_an_architecture_by_its_other_name_is_the_same():
 def test_what_was_not_measured_is_unverified(name, report):
     gate = limit_gate(name, 1e9, measured(report))
     assert gate.outcome == "unverified"
-    assert "did not give one" in gate.detail
+    assert "did not measure it" in gate.detail
 
 
 def test_zero_is_a_measurement():

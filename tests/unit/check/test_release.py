@@ -53,7 +53,7 @@ def mobile(item: BundleInput, folder: Path, op: str) -> Bundle:
     [
         ("Softmax", "1.17", "ok", "onnxruntime-mobile 1.17 has all 1 operators"),
         ("Acosh", "1.17", "failed", "onnxruntime-mobile 1.17 lacks ai.onnx::Acosh@9"),
-        ("Softmax", "1.18", "unverified", "which operators onnxruntime-mobile 1.18 has is not known"),
+        ("Softmax", "1.18", "unverified", "does not know the operators of onnxruntime-mobile 1.18"),
     ],
 )
 def test_a_mobile_build_in_the_field_is_held_to_its_own_operators(item, tmp_path, op, runtime, outcome, told):

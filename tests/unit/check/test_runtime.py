@@ -151,7 +151,7 @@ def mobile(version):
         ("model.ort", ("ai.onnx::ReduceMean@18",), "failed", "1.17 lacks ai.onnx::ReduceMean@18: ship the full build"),
         ("model.ort", ("com.microsoft::QGemm@1",), "failed", "lacks com.microsoft::QGemm@1"),
         ("model.onnx", ("ai.onnx::Conv",), "failed", "reads .ort files only"),
-        ("model.ort", (), "unverified", "which operators the artifact needs is not known"),
+        ("model.ort", (), "unverified", "the operators that the artifact needs are not known"),
     ],
 )
 def test_the_mobile_build_has_few_operators(path, operators, outcome, why):

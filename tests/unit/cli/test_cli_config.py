@@ -217,7 +217,7 @@ def test_options_of_a_search_that_no_scheme_does_are_refused():
 
 def test_a_scheme_that_the_target_does_not_list(project):
     Path("fp32only.toml").write_text('name = "fp32only"\nextends = "android-arm64-xnnpack"\nschemes = ["fp32"]\n')
-    with pytest.raises(UnsupportedError, match="fp32only cannot do scheme static-int8") as caught:
+    with pytest.raises(UnsupportedError, match="fp32only does not support the scheme static-int8") as caught:
         request(minimal(targets=["fp32only.toml"], schemes=["static-int8"]), {})
     assert caught.value.fix == "its schemes: fp32"
 
@@ -235,7 +235,9 @@ def test_a_limit_option_that_is_none(text):
 
 
 def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():
-    with pytest.raises(UnsupportedError, match="android-arm64-xnnpack cannot do scheme pretrained") as caught:
+    with pytest.raises(
+        UnsupportedError, match=("android-arm64-xnnpack does not support the scheme pretrained")
+    ) as caught:
         request(minimal(targets=["android-arm64-xnnpack"], schemes=["pretrained"]), {})
     assert caught.value.exit_code == 3
     assert caught.value.fix.startswith("its schemes: static-int8, ")

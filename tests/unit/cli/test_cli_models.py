@@ -103,7 +103,7 @@ def test_package_sends_a_file_of_several_to_build(write):
         ('version = "7"', 'verson = "7"', "model 'two'.*unknown key 'verson'. Did you mean 'version'"),
         ('source = "digits"', 'model = "digits"', "model 'one'.*unknown key 'model'"),
         ('source = "digits"', "", "model 'one': source: Field required"),
-        ('version = "7"', 'out = "x"', "model 'two'.*'out' holds for the whole file"),
+        ('version = "7"', 'out = "x"', "model 'two'.*'out' applies to the whole file"),
         (
             'schemes = ["fp32"]',
             'schemes = ["fp33"]',
@@ -118,7 +118,7 @@ def test_package_sends_a_file_of_several_to_build(write):
             "app.runtimes.torchscript: runtimes.0: String should",
         ),
         ('limit.size = "10MB"', "runtimes.torchscript = []", "app.runtimes.torchscript: List should have at least 1"),
-        ('version = "7"', 'app.limit.size = "1MB"', "model 'two'.*'app' holds for the whole file"),
+        ('version = "7"', 'app.limit.size = "1MB"', "model 'two'.*'app' applies to the whole file"),
     ],
 )
 def test_what_is_wrong_is_named(write, old, new, told):
@@ -141,7 +141,7 @@ def test_a_release_reads_what_the_file_says_of_its_model(write, tmp_path):
     assert found["data"]["calibration"] == f"{tmp_path}/train"
     with pytest.raises(UsageError, match=r"no model 'three'.*"):
         read_released(path, ("three",))
-    with pytest.raises(UsageError, match="bundles of several are released at once: one, two"):
+    with pytest.raises(UsageError, match="but the release has bundles of several models: one, two"):
         read_released(path, ("one", "two"))
 
 

@@ -66,7 +66,7 @@ def test_every_commented_key_can_be_uncommented(folder):
 
 def test_a_file_that_is_there_is_not_replaced(folder):
     OUTPUT.write_text("mine")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         init(["digits"], OUTPUT, force=False)
     assert OUTPUT.read_text() == "mine"
     init(["digits"], OUTPUT, force=True)
@@ -77,7 +77,7 @@ def test_a_file_that_is_there_is_not_replaced(folder):
     ("code", "told"),
     [
         ("def one():\n    ...\ndef two():\n    ...\n", "which function returns the model.*one, two"),
-        ("def f(x):\n    ...\n", "it has none"),
+        ("def f(x):\n    ...\n", "it has no functions without arguments"),
         ("def f(:\n", "cannot read net.py"),
     ],
 )

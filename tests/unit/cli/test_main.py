@@ -171,7 +171,7 @@ def test_a_model_that_ends_the_process_is_no_success(pipeline, project, capfd, c
     pipeline.act = lambda: sys.exit(code)
     assert run(PACKAGE) == 2
     first, second = capfd.readouterr().err.splitlines()[-2:]
-    assert re.fullmatch(rf"error: code that edgeq runs called exit\({code}\) at test_main.py:\d+", first)
+    assert re.fullmatch(rf"error: user code called exit\({code}\) at test_main.py:\d+", first)
     assert second.startswith("  fix: remove that call")
 
 

@@ -227,7 +227,7 @@ def test_a_missing_file_is_refused_by_the_name_of_its_option(option: Option) -> 
         text = missing = "missing"
     with pytest.raises(UsageError) as caught:
         check_files(resolved(scheme, table(option.key, text)))
-    assert caught.value.what == f"{option.flag.name}: no {option.path.noun} {missing}"
+    assert caught.value.what == f"{option.flag.name}: no such {option.path.noun}: {missing}"
 
 
 def test_only_known_marks_of_paths_are_left_to_other_checks() -> None:

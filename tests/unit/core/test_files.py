@@ -118,7 +118,7 @@ def test_staged_dir_refuses_what_is_no_folder(tmp_path: Path, make: Callable[[Pa
     target = tmp_path / "target"
     make(target)
     before = target.lstat()
-    with pytest.raises(UsageError, match="a file in the way"):
+    with pytest.raises(UsageError, match="found a file"):
         replace(target, "1")
     assert target.lstat() == before
     assert names(tmp_path) == ["target"]

@@ -80,6 +80,6 @@ def test_hashes_agree(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders")
 def test_a_place_that_takes_no_folder_is_told():
-    told = pytest.raises(EnvironmentProblem, match="cannot make the folder /proc/edgeq-out")
+    told = pytest.raises(EnvironmentProblem, match="cannot create the folder /proc/edgeq-out")
     with told, lock_dir(Path("/proc/edgeq-out"), wait_s=0.0):
         pass

@@ -247,16 +247,16 @@ def test_a_newer_schema_is_unsupported(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (lambda data: data.replace(b'"seed": 0', b'"seed": 0, "seed": 1'), "'seed' stands twice"),
+        (lambda data: data.replace(b'"seed": 0', b'"seed": 0, "seed": 1'), "'seed' occurs twice"),
         (lambda data: data.replace(b'"seed": 0', b'"seed": NaN'), "not a finite number"),
         (lambda data: data.replace(b'"scale": 0', b'"scale": 1e999, "x": 0'), "not a finite number"),
         (lambda data: b"[" * 10 * len(data), "nested too deeply"),
         (lambda data: data + b" " * MAX_MANIFEST_BYTES, "more than 4000000 bytes"),
-        (lambda data: data[:-3], "not what edgeq wrote"),
+        (lambda data: data[:-3], "does not have edgeq's format"),
         (lambda data: data.decode().encode("utf-16"), "decode"),
-        (lambda data: data[:0], "not what edgeq wrote"),
-        (lambda data: b"[" + data + b"]", "not what edgeq wrote"),
-        (lambda data: data.replace(b"zero", b"\\ud800"), "not what edgeq wrote"),
+        (lambda data: data[:0], "does not have edgeq's format"),
+        (lambda data: b"[" + data + b"]", "does not have edgeq's format"),
+        (lambda data: data.replace(b"zero", b"\\ud800"), "does not have edgeq's format"),
     ],
 )
 def test_broken_bytes_are_named(data: bytes, broken: Any, why: str) -> None:

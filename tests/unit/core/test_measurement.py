@@ -83,7 +83,7 @@ def test_what_is_written_is_read() -> None:
         ("device.name", "", "device.name"),
         ("outputs", [], "outputs"),
         ("outputs.0.dtype", "object", "outputs.0.dtype"),
-        ("outputs.0.shape", [2, 2], "24 bytes of data, for float32 [2, 2]"),
+        ("outputs.0.shape", [2, 2], "24 bytes of data for float32 [2, 2]"),
         ("outputs.0.shape", [-2, -3], "outputs.0.shape"),
         ("outputs.0.shape", [2**53 - 1, 2**53 - 1], "24 bytes of data"),
         ("outputs.0.data", "no base64!", "not base64"),
@@ -92,7 +92,7 @@ def test_what_is_written_is_read() -> None:
 def test_what_is_wrong_is_named(path: str, value: Any, why: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         parse_verdict(changed(path, value), "farm/verdict.json")
-    assert caught.value.what.startswith("farm/verdict.json is not what edgeq wrote: ")
+    assert caught.value.what.startswith("farm/verdict.json does not have edgeq's format: ")
     assert why in caught.value.what
     assert "--write-verdict" in caught.value.fix
 
@@ -108,7 +108,7 @@ def test_a_verdict_that_nobody_would_read_is_not_written(monkeypatch: pytest.Mon
     verdict = parse_verdict(json.dumps(DATA).encode(), "verdict.json")
     least = len(verdict_bytes(verdict))
     monkeypatch.setattr(verdicts, "MAX_VERDICT_BYTES", least - 1)
-    with pytest.raises(UsageError, match=f"the verdict would take {least} bytes, at most {least - 1} are read"):
+    with pytest.raises(UsageError, match=f"the verdict would have {least} bytes, but at most {least - 1} are read"):
         verdict_bytes(verdict)
 
 
@@ -117,7 +117,7 @@ def test_every_key_must_be_there_and_once(key: str) -> None:
     with pytest.raises(IntegrityError):
         parse_verdict(json.dumps({name: value for name, value in DATA.items() if name != key}).encode(), "verdict.json")
     twice = json.dumps(DATA)[:-1] + f', "{key}": {json.dumps(DATA[key])}}}'
-    with pytest.raises(IntegrityError, match="stands twice"):
+    with pytest.raises(IntegrityError, match="occurs twice"):
         parse_verdict(twice.encode(), "verdict.json")
 
 
@@ -136,4 +136,4 @@ def test_any_value_in_any_place_is_a_verdict_or_an_error(path: str, value: Any) 
         found: object = parse_verdict(changed(path, value), "verdict.json")
     except IntegrityError as err:
         found = err.what
-    assert isinstance(found, Verdict) or str(found).startswith("verdict.json is not what edgeq wrote: ")
+    assert isinstance(found, Verdict) or str(found).startswith("verdict.json does not have edgeq's format: ")

@@ -63,9 +63,9 @@ def test_several_inputs_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (dataset(1, (3,)), r"sample sample0: input 'x' wants float32 \[2\], got float32 \[3\]"),
+        (dataset(1, (3,)), r"sample sample0: input 'x' expects float32 \[2\], got float32 \[3\]"),
         (dataset(1, (2,), dtype="float64"), r"got float64 \[2\]"),
-        (dataset(1, (4, 2), dtype="int64"), r"wants float32 \[4, 2\], got int64 \[4, 2\]"),
+        (dataset(1, (4, 2), dtype="int64"), r"expects float32 \[4, 2\], got int64 \[4, 2\]"),
         (dataset(1, (2,), inputs=2), "the model has 1 inputs, got 2 arrays"),
     ],
 )

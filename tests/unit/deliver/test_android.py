@@ -52,7 +52,7 @@ def test_what_is_no_aar_is_refused(tmp_path: Path, data: bytes | None) -> None:
     path = tmp_path / "x.aar"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(UsageError, match="is no AAR"):
+    with pytest.raises(UsageError, match="is not an AAR"):
         growth_by_abi("arm64", "executorch", 1, path)
 
 

@@ -155,9 +155,9 @@ def test_refuses_another_bundle_in_its_place(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"labels": tuple("abcdefghij")}, "other labels: a, b, "),
-        ({"preprocess": None}, "other preprocessing: none; the app takes {"),
-        ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "other labels: x; the app takes"),
+        ({"labels": tuple("abcdefghij")}, "different labels: a, b, "),
+        ({"preprocess": None}, "different preprocessing: none; the app expects {"),
+        ({"target": load_target("android-arm64-qnnpack"), "labels": ("x",)}, "different labels: x; the app expects"),
     ],
 )
 def test_another_model_does_not_take_the_place_of_one_by_its_name(
@@ -174,7 +174,7 @@ def test_refuses_other_projects(
 ) -> None:
     ios = tmp_path / "ios"
     (ios / "Demo.xcodeproj").mkdir(parents=True)
-    refused(UsageError, "project for ios, the bundle is for android", bundle, ios)
+    refused(UsageError, "project for ios, but the bundle is for android", bundle, ios)
     refused(
         UsageError,
         "project for android",
@@ -185,7 +185,7 @@ def test_refuses_other_projects(
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(UsageError, r"looked for android: settings\.gradle.*ios: \*\.xcodeproj", bundle, empty)
-    refused(UsageError, "no app's project", bundle, tmp_path / "absent")
+    refused(UsageError, "not an app project", bundle, tmp_path / "absent")
 
 
 def test_refuses_to_delete_a_users_files(bundle: Path, app: Path) -> None:
@@ -193,7 +193,7 @@ def test_refuses_to_delete_a_users_files(bundle: Path, app: Path) -> None:
     (place / "notes.txt").write_text("mine")
     refused(UsageError, r"did not install: notes\.txt", bundle, app)
     (place / "manifest.json").unlink()
-    refused(UsageError, "holds something that is no bundle", bundle, app)
+    refused(UsageError, "holds files that are not a bundle", bundle, app)
 
 
 def test_mends_a_damaged_installation(bundle: Path, app: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_file_in_the_way_is_named(bundle: Path, tmp_path: Path, in_the_way: Pa
     (root / in_the_way).parent.mkdir(parents=True)
     (root / "build.gradle").touch()
     (root / in_the_way).write_text("mine")
-    refused(UsageError, "a file in the way", bundle, root)
+    refused(UsageError, "found a file", bundle, root)
 
 
 def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Path) -> None:

@@ -125,12 +125,12 @@ def test_float_arrays_are_taken_as_preprocessed(save):
 @pytest.mark.parametrize(
     ("arrays", "reason", "fix"),
     [
-        ({"x": np.zeros((3, 4), np.uint8)}, "wants float32, got uint8 pixels", "--preprocess"),
-        ({"x": np.zeros((3, 4), np.int64)}, "wants float32, got int64", ".astype('float32')"),
-        ({"x": np.zeros((3, 4), np.float16)}, "wants float32, got float16", ".astype('float32')"),
-        ({"x": np.zeros((3, 5), np.float32)}, "wants [4] a sample, got [5]", "--input"),
+        ({"x": np.zeros((3, 4), np.uint8)}, "expects float32, got uint8 pixels", "--preprocess"),
+        ({"x": np.zeros((3, 4), np.int64)}, "expects float32, got int64", ".astype('float32')"),
+        ({"x": np.zeros((3, 4), np.float16)}, "expects float32, got float16", ".astype('float32')"),
+        ({"x": np.zeros((3, 5), np.float32)}, "expects [4] per sample, got [5]", "--input"),
         ({"x": np.zeros((0, 4), np.float32)}, "at least 1 sample", "[N, …]"),
-        ({"x": np.float32(3)}, "got a single value", "[N, …]"),
+        ({"x": np.float32(3)}, "got a scalar", "[N, …]"),
         ({"x": np.zeros((3, 4), np.float32), "y": np.zeros(2)}, "x: 3, y: 2", "equal"),
         ({"a": np.zeros((3, 4), np.float32), "b": np.zeros(3)}, "inputs x; got a, b", "like the inputs"),
         ({"y": np.zeros(3)}, "inputs x; got none", "like the inputs"),
@@ -161,7 +161,7 @@ def test_a_misspelt_input_is_told(save, rows):
         (
             np.zeros((2, 20, 20, 3), np.uint8),
             TensorSpec(name="image", dtype="float16", shape=(1, 3, 16, 16)),
-            "wants float16",
+            "expects float16",
         ),
     ],
 )

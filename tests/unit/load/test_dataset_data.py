@@ -83,10 +83,10 @@ def test_labels_name_the_classes_of_arrays(tmp_path, image_input):
 
 def test_images_that_do_not_fit_the_model_fail_at_once(tmp_path, paint, image_input):
     paint(tmp_path / "a.png")
-    with pytest.raises(UsageError, match=r"a\.png: input 'image' wants float32 \[3, 16, 16\] a sample, got .*8, 8"):
+    with pytest.raises(UsageError, match=r"a\.png: input 'image' expects float32 \[3, 16, 16\] per sample, got .*8, 8"):
         opened(tmp_path, image_input, preprocess=Preprocess(resize=(8, 8)))
     with pytest.raises(UsageError, match="cannot crop"):
         opened(tmp_path, image_input, preprocess=Preprocess(crop=(64, 64)))
     other = TensorSpec(name="image", dtype="float64", shape=(1, 3, 16, 16))
-    with pytest.raises(UsageError, match="wants float64"):
+    with pytest.raises(UsageError, match="expects float64"):
         opened(tmp_path, other)

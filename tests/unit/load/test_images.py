@@ -110,7 +110,7 @@ def test_an_unreadable_folder_is_named(tmp_path, paint, monkeypatch, inner):
 
 def test_images_beside_class_folders_are_refused(classes, paint):
     paint(classes / "stray.png")
-    with pytest.raises(UsageError, match=r"beside class folders: stray.png and ant/0.png"):
+    with pytest.raises(UsageError, match=r"mixes images and class folders: stray.png and ant/0.png"):
         scan(classes)
 
 

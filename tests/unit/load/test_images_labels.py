@@ -96,7 +96,7 @@ def test_classes_must_fit_the_model():
     check_classes(("a", "b"), 3, from_file=True)
     with pytest.raises(UsageError, match="has 3 outputs, but the data has 2 class folders"):
         check_classes(("a", "b"), 3, from_file=False)
-    with pytest.raises(UsageError, match=r"indices beyond: d \(3\)") as caught:
+    with pytest.raises(UsageError, match=r"larger indices: d \(3\)") as caught:
         check_classes(("a", "b", "", "d"), 2, from_file=True)
     assert "--labels" in caught.value.fix
 

@@ -93,11 +93,15 @@ def test_the_last_channel_is_normalised_where_the_layout_says_so():
 @pytest.mark.parametrize(
     ("change", "error", "why"),
     [
-        ({"kind": "ptl"}, UnsupportedError, "is lowered already"),
-        ({"inputs": (IMAGE, IMAGE)}, UnsupportedError, "takes one image, float32 of rank 4; this one takes x float32"),
+        ({"kind": "ptl"}, UnsupportedError, "is already lowered"),
+        (
+            {"inputs": (IMAGE, IMAGE)},
+            UnsupportedError,
+            "takes one image, float32 of rank 4; this model takes x float32",
+        ),
         ({"inputs": (dataclasses.replace(IMAGE, shape=(1, 12)),)}, UnsupportedError, r"takes x float32 \[1, 12\]"),
         ({"inputs": (dataclasses.replace(IMAGE, shape=(1, 1, 8, 8)),)}, UsageError, "gives 3 channels .* has 1"),
-        ({"model": torch.fx.symbolic_trace(nn.ReLU())}, UnsupportedError, "has none of its own"),
+        ({"model": torch.fx.symbolic_trace(nn.ReLU())}, UnsupportedError, "has no forward of its own"),
     ],
 )
 def test_what_cannot_take_pixels_is_refused(change, error, why):
@@ -106,7 +110,7 @@ def test_what_cannot_take_pixels_is_refused(change, error, why):
 
 
 def test_bytes_that_are_bytes_already_are_refused():
-    with pytest.raises(UsageError, match="feeds bytes already"):
+    with pytest.raises(UsageError, match="already gives uint8"):
         takes_pixels(small_net(), PREPROCESS.as_bytes)
 
 
@@ -116,5 +120,5 @@ def test_images_in_arrays_are_resized_and_laid_out_but_not_normalised():
     made = to_sample({"x": image(0)[:8, :8]}, None, "s", reading)
     assert (made.inputs[0].dtype, made.inputs[0].shape) == (np.uint8, (3, 16, 16))
     assert made.raw[0].shape == (8, 8, 3)
-    with pytest.raises(UsageError, match="wants uint8, got float32"):
+    with pytest.raises(UsageError, match="expects uint8, got float32"):
         to_sample({"x": np.zeros((3, 16, 16), np.float32)}, None, "s", reading)

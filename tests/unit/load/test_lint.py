@@ -47,7 +47,7 @@ def test_too_few_distinct_samples(in_memory, images):
 def test_constant_samples_are_named(in_memory, images):
     blank = [np.full((3, 20, 24), value, np.float32) for value in (0, 0.25, 0.5, 1)]
     message = found(in_memory(images(20) + blank))["constant-samples"]
-    assert message == "4 of 24 calibration samples hold a single value throughout: s20, s21, s22 and 1 more"
+    assert message == "4 of 24 calibration samples hold one constant value: s20, s21, s22 and 1 more"
 
 
 def test_single_numbers_are_not_constant_samples(in_memory):
@@ -71,7 +71,7 @@ def test_noise_counts_above_half(in_memory, images):
 def test_values_outside_the_range_of_the_preprocessing(in_memory, images):
     scaled = [image * 255 for image in images(20)]
     message = found(in_memory(scaled))["out-of-range"]
-    assert "leave the range 0..1 of input 'image'" in message
+    assert "exceed the range 0..1 of input 'image'" in message
     assert "pixels that were not scaled" in message
     normalised = [image * 4 - 2 for image in images(20)]
     assert found(in_memory(normalised), preprocess=PRESETS["imagenet"]) == {}
@@ -101,7 +101,7 @@ def test_tokens_are_held_to_a_declared_range_only(in_memory):
     data = in_memory([rng.integers(0, 200, 8) for _ in range(20)])
     assert found(data, specs=[TOKENS]) == {}
     message = found(data, specs=[TOKENS], declared=True)["out-of-range"]
-    assert "leave the range 0..99 of input 'tokens'" in message
+    assert "exceed the range 0..99 of input 'tokens'" in message
     assert "pixels" in message or "with 0.." in message
 
 
@@ -141,7 +141,7 @@ def test_labels_of_other_kinds_are_not_judged(in_memory, images):
 
 def test_samples_shared_with_the_evaluation_data(in_memory, images):
     message = found(in_memory(images(20)), in_memory(images(20, first=18), title="e"))["shared-with-evaluation"]
-    assert message == "2 of 20 calibration samples are in the evaluation data too: s18, s19"
+    assert message == "2 of 20 calibration samples are also in the evaluation data: s18, s19"
 
 
 def test_every_sample_is_read_once(in_memory, images):

@@ -185,7 +185,7 @@ def test_inputs_by_name_follow_the_order_of_forward(script):
     ("inputs", "told"),
     [
         (["imag=1x3x8x8"], "Did you mean 'image'?"),
-        (["image=1x3x8x8", "image=1x3x9x9"], "gives 'image' twice"),
+        (["image=1x3x8x8", "image=1x3x9x9"], "'image' is given twice"),
         # called by position, shift would silently be taken for scale
         (["image=1x3x8x8", "shift=1x2"], "gives 'shift' but not 'scale'"),
     ],
@@ -224,7 +224,7 @@ def test_artifacts_are_taken_as_they_are(tmp_path, suffix):
     assert model.inputs == (TensorSpec(name="x", dtype="float32", shape=(1, 3)),)
     path.write_bytes(b"another")
     assert load(str(path)).source_sha256 != model.source_sha256
-    with pytest.raises(UnsupportedError, match="brings its own weights"):
+    with pytest.raises(UnsupportedError, match="contains its own weights"):
         load(str(path), weights="w.pt")
 
 

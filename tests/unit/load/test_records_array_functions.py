@@ -103,8 +103,8 @@ def test_an_endless_iterator_is_read_up_to_the_limit(returning):
         ("Bad()", "raised OSError at user.py"),
         ("breaks()", "raised ValueError at user.py"),
         ("[{'x': x[0]}, {'z': x[0], 'w': x[0]}]", "inputs x; got z, w"),
-        ("[{'x': x[0], 'y': 1}, {'x': x[0]}]", "a label in every sample or in none"),
-        ("[{'x': x[0]}, {'x': x[0], 'y': 1}]", "a label in every sample or in none"),
+        ("[{'x': x[0], 'y': 1}, {'x': x[0]}]", "a label for every sample or for none"),
+        ("[{'x': x[0]}, {'x': x[0], 'y': 1}]", "a label for every sample or for none"),
     ],
 )
 def test_says_what_a_function_did_wrong(returning, expression, reason):
@@ -115,5 +115,5 @@ def test_says_what_a_function_did_wrong(returning, expression, reason):
 
 
 def test_a_data_function_takes_no_arguments(script):
-    with pytest.raises(UsageError, match=r"called as data\(\), got data\(n\)"):
+    with pytest.raises(UsageError, match=r"the signature data\(\), got data\(n\)"):
         open_function(script("def data(n): ...\n") + ":data", wanted(VECTOR))

@@ -94,9 +94,9 @@ def test_says_what_is_wrong_with_a_file(script, text, name, reason):
         ("/nowhere/user.py:f", "cannot read /nowhere/user.py: No such file"),
         ("no_such_module:f", "no module 'no_such_module'"),
         ("math.nothing:f", "math"),
-        ("a b:f", "no module name"),
-        (".relative:f", "no module name"),
-        ("a/\0/b.py:f", "no module name"),
+        ("a b:f", "not a module name"),
+        (".relative:f", "not a module name"),
+        ("a/\0/b.py:f", "not a module name"),
         ("/" + "a" * 300 + "/b.py:f", "File name too long"),
     ],
 )
@@ -140,7 +140,7 @@ def test_an_error_of_edgeq_passes(script):
 
 def test_arguments_are_checked_before_the_call(script):
     function = load_function(script("def f(a): ...\n") + ":f", "data function")
-    with pytest.raises(UsageError, match=r"expected to be called as f\(\), got f\(a\)"):
+    with pytest.raises(UsageError, match=r"expected the signature f\(\), got f\(a\)"):
         check_arguments(function, 0, "")
     check_arguments(function, 1, "a")
 
@@ -170,5 +170,5 @@ def test_a_metric_must_give_a_finite_number(script, body, reason):
 
 
 def test_a_metric_must_take_two_arguments(script):
-    with pytest.raises(UsageError, match=r"called as score\(outputs, label\), got score\(outputs\)"):
+    with pytest.raises(UsageError, match=r"the signature score\(outputs, label\), got score\(outputs\)"):
         load_metric(script("def score(outputs): ...\n") + ":score")

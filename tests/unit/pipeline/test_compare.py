@@ -91,10 +91,10 @@ def test_random_inputs_are_seeded_and_said_to_be_random(
 
 
 def test_what_cannot_be_compared_is_refused(float_bundle: Path, host_bundle: Path) -> None:
-    with pytest.raises(UsageError, match=r"first bundle is to be the fp32 one.*static-int8") as caught:
+    with pytest.raises(UsageError, match=r"first bundle must be the fp32 one.*static-int8") as caught:
         compared(host_bundle, float_bundle)
-    assert caught.value.fix == "swap the two"
-    with pytest.raises(UsageError, match="one and the same bundle"):
+    assert caught.value.fix == "swap the two bundles"
+    with pytest.raises(UsageError, match="both bundles are the same"):
         compared(float_bundle, float_bundle)
     with pytest.raises(UsageError, match=r"no bundle|cannot read"):
         compared(float_bundle, float_bundle.parent)
@@ -103,10 +103,10 @@ def test_what_cannot_be_compared_is_refused(float_bundle: Path, host_bundle: Pat
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda manifest: manifest.update(labels=["a", "b", "c"]), "labels differ: none, and a, b, c"),
+        (lambda manifest: manifest.update(labels=["a", "b", "c"]), "labels differ: none and a, b, c"),
         (lambda manifest: manifest["inputs"][0].update(shape=[1, 1, 8, 8]), "inputs differ: image float32"),
-        (lambda manifest: manifest["outputs"][0].update(shape=[1, 4]), r"outputs differ: float32 \[1, 3\], and"),
-        (lambda manifest: manifest["inputs"][0].update(preprocessing=None), "preprocessing differ: .*, and none"),
+        (lambda manifest: manifest["outputs"][0].update(shape=[1, 4]), r"outputs differ: float32 \[1, 3\] and"),
+        (lambda manifest: manifest["inputs"][0].update(preprocessing=None), "preprocessing differ: .* and none"),
     ],
 )
 def test_other_contracts_are_refused(
@@ -131,7 +131,7 @@ def test_layers_of_other_weights_are_refused_and_outputs_noted(
     float_bundle: Path, host_bundle: Path, changed: Changed, tmp_path: Path
 ) -> None:
     other = changed(host_bundle, lambda _, manifest: manifest["provenance"].update(source_sha256="1" * 64))
-    assert "other sources or weights" in compared(float_bundle, other).notes[-1]
+    assert "different sources or weights" in compared(float_bundle, other).notes[-1]
     with pytest.raises(UsageError, match=r"report.json does not match the bundle beside it"):
         compared(float_bundle, other, layers=True)
     twin = tmp_path / "float"
@@ -139,7 +139,7 @@ def test_layers_of_other_weights_are_refused_and_outputs_noted(
     manifest = json.loads((twin / "manifest.json").read_bytes())
     manifest["provenance"]["source_sha256"] = "1" * 64
     (twin / "manifest.json").write_bytes(canonical_json(manifest))
-    with pytest.raises(UsageError, match="other sources or weights, and layers"):
+    with pytest.raises(UsageError, match="different sources or weights, but layer figures"):
         compared(twin, host_bundle, layers=True)
 
 
@@ -149,7 +149,7 @@ def test_a_report_without_layers_says_why(float_bundle: Path, host_bundle: Path,
     report = json.loads((old / "report.json").read_text())
     report["row"]["layer_sqnrs"] = None
     (old / "report.json").write_text(json.dumps(report))
-    with pytest.raises(UsageError, match="no figures of its layers: an older edgeq made it"):
+    with pytest.raises(UsageError, match="no layer figures: an older edgeq wrote it"):
         compared(float_bundle, old, layers=True)
 
 
@@ -164,7 +164,7 @@ def test_the_command_ends_with_the_error_s_code(
     float_bundle: Path, host_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["compare", str(host_bundle), str(float_bundle), "-q"]) == 2
-    assert "swap the two" in capfd.readouterr().err
+    assert "swap the two bundles" in capfd.readouterr().err
     assert run(["compare", str(float_bundle), str(host_bundle), "--labels", "x.txt"]) == 2
     assert "add --eval-data" in capfd.readouterr().err
 

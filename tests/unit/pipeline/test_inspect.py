@@ -30,15 +30,15 @@ def test_without_its_own_report_the_layers_are_not_known(host_bundle: Path, chan
     other = changed(host_bundle, lambda _, manifest: manifest["model"].update(version="2"))
     found = inspect_path(other, Quiet())
     assert isinstance(found, BundleInspection)
-    assert (found.layers, found.why_no_layers) == ((), "report.json is that of another bundle")
+    assert (found.layers, found.why_no_layers) == ((), "report.json belongs to another bundle")
     (other / "report.json").write_text("[]")
     found = inspect_path(other, Quiet())
     assert isinstance(found, BundleInspection)
-    assert "not what edgeq wrote" in found.why_no_layers
+    assert "does not have edgeq's format" in found.why_no_layers
     (other / "report.json").unlink()
     found = inspect_path(other, Quiet())
     assert isinstance(found, BundleInspection)
-    assert found.why_no_layers == "there is no report.json beside the bundle"
+    assert found.why_no_layers == "the bundle has no report.json next to it"
 
 
 def test_a_changed_bundle_is_refused(host_bundle: Path, tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_a_damaged_artifact_is_bad_input(tmp_path: Path, name: str, data: bytes)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UsageError, match=rf"{name} is not a valid .*: ") as caught:
         inspect_path(tmp_path / name, Quiet())
-    assert "check that the copy is whole" in caught.value.fix
+    assert "check that the file is complete" in caught.value.fix

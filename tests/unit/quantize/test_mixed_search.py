@@ -18,7 +18,7 @@ from edgeq.quantize import fx, fx_observers, quantize, rank_layers
 from edgeq.quantize.calibrate import ObserverCache
 from edgeq.quantize.capture import capture
 from edgeq.quantize.mixed import fx_mixed, pt2e_mixed
-from edgeq.quantize.mixed_search import EVENED, TYPICAL, other_ranges
+from edgeq.quantize.mixed_search import EQUALIZED, TYPICAL, other_ranges
 from edgeq.quantize.sensitivity import Subject, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec
 
@@ -146,7 +146,7 @@ def test_an_assignment_is_what_static_int8_makes_of_the_same_layers(runtime, bac
     kept = found.search.found.kept
     assert kept
     assert not found.search.found.meets
-    for remedy in (TYPICAL, EVENED, *other_ranges(spec)):
+    for remedy in (TYPICAL, EQUALIZED, *other_ranges(spec)):
         spec = remedy.apply(spec) if remedy.name in found.search.found.remedies else spec
     static = quantized(
         spec.model, runtime, backend=backend, keep=kept, calibration=spec.calibration, observer=spec.observer
@@ -171,11 +171,11 @@ def test_few_bytes_are_left_in_float():
     assert 0 < len(found.found.kept) < 3
 
 
-def test_weights_are_evened_out_before_bytes_are_spent():
+def test_layers_are_equalized_before_bytes_are_spent():
     model = loaded(uneven())
     before = copy.deepcopy(model.model.state_dict())
     found = fx_mixed(spec_of(model)).search
-    assert [(attempt.remedies, attempt.meets) for attempt in found.attempts] == [((), False), ((EVENED.name,), True)]
+    assert [(attempt.remedies, attempt.meets) for attempt in found.attempts] == [((), False), ((EQUALIZED.name,), True)]
     assert (found.chosen, found.found.kept) == (1, ())
     assert found.attempts[1].size_bytes == found.attempts[0].size_bytes
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
@@ -223,20 +223,22 @@ def test_pt2e_searches_too():
 
 
 def test_a_remedy_that_does_not_lead_to_the_limits_is_not_insisted_on():
-    ranges = {"": 0.0, EVENED.name: 1.0}
+    ranges = {"": 0.0, EQUALIZED.name: 1.0}
 
     def score(graph):
         """Evened weights help where all is int8; float helps only without them."""
         evened = spread_of(graph) < 10
         floats = sum(isinstance(part, torch.nn.Conv2d) for part in graph.modules())
         return Scores(
-            sqnr_db=ranges[EVENED.name if evened else ""] + 30.0 * (floats and not evened), agreement=None, drop_pp=None
+            sqnr_db=ranges[EQUALIZED.name if evened else ""] + 30.0 * (floats and not evened),
+            agreement=None,
+            drop_pp=None,
         )
 
     found = fx_mixed(spec_of(loaded(uneven()), score=score)).search
     assert found.found.meets
     assert found.found.remedies == ()
-    assert {attempt.remedies for attempt in found.attempts if attempt.kept} == {(), (EVENED.name,)}
+    assert {attempt.remedies for attempt in found.attempts if attempt.kept} == {(), (EQUALIZED.name,)}
 
 
 def test_int8_as_it_is_when_it_is_good_enough():

@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_costs_the_state_not_the_training(small_disk):
     (small_disk / "ballast").write_bytes(bytes(60_000))
     told = Told()
     assert trained(qat=training(state=small_disk), progress=told).tuning.epochs == 2
-    assert any("was not kept" in note for note in told.notes)
+    assert any("was not saved" in note for note in told.notes)
 
 
 def test_a_diverging_training_stops_and_keeps_the_last_good_epoch():
@@ -254,7 +254,7 @@ def _number(prepared, teacher, data):
 
 @pytest.mark.parametrize(
     ("loop", "words"),
-    [(_nothing, "returned nothing"), (_teacher, "other parameters"), (_number, "returned float")],
+    [(_nothing, "returned nothing"), (_teacher, "whose parameters differ"), (_number, "returned float")],
 )
 def test_a_loop_that_returns_something_else(loop, words):
     with pytest.raises(UsageError, match=words) as caught:

@@ -27,9 +27,9 @@ def test_every_scheme_of_the_tables_is_known_and_described():
 
 
 def test_a_scheme_without_a_method_is_refused():
-    with pytest.raises(UnsupportedError, match="onnx cannot run scheme bf16"):
+    with pytest.raises(UnsupportedError, match="onnx does not support the scheme bf16"):
         find_method("onnx", "bf16")
-    with pytest.raises(UnsupportedError, match=r"qat-int8 starts from a PyTorch model, and net\.onnx is an ONNX file"):
+    with pytest.raises(UnsupportedError, match=r"qat-int8 needs a PyTorch model, but net\.onnx is an ONNX file"):
         find_file_method("qat-int8", "net.onnx")
 
 

@@ -49,14 +49,16 @@ HOST = "than fp32 on this x86_64 host"
             100,
             400,
             (0.5, 0.4, 0.8),
-            f"is 2.00 times slower {HOST} (95% interval 1.25 to 2.50) and is 4.00 times smaller:"
-            " its gain is in size alone",
+            (
+                f"is 2.00 times slower {HOST} (95% interval 1.25 to 2.50) and is 4.00 times smaller: its only gain is "
+                "in size"
+            ),
         ),
         (
             100,
             400,
             (0.97, 0.90, 1.02),
-            f"is not surely faster or slower {HOST} (0.97 times as fast, 95% interval 0.90 to 1.02)"
+            f"is not significantly faster or slower {HOST} (0.97 times as fast, 95% interval 0.90 to 1.02)"
             " and is 4.00 times smaller",
         ),
         # as it is shown, the interval begins at 1.00
@@ -64,7 +66,7 @@ HOST = "than fp32 on this x86_64 host"
             100,
             400,
             (1.03, 1.004, 1.06),
-            f"is not surely faster or slower {HOST} (1.03 times as fast, 95% interval 1.00 to 1.06)"
+            f"is not significantly faster or slower {HOST} (1.03 times as fast, 95% interval 1.00 to 1.06)"
             " and is 4.00 times smaller",
         ),
         (
@@ -88,7 +90,7 @@ def test_latencies_that_were_not_taken_in_turns_are_no_ground_for_a_word():
     found = Comparison(arch="x86_64", variants=(variant("static-int8", None, 1.0), variant("fp32", 400, 3.0)))
     assert text.compared(found) == [
         "static-int8 1.00 ms (p90 2.00 ms); fp32 400 B, 3.00 ms (p90 6.00 ms)",
-        "static-int8: nothing to compare was measured",
+        "static-int8: there are no measurements to compare",
     ]
 
 
@@ -105,7 +107,7 @@ def test_each_try_has_its_reasons():
     tried = (variant("static-int8", 100, failed=(gate,)), variant("qat-int8", error="nothing to train"))
     choice = Choice(linear_macs=0.01, tried=tried, chosen=0, untried=("fp32",))
     assert text.choice(choice).endswith(
-        "none passed every gate, static-int8 is the nearest; not tried, since it would fail alike: fp32"
+        "none passed every gate; static-int8 comes closest; not tried, since they would fail the same gate: fp32"
     )
     assert text.choice_lines(choice) == [
         "static-int8: 100 B, refused: sqnr: limit >= 30 dB, measured 20 dB",

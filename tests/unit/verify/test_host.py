@@ -207,7 +207,7 @@ def test_codes_are_put_into_words(text, kind, meaning):
 def test_a_state_dict_is_told_from_a_torchscript_archive(tmp_path):
     path = tmp_path / "net.pt"
     torch.save({"weight": torch.zeros(2)}, path)
-    with pytest.raises(UsageError, match=r"loading net\.pt: it is no TorchScript archive") as caught:
+    with pytest.raises(UsageError, match=r"loading net\.pt: it is not a TorchScript archive") as caught:
         HostRuntime().load(path, runtime="torchscript", backend="x86", threads=1)
     assert "--weights" in caught.value.fix
 

@@ -54,7 +54,7 @@ def test_a_child_that_stops_in_the_middle_of_an_answer_is_ended(monkeypatch, sai
     program = f"import sys, time; sys.stdout.buffer.write({said!r}); sys.stdout.flush(); time.sleep(600)"
     monkeypatch.setattr("edgeq.verify.host._START_S", 1.0)
     with HostRuntime(lambda _: talking(program)) as host:
-        with pytest.raises(VerificationError, match="no whole answer within 1 s while starting the runtime"):
+        with pytest.raises(VerificationError, match="no complete answer within 1 s while starting the runtime"):
             host.peak_memory_bytes()
         assert host._child.process.wait() == -signal.SIGKILL
 
@@ -65,7 +65,7 @@ def test_a_child_that_reads_no_more_is_ended(monkeypatch):
     program = f"import sys, time; sys.stdout.buffer.write({said!r}); sys.stdout.flush(); time.sleep(600)"
     monkeypatch.setattr("edgeq.verify.host._ANSWER_S", 1.0)
     with HostRuntime(lambda _: talking(program)) as host:
-        with pytest.raises(VerificationError, match="no whole answer within 1 s while running the artifact"):
+        with pytest.raises(VerificationError, match="no complete answer within 1 s while running the artifact"):
             host.run([np.zeros(10**6, np.float32)])  # more than a pipe holds
         assert host._child.process.wait() == -signal.SIGKILL
 

@@ -201,7 +201,7 @@ def test_the_estimate_lies_in_its_interval(pairs):
     ("fp32", "measured"), [([], []), ([math.nan], [1.0]), ([1.0], [math.inf]), ([1.0, 1.0], [1.0])]
 )
 def test_scores_that_cannot_be_compared(fp32, measured):
-    with pytest.raises(ValueError, match="expected as many scores"):
+    with pytest.raises(ValueError, match="expected equally many scores"):
         paired_drop_pp(fp32, measured)
 
 

@@ -72,7 +72,7 @@ def test_rows_of_a_whole_sample_are_scored_with_their_own_labels():
     ((kept, label),) = scored(batch, outputs, by_row=False)
     assert kept[0].shape == (2, 2)
     assert label.tolist() == [1, 0]
-    with pytest.raises(UsageError, match="holds 2 rows, but its labels are '3'"):
+    with pytest.raises(UsageError, match="holds 2 rows, but its label is '3'"):
         list(scored(whole([1, 2], [3, 4], label=3), outputs, by_row=True))
 
 

@@ -168,7 +168,7 @@ class Anchored(Linear):
         (Dead, None, "the output is constant"),
         (Dead, Linear, "the output is constant"),
         (DeadDetector, None, "the output is constant"),
-        (HalfDead, TwoHeads, "output1 is constant, while that of fp32 is not"),
+        (HalfDead, TwoHeads, "output1 is constant, unlike that of fp32"),
         (Lost, None, "output0 holds NaN or Inf"),
         (Linear, Lost, "fp32 model's own output holds NaN"),
         (Linear, Wide, "outputs have the shapes [(1, 5)], those of fp32 [(1, 11)]"),
@@ -203,7 +203,7 @@ class Embedded(nn.Module):
 def test_inputs_that_are_all_the_same_are_told_from_a_dead_model(runtime):
     specs = (TensorSpec(name="tokens", dtype="int64", shape=(1, 4), high=0.0),)
     report, _ = float_case(runtime, Embedded, specs, dataset(specs, 5))
-    assert "every input is the same" in report.findings[0]
+    assert "all inputs are equal" in report.findings[0]
     wide = (dataclasses.replace(specs[0], high=7.0),)
     assert float_case(runtime, Embedded, wide, dataset(wide, 5))[0].findings == ()
 

@@ -72,8 +72,8 @@ def test_samples_together_are_answered_as_alone(scheme):
 
 def test_a_model_whose_samples_depend_on_each_other_is_found_out():
     (finding,) = found(*open_batch(loaded(Mixing, IMAGE), "fp32", "mixing"), "fp32")
-    assert finding.startswith("3 batches at once answer otherwise than alone: ")
-    assert finding.endswith(" dB, at least 60.0 dB")
+    assert finding.startswith("3 batches at once give other outputs than alone: ")
+    assert finding.endswith(" dB, expected at least 60.0 dB")
 
 
 def test_outputs_without_the_batch_are_found_out():
@@ -82,7 +82,7 @@ def test_outputs_without_the_batch_are_found_out():
             return x.mean((0, 2, 3))
 
     (finding,) = found(*open_batch(loaded(Sum, IMAGE), "fp32", "sum"), "fp32")
-    assert finding == "3 batches at once give outputs of the shapes [(3,)], expected [(9,)]"
+    assert finding == "3 batches at once give outputs with the shapes [(3,)], expected [(9,)]"
 
 
 def test_a_file_that_only_says_that_it_takes_any_batch_is_found_out():
@@ -93,11 +93,11 @@ def test_a_file_that_only_says_that_it_takes_any_batch_is_found_out():
             return (arrays[0][:, 0, 0],)
 
     (finding,) = batch_findings(list(batches(dataset((IMAGE,), 1), (IMAGE,))), (None,), "fp32", Refusing())
-    assert finding == "it states that it takes any batch, and fails on 3 at once: Reshape fails"
+    assert finding == "the artifact states that it accepts any batch size but fails on 3 at once: Reshape fails"
 
 
 def test_a_model_of_one_batch_size_is_refused():
-    with pytest.raises(UnsupportedError, match="takes batches of one size only"):
+    with pytest.raises(UnsupportedError, match="accepts one batch size only"):
         dynamic_capture(loaded(Fixed, IMAGE))
 
 

@@ -96,7 +96,7 @@ def test_a_broken_download_is_continued(publisher: Publisher, device: Device) ->
     archive = next((publisher.channel / "targets").glob("*.zip"))
     good = archive.read_bytes()
     archive.write_bytes(good[:4000])
-    refused(device, EnvironmentProblem, "broke off: .* has 4000 of")
+    refused(device, EnvironmentProblem, "was cut off: .* has 4000 of")
     (part,) = (device.store / "download").iterdir()
     assert part.stat().st_size == 4000
     archive.write_bytes(b"x" * 4000 + good[4000:])  # only the rest may be read
@@ -108,7 +108,7 @@ def test_a_damaged_part_is_fetched_again(publisher: Publisher, device: Device) -
     archive = next((publisher.channel / "targets").glob("*.zip"))
     good = archive.read_bytes()
     archive.write_bytes(good[:4000])
-    refused(device, EnvironmentProblem, "broke off")
+    refused(device, EnvironmentProblem, "was cut off")
     (part,) = (device.store / "download").iterdir()
     part.write_bytes(b"x" * 4000)
     archive.write_bytes(good)
@@ -117,7 +117,7 @@ def test_a_damaged_part_is_fetched_again(publisher: Publisher, device: Device) -
 
 def test_too_large_for_the_device(publisher: Publisher, device: Device) -> None:
     publisher.release(publisher.bundle("1"))
-    refused(device, IntegrityError, "has 1.... bytes, this device takes 5000", most_bytes=5000)
+    refused(device, IntegrityError, "has 1.... bytes, this device accepts at most 5000", most_bytes=5000)
     assert not (device.store / "download").exists()
 
 
@@ -169,7 +169,7 @@ def test_tries_are_counted_across_power_cuts(publisher: Publisher, device: Devic
         trying = device.state.trying
         assert trying is not None
         assert trying.tries == tries
-    with pytest.raises(EnvironmentProblem, match="waits for a day"):
+    with pytest.raises(EnvironmentProblem, match="tried again after a day"):
         device.update()
     assert device.release == 1
     assert device.state.bad == ()

@@ -23,9 +23,9 @@ WORDS = {
     "INDEX_BROKEN": "index is refused",
     "INDEX_TOO_NEW": "facts of version 2, this client knows 1",
     "MIX_AND_MATCH": "mix-and-match",
-    "PATCH_REFUSED": "the patch is refused|no bundle",
+    "PATCH_REFUSED": "the patch is refused|not a bundle",
     "RUNTIME_TOO_OLD": "wrong runtime",
-    "TOO_LARGE": "this device takes",
+    "TOO_LARGE": "this device accepts at most",
     "WRONG_KEY": "wrong or revoked key",
 }
 # the reference client knows its target by name alone, so that these come out after the download

@@ -20,7 +20,7 @@ from tests.unit.deliver.ota.conftest import DAY, NOW, Device, Publisher, refused
 
 def test_needs_somebody_to_trust(publisher: Publisher, device: Device) -> None:
     publisher.release(publisher.bundle())
-    refused(device, IntegrityError, "trusts nobody yet", trust=False)
+    refused(device, IntegrityError, "has no trusted root yet", trust=False)
     device.trust.with_name("other.json").write_text("{}")
     device.trust = device.trust.with_name("other.json")
     refused(device, IntegrityError, "damaged or was tampered")
@@ -105,7 +105,7 @@ def test_another_bundle_under_a_signed_name(publisher: Publisher, device: Device
 
     said, other = publisher.bundle("1"), publisher.bundle("2")
     publisher.index({"a.zip": (bundle_zip(other), publisher.facts(said))})
-    refused(device, IntegrityError, "mix-and-match: release 1 holds another bundle")
+    refused(device, IntegrityError, "mix-and-match: release 1 holds a different bundle")
     facts = publisher.facts(other, model_version="3")
     publisher.index({"a.zip": (bundle_zip(other), facts)})
     refused(device, IntegrityError, "mix-and-match: .*model version 2, the index says 3")
@@ -139,7 +139,7 @@ def test_wrong_target_abi_or_runtime(publisher: Publisher, device: Device) -> No
 @pytest.mark.parametrize("runtime", ["15", "foo", "v1.5", "1.x", ""])
 def test_a_runtime_that_is_no_version_is_refused(publisher: Publisher, device: Device, runtime: str) -> None:
     publisher.release(publisher.bundle("1"))
-    refused(device, UsageError, "is no version", runtime=runtime)
+    refused(device, UsageError, "is not a version", runtime=runtime)
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
@@ -185,17 +185,17 @@ def test_names_that_would_become_paths(publisher: Publisher, device: Device, nam
 def test_names_that_differ_in_case(publisher: Publisher, device: Device) -> None:
     facts = publisher.facts(publisher.bundle("1"))
     publisher.index({"a.zip": (b"1", facts), "A.zip": (b"2", facts)})
-    refused(device, IntegrityError, "differ in case only")
+    refused(device, IntegrityError, "differ only in case")
 
 
 @pytest.mark.parametrize(
     ("facts", "why", "error"),
     [
-        (None, "no facts", IntegrityError),
+        (None, "no edgeq facts", IntegrityError),
         ({KEY: {"kind": "bundle"}}, "refused", IntegrityError),
         ({KEY: {"schema_version": 2}}, "facts of version 2", UnsupportedError),
         ({KEY: {"kind": "other", "schema_version": 1}}, "refused", IntegrityError),
-        ([], "no facts", IntegrityError),
+        ([], "no edgeq facts", IntegrityError),
     ],
 )
 def test_facts_that_are_none(
@@ -208,7 +208,7 @@ def test_facts_that_are_none(
 def test_two_bundles_of_one_release(publisher: Publisher, device: Device) -> None:
     facts = publisher.facts(publisher.bundle("1"))
     publisher.index({"a.zip": (b"1", facts), "b.zip": (b"2", facts)})
-    refused(device, IntegrityError, "release 1 of digits .* stands twice")
+    refused(device, IntegrityError, "release 1 of digits .* is listed twice")
 
 
 def test_tampered_downloads(publisher: Publisher, device: Device) -> None:
@@ -221,7 +221,7 @@ def test_tampered_downloads(publisher: Publisher, device: Device) -> None:
     refused(device, IntegrityError, "endless data")
     archive.unlink()
     archive.symlink_to("/etc/hostname")
-    refused(device, (EnvironmentProblem, IntegrityError), "cannot read|no plain file")  # type: ignore[arg-type]
+    refused(device, (EnvironmentProblem, IntegrityError), "cannot read|is not a regular file")  # type: ignore[arg-type]
     archive.unlink()
     refused(device, EnvironmentProblem, "the channel has no targets/")
     archive.write_bytes(good)

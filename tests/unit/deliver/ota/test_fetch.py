@@ -96,7 +96,7 @@ def test_updates_from_a_server(publisher: Publisher, device: Device, server: Ser
 def test_a_broken_download_is_continued(publisher: Publisher, device: Device, server: Server, mode: str) -> None:
     publisher.release(publisher.bundle("1"))
     server.mode = "broken"
-    with pytest.raises(EnvironmentProblem, match="what came so far is kept"):
+    with pytest.raises(EnvironmentProblem, match="the bytes received so far are kept"):
         device.update(source=source(server))
     (part,) = (device.store / "download").iterdir()
     had = part.stat().st_size

@@ -35,7 +35,7 @@ def test_never_overwrites_keys(tmp_path: Path) -> None:
 def test_refuses_a_private_key_that_others_may_read(tmp_path: Path) -> None:
     ring = new_keys(tmp_path / "keys", counts={}, places={})
     (ring.folder / "targets-1.pem").chmod(0o644)
-    with pytest.raises(IntegrityError, match="others may read"):
+    with pytest.raises(IntegrityError, match="is readable by other users"):
         ring.signers("targets")
 
 
@@ -50,7 +50,7 @@ def test_a_key_in_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(EnvironmentProblem, match=r"0 private keys for targets .*env:TARGETS_KEY"):
         ring.signers("targets")
     monkeypatch.setenv("TARGETS_KEY", (other.folder / "root-1.pem").read_text())
-    with pytest.raises(IntegrityError, match="is not the one of"):
+    with pytest.raises(IntegrityError, match="does not belong to"):
         ring.signers("targets")
 
 
@@ -75,7 +75,7 @@ def test_a_threshold_needs_its_keys(tmp_path: Path) -> None:
     (ring.folder / "root-2.pem").unlink()
     assert len(ring.signers("root")) == 2
     (ring.folder / "root-3.pem").unlink()
-    with pytest.raises(EnvironmentProblem, match="1 private keys for root are at hand, 2 must sign"):
+    with pytest.raises(EnvironmentProblem, match="1 private keys for root are available, 2 must sign"):
         ring.signers("root")
 
 
@@ -89,7 +89,7 @@ def test_unknown_places(tmp_path: Path, uri: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"roles": {}}'])
 def test_a_damaged_key_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
-    with pytest.raises(IntegrityError, match=r"keys\.json is not what edgeq wrote"):
+    with pytest.raises(IntegrityError, match=r"keys\.json does not have edgeq's format"):
         load_keys(tmp_path)
 
 

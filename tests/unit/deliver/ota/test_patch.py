@@ -95,7 +95,7 @@ def test_mutated_patches_are_refused(algorithm: str) -> None:
 def test_bounds_what_a_patch_gives() -> None:
     base = weights(0)
     patch = made("zstd", base, bytes(100_000))
-    with pytest.raises(IntegrityError, match="more than the 90000 bytes"):
+    with pytest.raises(IntegrityError, match="larger than the 90000 bytes"):
         apply_patch(dataclasses.replace(patch, output_bytes=90_000), base)
     large = made("zstd", base, bytes(50_000_000))
     assert len(large.data) < 10_000

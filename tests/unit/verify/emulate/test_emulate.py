@@ -88,7 +88,7 @@ def test_another_shape_is_a_finding_and_no_golden_samples(spec, digits, known):
 def test_too_slow_is_a_report_that_nothing_is_known(spec):
     report = emulate(dataclasses.replace(spec, timeout_s=0.05)).report
     assert report.is_unmeasured
-    assert "0 of 8 samples were done" in report.problem
+    assert "0 of 8 samples were finished" in report.problem
     assert report.runs == ()
 
 

@@ -41,7 +41,7 @@ def test_a_torn_file_is_refused(tmp_path, samples, cut):
     write_samples(path, samples)
     data = path.read_bytes()
     path.write_bytes(data[: int(cut * len(data))])
-    with pytest.raises(VerificationError, match="no container of samples"):
+    with pytest.raises(VerificationError, match="not a container of samples"):
         read_samples(path)
 
 

@@ -81,7 +81,7 @@ def test_a_phone_takes_loader_libraries_and_runner_and_gives_the_hosts_outputs(p
 @pytest.mark.parametrize(
     ("said", "text", "fix"),
     [
-        ("adb: no devices/emulators found", "adb sees no device", "adb devices"),
+        ("adb: no devices/emulators found", "adb finds no device", "adb devices"),
         ("adb: more than one device/emulator", "several devices", "--on adb:SERIAL"),
         ("error: device unauthorized.", "not authorized", "unlock the phone"),
         ("adb: device offline", "connection broke", "adb devices"),
@@ -109,5 +109,5 @@ def test_what_on_names() -> None:
     assert parse_link("adb") == Adb()
     assert parse_link("adb:R3CN") == Adb(serial="R3CN")
     for text in ("ssh:", "ssh", "adb:", "ssh:-oProxyCommand=x", "ssh:a b", "adb:$(x)"):
-        with pytest.raises(UsageError, match="names no device"):
+        with pytest.raises(UsageError, match="does not name a device"):
             parse_link(text)

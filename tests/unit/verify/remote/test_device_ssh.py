@@ -161,7 +161,7 @@ def test_a_connection_that_breaks_leaves_nothing(board: Server, work: Work) -> N
                 os.kill(int(line.split()[0]), signal.SIGKILL)
 
     threading.Thread(target=cut).start()
-    broke = "connection (broke|was ended)"
+    broke = "connection (broke|was closed)"
     with pytest.raises(EnvironmentProblem, match=broke), open_session(Ssh(host=board.host)) as session:
         run_all((slow(work),), timeout_s=60, launcher=session)
     assert left(board) == []
@@ -183,7 +183,7 @@ def test_a_refused_key_asks_for_no_password(board: Server, tmp_path: Path, monke
 
 def test_an_unknown_host_key_is_not_accepted(board: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client(board, tmp_path, monkeypatch, known=False)
-    assert "host key is not known" in opened(board.host).what
+    assert "host key is unknown" in opened(board.host).what
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     problem = opened("board")
     assert (problem.what, problem.fix) == (
-        "ssh is missing: it reaches the device",
+        "ssh is missing; edgeq needs it to reach the device",
         "apt-get install openssh-client",
     )
 
@@ -212,7 +212,10 @@ def test_without_ssh_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
         ("exec >&-; exec sleep 600", "no answer"),
         ("printf 'folder=/tmp/x\\nsystem=Linux\\nmachine=riscv64\\ncores=4\\nmodel=x\\nend=\\n'", "riscv64"),
         ("printf 'folder=/tmp/x\\nsystem=Darwin\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "Darwin on arm64"),
-        ("printf 'folder=/a b\\nsystem=Linux\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'", "shells would misread"),
+        (
+            "printf 'folder=/a b\\nsystem=Linux\\nmachine=arm64\\ncores=\\nmodel=x\\nend=\\n'",
+            "needs quoting in a shell",
+        ),
     ],
 )
 def test_a_device_that_is_none_of_these(
@@ -239,7 +242,7 @@ def test_wrong_runner_output_is_no_result(
     real = (tmp_path / "bin" / "ssh").read_text().partition("\n")[2]
     program(tmp_path, "ssh", 'case "$*" in *"cat /"*"/outputs"*) echo garbage; exit 0;; esac\n' + real, monkeypatch)
     with (
-        pytest.raises(VerificationError, match="outputs is no container"),
+        pytest.raises(VerificationError, match="outputs is not a container"),
         open_session(Ssh(host=board.host)) as session,
     ):
         run_all((work,), timeout_s=60, launcher=session)

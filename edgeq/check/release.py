@@ -112,7 +112,7 @@ def size_gates(
     Args:
         manifest: the bundle's.
         old: the shipped one's; None where there is none, and so no patch either.
-        options: the limits, and the stores' presets, of which those for other platforms do not concern the bundle.
+        options: the limits and store presets; presets for other platforms are ignored.
         download_bytes: the size of the full download.
         patch_bytes: name of each base, and the size of the patch from it.
     """

@@ -43,7 +43,7 @@ def test_a_model_that_keeps_state_between_calls_is_refused(exported):
         model = dataclasses.replace(model, kind="exported", model=capture(model))
     with pytest.raises(UnsupportedError, match=r"not deterministic: .*: forward changes mean") as caught:
         run_once(model)
-    assert "as an input" in caught.value.fix
+    assert "an input and an output" in caught.value.fix
 
 
 def test_a_model_that_draws_random_numbers_is_refused():

@@ -116,7 +116,7 @@ def test_another_architecture_is_an_error_that_says_so():
         quantized(loaded(SmallNet), shipped=shipped)
     assert told.value.exit_code == ExitCode.USAGE
     wider = quantized(loaded(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)))).qparams
-    with pytest.raises(UsageError, match=r"its 0.weight is \[8, 3, 3, 3\] .* here it is it is \[4, 3, 3, 3\]"):
+    with pytest.raises(UsageError, match=r"its 0.weight is \[8, 3, 3, 3\] .* here it is \[4, 3, 3, 3\]"):
         quantized(loaded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))), shipped=wider)
 
 

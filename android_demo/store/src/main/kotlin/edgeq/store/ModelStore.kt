@@ -160,9 +160,8 @@ class ModelStore internal constructor(
         val model = load(loader, manifest)
         try {
             val report = runTest(manifest, model)
-            val detail = "SQNR %.1f dB, at least %.1f dB expected".format(report.sqnrDb, report.floorDb)
-            if (!report.finite) throw Refusal(Reason.NOT_FINITE, "it gave NaN or infinity in its self-test")
-            if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, detail)
+            if (!report.finite) throw Refusal(Reason.NOT_FINITE, "its self-test failed: ${report.failure}")
+            if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, "its self-test failed: ${report.failure}")
             return OpenModel(manifest, report, rolledBack, model, golden(manifest))
         } catch (err: Refusal) {
             model.close()

@@ -65,7 +65,7 @@ enum class Reason {
     /** It gave NaN or infinity in its self-test. */
     NOT_FINITE,
 
-    /** It fell under the manifest's floor in its self-test. */
+    /** An output fell under the manifest's floor in its self-test, or lost a channel. */
     BELOW_FLOOR,
 
     /** An update needs a root to begin to trust from, and the app brought none. */

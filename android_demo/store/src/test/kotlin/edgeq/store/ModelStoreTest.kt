@@ -40,7 +40,7 @@ class ModelStoreTest {
         assertEquals(key to Installed.NEW, library.deliver(XNNPACK))
         assertEquals(Health.NEW, store.state.health)
         val report = store.open(loader()).use { checkNotNull(it.firstTest) }
-        assertEquals(SelfTestReport(4, true, Double.POSITIVE_INFINITY, 0.0, 34.91), report)
+        assertEquals(SelfTestReport(4, true, Double.POSITIVE_INFINITY, 0, 0.0, 34.91, emptyList()), report)
         assertEquals(Health.HEALTHY, store.state.health)
         store.open(loader()).use { assertNull(it.firstTest) }
         assertEquals(key to Installed.ALREADY_THERE, library.deliver(XNNPACK))

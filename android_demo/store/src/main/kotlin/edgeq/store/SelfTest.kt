@@ -138,7 +138,7 @@ private fun column(arrays: Map<String, Tensor>, name: String, samples: Int): Ten
 /** One sample as the model takes it: an image is preprocessed, anything else fed as it is, in a batch of one. */
 private fun modelInput(spec: TensorSpec, sample: Tensor, preprocessed: Boolean): Tensor {
     val image = spec.preprocess?.takeUnless { preprocessed } ?: return batched(spec, sample)
-    require(sample.dtype == Dtype.UINT8 && sample.shape.size == 3) { "${spec.name} is no uint8 image" }
+    require(sample.dtype == Dtype.UINT8 && sample.shape.size == 3) { "${spec.name} is not a uint8 image" }
     val (height, width, channels) = sample.shape
     val pixels = ByteArray(sample.size).also { sample.data.duplicate().get(it) }
     return batched(spec, preprocess(image, Image(height, width, channels, pixels)))

@@ -128,10 +128,12 @@ def test_a_link_on_the_way_to_an_apps_models(publisher: Publisher, tmp_path: Pat
     assert len(list(outside.rglob("*"))) == len([*before, "7", "target", ".x.12345678.tmp"])
 
 
+IOS = "Models/digits/ios-arm64-xnnpack"
+
+
 @pytest.mark.parametrize(
     "place",
-    ["", "Models", "Models/digits", "Models/digits/ios-arm64-xnnpack"]
-    + ["Models/Package.swift", "Models/EdgeqModels.swift", "Models/.edgeq.lock"],
+    ["", "Models", "Models/digits", IOS, "Models/Package.swift", "Models/EdgeqModels.swift", "Models/.edgeq.lock"],
 )
 def test_a_link_in_an_ios_project(item: BundleInput, tmp_path: Path, outside: Path, place: str) -> None:
     bundle = tmp_path / "bundle"
@@ -152,7 +154,7 @@ def test_a_link_in_an_ios_project(item: BundleInput, tmp_path: Path, outside: Pa
     with refused:
         install(bundle, app)
     assert content(outside) == before
-    assert (app / "Models/digits/ios-arm64-xnnpack/manifest.json").is_file() != bool(place)
+    assert (app / IOS / "manifest.json").is_file() != bool(place)
 
 
 def test_prune_takes_no_link(publisher: Publisher, tmp_path: Path, outside: Path) -> None:

@@ -26,6 +26,9 @@ NUMERIC_NOISE = 1e-6
 # so many may each have a meaning of their own: coordinates, a score, joints, classes
 FEW_CHANNELS = 32
 
+# below it next to nothing of a channel is left; one that is 0 throughout has 0 dB
+LOST_DB = 1.0
+
 _WORST = 4  # of them that are told
 
 _NAMED = 16  # channels that a group names
@@ -232,7 +235,7 @@ def _by_change(group: GroupFidelity) -> float:
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
-    """Return the channels in which two runs that should agree have more error than signal.
+    """Name the channels of two runs that should agree which the second has lost: about as much error as signal.
 
     Args:
         groups: the one run against the other.
@@ -242,7 +245,8 @@ def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]
     for group in groups:
         step = steps[group.output] if group.output < len(steps) else None
         alone = group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS)
-        if alone and group.sqnr_db < 0 and group.change_sqnr_db is not None and not group.error_rms <= (step or 0.0):
+        is_lost = group.sqnr_db < LOST_DB and group.change_sqnr_db is not None
+        if alone and is_lost and not group.error_rms <= (step or 0.0):
             lost.append(f"{group.name} ({group.sqnr_db:.1f} dB)")
     return tuple(lost[:_WORST])
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
+from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import EdgeqError, IntegrityError, UsageError
 from edgeq.core.files import copy_files, lock_dir, recover_dir, remove_dir, staged_dir, write_atomic
+from edgeq.core.results.report import BundleInput
+from edgeq.core.targets import load_target
 from edgeq.deliver.install import install
 from edgeq.deliver.ota.store import Store, rolled_back, started
 from tests.unit.conftest import item
@@ -122,6 +126,35 @@ def test_a_link_on_the_way_to_an_apps_models(publisher: Publisher, tmp_path: Pat
         install(bundle, tmp_path / "myapp")
     assert content(outside) == before
     assert len(list(outside.rglob("*"))) == len([*before, "7", "target", ".x.12345678.tmp"])
+
+
+IOS = "Models/digits/ios-arm64-xnnpack"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "Models", "Models/digits", IOS, "Models/Package.swift", "Models/EdgeqModels.swift", "Models/.edgeq.lock"],
+)
+def test_a_link_in_an_ios_project(item: BundleInput, tmp_path: Path, outside: Path, place: str) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    write_bundle(dataclasses.replace(item, target=load_target("ios-arm64-xnnpack")), bundle)
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "Package.swift").touch()
+    if place:
+        link = app / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(outside / "keep" if "." in link.name else outside)
+    before = content(outside)
+    # the project itself may be wherever the user names it
+    refused = (
+        pytest.raises(EdgeqError, match=r"is a link|was not written by edgeq") if place else contextlib.nullcontext()
+    )
+    with refused:
+        install(bundle, app)
+    assert content(outside) == before
+    assert (app / IOS / "manifest.json").is_file() != bool(place)
 
 
 def test_prune_takes_no_link(publisher: Publisher, tmp_path: Path, outside: Path) -> None:

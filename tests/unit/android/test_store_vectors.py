@@ -27,6 +27,15 @@ def test_preprocessing() -> None:
             np.testing.assert_array_equal(kept[name], array)
 
 
+def test_verdicts_on_golden_outputs() -> None:
+    cases, arrays = store_vectors.golden_vectors()
+    assert json.loads((store_vectors.FOLDER / "golden.json").read_text()) == cases
+    with np.load(store_vectors.FOLDER / "golden.npz", allow_pickle=False) as kept:
+        assert sorted(kept.files) == sorted(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(kept[name], array)
+
+
 def test_every_key_of_a_manifest() -> None:
     assert (store_vectors.FOLDER / "manifest.json").read_bytes() == store_vectors.manifest()
     fields = {name for name, field in Manifest.model_fields.items() if field.exclude is not True}

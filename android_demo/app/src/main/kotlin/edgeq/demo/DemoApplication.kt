@@ -21,7 +21,7 @@ import java.util.concurrent.Executors
 /** Holds the session, which outlives the activity: a rotation neither loads a model again nor loses an answer. */
 open class DemoApplication : Application() {
     protected open val loader: Loader = Runtimes
-    protected open val device: Device by lazy { Device("android", archs(), Runtimes.support) }
+    protected open val device: Device by lazy { Device("android", archs(), Runtimes.support, app = build()) }
     protected open val background: Executor by lazy { Executors.newSingleThreadExecutor() }
     protected open val network: Executor by lazy { Executors.newSingleThreadExecutor() }
 
@@ -64,6 +64,9 @@ open class DemoApplication : Application() {
     private fun remembered(): ModelKey? {
         return ModelKey(preferences.getString("model", null) ?: return null, preferences.getString("target", null) ?: return null)
     }
+
+    /** Tells this build of the app from the one before: when it was installed. */
+    private fun build(): String = packageManager.getPackageInfo(packageName, 0).lastUpdateTime.toString()
 
     // Context.getMainExecutor came with Android 9
     private fun mainExecutor(): Executor {

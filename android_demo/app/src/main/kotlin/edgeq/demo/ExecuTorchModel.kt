@@ -10,11 +10,11 @@ import org.pytorch.executorch.Tensor as NativeTensor
 
 /** A `.pte` in ExecuTorch. */
 internal class ExecuTorchModel(location: String, threads: Int) : LoadedModel {
-    private val module = Module.load(location, Module.LOAD_MODE_FILE, threads)
+    private val module = native { Module.load(location, Module.LOAD_MODE_FILE, threads) }
 
     override fun run(inputs: List<Tensor>): List<Tensor> {
         val values = inputs.map { EValue.from(native(it)) }.toTypedArray()
-        return module.forward(*values).map { ours(it.toTensor()) }
+        return native { module.forward(*values) }.map { ours(it.toTensor()) }
     }
 
     override fun close() = module.destroy()

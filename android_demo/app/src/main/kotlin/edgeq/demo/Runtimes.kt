@@ -9,6 +9,18 @@ import edgeq.store.RuntimeSupport
 internal const val EXECUTORCH_VERSION = "1.5.1"
 internal const val PYTORCH_LITE_VERSION = "2.1.0"
 
+// ExecuTorch's MemoryAllocationFailed, OutOfResources and DelegateMemoryAllocationFailed (runtime/core/error.h), and what
+// PyTorch's allocator says (c10/core/impl/alloc_cpu.cpp)
+private val NO_MEMORY = Regex("""Error 0x(21|25|31)\b|DefaultCPUAllocator: (can't allocate|not enough) memory""")
+
+/** Runs what calls into a runtime; its want of memory is not the model's fault, and has a type of its own. */
+internal fun <T> native(act: () -> T): T = try {
+    act()
+} catch (err: RuntimeException) {
+    if (NO_MEMORY.containsMatchIn(err.message.orEmpty())) throw OutOfMemoryError(err.message).initCause(err)
+    throw err
+}
+
 /** The runtimes that this app carries. */
 object Runtimes : Loader {
     val support = listOf(

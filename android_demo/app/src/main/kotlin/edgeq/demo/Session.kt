@@ -50,7 +50,7 @@ data class Screen(
  * The app without Android: opens models, runs them, and tells [observer] what to show.
  *
  * @param background runs one task after the other: a model is not safe for several threads.
- * @param main where [screen] changes and [observer] is told.
+ * @param main where [screen] changes and [observer] is called.
  * @param updater follows the update channel; null in an app that has none.
  * @param network where the channel is read, so that drawings are answered meanwhile.
  */
@@ -69,7 +69,7 @@ class Session(
     var screen = Screen()
         private set
 
-    /** Only on [main]; told at once what there is. */
+    /** Only on [main]; called at once with what there is. */
     var observer: ((Screen) -> Unit)? = null
         set(value) {
             field = value
@@ -91,7 +91,7 @@ class Session(
         val models = library.models()
         show { it.copy(models = models) }
         open(wanted?.takeIf { it in models } ?: models.firstOrNull())
-        // a bundle for another ABI is no news while there is a model
+        // a bundle for another ABI is not news while there is a model
         if (models.isEmpty()) refused.firstOrNull()?.let { event -> show { it.copy(event = event) } }
     }
 
@@ -193,6 +193,8 @@ class Session(
         null
     } catch (err: Refusal) {
         Event.Refused(err.reason, err.message.orEmpty())
+    } catch (err: OutOfMemoryError) {
+        Event.Refused(Reason.NO_MEMORY, err.message ?: "there is not enough memory; close other apps")
     } catch (err: Exception) { // a runtime throws what it likes
         Event.Refused(Reason.RUN_FAILED, err.message ?: err.javaClass.simpleName)
     }

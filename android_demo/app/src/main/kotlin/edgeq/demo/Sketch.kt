@@ -24,7 +24,7 @@ data class Sketch(val strokes: List<List<Point>> = emptyList()) {
      * The sketch as an image of [height] x [width] pixels, 0 for paper and 255 for ink.
      *
      * Drawn as the UCI digits were made, which the digits model knows: scaled to fill the height, its centre in the
-     * middle, as black and white at four times the size, of which each pixel is the share of ink. (E. Alpaydin and C.
+     * middle, as black and white at four times the size; each pixel is the share of ink in its sixteen. (E. Alpaydin and C.
      * Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.)
      */
     fun image(height: Int, width: Int): Image {

@@ -35,7 +35,7 @@ class SketchView(context: Context, attributes: AttributeSet) : View(context, att
     override fun onTouchEvent(event: MotionEvent): Boolean {
         when (event.actionMasked) {
             MotionEvent.ACTION_DOWN -> {
-                parent.requestDisallowInterceptTouchEvent(true) // drawing is no scrolling
+                parent.requestDisallowInterceptTouchEvent(true) // drawing is not scrolling
                 sketch = sketch.begin(point(event.x, event.y))
             }
             MotionEvent.ACTION_MOVE -> {

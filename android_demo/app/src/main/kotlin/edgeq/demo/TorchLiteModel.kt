@@ -11,7 +11,7 @@ import org.pytorch.Tensor as NativeTensor
 
 /** A `.ptl` in PyTorch's lite interpreter. */
 internal class TorchLiteModel(location: String, threads: Int) : LoadedModel {
-    private val module = LiteModuleLoader.load(location)
+    private val module = native { LiteModuleLoader.load(location) }
 
     init {
         PyTorchAndroid.setNumThreads(threads) // one pool for all models
@@ -19,7 +19,7 @@ internal class TorchLiteModel(location: String, threads: Int) : LoadedModel {
 
     override fun run(inputs: List<Tensor>): List<Tensor> {
         val values = inputs.map { IValue.from(native(it)) }.toTypedArray()
-        return tensors(module.forward(*values)).map(::ours)
+        return tensors(native { module.forward(*values) }).map(::ours)
     }
 
     override fun close() = module.destroy()
@@ -28,7 +28,7 @@ internal class TorchLiteModel(location: String, threads: Int) : LoadedModel {
         value.isTensor -> listOf(value.toTensor())
         value.isTensorList -> value.toTensorList().toList()
         value.isTuple -> value.toTuple().flatMap(::tensors)
-        else -> throw IllegalArgumentException("the model returned something that is no tensor")
+        else -> throw IllegalArgumentException("the model returned something that is not a tensor")
     }
 
     private fun native(tensor: Tensor): NativeTensor = when (val values = primitives(tensor)) {

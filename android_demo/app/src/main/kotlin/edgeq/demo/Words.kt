@@ -61,7 +61,8 @@ internal class Words(private val resources: Resources) {
         val verdict = resources.getString(if (report.passed) R.string.passed else R.string.failed)
         if (report.finite && report.maxAbs == 0.0) return resources.getString(R.string.test_exact, report.samples, verdict)
         val sqnr = String.format(Locale.getDefault(), "%.1f", report.sqnrDb)
-        return resources.getString(R.string.test_result, report.samples, report.maxAbs, sqnr, report.floorDb, verdict)
+        val result = resources.getString(R.string.test_result, report.samples, report.maxAbs, sqnr, report.floorDb, verdict)
+        return if (report.passed) result else "$result (${report.failure})"
     }
 
     /** MB is 10^6 bytes, as edgeq prints it. */

@@ -174,7 +174,7 @@ class MainActivityTest {
     }
 
     @Test
-    fun `a picked file that is no bundle is refused in words`() {
+    fun `a picked file that is not a bundle is refused in words`() {
         val activity = started().get()
         activity.press(R.id.import_bundle)
         val asked = shadowOf(activity).nextStartedActivityForResult
@@ -182,7 +182,7 @@ class MainActivityTest {
         shadowOf(activity.contentResolver).registerInputStream(uri, "no ZIP".byteInputStream())
         shadowOf(activity).receiveResult(asked.intent, Activity.RESULT_OK, Intent().setData(uri))
         idle()
-        assertTrue(activity.text(R.id.verdict), "no bundle" in activity.text(R.id.verdict))
+        assertTrue(activity.text(R.id.verdict), "not a bundle" in activity.text(R.id.verdict))
         assertTrue(File(activity.cacheDir, "import.zip").exists().not())
         assertTrue("version 1" in activity.text(R.id.facts))
     }

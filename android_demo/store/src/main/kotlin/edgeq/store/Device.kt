@@ -15,8 +15,12 @@ data class RuntimeSupport(
     val bytecodes: LongRange? = null,
 )
 
-/** What this device and app can run. */
-class Device(val platform: String, val archs: Set<String>, val runtimes: List<RuntimeSupport>) {
+/**
+ * What this device and app can run.
+ *
+ * @property app tells builds of the app apart: a new one is a new chance for a model whose test did not run to its end.
+ */
+class Device(val platform: String, val archs: Set<String>, val runtimes: List<RuntimeSupport>, val app: String = "") {
     /**
      * Refuses a bundle that was not made for this device, or that its own gates refused.
      *

@@ -1,14 +1,21 @@
 package edgeq.store
 
 import java.io.File
-import java.io.FileOutputStream
+import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
+import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
 import java.nio.channels.SeekableByteChannel
+import java.nio.file.LinkOption.NOFOLLOW_LINKS
 import java.nio.file.Path
 import java.nio.file.StandardCopyOption
-import java.nio.file.StandardOpenOption
+import java.nio.file.StandardOpenOption.APPEND
+import java.nio.file.StandardOpenOption.CREATE
+import java.nio.file.StandardOpenOption.READ
+import java.nio.file.StandardOpenOption.TRUNCATE_EXISTING
+import java.nio.file.StandardOpenOption.WRITE
+import java.nio.file.Files as Disk
 
 /** A file that is being written; nothing of it is durable before [sync]. */
 interface Sink : AutoCloseable {
@@ -20,13 +27,17 @@ interface Sink : AutoCloseable {
 /**
  * The few file operations that the store is made of, so that tests can end it between any two of them.
  *
- * Paths are relative, with `/`. Failures are IOExceptions.
+ * Paths are relative, with `/`. Failures are IOExceptions. A link is never followed: on the way to a file, or where a file
+ * or folder is to be read or written, it is a [Refusal] for [Reason.LINK]; [rename] and [delete] take it as what it is.
  */
 interface Files {
     /** Names in a folder, sorted; none where there is no folder. */
     fun list(folder: String): List<String>
 
+    /** Whether there is anything of that name, be it a link. */
     fun exists(path: String): Boolean
+
+    fun isFolder(path: String): Boolean
 
     fun read(path: String): InputStream
 
@@ -50,7 +61,7 @@ interface Files {
     /** Renames at once: over a file, or a folder to where nothing is. */
     fun rename(from: String, to: String)
 
-    /** Removes a file or an empty folder. */
+    /** Removes a file, an empty folder, or a link. */
     fun delete(path: String)
 
     /** Makes the names in a folder durable: what was created, renamed and deleted in it. */
@@ -60,56 +71,92 @@ interface Files {
     fun location(path: String): String
 }
 
-/** A folder on the device's disk, such as `noBackupFilesDir/models`. */
+/**
+ * A folder on the device's disk, such as `noBackupFilesDir/models`.
+ *
+ * Java has no mkdirat and no fsync below a folder's descriptor, so that each name on the way is looked at before it is
+ * used, and files are opened with NOFOLLOW_LINKS. Who could put a link between the two runs as the app itself.
+ */
 class DiskFiles(private val root: File) : Files {
     init {
         root.mkdirs()
-        if (!root.isDirectory) throw IOException("$root is no folder")
+        if (!root.isDirectory) throw IOException("$root cannot be made a folder")
     }
 
-    override fun list(folder: String): List<String> = at(folder).list()?.sorted().orEmpty()
+    override fun list(folder: String): List<String> = at(folder).toFile().list()?.sorted().orEmpty()
 
-    override fun exists(path: String): Boolean = at(path).exists()
+    override fun exists(path: String): Boolean = Disk.exists(below(path), NOFOLLOW_LINKS)
 
-    override fun read(path: String): InputStream = at(path).inputStream()
+    override fun isFolder(path: String): Boolean = Disk.isDirectory(below(path), NOFOLLOW_LINKS)
 
-    override fun seekable(path: String): SeekableByteChannel = FileChannel.open(path(path), StandardOpenOption.READ)
+    override fun read(path: String): InputStream {
+        val place = at(path)
+        if (!Disk.exists(place)) throw FileNotFoundException("there is no $path")
+        return Disk.newInputStream(file(place), NOFOLLOW_LINKS)
+    }
 
-    override fun size(path: String): Long = java.nio.file.Files.size(path(path))
+    override fun seekable(path: String): SeekableByteChannel = Disk.newByteChannel(file(at(path)), READ, NOFOLLOW_LINKS)
+
+    override fun size(path: String): Long = Disk.size(at(path))
 
     override fun free(): Long = root.usableSpace
 
     override fun makeFolder(path: String) {
-        java.nio.file.Files.createDirectory(path(path))
+        Disk.createDirectory(at(path))
     }
 
-    override fun create(path: String): Sink = DiskSink(FileOutputStream(at(path)))
+    override fun create(path: String): Sink =
+        DiskSink(FileChannel.open(file(at(path)), WRITE, CREATE, TRUNCATE_EXISTING, NOFOLLOW_LINKS))
 
-    override fun append(path: String): Sink = DiskSink(FileOutputStream(at(path), true))
+    override fun append(path: String): Sink = DiskSink(FileChannel.open(file(at(path)), CREATE, APPEND, NOFOLLOW_LINKS))
 
     override fun rename(from: String, to: String) {
-        java.nio.file.Files.move(path(from), path(to), StandardCopyOption.ATOMIC_MOVE)
+        Disk.move(below(from), below(to), StandardCopyOption.ATOMIC_MOVE)
     }
 
-    override fun delete(path: String) = java.nio.file.Files.delete(path(path))
+    override fun delete(path: String) = Disk.delete(below(path))
 
     override fun syncFolder(path: String) {
-        FileChannel.open(path(path), StandardOpenOption.READ).use { it.force(true) }
+        FileChannel.open(at(path), READ).use { it.force(true) }
     }
 
-    override fun location(path: String): String = at(path).absolutePath
+    override fun location(path: String): String = at(path).toAbsolutePath().toString()
 
-    private fun at(path: String) = if (path.isEmpty()) root else File(root, path)
+    /** A place that is not a link itself. */
+    private fun at(path: String): Path = below(path).also(::checkNoLink)
 
-    private fun path(path: String): Path = at(path).toPath()
+    /** A plain file, or what is not there yet: a pipe would be waited for. */
+    private fun file(place: Path): Path {
+        if (Disk.exists(place) && !Disk.isRegularFile(place)) throw IOException("$place is not a plain file")
+        return place
+    }
+
+    /** A place below plain folders. */
+    private fun below(path: String): Path {
+        var place = root.toPath()
+        for (name in path.split('/').filter { it.isNotEmpty() }) {
+            checkNoLink(place)
+            place = place.resolve(name)
+        }
+        return place
+    }
+
+    private fun checkNoLink(place: Path) {
+        if (!Disk.isSymbolicLink(place)) return
+        val what = "$place is a link; a store holds plain files and folders only: remove the link, or clear the app's data"
+        throw Refusal(Reason.LINK, what)
+    }
 }
 
-private class DiskSink(private val stream: FileOutputStream) : Sink {
-    override fun write(data: ByteArray, count: Int) = stream.write(data, 0, count)
+private class DiskSink(private val channel: FileChannel) : Sink {
+    override fun write(data: ByteArray, count: Int) {
+        val left = ByteBuffer.wrap(data, 0, count)
+        while (left.hasRemaining()) channel.write(left)
+    }
 
-    override fun sync() = stream.fd.sync()
+    override fun sync() = channel.force(true)
 
-    override fun close() = stream.close()
+    override fun close() = channel.close()
 }
 
 /** Makes a folder with those above it, durably. */
@@ -131,10 +178,10 @@ internal fun Files.writeAtomic(path: String, data: ByteArray) {
     syncFolder(path.substringBeforeLast('/', ""))
 }
 
-/** Removes a flat folder of the store's own, or nothing where there is none. */
+/** Removes a folder with all that is in it, a file or a link; nothing where there is none. */
 internal fun Files.deleteFolder(path: String) {
     if (!exists(path)) return
-    list(path).forEach { delete("$path/$it") }
+    if (isFolder(path)) list(path).forEach { deleteFolder("$path/$it") }
     delete(path)
 }
 

@@ -16,7 +16,7 @@ private val factory: JsonFactory = JsonFactory.builder()
     .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(MAX_DEPTH).build())
     .build()
 
-/** The bytes are no JSON, or not of the form that was expected. */
+/** The bytes are not JSON, or not of the form that was expected. */
 internal class JsonProblem(message: String, cause: Throwable? = null) : Exception(message, cause)
 
 /**
@@ -25,7 +25,7 @@ internal class JsonProblem(message: String, cause: Throwable? = null) : Exceptio
  * Returns a Map, List, String, Long, Double, Boolean or null.
  */
 internal fun parseJson(bytes: ByteArray): Any? = try {
-    // the decoder refuses bytes that are no UTF-8, which String(bytes) would replace
+    // the decoder refuses bytes that are not UTF-8, which String(bytes) would replace
     val text = Charsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString()
     factory.createParser(text).use { parser ->
         parser.nextToken() ?: throw JsonProblem("it is empty")
@@ -36,7 +36,7 @@ internal fun parseJson(bytes: ByteArray): Any? = try {
 } catch (err: JsonProcessingException) {
     throw JsonProblem(err.originalMessage, err)
 } catch (err: IOException) {
-    throw JsonProblem("it is no UTF-8 text", err)
+    throw JsonProblem("it is not UTF-8 text", err)
 }
 
 private fun read(parser: JsonParser): Any? = when (parser.currentToken()) {
@@ -51,7 +51,7 @@ private fun read(parser: JsonParser): Any? = when (parser.currentToken()) {
     JsonToken.VALUE_STRING -> parser.text
     JsonToken.VALUE_NUMBER_INT -> parser.longValue
     JsonToken.VALUE_NUMBER_FLOAT -> parser.doubleValue.also {
-        if (!it.isFinite()) throw JsonProblem("${parser.text.take(40)} is no finite number")
+        if (!it.isFinite()) throw JsonProblem("${parser.text.take(40)} is not a finite number")
     }
     JsonToken.VALUE_TRUE -> true
     JsonToken.VALUE_FALSE -> false

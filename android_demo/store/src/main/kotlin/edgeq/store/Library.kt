@@ -1,6 +1,7 @@
 package edgeq.store
 
 import java.io.FileNotFoundException
+import java.time.Instant
 
 /** Which model, for which target. */
 data class ModelKey(val model: String, val target: String)
@@ -10,8 +11,15 @@ data class ModelKey(val model: String, val target: String)
  *
  * Three ways lead in: [offer] for what the app itself carries, [deliver] for an update channel, [import] for what the
  * user picked. All three check the same; they differ in what is done with a bundle that was seen before.
+ *
+ * @param clock the device's time: a model whose test did not run to its end is tried again after a day.
  */
-class Library(private val files: Files, private val device: Device, private val rules: Rules = Rules()) {
+class Library(
+    private val files: Files,
+    private val device: Device,
+    private val rules: Rules = Rules(),
+    private val clock: () -> Instant = Instant::now,
+) {
     private val stores = mutableMapOf<ModelKey, ModelStore>()
 
     /** The models that are installed: those of the device's first runtime first, then in order of their names. */
@@ -29,7 +37,7 @@ class Library(private val files: Files, private val device: Device, private val 
     /** The store of one model. */
     @Synchronized
     fun store(key: ModelKey): ModelStore =
-        stores.getOrPut(key) { ModelStore(files, "${key.model}/${key.target}", device, rules) }
+        stores.getOrPut(key) { ModelStore(files, "${key.model}/${key.target}", device, rules, clock) }
 
     /** Installs what the app carries, once: an update that came since stays, and so does a rollback. */
     fun offer(source: BundleSource): ModelKey = install(source, ModelStore.How.OFFERED).first
@@ -44,7 +52,7 @@ class Library(private val files: Files, private val device: Device, private val 
         val bytes = try {
             source.open(MANIFEST_NAME).use { readAtMost(it, MAX_MANIFEST_BYTES + 1L) }
         } catch (err: FileNotFoundException) {
-            throw Refusal(Reason.NO_MODEL, "this is no bundle: there is no $MANIFEST_NAME in it", err)
+            throw Refusal(Reason.NO_MODEL, "this is not a bundle: it has no $MANIFEST_NAME", err)
         }
         val manifest = parseManifest(bytes)
         val key = ModelKey(manifest.modelName, manifest.target.name)

@@ -71,7 +71,7 @@ class Manifest internal constructor(
  */
 fun parseManifest(bytes: ByteArray): Manifest = try {
     if (bytes.size > MAX_MANIFEST_BYTES) throw JsonProblem("more than $MAX_MANIFEST_BYTES bytes")
-    val root = JsonObject(parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is no object"), "")
+    val root = JsonObject(parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is not an object"), "")
     val version = root.count("schema_version")
     if (version > SCHEMA_VERSION) {
         val what = "the manifest has schema version $version, this app reads $SCHEMA_VERSION: update the app"

@@ -2,6 +2,7 @@ package edgeq.store
 
 import java.io.FileNotFoundException
 import java.io.IOException
+import java.time.Instant
 
 /** What [ModelStore.install] did. */
 enum class Installed { NEW, ALREADY_THERE }
@@ -55,8 +56,11 @@ class ModelStore internal constructor(
     private val folder: String,
     private val device: Device,
     private val rules: Rules,
+    private val clock: () -> Instant,
 ) {
     private val slots = Slots(files, folder, rules)
+    private val installing = Any() // held while a bundle is copied, and never asked for by whoever holds the store
+    private var copying = false
 
     /** What is remembered between starts. */
     val state: State @Synchronized get() = readState()
@@ -71,33 +75,62 @@ class ModelStore internal constructor(
     @Synchronized
     internal fun current(): BundleSource? = readState().current?.let(slots::source)
 
-    /** Installs a bundle; whatever is refused leaves everything as it was. */
-    internal fun install(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed =
-        synchronized(this) {
-            device.check(manifest)
-            try {
-                installed(source, bytes, manifest, how)
-            } catch (err: IOException) {
-                throw Refusal(Reason.DISK, "the model cannot be written: ${err.message}; free some space", err)
-            }
+    /** Why a bundle is not taken again on this device; null where it may be. */
+    @Synchronized
+    internal fun rejection(digest: String): Refusal? {
+        val rejected = readState().rejected.find { it.digest == digest && it.holds(clock().epochSecond, device.app) }
+        return when (rejected?.untested) {
+            null -> null
+            true -> Refusal(Reason.TRY_LATER, "it is tried again after a day, or with a new app: ${rejected.detail}")
+            false -> Refusal(Reason.REJECTED_BEFORE, "it was rolled back here: ${rejected.detail}")
         }
+    }
 
-    private fun installed(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed {
+    /**
+     * Installs a bundle; whatever is refused leaves everything as it was.
+     *
+     * The store is free to be opened while the bundle's bytes come: a start of the app does not wait for an update.
+     */
+    internal fun install(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed = try {
+        device.check(manifest)
+        if (isThere(manifest.digest, how)) Installed.ALREADY_THERE else synchronized(installing) { copied(source, bytes, manifest, how) }
+    } catch (err: IOException) {
+        throw Refusal(Reason.DISK, "the model cannot be written: ${err.message}; free some space", err)
+    }
+
+    private fun copied(source: BundleSource, bytes: ByteArray, manifest: Manifest, how: How): Installed {
+        synchronized(this) { copying = true }
+        try {
+            slots.stage(source, bytes, manifest)
+            return if (place(manifest.digest, how)) Installed.NEW else Installed.ALREADY_THERE
+        } finally {
+            synchronized(this) { copying = false }
+        }
+    }
+
+    /** Whether a bundle is the current one already, or what the app brought before. */
+    @Synchronized
+    private fun isThere(digest: String, how: How): Boolean {
+        val state = readState()
+        val offered = how == How.OFFERED
+        if (offered && state.offered == digest && state.current != null) return true
+        if (state.current == digest) {
+            if (offered) writeState(state.copy(offered = digest))
+            return true
+        }
+        if (how != How.ASKED_FOR) rejection(digest)?.let { throw it }
+        return false
+    }
+
+    /** Makes what was staged the current model; false where it has become so meanwhile. */
+    @Synchronized
+    private fun place(digest: String, how: How): Boolean {
+        if (isThere(digest, how)) return false.also { slots.unstage() }
         var state = readState()
-        val digest = manifest.digest
-        if (how == How.OFFERED && state.offered == digest && state.current != null) return Installed.ALREADY_THERE
-        if (state.current == digest && how == How.OFFERED) {
-            writeState(state.copy(offered = digest))
-            return Installed.ALREADY_THERE
-        }
-        if (state.current == digest) return Installed.ALREADY_THERE
-        state.rejected.find { it.digest == digest }?.let {
-            if (how != How.ASKED_FOR) throw Refusal(Reason.REJECTED_BEFORE, "it was rolled back here: ${it.detail}")
-        }
         // a slot cannot be renamed over; the current one stays, so there is a model all the while
         if (state.previous == digest) state = writeState(state.copy(previous = null))
         slots.prune(setOf(state.current, state.previous))
-        slots.add(source, bytes, manifest)
+        slots.place(digest)
         writeState(
             state.copy(
                 current = digest,
@@ -108,7 +141,7 @@ class ModelStore internal constructor(
                 rejected = state.rejected.filter { it.digest != digest },
             ),
         )
-        return Installed.NEW
+        return true
     }
 
     /**
@@ -116,11 +149,11 @@ class ModelStore internal constructor(
      *
      * @throws Refusal NO_MODEL when none is installed, what was wrong with the last one when none is left,
      *   RUNTIME_MISSING when the app lacks the runtime's library, LOAD_FAILED when a model that was healthy does not
-     *   load, DISK.
+     *   load, NO_MEMORY when that is the reason and there is no previous model, DISK, LINK.
      */
     @Synchronized
     fun open(loader: Loader): OpenModel = try {
-        readState().let { slots.prune(setOf(it.current, it.previous)) } // what a kill left
+        readState().let(::prune) // what a kill left
         val rolledBack = mutableListOf<Rejected>()
         var open: OpenModel? = null
         while (open == null) open = attempt(loader, rolledBack)
@@ -150,7 +183,9 @@ class ModelStore internal constructor(
         return try {
             firstStart(loader, manifest, rolledBack).also { writeState(trying.copy(health = Health.HEALTHY, starts = 0)) }
         } catch (err: Refusal) {
-            if (err.reason == Reason.RUNTIME_MISSING) writeState(state).also { throw err }
+            // no fault of the model's, and the next start may go better
+            val blameless = err.reason == Reason.RUNTIME_MISSING || (err.reason == Reason.NO_MEMORY && state.previous == null)
+            if (blameless) writeState(state).also { throw err }
             rolledBack += rollBack(trying, err)
             null
         }
@@ -160,9 +195,8 @@ class ModelStore internal constructor(
         val model = load(loader, manifest)
         try {
             val report = runTest(manifest, model)
-            val detail = "SQNR %.1f dB, at least %.1f dB expected".format(report.sqnrDb, report.floorDb)
-            if (!report.finite) throw Refusal(Reason.NOT_FINITE, "it gave NaN or infinity in its self-test")
-            if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, detail)
+            if (!report.finite) throw Refusal(Reason.NOT_FINITE, "its self-test failed: ${report.failure}")
+            if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, "its self-test failed: ${report.failure}")
             return OpenModel(manifest, report, rolledBack, model, golden(manifest))
         } catch (err: Refusal) {
             model.close()
@@ -170,15 +204,14 @@ class ModelStore internal constructor(
         }
     }
 
-    private fun runTest(manifest: Manifest, model: LoadedModel): SelfTestReport {
-        val golden = golden(manifest)()
-        return try {
-            golden.test(model, manifest.golden.sqnrFloorDb)
-        } catch (err: Refusal) {
-            throw err
-        } catch (err: Exception) { // a runtime throws what it likes
-            throw Refusal(Reason.RUN_FAILED, "the runtime failed while running it: ${err.message?.take(300)}", err)
-        }
+    private fun runTest(manifest: Manifest, model: LoadedModel): SelfTestReport = try {
+        golden(manifest)().test(model, manifest.golden.sqnrFloorDb)
+    } catch (err: Refusal) {
+        throw err
+    } catch (err: OutOfMemoryError) {
+        throw Refusal(Reason.NO_MEMORY, "there is not enough memory to test it; close other apps", err)
+    } catch (err: Exception) { // a runtime throws what it likes
+        throw Refusal(Reason.RUN_FAILED, "the runtime failed while running it: ${err.message?.take(300)}", err)
     }
 
     private fun load(loader: Loader, manifest: Manifest): LoadedModel = try {
@@ -186,6 +219,8 @@ class ModelStore internal constructor(
     } catch (err: LinkageError) {
         val what = "this app lacks the library of ${manifest.runtime.name}: ${err.message?.take(300)}"
         throw Refusal(Reason.RUNTIME_MISSING, what, err)
+    } catch (err: OutOfMemoryError) {
+        throw Refusal(Reason.NO_MEMORY, "there is not enough memory to load it; close other apps", err)
     } catch (err: Exception) { // a runtime throws what it likes
         throw Refusal(Reason.LOAD_FAILED, "the runtime would not load it: ${err.message?.take(300)}", err)
     }
@@ -194,18 +229,21 @@ class ModelStore internal constructor(
         parseGolden(manifest, slots.readFile(manifest.digest, manifest.goldenFile.path, manifest.goldenFile.sizeBytes))
     }
 
-    /** Goes back to the previous model. One that misbehaved is remembered; a damaged one may be installed again. */
+    /**
+     * Goes back to the previous model. One that misbehaved is remembered; a damaged one may be installed again, and so
+     * may, after a while, one whose test did not run to its end.
+     */
     private fun rollBack(state: State, why: Refusal): Rejected {
         val digest = requireNotNull(state.current)
         val version = runCatching { manifest()?.modelVersion }.getOrNull().orEmpty()
-        val rejected = Rejected(digest, version, why.reason, why.message.orEmpty())
+        val rejected = Rejected(digest, version, why.reason, why.message.orEmpty(), clock().epochSecond, device.app)
         val misbehaved = why.reason in MISBEHAVED
         val next = state.copy(
             current = state.previous,
             health = if (state.previous == null) Health.NEW else Health.HEALTHY,
             starts = 0,
             previous = null,
-            offered = if (misbehaved) state.offered else null,
+            offered = if (misbehaved && !rejected.untested) state.offered else null,
             rejected = if (misbehaved) (state.rejected + rejected).takeLast(rules.maxRejected) else state.rejected,
         )
         writeState(next)
@@ -231,8 +269,13 @@ class ModelStore internal constructor(
     private fun writeState(state: State): State {
         files.makeFolders(folder)
         files.writeAtomic("$folder/$STATE_NAME", stateBytes(state))
-        slots.prune(setOf(state.current, state.previous))
+        prune(state)
         return state
+    }
+
+    private fun prune(state: State) {
+        slots.prune(setOf(state.current, state.previous))
+        if (!copying) slots.unstage()
     }
 
     /** How a bundle came, which decides what is done with one that was seen before. */
@@ -242,8 +285,8 @@ class ModelStore internal constructor(
         const val STATE_NAME = "state.json"
         const val MAX_STATE_BYTES = 1_000_000L
         val MISBEHAVED = setOf(
-            Reason.CRASHED, Reason.LOAD_FAILED, Reason.RUN_FAILED, Reason.NOT_FINITE, Reason.BELOW_FLOOR,
-            Reason.GOLDEN_BROKEN,
+            Reason.CRASHED, Reason.NO_MEMORY, Reason.LOAD_FAILED, Reason.RUN_FAILED, Reason.NOT_FINITE,
+            Reason.BELOW_FLOOR, Reason.GOLDEN_BROKEN,
         )
     }
 }

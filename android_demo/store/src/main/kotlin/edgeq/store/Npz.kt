@@ -15,7 +15,7 @@ private val DTYPES = mapOf(
     "u1" to Dtype.UINT8, "b1" to Dtype.BOOL,
 )
 
-/** The bytes are no arrays as edgeq writes them. */
+/** The bytes are not arrays as edgeq writes them. */
 internal class NpzProblem(message: String, cause: Throwable? = null) : Exception(message, cause)
 
 /**
@@ -29,7 +29,7 @@ internal fun parseNpz(bytes: ByteArray): Map<String, Tensor> = try {
         ZipInputStream(bytes.inputStream()).use { zip ->
             generateSequence { zip.nextEntry }.forEach { entry ->
                 if (entry.method != ZipEntry.STORED) throw NpzProblem("${entry.name} is compressed")
-                if (!entry.name.endsWith(".npy")) throw NpzProblem("${entry.name} is no .npy")
+                if (!entry.name.endsWith(".npy")) throw NpzProblem("${entry.name} is not an .npy")
                 val tensor = parseNpy(zip.readBytes())
                 if (put(entry.name.removeSuffix(".npy"), tensor) != null) {
                     throw NpzProblem("${entry.name} stands twice")
@@ -40,7 +40,7 @@ internal fun parseNpz(bytes: ByteArray): Map<String, Tensor> = try {
     }
 } catch (err: IOException) {
     throw NpzProblem(err.message ?: "it cannot be read", err)
-} catch (err: IllegalArgumentException) { // a name that is no UTF-8
+} catch (err: IllegalArgumentException) { // a name that is not UTF-8
     throw NpzProblem(err.message ?: "it cannot be read", err)
 }
 

@@ -50,6 +50,15 @@ enum class Reason {
     /** It was rolled back on this device before. */
     REJECTED_BEFORE,
 
+    /** Its test did not run to its end on this device; it is tried again after a day, or with a new app. */
+    TRY_LATER,
+
+    /** There was not enough memory to load, test or unpack it. */
+    NO_MEMORY,
+
+    /** A file or folder of the store is a link, and what it points to may be somebody else's. */
+    LINK,
+
     /** The disk is full, or cannot be written. */
     DISK,
 
@@ -65,7 +74,7 @@ enum class Reason {
     /** It gave NaN or infinity in its self-test. */
     NOT_FINITE,
 
-    /** It fell under the manifest's floor in its self-test. */
+    /** An output fell under the manifest's floor in its self-test, or lost a channel. */
     BELOW_FLOOR,
 
     /** An update needs a root to begin to trust from, and the app brought none. */
@@ -98,6 +107,9 @@ enum class Reason {
     /** The channel cannot be reached, or broke off; what came is kept. */
     CHANNEL_UNREACHABLE,
 
+    /** The channel's server sends elsewhere: neither to https nor to its own host. */
+    WRONG_REDIRECT,
+
     /** The channel lacks a file that it should have. */
     CHANNEL_INCOMPLETE,
 
@@ -110,7 +122,7 @@ enum class Reason {
     /** A download is not the file that was signed. */
     DOWNLOAD_HASH,
 
-    /** A downloaded archive is no bundle's ZIP, or a hostile one. */
+    /** A downloaded archive is not a bundle's ZIP, or a hostile one. */
     ARCHIVE_REFUSED,
 
     /** A patch does not fit, is damaged, or gives something else than the index says. */

@@ -1,25 +1,37 @@
 package edgeq.store
 
+import java.util.Locale
 import kotlin.math.abs
-import kotlin.math.log10
 import kotlin.math.max
 
 /**
- * The golden samples of a bundle, run on this device.
+ * The golden samples of a bundle, run on this device, and judged as `edgeq verify` judges them.
  *
  * @property finite whether no output was NaN or infinite.
  * @property sqnrDb 10 log10(sum expected² / sum difference²) of the worst output; infinite where all are equal.
+ * @property worstOutput the index of that output.
  * @property maxAbs the largest difference.
  * @property floorDb the least [sqnrDb] that the manifest accepts.
+ * @property lost the channels whose values are gone, though their output as a whole is above the floor, in words.
  */
 data class SelfTestReport(
     val samples: Int,
     val finite: Boolean,
     val sqnrDb: Double,
+    val worstOutput: Int,
     val maxAbs: Double,
     val floorDb: Double,
+    val lost: List<String>,
 ) {
-    val passed: Boolean get() = finite && sqnrDb >= floorDb
+    val passed: Boolean get() = finite && sqnrDb >= floorDb && lost.isEmpty()
+
+    /** What failed, for messages. */
+    val failure: String
+        get() = when {
+            !finite -> "output $worstOutput holds NaN or infinity"
+            !(sqnrDb >= floorDb) -> "output $worstOutput: SQNR %.1f dB, expected at least %.1f dB".format(Locale.ROOT, sqnrDb, floorDb)
+            else -> "lost: ${lost.joinToString()}"
+        }
 }
 
 /**
@@ -31,45 +43,51 @@ class Golden internal constructor(
     val samples: List<Pair<List<Tensor>, List<Tensor>>>,
     val imageSize: List<Int>,
 ) {
-    /** Runs all samples and compares, as edgeq's own verification does (edgeq/verify/metrics.py). */
+    /**
+     * Runs all samples and compares each output and each channel, as edgeq's own verification does
+     * (`golden_gate` of edgeq/check/bundle.py).
+     *
+     * @throws Refusal RUN_FAILED: the outputs have other shapes or dtypes than the golden ones.
+     */
     fun test(model: LoadedModel, floorDb: Double): SelfTestReport {
-        val sums = mutableListOf<Sums>()
+        val sums = samples.first().second.mapIndexed(::OutputSums)
         for ((inputs, expected) in samples) {
             val came = model.run(inputs)
             if (came.size != expected.size) {
                 throw Refusal(Reason.RUN_FAILED, "expected ${expected.size} outputs, the model gave ${came.size}")
             }
-            expected.zip(came).forEachIndexed { index, (left, right) ->
-                if (index == sums.size) sums += Sums()
-                sums[index].add(left, right)
-            }
+            sums.forEachIndexed { index, sum -> sum.add(expected[index], came[index]) }
         }
+        val worst = sums.minWith { one, other -> compareValuesBy(one, other, { !it.sqnrDb.isNaN() }, { it.sqnrDb }) }
         return SelfTestReport(
             samples = samples.size,
             finite = sums.all { it.finite },
-            sqnrDb = sums.minOf { it.sqnrDb },
+            sqnrDb = worst.sqnrDb,
+            worstOutput = worst.index,
             maxAbs = sums.maxOf { it.maxAbs },
             floorDb = floorDb,
+            lost = sums.filter { it.finite }.flatMap { it.channels?.lost().orEmpty() }.take(MOST_LOST),
         )
     }
 }
 
-private class Sums {
+private const val MOST_LOST = 4
+
+/** Running sums of one output over the samples; [channels] of floats only. */
+private class OutputSums(val index: Int, sample: Tensor) {
+    val channels = if (sample.dtype in FLOATS) OutputChannels(index, sample.shape) else null
     var finite = true
     var maxAbs = 0.0
     private var signal = 0.0
     private var noise = 0.0
 
-    val sqnrDb: Double
-        get() = when {
-            !finite -> Double.NaN
-            noise == 0.0 -> Double.POSITIVE_INFINITY
-            else -> 10 * log10(signal / noise) // minus infinity where nothing was expected
-        }
+    val sqnrDb: Double get() = if (finite && (signal + noise).isFinite()) ratioDb(signal, noise) else Double.NaN
 
     fun add(expected: Tensor, came: Tensor) {
-        if (expected.size != came.size) {
-            throw Refusal(Reason.RUN_FAILED, "expected an output of ${expected.shape}, the model gave ${came.shape}")
+        val shape = if (came.shape.firstOrNull() == 1) came.shape.drop(1) else came.shape // without a batch of one
+        if (came.dtype != expected.dtype || shape != expected.shape) {
+            val what = "output $index is ${came.dtype.text} $shape, the golden one ${expected.dtype.text} ${expected.shape}"
+            throw Refusal(Reason.RUN_FAILED, what)
         }
         val left = expected.toDoubles()
         val right = came.toDoubles()
@@ -80,6 +98,11 @@ private class Sums {
             signal += left[i] * left[i]
             noise += difference * difference
         }
+        if (finite) channels?.add(left, right)
+    }
+
+    private companion object {
+        val FLOATS = setOf(Dtype.FLOAT16, Dtype.FLOAT32, Dtype.FLOAT64)
     }
 }
 
@@ -115,7 +138,7 @@ private fun column(arrays: Map<String, Tensor>, name: String, samples: Int): Ten
 /** One sample as the model takes it: an image is preprocessed, anything else fed as it is, in a batch of one. */
 private fun modelInput(spec: TensorSpec, sample: Tensor, preprocessed: Boolean): Tensor {
     val image = spec.preprocess?.takeUnless { preprocessed } ?: return batched(spec, sample)
-    require(sample.dtype == Dtype.UINT8 && sample.shape.size == 3) { "${spec.name} is no uint8 image" }
+    require(sample.dtype == Dtype.UINT8 && sample.shape.size == 3) { "${spec.name} is not a uint8 image" }
     val (height, width, channels) = sample.shape
     val pixels = ByteArray(sample.size).also { sample.data.duplicate().get(it) }
     return batched(spec, preprocess(image, Image(height, width, channels, pixels)))

@@ -20,8 +20,8 @@ internal class Slots(private val files: Files, private val folder: String, priva
 
     fun path(digest: String, name: String): String = "$slots/$digest/$name"
 
-    /** Copies a bundle in: written, synced, renamed. What does not fit its manifest never gets a slot. */
-    fun add(source: BundleSource, bytes: ByteArray, manifest: Manifest) {
+    /** Copies a bundle in, written and synced; [place] gives it its slot. What does not fit its manifest is refused. */
+    fun stage(source: BundleSource, bytes: ByteArray, manifest: Manifest) {
         checkNames(source, manifest)
         files.makeFolders(slots)
         files.deleteFolder(staging)
@@ -33,14 +33,21 @@ internal class Slots(private val files: Files, private val folder: String, priva
                 it.sync()
             }
             files.syncFolder(staging)
-            files.rename(staging, "$slots/${manifest.digest}")
-            files.syncFolder(slots)
-            files.syncFolder(folder)
         } catch (err: Exception) { // on a full disk there must be room again, to say so
             files.deleteFolder(staging)
             throw err
         }
     }
+
+    /** Gives what was staged its slot, by one rename. */
+    fun place(digest: String) {
+        files.rename(staging, "$slots/$digest")
+        files.syncFolder(slots)
+        files.syncFolder(folder)
+    }
+
+    /** Removes what was staged and got no slot. */
+    fun unstage() = files.deleteFolder(staging)
 
     private fun checkNames(source: BundleSource, manifest: Manifest) {
         if (manifest.sizeBytes > rules.maxBundleBytes) {
@@ -95,9 +102,8 @@ internal class Slots(private val files: Files, private val folder: String, priva
         throw Refusal(Reason.FILE_MISSING, "the installed $name cannot be read: ${err.message}", err)
     }
 
-    /** Removes what is neither in [keep] nor whole: replaced bundles, and what a kill left. */
+    /** Removes all slots but those in [keep]. */
     fun prune(keep: Set<String?>) {
-        files.deleteFolder(staging)
         files.list(slots).filter { it !in keep }.forEach { files.deleteFolder("$slots/$it") }
     }
 

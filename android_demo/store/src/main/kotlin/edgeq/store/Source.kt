@@ -5,6 +5,9 @@ import java.io.File
 import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
+import java.nio.file.Files
+import java.nio.file.LinkOption.NOFOLLOW_LINKS
+import java.nio.file.StandardOpenOption
 import java.util.zip.ZipFile
 
 /** Where a bundle comes from: the app's assets, a file that the user picked, an update server. */
@@ -16,11 +19,15 @@ interface BundleSource {
     fun open(name: String): InputStream
 }
 
-/** A bundle as `edgeq package` leaves it in a folder. */
+/** A bundle as `edgeq package` leaves it in a folder; links are not followed. */
 class FolderSource(private val folder: File) : BundleSource {
     override fun names(): List<String> = folder.list()?.sorted().orEmpty()
 
-    override fun open(name: String): InputStream = File(folder, name).inputStream()
+    override fun open(name: String): InputStream {
+        val path = File(folder, name).toPath()
+        if (!Files.isRegularFile(path, NOFOLLOW_LINKS)) throw FileNotFoundException("$name is not a plain file in $folder")
+        return Files.newInputStream(path, NOFOLLOW_LINKS)
+    }
 }
 
 /** A bundle as one file, the ZIP that a release publishes. Only the names that a manifest lists are ever opened. */
@@ -28,7 +35,7 @@ class ZipSource(file: File) : BundleSource, Closeable {
     private val zip = try {
         ZipFile(file)
     } catch (err: IOException) {
-        throw Refusal(Reason.NO_MODEL, "this file is no bundle: ${err.message}", err)
+        throw Refusal(Reason.NO_MODEL, "this file is not a bundle: ${err.message}", err)
     }
 
     // names that stand twice stay in the list, and are refused as not listed
@@ -40,9 +47,10 @@ class ZipSource(file: File) : BundleSource, Closeable {
     override fun close() = zip.close()
 }
 
-/** Copies what cannot be read twice, such as a picked document, into a file, up to [maxBytes]. */
+/** Copies what cannot be read twice, such as a picked document, into a file, up to [maxBytes]; a link goes. */
 fun spool(stream: InputStream, file: File, maxBytes: Long) {
-    file.outputStream().use { out ->
+    Files.deleteIfExists(file.toPath())
+    Files.newOutputStream(file.toPath(), StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE).use { out ->
         val buffer = ByteArray(1 shl 16)
         var left = maxBytes
         while (true) {

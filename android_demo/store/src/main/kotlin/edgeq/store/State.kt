@@ -3,12 +3,37 @@ package edgeq.store
 import com.fasterxml.jackson.core.JsonFactory
 import com.fasterxml.jackson.core.JsonGenerator
 import java.io.StringWriter
+import kotlin.math.abs
 
 /** How far the current model got: [NEW] was never loaded, [TRYING] was being loaded when the process last ended. */
 enum class Health { NEW, TRYING, HEALTHY }
 
-/** A model that was taken out of use on this device, and why. */
-data class Rejected(val digest: String, val version: String, val reason: Reason, val detail: String)
+/**
+ * A model that was taken out of use on this device, and why.
+ *
+ * @property sinceS when, in seconds of the device's clock.
+ * @property app the build of the app that it was in ([Device.app]).
+ */
+data class Rejected(
+    val digest: String,
+    val version: String,
+    val reason: Reason,
+    val detail: String,
+    val sinceS: Long = 0,
+    val app: String = "",
+) {
+    /** Whether its test did not run to its end: that the process was killed says nothing against the model. */
+    val untested: Boolean get() = reason == Reason.CRASHED || reason == Reason.NO_MEMORY
+
+    /** Whether it is refused still: for ever where it failed; for a day, and by the same app, where it is [untested]. */
+    fun holds(nowS: Long, app: String): Boolean = !untested || waits(sinceS, this.app, nowS, app)
+}
+
+private const val RETRY_AFTER_S = 86_400L
+
+/** Whether to wait still with another try; a clock that was set back must not put it off for long. */
+internal fun waits(sinceS: Long, app: String, nowS: Long, nowApp: String): Boolean =
+    app == nowApp && abs(nowS - sinceS) < RETRY_AFTER_S
 
 /**
  * What the store remembers between starts, in one small file that is replaced whole.
@@ -55,6 +80,8 @@ private fun writeRejected(out: JsonGenerator, rejected: Rejected) {
     out.writeStringField("version", rejected.version)
     out.writeStringField("reason", rejected.reason.name)
     out.writeStringField("detail", rejected.detail)
+    out.writeNumberField("since_s", rejected.sinceS)
+    out.writeStringField("app", rejected.app)
     out.writeEndObject()
 }
 
@@ -69,7 +96,15 @@ internal fun parseState(bytes: ByteArray): State? = try {
         previous = digest(root, "previous"),
         offered = digest(root, "offered"),
         rejected = root.children("rejected").map {
-            Rejected(it.text("digest", DIGEST), it.text("version"), Reason.valueOf(it.text("reason")), it.text("detail"))
+            Rejected(
+                digest = it.text("digest", DIGEST),
+                version = it.text("version"),
+                reason = Reason.valueOf(it.text("reason")),
+                detail = it.text("detail"),
+                // an app before 2026-12 wrote neither
+                sinceS = it.countOrNull("since_s") ?: 0,
+                app = it.textOrNull("app").orEmpty(),
+            )
         },
     )
 } catch (_: JsonProblem) {
@@ -79,4 +114,4 @@ internal fun parseState(bytes: ByteArray): State? = try {
 }
 
 private fun digest(root: JsonObject, key: String): String? =
-    root.textOrNull(key)?.also { if (!DIGEST.matches(it)) throw JsonProblem("$key is no digest") }
+    root.textOrNull(key)?.also { if (!DIGEST.matches(it)) throw JsonProblem("$key is not a digest") }

@@ -56,6 +56,8 @@ class MemoryFiles(private val root: Folder = Folder(), private val dieBefore: In
 
     override fun exists(path: String) = find(path) != null
 
+    override fun isFolder(path: String) = find(path) is Folder
+
     override fun read(path: String): InputStream =
         ByteArrayInputStream((find(path) as? Content ?: throw FileNotFoundException(path)).data)
 

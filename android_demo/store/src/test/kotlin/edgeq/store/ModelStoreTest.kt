@@ -10,12 +10,16 @@ import org.junit.jupiter.api.io.TempDir
 import org.junit.jupiter.params.ParameterizedTest
 import org.junit.jupiter.params.provider.MethodSource
 import java.io.File
+import java.time.Duration
+import java.time.Instant
 import java.util.zip.ZipEntry
 import java.util.zip.ZipOutputStream
 
 class ModelStoreTest {
     private val files = MemoryFiles()
-    private val library get() = Library(files, PHONE) // each use is a new process
+    private var now = Instant.parse("2026-11-29T12:00:00Z")
+    private var device = PHONE
+    private val library get() = Library(files, device, clock = { now }) // each use is a new process
     private val key = ModelKey("digits", "android-arm64-xnnpack")
     private val store get() = library.store(key)
 
@@ -40,7 +44,7 @@ class ModelStoreTest {
         assertEquals(key to Installed.NEW, library.deliver(XNNPACK))
         assertEquals(Health.NEW, store.state.health)
         val report = store.open(loader()).use { checkNotNull(it.firstTest) }
-        assertEquals(SelfTestReport(4, true, Double.POSITIVE_INFINITY, 0.0, 34.91), report)
+        assertEquals(SelfTestReport(4, true, Double.POSITIVE_INFINITY, 0, 0.0, 34.91, emptyList()), report)
         assertEquals(Health.HEALTHY, store.state.health)
         store.open(loader()).use { assertNull(it.firstTest) }
         assertEquals(key to Installed.ALREADY_THERE, library.deliver(XNNPACK))
@@ -124,6 +128,99 @@ class ModelStoreTest {
         assertEquals(Reason.CRASHED, store.state.rejected.single().reason)
     }
 
+    /** A phone on which the second version did not get through its test. */
+    private fun untested(reason: Reason, behaviour: Behaviour) {
+        healthy(XNNPACK)
+        library.deliver(XNNPACK.version("2"))
+        val failing = loader { version -> if (version == "2") behaviour else Behaviour() }
+        repeat(3) { runCatching { store.open(failing).close() } }
+        assertEquals("1", current())
+        assertEquals(reason, store.state.rejected.single().reason)
+        refused(Reason.TRY_LATER, "after a day, or with a new app") { library.deliver(XNNPACK.version("2")) }
+        refused(Reason.TRY_LATER) { library.offer(XNNPACK.version("2")) }
+    }
+
+    private fun untested() = untested(Reason.CRASHED, Behaviour(whenRun = { throw Died() }))
+
+    private fun taken() {
+        library.offer(XNNPACK.version("2"))
+        store.open(loader()).use { assertEquals("2", it.manifest.modelVersion) }
+        assertTrue(store.state.rejected.isEmpty())
+    }
+
+    @Test
+    fun `a model whose test was killed is tried again after a day`() {
+        untested()
+        now += Duration.ofHours(23)
+        refused(Reason.TRY_LATER) { library.deliver(XNNPACK.version("2")) }
+        now += Duration.ofHours(1)
+        taken()
+    }
+
+    @Test
+    fun `or with a new app`() {
+        untested()
+        device = Device(PHONE.platform, PHONE.archs, PHONE.runtimes, app = "new")
+        taken()
+    }
+
+    @Test
+    fun `or when the clock was set back`() {
+        untested()
+        now -= Duration.ofDays(400)
+        taken()
+    }
+
+    @Test
+    fun `or where an older app took it out of use for ever`() {
+        untested()
+        val state = files.read("digits/android-arm64-xnnpack/state.json").readBytes().decodeToString()
+        val old = state.replace(Regex(",\"since_s\":[0-9]+,\"app\":\"\""), "")
+        assertTrue(old.length < state.length)
+        files.writeAtomic("digits/android-arm64-xnnpack/state.json", old.toByteArray())
+        taken()
+    }
+
+    @Test
+    fun `a model that the app brought and for which there was no memory is tried again after a day`() {
+        untested(Reason.NO_MEMORY, Behaviour(whenLoaded = { throw OutOfMemoryError("Java heap space") }))
+        now += Duration.ofDays(1)
+        healthy(XNNPACK.version("2"))
+        assertEquals("2", current())
+    }
+
+    @Test
+    fun `what is brought by the app itself is tried again after a day too`() {
+        healthy(XNNPACK)
+        library.offer(XNNPACK.version("2"))
+        val dying = loader { version -> Behaviour(whenRun = { if (version == "2") throw OutOfMemoryError("native") }) }
+        store.open(dying).use { assertEquals("1", it.manifest.modelVersion) }
+        refused(Reason.TRY_LATER) { library.offer(XNNPACK.version("2")) }
+        now += Duration.ofDays(1)
+        taken()
+    }
+
+    @Test
+    fun `a failed test stays one, after a year and with a new app`() {
+        rolledBack(Reason.BELOW_FLOOR, Behaviour(gain = 0.98f))
+        library.deliver(XNNPACK.version("3"))
+        store.open(loader { version -> Behaviour(gain = if (version == "3") Float.NaN else 1f) }).close()
+        now += Duration.ofDays(365)
+        device = Device(PHONE.platform, PHONE.archs, PHONE.runtimes, app = "new")
+        refused(Reason.REJECTED_BEFORE) { library.deliver(XNNPACK.version("3")) }
+    }
+
+    @Test
+    fun `want of memory is not held against the only model`() {
+        library.offer(XNNPACK)
+        val failing = loader { Behaviour(whenRun = { throw OutOfMemoryError("native") }) }
+        repeat(5) { refused(Reason.NO_MEMORY, "close other apps") { store.open(failing) } }
+        store.open(loader()).close()
+        // nor of one that was healthy
+        refused(Reason.NO_MEMORY) { store.open(loader { Behaviour(whenLoaded = { throw OutOfMemoryError("native") }) }) }
+        assertEquals(Health.HEALTHY, store.state.health)
+    }
+
     @Test
     fun `one kill while starting is forgiven`() {
         library.deliver(XNNPACK)
@@ -145,7 +242,7 @@ class ModelStoreTest {
     }
 
     @Test
-    fun `a missing library is no fault of the model`() {
+    fun `a missing library is not held against the model`() {
         library.deliver(XNNPACK)
         val missing = loader { Behaviour(whenLoaded = { throw UnsatisfiedLinkError("libexecutorch.so") }) }
         repeat(5) { refused(Reason.RUNTIME_MISSING, "libexecutorch.so") { store.open(missing) } }
@@ -225,7 +322,7 @@ class ModelStoreTest {
         assertEquals(XNNPACK.digest, disk.store(key).state.current)
         refused(Reason.TOO_LARGE) { spool(zip.inputStream(), File(folder, "other"), 1000) }
         zip.writeText("no ZIP")
-        refused(Reason.NO_MODEL, "no bundle") { ZipSource(zip) }
+        refused(Reason.NO_MODEL, "not a bundle") { ZipSource(zip) }
     }
 
     @Test

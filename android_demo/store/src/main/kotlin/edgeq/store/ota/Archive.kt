@@ -31,7 +31,7 @@ private val DRIVE = Regex("[A-Za-z]:.*")
  * far as the manifest's sizes go, so that none inflates to more.
  *
  * @param mostBytes the most that its files together may have.
- * @throws Refusal ARCHIVE_REFUSED: no bundle's ZIP; a name that leads out, is absolute or stands twice; a link; too much.
+ * @throws Refusal ARCHIVE_REFUSED: not a bundle's ZIP; a name that leads out, is absolute or stands twice; a link; too much.
  */
 internal class ArchiveSource(channel: SeekableByteChannel, mostBytes: Long) : BundleSource, Closeable {
     private val zip: ZipFile
@@ -70,7 +70,7 @@ private fun checkDirectory(channel: SeekableByteChannel) {
     do { val count = channel.read(tail) } while (count >= 0 && tail.hasRemaining())
     val end = tail.capacity() - END_BYTES
     if (end < 0 || tail.getInt(end) != 0x06054b50 || tail.getShort(end + 20) != 0.toShort()) {
-        refuse("it is no ZIP, or something follows it")
+        refuse("it is not a ZIP, or something follows it")
     }
     if (end >= LOCATOR_BYTES && tail.getInt(end - LOCATOR_BYTES) == 0x07064b50) refuse("it is in the ZIP64 format")
     val count = tail.getShort(end + 10).toInt() and 0xffff
@@ -104,13 +104,13 @@ private fun checkName(name: String) {
     val absolute = name.startsWith("/") || name.startsWith("\\") || DRIVE.matches(name)
     if (absolute) refuse("the entry $shown has an absolute path")
     if (".." in name.split('/', '\\')) refuse("the entry $shown leads out of the folder")
-    if (!PLAIN.matches(name)) refuse("the entry $shown is no plain file name")
+    if (!PLAIN.matches(name)) refuse("the entry $shown is not a plain file name")
 }
 
 private fun checkKind(name: String, entry: ZipArchiveEntry) {
     val mode = (entry.externalAttributes ushr 16).toInt() and 0xffff
     if (mode and FILE_KIND == LINK) refuse("the entry $name is a symbolic link")
-    if (mode != 0 && mode and FILE_KIND != PLAIN_FILE) refuse("the entry $name is no plain file")
+    if (mode != 0 && mode and FILE_KIND != PLAIN_FILE) refuse("the entry $name is not a plain file")
     val method = entry.method
     if (entry.generalPurposeBit.usesEncryption() || method != ZipEntry.STORED && method != ZipEntry.DEFLATED) {
         refuse("the entry $name is encrypted, or compressed in another way than edgeq does")

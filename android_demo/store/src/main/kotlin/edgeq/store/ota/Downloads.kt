@@ -3,6 +3,7 @@ package edgeq.store.ota
 import edgeq.store.Files
 import edgeq.store.Reason
 import edgeq.store.Refusal
+import edgeq.store.deleteFolder
 import edgeq.store.makeFolders
 import edgeq.store.toHex
 import java.security.MessageDigest
@@ -34,7 +35,7 @@ internal class Downloads(private val files: Files, private val reader: Reader, p
     /** Removes what earlier tries left, all but a part of [keep]. */
     fun clear(keep: Entry? = null) {
         val kept = keep?.let(::path)
-        files.list(FOLDER).map { "$FOLDER/$it" }.filter { it != kept }.forEach(files::delete)
+        files.list(FOLDER).map { "$FOLDER/$it" }.filter { it != kept }.forEach(files::deleteFolder)
     }
 
     private fun path(entry: Entry) = "$FOLDER/${entry.sha256}.part"

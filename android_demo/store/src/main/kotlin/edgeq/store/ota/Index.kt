@@ -151,7 +151,7 @@ private fun bundle(facts: JsonObject, file: Entry): BundleFacts {
         plainBytes = facts.count("plain_bytes"),
         withdrawn = facts.flag("withdrawn"),
         devices = facts.texts("devices").onEach {
-            if (!DEVICE_ID.matches(it)) throw JsonProblem("'${it.take(80)}' is no device's id")
+            if (!DEVICE_ID.matches(it)) throw JsonProblem("'${it.take(80)}' is not a device's id")
         },
     )
 }

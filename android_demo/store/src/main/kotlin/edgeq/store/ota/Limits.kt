@@ -7,9 +7,9 @@ package edgeq.store.ota
  * @property maxPatchedBytes the largest bundle that is patched, since base and result lie in memory; larger ones come as
  *   full downloads.
  * @property spareBytes that stay free on the disk.
- * @property maxTries how often a release is unpacked that never gets into its place.
+ * @property maxTries how often it is begun to unpack a release that never gets into its place.
  * @property maxRepeats how often a device without a clock takes the same index.
- * @property graceMs after so many milliseconds [leastBytesPerS] counts, as the average of a file.
+ * @property graceMs after so many milliseconds of waiting for a file [leastBytesPerS] counts, as its average.
  */
 data class Limits(
     val maxBytes: Long = 1_000_000_000,

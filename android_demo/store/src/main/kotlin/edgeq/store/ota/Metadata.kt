@@ -59,11 +59,11 @@ internal class Metadata private constructor(
          * @throws Refusal INDEX_BROKEN.
          */
         fun parse(bytes: ByteArray, name: String, type: String): Metadata = broken(name) {
-            val value = parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is no object")
+            val value = parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is not an object")
             if (!written(value).contentEquals(bytes)) throw JsonProblem("it is not as it was written")
             val root = JsonObject(value, "").only("signatures", "signed")
             val signed = root.child("signed")
-            if (signed.text("_type") != type) throw JsonProblem("it is no $type")
+            if (signed.text("_type") != type) throw JsonProblem("its _type is not $type")
             if (!signed.text("spec_version").startsWith("1.")) throw JsonProblem("unknown spec_version")
             val signatures = root.children("signatures").map { it.text("keyid", KEY_ID) to it.text("sig", SIGNATURE) }
             if (signatures.map { it.first }.toSet().size != signatures.size) throw JsonProblem("a key signed twice")
@@ -71,12 +71,12 @@ internal class Metadata private constructor(
         }
 
         fun time(text: String): Instant =
-            if (TIME.matches(text)) instant(text) else throw JsonProblem("'${text.take(40)}' is no time")
+            if (TIME.matches(text)) instant(text) else throw JsonProblem("'${text.take(40)}' is not a time")
 
         private fun instant(text: String) = try {
             Instant.parse(text)
         } catch (err: java.time.format.DateTimeParseException) {
-            throw JsonProblem("'$text' is no time", err)
+            throw JsonProblem("'$text' is not a time", err)
         }
     }
 }
@@ -122,7 +122,7 @@ internal class Pinned(node: JsonObject) {
     }
 }
 
-/** Runs what reads an index; whatever is wrong with it is told as INDEX_BROKEN. */
+/** Runs what reads an index; whatever is wrong with it is refused as INDEX_BROKEN. */
 internal fun <T> broken(name: String, act: () -> T): T = try {
     act()
 } catch (err: JsonProblem) {

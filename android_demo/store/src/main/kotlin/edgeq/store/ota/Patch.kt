@@ -57,7 +57,7 @@ private class Bsdiff(private val base: ByteArray, patch: ByteArray, private val 
 
     init {
         if (patch.size < BSDIFF_HEAD_BYTES || !patch.copyOf(BSDIFF_MAGIC.size).contentEquals(BSDIFF_MAGIC)) {
-            refuse("it is no bsdiff4 patch")
+            refuse("it is not a bsdiff4 patch")
         }
         val head = ByteBuffer.wrap(patch).order(ByteOrder.LITTLE_ENDIAN)
         val (controlBytes, differenceBytes, says) = listOf(8, 16, 24).map { signed(head.getLong(it)) }

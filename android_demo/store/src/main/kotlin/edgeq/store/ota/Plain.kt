@@ -86,5 +86,5 @@ internal class PlainSource(private val data: ByteArray) : BundleSource {
     }
 
     private fun refuse(why: String): Nothing =
-        throw Refusal(Reason.PATCH_REFUSED, "the patched bytes are no bundle: $why; the full download comes next time")
+        throw Refusal(Reason.PATCH_REFUSED, "the patched bytes are not a bundle: $why; the full download comes next time")
 }

@@ -25,28 +25,38 @@ private const val MAX_STATE_BYTES = 1_000_000L
 internal data class Trying(val digest: String, val tries: Int)
 
 /**
+ * A release whose unpacking did not come to its end: the process was killed, or there was no memory.
+ *
+ * @property sinceS when, in seconds of the device's clock, or else when the newest index was signed.
+ * @property app the build of the app ([edgeq.store.Device.app]).
+ */
+internal data class Deferred(val digest: String, val sinceS: Long, val app: String)
+
+/**
  * What this device remembers of a channel.
  *
  * @property releases the newest that was installed of each model.
- * @property bad digests of releases that never got into their place; the oldest first.
+ * @property bad digests of releases that could not be unpacked; the oldest first.
+ * @property deferred what is to be tried again after a day, or with a new app.
  */
 internal data class UpdateState(
     val seen: Seen = Seen(),
     val releases: Map<ModelKey, Long> = emptyMap(),
     val trying: Trying? = null,
     val bad: List<String> = emptyList(),
+    val deferred: Deferred? = null,
 ) {
     fun tries(digest: String): Int = trying?.takeIf { it.digest == digest }?.tries ?: 0
 
     fun installed(key: ModelKey, release: Long) =
-        copy(releases = releases + (key to maxOf(release, releases[key] ?: 0)), trying = null)
+        copy(releases = releases + (key to maxOf(release, releases[key] ?: 0)), trying = null, deferred = null)
 
     fun givenUp(digest: String) = copy(trying = null, bad = (bad - digest + digest).takeLast(MAX_BAD))
 }
 
 /** `state.json` and `root.json`, each replaced by one rename. */
 internal class Memory(private val files: Files) {
-    /** @throws Refusal UPDATES_BROKEN: without it an old index could not be told from a new one. */
+    /** @throws Refusal UPDATES_BROKEN: without it an old index would pass for a new one. */
     fun state(): UpdateState {
         val bytes = read(STATE) ?: return UpdateState()
         return try {
@@ -103,6 +113,13 @@ private fun bytes(state: UpdateState): ByteArray {
         out.writeArrayFieldStart("bad")
         state.bad.forEach(out::writeString)
         out.writeEndArray()
+        state.deferred?.let {
+            out.writeObjectFieldStart("deferred")
+            out.writeStringField("digest", it.digest)
+            out.writeNumberField("since_s", it.sinceS)
+            out.writeStringField("app", it.app)
+            out.writeEndObject()
+        }
         out.writeEndObject()
     }
     return text.toString().toByteArray()
@@ -120,8 +137,8 @@ private fun writeSeen(out: JsonGenerator, seen: Seen) {
 }
 
 private fun parse(bytes: ByteArray): UpdateState {
-    val root = JsonObject(parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is no object"), "")
-        .only("state_version", "seen", "releases", "trying", "bad")
+    val root = JsonObject(parseJson(bytes) as? Map<*, *> ?: throw JsonProblem("it is not an object"), "")
+        .only("state_version", "seen", "releases", "trying", "bad", "deferred")
     if (root.count("state_version") != STATE_VERSION) throw JsonProblem("another version")
     val seen = root.child("seen")
     return UpdateState(
@@ -139,5 +156,8 @@ private fun parse(bytes: ByteArray): UpdateState {
             Trying(it.text("digest", SHA256), it.count("tries", most = Int.MAX_VALUE.toLong()).toInt())
         },
         bad = root.texts("bad"),
+        deferred = root.childOrNull("deferred")?.let {
+            Deferred(it.text("digest", SHA256), it.count("since_s"), it.text("app"))
+        },
     )
 }

@@ -9,10 +9,10 @@ import edgeq.store.MAX_MANIFEST_BYTES
 import edgeq.store.ModelKey
 import edgeq.store.Reason
 import edgeq.store.Refusal
-import edgeq.store.Rejected
 import edgeq.store.parseManifest
 import edgeq.store.readAtMost
 import edgeq.store.toHex
+import edgeq.store.waits
 import java.io.Closeable
 import java.io.IOException
 import java.security.MessageDigest
@@ -85,40 +85,51 @@ class Updater(
         throw Refusal(Reason.DISK, "the update cannot be written: ${err.message}; free some space", err)
     }
 
-    private fun followed(key: ModelKey, state: UpdateState, trusted: Trusted): Update {
+    private fun followed(key: ModelKey, before: UpdateState, trusted: Trusted): Update {
+        val nowS = maxOf(0, (clock() ?: trusted.seen.issued).epochSecond)
         val chosen = trusted.index.choose(key, device, deviceId)
         val current = library.store(key).state.current
-        val known = maxOf(state.releases[key] ?: 0, trusted.index.releaseOf(key, current))
+        val known = maxOf(before.releases[key] ?: 0, trusted.index.releaseOf(key, current))
         if (chosen.release < known) {
             throw Refusal(Reason.ROLLBACK, "the channel's newest release is ${chosen.release}, this device has $known")
         }
         if (chosen.digest == current) {
             downloads.clear() // of a run that was killed after the switch
-            memory.write(state.installed(key, chosen.release))
+            memory.write(before.installed(key, chosen.release))
             return Update(chosen.release, chosen.modelVersion, Via.NOTHING, 0, trusted.byClock)
         }
-        checkNotBad(key, state, chosen)
+        val state = checkNotBad(key, before, chosen, nowS)
         // a patch that did not work is not tried again
         val patch = if (state.tries(chosen.digest) == 0) patch(key, chosen, trusted.index) else null
         val file = patch?.first?.file ?: chosen.file
         checkSizes(chosen, file)
         val path = downloads.fetch(file)
-        placed(state, chosen) { if (patch == null) archive(path, chosen) else patched(path, patch) }
+        placed(state, chosen, nowS) { if (patch == null) archive(path, chosen) else patched(path, patch) }
         downloads.clear()
         val via = if (patch == null) Via.FULL_DOWNLOAD else Via.PATCH
         return Update(chosen.release, chosen.modelVersion, via, file.sizeBytes, trusted.byClock)
     }
 
-    /** Refuses what failed on this device before, so that it is not even fetched. */
-    private fun checkNotBad(key: ModelKey, state: UpdateState, chosen: BundleFacts) {
-        if (state.tries(chosen.digest) >= limits.maxTries) memory.write(state.givenUp(chosen.digest))
-        val failed: Rejected? = library.store(key).state.rejected.find { it.digest == chosen.digest }
-        val given = chosen.digest in state.bad || state.tries(chosen.digest) >= limits.maxTries
-        if (failed != null || given) {
-            val why = failed?.detail ?: "it could not be unpacked"
-            throw Refusal(Reason.REJECTED_BEFORE, "release ${chosen.release} failed here, and is not tried again: $why")
+    /**
+     * Refuses what failed on this device before, so that it is not even fetched, and what has to wait.
+     *
+     * @return the state, in which a release that was begun too often, by runs that were killed in it, is put off.
+     */
+    private fun checkNotBad(key: ModelKey, before: UpdateState, chosen: BundleFacts, nowS: Long): UpdateState {
+        val name = "release ${chosen.release}"
+        library.store(key).rejection(chosen.digest)?.let { throw Refusal(it.reason, "$name: ${it.message}", it) }
+        if (chosen.digest in before.bad) {
+            throw Refusal(Reason.REJECTED_BEFORE, "$name could not be unpacked here, and is not tried again")
         }
+        val state = if (before.tries(chosen.digest) < limits.maxTries) before else memory.write(deferred(before, chosen, nowS))
+        val kept = state.deferred?.takeIf { it.digest == chosen.digest && waits(it.sinceS, it.app, nowS, device.app) }
+        kept ?: return state
+        val what = "$name was not unpacked to its end ${limits.maxTries} times; it is tried again after a day, or with a new app"
+        throw Refusal(Reason.TRY_LATER, what)
     }
+
+    private fun deferred(state: UpdateState, chosen: BundleFacts, nowS: Long) =
+        state.copy(trying = null, deferred = Deferred(chosen.digest, nowS, device.app))
 
     /** The patch from what the device has, and that in its plain form; null where a patch saves nothing. */
     private fun patch(key: ModelKey, chosen: BundleFacts, index: Index): Pair<DeltaFacts, ByteArray>? {
@@ -152,8 +163,9 @@ class Updater(
     }
 
     /** Unpacks a release into its place; that it was begun is written first, so that a crash counts. */
-    private fun placed(state: UpdateState, chosen: BundleFacts, opened: () -> BundleSource) {
-        val tried = memory.write(state.copy(trying = Trying(chosen.digest, state.tries(chosen.digest) + 1)))
+    private fun placed(state: UpdateState, chosen: BundleFacts, nowS: Long, opened: () -> BundleSource) {
+        val tries = state.tries(chosen.digest) + 1
+        val tried = memory.write(state.copy(trying = Trying(chosen.digest, tries)))
         try {
             val source = opened()
             try {
@@ -162,8 +174,15 @@ class Updater(
             } finally {
                 (source as? Closeable)?.close()
             }
+        } catch (err: OutOfMemoryError) {
+            if (tries >= limits.maxTries) memory.write(deferred(tried, chosen, nowS))
+            throw Refusal(Reason.NO_MEMORY, "there is not enough memory to unpack the update; close other apps", err)
         } catch (err: Refusal) {
-            if (err.reason == Reason.DISK) memory.write(state) // a full disk says nothing against the release
+            when {
+                // a full disk or a damaged store says nothing against the release
+                err.reason == Reason.DISK || err.reason == Reason.LINK -> memory.write(state)
+                tries >= limits.maxTries -> memory.write(tried.givenUp(chosen.digest))
+            }
             throw err
         }
         memory.write(tried.installed(chosen.key, chosen.release))

@@ -67,7 +67,7 @@ class HttpChannelTest {
     }
 
     @Test
-    fun `a server that fails, and one that is not there, are told`() {
+    fun `a server that fails, and one that is not there, are named`() {
         serve { exchange, _ -> exchange.sendResponseHeaders(503, -1) }
         val refusal = Phone().refuses(Reason.CHANNEL_UNREACHABLE, HttpChannel(place))
         assertTrue("503" in refusal.message!!, refusal.message)

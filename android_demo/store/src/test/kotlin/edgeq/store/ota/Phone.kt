@@ -27,10 +27,11 @@ class Phone(
     private val root: ByteArray? = channel("good/first").files.getValue("metadata/1.root.json"),
     private val limits: Limits = Limits(chunkBytes = 20_000),
     private val nanoTime: () -> Long = System::nanoTime,
+    wrap: (Files) -> Files = { it },
     private val behaviour: (String) -> Behaviour = { Behaviour() },
 ) {
     val models: Files = Under(disk, "models")
-    val updates: Files = Under(disk, "updates")
+    val updates: Files = wrap(Under(disk, "updates"))
     val library get() = Library(models, device, Rules(chunkBytes = 20_000, maxStarts = 3))
     val loader: Loader get() = StandIn(XNNPACK, behaviour)
     val version: String? get() = library.store(KEY).manifest()?.modelVersion

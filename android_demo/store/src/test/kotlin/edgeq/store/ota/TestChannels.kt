@@ -1,6 +1,5 @@
 package edgeq.store.ota
 
-import edgeq.store.Died
 import edgeq.store.Files
 import edgeq.store.REPOSITORY
 import java.io.ByteArrayInputStream
@@ -35,10 +34,10 @@ class TestChannel(val files: Map<String, ByteArray>, private val read: (InputStr
 
     val downloads get() = asked.map { it.first }.filter { it.startsWith("targets/") }
 
-    override fun open(path: String, start: Long): InputStream {
+    override fun open(path: String, start: Long): Opened {
         asked += path to start
         val data = files[path] ?: throw FileNotFoundException(path)
-        return read(ByteArrayInputStream(data, start.toInt(), data.size - start.toInt()))
+        return Opened(start, read(ByteArrayInputStream(data, start.toInt(), data.size - start.toInt())))
     }
 
     /** The one file whose name ends so. */
@@ -69,6 +68,8 @@ class Under(private val files: Files, private val folder: String) : Files by fil
 
     override fun exists(path: String) = files.exists(at(path))
 
+    override fun isFolder(path: String) = files.isFolder(at(path))
+
     override fun read(path: String) = files.read(at(path))
 
     override fun seekable(path: String) = files.seekable(at(path))
@@ -97,5 +98,3 @@ class Cut(stream: InputStream, private var left: Int, private val end: () -> Int
         return super.read(buffer, offset, minOf(length, left)).also { left -= maxOf(it, 0) }
     }
 }
-
-fun died(): Int = throw Died()

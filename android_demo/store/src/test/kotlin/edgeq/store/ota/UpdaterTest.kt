@@ -1,9 +1,12 @@
 package edgeq.store.ota
 
 import edgeq.store.Behaviour
+import edgeq.store.Device
 import edgeq.store.Died
+import edgeq.store.Files
 import edgeq.store.MemoryFiles
 import edgeq.store.ModelKey
+import edgeq.store.PHONE
 import edgeq.store.Reason
 import edgeq.store.XNNPACK
 import org.junit.jupiter.api.Assertions.assertArrayEquals
@@ -106,7 +109,7 @@ class UpdaterTest {
     }
 
     @Test
-    fun `a model that the channel has not is told with those that it has`() {
+    fun `a model that the channel lacks is refused with those that it has`() {
         val refusal = Phone().refuses(Reason.NO_RELEASE, first, key = ModelKey("digits", "android-x86_64-xnnpack"))
         assertTrue("digits for android-arm64-xnnpack" in refusal.message!!, refusal.message)
     }
@@ -158,14 +161,63 @@ class UpdaterTest {
     }
 
     @Test
-    fun `a release that ends the process is given up after three starts`() {
+    fun `a release that ends the process is put off after three starts`() {
         val phone = Phone(behaviour = { version -> Behaviour(whenLoaded = { if (version == "2") throw Died() }) })
         phone.follow(first)
         phone.update(second)
         repeat(3) { assertThrows(Died::class.java) { phone.open() } }
         assertEquals("1", phone.open())
         assertEquals(Reason.CRASHED, phone.library.store(KEY).state.rejected.single().reason)
-        phone.refuses(Reason.REJECTED_BEFORE, second)
+        val again = channel("good/second")
+        phone.refuses(Reason.TRY_LATER, again)
+        assertEquals(emptyList<String>(), again.downloads)
+        // a new app is a new chance
+        assertEquals("2", Phone(phone.disk, device(app = "new")).follow(second))
+    }
+
+    private fun device(app: String) = Device(PHONE.platform, PHONE.archs, PHONE.runtimes, app)
+
+    /** A phone that ends, or has no memory, wherever it unpacks an archive. */
+    private fun failing(disk: MemoryFiles, error: () -> Error) = Phone(
+        disk,
+        wrap = { files ->
+            object : Files by files {
+                override fun seekable(path: String) = throw error()
+            }
+        },
+    )
+
+    @Test
+    fun `a release whose unpacking was killed is put off for a day, or until there is a new app`() {
+        for (app in listOf("", "new")) {
+            val disk = MemoryFiles()
+            repeat(3) { assertThrows(Died::class.java) { failing(disk) { Died() }.update(first) } }
+            val waiting = channel("good/first")
+            val later = if (app == "") NOW + Duration.ofDays(1) else NOW
+            Phone(disk).refuses(Reason.TRY_LATER, waiting)
+            Phone(disk).refuses(Reason.TRY_LATER, waiting, now = NOW + Duration.ofHours(23))
+            assertEquals(emptyList<String>(), waiting.downloads)
+            val phone = Phone(disk, device(app))
+            assertEquals(Via.FULL_DOWNLOAD, phone.update(first, now = later).via)
+            assertFalse("deferred" in phone.updates.read("state.json").readBytes().decodeToString())
+        }
+    }
+
+    @Test
+    fun `so is one for which there was no memory`() {
+        val disk = MemoryFiles()
+        repeat(3) { failing(disk) { OutOfMemoryError("Java heap space") }.refuses(Reason.NO_MEMORY, first) }
+        Phone(disk).refuses(Reason.TRY_LATER, first)
+        assertEquals("1", Phone(disk).follow(first, now = NOW + Duration.ofDays(1)))
+    }
+
+    @Test
+    fun `without a clock the index's own time counts`() {
+        val disk = MemoryFiles()
+        repeat(3) { failing(disk) { OutOfMemoryError("Java heap space") }.refuses(Reason.NO_MEMORY, first, now = null) }
+        Phone(disk).refuses(Reason.TRY_LATER, first, now = null)
+        // the channel was signed again a month later, with another release
+        assertEquals("2", Phone(disk).follow(channel("good/again"), now = null))
     }
 
     @Test
@@ -221,7 +273,7 @@ class UpdaterTest {
     }
 
     @Test
-    fun `a full disk is told, says nothing against a release, and leaves the model`() {
+    fun `a full disk is named, says nothing against a release, and leaves the model`() {
         val phone = Phone()
         phone.follow(first)
         phone.disk.left = 1_000_000

@@ -46,7 +46,7 @@ ENDS = {
     "boxes first": lambda net, x: torch.cat((net.box(x), net.score(x).sigmoid()), 1),
     "tanh first": lambda net, x: torch.cat((net.angle(x).tanh(), net.box(x)), 1),
     "stack": lambda net, x: torch.stack((net.score(x).sigmoid(), net.box(x)), 1),
-    "pixels": lambda net, x: torch.cat((net.box(x).relu() * 16, net.score(x)), 1),
+    "pixels": lambda net, x: torch.cat(((net.box(x) + 2).relu() * 16, net.score(x)), 1),
     "join, layer": lambda net, x: net.mix(torch.cat((net.score(x).sigmoid(), net.box(x)), 1)),
     "bicubic": lambda net, x: functional.interpolate(net.box(x), scale_factor=2.0, mode="bicubic"),
     "antialias": lambda net, x: functional.interpolate(net.box(x), size=(9, 9), mode="bilinear", antialias=True),

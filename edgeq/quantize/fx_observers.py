@@ -330,10 +330,13 @@ class _Graph:
             fixed = self.fixed_range(root)
             if fixed is not None:
                 self.put(part, fixed())
-            elif sum(self.observer(part) is one for one in shared) > 1:
+                continue
+            before, mine = self.observer(part), list(self._with_source(part))
+            alike = {*mine, *self._moved_on(mine[-1])}
+            # another part has it too, or what another part is a multiple of
+            if any(self.observer(node) is before for node in self.nodes if self.is_place(node) and node not in alike):
                 own = self._new_observer()
-                before = self.observer(part)
-                for place in self._with_source(part):
+                for place in mine:
                     if self.observer(place) is before:
                         self.put(place, own)
         if any(self.is_place(user) for user in join.users):

@@ -3,22 +3,31 @@
 Every model is made of its seed: convolutions that are called twice or tapped, norms before and after them, writes
 through views, splits, joins, activations of fixed range, and values whose ranges are unlike. `allowed_error` rounds
 every value of the float model to 256 steps of its own range, and every weight to its channel's: an int8 model whose
-error is much larger than that has lost something else than bits.
+error is much larger than that has lost something else than bits. `EDGEQ_RANDOM_GRAPHS=2000` has the tests try more of
+them than CI does, and `EDGEQ_RANDOM_GRAPHS=40:60` those from 40 to 59.
 """
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
 import torch
+from small_models import forward, loaded, quantized, sample
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F  # noqa: N812
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import LoadedModel, QuantizedModel, TensorSpec
+from edgeq.core.samples import Batch, Dataset
 
 SHAPE = (1, 3, 12, 12)
 _CHANNELS = 8
 # an amplitude: a join whose ranges are alike may cost two bits, and kernels round at several places more
 FACTOR = 8.0
+SPEC = TensorSpec(name="image", dtype="float32", shape=SHAPE, low=-1.0)
 _STEPS = 255
 _KINDS = (
     *("conv", "conv", "shared", "norm", "conv_norm", "relu", "add", "write", "write", "split", "cat"),
@@ -210,9 +219,9 @@ def allowed_error(net: nn.Module, calibration: list[np.ndarray], evaluation: lis
 
     It is `FACTOR` times that of the reference, whose own error is at least that of rounding the channel to its range.
     """
-    program = torch.export.export(net, (torch.zeros(SHAPE),)).run_decompositions({})
-    reference = _Rounded(program.module())
     with torch.no_grad():
+        # torch.export's graph of the same operators takes several times as long
+        reference = _Rounded(make_fx(torch.func.functionalize(net))(torch.zeros(SHAPE)))
         for array in calibration:
             reference.run(torch.from_numpy(array))
         reference.rounds = True
@@ -249,3 +258,50 @@ def worst_channel(allowed: list[np.ndarray], exact: list[np.ndarray], measured: 
         if ratio.max() > worst[0]:
             worst = (float(ratio.max()), f"output {index} channel {int(ratio.argmax())}")
     return worst
+
+
+def seeds(count: int) -> range:
+    """Return the seeds to try: as many as CI does, or what EDGEQ_RANDOM_GRAPHS says."""
+    first, _, end = os.environ.get("EDGEQ_RANDOM_GRAPHS", str(count)).rpartition(":")
+    return range(int(first or 0), int(end))
+
+
+CALIBRATION, EVALUATION = images(12, 1), images(12, 2)
+
+
+def int8_of(seed: int, runtime: str, backend: str) -> tuple[LoadedModel, QuantizedModel | None]:
+    """Return a random model and its static int8; None where it is refused with the line.
+
+    Raises:
+        AssertionError: refused without the line.
+    """
+    model = loaded(RandomNet(seed), SPEC, seed=seed)
+    data = Dataset(
+        origin="seeded", count=len(CALIBRATION), read=lambda i: sample(CALIBRATION[i], name=f"s{i}"), labelled=False
+    )
+    try:
+        return model, quantized(model, runtime, backend=backend, observer="minmax", calibration=data)
+    except UnsupportedError as err:
+        if " at " not in str(err):
+            raise AssertionError(f"refused without the line: {err}") from err
+        return model, None
+
+
+def outputs_by(run) -> list[np.ndarray]:
+    """Return by output what a function gives of all evaluation images, as the verify step calls it."""
+    rows = [run(Batch(inputs=(array,), samples=(sample(array),))) for array in EVALUATION]
+    return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def check_rounding(model: LoadedModel, measured: list[np.ndarray]) -> None:
+    """Hold what int8 gives of the evaluation images to the error that rounding may cost.
+
+    Raises:
+        AssertionError: a channel has more.
+    """
+    net = model.model
+    exact = outputs_by(forward(net))
+    assert all(np.isfinite(output).all() for output in exact)
+    ratio, where = worst_channel(allowed_error(net, CALIBRATION, EVALUATION), exact, measured)
+    if ratio > 1:
+        raise AssertionError(f"{where}: {ratio:.1f} times the error allowed of {net.lines}")

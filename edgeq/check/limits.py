@@ -286,6 +286,9 @@ MAX_TIED = 0.05  # share of the samples; of int8 scores a few are equal
 
 FAR_SQNR_DB = 10.0  # the difference is a third of the signal
 
+# a half float has 11 bits, 66 dB: what is far below has overflowed, or lost what it subtracts
+FAR_SQNR_DB_HALF = 30.0
+
 _Z95 = 1.645  # the normal distribution's one-sided 95% point
 
 
@@ -331,6 +334,8 @@ def why_worthless(fidelity: Fidelity) -> str:
 
 def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
     """Return warnings for a run without a limit on the drop; with a limit, its gate reports the same and fails."""
+    if verified.graph_only is not None:
+        return _far_warnings(scheme, verified.graph_only.fidelity, "the converted graph's outputs")
     fidelity = verified.fidelity
     if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
         return ()
@@ -343,15 +348,22 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
             f"in {fidelity.tied:.1%} of the samples two classes tie for the top score, unlike in fp32: top-1 then "
             "depends on the order of the classes"
         )
-    if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
-        inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
-        said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
+    said += _far_warnings(scheme, fidelity, "the outputs")
     if scheme == "pretrained":
         said.append("the model was already quantized: there is no fp32 model to compare its outputs with")
     elif scheme != "fp32":
         how = "" if fidelity.score is not None else "labelled --eval-data and "
         said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or the drop that you can accept")
     return tuple(said)
+
+
+def _far_warnings(scheme: str, fidelity: Fidelity, what: str) -> tuple[str, ...]:
+    """Say that outputs are farther from fp32's than their scheme explains, whatever the limits."""
+    least = FAR_SQNR_DB_HALF if scheme in ("fp16", "storage-fp16") else FAR_SQNR_DB
+    if fidelity.sqnr_db is None or not fidelity.sqnr_db < least:
+        return ()
+    inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
+    return (f"{what} are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}",)
 
 
 # --- The gate on instructions: an update must not cost a phone much more than the model that is shipped.

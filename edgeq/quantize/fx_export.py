@@ -81,6 +81,7 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
                 for first in list(node.users):  # a tuple, of which the module gives the first alone
                     first.replace_all_uses_with(node)
                     graph.erase_node(first)
+                node.meta["val"] = node.meta["val"][0]
             node.op, node.target, node.args, node.kwargs = "call_module", owner, (node.args[0],), {}
         elif node.target is _ATEN.fill.Scalar:  # a trace makes a full_like of both fills that TorchScript has not
             node.op, node.target = "call_method", "new_full"

@@ -71,6 +71,14 @@ _SCALE_KEEPING = frozenset(
 
 _JOINING = frozenset({"cat", "stack"})
 
+# a peak is what equals the largest value around it: rounded, its neighbours do too
+_COMPARING = frozenset({"eq", "ne", "ge", "le", "gt", "lt"})
+
+# what functionalized writes become: a tensor of which a part is another's values
+_WRITING = frozenset(
+    {"slice_scatter", "select_scatter", "index_put", "where", "masked_fill", "masked_scatter", "scatter"}
+)
+
 _SOFTMAX = frozenset({"softmax"})
 
 _SCALING = (operator.add, operator.mul, torch.add, torch.mul)
@@ -94,6 +102,7 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
     graph.own_moved_ranges()
     graph.own_fixed_ranges()
     graph.own_scaled_ranges()
+    graph.leave_writes_in_float()
     joins = [node for node in prepared.graph.nodes if graph.name(node) in _JOINING and graph.parts(node)]
     softmaxes = [node for node in prepared.graph.nodes if graph.name(node) in _SOFTMAX and graph.place(node)]
     masking = any(graph.name(node) == "softmax" for node in prepared.graph.nodes)
@@ -110,6 +119,7 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
         for node in apart:
             graph.part(node)
         graph.leave_ends_in_float([*lost, *apart])
+    graph.leave_ends_in_float([node for node in prepared.graph.nodes if graph.compares(node)])
     prepared.recompile()
     return prepared
 
@@ -251,7 +261,8 @@ class _Graph:
 
     def own_scaled_ranges(self) -> None:
         """Let what is added to or multiplied by a number not widen its range: that kernel changes the scale itself."""
-        for place in [node for node in self.nodes if self.is_place(node)]:
+        # from the end, so that of `(x + 1) * 40` all three still share an observer when the product is looked at
+        for place in reversed([node for node in self.nodes if self.is_place(node)]):
             value = place.args[0]
             scaled = value if self._is_scaled(value) else self._before_relu(value)
             if scaled is not None and self.observer(place) is self.observer(self._operand(scaled)):
@@ -319,10 +330,13 @@ class _Graph:
             fixed = self.fixed_range(root)
             if fixed is not None:
                 self.put(part, fixed())
-            elif sum(self.observer(part) is one for one in shared) > 1:
+                continue
+            before, mine = self.observer(part), list(self._with_source(part))
+            alike = {*mine, *self._moved_on(mine[-1])}
+            # another part has it too, or what another part is a multiple of
+            if any(self.observer(node) is before for node in self.nodes if self.is_place(node) and node not in alike):
                 own = self._new_observer()
-                before = self.observer(part)
-                for place in self._with_source(part):
+                for place in mine:
                     if self.observer(place) is before:
                         self.put(place, own)
         if any(self.is_place(user) for user in join.users):
@@ -373,6 +387,11 @@ class _Graph:
                 waiting += user.users
         return found
 
+    def compares(self, node: Any) -> bool:
+        """Whether a node compares two computed values with each other."""
+        inputs = node.all_input_nodes
+        return self.name(node) in _COMPARING and len(inputs) > 1 and all(self.is_place(value) for value in inputs)
+
     def leave_lost_in_float(self, lost: list[Any]) -> None:
         """Do not round softmaxes whose small values int8 loses, nor what is computed of them value by value."""
         waiting = list(lost)
@@ -385,6 +404,26 @@ class _Graph:
                 waiting += [user for user in place.users if self._goes_on(user)]
                 self.remove(place)
             waiting += [user for user in value.users if self._goes_on(user)]
+
+    def leave_writes_in_float(self) -> None:
+        """Do not round what a write into a part of a tensor gave for readers in float: its parts' ranges may be unlike.
+
+        FX rounds it for the view that reads it, since there are int8 views.
+        """
+        written = [node for node in self.nodes if _is_operator(node) and self.name(node) in _WRITING]
+        for place in [user for node in written for user in node.users if self.is_place(user)]:
+            for reader in [user for user in list(place.users) if self._is_read_in_float(user)]:
+                reader.replace_input_with(place, place.args[0])
+                for later in [node for node in self._moved_on(reader) if self.is_place(node)]:
+                    self.remove(later)
+            if not place.users:
+                self.remove(place)
+
+    def _is_read_in_float(self, reader: Any) -> bool:
+        """Whether no int8 kernel takes a value that a node reads, or moves."""
+        if self.is_place(reader) or self.name(reader) in _MOVING:
+            return all(self._is_read_in_float(user) for user in reader.users)
+        return reader.op == "output" or _is_operator(reader)
 
     def _goes_on(self, user: Any) -> bool:
         return self.name(user) in _MOVING or self.name(user) in _ELEMENTWISE
@@ -414,6 +453,11 @@ class _Graph:
         place.replace_all_uses_with(place.args[0])
         self.prepared.graph.erase_node(place)
         delattr(self.prepared, str(place.target))
+
+
+def _is_operator(node: Any) -> bool:
+    """Whether a node is an operator of an exported graph that FX does not know, and leaves in float."""
+    return isinstance(node.target, torch._ops.OpOverload)
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from edgeq.check.limits import accuracy_warnings, limit_gate, why_worthless
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
+from edgeq.core.results.measured import GraphOnly
 
 from .gate_builders import fidelity, interval, verified
 from .test_limits import measured
@@ -89,6 +90,16 @@ def test_outputs_far_from_fp32s_are_told_where_no_limit_judged_them():
     assert "far from fp32's: 1.6 dB over 32 random inputs" in accuracy_warnings("static-int8", far, GateOptions())[0]
     near = verified(fidelity=replace(fidelity(), sqnr_db=10.0))
     assert "far" not in accuracy_warnings("static-int8", near, GateOptions())[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "decibel", "told"), [("fp16", 20.0, True), ("fp16", 30.0, False), ("bf16", 20.0, False)]
+)
+def test_a_half_precision_graph_far_from_fp32_is_told_although_nothing_here_runs_its_artifact(scheme, decibel, told):
+    graph = GraphOnly(why="Core ML runs on Apple's systems", fidelity=replace(fidelity(), sqnr_db=decibel), findings=())
+    for report in (replace(verified(), fidelity=None, graph_only=graph), verified(fidelity=graph.fidelity)):
+        said = accuracy_warnings(scheme, report, GateOptions())
+        assert any("far from fp32's: 20.0 dB" in text for text in said) == told
 
 
 def test_a_pretrained_model_has_no_fp32_to_be_held_to():

@@ -22,6 +22,7 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.head = nn.Conv2d(8, 6, 1)
         self.mix = nn.Conv2d(6, 4, 3, padding=1)
+        self.norms = nn.Sequential(nn.BatchNorm2d(6), nn.BatchNorm2d(6))
         self.end = end
 
     def forward(self, x):
@@ -57,8 +58,14 @@ def twice(net, x):
     return net.head(torch.cat((y, y[:, :2] * 3), 1))
 
 
+def normed(net, x):
+    y = net.head(x)
+    y[:, 0] = 0
+    return net.mix(net.norms(y))
+
+
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])
-@pytest.mark.parametrize("end", [half, relu_of_slice, unpacked, zeros, twice], ids=lambda end: end.__name__)
+@pytest.mark.parametrize("end", [half, relu_of_slice, unpacked, zeros, twice, normed], ids=lambda end: end.__name__)
 def test_the_exported_graph_is_quantized_where_fx_traces_none(tmp_path, end, backend):
     model = loaded(Net(end), IMAGE)
     result = quantized(model, backend=backend)

@@ -1,0 +1,22 @@
+"""Random small models on the FX route: the converted graph against fp32, within what rounding each value may cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from small_models import forward
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from random_graphs import check_rounding, int8_of, outputs_by, seeds
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", seeds(40))
+def test_int8_costs_no_more_than_rounding(seed):
+    backend = ("qnnpack", "x86")[seed % 2]
+    model, result = int8_of(seed, "torchscript", backend)
+    if result is not None:
+        check_rounding(model, outputs_by(forward(result.graph, backend)))

@@ -47,7 +47,7 @@ from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection, inspect
 from edgeq.pipeline.measurement import settled_bundle
 from edgeq.pipeline.package import package as run
 from edgeq.pipeline.plan import match_apps
-from edgeq.pipeline.preflight import check_files
+from edgeq.pipeline.preflight import preflight
 from edgeq.pipeline.project import build_project
 from edgeq.pipeline.sensitivity import Ranking
 from edgeq.pipeline.sensitivity import sensitivity as ranked
@@ -136,8 +136,6 @@ def package(
 
 
 def _packaged(job: Job, progress: bool | Progress) -> RunReport:
-
-    check_files(job)
     apps = match_apps(job)
     with _progress(progress) as shown:
         # this process is the caller's: it may have threads, which a fork of it would lose in the middle of their work
@@ -185,7 +183,7 @@ def build(
         is_whole = len(wanted.models) == len(wanted.names)
         project = Project(jobs=wanted.models, out=wanted.out, app=wanted.app if is_whole else AppOptions())
     with _progress(progress) as shown, _without_main():
-        return build_project(project, shown, check=check_files)
+        return build_project(project, shown)
 
 
 def verify(
@@ -367,7 +365,7 @@ def sensitivity(
         given |= _model_values(live, model, example_inputs, Path(folder))
         own = _with_live_data(live, own, calibration=calibration)
         job = request(validated(merge(given, own), "edgeq.sensitivity()"), {})
-        check_files(job)
+        preflight(job)
         with _progress(progress) as shown:
             return ranked(job, shown)
 

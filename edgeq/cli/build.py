@@ -71,9 +71,7 @@ def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectRepo
     app = wanted.app if is_whole else AppOptions()
     project = Project(jobs=wanted.models, out=wanted.out, app=app)
     with open_progress(quiet=quiet, verbose=verbose) as progress:
-        with progress.task("starting"):
-            build_project = edgeq.pipeline.project.build_project
-        return build_project(project, progress, check=edgeq.pipeline.preflight.check_files)
+        return edgeq.pipeline.project.build_project(project, progress)
 
 
 def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, verbose: bool) -> None:

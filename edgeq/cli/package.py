@@ -33,19 +33,16 @@ def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams)
     """
 
     job = edgeq.config.resolve.request(to_values(options), edgeq.config.options.read_project(run.config))
-    edgeq.pipeline.preflight.check_files(job)
     apps = edgeq.pipeline.plan.match_apps(job)
     if run.dry_run:
+        edgeq.pipeline.preflight.preflight(job)
         if run.as_json:
             say_json(edgeq.pipeline.plan.plan_json(job))
         else:
             say(edgeq.pipeline.plan.plan_text(job))
         return
     with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
-        # a task of its own: loading torch takes seconds in which nothing else would be shown
-        with progress.task("starting"):
-            run_package = edgeq.pipeline.package.package
-        report = run_package(job, progress)
+        report = edgeq.pipeline.package.package(job, progress)
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(of_one(report), not_installed=problem)
     with outputs.beside(whole, run):

@@ -56,11 +56,9 @@ def sensitivity(
     """
     job = _job(to_values(options), config)
 
-    edgeq.pipeline.preflight.check_files(job)
+    edgeq.pipeline.preflight.preflight(job)
     with open_progress(quiet=quiet) as progress:
-        with progress.task("starting"):
-            ranked = edgeq.pipeline.sensitivity.sensitivity
-        found = ranked(job, progress)
+        found = edgeq.pipeline.sensitivity.sensitivity(job, progress)
     if as_json:
         say_json(to_json(found))
     else:

@@ -35,7 +35,7 @@ from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
 from edgeq.pipeline.devices import Emulator
 from edgeq.pipeline.from_file import build_from_file, build_onnx, check_equivalence, described
 from edgeq.pipeline.plan import COMPARED, ArtifactSpec, BuildStep, BuildUnit, Plan, Results, Run, group_by_artifact
-from edgeq.pipeline.preflight import check_job, refused_targets
+from edgeq.pipeline.preflight import preflight, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
@@ -63,8 +63,8 @@ def package(job: Job, progress: Progress) -> RunReport:
         EdgeqError: the first error of a step, or the refusal if no target could be built. A failed gate raises
             nothing: the report holds it.
     """
+    preflight(job)  # files, tools and options; imports no torch
     job = with_demo_data(job)
-    check_job(job)  # files, tools and options; imports no torch
     with disk_errors(job.out), lock_dir(job.out, wait_s=0), work_folder(job.out) as work:
         plan = make_plan(job, work)  # one unit per target and scheme, with the bundles that the cache has
         plan = complete(plan, work, progress)

@@ -49,24 +49,6 @@ def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = 
         raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
 
 
-def check_job(job: Job) -> None:
-    """Check a job before a long run; raises the errors that the steps would raise.
-
-    Raises:
-        EdgeqError: what ends the run, such as a reason for which each of the targets is refused.
-    """
-
-    validate_options(job.gates, job.targets)
-    check_delegates(tuple(target.backend for target in job.targets))
-    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
-    cannot = refused_targets(job)
-    if len(cannot) == len({target.name for target in job.targets}):
-        raise next(iter(cannot.values()))
-    check_tools(job.device, job.targets)
-    check_cost_options(job.gates, job.targets)
-    check_reuse(job)
-
-
 def refused_targets(job: Job) -> dict[str, UnsupportedError]:
     """Return, by target name, why a target cannot take such inputs, or why edgeq cannot verify that it does."""
     refused = {}
@@ -96,20 +78,26 @@ _LOWERED = frozenset({".pte", ".ptl"})
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 
 
-def check_files(job: Job) -> None:
-    """Check that the files a job names exist, and that its gates, texts and preprocessing are valid.
+def preflight(job: Job) -> None:
+    """Check a job before anything slow starts, without torch: files, texts, options, extras and tools.
 
     Raises:
         UsageError: a file is missing, a value does not parse, calibration data is needed but not given, or a gate,
             store limit or CPU is unknown.
-        UnsupportedError: a CPU that QEMU cannot emulate.
-        EnvironmentProblem: QEMU or the compiler is missing, and a target is to be emulated.
+        UnsupportedError: a CPU that QEMU cannot emulate, or inputs that none of the targets can take.
+        EnvironmentProblem: an extra of edgeq, QEMU or the compiler is missing.
+        IntegrityError: the files of the bundle of --reuse-qparams-from are not those that it lists.
     """
 
     check_source(job.source)
     _check_texts(job)
     _check_calibration(job)
     validate_options(job.gates, job.targets)
+    check_delegates(tuple(target.backend for target in job.targets))
+    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
+    cannot = refused_targets(job)
+    if len(cannot) == len({target.name for target in job.targets}):
+        raise next(iter(cannot.values()))
     check_tools(job.device, job.targets)
     check_cost_options(job.gates, job.targets)
     for option in options_of(RunConfig):
@@ -124,6 +112,7 @@ def check_files(job: Job) -> None:
     if job.inputs:
         for index, text in enumerate(job.inputs):
             parse_input(text, index)
+    check_reuse(job)
 
 
 def _check_calibration(job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeq.check.app import Shipped, app_gates
@@ -16,15 +16,13 @@ from edgeq.core.units import counted
 from edgeq.deliver.android import growth_by_abi
 from edgeq.pipeline.package import make_plan, work_folder
 from edgeq.pipeline.plan import Plan
-from edgeq.pipeline.preflight import check_job
+from edgeq.pipeline.preflight import preflight
 from edgeq.pipeline.publish import publish
 from edgeq.pipeline.reports import write_page
 from edgeq.pipeline.workers import Order, Outcome, run_all
 
 
-def build_project(
-    project: Project, progress: Progress, *, check: Callable[[Job], None] = lambda _: None
-) -> ProjectReport:
+def build_project(project: Project, progress: Progress) -> ProjectReport:
     """Package every model of a project; one that fails does not stop the others.
 
     What did not change comes from the cache, and starts no worker. A kill leaves every bundle whole, old or new.
@@ -32,7 +30,6 @@ def build_project(
     Args:
         project: its models have different names, and the project's output folder.
         progress: where progress is reported; each step has its model's name.
-        check: raises an EdgeqError for a job that cannot be done, before anything slow starts.
 
     Raises:
         EnvironmentProblem: another edgeq writes to the folder, or the disk is full.
@@ -44,7 +41,7 @@ def build_project(
             for i, job in enumerate(jobs):
                 folder = work / f"model-{i}"
                 folder.mkdir()
-                planned = _planned(job, folder, check)
+                planned = _planned(job, folder)
                 if isinstance(planned, Plan) and planned.missing:
                     orders.append(Order(name=_name(job), plan=planned, work=folder))
                 else:
@@ -61,10 +58,9 @@ def _name(job: Job) -> str:
     return job.name or job.source
 
 
-def _planned(job: Job, folder: Path, check: Callable[[Job], None]) -> Outcome:
+def _planned(job: Job, folder: Path) -> Outcome:
     try:
-        check(job)
-        check_job(job)
+        preflight(job)
         return make_plan(job, folder)
     except EdgeqError as err:
         return _model_error(err)

@@ -105,7 +105,7 @@ import sys
 from pathlib import Path
 
 from edgeq.cli.main import run
-from edgeq.pipeline import cache, preflight
+from edgeq.pipeline import cache, package
 
 
 def look(job):
@@ -115,7 +115,7 @@ def look(job):
     os._exit(0)
 
 
-preflight.check_files = look
+package.preflight = look
 run(["package", *sys.argv[1:]])
 """
 

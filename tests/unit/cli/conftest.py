@@ -16,6 +16,7 @@ from edgeq.core.config import Job, Progress
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Fidelity, Interval, KernelShare, Parity, Timing, VerifyReport
 from edgeq.core.results.report import CheckReport, DataFacts, DataFinding, Gate, PackageResult, RunReport
+from edgeq.pipeline.preflight import preflight
 
 
 def make_gate(name: str = "size", outcome: str = "ok", code: ExitCode = ExitCode.SIZE) -> Gate:
@@ -113,6 +114,7 @@ class FakePipeline:
         self.act: Callable[[], None] = lambda: None
 
     def build(self, job: Job, progress: Progress) -> RunReport:
+        preflight(job)
         self.jobs.append(job)
         with progress.task("lowering android-arm64-xnnpack", total=2) as task:
             task.advance()

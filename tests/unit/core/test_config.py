@@ -34,7 +34,7 @@ from edgeq.core.marks import (
 )
 from edgeq.core.schemes import LIMITS
 from edgeq.pipeline.cache import job_facts
-from edgeq.pipeline.preflight import check_files
+from edgeq.pipeline.preflight import preflight
 
 TARGET = "linux-x86_64-x86"
 PLAIN = {"model": "torchvision:resnet18", "targets": [TARGET]}
@@ -226,7 +226,7 @@ def test_a_missing_file_is_refused_by_the_name_of_its_option(option: Option) -> 
     if isinstance(option.path, InputFile | BundleFolder):
         text = missing = "missing"
     with pytest.raises(UsageError) as caught:
-        check_files(resolved(scheme, table(option.key, text)))
+        preflight(resolved(scheme, table(option.key, text)))
     assert caught.value.what == f"{option.flag.name}: no such {option.path.noun}: {missing}"
 
 

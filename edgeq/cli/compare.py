@@ -43,6 +43,7 @@ def compare(
     samples: Annotated[
         int, typer.Option(metavar="N", min=1, help=f"Maximum number of inputs. [default: {_SAMPLES}]")
     ] = _SAMPLES,
+    trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -59,7 +60,9 @@ def compare(
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.compare import compare_bundles
 
-        found = compare_bundles(fp32, quantized, data=data, samples=samples, layers=layers, progress=progress)
+        found = compare_bundles(
+            fp32, quantized, data=data, samples=samples, layers=layers, progress=progress, trusted=trust_source
+        )
     if as_json:
         say_json(to_json(found))
     else:

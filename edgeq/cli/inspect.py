@@ -46,6 +46,7 @@ def inspect(
         bool,
         typer.Option("--required-operators", help="Of an .ort file: only the configuration of a runtime built for it."),
     ] = False,
+    trust_source: options.TrustSource = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -57,7 +58,7 @@ def inspect(
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.inspect import BundleInspection, inspect_path
 
-        found = inspect_path(_ort_file(path) if required_operators else path, progress)
+        found = inspect_path(_ort_file(path) if required_operators else path, progress, trusted=trust_source)
     if required_operators and not isinstance(found, BundleInspection):
         say(reduced_build_config(found.facts.operators).rstrip())
     elif as_json:

@@ -83,6 +83,7 @@ class ReleaseGateParams:
         list[Path] | None,
         typer.Option(metavar="FILE", help="As for `edgeq install`, of one of these bundles; repeatable."),
     ] = None
+    trust_source: flags.TrustSource = False
 
 
 RELEASE_OPTIONS = ConfigOptions(
@@ -130,6 +131,7 @@ def release_job(
         terms=_terms(release, _runtimes(release.runtime or (), manifests, in_app), channel.valid_days),
         gates=held_to,
         data=_data(values),
+        trusted=gates.trust_source,
     )
 
 

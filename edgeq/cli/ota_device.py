@@ -42,6 +42,7 @@ class FollowerParams:
         str | None, typer.Option(metavar="VERSION", help="The version of the runtime in this app build.")
     ] = None
     no_clock: Annotated[bool, typer.Option("--no-clock", help="The device has no clock to judge expiry by.")] = False
+    trust_source: options.TrustSource = False
 
 
 @grouped
@@ -52,7 +53,7 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.ota_release import update_device
 
-        done = update_device(request, progress)
+        done = update_device(request, progress, trusted=device.trust_source)
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(done), "place": str(done.place)})
         return

@@ -42,6 +42,7 @@ def profile(
     ] = None,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="How many operators to list; JSON has all.")] = _TOP,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="The longest that a core may take.")] = 600.0,
+    trust_source: options.TrustSource = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -55,7 +56,14 @@ def profile(
         from edgeq.pipeline.profile import profile_bundle
 
         found = profile_bundle(
-            bundle, cpus=cores, device=device, threads=threads, progress=progress, timeout_s=timeout, operators=top > 0
+            bundle,
+            cpus=cores,
+            device=device,
+            threads=threads,
+            progress=progress,
+            timeout_s=timeout,
+            operators=top > 0,
+            trusted=trust_source,
         )
     if as_json:
         say_json(to_json(found))
@@ -228,6 +236,7 @@ def fit(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where the device profile goes.")
     ] = None,
+    trust_source: options.TrustSource = False,
     as_json: AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -239,7 +248,7 @@ def fit(
     with open_progress(quiet=quiet) as progress:
         from edgeq.pipeline.fit_device import fit_device, write_device
 
-        found = fit_device(measurements, progress)
+        found = fit_device(measurements, progress, trusted=trust_source)
         if out is not None:
             write_device(found.profile, out)
     say_json(_to_json(found)) if as_json else say(_render(found, out))

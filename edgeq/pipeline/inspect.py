@@ -63,7 +63,7 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
 
     Args:
         path: the folder or the file.
-        progress: how it is told.
+        progress: shows the steps.
         trusted: whether an artifact that could run code may be loaded.
 
     Raises:

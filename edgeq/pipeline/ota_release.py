@@ -342,7 +342,7 @@ def update_device(request: Request, progress: Progress, *, trusted: bool = False
 
     Args:
         request: which channel, and whose store.
-        progress: how it is told.
+        progress: shows the steps.
         trusted: whether the channel's artifacts may run code of their own.
 
     Raises:
@@ -410,7 +410,7 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         old: the shipped one, with equal inputs and outputs.
         data: the evaluation data.
         runtime: a child process that runs them one after the other.
-        progress: how it is told.
+        progress: shows the steps.
 
     Raises:
         UsageError: the data does not fit, a label is none of the model's classes, or the first output is not class

@@ -539,7 +539,8 @@ def _native_openers() -> Iterator[None]:
     import safetensors.numpy
     import safetensors.torch
     import torch
-    from PIL import ImageCms, ImageFont
+    from PIL import ImageFont
+    from PIL import _imagingcms as profiles
 
     class Reader(torch._C.PyTorchFileReader):  # type: ignore[misc]  # torch is not followed by mypy
         def __init__(self, source: Any) -> None:
@@ -555,7 +556,7 @@ def _native_openers() -> Iterator[None]:
         replaced(torch._C, "PyTorchFileReader", Reader),
         replaced(torch, "from_file", _telling(torch.from_file, 0)),
         replaced(ImageFont.core, "getfont", _telling(ImageFont.core.getfont, 0)),
-        replaced(ImageCms.core, "profile_open", _telling(ImageCms.core.profile_open, 0)),
+        replaced(profiles, "profile_open", _telling(profiles.profile_open, 0)),
         replaced(torch.UntypedStorage, "from_file", _telling(torch.UntypedStorage.from_file, 0)),
         _telling_images(torch.ops.image),
     ):

@@ -19,12 +19,15 @@ from onnx import TensorProto, helper
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.bundle.golden import _arrays
+from edgeq.core.errors import EdgeqError, IntegrityError, UsageError
+from edgeq.core.files import sha256_bytes
 from edgeq.core.safe_load import TRUST_OPTION, Untrusted, check_torchscript, load_program
 from edgeq.load.dataset import open_array_file
 from edgeq.load.exported import load_exported
 from edgeq.load.model import load_model, load_state_dict
 from edgeq.load.onnx import load_onnx
+from edgeq.quantize.qat import load_state
 from edgeq.verify.host import HostRuntime
 
 
@@ -303,6 +306,24 @@ def test_arrays_run_nothing(suffix: str, tmp_path: Path) -> None:
     mark.unlink(missing_ok=True)
     with pytest.raises(UsageError, match="not loaded"):
         open_array_file(path, None)  # type: ignore[arg-type]  # refused before anything is asked for
+    assert not mark.exists()
+
+
+def test_what_others_put_into_the_cache_of_trained_weights_runs_nothing(tmp_path: Path) -> None:
+    mark, path = tmp_path / "code_ran", tmp_path / "key.state"
+    data = _saved({"key": "key", "weights": _Runs(mark)})
+    path.write_bytes(sha256_bytes(data).encode() + data)
+    assert load_state(path, "key") is None
+    assert not mark.exists()
+    assert not path.exists()
+
+
+def test_golden_samples_of_a_bundle_run_nothing(tmp_path: Path) -> None:
+    mark, path = tmp_path / "code_ran", tmp_path / "golden.npz"
+    np.savez(path, input_x=np.array([_Runs(mark)], dtype=object))
+    mark.unlink(missing_ok=True)
+    with pytest.raises(IntegrityError):
+        _arrays(path.read_bytes())
     assert not mark.exists()
 
 

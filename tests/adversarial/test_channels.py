@@ -76,6 +76,61 @@ def test_a_dead_feature_among_many_is_no_lost_channel():
     assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
 
 
+@settings(max_examples=15)
+@given(st.integers(33, 60), st.booleans(), st.integers(0, 99))
+def test_the_one_score_of_poses_with_many_coordinates_is_found(channels, channels_last, seed):
+    rng = np.random.default_rng(seed)
+    reference = rng.uniform(0, 640, (12, 80, channels))
+    reference[..., 4] /= 640
+    reference = reference.astype(np.float32)
+    measured = rounded(reference)
+    if not channels_last:
+        reference, measured = (side.transpose(0, 2, 1).copy() for side in (reference, measured))
+    gate = floor([reference], [measured])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 0, channel 4: constant, while fp32's is not" in gate.detail
+    own = reference + rng.normal(0, 0.002, reference.shape).astype(np.float32)
+    assert floor([reference], [own])["fidelity"].outcome == "ok"
+
+
+def test_one_faint_feature_of_a_vector_is_no_lost_score():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(64, 48)).astype(np.float32)
+    reference[:, 7] *= 1e-3
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
+def test_an_output_without_channels_is_judged_about_its_mean(mean):
+    """As of `head(x).squeeze(-1)`."""
+    rng = np.random.default_rng(0)
+    reference = (mean + rng.normal(size=64)).astype(np.float32)
+    noise = (mean + 1.5 * rng.normal(size=64)).astype(np.float32)
+    gate = floor([reference], [noise])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 0" in gate.detail
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 20), st.sampled_from([(), (6, 6)]), st.integers(0, 99))
+def test_classes_as_whole_numbers_must_agree_beyond_chance(classes, shape, seed):
+    """As of `scores.argmax(1)`, whose values have no signal and no error."""
+    rng = np.random.default_rng(seed)
+    share = rng.dirichlet(np.full(classes, 0.7))
+    reference, by_chance = (rng.choice(classes, (200, *shape), p=share) for _ in range(2))
+    near = np.where(rng.random(reference.shape) < 0.1, by_chance, reference)
+    gate = floor([reference], [by_chance])["fidelity"]
+    assert gate.outcome == "failed" or share.max() > 0.9
+    assert floor([reference], [near])["fidelity"].outcome == "ok"
+
+
+def test_positions_and_tokens_are_no_classes():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 8400, (2, 64, 100))
+    assert "classes are" not in floor([first], [second])["fidelity"].detail
+
+
 def test_a_second_output_counts():
     rng = np.random.default_rng(0)
     first, second = (rng.normal(size=(20, 5)).astype(np.float32) for _ in range(2))

@@ -45,7 +45,9 @@ _PROCESS_EVENTS = frozenset({"os.system", "os.fork", "os.forkpty", "os.posix_spa
 _EVENTS = _FILE_EVENTS | _PROCESS_EVENTS | {"import", "ctypes.dlopen"}
 
 # that only tell what machine this is; libraries run them
-_HARMLESS_COMMANDS = frozenset({"ldconfig", "uname", "lscpu", "nvidia-smi"})
+_HARMLESS_COMMANDS = frozenset(
+    {"ldconfig", "uname", "lscpu", "nvidia-smi", "gcc", "g++", "cc", "c++", "ld", "ldd", "objdump", "fc-list"}
+)
 
 # they raise no audit event
 _ASKING = ("stat", "lstat", "fstat", "readlink", "access")

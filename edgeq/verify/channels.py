@@ -242,7 +242,7 @@ def _by_change(group: GroupFidelity) -> float:
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
-    """Name the channels of two runs that should agree of which the second has nothing, more error than signal.
+    """Name the channels of two runs that should agree of which the second has nothing: constant, or as much error.
 
     Args:
         groups: the one run against the other.
@@ -251,8 +251,9 @@ def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]
     lost = []
     for group in groups:
         step = steps[group.output] if group.output < len(steps) else None
-        alone = group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS)
-        if alone and group.sqnr_db < 0 and group.change_sqnr_db is not None and not group.error_rms <= (step or 0.0):
+        alone = group.of_items or (group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS))
+        is_lost = group.change_sqnr_db is not None and (group.sqnr_db <= 0 or group.constant)
+        if alone and is_lost and not group.error_rms <= (step or 0.0):
             lost.append(f"{group.name} ({group.sqnr_db:.1f} dB)")
     return tuple(lost[:_WORST])
 

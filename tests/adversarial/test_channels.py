@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeq.verify.channels import lost_channels
+from edgeq.verify.metrics import Comparison
+
 from .judged import floor, limit, rounded
 
 
@@ -187,6 +190,23 @@ def test_channels_without_energy_pass(kind):
         reference = (rng.normal(0, 0.02, (32, 6)) + np.array([9, -3, -2, 0, 1, 2])).astype(np.float32)
         measured = rounded(reference) + rng.normal(0, 0.05, (32, 6)).astype(np.float32)
     assert floor([reference], [measured])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("channels", [5, 47])
+@pytest.mark.parametrize("value", [0.0, 0.5, 640.0])
+def test_a_channel_that_the_artifact_or_a_device_answers_alike_is_lost_in_parity_and_golden_samples(channels, value):
+    expected = rounded(boxes_and_scores(4, 60, 640, 0, channels_last=True))
+    expected = np.concatenate((expected, np.repeat(expected[..., :1], channels - 5, 2)), 2)
+    expected[..., 4] = np.random.default_rng(1).uniform(0, 1, expected.shape[:2])
+    came = expected.copy()
+    came[..., 4] = value
+    sums = Comparison(by_channel=True)
+    sums.add((expected,), (came,))
+    (lost,) = lost_channels(sums.groups(classes=False), [None])
+    assert "output 0, channel 4" in lost
+    same = Comparison(by_channel=True)
+    same.add((expected,), (expected + np.float32(1e-4),))
+    assert lost_channels(same.groups(classes=False), [None]) == ()
 
 
 def test_few_samples_and_random_inputs_are_judged_as_a_whole():

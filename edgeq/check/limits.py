@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgeq.check.fidelity import needed_for_drop, score_is_share, unproven_drop, worst_part
+from edgeq.check.fidelity import needed_for_drop, proves_changes, score_is_share, unproven_drop, worst_part
 from edgeq.check.gate import at_least, at_most, unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.devices import CountReport
@@ -272,6 +272,8 @@ def _arch(name: str) -> str:
 
 MAX_TIED = 0.05  # share of the samples; of int8 scores a few are equal
 
+_MOST_LOST = 4  # channels that a warning names
+
 FAR_SQNR_DB = 10.0  # the difference is a third of the signal
 
 _Z95 = 1.645  # the normal distribution's one-sided 95% point
@@ -317,13 +319,14 @@ def why_worthless(fidelity: Fidelity) -> str:
 
 
 def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
-    """Return what to know where no limit on the drop was given; with one, its gate says the same and fails."""
+    """Return what to know of outputs, and of scores where no limit is on their drop: with one, its gate says it."""
     fidelity = verified.fidelity
-    if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
+    if fidelity is None:
         return ()
     said = []
+    is_judged = any(name == "accuracy_drop" for name, _ in options.limits)
     comparable = fidelity.chance_score is not None or fidelity.mismatch_drop_pp is not None
-    if comparable and (why := why_worthless(fidelity)):
+    if not is_judged and comparable and (why := why_worthless(fidelity)):
         said.append(why)
     if fidelity.tied is not None and fidelity.tied > MAX_TIED:
         said.append(
@@ -333,6 +336,15 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     if fidelity.sqnr_db is not None and fidelity.sqnr_db < FAR_SQNR_DB:
         inputs = "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
         said.append(f"the outputs are far from fp32's: {fidelity.sqnr_db:.1f} dB over {fidelity.samples} {inputs}")
+    lost = [group.name for group in fidelity.groups if group.constant and group.unlike]
+    if lost and not proves_changes(fidelity) and dict(options.limits).get("sqnr") != 0:
+        said.append(
+            f"{', '.join(lost[:_MOST_LOST])}: the same for every input, while fp32's is not, over"
+            f" {counted(fidelity.samples, 'random input' if fidelity.inputs == 'random' else 'sample')}: whether that"
+            " loses a score is judged with --eval-data of 8 or more distinct samples"
+        )
+    if is_judged:
+        return tuple(said)
     if scheme == "pretrained":
         said.append("the model came quantized: there is no fp32 model to hold its outputs to")
     elif scheme != "fp32":

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeq.check.limits import accuracy_warnings
+from edgeq.core.config import GateOptions
 from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import Comparison
 
-from .judged import floor, limit, rounded
+from .judged import floor, limit, report_of, rounded
 
 
 def boxes_and_scores(count, anchors, scale, seed, *, channels_last):
@@ -217,6 +219,17 @@ def test_few_samples_and_random_inputs_are_judged_as_a_whole():
     assert floor([reference], [measured], is_evaluation=False)["fidelity"].outcome == "ok"
     assert floor([reference[:5]], [measured[:5]])["fidelity"].outcome == "ok"
     assert floor([reference[:5]], [-reference[:5]])["fidelity"].outcome == "failed"
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_what_random_inputs_or_a_few_samples_cannot_judge_is_told(few):
+    reference = boxes_and_scores(5 if few else 32, 60, 640, 0, channels_last=True)
+    report = report_of([reference], [rounded(reference)], is_evaluation=few)
+    (told, _) = accuracy_warnings("static-int8", report, GateOptions())
+    assert told.startswith("output 0, channel 4: the same for every input, while fp32's is not, over ")
+    assert "--eval-data of 8 or more" in told
+    own = report_of([reference], [reference + np.float32(0.001)], is_evaluation=few)
+    assert len(accuracy_warnings("static-int8", own, GateOptions())) == 1
 
 
 def test_zero_takes_the_floor_away():

@@ -196,6 +196,7 @@ def verify(
     digest: str | None = None,
     verdict: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    trust_source: bool = False,
     progress: bool | Progress = True,
 ) -> BundleVerification:
     """Verify a bundle: its hashes, its gates, and its outputs on this host or on a device, as `edgeq verify` does.
@@ -209,6 +210,7 @@ def verify(
         digest: SHA-256 in hexadecimal that the bundle must have.
         verdict: a file of measurements from another device (`edgeq verify --write-verdict`).
         options: other options by their keys in edgeq.toml, such as `{"allow_unmeasured": ["latency"]}`.
+        trust_source: let code in the bundle's artifact run: pickled objects, machine code.
         progress: as for `package`.
 
     Returns:
@@ -236,6 +238,7 @@ def verify(
                 progress=shown,
                 digest=digest or _digest(bundle),
                 verdict=None if verdict is None else Path(verdict),
+                trusted=trust_source,
             )
 
 
@@ -246,6 +249,7 @@ def compare(
     evaluation: Any = None,
     samples: int = 1000,
     layers: bool = False,
+    trust_source: bool = False,
     progress: bool | Progress = True,
 ) -> BundleComparison:
     """Run an fp32 bundle and another one of the same model on the same inputs, as `edgeq compare` does.
@@ -256,6 +260,7 @@ def compare(
         evaluation: the inputs, in the forms that `package` takes; default: seeded random inputs.
         samples: maximum number of inputs.
         layers: whether to also compare the layers' outputs (`layers` of the result).
+        trust_source: as for `verify`.
         progress: as for `package`.
 
     Returns:
@@ -272,15 +277,24 @@ def compare(
         data = filled(DataConfig, validated(own, "edgeq.compare()").get("data", {}))
         with _progress(progress) as shown:
             return compare_bundles(
-                _folder(fp32), _folder(quantized), data=data, samples=samples, layers=layers, progress=shown
+                _folder(fp32),
+                _folder(quantized),
+                data=data,
+                samples=samples,
+                layers=layers,
+                progress=shown,
+                trusted=trust_source,
             )
 
 
-def inspect(path: BundleLike, *, progress: bool | Progress = False) -> BundleInspection | ArtifactInspection:
+def inspect(
+    path: BundleLike, *, trust_source: bool = False, progress: bool | Progress = False
+) -> BundleInspection | ArtifactInspection:
     """Describe a bundle or a bare artifact, as `edgeq inspect` does.
 
     Args:
         path: a bundle, or a .pte, .ptl, .onnx, .ort or TorchScript .pt file.
+        trust_source: as for `verify`.
         progress: as for `package`.
 
     Returns:
@@ -291,7 +305,7 @@ def inspect(path: BundleLike, *, progress: bool | Progress = False) -> BundleIns
         EdgeqError: it is neither, or damaged.
     """
     with _progress(progress) as shown:
-        return inspect_path(_folder(path), shown)
+        return inspect_path(_folder(path), shown, trusted=trust_source)
 
 
 def install(

@@ -28,4 +28,4 @@ settings.load_profile("edgeq")
 def _tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results although other tests of this process name ONNX Runtime, beside which nothing of a user's is kept."""
     names_unheard, tests = tracking._names_unheard, f"{Path(__file__).parent}{os.sep}"
-    monkeypatch.setattr(tracking, "_names_unheard", lambda path: not path.startswith(tests) and names_unheard(path))
+    monkeypatch.setattr(tracking, "_names_unheard", lambda path: "" if path.startswith(tests) else names_unheard(path))

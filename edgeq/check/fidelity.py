@@ -137,9 +137,8 @@ def _lost_parts(fidelity: Fidelity) -> list[str]:
 def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     """Whether a group's error is too small to matter, however little the samples change the group."""
     alone = group.count < group.of
-    if alone and group.count > 1 and group.count < LEAST_OF_MANY * group.of:
-        return True
-    if alone and group.count == 1 and group.of > 1 / LEAST_OF_MANY * 4:
+    few = group.count < LEAST_OF_MANY * group.of if group.count > 1 else group.of > 4 / LEAST_OF_MANY
+    if alone and few and not group.of_items:
         return True
     if group.shares and group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE):
         return True
@@ -154,12 +153,11 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
     """Name outputs whose first class is, beyond chance, another one than fp32's."""
     if fidelity.inputs != "evaluation":
         return []
+    ranked = [(one, "samples have fp32's first class") for one in fidelity.agreements]
+    indexed = [(one, "classes are fp32's") for one in fidelity.indices]
     return [
-        (
-            f"output {one.output}: {one.agreeing} of {one.ranked} samples have fp32's top-1 class; chance alone gives "
-            f"{one.chance:.1%}"
-        )
-        for one in fidelity.agreements
+        (f"output {one.output}: {one.agreeing} of {one.ranked} {what}; chance alone gives {one.chance:.1%}")
+        for one, what in (*ranked, *indexed)
         if most_kappa(one) < MAX_POOR_KAPPA
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgeq.check.fidelity import needed_for_drop, score_is_share, unproven_drop, worst_part
+from edgeq.check.fidelity import needed_for_drop, proves_changes, score_is_share, unproven_drop, worst_part
 from edgeq.check.gate import at_least, at_most, unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
@@ -284,6 +284,8 @@ def _arch(name: str) -> str:
 
 MAX_TIED = 0.05  # share of the samples; of int8 scores a few are equal
 
+_MOST_LOST = 4  # channels that a warning names
+
 FAR_SQNR_DB = 10.0  # the difference is a third of the signal
 
 # a half float has 11 bits, 66 dB: what is far below has overflowed, or lost what it subtracts
@@ -333,15 +335,16 @@ def why_worthless(fidelity: Fidelity) -> str:
 
 
 def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[str, ...]:
-    """Return warnings for a run without a limit on the drop; with a limit, its gate reports the same and fails."""
+    """Return warnings about the outputs, and about the score where no limit on the drop was given."""
     if verified.graph_only is not None:
         return _far_warnings(scheme, verified.graph_only.fidelity, "the converted graph's outputs")
     fidelity = verified.fidelity
-    if fidelity is None or any(name == "accuracy_drop" for name, _ in options.limits):
+    if fidelity is None:
         return ()
     said = []
+    is_judged = any(name == "accuracy_drop" for name, _ in options.limits)
     comparable = fidelity.chance_score is not None or fidelity.mismatch_drop_pp is not None
-    if comparable and (why := why_worthless(fidelity)):
+    if not is_judged and comparable and (why := why_worthless(fidelity)):
         said.append(why)
     if fidelity.tied is not None and fidelity.tied > MAX_TIED:
         said.append(
@@ -349,6 +352,15 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
             "depends on the order of the classes"
         )
     said += _far_warnings(scheme, fidelity, "the outputs")
+    lost = [group.name for group in fidelity.groups if group.constant and group.unlike]
+    if lost and not proves_changes(fidelity) and dict(options.limits).get("sqnr") != 0:
+        inputs = counted(fidelity.samples, "random input" if fidelity.inputs == "random" else "sample")
+        said.append(
+            f"{', '.join(lost[:_MOST_LOST])}: the same for every input over {inputs}, unlike in fp32; give --eval-data "
+            "with 8 or more distinct samples to see whether the score suffers"
+        )
+    if is_judged:
+        return tuple(said)
     if scheme == "pretrained":
         said.append("the model was already quantized: there is no fp32 model to compare its outputs with")
     elif scheme != "fp32":

@@ -29,7 +29,9 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 
 @grouped
 def build(
-    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache"))], run: RunParams, names: Names = None
+    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache", "trust_source"))],
+    run: RunParams,
+    names: Names = None,
 ) -> None:
     """Build all models of an edgeq.toml in parallel; unchanged models come from the cache.
 

@@ -50,6 +50,7 @@ def compare(
     samples: Annotated[
         int, typer.Option(metavar="N", min=1, help=f"Maximum number of inputs. [default: {_SAMPLES}]")
     ] = _SAMPLES,
+    trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -64,7 +65,7 @@ def compare(
         raise UsageError("--labels was given without --eval-data", "add --eval-data, or omit --labels")
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.compare.compare_bundles(
-            fp32, quantized, data=data, samples=samples, layers=layers, progress=progress
+            fp32, quantized, data=data, samples=samples, layers=layers, progress=progress, trusted=trust_source
         )
     if as_json:
         say_json(to_json(found))

@@ -52,6 +52,7 @@ def inspect(
             help=("For an .ort file: print only the configuration for a reduced build of ONNX Runtime."),
         ),
     ] = False,
+    trust_source: options.TrustSource = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -61,7 +62,9 @@ def inspect(
     an artifact is loaded in a separate process.
     """
     with open_progress(quiet=quiet) as progress:
-        found = edgeq.pipeline.inspect.inspect_path(_ort_file(path) if required_operators else path, progress)
+        found = edgeq.pipeline.inspect.inspect_path(
+            _ort_file(path) if required_operators else path, progress, trusted=trust_source
+        )
     if required_operators and not isinstance(found, edgeq.pipeline.inspect.BundleInspection):
         say(reduced_build_config(found.facts.operators).rstrip())
     elif as_json:

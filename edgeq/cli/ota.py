@@ -96,6 +96,7 @@ class ReleaseGateParams:
         list[Path] | None,
         typer.Option(metavar="FILE", help="Measurements of one of these bundles, as for `edgeq install`; repeatable."),
     ] = None
+    trust_source: flags.TrustSource = False
 
 
 RELEASE_OPTIONS = ConfigOptions(
@@ -139,6 +140,7 @@ def release_job(
         terms=_terms(release, _runtimes(release.runtime or (), manifests, in_app), channel.valid_days),
         gates=held_to,
         data=_data(values),
+        trusted=gates.trust_source,
     )
 
 

@@ -49,6 +49,7 @@ class FollowerParams:
     no_clock: Annotated[
         bool, typer.Option("--no-clock", help=("The device has no clock, so expiry is judged by the time of signing."))
     ] = False
+    trust_source: options.TrustSource = False
 
 
 @grouped
@@ -57,7 +58,7 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
     request = _request(device)
 
     with open_progress(quiet=quiet) as progress:
-        done = edgeq.pipeline.ota_release.update_device(request, progress)
+        done = edgeq.pipeline.ota_release.update_device(request, progress, trusted=device.trust_source)
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(done), "place": str(done.place)})
         return

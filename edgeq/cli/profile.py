@@ -47,6 +47,7 @@ def profile(
     ] = None,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="Number of operators to list; --json has all.")] = _TOP,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time limit for each core.")] = 600.0,
+    trust_source: options.TrustSource = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -58,7 +59,14 @@ def profile(
     cores = tuple(dict.fromkeys(name.strip() for name in (cpu or "").split(",") if name.strip()))
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.profile.profile_bundle(
-            bundle, cpus=cores, device=device, threads=threads, progress=progress, timeout_s=timeout, operators=top > 0
+            bundle,
+            cpus=cores,
+            device=device,
+            threads=threads,
+            progress=progress,
+            timeout_s=timeout,
+            operators=top > 0,
+            trusted=trust_source,
         )
     if as_json:
         say_json(to_json(found))
@@ -228,6 +236,7 @@ def fit(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write the device profile to.")
     ] = None,
+    trust_source: options.TrustSource = False,
     as_json: AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -237,7 +246,7 @@ def fit(
     for --device.
     """
     with open_progress(quiet=quiet) as progress:
-        found = edgeq.pipeline.fit_device.fit_device(measurements, progress)
+        found = edgeq.pipeline.fit_device.fit_device(measurements, progress, trusted=trust_source)
         if out is not None:
             edgeq.pipeline.fit_device.write_device(found.profile, out)
     say_json(_to_json(found)) if as_json else say(_render(found, out))

@@ -29,7 +29,8 @@ SCHEMA_VERSION = 1
 
 _OPTIONS = ConfigOptions(
     keys=(
-        *("model", "targets", "name", "weights", "inputs", "input_dtype", "seed", "observer", "keep_fp32"),
+        *("model", "targets", "name", "weights", "inputs", "input_dtype", "trust_source", "seed", "observer"),
+        "keep_fp32",
         *("data.calibration", "data.preprocess", "data.lint", "data.skip_bad_images", "data.num_calibration_samples"),
     ),
     defaults={"data.num_calibration_samples": 32},

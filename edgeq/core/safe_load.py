@@ -15,7 +15,7 @@ differ from torch's. What is not known to be harmless is refused.
 
 TorchScript archives (.pt, .ptl) need no trust: their pickles are read in C++ and build tensors and the archive's own
 classes only, and their code is TorchScript, which cannot import Python. It does have operators that open files by name;
-an archive that mentions one is refused.
+an archive that mentions one is refused, and so is one that may hide the mention.
 """
 
 from __future__ import annotations
@@ -69,14 +69,16 @@ _FILE_OPERATORS = {
     ("debugprims", "load_tensor"),
 }
 
-# the same in TorchScript source (torch.NAME, ops.SPACE.NAME) and in the tables of bytecode (SPACE::NAME)
-_FILE_CALLS = re.compile(
-    "|".join(
-        part
-        for space, name in sorted(_FILE_OPERATORS)
-        for part in (rf"\bops\.{space}\.{name}\b", rf"\btorch\.{name}\b", rf"\b{space}::{name}\b")
-    ).encode()
-)
+# the same in the tables of bytecode (SPACE::NAME)
+_FILE_CALLS = re.compile("|".join(rf"\b{space}::{name}\b" for space, name in sorted(_FILE_OPERATORS)))
+
+# in TorchScript source, where any name may stand for `torch` or `ops` (t = torch; t.save), the last part alone
+_FILE_NAMES = frozenset(name for _, name in _FILE_OPERATORS)
+
+_FILE_WORDS = re.compile(rf"\b(?:{'|'.join(sorted(_FILE_NAMES))})\b")
+
+# C++ classes whose objects are in archives; others, such as torchvision's Video, may open files
+_CLASSES = re.compile(r"\bclasses\s*\.\s*(?!(?:quantized|xnnpack|rnn|sparse|mkldnn|vulkan|metal)\b)\w+")
 
 _SYMBOL = re.compile(r"[a-z]{1,3}\d+")
 
@@ -327,15 +329,41 @@ def check_torchscript(path: Path) -> None:
 
     try:
         archive = torch._C.PyTorchFileReader(str(path))  # torch's own, lest another reader find other entries
-        names = [name for name in archive.get_all_records() if name.startswith("code/") or name == "bytecode.pkl"]
+        names = [name for name in archive.get_all_records() if name.endswith((".py", ".pkl"))]
         parts = [(name, archive.get_record(name)) for name in names]
     except RuntimeError:
         # a FlatBuffer of the lite interpreter's, which has no entries; or nothing that torch reads, as it will say
         parts = [("it", path.read_bytes())]
     for name, content in parts:
-        match = _FILE_CALLS.search(content)
-        if match is not None:
-            raise Untrusted(path, f"it reads or writes files by name ({match[0].decode()} in {name})")
+        if name.endswith(".py"):
+            found = _file_word(content)
+        else:
+            text = content.decode("latin-1")
+            match = _FILE_CALLS.search(text) or _CLASSES.search(text)
+            found = match[0] if match else ""
+        if found:
+            raise Untrusted(path, f"it reads or writes files by name ({found} in {name})")
+
+
+def _file_word(source: bytes) -> str:
+    """Return what in TorchScript source may open a file by its name; "" for nothing.
+
+    The names themselves are looked for, wherever they stand. One can be hidden only in the text that getattr takes, by
+    escapes or in pieces; TorchScript is written in a part of Python's grammar, so that Python says what the text is.
+    """
+    text = source.decode(errors="replace")
+    match = _FILE_WORDS.search(text) or _CLASSES.search(text)
+    if match or "getattr" not in text:
+        return match[0] if match else ""
+    try:
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "getattr"
+    taken = [call.args[1] for call in calls if _calls(call, frozenset({"getattr"})) and len(call.args) == 2]
+    named = [one.value for one in taken if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    hidden = next((name for name in named if name in _FILE_NAMES), "")
+    # an occurrence that is no such call is not understood
+    return hidden if hidden else "" if len(named) == len(re.findall(r"\bgetattr\b", text)) else "getattr"
 
 
 def check_external_data(proto: Any, path: Path) -> None:

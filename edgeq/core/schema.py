@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgeq.core.errors import IntegrityError, UnsupportedError, UsageError, nearest
 from edgeq.core.files import canonical_json
 
+_MOST_SHOWN = 200  # characters of a value
+
 
 def find_file(name_or_path: str, shipped: dict[str, Path], kind: str, beside: Path | None = None) -> Path:
     """Return the file of a shipped name, or the user's own.
@@ -47,7 +49,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {err.strerror}", "check the path and its permissions") from err
     except RecursionError as err:
         raise UsageError(f"{path} is nested too deeply", "write plain tables and lists") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except ValueError as err:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for a number of 5000 digits
         raise UsageError(f"{path} is not valid TOML: {err}", "fix the line that the message names") from err
 
 
@@ -70,10 +72,21 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
     if first["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         hint = nearest(str(first["input"]), allowed)
-        return UsageError(f"{place}: unknown value {first['input']!r}.{hint}", f"use one of: {', '.join(allowed)}")
+        return UsageError(
+            f"{place}: unknown value {_shown(first['input'])}.{hint}", f"use one of: {', '.join(allowed)}"
+        )
     message = "Input should be a table" if first["type"] == "model_type" else first["msg"]
-    came = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    came = "" if first["type"] == "missing" else f", got {_shown(first['input'])}"
     return UsageError(f"{place}: {message}{came}", "fix this value and run again")
+
+
+def _shown(value: object) -> str:
+    """Return a value that somebody wrote, as far as it fits into a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of 5000 digits, lists in lists
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,21 @@ from edgeq.core.samples import Dataset, Sample
 from edgeq.load.records import Wanted
 from edgeq.load.selection import choose, sample_digest
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
 
 # images that are not read; a folder where they are many is not the one that was meant
 _OTHER_IMAGES = frozenset(
-    (
-        ".tif",
-        ".tiff",
-        ".jfif",
-        ".jpe",
-        ".jp2",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".avif",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-        ".tga",
-        ".dng",
-    )
+    {
+        *(".tif", ".tiff", ".jp2", ".j2k", ".jxl", ".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+        *(".tga", ".dng", ".raw", ".nef", ".cr2", ".arw", ".ico", ".exr", ".hdr", ".dcm", ".mpo", ".apng"),
+    }
+)
+
+# how the files of most kinds of image begin, whatever their names say: PNG, JPEG, GIF, TIFF, JPEG 2000, JPEG XL, WebP,
+# and HEIF with AVIF
+_BEGINNINGS = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|\0\0\0\x0c(?:jP  |JXL )|RIFF.{4}WEBP|.{4}ftyp(?:heic|heix|mif1|avif)",
+    re.DOTALL,
 )
 
 _MOST_OTHER = 0.05
@@ -107,12 +103,12 @@ def _other_images(folder: Path, files: Sequence[ImageFile], *, skip_bad: bool) -
     Raises:
         UsageError: they are more than a few, and were not said to be skipped.
     """
-    below = (path for child in _visible(folder) if child.is_dir() for path in _walk(child, _OTHER_IMAGES))
-    found = (*(path for path in _visible(folder) if path.suffix.lower() in _OTHER_IMAGES), *below)
+    below = (path for child in _visible(folder) if child.is_dir() for path in _walk(child, _is_other_image))
+    found = (*(path for path in _visible(folder) if _is_other_image(path)), *below)
     names = tuple(sorted(_image(folder, path, None).name for path in found))
     total = len(names) + len(files)
     if len(names) > _MOST_OTHER * total and not skip_bad:
-        kinds = Counter(Path(name).suffix.lower() for name in names)
+        kinds = Counter(Path(name).suffix.lower() or "without a suffix" for name in names)
         formats = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         what = f"{folder}: {len(names)} of {total} images have formats that edgeq does not read: {formats}"
         raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or skip them with --skip-bad-images")
@@ -171,7 +167,7 @@ def scan(folder: Path) -> tuple[ImageFile, ...]:
     try:
         top = tuple(_image(folder, path, None) for path in _visible(folder) if _is_image(path))
         folders = (path for path in _visible(folder) if path.is_dir())
-        below = tuple(_image(folder, path, child.name) for child in folders for path in _walk(child))
+        below = tuple(_image(folder, path, child.name) for child in folders for path in _walk(child, _is_image))
     except OSError as err:
         what = f"cannot read image folder {err.filename or folder}: {err.strerror}"
         raise UsageError(what, "check the path and its permissions") from err
@@ -193,17 +189,31 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _walk(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> Iterator[Path]:
+def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
     for path in _visible(folder):
         if path.is_dir() and not path.is_symlink():
-            yield from _walk(path, suffixes)
-        elif _is_image(path, suffixes):
+            yield from _walk(path, wanted)
+        elif wanted(path):
             yield path
 
 
-def _is_image(path: Path, suffixes: Collection[str] = EXTENSIONS) -> bool:
+def _is_image(path: Path) -> bool:
     # a dangling link counts: it is an image that got lost, and reading it will say so
-    return path.suffix.lower() in suffixes and (path.is_file() or (path.is_symlink() and not path.exists()))
+    return path.suffix.lower() in EXTENSIONS and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def _is_other_image(path: Path) -> bool:
+    """Whether a file is an image, by its name or its first bytes, that `scan` passes over."""
+    suffix = path.suffix.lower()
+    if suffix in EXTENSIONS or not path.is_file():
+        return False
+    if suffix in _OTHER_IMAGES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return _BEGINNINGS.match(file.read(16)) is not None
+    except OSError:
+        return False
 
 
 def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:

@@ -112,7 +112,9 @@ def _root(graph: Any, written: frozenset[int]) -> Any:
             """Return what the graph returns."""
             return self.graph(*(value.clone() if i in written else value for i, value in enumerate(inputs)))
 
-    return Model().eval()
+    root = Model()
+    root.training = False  # not eval(), which a module of torch.export refuses; the graph is in eval mode as it is
+    return root
 
 
 def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:

@@ -43,7 +43,7 @@ from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
 from edgeq.core.targets import TargetProfile
 from edgeq.pipeline.plan import BuildUnit, Finished, Run
-from edgeq.pipeline.tracking import current_state
+from edgeq.pipeline.tracking import current_state, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import wants_emulation
 
@@ -103,6 +103,9 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
         dependencies: what the user's code looked at; None where that changed meanwhile.
     """
     # a file that was changed meanwhile may be part of the result or not
+    if run.job.cache and dependencies is None:
+        why = f"the result was not kept in the cache: {why_unknown()}"
+        return {key: (with_warning(row, why), data) for key, (row, data) in made.items()}
     if not run.job.cache or dependencies is None or job_facts(run.job) != run.facts:
         return made
     return stored(made, dependencies)

@@ -40,7 +40,14 @@ class BundleComparison:
 
 
 def compare_bundles(
-    fp32: Path, quantized: Path, *, data: DataConfig, samples: int, layers: bool, progress: Progress
+    fp32: Path,
+    quantized: Path,
+    *,
+    data: DataConfig,
+    samples: int,
+    layers: bool,
+    progress: Progress,
+    trusted: bool = False,
 ) -> BundleComparison:
     """Run both artifacts on this host, each in a child process, on the same inputs.
 
@@ -51,6 +58,7 @@ def compare_bundles(
         samples: the most inputs.
         layers: whether to compare the layers too.
         progress: where progress is reported.
+        trusted: whether artifacts that could run code may be loaded.
 
     Raises:
         UsageError: a folder is not a bundle, the two cannot be compared, the data does not fit, or the quantized bundle
@@ -64,7 +72,7 @@ def compare_bundles(
         _check_pair(*pair)
         found = _layers(*pair) if layers else None
     # the runtimes' imports take seconds, in which the data is opened here
-    with HostRuntime() as left, HostRuntime() as right:
+    with HostRuntime(trusted=trusted) as left, HostRuntime(trusted=trusted) as right:
         dataset = _inputs(pair[0], data, samples, progress)
         for bundle, runtime in zip(pair, (left, right), strict=True):
             target = bundle.manifest.target

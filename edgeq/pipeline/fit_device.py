@@ -61,7 +61,7 @@ class DeviceFit:
     residuals: tuple[Residual, ...]
 
 
-def fit_device(file: Path, progress: Progress) -> DeviceFit:
+def fit_device(file: Path, progress: Progress, *, trusted: bool = False) -> DeviceFit:
     """Count each measured bundle on the device's core, and correct the device's predictions by one factor.
 
     The factor is the geometric mean of measured over predicted. The spread is that of the rest, one for each cost and
@@ -71,6 +71,7 @@ def fit_device(file: Path, progress: Progress) -> DeviceFit:
     Args:
         file: TOML with `device` and `[[measurement]]` tables of `bundle`, `latency_ms` and `threads`.
         progress: where progress is reported.
+        trusted: whether artifacts that open files by name may run.
 
     Raises:
         UsageError: the file is not as described.
@@ -80,7 +81,7 @@ def fit_device(file: Path, progress: Progress) -> DeviceFit:
     device = load_device(asked.device).model_copy(update={"fitted": None})
     rows = []
     for one in asked.measurement:
-        (counted,) = count_bundle(file.parent / one.bundle, (device.core,), progress)
+        (counted,) = count_bundle(file.parent / one.bundle, (device.core,), progress, trusted=trusted)
         rows.append((one, device.predict(counted.total, one.threads).estimate_ms))
     logs = logs_of(rows)
     correction = math.exp(sum(logs) / len(logs))

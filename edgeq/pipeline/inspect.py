@@ -54,11 +54,16 @@ class ArtifactInspection:
     entries: tuple[tuple[str, int], ...]
 
 
-def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactInspection:
+def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> BundleInspection | ArtifactInspection:
     """Describe a bundle's folder or an artifact's file.
 
+    Args:
+        path: the folder or the file.
+        progress: shows the steps.
+        trusted: whether an artifact that could run code may be loaded.
+
     Raises:
-        UsageError: neither of the two, or the artifact is damaged.
+        UsageError: neither of the two, or the artifact is damaged, or could run code and is not `trusted`.
         IntegrityError: the bundle's files are not those that it lists.
         VerificationError: the artifact crashes its runtime.
         UnsupportedError: the runtime lacks what the artifact needs, or a newer edgeq wrote the bundle.
@@ -72,7 +77,7 @@ def inspect_path(path: Path, progress: Progress) -> BundleInspection | ArtifactI
         raise UsageError(f"no such file or folder: {path}", _ACCEPTED)
     if path.suffix not in RUNTIMES or not path.is_file():
         raise UsageError(f"{path} cannot be inspected", _ACCEPTED)
-    return _artifact(path, progress)
+    return _artifact(path, progress, trusted=trusted)
 
 
 def _bundle(folder: Path) -> BundleInspection:
@@ -94,9 +99,9 @@ def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
     return row.layers, "" if row.layers else "the source was a ready-made artifact, or an older edgeq packaged it"
 
 
-def _artifact(path: Path, progress: Progress) -> ArtifactInspection:
+def _artifact(path: Path, progress: Progress, *, trusted: bool) -> ArtifactInspection:
     runtime = RUNTIMES[path.suffix]
-    with progress.task(f"load {path.name}"), HostRuntime() as child:
+    with progress.task(f"load {path.name}"), HostRuntime(trusted=trusted) as child:
         # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
         stated = load_given(child, path, name=runtime, backend="qnnpack")
         facts = child.facts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,7 @@ class ReleaseJob:
         gates: the limits of a release.
         data: the evaluation set, for churn against the shipped model.
         verdicts: measurements of these bundles from other machines, for their unverified gates.
+        trusted: whether artifacts that could run code may be loaded, where a gate needs them to run.
     """
 
     bundles: tuple[Path, ...]
@@ -137,6 +138,7 @@ class ReleaseJob:
     gates: GateOptions = field(default_factory=GateOptions)
     data: DataConfig = field(default_factory=DataConfig)
     verdicts: tuple[Path, ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +222,7 @@ def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> 
     channel = open_channel(job.channel)
     with contextlib.ExitStack() as open_runtimes:
         # its imports take seconds, in which the patches are made here
-        runtime = open_runtimes.enter_context(_host()) if _needs_runtime(job) else None
+        runtime = open_runtimes.enter_context(HostRuntime(trusted=job.trusted)) if _needs_runtime(job) else None
         with progress.task("make the patches", len(job.bundles)) as task:
             items = []
             for place in places:
@@ -236,12 +238,6 @@ def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> 
     with progress.task("sign and publish"):
         published = add_release(job.channel, channel, ring, items, job.terms)
     return ReleaseReport(channel=job.channel, rows=rows, published=published)
-
-
-@contextlib.contextmanager
-def _host() -> Iterator[HostRuntime]:
-    with HostRuntime() as runtime:
-        yield runtime
 
 
 def _needs_runtime(job: ReleaseJob) -> bool:
@@ -356,21 +352,26 @@ def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, sc
     return read_bundle(named) if named else None
 
 
-def update_device(request: Request, progress: Progress) -> Update:
+def update_device(request: Request, progress: Progress, *, trusted: bool = False) -> Update:
     """Bring a store to the channel's newest release; each new one is tested in a child process before the switch.
+
+    Args:
+        request: which channel, and whose store.
+        progress: shows the steps.
+        trusted: whether the channel's artifacts may run code of their own.
 
     Raises:
         EdgeqError: what `edgeq.deliver.ota.client.update` raises.
     """
 
     def self_test(folder: Path) -> None:
-        golden_self_test(folder, progress)
+        golden_self_test(folder, progress, trusted=trusted)
 
     with progress.task("update"):
         return update(request, self_test)
 
 
-def golden_self_test(folder: Path, progress: Progress) -> None:
+def golden_self_test(folder: Path, progress: Progress, *, trusted: bool = False) -> None:
     """Load a bundle in a child process that may crash, and compare its outputs for the golden samples.
 
     Raises:
@@ -378,7 +379,7 @@ def golden_self_test(folder: Path, progress: Progress) -> None:
         EnvironmentProblem: the child process does not start, or was killed.
     """
     try:
-        result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress)
+        result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress, trusted=trusted)
     except (Killed, MemoryError) as err:
         what = f"the self-test did not finish: {first_line(err)}"
         raise EnvironmentProblem(what, "free memory, and update again") from err

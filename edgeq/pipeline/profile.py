@@ -15,6 +15,7 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
+from edgeq.core.safe_load import check_torchscript
 from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs
@@ -170,6 +171,7 @@ def profile_bundle(
     progress: Progress,
     timeout_s: float,
     operators: bool,
+    trusted: bool = False,
 ) -> BundleProfile:
     """Count one inference of a bundle's first golden sample on each core, operator by operator.
 
@@ -181,13 +183,14 @@ def profile_bundle(
         progress: where progress is reported.
         timeout_s: for each core.
         operators: whether to tell the operators apart, which takes a second run.
+        trusted: whether an artifact that opens files by name may run.
 
     Raises:
         UsageError: the folder is not a bundle, a core or device is unknown, or it has fewer cores than threads.
         UnsupportedError: no ARM64 target, or no wheel holds its runtime.
         EdgeqError: as `verify.emulate.counting.count`.
     """
-    bundle, sample = _read(folder, progress)
+    bundle, sample = _read(folder, progress, trusted=trusted)
     profile = None if device is None else load_device(device)
     cores = _cores(cpus, profile, bundle.manifest)
     runtime = installed_runtime(bundle.manifest, progress)
@@ -201,22 +204,25 @@ def profile_bundle(
 
 
 def count_bundle(
-    folder: Path, cpus: tuple[str, ...], progress: Progress, *, timeout_s: float = 600.0
+    folder: Path, cpus: tuple[str, ...], progress: Progress, *, timeout_s: float = 600.0, trusted: bool = False
 ) -> tuple[CountReport, ...]:
     """Count one inference of a bundle's first golden sample on each core.
 
     Raises:
         EdgeqError: as `profile_bundle`.
     """
-    bundle, sample = _read(folder, progress)
+    bundle, sample = _read(folder, progress, trusted=trusted)
     cores = _cores(cpus, None, bundle.manifest)
     runtime = installed_runtime(bundle.manifest, progress)
     return count_on(runtime, cores, bundle.artifact, sample, progress=progress, timeout_s=timeout_s)
 
 
-def _read(folder: Path, progress: Progress) -> tuple[Bundle, Arrays]:
+def _read(folder: Path, progress: Progress, *, trusted: bool) -> tuple[Bundle, Arrays]:
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
+        # the emulated runtime would open them on this host
+        if bundle.manifest.target.runtime == "torchscript" and not trusted:
+            check_torchscript(bundle.artifact)
         return bundle, first_sample(bundle)
 
 

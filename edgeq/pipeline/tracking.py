@@ -1,24 +1,32 @@
 """The files that a user's code accessed: they decide whether a cached result is still valid.
 
 Seen are the files that Python opens (and those that safetensors, torch and SQLite open in native code), the folders
-that are listed, and what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access); not what
-other native libraries open by themselves: where one of those that do is loaded, nothing is kept.
-Nothing is kept either where the user's code, or a library that it imports, uses ONNX Runtime.
-Not seen are environment variables, and what child processes do: such code needs `--no-cache`.
+that are listed, what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access), and the
+environment variables that it reads. What could look in another way must be known not to: a result is kept only where
+
+- every native library in the process is one that opens files through Python alone, or by the functions that are
+  replaced here (`_QUIET`), and the user's own code names none that opens files by itself (`_SPEAKING`);
+- the user's code loads no native library of its own, and starts no process.
+
+Not seen is what comes over the network, and the time: such code needs `--no-cache`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.metadata
+import multiprocessing.process
 import os
+import re
 import site
 import stat
 import sys
 import sysconfig
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
@@ -29,25 +37,66 @@ from typing import Any, ParamSpec, TypeVar
 from edgeq.core.files import sha256_bytes, sha256_file
 from edgeq.core.system import package_folder, replaced
 
-_EVENTS = frozenset({"import", "open", "os.listdir", "os.scandir", "sqlite3.connect"})
+_FILE_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "sqlite3.connect"})
+
+# the first argument of some is the command
+_PROCESS_EVENTS = frozenset({"os.system", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"})
+
+_EVENTS = _FILE_EVENTS | _PROCESS_EVENTS | {"import", "ctypes.dlopen"}
+
+# that only tell what machine this is; libraries run them
+_HARMLESS_COMMANDS = frozenset(
+    {"ldconfig", "uname", "lscpu", "nvidia-smi", "gcc", "g++", "cc", "c++", "ld", "ldd", "objdump", "fc-list"}
+)
 
 # they raise no audit event
-_ASKING = ("stat", "lstat", "readlink", "access")
+_ASKING = ("stat", "lstat", "fstat", "readlink", "access")
 
-_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/")
+_SYSTEM = ("/proc/", "/sys/", "/dev/")
+
+_MEMORY_DISK = "/dev/shm/"  # noqa: S108  # where people lay data
 
 # they list the folders of sys.path, among them the current one, for modules and packages only
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
 
 _ABSENT = ""
 
-# they open what they are given in native code, unheard
-_UNHEARD = frozenset(
-    {"av", "cv2", "decord", "h5py", "lmdb", "netCDF4", "pyarrow", "rasterio", "soundfile", "torchcodec"}
+# packages whose native code opens no file by a name that it is given, or only where a function replaced here is called
+_QUIET = frozenset(
+    {
+        *("torch", "torchvision", "torchao", "nvidia", "triton", "cuda", "numpy", "scipy", "pandas", "sklearn"),
+        *("PIL", "pillow", "matplotlib", "contourpy", "kiwisolver", "safetensors", "yaml", "regex", "markupsafe"),
+        *("pydantic_core", "ml_dtypes", "charset_normalizer", "cryptography", "_cffi_backend", "zstandard", "rpds"),
+        *("google", "_upb", "bsdiff4", "gmpy2", "psutil", "numba", "llvmlite", "joblib", "wrapt", "hypothesis"),
+        *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage"),
+        *("scikit_learn", "pywt", "skimage", "jaxlib", "ujson", "orjson", "simplejson", "msgpack", "frozenlist"),
+        *("multidict", "yarl", "aiohttp", "propcache", "xxhash", "Levenshtein", "rapidfuzz", "shapely"),
+    }
 )
 
-# so does this one, which edgeq itself uses: what counts is who imports it
-_SHARED_UNHEARD = "onnxruntime"
+# these open files by themselves; edgeq loads them, or libraries that ask Python of each file first: what counts is
+# whether the user's own code names them
+_SPEAKING = frozenset(
+    {
+        *("onnxruntime", "onnx", "executorch", "coremltools", "tokenizers", "sentencepiece", "tiktoken"),
+        *("pytorch_tokenizers", "hf_xet"),
+    }
+)
+
+# of these and of the quiet ones, what opens a file by its name in native code
+_SPEAKING_NAMES = re.compile(
+    rb"\b(?:onnxruntime|executorch|coremltools|tokenizers|sentencepiece|tiktoken|infer_shapes_path|check_model"
+    rb"|_load_for_lite_interpreter|aoti_load_package|AOTIModelPackageLoader|VideoReader|read_video"
+    rb"|aten\.from_file|debugprims|gdbm|dbm)\b|(?i:\battach\s+(?:database\s+)?['\"?:{])"
+)
+
+# modules of the standard library that do
+_SPEAKING_PARTS = frozenset({"_gdbm", "_dbm"})
+
+_SPEAKING_MODULES = frozenset({"onnxruntime", "executorch", "coremltools"})
+
+# they differ from run to run, and say nothing
+_VOLATILE = frozenset({"_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"})
 
 _P = ParamSpec("_P")
 
@@ -56,17 +105,22 @@ _R = TypeVar("_R")
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects what was looked at while it is on.
+    """Collects what was looked at: while it is on by all code, in the rest of the recording by the user's code.
 
     Attributes:
-        started_ns: when it was first switched on, as `time.time_ns` tells.
+        active: whether something is being recorded at all.
+        started_ns: when that began, as `time.time_ns` tells.
         opened, written: files.
         listed: folders whose names were read.
         searched: folders that were searched for modules.
         asked: paths that were asked about.
-        unheard: whether the user's code imported a library that opens files unheard.
+        variables: environment variables with their states when they were first read.
+        replaced: environment variables that the user's code set before it read them.
+        lasting: by the file of a module, what it looked at when it was imported; a module is imported once.
+        unheard: why it may have been looked at something else too; "" where it was not.
     """
 
+    active: bool = False
     on: bool = False
     started_ns: int = 0
     opened: set[str] = field(default_factory=set)
@@ -74,13 +128,17 @@ class Recorder:
     listed: set[str] = field(default_factory=set)
     searched: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
-    unheard: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
+    lasting: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    unheard: str = ""
 
     def reset(self) -> None:
-        """Forget everything."""
-        for seen in (self.opened, self.written, self.listed, self.searched, self.asked):
+        """Forget what was seen, but for what imported modules still hold."""
+        for seen in (self.opened, self.written, self.listed, self.searched, self.asked, self.replaced):
             seen.clear()
-        self.unheard = False
+        self.variables.clear()
+        self.unheard = ""
         self.started_ns = time.time_ns()
 
     @contextlib.contextmanager
@@ -93,7 +151,7 @@ class Recorder:
             self.on = before
 
     def heard(self, function: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
-        """Return a function of the user's with the recorder on while it runs: it may open files only then."""
+        """Return a function of the user's with the recorder on while it runs."""
         if function is None:
             return None
         users = function
@@ -106,73 +164,205 @@ class Recorder:
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         """Python's audit hook: called for every event of the interpreter."""
-        if not self.on or event not in _EVENTS or not args:
+        if not self.active or event not in _EVENTS:
             return
-        path = args[0]
-        if event == "import":
-            self.unheard |= str(path).partition(".")[0] == _SHARED_UNHEARD and _by_user(sys._getframe(1))
+        frame = sys._getframe(1)
+        user = _users_frame(frame)
+        if event in _FILE_EVENTS:
+            if self.on or user is not None:
+                self._hear_file(event, args, frame, user)
+        elif user is not None:
+            self._hear_other(event, args, frame)
+
+    def _hear_file(self, event: str, args: tuple[Any, ...], frame: FrameType, user: FrameType | None) -> None:
+        path = _named(args[0])
+        if path is None and (args[0] is not None or event == "open"):
             return
-        if isinstance(path, bytes | os.PathLike):  # sqlite3 passes what it was given
-            path = os.fsdecode(path)
-        if not isinstance(path, str) and not (path is None and event != "open"):
+        if event == "sqlite3.connect":
+            self._note_database(path or "", user)
             return
         where = os.path.abspath(path or ".")
-        if event == "sqlite3.connect":
-            # what was committed may still lie in the log
-            self.opened |= {where, f"{where}-wal", f"{where}-journal"}
-        elif event == "open":
-            (self.written if _writes(args) else self.opened).add(where)
+        if event == "open":
+            writes = _writes(args)
+            (self.written if writes else self.opened).add(where)
+            if not writes:
+                self._keep("file", where, user)
+        elif frame.f_code.co_filename in _IMPORTERS:
+            self.searched.add(where)
         else:
-            by_import = sys._getframe(1).f_code.co_filename in _IMPORTERS
-            (self.searched if by_import else self.listed).add(where)
+            self.listed.add(where)
+            self._keep("names", where, user)
 
-    def ask(self, path: Any) -> None:
-        """Note that a path was asked about, where code of the user's did so, itself or by way of a library."""
-        if not self.on or not isinstance(path, str | bytes | os.PathLike):
+    def _note_database(self, name: str, user: FrameType | None) -> None:
+        # file:w.db?mode=ro; a path without a colon is as well one
+        path = urllib.parse.unquote(urllib.parse.urlsplit(name).path) if name.startswith("file:") else name
+        where = os.path.abspath(path)
+        for one in (where, f"{where}-wal", f"{where}-journal"):  # what was committed may still lie in the log
+            self.opened.add(one)
+            self._keep("file", one, user)
+
+    def _hear_other(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
+        """Note what may look unheard, in an event that the user's code caused."""
+        if event == "import":
+            name = str(args[0]).partition(".")[0]
+            if name in _SPEAKING_MODULES:
+                self._lose(f"the code imports {name}, which opens files in native code")
+        elif event == "ctypes.dlopen":
+            if not _is_library(_beyond(frame, _CTYPES)):
+                self._lose(f"the code loads the native library {args[0]}")
+        else:
+            command = os.path.basename(str(_named(args[0]) or "")) if args else ""
+            if command not in _HARMLESS_COMMANDS:
+                self._lose(f"the code starts a process ({command.partition(' ')[0] or 'a copy of itself'})")
+
+    def ask(self, path: Any, folder: int | None = None) -> None:
+        """Note that a path was asked about, where code of the user's did so, itself or by way of a library.
+
+        Args:
+            path: text, bytes, or an open file's descriptor.
+            folder: the descriptor of the folder that a relative path starts from.
+        """
+        if not self.active:
             return
-        if _by_user(sys._getframe(2)):
-            self.asked.add(os.path.abspath(os.fsdecode(path)))
+        user, name = _users_frame(sys._getframe(2)), _named(path)
+        if user is None or name is None:
+            return
+        where = os.path.abspath(name if folder is None else os.path.join(_named(folder) or "", name))
+        self.asked.add(where)
+        self._keep("stat", where, user)
+
+    def read_variable(self, key: Any) -> None:
+        """Note that an environment variable was read, where code of the user's did so."""
+        user = _users_frame(sys._getframe(2)) if self.active else None
+        name = os.fsdecode(key) if isinstance(key, str | bytes) else ""
+        if user is None or not name or name in _VOLATILE or name in self.replaced:
+            return
+        self.variables.setdefault(name, current_state(f"env:{name}"))
+        self._keep("env", name, user)
+
+    def write_variable(self, key: Any) -> None:
+        """Note that an environment variable was set or removed, where code of the user's did so."""
+        if self.active and isinstance(key, str | bytes) and _users_frame(sys._getframe(2)) is not None:
+            self.replaced.add(os.fsdecode(key))
+
+    def start_process(self) -> None:
+        """Note that `multiprocessing` starts a process, where code of the user's has it do so."""
+        if self.active and _users_frame(sys._getframe(2)) is not None:
+            self._lose("the code starts a process (multiprocessing)")
+
+    def _lose(self, why: str) -> None:
+        self.unheard = self.unheard or why
+
+    def _keep(self, kind: str, name: str, user: FrameType | None) -> None:
+        """Note what a module looks at while it is imported: the next run in this process will not see it do so."""
+        name = _source(name) if kind == "file" else name
+        if kind != "env" and _is_library(name):
+            return
+        while user is not None and not user.f_code.co_filename.startswith(_OWN):
+            if user.f_code.co_name == "<module>" and _is_users(user):
+                self.lasting.setdefault(user.f_code.co_filename, {}).setdefault(f"{kind}:{name}", None)
+            user = user.f_back
 
     def dependencies(self) -> dict[str, str] | None:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
 
         Returns:
-            None where it is not known: a file changed since recording began, or a loaded library opens files
-            unrecorded.
+            None where it is not known: a file was changed since recording began, or something may have been looked at
+            unheard; `unheard` says which.
         """
-        if not _UNHEARD.isdisjoint(sys.modules):
-            return None
         files = _users(self.opened) | user_modules()
-        if self.unheard or any(map(_names_unheard, files)):
-            return None
-        if any(_changed_ns(path) >= self.started_ns for path in files - self.written):
-            return None
-        names = [
+        speaking = next(filter(None, map(_names_unheard, sorted(files))), "")
+        if speaking:
+            self._lose(speaking)
+        library = _unknown_library()
+        if library:
+            self._lose(f"the native library {library} may open files unheard")
+        changed = next((path for path in sorted(files - self.written) if _changed_ns(path) >= self.started_ns), None)
+        if changed is not None:
+            self._lose(f"{changed} was changed during the run")
+        names = {
             *(f"file:{path}" for path in files),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
             *(f"stat:{path}" for path in self.asked if not _is_library(path)),
-        ]
-        return {name: current_state(name) for name in sorted(names)}
+        }
+        found = {name: current_state(name) for name in sorted(names)}
+        found |= {f"env:{name}": state for name, state in self.variables.items()}
+        self._add_lasting(found)
+        return None if self.unheard else dict(sorted(found.items()))
+
+    def _add_lasting(self, found: dict[str, str]) -> None:
+        """Add what loaded modules looked at when they were imported, in this run or an earlier one."""
+        for file in user_modules() & set(self.lasting):
+            for name, before in self.lasting[file].items():
+                state = found.setdefault(name, current_state(name))
+                self.lasting[file][name] = state if before is None else before
+                if before not in (None, state):
+                    self._lose(f"{name.partition(':')[2]} was changed after {file} had read it")
 
 
-def _by_user(frame: FrameType | None) -> bool:
-    """Whether code of the user's runs in a frame, or called it by way of a library."""
-    while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
-        if os.path.isabs(frame.f_code.co_filename) and not _is_library(frame.f_code.co_filename):
-            return True
+def _users_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the frame of the user's code that runs, itself or by way of a library; None where edgeq's own does."""
+    while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return False
+    while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+        if _is_users(frame):
+            return frame
+        frame = frame.f_back
+    return None
 
 
-def _names_unheard(path: str) -> bool:
-    """Whether a source names ONNX Runtime; where edgeq has imported it before, no event tells."""
+def _is_users(frame: FrameType) -> bool:
+    name = frame.f_code.co_filename
+    return os.path.isabs(name) and not _is_library(name)
+
+
+def _beyond(frame: FrameType | None, folder: str) -> str:
+    """Return the file of the first frame that is not of a folder."""
+    while frame is not None and frame.f_code.co_filename.startswith((folder, __file__)):
+        frame = frame.f_back
+    return frame.f_code.co_filename if frame is not None else ""
+
+
+def _named(path: Any) -> str | None:
+    """Return the path that a function of `os` was given, or that an open descriptor leads to; None for neither."""
+    if isinstance(path, str | bytes | os.PathLike):
+        return os.fsdecode(path)
+    if isinstance(path, int) and not isinstance(path, bool):
+        with contextlib.suppress(OSError):
+            return _readlink(f"/proc/self/fd/{path}")
+    return None
+
+
+def _names_unheard(path: str) -> str:
+    """Say what a source names that opens files unheard; where it was imported before, no event tells."""
     if not path.endswith(".py"):
-        return False
+        return ""
     try:
-        return _SHARED_UNHEARD.encode() in Path(path).read_bytes()
+        match = _SPEAKING_NAMES.search(Path(path).read_bytes())
     except OSError:
-        return False
+        return ""
+    return f"{path} names {match[0].decode()}, which opens files in native code" if match else ""
+
+
+def _unknown_library() -> str:
+    """Return a native library in this process of which nobody knows how it opens files; "" for none."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        files = {line.split(maxsplit=5)[5] for line in lines if ".so" in line}
+    except OSError:  # not Linux
+        modules = list(sys.modules.values())
+        files = {str(file) for module in modules if str(file := getattr(module, "__file__", "")).endswith(".so")}
+    return next((path for path in sorted(files) if not _is_quiet(path.removesuffix(" (deleted)"))), "")
+
+
+def _is_quiet(path: str) -> bool:
+    site_folder = next((root for root in _SITES if path.startswith(root)), None)
+    if site_folder is not None:
+        package = re.split(r"[/.]", path.removeprefix(site_folder), maxsplit=1)[0]
+        return package in _QUIET | _SPEAKING or package.endswith("__mypyc")
+    own = path.startswith(_INSTALLED) or _is_library(path)
+    return own and os.path.basename(path).partition(".")[0] not in _SPEAKING_PARTS
 
 
 def user_modules() -> set[str]:
@@ -207,24 +397,29 @@ def _changed_ns(path: str) -> int:
         return 0
 
 
+def _site_folders() -> tuple[str, ...]:
+    named = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    folders = {*named, *site.getsitepackages(), site.getusersitepackages()}
+    # mapped files are known by their real paths
+    return tuple(sorted({path + os.sep for one in folders for path in (os.path.abspath(one), os.path.realpath(one))}))
+
+
 def _library_roots() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    roots = {os.path.abspath(root) for root in (*libraries, *site.getsitepackages(), site.getusersitepackages())}
+    roots = {os.path.abspath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     roots.add(os.path.join(sys.base_prefix, sys.platlibdir, "python{}{}.zip".format(*sys.version_info)))
-    return (*(root + os.sep for root in sorted(roots)), *_SYSTEM, str(package_folder()) + os.sep)
+    return (*(root + os.sep for root in sorted(roots)), *_site_folders(), *_SYSTEM, str(package_folder()) + os.sep)
 
 
 def _is_library(path: str) -> bool:
     # the roots are known beforehand: asked from within a look at the environment, it must not look there itself
-    return f"{path}{os.sep}".startswith(_ROOTS)
+    return f"{path}{os.sep}".startswith(_ROOTS) and not path.startswith(_MEMORY_DISK)
 
 
 def current_state(name: str) -> str:
     """Return what a dependency is now, as a hash; "" where there is none.
 
     Args:
-        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER` or `stat:PATH`.
+        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `stat:PATH` or `env:VARIABLE`.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -261,22 +456,42 @@ def _stat_state(path: str) -> str:
     return sha256_bytes(repr((links, facts)).encode(errors="surrogateescape"))
 
 
+def _variable_state(name: str) -> str:
+    value = os.environ.get(name)
+    return _ABSENT if value is None else sha256_bytes(value.encode(errors="surrogateescape"))
+
+
 _STATES: dict[str, Callable[[str], str]] = {
+    "env": _variable_state,
     "file": _file_state,
     "names": _names_state,
     "modules": _modules_state,
     "stat": _stat_state,
 }
 
+_SITES = _site_folders()
+
 _ROOTS = _library_roots()
 
 _OWN = str(package_folder()) + os.sep
+
+_CTYPES = os.path.dirname(ctypes.__file__) + os.sep
+
+# where systems keep their libraries; what lies elsewhere may be the user's own
+_INSTALLED = ("/usr/", "/lib/", "/lib64/", os.path.realpath(sys.base_prefix) + os.sep, sys.prefix + os.sep)
+
+_readlink = os.readlink  # not the one that is replaced
 
 _MOST_LINKS = 40  # as the kernel follows
 
 _RECORDER = Recorder()
 
 _hooked = False
+
+
+def why_unknown() -> str:
+    """Return why the last recording does not say all that was looked at; "" where it does."""
+    return _RECORDER.unheard
 
 
 @contextlib.contextmanager
@@ -287,12 +502,36 @@ def recording() -> Iterator[Recorder]:
         sys.addaudithook(_RECORDER.hear)
         _hooked = True
     _RECORDER.reset()
-    with _native_openers(), contextlib.ExitStack() as asking:
+    with _native_openers(), _questions():
+        importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
+        _RECORDER.active = True
+        try:
+            with _RECORDER.listening():
+                yield _RECORDER
+        finally:
+            _RECORDER.active = False
+
+
+@contextlib.contextmanager
+def _questions() -> Iterator[None]:
+    """Let functions that raise no audit event, or one without all of the path, tell what the user's code asks them."""
+    environ = type(os.environ)
+    start = multiprocessing.process.BaseProcess.start
+
+    def started(self: Any) -> None:
+        _RECORDER.start_process()
+        start(self)
+
+    with contextlib.ExitStack() as asking:
         for name in _ASKING:
             asking.enter_context(replaced(os, name, _asking(getattr(os, name))))
-        importlib.invalidate_caches()  # or a folder that was listed before would not be listed again
-        with _RECORDER.listening():
-            yield _RECORDER
+        asking.enter_context(replaced(os, "open", _opening(os.open)))
+        asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
+        asking.enter_context(replaced(environ, "__getitem__", _told_key(environ.__getitem__, "read_variable")))
+        asking.enter_context(replaced(environ, "__setitem__", _told_key(environ.__setitem__, "write_variable")))
+        asking.enter_context(replaced(environ, "__delitem__", _told_key(environ.__delitem__, "write_variable")))
+        asking.enter_context(replaced(multiprocessing.process.BaseProcess, "start", started))
+        yield
 
 
 @contextlib.contextmanager
@@ -302,6 +541,8 @@ def _native_openers() -> Iterator[None]:
     import safetensors.numpy
     import safetensors.torch
     import torch
+    from PIL import ImageFont
+    from PIL import _imagingcms as profiles
 
     class Reader(torch._C.PyTorchFileReader):  # type: ignore[misc]  # torch is not followed by mypy
         def __init__(self, source: Any) -> None:
@@ -316,6 +557,8 @@ def _native_openers() -> Iterator[None]:
         replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
         replaced(torch._C, "PyTorchFileReader", Reader),
         replaced(torch, "from_file", _telling(torch.from_file, 0)),
+        replaced(ImageFont.core, "getfont", _telling(ImageFont.core.getfont, 0)),
+        replaced(profiles, "profile_open", _telling(profiles.profile_open, 0)),
         replaced(torch.UntypedStorage, "from_file", _telling(torch.UntypedStorage.from_file, 0)),
         _telling_images(torch.ops.image),
     ):
@@ -362,8 +605,79 @@ def _telling_images(namespace: Any) -> Iterator[None]:
 def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(path: Any, *args: Any, **options: Any) -> Any:
-        _RECORDER.ask(path)
+        _RECORDER.ask(path, options.get("dir_fd"))
         return function(path, *args, **options)
+
+    return call
+
+
+def _told_key(function: Callable[..., Any], to: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(self: Any, key: Any, *value: Any) -> Any:
+        getattr(_RECORDER, to)(key)
+        return function(self, key, *value)
+
+    return call
+
+
+def _opening(function: Callable[..., int]) -> Callable[..., int]:
+    """Return os.open, whose event leaves out the folder that a relative path starts from."""
+
+    @functools.wraps(function)
+    def call(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        folder = _named(options.get("dir_fd"))
+        if folder is not None:
+            sys.audit("open", os.path.join(folder, os.fsdecode(path)), None, flags)
+        return function(path, flags, *args, **options)
+
+    return call
+
+
+class _Entry:
+    """Stands for an `os.DirEntry`, whose `stat` raises no event."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Any) -> None:
+        self._entry = entry
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entry, name)
+
+    def __fspath__(self) -> Any:
+        return self._entry.path
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        _RECORDER.ask(self._entry.path)
+        found: os.stat_result = self._entry.stat(follow_symlinks=follow_symlinks)
+        return found
+
+
+class _Entries:
+    """Stands for the iterator of `os.scandir`."""
+
+    def __init__(self, entries: Any) -> None:
+        self._entries = entries
+        self.close = entries.close
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return self
+
+    def __next__(self) -> _Entry:
+        return _Entry(next(self._entries))
+
+    def __enter__(self) -> _Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _scanning(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(path: Any = ".") -> Any:
+        found = function(path)
+        return _Entries(found) if _users_frame(sys._getframe(1)) is not None else found
 
     return call
 
@@ -378,5 +692,5 @@ def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
 
 
 def _audit_open(source: Any) -> None:
-    if isinstance(source, str | bytes | os.PathLike):
+    if isinstance(source, str | bytes | os.PathLike) and source:
         sys.audit("open", os.fspath(source), "r", os.O_RDONLY)

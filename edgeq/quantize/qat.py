@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -343,8 +344,9 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
         return None
     head, data = content[:_HEAD_BYTES], content[_HEAD_BYTES:]
     if head == sha256_bytes(data).encode():
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
-        if state.pop("key", None) == key:
-            return state
+        with contextlib.suppress(Exception):  # it raises many types for what others wrote
+            state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+            if state.pop("key", None) == key:
+                return state
     path.unlink(missing_ok=True)
     return None

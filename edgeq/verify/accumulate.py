@@ -320,6 +320,8 @@ GOLDEN_SAMPLES = 4
 
 MOST_CLASSES = 100  # of which the drop is kept
 
+_CLASSES = 32  # whole numbers below it are taken for classes; larger ones may be tokens, positions or pixels
+
 
 @dataclass(slots=True)
 class Tally:
@@ -329,6 +331,7 @@ class Tally:
     for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
     fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
     ranks: dict[int, Ranks] = field(default_factory=dict)
+    indices: dict[int, Indices] = field(default_factory=dict)
     keys: list[Hashable] = field(default_factory=list)
     row_keys: list[Hashable] = field(default_factory=list)
     row_labels: list[int] = field(default_factory=list)
@@ -389,6 +392,38 @@ class Ranks:
         )
 
 
+@dataclass(slots=True)
+class Indices:
+    """How often an output of class indices, [rows, …] of whole numbers, names which class where fp32 names which.
+
+    Attributes:
+        pairs: int64 [classes, classes], by fp32's class and the artifact's.
+        are_classes: whether all values of fp32 were those of a few classes.
+    """
+
+    pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((_CLASSES + 1, _CLASSES + 1), np.int64))
+    are_classes: bool = True
+
+    def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
+        """Add the values of some rows, of any shape."""
+        self.are_classes = self.are_classes and bool(((reference >= 0) & (reference < _CLASSES)).all())
+        if self.are_classes:
+            other = np.where((measured >= 0) & (measured < _CLASSES), measured, _CLASSES).astype(np.int64)
+            codes = reference.astype(np.int64) * (_CLASSES + 1) + other
+            self.pairs += np.bincount(codes.reshape(-1), minlength=self.pairs.size).reshape(self.pairs.shape)
+
+    def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:
+        """Return how often both name the same class, beside how often they would by chance."""
+        count = int(self.pairs.sum())
+        return OutputAgreement(
+            output=output,
+            agreeing=int(np.trace(self.pairs)),
+            ranked=count,
+            distinct=max(1, round(effective_count(keys))),
+            chance=float(self.pairs.sum(axis=1) @ self.pairs.sum(axis=0)) / count**2,
+        )
+
+
 def _first_is_shared(scores: NDArray[Any]) -> NDArray[np.bool_]:
     shared: NDArray[np.bool_] = (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1
     return shared
@@ -429,6 +464,8 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
             for index, pair in enumerate(zip(cut(batch, reference), measured, strict=True)):
                 if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch):
                     tally.ranks.setdefault(index, Ranks()).add(*pair)
+                if pair[0].dtype.kind in "iub" and pair[0].ndim and len(pair[0]) == real_rows(batch):
+                    tally.indices.setdefault(index, Indices()).add(*pair)
     _score(spec, tally, batch, reference, outputs)
     if spec.observe is not None:
         spec.observe(batch, outputs, reference)
@@ -501,6 +538,11 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         won=sum(before < after for before, after in pairs.values()) if paired else None,
         groups=sums.groups(classes=bool(tally.labels)),
         agreements=tuple(found.agreement(i, tally.row_keys) for i, found in sorted(tally.ranks.items())),
+        indices=tuple(
+            found.agreement(i, tally.row_keys)
+            for i, found in sorted(tally.indices.items())
+            if found.are_classes and found.pairs.any()
+        ),
         classes=classes,
         by_labels=by_labels,
         tied=ranks.tied / len(ranks.fp32) if ranks else None,

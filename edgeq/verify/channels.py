@@ -31,6 +31,9 @@ LOST_DB = 1.0
 
 _WORST = 4  # of them that are told
 
+# of a list of items, such as boxes or poses with their coordinates; vectors of features are longer
+_ITEM_CHANNELS = 128
+
 _NAMED = 16  # channels that a group names
 
 _MOST_CHANNELS = 100_000
@@ -138,6 +141,12 @@ class OutputChannels:
                     for group in members
                     if len(group) < len(alive)
                 ]
+                if self.drift.ndim == 2 and len(everything) <= _ITEM_CHANNELS:
+                    lost = alive[(levels[alive] > 0) & ~one.varied[alive]][:_WORST]
+                    found += [
+                        self._group(output, one, np.array([channel]), changing, unlike=True, of_items=True)
+                        for channel in lost
+                    ]
         return found
 
     def _may_hold_channels(self, one: _Axis) -> bool:
@@ -161,6 +170,7 @@ class OutputChannels:
         changing: NDArray[np.float64],
         *,
         unlike: bool = False,
+        of_items: bool = False,
     ) -> GroupFidelity:
         elements, error = float(one.elements[members].sum()), float(one.error[members].sum())
         energy, change = float(one.energy[members].sum()), float(changing[members].sum())
@@ -180,6 +190,7 @@ class OutputChannels:
             change_sqnr_db=ratio_db(change, error) if alive else None,
             spread_sqnr_db=ratio_db(max(energy - elements * mean**2, 0.0), error),
             constant=bool(alive and not one.varied[members].any()),
+            of_items=of_items,
         )
 
 

@@ -79,9 +79,10 @@ class Comparison:
                 self.outputs.append(_Sums())
                 self.channels.append(OutputChannels())
             if self.by_channel and expected.dtype.kind == "f" and expected.size:
-                # an output without the batch axis is one row
-                has_rows = expected.ndim > 1 and rows in (None, len(expected))
-                sides = (expected, came) if has_rows else (expected[None], came[None])
+                # an output without the batch axis is one row, and [N] is [N, 1]
+                known = (None, len(expected)) if expected.ndim > 1 else expected.shape
+                shape = expected.shape if rows in known else (1, *expected.shape)
+                sides = [side.reshape(shape if len(shape) > 1 else (*shape, 1)) for side in (expected, came)]
                 if all(np.isfinite(side).all() for side in sides):
                     self.channels[index].add(*sides)
             self._add(self.outputs[index], expected, came, steps[index] if index < len(steps) else None)

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .judged import floor, limit, rounded
+from edgeq.check.limits import accuracy_warnings
+from edgeq.core.config import GateOptions
+from edgeq.verify.channels import lost_channels
+from edgeq.verify.metrics import Comparison
+
+from .judged import floor, limit, report_of, rounded
 
 
 def boxes_and_scores(count, anchors, scale, seed, *, channels_last):
@@ -76,6 +81,61 @@ def test_a_dead_feature_among_many_is_no_lost_channel():
     assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
 
 
+@settings(max_examples=15)
+@given(st.integers(33, 60), st.booleans(), st.integers(0, 99))
+def test_the_one_score_of_poses_with_many_coordinates_is_found(channels, channels_last, seed):
+    rng = np.random.default_rng(seed)
+    reference = rng.uniform(0, 640, (12, 80, channels))
+    reference[..., 4] /= 640
+    reference = reference.astype(np.float32)
+    measured = rounded(reference)
+    if not channels_last:
+        reference, measured = (side.transpose(0, 2, 1).copy() for side in (reference, measured))
+    gate = floor([reference], [measured])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 0, channel 4: constant, while fp32's is not" in gate.detail
+    own = reference + rng.normal(0, 0.002, reference.shape).astype(np.float32)
+    assert floor([reference], [own])["fidelity"].outcome == "ok"
+
+
+def test_one_faint_feature_of_a_vector_is_no_lost_score():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(64, 48)).astype(np.float32)
+    reference[:, 7] *= 1e-3
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
+def test_an_output_without_channels_is_judged_about_its_mean(mean):
+    """As of `head(x).squeeze(-1)`."""
+    rng = np.random.default_rng(0)
+    reference = (mean + rng.normal(size=64)).astype(np.float32)
+    noise = (mean + 1.5 * rng.normal(size=64)).astype(np.float32)
+    gate = floor([reference], [noise])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 0" in gate.detail
+    assert floor([reference], [rounded(reference)])["fidelity"].outcome == "ok"
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 20), st.sampled_from([(), (6, 6)]), st.integers(0, 99))
+def test_classes_as_whole_numbers_must_agree_beyond_chance(classes, shape, seed):
+    """As of `scores.argmax(1)`, whose values have no signal and no error."""
+    rng = np.random.default_rng(seed)
+    share = rng.dirichlet(np.full(classes, 0.7))
+    reference, by_chance = (rng.choice(classes, (200, *shape), p=share) for _ in range(2))
+    near = np.where(rng.random(reference.shape) < 0.1, by_chance, reference)
+    gate = floor([reference], [by_chance])["fidelity"]
+    assert gate.outcome == "failed" or share.max() > 0.9
+    assert floor([reference], [near])["fidelity"].outcome == "ok"
+
+
+def test_positions_and_tokens_are_no_classes():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 8400, (2, 64, 100))
+    assert "classes are" not in floor([first], [second])["fidelity"].detail
+
+
 def test_a_second_output_counts():
     rng = np.random.default_rng(0)
     first, second = (rng.normal(size=(20, 5)).astype(np.float32) for _ in range(2))
@@ -134,6 +194,23 @@ def test_channels_without_energy_pass(kind):
     assert floor([reference], [measured])["fidelity"].outcome == "ok"
 
 
+@pytest.mark.parametrize("channels", [5, 47])
+@pytest.mark.parametrize("value", [0.0, 0.5, 640.0])
+def test_a_channel_that_the_artifact_or_a_device_answers_alike_is_lost_in_parity_and_golden_samples(channels, value):
+    expected = rounded(boxes_and_scores(4, 60, 640, 0, channels_last=True))
+    expected = np.concatenate((expected, np.repeat(expected[..., :1], channels - 5, 2)), 2)
+    expected[..., 4] = np.random.default_rng(1).uniform(0, 1, expected.shape[:2])
+    came = expected.copy()
+    came[..., 4] = value
+    sums = Comparison(by_channel=True)
+    sums.add((expected,), (came,))
+    (lost,) = lost_channels(sums.groups(classes=False), [None])
+    assert "output 0, channel 4" in lost
+    same = Comparison(by_channel=True)
+    same.add((expected,), (expected + np.float32(1e-4),))
+    assert lost_channels(same.groups(classes=False), [None]) == ()
+
+
 def test_few_samples_and_random_inputs_are_judged_as_a_whole():
     rng = np.random.default_rng(0)
     reference = (50 + rng.normal(0, 0.1, (32, 4))).astype(np.float32)
@@ -142,6 +219,17 @@ def test_few_samples_and_random_inputs_are_judged_as_a_whole():
     assert floor([reference], [measured], is_evaluation=False)["fidelity"].outcome == "ok"
     assert floor([reference[:5]], [measured[:5]])["fidelity"].outcome == "ok"
     assert floor([reference[:5]], [-reference[:5]])["fidelity"].outcome == "failed"
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_what_random_inputs_or_a_few_samples_cannot_judge_is_told(few):
+    reference = boxes_and_scores(5 if few else 32, 60, 640, 0, channels_last=True)
+    report = report_of([reference], [rounded(reference)], is_evaluation=few)
+    (told, _) = accuracy_warnings("static-int8", report, GateOptions())
+    assert told.startswith("output 0, channel 4: the same for every input over ")
+    assert "--eval-data with 8 or more" in told
+    own = report_of([reference], [reference + np.float32(0.001)], is_evaluation=few)
+    assert len(accuracy_warnings("static-int8", own, GateOptions())) == 1
 
 
 def test_zero_takes_the_floor_away():

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeq.cli.console import note, say, say_json
-from edgeq.core.errors import UsageError
+from edgeq.config.options import read_project
+from edgeq.config.project_file import read_models
+from edgeq.core.devices import load_device
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import recover_dir, remove_dir
+from edgeq.core.preprocess import load_preprocess
+from edgeq.core.profiles import device_files, profile_files
 from edgeq.core.schema import read_toml
+from edgeq.core.targets import load_target
+from edgeq.pipeline.fit_device import fit_device
 from edgeq.report.ci import _escaped, _text
+from edgeq.report.progress import Quiet
 
 _KILLED = """
 import os, shutil, signal, sys
@@ -53,6 +62,62 @@ def test_toml_that_is_nested_too_deeply_is_bad_input(tmp_path: Path) -> None:
     path.write_text("a = " + "[" * 100_000 + "]" * 100_000)
     with pytest.raises(UsageError, match="nested too deeply"):
         read_toml(path)
+
+
+_TOML = {
+    "lists in lists": "a = " + "[" * 300 + "]" * 300,
+    "lists in lists, far too many": "a = " + "[" * 100_000 + "]" * 100_000,
+    "tables in tables": "a = " + "{a = " * 300 + "1" + "}" * 300,
+    "a key of 3000 parts": ".".join("a" * 3000) + " = 1",
+    "a limit of 2000 parts": f'[[model]]\nname = "a"\nsource = "b"\nlimit.{".".join("a" * 2000)} = 1',
+    "a number of 5000 digits": "name = " + "1" * 5000,
+    "a number that cannot be shown": "name = 0x" + "f" * 5000,
+    "no number": "clock_ghz = nan\nwidth = inf\n[[measurement]]\nlatency_ms = nan",
+    "a date": "name = 1979-05-27",
+    "control characters": '"a\\nb\\u001b[2J" = 1',
+    "an empty key": '"" = 1',
+    "other types": 'name = 1\ndescription = []\ncore = {}\nwidth = "x"\nextends = ["x"]\nmodel = 3',
+    "a null character": 'extends = "a\\u0000/b.toml"\ndevice = "a\\u0000.toml"',
+}
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    "target": lambda path: load_target(str(path)),
+    "device": lambda path: load_device(str(path)),
+    "preprocessing": lambda path: load_preprocess(str(path)),
+    "project": read_project,
+    "models": lambda path: read_models(path, ()),
+    "measurements": lambda path: fit_device(path, Quiet()),
+}
+
+
+@pytest.mark.parametrize("reader", _READERS)
+@pytest.mark.parametrize("kind", _TOML)
+def test_toml_of_any_kind_is_bad_input_with_a_message(kind: str, reader: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text(_TOML[kind])
+    with pytest.raises(EdgeqError) as caught:
+        _READERS[reader](path)
+    assert caught.value.exit_code == 2
+    assert len(caught.value.what) < 1000
+
+
+@pytest.mark.parametrize("kind", ["targets", "devices"])
+def test_a_profile_without_any_one_of_its_keys_is_read_or_refused(kind: str, tmp_path: Path) -> None:
+    read, shipped = (load_target, profile_files()) if kind == "targets" else (load_device, device_files())
+    codes = []
+    for path in shipped.values():
+        lines = path.read_text().splitlines()
+        for i, line in enumerate(lines):
+            if "=" not in line and not line.startswith("["):
+                continue
+            cut = tmp_path / path.name
+            cut.write_text("\n".join(lines[:i] + lines[i + 1 :]))
+            try:
+                read(str(cut))
+            except EdgeqError as err:
+                codes.append(err.exit_code)
+    assert len(codes) > len(shipped)
+    assert set(codes) == {2}
 
 
 _EVIL = "a\x1b[2Jb\x9b31mc\x07d\u202ee\x7f"

@@ -19,12 +19,15 @@ from onnx import TensorProto, helper
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.bundle.golden import _arrays
+from edgeq.core.errors import EdgeqError, IntegrityError, UsageError
+from edgeq.core.files import sha256_bytes
 from edgeq.core.safe_load import TRUST_OPTION, Untrusted, check_torchscript, load_program
 from edgeq.load.dataset import open_array_file
 from edgeq.load.exported import load_exported
 from edgeq.load.model import load_model, load_state_dict
 from edgeq.load.onnx import load_onnx
+from edgeq.quantize.qat import load_state
 from edgeq.verify.host import HostRuntime
 
 
@@ -275,6 +278,62 @@ def test_torchscript_opens_no_files(kind: type[torch.nn.Module], name: str, tmp_
             runtime.load(path, runtime="torchscript", backend="qnnpack", threads=1)
 
 
+_HIDDEN = {
+    "spaces": "torch . save{}",
+    "a line break": "(torch.\n     save){}",
+    "an alias": "t = torch\n    t.save{}",
+    "the operator itself": "ops . aten . save{}",
+    "an alias of its space": "o = ops.aten\n    o.save{}",
+    "a function's alias": "f = torch.save\n    f{}",
+    "getattr": 'getattr(torch, "save"){}',
+    "an escape": 'getattr(torch, "sa\\166e"){}',
+    "pieces": 'getattr(torch, "sa" "ve"){}',
+}
+
+
+@pytest.mark.parametrize("how", _HIDDEN)
+def test_torchscript_cannot_hide_that_it_opens_files(how: str, tmp_path: Path) -> None:
+    good, evil = tmp_path / "good.pt", tmp_path / "evil.pt"
+    torch.jit.script(_Writes()).save(str(good))
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(evil, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith(".py"):
+                line = next(line for line in data.decode().splitlines() if "torch.save" in line).strip()
+                data = data.replace(line.encode(), _HIDDEN[how].format(line.removeprefix("torch.save")).encode())
+            if "debug_pkl" not in name:
+                target.writestr(name, data)
+    torch.jit.load(str(evil))  # it is an archive that torch takes
+    with pytest.raises(Untrusted, match="reads or writes files by name"):
+        check_torchscript(evil)
+
+
+class _Plain(torch.nn.Module):
+    """Its code has getattr, a text with an escape, and a name that only begins like one that opens files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 4)))
+        self.save_memory = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.size(0) == 0:
+            raise ValueError("no\n'rows'")
+        return self.parts(x) if self.save_memory else x
+
+
+def test_honest_torchscript_needs_no_trust(tmp_path: Path) -> None:
+    path = tmp_path / "plain.pt"
+    torch.jit.script(_Plain()).save(str(path))
+    assert b"getattr" in b"".join(_code(path))
+    check_torchscript(path)
+
+
+def _code(path: Path) -> list[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(name) for name in archive.namelist() if name.endswith(".py")]
+
+
 def test_a_cuda_bundle_runs_nothing_of_its_own(good: Path, tmp_path: Path) -> None:
     mark = tmp_path / "code_ran"
     path = _twin(good, tmp_path / "model.pt2", *_samples(mark))
@@ -303,6 +362,24 @@ def test_arrays_run_nothing(suffix: str, tmp_path: Path) -> None:
     mark.unlink(missing_ok=True)
     with pytest.raises(UsageError, match="not loaded"):
         open_array_file(path, None)  # type: ignore[arg-type]  # refused before anything is asked for
+    assert not mark.exists()
+
+
+def test_what_others_put_into_the_cache_of_trained_weights_runs_nothing(tmp_path: Path) -> None:
+    mark, path = tmp_path / "code_ran", tmp_path / "key.state"
+    data = _saved({"key": "key", "weights": _Runs(mark)})
+    path.write_bytes(sha256_bytes(data).encode() + data)
+    assert load_state(path, "key") is None
+    assert not mark.exists()
+    assert not path.exists()
+
+
+def test_golden_samples_of_a_bundle_run_nothing(tmp_path: Path) -> None:
+    mark, path = tmp_path / "code_ran", tmp_path / "golden.npz"
+    np.savez(path, input_x=np.array([_Runs(mark)], dtype=object))
+    mark.unlink(missing_ok=True)
+    with pytest.raises(IntegrityError):
+        _arrays(path.read_bytes())
     assert not mark.exists()
 
 

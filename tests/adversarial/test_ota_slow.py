@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.core.errors import EnvironmentProblem, IntegrityError
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError
+from edgeq.core.safe_load import Untrusted
 from edgeq.deliver.ota.fetch import Pace, WebSource
 from edgeq.deliver.ota.store import MAX_TRIES, Store
 from tests.unit.conftest import item
@@ -194,15 +195,21 @@ def test_an_app_starts_while_an_update_waits(publisher: Publisher, device: Devic
     assert state.current.release == (1 if where == "network" else 2)
 
 
-def test_a_self_test_that_did_not_run_is_tried_again_after_a_day(publisher: Publisher, device: Device) -> None:
+@pytest.mark.parametrize(
+    "problem",
+    [EnvironmentProblem("killed", "free memory"), Untrusted(Path("model.ptl"), "it was killed, and may run code")],
+)
+def test_a_self_test_that_did_not_run_is_tried_again_after_a_day(
+    publisher: Publisher, device: Device, problem: EdgeqError
+) -> None:
     publisher.release(publisher.bundle("1"))
 
-    def no_memory(_: Path) -> None:
-        raise EnvironmentProblem("killed", "free memory")
+    def not_run(_: Path) -> None:
+        raise problem
 
-    device.self_test = no_memory
+    device.self_test = not_run
     for _ in range(MAX_TRIES):
-        with pytest.raises(EnvironmentProblem, match="killed"):
+        with pytest.raises(type(problem), match="killed"):
             device.update()
     device.self_test = lambda _: None
     with pytest.raises(EnvironmentProblem, match="tried again after a day"):

@@ -215,6 +215,8 @@ class GroupFidelity:
         shares: whether all values of fp32's output lie between 0 and 1.
         unlike: whether the spread is of another size than that of the output's largest channel.
         constant: whether the artifact's values are the same for every input, and fp32's are not.
+        of_items: whether it is a constant channel of a list of items, [N, items, channels] or [N, channels, items],
+            such as the score of a pose beside its 50 coordinates: each channel of these has a meaning of its own.
     """
 
     output: int
@@ -229,6 +231,7 @@ class GroupFidelity:
     shares: bool
     unlike: bool
     constant: bool
+    of_items: bool = False
 
     @property
     def name(self) -> str:
@@ -304,6 +307,7 @@ class Fidelity:
         lost, won: distinct samples that the artifact scores lower, and higher, than fp32; None without labels.
         groups: by output and channels of unlike range.
         agreements: by output that ranks classes.
+        indices: the same by output of whole numbers that are classes, element by element.
         classes: by class, those that lose most first, not all of very many; by the labels, or else by fp32's answers.
         by_labels: which of the two `classes` goes by.
         tied: share of the samples whose first class shares its score with another one, in the artifact alone.
@@ -326,6 +330,7 @@ class Fidelity:
     won: int | None = None
     groups: tuple[GroupFidelity, ...] = ()
     agreements: tuple[OutputAgreement, ...] = ()
+    indices: tuple[OutputAgreement, ...] = ()
     classes: tuple[ClassDrop, ...] = ()
     by_labels: bool = False
     tied: float | None = None

@@ -258,8 +258,8 @@ def _run_self_test(
     tries = state.trying.tries if state.trying is not None else 1
     try:
         self_test(store.slot(slot.release))
-    except EnvironmentProblem:
-        # the host could not test it, which says nothing against the release
+    except (EnvironmentProblem, UsageError):
+        # the host could not test it, or may not (--trust-source), which says nothing against the release
         if tries >= MAX_TRIES:
             store.change(lambda state: states.deferred(state, slot.release, now=now, runtime=runtime))
         raise

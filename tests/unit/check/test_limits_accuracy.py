@@ -90,6 +90,8 @@ def test_outputs_far_from_fp32s_are_told_where_no_limit_judged_them():
     assert "far from fp32's: 1.6 dB over 32 random inputs" in accuracy_warnings("static-int8", far, GateOptions())[0]
     near = verified(fidelity=replace(fidelity(), sqnr_db=10.0))
     assert "far" not in accuracy_warnings("static-int8", near, GateOptions())[0]
+    (told,) = accuracy_warnings("static-int8", far, GateOptions(limits=(("accuracy_drop", 1.0),)))
+    assert "far from fp32's" in told
 
 
 @pytest.mark.parametrize(

@@ -240,3 +240,24 @@ def test_images_feed_one_input_only(tmp_path, paint, image_input):
     paint(tmp_path / "a.png")
     with pytest.raises(UsageError, match="the model has 2: image, other"):
         opened(tmp_path, image_input, TensorSpec(name="other", dtype="float32", shape=(1,)))
+
+
+@pytest.mark.parametrize("name", ["b.tif", "b.TIFF", "b", "b.jpg.part", "b.data"])
+def test_an_image_of_a_kind_that_is_not_read_is_found_by_its_name_or_its_first_bytes(tmp_path, name, image_input):
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    with (tmp_path / name).open("wb") as file:
+        image.save(file, "TIFF" if "tif" in name.lower() else "JPEG")
+    (tmp_path / "notes.txt").write_text("two images")
+    (tmp_path / "boxes").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="1 of 2 images are of kinds that are not read"):
+        opened(tmp_path, image_input)
+    data, skipped = opened(tmp_path, image_input, skip_bad=True)
+    assert (data.count, skipped) == (1, (name,))
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG"])
+def test_every_name_of_jpeg_is_read(tmp_path, suffix, image_input):
+    with (tmp_path / f"a{suffix}").open("wb") as file:
+        Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(file, "JPEG")
+    assert opened(tmp_path, image_input)[0].count == 1

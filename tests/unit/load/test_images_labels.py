@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.errors import UsageError
-from edgeq.load.images import check_classes, few, index_classes, read_labels
+from edgeq.load.images import check_classes, few, index_classes, read_labels, repeated_names
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,8 @@ def test_classes_must_fit_the_model():
 def test_few_names_three():
     assert few(["a"]) == "a"
     assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_names_that_stand_for_more_than_one_output_are_counted():
+    assert repeated_names(("cat", "dog", "cat", "", "", "cat")) == ("'cat' (3 outputs)",)
+    assert repeated_names(("cat", "dog", "")) == ()

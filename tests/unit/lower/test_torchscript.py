@@ -19,6 +19,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.demo import digits
+from edgeq.lower.torchscript import _traced
 
 ENGINES = ("qnnpack", "x86", "fbgemm")
 SCHEMES = ("static-int8", "fp32")
@@ -347,3 +348,13 @@ def test_an_artifact_follows_its_input_and_leaves_it_alone(tmp_path, pick):
         with torch.no_grad():
             assert torch.allclose(artifact(given), model.model(kept.clone()), atol=1e-6)
         assert torch.equal(given, kept)
+
+
+def test_a_module_of_an_exported_program_is_traced():
+    """torch.export's modules refuse train() and eval(), also where another module passes it on."""
+    inputs = (torch.rand(1, 3, 16, 16),)
+    exported = torch.export.export(SmallNet().eval(), inputs).module()
+    with pytest.raises(NotImplementedError):
+        exported.eval()
+    traced = _traced(exported, inputs, frozenset())
+    torch.testing.assert_close(traced(*inputs), exported(*inputs))

@@ -12,13 +12,13 @@ from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
-from edgeq.core.config import DataConfig
+from edgeq.core.config import DataConfig, GateOptions
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import Bundle
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.targets import load_target
-from edgeq.pipeline.ota_release import churn
+from edgeq.pipeline.ota_release import churn, churn_gates
 from edgeq.report.progress import Quiet
 from edgeq.verify.host import HostRuntime
 
@@ -87,3 +87,18 @@ def test_every_row_of_a_whole_batch_counts(pair, runtime, tmp_path):
 def test_labels_that_no_prediction_can_match_are_refused(pair, runtime, tmp_path, labels, told):
     with pytest.raises(UsageError, match=told):
         churn(*pair, data(tmp_path, SCORES, labels), runtime, Quiet())
+
+
+@pytest.mark.parametrize(("count", "outcomes"), [(4, ("unverified", "unverified")), (1200, ("ok", "ok"))])
+def test_that_none_of_a_few_samples_changed_proves_no_limit(pair, runtime, tmp_path, count, outcomes):
+    rng = np.random.default_rng(0)
+    sides, middle = rng.uniform(0, 1, count), rng.uniform(2, 3, count)
+    x = np.stack((sides, middle, sides), 1)  # the same in reverse
+    limits = GateOptions(limits=(("flips", 2.0), ("class_drop", 1.0)))
+    gates = churn_gates(*pair, data(tmp_path, x, np.full(count, 1)), limits, runtime, Quiet())
+    assert tuple(gate.outcome for gate in gates) == outcomes
+    assert all("distinct samples" in gate.detail for gate in gates if gate.outcome == "unverified")
+    (gate,) = churn_gates(
+        *pair, data(tmp_path, SCORES, [2, 2, 0, 0]), GateOptions(limits=(("flips", 2.0),)), runtime, Quiet()
+    )
+    assert (gate.outcome, gate.exit_code) == ("failed", 5)

@@ -199,7 +199,7 @@ def test_a_pretrained_model_is_taken_as_it_is(runtime, quantized_weights, backen
     assert len(graph.quantized) == 53
     assert report.kernels.int8_macs == 1
     assert low.path.stat().st_size < 4_300_000
-    with pytest.raises(UnsupportedError, match="quantized already") as caught:
+    with pytest.raises(UnsupportedError, match="already quantized") as caught:
         quantized(model, scheme="dynamic-int8", backend=backend)
     assert "--scheme pretrained" in caught.value.fix
 

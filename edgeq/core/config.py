@@ -311,11 +311,20 @@ class RunConfig:
     ] = "1"
     weights: Annotated[
         str | None,
-        Flag("--weights", "FILE|NAME"),
+        Flag("--weights", "FILE[#KEY]|NAME"),
         MODEL,
         WeightsFile(),
-        Doc("Trained weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name."),
+        Doc(
+            "Trained weights: a checkpoint (.safetensors, .pt, .pth, .ckpt, .bin, or the .index.json of its shards) or "
+            "a torchvision weights name. FILE#KEY names one of several sets of weights in it, such as #ema."
+        ),
     ] = None
+    ignore_extra_weights: Annotated[
+        bool,
+        Flag("--ignore-extra-weights/--no-ignore-extra-weights"),
+        MORE_MODEL,
+        Doc("Leave out weights of --weights that the model does not have, and list them."),
+    ] = False
     inputs: Annotated[
         tuple[str, ...],
         Flag("--input", "SPEC"),
@@ -341,7 +350,7 @@ class RunConfig:
         bool,
         Flag("--trust-source/--no-trust-source"),
         MORE_MODEL,
-        Doc("Let code in the model's own file run: pickled objects, machine code."),
+        Doc("Let code in the files of the model and of its weights run: pickled objects, machine code."),
     ] = False
     seed: Annotated[
         int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of everything that is random.")

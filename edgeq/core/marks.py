@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 STATE_DICT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
+
+# of a file that lists the shards of a checkpoint: model.safetensors.index.json
+INDEX_SUFFIX = ".index.json"
 
 _MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
 
@@ -136,6 +140,10 @@ class PathMark:
         """
         return None
 
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the files and folders whose content decides what `text` stands for."""
+        return (text,)
+
 
 class InputFile(PathMark):
     """A file that must exist."""
@@ -176,15 +184,44 @@ class ModelFile(PathMark):
 
 
 class WeightsFile(PathMark):
-    """A state dict, or one of torchvision's names of weights."""
+    """A checkpoint, `FILE` or `FILE#KEY`, or one of torchvision's names of weights."""
 
     def is_path(self, text: str, folder: Path) -> bool:
         """Recognize a file by a slash, by its suffix, or because it exists."""
-        return "/" in text or Path(text).suffix in STATE_DICT_SUFFIXES or (folder / text).is_file()
+        name = text.partition("#")[0]
+        named = Path(name).suffix in STATE_DICT_SUFFIXES or name.endswith(INDEX_SUFFIX)
+        return "/" in text or named or (folder / name).is_file() or (folder / text).is_file()
 
     def missing(self, text: str) -> str | None:
         """Return the file if it does not exist."""
-        return text if self.is_path(text, Path()) and not Path(text).exists() else None
+        path = weights_file(text)[0]
+        return str(path) if self.is_path(text, Path()) and not path.exists() else None
+
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the file without its key, and the shards that an index lists."""
+        path = weights_file(text)[0]
+        return (str(path), *map(str, shards_of(path)))
+
+
+def weights_file(text: str) -> tuple[Path, str | None]:
+    """Return the file and the key of `FILE#KEY`; a file whose own name has a `#` is taken whole."""
+    name, mark, key = text.rpartition("#")
+    return (Path(text), None) if not mark or Path(text).is_file() else (Path(name), key)
+
+
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """Return the files that an index of weights lists, each once, in the index's own folder.
+
+    There are none where the file is not an index, or cannot be read: its reader has the better message.
+    """
+    if not path.name.endswith(INDEX_SUFFIX):
+        return ()
+    try:
+        names = dict.fromkeys(map(str, json.loads(path.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    # a path in it could lead anywhere
+    return tuple(path.with_name(Path(name).name or "nameless") for name in names)
 
 
 class DataPath(PathMark):

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import inspect
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.marks import weights_file
 from edgeq.core.results.model import LoadedModel, SourceKind, TensorSpec, Weights
 from edgeq.core.safe_load import check_torchscript
 from edgeq.core.samples import Dataset, batches
@@ -22,6 +22,7 @@ from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.inputs import parse_input, tensor_spec
 from edgeq.load.onnx import load_onnx
 from edgeq.load.user_code import UserFunction, load_function
+from edgeq.load.weights import load_weights
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 
@@ -48,16 +49,18 @@ def load_model(
     name: str | None,
     seed: int,
     trusted: bool = False,
+    ignore_extra: bool = False,
 ) -> LoadedModel:
     """Load what `source` names.
 
     Args:
         source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl.
-        weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name; None for none.
+        weights: a checkpoint (`edgeq.load.weights`) or a torchvision weights name; None for none.
         inputs: texts of `--input`, in order; empty where the source brings example inputs.
         name: overrides the model's name.
         seed: of the random weights that a torchvision model without weights gets.
-        trusted: whether code in a model's file may run (`--trust-source`).
+        trusted: whether code in the files of a model and its weights may run (`--trust-source`).
+        ignore_extra: whether weights that the model has not are left out (`--ignore-extra-weights`).
 
     Raises:
         UsageError: the source, its weights or its inputs are not usable.
@@ -74,8 +77,9 @@ def load_model(
         found = _factory(source, seed)
     module = settled(found.module, source)
     origin = found.weights
+    remarks: tuple[str, ...] = ()
     if weights is not None and origin == "own":
-        load_state_dict(module, Path(weights))
+        remarks = load_weights(module, weights, trusted=trusted, ignore_extra=ignore_extra)
         origin = "file"
     specs = _specs(source, inputs, found.example_inputs, module)
     return LoadedModel(
@@ -86,6 +90,7 @@ def load_model(
         weights=origin,
         fp32_bytes=_fp32_bytes(_tensors(module).values()),
         source_sha256=_state_sha256(module),
+        remarks=remarks,
     )
 
 
@@ -167,8 +172,9 @@ def _engine_restored() -> Iterator[None]:
 
 
 def _is_file_name(weights: str) -> bool:
-    path = Path(weights)
-    return path.is_file() or path.name != weights or (path.suffix != "" and not path.stem.endswith("_Weights"))
+    path, key = weights_file(weights)
+    is_path = path.is_file() or key is not None or path.name != weights
+    return is_path or (path.suffix != "" and not path.stem.endswith("_Weights"))
 
 
 def _weights_entry(model: str, weights: str) -> str:
@@ -295,108 +301,7 @@ def _plain(tensor: Any) -> tuple[Any, ...]:
     return tensor.int_repr(), torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())])
 
 
-# --- State dicts: read without running code, checked against the model; batch-norm statistics for random weights.
-
-
-_NESTED = ("state_dict", "model_state_dict", "model")
-
-_SHOWN = 3
-
-_QUOTED = 100
-
-
-def load_state_dict(module: Any, path: Path) -> None:
-    """Fill `module` with the state dict in `path`.
-
-    Accepted: .safetensors, or what torch.save wrote of a state dict, plain or under `state_dict`,
-    `model_state_dict` or `model`; a `module.` prefix (DistributedDataParallel) is dropped.
-
-    Raises:
-        UsageError: the file is missing, broken or more than weights, or its keys or shapes do not fit.
-    """
-    state = _read(path)
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = module.state_dict()
-    # checkpoints from before PyTorch 0.4.1 have no such counter, torchvision's own resnet18 among them
-    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    if missing or unexpected:
-        parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
-        raise UsageError(f"{path} does not fit the model: {'; '.join(parts)}", "give the model that it was saved from")
-    for key, value in state.items():
-        if not hasattr(value, "shape"):  # a quantized layer's packed weight and bias, or its dtype
-            continue
-        if tuple(value.shape) != tuple(own[key].shape):
-            what = f"{path}: {key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}"
-            raise UsageError(what, "give the model that it was saved from")
-        if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            what = f"{path}: {key} is {_dtype(value)}, the model wants {_dtype(own[key])}"
-            is_float = value.dtype.is_floating_point
-            fix = (
-                "the weights of the quantized model" if is_float else "the float weights, from before any quantization"
-            )
-            raise UsageError(what, f"give {fix}")
-    own.update(state)  # and not a new dict: quantized layers read their version from what this one carries
-    module.load_state_dict(own)
-
-
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _words(missing: list[str], unexpected: list[str]) -> tuple[tuple[str, list[str]], ...]:
-    return (("missing keys", missing), ("unknown keys", unexpected))
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import torch
-
-    if not path.is_file():
-        raise UsageError(f"no checkpoint {path}", "check --weights")
-    try:
-        state = (
-            _read_safetensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as err:
-        what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects, which could run code"
-        raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
-    except Exception as err:  # torch and safetensors raise many types for a truncated file
-        what = f"{path} cannot be read as a checkpoint: {_why(err)}"
-        raise UsageError(what, "check that the copy is whole, or save it again") from err
-    return _tensors_of(state, path)
-
-
-def _why(err: Exception) -> str:
-    """Return the reason in a few words; for a file that was cut off, torch's own say nothing more."""
-    if isinstance(err, EOFError) or "PytorchStreamReader" in str(err):
-        return "it is cut off or damaged"
-    return first_line(err, _QUOTED)
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _tensors_of(state: Any, path: Path) -> dict[str, Any]:
-    import torch
-
-    if isinstance(state, dict):
-        nested = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
-        # quantized layers keep weight and bias as a pair, and their dtype beside it
-        kinds = (torch.Tensor, tuple, torch.dtype)
-        if nested and all(isinstance(k, str) and isinstance(v, kinds) for k, v in nested.items()):
-            return dict(nested)
-    what = f"{path} holds {type(state).__name__}, expected a state dict of tensors"
-    raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors")
+# --- Batch-norm statistics for random weights.
 
 
 def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:

@@ -160,6 +160,7 @@ def _linear_macs(run: Run) -> float:
             name=job.name,
             seed=job.seed,
             trusted=job.trust_source,
+            ignore_extra=job.ignore_extra_weights,
         )
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"

@@ -153,7 +153,7 @@ def prepare(
         train=train,
         logits=n_classes is not None,
         unapplied=_unapplied(preprocess, model, calibration, evaluation),
-        remarks=_label_remarks(job, labels),
+        remarks=(*model.remarks, *_label_remarks(job, labels)),
     )
 
 
@@ -202,6 +202,7 @@ def _loaded(
             name=job.name,
             seed=job.seed,
             trusted=job.trust_source,
+            ignore_extra=job.ignore_extra_weights,
         )
         if model.kind in _ARTIFACTS:
             model = describe(model)

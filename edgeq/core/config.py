@@ -416,8 +416,8 @@ class PackageConfig(RunConfig):
         MODEL,
         ModelFile(),
         Doc(
-            "torchvision:NAME, pkg.mod:factory, file.py:factory, a model file (.pt2, .onnx, .pte, .ptl), or digits, "
-            "the built-in model."
+            "torchvision:NAME, timm:NAME, hf:FOLDER (transformers), pkg.mod:factory, file.py:factory, a model file "
+            "(.pt2, .onnx, .pte, .ptl, or .pt of torch.jit.save), or digits, the built-in model."
         ),
     ]
     targets: Annotated[

@@ -18,7 +18,7 @@ STATE_DICT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 # of a file that lists the shards of a checkpoint: model.safetensors.index.json
 INDEX_SUFFIX = ".index.json"
 
-_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
+_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl", ".pt", ".torchscript", ".jit"})
 
 _Mark = TypeVar("_Mark")
 
@@ -181,6 +181,10 @@ class ModelFile(PathMark):
     def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
         """Recognize a file by its suffix."""
         return Path(text.partition(":")[0]).suffix in _MODEL_SUFFIXES
+
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the file, or the folder of `hf:FOLDER`."""
+        return (text.removeprefix("hf:"),)
 
 
 class WeightsFile(PathMark):

@@ -375,7 +375,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> Any:
     """
     import torch
 
-    if _is_torchscript(path):
+    if is_torchscript(path):
         if not trusted:
             check_torchscript(path)
         return torch.jit.load(path, map_location="cpu").state_dict()
@@ -425,7 +425,8 @@ def _stand_in(name: str) -> Any:
     return type("Inert", (Inert,), {"origin": name})
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is what torch.jit.save wrote; it is not loaded."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())

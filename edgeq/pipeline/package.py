@@ -452,6 +452,7 @@ class Producer:
             native=recipe.native,
             file_format=recipe.file_format,
             dynamic_batch=self._job.dynamic_batch,
+            output_names=self._prepared.model.output_names,
         )
         return lower(recipe.runtime, quantized, spec)
 

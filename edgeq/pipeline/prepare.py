@@ -98,6 +98,7 @@ def verify_spec(
         scheme=recipe.scheme,
         backend=recipe.backend,
         threads=recipe.threads,
+        output_names=prepared.model.output_names,
         progress=progress,
         label=label,
     )
@@ -207,7 +208,7 @@ def _loaded(
         if model.kind in _ARTIFACTS:
             model = describe(model)
         _check_name(model)
-        model, preprocess = _pixels(job, model, _preprocess(job))
+        model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
         return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
 
 

@@ -409,8 +409,10 @@ def spread(count: int, wanted: int) -> frozenset[int]:
 def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
     """Take in a batch with its outputs: against the graph and fp32, where `spec` has them, and the labels."""
     if not tally.shapes:
+        names = spec.output_names or tuple(f"output{i}" for i in range(len(outputs)))
         tally.shapes = tuple(
-            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+            TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape)
+            for name, array in zip(names, outputs, strict=True)
         )
     _look(tally, batch, outputs)
     measured = cut(batch, outputs)

@@ -35,6 +35,7 @@ class VerifySpec:
         scheme: the quantization scheme.
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
+        output_names: of the outputs, where the model names them; () for `output0` and so on.
         observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
     """
 
@@ -54,4 +55,5 @@ class VerifySpec:
     label: str
     warmup: int = 5
     runs: int = 30
+    output_names: tuple[str, ...] = ()
     observe: Observer | None = None

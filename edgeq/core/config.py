@@ -29,6 +29,7 @@ from edgeq.core.marks import (
     InputFile,
     Le,
     Lt,
+    MetricPath,
     MinLen,
     ModelFile,
     NotInKey,
@@ -99,10 +100,14 @@ class DataConfig:
     ] = None
     metric: Annotated[
         str | None,
-        Flag("--metric", "FUNCTION"),
+        Flag("--metric", "NAME|FUNCTION"),
         MORE_DATA,
-        DataPath(),
-        Doc("file.py:function that scores one sample from 0 to 1, higher is better.", default="top-1 accuracy"),
+        MetricPath(),
+        Doc(
+            "Metric of the evaluation data: mae, rmse, f1, auc, miou, accuracy@THRESHOLD for one output of a two-class "
+            "model, or file.py:function that scores one sample from 0 to 1, higher is better.",
+            default="top-1 accuracy; accuracy@0.5 of a probability and accuracy@0 of a logit where labels are 0 and 1",
+        ),
     ] = None
     preprocess: Annotated[
         str | None,
@@ -140,10 +145,13 @@ class DataConfig:
         Doc("Maximum number of search samples."),
     ] = 512
     lint: Annotated[
-        Literal["error", "warn"],
+        Literal["error", "warn", "strict"],
         Flag("--data-lint", "LEVEL"),
         MORE_DATA,
-        Doc("Treat data-lint findings as `error` or `warn`."),
+        Doc(
+            "Which data-lint findings end the run: `error`, those that are certain (NaN, labels or indices out of "
+            "range, samples in both sets), with a warning for the others; `strict`, all; `warn`, none."
+        ),
     ] = "error"
     skip_bad_images: Annotated[
         bool,

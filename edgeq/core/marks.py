@@ -242,6 +242,31 @@ class DataPath(PathMark):
         return path if path is not None and not Path(path).exists() else None
 
 
+# scores that need no function of the user's own
+BUILT_IN_METRICS = ("mae", "rmse", "f1", "auc", "miou")
+
+# those of them, and the default of two-class models with one output, that take a threshold: accuracy@0.5
+_THRESHOLDED = ("accuracy", "f1", "miou")
+
+
+class MetricPath(DataPath):
+    """A built-in metric, `file.py:function` or `pkg.mod:function`."""
+
+    def is_path(self, text: str, folder: Path) -> bool:
+        """Return whether `text` starts with a path, and is not a built-in metric's name."""
+        return not is_built_in_metric(text) and super().is_path(text, folder)
+
+    def missing(self, text: str) -> str | None:
+        """Return the file if it does not exist."""
+        return None if is_built_in_metric(text) else super().missing(text)
+
+
+def is_built_in_metric(text: str) -> bool:
+    """Whether a metric is one of `BUILT_IN_METRICS`, or `accuracy@0.5`, `f1@0` and so on."""
+    name, mark, _ = text.partition("@")
+    return name in _THRESHOLDED if mark else name in BUILT_IN_METRICS
+
+
 class PresetFile(PathMark):
     """A preset of preprocessing, or a .toml file; its reader checks it."""
 

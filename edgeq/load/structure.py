@@ -7,6 +7,7 @@ their names, stay. A module that takes and returns plain tensors stays as it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import keyword
@@ -262,7 +263,7 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
     """
     import torch
 
-    _without_caches(module)
+    _set_transformers(module)
     arrays = random_inputs(call.specs, 1, seed, None).read(0).inputs
     given = tuple(torch.from_numpy(array) for array in arrays)
     try:
@@ -295,11 +296,18 @@ def _is_plain(result: Any) -> bool:
     return isinstance(result, torch.Tensor)
 
 
-def _without_caches(module: Any) -> None:
-    """Tell transformers not to return the keys and values of past tokens, which are no input of this forward."""
+def _set_transformers(module: Any) -> None:
+    """Let models of transformers return no keys and values of past tokens, and read no mask into Python.
+
+    The former are not inputs of this forward; the fused attention skips a mask whose values are all True in this run,
+    and a trace would keep that.
+    """
     for part in module.modules():
         if getattr(getattr(part, "config", None), "use_cache", None) is True:
             part.config.use_cache = False
+        if callable(getattr(part, "set_attn_implementation", None)):
+            with contextlib.suppress(ValueError):  # an architecture that has one implementation only
+                part.set_attn_implementation("eager")
 
 
 def _fill(template: Any, given: Sequence[Any]) -> Any:

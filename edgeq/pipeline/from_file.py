@@ -93,7 +93,7 @@ def take(
     load_given(runtime, source, name=recipe.runtime, backend=recipe.backend, threads=recipe.threads, copy=path)
     lowered = _lowered(path, recipe, runtime.facts())
     kept = subset(job, prepared, recipe.scheme, lowered.macs) if emulated else None
-    spec = verify_spec(job, prepared, recipe, lowered, progress, source.name)
+    spec = verify_spec(prepared, recipe, lowered, progress, source.name)
     verified, golden = verify(dataclasses.replace(spec, observe=kept), runtime)
     return Artifact(
         lowered=lowered,
@@ -183,7 +183,7 @@ class FileMaker:
         made = self._quantized(source, recipe, folder, label, keep)
         lowered = self._lowered(source, made, recipe, folder, label)
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
-        spec = verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label)
+        spec = verify_spec(self._prepared, recipe, lowered, self._progress, label)
         graph = unfused(lowered.path, self._prepared)
         verified, golden = verify(dataclasses.replace(spec, graph=graph, fp32=fp32, observe=kept), self._runtime)
         return Artifact(

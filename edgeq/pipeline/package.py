@@ -54,6 +54,7 @@ from edgeq.quantize.spec import QatSpec, QuantizeSpec, ReuseSpec, inside, matche
 from edgeq.verify.emulate.emulate import Subset
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import PRELOADED, HostRuntime, calm_openmp, forked, torch_was_used, use_torch
+from edgeq.verify.metrics import SetMetric
 from edgeq.verify.verify import judge, judge_graph, run_artifact
 
 
@@ -262,7 +263,10 @@ def _prepared(run: Run, cells: Sequence[BuildUnit], maker: Maker, recorder: Reco
     prepared = prepare(run.job, run.progress, schemes=schemes, describe=maker.described)
     recorder.on = False
     check_owner(run.job, prepared.model.name)  # before the minutes that follow
-    return dataclasses.replace(prepared, metric=recorder.heard(prepared.metric), train=recorder.heard(prepared.train))
+    # a built-in score of a whole set runs no code of the user's
+    score = prepared.metric
+    metric = score if isinstance(score, SetMetric) else recorder.heard(score)
+    return dataclasses.replace(prepared, metric=metric, train=recorder.heard(prepared.train))
 
 
 def _bundled(
@@ -467,7 +471,7 @@ class Producer:
     ) -> tuple[VerifyReport, GoldenSet]:
         """Run the artifact beside its graph and fp32; where nothing here runs it, judge its graph."""
         spec = dataclasses.replace(
-            verify_spec(self._job, self._prepared, recipe, lowered, self._progress, label),
+            verify_spec(self._prepared, recipe, lowered, self._progress, label),
             graph=forward(quantized.graph, recipe.engine),
             fp32=None if recipe.scheme == "pretrained" else self._reference,  # there it is no float model
             output_steps=quantized.output_steps,

@@ -27,6 +27,7 @@ from edgeq.verify.emulate.support import wants_emulation
 
 if TYPE_CHECKING:
     from edgeq.verify.emulate.emulate import Observed
+    from edgeq.verify.metrics import Metric, SetMetric
 
 
 NO_SAMPLES = Dataset(origin="none", count=0, read=lambda i: _nothing(i))
@@ -48,6 +49,7 @@ class Inputs:
         logits: whether the outputs are scored as logits [N, classes].
         unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
             it; "" where it was to all.
+        metric_name: of the score, for reports and manifests.
         remarks: what people must know of the data, and fails nothing.
     """
 
@@ -56,7 +58,7 @@ class Inputs:
     calibration: Dataset
     samples: Dataset
     is_evaluation: bool
-    metric: Callable[[tuple[Any, ...], Any], float] | None
+    metric: Metric | SetMetric | None
     labels: tuple[str, ...]
     data: DataFacts
     training: Dataset = NO_SAMPLES
@@ -64,6 +66,7 @@ class Inputs:
     train: Callable[[Any, Any, Any], Any] | None = None
     logits: bool = False
     unapplied: str = ""
+    metric_name: str = "top1"
     remarks: tuple[str, ...] = ()
 
 
@@ -306,6 +309,13 @@ def _steps_json(steps: _Steps) -> list[dict[str, str]]:
     return [{"step": name, "what": text} for name, text in steps]
 
 
+_FINDINGS = {
+    "error": "certain findings are errors",
+    "strict": "findings are errors",
+    "warn": "findings are warnings",
+}
+
+
 def _shared(job: Job) -> _Steps:
     data = job.data
     load = [
@@ -323,7 +333,7 @@ def _shared(job: Job) -> _Steps:
         f"preprocess {data.preprocess}" if data.preprocess else "",
         f"labels {data.labels}" if data.labels else "",
         "bad images skipped" if data.skip_bad_images else "",
-        "findings are errors" if data.lint == "error" else "findings are warnings",
+        _FINDINGS[data.lint],
     ]
     cache = "used" if job.cache else "not used"
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]

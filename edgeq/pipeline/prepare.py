@@ -6,23 +6,28 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import check_slug
+from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
 from edgeq.core.results.report import DataFacts
-from edgeq.core.samples import Dataset, Sample, batch_size, remembered
+from edgeq.core.samples import Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
 from edgeq.load.inputs import random_inputs, takes_pixels
-from edgeq.load.onnx import output_specs
+from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
 from edgeq.pipeline.plan import NO_SAMPLES, ArtifactSpec, Inputs
 from edgeq.pipeline.preflight import check_calibration
 from edgeq.quantize.capture import run_once
+from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
+from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric
 from edgeq.verify.spec import VerifySpec
 
 if TYPE_CHECKING:
@@ -82,7 +87,7 @@ def subset(job: Job, prepared: Inputs, scheme: str, macs: int) -> Subset:
 
 
 def verify_spec(
-    job: Job, prepared: Inputs, recipe: ArtifactSpec, lowered: LoweredModel, progress: Progress, label: str
+    prepared: Inputs, recipe: ArtifactSpec, lowered: LoweredModel, progress: Progress, label: str
 ) -> VerifySpec:
     """Return the verify step's input for an artifact that is compared with nothing yet."""
     return VerifySpec(
@@ -94,7 +99,7 @@ def verify_spec(
         samples=prepared.samples,
         is_evaluation=prepared.is_evaluation,
         metric=prepared.metric,
-        metric_name=(job.data.metric or "").rpartition(":")[2] or "top1",
+        metric_name=prepared.metric_name,
         scheme=recipe.scheme,
         backend=recipe.backend,
         threads=recipe.threads,
@@ -113,6 +118,10 @@ def float_module(prepared: Inputs) -> Any:
 RANDOM_SAMPLES = 32
 
 _ARTIFACTS = ("pte", "ptl")
+
+_THRESHOLDED = ("f1", "miou")  # metrics that turn scores into answers
+
+_LOOKED_AT = 64  # samples that tell probabilities from logits
 
 
 def prepare(
@@ -138,6 +147,7 @@ def prepare(
     n_classes = _n_classes(job, outputs)
     with progress.task("read the data"):
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
+        metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     labels = _labels(job, evaluation, calibration)
     return Inputs(
@@ -146,7 +156,7 @@ def prepare(
         calibration=calibration,
         samples=evaluation or _random_samples(model, preprocess, job.seed),
         is_evaluation=evaluation is not None,
-        metric=_metric(job),
+        metric=metric,
         labels=labels,
         data=facts,
         training=opened.get("qat", NO_SAMPLES),
@@ -154,6 +164,7 @@ def prepare(
         train=train,
         logits=n_classes is not None,
         unapplied=_unapplied(preprocess, model, calibration, evaluation),
+        metric_name=metric_name,
         remarks=(*model.remarks, *_label_remarks(job, labels)),
     )
 
@@ -263,18 +274,45 @@ def _preprocess(job: Job) -> Preprocess | None:
     return None
 
 
-def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
-    if job.data.metric is None:
-        return None
-    import numpy as np
-
-    score = load_metric(job.data.metric)
+def _metric(
+    job: Job, model: LoadedModel, outputs: tuple[TensorSpec, ...], evaluation: Dataset | None
+) -> tuple[Metric | SetMetric | None, str]:
+    """Return the score of a sample with its name; None for top-1, or where nothing says how to score."""
+    name = job.data.metric
+    if name is None and evaluation is not None and evaluation.labelled and outputs and _is_one_value(outputs[0]):
+        labels = [np.asarray(sample.label) for sample in evaluation]
+        if all(label.size == 1 and label.dtype.kind in "biuf" and label.item() in (0, 1) for label in labels):
+            name = f"accuracy@{_threshold(model, evaluation)}"
+    if name is None:
+        return None, TOP1
+    if is_built_in_metric(name):
+        threshold = _threshold(model, evaluation) if name in _THRESHOLDED and evaluation is not None else 0
+        return built_in_metric(name, evaluation, threshold)
+    score = load_metric(name)
 
     def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
         """A metric that works in place must not change what other targets, and the golden samples, are made of."""
         return score(tuple(np.array(array) for array in outputs), label)
 
-    return on_copies
+    return on_copies, name.rpartition(":")[2]
+
+
+def _is_one_value(output: TensorSpec) -> bool:
+    """Whether an output has one float for each sample: [N, 1] or [N]."""
+    return output.dtype.startswith("float") and output.shape[1:] in ((), (1,)) and len(output.shape) > 0
+
+
+def _threshold(model: LoadedModel, evaluation: Dataset) -> float:
+    """Return the value above which the float model says 1: 0.5 of a probability, 0 of a logit.
+
+    A model whose outputs all lie from 0 to 1 gives probabilities: as logits they would all say the same.
+    """
+    if model.kind == "onnx":
+        return 0.5 if gives_probability(model.model) else 0
+    run = forward(model.model.module() if model.kind == "exported" else model.model)
+    seen = dataclasses.replace(evaluation, count=min(evaluation.count, _LOOKED_AT))
+    values = [run(batch)[0] for batch in batches(seen, model.inputs)]
+    return 0.5 if all(value.min() >= 0 and value.max() <= 1 for value in values) else 0
 
 
 def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
@@ -292,9 +330,12 @@ def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple
 
 
 def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
-    """Return how many classes the first output tells apart; None where it is not logits [N, classes]."""
+    """Return how many classes the first output tells apart; None where it is not logits [N, classes].
+
+    A single value in each row may be the score of one of two classes, or a quantity.
+    """
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
-    return shape[1] if len(shape) == 2 else None
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else None
 
 
 # --- The run's data by role: opened, split, linted, and counted for the manifest.
@@ -395,7 +436,7 @@ def _linted(
     opened: dict[str, Dataset],
     n_classes: int | None,
 ) -> tuple[dict[str, Dataset], DataFacts]:
-    """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
+    """Refuse data that are certainly wrong, or with `--data-lint warn` leave shared samples out of the evaluation."""
     from edgeq.load.lint import LintSpec, lint
 
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
@@ -412,8 +453,9 @@ def _linted(
             declared=bool(job.inputs),
         ),
     )
-    if findings and job.data.lint == "error":
-        told = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
+    stops = {"error": [one for one in findings if one.is_certain], "strict": findings, "warn": ()}[job.data.lint]
+    if stops:
+        told = "; ".join(f"{finding.name}: {finding.message}" for finding in stops)
         raise UsageError(f"the data lint found {told}", "fix the data, or continue with --data-lint warn")
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from edgeq.core.config import Progress
 from edgeq.core.results.model import LoweredModel, TensorSpec
 from edgeq.core.samples import Batch, Dataset, Outputs
-
-Metric = Callable[[Outputs, Any], float]
-
+from edgeq.verify.metrics import Metric, SetMetric
 
 Forward = Callable[[Batch], Outputs]
 
@@ -31,7 +28,7 @@ class VerifySpec:
         output_steps: quantization steps of the outputs, where known.
         samples: evaluation data, or random inputs.
         is_evaluation: which of the two.
-        metric: a score per sample, or None for top-1.
+        metric: a score per sample or of the whole set, or None for top-1.
         scheme: the quantization scheme.
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
@@ -46,7 +43,7 @@ class VerifySpec:
     output_steps: tuple[float | None, ...]
     samples: Dataset
     is_evaluation: bool
-    metric: Metric | None
+    metric: Metric | SetMetric | None
     metric_name: str
     scheme: str
     backend: str

@@ -433,6 +433,25 @@ def layer_macs(proto: Any) -> dict[str, int]:
     return {node.name: int(_macs(node, shapes)) for node in proto.graph.node if node.op_type in LAYER_OPS}
 
 
+def linear_share(path: Path, inputs: Sequence[TensorSpec]) -> float:
+    """Return the share of a file's multiply-accumulates in matrix products and recurrent layers; 0 where it has none.
+
+    Where onnx cannot infer the shapes, a file with convolutions counts as all convolutions.
+    """
+    import onnx
+
+    proto = fixed(onnx.load(str(path)), inputs)
+    kinds = {node.name: node.op_type for node in proto.graph.node}
+    try:
+        macs = layer_macs(proto)
+    except (KeyError, ValueError):
+        macs = {name: 1 for name, kind in kinds.items() if kind in LAYER_OPS}
+        if any("Conv" in kinds[name] for name in macs):
+            return 0.0
+    total = sum(macs.values())
+    return sum(count for name, count in macs.items() if "Conv" not in kinds[name]) / total if total else 0.0
+
+
 def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:
     """Return a copy with the inputs' sizes stated, and of all values that onnx can infer."""
     import onnx

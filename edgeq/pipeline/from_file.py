@@ -218,7 +218,16 @@ class FileMaker:
             progress=self._progress,
             label=label,
         )
-        return quantize_file(recipe.scheme, spec)
+        try:
+            return quantize_file(recipe.scheme, spec)
+        except UnsupportedError:
+            # torch's exporter states shapes between layers that ONNX Runtime's tools stumble over
+            plain = _without_shapes(source, folder / "plain")
+            if plain is None:
+                raise
+            shutil.rmtree(scratch)
+            scratch.mkdir()
+            return quantize_file(recipe.scheme, dataclasses.replace(spec, path=plain))
 
     def _lowered(
         self, source: Path, made: QuantizedFile | None, recipe: ArtifactSpec, folder: Path, label: str
@@ -233,6 +242,19 @@ class FileMaker:
             file_format=recipe.file_format,
         )
         return lower_file(source, made.proto if made else None, spec)
+
+
+def _without_shapes(source: Path, folder: Path) -> Path | None:
+    """Write a file again without the shapes that it states between its layers; None where it states none."""
+    import onnx
+
+    proto = onnx.load(str(source))
+    if not proto.graph.value_info:
+        return None
+    del proto.graph.value_info[:]
+    folder.mkdir()
+    onnx.save(proto, str(folder / source.name))
+    return folder / source.name
 
 
 def check_open_batch(source: Path) -> None:

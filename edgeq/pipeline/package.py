@@ -20,7 +20,7 @@ from typing import Any
 
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
@@ -47,7 +47,7 @@ from edgeq.pipeline.quantize_specs import _shipped, search_spec, shipped_qparams
 from edgeq.pipeline.reports import write_page
 from edgeq.pipeline.tracking import Recorder, recording
 from edgeq.quantize import find_method, quantize
-from edgeq.quantize.capture import capture, dynamic_capture
+from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
 from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, ReuseSpec, inside, matched_names
@@ -390,6 +390,24 @@ class Producer:
             return dynamic_capture(model) if self._job.dynamic_batch else capture(model)
 
     @functools.cached_property
+    def _as_layers(self) -> LoadedModel:
+        """The model with modules as its layers, which FX fuses: exported and scripted ones have operators only."""
+        import torch
+
+        from edgeq.quantize.fx_export import exported_graph
+
+        model = self._prepared.model
+        graph = model.model.graph if model.kind == "exported" or isinstance(model.model, torch.fx.GraphModule) else None
+        if graph is None or not any(isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes):
+            return model
+        try:
+            module = exported_graph(float_module(self._prepared), example_tensors(model.inputs))
+        except Exception as err:  # torch.export raises many types
+            what = f"the layers of the model cannot be found in its graph{user_line(err)}: {first_line(err)}"
+            raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch or ONNX target") from err
+        return dataclasses.replace(model, kind="module", model=module)
+
+    @functools.cached_property
     def _shipped(self) -> tuple[QParams, ...]:
         folder = self._job.reuse_qparams_from
         return () if folder is None else shipped_qparams(folder)
@@ -492,7 +510,7 @@ class Producer:
                 self._job, self._prepared, self._reference, lambda graph: forward(graph, recipe.engine)
             )
         spec = QuantizeSpec(
-            model=self._prepared.model,
+            model=self._as_layers if recipe.runtime == "torchscript" else self._prepared.model,
             captured=None if recipe.runtime == "torchscript" else self._captured,
             reduce_range=recipe.reduce_range,
             backend=recipe.backend,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
-from edgeq.core.samples import Batch, Dataset, Outputs
+from edgeq.core.samples import Batch, Dataset, Outputs, rows_of
 from edgeq.verify.channels import OutputChannels
 
 Metric = Callable[[Outputs, Any], float]
@@ -489,8 +489,7 @@ def percentile_ms(latencies: Sequence[float], share: float) -> float:
 
 def size_of(batch: Batch) -> int:
     """Return the length of the batch axis, padding included; 1 where the first input has no axes."""
-    shape = batch.inputs[0].shape
-    return int(shape[0]) if shape else 1
+    return rows_of([array.shape for array in batch.inputs]) or 1
 
 
 def is_whole(batch: Batch) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.core.errors import UnsupportedError, UsageError, nearest
+from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
 from edgeq.core.results.model import TensorSpec
 from edgeq.load.inputs import random_inputs, tensor_spec
 
@@ -364,3 +364,30 @@ def as_graph(program: Any, names: Sequence[str]) -> Any:
     graph.output_node().args = (torch.utils._pytree.tree_unflatten(list(outputs), module._out_spec),)
     graph.set_codegen(torch.fx.graph.CodeGen())
     return torch.fx.GraphModule(module, graph)
+
+
+def sized_by_data(module: Any, specs: Sequence[TensorSpec]) -> str:
+    """Return " at file.py:12 in Head.forward" of the first operator whose result has as many values as the data decide.
+
+    Such are boxes above a score, and what non-maximum suppression leaves. The line is the user's own, or else that of
+    the library that the model comes from. Returns "" where there is no such operator.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found: list[str] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.index.Tensor:  # its tag speaks of masks, and it is given whole numbers too
+                is_sized = any(index is not None and index.dtype == torch.bool for index in args[1])
+            else:
+                is_sized = torch.Tag.dynamic_output_shape in func.tags or func._opname == "nms"
+            if is_sized:
+                found.append(calling_line(torch.__path__[0]))
+            return func(*args, **(kwargs or {}))
+
+    arrays = random_inputs(specs, 1, 0, None).read(0).inputs
+    with torch.no_grad(), contextlib.suppress(Exception), Watch():
+        module(*(torch.from_numpy(array) for array in arrays))
+    return found[0] if found else ""

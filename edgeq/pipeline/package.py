@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
+from edgeq.load.structure import sized_by_data
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline import cache, from_file
@@ -368,6 +370,9 @@ class Maker:
 # --- Quantize, lower and verify once for all targets that need the very same artifact.
 
 
+# in torch's and ExecuTorch's words, for sizes that depend on values
+_OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
+
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
 
@@ -427,9 +432,14 @@ class Producer:
         # the scheme's operators are the runtime's own, which no PyTorch graph has
         if find_method(recipe.runtime, recipe.scheme).function is None:
             return self._from_float_file(recipe, label, runtime, emulated=emulated)
-        quantized = self._quantized(recipe, label)
-        release_memory()
-        lowered = self._lowered(quantized, recipe, label, self._folder / recipe.folder)
+        try:
+            quantized = self._quantized(recipe, label)
+            release_memory()
+            lowered = self._lowered(quantized, recipe, label, self._folder / recipe.folder)
+        except (OSError, MemoryError):
+            raise
+        except Exception as err:  # the libraries raise many types for what a model holds
+            raise self._explained(err, recipe) from err
         release_memory()
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         verified, golden = self._verified(quantized, lowered, recipe, label, runtime, kept)
@@ -461,6 +471,27 @@ class Producer:
         maker = FileMaker(self._job, self._prepared, self._folder, self._progress, runtime)
         keep = _kept_layers(self._job, float_module(self._prepared), lowered)
         return maker.make(lowered.path, self._reference, recipe, label, emulated=emulated, keep=keep)
+
+    def _explained(self, err: Exception, recipe: ArtifactSpec) -> EdgeqError:
+        """Return the error to show for one of a step's: what libraries say of sizes that the data decide names no line.
+
+        An error that no step foresaw ends this target and scheme alone, as a refusal.
+        """
+        if not isinstance(err, EdgeqError):
+            what = f"{recipe.scheme} fails on this model{user_line(err)}: {type(err).__name__}: {first_line(err)}"
+            fix = "try another --scheme or target; `edgeq --debug` shows the traceback to report"
+            return UnsupportedError(what, fix)
+        if not isinstance(err, UnsupportedError) or not _OF_DATA.search(err.what):
+            return err
+        place = sized_by_data(float_module(self._prepared), self._prepared.model.inputs)
+        if place:
+            what = f"no fixed sizes: the data decide how many values there are{place}"
+            fix = "leave out the post-processing: return the tensors that go into it, and do the rest in the app"
+            return UnsupportedError(f"the model has {what}", fix)
+        if "Could not guard" not in err.what:
+            return err
+        what = f"torch.export cannot capture the model: forward decides by values of its inputs{user_line(err)}"
+        return UnsupportedError(what, err.fix)
 
     def _lowered(self, quantized: QuantizedModel, recipe: ArtifactSpec, label: str, folder: Path) -> LoweredModel:
 

@@ -7,11 +7,12 @@ import dataclasses
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.load.inputs import parse_input
-from edgeq.load.structure import adapted, call_with_examples, call_with_specs
+from edgeq.load.structure import adapted, call_with_examples, call_with_specs, sized_by_data
 
 X, H, C = torch.rand(2, 3), torch.rand(1, 4), torch.rand(1, 5)
 
@@ -207,3 +208,39 @@ def test_wrong_names_of_inputs(texts, told):
 def test_examples_that_forward_does_not_take_are_refused():
     with pytest.raises(UsageError, match="does not take the example inputs"):
         call_with_examples(made(lambda x, *_: x, positional), (X, X, X, X), "net.py:model")
+
+
+class Sized(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return self.how(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "is_found"),
+    [
+        (lambda x: x[x > 0.5], True),
+        (lambda x: x.nonzero(), True),
+        (lambda x: torchvision.ops.nms(x.reshape(-1, 1).expand(-1, 4), x.flatten(), 0.5), True),
+        (lambda x: torch.where(x > 0.5, x, 0), False),
+        (lambda x: x[:, [0, 1]], False),
+        (lambda x: x if x.sum() > 0 else -x, False),
+    ],
+)
+def test_what_has_as_many_values_as_the_data_decide_is_named_with_its_line(how, is_found):
+    place = sized_by_data(Sized(how), [parse_input("2x3", 0)])
+    assert (f" at {__file__}:" in place) == is_found
+    assert bool(place) == is_found
+
+
+def test_a_library_is_named_where_no_line_is_the_users_own():
+    place = sized_by_data(torchvision.ops.StochasticDepth(0.5, "row"), [parse_input("2x4", 0)])
+    assert place == ""
+    torch.manual_seed(0)
+    detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    place = sized_by_data(detector.eval(), [parse_input("1x3x64x64", 0)])
+    assert "torchvision/models/detection/ssd.py:" in place
+    assert place.endswith(" in SSD.postprocess_detections")

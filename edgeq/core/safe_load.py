@@ -337,6 +337,9 @@ _HARMLESS = frozenset(
 )
 
 
+_UNKNOWN_GLOBAL = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+
+
 class Inert:
     """Stands for an object of a class that is not loaded. It holds what the pickle says of it, and can do nothing.
 
@@ -387,18 +390,22 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> Any:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, pickle.UnpicklingError):
-        names = []  # of the format before torch 1.6, whose pickles hold state dicts as a rule
-    stand_ins = [(_stand_in(name), name) for name in names]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (_RefusedError, pickle.UnpicklingError) as err:
-        if any(name.startswith("torch.nn.modules.") for name in names):
-            own = [name for name in names if not name.startswith("torch.")]
-            raise whole_module(path, (), own[0] if own else "torch.nn.Module") from err
-        if isinstance(err, _RefusedError):
-            raise Untrusted(path, str(err)) from err
-        raise
+        names = []  # of the format before torch 1.6, which names them one by one as it is read
+    while True:
+        try:
+            with torch.serialization.safe_globals([(_stand_in(name), name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except (_RefusedError, pickle.UnpicklingError) as err:
+            unknown = _UNKNOWN_GLOBAL.search(str(err))
+            if unknown is not None and unknown[1] not in names:
+                names = [*names, unknown[1]]
+                continue
+            if any(name.startswith("torch.nn.modules.") for name in names):
+                own = [name for name in names if not name.startswith("torch.")]
+                raise whole_module(path, (), own[0] if own else "torch.nn.Module") from err
+            if isinstance(err, _RefusedError):
+                raise Untrusted(path, str(err)) from err
+            raise
 
 
 def whole_module(path: Path, keys: Sequence[str], kind: str) -> UsageError:

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import keyword
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -299,15 +300,20 @@ def _is_plain(result: Any) -> bool:
 def _set_transformers(module: Any) -> None:
     """Let models of transformers return no keys and values of past tokens, and read no mask into Python.
 
-    The former are not inputs of this forward; the fused attention skips a mask whose values are all True in this run,
-    and a trace would keep that.
+    The former are not inputs of this forward. transformers 5 looks whether a mask is all True, to leave it out for
+    speed, wherever it does not notice that it is captured: a graph would keep what one mask held.
     """
     for part in module.modules():
         if getattr(getattr(part, "config", None), "use_cache", None) is True:
             part.config.use_cache = False
-        if callable(getattr(part, "set_attn_implementation", None)):
-            with contextlib.suppress(ValueError):  # an architecture that has one implementation only
-                part.set_attn_implementation("eager")
+    masks = sys.modules.get("transformers.masking_utils")
+    for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):
+        if hasattr(masks, name):
+            setattr(masks, name, _never)
+
+
+def _never(*_args: Any, **_options: Any) -> bool:
+    return False
 
 
 def _fill(template: Any, given: Sequence[Any]) -> Any:

@@ -84,6 +84,15 @@ def test_reads_what_training_scripts_save(tmp_path, trained, wrap):
     assert is_like(loaded(tmp_path / "net.pt"), trained)
 
 
+def test_the_format_before_torch_1_6_may_hold_metadata_too(tmp_path, trained):
+    content = {"state_dict": trained, "args": argparse.Namespace(lr=0.1), "out": pathlib.Path("a"), "config": Config()}
+    torch.save(content, tmp_path / "net.pt", _use_new_zipfile_serialization=False)
+    assert is_like(loaded(tmp_path / "net.pt"), trained)
+    torch.save({"model": net()}, tmp_path / "whole.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(UsageError, match="holds a whole pickled module"):
+        loaded(tmp_path / "whole.pt")
+
+
 def test_the_averaged_weights_are_taken_where_they_are_named(tmp_path, trained):
     torch.save({"model": trained, "model_ema": averaged(trained)}, tmp_path / "net.pt")
     module = net()

@@ -87,7 +87,7 @@ def load_weights(module: Any, text: str, *, trusted: bool = False, ignore_extra:
         module: a torch.nn.Module, changed in place, or not at all where an error is raised.
         text: `FILE`, or `FILE#KEY` for the dict or prefix KEY of it.
         trusted: whether pickled objects in the file may run (`--trust-source`).
-        ignore_extra: whether keys that the module has not are left out.
+        ignore_extra: whether keys that the module does not have are left out.
 
     Raises:
         UsageError: the file is missing, broken or more than weights, no reading of it fits, or several do.
@@ -116,7 +116,7 @@ def load_weights(module: Any, text: str, *, trusted: bool = False, ignore_extra:
         what = f"{path} does not fit the model: {len(extra)} unknown keys ({_some(extra)})"
         raise UsageError(what, f"give the model that it was saved from, or leave them out with {IGNORE_OPTION}")
     if extra:
-        remarks += (f"{len(extra)} keys of {path} that the model has not were left out: {_some(extra)}",)
+        remarks += (f"{len(extra)} keys of {path} that the model does not have were left out: {_some(extra)}",)
     own.update(chosen.values)  # and not a new dict: quantized layers read their version from what this one carries
     module.load_state_dict(chosen.values if chosen.is_older else own)
     return remarks

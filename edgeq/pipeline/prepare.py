@@ -19,6 +19,7 @@ from edgeq.core.samples import Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
 from edgeq.load.inputs import random_inputs, takes_pixels
+from edgeq.load.model import estimate_batch_norm, load_model
 from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
@@ -204,8 +205,6 @@ def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
 ) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
     """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
-    from edgeq.load.model import load_model
-
     with progress.task(f"load {job.source}"):
         model = load_model(
             job.source,
@@ -242,8 +241,6 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
     """Return a model with random weights with batch-norm statistics of its own: its outputs are near zero else."""
     if model.weights != "random" or not calibration.count:
         return model
-    from edgeq.load.model import estimate_batch_norm
-
     with progress.task("estimate batch-norm statistics"):
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
 

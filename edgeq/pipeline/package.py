@@ -439,7 +439,10 @@ class Producer:
         except (OSError, MemoryError):
             raise
         except Exception as err:  # the libraries raise many types for what a model holds
-            raise self._explained(err, recipe) from err
+            explained = self._explained(err, recipe)
+            if explained is err:
+                raise
+            raise explained from err
         release_memory()
         kept = subset(self._job, self._prepared, recipe.scheme, lowered.macs) if emulated else None
         verified, golden = self._verified(quantized, lowered, recipe, label, runtime, kept)

@@ -114,9 +114,9 @@ _CONTAINERS = frozenset(
 class Untrusted(UsageError):
     """A file could run code, or open files by name, and the user did not say that it may (exit code 2)."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, instead: str = "") -> None:
         what = f"{path} is not safe to load: {why}"
-        super().__init__(what, f"load it only if you trust whoever wrote it: {TRUST_OPTION}")
+        super().__init__(what, f"{instead}load it only if you trust whoever wrote it: {TRUST_OPTION}")
 
 
 class _RefusedError(Exception):
@@ -404,7 +404,8 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> Any:
                 own = [name for name in names if not name.startswith("torch.")]
                 raise whole_module(path, (), own[0] if own else "torch.nn.Module") from err
             if isinstance(err, _RefusedError):
-                raise Untrusted(path, str(err)) from err
+                instead = "save model.state_dict() with torch.save, or use .safetensors; "
+                raise Untrusted(path, str(err), instead) from err
             raise
 
 

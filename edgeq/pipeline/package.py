@@ -373,6 +373,8 @@ class Maker:
 # in torch's and ExecuTorch's words, for sizes that depend on values
 _OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
 
+_GUARD = re.compile("Could not guard on data-dependent expression.*", re.DOTALL)
+
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
 
@@ -491,10 +493,8 @@ class Producer:
             what = f"no fixed sizes: the data decide how many values there are{place}"
             fix = "leave out the post-processing: return the tensors that go into it, and do the rest in the app"
             return UnsupportedError(f"the model has {what}", fix)
-        if "Could not guard" not in err.what:
-            return err
-        what = f"torch.export cannot capture the model: forward decides by values of its inputs{user_line(err)}"
-        return UnsupportedError(what, err.fix)
+        plain = _GUARD.sub("forward decides by values of its inputs", err.what)
+        return err if plain == err.what else UnsupportedError(plain, err.fix)
 
     def _lowered(self, quantized: QuantizedModel, recipe: ArtifactSpec, label: str, folder: Path) -> LoweredModel:
 

@@ -86,8 +86,9 @@ def package(
             "file.py:function", a .pt2, .onnx, .pte or .ptl file, or "digits". Runs with live objects (a module, a
             program, data or functions given as Python objects) are not cached.
         targets: names, .toml files or `Target` objects; see `edgeq.targets()`.
-        example_inputs: of a live module: a tensor, or a tuple of tensors in the order of `forward`, each with the
-            batch axis, such as float32 [1, 3, 224, 224]. A module with a method `example_inputs()` needs none.
+        example_inputs: of a live module: a tensor, a tuple of the arguments of `forward` in order, or a dict of them by
+            name, each tensor with the batch axis, such as float32 [1, 3, 224, 224]. A module with a method
+            `example_inputs()` needs none.
         calibration: samples for int8 ranges: a DataLoader or another iterable, a map-style Dataset, an array [N, …],
             a tuple of inputs [N, …] and labels [N], a dict of such arrays by input name (labels as "y"), a function
             that returns one of these, or what --calibration-data takes. The items of an iterable are (inputs, label)
@@ -509,8 +510,7 @@ def _model_values(live: LiveObjects, model: Any, example_inputs: Any, folder: Pa
         return {"model": os.fspath(model)}
     torch = sys.modules.get("torch")  # whoever has a module has torch
     if torch is not None and isinstance(model, torch.nn.Module):
-        examples = example_inputs if isinstance(example_inputs, tuple | list | None) else (example_inputs,)
-        return {"model": live.add_model(model, examples)}
+        return {"model": live.add_model(model, example_inputs)}
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
         if example_inputs is not None:
             raise UsageError(

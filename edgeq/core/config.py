@@ -29,6 +29,7 @@ from edgeq.core.marks import (
     InputFile,
     Le,
     Lt,
+    MetricPath,
     MinLen,
     ModelFile,
     NotInKey,
@@ -99,10 +100,14 @@ class DataConfig:
     ] = None
     metric: Annotated[
         str | None,
-        Flag("--metric", "FUNCTION"),
+        Flag("--metric", "NAME|FUNCTION"),
         MORE_DATA,
-        DataPath(),
-        Doc("file.py:function that scores one sample from 0 to 1, higher is better.", default="top-1 accuracy"),
+        MetricPath(),
+        Doc(
+            "Metric of the evaluation data: mae, rmse, f1, auc, miou, accuracy@THRESHOLD for one output of a two-class "
+            "model, or file.py:function that scores one sample from 0 to 1, higher is better.",
+            default="top-1 accuracy; accuracy@0.5 of a probability and accuracy@0 of a logit where labels are 0 and 1",
+        ),
     ] = None
     preprocess: Annotated[
         str | None,
@@ -140,10 +145,13 @@ class DataConfig:
         Doc("Maximum number of search samples."),
     ] = 512
     lint: Annotated[
-        Literal["error", "warn"],
+        Literal["error", "warn", "strict"],
         Flag("--data-lint", "LEVEL"),
         MORE_DATA,
-        Doc("Treat data-lint findings as `error` or `warn`."),
+        Doc(
+            "Which data-lint findings end the run: `error`, those that are certain (NaN, labels or indices out of "
+            "range, samples in both sets), with a warning for the others; `strict`, all; `warn`, none."
+        ),
     ] = "error"
     skip_bad_images: Annotated[
         bool,
@@ -314,11 +322,20 @@ class RunConfig:
     ] = "1"
     weights: Annotated[
         str | None,
-        Flag("--weights", "FILE|NAME"),
+        Flag("--weights", "FILE[#KEY]|NAME"),
         MODEL,
         WeightsFile(),
-        Doc("Trained weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name."),
+        Doc(
+            "Trained weights: a checkpoint (.safetensors, .pt, .pth, .ckpt, .bin, or the .index.json of its shards) or "
+            "a torchvision weights name. FILE#KEY names one of several sets of weights in it, such as #ema."
+        ),
     ] = None
+    ignore_extra_weights: Annotated[
+        bool,
+        Flag("--ignore-extra-weights/--no-ignore-extra-weights"),
+        MORE_MODEL,
+        Doc("Leave out weights of --weights that the model does not have, and list them."),
+    ] = False
     inputs: Annotated[
         tuple[str, ...],
         Flag("--input", "SPEC"),
@@ -344,7 +361,7 @@ class RunConfig:
         bool,
         Flag("--trust-source/--no-trust-source"),
         MORE_MODEL,
-        Doc("Let code in the model's own file run: pickled objects, machine code."),
+        Doc("Let code in the files of the model and of its weights run: pickled objects, machine code."),
     ] = False
     seed: Annotated[int, Ge(0), Lt(2**63), Flag("--seed", "N"), MORE_MODEL, Doc("Seed of all random numbers.")] = 0
     keep_fp32: Annotated[
@@ -408,8 +425,8 @@ class PackageConfig(RunConfig):
         MODEL,
         ModelFile(),
         Doc(
-            "torchvision:NAME, pkg.mod:factory, file.py:factory, a model file (.pt2, .onnx, .pte, .ptl), or digits, "
-            "the built-in model."
+            "torchvision:NAME, timm:NAME, hf:FOLDER (transformers), pkg.mod:factory, file.py:factory, a model file "
+            "(.pt2, .onnx, .pte, .ptl, or .pt of torch.jit.save), or digits, the built-in model."
         ),
     ]
     targets: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import sys
 import traceback
@@ -114,10 +115,29 @@ def user_line(err: BaseException) -> str:
     return _words(*users[-1]) if users else ""
 
 
-def calling_line() -> str:
-    """Return the same for the code that is running now."""
-    user = next(((frame, line) for frame, line in traceback.walk_stack(sys._getframe(1)) if _is_users(frame)), None)
-    return _words(*user) if user else ""
+def calling_line(library: str = "") -> str:
+    """Return the same of the code that is running now.
+
+    Args:
+        library: a folder. Where no code is the user's own, that of another installed package is named, if one is given.
+    """
+    # what called edgeq is no part of what it runs
+    inner = itertools.dropwhile(lambda one: _is_edgeq(one[0]), traceback.walk_stack(sys._getframe(1)))
+    frames = list(itertools.takewhile(lambda one: not _is_edgeq(one[0]), inner))
+    users = [one for one in frames if _is_users(one[0])]
+    if library and not users:
+        users = [one for one in frames if _is_of_package(one[0].f_code.co_filename, library)]
+    return _words(*users[0]) if users else ""
+
+
+def _is_edgeq(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename).resolve()
+    return path.is_relative_to(_OWN) and not path.is_relative_to(_DEMO)
+
+
+def _is_of_package(filename: str, library: str) -> bool:
+    """Whether a file is of an installed package, and not in `library`."""
+    return not filename.startswith(f"{library}/") and any(part in filename for part in _LIBRARIES[:2])
 
 
 def traced_line(stack: str | None) -> str:

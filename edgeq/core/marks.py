@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 STATE_DICT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 
-_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl"})
+# of a file that lists the shards of a checkpoint: model.safetensors.index.json
+INDEX_SUFFIX = ".index.json"
+
+_MODEL_SUFFIXES = frozenset({".py", ".pt2", ".onnx", ".pte", ".ptl", ".pt", ".torchscript", ".jit"})
 
 _Mark = TypeVar("_Mark")
 
@@ -136,6 +140,10 @@ class PathMark:
         """
         return None
 
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the files and folders whose content decides what `text` stands for."""
+        return (text,)
+
 
 class InputFile(PathMark):
     """A file that must exist."""
@@ -174,17 +182,50 @@ class ModelFile(PathMark):
         """Recognize a file by its suffix."""
         return Path(text.partition(":")[0]).suffix in _MODEL_SUFFIXES
 
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the file, or the folder of `hf:FOLDER`."""
+        return (text.removeprefix("hf:"),)
+
 
 class WeightsFile(PathMark):
-    """A state dict, or one of torchvision's names of weights."""
+    """A checkpoint, `FILE` or `FILE#KEY`, or one of torchvision's names of weights."""
 
     def is_path(self, text: str, folder: Path) -> bool:
         """Recognize a file by a slash, by its suffix, or because it exists."""
-        return "/" in text or Path(text).suffix in STATE_DICT_SUFFIXES or (folder / text).is_file()
+        name = text.partition("#")[0]
+        named = Path(name).suffix in STATE_DICT_SUFFIXES or name.endswith(INDEX_SUFFIX)
+        return "/" in text or named or (folder / name).is_file() or (folder / text).is_file()
 
     def missing(self, text: str) -> str | None:
         """Return the file if it does not exist."""
-        return text if self.is_path(text, Path()) and not Path(text).exists() else None
+        path = weights_file(text)[0]
+        return str(path) if self.is_path(text, Path()) and not path.exists() else None
+
+    def contents(self, text: str) -> tuple[str, ...]:
+        """Return the file without its key, and the shards that an index lists."""
+        path = weights_file(text)[0]
+        return (str(path), *map(str, shards_of(path)))
+
+
+def weights_file(text: str) -> tuple[Path, str | None]:
+    """Return the file and the key of `FILE#KEY`; a file whose own name has a `#` is taken whole."""
+    name, mark, key = text.rpartition("#")
+    return (Path(text), None) if not mark or Path(text).is_file() else (Path(name), key)
+
+
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """Return the files that an index of weights lists, each once, in the index's own folder.
+
+    There are none where the file is not an index, or cannot be read: its reader has the better message.
+    """
+    if not path.name.endswith(INDEX_SUFFIX):
+        return ()
+    try:
+        names = dict.fromkeys(map(str, json.loads(path.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    # a path in it could lead anywhere
+    return tuple(path.with_name(Path(name).name or "nameless") for name in names)
 
 
 class DataPath(PathMark):
@@ -199,6 +240,31 @@ class DataPath(PathMark):
         """Return the file or folder if it does not exist."""
         path = file_part(text)
         return path if path is not None and not Path(path).exists() else None
+
+
+# scores that need no function of the user's own
+BUILT_IN_METRICS = ("mae", "rmse", "f1", "auc", "miou")
+
+# those of them, and the default of two-class models with one output, that take a threshold: accuracy@0.5
+_THRESHOLDED = ("accuracy", "f1", "miou")
+
+
+class MetricPath(DataPath):
+    """A built-in metric, `file.py:function` or `pkg.mod:function`."""
+
+    def is_path(self, text: str, folder: Path) -> bool:
+        """Return whether `text` starts with a path, and is not a built-in metric's name."""
+        return not is_built_in_metric(text) and super().is_path(text, folder)
+
+    def missing(self, text: str) -> str | None:
+        """Return the file if it does not exist."""
+        return None if is_built_in_metric(text) else super().missing(text)
+
+
+def is_built_in_metric(text: str) -> bool:
+    """Whether a metric is one of `BUILT_IN_METRICS`, or `accuracy@0.5`, `f1@0` and so on."""
+    name, mark, _ = text.partition("@")
+    return name in _THRESHOLDED if mark else name in BUILT_IN_METRICS
 
 
 class PresetFile(PathMark):

@@ -27,7 +27,8 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,9 +116,9 @@ _CONTAINERS = frozenset(
 class Untrusted(UsageError):
     """A file could run code or open files by name, and the user did not allow that (exit code 2)."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, instead: str = "") -> None:
         what = f"{path} is not safe to load: {why}"
-        super().__init__(what, f"if you trust its author, give {TRUST_OPTION}")
+        super().__init__(what, f"{instead}if you trust its author, give {TRUST_OPTION}")
 
 
 class _RefusedError(Exception):
@@ -317,6 +318,130 @@ def _is_plain(value: Any) -> bool:
     if isinstance(context, str) and "__enum__" in context:  # JSON within JSON
         return False
     return all(map(_is_plain, value.values()))
+
+
+# --- Checkpoints: tensors and plain containers are read, objects of classes are not made.
+
+
+# functions that pickles of harmless objects call; what comes of them is only ever looked at
+_HARMLESS = frozenset(
+    {
+        *("argparse.Namespace", "types.SimpleNamespace", "_codecs.encode", "copyreg._reconstructor"),
+        *("copy_reg._reconstructor", "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta"),
+        *("datetime.timezone", "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "collections.deque"),
+        *("numpy.dtype", "numpy.ndarray", "omegaconf.base.ContainerMetadata", "typing.Any"),
+        *(f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
+        *(f"pathlib.{pure}{kind}" for pure in ("", "Pure") for kind in ("Path", "PosixPath", "WindowsPath")),
+        *(f"pathlib._local.{pure}{kind}" for pure in ("", "Pure") for kind in ("Path", "PosixPath", "WindowsPath")),
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "slice")),
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("complex", "bytearray", "object")),
+    }
+)
+
+
+_UNKNOWN_GLOBAL = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+
+
+class Inert:
+    """Stands for an object of a class that is not loaded. It holds what the pickle says of it, and can do nothing.
+
+    Attributes:
+        origin: the class, or the function that would have been called.
+        state: of the object; missing where the pickle has none.
+    """
+
+    origin = ""
+    state: Any
+
+    def __init__(self, *_args: Any) -> None:
+        # torch's reader makes an instance without this call, and calls what a pickle asks it to call
+        if self.origin not in _HARMLESS:
+            raise _RefusedError(f"it would call {self.origin}")
+
+    def __new__(cls, *_args: Any) -> Inert:
+        """Take any arguments."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def load_checkpoint(path: Path, *, trusted: bool = False) -> Any:
+    """Return what torch.save wrote, on the CPU: containers and tensors, and an `Inert` for each other object.
+
+    Args:
+        path: a file of torch.save's, or a TorchScript archive, whose state dict is returned.
+        trusted: whether code in it may run; objects are then those of their classes, a module its state dict.
+
+    Raises:
+        Untrusted: it calls a function that is not known to be harmless, or is an archive that opens files by name.
+        UsageError: it holds a whole module, whose class would have to be imported.
+        Exception: torch's own, of many types, for a damaged file.
+    """
+    import torch
+
+    if is_torchscript(path):
+        if not trusted:
+            check_torchscript(path)
+        return torch.jit.load(path, map_location="cpu").state_dict()
+    if trusted:
+        found = torch.load(path, map_location="cpu", weights_only=False)
+        parts = found if isinstance(found, dict) else {"": found}
+        states = {key: part.state_dict() if isinstance(part, torch.nn.Module) else part for key, part in parts.items()}
+        return states if isinstance(found, dict) else states[""]
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, pickle.UnpicklingError):
+        names = []  # of the format before torch 1.6, which names them one by one as it is read
+    while True:
+        try:
+            with torch.serialization.safe_globals([(_stand_in(name), name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except (_RefusedError, pickle.UnpicklingError) as err:
+            unknown = _UNKNOWN_GLOBAL.search(str(err))
+            if unknown is not None and unknown[1] not in names:
+                names = [*names, unknown[1]]
+                continue
+            if any(name.startswith("torch.nn.modules.") for name in names):
+                own = [name for name in names if not name.startswith("torch.")]
+                raise whole_module(path, (), own[0] if own else "torch.nn.Module") from err
+            if isinstance(err, _RefusedError):
+                instead = "save model.state_dict() with torch.save, or use .safetensors; "
+                raise Untrusted(path, str(err), instead) from err
+            raise
+
+
+def whole_module(path: Path, keys: Sequence[str], kind: str) -> UsageError:
+    """Return the error for a file that holds a module instead of its weights, with the lines that turn it into them.
+
+    Args:
+        path: the file.
+        keys: of the dicts that lead to the module.
+        kind: the module's class.
+    """
+    target = path.with_name(f"{path.stem}_weights.pt").name
+    place = "".join(f"[{key!r}]" for key in keys)
+    what = f"{path} is not a plain state dict: it holds a whole pickled module ({kind}), and loading that runs its code"
+    lines = (
+        f"module = torch.load({path.name!r}, weights_only=False){place}",
+        f"torch.save(module.state_dict(), {target!r})",
+    )
+    return UsageError(what, f"where {kind} can be imported, run `{lines[0]}` and `{lines[1]}`; give --weights {target}")
+
+
+def _stand_in(name: str) -> Any:
+    if name in ("collections.defaultdict", "builtins.dict"):
+        return lambda *_args: {}  # torch's reader fills dicts only
+    return type("Inert", (Inert,), {"origin": name})
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is what torch.jit.save wrote; it is not loaded."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def check_torchscript(path: Path) -> None:

@@ -120,7 +120,19 @@ def batch_size(dataset: Dataset, specs: Sequence[TensorSpec]) -> int:
     first = dataset.read(0)
     if all(array.shape == spec.shape for array, spec in zip(first.inputs, specs, strict=False)):
         return 0
-    return specs[0].shape[0] if specs[0].shape else 0
+    return rows_of([spec.shape for spec in specs]) or 0
+
+
+def rows_of(shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """Return the length of the batch axis of inputs; None where the first one has no axes.
+
+    It is the first axis, or the second one of some of them: recurrent states are [layers, batch, features]. Where no
+    length suits all inputs, it is that of the first one.
+    """
+    axes = [shape[:2] for shape in shapes if shape]
+    if not shapes or not shapes[0]:
+        return None
+    return next((first[0] for first in axes if all(first[0] in one for one in axes)), shapes[0][0])
 
 
 def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:

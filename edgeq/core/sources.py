@@ -18,7 +18,16 @@ GENERIC_FACTORIES = (
     *("create_net", "make_net", "network", "build", "make", "create", "factory"),
 )
 
-SOURCE_SUFFIXES = (".pt2", ".onnx", ".pte", ".ptl")
+# archives of torch.jit.save; a .pt file may also be weights, which its content tells
+TORCHSCRIPT_SUFFIXES = (".pt", ".torchscript", ".jit")
+
+SOURCE_SUFFIXES = (".pt2", ".onnx", ".pte", ".ptl", *TORCHSCRIPT_SUFFIXES)
+
+# a folder of Hugging Face's transformers: config.json beside .safetensors
+HUGGING_FACE = "hf:"
+
+# an architecture of timm
+TIMM = "timm:"
 
 # what a file is by its name, and what writes one
 _FORMATS = {
@@ -59,6 +68,8 @@ def origin(source: str) -> str:
 
     The folders above are left out, so that the result does not depend on a checkout's path.
     """
+    if source.startswith(HUGGING_FACE):
+        return HUGGING_FACE + "/".join(Path(source.removeprefix(HUGGING_FACE)).absolute().parts[-2:])
     place, colon, function = source.rpartition(":")
     is_file = place.endswith(".py") or "/" in place
     path = Path(place if is_file else source)

@@ -184,7 +184,11 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 # by runtime: the extra, and the modules that it brings
-EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {"onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime"))}
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "hf": ("hf", ("transformers",)),
+    "timm": ("timm", ("timm",)),
+}
 
 
 def check_extras(runtimes: Iterable[str]) -> None:
@@ -211,6 +215,5 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 
 def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
     """Return the error for an extra that is not installed."""
-    return EnvironmentProblem(
-        (f"the {runtime} runtime needs {modules}, which is not installed"), f"pip install 'edgeq[{extra}]'"
-    )
+    noun = f"a {runtime}: model" if runtime in ("hf", "timm") else f"the {runtime} runtime"
+    return EnvironmentProblem(f"{noun} needs {modules}, which is not installed", f"pip install 'edgeq[{extra}]'")

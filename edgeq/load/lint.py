@@ -1,4 +1,8 @@
-"""The data lint: problems of calibration and evaluation data, each a named finding."""
+"""The data lint: what is wrong with calibration and evaluation data, each a named finding.
+
+Some findings are certain (NaN, labels that the model does not have, samples in both sets). The others may be what the
+data are like: audio features and synthetic images look like noise, and a small set may be all there is.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +35,14 @@ Range = tuple[float, float]
 
 @dataclass(slots=True, kw_only=True)
 class _Outside:
-    """What left the range of one input."""
+    """What left the range of one input.
+
+    Attributes:
+        is_whole: whether these are whole numbers, of which one beyond its range ends many models.
+    """
 
     span: Range
+    is_whole: bool
     samples: list[str] = field(default_factory=list)
     low: float = float("inf")
     high: float = float("-inf")
@@ -55,10 +64,10 @@ class _Survey:
     wrong_labels: list[str] = field(default_factory=list)
     outside: dict[str, _Outside] = field(default_factory=dict)  # by input
 
-    def finding(self, name: str, samples: Sequence[str], text: str) -> DataFinding:
+    def finding(self, name: str, samples: Sequence[str], text: str, *, is_certain: bool = False) -> DataFinding:
         """Return a finding that counts samples and names a few."""
         message = f"{len(samples)} of {self.count} {self.title} samples {text}: {few(samples)}"
-        return DataFinding(name=name, message=message)
+        return DataFinding(name=name, message=message, is_certain=is_certain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +139,9 @@ def lint(
 
 def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
     shared = [name for digest, name in ours.names.items() if digest in theirs.names]
-    return ours.finding("shared-with-evaluation", shared, "are also in the evaluation data") if shared else None
+    if not shared:
+        return None
+    return ours.finding("shared-with-evaluation", shared, "are in the evaluation data too", is_certain=True)
 
 
 def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
@@ -141,17 +152,17 @@ def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
         if seen.names.setdefault(sample.digest, sample.name) != sample.name:
             seen.repeats.append(sample.name)
         if title == "calibration":  # a blank or noisy image does an average no harm, but a range
-            _survey_content(seen, sample, spec.specs)
+            _survey_content(seen, sample, spec)
         _survey_values(seen, sample, spec.specs, ranges)
         if dataset.labelled:
             _survey_label(seen, sample, spec.n_classes)
     return seen
 
 
-def _survey_content(seen: _Survey, sample: Sample, specs: Sequence[TensorSpec]) -> None:
+def _survey_content(seen: _Survey, sample: Sample, spec: LintSpec) -> None:
     if all(array.size > 1 and bool((array == array.flat[0]).all()) for array in sample.raw):
         seen.constant.append(sample.name)
-    elif is_noise(sample, specs):
+    elif spec.preprocess is not None and is_noise(sample, spec.specs):  # else nothing says that they are images
         seen.noisy.append(sample.name)
 
 
@@ -168,7 +179,7 @@ def _survey_range(seen: _Survey, name: str, array: NDArray[Any], input_name: str
     low, high = float(array.min()), float(array.max())
     slack = _TOLERANCE * (span[1] - span[0]) if array.dtype.kind == "f" else 0.0
     if low < span[0] - slack or high > span[1] + slack:
-        outside = seen.outside.setdefault(input_name, _Outside(span=span))
+        outside = seen.outside.setdefault(input_name, _Outside(span=span, is_whole=array.dtype.kind != "f"))
         outside.samples.append(name)
         outside.low, outside.high = min(outside.low, low), max(outside.high, high)
 
@@ -199,17 +210,16 @@ def _calibration_findings(seen: _Survey, wanted: int) -> list[DataFinding]:
 def _value_findings(seen: _Survey) -> list[DataFinding]:
     findings = []
     if seen.not_finite:
-        findings.append(seen.finding("not-finite", seen.not_finite, "hold NaN or Inf"))
+        findings.append(seen.finding("not-finite", seen.not_finite, "hold NaN or Inf", is_certain=True))
     for name, outside in seen.outside.items():
         low, high = outside.span  # low may be -0.0
         text = f"exceed the range {low + 0.0:.4g}..{high:.4g} of input {name!r}: {outside.low:.4g}..{outside.high:.4g}"
         if high < 128 <= outside.high <= 255 and outside.low >= 0:
-            text += ", like pixels that were not scaled"
-        findings.append(seen.finding("out-of-range", outside.samples, text))
+            text += ", as pixels that were not scaled would"
+        findings.append(seen.finding("out-of-range", outside.samples, text, is_certain=outside.is_whole))
     if seen.wrong_labels:
-        findings.append(
-            seen.finding("labels-out-of-range", seen.wrong_labels, ("have labels outside of the model's outputs"))
-        )
+        text = "have labels outside of the model's outputs"
+        findings.append(seen.finding("labels-out-of-range", seen.wrong_labels, text, is_certain=True))
     return findings
 
 

@@ -76,7 +76,7 @@ class LiveObjects:
         sys.modules[name] = module
         self._names.append(name)
 
-    def add_model(self, model: Any, example_inputs: Sequence[Any] | None) -> str:
+    def add_model(self, model: Any, example_inputs: Any) -> str:
         """Return the source that stands for a `torch.nn.Module`; what is packaged is a copy of it in eval mode.
 
         Two models with the same class and the same tensors (names, dtypes and shapes) have the same source: the later
@@ -84,14 +84,14 @@ class LiveObjects:
 
         Args:
             model: the module.
-            example_inputs: tensors in the order of `forward`, with the batch axis; None where the module itself has
-                `example_inputs()`, or the inputs are given as text.
+            example_inputs: the arguments of `forward` in order, or a dict of them by name, with the batch axis; None
+                where the module itself has `example_inputs()`, or the inputs are given as text.
         """
         name = type(model).__name__
         module = f"{_PREFIX}_{architecture_hash(model)}.{name}"
         values: dict[str, Any] = {name: lambda: model}
         if example_inputs is not None:
-            values["example_inputs"] = lambda: tuple(example_inputs)
+            values["example_inputs"] = lambda: example_inputs
         self._enter(module, type(model), **values)
         return f"{module}:{name}"
 

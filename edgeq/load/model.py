@@ -6,22 +6,34 @@ import contextlib
 import copy
 import hashlib
 import inspect
-import pickle
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest, user_line
+from edgeq.core.marks import weights_file
+from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import LoadedModel, SourceKind, TensorSpec, Weights
-from edgeq.core.safe_load import check_torchscript
+from edgeq.core.safe_load import check_torchscript, is_torchscript
 from edgeq.core.samples import Dataset, batches
-from edgeq.core.sources import SOURCE_SUFFIXES, factory_model_name
+from edgeq.core.sources import (
+    HUGGING_FACE,
+    SOURCE_SUFFIXES,
+    TIMM,
+    TORCHSCRIPT_SUFFIXES,
+    factory_model_name,
+    unreadable,
+)
+from edgeq.core.system import quiet
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
-from edgeq.load.inputs import parse_input, tensor_spec
+from edgeq.load.inputs import parse_input, random_inputs
 from edgeq.load.onnx import load_onnx
+from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs
 from edgeq.load.user_code import UserFunction, load_function
+from edgeq.load.weights import load_weights
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 
@@ -37,7 +49,9 @@ class _Source:
     name: str
     module: Any
     weights: Weights
-    example_inputs: tuple[Any, ...] | None
+    example_inputs: Any
+    preprocess: Preprocess | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def load_model(
@@ -48,16 +62,19 @@ def load_model(
     name: str | None,
     seed: int,
     trusted: bool = False,
+    ignore_extra: bool = False,
 ) -> LoadedModel:
     """Load what `source` names.
 
     Args:
-        source: torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl.
-        weights: a state dict (.safetensors, .pt, .pth) or a torchvision weights name; None for none.
+        source: torchvision:NAME, timm:NAME, hf:FOLDER, pkg.mod:factory, file.py:factory, or a file: .pt2, .onnx, .pte,
+            .ptl, or an archive of torch.jit.save.
+        weights: a checkpoint (`edgeq.load.weights`) or a torchvision weights name; None for none.
         inputs: texts of `--input`, in order; empty where the source brings example inputs.
         name: overrides the model's name.
         seed: of the random weights that a torchvision model without weights gets.
-        trusted: whether code in a model's file may run (`--trust-source`).
+        trusted: whether code in the files of a model and its weights may run (`--trust-source`).
+        ignore_extra: whether weights that the model has not are left out (`--ignore-extra-weights`).
 
     Raises:
         UsageError: the source, its weights or its inputs are not usable.
@@ -65,28 +82,53 @@ def load_model(
         UnsupportedError: weights given for a program that brings its own.
     """
     suffix = Path(source).suffix
-    if suffix in SOURCE_SUFFIXES:
+    if suffix in TORCHSCRIPT_SUFFIXES and ":" not in source:
+        found = _archive(Path(source), trusted=trusted)
+    elif suffix in SOURCE_SUFFIXES:
         return _load_file(Path(source), weights=weights, inputs=inputs, name=name, trusted=trusted)
-    if source.startswith("torchvision:"):
+    elif source.startswith("torchvision:"):
         found = _torchvision(source.removeprefix("torchvision:"), weights, seed)
         inputs = inputs or (_IMAGE_INPUT,)
+    elif source.startswith(TIMM):
+        found = _timm(source.removeprefix(TIMM), weights, seed)
+    elif source.startswith(HUGGING_FACE):
+        found = _hugging_face(Path(source.removeprefix(HUGGING_FACE)), trusted=trusted)
     else:
         found = _factory(source, seed)
-    module = settled(found.module, source)
+    examples = found.example_inputs
+    module = as_module(unwrapped(found.module), inputs, examples, source)
+    module = settled(module, source, has_weights=weights is not None and found.weights == "own")
     origin = found.weights
+    remarks = found.remarks
     if weights is not None and origin == "own":
-        load_state_dict(module, Path(weights))
+        remarks += load_weights(module, weights, trusted=trusted, ignore_extra=ignore_extra)
         origin = "file"
-    specs = _specs(source, inputs, found.example_inputs, module)
+    call = _call(source, inputs, examples, module)
+    sha256 = _state_sha256(module)
+    module, output_names = adapted(module, call, seed)
     return LoadedModel(
         name=name or found.name,
         kind="module",
         model=module,
-        inputs=specs,
+        inputs=call.specs,
         weights=origin,
         fp32_bytes=_fp32_bytes(_tensors(module).values()),
-        source_sha256=_state_sha256(module),
+        source_sha256=sha256,
+        remarks=remarks,
+        preprocess=found.preprocess,
+        output_names=output_names,
     )
+
+
+def _call(source: str, inputs: Sequence[str], examples: Any, module: Any) -> Call:
+    """Return how the model is called: `--input` wins over example inputs."""
+    if inputs:
+        named = any("=" in text for text in inputs)
+        return call_with_specs(module, _parsed(inputs), named=named)
+    if examples is None:
+        what = f"the inputs of {source} are not known"
+        raise UsageError(what, "give --input 1x3x224x224, or an example_inputs() beside the factory")
+    return call_with_examples(module, examples, source)
 
 
 def _load_file(
@@ -167,8 +209,9 @@ def _engine_restored() -> Iterator[None]:
 
 
 def _is_file_name(weights: str) -> bool:
-    path = Path(weights)
-    return path.is_file() or path.name != weights or (path.suffix != "" and not path.stem.endswith("_Weights"))
+    path, key = weights_file(weights)
+    is_path = path.is_file() or key is not None or path.name != weights
+    return is_path or (path.suffix != "" and not path.stem.endswith("_Weights"))
 
 
 def _weights_entry(model: str, weights: str) -> str:
@@ -182,6 +225,119 @@ def _weights_entry(model: str, weights: str) -> str:
         what = f"{weights!r} is neither a file nor weights of {model}.{nearest(entry.upper(), names)}"
         raise UsageError(what, f"give a state dict, or one of: {', '.join(sorted(set(names)))}")
     return entry
+
+
+def _timm(name: str, weights: str | None, seed: int) -> _Source:
+    """Return an architecture of timm with the preprocessing that its configuration states."""
+    import timm
+    import torch
+
+    known = timm.list_models()
+    architecture, _, tag = name.partition(".")
+    if architecture not in known:
+        raise UsageError(f"timm has no model {name!r}.{nearest(architecture, known)}", "see timm.list_models()")
+    from_file = weights is not None and _is_file_name(weights)
+    named = weights is not None and not from_file
+    if named:
+        name = architecture if weights in ("DEFAULT", "pretrained") else f"{architecture}.{weights}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module = timm.create_model(name if named or tag else architecture, pretrained=named)
+        except Exception as err:  # its hub raises many types
+            if not named:
+                raise UsageError(f"timm cannot make {name}: {first_line(err)}", "check the name") from err
+            what = f"could not download the weights {weights} of {architecture}: {first_line(err)}"
+            raise EnvironmentProblem(what, "download them elsewhere and give --weights FILE") from err
+    config = timm.data.resolve_model_data_config(module)
+    channels, height, width = config["input_size"]
+    preprocess = Preprocess(
+        color="rgb" if channels == 3 else "gray",
+        resize=math.floor(min(height, width) / config.get("crop_pct", 1.0)),
+        crop=(height, width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    how = config.get("interpolation", "bilinear")
+    told = f"timm resizes the images of {name} by {how} interpolation, edgeq and apps by bilinear"
+    return _Source(
+        name=name.replace(".", "-"),
+        module=module,
+        weights="own" if from_file else "pretrained" if named else "random",
+        example_inputs=(torch.zeros(1, channels, height, width),),
+        preprocess=preprocess,
+        remarks=() if how == "bilinear" else (told,),
+    )
+
+
+def _hugging_face(folder: Path, *, trusted: bool) -> _Source:
+    """Return a model of transformers from a folder with config.json and .safetensors; nothing is downloaded.
+
+    Raises:
+        UsageError: the folder cannot be loaded, or has not all weights: transformers would draw these at random.
+    """
+    import torch
+    import transformers
+
+    options = {"local_files_only": True, "trust_remote_code": trusted}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        with quiet():
+            module, report = kind.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+    except Exception as err:  # transformers raises many types
+        what = f"transformers cannot load {folder}: {first_line(err)}"
+        raise UsageError(
+            what, "give the folder that save_pretrained() wrote, with config.json and .safetensors"
+        ) from err
+    missing = sorted(report["missing_keys"])
+    if missing:
+        what = f"{folder} has no weights for {len(missing)} tensors of {type(module).__name__} ({missing[0]}, …)"
+        raise UsageError(what, "save the whole model with save_pretrained()")
+    examples = _transformer_inputs(module)
+    return _Source(name=folder.resolve().name, module=module, weights="own", example_inputs=examples)
+
+
+def _transformer_inputs(module: Any) -> dict[str, Any] | None:
+    """Return inputs of the sizes that a model of transformers states in its configuration; None where it does not."""
+    import torch
+
+    config = module.config
+    size = getattr(config, "image_size", None)
+    if module.main_input_name == "pixel_values" and size:
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}
+    if module.main_input_name == "input_features" and hasattr(config, "num_mel_bins"):
+        return {"input_features": torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)}
+    if module.main_input_name == "input_values":
+        return {"input_values": torch.zeros(1, 16000)}
+    vocabulary = getattr(config, "vocab_size", None)
+    if module.main_input_name != "input_ids" or not vocabulary or getattr(config, "is_encoder_decoder", False):
+        return None
+    tokens = torch.zeros(1, min(128, getattr(config, "max_position_embeddings", 128)), dtype=torch.int64)
+    tokens[0, -1] = vocabulary - 1  # the range of an example is that of the input
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def _archive(path: Path, *, trusted: bool) -> _Source:
+    """Return a scripted or traced module from a file."""
+    import torch
+
+    if not path.is_file():
+        raise UsageError(f"no file {path}", "check the path")
+    if not is_torchscript(path):
+        what = f"{path} is not an archive of torch.jit.save"
+        raise UsageError(what, f"name the model's factory, and give --weights {path} if it holds weights")
+    if not trusted:
+        check_torchscript(path)
+    try:
+        with quiet():
+            module = torch.jit.load(path, map_location="cpu")
+    except Exception as err:  # torch raises RuntimeError, and what its own C++ raises
+        raise unreadable(path, first_line(err)) from err
+    return _Source(name=path.stem, module=module, weights="own", example_inputs=None)
 
 
 def _factory(source: str, seed: int) -> _Source:
@@ -202,63 +358,17 @@ def _factory(source: str, seed: int) -> _Source:
     return _Source(name=factory_model_name(source), module=module, weights="own", example_inputs=examples)
 
 
-def _example_inputs(make: UserFunction, module: Any) -> tuple[Any, ...] | None:
+def _example_inputs(make: UserFunction, module: Any) -> Any:
     """Return what `example_inputs()` beside the factory, or of the model, gives."""
     function = getattr(make.module, "example_inputs", None) or getattr(module, "example_inputs", None)
     if not callable(function):
         return None
     with make.guard():
-        examples = function()
-    return tuple(examples) if isinstance(examples, tuple | list) else (examples,)
+        return function()
 
 
 def _parsed(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
     return tuple(parse_input(text, index) for index, text in enumerate(texts))
-
-
-def _specs(source: str, texts: Sequence[str], examples: tuple[Any, ...] | None, module: Any) -> tuple[TensorSpec, ...]:
-    """Settle the inputs: `--input` wins over example inputs; names come from `forward` where none are given."""
-    names, takes_more = _forward_names(module)
-    if texts:
-        return _ordered(_parsed(texts), names, takes_more=takes_more, named=any("=" in text for text in texts))
-    if examples is None:
-        what = f"the inputs of {source} are not known"
-        raise UsageError(what, "give --input, such as 1x3x224x224, or define example_inputs() next to the factory")
-    padded = (*names, *(f"input{i}" for i in range(len(names), len(examples))))
-    return tuple(tensor_spec(name, example, source) for name, example in zip(padded, examples, strict=False))
-
-
-def _ordered(
-    specs: tuple[TensorSpec, ...], names: tuple[str, ...], *, takes_more: bool, named: bool
-) -> tuple[TensorSpec, ...]:
-    """Return the inputs in the order of `forward`, which is called by position."""
-    if not named:
-        padded = (*names, *(spec.name for spec in specs[len(names) :]))
-        return tuple(replace(spec, name=name) for spec, name in zip(specs, padded, strict=False))
-    given = [spec.name for spec in specs]
-    repeated = next((name for name in given if given.count(name) > 1), None)
-    if repeated is not None:
-        raise UsageError(f"--input {repeated!r} is given twice", "give each input once")
-    if takes_more and not set(given) <= set(names):
-        return specs
-    unknown = next((name for name in given if name not in names), None)
-    if unknown is not None:
-        what = f"the model has no input {unknown!r}.{nearest(unknown, names)}"
-        raise UsageError(what, f"its forward takes: {', '.join(names)}")
-    by_place = sorted(specs, key=lambda spec: names.index(spec.name))
-    skipped = next((name for spec, name in zip(by_place, names, strict=False) if spec.name != name), None)
-    if skipped is not None:
-        what = f"--input gives {by_place[-1].name!r} but not {skipped!r}, which comes before it in forward"
-        raise UsageError(what, f"give --input {skipped}=… too: runtimes take inputs by position")
-    return tuple(by_place)
-
-
-def _forward_names(module: Any) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the positional arguments of `forward`, and whether it takes more of them."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = tuple(p.name for p in parameters if p.kind in kinds)
-    return names, any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
 
 
 def _fp32_bytes(tensors: Any) -> int:
@@ -297,106 +407,7 @@ def _plain(tensor: Any) -> tuple[Any, ...]:
     return tensor.int_repr(), torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())])
 
 
-# --- State dicts: read without running code, checked against the model; batch-norm statistics for random weights.
-
-
-_NESTED = ("state_dict", "model_state_dict", "model")
-
-_SHOWN = 3
-
-_QUOTED = 100
-
-
-def load_state_dict(module: Any, path: Path) -> None:
-    """Fill `module` with the state dict in `path`.
-
-    Accepted: .safetensors, or what torch.save wrote of a state dict, plain or under `state_dict`,
-    `model_state_dict` or `model`; a `module.` prefix (DistributedDataParallel) is dropped.
-
-    Raises:
-        UsageError: the file is missing, broken or more than weights, or its keys or shapes do not fit.
-    """
-    state = _read(path)
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = module.state_dict()
-    # checkpoints from before PyTorch 0.4.1 have no such counter, torchvision's own resnet18 among them
-    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    if missing or unexpected:
-        parts = [f"{len(keys)} {word} ({_some(keys)})" for word, keys in _words(missing, unexpected) if keys]
-        raise UsageError(f"{path} does not match the model: {'; '.join(parts)}", "give the checkpoint of this model")
-    for key, value in state.items():
-        if not hasattr(value, "shape"):  # a quantized layer's packed weight and bias, or its dtype
-            continue
-        if tuple(value.shape) != tuple(own[key].shape):
-            what = f"{path}: {key} has shape {list(value.shape)}, the model expects {list(own[key].shape)}"
-            raise UsageError(what, "give the checkpoint of this model")
-        if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            what = f"{path}: {key} is {_dtype(value)}, the model expects {_dtype(own[key])}"
-            is_float = value.dtype.is_floating_point
-            fix = "the weights of the quantized model" if is_float else "the float weights from before quantization"
-            raise UsageError(what, f"give {fix}")
-    own.update(state)  # and not a new dict: quantized layers read their version from what this one carries
-    module.load_state_dict(own)
-
-
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _words(missing: list[str], unexpected: list[str]) -> tuple[tuple[str, list[str]], ...]:
-    return (("missing keys", missing), ("unknown keys", unexpected))
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import torch
-
-    if not path.is_file():
-        raise UsageError(f"no checkpoint {path}", "check --weights")
-    try:
-        state = (
-            _read_safetensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as err:
-        what = f"{path} is not a plain state dict: it is damaged, or holds pickled objects that could run code"
-        raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
-    except Exception as err:  # torch and safetensors raise many types for a truncated file
-        what = f"{path} cannot be read as a checkpoint: {_why(err)}"
-        raise UsageError(what, "check that the file is complete, or save it again") from err
-    return _tensors_of(state, path)
-
-
-def _why(err: Exception) -> str:
-    """Return the reason in a few words; for a file that was cut off, torch's own say nothing more."""
-    if isinstance(err, EOFError) or "PytorchStreamReader" in str(err):
-        return "it is truncated or damaged"
-    return first_line(err, _QUOTED)
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _tensors_of(state: Any, path: Path) -> dict[str, Any]:
-    import torch
-
-    if isinstance(state, dict):
-        nested = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
-        # quantized layers keep weight and bias as a pair, and their dtype beside it
-        kinds = (torch.Tensor, tuple, torch.dtype)
-        if nested and all(isinstance(k, str) and isinstance(v, kinds) for k, v in nested.items()):
-            return dict(nested)
-    what = f"{path} holds {type(state).__name__}, expected a state dict of tensors"
-    raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors")
+# --- Batch-norm statistics for random weights.
 
 
 def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:
@@ -437,12 +448,76 @@ def _train_where_it_varies(norm: Any, args: tuple[Any, ...]) -> None:
 # --- A user's module, made what the later steps start from.
 
 
-def settled(module: Any, source: str) -> Any:
+def unwrapped(module: Any) -> Any:
+    """Return what `torch.compile`, DataParallel and DistributedDataParallel wrap, at any depth; changes no wrapper."""
+    import torch
+
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
+        module = module.module if isinstance(module, wrappers) else module._orig_mod
+    return module
+
+
+def _unwrap_parts(module: Any) -> None:
+    """Put what is wrapped in place of the wrappers among a module's parts."""
+    for part in list(module.modules()):
+        part._compiled_call_impl = None  # of module.compile()
+        for name, child in part.named_children():
+            inner = unwrapped(child)
+            if inner is not child:
+                setattr(part, name, inner)
+
+
+def as_module(module: Any, inputs: Sequence[str], examples: Any, source: str) -> Any:
+    """Return a scripted or traced module as a graph that torch.export takes; others come back as they are.
+
+    Args:
+        module: a torch.nn.Module.
+        inputs: texts of `--input`.
+        examples: example inputs, or None.
+        source: where it comes from, for messages.
+
+    Raises:
+        UsageError: its inputs are not known.
+        UnsupportedError: it cannot be converted, or takes something else than tensors.
+    """
+    import torch
+
+    if not isinstance(module, torch.jit.ScriptModule):
+        return module
+    from torch._export.converter import TS2EPConverter
+
+    if not inputs and examples is None:
+        raise UsageError(f"the inputs of {source} are not known", "give --input, such as --input 1x3x224x224")
+    given = tuple(examples) if isinstance(examples, tuple | list) else (examples,)
+    if inputs:
+        specs = _parsed(inputs)
+        given = tuple(map(torch.from_numpy, random_inputs(specs, 1, 0, None).read(0).inputs))
+    frozen = module.eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = TS2EPConverter(frozen, given).convert()
+            expected, came = frozen(*given), program.module()(*given)
+    except Exception as err:  # the converter raises many types
+        what = f"{source}: the TorchScript module cannot be converted{user_line(err)}: {first_line(err)}"
+        raise UnsupportedError(what, "give the Python class that it was made from, as file.py:factory") from err
+    leaves = torch.utils._pytree.tree_leaves
+    pairs = [*zip(leaves(expected), leaves(came), strict=True)]
+    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True) for one, other in pairs):
+        what = f"{source}: the TorchScript module was converted, and its outputs changed by that"
+        raise UnsupportedError(what, "give the Python class that it was made from, as file.py:factory")
+    # a scripted module has its arguments' names, the graph others
+    names = [argument.name for argument in frozen.forward.schema.arguments[1:]]
+    return as_graph(program, names[: len(given)])
+
+
+def settled(module: Any, source: str, *, has_weights: bool = False) -> Any:
     """Return a copy in eval mode and contiguous: lowering fails on channels_last weights, PTQ on training mode.
 
     Args:
         module: a torch.nn.Module.
         source: where it comes from, for messages.
+        has_weights: whether a checkpoint will fill it, as a module on the meta device needs.
 
     Raises:
         UsageError: it cannot be copied, or has layers whose shapes are not known yet.
@@ -462,6 +537,8 @@ def settled(module: Any, source: str) -> Any:
         module = copy.deepcopy(module)
     except Exception as err:  # deepcopy runs the user's own __deepcopy__
         raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
+    _unwrap_parts(module)
+    _leave_meta(module, source, has_weights=has_weights)
     module.to(device="cpu")
     for name, _ in module.named_modules():
         # torch.fx writes names into the code that it generates
@@ -476,3 +553,25 @@ def settled(module: Any, source: str) -> Any:
         tensor.requires_grad_(False)
         tensor.data = tensor.data.contiguous()
     return module
+
+
+def _leave_meta(module: Any, source: str, *, has_weights: bool) -> None:
+    """Give a module without memory some, which its checkpoint fills."""
+    meta = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if not meta:
+        return
+    computed = [name for name in meta if name not in module.state_dict()]
+    if computed or not has_weights:
+        what = f"{source}: {(computed or meta)[0]} is on the meta device, and so has no values"
+        fix = "make the model on the CPU" if computed else "give --weights FILE, or make the model on the CPU"
+        raise UsageError(what, fix)
+    groups: dict[int, list[tuple[Any, str]]] = {}
+    for part in module.modules():
+        for name, tensor in part._parameters.items():
+            groups.setdefault(id(tensor), []).append((part, name))
+    module.to_empty(device="cpu")
+    for (owner, first), *others in groups.values():  # it gives each name of a tied tensor memory of its own
+        for part, name in others:
+            part._parameters[name] = owner._parameters[first]
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data.zero_()

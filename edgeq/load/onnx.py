@@ -79,6 +79,16 @@ def output_specs(path: Path) -> tuple[TensorSpec, ...]:
     return tuple(_described(value, f"output{i}", path) for i, value in enumerate(values))
 
 
+def gives_probability(path: Path) -> bool:
+    """Whether a file's first output comes from a Sigmoid or a Softmax, also if it is reshaped afterwards."""
+    graph = read_onnx(path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(graph.output[0].name)
+    while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast", "Identity"):
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type in ("Sigmoid", "Softmax")
+
+
 def _float_types() -> tuple[int, ...]:
     import onnx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,12 +106,27 @@ def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading
     raw, inputs = [], []
     for spec in reading.specs:
         given, ready = _fit(record[spec.name], spec, name, reading.preprocess)
-        if ready.shape not in (spec.shape, spec.shape[1:]):
+        # a state's batch axis may be its second: [layers, 1, features]
+        if ready.shape != spec.shape and ready.shape not in _without_an_axis(spec.shape):
             what = f"{name}: input {spec.name!r} expects {list(spec.shape[1:])} per sample, got {list(ready.shape)}"
             raise UsageError(what, "fix the data, or match it with --preprocess or --input")
         raw.append(given)
         inputs.append(ready)
+    pairs = list(zip(inputs, reading.specs, strict=True))
+    is_row = all(array.shape == spec.shape[1:] for array, spec in pairs)
+    is_whole = all(array.shape == spec.shape for array, spec in pairs)
+    # a sample is a row of each input, or all of each; where it is some of both and one sample is all, it becomes whole
+    if not is_row and not is_whole and all(array.size == math.prod(spec.shape) for array, spec in pairs):
+        whole = [array.reshape(spec.shape) for array, spec in pairs]
+        raw = [ready if given is old else given for given, old, ready in zip(raw, inputs, whole, strict=True)]
+        inputs = whole
     return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
+
+
+def _without_an_axis(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return a shape without its first axis, and without each other that has the length 1."""
+    places = [0, *(i for i, size in enumerate(shape) if i and size == 1)] if shape else []
+    return [(*shape[:i], *shape[i + 1 :]) for i in places if i == 0 or shape[0] != 1]
 
 
 def _fit(

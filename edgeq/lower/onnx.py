@@ -33,7 +33,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     with spec.progress.task(f"lower {spec.label}"):
         program, proto = _exported(quantized, spec)
         _drop_saturated_clamps(proto)
-        _name_nodes(proto, program)
+        _name_nodes(proto, program, output_names(program, spec))
         _strip(proto)
         proto = _checked(proto)
         try:
@@ -124,6 +124,11 @@ def any_batch(proto: Any) -> bool:
     return all(dims and dims[0] and not any(dims[1:]) for dims in is_open)
 
 
+def output_names(program: Any, spec: LowerSpec) -> list[str]:
+    """Return the names of a program's outputs, `output0` and so on where the model has none for them."""
+    return [*spec.output_names] or [f"output{i}" for i, _ in enumerate(program.graph_signature.user_outputs)]
+
+
 def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
     """Return the exported program as ONNX's decompositions left it, and the ONNX model."""
     import torch
@@ -134,7 +139,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
             if program is None:
                 program = _captured(quantized.graph, spec)
             program = _with_exact_pools(program, spec)
-            outputs = [f"output{index}" for index, _ in enumerate(program.graph_signature.user_outputs)]
+            outputs = output_names(program, spec)
             made = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -318,10 +323,12 @@ def _chain(err: BaseException) -> str:
     return "\n".join(texts)
 
 
-def _name_nodes(proto: Any, program: Any) -> None:
+def _name_nodes(proto: Any, program: Any, outputs: Sequence[str]) -> None:
     """Give layers their modules' names, which ONNX Runtime keeps through its fusions, and the others numbers."""
     modules = {node.name: _module_of(node) for node in program.graph.nodes}
-    modules |= {f"output{i}": modules[name] for i, name in enumerate(program.graph_signature.user_outputs)}
+    modules |= {
+        output: modules[name] for output, name in zip(outputs, program.graph_signature.user_outputs, strict=True)
+    }
     readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
     taken: Counter[str] = Counter()
     for index, node in enumerate(proto.graph.node):
@@ -424,6 +431,25 @@ def layer_macs(proto: Any) -> dict[str, int]:
     """
     shapes = _shapes(proto.graph)
     return {node.name: int(_macs(node, shapes)) for node in proto.graph.node if node.op_type in LAYER_OPS}
+
+
+def linear_share(path: Path, inputs: Sequence[TensorSpec]) -> float:
+    """Return the share of a file's multiply-accumulates in matrix products and recurrent layers; 0 where it has none.
+
+    Where onnx cannot infer the shapes, a file with convolutions counts as all convolutions.
+    """
+    import onnx
+
+    proto = fixed(onnx.load(str(path)), inputs)
+    kinds = {node.name: node.op_type for node in proto.graph.node}
+    try:
+        macs = layer_macs(proto)
+    except (KeyError, ValueError):
+        macs = {name: 1 for name, kind in kinds.items() if kind in LAYER_OPS}
+        if any("Conv" in kinds[name] for name in macs):
+            return 0.0
+    total = sum(macs.values())
+    return sum(count for name, count in macs.items() if "Conv" not in kinds[name]) / total if total else 0.0
 
 
 def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:

@@ -21,6 +21,7 @@ class LowerSpec:
         file_format: of ONNX Runtime's artifacts, `onnx` or its own `ort`.
         dynamic_batch: whether the artifact takes any number of samples at once.
         label: text for progress.
+        output_names: of the outputs, where the model names them; () for `output0` and so on.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 
@@ -32,3 +33,4 @@ class LowerSpec:
     native: bool = False
     file_format: FileFormat = "onnx"
     dynamic_batch: bool = False
+    output_names: tuple[str, ...] = ()

@@ -215,6 +215,8 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     try:
         with _recorder(inputs, note, data_sized), _reads_refused(inputs):
             module(*inputs)
+        for hook in hooks:  # torch.jit.trace would compile them
+            hook.remove()
         if data_sized:
             # a size shows as a tensor in a traced run only; this trace is not the one that is kept, which takes the
             # names of its values from the frames that call it

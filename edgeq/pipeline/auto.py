@@ -15,10 +15,12 @@ from edgeq.core.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedEr
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
 from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.core.targets import TargetProfile
+from edgeq.lower.onnx import linear_share
 from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
+from edgeq.quantize import FILE_METHODS
 from edgeq.quantize.capture import linear_macs
 from edgeq.verify.host import calm_openmp, use_torch
 
@@ -53,18 +55,20 @@ def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[Sch
     """Return what is tried for a target, the cheapest first.
 
     dynamic-int8 leaves convolutions in float. Where these do most of the work it is not tried.
-    A target without any of these schemes has its own, in the order of its profile.
+    A target without any of these schemes has its own, in the order of its profile. An ONNX file has those only that
+    start from one.
 
     Args:
         target: its schemes.
-        job: its limits: without one on accuracy there is nothing to search for.
+        job: its source, and its limits: without one on accuracy there is nothing to search for.
         linear_macs: share of the multiply-accumulates in matrix products.
     """
     first: tuple[SchemeName, ...] = ("dynamic-int8", "static-int8") if linear_macs > _MOST else ("static-int8",)
     searched = any(name in SEARCH_LIMITS for name, _ in job.gates.limits)
     order = (*first, *(("mixed-int8",) if searched else ()), "qat-int8")
-    return tuple(scheme for scheme in order if scheme in target.schemes) or tuple(
-        scheme for scheme in target.schemes if scheme != "pretrained"
+    can = [scheme for scheme in target.schemes if not job.source.endswith(".onnx") or scheme in FILE_METHODS]
+    return tuple(scheme for scheme in order if scheme in can) or tuple(
+        scheme for scheme in can if scheme != "pretrained"
     )
 
 
@@ -154,11 +158,12 @@ def _linear_macs(run: Run) -> float:
             name=job.name,
             seed=job.seed,
             trusted=job.trust_source,
+            ignore_extra=job.ignore_extra_weights,
         )
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
             raise UnsupportedError(what, f"omit --scheme {AUTO}, or give the PyTorch model")
-        return linear_macs(model)
+        return linear_share(model.model, model.inputs) if model.kind == "onnx" else linear_macs(model)
 
 
 def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> None:

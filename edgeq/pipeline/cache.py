@@ -175,7 +175,13 @@ def job_facts(job: Job) -> dict[str, Any]:
     Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
     """
     options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
-    files = [text for option in options if option.path is not None for text in option.texts_in(job)]
+    files = [
+        name
+        for option in options
+        if option.path is not None
+        for text in option.texts_in(job)
+        for name in option.path.contents(text)
+    ]
     return {
         "options": json.loads(json.dumps({option.key: option.value_in(job) for option in options}, default=str)),
         "origin": origin(job.source),

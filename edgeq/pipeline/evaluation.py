@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from edgeq.bundle.golden import model_inputs
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import Bundle, Manifest
+from edgeq.core.marks import is_built_in_metric
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
@@ -19,8 +18,7 @@ from edgeq.load.live import open_dataset
 from edgeq.load.selection import sample_digest
 from edgeq.load.user_code import load_metric
 from edgeq.verify.host import HostRuntime
-
-TOP1 = "top1"
+from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +26,11 @@ class Evaluation:
     """What the artifact is scored on.
 
     Attributes:
-        metric: a score per sample; None for top-1.
+        metric: a score per sample or of the whole set; None for top-1.
     """
 
     samples: Dataset
-    metric: Callable[[tuple[Any, ...], Any], float] | None
+    metric: Metric | SetMetric | None
     metric_name: str
 
 
@@ -66,9 +64,30 @@ def open_evaluation(
             seed=manifest.provenance.seed,
         )
         _check_labels(manifest, samples, data)
-        metric = load_metric(data.metric) if data.metric else None
-    name = (data.metric or "").rpartition(":")[2] or TOP1
+        metric, name = _metric(manifest, data.metric, samples)
     return Evaluation(samples=samples, metric=metric, metric_name=name)
+
+
+def _metric(manifest: Manifest, asked: str | None, samples: Dataset) -> tuple[Metric | SetMetric | None, str]:
+    """Return what was asked for, with the threshold that the bundle was scored with, or else the bundle's built-in one.
+
+    Raises:
+        UsageError: a metric that is not there, or a threshold that nothing states.
+    """
+    recorded = (manifest.accuracy.metric if manifest.accuracy is not None else None) or ""
+    name, mark, _ = recorded.partition("@")
+    if asked is None:
+        asked = recorded if name == "accuracy" else None
+    elif asked == name and mark:
+        asked = recorded
+    if asked is None:
+        return None, TOP1
+    if not is_built_in_metric(asked):
+        return load_metric(asked), asked.rpartition(":")[2]
+    if asked in ("f1", "miou"):
+        what = f"--metric {asked} needs the value above which the model says yes, and the bundle was not scored with it"
+        raise UsageError(what, f"give --metric {asked}@0.5 for probabilities, {asked}@0 for logits")
+    return built_in_metric(asked, samples, 0)
 
 
 def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> None:

@@ -152,7 +152,16 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
             progress=step.progress,
             label=step.label,
         )
-        made = quantize_file(spec.scheme, file_spec)
+        try:
+            made = quantize_file(spec.scheme, file_spec)
+        except UnsupportedError:
+            # torch's exporter states shapes between layers that ONNX Runtime's tools stumble over
+            plain = _without_shapes(source, step.folder / "plain")
+            if plain is None:
+                raise
+            shutil.rmtree(scratch)
+            scratch.mkdir()
+            made = quantize_file(spec.scheme, dataclasses.replace(file_spec, path=plain))
     lower_spec = LowerSpec(
         inputs=inputs.model.inputs,
         backend=spec.backend,
@@ -180,6 +189,19 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
         asked_fp32=tuple(layer.name for layer in lowered.layers if layer.name in keep or layer.op in keep),
         observed=tuple(kept.observed) if kept else (),
     )
+
+
+def _without_shapes(source: Path, folder: Path) -> Path | None:
+    """Write a file again without the shapes that it states between its layers; None where it states none."""
+    import onnx
+
+    proto = onnx.load(str(source))
+    if not proto.graph.value_info:
+        return None
+    del proto.graph.value_info[:]
+    folder.mkdir()
+    onnx.save(proto, str(folder / source.name))
+    return folder / source.name
 
 
 def check_open_batch(source: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import shutil
 import time
 import traceback
@@ -17,16 +18,17 @@ from typing import Any
 
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.model import FILE_KINDS, LoweredModel, QParams, QuantizedModel
+from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
+from edgeq.load.structure import sized_by_data
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.auto import REFUSALS, choose_schemes
@@ -43,12 +45,13 @@ from edgeq.pipeline.quantize_specs import read_shipped, reuse_spec, search_spec
 from edgeq.pipeline.reports import write_page
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
-from edgeq.quantize.capture import capture, dynamic_capture
+from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
 from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntimes
+from edgeq.verify.metrics import SetMetric
 from edgeq.verify.verify import judge, judge_graph, run_artifact
 
 
@@ -139,7 +142,9 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         inputs = prepare(job, progress, schemes=schemes, describe=lambda model: described(model, runtimes.first))
         recorder.on = False  # from here on, only the user's own functions open files of the user
         check_owner(job, inputs.model.name)
-        inputs = dataclasses.replace(inputs, metric=recorder.heard(inputs.metric), train=recorder.heard(inputs.train))
+        # a built-in score of a whole set runs no code of the user's
+        metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.heard(inputs.metric)
+        inputs = dataclasses.replace(inputs, metric=metric, train=recorder.heard(inputs.train))
         builder = ArtifactBuilder(job, inputs, runtimes, folder, progress)
         for spec, group in groups.items():
             start = time.perf_counter()
@@ -175,6 +180,11 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         dependencies = recorder.dependencies()
     return Results(finished=results.finished | keep(run, built.finished, dependencies), refused=built.refused)
 
+
+# words of torch and ExecuTorch about sizes that depend on values
+_OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
+
+_GUARD = re.compile("Could not guard on data-dependent expression.*", re.DOTALL)
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
@@ -219,9 +229,17 @@ class ArtifactBuilder:
                 return build_from_file(step)
             if find_method(spec.runtime, spec.scheme).function is None:
                 return self._build_from_float_onnx(step)
-            quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
-            release_memory()
-            lowered = _lower(quantized, step)
+            try:
+                quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
+                release_memory()
+                lowered = _lower(quantized, step)
+            except (OSError, MemoryError):
+                raise
+            except Exception as err:  # the libraries raise many types for what a model holds
+                explained = self._explained(err, spec)
+                if explained is err:
+                    raise
+                raise explained from err
             release_memory()
             kept = subset(step, lowered.macs) if emulated else None
             verify = dataclasses.replace(
@@ -265,6 +283,43 @@ class ArtifactBuilder:
             return dynamic_capture(model) if self._job.dynamic_batch else capture(model)
 
     @functools.cached_property
+    def _as_layers(self) -> LoadedModel:
+        """The model with modules as its layers, which FX fuses: exported and scripted ones have operators only."""
+        import torch
+
+        from edgeq.quantize.fx_export import exported_graph
+
+        model = self._inputs.model
+        graph = model.model.graph if model.kind == "exported" or isinstance(model.model, torch.fx.GraphModule) else None
+        if graph is None or not any(isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes):
+            return model
+        try:
+            module = exported_graph(float_module(self._inputs), example_tensors(model.inputs))
+        except Exception as err:  # torch.export raises many types
+            what = f"the layers of the model cannot be found in its graph{user_line(err)}: {first_line(err)}"
+            raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch or ONNX target") from err
+        return dataclasses.replace(model, kind="module", model=module)
+
+    def _explained(self, err: Exception, spec: ArtifactSpec) -> EdgeqError:
+        """Return the error to show for one of a step's: libraries name no line for sizes that the data decide.
+
+        An error that no step foresaw ends this target and scheme alone, as a refusal.
+        """
+        if not isinstance(err, EdgeqError):
+            what = f"{spec.scheme} fails on this model{user_line(err)}: {type(err).__name__}: {first_line(err)}"
+            fix = "try another --scheme or target; `edgeq --debug` shows the traceback to report"
+            return UnsupportedError(what, fix)
+        if not isinstance(err, UnsupportedError) or not _OF_DATA.search(err.what):
+            return err
+        place = sized_by_data(float_module(self._inputs), self._inputs.model.inputs)
+        if place:
+            what = f"the model has no fixed sizes: the data decide how many values there are{place}"
+            fix = "remove the post-processing: return the tensors that go into it, and do the rest in the app"
+            return UnsupportedError(what, fix)
+        plain = _GUARD.sub("forward decides by values of its inputs", err.what)
+        return err if plain == err.what else UnsupportedError(plain, err.fix)
+
+    @functools.cached_property
     def _shipped_qparams(self) -> tuple[QParams, ...]:
         folder = self._job.reuse_qparams_from
         return () if folder is None else read_shipped(folder)[1]
@@ -275,7 +330,7 @@ class ArtifactBuilder:
         searches, trains = spec.scheme in NEEDS_SEARCH, spec.scheme in NEEDS_TRAINING
         reuses = shipped is not None and not spec.fresh
         return QuantizeSpec(
-            model=inputs.model,
+            model=self._as_layers if spec.runtime == "torchscript" else inputs.model,
             captured=None if spec.runtime == "torchscript" else self._captured,
             reduce_range=spec.reduce_range,
             backend=spec.backend,
@@ -318,6 +373,7 @@ def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
             native=spec.native,
             file_format=spec.file_format,
             dynamic_batch=step.job.dynamic_batch,
+            output_names=step.inputs.model.output_names,
         ),
     )
 

@@ -250,6 +250,13 @@ def _steps_json(steps: _Steps) -> list[dict[str, str]]:
     return [{"step": name, "what": text} for name, text in steps]
 
 
+_FINDINGS = {
+    "error": "certain findings are errors",
+    "strict": "findings are errors",
+    "warn": "findings are warnings",
+}
+
+
 def _shared(job: Job) -> _Steps:
     data = job.data
     load = [
@@ -267,7 +274,7 @@ def _shared(job: Job) -> _Steps:
         f"preprocess {data.preprocess}" if data.preprocess else "",
         f"labels {data.labels}" if data.labels else "",
         "bad images skipped" if data.skip_bad_images else "",
-        "findings are errors" if data.lint == "error" else "findings are warnings",
+        _FINDINGS[data.lint],
     ]
     cache = "used" if job.cache else "not used"
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]

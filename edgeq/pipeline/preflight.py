@@ -13,8 +13,9 @@ from edgeq.core.errors import UnsupportedError, UsageError, nearest
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import STATE_DICT_SUFFIXES, file_part, options_of
 from edgeq.core.preprocess import load_preprocess
+from edgeq.core.safe_load import is_torchscript
 from edgeq.core.schemes import NEEDS_CALIBRATION
-from edgeq.core.sources import BUILT_IN
+from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.load.inputs import parse_input
@@ -94,7 +95,8 @@ def preflight(job: Job) -> None:
     _check_calibration(job)
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
-    check_extras([*(target.runtime for target in job.targets), *(["onnx"] if job.source.endswith(".onnx") else [])])
+    kind = "onnx" if job.source.endswith(".onnx") else job.source.partition(":")[0]
+    check_extras([*(target.runtime for target in job.targets), kind])
     cannot = refused_targets(job)
     if len(cannot) == len({target.name for target in job.targets}):
         raise next(iter(cannot.values()))
@@ -129,10 +131,15 @@ def _check_texts(job: Job) -> None:
 
 def check_source(source: str) -> None:
     """Refuse a source that does not exist or has an unknown form; raises a UsageError."""
-    if source == BUILT_IN or source.startswith("torchvision:"):
+    if source == BUILT_IN or source.startswith(("torchvision:", TIMM)):
         return
     suffix = Path(source).suffix
-    if suffix in _ARTIFACTS:
+    if source.startswith(HUGGING_FACE):
+        folder = Path(source.removeprefix(HUGGING_FACE))
+        if not (folder / "config.json").is_file():
+            what = f"MODEL: {folder} is not a folder of a transformers model: it has no config.json"
+            raise UsageError(what, "give the folder that save_pretrained() wrote; models are not downloaded")
+    elif suffix in _ARTIFACTS or is_torchscript(Path(source)):
         _must_exist(source, "MODEL")
     elif ":" in source:
         _must_exist(file_part(source), "MODEL")
@@ -146,7 +153,8 @@ def check_source(source: str) -> None:
         )
     else:
         hint = nearest(source, (BUILT_IN,))
-        forms = "torchvision:NAME, pkg.mod:factory, file.py:factory, model.pt2, model.onnx, model.pte or model.ptl"
+        forms = "torchvision:NAME, timm:NAME, hf:FOLDER, pkg.mod:factory, file.py:factory, or a file: .pt2, .onnx, "
+        forms += ".pte, .ptl, .pt (torch.jit.save)"
         raise UsageError(f"unknown model {source!r}.{hint}", f"give {forms}")
 
 

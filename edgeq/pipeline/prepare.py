@@ -6,28 +6,34 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import check_slug
+from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
 from edgeq.core.results.report import DataFacts
-from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, remembered
+from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
 from edgeq.load.images import check_classes, few, read_labels, repeated_names
 from edgeq.load.inputs import random_inputs, takes_pixels
 from edgeq.load.lint import LintSpec, lint
 from edgeq.load.live import open_dataset
-from edgeq.load.onnx import output_specs
+from edgeq.load.model import estimate_batch_norm, load_model
+from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
 from edgeq.pipeline.plan import BuildStep
 from edgeq.pipeline.preflight import check_calibration
 from edgeq.quantize.capture import run_once
+from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
 from edgeq.verify.emulate.emulate import Subset, subset_size
+from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric
 from edgeq.verify.spec import VerifySpec
 
 _LEAST = 16  # with fewer, one prediction is worth more than any limit in use
@@ -97,10 +103,11 @@ def verify_spec(step: BuildStep, lowered: LoweredModel) -> VerifySpec:
         samples=inputs.samples,
         is_evaluation=inputs.is_evaluation,
         metric=inputs.metric,
-        metric_name=(step.job.data.metric or "").rpartition(":")[2] or "top1",
+        metric_name=inputs.metric_name,
         scheme=spec.scheme,
         backend=spec.backend,
         threads=spec.threads,
+        output_names=inputs.model.output_names,
         progress=step.progress,
         label=step.label,
     )
@@ -115,6 +122,10 @@ def float_module(inputs: Inputs) -> Any:
 RANDOM_SAMPLES = 32
 
 _ARTIFACTS = ("pte", "ptl")
+
+_THRESHOLDED = ("f1", "miou")  # metrics that turn scores into answers
+
+_LOOKED_AT = 64  # samples that tell probabilities from logits
 
 
 def prepare(
@@ -140,6 +151,7 @@ def prepare(
     n_classes = _n_classes(job, outputs)
     with progress.task("read the data"):
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
+        metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     labels = _labels(job, evaluation, calibration)
     return Inputs(
@@ -148,7 +160,7 @@ def prepare(
         calibration=calibration,
         samples=evaluation or _random_samples(model, preprocess, job.seed),
         is_evaluation=evaluation is not None,
-        metric=_metric(job),
+        metric=metric,
         labels=labels,
         data=facts,
         training=opened.get("qat", NO_SAMPLES),
@@ -156,7 +168,8 @@ def prepare(
         train=train,
         logits=n_classes is not None,
         unapplied=_unapplied(preprocess, model, calibration, evaluation),
-        remarks=_label_remarks(job, labels),
+        metric_name=metric_name,
+        remarks=(*model.remarks, *_label_remarks(job, labels)),
     )
 
 
@@ -196,8 +209,6 @@ def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
 ) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
     """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
-    from edgeq.load.model import load_model
-
     with progress.task(f"load {job.source}"):
         model = load_model(
             job.source,
@@ -206,11 +217,12 @@ def _loaded(
             name=job.name,
             seed=job.seed,
             trusted=job.trust_source,
+            ignore_extra=job.ignore_extra_weights,
         )
         if model.kind in _ARTIFACTS:
             model = describe(model)
         _check_name(model)
-        model, preprocess = _pixels(job, model, _preprocess(job))
+        model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
         return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
 
 
@@ -235,8 +247,6 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
     """Return a model with random weights with batch-norm statistics of its own: its outputs are near zero else."""
     if model.weights != "random" or not calibration.count:
         return model
-    from edgeq.load.model import estimate_batch_norm
-
     with progress.task("estimate batch-norm statistics"):
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
 
@@ -270,18 +280,45 @@ def _preprocess(job: Job) -> Preprocess | None:
     return None
 
 
-def _metric(job: Job) -> Callable[[tuple[Any, ...], Any], float] | None:
-    if job.data.metric is None:
-        return None
-    import numpy as np
-
-    score = load_metric(job.data.metric)
+def _metric(
+    job: Job, model: LoadedModel, outputs: tuple[TensorSpec, ...], evaluation: Dataset | None
+) -> tuple[Metric | SetMetric | None, str]:
+    """Return the score of a sample with its name; None for top-1, or where nothing says how to score."""
+    name = job.data.metric
+    if name is None and evaluation is not None and evaluation.labelled and outputs and _is_one_value(outputs[0]):
+        labels = [np.asarray(sample.label) for sample in evaluation]
+        if all(label.size == 1 and label.dtype.kind in "biuf" and label.item() in (0, 1) for label in labels):
+            name = f"accuracy@{_threshold(model, evaluation)}"
+    if name is None:
+        return None, TOP1
+    if is_built_in_metric(name):
+        threshold = _threshold(model, evaluation) if name in _THRESHOLDED and evaluation is not None else 0
+        return built_in_metric(name, evaluation, threshold)
+    score = load_metric(name)
 
     def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
         """Call a metric on copies: a metric that works in place must not change other targets' or golden samples."""
         return score(tuple(np.array(array) for array in outputs), label)
 
-    return on_copies
+    return on_copies, name.rpartition(":")[2]
+
+
+def _is_one_value(output: TensorSpec) -> bool:
+    """Whether an output has one float for each sample: [N, 1] or [N]."""
+    return output.dtype.startswith("float") and output.shape[1:] in ((), (1,)) and len(output.shape) > 0
+
+
+def _threshold(model: LoadedModel, evaluation: Dataset) -> float:
+    """Return the value above which the float model says 1: 0.5 of a probability, 0 of a logit.
+
+    A model whose outputs all lie from 0 to 1 gives probabilities: as logits they would all say the same.
+    """
+    if model.kind == "onnx":
+        return 0.5 if gives_probability(model.model) else 0
+    run = forward(model.model.module() if model.kind == "exported" else model.model)
+    seen = dataclasses.replace(evaluation, count=min(evaluation.count, _LOOKED_AT))
+    values = [run(batch)[0] for batch in batches(seen, model.inputs)]
+    return 0.5 if all(value.min() >= 0 and value.max() <= 1 for value in values) else 0
 
 
 def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
@@ -299,9 +336,12 @@ def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple
 
 
 def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
-    """Return how many classes the first output tells apart; None where it is not logits [N, classes]."""
+    """Return how many classes the first output tells apart; None where it is not logits [N, classes].
+
+    A single value in each row may be the score of one of two classes, or a quantity.
+    """
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
-    return shape[1] if len(shape) == 2 else None
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else None
 
 
 # --- The run's data by role: opened, split, linted, and counted for the manifest.
@@ -400,7 +440,7 @@ def _linted(
     opened: dict[str, Dataset],
     n_classes: int | None,
 ) -> tuple[dict[str, Dataset], DataFacts]:
-    """Refuse bad data, or with `--data-lint warn` tell of it and leave shared samples out of the evaluation."""
+    """Refuse data that are certainly wrong, or with `--data-lint warn` leave shared samples out of the evaluation."""
     evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
     findings = lint(
         opened["calibration"] if opened["calibration"].count else None,
@@ -415,8 +455,9 @@ def _linted(
             declared=bool(job.inputs),
         ),
     )
-    if findings and job.data.lint == "error":
-        messages = "; ".join(f"{finding.name}: {finding.message}" for finding in findings)
+    stops = {"error": [one for one in findings if one.is_certain], "strict": findings, "warn": ()}[job.data.lint]
+    if stops:
+        messages = "; ".join(f"{finding.name}: {finding.message}" for finding in stops)
         raise UsageError(f"the data lint found {messages}", "fix the data, or continue with --data-lint warn")
     excluded = 0
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):

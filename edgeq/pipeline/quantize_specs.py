@@ -26,7 +26,7 @@ from edgeq.pipeline.tracking import current_state, user_modules
 from edgeq.quantize.graph_runner import Forward
 from edgeq.quantize.spec import ReuseSpec, SearchSpec
 from edgeq.verify.accumulate import batch_scores, chosen_metric
-from edgeq.verify.metrics import Comparison, cut, paired_drop_pp, real_rows
+from edgeq.verify.metrics import Comparison, cut, mean_score, real_rows
 
 
 def search_spec(job: Job, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
@@ -80,19 +80,21 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
 
     sums, labelled = Comparison(by_channel=True), samples.labelled
     digests: set[str] = set()
-    before: list[float] = []
-    after: list[float] = []
+    score: Any = None
+    before: list[Any] = []
+    after: list[Any] = []
     for batch in batches(samples, inputs.model.inputs):
         expected, came = fp32(batch), measured(batch)
         digests.update(sample.digest for sample in batch.samples)
         sums.add(cut(batch, expected), cut(batch, came), rows=real_rows(batch))
         metric = chosen_metric(inputs.metric, expected, labelled=labelled)
         if metric is not None:
+            score = metric
             before += batch_scores(metric, batch, expected)
             after += batch_scores(metric, batch, came)
     agreement = sums.top1_agreement
     if before:
-        drop: float | None = paired_drop_pp(before, after).estimate
+        drop: float | None = 100 * (mean_score(score, before) - mean_score(score, after))
     else:
         drop = None if agreement is None else 100 * (1 - agreement)
     # the gate's own number, or the search would find what the gate refuses

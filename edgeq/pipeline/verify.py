@@ -26,13 +26,13 @@ from edgeq.core.targets import why_not_run
 from edgeq.load.selection import dataset_sha256
 from edgeq.pipeline import devices
 from edgeq.pipeline.devices import DeviceSetting, device_setting, on_device
-from edgeq.pipeline.evaluation import TOP1, Evaluation, golden_dataset, input_specs, open_evaluation, run_golden
+from edgeq.pipeline.evaluation import Evaluation, golden_dataset, input_specs, open_evaluation, run_golden
 from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
 from edgeq.pipeline.preflight import check_cost_options
 from edgeq.pipeline.profile import with_bundle_cost
 from edgeq.verify.golden import compare_golden, golden_set
 from edgeq.verify.host import HostRuntime, Loaded
-from edgeq.verify.metrics import of_sample
+from edgeq.verify.metrics import TOP1, of_sample
 from edgeq.verify.spec import VerifySpec
 from edgeq.verify.verify import verify
 

@@ -110,7 +110,8 @@ def _inputs(fidelity: Fidelity) -> str:
 
 def _score(fidelity: Fidelity, value: float) -> str:
     # a metric of the user's own has a range of its own
-    return share(value) if fidelity.metric in ("top1", "top-1") else f"{fidelity.metric} {value:.4g}"
+    is_share = fidelity.metric in ("top1", "top-1") or (fidelity.metric or "").startswith("accuracy@")
+    return share(value) if is_share else f"{fidelity.metric} {value:.4g}"
 
 
 def agreement(row: PackageResult) -> str:

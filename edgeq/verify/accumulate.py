@@ -24,18 +24,21 @@ from edgeq.core.samples import Batch, Outputs, Sample, batch_size
 from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import (
     Comparison,
+    Metric,
+    SetMetric,
     Variety,
     class_drops,
     cut,
     is_ranking,
+    mean_score,
+    metric_drop_pp,
     of_sample,
-    paired_drop_pp,
     real_rows,
     row_keys,
     scored,
     top1,
 )
-from edgeq.verify.spec import Forward, Metric, VerifySpec
+from edgeq.verify.spec import Forward, VerifySpec
 
 
 @dataclass(slots=True)
@@ -139,20 +142,24 @@ def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 _MOST = 128
 
 
-def chosen_metric(metric: Metric | None, outputs: Outputs, *, labelled: bool) -> Metric | None:
+def chosen_metric(metric: Metric | SetMetric | None, outputs: Outputs, *, labelled: bool) -> Metric | SetMetric | None:
     """Return the user's metric, top-1 for labelled samples and outputs that rank classes, or None."""
     if metric is None and labelled and is_ranking(outputs[0]):
         return top1
     return metric
 
 
-def batch_scores(score: Metric, batch: Batch, outputs: Outputs) -> list[float]:
-    """Return the score of each sample of a batch.
+def batch_scores(score: Metric | SetMetric, batch: Batch, outputs: Outputs) -> list[Any]:
+    """Return the score of each sample of a batch, or the row that it adds to a score of the whole set.
 
     Raises:
         UsageError: the metric gave a value that is not finite, or the labels do not fit.
     """
-    return [_finite(score(*pair)) for pair in scored(batch, outputs, by_row=score is top1)]
+    return [_sample_score(score, *pair) for pair in scored(batch, outputs, by_row=score is top1)]
+
+
+def _sample_score(score: Metric | SetMetric, outputs: Outputs, label: Any) -> Any:
+    return score.row(outputs, label) if isinstance(score, SetMetric) else _finite(score(outputs, label))
 
 
 @dataclass(slots=True)
@@ -167,34 +174,42 @@ class Mismatches:
         labels: the last two different labels; samples may be sorted by class.
     """
 
-    own: list[float] = field(default_factory=list)
-    other: list[float] = field(default_factory=list)
+    own: list[Any] = field(default_factory=list)
+    other: list[Any] = field(default_factory=list)
     labels: tuple[Any, ...] = ()
+    metric: Metric | SetMetric | None = None
 
     def add(
-        self, score: Metric, batch: Batch, outputs: Outputs, scores: Sequence[float], *, labelled: bool = True
+        self,
+        score: Metric | SetMetric,
+        batch: Batch,
+        outputs: Outputs,
+        scores: Sequence[Any],
+        *,
+        labelled: bool = True,
     ) -> None:
-        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are used."""
+        """Add the samples of a batch, `labelled` as their data set is; at most `_MOST` are looked at."""
+        self.metric = score
         pairs = scored(batch, outputs, by_row=False)
         for (row, label), own in zip(pairs, scores, strict=True):
             if len(self.own) >= _MOST:
                 return
             if label is None and not labelled:
                 with contextlib.suppress(EdgeqError):  # noise may be more than it takes
-                    self.other.append(_finite(score(tuple(_noised(array) for array in row), None)))
+                    self.other.append(_sample_score(score, tuple(_noised(array) for array in row), None))
                     self.own.append(own)
                 continue
             others = [known for known in self.labels if not _equal(known, label)]
             if others:
                 with contextlib.suppress(EdgeqError):  # a pair that no sample is like may be more than it takes
-                    self.other.append(_finite(score(row, others[-1])))
+                    self.other.append(_sample_score(score, row, others[-1]))
                     self.own.append(own)
             if label is not None:
                 self.labels = (*others[-1:], label)
 
     def drop_pp(self) -> Interval | None:
         """Return the paired drop; None without samples."""
-        return paired_drop_pp(self.own, self.other) if self.own else None
+        return metric_drop_pp(self.metric, self.own, self.other) if self.own and self.metric else None
 
 
 def _noised(array: NDArray[Any]) -> NDArray[Any]:
@@ -337,8 +352,9 @@ class Tally:
     row_labels: list[int] = field(default_factory=list)
     batches: int = 0
     extremes: Extremes = field(default_factory=Extremes)
-    fp32_scores: list[float] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
+    metric: Metric | SetMetric | None = None
+    fp32_scores: list[Any] = field(default_factory=list)
+    scores: list[Any] = field(default_factory=list)
     mismatches: Mismatches = field(default_factory=Mismatches)
     labels: Counter[int] = field(default_factory=Counter)
     findings: dict[str, None] = field(default_factory=dict)
@@ -444,8 +460,10 @@ def spread(count: int, wanted: int) -> frozenset[int]:
 def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
     """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels."""
     if not tally.shapes:
+        names = spec.output_names or tuple(f"output{i}" for i in range(len(outputs)))
         tally.shapes = tuple(
-            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+            TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape)
+            for name, array in zip(names, outputs, strict=True)
         )
     _look(tally, batch, outputs)
     measured = cut(batch, outputs)
@@ -497,6 +515,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
     score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
     if score is None:
         return
+    tally.metric = score
     tally.scores += batch_scores(score, batch, measured)
     if score is top1:
         labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
@@ -516,7 +535,9 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     """Return the accumulated comparison with fp32."""
     sums = tally.fidelity
     has_fp32 = sums.elements > 0
+    score = tally.metric or top1
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
+    of_samples = paired and not isinstance(score, SetMetric)
     pairs = dict(zip(tally.keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
     classes, by_labels = tally.class_drops() if spec.is_evaluation else ((), False)
     ranks = tally.ranks.get(0)
@@ -528,14 +549,14 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         max_abs=sums.max_abs if has_fp32 else None,
         top1_agreement=sums.top1_agreement,
         metric=spec.metric_name if tally.scores else None,
-        fp32_score=float(np.mean(tally.fp32_scores)) if tally.fp32_scores else None,
-        score=float(np.mean(tally.scores)) if tally.scores else None,
-        drop_pp=paired_drop_pp(tally.fp32_scores, tally.scores, tally.keys) if paired else None,
+        fp32_score=mean_score(score, tally.fp32_scores) if tally.fp32_scores else None,
+        score=mean_score(score, tally.scores) if tally.scores else None,
+        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys) if paired else None,
         chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
         mismatch_drop_pp=tally.mismatches.drop_pp(),
         distinct=len(set(tally.row_keys)),
-        lost=sum(before > after for before, after in pairs.values()) if paired else None,
-        won=sum(before < after for before, after in pairs.values()) if paired else None,
+        lost=sum(before > after for before, after in pairs.values()) if of_samples else None,
+        won=sum(before < after for before, after in pairs.values()) if of_samples else None,
         groups=sums.groups(classes=bool(tally.labels)),
         agreements=tuple(found.agreement(i, tally.row_keys) for i, found in sorted(tally.ranks.items())),
         indices=tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
-from edgeq.core.samples import Batch, Outputs
+from edgeq.core.samples import Batch, Dataset, Outputs, rows_of
 from edgeq.verify.channels import OutputChannels
+
+Metric = Callable[[Outputs, Any], float]
 
 
 @dataclass(slots=True)
@@ -215,6 +217,207 @@ def paired_drop_pp(
     return Interval(estimate=100 * estimate, low=100 * low, high=100 * high)
 
 
+# --- Scores of a whole set: each sample adds a row of numbers, of which the score is made.
+
+
+TOP1 = "top1"
+
+_RESAMPLES = 1000
+
+_IGNORED = 255  # the label of pixels that no class counts, as torchvision's and VOC's sets have it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMetric:
+    """A score that no mean over samples gives, such as F1.
+
+    Attributes:
+        row: makes numbers, as many for each sample, of its outputs and its label.
+        score: makes a score from 0 to 1, higher is better, of the rows [samples, numbers].
+    """
+
+    row: Callable[[Outputs, Any], Sequence[float]]
+    score: Callable[[NDArray[np.float64]], float]
+
+    def of(self, rows: Sequence[Sequence[float]]) -> float:
+        """Return the score of rows."""
+        return self.score(np.asarray(rows, np.float64))
+
+    def drop_pp(
+        self, fp32: Sequence[Sequence[float]], measured: Sequence[Sequence[float]], keys: Sequence[Hashable] | None
+    ) -> Interval:
+        """Return fp32's score minus the other's in percentage points, with the 95% interval of a paired bootstrap.
+
+        Samples are drawn with replacement, repeats of one together, and both scores are taken of the same draw (Efron
+        and Tibshirani, An Introduction to the Bootstrap, 13.3). The interval is at least as long as that of equal
+        scores of 0 and 1: samples that happen to score alike say little of the next one.
+        """
+        before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
+        groups: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(range(len(before)) if keys is None else keys):
+            groups.setdefault(key, []).append(i)
+        members = [np.asarray(group) for group in groups.values()]
+        rng = np.random.default_rng(0)
+        drops = []
+        for _ in range(_RESAMPLES):
+            drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+            drops.append(self.score(before[drawn]) - self.score(after[drawn]))
+        estimate = self.score(before) - self.score(after)
+        low, high = np.nanquantile(drops, (0.025, 0.975)) if np.isfinite(drops).any() else (-1.0, 1.0)
+        least = matched_pairs(0, 0, len(members))[1]
+        return Interval(
+            estimate=100 * estimate,
+            low=100 * max(-1.0, min(float(low), estimate - least)),
+            high=100 * min(1.0, max(float(high), estimate + least)),
+        )
+
+
+def built_in_metric(text: str, evaluation: Dataset | None, threshold: float) -> tuple[Metric | SetMetric, str]:
+    """Return a metric of `edgeq.core.marks.BUILT_IN_METRICS`, and its name for reports.
+
+    Errors are taken from 1 as shares of the range of the labels, so that percentage points mean something.
+
+    Args:
+        text: the metric, with a threshold or without: `f1`, `accuracy@0.5`.
+        evaluation: the samples, whose labels give that range.
+        threshold: above which a score is an answer of yes, where `text` has none: 0.5 of a probability, 0 of a logit.
+
+    Raises:
+        UsageError: labels that the metric cannot take, or a threshold that is not a number.
+    """
+    name, mark, given = text.partition("@")
+    try:
+        threshold = float(given) if mark else threshold
+    except ValueError as err:
+        raise UsageError(f"--metric {text}: expected a number behind the @", f"write {name}@0.5") from err
+    if name == "accuracy":
+        return _accuracy(threshold), f"accuracy@{threshold:g}"
+    if name in ("mae", "rmse"):
+        labels = [np.asarray(sample.label, np.float64) for sample in evaluation or () if sample.label is not None]
+        span = float(max(map(np.max, labels)) - min(map(np.min, labels))) if labels else 0.0
+        if not span > 0:
+            what = f"--metric {name} needs labels of more than one value in the evaluation data"
+            raise UsageError(what, "give numbers as labels, y in an .npz file")
+        return SetMetric(row=_squares, score=_error_score(name, span)), f"1-{name}/{span:.4g}"
+    if name == "auc":
+        return SetMetric(row=_auc_row, score=_auc), name
+    count = SetMetric(row=_counts_row(name, threshold), score=_f1 if name == "f1" else _mean_iou)
+    return count, f"{name}@{threshold:g}"
+
+
+def _accuracy(threshold: float) -> Metric:
+    def score(outputs: Outputs, label: Any) -> float:
+        value, wanted = (np.asarray(one).reshape(-1) for one in (outputs[0], label))
+        if value.size != 1 or wanted.size != 1 or wanted[0] not in (0, 1):
+            what = f"--metric accuracy@ is for one output and labels of 0 and 1, got {value.size} outputs and {label!r}"
+            raise UsageError(what, "give --metric f1 or auc for several, or labels of 0 and 1")
+        return float(np.isfinite(value[0]) and (value[0] > threshold) == bool(wanted[0]))
+
+    return score
+
+
+def _squares(outputs: Outputs, label: Any) -> Sequence[float]:
+    """Return the mean absolute and the mean squared error of a sample."""
+    value, wanted = np.asarray(outputs[0], np.float64).reshape(-1), np.asarray(label, np.float64).reshape(-1)
+    if value.shape != wanted.shape:
+        what = f"the label has {wanted.size} values, the first output {value.size}"
+        raise UsageError(what, "give one value for each, or --metric file.py:function")
+    return float(np.abs(value - wanted).mean()), float(np.square(value - wanted).mean())
+
+
+def _error_score(name: str, span: float) -> Callable[[NDArray[np.float64]], float]:
+    def score(rows: NDArray[np.float64]) -> float:
+        error = rows[:, 0].mean() if name == "mae" else math.sqrt(rows[:, 1].mean())
+        return max(0.0, 1 - float(error) / span)
+
+    return score
+
+
+def _one_hot(label: Any, classes: int) -> NDArray[np.float64]:
+    """Return which of the classes a label names: an index, or a 0 or 1 for each."""
+    wanted = np.asarray(label).reshape(-1)
+    if wanted.size == classes and np.isin(wanted, (0, 1)).all():
+        return wanted.astype(np.float64)
+    return np.asarray(np.arange(classes) == class_index(label, classes), np.float64)
+
+
+def _auc_row(outputs: Outputs, label: Any) -> Sequence[float]:
+    values = np.asarray(outputs[0], np.float64).reshape(-1)
+    is_single = np.asarray(label).size == 1 and values.size > 1
+    if is_single and not (values.min() >= 0 and abs(values.sum() - 1) < 1e-3):
+        values = np.exp(values - values.max())  # samples are compared, for which logits have no common zero
+        values /= values.sum()
+    return (*values.tolist(), *_one_hot(label, values.size).tolist())
+
+
+def _auc(rows: NDArray[np.float64]) -> float:
+    """Return the mean area under the ROC curves of the classes, each by the ranks of Mann and Whitney."""
+    classes = rows.shape[1] // 2
+    areas = []
+    for values, wanted in zip(rows[:, :classes].T, rows[:, classes:].T, strict=True):
+        positives = wanted.sum()
+        if 0 < positives < len(wanted):
+            _, places, times = np.unique(values, return_inverse=True, return_counts=True)
+            ranks = (np.cumsum(times) - (times - 1) / 2)[places]
+            pairs = positives * (len(wanted) - positives)
+            areas.append((ranks[wanted == 1].sum() - positives * (positives + 1) / 2) / pairs)
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def _counts_row(name: str, threshold: float) -> Callable[[Outputs, Any], Sequence[float]]:
+    """Return what counts, for each class, the right answers, the wrong ones and those that were missed."""
+
+    def row(outputs: Outputs, label: Any) -> Sequence[float]:
+        scores = np.asarray(outputs[0])
+        classes = scores.shape[0] if scores.ndim else 1
+        if name == "f1":
+            several = np.asarray(label).size == classes
+            said = scores.reshape(-1) > threshold if several else np.arange(classes) == int(scores.argmax())
+            wanted = _one_hot(label, classes) == 1
+            return (*(said & wanted), *(said & ~wanted), *(~said & wanted))
+        truth = np.asarray(label).reshape(-1)
+        flat = scores.reshape(classes, -1)
+        if flat.shape[1] != truth.size:
+            what = f"the first output has {flat.shape[1]} pixels [classes, H, W], the label {truth.size}"
+            raise UsageError(what, "give labels of the output's size, an index of a class for each pixel")
+        guess = flat.argmax(axis=0) if classes > 1 else (flat[0] > threshold).astype(np.int64)
+        kinds, seen = range(max(2, classes)), truth != _IGNORED
+        hits = [float((seen & (guess == k) & (truth == k)).sum()) for k in kinds]
+        wrong = [float((seen & (guess == k) & (truth != k)).sum()) for k in kinds]
+        missed = [float((seen & (guess != k) & (truth == k)).sum()) for k in kinds]
+        return (*hits, *wrong, *missed)
+
+    return row
+
+
+def _f1(rows: NDArray[np.float64]) -> float:
+    """Return the mean F1 of the classes that occur: 2 hits / (2 hits + wrong + missed)."""
+    hits, wrong, missed = rows.sum(axis=0).reshape(3, -1)
+    found = hits + wrong + missed > 0
+    return float(np.mean(2 * hits[found] / (2 * hits + wrong + missed)[found])) if found.any() else math.nan
+
+
+def _mean_iou(rows: NDArray[np.float64]) -> float:
+    """Return the mean over the classes that occur of hits / (hits + wrong + missed), over all pixels of the set."""
+    hits, wrong, missed = rows.sum(axis=0).reshape(3, -1)
+    union = hits + wrong + missed
+    return float(np.mean(hits[union > 0] / union[union > 0])) if (union > 0).any() else math.nan
+
+
+def mean_score(metric: Metric | SetMetric, scores: Sequence[Any]) -> float:
+    """Return the score of a set from what each of its samples gave."""
+    return metric.of(scores) if isinstance(metric, SetMetric) else float(np.mean(scores))
+
+
+def metric_drop_pp(
+    metric: Metric | SetMetric, fp32: Sequence[Any], measured: Sequence[Any], keys: Sequence[Hashable] | None = None
+) -> Interval:
+    """Return the drop of a score with its 95% interval, from what each sample gave; keys as `paired_drop_pp`."""
+    if isinstance(metric, SetMetric):
+        return metric.drop_pp(fp32, measured, keys)
+    return paired_drop_pp(fp32, measured, keys)
+
+
 def class_drops(
     labels: Sequence[int], before: Sequence[int], after: Sequence[int], keys: Sequence[Hashable]
 ) -> tuple[ClassDrop, ...]:
@@ -288,8 +491,7 @@ def percentile_ms(latencies: Sequence[float], share: float) -> float:
 
 def size_of(batch: Batch) -> int:
     """Return the length of the batch axis, padding included; 1 where the first input has no axes."""
-    shape = batch.inputs[0].shape
-    return int(shape[0]) if shape else 1
+    return rows_of([array.shape for array in batch.inputs]) or 1
 
 
 def is_whole(batch: Batch) -> bool:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from edgeq.core.config import Progress
 from edgeq.core.results.model import LoweredModel, TensorSpec
 from edgeq.core.samples import Batch, Dataset, Outputs
-
-Metric = Callable[[Outputs, Any], float]
-
+from edgeq.verify.metrics import Metric, SetMetric
 
 Forward = Callable[[Batch], Outputs]
 
@@ -31,10 +28,11 @@ class VerifySpec:
         output_steps: quantization steps of the outputs, where known.
         samples: evaluation data, or random inputs.
         is_evaluation: which of the two.
-        metric: a score per sample, or None for top-1.
+        metric: a score per sample or of the whole set, or None for top-1.
         scheme: the quantization scheme.
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
+        output_names: of the outputs, where the model names them; () for `output0` and so on.
         observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
     """
 
@@ -45,7 +43,7 @@ class VerifySpec:
     output_steps: tuple[float | None, ...]
     samples: Dataset
     is_evaluation: bool
-    metric: Metric | None
+    metric: Metric | SetMetric | None
     metric_name: str
     scheme: str
     backend: str
@@ -54,4 +52,5 @@ class VerifySpec:
     label: str
     warmup: int = 5
     runs: int = 30
+    output_names: tuple[str, ...] = ()
     observe: Observer | None = None

@@ -12,11 +12,12 @@ from .test_bad_input import image_options, make_images
 FP32 = ("--scheme", "fp32", "--json")
 
 
-def test_too_few_samples_are_an_error_by_default_and_a_finding_with_warn(package: Run, project: Project) -> None:
+def test_too_few_samples_are_a_finding_by_default_and_an_error_with_strict(package: Run, project: Project) -> None:
     write_set(Path("few.npz"), 8, seed=3)
-    package("--calibration-data", "few.npz").fails(2, "too-few-samples", "8 distinct", "--data-lint warn")
+    strict = package("--calibration-data", "few.npz", "--data-lint", "strict")
+    strict.fails(2, "too-few-samples", "8 distinct", "--data-lint warn")
     assert not project.out.exists()
-    result = package("--calibration-data", "few.npz", "--data-lint", "warn", *FP32)
+    result = package("--calibration-data", "few.npz", *FP32)
     assert result.code == 0
     assert [finding["name"] for finding in result.json["data"]["findings"]] == ["too-few-samples"]
     assert project.manifest()["provenance"]["data_findings"] == ["too-few-samples"]
@@ -30,7 +31,8 @@ def test_each_finding_of_the_lint_is_named(package: Run) -> None:
     labels[31] = 9
     np.savez("odd.npz", image=images, y=labels)
     names = ("constant-samples", "repeated-samples", "not-finite", "labels-out-of-range")
-    package("--calibration-data", "odd.npz").fails(2, *names)
+    package("--calibration-data", "odd.npz", "--data-lint", "strict").fails(2, *names)
+    package("--calibration-data", "odd.npz").fails(2, "not-finite", "labels-out-of-range")
 
 
 def test_shared_samples_are_an_error_and_are_left_out_with_warn(package: Run, project: Project) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgeq.bundle.reader import read_bundle
 
@@ -78,11 +79,31 @@ def test_two_schemes_of_one_archive_are_judged_by_themselves(package: Run, ptl: 
     assert [row["scheme"] for row in result.json["rows"]] == ["fp32", "static-int8"], result.err
 
 
-def test_an_exported_program_cannot_be_quantized_by_fx(package: Run, project: Project) -> None:
-    args = (str(PT2), "-t", X86, "-o", "out", "--calibration-data", "edgeq.demo.digits:calibration_data")
+def test_an_exported_program_is_quantized_by_fx_too(package: Run) -> None:
+    data = (
+        "--calibration-data",
+        "edgeq.demo.digits:calibration_data",
+        "--eval-data",
+        "edgeq.demo.digits:evaluation_data",
+    )
     Path("digits.toml").write_text(PREPROCESS)
-    package(*args, "--preprocess", "digits.toml", base=False).fails(3, "exported program", "ExecuTorch")
-    assert not project.out.exists()
+    args = (str(PT2), "-t", X86, "-o", "out", "--name", "digits", "--preprocess", "digits.toml", *data)
+    made = package(*args, "--limit", "agreement=98%", "--json", base=False)
+    assert made.code == 0, made.out + made.err
+    assert made.gate("int8_macs")["outcome"] == "ok"
+
+
+def test_a_scripted_archive_is_quantized_on_each_runtime(package: Run) -> None:
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4))
+    torch.jit.script(torch.nn.Sequential(*layers).eval()).save("scripted.pt")
+    targets = ("-t", X86, "-t", "linux-x86_64-ort", "-t", XNNPACK)
+    args = ("scripted.pt", "--input", "1x1x8x8", *targets, "-o", "out", "--calibration-data", "calibration.npz")
+    made = package(*args, "--scheme", "static-int8", "--json", base=False)
+    assert made.code == 0, made.out + made.err
+    assert [row["passed"] for row in made.json["rows"]] == [True] * 3
+    for row in range(3):
+        assert made.gate("int8_macs", row)["outcome"] == "ok"
 
 
 def test_an_exported_program_is_lowered_to_executorch_and_its_artifact_is_taken_as_it_is(

@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from edgeq.bundle.reader import read_bundle
 
@@ -87,3 +89,58 @@ def _unknown_operator(target: Path) -> None:
     graph = helper.make_graph([node], "g", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(target))
+
+
+def test_auto_takes_a_file_and_tries_the_schemes_that_start_from_one(
+    edgeq: Run, project: Project, options: tuple[str, ...]
+) -> None:
+    made = edgeq("package", "digits", "--scheme", "fp32", *options)
+    assert made.code == 0, made.out + made.err
+    shutil.copy(read_bundle(project.out / "digits" / ORT).artifact, "mine.onnx")
+    result = edgeq("package", "mine.onnx", "--scheme", "auto", "--limit", "accuracy_drop=5pp", *options)
+    assert result.code == 0, result.out + result.err
+    (row,) = result.json["rows"]
+    assert (row["scheme"], row["passed"]) == ("static-int8", True)
+    # what no scheme can do is refused with what was tried, and neither qat-int8 nor mixed-int8 is among that
+    limits = ("--limit", "accuracy_drop=5pp", "--limit", "size=1kB")
+    failed = edgeq("package", "mine.onnx", "--scheme", "auto", *limits, *options)
+    assert failed.code == 4, failed.out + failed.err
+    assert [one["scheme"] for one in failed.json["rows"][0]["auto"]["tried"]] == ["static-int8"]
+
+
+class Vad(torch.nn.Module):
+    """A detector of speech with its state as an input and an output, as they come in ONNX files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(16, 24, num_layers=2, batch_first=True)
+        self.head = torch.nn.Linear(24, 1)
+
+    def forward(self, x, h, c):
+        y, (h, c) = self.rnn(x, (h, c))
+        return torch.sigmoid(self.head(y[:, -1])), h, c
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "dynamic-int8", "auto"])
+def test_a_state_is_not_taken_for_a_batch(edgeq: Run, project: Project, scheme: str) -> None:
+    torch.manual_seed(0)
+    state = torch.zeros(2, 1, 24)
+    example = (torch.zeros(1, 5, 16), state, state)
+    torch.onnx.export(
+        Vad().eval(), example, "vad.onnx", dynamo=True, input_names=["x", "h", "c"], external_data=False, verbose=False
+    )
+    rng = np.random.default_rng(0)
+    rows = {"x": (32, 5, 16), "h": (32, 2, 24), "c": (32, 2, 1, 24)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in rows.items()}
+    np.savez("test.npz", **arrays, y=(arrays["x"].mean((1, 2)) > 0).astype(np.int64))
+    result = edgeq(
+        *("package", "vad.onnx", "-t", ORT, "--scheme", scheme, "--eval-data", "test.npz", "-o", "out"),
+        *("--on", "host", "--json", "--quiet"),
+    )
+    assert result.code == 0, result.out + result.err
+    fidelity = result.json["rows"][0]["verified"]["fidelity"]
+    assert fidelity["samples"] == 32
+    assert fidelity["metric"] == "accuracy@0.5"
+    outputs = json.loads((project.out / "vad" / ORT / "manifest.json").read_text())["outputs"]
+    assert [one["shape"] for one in outputs] == [[1, 1], [2, 1, 24], [2, 1, 24]]
+    assert edgeq("verify", str(project.out / "vad" / ORT), "--quiet", "--eval-data", "test.npz").code == 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from .conftest import X86, XNNPACK, Project, Run
 
@@ -29,6 +28,17 @@ def convolution():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten()).eval()
 
 
+class Untraceable(nn.Sequential):
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            raise RuntimeError("not to be traced")
+        return super().forward(x)
+
+
+def untraceable():
+    return Untraceable(*linear())
+
+
 def example_inputs():
     return (torch.zeros(1, 1, 8, 8),)
 """
@@ -40,18 +50,11 @@ def models(project: Project) -> Project:
     return project
 
 
-def exported(project: Project) -> Path:
-    """Write a program without modules: dynamic-int8, which exchanges modules on TorchScript, cannot have it there."""
-    scope: dict[str, object] = {}
-    exec(MODELS, scope)  # noqa: S102  # our own
-    program = torch.export.export(scope["linear"](), scope["example_inputs"]())  # type: ignore[operator]
-    torch.export.save(program, project.root / "linear.pt2")
-    return project.root / "linear.pt2"
+UNTRACEABLE = "models.py:untraceable"
 
 
 def test_one_target_that_cannot_leaves_the_others_bundles(models: Project, edgeq: Run) -> None:
-    source = exported(models)
-    base = ("package", source, "--on", "host", "--quiet", "--scheme", "dynamic-int8", "--name", "linear")
+    base = ("package", UNTRACEABLE, "--on", "host", "--quiet", "--scheme", "dynamic-int8", "--name", "linear")
     both = (*base, "--target", X86, "--target", XNNPACK)
     files = ("--junit", "junit.xml", "--markdown", "summary.md")
     result = edgeq(*both, "--json", *files)
@@ -60,7 +63,7 @@ def test_one_target_that_cannot_leaves_the_others_bundles(models: Project, edgeq
     assert (row["target"], row["passed"], row["exit_code"]) == (XNNPACK, True, 0)
     (refused,) = result.json["refused"]
     assert (refused["target"], refused["scheme"], refused["exit_code"]) == (X86, "dynamic-int8", 3)
-    assert "an exported program has none" in refused["error"]
+    assert "TorchScript cannot trace this model" in refused["error"]
     assert "ExecuTorch" in refused["fix"]
     assert refused["stays"] is None
     assert sorted(path.name for path in (models.out / "linear").iterdir()) == [XNNPACK]
@@ -71,14 +74,14 @@ def test_one_target_that_cannot_leaves_the_others_bundles(models: Project, edgeq
 
     again = edgeq(*both)
     assert again.code == 3
-    assert f"refused: {X86} dynamic-int8: dynamic-int8 replaces modules" in again.out
+    assert f"refused: {X86} dynamic-int8: TorchScript cannot trace this model" in again.out
     assert "refused (exit code 3)" in again.out
     assert "cached" in again.out
     assert "error:" not in again.err
 
     # alone it is the error that it was, and nothing is written
     before = models.names()
-    edgeq(*base, "--target", X86).fails(3, "an exported program has none")
+    edgeq(*base, "--target", X86).fails(3, "TorchScript cannot trace this model")
     assert models.names() == before
 
 
@@ -86,7 +89,7 @@ def test_an_earlier_bundle_of_what_is_refused_now_stays(models: Project, edgeq: 
     base = ("package", "--on", "host", "--quiet", "--no-cache", "--name", "linear", "--target", X86)
     assert edgeq(*base, "models.py:linear", "--scheme", "dynamic-int8").code == 0
     earlier = (models.out / "linear" / X86 / "manifest.json").read_bytes()
-    result = edgeq(*base, exported(models), "--scheme", "dynamic-int8", "--target", XNNPACK, "--json")
+    result = edgeq(*base, UNTRACEABLE, "--scheme", "dynamic-int8", "--target", XNNPACK, "--json")
     assert result.code == 3, result.err
     (refused,) = result.json["refused"]
     assert refused["stays"] == str(Path("out/linear") / X86)
@@ -138,11 +141,11 @@ def test_auto_and_compare_go_on_too(models: Project, edgeq: Run) -> None:
 
 
 def test_a_project_shows_what_one_of_its_targets_cannot(models: Project, edgeq: Run) -> None:
-    exported(models)
     Path("edgeq.toml").write_text(
         f'targets = ["{X86}", "{XNNPACK}"]\nschemes = ["dynamic-int8"]\ndevice.on = "host"\n'
         '[app]\nlimit.size = "10MB"\nruntime_size.linux-x86_64.torchscript = "1MB"\n'
-        '[[model]]\nname = "program"\nsource = "linear.pt2"\n[[model]]\nname = "module"\nsource = "models.py:linear"\n'
+        f'[[model]]\nname = "program"\nsource = "{UNTRACEABLE}"\n'
+        '[[model]]\nname = "module"\nsource = "models.py:linear"\n'
     )
     result = edgeq("build", "--json", "--quiet")
     program, module = result.json["models"]
@@ -157,7 +160,7 @@ def test_a_project_shows_what_one_of_its_targets_cannot(models: Project, edgeq: 
     assert gate["outcome"] == "unverified"
     assert f"program for {X86} could not be built" in gate["detail"]
     text = edgeq("build", "--quiet")
-    assert f"refused: program {X86} dynamic-int8: dynamic-int8 replaces modules" in text.out
+    assert f"refused: program {X86} dynamic-int8: TorchScript cannot trace this model" in text.out
     page = (models.out / "report.html").read_text()
     assert f"program, {X86}, dynamic-int8" in page
     report = json.loads((models.out / "program" / XNNPACK / "report.json").read_text())

@@ -20,12 +20,14 @@ class Inputs:
 
     Attributes:
         samples: evaluation data, or seeded random inputs where none was given.
+        metric: `Metric` or `SetMetric` of verify/metrics.py; None for top-1, or where there are no labels.
         training: what qat-int8 may train on; empty where no scheme trains.
         searching: what mixed-int8 judges on; empty where no scheme searches.
         train: the user's own training loop.
         logits: whether the outputs are scored as logits [N, classes].
         unapplied: which data the preprocessing was not applied to, in words, although the manifest tells apps to apply
             it; "" where it was applied to all.
+        metric_name: of the score, for reports and manifests.
         remarks: warnings about the data, which fail nothing.
     """
 
@@ -34,7 +36,7 @@ class Inputs:
     calibration: Dataset
     samples: Dataset
     is_evaluation: bool
-    metric: Callable[[tuple[Any, ...], Any], float] | None
+    metric: Any
     labels: tuple[str, ...]
     data: DataFacts
     training: Dataset = NO_SAMPLES
@@ -42,6 +44,7 @@ class Inputs:
     train: Callable[[Any, Any, Any], Any] | None = None
     logits: bool = False
     unapplied: str = ""
+    metric_name: str = "top1"
     remarks: tuple[str, ...] = ()
 
 

@@ -183,6 +183,9 @@ class LoadedModel:
         weights: where the parameters came from; `own` means the factory or program brought them.
         fp32_bytes: bytes of parameters and buffers at four bytes an element; 0 where unknown.
         source_sha256: hash of what the user named (the file, or the state dict as loaded).
+        remarks: what people must know of how it was loaded, and fails nothing.
+        preprocess: of its images, an `edgeq.core.preprocess.Preprocess`, where the source says it.
+        output_names: of its outputs, where forward names them; () for `output0` and so on.
     """
 
     name: str
@@ -192,6 +195,9 @@ class LoadedModel:
     weights: Weights
     fp32_bytes: int
     source_sha256: str
+    remarks: tuple[str, ...] = ()
+    preprocess: Any = None
+    output_names: tuple[str, ...] = ()
 
 
 # a file beside the artifact, with its role

@@ -217,10 +217,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFinding:
-    """A finding of the data lint: its name and a line of text."""
+    """A finding of the data lint: its name, and a line that says what was seen.
+
+    Attributes:
+        is_certain: whether the data are wrong beyond doubt; else people are to look at them.
+    """
 
     name: str
     message: str
+    is_certain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,7 @@ from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric
 from edgeq.verify.emulate.runner import Launcher, Ran, TooSlow, Work, run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine
-from edgeq.verify.metrics import Comparison, cut, of_sample, paired_drop_pp, real_rows
-from edgeq.verify.spec import Metric
+from edgeq.verify.metrics import Comparison, Metric, SetMetric, cut, mean_score, metric_drop_pp, of_sample, real_rows
 
 # --- The part of the samples that is emulated, with what the host and fp32 made of it.
 
@@ -109,7 +109,7 @@ class EmulateSpec:
     emulator: str
     observed: tuple[Observed, ...]
     output_steps: tuple[float | None, ...]
-    metric: Metric | None
+    metric: Metric | SetMetric | None
     labelled: bool
     timeout_s: float
     progress: Progress
@@ -195,6 +195,7 @@ def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran
     has_fp32 = len(floats) == len(observed)
     scores = [_scores(spec, made) for made in (outputs, hosts, floats if has_fp32 else ())]
     device, host, fp32 = scores
+    score = chosen_metric(spec.metric, outputs[0], labelled=True) if outputs else None
     name = machine.cpu_name
     return DeviceRun(
         cpu=name,
@@ -203,17 +204,17 @@ def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran
         samples=sum(one.batch.rows for one in observed),
         host=_agreement(HOST, name, _pairs(observed, hosts, outputs), spec.output_steps),
         fp32=_agreement("fp32", name, _pairs(observed, floats, outputs), ()) if has_fp32 else None,
-        score=_mean(device),
-        host_score=_mean(host),
-        fp32_score=_mean(fp32),
+        score=_mean(score, device),
+        host_score=_mean(score, host),
+        fp32_score=_mean(score, fp32),
         scored=len(device),
         rescored=sum(a != b for a, b in zip(device, host, strict=True)) if device else None,
-        drop_pp=paired_drop_pp(fp32, device) if fp32 and len(fp32) == len(device) else None,
+        drop_pp=metric_drop_pp(score, fp32, device) if score and fp32 and len(fp32) == len(device) else None,
         findings=tuple(_findings(outputs, hosts)),
     )
 
 
-def _scores(spec: EmulateSpec, outputs: Sequence[Outputs]) -> list[float]:
+def _scores(spec: EmulateSpec, outputs: Sequence[Outputs]) -> list[Any]:
     if not spec.labelled or not outputs:
         return []
     score = chosen_metric(spec.metric, outputs[0], labelled=True)
@@ -223,8 +224,8 @@ def _scores(spec: EmulateSpec, outputs: Sequence[Outputs]) -> list[float]:
     return [value for one, made in pairs if one.scored for value in batch_scores(score, one.batch, made)]
 
 
-def _mean(scores: list[float]) -> float | None:
-    return float(np.mean(scores)) if scores else None
+def _mean(score: Metric | SetMetric | None, scores: list[Any]) -> float | None:
+    return mean_score(score, scores) if scores and score else None
 
 
 def _findings(outputs: list[Outputs], hosts: list[Outputs]) -> Iterator[str]:

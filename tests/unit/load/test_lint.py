@@ -68,6 +68,35 @@ def test_noise_counts_above_half(in_memory, images):
     assert "21 of 41" in found(in_memory(images(20) + noise))["noise"]
 
 
+def test_only_images_can_be_noise(in_memory):
+    rng = np.random.default_rng(0)
+    features = [rng.random((3, 20, 24), np.float32) for _ in range(20)]
+    assert found(in_memory(features), preprocess=None) == {}
+
+
+def test_only_what_is_wrong_beyond_doubt_is_certain(in_memory, images):
+    bad = images(40)
+    bad[0][...] = np.nan
+    bad[1][...] = 0.5
+    spec = LintSpec(wanted=128, preprocess=UNIT, specs=[IMAGE], n_classes=2, declared=False)
+    calibration = in_memory([image * 2 for image in bad[:15]], [i % 3 for i in range(15)])
+    findings = lint(calibration, in_memory(images(20, first=40), [0] * 20, title="e"), spec=spec)
+    assert {one.name for one in findings if one.is_certain} == {"not-finite", "labels-out-of-range"}
+    assert {one.name for one in findings if not one.is_certain} == {
+        "too-few-samples",
+        "constant-samples",
+        "out-of-range",
+    }
+    rng = np.random.default_rng(0)
+    tokens = in_memory([rng.integers(0, 200, 8) for _ in range(20)])
+    spec = LintSpec(wanted=128, preprocess=None, specs=[TOKENS], n_classes=None, declared=True)
+    assert [(one.name, one.is_certain) for one in lint(tokens, tokens, spec=spec)] == [
+        ("out-of-range", True),
+        ("out-of-range", True),
+        ("shared-with-evaluation", True),
+    ]
+
+
 def test_values_outside_the_range_of_the_preprocessing(in_memory, images):
     scaled = [image * 255 for image in images(20)]
     message = found(in_memory(scaled))["out-of-range"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UnsupportedError, UsageError
 from edgeq.core.results.model import TensorSpec
@@ -185,15 +186,101 @@ def test_inputs_by_name_follow_the_order_of_forward(script):
     ("inputs", "told"),
     [
         (["imag=1x3x8x8"], "Did you mean 'image'?"),
-        (["image=1x3x8x8", "image=1x3x9x9"], "'image' is given twice"),
-        # called by position, shift would silently be taken for scale
-        (["image=1x3x8x8", "shift=1x2"], "gives 'shift' but not 'scale'"),
+        (["image=1x3x8x8", "image=1x3x9x9"], "gives 'image' twice"),
+        (["scale=1x2", "shift=1x2"], "gives 'shift' but not 'image', which forward needs"),
     ],
 )
 def test_wrong_input_names(script, inputs, told):
     with pytest.raises(UsageError) as caught:
         load(f"{script(NET)}:make", inputs=inputs)
     assert told in caught.value.what
+
+
+def test_an_optional_input_may_be_left_out(script):
+    model = load(f"{script(NET)}:make", inputs=["image=1x3x8x8", "shift=1x2"])
+    assert [spec.name for spec in model.inputs] == ["image", "shift"]
+
+
+WRAPPED = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 2)).eval()
+
+def plain():
+    return net()
+
+def compiled():
+    return torch.compile(net())
+
+def compiled_in_place():
+    module = net()
+    module.compile()
+    return module
+
+def part():
+    module = net()
+    module[0] = torch.compile(module[0])
+    return module
+
+def parallel():
+    return nn.DataParallel(torch.compile(net()))
+
+def scripted():
+    return torch.jit.script(net())
+
+def traced():
+    return torch.jit.trace(net(), torch.zeros(1, 3, 8))
+
+def frozen():
+    return torch.jit.freeze(torch.jit.script(net()))
+
+def meta():
+    with torch.device("meta"):
+        return net()
+"""
+
+
+@pytest.mark.parametrize("kind", ["compiled", "compiled_in_place", "part", "parallel", "scripted", "traced", "frozen"])
+def test_what_wraps_a_module_is_taken_off(script, kind):
+    path = script(WRAPPED)
+    plain, wrapped = (load(f"{path}:{name}", inputs=["1x3x8"]) for name in ("plain", kind))
+    x = torch.rand(1, 3, 8)
+    assert torch.allclose(wrapped.model(x), plain.model(x), atol=1e-6)
+    assert "_orig_mod" not in "".join(wrapped.model.state_dict())
+    assert torch.export.export(wrapped.model, (x,))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".torchscript"])
+def test_an_archive_of_torchscript_is_a_source(tmp_path, suffix):
+    module = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval()
+    torch.jit.script(module).save(tmp_path / f"net{suffix}")
+    model = load(str(tmp_path / f"net{suffix}"), inputs=["input=1x3"])
+    assert (model.name, model.kind, model.inputs[0].name) == ("net", "module", "input")
+    x = torch.rand(1, 3)
+    assert torch.equal(model.model(x), module(x))
+    with pytest.raises(UsageError, match=r"inputs of .* are not known"):
+        load(str(tmp_path / f"net{suffix}"))
+
+
+def test_weights_as_a_source_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"not an archive of torch\.jit\.save") as caught:
+        load(str(tmp_path / "net.pt"), inputs=["1x3"])
+    assert "--weights" in caught.value.fix
+
+
+def test_a_module_on_the_meta_device_gets_its_weights_from_a_file(script, tmp_path):
+    path = script(WRAPPED)
+    plain = load(f"{path}:plain", inputs=["1x3x8"])
+    with pytest.raises(UsageError, match=r"0\.weight is on the meta device"):
+        load(f"{path}:meta", inputs=["1x3x8"])
+    torch.save(plain.model.state_dict(), tmp_path / "net.pt")
+    model = load(f"{path}:meta", inputs=["1x3x8"], weights=str(tmp_path / "net.pt"))
+    x = torch.rand(1, 3, 8)
+    assert torch.equal(model.model(x), plain.model(x))
 
 
 def test_a_forward_of_any_inputs_takes_any_names(script):

@@ -5,7 +5,9 @@ import pytest
 
 from edgeq.core.errors import UsageError
 from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import Dataset, batches
 from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
+from edgeq.verify.metrics import cut, size_of
 
 A = TensorSpec(name="a", dtype="float32", shape=(1, 2))
 B = TensorSpec(name="b", dtype="int64", shape=(1, 2))
@@ -56,3 +58,34 @@ def test_float64_that_overflows_becomes_inf_for_the_lint_to_find():
     sample = to_sample({"a": np.array([1e300, 0])}, None, "s", Reading(specs=(A,), preprocess=None))
     assert np.isinf(sample.inputs[0][0])
     assert sample.raw[0].dtype == np.float32
+
+
+X = TensorSpec(name="x", dtype="float32", shape=(1, 4))
+STATE = TensorSpec(name="state", dtype="float32", shape=(2, 1, 3))
+
+
+@pytest.mark.parametrize("x", [(4,), (1, 4)])
+@pytest.mark.parametrize("state", [(2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("specs", [(X, STATE), (STATE, X)])
+def test_a_state_whose_second_axis_is_the_batch_is_fed_whole(x, state, specs):
+    record = {"x": np.ones(x, np.float32), "state": np.arange(6, dtype=np.float32).reshape(state)}
+    sample = to_sample(record, 1, "s", Reading(specs=specs, preprocess=None))
+    assert [array.shape for array in sample.inputs] == [spec.shape for spec in specs]
+    data = Dataset(origin="data", count=2, read=lambda _: sample, labelled=True)
+    found = list(batches(data, specs))
+    assert [[array.shape for array in batch.inputs] for batch in found] == [[spec.shape for spec in specs]] * 2
+    assert size_of(found[0]) == 1
+    outputs = (np.zeros((1, 5), np.float32), np.zeros((2, 1, 3), np.float32))
+    assert [out.shape for out in cut(found[0], outputs)] == [(1, 5), (2, 1, 3)]
+
+
+def test_a_row_of_a_batch_of_one_stays_a_row():
+    sample = to_sample({"x": np.ones(4, np.float32)}, None, "s", Reading(specs=(X,), preprocess=None))
+    assert sample.inputs[0].shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (1, 2, 3), (6,)])
+def test_other_shapes_of_a_state_are_refused(shape):
+    record = {"x": np.ones(4, np.float32), "state": np.zeros(shape, np.float32)}
+    with pytest.raises(UsageError, match="input 'state' wants"):
+        to_sample(record, None, "s", Reading(specs=(X, STATE), preprocess=None))

@@ -11,9 +11,9 @@ from edgeq.core.targets import load_target
 from edgeq.pipeline.auto import candidates
 
 
-def tried(target: str, linear_macs: float, *limits: tuple[str, float]) -> tuple[str, ...]:
+def tried(target: str, linear_macs: float, *limits: tuple[str, float], source: str = "") -> tuple[str, ...]:
     profile = load_target(target)
-    job = Job(source="", targets=(profile,), out=Path(), gates=GateOptions(limits=limits))  # type: ignore[arg-type]
+    job = Job(source=source, targets=(profile,), out=Path(), gates=GateOptions(limits=limits))  # type: ignore[arg-type]
     return candidates(profile, job, linear_macs)
 
 
@@ -28,3 +28,10 @@ def tried(target: str, linear_macs: float, *limits: tuple[str, float]) -> tuple[
 )
 def test_the_cheapest_comes_first(target, linear_macs, limits, expected):
     assert tried(target, linear_macs, *limits) == expected
+
+
+@pytest.mark.parametrize(
+    ("linear_macs", "expected"), [(0.02, ("static-int8",)), (0.98, ("dynamic-int8", "static-int8"))]
+)
+def test_an_onnx_file_has_only_the_schemes_that_start_from_one(linear_macs, expected):
+    assert tried("linux-x86_64-ort", linear_macs, ("sqnr", 30.0), source="net.onnx") == expected

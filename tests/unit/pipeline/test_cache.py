@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_the_content_of_every_named_file_is_in_the_key(job: Job, name: str) -> N
     before = key(job)
     Path(name).write_bytes(b"other")
     assert key(job) != before
+
+
+def test_weights_count_by_their_content_whatever_key_or_index_names_them(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"1")
+    shard = tmp_path / "model-00001-of-00001.safetensors"
+    shard.write_bytes(b"1")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard.name}}))
+    for weights, file in ((f"{tmp_path}/net.pt#ema", tmp_path / "net.pt"), (str(index), shard)):
+        changed = dataclasses.replace(job, weights=weights)
+        before = key(changed)
+        file.write_bytes(b"2")
+        assert key(changed) != before
 
 
 def test_a_renamed_image_changes_the_key(job: Job) -> None:

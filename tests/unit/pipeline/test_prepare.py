@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +125,29 @@ def test_facts_tell_both_sets(factory: str) -> None:
     assert facts.calibration_sha256 != facts.evaluation_sha256
     again = prepare(asked, Told(), schemes=("static-int8",), describe=as_it_is).data
     assert again == facts
+
+
+@pytest.mark.parametrize(
+    ("last", "labels", "metric"),
+    [
+        ("torch.nn.Identity()", lambda i: i % 2, "accuracy@0"),
+        ("torch.nn.Sigmoid()", lambda i: i % 2, "accuracy@0.5"),
+        ("torch.nn.Flatten(0)", lambda i: float(i % 2), "accuracy@0"),
+        ("torch.nn.Identity()", lambda i: [i % 2], "accuracy@0"),
+        ("torch.nn.Identity()", lambda i: i % 7, "top1"),  # a quantity, which nothing says how to score
+    ],
+)
+def test_one_output_and_labels_of_0_and_1_are_a_two_class_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, labels: Callable[[int], object], metric: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text(
+        f"import torch\n\n\ndef model():\n    return torch.nn.Sequential(torch.nn.Linear(4, 1), {last})\n\n\n"
+        "def example_inputs():\n    return (torch.zeros(1, 4),)\n"
+    )
+    rows = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    np.savez("test.npz", x=rows, y=np.array([labels(i) for i in range(40)]))
+    prepared = prepare(job("one.py:model", evaluation="test.npz"), Told(), schemes=("fp32",), describe=as_it_is)
+    assert prepared.metric_name == metric
+    assert (prepared.metric is None) == (metric == "top1")
+    assert prepared.data.findings == ()

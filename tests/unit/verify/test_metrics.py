@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
+from sklearn import metrics as sklearn
 
 from edgeq.core.errors import UsageError
-from edgeq.core.intervals import student_t975
+from edgeq.core.intervals import matched_pairs, student_t975
 from edgeq.core.results.measured import Interval
-from edgeq.verify.metrics import Comparison, paired_drop_pp, percentile_ms, speedup, top1
+from edgeq.core.samples import Dataset, Sample
+from edgeq.verify.metrics import Comparison, built_in_metric, paired_drop_pp, percentile_ms, speedup, top1
 
 
 def compared(reference, measured, steps=(), rows=None):
@@ -242,3 +244,115 @@ def test_turns_are_compared_in_pairs():
 def test_too_few_turns_have_no_interval():
     with pytest.raises(ValueError, match="needs 6 turns, not 5"):
         speedup([1.0] * 5, [1.0] * 5)
+
+
+# --- Built-in metrics, against scikit-learn's.
+
+
+def as_dataset(labels):
+    samples = [Sample(inputs=(), raw=(), label=label, name=str(i), digest=str(i)) for i, label in enumerate(labels)]
+    return Dataset(origin="labels", count=len(samples), read=samples.__getitem__, labelled=True)
+
+
+def set_score(name, outputs, labels, threshold=0.0):
+    metric, told = built_in_metric(name, as_dataset(labels), threshold)
+    rows = [metric.row((np.asarray(output),), label) for output, label in zip(outputs, labels, strict=True)]
+    return metric.of(rows), told
+
+
+def test_auc_and_f1_of_one_output_are_sklearns():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    scores = np.round(rng.normal(labels, 1.5), 1)  # with ties
+    outputs = scores[:, None]
+    assert set_score("auc", outputs, labels)[0] == pytest.approx(sklearn.roc_auc_score(labels, scores))
+    assert set_score("f1", outputs, labels, 0.5) == (pytest.approx(sklearn.f1_score(labels, scores > 0.5)), "f1@0.5")
+    assert set_score("f1@1", outputs, labels) == (pytest.approx(sklearn.f1_score(labels, scores > 1)), "f1@1")
+
+
+def test_auc_and_f1_of_classes_are_sklearns_macro_means():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 300)
+    logits = rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels] + rng.normal(size=(300, 1)) * 9
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    expected = sklearn.roc_auc_score(labels, shares, multi_class="ovr")
+    assert set_score("auc", logits, labels)[0] == pytest.approx(expected)
+    assert set_score("auc", shares, labels)[0] == pytest.approx(expected)
+    f1 = sklearn.f1_score(labels, logits.argmax(axis=1), average="macro")
+    assert set_score("f1", logits, labels)[0] == pytest.approx(f1)
+
+
+def test_f1_and_auc_of_several_labels_are_sklearns():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, (200, 4))
+    logits = rng.normal(2 * labels - 1, 1.5)
+    assert set_score("f1", logits, labels)[0] == pytest.approx(sklearn.f1_score(labels, logits > 0, average="macro"))
+    assert set_score("auc", logits, labels)[0] == pytest.approx(sklearn.roc_auc_score(labels, logits))
+
+
+def test_miou_is_over_the_pixels_of_the_set_without_the_ignored_ones():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, (20, 8, 8))
+    logits = rng.normal(size=(20, 4, 8, 8)) + 2 * np.eye(4)[labels].transpose(0, 3, 1, 2)  # no pixel is of class 3
+    logits[:, 3] -= 99
+    guess = logits.argmax(axis=1)
+    marked = labels.copy()
+    marked[:, :2] = 255
+    seen = marked != 255
+    expected = sklearn.jaccard_score(labels[seen], guess[seen], average="macro")
+    assert set_score("miou", logits, marked)[0] == pytest.approx(expected)
+    masks = set_score("miou", logits[:, :1], labels == 0)[0]
+    assert masks == pytest.approx(
+        sklearn.jaccard_score((labels == 0).ravel(), logits[:, 0].ravel() > 0, average="macro")
+    )
+
+
+def test_errors_are_shares_of_the_labels_range():
+    labels = [0.0, 4.0, 10.0]
+    outputs = [[1.0], [4.0], [7.0]]
+    assert set_score("mae", outputs, labels) == (pytest.approx(1 - 4 / 3 / 10), "1-mae/10")
+    assert set_score("rmse", outputs, labels)[0] == pytest.approx(1 - math.sqrt(10 / 3) / 10)
+    with pytest.raises(UsageError, match="labels of more than one value"):
+        built_in_metric("mae", as_dataset([1.0, 1.0]), 0)
+
+
+def test_accuracy_of_one_output():
+    metric, told = built_in_metric("accuracy@0.5", None, 0)
+    assert told == "accuracy@0.5"
+    pairs = [(0.6, 1, 1.0), (0.6, 0, 0.0), (0.4, 0, 1.0), (math.nan, 0, 0.0)]
+    assert [metric((np.array([value]),), label) for value, label, _ in pairs] == [right for *_, right in pairs]
+    with pytest.raises(UsageError, match="labels of 0 and 1"):
+        metric((np.array([0.1]),), 2)
+    with pytest.raises(UsageError, match="a number behind the @"):
+        built_in_metric("accuracy@half", None, 0)
+
+
+def test_the_bootstrap_interval_covers_the_true_drop():
+    """95% intervals of the drop of AUC that noise on the scores costs hold the drop of a large set as often as 90%."""
+    metric, _ = built_in_metric("auc", None, 0)
+    rng = np.random.default_rng(4)
+
+    def draw(count):
+        labels = rng.integers(0, 2, count).astype(float)
+        scores = rng.normal(labels, 1.0)
+        return np.stack([scores, labels], 1), np.stack([scores + rng.normal(0, 1.0, count), labels], 1)
+
+    before, after = draw(200_000)
+    true = 100 * (metric.of(before) - metric.of(after))
+    drops = [metric.drop_pp(*draw(120), None) for _ in range(40)]
+    assert sum(drop.low <= true <= drop.high for drop in drops) >= 36
+    # and they are about as wide as the estimates are spread
+    spread = 2 * 1.96 * np.std([drop.estimate for drop in drops])
+    assert 0.7 * spread <= np.mean([drop.high - drop.low for drop in drops]) <= 1.4 * spread
+
+
+def test_repeats_and_equal_scores_do_not_shorten_the_bootstrap_interval():
+    metric, _ = built_in_metric("f1", None, 0)
+    rng = np.random.default_rng(5)
+    rows = [metric.row((np.array([value]),), int(value > 0)) for value in rng.normal(size=20)]
+    equal = metric.drop_pp(rows, rows, None)
+    assert equal.estimate == 0
+    assert equal.high == pytest.approx(100 * matched_pairs(0, 0, 20)[1])
+    often = metric.drop_pp(rows * 10, rows * 10, [i % 20 for i in range(200)])
+    assert often.high == pytest.approx(equal.high)

@@ -1,0 +1,399 @@
+"""Modules with other inputs and outputs than plain tensors, made such that take and return tensors by position.
+
+Runtimes on devices feed a list of tensors and get one. A forward that takes keywords, dicts or nested tuples, or that
+returns a `ModelOutput`, a dataclass or None beside its tensors, gets another forward around it; its layers, and so
+their names, stay. A module that takes and returns plain tensors stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import keyword
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
+from edgeq.core.results.model import TensorSpec
+from edgeq.load.inputs import random_inputs, tensor_spec
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+# what a forward may be given beside tensors, and keeps
+_CONSTANTS = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Stands in a call for the tensor at this place among the inputs."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How a forward is called.
+
+    Attributes:
+        specs: the tensors that it is given, in order.
+        args, kwargs: its arguments, in which a `_Slot` stands for a tensor.
+        is_plain: whether it takes the tensors by position, so that nothing need be put around it.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_plain: bool = True
+
+
+def call_with_examples(module: Any, examples: Any, source: str) -> Call:
+    """Return how a forward is called with inputs such as `examples`.
+
+    Args:
+        module: a torch.nn.Module.
+        examples: what `example_inputs()` gave: a tensor, the arguments in order, a dict of arguments by name, or
+            (arguments in order, arguments by name) as torch.export takes them.
+        source: where they come from, for messages.
+
+    Raises:
+        UsageError: forward does not take them, or they hold something else than tensors, containers and constants.
+        UnsupportedError: a tensor has a dtype that edgeq cannot feed.
+    """
+    signature = inspect.signature(module.forward)
+    args, kwargs = _arguments(examples, signature)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as err:
+        what = f"{source}: forward{signature} does not take the example inputs: {err}"
+        raise UsageError(what, "return its arguments in order as a tuple, or by name as a dict") from err
+    leaves: list[tuple[tuple[str, ...], Any]] = []
+    filled = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        path = () if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) else (name,)
+        before = len(leaves)
+        filled[name] = _template(value, path, leaves, source)
+        if len(leaves) == before and not isinstance(value, _CONSTANTS) and path:
+            raise _no_tensor(source, name, value)
+    if not leaves:
+        raise UsageError(f"{source}: the example inputs hold no tensor", "give a tensor for each input")
+    # those of *args have no name
+    paths = [(f"input{i}",) if path[0].isdigit() else path for i, (path, _) in enumerate(leaves)]
+    names = _names(paths, [*signature.parameters])
+    specs = tuple(tensor_spec(name, value, source) for name, (_, value) in zip(names, leaves, strict=True))
+    bound.arguments.update(filled)
+    is_plain = not bound.kwargs and list(bound.args) == [_Slot(i) for i in range(len(leaves))]
+    return Call(specs=specs, args=bound.args, kwargs=bound.kwargs, is_plain=is_plain)
+
+
+def _arguments(examples: Any, signature: inspect.Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    parameters = signature.parameters.values()
+    any_name = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
+    by_name = {p.name for p in parameters if p.kind not in (inspect.Parameter.POSITIONAL_ONLY, *_VARIABLE)}
+    if isinstance(examples, Mapping):
+        fits = any_name or by_name.issuperset(examples)
+        return ((), dict(examples)) if fits else ((examples,), {})
+    if not isinstance(examples, tuple | list):
+        return (examples,), {}
+    if len(examples) == 2 and isinstance(examples[0], tuple) and isinstance(examples[1], Mapping):
+        args, kwargs = examples
+        if by_name.issuperset(kwargs) and kwargs:
+            return args, dict(kwargs)
+    return tuple(examples), {}
+
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _template(value: Any, path: tuple[str, ...], leaves: list[tuple[tuple[str, ...], Any]], source: str) -> Any:
+    """Return a value with a `_Slot` for each tensor in it, which are added to `leaves` with their paths."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        leaves.append((path, value))
+        return _Slot(len(leaves) - 1)
+    if isinstance(value, _CONSTANTS):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _template(inner, (*path, str(key)), leaves, source) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        inner = [_template(one, (*path, str(i)), leaves, source) for i, one in enumerate(value)]
+        return _like(value, inner)
+    raise _no_tensor(source, ".".join(path), value)
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def _no_tensor(source: str, name: str, value: Any) -> UsageError:
+    what = f"{source}: the example of input {name!r} is {type(value).__name__}, expected a tensor"
+    return UsageError(what, "give tensors, or dicts and tuples of tensors")
+
+
+def _names(paths: Sequence[tuple[str, ...]], taken: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for each tensor: the last key where that tells it from all others, else all keys of its path."""
+    last = [path[-1] for path in paths]
+    names: list[str] = []
+    for path in paths:
+        alone = not path[-1].isdigit() and last.count(path[-1]) == 1 and (len(path) == 1 or path[-1] not in taken)
+        name = re.sub(r"\W", "_", path[-1] if alone else "_".join(path), flags=re.ASCII)
+        name = f"_{name}" if name[:1].isdigit() or keyword.iskeyword(name) or name == "self" else name
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return tuple(names)
+
+
+def call_with_specs(module: Any, specs: Sequence[TensorSpec], *, named: bool) -> Call:
+    """Return how a forward is called with the inputs of `--input`.
+
+    Args:
+        module: a torch.nn.Module.
+        specs: in the order in which they were given; `batch.imu` and `state.0` lie in a dict and in a tuple.
+        named: whether they have names of their own.
+
+    Raises:
+        UsageError: a name twice, one that forward does not have, or none for an argument that it needs.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in _POSITIONAL]
+    if not named:
+        padded = (*names, *(spec.name for spec in specs[len(names) :]))
+        return Call(
+            specs=tuple(dataclasses.replace(spec, name=name) for spec, name in zip(specs, padded, strict=False))
+        )
+    given = [spec.name for spec in specs]
+    repeated = next((name for name in given if given.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"--input gives {repeated!r} twice", "give each input once")
+    known = [p.name for p in parameters if p.kind not in _VARIABLE]
+    heads = [name.partition(".")[0] for name in given]
+    if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters) and not {*heads} <= {*known}:
+        return Call(specs=tuple(specs))
+    unknown = next((name for name in heads if name not in known), None)
+    if unknown is not None:
+        what = f"the model has no input {unknown!r}.{nearest(unknown, known)}"
+        fix = f"its forward takes: {', '.join(known)}; write --input NAME.KEY=… for what lies in a dict or a tuple"
+        raise UsageError(what, fix)
+    needed = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in heads]
+    if needed:
+        what = f"--input gives {given[-1]!r} but not {needed[0]!r}, which forward needs"
+        raise UsageError(what, f"give --input {needed[0]}=… too")
+    ordered = sorted(specs, key=lambda spec: known.index(spec.name.partition(".")[0]))
+    paths = [tuple(spec.name.split(".")) for spec in ordered]
+    kwargs: dict[str, Any] = {}
+    for index, path in enumerate(paths):
+        inner = kwargs
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = _Slot(index)
+    renamed = zip(ordered, _names(paths, known), strict=True)
+    return Call(
+        specs=tuple(dataclasses.replace(spec, name=name) for spec, name in renamed),
+        kwargs={name: _tuples(value) for name, value in kwargs.items()},
+        is_plain=paths == [(name,) for name in names[: len(paths)]],
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """Return dicts whose keys are the places of a sequence as tuples."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _tuples(one) for key, one in value.items()}
+    return tuple(inner[str(i)] for i in range(len(inner))) if {*inner} == {*map(str, range(len(inner)))} else inner
+
+
+# --- Results: which of them are tensors, and their names.
+
+
+def _leaves(result: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield what a result holds with the keys that lead to it; what is None is left out."""
+    if result is None:
+        return
+    if isinstance(result, Mapping):
+        parts = [(key, value) for key, value in result.items()]
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        parts = [(_Field(item.name), getattr(result, item.name)) for item in dataclasses.fields(result)]
+    elif hasattr(result, "_fields") and isinstance(result, tuple):
+        parts = [(_Field(name), getattr(result, name)) for name in getattr(result, "_fields", ())]
+    elif isinstance(result, tuple | list):
+        parts = [*enumerate(result)]
+    else:
+        yield path, result
+        return
+    for key, value in parts:
+        yield from _leaves(value, (*path, key))
+
+
+class _Field(str):
+    """A key that is an attribute."""
+
+    __slots__ = ()
+
+
+def _picked(result: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        result = getattr(result, key) if isinstance(key, _Field) else result[key]
+    return result
+
+
+def _output_names(paths: Sequence[tuple[Any, ...]], taken: Sequence[str]) -> tuple[str, ...]:
+    """Return names for results that have keys; () where they are told apart by their order alone."""
+    if not any(isinstance(key, str) for path in paths for key in path):
+        return ()
+    texts = [tuple(map(str, path)) if path else ("output",) for path in paths]
+    names = _names(texts, ())
+    return tuple(f"{name}_output" if name in taken else name for name in names)
+
+
+def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
+    """Return a module that takes and returns plain tensors, and the names of its outputs where they have any.
+
+    Args:
+        module: changed in place where its forward has another form.
+        call: how it is called.
+        seed: of the inputs of the one run that shows what it returns.
+
+    Raises:
+        UnsupportedError: it returns values other than tensors in containers.
+    """
+    import torch
+
+    _set_transformers(module)
+    arrays = random_inputs(call.specs, 1, seed, None).read(0).inputs
+    given = tuple(torch.from_numpy(array) for array in arrays)
+    try:
+        with torch.no_grad():
+            result = module(*given) if call.is_plain else module(*_fill(call.args, given), **_fill(call.kwargs, given))
+    except Exception:  # anything: running it on its inputs is a step of its own, which has the message
+        return (module if call.is_plain else _with_forward(module, call, None)), ()
+    found = [*_leaves(result)]
+    other = next((pair for pair in found if not isinstance(pair[1], torch.Tensor)), None)
+    if other is not None:
+        place = ".".join(map(str, other[0]))
+        named = f" as {place!r}" if place else ""
+        what = f"the model returns a value of type {type(other[1]).__name__}{named}, expected tensors"
+        raise UnsupportedError(what, "drop it from the return value of forward, or make it a tensor")
+    paths = tuple(path for path, _ in found)
+    names = _output_names(paths, [spec.name for spec in call.specs])
+    if call.is_plain and _is_plain(result):
+        return module, names
+    return _with_forward(module, call, paths), names
+
+
+def _is_plain(result: Any) -> bool:
+    """Whether every runtime takes a result as it is: tensors in tuples, lists and dicts."""
+    import torch
+
+    if type(result) is dict:
+        return all(_is_plain(value) for value in result.values())
+    if type(result) in (tuple, list):
+        return all(_is_plain(value) for value in result)
+    return isinstance(result, torch.Tensor)
+
+
+def _set_transformers(module: Any) -> None:
+    """Let models of transformers return no keys and values of past tokens, and read no mask into Python.
+
+    The former are not inputs of this forward. transformers 5 looks whether a mask is all True, to leave it out for
+    speed, wherever it does not notice that it is captured: a graph would keep what one mask held.
+    """
+    for part in module.modules():
+        if getattr(getattr(part, "config", None), "use_cache", None) is True:
+            part.config.use_cache = False
+    masks = sys.modules.get("transformers.masking_utils")
+    for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):
+        if hasattr(masks, name):
+            setattr(masks, name, _never)
+
+
+def _never(*_args: Any, **_options: Any) -> bool:
+    return False
+
+
+def _fill(template: Any, given: Sequence[Any]) -> Any:
+    """Return a call's arguments with tensors in place of the slots."""
+    if isinstance(template, _Slot):
+        return given[template.index]
+    if isinstance(template, Mapping):
+        return {key: _fill(value, given) for key, value in template.items()}
+    if isinstance(template, tuple | list):
+        return _like(template, [_fill(value, given) for value in template])
+    return template
+
+
+def _with_forward(module: Any, call: Call, paths: tuple[tuple[Any, ...], ...] | None) -> Any:
+    """Return the same module with a forward that takes tensors by position, and returns those at `paths`."""
+    import torch
+
+    kind: Any = type(module)
+    if isinstance(module, torch.fx.GraphModule):  # it gives its class another forward when it is recompiled
+        outer = torch.nn.Module()
+        outer.model = module
+        module, kind = outer.eval(), type("Adapted", (torch.nn.Module,), {"forward": _inner})
+
+    def run(self: Any, given: tuple[Any, ...]) -> Any:
+        args, kwargs = (given, {}) if call.is_plain else (_fill(call.args, given), _fill(call.kwargs, given))
+        result = kind.forward(self, *args, **kwargs)
+        if paths is None:
+            return result
+        outputs = tuple(_picked(result, path) for path in paths)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    # torch.fx and torch.export read the names of the arguments from the code itself
+    space: dict[str, Any] = {"run": run}
+    names = ", ".join(spec.name for spec in call.specs)
+    exec(f"def forward(self, {names}):\n    return run(self, ({names},))\n", space)  # noqa: S102  # identifiers only
+    # a wrapper around it would give every layer another name
+    module.__class__ = type(kind.__name__, (kind,), {"forward": space["forward"], "__module__": kind.__module__})
+    return module
+
+
+def _inner(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self.model(*args, **kwargs)
+
+
+def as_graph(program: Any, names: Sequence[str]) -> Any:
+    """Return an exported program as a torch.fx.GraphModule that takes its tensors by position, under these names."""
+    import torch
+
+    module = program.module(check_guards=False)
+    graph = module.graph
+    for node, name in zip([node for node in graph.nodes if node.op == "placeholder"], names, strict=True):
+        node.target = name
+    (outputs,) = graph.output_node().args
+    graph.output_node().args = (torch.utils._pytree.tree_unflatten(list(outputs), module._out_spec),)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    return torch.fx.GraphModule(module, graph)
+
+
+def sized_by_data(module: Any, specs: Sequence[TensorSpec]) -> str:
+    """Return " at file.py:12 in Head.forward" of the first operator whose result has as many values as the data decide.
+
+    Such are boxes above a score, and what non-maximum suppression leaves. The line is the user's own, or else that of
+    the library that the model comes from. Returns "" where there is no such operator.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found: list[str] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.index.Tensor:  # its tag speaks of masks, and it is given whole numbers too
+                is_sized = any(index is not None and index.dtype == torch.bool for index in args[1])
+            else:
+                is_sized = torch.Tag.dynamic_output_shape in func.tags or func._opname == "nms"
+            if is_sized:
+                found.append(calling_line(torch.__path__[0]))
+            return func(*args, **(kwargs or {}))
+
+    arrays = random_inputs(specs, 1, 0, None).read(0).inputs
+    with torch.no_grad(), contextlib.suppress(Exception), Watch():
+        module(*(torch.from_numpy(array) for array in arrays))
+    return found[0] if found else ""

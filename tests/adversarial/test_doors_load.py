@@ -25,8 +25,9 @@ from edgeq.core.files import sha256_bytes
 from edgeq.core.safe_load import TRUST_OPTION, Untrusted, check_torchscript, load_program
 from edgeq.load.dataset import open_array_file
 from edgeq.load.exported import load_exported
-from edgeq.load.model import load_model, load_state_dict
+from edgeq.load.model import load_model
 from edgeq.load.onnx import load_onnx
+from edgeq.load.weights import load_weights
 from edgeq.quantize.qat import load_state
 from edgeq.verify.host import HostRuntime
 
@@ -347,7 +348,7 @@ def test_weights_run_nothing(suffix: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "code_ran", tmp_path / f"weights{suffix}"
     path.write_bytes(_saved({"conv.weight": _Runs(mark)}))
     with pytest.raises(UsageError, match=path.name):
-        load_state_dict(Net(), path)
+        load_weights(Net(), str(path))
     assert not mark.exists()
 
 
@@ -421,9 +422,9 @@ def test_external_data_lies_beside_the_model(where: str, how: str, tmp_path: Pat
 def test_safetensors_hold_tensors_only(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(Net().state_dict(), path)
-    load_state_dict(Net(), path)
+    load_weights(Net(), str(path))
     data = path.read_bytes()
     path.write_bytes(b"\xff" * 8 + data[8:])  # a header longer than the file
     with pytest.raises(UsageError, match="cannot be read") as caught:
-        load_state_dict(Net(), path)
+        load_weights(Net(), str(path))
     assert isinstance(caught.value.__cause__, SafetensorError | MemoryError)

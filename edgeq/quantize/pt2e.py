@@ -13,7 +13,13 @@ from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight
 from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
-from edgeq.quantize.pt2e_workarounds import IN_FLOAT, functional, leave_wide_softmax, prepare_layers
+from edgeq.quantize.pt2e_workarounds import (
+    IN_FLOAT,
+    functional,
+    leave_wide_softmax,
+    prepare_layers,
+    separate_outputs,
+)
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import convert_reusing
@@ -81,7 +87,7 @@ def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any],
     unshare(prepared, ranges.alone, is_observer)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
-    converted = convert_reusing(prepared, spec, convert, is_observer)
+    converted = convert_reusing(prepared, spec, lambda graph: convert(graph, spec.backend), is_observer)
     return quantized_model(
         scheme,
         converted.graph,
@@ -126,11 +132,14 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     return prepared
 
 
-def convert(prepared: Any) -> Any:
-    """Return the quantized graph of a calibrated one."""
+def convert(prepared: Any, backend: str) -> Any:
+    """Return the quantized graph of a calibrated one, for a backend of ExecuTorch or ONNX Runtime."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    return _without_unused(convert_pt2e(prepared))
+    converted = convert_pt2e(prepared)
+    if backend == "xnnpack":
+        separate_outputs(converted)
+    return _without_unused(converted)
 
 
 def layer_of(prepared: Any, node: Any) -> str | None:

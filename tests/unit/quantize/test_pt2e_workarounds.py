@@ -159,6 +159,32 @@ def test_writes_through_views_are_not_lost(how, backend):
     assert min(sqnrs(model.model, result.graph)) > 20
 
 
+class Tapped(nn.Module):
+    """A value in int8 that is an output, and of which another is computed in float."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.one, self.two = how, conv(), conv(8, 8)
+
+    def forward(self, x):
+        y = self.one(x)
+        z = self.two(y)
+        return z.sigmoid() if self.how == "sigmoid" else torch.stack((y, z), 1), z
+
+
+@pytest.mark.parametrize("how", ["sigmoid", "stack"])
+def test_a_value_that_is_an_output_and_read_in_float_runs(how, tmp_path):
+    model = loaded(Tapped(how).eval(), IMAGE)
+    result = quantized(model, "executorch", backend="xnnpack")
+    made = lowered(result, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    batch = next(batches(dataset((IMAGE,), 1), (IMAGE,)))
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        for ours, theirs in zip(runtime.run(batch.inputs), forward(result.graph)(batch), strict=True):
+            assert abs(ours - theirs).max() < 0.05 * abs(theirs).max()
+
+
 def test_ordinary_models_are_left_alone():
     program = captured_net()
     assert functional(program) is program

@@ -19,6 +19,7 @@ from edgeq.quantize.pt2e_workarounds import (
     leave_wide_softmax,
     prepare_layers,
     separate_outputs,
+    without_copies,
 )
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.result import float_model, quantized_model
@@ -73,7 +74,8 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 def float_graph(program: Any) -> Any:
     """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
-    return functional(program).module()
+    written = functional(program)
+    return program.module() if written is program else without_copies(written.module())
 
 
 def _int8(spec: QuantizeSpec, scheme: str, graph: Any, *, train: Callable[[Any], Tuning] | None) -> QuantizedModel:

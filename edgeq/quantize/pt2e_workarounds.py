@@ -75,6 +75,30 @@ def functional(program: Any) -> Any:
     return with_modules(program.run_decompositions({}))
 
 
+def without_copies(graph: Any) -> Any:
+    """Let the readers of a functionalized write read its values themselves; aten.copy has no derivative to train by.
+
+    Args:
+        graph: a torch.fx.GraphModule of an exported program, changed in place and returned.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten.copy.default or not isinstance(node.args[1], torch.fx.Node):
+            continue
+        into, values = (arg.meta["val"] for arg in node.args[:2])
+        if into.dtype != values.dtype:
+            continue
+        same = node.args[1]
+        if into.shape != values.shape:
+            with graph.graph.inserting_before(node):
+                same = graph.graph.call_function(_aten.expand.default, (same, list(into.shape)))
+            same.meta.update(node.meta)
+        node.replace_all_uses_with(same)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def _reads_after_write(graph: Any) -> bool:
     """Whether a value is read after a write to its memory that went by another name.
 

@@ -141,7 +141,7 @@ def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
     shared = [name for digest, name in ours.names.items() if digest in theirs.names]
     if not shared:
         return None
-    return ours.finding("shared-with-evaluation", shared, "are in the evaluation data too", is_certain=True)
+    return ours.finding("shared-with-evaluation", shared, "are also in the evaluation data", is_certain=True)
 
 
 def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeq.quantize.capture import silenced
+from edgeq.quantize.pt2e_workarounds import without_copies
 
 _ATEN = torch.ops.aten
 
@@ -63,7 +64,7 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
     """
     with silenced(), torch.no_grad():
         program = torch.export.export(module, inputs).run_decompositions({})
-        graph_module = program.module(check_guards=False)
+        graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function":

@@ -82,7 +82,7 @@ def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
         prepared = pt2e.prepare(pt2e.float_graph(fewer.captured), fewer)
         unshare(prepared, _ranged(prepared, subject, fewer).alone, subject.library.is_observer)
         before = pt2e.watched(prepared, spec) if final else None
-        converted = pt2e.convert(prepared)
+        converted = pt2e.convert(prepared, spec.backend)
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
         return quantized_model(_SCHEME, converted, layers, steps=pt2e.output_steps(converted), layer_sqnrs=sqnrs)
 

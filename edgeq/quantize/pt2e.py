@@ -13,7 +13,14 @@ from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight
 from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
-from edgeq.quantize.pt2e_workarounds import IN_FLOAT, functional, leave_wide_softmax, prepare_layers
+from edgeq.quantize.pt2e_workarounds import (
+    IN_FLOAT,
+    functional,
+    leave_wide_softmax,
+    prepare_layers,
+    separate_outputs,
+    without_copies,
+)
 from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
@@ -67,9 +74,9 @@ def static_int8(
     tuning = train(prepared) if train else None
     if spec.sticky is None:
         settled = settle(prepared, spec.shipped, is_observer)
-        converted = Converted(graph=_without_unused(convert_pt2e(prepared)), settled=settled)
+        converted = Converted(graph=_finished(convert_pt2e(prepared), spec.backend), settled=settled)
     else:
-        converted = convert_reusing(prepared, spec, convert, is_observer)
+        converted = convert_reusing(prepared, spec, lambda graph: convert(graph, spec.backend), is_observer)
     return quantized_model(
         scheme,
         converted.graph,
@@ -105,7 +112,8 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 def float_graph(program: Any) -> Any:
     """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
-    return functional(program).module()
+    written = functional(program)
+    return program.module() if written is program else without_copies(written.module())
 
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
@@ -141,11 +149,17 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     return prepared
 
 
-def convert(prepared: Any) -> Any:
-    """Return the quantized graph of a calibrated one."""
+def convert(prepared: Any, backend: str) -> Any:
+    """Return the quantized graph of a calibrated one, for a backend of ExecuTorch or ONNX Runtime."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    return _without_unused(convert_pt2e(prepared))
+    return _finished(convert_pt2e(prepared), backend)
+
+
+def _finished(graph: Any, backend: str) -> Any:
+    if backend == "xnnpack":
+        separate_outputs(graph)
+    return _without_unused(graph)
 
 
 def layer_of(prepared: Any, node: Any) -> str | None:

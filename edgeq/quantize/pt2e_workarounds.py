@@ -11,6 +11,8 @@ Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
 - `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
   observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
   `functional`.
+- XNNPACK's `ChannelsLastTaggedReshapePass` exchanges a dequantize node for all its readers when the output wants
+  it in NCHW, also for those that it has given NHWC before, so that `y.sigmoid(), y` does not run: `separate_outputs`.
 
 Every rewrite leaves a graph alone that has no such form, so that the artifacts of ordinary models stay what they were.
 This file needs torch to load.
@@ -71,6 +73,30 @@ def functional(program: Any) -> Any:
     if not _reads_after_write(program.graph):
         return program
     return with_modules(program.run_decompositions({}))
+
+
+def without_copies(graph: Any) -> Any:
+    """Let the readers of a functionalized write read its values themselves; aten.copy has no derivative to train by.
+
+    Args:
+        graph: a torch.fx.GraphModule of an exported program, changed in place and returned.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten.copy.default or not isinstance(node.args[1], torch.fx.Node):
+            continue
+        into, values = (arg.meta["val"] for arg in node.args[:2])
+        if into.dtype != values.dtype:
+            continue
+        same = node.args[1]
+        if into.shape != values.shape:
+            with graph.graph.inserting_before(node):
+                same = graph.graph.call_function(_aten.expand.default, (same, list(into.shape)))
+            same.meta.update(node.meta)
+        node.replace_all_uses_with(same)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _reads_after_write(graph: Any) -> bool:
@@ -143,6 +169,17 @@ def leave_wide_softmax(graph: Any) -> None:
         elif any(source in wide for source in node.all_input_nodes):
             wide.add(node)
             node.meta[IN_FLOAT] = True
+
+
+def separate_outputs(converted: Any) -> None:
+    """Give the outputs of a converted graph dequantize nodes of their own where something else reads those too."""
+    (output,) = (node for node in converted.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        if "dequantize_per_tensor" in str(node.target) and len(node.users) > 1:
+            with converted.graph.inserting_before(output):
+                own = converted.graph.node_copy(node)
+            output.replace_input_with(node, own)
+    converted.recompile()
 
 
 def _separate(graph: Any) -> bool:

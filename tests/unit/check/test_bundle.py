@@ -11,6 +11,7 @@ import pytest
 from edgeq.check.bundle import golden_gate, packaged_gates
 from edgeq.core.manifest import parse_manifest
 from edgeq.core.results.report import GoldenSet
+from edgeq.verify.golden import compare_golden
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "0.1.0" / "digits" / "android-arm64-xnnpack" / "manifest.json"
 
@@ -46,8 +47,9 @@ def test_a_channel_that_is_zero_on_a_device(noise: float) -> None:
     golden = GoldenSet(inputs=outputs, outputs=outputs, preprocessed=True, sqnr_floor_db=20.0)
     came = outputs[0].copy()
     came[..., 4] = noise * rng.standard_normal(came[..., 4].shape)
-    gate, compared = golden_gate(golden, GoldenSet(inputs=outputs, outputs=(came,), preprocessed=True, sqnr_floor_db=0))
+    compared = compare_golden(golden, GoldenSet(inputs=outputs, outputs=(came,), preprocessed=True, sqnr_floor_db=0))
+    gate = golden_gate(compared)
     assert compared.sqnr_db > 50
     assert not gate.passed
     assert "lost: output 0, channel 4 (" in gate.detail
-    assert golden_gate(golden, golden)[0].passed
+    assert golden_gate(compare_golden(golden, golden)).passed

@@ -250,7 +250,7 @@ def test_an_image_of_a_kind_that_is_not_read_is_found_by_its_name_or_its_first_b
         image.save(file, "TIFF" if "tif" in name.lower() else "JPEG")
     (tmp_path / "notes.txt").write_text("two images")
     (tmp_path / "boxes").write_bytes(b"no image")
-    with pytest.raises(UsageError, match="1 of 2 images are of kinds that are not read"):
+    with pytest.raises(UsageError, match="1 of 2 images have formats that edgeq does not read"):
         opened(tmp_path, image_input)
     data, skipped = opened(tmp_path, image_input, skip_bad=True)
     assert (data.count, skipped) == (1, (name,))

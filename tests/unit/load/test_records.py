@@ -87,5 +87,5 @@ def test_a_row_of_a_batch_of_one_stays_a_row():
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (1, 2, 3), (6,)])
 def test_other_shapes_of_a_state_are_refused(shape):
     record = {"x": np.ones(4, np.float32), "state": np.zeros(shape, np.float32)}
-    with pytest.raises(UsageError, match="input 'state' wants"):
+    with pytest.raises(UsageError, match="input 'state' expects"):
         to_sample(record, None, "s", Reading(specs=(X, STATE), preprocess=None))

@@ -31,7 +31,7 @@ def publish(
     cells = tuple(BuildUnit(target=target, scheme="fp32", key=target.name) for target in TARGETS)
     rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
     finished = {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)}
-    publishing.publish(Plan(job=job, facts={}, cells=cells, finished=finished))
+    publishing.publish(Plan(job=job, facts={}, units=cells, finished=finished))
 
 
 def versions(root: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pt2e_cases import IMAGE, conv, sqnrs
-from small_models import captured_net, dataset, forward, loaded, lowered, quantized
+from small_models import captured_net, dataset, forward, loaded, lowered, outputs_of, quantized
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -16,6 +16,8 @@ from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.pt2e_workarounds import functional
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
+
+from .qat_cases import training
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +159,48 @@ def test_writes_through_views_are_not_lost(how, backend):
     model = loaded(Writes(how).eval(), IMAGE)
     result = quantized(model, "onnx" if backend == "ort" else "executorch", backend=backend)
     assert min(sqnrs(model.model, result.graph)) > 20
+
+
+class Tapped(nn.Module):
+    """A value in int8 that is an output, and of which another is computed in float."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.one, self.two = how, conv(), conv(8, 8)
+
+    def forward(self, x):
+        y = self.one(x)
+        z = self.two(y)
+        return z.sigmoid() if self.how == "sigmoid" else torch.stack((y, z), 1), z
+
+
+@pytest.mark.parametrize("how", ["sigmoid", "stack"])
+def test_a_value_that_is_an_output_and_read_in_float_runs(how, tmp_path):
+    model = loaded(Tapped(how).eval(), IMAGE)
+    result = quantized(model, "executorch", backend="xnnpack")
+    made = lowered(result, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    batch = next(batches(dataset((IMAGE,), 1), (IMAGE,)))
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        for ours, theirs in zip(runtime.run(batch.inputs), forward(result.graph)(batch), strict=True):
+            assert abs(ours - theirs).max() < 0.05 * abs(theirs).max()
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Net, "tap"), (Net, "shared"), (Writes, "slice")])
+@pytest.mark.parametrize("backend", ["xnnpack", "qnnpack"])
+def test_the_forms_are_trained_as_well(kind, how, backend):
+    model = loaded(kind(how).eval(), IMAGE)
+    qat = training(count=8, epochs=1, logits=False)
+    runtime = "executorch" if backend == "xnnpack" else "torchscript"
+    result = quantized(model, runtime, "qat-int8", backend=backend, qat=qat)
+    ours, theirs = (
+        outputs_of(result.graph, model.inputs, 4, backend if runtime == "torchscript" else None),
+        outputs_of(model.model, model.inputs, 4),
+    )
+    for got, want in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        error = sum(((a - b) ** 2).sum() for a, b in zip(got, want, strict=True))
+        assert error < 10**-3 * sum((b**2).sum() for b in want)
 
 
 def test_ordinary_models_are_left_alone():

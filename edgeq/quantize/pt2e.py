@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
@@ -232,10 +233,40 @@ def _prepared(graph: Any, quantizer: Any) -> Any:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
     try:
-        return prepare_pt2e(graph, quantizer)
+        with _norm_patterns_where_norms_are():
+            return prepare_pt2e(graph, quantizer)
     except Exception as err:  # torchao raises many types
         what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
         raise UnsupportedError(what, "keep the layers named in this error in float (--keep-fp32)") from err
+
+
+@contextlib.contextmanager
+def _norm_patterns_where_norms_are() -> Iterator[None]:
+    """Skip the XNNPACK quantizer's search for a convolution with its batch norm in graphs without a batch norm.
+
+    For that search it exports 12 patterns with torch.export, anew for every model: seconds, nearly all of the time of
+    `prepare_pt2e`. torchao folds batch norms into their convolutions before, so few graphs have one left.
+    """
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils
+
+    annotators = xnnpack_quantizer_utils.OP_TO_ANNOTATOR
+    before = dict(annotators)
+
+    def where_norms_are(annotate: Callable[..., Any]) -> Callable[..., Any]:
+        def annotate_or_skip(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            if any("batch_norm" in str(node.target) for node in graph.graph.nodes):
+                return annotate(graph, *args, **kwargs)
+            graph.graph.eliminate_dead_code()  # as the search does
+            graph.recompile()
+            return []
+
+        return annotate_or_skip
+
+    annotators.update({name: where_norms_are(annotate) for name, annotate in before.items() if "_bn" in name})
+    try:
+        yield
+    finally:
+        annotators.update(before)
 
 
 def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> Any:

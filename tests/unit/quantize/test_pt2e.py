@@ -183,3 +183,38 @@ def test_the_float_weights_that_became_int8_are_let_go(int8):
     assert any(tensor.dtype == torch.int8 for tensor in held.values())
     largest = max(tensor.numel() for tensor in held.values() if tensor.dtype == torch.int8)
     assert all(tensor.numel() < largest for tensor in held.values() if tensor.dtype.is_floating_point)
+
+
+class AloneNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y + x.mean()), y
+
+
+@pytest.mark.parametrize(("make", "exports"), [(SmallNet, 0), (AloneNorm, 12)])
+def test_patterns_with_norms_are_exported_where_norms_are_left(monkeypatch, make, exports):
+    """They decide nothing without one: the prepared graph is that of the plain quantizer."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils as utils
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    from edgeq.quantize import pt2e
+
+    made = []
+    export = utils._get_aten_graph_module_for_pattern
+    monkeypatch.setattr(
+        utils, "_get_aten_graph_module_for_pattern", lambda *args: (made.append(args), export(*args))[1]
+    )
+    program = torch.export.export(make().eval(), (torch.randn(1, 3, 16, 16),))
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = pt2e._prepared(program.module(), quantizer)
+    assert len(made) == exports
+    assert prepared.code == prepare_pt2e(program.module(), quantizer).code
+    assert len(made) == exports + 12  # the annotators are the quantizer's own again

@@ -246,7 +246,7 @@ def _by_change(group: GroupFidelity) -> float:
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:
-    """Name the channels of two runs that should agree which the second has lost: about as much error as signal.
+    """Name the channels of two runs that should agree which the second has lost: constant, or mostly error.
 
     Args:
         groups: the one run against the other.
@@ -255,8 +255,8 @@ def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]
     lost = []
     for group in groups:
         step = steps[group.output] if group.output < len(steps) else None
-        alone = group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS)
-        is_lost = group.sqnr_db < LOST_DB and group.change_sqnr_db is not None
+        alone = group.of_items or (group.count < group.of and (group.count == 1) == (group.of <= FEW_CHANNELS))
+        is_lost = group.change_sqnr_db is not None and (group.sqnr_db < LOST_DB or group.constant)
         if alone and is_lost and not group.error_rms <= (step or 0.0):
             lost.append(f"{group.name} ({group.sqnr_db:.1f} dB)")
     return tuple(lost[:_WORST])

@@ -110,13 +110,13 @@ from edgeq.pipeline import cache, package
 
 def look(job):
     key = cache.unit_key(cache.job_facts(job), job.targets[0], job.schemes[0])
-    print("hit" if cache.look_up(key, Path("looked-up")) else "miss", flush=True)
+    print("hit" if cache.look_up(key, Path("looked-up")) else "miss", file=sys.stderr, flush=True)
     assert "torch" not in sys.modules
     os._exit(0)
 
 
 package.preflight = look
-run(["package", *sys.argv[1:]])
+sys.exit(run(["package", *sys.argv[1:]]))
 """
 
 
@@ -131,7 +131,7 @@ def is_hit(project: Project, *args: str, **variables: str) -> bool:
     )
     shutil.rmtree(project.root / "looked-up", ignore_errors=True)
     assert process.returncode == 0, process.stderr
-    return {"hit": True, "miss": False}[process.stdout.strip()]
+    return {"hit": True, "miss": False}[process.stderr.split()[-1]]
 
 
 def append(path: str) -> Callable[[], object]:

@@ -15,6 +15,7 @@ private const val UNLIKE = 8.0
 private const val NUMERIC_NOISE = 1e-6
 private const val FEW_CHANNELS = 32
 private const val LOST_DB = 1.0
+private const val ITEM_CHANNELS = 128
 private const val WORST = 4
 private const val NAMED = 16
 private const val MAX_CHANNELS = 100_000
@@ -35,11 +36,13 @@ internal class OutputChannels(private val output: Int, private val shape: List<I
     private val drift = DoubleArray(shape.fold(1, Int::times)) // sum of the differences from the first sample
     private val values = mutableSetOf<Double>()
     private var first: DoubleArray? = null
+    private var firstMeasured = DoubleArray(0)
     private var rows = 0
     private var shares = true // all expected values lie in 0..1: probabilities have one unit, whatever their ranges
 
     /** Adds a sample's output; all values are finite. */
     fun add(expected: DoubleArray, measured: DoubleArray) {
+        if (first == null) firstMeasured = measured
         val begin = first ?: expected.also { first = it }
         rows++
         for (i in expected.indices) {
@@ -47,15 +50,19 @@ internal class OutputChannels(private val output: Int, private val shape: List<I
             shares = shares && expected[i] in 0.0..1.0
             if (values.size <= MAX_LEVELS) values += expected[i] + 0.0 // -0.0 is 0.0
         }
-        for (axis in axes) axis.add(expected, measured, begin)
+        for (axis in axes) axis.add(expected, measured, begin, firstMeasured)
     }
 
-    /** The channels that have about as much error as signal, in words; an error of one step of the output is none. */
+    /**
+     * The channels that have about as much error as signal, or are the same for every sample, in words.
+     *
+     * An error of one step of the output is none.
+     */
     fun lost(): List<String> {
         val levels = values.sorted()
         val step = if (levels.size in 2..MAX_LEVELS) levels.zipWithNext { low, high -> high - low }.min() else 0.0
         return axes.flatMap(::groups)
-            .filter { it.sqnrDb < LOST_DB && it.changeSqnrDb != null && it.errorRms > step }
+            .filter { (it.sqnrDb < LOST_DB || it.isConstant) && it.changeSqnrDb != null && it.errorRms > step }
             .map { "${it.name} (${"%.1f".format(Locale.ROOT, it.sqnrDb)} dB)" }
             .take(WORST)
     }
@@ -68,9 +75,11 @@ internal class OutputChannels(private val output: Int, private val shape: List<I
         val alive = levels.indices.filter { levels[it] >= 0 }
         if (axis.count > FEW_CHANNELS) {
             if (shares) return emptyList() // the scores of classes, of which most are near 0
-            return alive.groupBy { levels[it] }.toSortedMap().values
-                .filter { it.size in 2 until alive.size }
-                .map { Group(axis, it, elements, changing) }
+            val alike = alive.groupBy { levels[it] }.toSortedMap().values.filter { it.size in 2 until alive.size }
+            // of a list of items, such as poses with their coordinates, each channel has a meaning of its own
+            val isOfItems = shape.size == 2 && axis.count <= ITEM_CHANNELS
+            val still = if (isOfItems) alive.filter { levels[it] > 0 && !axis.varied[it] }.take(WORST) else emptyList()
+            return (alike + still.map(::listOf)).map { Group(axis, it, elements, changing) }
         }
         if (!mayHoldChannels(axis)) return emptyList()
         return alive.map { Group(axis, listOf(it), elements, changing) }
@@ -107,6 +116,9 @@ internal class OutputChannels(private val output: Int, private val shape: List<I
 
         /** About the mean of each element over the samples; null where only float noise changes with the input. */
         val changeSqnrDb = if (change > elements * (NUMERIC_NOISE * largest).pow(2)) ratioDb(change, error) else null
+
+        /** Whether the measured values are the same for every sample, and the expected ones are not. */
+        val isConstant = changeSqnrDb != null && channels.none { axis.varied[it] }
     }
 }
 
@@ -121,13 +133,17 @@ private class Axis(shape: List<Int>, val index: Int) {
     val most = DoubleArray(count) { Double.NEGATIVE_INFINITY }
     private val moved = DoubleArray(count)
 
-    fun add(expected: DoubleArray, measured: DoubleArray, first: DoubleArray) {
+    /** Whether a measured value differs from the first sample's. */
+    val varied = BooleanArray(count)
+
+    fun add(expected: DoubleArray, measured: DoubleArray, first: DoubleArray, firstMeasured: DoubleArray) {
         for (i in expected.indices) {
             val channel = i / stride % count
             energy[channel] += expected[i].pow(2)
             error[channel] += (expected[i] - measured[i]).pow(2)
             total[channel] += expected[i]
             moved[channel] += (expected[i] - first[i]).pow(2)
+            if (measured[i] != firstMeasured[i]) varied[channel] = true
             least[channel] = min(least[channel], expected[i])
             most[channel] = max(most[channel], expected[i])
         }

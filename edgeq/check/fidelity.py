@@ -153,7 +153,7 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
     """Name outputs whose first class is, beyond chance, another one than fp32's."""
     if fidelity.inputs != "evaluation":
         return []
-    ranked = [(one, "samples have fp32's first class") for one in fidelity.agreements]
+    ranked = [(one, "samples have fp32's top-1 class") for one in fidelity.agreements]
     indexed = [(one, "classes are fp32's") for one in fidelity.indices]
     return [
         (f"output {one.output}: {one.agreeing} of {one.ranked} {what}; chance alone gives {one.chance:.1%}")

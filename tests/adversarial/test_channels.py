@@ -93,7 +93,7 @@ def test_the_one_score_of_poses_with_many_coordinates_is_found(channels, channel
         reference, measured = (side.transpose(0, 2, 1).copy() for side in (reference, measured))
     gate = floor([reference], [measured])["fidelity"]
     assert gate.outcome == "failed"
-    assert "output 0, channel 4: constant, while fp32's is not" in gate.detail
+    assert "output 0, channel 4: constant, unlike fp32's" in gate.detail
     own = reference + rng.normal(0, 0.002, reference.shape).astype(np.float32)
     assert floor([reference], [own])["fidelity"].outcome == "ok"
 

@@ -88,7 +88,7 @@ def test_a_fit_moves_the_predictions_onto_the_measurements(tmp_path, profiled):
     fitted = tomllib.loads(out.read_text())
     assert fitted["fitted"]["correction"] == pytest.approx((1.4 * 1.6) ** 0.5, rel=1e-3)
     assert fitted["fitted"]["measurements"] == 2
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         run("devices", "fit", "--measurements", measured, "--out", out, "--quiet")
 
 

@@ -242,7 +242,8 @@ def _levels(spread: NDArray[np.float64], change: NDArray[np.float64], mean: NDAr
 
 
 def _by_change(group: GroupFidelity) -> float:
-    return math.inf if group.change_sqnr_db is None else group.change_sqnr_db
+    """Order by fidelity; noise of sums decides no order, as the app sums in another one."""
+    return math.inf if group.change_sqnr_db is None else round(group.change_sqnr_db, 6)
 
 
 def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]) -> tuple[str, ...]:

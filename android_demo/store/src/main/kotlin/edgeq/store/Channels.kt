@@ -8,6 +8,7 @@ import kotlin.math.log10
 import kotlin.math.max
 import kotlin.math.min
 import kotlin.math.pow
+import kotlin.math.round
 import kotlin.math.sqrt
 
 // edgeq/verify/channels.py says why these
@@ -83,7 +84,7 @@ internal class OutputChannels(private val output: Int, private val shape: List<I
         }
         if (!mayHoldChannels(axis)) return emptyList()
         return alive.map { Group(axis, listOf(it), elements, changing) }
-            .sortedBy { it.changeSqnrDb ?: Double.POSITIVE_INFINITY }
+            .sortedBy { round((it.changeSqnrDb ?: Double.POSITIVE_INFINITY) * 1e6) } // noise of sums decides no order
             .take(WORST)
     }
 

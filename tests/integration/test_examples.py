@@ -45,8 +45,8 @@ from torch import nn
 torch.manual_seed(0)
 layers = [nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
 net = nn.Sequential(*layers).eval()
-train_images = torch.rand(32, 3, 224, 224)
-val_loader = [(image[None], int(net(image[None]).argmax())) for image in train_images]
+train_images, val_images = torch.rand(2, 32, 3, 224, 224)
+val_loader = [(image[None], int(net(image[None]).argmax())) for image in val_images]
 """
 
 

@@ -82,7 +82,7 @@ def converted(spec, kept, runtime):
     prepared = fx.prepare(spec) if runtime == "torchscript" else pt2e.prepare(spec.captured.module(), spec)
     with spec.progress.task("") as task:
         calibrate(prepared, spec.calibration, spec.inputs, task)
-    return (fx if runtime == "torchscript" else pt2e).convert(prepared)
+    return fx.convert(prepared) if runtime == "torchscript" else pt2e.convert(prepared, "xnnpack")
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ settings.load_profile("edgeq")
 
 
 @pytest.fixture(autouse=True)
-def _tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def _other_tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results although other tests of this process name ONNX Runtime, or loaded native libraries of their own."""
-    names_unheard, is_quiet, tests = tracking._names_unheard, tracking._is_quiet, f"{Path(__file__).parent}{os.sep}"
-    before = Path("/proc/self/maps").read_text(errors="surrogateescape")
-    monkeypatch.setattr(tracking, "_names_unheard", lambda path: "" if path.startswith(tests) else names_unheard(path))
-    monkeypatch.setattr(tracking, "_is_quiet", lambda path: path in before or is_quiet(path))
+    names_unheard, is_quiet = tracking._names_unheard, tracking._is_quiet
+    sources, libraries = tracking.user_modules(), Path("/proc/self/maps").read_text(errors="surrogateescape")
+    monkeypatch.setattr(tracking, "_names_unheard", lambda path: "" if path in sources else names_unheard(path))
+    monkeypatch.setattr(tracking, "_is_quiet", lambda path: path in libraries or is_quiet(path))

@@ -54,7 +54,7 @@ def test_the_ranking_alone_writes_nothing(project: Project, edgeq: Run) -> None:
     assert {layer["layer"] for layer in layers} == {"features.0", "head"}
     assert [layer["alone_db"] for layer in layers] == sorted(layer["alone_db"] for layer in layers)
     assert not project.out.exists()
-    edgeq("sensitivity", "quarters.py:model", *options, "--target", XNNPACK).fails(2, "for one target")
+    edgeq("sensitivity", "quarters.py:model", *options, "--target", XNNPACK).fails(2, "needs exactly one target")
     onnx = ("--target", "linux-x86_64-ort", *options[2:])
     edgeq("sensitivity", "quarters.py:model", *onnx).fails(3, "for linux-x86_64-ort: runtime onnx")
 

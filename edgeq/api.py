@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from edgeq.config.options import (
@@ -53,7 +56,7 @@ from edgeq.pipeline.sensitivity import Ranking
 from edgeq.pipeline.sensitivity import sensitivity as ranked
 from edgeq.pipeline.verify import verify_bundle
 from edgeq.quantize import METHODS
-from edgeq.report.progress import Quiet, shown_progress
+from edgeq.report.progress import Interruptible, Quiet, shown_progress
 from edgeq.verify.host import use_torch
 
 BundleLike = str | os.PathLike[str] | Bundle | PackageResult
@@ -558,13 +561,33 @@ def _digest(bundle: BundleLike) -> str | None:
 
 @contextlib.contextmanager
 def _progress(asked: bool | Progress) -> Iterator[Progress]:
-    if asked is False:
-        yield Quiet()
-    elif asked is True:
-        with shown_progress(_write_line) as shown:
-            yield shown
-    else:
-        yield asked
+    with contextlib.ExitStack() as stack:
+        shown: Progress
+        if asked is True:
+            shown = stack.enter_context(shown_progress(_write_line))
+        else:
+            shown = Quiet() if asked is False else asked
+        yield Interruptible(shown, stack.enter_context(_interrupts()))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C, which still raises KeyboardInterrupt; a handler of the caller's own stays in place."""
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield came
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _write_line(text: str) -> None:

@@ -107,6 +107,9 @@ def _one_line(text: str) -> str:
 # --- Progress, with what the steps print kept out of the results.
 
 
+INTERRUPTS: list[int] = []  # the signals that are to end this run
+
+
 @contextlib.contextmanager
 def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
     """Yield progress bars or lines, depending on stderr; bars are wiped when the block ends.
@@ -116,10 +119,10 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     with results_only():
         if quiet:
-            yield edgeq.report.progress.Quiet()
+            yield edgeq.report.progress.Interruptible(edgeq.report.progress.Quiet(), INTERRUPTS)
         else:
             with edgeq.report.progress.shown_progress(note, lines=verbose) as progress:
-                yield progress
+                yield edgeq.report.progress.Interruptible(progress, INTERRUPTS)
 
 
 # --- The time that is written into signed and published files.

@@ -37,7 +37,7 @@ from edgeq.cli import (
     targets,
     verify,
 )
-from edgeq.cli.console import say, say_error, silence_stdout
+from edgeq.cli.console import INTERRUPTS, say, say_error, silence_stdout
 from edgeq.cli.options import GroupedCommand
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, first_line
 
@@ -72,7 +72,8 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the run
     debug, as_json = "--debug" in argv, "--json" in argv
-    received: list[int] = []
+    received = INTERRUPTS
+    received.clear()
     try:
         with _unwinding_signals(received, ends_process=ends_process):
             arguments = [arg for arg in argv if arg != "--debug"]

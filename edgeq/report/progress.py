@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edgeq.core.config import Progress, Task
@@ -69,6 +69,48 @@ class Lines(_Lone):
         """Write the step's line."""
         self._write(f"[{time.monotonic() - self._start:5.1f}s] {description}")
         yield _Line(self._start, self._write)
+
+
+class Interruptible:
+    """Progress whose steps raise KeyboardInterrupt again after a signal whose first one was lost.
+
+    Python drops an exception that arrives in a callback which a library calls from native code, such as a hook of the
+    garbage collector or an observer's. The run would continue to its end.
+    """
+
+    def __init__(self, progress: Progress, came: Sequence[int]) -> None:
+        """Wrap `progress`; `came` holds the signals so far."""
+        self._progress = progress
+        self._came = came
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Open a step of the wrapped progress."""
+        self._check()
+        with self._progress.task(description, total) as task:
+            yield _InterruptibleTask(task, self._check)
+            self._check()
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Return the wrapped progress's span."""
+        return self._progress.alone()
+
+    def _check(self) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+
+
+class _InterruptibleTask:
+    def __init__(self, task: Task, check: Callable[[], None]) -> None:
+        self._task = task
+        self._check = check
+
+    def advance(self, steps: int = 1) -> None:
+        self._check()
+        self._task.advance(steps)
+
+    def note(self, text: str) -> None:
+        self._task.note(text)
 
 
 class _Bar:

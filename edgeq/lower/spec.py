@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeq.core.config import Progress
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.targets import FileFormat
+
+if TYPE_CHECKING:
+    from edgeq.core.targets import FileFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

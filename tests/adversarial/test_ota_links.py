@@ -12,7 +12,7 @@ import pytest
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import EdgeqError, IntegrityError, UsageError
 from edgeq.core.files import copy_files, lock_dir, recover_dir, remove_dir, staged_dir, write_atomic
-from edgeq.core.results.report import BundleInput
+from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.deliver.install import install
 from edgeq.deliver.ota.store import Store, rolled_back, started

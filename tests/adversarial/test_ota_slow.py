@@ -143,7 +143,7 @@ def test_retry_after_within_bounds() -> None:
 def test_retry_after_beyond_bounds(wait: str) -> None:
     with serving(once(said("429 Too Many", f"Retry-After: {wait}"))) as url:
         began = time.monotonic()
-        with pytest.raises(EnvironmentProblem, match="asks to wait"):
+        with pytest.raises(EnvironmentProblem, match="asks the client to wait"):
             list(WebSource(url, PACE).chunks("f", 0))
         assert time.monotonic() - began < 1
 

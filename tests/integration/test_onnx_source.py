@@ -55,7 +55,7 @@ def test_a_file_for_any_batch_is_taken_quantized_and_taken_again(
     again = edgeq("package", "int8.onnx", "--scheme", "pretrained", "--name", "again", *options)
     assert again.code == 0, again.out + again.err
     assert read_bundle(project.out / "again" / ORT).artifact.read_bytes() == Path("int8.onnx").read_bytes()
-    edgeq("package", "int8.onnx", "--name", "other", *options).fails(3, "quantized already", "--scheme pretrained")
+    edgeq("package", "int8.onnx", "--name", "other", *options).fails(3, "already quantized", "--scheme pretrained")
     wrong = ("mine.onnx", "--scheme", "pretrained", "--name", "other")
     edgeq("package", *wrong, *options).fails(3, "a float model", "--scheme fp32")
 

@@ -238,7 +238,7 @@ def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
     edgeq("ota", "update", "--channel", "none", "--store", "s2", "--device-id", "d").fails(2, "no such folder")
     edgeq("ota", "start", "--store", "s2").fails(2, "is not a store")
     edgeq("ota", "withdraw", "7", "--channel", "channel", "--keys", "keys").fails(2, "no release 7")
-    edgeq("ota", "withdraw", "1", "--channel", "channel", "--keys", "keys").fails(2, "is the first")
+    edgeq("ota", "withdraw", "1", "--channel", "channel", "--keys", "keys").fails(2, "is the channel's first")
     edgeq("keys", "new", "keys").fails(2, "has keys already")
     edgeq("keys", "rotate", "keys", "--role", "rooot", "--channel", "channel").fails(2, "Did you mean 'root'")
     rotated = edgeq("keys", "rotate", "keys", "--role", "targets", "--channel", "channel")

@@ -376,7 +376,6 @@ def sensitivity(
         EdgeqError: the model or its data cannot be used, or the target's runtime has no ranking.
         TypeError: the model is of another type.
     """
-
     own = merge(_options(options), {"data": {"num_calibration_samples": num_samples}})
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, LiveObjects() as live:
         given = {"targets": _target_names(target, Path(folder)), "schemes": ["static-int8"], "device": {"on": "host"}}
@@ -419,7 +418,6 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
     Raises:
         UsageError: an unknown runtime.
     """
-
     runtimes = tuple(dict.fromkeys(name for name, _ in METHODS))
     if runtime is not None and runtime not in runtimes:
         raise UsageError(

@@ -196,7 +196,6 @@ def limit_gates(
         verified: what running it showed, here or elsewhere.
         options: the limits, the shipped bundle, and what may stay unmeasured.
     """
-
     measured = Measured(
         size_bytes=bundle.manifest.file("artifact").size_bytes,
         download_bytes=download_bytes,

@@ -37,7 +37,6 @@ def build(
 
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
-
     wanted = edgeq.config.project_file.read_models(run.config, names or (), to_values(options))
     if run.dry_run:
         _print_plan(wanted, as_json=run.as_json)
@@ -57,7 +56,6 @@ def build(
 
 
 def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
-
     if as_json:
         plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
         say_json({"schema_version": 1, "plans": plans})
@@ -66,7 +64,6 @@ def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
 
 
 def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
-
     is_whole = len(wanted.models) == len(wanted.names)
     if not is_whole and wanted.app != AppOptions():
         note("the limits of the app as a whole are not checked, since only some of its models are built")

@@ -19,7 +19,6 @@ app = typer.Typer(help="Show or clear the build cache.")
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the cache's folder, number of entries and size."""
-
     found = edgeq.pipeline.cache.cache_info()
     if as_json:
         facts = {"folder": str(found.folder), "entries": found.entries, "size_bytes": found.size_bytes}
@@ -31,7 +30,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 @app.command("clear")
 def clear(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Remove every entry of the cache."""
-
     removed = edgeq.pipeline.cache.clear_cache()
     if as_json:
         say_json({"schema_version": 1, "removed": removed})

@@ -59,7 +59,6 @@ def compare(
     Without --eval-data the inputs are drawn from the range that the preprocessing gives. The command does not judge the
     figures: its exit code is 0 for any difference.
     """
-
     data = edgeq.config.options.filled(DataConfig, to_values(options).get("data", {}))
     if data.labels is not None and data.evaluation is None:
         raise UsageError("--labels was given without --eval-data", "add --eval-data, or omit --labels")
@@ -75,7 +74,6 @@ def compare(
 
 def render(found: BundleComparison) -> str:
     """Return the figures as text: a line per layer, and the layer where the error starts."""
-
     outputs = found.outputs
     lines = edgeq.report.text.aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
     inputs = "evaluation samples" if outputs.inputs == "evaluation" else "random inputs"
@@ -90,7 +88,6 @@ def _title(manifest: Manifest) -> str:
 
 
 def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
-
     counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
     return [
         ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
@@ -108,7 +105,6 @@ def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
 
 
 def _layer_lines(found: LayerSqnrs) -> list[str]:
-
     cells = [
         (one.layer, edgeq.report.text.decibel(one.sqnr_db), edgeq.report.text.decibel(one.own_db))
         for one in found.layers
@@ -123,7 +119,6 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
 
 def to_json(found: BundleComparison) -> dict[str, Any]:
     """Return the same as JSON; `schema_version` changes when a key is removed or changes its meaning."""
-
     document: dict[str, Any] = edgeq.report.json.finite(
         {
             "schema_version": SCHEMA_VERSION,

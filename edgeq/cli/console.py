@@ -116,7 +116,6 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     Output of the steps and of user code in the block goes to stderr.
     """
-
     with results_only():
         if quiet:
             yield edgeq.report.progress.Interruptible(edgeq.report.progress.Quiet(), INTERRUPTS)

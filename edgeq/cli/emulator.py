@@ -33,7 +33,6 @@ def install(
 
     `edgeq package` and `edgeq verify --on emulator` do this themselves when needed.
     """
-
     if not is_native():
         qemu_path()
     with open_progress(quiet=quiet) as progress:

@@ -63,7 +63,6 @@ def init(
 
     Names, factories, data folders and app projects are detected in the current folder; no code runs.
     """
-
     if output.exists() and not force:
         raise UsageError(f"{output} already exists", "edit it, or give --force to replace it")
     sources = [_source(text) for text in models]
@@ -75,7 +74,6 @@ def init(
 
 def look_around(folder: Path, *, is_vision: bool) -> Found:
     """Return a folder's data, recognized by name, and the app projects one level down."""
-
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     apps = tuple(
         (path.name, platforms) for path in below if (platforms := tuple(edgeq.deliver.install.project_platforms(path)))

@@ -81,7 +81,6 @@ def inspect(
 
 def bundle_text(found: BundleInspection, shown: int) -> str:
     """Return a bundle as text with `shown` layers, those with the most bytes first."""
-
     manifest = found.bundle.manifest
     target, runtime = manifest.target, manifest.runtime
     field = f", oldest in the field {runtime.oldest_in_field}"
@@ -123,7 +122,6 @@ def _computed(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
-
     if not found.layers:
         return [f"layers: not known: {edgeq.report.text.printable(found.why_no_layers)}"]
     largest = sorted(found.layers, key=lambda layer: -layer.weight_bytes)[:shown]
@@ -184,7 +182,6 @@ def _bytes(size_bytes: int) -> str:
 
 def artifact_text(found: ArtifactInspection, shown: int) -> str:
     """Return an artifact as text with `shown` entries of an archive."""
-
     facts = found.facts
     operators = ", ".join(facts.operators)
     unlisted = _NOT_LISTED if found.path.suffix == ".pt" else "none"

@@ -99,7 +99,6 @@ def install(
     With --verdict, its measurements are judged by the gates that were unverified at packaging, and the installed
     manifest has their results.
     """
-
     library = Path(aar) if aar else None
     if verdict is None:
         result = edgeq.deliver.install.install(bundle, app, aar=library, digest=digest, replace=replace)

@@ -45,7 +45,6 @@ def new(
     as_json: _AsJson = False,
 ) -> None:
     """Create Ed25519 keys for root, targets, snapshot and timestamp, in files that only you can read."""
-
     counts = {_role(role): _counts(text) for role, text in map(_pair, threshold or ())}
     places = {_role(role): uri for role, uri in map(_pair, place or ())}
     both = sorted(set(counts) & set(places))
@@ -58,7 +57,6 @@ def new(
 @app.command("show")
 def show(folder: _Folder, as_json: _AsJson = False) -> None:
     """Print the public keys, the thresholds, and where the private keys are."""
-
     _print_keys(edgeq.deliver.ota.keys.load_keys(folder), as_json)
 
 
@@ -70,7 +68,6 @@ def rotate(
     as_json: _AsJson = False,
 ) -> None:
     """Replace a role's keys and publish the change; clients then refuse the old keys."""
-
     ring = edgeq.deliver.ota.keys.load_keys(folder)
     if not ring.file.retired.get(_role(role)):  # a run that was killed has made the new ones already
         ring = edgeq.deliver.ota.keys.rotated(ring, _role(role))
@@ -91,7 +88,6 @@ def _print_keys(ring: KeyRing, as_json: bool) -> None:
 
 
 def _text(ring: KeyRing) -> str:
-
     rows = [
         (role, f"{keys.threshold} of {len(keys.keys)}", key.keyid[:16], key.uri.partition("?")[0])
         for role, keys in ring.file.roles.items()
@@ -123,7 +119,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _role(name: str) -> RoleName:
-
     for role in edgeq.deliver.ota.keys.ROLES:
         if role == name:
             return role

@@ -306,7 +306,6 @@ def to_values(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a value of the wrong type or out of bounds, or a limit that does not parse.
     """
-
     limits = {"limit": edgeq.config.options.limit_table(given["limit"])} if "limit" in given else {}
     # gates are reported in the order in which their limits were given
     return edgeq.config.options.validated(given | limits, edgeq.config.options.COMMAND_LINE) | limits

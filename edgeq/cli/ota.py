@@ -121,7 +121,6 @@ def release_job(
         UsageError: an option without effect, an unknown name, or a file that cannot be read.
         IntegrityError: a folder is not a bundle.
     """
-
     manifests = [edgeq.bundle.reader.read_manifest(folder)[1] for folder in bundles]
     project = edgeq.config.project_file.read_released(config, tuple(dict.fromkeys(one.model.name for one in manifests)))
     in_app = project.get("app", {}).get("runtimes", {})
@@ -147,7 +146,6 @@ def release_job(
 def _terms(
     release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int
 ) -> edgeq.deliver.ota.release.Terms:
-
     return edgeq.deliver.ota.release.Terms(
         now=now(),
         clock=None if release.allow_expired else clock(),
@@ -159,7 +157,6 @@ def _terms(
 
 
 def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
-
     in_file = [
         f"{name}={text}"
         for name, text in values.get("limit", {}).items()
@@ -175,7 +172,6 @@ def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
 
 
 def _data(values: dict[str, Any]) -> DataConfig:
-
     data = values.get("data", {})
     return edgeq.config.options.filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
 
@@ -189,7 +185,6 @@ def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
 
 def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:
     """Refuse a base that no bundle of the release can be a patch from."""
-
     released = {(one.model.name, one.target.name) for one in manifests}
     for folder in folders:
         base = edgeq.bundle.reader.read_manifest(folder)[1]
@@ -282,7 +277,6 @@ def withdraw(
     as_json: flags.AsJson = False,
 ) -> None:
     """Publish the bundles from before a release again under a higher number, so that devices go back."""
-
     done = edgeq.deliver.ota.release.withdraw(
         of.channel,
         edgeq.deliver.ota.keys.load_keys(of.keys),
@@ -296,7 +290,6 @@ def withdraw(
 @grouped
 def refresh(of: ChannelParams, as_json: flags.AsJson = False) -> None:
     """Sign a channel's index again before it expires; run this regularly."""
-
     done = edgeq.deliver.ota.release.refresh(
         of.channel,
         edgeq.deliver.ota.keys.load_keys(of.keys),
@@ -328,7 +321,6 @@ def published_json(done: Published) -> dict[str, Any]:
 
 
 def _published_lines(done: Published) -> list[str]:
-
     return [
         f"release {done.release}, root version {done.root_version}, valid until {done.expires:%Y-%m-%d %H:%M} UTC",
         *edgeq.report.text.aligned([(format_bytes(size), name) for name, size in done.files], right=frozenset({0})),
@@ -337,7 +329,6 @@ def _published_lines(done: Published) -> list[str]:
 
 def report_text(report: ReleaseReport) -> str:
     """Return a line for each gate and each size, and the published release."""
-
     lines = []
     for row in report.rows:
         lines.append(f"{row.model} {row.model_version} for {row.target}: {edgeq.report.text.printable(str(row.path))}")
@@ -373,7 +364,6 @@ def _gate_text(gate: Gate) -> str:
 
 def report_json(report: ReleaseReport) -> dict[str, Any]:
     """Return the same as JSON."""
-
     done = report.published
     return {
         "schema_version": SCHEMA_VERSION,

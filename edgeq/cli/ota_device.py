@@ -71,7 +71,6 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
 
 def start(store: _Store, as_json: options.AsJson = False) -> None:
     """Print the folder that an app loads now, verified, and count the start until the release is healthy."""
-
     _must_be_store(store)
     with disk_errors(store), lock_dir(store, wait_s=_LOCK_S):
         state, bundle, why = edgeq.deliver.ota.store.started(edgeq.deliver.ota.store.Store(store))
@@ -101,7 +100,6 @@ def status(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def _changed(folder: Path, what: str, as_json: bool) -> None:
-
     _must_be_store(folder)
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
         store = edgeq.deliver.ota.store.Store(folder)
@@ -139,7 +137,6 @@ def _must_be_store(folder: Path) -> None:
 
 
 def _request(params: FollowerParams) -> edgeq.deliver.ota.client.Request:
-
     root: bytes | None = None
     if params.trust is not None:
         try:

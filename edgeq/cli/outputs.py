@@ -30,7 +30,6 @@ _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 def as_html(report: ProjectReport) -> str:
     """Return the page; bundles must be at the rows' paths."""
-
     rows = report.rows
     if not rows:
         raise UsageError("no bundle was built, so there is nothing to show", "see the errors above")
@@ -45,25 +44,21 @@ def as_html(report: ProjectReport) -> str:
 
 def as_json(report: ProjectReport) -> str:
     """Return the document of `edgeq build --json`."""
-
     return json.dumps(edgeq.report.json.project_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_junit(report: ProjectReport) -> str:
     """Return JUnit XML."""
-
     return edgeq.report.ci.to_junit(report)
 
 
 def as_markdown(report: ProjectReport) -> str:
     """Return the summary."""
-
     return edgeq.report.ci.to_markdown(report)
 
 
 def as_annotations(report: ProjectReport) -> str:
     """Return a line for each annotation."""
-
     return "".join(f"{line}\n" for line in edgeq.report.ci.to_annotations(report))
 
 

@@ -31,7 +31,6 @@ def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams)
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
     installed if asked for. Options can also be set in edgeq.toml; the command line takes precedence.
     """
-
     job = edgeq.config.resolve.request(to_values(options), edgeq.config.options.read_project(run.config))
     apps = edgeq.pipeline.plan.match_apps(job)
     if run.dry_run:

@@ -76,7 +76,6 @@ def profile(
 
 def render(found: BundleProfile, top: int) -> str:
     """Return a block for each core: totals, predictions, the most expensive operators."""
-
     manifest = found.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [
@@ -89,7 +88,6 @@ def render(found: BundleProfile, top: int) -> str:
 
 
 def _core_lines(core: CoreProfile, top: int) -> list[str]:
-
     counts = core.counted.total
     lines = [f"{core.counted.cpu}: {_millions(counts.instructions)} M instructions"]
     facts = [("vector multiplies", _kinds(counts)), ("other", _others(counts)), ("memory", _traffic(counts))]
@@ -129,7 +127,6 @@ def _latency(one: Predicted) -> str:
 
 
 def _operator_lines(counted: CountReport, top: int) -> list[str]:
-
     if counted.why_no_operators:
         return [f"operators: not counted separately: {counted.why_no_operators}"]
     if not counted.operators or not top:
@@ -197,7 +194,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_devices(as_json: AsJson = False) -> None:
     """List the shipped devices."""
-
     # without edgeq.device, and so without pydantic: the shipped files are checked by the tests
     profiles: list[dict[str, Any]] = [
         tomllib.loads(path.read_text(encoding="utf-8")) for path in device_files().values()
@@ -219,7 +215,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a device as edgeq understands it, with the source of each value."""
-
     profile = edgeq.core.devices.load_device(name)
     if as_json:
         say_json({"schema_version": 1, "device": profile.model_dump(mode="json")})
@@ -253,7 +248,6 @@ def fit(
 
 
 def _render(found: DeviceFit, out: Path | None) -> str:
-
     head = ("measured", "published fit", "this fit", "threads", "bundle")
     rows = [
         (

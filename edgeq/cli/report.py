@@ -40,7 +40,6 @@ def report(
 
     Failed gates do not affect the exit code, which only says whether the report could be written.
     """
-
     render = view(format_)
     text = render(edgeq.pipeline.reports.read_run(bundles))
     if output is None:
@@ -66,7 +65,6 @@ def diff(
 
     The exit code is 0 whether they differ or not.
     """
-
     found = edgeq.report.diff.diff(edgeq.pipeline.reports.read_source(old), edgeq.pipeline.reports.read_source(new))
     if html is not None:
         write_text(html, edgeq.report.html.diff_html(found))
@@ -78,7 +76,6 @@ def diff(
 
 def diff_text(found: Diff) -> str:
     """Return the differences as text; a long section is truncated."""
-
     lines = [f"old: {edgeq.report.text.printable(found.old)}", f"new: {edgeq.report.text.printable(found.new)}"]
     for section, changes in found.sections().items():
         cells = [(one.name, _short(one.told_old), "->", _short(one.told_new), one.delta) for one in changes[:_SHOWN]]
@@ -98,23 +95,19 @@ def _short(text: str) -> str:
 
 
 def _manifest() -> dict[str, Any]:
-
     return edgeq.core.schema.json_schema(edgeq.core.manifest.Manifest)
 
 
 def _target() -> dict[str, Any]:
-
     return edgeq.core.schema.json_schema(edgeq.core.targets.TargetProfile)
 
 
 def _verdict() -> dict[str, Any]:
-
     return edgeq.core.schema.json_schema(edgeq.core.measurement.Verdict)
 
 
 def _printed(name: str) -> Callable[[], dict[str, Any]]:
     def schema_of_it() -> dict[str, Any]:
-
         return edgeq.report.json.schema_of(name)
 
     return schema_of_it

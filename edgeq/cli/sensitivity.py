@@ -67,7 +67,6 @@ def sensitivity(
 
 
 def _job(command_line: dict[str, Any], config: Path | None) -> Job:
-
     project = {key: value for key, value in edgeq.config.options.read_project(config).items() if key not in _LEFT_OUT}
     job = edgeq.config.resolve.request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
     if len(job.targets) > 1:
@@ -78,7 +77,6 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
 
 def render(found: Ranking) -> str:
     """Return a line for each layer."""
-
     rows = [("layer", "alone in int8", "all others in int8", "weights")]
     rows += [
         (
@@ -108,6 +106,5 @@ def _summary(found: Ranking) -> str:
 
 def to_json(found: Ranking) -> dict[str, Any]:
     """Return the same as JSON; a layer that changes nothing has the string "Infinity"."""
-
     document: dict[str, Any] = edgeq.report.json.finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
     return document

@@ -52,7 +52,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a target with all values, including those that it inherits."""
-
     values = edgeq.core.targets.load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
     if as_json:
         say_json({"schema_version": 1, "target": values})
@@ -76,7 +75,6 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
     """Check a target file: every key, every value, and the target that it extends."""
-
     # a bare name of a file without the suffix is still a file here
     profile = edgeq.core.targets.load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
     say(f"{file}: ok, target {profile.name}")
@@ -85,5 +83,4 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target'
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of target files, for editors."""
-
     say_json(edgeq.core.schema.json_schema(edgeq.core.targets.TargetProfile))

@@ -56,7 +56,6 @@ def verify(
     Checks the bundle's hashes, the gates from packaging, inputs and outputs, and golden samples; limits and evaluation
     data can be added. The artifact runs in a separate process.
     """
-
     values = to_values(options)
     device = edgeq.config.resolve.device_options(edgeq.config.options.filled(DeviceConfig, values["device"]))
     if device.cpu and device.on != "emulator":
@@ -102,7 +101,6 @@ def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceConfi
 
 def render(result: BundleVerification) -> str:
     """Return a line for each check, the remarks, and the verdict."""
-
     manifest = result.manifest
     title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
     lines = [f"{title}: {edgeq.report.text.printable(str(result.folder))}"]
@@ -126,7 +124,6 @@ def to_json(result: BundleVerification) -> dict[str, Any]:
     `schema_version` changes when a key is removed or changes its meaning, not when one is added. Key names include
     units; unmeasured values are null; infinities and NaN are strings as in `edgeq package --json`.
     """
-
     verified, manifest = result.verified, result.manifest
     document: dict[str, Any] = edgeq.report.json.finite(
         {

@@ -112,7 +112,6 @@ class Emulator:
     def _emulated(
         self, artifact: Artifact, inputs: Inputs, found: tuple[Machine, ...], scheme: str, label: str
     ) -> Artifact:
-
         spec = EmulateSpec(
             artifact=artifact.lowered.path,
             machines=found,
@@ -410,7 +409,6 @@ def served(
     Raises:
         EdgeqError: as `verify.serving.serve`.
     """
-
     manifest = bundle.manifest
     compiled = manifest.compiled()
     artifact = bundle.folder / compiled.path if compiled and device == "cuda" else bundle.artifact

@@ -105,7 +105,6 @@ def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> Non
 
 def golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
     """Return the golden inputs of a bundle as samples."""
-
     samples = tuple(
         Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))
         for i, inputs in enumerate(model_inputs(golden, bundle.manifest))

@@ -262,7 +262,6 @@ def check_equivalence(lowered: LoweredModel, fp32: Forward, inputs: Inputs) -> N
     Raises:
         VerificationError: they differ by more than float32 kernels do that sum in another order.
     """
-
     runs, sums = unfused(lowered.path, inputs), Comparison()
     seen = 0
     for batch in batches(inputs.samples, inputs.model.inputs):

@@ -81,7 +81,6 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
 
 
 def _bundle(folder: Path) -> BundleInspection:
-
     bundle = read_bundle(folder)
     layers, why = _layers(bundle)
     return BundleInspection(bundle=bundle, download_bytes=download_size_bytes(folder), layers=layers, why_no_layers=why)

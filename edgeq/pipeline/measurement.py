@@ -181,7 +181,6 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
         VerificationError: a measurement exceeds a limit, the outputs differ, or a gate has no measurement.
         EdgeqError: as `read_bundle`, `read_golden` and `read_verdict`.
     """
-
     bundle = read_bundle(folder, digest=digest)
     elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle))
     _check(bundle, verdict, elsewhere)
@@ -476,7 +475,6 @@ def _device_report(measures: DeviceMeasures, outputs: Outputs, findings: tuple[s
 
 def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: VerifyReport, run: DeviceRun) -> Gates:
     """Hold the device to the bundle's golden outputs: the host's, an emulated core's, or the converted graph's."""
-
     told = golden_gate(compare_golden(golden, dataclasses.replace(golden, outputs=outputs)))
     same = dataclasses.replace(told, name=f"golden on {run.cpu}")
     if not _is_graphs(manifest):

@@ -89,7 +89,6 @@ def preflight(job: Job) -> None:
         EnvironmentProblem: an extra of edgeq, QEMU or the compiler is missing.
         IntegrityError: the files of the bundle of --reuse-qparams-from are not those that it lists.
     """
-
     check_source(job.source)
     _check_texts(job)
     _check_calibration(job)

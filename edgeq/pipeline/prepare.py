@@ -387,7 +387,6 @@ def _opened(
     job: Job, model: LoadedModel, preprocess: Preprocess | None, n_classes: int | None, wanted: Sequence[_Wanted]
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Return the sets that were named, by role, and the names of images that were skipped as bad."""
-
     opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
     skipped: list[str] = []
     for role, origin, limit in wanted:

@@ -297,7 +297,6 @@ def first_sample(bundle: Bundle) -> Arrays:
     Raises:
         IntegrityError: the golden file is broken.
     """
-
     inputs = next(iter(model_inputs(read_golden(bundle), bundle.manifest)))
     sample = Sample(inputs=inputs, raw=inputs, label=None, name="golden sample", digest="")
     data = Dataset(origin=str(bundle.golden), count=1, read=(sample,).__getitem__)

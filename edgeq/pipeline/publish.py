@@ -32,7 +32,6 @@ from edgeq.pipeline.reports import page_title, write_page
 
 def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
     """Write what a run tells of a row beside its bundle, in place of what is there, and return the row."""
-
     write_report(row.path, row)
     write_page(row.path, (row,), data, title=page_title(row))
     return row
@@ -43,7 +42,6 @@ def publish(plan: Plan) -> RunReport:
 
     An earlier bundle of a target and scheme that is refused now stays where it is.
     """
-
     job, finished = plan.job, plan.finished
     units = [unit for unit in plan.units if unit.key in finished]
     for name in {row.model for row, _ in finished.values()}:

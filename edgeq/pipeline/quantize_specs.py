@@ -41,7 +41,6 @@ def search_spec(job: Job, inputs: Inputs, fp32: Forward, forward: Callable[[Any]
     Raises:
         UsageError: a limit that these samples cannot judge.
     """
-
     limits = tuple((name, value) for name, value in job.gates.limits if name in SEARCH_LIMITS)
     size = dict(job.gates.limits).get("size")
     return SearchSpec(
@@ -77,7 +76,6 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
     Raises:
         UsageError: the metric fails.
     """
-
     sums, labelled = Comparison(by_channel=True), samples.labelled
     digests: set[str] = set()
     score: Any = None
@@ -159,7 +157,6 @@ def reuse_spec(folder: Path, inputs: Inputs, fp32: Forward, forward: Callable[[A
         UsageError, IntegrityError: as `check_reuse`.
         UnsupportedError: the artifact's layout differs from this edgeq's.
     """
-
     bundle, _ = read_shipped(folder)
     samples = dataclasses.replace(inputs.calibration, count=min(inputs.calibration.count, _JUDGED))
     return ReuseSpec(

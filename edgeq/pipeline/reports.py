@@ -59,7 +59,6 @@ def page_of(
     refused: Sequence[Refusal] = (),
 ) -> bytes:
     """Return a page; raises what reading the rows' manifests does."""
-
     sources = [Source(row=row, manifest=read_manifest(row.path)[1]) for row in rows]
     return to_html(page_view(sources, data, title=title, app=app, broken=broken, refused=refused)).encode(
         errors="replace"
@@ -106,6 +105,5 @@ def _is_hidden(path: Path) -> bool:
 
 def read_source(folder: Path) -> Source:
     """Return a bundle's manifest and what report.json says of it; raises what `read_run` does."""
-
     bundle = read_bundle(folder)
     return Source(row=read_report_of(bundle), manifest=bundle.manifest)

@@ -69,7 +69,6 @@ def verify_bundle(
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
-
     _check_options(data, gates)
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder, digest=digest)
@@ -218,7 +217,6 @@ def _run(
 
 
 def _measured(manifest: Manifest, runs: Sequence[tuple[Batch, Outputs]]) -> GoldenSet:
-
     taken = [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in runs]
     return golden_set(taken, (), scheme=manifest.scheme)
 

@@ -116,7 +116,6 @@ def _percentile(base: Any) -> Any:
 @functools.cache
 def _entropy(base: Any) -> Any:
     """Return a histogram observer that keeps the range whose int8 form tells least less than the histogram itself."""
-
     _check(base)
 
     class EntropyObserver(base):  # type: ignore[misc]  # the base is only known at run time

@@ -136,7 +136,6 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         UnsupportedError: the quantizer cannot take the graph.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)

@@ -94,7 +94,6 @@ def simulated(subject: Subject) -> Simulation:
     Raises:
         UnsupportedError: there is no layer to switch, or an observer of another kind.
     """
-
     try:
         simulation = Simulation(
             subject.prepared,

@@ -481,7 +481,6 @@ def _verdict(row: PackageResult, between: str = "\n") -> Text:
 
 def device_lines(row: PackageResult) -> list[str]:
     """Return the table of the pairs that differ; empty where host and devices agree."""
-
     emulation = row.verified.emulation
     lines = disagreements(emulation) if emulation else []
     return [f"{row.target} {row.scheme}: where the runs differ", *lines] if lines else []

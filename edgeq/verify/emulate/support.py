@@ -38,7 +38,6 @@ def check_tools(options: DeviceConfig, targets: tuple[TargetProfile, ...]) -> No
         UnsupportedError: QEMU emulates the CPU wrongly or not at all.
         EnvironmentProblem: QEMU is missing, or the compiler where a runtime must be compiled.
     """
-
     check_options(options, targets)
     for target in targets:
         if not wants_emulation(target, options):

@@ -27,7 +27,7 @@ settings.load_profile("edgeq")
 @pytest.fixture(autouse=True)
 def _other_tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results although other tests of this process name ONNX Runtime, or loaded native libraries of their own."""
-    names_unheard, is_quiet = tracking._names_unheard, tracking._is_quiet
+    named_in, is_known = tracking._native_reader_named_in, tracking._is_known_library
     sources, libraries = tracking.user_modules(), Path("/proc/self/maps").read_text(errors="surrogateescape")
-    monkeypatch.setattr(tracking, "_names_unheard", lambda path: "" if path in sources else names_unheard(path))
-    monkeypatch.setattr(tracking, "_is_quiet", lambda path: path in libraries or is_quiet(path))
+    monkeypatch.setattr(tracking, "_native_reader_named_in", lambda path: "" if path in sources else named_in(path))
+    monkeypatch.setattr(tracking, "_is_known_library", lambda path: path in libraries or is_known(path))

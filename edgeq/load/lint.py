@@ -1,7 +1,7 @@
-"""The data lint: what is wrong with calibration and evaluation data, each a named finding.
+"""The data lint: problems of calibration and evaluation data, each a named finding.
 
-Some findings are certain (NaN, labels that the model does not have, samples in both sets). The others may be what the
-data are like: audio features and synthetic images look like noise, and a small set may be all there is.
+Some findings are certain (NaN, labels that the model does not have, samples in both sets). The others may be normal for
+the data: audio features and synthetic images look like noise, and a small set may be all there is.
 """
 
 from __future__ import annotations

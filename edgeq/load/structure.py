@@ -1,8 +1,8 @@
-"""Modules with other inputs and outputs than plain tensors, made such that take and return tensors by position.
+"""Adapts modules with structured inputs and outputs, so that they take and return tensors by position.
 
-Runtimes on devices feed a list of tensors and get one. A forward that takes keywords, dicts or nested tuples, or that
-returns a `ModelOutput`, a dataclass or None beside its tensors, gets another forward around it; its layers, and so
-their names, stay. A module that takes and returns plain tensors stays as it is.
+A runtime on a device feeds a list of tensors and gets a list of tensors. If forward takes keywords, dicts or nested
+tuples, or returns a `ModelOutput`, a dataclass or None, the module gets a new forward around its own. Its layers keep
+their names. A module that takes and returns plain tensors stays unchanged.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from edgeq.load.inputs import random_inputs, tensor_spec
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
-# what a forward may be given beside tensors, and keeps
+# arguments other than tensors that forward may have; they become constants
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Stands in a call for the tensor at this place among the inputs."""
+    """Placeholder in a call for the input tensor with this index."""
 
     index: int
 
@@ -39,9 +39,9 @@ class Call:
     """How a forward is called.
 
     Attributes:
-        specs: the tensors that it is given, in order.
-        args, kwargs: its arguments, in which a `_Slot` stands for a tensor.
-        is_plain: whether it takes the tensors by position, so that nothing need be put around it.
+        specs: the input tensors, in order.
+        args, kwargs: the arguments of forward, with a `_Slot` for each tensor.
+        is_plain: whether forward takes the tensors by position already.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -51,16 +51,16 @@ class Call:
 
 
 def call_with_examples(module: Any, examples: Any, source: str) -> Call:
-    """Return how a forward is called with inputs such as `examples`.
+    """Return how forward is called with inputs like `examples`.
 
     Args:
         module: a torch.nn.Module.
-        examples: what `example_inputs()` gave: a tensor, the arguments in order, a dict of arguments by name, or
+        examples: the result of `example_inputs()`: a tensor, the arguments in order, a dict of arguments by name, or
             (arguments in order, arguments by name) as torch.export takes them.
-        source: where they come from, for messages.
+        source: origin of the examples, for messages.
 
     Raises:
-        UsageError: forward does not take them, or they hold something else than tensors, containers and constants.
+        UsageError: forward does not accept them, or they contain other values than tensors, containers and constants.
         UnsupportedError: a tensor has a dtype that edgeq cannot feed.
     """
     signature = inspect.signature(module.forward)
@@ -110,7 +110,7 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _template(value: Any, path: tuple[str, ...], leaves: list[tuple[tuple[str, ...], Any]], source: str) -> Any:
-    """Return a value with a `_Slot` for each tensor in it, which are added to `leaves` with their paths."""
+    """Return `value` with a `_Slot` for each tensor; the tensors are added to `leaves` with their paths."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -138,7 +138,7 @@ def _no_tensor(source: str, name: str, value: Any) -> UsageError:
 
 
 def _names(paths: Sequence[tuple[str, ...]], taken: Sequence[str]) -> tuple[str, ...]:
-    """Return a name for each tensor: the last key where that tells it from all others, else all keys of its path."""
+    """Return a name for each tensor: the last key of its path if that is unique, else all keys."""
     last = [path[-1] for path in paths]
     names: list[str] = []
     for path in paths:
@@ -150,15 +150,15 @@ def _names(paths: Sequence[tuple[str, ...]], taken: Sequence[str]) -> tuple[str,
 
 
 def call_with_specs(module: Any, specs: Sequence[TensorSpec], *, named: bool) -> Call:
-    """Return how a forward is called with the inputs of `--input`.
+    """Return how forward is called with the inputs of `--input`.
 
     Args:
         module: a torch.nn.Module.
-        specs: in the order in which they were given; `batch.imu` and `state.0` lie in a dict and in a tuple.
-        named: whether they have names of their own.
+        specs: in the order given; `batch.imu` is in a dict, `state.0` in a tuple.
+        named: whether --input gave names.
 
     Raises:
-        UsageError: a name twice, one that forward does not have, or none for an argument that it needs.
+        UsageError: a name is repeated, unknown to forward, or missing for a required argument.
     """
     parameters = inspect.signature(module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind in _POSITIONAL]
@@ -178,7 +178,7 @@ def call_with_specs(module: Any, specs: Sequence[TensorSpec], *, named: bool) ->
     unknown = next((name for name in heads if name not in known), None)
     if unknown is not None:
         what = f"the model has no input {unknown!r}.{nearest(unknown, known)}"
-        fix = f"its forward takes: {', '.join(known)}; write --input NAME.KEY=… for what lies in a dict or a tuple"
+        fix = f"its forward takes: {', '.join(known)}; write --input NAME.KEY=… for a value in a dict or a tuple"
         raise UsageError(what, fix)
     needed = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in heads]
     if needed:
@@ -201,7 +201,7 @@ def call_with_specs(module: Any, specs: Sequence[TensorSpec], *, named: bool) ->
 
 
 def _tuples(value: Any) -> Any:
-    """Return dicts whose keys are the places of a sequence as tuples."""
+    """Return dicts with the keys 0, 1, … as tuples."""
     if not isinstance(value, dict):
         return value
     inner = {key: _tuples(one) for key, one in value.items()}
@@ -212,7 +212,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _leaves(result: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield what a result holds with the keys that lead to it; what is None is left out."""
+    """Yield the values in a result with the keys that lead to them, except None."""
     if result is None:
         return
     if isinstance(result, Mapping):
@@ -231,7 +231,7 @@ def _leaves(result: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
 
 
 class _Field(str):
-    """A key that is an attribute."""
+    """A key that is read as an attribute."""
 
     __slots__ = ()
 
@@ -243,7 +243,7 @@ def _picked(result: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _output_names(paths: Sequence[tuple[Any, ...]], taken: Sequence[str]) -> tuple[str, ...]:
-    """Return names for results that have keys; () where they are told apart by their order alone."""
+    """Return names for results with keys; () for results without keys."""
     if not any(isinstance(key, str) for path in paths for key in path):
         return ()
     texts = [tuple(map(str, path)) if path else ("output",) for path in paths]
@@ -252,12 +252,12 @@ def _output_names(paths: Sequence[tuple[Any, ...]], taken: Sequence[str]) -> tup
 
 
 def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
-    """Return a module that takes and returns plain tensors, and the names of its outputs where they have any.
+    """Return a module that takes and returns plain tensors, and the names of its outputs, if any.
 
     Args:
-        module: changed in place where its forward has another form.
+        module: changed in place if forward must be wrapped.
         call: how it is called.
-        seed: of the inputs of the one run that shows what it returns.
+        seed: for the random inputs of one run, which shows the outputs.
 
     Raises:
         UnsupportedError: it returns values other than tensors in containers.
@@ -287,7 +287,7 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
 
 
 def _is_plain(result: Any) -> bool:
-    """Whether every runtime takes a result as it is: tensors in tuples, lists and dicts."""
+    """Whether every runtime accepts a result unchanged: tensors in tuples, lists and dicts."""
     import torch
 
     if type(result) is dict:
@@ -298,10 +298,10 @@ def _is_plain(result: Any) -> bool:
 
 
 def _set_transformers(module: Any) -> None:
-    """Let models of transformers return no keys and values of past tokens, and read no mask into Python.
+    """Turn off the key-value cache of transformers' models, and their checks of mask values in Python.
 
-    The former are not inputs of this forward. transformers 5 looks whether a mask is all True, to leave it out for
-    speed, wherever it does not notice that it is captured: a graph would keep what one mask held.
+    The cached keys and values are not inputs of this forward. transformers 5 skips a mask that is all True, unless it
+    notices that it is being captured: the graph would then depend on the values of one mask.
     """
     for part in module.modules():
         if getattr(getattr(part, "config", None), "use_cache", None) is True:
@@ -317,7 +317,7 @@ def _never(*_args: Any, **_options: Any) -> bool:
 
 
 def _fill(template: Any, given: Sequence[Any]) -> Any:
-    """Return a call's arguments with tensors in place of the slots."""
+    """Return a call's arguments with the tensors in their slots."""
     if isinstance(template, _Slot):
         return given[template.index]
     if isinstance(template, Mapping):
@@ -328,7 +328,7 @@ def _fill(template: Any, given: Sequence[Any]) -> Any:
 
 
 def _with_forward(module: Any, call: Call, paths: tuple[tuple[Any, ...], ...] | None) -> Any:
-    """Return the same module with a forward that takes tensors by position, and returns those at `paths`."""
+    """Return the module with a forward that takes tensors by position and returns the tensors at `paths`."""
     import torch
 
     kind: Any = type(module)

@@ -1,4 +1,4 @@
-"""Weights: from a checkpoint as a training script, a trainer or a hub wrote it into a module.
+"""Loads checkpoints of training scripts, trainers and hubs into a module.
 
 A checkpoint is a tree of dicts. Each dict with tensors in it may be a state dict, under the module's own names or under
 a wrapper's prefix. Each such reading is compared with the module, and the one that fits is loaded.
@@ -77,7 +77,7 @@ class _Reading:
 
 
 def load_weights(module: Any, text: str, *, trusted: bool = False, ignore_extra: bool = False) -> tuple[str, ...]:
-    """Fill `module` with the weights that `text` names, and return what people must know of them.
+    """Fill `module` with the weights that `text` names, and return remarks for the user.
 
     Accepted: .safetensors, an index of shards, or what torch.save wrote, at any depth of dicts, in any float dtype.
     Prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, a Lightning attribute's name) are removed where the
@@ -110,13 +110,13 @@ def load_weights(module: Any, text: str, *, trusted: bool = False, ignore_extra:
     if not complete:
         raise _misfit(path, likeliest[0])
     chosen, remarks = _chosen(path, complete)
-    # whoever names a prefix knows that other keys do not have it
+    # a prefix was named: keys without it are expected
     extra = chosen.extra if key is not None else (*chosen.extra, *chosen.outside)
     if extra and not ignore_extra:
         what = f"{path} does not fit the model: {len(extra)} unknown keys ({_some(extra)})"
-        raise UsageError(what, f"give the model that it was saved from, or leave them out with {IGNORE_OPTION}")
+        raise UsageError(what, f"give the model that it was saved from, or skip them with {IGNORE_OPTION}")
     if extra:
-        remarks += (f"{len(extra)} keys of {path} that the model does not have were left out: {_some(extra)}",)
+        remarks += (f"{len(extra)} keys of {path} that the model does not have were skipped: {_some(extra)}",)
     own.update(chosen.values)  # and not a new dict: quantized layers read their version from what this one carries
     module.load_state_dict(chosen.values if chosen.is_older else own)
     return remarks
@@ -143,18 +143,18 @@ def _read(path: Path, *, trusted: bool) -> Any:
         raise UsageError(what, "save model.state_dict() with torch.save, or use .safetensors") from err
     except Exception as err:  # torch and safetensors raise many types for a truncated file
         what = f"{path} cannot be read as a checkpoint: {_why(err)}"
-        raise UsageError(what, "check that the copy is whole, or save it again") from err
+        raise UsageError(what, "check that the file is complete, or save it again") from err
 
 
 def _why(err: Exception) -> str:
-    """Return the reason in a few words; for a file that was cut off, torch's own say nothing more."""
+    """Return a short reason; torch's message for a truncated file does not name it."""
     if isinstance(err, EOFError) or "PytorchStreamReader" in str(err):
-        return "it is cut off or damaged"
+        return "it is truncated or damaged"
     return first_line(err, _QUOTED)
 
 
 def _read_shards(path: Path, *, trusted: bool) -> dict[str, Any]:
-    """Return the tensors of the files beside an index that it names."""
+    """Return the tensors of all files that an index names."""
     try:
         listed = json.loads(path.read_bytes())["weight_map"]
         wanted = {str(key): str(name) for key, name in listed.items()}
@@ -164,12 +164,12 @@ def _read_shards(path: Path, *, trusted: bool) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for shard in shards_of(path):
         if not shard.is_file():
-            raise UsageError(f"{path} names {shard.name}, which does not exist", "put all its files beside it")
+            raise UsageError(f"{path} names {shard.name}, which does not exist", "put all its files into its folder")
         state |= _read(shard, trusted=trusted)
     lost = [key for key in wanted if key not in state]
     if lost:
         what = f"{path} names {len(lost)} tensors that its files do not hold ({_some(lost)})"
-        raise UsageError(what, "download all files again: they are not of one model")
+        raise UsageError(what, "download all files again: they belong to different models")
     return state
 
 
@@ -177,7 +177,7 @@ def _read_shards(path: Path, *, trusted: bool) -> dict[str, Any]:
 
 
 def _dicts(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield each dict of names and weights in a tree, with the keys that lead to it."""
+    """Yield each dict of weights in a tree, with the keys that lead to it."""
     import torch
 
     if not isinstance(tree, Mapping):
@@ -196,7 +196,7 @@ def _dicts(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def _readings(
     place: tuple[str, ...], state: dict[str, Any], own: Mapping[str, Any], tied: Mapping[str, tuple[str, ...]]
 ) -> list[_Reading]:
-    """Return the readings of one dict: as it is where that fits, else also without prefixes and wrappers' names."""
+    """Return the readings of one dict: unchanged if that fits, else also without prefixes and names of wrappers."""
     name = ".".join(place)
     plain = _reading(name, {key: key for key in state}, state, own, tied)
     if plain.is_complete:
@@ -218,13 +218,13 @@ def _readings(
 
 
 def _unwrapped(keys: Mapping[str, Any]) -> dict[str, str]:
-    """Return names without those of wrappers, with the names that they stand for; none where two become one."""
+    """Return names without the names of wrappers, each with its original name; {} if two names collide."""
     short = {".".join(part for part in key.split(".") if part not in _WRAPPERS): key for key in keys}
     return short if len(short) == len(keys) else {}
 
 
 def _prefixes(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return pairs of prefixes, of the file's names and of the module's, without which names are the same."""
+    """Return pairs of prefixes (of the file, of the module) whose removal makes names equal."""
     shared: list[str] = [""]
     first = next(iter(ours), "").split(".")
     for depth in range(1, len(first)):
@@ -249,7 +249,7 @@ def _reading(
     own: Mapping[str, Any],
     tied: Mapping[str, tuple[str, ...]],
 ) -> _Reading:
-    """Hold a state dict against the module's.
+    """Compare a state dict with the module's.
 
     Args:
         name: of the reading.
@@ -278,7 +278,7 @@ def _reading(
 
 
 def _wrong(values: Mapping[str, Any], own: Mapping[str, Any], tied: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return what does not fit, in words."""
+    """Return a message for each value that does not fit."""
     import torch
 
     found = []
@@ -286,9 +286,9 @@ def _wrong(values: Mapping[str, Any], own: Mapping[str, Any], tied: Mapping[str,
         if not hasattr(value, "shape") or not hasattr(own[key], "shape"):
             continue  # a quantized layer's packed weight and bias, or its dtype
         if tuple(value.shape) != tuple(own[key].shape):
-            found.append(f"{key} has shape {list(value.shape)}, the model wants {list(own[key].shape)}")
+            found.append(f"{key} has shape {list(value.shape)}, the model expects {list(own[key].shape)}")
         elif value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            found.append(f"{key} is {_dtype(value)}, the model wants {_dtype(own[key])}")
+            found.append(f"{key} is {_dtype(value)}, the model expects {_dtype(own[key])}")
         stored = [other for other in tied.get(key, ()) if other < key and other in values]
         twice = [other for other in stored if values[other] is not value and not torch.equal(values[other], value)]
         found += [f"{other} and {key} differ, and the model has one tensor for both" for other in twice]
@@ -300,7 +300,7 @@ def _dtype(tensor: Any) -> str:
 
 
 def _tied(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return, of each name whose tensor is another name's too, the other names."""
+    """Return the other names of each tensor that has several names."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for key, value in own.items():
         if hasattr(value, "untyped_storage") and value.numel():
@@ -313,9 +313,9 @@ def _tied(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _older(module: Any, reading: _Reading) -> _Reading | None:
-    """Return a reading whose names the module's own code translates, as weight_norm and vision transformers do.
+    """Return a reading whose names the module's own hooks translate, as for weight_norm and vision transformers.
 
-    Their hooks are torch's to call, so that a copy of the module loads it; None where it does not.
+    torch calls the hooks, so a copy of the module loads the values; None if that fails.
     """
     if not reading.missing or reading.wrong:
         return None
@@ -327,12 +327,12 @@ def _older(module: Any, reading: _Reading) -> _Reading | None:
 
 
 def _is_under(name: str, key: str) -> bool:
-    """Whether a reading's name has `key` as a whole part."""
+    """Whether `key` is a complete part of a reading's name."""
     return f".{key}." in f".{name}."
 
 
 def _chosen(path: Path, complete: Sequence[_Reading]) -> tuple[_Reading, tuple[str, ...]]:
-    """Return the reading that is meant, and what to say of the others."""
+    """Return the reading to load, and remarks about the others."""
     whole = [reading for reading in complete if not reading.extra and not reading.outside] or list(complete)
     different: list[_Reading] = []
     for reading in whole:
@@ -346,7 +346,7 @@ def _chosen(path: Path, complete: Sequence[_Reading]) -> tuple[_Reading, tuple[s
         held = raw[0].name or "its own keys"
         return raw[0], (f"{path}: the weights under {held} were taken; it also has {_choices(path, others)}",)
     what = f"{path} has {len(different)} sets of weights that fit the model"
-    raise UsageError(what, f"say which: {_choices(path, different)}")
+    raise UsageError(what, f"choose one: {_choices(path, different)}")
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -376,7 +376,7 @@ def _misfit(path: Path, nearest: _Reading) -> UsageError:
     more = f" (and {len(nearest.wrong) - 1} more do not fit)" if len(nearest.wrong) > 1 else ""
     if " is int" in nearest.wrong[0] or " is uint" in nearest.wrong[0]:
         fix = "give the float weights, from before any quantization"
-    elif " the model wants int" in nearest.wrong[0]:
+    elif " the model expects int" in nearest.wrong[0]:
         fix = "give the weights of the quantized model"
     return UsageError(f"{path}: {nearest.wrong[0]}{more}", fix)
 
@@ -395,7 +395,7 @@ def _without_weights(tree: Any, path: Path) -> UsageError:
 
 
 def _module_in(tree: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], str] | None:
-    """Return where a pickled module lies in a tree, and the name of its class."""
+    """Return the place of a pickled module in a tree, and the name of its class."""
     if isinstance(tree, Inert):
         state = getattr(tree, "state", None)
         return (place, tree.origin) if isinstance(state, Mapping) and "_modules" in state else None

@@ -143,8 +143,8 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         recorder.on = False  # from here on, only the user's own functions open files of the user
         check_owner(job, inputs.model.name)
         # a built-in score of a whole set runs no code of the user's
-        metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.heard(inputs.metric)
-        inputs = dataclasses.replace(inputs, metric=metric, train=recorder.heard(inputs.train))
+        metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
+        inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))
         builder = ArtifactBuilder(job, inputs, runtimes, folder, progress)
         for spec, group in groups.items():
             start = time.perf_counter()

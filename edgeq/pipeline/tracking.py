@@ -1,14 +1,15 @@
 """The files that a user's code accessed: they decide whether a cached result is still valid.
 
-Seen are the files that Python opens (and those that safetensors, torch and SQLite open in native code), the folders
-that are listed, what the user's code asks of a path (os.stat, os.path.exists, os.readlink, os.access), and the
-environment variables that it reads. What could look in another way must be known not to: a result is kept only where
+edgeq records the files that Python opens (and those that safetensors, torch and SQLite open in native code), folders
+that are listed, questions about a path (os.stat, os.path.exists, os.readlink, os.access), and environment variables
+that the user's code reads. A result is kept in the cache only if nothing else can have been read:
 
-- every native library in the process is one that opens files through Python alone, or by the functions that are
-  replaced here (`_QUIET`), and the user's own code names none that opens files by itself (`_SPEAKING`);
-- the user's code loads no native library of its own, and starts no process.
+- Every native library in the process opens files only through Python, or through the functions that this module
+  replaces (`_TRACKED_PACKAGES`). The user's own code does not name a library that opens files itself
+  (`_NATIVE_READERS`).
+- The user's code loads no native library of its own and starts no process.
 
-Not seen is what comes over the network, and the time: such code needs `--no-cache`.
+The network and the time are not tracked: code that depends on them needs `--no-cache`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _PROCESS_EVENTS = frozenset({"os.system", "os.fork", "os.forkpty", "os.posix_spa
 
 _EVENTS = _FILE_EVENTS | _PROCESS_EVENTS | {"import", "ctypes.dlopen"}
 
-# that only tell what machine this is; libraries run them
+# they only report facts about this machine; libraries run them
 _HARMLESS_COMMANDS = frozenset(
     {"ldconfig", "uname", "lscpu", "nvidia-smi", "gcc", "g++", "cc", "c++", "ld", "ldd", "objdump", "fc-list"}
 )
@@ -54,7 +55,7 @@ _ASKING = ("stat", "lstat", "fstat", "readlink", "access")
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 
-_MEMORY_DISK = "/dev/shm/"  # noqa: S108  # where people lay data
+_MEMORY_DISK = "/dev/shm/"  # noqa: S108  # data is kept there too
 
 # they list the folders of sys.path, among them the current one, for modules and packages only
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
@@ -62,7 +63,7 @@ _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata._
 _ABSENT = ""
 
 # packages whose native code opens no file by a name that it is given, or only where a function replaced here is called
-_QUIET = frozenset(
+_TRACKED_PACKAGES = frozenset(
     {
         *("torch", "torchvision", "torchao", "nvidia", "triton", "cuda", "numpy", "scipy", "pandas", "sklearn"),
         *("PIL", "pillow", "matplotlib", "contourpy", "kiwisolver", "safetensors", "yaml", "regex", "markupsafe"),
@@ -76,26 +77,26 @@ _QUIET = frozenset(
 
 # these open files by themselves; edgeq loads them, or libraries that ask Python of each file first: what counts is
 # whether the user's own code names them
-_SPEAKING = frozenset(
+_NATIVE_READERS = frozenset(
     {
         *("onnxruntime", "onnx", "executorch", "coremltools", "tokenizers", "sentencepiece", "tiktoken"),
         *("pytorch_tokenizers", "hf_xet"),
     }
 )
 
-# of these and of the quiet ones, what opens a file by its name in native code
-_SPEAKING_NAMES = re.compile(
+# names in both groups that open a file by its path in native code
+_NATIVE_READER_NAMES = re.compile(
     rb"\b(?:onnxruntime|executorch|coremltools|tokenizers|sentencepiece|tiktoken|infer_shapes_path|check_model"
     rb"|_load_for_lite_interpreter|aoti_load_package|AOTIModelPackageLoader|VideoReader|read_video"
     rb"|aten\.from_file|debugprims|gdbm|dbm)\b|(?i:\battach\s+(?:database\s+)?['\"?:{])"
 )
 
 # modules of the standard library that do
-_SPEAKING_PARTS = frozenset({"_gdbm", "_dbm"})
+_NATIVE_READER_PARTS = frozenset({"_gdbm", "_dbm"})
 
-_SPEAKING_MODULES = frozenset({"onnxruntime", "executorch", "coremltools"})
+_NATIVE_READER_MODULES = frozenset({"onnxruntime", "executorch", "coremltools"})
 
-# they differ from run to run, and say nothing
+# they differ from run to run and affect nothing
 _VOLATILE = frozenset({"_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"})
 
 _P = ParamSpec("_P")
@@ -105,19 +106,19 @@ _R = TypeVar("_R")
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects what was looked at: while it is on by all code, in the rest of the recording by the user's code.
+    """Collects what code reads: all code while `on` is set, and only the user's code in the rest of the recording.
 
     Attributes:
-        active: whether something is being recorded at all.
-        started_ns: when that began, as `time.time_ns` tells.
+        active: whether a recording is running.
+        started_ns: start of the recording, in the unit of `time.time_ns`.
         opened, written: files.
         listed: folders whose names were read.
         searched: folders that were searched for modules.
         asked: paths that were asked about.
         variables: environment variables with their states when they were first read.
         replaced: environment variables that the user's code set before it read them.
-        lasting: by the file of a module, what it looked at when it was imported; a module is imported once.
-        unheard: why it may have been looked at something else too; "" where it was not.
+        lasting: by the file of a module, what it read when it was imported; a module is imported once.
+        untracked: why something else may have been read too; "" if nothing was.
     """
 
     active: bool = False
@@ -131,14 +132,14 @@ class Recorder:
     variables: dict[str, str] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     lasting: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    unheard: str = ""
+    untracked: str = ""
 
     def reset(self) -> None:
         """Forget what was seen, but for what imported modules still hold."""
         for seen in (self.opened, self.written, self.listed, self.searched, self.asked, self.replaced):
             seen.clear()
         self.variables.clear()
-        self.unheard = ""
+        self.untracked = ""
         self.started_ns = time.time_ns()
 
     @contextlib.contextmanager
@@ -150,7 +151,7 @@ class Recorder:
         finally:
             self.on = before
 
-    def heard(self, function: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
+    def recorded(self, function: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
         """Return a function of the user's with the recorder on while it runs."""
         if function is None:
             return None
@@ -162,7 +163,7 @@ class Recorder:
 
         return call
 
-    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+    def record(self, event: str, args: tuple[Any, ...]) -> None:
         """Python's audit hook: called for every event of the interpreter."""
         if not self.active or event not in _EVENTS:
             return
@@ -170,11 +171,11 @@ class Recorder:
         user = _users_frame(frame)
         if event in _FILE_EVENTS:
             if self.on or user is not None:
-                self._hear_file(event, args, frame, user)
+                self._record_file(event, args, frame, user)
         elif user is not None:
-            self._hear_other(event, args, frame)
+            self._record_other(event, args, frame)
 
-    def _hear_file(self, event: str, args: tuple[Any, ...], frame: FrameType, user: FrameType | None) -> None:
+    def _record_file(self, event: str, args: tuple[Any, ...], frame: FrameType, user: FrameType | None) -> None:
         path = _named(args[0])
         if path is None and (args[0] is not None or event == "open"):
             return
@@ -201,19 +202,19 @@ class Recorder:
             self.opened.add(one)
             self._keep("file", one, user)
 
-    def _hear_other(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
-        """Note what may look unheard, in an event that the user's code caused."""
+    def _record_other(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
+        """Note an event of the user's code after which files may be read without a record."""
         if event == "import":
             name = str(args[0]).partition(".")[0]
-            if name in _SPEAKING_MODULES:
-                self._lose(f"the code imports {name}, which opens files in native code")
+            if name in _NATIVE_READER_MODULES:
+                self._mark_untracked(f"the code imports {name}, which opens files in native code")
         elif event == "ctypes.dlopen":
             if not _is_library(_beyond(frame, _CTYPES)):
-                self._lose(f"the code loads the native library {args[0]}")
+                self._mark_untracked(f"the code loads the native library {args[0]}")
         else:
             command = os.path.basename(str(_named(args[0]) or "")) if args else ""
             if command not in _HARMLESS_COMMANDS:
-                self._lose(f"the code starts a process ({command.partition(' ')[0] or 'a copy of itself'})")
+                self._mark_untracked(f"the code starts a process ({command.partition(' ')[0] or 'a copy of itself'})")
 
     def ask(self, path: Any, folder: int | None = None) -> None:
         """Note that a path was asked about, where code of the user's did so, itself or by way of a library.
@@ -248,13 +249,13 @@ class Recorder:
     def start_process(self) -> None:
         """Note that `multiprocessing` starts a process, where code of the user's has it do so."""
         if self.active and _users_frame(sys._getframe(2)) is not None:
-            self._lose("the code starts a process (multiprocessing)")
+            self._mark_untracked("the code starts a process (multiprocessing)")
 
-    def _lose(self, why: str) -> None:
-        self.unheard = self.unheard or why
+    def _mark_untracked(self, why: str) -> None:
+        self.untracked = self.untracked or why
 
     def _keep(self, kind: str, name: str, user: FrameType | None) -> None:
-        """Note what a module looks at while it is imported: the next run in this process will not see it do so."""
+        """Note what a module reads while it is imported: the next run in this process does not import it again."""
         name = _source(name) if kind == "file" else name
         if kind != "env" and _is_library(name):
             return
@@ -267,19 +268,19 @@ class Recorder:
         """Return the present state of all that was looked at and is the user's own, by kind and name.
 
         Returns:
-            None where it is not known: a file was changed since recording began, or something may have been looked at
-            unheard; `unheard` says which.
+            None if it is not known: a file was changed since the recording began, or something may have been read
+            without a record; `untracked` says which.
         """
         files = _users(self.opened) | user_modules()
-        speaking = next(filter(None, map(_names_unheard, sorted(files))), "")
-        if speaking:
-            self._lose(speaking)
+        native_reader = next(filter(None, map(_native_reader_named_in, sorted(files))), "")
+        if native_reader:
+            self._mark_untracked(native_reader)
         library = _unknown_library()
         if library:
-            self._lose(f"the native library {library} may open files unheard")
+            self._mark_untracked(f"the native library {library} may open files that edgeq cannot track")
         changed = next((path for path in sorted(files - self.written) if _changed_ns(path) >= self.started_ns), None)
         if changed is not None:
-            self._lose(f"{changed} was changed during the run")
+            self._mark_untracked(f"{changed} was changed during the run")
         names = {
             *(f"file:{path}" for path in files),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
@@ -289,16 +290,16 @@ class Recorder:
         found = {name: current_state(name) for name in sorted(names)}
         found |= {f"env:{name}": state for name, state in self.variables.items()}
         self._add_lasting(found)
-        return None if self.unheard else dict(sorted(found.items()))
+        return None if self.untracked else dict(sorted(found.items()))
 
     def _add_lasting(self, found: dict[str, str]) -> None:
-        """Add what loaded modules looked at when they were imported, in this run or an earlier one."""
+        """Add what loaded modules read when they were imported, in this run or an earlier one."""
         for file in user_modules() & set(self.lasting):
             for name, before in self.lasting[file].items():
                 state = found.setdefault(name, current_state(name))
                 self.lasting[file][name] = state if before is None else before
                 if before not in (None, state):
-                    self._lose(f"{name.partition(':')[2]} was changed after {file} had read it")
+                    self._mark_untracked(f"{name.partition(':')[2]} was changed after {file} had read it")
 
 
 def _users_frame(frame: FrameType | None) -> FrameType | None:
@@ -334,12 +335,12 @@ def _named(path: Any) -> str | None:
     return None
 
 
-def _names_unheard(path: str) -> str:
-    """Say what a source names that opens files unheard; where it was imported before, no event tells."""
+def _native_reader_named_in(path: str) -> str:
+    """Return a message if a source names a library that opens files itself; an earlier import raises no event."""
     if not path.endswith(".py"):
         return ""
     try:
-        match = _SPEAKING_NAMES.search(Path(path).read_bytes())
+        match = _NATIVE_READER_NAMES.search(Path(path).read_bytes())
     except OSError:
         return ""
     return f"{path} names {match[0].decode()}, which opens files in native code" if match else ""
@@ -353,16 +354,16 @@ def _unknown_library() -> str:
     except OSError:  # not Linux
         modules = list(sys.modules.values())
         files = {str(file) for module in modules if str(file := getattr(module, "__file__", "")).endswith(".so")}
-    return next((path for path in sorted(files) if not _is_quiet(path.removesuffix(" (deleted)"))), "")
+    return next((path for path in sorted(files) if not _is_known_library(path.removesuffix(" (deleted)"))), "")
 
 
-def _is_quiet(path: str) -> bool:
+def _is_known_library(path: str) -> bool:
     site_folder = next((root for root in _SITES if path.startswith(root)), None)
     if site_folder is not None:
         package = re.split(r"[/.]", path.removeprefix(site_folder), maxsplit=1)[0]
-        return package in _QUIET | _SPEAKING or package.endswith("__mypyc")
+        return package in _TRACKED_PACKAGES | _NATIVE_READERS or package.endswith("__mypyc")
     own = path.startswith(_INSTALLED) or _is_library(path)
-    return own and os.path.basename(path).partition(".")[0] not in _SPEAKING_PARTS
+    return own and os.path.basename(path).partition(".")[0] not in _NATIVE_READER_PARTS
 
 
 def user_modules() -> set[str]:
@@ -490,8 +491,8 @@ _hooked = False
 
 
 def why_unknown() -> str:
-    """Return why the last recording does not say all that was looked at; "" where it does."""
-    return _RECORDER.unheard
+    """Return why the last recording may be incomplete; "" if it is complete."""
+    return _RECORDER.untracked
 
 
 @contextlib.contextmanager
@@ -499,7 +500,7 @@ def recording() -> Iterator[Recorder]:
     """Record in the block. Python cannot take an audit hook back, so there is one for the process."""
     global _hooked
     if not _hooked:
-        sys.addaudithook(_RECORDER.hear)
+        sys.addaudithook(_RECORDER.record)
         _hooked = True
     _RECORDER.reset()
     with _native_openers(), _questions():
@@ -527,9 +528,9 @@ def _questions() -> Iterator[None]:
             asking.enter_context(replaced(os, name, _asking(getattr(os, name))))
         asking.enter_context(replaced(os, "open", _opening(os.open)))
         asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
-        asking.enter_context(replaced(environ, "__getitem__", _told_key(environ.__getitem__, "read_variable")))
-        asking.enter_context(replaced(environ, "__setitem__", _told_key(environ.__setitem__, "write_variable")))
-        asking.enter_context(replaced(environ, "__delitem__", _told_key(environ.__delitem__, "write_variable")))
+        asking.enter_context(replaced(environ, "__getitem__", _recording_key(environ.__getitem__, "read_variable")))
+        asking.enter_context(replaced(environ, "__setitem__", _recording_key(environ.__setitem__, "write_variable")))
+        asking.enter_context(replaced(environ, "__delitem__", _recording_key(environ.__delitem__, "write_variable")))
         asking.enter_context(replaced(multiprocessing.process.BaseProcess, "start", started))
         yield
 
@@ -549,23 +550,23 @@ def _native_openers() -> Iterator[None]:
             _audit_open(source)
             super().__init__(source)
 
-    safe_open = _telling(safetensors.safe_open, 0)
+    safe_open = _recording_opener(safetensors.safe_open, 0)
     with (
         replaced(safetensors, "safe_open", safe_open),
         replaced(safetensors.numpy, "safe_open", safe_open),
         replaced(safetensors.torch, "safe_open", safe_open),
-        replaced(torch._C, "import_ir_module", _telling(torch._C.import_ir_module, 1)),
+        replaced(torch._C, "import_ir_module", _recording_opener(torch._C.import_ir_module, 1)),
         replaced(torch._C, "PyTorchFileReader", Reader),
-        replaced(torch, "from_file", _telling(torch.from_file, 0)),
-        replaced(ImageFont.core, "getfont", _telling(ImageFont.core.getfont, 0)),
-        replaced(profiles, "profile_open", _telling(profiles.profile_open, 0)),
-        replaced(torch.UntypedStorage, "from_file", _telling(torch.UntypedStorage.from_file, 0)),
-        _telling_images(torch.ops.image),
+        replaced(torch, "from_file", _recording_opener(torch.from_file, 0)),
+        replaced(ImageFont.core, "getfont", _recording_opener(ImageFont.core.getfont, 0)),
+        replaced(profiles, "profile_open", _recording_opener(profiles.profile_open, 0)),
+        replaced(torch.UntypedStorage, "from_file", _recording_opener(torch.UntypedStorage.from_file, 0)),
+        _recorded_images(torch.ops.image),
     ):
         yield
 
 
-class _Heard:
+class _RecordedOperator:
     """Stands for an operator of torch.ops that takes a path, and tells; it may not be loaded yet.
 
     It has the operator's attributes, since torch.export asks every operator that is bound for its overloads.
@@ -590,16 +591,16 @@ class _Heard:
 
 
 @contextlib.contextmanager
-def _telling_images(namespace: Any) -> Iterator[None]:
+def _recorded_images(namespace: Any) -> Iterator[None]:
     """Let torchvision's `read_file` tell, which is under its `read_image` and `decode_image`."""
-    heard = _Heard(namespace, "read_file")
-    namespace.read_file = heard
+    reader = _RecordedOperator(namespace, "read_file")
+    namespace.read_file = reader
     try:
         yield
     finally:
         del namespace.read_file
-        if heard.operator is not None:
-            namespace.read_file = heard.operator
+        if reader.operator is not None:
+            namespace.read_file = reader.operator
 
 
 def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -611,7 +612,7 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _told_key(function: Callable[..., Any], to: str) -> Callable[..., Any]:
+def _recording_key(function: Callable[..., Any], to: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(self: Any, key: Any, *value: Any) -> Any:
         getattr(_RECORDER, to)(key)
@@ -682,7 +683,7 @@ def _scanning(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _telling(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
+def _recording_opener(opener: Callable[..., Any], position: int) -> Callable[..., Any]:
     @functools.wraps(opener)
     def call(*args: Any, **options: Any) -> Any:
         _audit_open(args[position] if len(args) > position else options.get("filename"))

@@ -155,7 +155,7 @@ def test_a_look_at_the_file_system_is_a_dependency(
         with contextlib.suppress(UsageError):  # it is no font
             load_function(f"{tmp_path}/code.py:{name}", "model factory")()
         known = recorder.dependencies()
-    assert known is not None, recorder.unheard
+    assert known is not None, recorder.untracked
     assert all(current_state(key) == state for key, state in known.items())
     change(tmp_path)
     assert any(current_state(key) != state for key, state in known.items())
@@ -189,7 +189,7 @@ def test_that_edgeq_uses_onnx_runtime_takes_no_result_away(tmp_path: Path) -> No
     with recording() as recorder:
         importlib.import_module("onnxruntime")
         function()
-        assert recorder.unheard == ""
+        assert recorder.untracked == ""
 
 
 _EACH = """
@@ -201,7 +201,7 @@ from edgeq.pipeline.tracking import recording
 def look(name):
     with recording() as recorder:
         load_function(f"{sys.argv[1]}:{name}", "data")()
-        return recorder.dependencies(), recorder.unheard
+        return recorder.dependencies(), recorder.untracked
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -260,13 +260,13 @@ def test_wrong_keys_are_listed_first_few_only(tmp_path, trained):
 
 def test_a_wrong_shape_names_the_key_and_both_shapes(tmp_path, trained):
     torch.save({**trained, "2.weight": torch.zeros(2, 5, 1, 1)}, tmp_path / "net.pt")
-    with pytest.raises(UsageError, match=r"2.weight has shape \[2, 5, 1, 1\], the model wants \[2, 4, 1, 1\]"):
+    with pytest.raises(UsageError, match=r"2.weight has shape \[2, 5, 1, 1\], the model expects \[2, 4, 1, 1\]"):
         loaded(tmp_path / "net.pt")
 
 
 def test_integers_are_not_taken_for_float_weights(tmp_path, trained):
     torch.save({**trained, "2.weight": torch.ones(2, 4, 1, 1, dtype=torch.int8)}, tmp_path / "net.pt")
-    with pytest.raises(UsageError, match=r"2\.weight is int8, the model wants float32"):
+    with pytest.raises(UsageError, match=r"2\.weight is int8, the model expects float32"):
         loaded(tmp_path / "net.pt")
 
 
@@ -329,7 +329,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, trained, suffix, share):
         loaded(path)
     assert len(caught.value.what.removeprefix(str(path))) < 150
     assert "Exception raised" not in caught.value.what
-    assert "copy is whole" in caught.value.fix or "state_dict()" in caught.value.fix
+    assert "file is complete" in caught.value.fix or "state_dict()" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ from edgeq.pipeline.tracking import recording
 with recording() as recorder:
     loader = importlib.machinery.ExtensionFileLoader(sys.argv[1], sys.argv[2])
     importlib.util.module_from_spec(importlib.machinery.ModuleSpec(sys.argv[1], loader, origin=sys.argv[2]))
-    print(recorder.dependencies(), recorder.unheard)
+    print(recorder.dependencies(), recorder.untracked)
 """
 
 
@@ -225,8 +225,8 @@ def test_nothing_is_known_beside_a_native_library_that_nobody_knows(tmp_path: Pa
 
 def test_an_event_of_another_kind_is_passed_over() -> None:
     recorder = Recorder(on=True, active=True)
-    recorder.hear("open", (3.5, "r", 0))
-    recorder.hear("socket.connect", ("somewhere",))
-    recorder.hear("os.listdir", (None,))
+    recorder.record("open", (3.5, "r", 0))
+    recorder.record("socket.connect", ("somewhere",))
+    recorder.record("os.listdir", (None,))
     assert recorder.opened == set()
     assert recorder.listed == {str(Path.cwd())}

@@ -106,8 +106,7 @@ def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Lib
     if not gate.passed or not (unknown or missing):
         return gate
     why = [
-        (f"the library size of {runtime} is not known: set it in [app.runtime_size] of edgeq.toml")
-        for runtime in unknown
+        f"the library size of {runtime} is not known: set it in [app.runtime_size] of edgeq.toml" for runtime in unknown
     ]
     why += [f"{model} could not be built" for model in missing]
     return unverified(name, gate.limit, f"{'; '.join(why)}; {sizes}")

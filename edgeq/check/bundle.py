@@ -136,7 +136,7 @@ def score_gates(compared: ScoreComparison) -> tuple[tuple[Gate, ...], tuple[str,
         return (), (f"{score}; the manifest records no score to compare with",)
     if not compared.same_data:
         return (), (
-            (f"{score}; not compared with the manifest's {compared.recorded:.4g}, which was measured on other data"),
+            f"{score}; not compared with the manifest's {compared.recorded:.4g}, which was measured on other data",
         )
     if not compared.same_metric:
         return (), (f"{score}; not compared with the manifest's score, which is of another metric",)

@@ -56,7 +56,7 @@ def check(
     *,
     download_bytes: int,
 ) -> CheckReport:
-    """One artifact with everything that its gates need.
+    """Evaluate all gates of one artifact, even after one has failed.
 
     Args:
         artifact: as it ran on this host and on the target's device.

@@ -156,7 +156,7 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
     ranked = [(one, "samples have fp32's top-1 class") for one in fidelity.agreements]
     indexed = [(one, "classes are fp32's") for one in fidelity.indices]
     return [
-        (f"output {one.output}: {one.agreeing} of {one.ranked} {what}; chance alone gives {one.chance:.1%}")
+        f"output {one.output}: {one.agreeing} of {one.ranked} {what}; chance alone gives {one.chance:.1%}"
         for one, what in (*ranked, *indexed)
         if most_kappa(one) < MAX_POOR_KAPPA
     ]

@@ -136,7 +136,7 @@ def _mobile(oldest: str, lowered: LoweredModel) -> Gate:
             "failed",
             oldest,
             lowered,
-            (f"{why}, or build your own (edgeq inspect --required-operators lists the operators)"),
+            f"{why}, or build your own (edgeq inspect --required-operators lists the operators)",
         )
     return _gate("ok", oldest, lowered, f"onnxruntime-mobile {oldest} has all {len(lowered.operators)} operators")
 

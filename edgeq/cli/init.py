@@ -169,7 +169,7 @@ def _source(text: str) -> str:
     ]
     if not chosen or (chosen[0] not in GENERIC_FACTORIES and len(chosen) > 1):
         candidates = (
-            (f"functions without arguments: {', '.join(functions)}")
+            f"functions without arguments: {', '.join(functions)}"
             if functions
             else "it has no functions without arguments"
         )

@@ -83,7 +83,7 @@ def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[Ten
         value = placeholders.get(name)
         if value is None or not hasattr(value, "shape"):
             raise UnsupportedError(
-                f"{path}: input {name!r} is not a tensor", ("export the model with tensor inputs only")
+                f"{path}: input {name!r} is not a tensor", "export the model with tensor inputs only"
             )
         if not all(isinstance(side, int) for side in value.shape):
             what = f"{path}: input {name!r} has a dynamic shape {list(value.shape)}"

@@ -104,7 +104,7 @@ def _check_opset(proto: Any, path: Path) -> None:
         way = "older" if opset < OLDEST_OPSET else "newer"
         what = f"{path} has opset {opset}, {way} than edgeq supports ({OLDEST_OPSET} to {newest})"
         raise UnsupportedError(
-            what, ("export it again with a supported opset, or convert it with onnx.version_converter")
+            what, "export it again with a supported opset, or convert it with onnx.version_converter"
         )
 
 
@@ -155,7 +155,7 @@ def _input(value: Any, given: TensorSpec | None, path: Path) -> TensorSpec:
     if given.dtype != stated.dtype or not fits:
         what = f"--input {given.dtype} {list(given.shape)} does not fit {path}, whose {value.name!r} is {stated.dtype}"
         raise UsageError(
-            f"{what} {[size or '?' for size in sizes]}", ("give the file's shape and dtype, or omit --input")
+            f"{what} {[size or '?' for size in sizes]}", "give the file's shape and dtype, or omit --input"
         )
     return given
 

@@ -37,7 +37,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         except Exception as err:  # memory planning and emission raise many types
             what = f"ExecuTorch cannot emit this model: {first_line(err)}"
             raise UnsupportedError(
-                what, ("replace the operator named in this error, or use a TorchScript target")
+                what, "replace the operator named in this error, or use a TorchScript target"
             ) from err
         path = spec.folder / "model.pte"
         with path.open("wb") as file:

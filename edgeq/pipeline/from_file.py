@@ -1,4 +1,4 @@
-"""Ready-made artifacts: described and verified without quantizing or lowering."""
+"""Sources that are model files: .onnx (quantized here or used as is), .pte and .ptl (verified as they are)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def described(model: LoadedModel, runtime: HostRuntime) -> LoadedModel:
 
 
 def build_from_file(step: BuildStep) -> Artifact:
-    """Verify a ready-made artifact, and return it as a product.
+    """Build an artifact from a .onnx source, or verify a .pte or .ptl source as it is.
 
     Raises:
         UnsupportedError: the file is for another runtime than the target's.

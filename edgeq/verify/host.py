@@ -486,7 +486,7 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
     if "failed locating file constants.pkl" in text:  # a ZIP of torch.save's, and not of torch.jit.save's
         what = f"failed while {doing}: it is not a TorchScript archive but a state dict or another pickle"
         return UsageError(
-            what, ("give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`")
+            what, "give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`"
         )
     kind, meaning = onnx_error(text) or executorch_error(text)
     line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]

@@ -232,7 +232,7 @@ def test_limits_of_the_very_files_to_the_byte(edgeq: Run, shipped: Path) -> None
 
 def test_errors_of_the_command_line(edgeq: Run, shipped: Path) -> None:
     edgeq("ota", "update", "--channel", "channel", "--store", "s2", "--device-id", "d").fails(
-        8, ("has no trusted root yet")
+        8, "has no trusted root yet"
     )
     assert not Path("s2").exists()
     edgeq("ota", "update", "--channel", "none", "--store", "s2", "--device-id", "d").fails(2, "no such folder")

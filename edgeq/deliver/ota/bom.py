@@ -80,7 +80,7 @@ def _spdx(licence: str) -> str:
     if not is_expression(licence):
         raise UsageError(
             f"{licence!r} is not an SPDX license expression",
-            ("give one with --license, such as Apache-2.0 or MIT OR BSD-3-Clause"),
+            "give one with --license, such as Apache-2.0 or MIT OR BSD-3-Clause",
         )
     return licence
 

@@ -91,7 +91,7 @@ def refresh(
     if not by_clock and now.repeats > most_repeats:
         what = f"freeze: the channel has shown the same index {now.repeats} times, and this device has no clock"
         raise IntegrityError(
-            what, ("set the device's clock, or check that the channel's index is still signed regularly")
+            what, "set the device's clock, or check that the channel's index is still signed regularly"
         )
     return Trusted(index=parse_index(updater._trusted_set.targets.targets), seen=now, by_clock=by_clock)
 

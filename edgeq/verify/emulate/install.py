@@ -395,7 +395,7 @@ def _fetched(wheel: Wheel, progress: Progress) -> Path:
         came = Path(folder) / wheel.file
         if not came.is_file():
             raise EnvironmentProblem(
-                f"pip did not download {wheel.file}", ("check that pip's index has this wheel, and try again")
+                f"pip did not download {wheel.file}", "check that pip's index has this wheel, and try again"
             )
         if sha256_file(came) != wheel.sha256:
             raise _wrong_hash(wheel)

@@ -80,7 +80,7 @@ def test_every_row_of_a_whole_batch_counts(pair, runtime, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ([3, 4, 5, 6], ("label 3 is out of range: the model has 3 classes")),
+        ([3, 4, 5, 6], "label 3 is out of range: the model has 3 classes"),
         ([2.5, 2, 0, 0], "'2.5' is not a class index"),
     ],
 )

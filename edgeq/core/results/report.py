@@ -73,6 +73,28 @@ class CheckReport:
         return min((gate.exit_code for gate in self.gates if not gate.passed), default=ExitCode.OK)
 
 
+class Judged:
+    """A result with a `CheckReport`, which decides its exit code."""
+
+    __slots__ = ()
+    checked: CheckReport
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The lowest code among the gates that failed."""
+        return self.checked.exit_code
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate passed."""
+        return not self.exit_code
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Every gate that was evaluated."""
+        return self.checked.gates
+
+
 class GateFailed(EdgeqError):  # the name that users catch
     """Gates failed, and the caller asked for an exception (`raise_if_failed`).
 
@@ -105,7 +127,7 @@ def raise_for(failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BundleVerification:
+class BundleVerification(Judged):
     """Results of reading and running a bundle.
 
     Attributes:
@@ -125,21 +147,6 @@ class BundleVerification:
     golden: GoldenComparison | None
     score: ScoreComparison | None
     outputs: Outputs = ()
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """The lowest code among the gates that failed."""
-        return self.checked.exit_code
-
-    @property
-    def ok(self) -> bool:
-        """Whether every gate passed."""
-        return not self.exit_code
-
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        """Every gate that was evaluated."""
-        return self.checked.gates
 
     def raise_if_failed(self) -> None:
         """Raise `GateFailed` with every gate that did not pass; do nothing if all passed."""
@@ -289,7 +296,7 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackageResult:
+class PackageResult(Judged):
     """One target and scheme of a run: a line of the closing table.
 
     Attributes:
@@ -332,21 +339,6 @@ class PackageResult:
     def label(self) -> str:
         """The key under which a report has this result: `target@scheme`."""
         return f"{self.target}@{self.scheme}"
-
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        """Every gate that was evaluated."""
-        return self.checked.gates
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """The lowest code among the gates that failed."""
-        return self.checked.exit_code
-
-    @property
-    def ok(self) -> bool:
-        """Whether every gate passed, so that the bundle is in its place."""
-        return not self.exit_code
 
     @property
     def bundle(self) -> Bundle:

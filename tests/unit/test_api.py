@@ -229,7 +229,8 @@ def test_live_names_are_forgotten() -> None:
 # ---- arguments
 
 
-def test_mistakes_in_arguments(tmp_path: Path) -> None:
+def test_mistakes_in_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for call, message in (
         (lambda: edgeq.package("digits"), "no target given"),
         (lambda: edgeq.package("digits", targets=X86, options={"sed": 1}), "Did you mean 'seed'"),

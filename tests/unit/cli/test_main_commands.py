@@ -152,14 +152,14 @@ class Terminal(io.StringIO):
 
 def test_progress_suits_the_place(monkeypatch):
     with open_progress(quiet=True) as progress:
-        assert isinstance(progress, Quiet)
+        assert isinstance(progress._progress, Quiet)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with open_progress(quiet=False) as progress:
-        assert isinstance(progress, Lines)
+        assert isinstance(progress._progress, Lines)
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "dumb")
     with open_progress(quiet=False) as progress:
-        assert isinstance(progress, Lines)
+        assert isinstance(progress._progress, Lines)
 
 
 @pytest.mark.parametrize("columns", ["30", "80", "160"])
@@ -170,10 +170,10 @@ def test_bars_show_description_and_count(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("NO_COLOR", "1")
     with open_progress(quiet=False) as progress:
-        assert isinstance(progress, Bars)
+        assert isinstance(progress._progress, Bars)
         with progress.task("calibrating [x]", total=4) as task:
             task.advance(3)
-            progress._bars.refresh()
+            progress._progress._bars.refresh()
     drawn = terminal.getvalue()
     assert "calibrating [x]" in drawn
     assert ("3/4" in drawn) == (columns != "30")

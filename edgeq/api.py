@@ -57,7 +57,7 @@ from edgeq.pipeline.sensitivity import sensitivity as ranked
 from edgeq.pipeline.verify import verify_bundle
 from edgeq.quantize import METHODS
 from edgeq.report.progress import Interruptible, Quiet, shown_progress
-from edgeq.verify.host import use_torch
+from edgeq.verify.children import use_torch
 
 BundleLike = str | os.PathLike[str] | Bundle | PackageResult
 

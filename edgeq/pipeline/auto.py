@@ -22,7 +22,7 @@ from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize import FILE_METHODS
 from edgeq.quantize.capture import linear_macs
-from edgeq.verify.host import calm_openmp, use_torch
+from edgeq.verify.children import calm_openmp, use_torch
 
 # errors that rule out this scheme only; any other error ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)

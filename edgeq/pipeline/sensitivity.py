@@ -13,7 +13,7 @@ from edgeq.pipeline.prepare import prepare
 from edgeq.quantize import RANKINGS, rank_layers
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import QuantizeSpec
-from edgeq.verify.host import calm_openmp
+from edgeq.verify.children import calm_openmp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
 from edgeq.pipeline.package import complete
 from edgeq.pipeline.plan import Plan
-from edgeq.verify.host import PRELOADED
+from edgeq.verify.children import PRELOADED
 from edgeq.verify.worker import end_with_parent
 
 _MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, VerificationError
-from edgeq.verify.host import Child, HostRuntime, started
+from edgeq.verify.children import Child, started
+from edgeq.verify.host import HostRuntime
 
 
 def talking(program, log=Path(os.devnull)) -> Child:
@@ -68,13 +69,3 @@ def test_a_child_that_reads_no_more_is_ended(monkeypatch):
         with pytest.raises(VerificationError, match="no complete answer within 1 s while running the artifact"):
             host.run([np.zeros(10**6, np.float32)])  # more than a pipe holds
         assert host._child.process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.parametrize(("own", "seen"), [(None, "10000"), ("7", "7")])
-def test_openmp_gives_cores_back_unless_the_user_says_otherwise(monkeypatch, own, seen):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    if own is not None:
-        monkeypatch.setenv("GOMP_SPINCOUNT", own)
-    with HostRuntime() as host:
-        environment = Path(f"/proc/{host._child.process.pid}/environ").read_bytes().split(b"\0")
-    assert f"GOMP_SPINCOUNT={seen}".encode() in environment

@@ -18,8 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever is installed
 
+from edgeq.check.gates import GATES  # noqa: E402
 from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
 from edgeq.core.marks import Option, options_of  # noqa: E402
+from edgeq.core.schemes import LIMITS  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 
@@ -51,10 +53,27 @@ def app_table() -> list[str]:
     )
 
 
+def gate_table() -> list[str]:
+    """Return the gates that are no limits."""
+    rows = [
+        (
+            _code(name),
+            kind.doc,
+            ", ".join(map(_code, kind.commands)),
+            str(int(kind.exit_code)),
+            "yes" if kind.may_stay_unmeasured else "no",
+        )
+        for name, kind in GATES.items()
+        if name not in LIMITS
+    ]
+    return _table(("gate", "what it holds the artifact to", "judged by", "exit code", "`--allow-unmeasured`"), rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"{panel.topic.lower()} options": functools.partial(option_table, panel.topic) for panel in PANELS},
     "limits": limit_table,
     "app options": app_table,
+    "gates": gate_table,
 }
 
 

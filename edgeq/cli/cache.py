@@ -18,13 +18,20 @@ app = typer.Typer(help="Show or clear the build cache.")
 
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the cache's folder, number of entries and size."""
+    """Show the cache's folder, number of entries and size, and the size of the devices' runtimes."""
     found = edgeq.pipeline.cache.cache_info()
     if as_json:
-        facts = {"folder": str(found.folder), "entries": found.entries, "size_bytes": found.size_bytes}
+        facts = {
+            "folder": str(found.folder),
+            "entries": found.entries,
+            "size_bytes": found.size_bytes,
+            "runtimes_bytes": found.runtimes_bytes,
+        }
         say_json({"schema_version": 1, "cache": facts})
     else:
         say(f"{found.folder}: {counted(found.entries, 'entry')}, {format_bytes(found.size_bytes)}")
+        if found.runtimes_bytes:
+            say(f"devices' runtimes: {format_bytes(found.runtimes_bytes)}, which `edgeq emulator` manages")
 
 
 @app.command("clear")

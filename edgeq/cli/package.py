@@ -15,7 +15,7 @@ from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
 from edgeq.core.results.report import of_one
 
 if TYPE_CHECKING:
-    import edgeq.config.options
+    import edgeq.config.project_file
     import edgeq.config.resolve
     import edgeq.pipeline.package
     import edgeq.pipeline.plan
@@ -31,7 +31,9 @@ def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams)
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and
     installed if asked for. Options can also be set in edgeq.toml; the command line takes precedence.
     """
-    job = edgeq.config.resolve.request(to_values(options), edgeq.config.options.read_project(run.config))
+    values = to_values(options)
+    project = edgeq.config.project_file.read_one(run.config, values.get("model"))
+    job = edgeq.config.resolve.request(values, project)
     apps = edgeq.pipeline.plan.match_apps(job)
     if run.dry_run:
         edgeq.pipeline.preflight.preflight(job)

@@ -57,7 +57,7 @@ _SHOWN = 20
 
 def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD_BUNDLE", help="A bundle's folder.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW_BUNDLE", help="Another one's.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW_BUNDLE", help="Folder of the newer bundle.")],
     as_json: options.AsJson = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page.")] = None,
 ) -> None:

@@ -47,7 +47,8 @@ def read_project(config: Path | None) -> Values:
         raise UsageError(f"no file {config}", "check the path given to --config")
     raw = read_toml(config)
     if isinstance(raw.get("model"), list):
-        raise UsageError(f"{config} has [[model]] entries", "build them with `edgeq build`, or give another --config")
+        fix = "build them with `edgeq build`, name one model's source, or give another --config"
+        raise UsageError(f"{config} has [[model]] entries", fix)
     return relative_to(validated(raw, str(config)), config.parent)
 
 
@@ -180,7 +181,7 @@ def filled(table: type[_Table], values: Mapping[str, Any]) -> _Table:
 
 
 def _converted(hint: Any, value: Any) -> Any:
-    """Return a value of TOML as its field's annotation has it: the reverse of `_in_toml`."""
+    """Convert a TOML value to the field's type: text to a path, a list to a tuple, a table to its dataclass."""
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return filled(hint, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,35 @@ def read_released(config: Path | None, models: Sequence[str]) -> Values:
     known = [options.get("name", "") for options in found]
     (name,) = _chosen(models, known, path)
     return relative_to(found[known.index(name)], path.parent)
+
+
+def read_one(config: Path | None, source: str | None) -> Values:
+    """Return the options in `config`, or in the current folder's edgeq.toml, for one model.
+
+    Of a file with [[model]] entries, these are the options of the only entry with this source, or those above all
+    entries where none has it.
+
+    Args:
+        config: the file, or None.
+        source: the model that the command line names; None for that of the file.
+
+    Raises:
+        UsageError: an unknown key or value; or the file has [[model]] entries, and no source says which is meant.
+    """
+    path = config or Path(PROJECT_FILE)
+    if source is None or not path.is_file() or not isinstance(read_toml(path).get("model"), list):
+        return read_project(config)
+    common, found = _read(path)
+    entries = [relative_to(options, path.parent) for options in found]
+    same = [options for options in entries if os.path.normpath(options["model"]) == os.path.normpath(source)]
+    if len(same) > 1:
+        names = ", ".join(_name(options) for options in same)
+        what = f"{path} has several [[model]] entries with the source {source}: {names}"
+        raise UsageError(what, f"build one of them, for example `edgeq build {_name(same[0])}`")
+    named = [options for options in entries if _name(options) == source]
+    if not same and named:
+        raise UsageError(f"{source!r} is the name of a [[model]] of {path}", f"run `edgeq build {source}`")
+    return same[0] if same else relative_to(common, path.parent)
 
 
 def _read(path: Path) -> tuple[Values, list[Values]]:

@@ -116,7 +116,7 @@ class CostModel:
     """The fitted constants.
 
     Attributes:
-        slot_cycles: cycles that an instruction takes of its decoder slot, waits included.
+        slot_cycles: mean cycles of an instruction in its decode slot, stalls included.
         line_cycles: cycles for a 64-byte line that misses the first-level cache.
         spread: the standard deviation of ln(measured / predicted) on devices that were left out of the fit.
     """
@@ -186,7 +186,7 @@ def predict(
 
 
 def _terms(counts: Counts, speed: Speed, threads: int) -> tuple[float, float]:
-    """Return what the two constants are multiplied with, in ms for each of their cycles."""
+    """Return the two regressors of the cost model: ms for each slot cycle and for each line cycle."""
     per_ms = speed.clock_ghz * 1e6
     return counts.instructions / (speed.width * threads) / per_ms, counts.lines_32k / per_ms
 

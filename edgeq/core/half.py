@@ -78,7 +78,7 @@ def _half_of(torch: Any, values: Any) -> Any:
 
 
 def _rounded(torch: Any, func: Any, args: Any, kwargs: Any, dtype: Any) -> Any:
-    """Compute in float32 and round the result; what the operator writes into is written back."""
+    """Compute in float32 and round the result; results of in-place operators are copied into the original tensors."""
     tree_map = torch.utils._pytree.tree_map
 
     def wider(value: Any) -> Any:

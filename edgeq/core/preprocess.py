@@ -45,7 +45,7 @@ class Preprocess(BaseModel):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: Literal["float32", "uint8"] = Field(
         default="float32",
-        exclude_if=lambda dtype: dtype == "float32",  # apps of before read manifests without it
+        exclude_if=lambda dtype: dtype == "float32",  # older apps refuse this key, so the default is not written
         description="dtype of the model's input; uint8: the pixels, rounded half up, with scale 1, mean 0, std 1",
     )
 

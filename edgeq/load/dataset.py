@@ -20,7 +20,7 @@ from edgeq.core.samples import Dataset, Sample
 from edgeq.core.system import available_bytes
 from edgeq.core.units import format_bytes
 from edgeq.load.images import open_images, read_labels
-from edgeq.load.records import Reading, Wanted, as_array, check_names, label_of, to_sample
+from edgeq.load.records import LABELS, Reading, Record, Wanted, as_array, check_names, label_of, split_item, to_sample
 from edgeq.load.selection import choose
 from edgeq.load.user_code import UserFunction, check_arguments, load_function
 
@@ -105,11 +105,9 @@ def _check_first(data: Dataset, specs: Sequence[TensorSpec]) -> None:
 # --- Arrays as a data set: `.npz`, `.npy`, and what a function of the user's returns.
 
 
-LABELS = "y"
-
 MEMORY_SHARE = 0.5  # the rest is for the model, its copies and the samples that are made from the arrays
 
-_RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable that yields a dict per sample"
+_RETURNS = "return a dict of arrays, (inputs, labels), one array, or an iterable of dicts or of (inputs, label) pairs"
 
 
 def open_array_file(path: Path, wanted: Wanted) -> Dataset:
@@ -173,7 +171,8 @@ def open_function(spec: str, wanted: Wanted) -> Dataset:
     - a dict of arrays by input name, with labels as `y`, like an `.npz`;
     - a tuple of such a dict (or the array of the only input) and an array of labels;
     - the array of the only input;
-    - or an iterable with a dict for each sample: an array for each input without the batch axis, its label as `y`.
+    - or an iterable of samples without the batch axis: dicts (an array for each input, the label as `y`), (inputs,
+      label) pairs, or inputs alone.
       What has a length and an index is read lazily; an iterator is read up to the wanted count.
 
     Arrays are NumPy's, PyTorch's, or what NumPy makes arrays of.
@@ -243,29 +242,37 @@ def _is_indexed(value: Any) -> bool:
 
 
 def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Dataset:
-    """Read an iterable with a dict for each sample."""
-    spec = function.spec
+    """Read an iterable of samples: dicts, (inputs, label) pairs, or inputs alone."""
+    spec, specs = function.spec, wanted.reading.specs
     with function.guard():
         items = returned if _is_indexed(returned) else list(islice(returned, wanted.limit))
         count = len(items)
         first = items[0] if count else None
     if count == 0:
         raise UsageError(f"data function {spec}: expected at least 1 sample, got none", _RETURNS)
-    labelled = isinstance(first, Mapping) and LABELS in first and all(s.name != LABELS for s in wanted.reading.specs)
+    if isinstance(first, str | bytes):
+        raise UsageError(f"{spec}[0]: expected the arrays of a sample, got {type(first).__name__}", _RETURNS)
     chosen = choose(count, limit=wanted.limit, seed=wanted.seed, classes=None)
+
+    def split(item: Any, name: str) -> tuple[Record, tuple[Any, ...]]:
+        try:
+            return split_item(item, specs)
+        except UsageError as err:
+            raise UsageError(f"{name}: {err.what}", err.fix) from err
+
+    labelled = bool(split(first, f"{spec}[0]")[1])
 
     def read(i: int) -> Sample:
         row = chosen[i]
         name = f"{spec}[{row}]"
         with function.guard():
             item = items[row]
-        if not isinstance(item, Mapping):
-            raise UsageError(f"{name}: expected a dict for the sample, got {type(item).__name__}", _RETURNS)
-        if labelled != (LABELS in item) and all(s.name != LABELS for s in wanted.reading.specs):
+        values, label = split(item, name)
+        if labelled != bool(label):
             raise UsageError(f"{name}: expected a label for every sample or for none", "give each sample its 'y'")
-        values = {str(key): value for key, value in item.items() if not (labelled and key == LABELS)}
-        columns = check_names({key: as_array(value, name) for key, value in values.items()}, wanted.reading.specs, name)
-        return to_sample(columns, label_of(item[LABELS]) if labelled else None, name, wanted.reading)
+        arrays = {str(key): as_array(value, name) for key, value in values.items()}
+        columns = check_names(arrays, specs, name)
+        return to_sample(columns, label_of(label[0]) if label else None, name, wanted.reading)
 
     return _dataset(spec, len(chosen), read, wanted, labelled=labelled)
 

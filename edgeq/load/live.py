@@ -29,8 +29,8 @@ from edgeq.core.samples import Dataset
 from edgeq.core.system import available_bytes
 from edgeq.core.units import format_bytes
 from edgeq.load import dataset
-from edgeq.load.dataset import LABELS, MEMORY_SHARE, Role
-from edgeq.load.records import as_array
+from edgeq.load.dataset import MEMORY_SHARE, Role
+from edgeq.load.records import FORMS, LABELS, Record, as_array, by_name, split_item
 
 _PREFIX = "edgeq_live"
 
@@ -38,10 +38,6 @@ _PREFIX = "edgeq_live"
 _ONE_AT_A_TIME = threading.RLock()
 
 _DATA: dict[str, LiveData] = {}
-
-Record = dict[str, Any]
-
-_FORMS = "give (inputs, label) pairs, dicts of arrays by input name with labels as 'y', or arrays, alone or in batches"
 
 
 class LiveObjects:
@@ -161,12 +157,12 @@ class LiveData:
             and not isinstance(value[1], Mapping | tuple)
         ):
             inputs, labels = value
-            return (_by_name(inputs, specs) if isinstance(inputs, tuple | list) else inputs), labels
+            return (by_name(inputs, specs) if isinstance(inputs, tuple | list) else inputs), labels
         # torch's Datasets have an index and are no sequences
         if _is_indexed(value) and not isinstance(value, Sequence) and len(value) and not _is_batch(value[0], specs):
             return _Lazy(value, specs)
         if not isinstance(value, Iterable) and not _is_indexed(value):
-            raise UsageError(f"cannot take data from a {type(value).__name__}", _FORMS)
+            raise UsageError(f"cannot take data from a {type(value).__name__}", FORMS)
         if self._rest is None:
             items = value if isinstance(value, Iterable) else (value[i] for i in range(len(value)))
             self._rest = itertools.chain.from_iterable(_records(item, specs) for item in items)
@@ -212,35 +208,9 @@ def _is_set(inputs: Any) -> bool:
     return isinstance(inputs, Mapping) or hasattr(inputs, "dtype")
 
 
-def _split(item: Any, specs: Sequence[TensorSpec]) -> tuple[Record, tuple[Any, ...]]:
-    """Return the arrays of an item by input, and its label or labels: none or one value."""
-    if isinstance(item, Mapping):
-        values = dict(item)
-        labelled = LABELS in values and all(spec.name != LABELS for spec in specs)
-        return values, (values.pop(LABELS),) if labelled else ()
-    if not isinstance(item, tuple | list):
-        return _by_name([item], specs), ()
-    parts = list(item)
-    if len(parts) == 2 and isinstance(parts[0], Mapping):
-        return dict(parts[0]), (parts[1],)
-    if len(parts) == 2 and isinstance(parts[0], tuple | list):
-        return _by_name(parts[0], specs), (parts[1],)
-    if len(parts) == len(specs) + 1:
-        return _by_name(parts[:-1], specs), (parts[-1],)
-    return _by_name(parts, specs), ()
-
-
-def _by_name(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> Record:
-    if len(inputs) != len(specs):
-        names = ", ".join(spec.name for spec in specs)
-        what = f"expected {len(specs)} inputs ({names}) in each item of the data, got {len(inputs)}"
-        raise UsageError(what, _FORMS)
-    return {spec.name: value for spec, value in zip(specs, inputs, strict=True)}
-
-
 def _is_batch(item: Any, specs: Sequence[TensorSpec]) -> bool:
     """Whether an item of the data has the batch axis: as many axes as the model's input, which has it too."""
-    arrays = {key: as_array(value, f"input {key!r}") for key, value in _split(item, specs)[0].items()}
+    arrays = {key: as_array(value, f"input {key!r}") for key, value in split_item(item, specs)[0].items()}
     first = arrays.get(specs[0].name, next(iter(arrays.values()), None))
     return first is not None and first.ndim == len(specs[0].shape)
 
@@ -251,7 +221,7 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
     Raises:
         UsageError: arrays of different lengths in a batch, or an item of another form.
     """
-    inputs, labels = _split(item, specs)
+    inputs, labels = split_item(item, specs)
     if labels and any(spec.name == LABELS for spec in specs):
         raise UsageError(
             ("the model has an input named 'y', which is the name of the labels"), "rename that input of forward"
@@ -266,7 +236,7 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
         sizes = ", ".join(f"{key}: {length}" for key, length in lengths.items())
-        raise UsageError(f"expected the same number of samples in every array of a batch, got {sizes}", _FORMS)
+        raise UsageError(f"expected the same number of samples in every array of a batch, got {sizes}", FORMS)
     for row in range(len(next(iter(arrays.values())))):
         # a loader may use its arrays again for the next batch
         yield {

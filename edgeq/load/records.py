@@ -16,6 +16,12 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Sample
 from edgeq.load.selection import sample_digest
 
+LABELS = "y"  # the name of the labels among a record's arrays
+
+Record = dict[str, Any]
+
+FORMS = "give (inputs, label) pairs, dicts of arrays by input name with labels as 'y', or arrays, alone or in batches"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -63,6 +69,43 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
         what = f"{where}: expected numbers, got dtype {array.dtype}"
         raise UsageError(what, "give numeric arrays; Python objects are not loaded")
     return array
+
+
+def split_item(item: Any, specs: Sequence[TensorSpec]) -> tuple[Record, tuple[Any, ...]]:
+    """Return the arrays of an item of the data by input name, and its label or labels: none or one value.
+
+    An item is a dict (labels as "y"), (inputs, label), the inputs in order and a label, or the inputs alone.
+
+    Raises:
+        UsageError: it has another number of inputs than the model.
+    """
+    if isinstance(item, Mapping):
+        values = dict(item)
+        labelled = LABELS in values and all(spec.name != LABELS for spec in specs)
+        return values, (values.pop(LABELS),) if labelled else ()
+    if not isinstance(item, tuple | list):
+        return by_name([item], specs), ()
+    parts = list(item)
+    if len(parts) == 2 and isinstance(parts[0], Mapping):
+        return dict(parts[0]), (parts[1],)
+    if len(parts) == 2 and isinstance(parts[0], tuple | list):
+        return by_name(parts[0], specs), (parts[1],)
+    if len(parts) == len(specs) + 1:
+        return by_name(parts[:-1], specs), (parts[-1],)
+    return by_name(parts, specs), ()
+
+
+def by_name(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> Record:
+    """Return inputs in the order of forward's arguments by their names.
+
+    Raises:
+        UsageError: there are more or fewer than the model has.
+    """
+    if len(inputs) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        what = f"expected {len(specs)} inputs ({names}) in each item of the data, got {len(inputs)}"
+        raise UsageError(what, FORMS)
+    return {spec.name: value for spec, value in zip(specs, inputs, strict=True)}
 
 
 def check_names(

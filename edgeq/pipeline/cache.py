@@ -129,14 +129,16 @@ class CacheInfo:
     folder: Path
     entries: int
     size_bytes: int
+    runtimes_bytes: int
 
 
 def cache_info() -> CacheInfo:
-    """Return where the cache is, how many bundles it holds, and their bytes on disk."""
+    """Return where the cache is, how many bundles it holds, their bytes on disk, and those of the devices' runtimes."""
     folder = cache_folder()
     sizes = {path: _size_bytes(path) for path in (folder / "cells").rglob("*")}
     entries = sum(path.name == "entry.json" for path in sizes)
-    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(sizes.values()))
+    runtimes = sum(_size_bytes(path) for path in (folder / "emulator").rglob("*"))
+    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(sizes.values()), runtimes_bytes=runtimes)
 
 
 def _size_bytes(path: Path) -> int:

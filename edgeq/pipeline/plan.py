@@ -178,7 +178,7 @@ class ArtifactSpec:
 
     @property
     def engine(self) -> str | None:
-        """The quantized engine that runs the recipe's graphs; None where they are of plain operators."""
+        """The quantized engine that runs these graphs; None where they are of plain operators."""
         return self.backend if self.runtime == "torchscript" else None
 
 

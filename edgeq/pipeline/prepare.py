@@ -33,7 +33,7 @@ from edgeq.quantize.capture import run_once
 from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
 from edgeq.verify.emulate.emulate import Subset, subset_size
-from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric
+from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric, class_index
 from edgeq.verify.spec import VerifySpec
 
 _LEAST = 16  # with fewer, one prediction is worth more than any limit in use
@@ -153,6 +153,8 @@ def prepare(
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
         metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
+    if evaluation is not None and evaluation.labelled:
+        _check_first_score(model, metric, evaluation, n_classes)
     labels = _labels(job, evaluation, calibration)
     return Inputs(
         model=_with_statistics(model, calibration, progress),
@@ -301,6 +303,26 @@ def _metric(
         return score(tuple(np.array(array) for array in outputs), label)
 
     return on_copies, name.rpartition(":")[2]
+
+
+def _check_first_score(
+    model: LoadedModel, metric: Metric | SetMetric | None, evaluation: Dataset, n_classes: int | None
+) -> None:
+    """Score the float model's answer to one sample, so that a metric or label that cannot be used fails at once.
+
+    Raises:
+        UsageError: the metric raised, or the label is not one that it takes.
+    """
+    sample = evaluation.read(0)
+    try:
+        if metric is None and n_classes is not None:
+            class_index(sample.label, n_classes)
+        elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
+            batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
+            run = forward(model.model.module() if model.kind == "exported" else model.model)
+            metric(tuple(output[0] for output in run(batch)), sample.label)
+    except UsageError as err:
+        raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
 
 
 def _is_one_value(output: TensorSpec) -> bool:

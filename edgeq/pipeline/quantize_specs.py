@@ -121,7 +121,7 @@ _SCHEMES = NEEDS_CALIBRATION - NEEDS_SEARCH  # a search chooses other layers eac
 
 
 def check_reuse(job: Job) -> None:
-    """Check before a long run that the shipped bundle is one for every cell of the job.
+    """Check before a long run that the shipped bundle is one for every target and scheme of the job.
 
     Raises:
         UsageError: it is not a bundle, has no report of its own, or is of another runtime, backend or scheme.

@@ -46,7 +46,7 @@ def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
     """
     module = model.model.module() if model.kind == "exported" else model.model
     leaves = _leaves(module, model.inputs)
-    _refuse_memory(module, model.inputs, leaves)
+    _refuse_state(module, model.inputs, leaves)
     return tuple(
         TensorSpec(name=f"output{i}", dtype=str(leaf.dtype).removeprefix("torch."), shape=tuple(leaf.shape))
         for i, leaf in enumerate(leaves)
@@ -70,7 +70,7 @@ def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any
     return leaves
 
 
-def _refuse_memory(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> None:
+def _refuse_state(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> None:
     """Refuse a model that answers the same input otherwise after another one: no comparison with it means anything.
 
     Raises:
@@ -128,9 +128,9 @@ def capture(model: LoadedModel) -> Any:
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
-    """Return the model captured for batches of any size, which train faster; None where it takes one size only.
+    """Return the model captured for batches of any size, which train faster.
 
-    Inputs without a batch axis, a program that was exported before, and a forward that counts on its batch are such.
+    None for inputs without a batch axis, for an exported program, and for a forward that fixes the size of its batch.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Child processes for runtimes: forked from a process that has only imported torch, or started anew.
+"""Child processes for runtimes: forked from a process that has only imported torch, or started as a new interpreter.
 
 Importing torch takes more than a second. A process that has not used torch forks its children itself (`forked`); one
 that has, such as a notebook, asks a fork server (`from_server`), since a fork of a process with threads can hang.
@@ -159,7 +159,7 @@ _NUMBER = struct.Struct("<i")
 def from_server(log: Path) -> Child:
     """Have this process's fork server fork a child; the first call starts the server, which imports torch.
 
-    The child has this process's current folder and environment, as if it were started anew.
+    The child has this process's current folder and environment, as if it were started as a new interpreter.
 
     Args:
         log: takes the child's standard error.

@@ -62,6 +62,10 @@ def returning(script):
         ("[{'x': row} for row in x]", 6, False),
         ("[{'x': row.tolist(), 'y': {'boxes': []}} for row in x.astype(np.float64)]", 6, True),
         ("({'x': row, 'y': i} for i, row in enumerate(x))", 6, True),
+        ("[(row, i) for i, row in enumerate(x)]", 6, True),
+        ("[({'x': row}, i) for i, row in enumerate(x)]", 6, True),
+        ("([row] for row in x)", 6, False),
+        ("list(x)", 6, False),
     ],
 )
 def test_what_a_function_may_return(returning, expression, count, labelled):
@@ -96,7 +100,8 @@ def test_an_endless_iterator_is_read_up_to_the_limit(returning):
         ("None", "cannot use the NoneType"),
         ("'x.npz'", "cannot use the str"),
         ("[]", "at least 1 sample"),
-        ("[x, x]", "expected a dict for the sample, got ndarray"),
+        ("['a', 'b']", "expected the arrays of a sample, got str"),
+        ("[(x[0], x[1], 3, 4)]", "expected 1 inputs (x) in each item of the data, got 4"),
         ("{'x': [[1.0, 2.0], [3.0]]}", "expected an array, got list"),
         ("{'x': np.array([{}, None])}", "expected numbers, got dtype object"),
         ("1 / 0", "raised ZeroDivisionError at user.py"),

@@ -12,7 +12,7 @@ import pytest
 from edgeq.bundle.archive import bundle_zip
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import FBGEMM, MODEL, QNNPACK, X86, XNNPACK, Project, Run, bright_quarters, command, write_set
+from .conftest import FBGEMM, MODEL, QNNPACK, X86, XNNPACK, Project, Run, arguments, bright_quarters, command, write_set
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +173,19 @@ def test_an_error_leaves_the_earlier_bundle_alone(package: Run, project: Project
     late.fails(2, "broken.py:2", "late")
     assert project.names() == before
     read_bundle(project.out / "quarters" / X86)
+
+
+@pytest.mark.parametrize("kind", ["metric", "labels"])
+def test_what_cannot_be_scored_is_found_before_calibration(edgeq: Run, project: Project, kind: str) -> None:
+    Path("broken.py").write_text("def score(outputs, label):\n    return outputs.argmax() == label\n")
+    data = np.load("evaluation.npz")
+    np.savez("one_hot.npz", image=data["image"], y=np.eye(4, dtype=np.int64)[data["y"]])
+    given = ("--metric", "broken.py:score") if kind == "metric" else ("--eval-data", "one_hot.npz")
+    done = edgeq(*arguments(), *given)
+    texts = ("broken.py:2", "evaluation.npz[0]") if kind == "metric" else ("one_hot.npz[0]", "not a class index")
+    done.fails(2, "--eval-data", *texts)
+    assert "read the data" in done.err
+    assert "calibrat" not in done.err.partition("error: ")[0]
 
 
 def test_a_metric_that_works_in_place_spoils_nothing(package: Run, project: Project) -> None:

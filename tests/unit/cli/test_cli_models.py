@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.config.options import read_project
-from edgeq.config.project_file import read_models, read_released
+from edgeq.config.project_file import read_models, read_one, read_released
 from edgeq.core.errors import UnsupportedError, UsageError
 
 TWO = """
@@ -170,3 +170,20 @@ def test_no_file_and_no_models(write, tmp_path):
         read_models(tmp_path / "nothing.toml", ())
     with pytest.raises(UsageError, match="has no models"):
         read_models(write("model = []\n"), ())
+
+
+def test_package_takes_the_entry_of_its_source_or_what_stands_above(write, tmp_path):
+    path = write(TWO)
+    two = read_one(path, f"{tmp_path}/sub/../sub/net.py:model")
+    assert (two["name"], two["schemes"]) == ("two", ["fp32"])
+    other = read_one(path, "torchvision:resnet18")
+    assert (other["limit"], other["out"]) == ({"size": "1MB"}, str(tmp_path / "bundles"))
+    assert "name" not in other
+    with pytest.raises(UsageError, match="'two' is the name of a") as named:
+        read_one(path, "two")
+    assert named.value.fix == "run `edgeq build two`"
+    with pytest.raises(UsageError, match=r"has \[\[model\]\] entries"):
+        read_one(path, None)
+    twice = write(TWO + '[[model]]\nname = "three"\nsource = "digits"\n')
+    with pytest.raises(UsageError, match=r"several .* with the source digits: one, three"):
+        read_one(twice, "digits")

@@ -71,16 +71,23 @@ def test_targets_schema_is_json_schema(capfd):
 
 @pytest.fixture
 def cache(monkeypatch):
-    info = namedtuple("CacheInfo", "folder entries size_bytes")
-    monkeypatch.setattr("edgeq.pipeline.cache.cache_info", lambda: info(Path("/cache"), 1, 5_000_000))
+    info = namedtuple("CacheInfo", "folder entries size_bytes runtimes_bytes")
+    monkeypatch.setattr("edgeq.pipeline.cache.cache_info", lambda: info(Path("/cache"), 1, 5_000_000, 343_000_000))
     monkeypatch.setattr("edgeq.pipeline.cache.clear_cache", lambda: 3)
 
 
 def test_cache(cache, capfd):
     assert run(["cache", "info"]) == 0
-    assert capfd.readouterr().out == "/cache: 1 entry, 5.00 MB\n"
+    assert capfd.readouterr().out == (
+        "/cache: 1 entry, 5.00 MB\ndevices' runtimes: 343.0 MB, which `edgeq emulator` manages\n"
+    )
     assert run(["cache", "info", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["cache"] == {"folder": "/cache", "entries": 1, "size_bytes": 5_000_000}
+    assert json.loads(capfd.readouterr().out)["cache"] == {
+        "folder": "/cache",
+        "entries": 1,
+        "size_bytes": 5_000_000,
+        "runtimes_bytes": 343_000_000,
+    }
     assert run(["cache", "clear"]) == 0
     assert capfd.readouterr().out == "removed 3 entries\n"
 

@@ -18,7 +18,7 @@ app = typer.Typer(help="Show or clear the build cache.")
 
 @app.command("info")
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the cache's folder, number of entries and size, and the size of the devices' runtimes."""
+    """Show the folder, entries and size of the cache, and the size of the devices' runtimes."""
     found = edgeq.pipeline.cache.cache_info()
     if as_json:
         facts = {

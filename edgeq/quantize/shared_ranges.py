@@ -53,8 +53,8 @@ def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver, ba
     Where nothing that follows the join computes in int8, it is left in float, with all that only moves or scales its
     values. Where a layer reads it, the layer's input has one scale, as it must; but a branch that something else reads
     too is rounded by that scale on its way into the join only.
-    ONNX Runtime joins parts of unlike scales, and computes a layer with a relu in int8 only if the range begins at zero.
-    There a layer's relu keeps its own range beside parts with negative values.
+    ONNX Runtime joins parts of unlike scales, but computes a layer with a relu in int8 only where its range begins at
+    zero: for it, a layer's relu keeps its own range beside parts with negative values.
 
     Args:
         prepared: a calibrated torch.fx.GraphModule with observers.

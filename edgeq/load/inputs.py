@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from edgeq.load.selection import generator, sample_digest
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 MAX_ELEMENTS = 2**31
+
+_MOST_PLACES = 64  # whose bounds are looked for: each takes a run of the model, and some 15 if its bound is its own
 
 _EXACT = 2**53  # TensorSpec keeps the range as floats, which hold whole numbers exactly up to here
 
@@ -188,7 +190,66 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, span: tuple[float, float])
     low, high = span
     if spec.dtype.startswith("float"):
         return rng.uniform(low, high, spec.shape).astype(spec.dtype)
-    return rng.integers(int(low), int(high), spec.shape, np.int64, endpoint=True).astype(spec.dtype)
+    most = np.array(spec.highs, np.int64).reshape(spec.shape[1:]) if spec.highs else int(high)
+    return rng.integers(int(low), most, spec.shape, np.int64, endpoint=True).astype(spec.dtype)
+
+
+def bounded(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]], Any]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with what each place of whole numbers may hold, where not every place takes every value.
+
+    The columns of a table's ids are rows of embedding tables of unlike sizes: the range of the largest one is out of
+    range for the others. Each place is tried alone, with all others at their lowest value, and halved down to the
+    highest value that the model takes. A range that no place takes stays as it is: whoever wrote it shall know.
+
+    Args:
+        specs: the model's inputs.
+        run: runs the model on an array for each input; raises what the model raises.
+    """
+
+    def takes(filled: Mapping[int, NDArray[Any]]) -> bool:
+        lowest = [np.full(spec.shape, spec.low).astype(spec.dtype) for spec in specs]
+        try:
+            run(tuple(filled.get(index, array) for index, array in enumerate(lowest)))
+        except Exception:  # the user's forward may raise anything
+            return False
+        return True
+
+    tried = [
+        index
+        for index, spec in enumerate(specs)
+        if not spec.dtype.startswith(("float", "bool"))
+        and spec.low < spec.high
+        and 1 < math.prod(spec.shape[1:]) <= _MOST_PLACES
+    ]
+    highest = {index: np.full(specs[index].shape, int(specs[index].high), specs[index].dtype) for index in tried}
+    if not tried or takes(highest) or not takes({}):
+        return tuple(specs)
+    found = list(specs)
+    for index in tried:
+        spec = specs[index]
+        places = range(math.prod(spec.shape[1:]))
+        narrower = [place for place in places if not takes({index: _at(spec, place, int(spec.high))})]
+        if not narrower or len(narrower) == len(places):
+            continue
+        highs = [spec.high] * len(places)
+        for place in narrower:
+            least, most = int(spec.low), int(spec.high) - 1
+            while least < most:
+                value = (least + most + 1) // 2
+                if takes({index: _at(spec, place, value)}):
+                    least = value
+                else:
+                    most = value - 1
+            highs[place] = float(least)
+        found[index] = replace(spec, highs=tuple(highs))
+    return tuple(found)
+
+
+def _at(spec: TensorSpec, place: int, value: int) -> NDArray[Any]:
+    """Return an array of the lowest value, with `value` at one place of shape[1:] in each row."""
+    rows = np.full((spec.shape[0], math.prod(spec.shape[1:])), int(spec.low), spec.dtype)
+    rows[:, place] = value
+    return rows.reshape(spec.shape)
 
 
 # --- A model that takes pixels as bytes: the preprocessing's arithmetic becomes the first thing that it computes.

@@ -31,7 +31,7 @@ from edgeq.core.system import quiet
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.inputs import parse_input, random_inputs
 from edgeq.load.onnx import load_onnx
-from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs
+from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs, with_bounds
 from edgeq.load.user_code import UserFunction, load_function
 from edgeq.load.weights import load_weights
 
@@ -105,6 +105,7 @@ def load_model(
         origin = "file"
     call = _call(source, inputs, examples, module)
     sha256 = _state_sha256(module)
+    call = with_bounds(module, call)
     module, output_names = adapted(module, call, seed)
     return LoadedModel(
         name=name or found.name,
@@ -157,6 +158,7 @@ def _load_file(
         )
     program = load_exported(path, trusted=trusted)
     specs = exported_inputs(program, path, inputs)
+    specs = with_bounds(program.module(), Call(specs=specs)).specs
     return LoadedModel(
         name=name or path.stem,
         kind="exported",

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
 from edgeq.core.results.model import TensorSpec
-from edgeq.load.inputs import random_inputs, tensor_spec
+from edgeq.load.inputs import bounded, random_inputs, tensor_spec
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -251,6 +253,21 @@ def _output_names(paths: Sequence[tuple[Any, ...]], taken: Sequence[str]) -> tup
     return tuple(f"{name}_output" if name in taken else name for name in names)
 
 
+def with_bounds(module: Any, call: Call) -> Call:
+    """Return how a forward is called, with the whole numbers that it takes at each place (`inputs.bounded`)."""
+    _set_transformers(module)
+    return dataclasses.replace(call, specs=bounded(call.specs, lambda arrays: _run(module, call, arrays)))
+
+
+def _run(module: Any, call: Call, arrays: tuple[NDArray[Any], ...]) -> Any:
+    """Call forward with an array for each input tensor."""
+    import torch
+
+    given = tuple(torch.from_numpy(array) for array in arrays)
+    with torch.no_grad():
+        return module(*given) if call.is_plain else module(*_fill(call.args, given), **_fill(call.kwargs, given))
+
+
 def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
     """Return a module that takes and returns plain tensors, and the names of its outputs, if any.
 
@@ -266,10 +283,8 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
 
     _set_transformers(module)
     arrays = random_inputs(call.specs, 1, seed, None).read(0).inputs
-    given = tuple(torch.from_numpy(array) for array in arrays)
     try:
-        with torch.no_grad():
-            result = module(*given) if call.is_plain else module(*_fill(call.args, given), **_fill(call.kwargs, given))
+        result = _run(module, call, arrays)
     except Exception:  # anything: running it on its inputs is a step of its own, which has the message
         return (module if call.is_plain else _with_forward(module, call, None)), ()
     found = [*_leaves(result)]

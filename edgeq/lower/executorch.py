@@ -72,11 +72,32 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             if program is None:
                 inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                 program = torch.export.export(quantized.graph, inputs)
+            program = _without_flat_prelu(program)
             with delegate.around(program):
                 return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
     except Exception as err:  # torch.export and the passes raise many types
         what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
         raise UnsupportedError(what, "replace the operator named in this error, or use a TorchScript target") from err
+
+
+def _without_flat_prelu(program: Any) -> Any:
+    """Return a program whose PReLUs of values other than [N, C, H, W] are relu(x) - weight * relu(-x); most have none.
+
+    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) wants every PReLU's input in NHWC, and fails on others.
+    """
+    import torch
+
+    prelu = torch.ops.aten.prelu.default
+    if all(node.target is not prelu or node.meta["val"].dim() == 4 for node in program.graph.nodes):
+        return program
+
+    def split(x: Any, weight: Any) -> Any:
+        if x.dim() == 4:
+            return NotImplemented
+        factor = weight.reshape(-1, *(1,) * (x.dim() - 2)) if x.dim() > 1 else weight
+        return torch.relu(x) - factor * torch.relu(-x)
+
+    return program.run_decompositions({prelu: split})
 
 
 def _cause(err: BaseException) -> str:

@@ -60,12 +60,15 @@ def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
     import torch
 
     # whole numbers at their highest: 0 may be out of range, and a mask of zeros leaves nothing to compute
-    return tuple(
-        torch.full(item.shape, int(item.high) if item.dtype.startswith(("int", "uint")) else 0).to(
-            getattr(torch, item.dtype)
+    tensors = []
+    for item in spec.inputs:
+        most = torch.tensor(
+            item.highs or item.high if item.dtype.startswith(("int", "uint")) else 0.0, dtype=torch.float64
         )
-        for item in spec.inputs
-    )
+        if item.highs:
+            most = most.reshape(item.shape[1:])
+        tensors.append(most.expand(item.shape).to(getattr(torch, item.dtype)).contiguous())
+    return tuple(tensors)
 
 
 def _traced(graph: Any, inputs: tuple[Any, ...], written: frozenset[int]) -> Any:

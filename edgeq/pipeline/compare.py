@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
@@ -172,17 +175,18 @@ def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) 
 
 
 def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
-    """Return the inputs with the range that the golden samples span: the manifest states none."""
-    specs = input_specs(bundle.manifest)
-    lows, highs = [[] for _ in specs], [[] for _ in specs]  # type: tuple[list[list[float]], list[list[float]]]
-    for arrays in model_inputs(read_golden(bundle), bundle.manifest):
-        for i, array in enumerate(arrays):
-            lows[i].append(float(array.min()))
-            highs[i].append(float(array.max()))
-    return tuple(
-        dataclasses.replace(spec, low=min(low), high=max(high))
-        for spec, low, high in zip(specs, lows, highs, strict=True)
-    )
+    """Return the inputs with the range that the golden samples span: the manifest states none.
+
+    Of whole numbers each place has its own highest value, as the columns of a table's ids are of tables of unlike size.
+    """
+    ranged = []
+    golden = zip(*model_inputs(read_golden(bundle), bundle.manifest), strict=True)
+    for spec, arrays in zip(input_specs(bundle.manifest), golden, strict=True):
+        low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
+        highs = np.concatenate([array.reshape(-1, math.prod(spec.shape[1:])) for array in arrays]).max(0)
+        own = tuple(highs.astype(float).tolist()) if spec.dtype.startswith(("int", "uint")) and high > low else ()
+        ranged.append(dataclasses.replace(spec, low=low, high=high, highs=own))
+    return tuple(ranged)
 
 
 def _compared(

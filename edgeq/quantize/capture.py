@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,10 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[Any, ..
         dtype = getattr(torch, spec.dtype)
         if dtype.is_floating_point:
             values = torch.rand(spec.shape, generator=generator) * (spec.high - spec.low) + spec.low
+        elif spec.highs:
+            ends = torch.tensor(spec.highs, dtype=torch.float64).reshape(spec.shape[1:]) + 1
+            values = torch.rand(spec.shape, dtype=torch.float64, generator=generator) * (ends - spec.low) + spec.low
+            values = values.floor()
         else:
             values = torch.randint(int(spec.low), int(spec.high) + 1, spec.shape, generator=generator)
         tensors.append(values.to(dtype))
@@ -115,7 +120,7 @@ def capture(model: LoadedModel) -> Any:
         program = model.model
     else:
         try:
-            with silenced():
+            with silenced(), _plain_bags():
                 program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
@@ -141,7 +146,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
     # two rows, since torch.export takes sizes of 0 and 1 for constants
     wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
-        with silenced():
+        with silenced(), _plain_bags():
             program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
@@ -169,6 +174,13 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
     others = sorted(floats - {"float32", *(spec.dtype for spec in specs)})
     if others:
         return f"its weights are {' and '.join(others)}: give it in float32 (model.float()); the scheme converts it"
+    if any(not spec.dtype.startswith(("float", "bool")) for spec in specs):
+        ranges = ", ".join(
+            f"{spec.name} from {spec.low:.0f} to {spec.high:.0f}"
+            for spec in specs
+            if not spec.dtype.startswith("float")
+        )
+        return f"give --input with the shapes, dtypes and whole numbers that its forward takes (here: {ranges})"
     return "give --input with the shapes and dtypes that its forward takes"
 
 
@@ -215,6 +227,36 @@ def _with_constant_resizes(program: Any, inputs: tuple[Any, ...], dynamic_shapes
     module.recompile()
     with silenced():
         return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+
+
+@contextlib.contextmanager
+def _plain_bags() -> Iterator[None]:
+    """Let embedding bags of one size, [N, L] whole numbers, be captured as a lookup and a sum, mean or maximum.
+
+    ExecuTorch 1.5.1 has no `_embedding_bag_forward_only`, and the ONNX exporter of torch 2.15 writes a loop over bags.
+    """
+    import torch
+
+    functional = torch.nn.functional
+    original = functional.embedding_bag
+
+    def embedding_bag(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(original).bind(input, weight, *args, **kwargs)
+        call.apply_defaults()
+        mode, weights, padding = (call.arguments[name] for name in ("mode", "per_sample_weights", "padding_idx"))
+        if input.dim() != 2 or call.arguments["max_norm"] is not None or (mode == "max" and padding is not None):
+            return original(input, weight, *args, **kwargs)
+        rows = functional.embedding(input, weight)
+        if weights is not None:
+            rows = rows * weights.unsqueeze(-1)
+        if padding is not None:
+            counted = (input != padding).unsqueeze(-1).to(rows.dtype)
+            total = (rows * counted).sum(1)
+            return total if mode == "sum" else total / counted.sum(1).clamp(min=1)
+        return rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
+
+    with replaced(functional, "embedding_bag", embedding_bag):
+        yield
 
 
 @contextlib.contextmanager

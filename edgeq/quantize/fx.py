@@ -21,8 +21,9 @@ from edgeq.quantize.fx_workarounds import (
     bound_clamps,
     containers,
     contiguous_clamps,
+    exchange_layers,
     kept_names,
-    mend,
+    leave_unlike_sums,
     observe_floats_only,
     plain,
     without_mutations,
@@ -160,7 +161,7 @@ def prepare(spec: QuantizeSpec) -> Any:
         with without_mutations(inputs):
             return observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs), kept
 
-    mend(module)
+    exchange_layers(module)
     try:
         prepared, kept = observed(module)
     except UsageError:
@@ -189,9 +190,12 @@ def convert(prepared: Any) -> Any:
     Raises:
         UnsupportedError: the engine cannot pack a layer.
     """
+    import torch
     from torch.ao.quantization.quantize_fx import convert_fx
 
     bound_clamps(prepared)
+    if torch.backends.quantized.engine == "qnnpack":
+        leave_unlike_sums(prepared)
     try:
         return _for_engine(convert_fx(prepared))
     except Exception as err:  # the engines' packing raises many types

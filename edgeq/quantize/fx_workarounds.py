@@ -1,4 +1,24 @@
-"""Workarounds for FX graph mode: rewrites of the model before tracing and of the graph after observers are inserted."""
+"""What torch.ao and its int8 engines get wrong, and the rewrites of model and graph that avoid it.
+
+Seen in torch 2.15.0 (`pt2e_workarounds` has the list of the other routes):
+
+- FX traces no hooks, and so no weight norm and no spectral norm: `exchange_layers`.
+- It converts a module that is called twice with the output range of one call, and gives an argument with a default a
+  proxy, for which `is None` is false: `plain`.
+- It observes whole numbers, and values that are not tensors: `observe_floats_only`.
+- It loses writes in place that the code reads by the tensor's old name (`x.clamp_(0, 1)` as a statement):
+  `without_mutations`; where they go through views, `fx_export` has the graph from torch.export.
+- Its shared and fixed ranges reach values that they do not fit: `fx_observers` has that list.
+- The int8 nn.PReLU lets negative values through: `exchange_layers`.
+- QNNPACK counts the padding of an average pool in, although it is to be left out: `exchange_layers`.
+- QNNPACK's clamp reads a channels-last tensor as if it were contiguous: `contiguous_clamps`.
+- QNNPACK adds no values whose scales are very unlike: `leave_unlike_sums`.
+- FBGEMM garbles the weights of a transposed convolution when it unpacks them: `fx._qconfig_mapping` keeps it in float.
+- The engines pad both sides alike and with zeros, pack functional convolutions by arguments that must be written out,
+  and have no int8 kernel of a sigmoid in place, of a number before a tensor, of most modes of resizing, of a clamp with
+  one bound: `exchange_layers`, `use_int8_forms`, `bound_clamps`.
+- nn.MultiheadAttention multiplies by raw parameters, which no method can exchange: `open_attention`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +56,7 @@ _SCALED = (
 )
 
 
-def mend(module: Any) -> None:
+def exchange_layers(module: Any) -> None:
     """Exchange in place what the int8 engines compute wrongly or cannot take for its equal that they can."""
     for part in list(module.modules()):
         _without_parametrizations(part)
@@ -364,6 +384,45 @@ def bound_clamps(prepared: Any) -> None:
         if len(missing) == 1:
             node.args, node.kwargs = (source,), bounds | missing
     prepared.recompile()
+
+
+# of QNNPACK's int8 sum: scale of a part / scale of the result (aten/src/ATen/native/quantized/cpu/qnnpack/src/add.c)
+_SUM_RATIOS = (2.0**-14, 2.0**8)
+
+
+def leave_unlike_sums(prepared: Any) -> None:
+    """Compute the sums in float, in place, that QNNPACK refuses: of a part in whose scale the result would be a step.
+
+    Such are the sum of a first value of zeros and what is added to it in a loop, and a difference of nearly equal
+    values.
+
+    Args:
+        prepared: a graph with observers that have seen their ranges.
+    """
+
+    def scale(node: Any) -> float | None:
+        if not isinstance(node, torch.fx.Node) or node.op != "call_module":
+            return None
+        observer = prepared.get_submodule(str(node.target))
+        return float(observer.calculate_qparams()[0]) if _is_activation_post_process(observer) else None
+
+    for node in prepared.graph.nodes:
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op not in ("call_method", "call_function") or name not in ("add", "add_", "iadd"):
+            continue
+        parts = [scale(part) for part in node.args[:2]]
+        after = [*node.users, *(later for user in node.users for later in user.users)]  # behind a relu that is fused
+        result = next((found for user in after if (found := scale(user)) is not None), None)
+        if result is None or any(part is None for part in parts):
+            continue
+        if not all(_SUM_RATIOS[0] <= part / result < _SUM_RATIOS[1] for part in parts):
+            node.op, node.target = "call_function", _float_add
+    prepared.recompile()
+
+
+def _float_add(x: Any, other: Any, **kwargs: Any) -> Any:
+    """Add by an operator that FX does not know."""
+    return torch.add(x, other, **kwargs)
 
 
 # --- In-place operators in a traced graph: what reads the changed tensor later must read the operator's result.

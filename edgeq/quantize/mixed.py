@@ -80,7 +80,7 @@ def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
         prepared = pt2e.prepare(pt2e.float_graph(fewer.captured), fewer)
-        unshare(prepared, _ranged(prepared, subject, fewer).alone, subject.library.is_observer)
+        unshare(prepared, _ranged(prepared, subject, fewer).alone, subject.library.is_observer, spec.backend)
         before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared, spec.backend)
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None

@@ -70,7 +70,7 @@ def static_int8(
         # a second observer of each value that shares one costs time
         with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
             calibrate(prepared, spec.calibration, spec.inputs, task)
-    unshare(prepared, ranges.alone, is_observer)
+    unshare(prepared, ranges.alone, is_observer, spec.backend)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
     if spec.sticky is None:

@@ -1,6 +1,7 @@
 """What the PT2E route gets wrong upstream, and the rewrites of a captured graph that avoid it.
 
-Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
+Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0 and onnxruntime 1.31.1 (`fx_workarounds` has the list of
+the FX route):
 
 - `prepare_pt2e` folds every batch norm into the layer before it, although something else reads that layer's output, or
   other calls use its weights (`torchao.quantization.pt2e.utils._fuse_conv_bn_`, `_fuse_linear_bn_`): `prepare_layers`.
@@ -13,6 +14,16 @@ Seen in torchao 0.18.0 and ExecuTorch 1.5.1 with torch 2.15.0:
   `functional`.
 - XNNPACK's `ChannelsLastTaggedReshapePass` exchanges a dequantize node for all its readers when the output wants
   it in NCHW, also for those that it has given NHWC before, so that `y.sigmoid(), y` does not run: `separate_outputs`.
+- The quantizer gives all parts of a concatenation and its output one observer, and a mask of -1e9 takes the range of
+  what it is added to: `shared_ranges`.
+- It observes what a layer gives and what the clamp behind it gives by one observer, whose range the clamp cuts; ONNX
+  Runtime then computes layer and clamp apart: `fx_workarounds.observe_after_clamps`.
+- `convert_pt2e` leaves the float weights in the graph's modules: `pt2e._without_unused`.
+- `prepare_qat_pt2e` resets the eps and the momentum of batch norms: `pt2e.qat_int8` does without it.
+- ExecuTorch lowers some convolutions of dynamic int8, on which its runtime fails: `pt2e.dynamic_int8` leaves them out.
+- XNNPACK's passes want every PReLU's input in NHWC: `lower.executorch` writes those of other ranks as two relus.
+- ExecuTorch has no `_embedding_bag_forward_only` and no `_upsample_bicubic2d_aa`: `capture` writes bags as lookups, and
+  resizes constants once.
 
 Every rewrite leaves a graph alone that has no such form, so that the artifacts of ordinary models stay what they were.
 This file needs torch to load.

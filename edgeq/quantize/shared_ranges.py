@@ -47,17 +47,20 @@ def has_joins(prepared: Any) -> bool:
     return any(node.target is _CAT for node in prepared.graph.nodes)
 
 
-def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver) -> None:
+def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver, backend: str) -> None:
     """Let unlike branches of a join keep their own ranges, and leave what a mask was added to in float, in place.
 
     Where nothing that follows the join computes in int8, it is left in float, with all that only moves or scales its
     values. Where a layer reads it, the layer's input has one scale, as it must; but a branch that something else reads
     too is rounded by that scale on its way into the join only.
+    ONNX Runtime joins parts of unlike scales, but computes a layer with a relu in int8 only where its range begins at
+    zero: for it, a layer's relu keeps its own range beside parts with negative values.
 
     Args:
         prepared: a calibrated torch.fx.GraphModule with observers.
         alone: calibrated observers of nodes that share one, each as it would be by itself; by the node's name.
         is_observer: tells its observers from other modules.
+        backend: of the target.
     """
     graph = _Observed(prepared, is_observer)
     changed = False
@@ -72,6 +75,12 @@ def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver) ->
                 graph.erase(node)
         prepared.graph.lint()
         prepared.recompile()
+    for node in prepared.graph.nodes if backend == "ort" else ():
+        if not graph.is_observed(node) or node.args[0].target not in _FUSED:
+            continue
+        own = alone.get(node.args[0].name)
+        if own is not None and node.args[0].args[0].target in LAYERS and bool(graph.observer(node).min_val < 0):
+            setattr(prepared, str(node.target), copy.deepcopy(own))
 
 
 class _Observed:

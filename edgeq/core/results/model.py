@@ -162,6 +162,8 @@ class TensorSpec:
         dtype: NumPy's name of the element type.
         shape: the exported shape, the batch first.
         low, high: the range that random inputs are drawn from (high is excluded for floats).
+        highs: of whole numbers whose places differ, as the columns of a table's ids do: the highest value of each place
+            of shape[1:], in C order; () where `high` is that of all.
     """
 
     name: str
@@ -169,6 +171,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     low: float = 0.0
     high: float = 1.0
+    highs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

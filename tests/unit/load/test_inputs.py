@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgeq.core.errors import ExitCode, UsageError
 from edgeq.core.results.model import TensorSpec
-from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, parse_input, random_inputs
+from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, bounded, parse_input, random_inputs
 
 
 @pytest.mark.parametrize(
@@ -144,3 +144,30 @@ def test_images_are_drawn_within_the_preprocessed_range_and_other_inputs_within_
 def test_a_negative_seed_is_refused():
     with pytest.raises(UsageError, match="seed of 0 or more"):
         random_inputs([parse_input("1x3", 0)], 1, -1, None)
+
+
+TABLES = (2000, 50, 7)
+
+
+def looked_up(arrays):
+    """Like three embedding tables, one for each column of the first input."""
+    for column, rows in zip(arrays[0].T, TABLES, strict=True):
+        if column.max() >= rows or column.min() < 0:
+            raise IndexError("index out of range in self")
+
+
+def test_each_column_of_a_table_s_ids_has_its_own_bound():
+    specs = (parse_input("ids=int64:2x3:0..1999", 0), parse_input("dense=2x5", 1))
+    ids, dense = bounded(specs, looked_up)
+    assert ids.highs == (1999.0, 49.0, 6.0)
+    assert (ids.low, ids.high, dense) == (0.0, 1999.0, specs[1])
+    drawn = np.concatenate([random_inputs((ids, dense), 40, 0, None).read(i).inputs[0] for i in range(40)])
+    assert (drawn.max(0) < TABLES).all()
+    assert drawn[:, 0].max() > 1000
+    assert set(drawn[:, 2]) == set(range(7))
+
+
+@pytest.mark.parametrize("text", ["ids=int64:2x3:0..6", "ids=int64:2x3:0..5000", "ids=int64:1x3:-4..-1"])
+def test_a_range_that_all_columns_or_none_take_stays_as_it_was_written(text):
+    specs = (parse_input(text, 0),)
+    assert bounded(specs, looked_up) == specs

@@ -16,6 +16,8 @@ from edgeq.core.errors import ExitCode, UnsupportedError
 from edgeq.core.results.model import TensorSpec
 from edgeq.lower.edge_speedups import needed_patterns
 from edgeq.lower.executorch import DELEGATES
+from edgeq.quantize.capture import example_tensors
+from edgeq.verify.host import HostRuntime
 
 pytestmark = pytest.mark.slow
 
@@ -162,3 +164,24 @@ def test_models_in_which_patterns_could_match_get_them():
         assert sdpa.get_graphs() == []
         assert bilinear_2d.get_graphs_dict() == {}
     assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == own
+
+
+class FlatPReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Sequential(nn.Linear(6, 8), nn.PReLU(8, init=-0.4), nn.Linear(8, 8), nn.PReLU(init=0.3))
+
+    def forward(self, x):
+        y = self.table(x)
+        return y, nn.functional.prelu(y.view(-1, 4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+def test_a_prelu_of_a_table_or_of_a_sequence_is_lowered(tmp_path):
+    model = loaded(FlatPReLU(), TensorSpec(name="x", dtype="float32", shape=(3, 6), low=-1.0))
+    made = lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        outputs = runtime.run((x.numpy(),))
+    for expected, came in zip(model.model(x), outputs, strict=True):
+        assert torch.allclose(expected, torch.from_numpy(came.copy()), atol=1e-5)

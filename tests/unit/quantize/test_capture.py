@@ -9,9 +9,9 @@ import torch
 from small_models import loaded
 from torch import nn
 
-from edgeq.core.errors import UnsupportedError
+from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.model import TensorSpec
-from edgeq.quantize.capture import capture, run_once
+from edgeq.quantize.capture import capture, example_tensors, run_once
 
 FOUR = TensorSpec(name="x", dtype="float32", shape=(2, 4))
 
@@ -63,3 +63,39 @@ def test_a_model_that_returns_nan_and_its_own_buffer_is_not_taken_for_a_stateful
             return self.last, x / 0 * 0
 
     assert len(run_once(loaded(Holding, FOUR))) == 2
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 3])
+def test_bags_of_one_size_are_captured_as_lookups(mode, padding):
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(11, 4, mode=mode, padding_idx=padding)
+    ids = TensorSpec(name="ids", dtype="int64", shape=(2, 9), high=10.0)
+    program = capture(loaded(bag, ids))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("embedding_bag" in name for name in names) == (mode == "max" and padding is not None)
+    drawn = torch.tensor([[3, 3, 3, 3, 3, 3, 3, 3, 3], [0, 10, 3, 4, 4, 9, 3, 1, 2]])
+    with torch.no_grad():
+        assert torch.allclose(program.module()(drawn), bag(drawn), atol=1e-6)
+
+
+class Tables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.big, self.small = nn.Embedding(900, 4), nn.Embedding(6, 4)
+
+    def forward(self, ids):
+        return self.big(ids[:, 0]) + self.small(ids[:, 1])
+
+
+def test_the_columns_of_ids_are_drawn_below_their_own_bounds():
+    ids = TensorSpec(name="ids", dtype="int64", shape=(1, 2), high=899.0)
+    with pytest.raises(UsageError, match="index out of range") as caught:
+        run_once(loaded(Tables, ids))
+    assert "ids from 0 to 899" in caught.value.fix
+    ids = dataclasses.replace(ids, highs=(899.0, 5.0))
+    assert run_once(loaded(Tables, ids))[0].shape == (1, 4)
+    drawn = torch.cat([example_tensors((ids,), seed)[0] for seed in range(50)])
+    assert drawn.dtype == torch.int64
+    assert drawn[:, 0].max() > 500
+    assert set(drawn[:, 1].tolist()) == set(range(6))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from pt2e_cases import IMAGE, conv, sqnrs
-from small_models import loaded, quantized
+from small_models import dataset, loaded, lowered, quantized
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from edgeq.core.samples import batches
+from edgeq.verify.host import HostRuntime
+from edgeq.verify.kernels import kernel_share
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +105,26 @@ def test_a_wide_softmax_stays_in_float():
     result = quantized(model, "executorch", backend="xnnpack")
     assert result.output_steps == (None,)
     assert min(sqnrs(model.model, result.graph)) > 25
+
+
+class Beside(nn.Module):
+    """A layer's relu joined with values of both signs, as an embedding's are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.mix = conv(), conv(), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        return self.mix(torch.cat((F.relu(self.one(x)), self.two(x)), 1))
+
+
+def test_a_relu_beside_negative_values_begins_at_zero_for_onnx_runtime(tmp_path):
+    model = loaded(Beside().eval(), IMAGE)
+    result = quantized(model, "onnx", backend="ort")
+    assert min(sqnrs(model.model, result.graph)) > 27
+    made = lowered(result, (IMAGE,), tmp_path, "onnx", backend="ort")
+    batch = next(batches(dataset((IMAGE,), 1), (IMAGE,)))
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="onnx", backend="ort", threads=1)
+        assert kernel_share("onnx", runtime.kernels(batch.inputs), made.layers).int8_macs == 1

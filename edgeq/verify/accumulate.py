@@ -567,6 +567,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         classes=classes,
         by_labels=by_labels,
         tied=ranks.tied / len(ranks.fp32) if ranks else None,
+        worst_output=sums.worst_output if has_fp32 else None,
     )
 
 

@@ -69,7 +69,7 @@ class OutputChannels:
             ranges.
         is_measure: whether values have distances: floats, truth values, and 8-bit pixels, but no whole numbers that may
             be classes.
-        is_truth: whether values are true or false, of which a single one in a channel may go either way.
+        is_truth: whether values are true or false: a single one of a channel's may go either way.
     """
 
     rows: int = 0

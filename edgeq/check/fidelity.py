@@ -63,8 +63,14 @@ LEAST_OF_CLASS = 3
 COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 
-def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
-    """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with."""
+def floor_gates(verified: VerifyReport, options: GateOptions, *, is_int8: bool = False) -> tuple[Gate, ...]:
+    """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with.
+
+    Args:
+        verified: results of the artifact's run.
+        options: the limits.
+        is_int8: whether layers compute in int8, so that one of them may round channels of unlike ranges with one scale.
+    """
     only = verified.graph_only
     fidelity = only.fidelity if only else verified.fidelity
     # what is not finite is a finding of the outputs, and compares with nothing
@@ -73,19 +79,21 @@ def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...
     limits = dict(options.limits)
     if limits.get("sqnr") == 0:
         return ()
-    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits)]
+    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits, is_int8=is_int8)]
     if fidelity.classes:
         gates.append(class_drop_gate(fidelity))
     return tuple(gates)
 
 
-def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool) -> Gate:
+def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool, is_int8: bool) -> Gate:
     wrong = [*_lost_parts(fidelity), *_poor_agreements(fidelity)]
     drop = fidelity.drop_pp
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     name, value = worst_part(fidelity)
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""
+    if is_int8 and any(group.unlike and group.name in part for part in wrong for group in fidelity.groups):
+        fix = f"; keep the layer that computes it in float (--keep-fp32; `edgeq sensitivity` lists the layers){fix}"
     return Gate(
         name=FIDELITY,
         outcome="failed" if wrong else "ok",

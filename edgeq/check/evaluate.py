@@ -79,7 +79,7 @@ def check(
         *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
-        *floor_gates(verified, options),
+        *floor_gates(verified, options, is_int8=bool(quantized.quantized)),
         *preprocessing_gates(inputs.unapplied),
         *device_gates(scheme, verified),
         *training_gates(quantized.tuning),

@@ -14,6 +14,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.intervals import matched_pairs, samples_for_drop, share
 from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
 from edgeq.core.results.report import Gate
+from edgeq.core.schemes import LOST_DB
 from edgeq.core.units import counted
 
 
@@ -26,7 +27,9 @@ FIDELITY = "fidelity"
 
 CLASS_DROP = "class_drop"
 
-MIN_SQNR_DB = 0.0  # the error is as large as the signal
+MIN_SQNR_DB = (
+    0.0  # the error is as large as the signal; `LOST_DB` is where zeros in the signal's place are told from it
+)
 
 # of fewer samples the mean is too uncertain to be taken away from them
 LEAST_SAMPLES = 8
@@ -39,6 +42,9 @@ FAINT_DB = 30.0
 # the same of values from 0 to 1, as root mean square: of a whole output a step and a quarter of 1/255, and of one
 # channel, such as the probability of a class that no sample has, five
 FAINT_SHARE, FAINT_SHARE_OF_CHANNEL = 0.005, 0.02
+
+# but an error that large in one value is an event that the artifact misses, such as the one object among 8,400 anchors
+MISSED_SHARE = 0.25
 
 # a channel of many is judged alone only as one of a group that large
 LEAST_OF_MANY = 0.1
@@ -57,8 +63,14 @@ LEAST_OF_CLASS = 3
 COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 
-def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
-    """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with."""
+def floor_gates(verified: VerifyReport, options: GateOptions, *, is_int8: bool = False) -> tuple[Gate, ...]:
+    """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with.
+
+    Args:
+        verified: results of the artifact's run.
+        options: the limits.
+        is_int8: whether layers compute in int8, so that one of them may round channels of unlike ranges with one scale.
+    """
     only = verified.graph_only
     fidelity = only.fidelity if only else verified.fidelity
     # what is not finite is a finding of the outputs, and compares with nothing
@@ -67,19 +79,21 @@ def floor_gates(verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...
     limits = dict(options.limits)
     if limits.get("sqnr") == 0:
         return ()
-    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits)]
+    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits, is_int8=is_int8)]
     if fidelity.classes:
         gates.append(class_drop_gate(fidelity))
     return tuple(gates)
 
 
-def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool) -> Gate:
+def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool, is_int8: bool) -> Gate:
     wrong = [*_lost_parts(fidelity), *_poor_agreements(fidelity)]
     drop = fidelity.drop_pp
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     name, value = worst_part(fidelity)
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""
+    if is_int8 and any(group.unlike and group.name in part for part in wrong for group in fidelity.groups):
+        fix = f"; keep the layer that computes it in float (--keep-fp32; `edgeq sensitivity` lists the layers){fix}"
     return Gate(
         name=FIDELITY,
         outcome="failed" if wrong else "ok",
@@ -107,6 +121,8 @@ def worst_part(fidelity: Fidelity) -> tuple[str, float]:
 
 
 def _worst_output(fidelity: Fidelity) -> str:
+    if fidelity.worst_output is not None:
+        return f"output {fidelity.worst_output}"
     wholes = [(group.sqnr_db, group.name) for group in fidelity.groups if group.count == group.of]
     return min(wholes)[1] if wholes else "the outputs"
 
@@ -121,17 +137,22 @@ def _lost_parts(fidelity: Fidelity) -> list[str]:
     """Name outputs that are more error than signal, and channels of which nothing is left."""
     lost = []
     whole = fidelity.sqnr_db
-    if whole is not None and whole < MIN_SQNR_DB and whole != -math.inf:
-        lost.append(f"{_worst_output(fidelity)}: SQNR {_decibel(whole)}")
+    if whole is not None and -math.inf < whole < LOST_DB:
+        lost.append(f"{_worst_output(fidelity)}: SQNR {_decibel(whole)}{_nothing_left(whole)}")
     if not proves_changes(fidelity):
         return lost
     for group in sorted(fidelity.groups, key=lambda one: one.count == one.of):
         value = group.change_sqnr_db
-        if value is None or not (value < MIN_SQNR_DB or group.constant) or _is_faint(group, fidelity):
+        if value is None or not (value < LOST_DB or group.constant) or _is_faint(group, fidelity):
             continue
-        what = "constant, unlike fp32's" if group.constant else f"SQNR {_decibel(value)} about its mean"
+        about = f"SQNR {_decibel(value)} about its mean{_nothing_left(value)}"
+        what = "constant, unlike fp32's" if group.constant else about
         lost.append(f"{group.name}: {what}")
     return list(dict.fromkeys(lost))[:4]
+
+
+def _nothing_left(value: float) -> str:
+    return ", next to nothing of it is left" if value >= MIN_SQNR_DB else ""
 
 
 def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
@@ -140,7 +161,8 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     few = group.count < LEAST_OF_MANY * group.of if group.count > 1 else group.of > 4 / LEAST_OF_MANY
     if alone and few and not group.of_items:
         return True
-    if group.shares and group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE):
+    is_slight = group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE)
+    if group.shares and is_slight and group.error_max <= MISSED_SHARE:
         return True
     if not group.shares and group.spread_sqnr_db >= FAINT_DB:
         return True

@@ -139,6 +139,9 @@ MIN_SQNR_DB_INT8 = 30.0
 # below this the difference is a third of the signal, and no comparison with the graph means anything
 MIN_SQNR_DB_DEEP = 10.0
 
+# next to nothing is left of what was to be: zeros in its place have 0 dB, and a tenth of it 0.9 dB
+LOST_DB = 1.0
+
 # mean difference beside the mean magnitude: float32 kernels that sum in another order stay below a tenth of this
 MAX_RELATIVE_FP32 = 1e-5
 

@@ -51,7 +51,7 @@ _HARMLESS_COMMANDS = frozenset(
 )
 
 # they raise no audit event
-_ASKING = ("stat", "lstat", "fstat", "readlink", "access")
+_ASKING = ("stat", "lstat", "fstat", "readlink", "access", "getxattr", "listxattr")
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 
@@ -454,6 +454,9 @@ def _stat_state(path: str) -> str:
     facts = [found.st_mode, found.st_uid, found.st_gid] if found else []
     if found and not stat.S_ISDIR(found.st_mode):
         facts += [found.st_size, found.st_mtime_ns]
+    with contextlib.suppress(OSError):  # few file systems have none
+        attributes = [(name, os.getxattr(path, name)) for name in sorted(os.listxattr(path))] if found else []
+        links += [repr(attributes)] if attributes else []
     return sha256_bytes(repr((links, facts)).encode(errors="surrogateescape"))
 
 
@@ -605,7 +608,7 @@ def _recorded_images(namespace: Any) -> Iterator[None]:
 
 def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def call(path: Any, *args: Any, **options: Any) -> Any:
+    def call(path: Any = ".", *args: Any, **options: Any) -> Any:
         _RECORDER.ask(path, options.get("dir_fd"))
         return function(path, *args, **options)
 

@@ -118,7 +118,8 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
         graph.leave_lost_in_float(lost)
         for node in apart:
             graph.part(node)
-        graph.leave_ends_in_float([*lost, *apart])
+        taps = [reader for node in apart for reader in graph.tap(node)]
+        graph.leave_ends_in_float([*lost, *apart, *taps])
     graph.leave_ends_in_float([node for node in prepared.graph.nodes if graph.compares(node)])
     prepared.recompile()
     return prepared
@@ -316,7 +317,21 @@ class _Graph:
         narrow = [part for part, width in zip(parts, widths, strict=True) if width * _UNLIKE < max(widths)]
         if not narrow:
             return False
-        return self._ends(join) or any(len(self._readers(part)) > 1 for part in narrow)
+        return bool(self._end_readers(join)) or any(len(self._readers(part)) > 1 for part in narrow)
+
+    def _end_readers(self, join: Any) -> list[Any]:
+        """Return what reads a join, rounded or not, and leads to no layer in int8."""
+        places = [user for user in join.users if self.is_place(user)]
+        readers = [user for node in (join, *places) for user in node.users if user not in places]
+        return [reader for reader in readers if not self.is_layer(reader) and self._ends(reader)]
+
+    def tap(self, join: Any) -> list[Any]:
+        """Let those readers of a parted join that lead to no layer have it as it was computed; return them."""
+        readers = self._end_readers(join)
+        for reader in readers:
+            for place in [source for source in reader.all_input_nodes if source in join.users]:
+                reader.replace_input_with(place, join)
+        return readers
 
     def _readers(self, part: Any) -> set[Any]:
         """Return what reads the value of a part, in int8 or not."""
@@ -411,13 +426,23 @@ class _Graph:
         FX rounds it for the view that reads it, since there are int8 views.
         """
         written = [node for node in self.nodes if _is_operator(node) and self.name(node) in _WRITING]
-        for place in [user for node in written for user in node.users if self.is_place(user)]:
+        for place in [place for node in written for place in self._first_places(node)]:
             for reader in [user for user in list(place.users) if self._is_read_in_float(user)]:
                 reader.replace_input_with(place, place.args[0])
                 for later in [node for node in self._moved_on(reader) if self.is_place(node)]:
                     self.remove(later)
             if not place.users:
                 self.remove(place)
+
+    def _first_places(self, node: Any) -> list[Any]:
+        """Return the observers of a value, and of what it is moved to before it is observed."""
+        waiting, found = list(node.users), []
+        for user in waiting:
+            if self.is_place(user):
+                found.append(user)
+            elif self.name(user) in _MOVING:
+                waiting += user.users
+        return list(dict.fromkeys(found))
 
     def _is_read_in_float(self, reader: Any) -> bool:
         """Whether no int8 kernel takes a value that a node reads, or moves."""

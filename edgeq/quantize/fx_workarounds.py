@@ -458,6 +458,7 @@ class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not fol
     def __init__(self, module: Any, graph: Any) -> None:
         super().__init__(module, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
+        self._attributes = {node: self.fetch_attr(node.target) for node in graph.nodes if node.op == "get_attr"}
 
     def run_node(self, n: Any) -> Any:
         """Run a node, and see which of the values that are read later it has changed."""
@@ -465,6 +466,7 @@ class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not fol
             del self.env[node]  # its readers may have become others', which the base class would not know
         # views share their base's version, which every write in place counts up
         before = {node: _versions(value) for node, value in self.env.items()}
+        attributes = {node: _versions(value) for node, value in self._attributes.items()}
         values, keywords = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
         for node, versions in before.items():
@@ -475,6 +477,10 @@ class _Rewriter(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not fol
                 raise _refused(n, node)
             for user in later:
                 user.replace_input_with(node, n)
+        # `o = torch.zeros(4); o[:2] = x` is traced as a write into a constant of the graph, read by another name later
+        for node, versions in attributes.items():
+            if _versions(self._attributes[node]) != versions and any(user > n for user in node.users):
+                raise _refused(n, node)
         use_int8_forms(n, values, keywords)
         return result
 
@@ -486,7 +492,8 @@ def _versions(value: Any) -> list[int]:
 def _refused(writer: Any, node: Any) -> UnsupportedError:
     name = getattr(writer.target, "__name__", str(writer.target))
     what = f"{name} changes the tensor {node.name} in place{traced_line(writer.stack_trace)}, through a view of it, by"
-    what += " out= or inside a module that is not traced, and it is read again: FX would read the old value"
+    what += " out=, by another name or inside a module that is not traced, and it is read again: FX would read the old"
+    what += " value"
     return UnsupportedError(what, "write it out of place (x = x.clamp(0, 1)), or use an ExecuTorch target")
 
 

@@ -450,11 +450,14 @@ def spread(count: int, wanted: int) -> frozenset[int]:
     """Return `wanted` of `count` batches that are spread over all, the first among them.
 
     Each lies further into its part than the one before in its own, since data may repeat with a period: class by class
-    in turn.
+    in turn. Where all would be multiples of one number, as of 128, every third one lies one before it.
     """
     if wanted >= count:
         return frozenset(range(count))
-    return frozenset(i * count // wanted + i * (count // wanted) // wanted for i in range(wanted))
+    found = [i * count // wanted + i * (count // wanted) // wanted for i in range(wanted)]
+    if math.gcd(*found) > 1:
+        found = [index - (i % 3 == 1) for i, index in enumerate(found)]
+    return frozenset(found)
 
 
 def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
@@ -567,6 +570,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         classes=classes,
         by_labels=by_labels,
         tied=ranks.tied / len(ranks.fp32) if ranks else None,
+        worst_output=sums.worst_output if has_fp32 else None,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.results.measured import GroupFidelity
+from edgeq.core.schemes import LOST_DB
 
 # channels whose spreads differ by less share a quantization scale without loss: 8 of 255 steps are left at the worst
 UNLIKE = 8.0
@@ -26,10 +27,10 @@ NUMERIC_NOISE = 1e-6
 # so many may each have a meaning of their own: coordinates, a score, joints, classes
 FEW_CHANNELS = 32
 
-# below it next to nothing of a channel is left; one that is 0 throughout has 0 dB
-LOST_DB = 1.0
-
 _WORST = 4  # of them that are told
+
+# whole numbers of 8 bits that reach it are pixels; smaller ones may be classes, which have no distances
+_LEAST_PIXEL = 32
 
 # of a list of items, such as boxes or poses with their coordinates; vectors of features are longer
 _ITEM_CHANNELS = 128
@@ -47,6 +48,7 @@ class _Axis:
     elements: NDArray[np.float64]
     energy: NDArray[np.float64]
     error: NDArray[np.float64]
+    largest: NDArray[np.float64]
     total: NDArray[np.float64]
     moved: NDArray[np.float64]
     varied: NDArray[np.bool_]
@@ -65,6 +67,9 @@ class OutputChannels:
         axes: one for each axis that may hold channels; none for an output with fewer than two axes.
         shares: whether every reference value lies between 0 and 1: probabilities have one unit, regardless of their
             ranges.
+        is_measure: whether values have distances: floats, truth values, and 8-bit pixels, but no whole numbers that may
+            be classes.
+        is_truth: whether values are true or false: a single one of a channel's may go either way.
     """
 
     rows: int = 0
@@ -72,12 +77,14 @@ class OutputChannels:
     drift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     axes: list[_Axis] = field(default_factory=list)
     shares: bool = True
+    is_measure: bool = False
+    is_truth: bool = False
 
     def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
         """Add rows of an output.
 
         Args:
-            reference: float `[rows, …]`, finite.
+            reference: float, bool or uint8 `[rows, …]`, finite.
             measured: of the same shape.
         """
         if self.first is None:
@@ -92,11 +99,14 @@ class OutputChannels:
         self.rows += len(expected)
         self.drift += moved.sum(axis=0)
         self.shares = self.shares and bool(expected.min() >= 0 and expected.max() <= 1)
+        self.is_truth = reference.dtype == np.bool_
+        self.is_measure = self.is_measure or reference.dtype != np.uint8 or int(reference.max()) >= _LEAST_PIXEL
         for one in self.axes:
             others = tuple(i for i in range(expected.ndim) if i != one.axis)
             one.elements += expected.size / expected.shape[one.axis]
             one.energy += energy.sum(axis=others)
             one.error += error.sum(axis=others)
+            one.largest = np.maximum(one.largest, error.max(axis=others))
             one.total += expected.sum(axis=others)
             one.moved += (moved**2).sum(axis=others)
             one.varied |= varies.any(axis=others)
@@ -115,13 +125,13 @@ class OutputChannels:
                 are: then the whole output is all that counts.
         """
         found = []
-        for one in self.axes:
+        for one in self.axes if self.is_measure else ():
             # of n samples' own mean; the spread of the population is n / (n - 1) times theirs
             changing = np.maximum(one.moved - self._shared(one), 0) * self.rows / max(self.rows - 1, 1)
             everything = np.arange(len(one.elements))
             if one is self.axes[0]:
                 found.append(self._group(output, one, everything, changing))
-            if alike or len(everything) < 2:
+            if alike or self.is_truth or len(everything) < 2:
                 continue
             mean = one.total / one.elements
             spread = np.maximum(one.energy / one.elements - mean**2, 0)
@@ -185,6 +195,7 @@ class OutputChannels:
             of=len(one.elements),
             sqnr_db=ratio_db(energy, error),
             error_rms=math.sqrt(error / elements),
+            error_max=math.sqrt(float(one.largest[members].max())),
             shares=self.shares,
             unlike=unlike,
             change_sqnr_db=ratio_db(change, error) if alive else None,
@@ -210,6 +221,7 @@ def _empty(axis: int, channels: int) -> _Axis:
         elements=zeros(),
         energy=zeros(),
         error=zeros(),
+        largest=zeros(),
         total=zeros(),
         moved=zeros(),
         varied=np.zeros(channels, np.bool_),

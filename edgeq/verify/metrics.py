@@ -80,7 +80,8 @@ class Comparison:
             if index == len(self.outputs):
                 self.outputs.append(_Sums())
                 self.channels.append(OutputChannels())
-            if self.by_channel and expected.dtype.kind == "f" and expected.size:
+            is_measure = expected.dtype.kind in "fb" or expected.dtype == np.uint8
+            if self.by_channel and is_measure and expected.size:
                 # an output without the batch axis is one row, and [N] is [N, 1]
                 known = (None, len(expected)) if expected.ndim > 1 else expected.shape
                 shape = expected.shape if rows in known else (1, *expected.shape)
@@ -125,6 +126,13 @@ class Comparison:
         if not self.finite or not self.outputs:
             return math.nan
         return float(np.min([sums.sqnr_db for sums in self.outputs]))
+
+    @property
+    def worst_output(self) -> int | None:
+        """The index of the output with the lowest SQNR; None where all are equal or one is not finite."""
+        if math.isnan(self.sqnr_db) or self.sqnr_db == math.inf:
+            return None
+        return int(np.argmin([sums.sqnr_db for sums in self.outputs]))
 
     def groups(self, *, classes: bool) -> tuple[GroupFidelity, ...]:
         """Return the sums by output and channels of unlike range.

@@ -253,7 +253,7 @@ def mixed_batch_findings(
     expected = tuple(
         np.stack([alone[i % len(samples)][output][0] for i in range(size)]) for output in range(len(together))
     )
-    return _row_findings(expected, together, steps, scheme, f"a batch of {size} different samples is")
+    return _row_findings(expected, together, steps, scheme, f"a batch of {size} different samples gives")
 
 
 def _filled(samples: Sequence[Sample], size: int) -> tuple[NDArray[Any], ...]:
@@ -278,7 +278,7 @@ def _row_findings(
         return ()
     return (
         (
-            f"{what} gives other outputs than each sample alone: {worst:.1f} dB for the worst, expected at least "
+            f"{what} other outputs than each sample alone: {worst:.1f} dB for the worst, expected at least "
             f"{least:.1f} dB; the output for a sample depends on the other samples of its batch"
         ),
     )
@@ -312,7 +312,7 @@ def batch_findings(
     sums.add(expected, together)
     least = sqnr_floor_db(expected, steps, scheme)
     if sums.sqnr_db >= least:
-        return _row_findings(expected, together, steps, scheme, f"{TOGETHER} batches at once are")
+        return _row_findings(expected, together, steps, scheme, f"{TOGETHER} batches at once give")
     return (
         (
             f"{TOGETHER} batches at once give other outputs than alone: {sums.sqnr_db:.1f} dB, expected at least "

@@ -159,7 +159,7 @@ def promised(found: Tree) -> Tree:
         for name, data in found.items()
         if not name.startswith(("trusted", "download", "trust.json", "device.json"))
         and not any(
-            part in (".edgeq.lock", ".edgeq-work") or (part[0] == "." and part.endswith(".tmp"))
+            part in (".edgeq.lock", ".edgeq.update.lock", ".edgeq-work") or (part[0] == "." and part.endswith(".tmp"))
             for part in name.split("/")
         )
         and not (name.startswith("slots/") and name.split("/")[1] not in named)

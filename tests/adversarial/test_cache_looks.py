@@ -29,6 +29,7 @@ def path_exists(): return (HERE / "flag").exists()
 def access(): return os.access(HERE / "flag", os.R_OK)
 def size(): return os.stat(HERE / "sized").st_size
 def link(): return os.readlink(HERE / "link")
+def attribute(): return os.getxattr(HERE / "sized", "user.width") if os.listxattr(HERE / "sized") else b""
 def database():
     db = sqlite3.connect(HERE / "w.db"); rows = db.execute("select k from w").fetchall(); db.close(); return rows
 def mapped(): return torch.from_file(str(HERE / "w.bin"), size=1, dtype=torch.float32)
@@ -79,6 +80,10 @@ def _link(folder: Path) -> None:
     (folder / "link").symlink_to("b")
 
 
+def _attribute(folder: Path) -> None:
+    os.setxattr(folder / "sized", "user.width", b"16")
+
+
 def _database(folder: Path) -> None:
     import sqlite3
 
@@ -110,6 +115,7 @@ def _in_memory(folder: Path) -> None:
         ("access", _flag),
         ("size", _sized),
         ("link", _link),
+        pytest.param("attribute", _attribute, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux's")),
         ("database", _database),
         ("mapped", _binary),
         ("storage", _binary),

@@ -67,6 +67,16 @@ def test_objectness_that_boxes_drown(place, target):
         assert "output 0, channel 4" in gates["sqnr"]["detail"]
 
 
+def test_one_layer_for_boxes_and_scores_is_refused_with_advice_that_works(place):
+    data = ("--calibration-data", here("detector_calib"), "--eval-data", here("detector_evals"))
+    code, gates = package("one_head", "1x3x32x32", X86, *data)
+    assert code == 5
+    assert "output 0, channel 4: " in gates["fidelity"]["detail"]
+    assert "--keep-fp32" in gates["fidelity"]["detail"]
+    code, gates = package("one_head", "1x3x32x32", X86, *data, "--keep-fp32", "head", "--limit", "sqnr=20dB")
+    assert code == 0, gates
+
+
 def test_a_second_output_that_is_noise(place):
     data = (
         "--calibration-data",

@@ -98,6 +98,73 @@ def test_the_one_score_of_poses_with_many_coordinates_is_found(channels, channel
     assert floor([reference], [own])["fidelity"].outcome == "ok"
 
 
+def sparse(count, anchors, events, seed, peak=0.9):
+    """Return boxes in pixels and scores near 0 but for a few objects in each sample, as a real detector gives."""
+    rng = np.random.default_rng(seed)
+    boxes, scores = rng.uniform(0, 640, (count, anchors, 4)), rng.uniform(0, 0.002, (count, anchors, 1))
+    for row in scores:
+        row[rng.choice(anchors, events, replace=False)] = peak
+    return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+@settings(max_examples=10)
+@given(st.integers(64, 3000), st.integers(1, 3), st.sampled_from(["zero", "near zero", "a tenth"]), st.integers(0, 99))
+def test_scores_of_a_few_objects_among_many_anchors_are_no_faint_ones(anchors, events, how, seed):
+    boxes, scores = sparse(16, anchors, events, seed)
+    found = {"zero": np.zeros_like(scores), "near zero": np.minimum(scores, 0.002), "a tenth": scores * 0.1}[how]
+    separate = floor([boxes, scores], [boxes, found])["fidelity"]
+    joined = floor([np.concatenate((boxes, scores), 2)], [np.concatenate((boxes, found), 2)])["fidelity"]
+    assert separate.outcome == joined.outcome == "failed"
+    assert "output 1" in separate.detail
+    assert "output 0, channel 4" in joined.detail
+    assert floor([boxes, scores], [rounded(boxes), rounded(scores)])["fidelity"].outcome == "ok"
+
+
+def test_a_class_of_a_heat_map_with_few_peaks_is_no_faint_one():
+    rng = np.random.default_rng(0)
+    heat = np.where(rng.random((32, 3, 32, 32)) < 3e-4, 0.95, 0.0).astype(np.float32)
+    lost = heat.copy()
+    lost[:, 1] = 0.0
+    gate = floor([heat], [lost])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 0, channel 1: constant" in gate.detail
+    assert floor([heat], [rounded(heat)])["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.001])
+def test_a_mask_of_truth_values_must_not_vanish(share):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(10, 5)).astype(np.float32)
+    mask = rng.random((10, 20, 20)) < share
+    gate = floor([scores, mask], [scores, np.zeros_like(mask)])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "output 1" in gate.detail
+    near = mask ^ (rng.random(mask.shape) < share / 10)  # whole rows of it may differ
+    assert floor([scores, mask], [scores, near])["fidelity"].outcome == "ok"
+
+
+def test_an_image_in_bytes_is_judged_about_its_mean_and_a_map_of_classes_is_not():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 16, 3, 8, 8)).astype(np.uint8)
+    gate = floor([first], [second])["fidelity"]
+    assert gate.outcome == "failed"
+    assert "about its mean" in gate.detail
+    near = np.clip(first.astype(int) + rng.integers(-2, 3, first.shape), 0, 255).astype(np.uint8)
+    assert floor([first], [near])["fidelity"].outcome == "ok"
+    classes = rng.integers(0, 5, (64, 8, 8)).astype(np.uint8)
+    classes[:, 0, 0] = 0
+    seldom = classes.copy()
+    seldom[3, 0, 0] = classes[3, 0, 0] = 4
+    assert "about its mean" not in floor([classes], [seldom])["fidelity"].detail
+
+
+def test_a_signal_of_which_a_tenth_is_left_or_that_is_doubled_is_lost():
+    values = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    for factor in (0.0, 0.1, 2.0):
+        assert floor([values], [values * factor])["fidelity"].outcome == "failed"
+    assert floor([values], [values * 0.5])["fidelity"].outcome == "ok"  # far off, and above the floor
+
+
 def test_one_faint_feature_of_a_vector_is_no_lost_score():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(64, 48)).astype(np.float32)

@@ -66,7 +66,7 @@ def test_a_linked_folder_of_a_store(publisher: Publisher, device: Device, outsid
     assert content(outside) == before
 
 
-@pytest.mark.parametrize("name", ["state.json", "device.json", "trust.json", ".edgeq.lock"])
+@pytest.mark.parametrize("name", ["state.json", "device.json", "trust.json", ".edgeq.lock", ".edgeq.update.lock"])
 def test_a_linked_file_of_a_store(publisher: Publisher, device: Device, outside: Path, name: str) -> None:
     publisher.release(publisher.bundle("1"))
     device.update()

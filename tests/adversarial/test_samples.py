@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.check.limits import why_worthless
+from edgeq.check.limits import accuracy_warnings, why_worthless
+from edgeq.core.config import GateOptions
+from edgeq.verify.accumulate import PARITY_SAMPLES, spread
 
 from .judged import floor, limit, report_of
 
@@ -109,3 +111,25 @@ def test_a_metric_without_labels_must_fall_with_noise(metric, proven):
     scores = one_hot(np.arange(100) % 4, 4)
     report = report_of([scores], [scores], metric=metric)
     assert (why_worthless(report.fidelity) == "") == proven
+
+
+@pytest.mark.parametrize("tied", [0, 4, 8, 100])
+def test_a_first_class_that_is_shared_in_the_artifact_alone_is_told(tied):
+    scores = one_hot(np.arange(100) % 4, 4)
+    measured = scores.copy()
+    measured[:tied, 3] = measured[:tied].max(axis=1)
+    told = accuracy_warnings("static-int8", report_of([scores], [measured]), GateOptions())
+    assert any("two classes tie for the top score" in line for line in told) == (tied > 5)
+    both = accuracy_warnings("static-int8", report_of([measured], [measured]), GateOptions())
+    assert not any("tie for the top score" in line for line in both)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 10])
+def test_parity_sees_samples_of_all_parts_and_of_every_period(period):
+    """Data is sorted by class, or has one class after the other in turn; the first eight samples are of one kind."""
+    for count in range(PARITY_SAMPLES, 2000):
+        seen = sorted(spread(count, PARITY_SAMPLES))
+        gaps = [after - before for before, after in zip(seen, [*seen[1:], count], strict=True)]
+        assert len(seen) == PARITY_SAMPLES
+        assert max(gaps) <= count / 4
+        assert len({i % period for i in seen}) > 1, (count, seen)

@@ -212,6 +212,7 @@ class GroupFidelity:
             signal; None where fp32 does not change with the input.
         spread_sqnr_db: the same about the one mean of the group, over samples and positions.
         error_rms: root mean square of the error.
+        error_max: the largest error.
         shares: whether all values of fp32's output lie between 0 and 1.
         unlike: whether the spread is of another size than that of the output's largest channel.
         constant: whether the artifact's values are the same for every input, and fp32's are not.
@@ -232,6 +233,7 @@ class GroupFidelity:
     unlike: bool
     constant: bool
     of_items: bool = False
+    error_max: float = 0.0
 
     @property
     def name(self) -> str:
@@ -294,6 +296,7 @@ class Fidelity:
     Attributes:
         inputs: `evaluation` data or `random` inputs.
         sqnr_db: of the worst output; None, as the two below, where the source is an artifact without fp32.
+        worst_output: its index; None in older reports, and where all are equal or not finite.
         cosine, max_abs: over all outputs together.
         top1_agreement: share of samples with the same argmax; None where no output is [N, classes].
         metric: the name of the score, or None without labels.
@@ -334,6 +337,7 @@ class Fidelity:
     classes: tuple[ClassDrop, ...] = ()
     by_labels: bool = False
     tied: float | None = None
+    worst_output: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,29 @@ class Heads(nn.Module):
         return self.end(self, self.body(x))
 
 
+def layer_and_end(net, x):
+    joined = torch.cat((net.score(x).sigmoid(), net.box(x)), 1)
+    return net.mix(joined), joined.flatten(2).transpose(1, 2).transpose(1, 2)
+
+
+def parts_of_zeros(net, x):
+    joined = torch.zeros(1, 8, 16, 16)
+    joined[:, :4] = net.box(x)
+    joined[:, 4:] = net.score(x).sigmoid()
+    return joined
+
+
+def parts_of_new(net, x):
+    joined = x.new_zeros(1, 16, 16, 8)
+    joined[..., :4] = net.box(x).permute(0, 2, 3, 1)
+    joined[..., 4:] = net.score(x).permute(0, 2, 3, 1)
+    return joined.flatten(1, 2).transpose(1, 2)
+
+
 ENDS = {
+    "join, layer and end": layer_and_end,
+    "written into zeros": parts_of_zeros,
+    "written into new": parts_of_new,
     "slice, sigmoid": lambda net, x: net.box(x)[:, :2].sigmoid(),
     "split, sigmoid of one": lambda net, x: (net.box(x).split([1, 3], 1)[0].sigmoid(), net.box(x)[:, 1:]),
     "flatten, tanh": lambda net, x: torch.tanh(net.box(x).flatten(1)),

@@ -181,6 +181,47 @@ def test_what_is_wrong_whatever_the_limits(runtime, module, fp32, told):
 
 
 @pytest.mark.parametrize("module", [Anchored, Linear])
+class Overwriting(nn.Module):
+    def forward(self, x):
+        return x.sub_(0.5).mul_(2.0) + 1
+
+
+class OverwritingAView(nn.Module):
+    def forward(self, x):
+        x[:, 1:3].zero_()
+        return x + 1
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (Overwriting, "overwrites its input 'x'"),
+        (OverwritingAView, "overwrites its input 'x'"),
+        (Counting, "a second call on the same input gives other outputs than the first"),
+        (Linear, ""),
+    ],
+)
+def test_an_artifact_that_a_second_call_on_one_buffer_finds_out(tmp_path, module, told):
+    """The lowering step makes none of these; a file of another origin may be one."""
+    graph = quantized(loaded(Linear, *SMALL), scheme="fp32")
+    low = lowered(graph, SMALL, tmp_path / "low")
+    torch.jit.script(module().eval())._save_for_lite_interpreter(str(low.path))
+    with HostRuntime(trusted=True) as runtime:
+        report, _ = verify(spec_of(low, None, None, SMALL, dataset(SMALL, 6)), runtime)
+    assert bool(report.findings) == bool(told)
+    assert not told or any(told in finding for finding in report.findings), report.findings
+
+
 def test_a_second_output_that_is_constant_by_design_is_no_finding(runtime, module):
     assert float_case(runtime, module, SMALL, dataset(SMALL, 6))[0].findings == ()
 

@@ -84,9 +84,35 @@ class EnvironmentProblem(EdgeqError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+# what people call a scheme
+_MEANT = {
+    "int8": "static-int8",
+    "8bit": "static-int8",
+    "ptq": "static-int8",
+    "qat": "qat-int8",
+    "half": "fp16",
+    "float16": "fp16",
+    "float": "fp32",
+    "float32": "fp32",
+}
+
+_MOST_OFFERED = 6
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" if none is near."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """Return " Did you mean 'x'?" for what was probably meant by `name`, or "" if nothing is near.
+
+    A part of a name stands for all names that have it (`android` for the targets on Android, `metric` for
+    `data.metric`), a usual word for its scheme; else the name with the most similar letters is offered.
+    """
+    known = list(known)
+    if (meant := _MEANT.get(name.lower())) in known:
+        return f" Did you mean '{meant}'?"
+    parts = [one for one in known if name.lower() in re.split(r"[-._:@/]", one.lower()) or one.startswith(f"{name}-")]
+    if len(parts) > 1:
+        rest = f" and {len(parts) - _MOST_OFFERED} more" if len(parts) > _MOST_OFFERED else ""
+        return f" Did you mean one of {', '.join(map(repr, parts[:_MOST_OFFERED]))}{rest}?"
+    match = parts or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 

@@ -67,7 +67,9 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
     place = place or f"{origin}: {key}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
-        hint = nearest(str(first["loc"][-1]), known)
+        # a key that lies in a table is offered by its whole name
+        within = (f"{table}.{key}" for table in known for key in _known_keys(model, (*first["loc"][:-1], table)))
+        hint = nearest(str(first["loc"][-1]), (*known, *within))
         return UsageError(f"{origin}: unknown key {key!r}.{hint}", f"known keys: {', '.join(known)}")
     if first["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])

@@ -7,7 +7,7 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,31 @@ class EdgeqError(Exception):
         super().__init__(f"{what}\n{fix}")
         self.what = what
         self.fix = fix
+
+
+class Findings(EdgeqError):
+    """Several errors that were found before anything was run; the exit code is the lowest of theirs.
+
+    Attributes:
+        findings: the errors, each with what to do.
+    """
+
+    def __init__(self, findings: Sequence[EdgeqError]) -> None:
+        """Make the error of at least two."""
+        told = "; ".join(f"({number}) {one.what}" for number, one in enumerate(findings, 1))
+        fixes = "; ".join(f"({number}) {one.fix}" for number, one in enumerate(findings, 1))
+        super().__init__(f"{len(findings)} errors: {told}", fixes)
+        self.findings = tuple(findings)
+        self.exit_code = min(one.exit_code for one in findings)
+
+
+def raise_findings(findings: Sequence[EdgeqError]) -> None:
+    """Raise the only error, or all of several as `Findings`; do nothing if there are none."""
+    unique = list({(one.what, one.fix): one for one in findings}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise Findings(unique)
 
 
 class UsageError(EdgeqError):

@@ -239,7 +239,7 @@ def install_command(extra: str) -> str:
     """Return the command that installs an extra of edgeq.
 
     It names the checkout or wheel that edgeq itself was installed from, else the packages that the extra brings: edgeq
-    is not published, so its name alone could be anybody's package.
+    is not published, so another project can take its name.
     """
     installed = importlib.metadata.distribution("edgeq")
     origin = json.loads(installed.read_text("direct_url.json") or "{}")

@@ -130,7 +130,6 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     if not missing:
         return results
     emulator = Emulator(job.device, progress)
-    emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
     groups = group_by_artifact(missing)
     artifacts_per_group = 1 if job.reuse_qparams_from is None else 2
     built = Results(finished={}, refused={})
@@ -142,6 +141,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         inputs = prepare(job, progress, schemes=schemes, describe=lambda model: described(model, runtimes.first))
         recorder.on = False  # from here on, only the user's own functions open files of the user
         check_owner(job, inputs.model.name)
+        emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
         # a built-in score of a whole set runs no code of the user's
         metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
         inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))

@@ -182,7 +182,7 @@ def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[Chec
 
 
 def judged_again(row: PackageResult, data: DataFacts, target: TargetProfile, gates: GateOptions) -> PackageResult:
-    """Judge a finished bundle by other limits; its manifest and reports are written anew where a verdict changes.
+    """Judge a finished bundle by other limits; its manifest and reports are written again where a verdict changes.
 
     Args:
         row: its `path` is a copy that may be changed.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 from edgeq.config.options import validated
-from edgeq.core.errors import UsageError, nearest
+from edgeq.core.errors import Findings, UsageError, nearest
 from edgeq.core.profiles import profile_files
+from edgeq.core.schema import explain
 from edgeq.core.schemes import SchemeName
+from edgeq.core.targets import TargetProfile
 
 
 @pytest.mark.parametrize(
@@ -49,3 +52,20 @@ def test_a_key_of_a_table(values: dict[str, object], offered: str) -> None:
     with pytest.raises(UsageError) as caught:
         validated(values, "edgeq.toml")
     assert offered in caught.value.what
+
+
+def test_all_findings_of_a_target_file_are_shown() -> None:
+    text = {
+        "name": "Bad Name", "description": "x", "platform": "androit", "arch": "arm64", "runtime": "executorch",
+        "backend": "xnnpack", "shcemes": ["fp32"], "schemes": ["int8"], "app": {"runtimes": ["1.5"]},
+    }  # fmt: skip
+    with pytest.raises(ValidationError) as caught:
+        TargetProfile.model_validate(text)
+    error = explain(caught.value, "bad.toml", TargetProfile)
+    assert isinstance(error, Findings)
+    assert [one.what.partition(", got")[0] for one in error.findings] == [
+        "bad.toml: name: String should match pattern '^[a-z0-9][a-z0-9_.-]{0,63}$'",
+        "bad.toml: platform: unknown value 'androit'. Did you mean 'android'?",
+        "bad.toml: schemes.0: unknown value 'int8'. Did you mean 'static-int8'?",
+        "bad.toml: unknown key 'shcemes'. Did you mean 'schemes'?",
+    ]

@@ -41,8 +41,9 @@ from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.results.report import DataFacts, Gate, GoldenSet, PackageResult
+from edgeq.core.results.report import CheckReport, DataFacts, Gate, GoldenSet, PackageResult
 from edgeq.core.schema import explain
+from edgeq.core.system import edgeq_version
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,6 +180,12 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
     )
 
 
+def with_gates(manifest: Manifest, checked: CheckReport) -> Manifest:
+    """Return a manifest with the verdicts of other limits; nothing else in it depends on them."""
+    gates = tuple(_gate(gate) for gate in checked.gates)
+    return manifest.model_copy(update={"gates": gates, "accepted": checked.exit_code == ExitCode.OK})
+
+
 def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
     """Return the facts in which a report contradicts the manifest, which the digest covers.
 
@@ -305,4 +312,7 @@ def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
         search=_search(item, data),
         seed=item.seed,
         tools=item.tools,
+        edgeq=edgeq_version(),
+        options=item.options,
+        shipped=item.artifact.reuse.shipped if item.artifact.reuse else None,
     )

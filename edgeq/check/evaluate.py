@@ -5,21 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgeq.check.artifact import equivalence_gates, graph_gates, outputs_gate, parity_gate
+from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate
 from edgeq.check.device import device_gates
-from edgeq.check.fidelity import floor_gates
+from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
 from edgeq.check.gates import GATES, PREPROCESSING, Command, allowed_unmeasured
-from edgeq.check.limits import Measured, accuracy_warnings, instruction_gates, limit_gate
+from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, accuracy_warnings, instruction_gates, limit_gate
 from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.check.runtime import runtime_gate
 from edgeq.check.search import search_gates, training_gates, training_warnings
-from edgeq.check.stores import find_store_limit, store_gate, store_warnings
+from edgeq.check.stores import find_store_limit, store_gate, store_limits, store_warnings
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.measured import VerifyReport
-from edgeq.core.results.report import CheckReport, Gate
+from edgeq.core.results.measured import Timing, VerifyReport
+from edgeq.core.results.report import CheckReport, Gate, PackageResult
 from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile
 
@@ -87,8 +87,20 @@ def check(
         *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32),
         runtime_gate(target, lowered),
     ]
-    # the limits of the project, the shipped model and the stores
-    size_bytes = artifact.size_bytes
+    gates += asked_gates(verified, target, options, size_bytes=artifact.size_bytes, download_bytes=download_bytes)
+    return CheckReport(
+        gates=_allowed(gates, options),
+        warnings=(
+            *_warnings(artifact, inputs, target, scheme),
+            *_asked_warnings(target, scheme, verified, options, has_graph=has_graph),
+        ),
+    )
+
+
+def asked_gates(
+    verified: VerifyReport, target: TargetProfile, options: GateOptions, *, size_bytes: int, download_bytes: int
+) -> list[Gate]:
+    """Return the gates of the project's limits, the shipped model and the stores."""
     measured = Measured(
         size_bytes=size_bytes,
         download_bytes=download_bytes,
@@ -99,19 +111,73 @@ def check(
         target_platform=target.platform,
         threads=target.device.threads,
     )
-    gates += [limit_gate(name, limit, measured) for name, limit in options.limits]
-    gates += instruction_gates(options.shipped, verified)
-    gates += [
-        store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
-        for preset in options.store_limits
+    return [
+        *(limit_gate(name, limit, measured) for name, limit in options.limits),
+        *instruction_gates(options.shipped, verified),
+        *(
+            store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, target)
+            for preset in options.store_limits
+        ),
     ]
-    allowed = [
+
+
+def _allowed(gates: Sequence[Gate], options: GateOptions) -> tuple[Gate, ...]:
+    """Return the gates, those that may stay unmeasured marked as such."""
+    return tuple(
         dataclasses.replace(gate, outcome="allowed")
         if gate.outcome == "unverified" and gate.name in options.allow_unmeasured
         else gate
         for gate in gates
+    )
+
+
+# the artifact's own gates that stand before the floor's, in the order of `check`
+_BEFORE_FLOOR = ("parity", EQUIVALENCE, "outputs", "graph")
+
+
+def check_again(row: PackageResult, target: TargetProfile, options: GateOptions, *, download_bytes: int) -> CheckReport:
+    """Evaluate the gates of a finished row by other limits, from the measurements that it holds.
+
+    The result equals that of `check` with these options: the artifact's own gates do not depend on them, but for the
+    floor's and for what may stay unmeasured.
+
+    Args:
+        row: neither searched nor chosen by limits.
+        target: the profile that it was made for.
+        options: the limits, the store presets and what may stay unmeasured.
+        download_bytes: the size of the bundle's deterministic, deflated ZIP.
+
+    Raises:
+        UsageError: as `validate_options` says.
+    """
+    validate_options(options, (target,))
+    verified = row.verified
+    asked = [gate for gate in row.gates if _is_asked(gate)]
+    own = [
+        dataclasses.replace(gate, outcome="unverified") if gate.outcome == "allowed" else gate
+        for gate in row.gates
+        if not _is_asked(gate) and gate.name not in (FIDELITY, CLASS_DROP)
     ]
-    return CheckReport(gates=tuple(allowed), warnings=_warnings(artifact, inputs, target, scheme, options))
+    place = sum(gate.name in _BEFORE_FLOOR for gate in own)
+    gates = [
+        *own[:place],
+        *floor_gates(verified, options),
+        *own[place:],
+        *asked_gates(verified, target, options, size_bytes=row.size_bytes, download_bytes=download_bytes),
+    ]
+    before = GateOptions(
+        limits=tuple((gate.name, gate.bound) for gate in asked if gate.bound is not None),  # type: ignore[misc]
+        store_limits=tuple(gate.name for gate in asked if gate.name in store_limits()),
+    )
+    has_graph = NO_GRAPH not in row.checked.warnings
+    said = row.checked.warnings
+    rest = len(said) - len(_asked_warnings(target, row.scheme, verified, before, has_graph=has_graph))
+    now = _asked_warnings(target, row.scheme, verified, options, has_graph=has_graph)
+    return CheckReport(gates=_allowed(gates, options), warnings=(*said[:rest], *now))
+
+
+def _is_asked(gate: Gate) -> bool:
+    return gate.bound is not None or gate.name == INSTRUCTIONS_GATE or gate.name in store_limits()
 
 
 def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
@@ -123,6 +189,17 @@ def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
         f"{PREPROCESSING}"
     )
     return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
+
+
+def timing_warnings(timing: Timing | None) -> tuple[str, ...]:
+    """Say that the host was busy while the artifact was timed: the latency is then an upper bound."""
+    if timing is None or not timing.why_unsure:
+        return ()
+    tries = f", the fastest of {timing.tries} tries" if timing.tries > 1 else ""
+    return (
+        f"the latency of {timing.p50_ms:.3g} ms may be too high{tries}: this host was busy while it was measured "
+        f"({timing.why_unsure}); measure again on a calm machine with --no-cache",
+    )
 
 
 def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
@@ -142,27 +219,36 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _warnings(
-    artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme: str, options: GateOptions
-) -> tuple[str, ...]:
-    """Return what fails no gate, and users must know."""
+NO_GRAPH = "lowering parity was not checked: an existing artifact has no converted graph to compare with"
+
+
+def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme: str) -> tuple[str, ...]:
+    """Return what fails no gate, users must know, and no limit changes."""
     lowered, verified, quantized = artifact.lowered, artifact.verified, artifact.quantized
-    has_graph = inputs.model.kind not in ("pte", "ptl")
     said = []
     if inputs.model.weights == "random":
         said.append("the weights are random: install and release will refuse this bundle")
-    if not has_graph:
-        said.append("lowering parity was not checked: an existing artifact has no converted graph to compare with")
+    if inputs.model.kind in ("pte", "ptl"):
+        said.append(NO_GRAPH)
     return (
         *said,
         *quantized.remarks,
         *inputs.remarks,
         *((verified.stand_in,) if verified.stand_in else ()),
-        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
         *_device_warnings(verified),
+        *timing_warnings(verified.timing),
         *training_warnings(quantized.tuning),
         *audit_warnings(
             target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32
         ),
+    )
+
+
+def _asked_warnings(
+    target: TargetProfile, scheme: str, verified: VerifyReport, options: GateOptions, *, has_graph: bool
+) -> tuple[str, ...]:
+    """Return the warnings that depend on what was limited; `check_again` replaces them, so they come last."""
+    return (
+        *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
         *store_warnings(options.store_limits, target),
     )

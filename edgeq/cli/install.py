@@ -73,7 +73,26 @@ def growth_text(growth: Growth) -> str:
 
 def install(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, from `edgeq package`.")],
-    app: Annotated[Path, typer.Option("--app", metavar="FOLDER", help="The root of an Android or iOS project.")],
+    app: Annotated[
+        Path,
+        typer.Option(
+            "--app", metavar="FOLDER", help="The root of an Android or iOS project, or a Gradle module of it."
+        ),
+    ],
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            metavar="NAME",
+            help="Gradle module whose APK packs the model, such as :mobile; default: the only application.",
+        ),
+    ] = None,
+    source_set: Annotated[
+        str,
+        typer.Option(
+            "--source-set", metavar="NAME", help="Source set of that module: main, a flavour or a build type."
+        ),
+    ] = "main",
     aar: Annotated[
         str,
         typer.Option(
@@ -98,13 +117,17 @@ def install(
 
     With --verdict, its measurements are judged by the gates that were unverified at packaging, and the installed
     manifest has their results.
+
+    The application module of an Android project is found in its Gradle files. An app whose own runtime library is older
+    than the bundle needs, or that is built without its ABI, is refused.
     """
+    within = edgeq.deliver.install.Within(module=module, source_set=source_set)
     library = Path(aar) if aar else None
     if verdict is None:
-        result = edgeq.deliver.install.install(bundle, app, aar=library, digest=digest, replace=replace)
+        result = edgeq.deliver.install.install(bundle, app, aar=library, digest=digest, replace=replace, within=within)
     else:
         with edgeq.pipeline.measurement.settled_bundle(bundle, verdict, digest=digest) as settled:
-            result = edgeq.deliver.install.install(settled.folder, app, aar=library, replace=replace)
+            result = edgeq.deliver.install.install(settled.folder, app, aar=library, replace=replace, within=within)
         result = dataclasses.replace(result, notes=(*result.notes, settled.told))
     installed = Installed(app=app, target=None, result=result)
     if as_json:

@@ -51,6 +51,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _HELP = frozenset({"-h", "--help", "--version", "--show-completion"})
 
+_COMPLETION = frozenset({"--show-completion", "--install-completion"})
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -90,6 +92,10 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
                     command.invoke(context)
             except typer.Exit as err:
                 return err.exit_code
+            except SystemExit as err:
+                if not _COMPLETION.intersection(argv):
+                    raise
+                return int(err.code or 0)  # typer ends the process after these two options
             return ExitCode.OK
     except BrokenPipeError as err:
         # whatever does more than print help has said so by itself: in the middle of a run it is no success

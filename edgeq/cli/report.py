@@ -82,6 +82,8 @@ def diff_text(found: Diff) -> str:
         lines += ["", section, *edgeq.report.text.aligned(cells)]
         if len(changes) > _SHOWN:
             lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")
+    if found.cause():
+        lines += ["", edgeq.report.text.printable(found.cause())]
     if not found.changes:
         lines += ["", "the bundles are equal in all compared facts"]
     return "\n".join(lines)

@@ -56,6 +56,8 @@ def show(
     if as_json:
         say_json({"schema_version": 1, "target": values})
     else:
+        if values["runtime"] != "onnx":  # both are of ONNX Runtime alone
+            del values["file_format"], values["app"]["build"]
         say("\n".join(_toml(values)))
 
 

@@ -26,6 +26,7 @@ from edgeq.core.marks import (
     Flag,
     Ge,
     Gt,
+    InProvenance,
     InputFile,
     Le,
     Lt,
@@ -38,10 +39,25 @@ from edgeq.core.marks import (
     PresetFile,
     ProfileFile,
     WeightsFile,
+    options_of,
 )
-from edgeq.core.schemes import AUTO, AUTO_TRIES, AskedScheme, LimitName, ObserverName, SchemeName
+from edgeq.core.schemes import (
+    AUTO,
+    AUTO_TRIES,
+    NEEDS_CALIBRATION,
+    NEEDS_SEARCH,
+    NEEDS_TRAINING,
+    AskedScheme,
+    LimitName,
+    ObserverName,
+    SchemeName,
+)
 
 REJECTED_NAME = "rejected"
+
+_CALIBRATED, _TRAINED, _SEARCHED = (
+    InProvenance(frozenset(schemes)) for schemes in (NEEDS_CALIBRATION, NEEDS_TRAINING, NEEDS_SEARCH)
+)
 
 
 if TYPE_CHECKING:
@@ -75,6 +91,10 @@ PANELS = (
 # ---- the options
 
 _AT_RELEASE = "judged when a bundle is released, not when it is built"
+
+_JUDGED_AGAIN = (
+    "kept measurements are judged again; schemes that are chosen or searched by limits have them in their keys"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +154,7 @@ class DataConfig:
         int,
         Ge(1),
         Flag("--num-calibration-samples", "N"),
+        _CALIBRATED,
         MORE_DATA,
         Doc("Samples to calibrate on."),
     ] = 128
@@ -141,6 +162,7 @@ class DataConfig:
         int,
         Ge(16),
         Flag("--num-search-samples", "N"),
+        _SEARCHED,
         MORE_SCHEMES,
         Doc("Maximum number of search samples."),
     ] = 512
@@ -156,6 +178,7 @@ class DataConfig:
     skip_bad_images: Annotated[
         bool,
         Flag("--skip-bad-images/--no-skip-bad-images"),
+        InProvenance(),
         MORE_DATA,
         Doc("Skip images that cannot be decoded."),
     ] = False
@@ -182,18 +205,28 @@ class QatConfig:
             default="distillation from the fp32 model",
         ),
     ] = None
-    epochs: Annotated[int, Ge(1), Flag("--qat-epochs", "N"), MORE_SCHEMES, Doc("Training epochs of qat-int8.")] = 8
+    epochs: Annotated[
+        int, Ge(1), Flag("--qat-epochs", "N"), _TRAINED, MORE_SCHEMES, Doc("Training epochs of qat-int8.")
+    ] = 8
     lr: Annotated[
         float,
         Gt(0),
         Le(10),  # above 1 nothing is left of the weights
         Flag("--qat-lr", "X"),
+        _TRAINED,
         MORE_SCHEMES,
         Doc("Learning rate of qat-int8, relative to the size of each tensor's values."),
     ] = 2e-3
-    batch: Annotated[int, Ge(1), Flag("--qat-batch", "N"), MORE_SCHEMES, Doc("Training batch size of qat-int8.")] = 32
+    batch: Annotated[
+        int, Ge(1), Flag("--qat-batch", "N"), _TRAINED, MORE_SCHEMES, Doc("Training batch size of qat-int8.")
+    ] = 32
     samples: Annotated[
-        int, Ge(2), Flag("--qat-samples", "N"), MORE_SCHEMES, Doc("Maximum number of training samples of qat-int8.")
+        int,
+        Ge(2),
+        Flag("--qat-samples", "N"),
+        _TRAINED,
+        MORE_SCHEMES,
+        Doc("Maximum number of training samples of qat-int8."),
     ] = 2048
 
 
@@ -333,12 +366,14 @@ class RunConfig:
     ignore_extra_weights: Annotated[
         bool,
         Flag("--ignore-extra-weights/--no-ignore-extra-weights"),
+        InProvenance(),
         MORE_MODEL,
         Doc("Leave out weights of --weights that the model does not have, and list them."),
     ] = False
     inputs: Annotated[
         tuple[str, ...],
         Flag("--input", "SPEC"),
+        InProvenance(),
         MODEL,
         Doc(
             "Shape of one input, 1x3x224x224 or tokens=int64:1x128:0..30521; repeatable, in order.",
@@ -348,12 +383,14 @@ class RunConfig:
     input_dtype: Annotated[
         InputDtype | None,
         Flag("--input-dtype", "uint8"),
+        InProvenance(),
         MORE_MODEL,
         Doc("The artifact takes uint8 pixels and applies the normalization of --preprocess itself."),
     ] = None
     dynamic_batch: Annotated[
         bool,
         Flag("--dynamic-batch/--fixed-batch"),
+        InProvenance(),
         MORE_MODEL,
         Doc("The artifact accepts any batch size; ONNX targets only."),
     ] = False
@@ -367,6 +404,7 @@ class RunConfig:
     keep_fp32: Annotated[
         tuple[str, ...],
         Flag("--keep-fp32", "NAME"),
+        InProvenance(),
         MORE_SCHEMES,
         Doc("Name or type of a module to keep in float; repeatable."),
     ] = ()
@@ -460,6 +498,7 @@ class PackageConfig(RunConfig):
         Limits,
         Flag("--limit", "NAME=VALUE"),
         LIMITS,
+        NotInKey(_JUDGED_AGAIN),
         Doc(
             "Limit that a gate enforces: size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, "
             "latency=40ms, peak_memory=120MB, load=300ms; repeatable."
@@ -469,6 +508,7 @@ class PackageConfig(RunConfig):
         str,
         Flag("--limit-on", "HOW"),
         MORE_LIMITS,
+        NotInKey(_JUDGED_AGAIN),
         Doc(
             "How limits are judged. Accuracy: interval (upper end of the 95% interval) or point. Add predicted to "
             "judge latency by the prediction for --device. Comma-separated."
@@ -485,6 +525,7 @@ class PackageConfig(RunConfig):
         tuple[str, ...],
         Flag("--allow-unmeasured", "GATE"),
         MORE_LIMITS,
+        NotInKey(_JUDGED_AGAIN),
         Doc("Gate that may stay unmeasured; repeatable."),
     ] = ()
     shipped: Annotated[
@@ -498,12 +539,14 @@ class PackageConfig(RunConfig):
         tuple[str, ...],
         Flag("--store-limit", "NAME"),
         MORE_LIMITS,
+        NotInKey(_JUDGED_AGAIN),
         Doc("Limit of an app store, such as play-base-module; repeatable. Needs --app-size."),
     ] = ()
     app_size: Annotated[
         str | None,
         Flag("--app-size", "SIZE"),
         MORE_LIMITS,
+        NotInKey(_JUDGED_AGAIN),
         Doc("Size of the app without the model, for --store-limit."),
     ] = None
     app: AppConfig = AppConfig()
@@ -527,11 +570,11 @@ class GateOptions:
         device: the device of that prediction, a name or a .toml file.
     """
 
-    limits: tuple[tuple[LimitName, float], ...] = ()
-    limit_on: Literal["interval", "point"] = "interval"
-    allow_unmeasured: tuple[str, ...] = ()
-    store_limits: tuple[str, ...] = ()
-    app_size_bytes: int | None = None
+    limits: Annotated[tuple[tuple[LimitName, float], ...], NotInKey(_JUDGED_AGAIN)] = ()
+    limit_on: Annotated[Literal["interval", "point"], NotInKey(_JUDGED_AGAIN)] = "interval"
+    allow_unmeasured: Annotated[tuple[str, ...], NotInKey(_JUDGED_AGAIN)] = ()
+    store_limits: Annotated[tuple[str, ...], NotInKey(_JUDGED_AGAIN)] = ()
+    app_size_bytes: Annotated[int | None, NotInKey(_JUDGED_AGAIN)] = None
     shipped: Annotated[Path | None, BundleFolder()] = None
     latency_on: Literal["measured", "predicted"] = "measured"
     device: Annotated[str | None, ProfileFile("device")] = None
@@ -551,7 +594,7 @@ class Job(RunConfig):
     source: Annotated[str, ModelFile()]
     targets: Annotated[tuple[TargetProfile, ...], NotInKey("a target's profile is in the keys of its own results")]
     schemes: Annotated[tuple[AskedScheme, ...], NotInKey("a scheme is in the keys of its own results")] = ()
-    observer: ObserverName = "histogram"
+    observer: Annotated[ObserverName, _CALIBRATED] = "histogram"
     gates: GateOptions = GateOptions()
 
     def schemes_of(self, target: TargetProfile) -> tuple[AskedScheme, ...]:
@@ -563,6 +606,22 @@ class Job(RunConfig):
         asked = self.schemes_of(target)
         tries = AUTO_TRIES if AUTO in asked else ()
         return frozenset((*(scheme for scheme in asked if scheme != AUTO), *(s for s in tries if s in target.schemes)))
+
+
+def provenance_options(job: Job, scheme: str) -> dict[str, str]:
+    """Return the options that can change a scheme's artifact, by key, as text; those at their default too.
+
+    Data, weights and the source are not among them: the provenance has their hashes. The limits of a search are.
+    """
+    found = {}
+    for option in options_of(Job):
+        mark = option.in_provenance
+        if mark is not None and (mark.schemes is None or scheme in mark.schemes):
+            value = option.value_in(job)
+            found[option.key] = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if scheme in NEEDS_SEARCH:
+        found |= {f"limit.{name}": f"{value:g}" for name, value in job.gates.limits}
+    return found
 
 
 # ---- progress

@@ -7,7 +7,7 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -48,6 +48,31 @@ class EdgeqError(Exception):
         self.fix = fix
 
 
+class Findings(EdgeqError):
+    """Several errors that were found before anything was run; the exit code is the lowest of theirs.
+
+    Attributes:
+        findings: the errors, each with what to do.
+    """
+
+    def __init__(self, findings: Sequence[EdgeqError]) -> None:
+        """Make the error of at least two."""
+        told = "; ".join(f"({number}) {one.what}" for number, one in enumerate(findings, 1))
+        fixes = "; ".join(f"({number}) {one.fix}" for number, one in enumerate(findings, 1))
+        super().__init__(f"{len(findings)} errors: {told}", fixes)
+        self.findings = tuple(findings)
+        self.exit_code = min(one.exit_code for one in findings)
+
+
+def raise_findings(findings: Sequence[EdgeqError]) -> None:
+    """Raise the only error, or all of several as `Findings`; do nothing if there are none."""
+    unique = list({(one.what, one.fix): one for one in findings}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise Findings(unique)
+
+
 class UsageError(EdgeqError):
     """An option, file or data set from the user is not usable (exit code 2)."""
 
@@ -84,9 +109,35 @@ class EnvironmentProblem(EdgeqError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+# what people call a scheme
+_MEANT = {
+    "int8": "static-int8",
+    "8bit": "static-int8",
+    "ptq": "static-int8",
+    "qat": "qat-int8",
+    "half": "fp16",
+    "float16": "fp16",
+    "float": "fp32",
+    "float32": "fp32",
+}
+
+_MOST_OFFERED = 6
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" if none is near."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """Return " Did you mean 'x'?" for what was probably meant by `name`, or "" if nothing is near.
+
+    A part of a name stands for all names that have it (`android` for the targets on Android, `metric` for
+    `data.metric`), a usual word for its scheme; else the name with the most similar letters is offered.
+    """
+    known = list(known)
+    if (meant := _MEANT.get(name.lower())) in known:
+        return f" Did you mean '{meant}'?"
+    parts = [one for one in known if name.lower() in re.split(r"[-._:@/]", one.lower()) or one.startswith(f"{name}-")]
+    if len(parts) > 1:
+        rest = f" and {len(parts) - _MOST_OFFERED} more" if len(parts) > _MOST_OFFERED else ""
+        return f" Did you mean one of {', '.join(map(repr, parts[:_MOST_OFFERED]))}{rest}?"
+    match = parts or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 

@@ -264,6 +264,19 @@ class Provenance(Strict):
     search: SearchFacts | None = Field(default=None, description="null where nothing was searched")
     seed: Count
     tools: dict[str, str] = Field(description="version of each tool")
+    edgeq: str | None = Field(
+        default=None, exclude_if=lambda version: version is None, description="version of edgeq; absent in older ones"
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        exclude_if=lambda options: not options,
+        description="options that can change the artifact, by their keys in edgeq.toml; absent in older ones",
+    )
+    shipped: Sha256 | None = Field(
+        default=None,
+        exclude_if=lambda digest: digest is None,
+        description="digest of the bundle whose scales and zero points were reused; absent where none was",
+    )
 
 
 SCHEMA_VERSION: Final = 1

@@ -115,6 +115,17 @@ class NotInKey:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class InProvenance:
+    """The manifest's provenance records the value, since it can change the artifact.
+
+    Attributes:
+        schemes: those whose artifacts it can change; None for all.
+    """
+
+    schemes: frozenset[str] | None = None
+
+
 class PathMark:
     """The value is a path, or may be one; the base of all marks of paths.
 
@@ -341,6 +352,11 @@ class Option:
     def not_in_key(self) -> NotInKey | None:
         """Why it is left out of the cache key; None for one that is part of it."""
         return self._mark(NotInKey)
+
+    @property
+    def in_provenance(self) -> InProvenance | None:
+        """Which artifacts it can change; None for an option that changes none, or whose hash the provenance has."""
+        return self._mark(InProvenance)
 
     def value_in(self, table: Any) -> Any:
         """Return the option's value in an instance of the table that it was read from."""

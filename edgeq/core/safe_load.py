@@ -26,6 +26,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -427,6 +428,34 @@ def whole_module(path: Path, keys: Sequence[str], kind: str) -> UsageError:
         f"torch.save(module.state_dict(), {target!r})",
     )
     return UsageError(what, f"where {kind} can be imported, run `{lines[0]}` and `{lines[1]}`; give --weights {target}")
+
+
+_TORCH_GLOBALS = ("collections", "torch._utils", "torch", "torch.storage", "torch.serialization", "builtins")
+
+
+def pickled_module(path: Path) -> str:
+    """Return the class of the module that torch.save pickled into a file as a whole; "" for weights, or any other file.
+
+    The pickle's names are listed, and nothing of it is loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            words: list[str] = []
+            names: list[str] = []
+            for code, argument, _ in pickletools.genops(archive.read(name)):
+                if code.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":
+                    names.append(".".join(words[-2:]))
+                elif isinstance(argument, str):
+                    words.append(argument)
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, RuntimeError):
+        return ""
+    if not any(one.startswith("torch.nn.modules.") for one in names):
+        return ""
+    own = [one for one in names if one.rpartition(".")[0] not in _TORCH_GLOBALS]
+    return own[0]
 
 
 def _stand_in(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgeq.core.errors import IntegrityError, UnsupportedError, UsageError, nearest
+from edgeq.core.errors import EdgeqError, Findings, IntegrityError, UnsupportedError, UsageError, nearest
 from edgeq.core.files import canonical_json
 
 _MOST_SHOWN = 200  # characters of a value
@@ -53,8 +53,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {err}", "fix the line that the message names") from err
 
 
-def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place: str | None = None) -> UsageError:
-    """Turn pydantic's first finding into one line that names the file, the key and the nearest known key or value.
+def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place: str | None = None) -> EdgeqError:
+    """Turn each of pydantic's findings into a line that names the file, the key and the nearest known key or value.
 
     Args:
         err: what pydantic found.
@@ -62,12 +62,32 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
         model: what the file was validated against.
         place: what to name in place of the file and the key.
     """
-    first = err.errors(include_url=False)[0]
+    found = [_explained(one, origin, model, place if n == 0 else None) for n, one in enumerate(_findings(err))]
+    return found[0] if len(found) == 1 else Findings(found)
+
+
+def _findings(err: ValidationError) -> list[Any]:
+    """Return a finding for each place: of a union, pydantic has one for each of its types.
+
+    What holds a finding is left out: a list without its wrong entries is then too short.
+    """
+    found = list({one["loc"][:2]: one for one in reversed(err.errors(include_url=False))}.values())[::-1]
+    places = [one["loc"] for one in found]
+    return [
+        one
+        for one in found
+        if not any(len(at) > len(one["loc"]) and at[: len(one["loc"])] == one["loc"] for at in places)
+    ]
+
+
+def _explained(first: Any, origin: str, model: type[BaseModel], place: str | None) -> UsageError:
     key = ".".join(str(part) for part in first["loc"]) or "(the file as a whole)"
     place = place or f"{origin}: {key}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
-        hint = nearest(str(first["loc"][-1]), known)
+        # a key that lies in a table is offered by its whole name
+        within = (f"{table}.{key}" for table in known for key in _known_keys(model, (*first["loc"][:-1], table)))
+        hint = nearest(str(first["loc"][-1]), (*known, *within))
         return UsageError(f"{origin}: unknown key {key!r}.{hint}", f"known keys: {', '.join(known)}")
     if first["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])

@@ -9,11 +9,14 @@ import gc
 import importlib.metadata
 import importlib.util
 import io
+import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
+import urllib.parse
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,6 +47,11 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
+def edgeq_version() -> str:
+    """Return the version of edgeq itself."""
+    return importlib.metadata.version("edgeq")
+
+
 @functools.cache
 def edgeq_digest() -> str:
     """Hash edgeq itself, so that a changed edgeq never answers with an old one's result."""
@@ -70,6 +78,14 @@ def host_arch() -> str:
     """Return this machine's architecture in the words of target profiles."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def host_load() -> float | None:
+    """Return how many processes wanted a processor over the last minute, on average per core; None if not known."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (OSError, AttributeError):
+        return None
 
 
 def processor_name() -> str:
@@ -216,4 +232,21 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
     """Return the error for an extra that is not installed."""
     noun = f"a {runtime}: model" if runtime in ("hf", "timm") else f"the {runtime} runtime"
-    return EnvironmentProblem(f"{noun} needs {modules}, which is not installed", f"pip install 'edgeq[{extra}]'")
+    return EnvironmentProblem(f"{noun} needs {modules}, which is not installed", install_command(extra))
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of edgeq.
+
+    It names the checkout or wheel that edgeq itself was installed from, else the packages that the extra brings: edgeq
+    is not published, so another project can take its name.
+    """
+    installed = importlib.metadata.distribution("edgeq")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(origin.get("url", "")).path))
+    if origin.get("url", "").startswith("file:") and path.exists():
+        editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}'{path}[{extra}]'"
+    wanted = [text.partition(";") for text in installed.requires or ()]
+    names = [name.strip() for name, _, marker in wanted if re.search(rf"extra == ['\"]{re.escape(extra)}['\"]", marker)]
+    return f"pip install {' '.join(repr(name) for name in names)}"

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.core.errors import UsageError
+from edgeq.deliver.gradle import LIBRARIES, GradleModule
 
 # the manifest's words for an instruction set, in Android's
-_ABIS = {"arm64": "arm64-v8a", "x86_64": "x86_64"}
+ABIS = {"arm64": "arm64-v8a", "x86_64": "x86_64"}
 
-# Maven's group and name
-_LIBRARIES = {
-    "executorch": ("org.pytorch", "executorch-android"),
-    "torchscript": ("org.pytorch", "pytorch_android_lite"),
-    "onnx": ("com.microsoft.onnxruntime", "onnxruntime-android"),
-}
+# part of the name of each runtime's native library
+_NATIVE = {"executorch": "executorch", "torchscript": "pytorch_jni", "onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +52,17 @@ def growth_by_abi(arch: str, runtime: str, bundle_bytes: int, aar: Path | None) 
         aar: the library as a file; None to look for it.
 
     Raises:
-        UsageError: `aar` is not an AAR, or has no library for this ABI.
+        UsageError: `aar` is not an AAR, or has no library for this ABI, or is another runtime's.
     """
-    abi = _ABIS[arch]
+    abi = ABIS[arch]
     found = aar or _newest(runtime)
     if found is None:
         return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=None, library_bytes=None, compressed_bytes=None),)
-    raw, packed = _library_bytes(found, abi)
+    raw, packed = _library_bytes(found, abi, runtime)
     return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=found.name, library_bytes=raw, compressed_bytes=packed),)
 
 
-def _library_bytes(aar: Path, abi: str) -> tuple[int, int]:
+def _library_bytes(aar: Path, abi: str, runtime: str) -> tuple[int, int]:
     try:
         with zipfile.ZipFile(aar) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.startswith(f"jni/{abi}/")]
@@ -74,12 +71,16 @@ def _library_bytes(aar: Path, abi: str) -> tuple[int, int]:
     libraries = [entry for entry in entries if entry.filename.endswith(".so")]
     if not libraries:
         raise UsageError(f"{aar} has no native library for {abi}", "give the AAR of the bundle's runtime")
+    if not any(_NATIVE[runtime] in entry.filename for entry in libraries):
+        names = ", ".join(sorted(Path(entry.filename).name for entry in libraries)[:3])
+        what = f"{aar} is not the library of {runtime}, which the bundle needs: it has {names}"
+        raise UsageError(what, f"give the AAR of {LIBRARIES[runtime][0]}")
     return sum(entry.file_size for entry in libraries), sum(entry.compress_size for entry in libraries)
 
 
 def _newest(runtime: str) -> Path | None:
     """Return the newest AAR of a runtime that a build on this machine has fetched."""
-    found = list(_cached(*_LIBRARIES[runtime]))
+    found = list(_cached(*LIBRARIES[runtime][0].split(":")))
     return max(found, key=_version) if found else None
 
 
@@ -97,30 +98,24 @@ def _version(path: Path) -> tuple[int, ...]:
 # --- What an Android project's build does to the model files that are put into its assets.
 
 
-_BUILD_FILES = ("app/build.gradle.kts", "app/build.gradle")
-
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-
 _NO_COMPRESS = re.compile(r"noCompress\w*[\s+=(]*((?:listOf\(|setOf\()?(?:\s*[\"'][^\"']*[\"']\s*,?)+)")
 
 
-def no_compress_note(app: Path, artifact: str) -> str | None:
+def no_compress_note(module: GradleModule, artifact: str) -> str | None:
     """Return the line to add to the build file, or None where it already keeps the artifact uncompressed.
 
     The store would deflate a compressed asset again, which makes it larger, and the app could not map it into memory.
 
     Args:
-        app: the project's root.
+        module: whose APK packs the artifact.
         artifact: the artifact's file name.
     """
     suffix = artifact.rpartition(".")[2]
-    build = next((app / name for name in _BUILD_FILES if (app / name).is_file()), None)
-    if build is None:
+    if module.build is None:
         return None
-    text = _COMMENT.sub("", build.read_text(encoding="utf-8", errors="replace"))
-    lists = [match[1] for match in _NO_COMPRESS.finditer(text)]
+    lists = [match[1] for match in _NO_COMPRESS.finditer(module.text)]
     kept = {name.lstrip(".") for names in lists for name in re.findall(r"[\"']([^\"']*)[\"']", names)}
     if suffix in kept or "" in kept:
         return None
     line = f'androidResources {{ noCompress += "{suffix}" }}'
-    return f"{build.relative_to(app)} compresses .{suffix} files; add to its android block: {line}"
+    return f"{module.build.relative_to(module.root)} compresses .{suffix} files; add to its android block: {line}"

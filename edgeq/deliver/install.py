@@ -12,19 +12,26 @@ from edgeq.bundle.reader import open_regular, read_bundle, read_manifest
 from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
 from edgeq.core.files import disk_errors, lock_dir, recover_dir, refuse_links, remove_dir, staged_dir
 from edgeq.core.manifest import MANIFEST_NAME, REPORT_NAMES, Bundle, Manifest, contract_change
-from edgeq.deliver.android import Growth, growth_by_abi, no_compress_note
-from edgeq.deliver.ios import check_swift, write_swift
+from edgeq.core.targets import TargetProfile
+from edgeq.deliver.android import ABIS, Growth, growth_by_abi, no_compress_note
+from edgeq.deliver.gradle import (
+    BUILD,
+    MAIN,
+    SETTINGS,
+    assets_folder,
+    check_abi,
+    check_runtime,
+    find_module,
+    is_gradle_project,
+)
+from edgeq.deliver.ios import check_swift, check_xcode, package_note, project_folder, write_swift
 
-# what stands in the root of a project of each platform
-_MARKERS = {
-    "android": ("settings.gradle", "settings.gradle.kts", "build.gradle", "build.gradle.kts", "app/src/main"),
-    "ios": ("*.xcodeproj", "*.xcworkspace", "Package.swift"),
-}
+_XCODE = ("*.xcodeproj", "*.xcworkspace", "Package.swift")
 
-# the same in words, for messages
-PROJECT_FILES = "; ".join(f"{platform}: {', '.join(markers)}" for platform, markers in _MARKERS.items())
+# what stands in the root of a project of each platform, in words
+PROJECT_FILES = f"android: {', '.join((*SETTINGS, *BUILD))}; ios: {', '.join(_XCODE)}"
 
-_MODELS = {"android": Path("app/src/main/assets/models"), "ios": Path("Models")}
+_PLATFORMS = ("android", "ios")
 
 _WAIT_S = 30.0
 
@@ -56,8 +63,27 @@ class InstallResult:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Within:
+    """Where in an Android project a bundle goes.
+
+    Attributes:
+        module: Gradle's name of the module whose APK packs it, `:mobile`, or its folder; None for the only application.
+        source_set: `main`, a flavour, a build type or a variant.
+    """
+
+    module: str | None = None
+    source_set: str = MAIN
+
+
 def install(
-    bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+    bundle_folder: Path,
+    app: Path,
+    *,
+    aar: Path | None = None,
+    digest: str | None = None,
+    replace: bool = False,
+    within: Within = Within(),
 ) -> InstallResult:
     """Install a bundle into an Android or iOS project, in place of an older one of the same model and target.
 
@@ -65,38 +91,63 @@ def install(
 
     Args:
         bundle_folder: what `edgeq package` wrote.
-        app: the project's root folder.
+        app: the project's root folder, the folder of one of its Gradle modules, or its .xcodeproj.
         aar: the runtime's Android library, to compute the app's growth; None to search the builds' caches.
         digest: the expected digest of the bundle; None to accept any.
         replace: whether it may replace a model with different inputs, outputs or labels.
+        within: the module and the source set of an Android project.
 
     Raises:
-        UsageError: there is no bundle, AAR or project for the bundle's platform, or another model or other files are in
-            the way.
+        UsageError: there is no bundle, AAR or project for the bundle's platform, no module of the project packs it into
+            an app, or another model or other files are in the way.
         VerificationError: a gate failed, or the weights are random.
         IntegrityError: the bundle's files or digest differ from the expected ones.
-        UnsupportedError: a newer edgeq wrote the bundle.
+        UnsupportedError: a newer edgeq wrote the bundle, or the app has an older runtime or another ABI than it needs.
         EnvironmentProblem: the disk is full or not writable, or another install holds the lock.
     """
     bundle = read_bundle(bundle_folder, digest=digest)
     check_releasable(bundle)
-    models = app / _models_folder(bundle.manifest, app)
-    growth = _growth(bundle, aar)
-    placed = _placed(bundle, models, app=app, replace=replace)
-    is_android = bundle.manifest.target.platform == "android"
-    note = no_compress_note(app, bundle.artifact.name) if is_android else None
-    return dataclasses.replace(placed, growth=growth, notes=(note,) if note else ())
+    target, runtime = bundle.manifest.target, bundle.manifest.runtime
+    _check_platform(target.name, target.platform, app)
+    if target.platform == "ios":
+        root = project_folder(app)
+        if within != Within():
+            raise UsageError("--module and --source-set are for Android projects", "omit them")
+        check_xcode(root, runtime.name, runtime.oldest_in_field)
+        placed = _placed(bundle, root / "Models", app=root, replace=replace)
+        note = package_note(root, root / "Models")
+        return dataclasses.replace(placed, notes=(note,) if note else ())
+
+    module = find_module(app, within.module)
+    # as the user named it: a project may be reached through a link
+    named = app if module.root == app.resolve() else module.root
+    models = named / assets_folder(module, within.source_set).relative_to(module.root) / "models"
+    is_mobile = runtime.build == "mobile"
+    check_abi(module, ABIS[target.arch])
+    unknown = check_runtime(module, runtime.name, runtime.oldest_in_field, is_mobile=is_mobile)
+    growth = growth_by_abi(target.arch, runtime.name, _size_bytes(bundle), aar)
+    placed = _placed(bundle, models, app=named, replace=replace)
+    notes = (unknown, no_compress_note(module, bundle.artifact.name))
+    return dataclasses.replace(placed, growth=growth, notes=tuple(note for note in notes if note))
+
+
+def check_app(app: Path, target: TargetProfile) -> None:
+    """Refuse, before anything is built, an app that a target's bundles cannot be installed into.
+
+    Raises:
+        UsageError, UnsupportedError: as `install` does.
+    """
+    _check_platform(target.name, target.platform, app)
+    if target.platform == "ios":
+        check_xcode(project_folder(app), target.runtime, target.app.oldest)
+        return
+    module = find_module(app)
+    check_abi(module, ABIS[target.arch])
+    check_runtime(module, target.runtime, target.app.oldest, is_mobile=target.app.build == "mobile")
 
 
 def _size_bytes(bundle: Bundle) -> int:
     return sum(entry.size_bytes for entry in bundle.manifest.files) + (bundle.folder / MANIFEST_NAME).stat().st_size
-
-
-def _growth(bundle: Bundle, aar: Path | None) -> tuple[Growth, ...]:
-    target = bundle.manifest.target
-    if target.platform != "android":
-        return ()
-    return growth_by_abi(target.arch, bundle.manifest.runtime.name, _size_bytes(bundle), aar)
 
 
 def _placed(bundle: Bundle, models: Path, *, app: Path, replace: bool) -> InstallResult:
@@ -127,7 +178,8 @@ def _placed(bundle: Bundle, models: Path, *, app: Path, replace: bool) -> Instal
 
 def project_platforms(app: Path) -> tuple[str, ...]:
     """Return the platforms of an app's project; empty where the folder is not a project."""
-    return tuple(name for name, markers in _MARKERS.items() if any(next(app.glob(marker), None) for marker in markers))
+    is_xcode = any(next(project_folder(app).glob(marker), None) for marker in _XCODE)
+    return tuple(name for name, found in zip(_PLATFORMS, (is_gradle_project(app), is_xcode), strict=True) if found)
 
 
 def check_releasable(bundle: Bundle) -> None:
@@ -149,21 +201,20 @@ def check_releasable(bundle: Bundle) -> None:
         raise VerificationError(what, "package it again with --weights")
 
 
-def _models_folder(manifest: Manifest, app: Path) -> Path:
-    platform = manifest.target.platform
-    if platform not in _MODELS:
-        what = (
-            f"target {manifest.target.name} runs on {platform}, but edgeq installs into apps for "
-            f"{' and '.join(_MODELS)} only"
-        )
+def _check_platform(target: str, platform: str, app: Path) -> None:
+    """Refuse a folder that is not a project for a target's platform."""
+    if platform not in _PLATFORMS:
+        what = f"target {target} runs on {platform}, but edgeq installs into apps for {' and '.join(_PLATFORMS)} only"
         raise UsageError(what, "copy the bundle's folder to the host")
     found = project_platforms(app)
     if platform in found:
-        return _MODELS[platform]
+        return
     if found:
-        what = f"{app} is a project for {found[0]}, but the bundle is for {platform} ({manifest.target.name})"
+        what = f"{app} is a project for {found[0]}, but the bundle is for {platform} ({target})"
         raise UsageError(what, f"install a bundle for a target on {found[0]}")
-    raise UsageError(f"{app} is not an app project; looked for {PROJECT_FILES}", "give the project's root folder")
+    below = [path for path in sorted(app.glob("*")) if path.is_dir() and platform in project_platforms(path)]
+    fix = f"give {below[0]}" if below else "give the project's root folder"
+    raise UsageError(f"{app} is not an app project; looked for {PROJECT_FILES}", fix)
 
 
 def _check_place(place: Path) -> None:

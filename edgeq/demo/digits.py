@@ -15,6 +15,7 @@ from torch import nn
 
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.preprocess import Preprocess
+from edgeq.core.system import install_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,7 @@ def images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as err:
         what = f"the digits data come with scikit-learn, which cannot be imported: {err}"
-        raise EnvironmentProblem(what, "pip install 'edgeq[digits]'") from err
+        raise EnvironmentProblem(what, install_command("digits")) from err
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return pixels[..., np.newaxis], digits.target.astype(np.int64)

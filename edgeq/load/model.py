@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -33,7 +34,7 @@ from edgeq.load.inputs import parse_input, random_inputs
 from edgeq.load.onnx import load_onnx
 from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs, with_bounds
 from edgeq.load.user_code import UserFunction, load_function
-from edgeq.load.weights import load_weights
+from edgeq.load.weights import class_count, load_weights
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 
@@ -87,10 +88,10 @@ def load_model(
     elif suffix in SOURCE_SUFFIXES:
         return _load_file(Path(source), weights=weights, inputs=inputs, name=name, trusted=trusted)
     elif source.startswith("torchvision:"):
-        found = _torchvision(source.removeprefix("torchvision:"), weights, seed)
+        found = _with_classes(_torchvision, source.removeprefix("torchvision:"), weights, seed, trusted=trusted)
         inputs = inputs or (_IMAGE_INPUT,)
     elif source.startswith(TIMM):
-        found = _timm(source.removeprefix(TIMM), weights, seed)
+        found = _with_classes(_timm, source.removeprefix(TIMM), weights, seed, trusted=trusted)
     elif source.startswith(HUGGING_FACE):
         found = _hugging_face(Path(source.removeprefix(HUGGING_FACE)), trusted=trusted)
     else:
@@ -119,6 +120,21 @@ def load_model(
         preprocess=found.preprocess,
         output_names=output_names,
     )
+
+
+def _with_classes(
+    build: Callable[..., _Source], name: str, weights: str | None, seed: int, *, trusted: bool
+) -> _Source:
+    """Return a published architecture, with as many classes as the checkpoint of a fine-tuned one has."""
+    found = build(name, weights, seed)
+    if weights is None or found.weights != "own":
+        return found
+    count = class_count(found.module, weights, trusted=trusted)
+    if count is None:
+        return found
+    remark = f"{name} is built with {count} classes, as the weights have"
+    built = build(name, weights, seed, num_classes=count)
+    return dataclasses.replace(built, remarks=(*built.remarks, remark))
 
 
 def _call(source: str, inputs: Sequence[str], examples: Any, module: Any) -> Call:
@@ -170,7 +186,7 @@ def _load_file(
     )
 
 
-def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
+def _torchvision(name: str, weights: str | None, seed: int, *, num_classes: int | None = None) -> _Source:
     import torch
     import torchvision
 
@@ -187,6 +203,8 @@ def _torchvision(name: str, weights: str | None, seed: int) -> _Source:
         options["weights_backbone"] = None
     if comes_quantized:
         options["quantize"] = True
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     with torch.random.fork_rng(devices=[]), _engine_restored():
         torch.manual_seed(seed)
         try:
@@ -229,7 +247,7 @@ def _weights_entry(model: str, weights: str) -> str:
     return entry
 
 
-def _timm(name: str, weights: str | None, seed: int) -> _Source:
+def _timm(name: str, weights: str | None, seed: int, *, num_classes: int | None = None) -> _Source:
     """Return an architecture of timm with the preprocessing that its configuration states."""
     import timm
     import torch
@@ -245,7 +263,8 @@ def _timm(name: str, weights: str | None, seed: int) -> _Source:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            module = timm.create_model(name if named or tag else architecture, pretrained=named)
+            own = {} if num_classes is None else {"num_classes": num_classes}
+            module = timm.create_model(name if named or tag else architecture, pretrained=named, **own)
         except Exception as err:  # its hub raises many types
             if not named:
                 raise UsageError(f"timm cannot make {name}: {first_line(err)}", "check the name") from err

@@ -122,6 +122,39 @@ def load_weights(module: Any, text: str, *, trusted: bool = False, ignore_extra:
     return remarks
 
 
+def class_count(module: Any, text: str, *, trusted: bool = False) -> int | None:
+    """Return the number of classes that a checkpoint has, where that alone sets it apart from a module; else None.
+
+    A fine-tuned model differs from the published one in the first axis of its head's tensors, and in no name.
+
+    Args:
+        module: as it is built for the published number of classes.
+        text: `FILE` or `FILE#KEY`, as in `load_weights`.
+        trusted: whether pickled objects in the file may run.
+    """
+    path, key = weights_file(text)
+    own = module.state_dict()
+    tied = _tied(own)
+    readings = [
+        one for place, found in _dicts(_read(path, trusted=trusted)) for one in _readings(place, found, own, tied)
+    ]
+    named = [one for one in readings if key is None or _is_under(one.name, key)]
+    if not named or any(one.is_complete for one in named):
+        return None
+    likeliest = min(named, key=lambda one: (len(one.missing), -one.found, len(one.extra)))
+    shapes = [
+        (tuple(value.shape), tuple(own[name].shape))
+        for name, value in likeliest.values.items()
+        if hasattr(value, "shape") and hasattr(own[name], "shape") and value.shape != own[name].shape
+    ]
+    counts = {theirs[:1] for theirs, _ in shapes}
+    published = {ours[:1] for _, ours in shapes}
+    is_head = all(theirs and len(theirs) == len(ours) and theirs[1:] == ours[1:] for theirs, ours in shapes)
+    if likeliest.missing or not is_head or len(counts) != 1 or len(published) != 1:
+        return None
+    return int(next(iter(counts))[0])
+
+
 # --- Read a file so that nothing in it runs.
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
-from edgeq.core.config import Job
+from edgeq.core.config import GateOptions, Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
     cache_folder,
@@ -39,10 +39,12 @@ from edgeq.core.files import (
 from edgeq.core.manifest import REPORT_NAMES
 from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, PackageResult, with_warning
+from edgeq.core.schemes import AUTO, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
 from edgeq.core.targets import TargetProfile
-from edgeq.pipeline.plan import BuildUnit, Finished, Run
+from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
+from edgeq.pipeline.publish import judged_again
 from edgeq.pipeline.tracking import current_state, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import wants_emulation
@@ -54,21 +56,35 @@ def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: s
     return BuildUnit(target=target, scheme=scheme, key=key)
 
 
-def restore(units: Sequence[BuildUnit], work: Path) -> Finished:
-    """Return the results that the cache has, each bundle copied into the work folder."""
+def restore(units: Sequence[BuildUnit], work: Path, gates: GateOptions) -> Finished:
+    """Return the results that the cache has, each bundle copied into the work folder, and judged by `gates` now.
+
+    A result of other limits holds the same measurements. One whose times do not keep the limits of now is left out: the
+    machine may be less busy than it was.
+    """
     found: Finished = {}
     for index, unit in enumerate(units):
         hit = look_up(unit.key, work / f"cached-{index}")
-        if hit is not None:
-            found[unit.key] = hit
+        if hit is None:
+            continue
+        row, data = hit
+        if _is_judged_again(row):
+            row = judged_again(row, data, unit.target, gates)
+        if not _may_pass_later(row):
+            found[unit.key] = (row, data)
     return found
+
+
+def _is_judged_again(row: PackageResult) -> bool:
+    """Whether the limits decide nothing but the verdict; those of a search or a race decided what was made."""
+    return row.choice is None and row.compared is None and row.scheme not in NEEDS_SEARCH
 
 
 def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
-        if _may_pass_later(row):
+        if _is_incomplete(row) or (_may_pass_later(row) and not _is_judged_again(row)):
             kept[key] = (row, data)
             continue
         try:
@@ -87,11 +103,13 @@ def _may_pass_later(row: PackageResult) -> bool:
     differs by what the allocator had at hand.
     """
     verified = row.verified
-    if verified.emulation is not None and verified.emulation.problem:
-        return True
     predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
     measured = {"latency", "load", "peak_memory"} - predicted
     return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
+
+
+def _is_incomplete(row: PackageResult) -> bool:
+    return row.verified.emulation is not None and bool(row.verified.emulation.problem)
 
 
 def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:
@@ -186,6 +204,7 @@ def job_facts(job: Job) -> dict[str, Any]:
     ]
     return {
         "options": json.loads(json.dumps({option.key: option.value_in(job) for option in options}, default=str)),
+        "judged_by": json.loads(json.dumps(dataclasses.asdict(job.gates), default=str)),
         "origin": origin(job.source),
         "files": {name: _content(Path(name)) for name in files if name != DIGITS},
         # where modules are looked for, and relative paths lead
@@ -202,7 +221,12 @@ def _has_code(names: Iterable[str]) -> bool:
 
 
 def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
-    """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
+    """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used.
+
+    The limits are part of it where they decide what is made; elsewhere kept measurements are judged again.
+    """
+    if scheme not in (AUTO, *NEEDS_SEARCH) and not scheme.endswith(COMPARED):
+        facts = {name: value for name, value in facts.items() if name != "judged_by"}
     own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
     if target.runtime == "cuda":
         own["gpu"] = driver_state()

@@ -87,7 +87,7 @@ def make_plan(job: Job, work: Path) -> Plan:
     )
     cannot = refused_targets(job)
     refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
-    finished = restore([unit for unit in units if unit.key not in refused], work) if job.cache else {}
+    finished = restore([unit for unit in units if unit.key not in refused], work, job.gates) if job.cache else {}
     return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
 
 
@@ -125,12 +125,11 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         EdgeqError: any but those of `REFUSALS`, which end one artifact or one unit only.
     """
     job, folder, progress = run.job, run.folder(), run.progress
-    results = Results(finished=restore(units, folder) if job.cache else {}, refused={})
+    results = Results(finished=restore(units, folder, job.gates) if job.cache else {}, refused={})
     missing = [unit for unit in units if unit.key not in results.finished]
     if not missing:
         return results
     emulator = Emulator(job.device, progress)
-    emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
     groups = group_by_artifact(missing)
     artifacts_per_group = 1 if job.reuse_qparams_from is None else 2
     built = Results(finished={}, refused={})
@@ -142,6 +141,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         inputs = prepare(job, progress, schemes=schemes, describe=lambda model: described(model, runtimes.first))
         recorder.on = False  # from here on, only the user's own functions open files of the user
         check_owner(job, inputs.model.name)
+        emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
         # a built-in score of a whole set runs no code of the user's
         metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
         inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))

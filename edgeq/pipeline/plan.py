@@ -18,7 +18,7 @@ from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEED
 from edgeq.core.system import host_arch
 from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
-from edgeq.deliver.install import PROJECT_FILES, project_platforms
+from edgeq.deliver.install import PROJECT_FILES, check_app, project_platforms
 from edgeq.quantize import find_file_method, find_method
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntime
@@ -28,7 +28,9 @@ def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
     """Return, for each app, the names of the targets whose bundles go into it.
 
     Raises:
-        UsageError: a folder that is not an app's project, that no target is for, or that several schemes are for.
+        UsageError: a folder that is not an app's project, that no target is for, or that several schemes are for; a
+            project without an application that packs the models.
+        UnsupportedError: an app with an older runtime than a target's, or without its ABI.
     """
     matched = {}
     for app in job.install_into:
@@ -40,6 +42,9 @@ def match_apps(job: Job) -> dict[Path, tuple[str, ...]]:
         if len(job.schemes) > 1:
             what = f"--install-into {app}: {len(job.schemes)} schemes of a target would go into one place"
             raise UsageError(what, "name one --scheme, or install the bundle that you choose with `edgeq install`")
+        for target in job.targets:
+            if target.name in names:
+                check_app(app, target)
         matched[app] = names
     return matched
 

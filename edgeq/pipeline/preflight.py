@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import ast
+import importlib.util
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from edgeq.check.evaluate import validate_options
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import GateOptions, Job, RunConfig
 from edgeq.core.devices import load_device
-from edgeq.core.errors import UnsupportedError, UsageError, nearest
+from edgeq.core.errors import (
+    EdgeqError,
+    Findings,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+    nearest,
+    raise_findings,
+)
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import STATE_DICT_SUFFIXES, file_part, options_of
 from edgeq.core.preprocess import load_preprocess
-from edgeq.core.safe_load import is_torchscript
+from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras
@@ -74,6 +85,8 @@ def check_calibration(job: Job, schemes: Collection[str]) -> None:
         raise UsageError(what, "give --calibration-data, or --scheme fp32")
 
 
+DROP = "accuracy_drop"
+
 _LOWERED = frozenset({".pte", ".ptl"})
 
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
@@ -82,38 +95,78 @@ _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 def preflight(job: Job) -> None:
     """Check a job before anything slow starts, without torch: files, texts, options, extras and tools.
 
+    All errors are found, and shown together.
+
     Raises:
+        Findings: several of the errors below.
+        VerificationError: a limit on the accuracy drop without evaluation data.
         UsageError: a file is missing, a value does not parse, calibration data is needed but not given, or a gate,
             store limit or CPU is unknown.
         UnsupportedError: a CPU that QEMU cannot emulate, or inputs that none of the targets can take.
         EnvironmentProblem: an extra of edgeq, QEMU or the compiler is missing.
         IntegrityError: the files of the bundle of --reuse-qparams-from are not those that it lists.
     """
-    check_source(job.source)
-    _check_texts(job)
-    _check_calibration(job)
-    validate_options(job.gates, job.targets)
-    check_delegates(tuple(target.backend for target in job.targets))
-    kind = "onnx" if job.source.endswith(".onnx") else job.source.partition(":")[0]
-    check_extras([*(target.runtime for target in job.targets), kind])
+    checks: tuple[Callable[[], None], ...] = (
+        lambda: check_source(job.source),
+        lambda: _check_texts(job),
+        lambda: _check_calibration(job),
+        lambda: _check_drop(job),
+        lambda: validate_options(job.gates, job.targets),
+        lambda: check_delegates(tuple(target.backend for target in job.targets)),
+        lambda: check_extras([*(target.runtime for target in job.targets), _kind(job.source)]),
+        lambda: _check_targets(job),
+        lambda: check_tools(job.device, job.targets),
+        lambda: check_cost_options(job.gates, job.targets),
+        lambda: _check_paths(job),
+        lambda: _check_inputs(job),
+        lambda: check_reuse(job),
+    )
+    findings: list[EdgeqError] = []
+    for check in checks:
+        try:
+            check()
+        except Findings as err:
+            findings += err.findings
+        except EdgeqError as err:
+            findings.append(err)
+    raise_findings(findings)
+
+
+def _kind(source: str) -> str:
+    return "onnx" if source.endswith(".onnx") else source.partition(":")[0]
+
+
+def _check_targets(job: Job) -> None:
     cannot = refused_targets(job)
     if len(cannot) == len({target.name for target in job.targets}):
         raise next(iter(cannot.values()))
-    check_tools(job.device, job.targets)
-    check_cost_options(job.gates, job.targets)
-    for option in options_of(RunConfig):
-        path, flag = option.path, option.flag
-        if path is None or flag is None:
-            continue
-        for text in option.texts_in(job):
-            if (missing := path.missing(text)) is not None:
-                raise UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
+
+
+def _check_paths(job: Job) -> None:
+    findings = [
+        UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
+        for option in options_of(RunConfig)
+        if (path := option.path) is not None and (flag := option.flag) is not None
+        for text in option.texts_in(job)
+        if (missing := path.missing(text)) is not None
+    ]
+    raise_findings(findings)
+
+
+def _check_inputs(job: Job) -> None:
     if job.data.preprocess is not None:
         load_preprocess(job.data.preprocess)
-    if job.inputs:
-        for index, text in enumerate(job.inputs):
-            parse_input(text, index)
-    check_reuse(job)
+    for index, text in enumerate(job.inputs):
+        parse_input(text, index)
+
+
+def _check_drop(job: Job) -> None:
+    """Refuse a limit on the accuracy drop that no data can settle; raises a VerificationError."""
+    given = with_demo_data(job)
+    limited = any(name == DROP for name, _ in job.gates.limits) and DROP not in job.gates.allow_unmeasured
+    if limited and given.data.evaluation is None and Path(job.source).suffix not in _LOWERED:
+        what = "--limit accuracy_drop cannot be measured: there is no evaluation data"
+        raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
 
 
 def _check_calibration(job: Job) -> None:
@@ -130,7 +183,10 @@ def _check_texts(job: Job) -> None:
 
 def check_source(source: str) -> None:
     """Refuse a source that does not exist or has an unknown form; raises a UsageError."""
-    if source == BUILT_IN or source.startswith(("torchvision:", TIMM)):
+    if source == BUILT_IN:
+        return
+    if source.startswith(("torchvision:", TIMM)):
+        _check_zoo_name(*source.split(":", 1))
         return
     suffix = Path(source).suffix
     if source.startswith(HUGGING_FACE):
@@ -142,6 +198,9 @@ def check_source(source: str) -> None:
         _must_exist(source, "MODEL")
     elif ":" in source:
         _must_exist(file_part(source), "MODEL")
+        _check_factory(source)
+    elif suffix in STATE_DICT_SUFFIXES and (kind := pickled_module(Path(source))):
+        raise whole_module(Path(source), (), kind)
     elif suffix in STATE_DICT_SUFFIXES:
         what = f"{source} holds only weights, without a model"
         raise UsageError(what, f"give the model, and --weights {source}")
@@ -160,3 +219,48 @@ def check_source(source: str) -> None:
 def _must_exist(path: str | None, option: str) -> None:
     if path is not None and not Path(path).exists():
         raise UsageError(f"{option}: no such file or folder: {path}", "check the path")
+
+
+def _check_zoo_name(library: str, name: str) -> None:
+    """Refuse an architecture that torchvision or timm does not register, by their source: importing them takes seconds.
+
+    A name that is registered in another way than by a decorated function is left to the library.
+    """
+    spec = importlib.util.find_spec(library)
+    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "models"
+    if folder is None or not folder.is_dir():
+        return
+    decorated = re.compile(
+        r"^@register_model\b(?:\(\s*(?:name\s*=\s*)?[\"'](?P<name>\w+)[\"'][^\n]*\)|[^\n]*)\n"
+        r"(?:@[^\n]*\n)*def (?P<own>\w+)",
+        re.MULTILINE,
+    )
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.py")))
+    known = [match["name"] or match["own"] for text in texts for match in decorated.finditer(text)]
+    plain = name.removeprefix("quantization.").partition(".")[0]
+    if known and plain not in known and f"quantized_{plain}" not in known:
+        raise UsageError(f"{library} has no model {plain!r}.{nearest(plain, known)}", f"see the models of {library}")
+
+
+def _check_factory(source: str) -> None:
+    """Refuse a factory that its file does not define, where the file's names can be read without running it."""
+    path, name = file_part(source), source.rpartition(":")[2]
+    if path is None:
+        return
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):  # loading it has a better message
+        return
+    defined: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.append(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined += [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.append(node.id)
+    computed = {"*", "__getattr__"} & {*defined} or "globals" in ast.dump(tree)
+    if not computed and name.isidentifier() and name not in defined:
+        functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
+        what = f"MODEL: no {name!r} in {path}.{nearest(name, functions)}"
+        raise UsageError(what, f"it has: {', '.join(functions) or 'no functions'}")

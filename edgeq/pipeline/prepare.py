@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.core.config import REJECTED_NAME, Job, Progress
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import UsageError, VerificationError
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
@@ -28,7 +28,7 @@ from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
 from edgeq.pipeline.plan import BuildStep
-from edgeq.pipeline.preflight import check_calibration
+from edgeq.pipeline.preflight import DROP, check_calibration
 from edgeq.quantize.capture import run_once
 from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
@@ -141,6 +141,7 @@ def prepare(
 
     Raises:
         UsageError: the model or the data is not usable, or the lint found something.
+        VerificationError: a limit on the accuracy drop, and evaluation data without labels.
         EnvironmentProblem: weights could not be downloaded.
     """
     model, preprocess, outputs = _loaded(job, progress, describe)
@@ -155,6 +156,10 @@ def prepare(
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     if evaluation is not None and evaluation.labelled:
         _check_first_score(model, metric, evaluation, n_classes)
+    limited = any(name == DROP for name, _ in job.gates.limits) and DROP not in job.gates.allow_unmeasured
+    if limited and evaluation is not None and not evaluation.labelled and model.kind not in _ARTIFACTS:
+        what = f"--limit accuracy_drop cannot be measured: {evaluation.origin} has no labels"
+        raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
     labels = _labels(job, evaluation, calibration)
     return Inputs(
         model=_with_statistics(model, calibration, progress),

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeq.bundle.archive import download_size_bytes
+from edgeq.bundle.reader import read_manifest
 from edgeq.bundle.run_report import REPORT_NAME, read_report, write_report
-from edgeq.bundle.writer import write_bundle
-from edgeq.check.evaluate import check
-from edgeq.core.config import REJECTED_NAME, Job
+from edgeq.bundle.writer import with_gates, write_bundle
+from edgeq.check.evaluate import check, check_again
+from edgeq.core.config import REJECTED_NAME, GateOptions, Job, provenance_options
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import copy_files, remove_dir, staged_dir
+from edgeq.core.manifest import MANIFEST_NAME, manifest_bytes, manifest_digest
 from edgeq.core.results.artifact import Artifact, BundleInput, Inputs
 from edgeq.core.results.report import (
     CheckReport,
@@ -25,6 +27,7 @@ from edgeq.core.results.report import (
 )
 from edgeq.core.sources import origin
 from edgeq.core.system import tool_versions
+from edgeq.core.targets import TargetProfile
 from edgeq.lower.executorch import delegate_tools
 from edgeq.pipeline.plan import BuildUnit, Plan
 from edgeq.pipeline.reports import page_title, write_page
@@ -40,7 +43,8 @@ def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
 def publish(plan: Plan) -> RunReport:
     """Switch every bundle into its place: accepted ones under the model's name, others under `rejected/`.
 
-    An earlier bundle of a target and scheme that is refused now stays where it is.
+    An earlier bundle of a target and scheme stays where it is if this one is refused, or if no gate failed but some
+    could not be measured here: that says nothing against it.
     """
     job, finished = plan.job, plan.finished
     units = [unit for unit in plan.units if unit.key in finished]
@@ -58,10 +62,14 @@ def publish(plan: Plan) -> RunReport:
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
             place, other = (rejected, accepted) if row.checked.exit_code else (accepted, rejected)
             copy_files(row.path, switches.enter_context(staged_dir(place, below=job.out)))
-            if other == accepted and accepted.exists():
-                row = with_warning(row, f"the earlier bundle is removed, since this one was rejected: {accepted}")
+            stays = place == rejected and all(gate.passed or gate.outcome == "unverified" for gate in row.gates)
+            good = [path for path in (accepted, accepted.with_name(former)) if path.exists()]
+            if place == rejected and good:
+                fate = "stays, since nothing that was measured speaks for removing it" if stays else "is removed"
+                row = with_warning(row, f"the earlier bundle {fate}; this one was rejected: {good[0]}")
             rows.append(dataclasses.replace(row, path=place))
-            replaced += [other, *(side.with_name(former) for side in (accepted, rejected))]
+            replaced += [rejected.with_name(former)]
+            replaced += [] if stays else [other, accepted.with_name(former)]
     for other in replaced:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
@@ -128,6 +136,7 @@ def write_result(
             model_version=job.model_version,
             seed=job.seed,
             tools=tools,
+            options=provenance_options(job, scheme),
         )
         digest = write_bundle(bundle, folder)
         return checked, digest, download_size_bytes(folder, known)
@@ -167,6 +176,35 @@ def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[Chec
             return checked, digest, download_bytes
         seen.append(download_bytes)
     return write(max(seen))
+
+
+# --- A result that the cache kept, under the limits of now: what was measured does not depend on them.
+
+
+def judged_again(row: PackageResult, data: DataFacts, target: TargetProfile, gates: GateOptions) -> PackageResult:
+    """Judge a finished bundle by other limits; its manifest and reports are written again where a verdict changes.
+
+    Args:
+        row: its `path` is a copy that may be changed.
+        data: of its run.
+        target: the profile that it was made for.
+        gates: the limits and store presets, and what may stay unmeasured.
+    """
+    folder = row.path
+    manifest = read_manifest(folder)[1]
+    deflated: dict[str, int] = {}
+
+    def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
+        checked = check_again(row, target, gates, download_bytes=judged_bytes)
+        changed = with_gates(manifest, checked)
+        content = manifest_bytes(changed)
+        (folder / MANIFEST_NAME).write_bytes(content)
+        return checked, manifest_digest(content, changed), download_size_bytes(folder, deflated)
+
+    checked, digest, download_bytes = _settled(write)
+    if checked == row.checked:
+        return row
+    return write_reports(dataclasses.replace(row, checked=checked, digest=digest, download_bytes=download_bytes), data)
 
 
 # --- Whose bundles lie in the output folder under a model's name: one source must not replace another's by

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from edgeq.core.results.report import Gate, ModelError, PackageResult, ProjectReport
 from edgeq.core.units import safe_lines
 from edgeq.report import text as words
+from edgeq.report.text import gate_facts
 
 # what XML 1.0 cannot say, even escaped
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -41,7 +42,7 @@ def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
     suite = ElementTree.SubElement(root, "testsuite", attributes)
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=_legal(gate.name))
-        told = _legal(f"limit {gate.limit or 'none'}, measured {gate.measured or 'nothing'}: {gate.detail}")
+        told = _legal(gate_facts(gate).removeprefix(f"{gate.name}: "))
         if _is_failed(gate):
             failure = ElementTree.SubElement(case, "failure", message=told, type=gate.outcome)
             failure.text = f"exit code {int(gate.exit_code)}"
@@ -165,8 +166,7 @@ def to_annotations(report: ProjectReport) -> list[str]:
 
 
 def _failure(where: str, gate: Gate) -> str:
-    told = f"{gate.name} {gate.outcome}: limit {gate.limit or 'none'}, measured {gate.measured}: {gate.detail}"
-    return _line("error", where, told)
+    return _line("error", where, f"{gate.outcome}: {gate_facts(gate)}")
 
 
 def _line(level: str, title: str, message: str) -> str:

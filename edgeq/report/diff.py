@@ -48,12 +48,33 @@ class Diff:
     new: str
     changes: tuple[Change, ...]
 
+    def cause(self) -> str:
+        """Return why the artifact's bytes differ, by what it was made from; "" where they are equal."""
+        changed = {one.name for one in self.changes if one.section == "bundle"}
+        if "artifact" not in changed:
+            return ""
+        made_by = [
+            one for one in self.changes if one.section == "provenance" and not one.name.startswith("evaluation_")
+        ]
+        told = [f"{one.name} {_brief(one.told_old)} -> {_brief(one.told_new)}" for one in made_by]
+        told += [name for name in ("target", "scheme", "runtime", "threads") if name in changed]
+        if told:
+            return f"the artifact differs, and so does what it was made from: {'; '.join(told)}"
+        return (
+            "the artifact differs, though nothing recorded of what it was made from does: the code of the model, of "
+            "edgeq, or an option that an older edgeq did not record"
+        )
+
     def sections(self) -> dict[str, list[Change]]:
         """Return the changes by section, in their order."""
         found: dict[str, list[Change]] = {}
         for change in self.changes:
             found.setdefault(change.section, []).append(change)
         return found
+
+
+def _brief(text: str) -> str:
+    return f"{text[:12]}…" if len(text) > 40 else text
 
 
 def diff(old: Source, new: Source) -> Diff:
@@ -76,6 +97,7 @@ def diff_json(found: Diff) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "old": found.old,
         "new": found.new,
+        "cause": found.cause() or None,
         "changes": [
             {"section": one.section, "name": one.name, "old": one.old, "new": one.new} for one in found.changes
         ],
@@ -127,6 +149,7 @@ def _bundle(source: Source) -> Facts:
         "outputs": _tensors(manifest.outputs),
         "labels": ", ".join(manifest.labels) or None,
         "threads": manifest.threads,
+        "artifact": manifest.file("artifact").sha256,
         "digest": source.row.digest,
     }
 
@@ -209,6 +232,11 @@ def _provenance(source: Source) -> Facts:
         "evaluation_sha256": facts.evaluation_sha256,
         "evaluation_samples": facts.evaluation_samples,
         "seed": facts.seed,
+        "edgeq": facts.edgeq,
+        "shipped": facts.shipped,
+        "qat": facts.qat.model_dump_json() if facts.qat else None,
+        "search": facts.search.model_dump_json() if facts.search else None,
+        **facts.options,
         **facts.tools,
     }
 

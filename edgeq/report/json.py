@@ -473,6 +473,7 @@ class DiffDocument(_Document):
     schema_version: Literal[1]
     old: str
     new: str
+    cause: str | None = None
     changes: list[ChangeDocument]
 
 

@@ -162,16 +162,17 @@ def search(found: Search) -> str:
 
 
 def verdict_text(row: PackageResult) -> str:
-    """Return `ok`, or `failed:` with the first gate, and below it further remarks on the row."""
+    """Return `ok`, or `failed:` with the first gate, below it how many more, and in brackets remarks on the row."""
     failed = [gate for gate in row.checked.gates if not gate.passed]
     marks = [
-        *([f"and {len(failed) - 1} more"] if len(failed) > 1 else []),
         *(["emulated"] if row.verified.stand_in else []),
         *(["random weights"] if row.weights == "random" else []),
         *(["cached"] if row.cached else []),
     ]
-    text = f"failed: {failed[0].name}" if failed else "ok"
-    return f"{text}\n{', '.join(marks)}" if marks else text
+    lines = [f"failed: {failed[0].name}" if failed else "ok"]
+    lines += [f"and {len(failed) - 1} more"] if len(failed) > 1 else []
+    lines += [f"({', '.join(marks)})"] if marks else []
+    return "\n".join(lines)
 
 
 def failures(row: PackageResult, *, named: bool = False) -> list[str]:
@@ -462,7 +463,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
     lines.add_column(overflow="fold")
     for head, value in facts:
         lines.add_row(f"  {head}", value.replace("\n", ", "))
-    lines.add_row("  verdict", _verdict(row, between=", "))
+    lines.add_row("  verdict", _verdict(row, between=" "))
     title = Text(f"{row.model} {row.target} {row.scheme}", style="bold")
     block = Table.grid()
     block.add_column(max_width=width, overflow="fold")

@@ -71,8 +71,9 @@ def _device_ahead(work: Path) -> None:
 def _app_before(work: Path) -> None:
     from edgeq.deliver.install import install
 
-    (work / "target").mkdir()
-    (work / "target" / "settings.gradle.kts").touch()
+    (work / "target" / "app").mkdir(parents=True)
+    (work / "target" / "settings.gradle.kts").write_text('include(":app")')
+    (work / "target" / "app/build.gradle.kts").write_text('plugins { id("com.android.application") }')
     install(bundles.bundle(work / "one", "1"), work / "target")
     bundles.bundle(work / "two", "2")
 

@@ -110,7 +110,9 @@ def test_a_linked_slot_that_is_current_is_left_for_the_previous_one(
 
 def models(app: Path) -> Path:
     app.mkdir()
-    (app / "settings.gradle").touch()
+    (app / "build.gradle").write_text(
+        "plugins { id 'com.android.application' }\nandroid.sourceSets.main.assets.srcDirs = ['app/src/main/assets']"
+    )
     return app / "app/src/main/assets/models"
 
 

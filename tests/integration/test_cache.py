@@ -185,7 +185,6 @@ def test_any_change_of_what_was_read_is_a_miss(at_home: Project, change: Callabl
     ("args", "variables"),
     [
         (("--seed", "1"), {}),
-        (("--limit", "size=1MB"), {}),
         (("--model-version", "2"), {}),
         (("--preprocess", "unit"), {}),
         ((), {"PYTHONPATH": "/tmp"}),  # noqa: S108  # any folder will do

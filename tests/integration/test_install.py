@@ -18,8 +18,9 @@ PLACE = Path("app/src/main/assets/models/quarters") / QNNPACK
 @pytest.fixture
 def app(project: Project) -> Path:
     root = project.root / "app-project"
-    (root / "app/src/main").mkdir(parents=True)
-    (root / "settings.gradle.kts").touch()
+    (root / "app").mkdir(parents=True)
+    (root / "settings.gradle.kts").write_text('include(":app")')
+    (root / "app/build.gradle.kts").write_text('plugins { id("com.android.application") }')
     return root
 
 

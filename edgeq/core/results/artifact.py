@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.preprocess import Preprocess
@@ -99,6 +99,7 @@ class BundleInput:
     Attributes:
         seed: of everything random in the run.
         tools: versions of what decides the result, by name.
+        options: those that can change the artifact, by key, as text.
     """
 
     target: TargetProfile
@@ -109,3 +110,4 @@ class BundleInput:
     model_version: str
     seed: int
     tools: dict[str, str]
+    options: dict[str, str] = field(default_factory=dict)

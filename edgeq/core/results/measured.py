@@ -340,11 +340,21 @@ class Fidelity:
     worst_output: int | None = None
 
 
+# p90 over p50 is 1.0 to 1.2 on an idle machine
+MAX_SPREAD = 1.5
+
+MAX_LOAD = 1.5  # processes per core: the run's own threads are one
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Latency of one inference on the host, in ms, of `runs` runs after `warmup`; `latencies_ms` holds each.
 
     On a GPU, `gpu` names it; "" where the CPU computed.
+
+    Attributes:
+        tries: how often `runs` runs were timed; these are the fastest, since load only ever makes a time longer.
+        load: processes that wanted a processor, on average over the last minute, per core; None where not known.
     """
 
     p50_ms: float
@@ -355,6 +365,18 @@ class Timing:
     arch: str
     latencies_ms: tuple[float, ...] = ()
     gpu: str = ""
+    tries: int = 1
+    load: float | None = None
+
+    @property
+    def why_unsure(self) -> str:
+        """What shows that other processes took turns with the timed one; "" on a calm machine."""
+        if self.gpu:
+            return ""
+        ratio = self.p90_ms / max(self.p50_ms, 1e-9)
+        signs = [f"the p90 is {ratio:.1f} times the p50"] if ratio > MAX_SPREAD else []
+        signs += [f"{self.load:.1f} processes per core wanted to run"] if (self.load or 0) > MAX_LOAD else []
+        return " and ".join(signs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def android_app(tmp_path: Path) -> Path:
     app = tmp_path / "app-android"
     app.mkdir()
-    (app / "settings.gradle.kts").touch()
+    (app / "build.gradle.kts").write_text('plugins { id("com.android.application") }')
     return app
 
 

@@ -55,7 +55,7 @@ def test_what_failed_and_by_how_much(mixed):
     assert "unverified: android-arm64-qnnpack static-int8: latency: limit <= 40.00 ms, not measured: no timing" in text
     assert "failed: size" in text
     assert "and 1 more" in text
-    assert "random weights, cached" in text
+    assert "(random weights, cached)" in text
     assert "rejected: out/rejected/mobilenet_v2/android-arm64-qnnpack" in text
     assert text.count("not 16 KB-aligned") == 1
     assert "data: too-few-samples: 24 calibration samples, 128 were asked for" in text
@@ -93,7 +93,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
         "drop_pp", "chance_score", "mismatch_drop_pp", "agreements", "by_labels", "classes", "distinct",
         "groups", "indices", "lost", "tied", "won",
     }  # fmt: skip
-    timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "latencies_ms"}
+    timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "latencies_ms", "tries", "load"}
     assert set(first["verified"]["timing"]) == timing
     assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}
 

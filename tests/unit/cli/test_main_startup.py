@@ -79,3 +79,10 @@ def test_completion_by_name_loads_nothing_heavy(words, expected):
 def test_the_completion_script_is_printed(edgeq):
     done = edgeq("--show-completion", "bash", SHELL="/bin/bash")
     assert "_EDGEQ_COMPLETE=complete_bash" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_is_installed(edgeq, tmp_path):
+    done = edgeq("--install-completion", "bash", SHELL="/bin/bash", HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_EDGEQ_COMPLETE=complete_bash" in (tmp_path / ".bash_completions/edgeq.sh").read_text()

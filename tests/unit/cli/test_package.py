@@ -17,7 +17,7 @@ from edgeq.core.errors import ExitCode, VerificationError
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.report import DataFacts, RunReport
 from edgeq.deliver.android import Growth
-from edgeq.deliver.install import InstallResult
+from edgeq.deliver.install import InstallResult, Within
 from tests.unit.pipeline.finished import made
 
 TARGET = ("--target", "android-arm64-xnnpack", "--on", "host")
@@ -30,7 +30,13 @@ def installs(monkeypatch):
     calls: list[tuple[Path, Path]] = []
 
     def install(
-        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+        bundle_folder: Path,
+        app: Path,
+        *,
+        aar: Path | None = None,
+        digest: str | None = None,
+        replace: bool = False,
+        within: Within | None = None,
     ) -> InstallResult:
         calls.append((bundle_folder, app))
         return InstallResult(place=app / "models", files=("a", "b"), size_bytes=1234, digest="cd" * 32)
@@ -178,7 +184,13 @@ def test_nothing_is_installed_when_a_gate_failed(pipeline, project, android_app,
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_refused_install_keeps_the_report(pipeline, project, android_app, monkeypatch, capfd, as_json):
     def refuse(
-        bundle_folder: Path, app: Path, *, aar: Path | None = None, digest: str | None = None, replace: bool = False
+        bundle_folder: Path,
+        app: Path,
+        *,
+        aar: Path | None = None,
+        digest: str | None = None,
+        replace: bool = False,
+        within: Within | None = None,
     ) -> InstallResult:
         raise VerificationError("random weights", "give --weights")
 
@@ -250,7 +262,9 @@ def test_a_dry_run_of_training_tells_how_it_starts(capsys) -> None:
 
 def test_only_the_bundle_that_was_judged_is_installed(item: BundleInput, tmp_path: Path) -> None:
     app = tmp_path / "app"
-    (app / "app/src/main").mkdir(parents=True)
+    (app / "app").mkdir(parents=True)
+    (app / "settings.gradle").write_text("include ':app'")
+    (app / "app/build.gradle").write_text('plugins { id("com.android.application") }')
     row = made(item, tmp_path / "bundle", "1")
     row = dataclasses.replace(row, target=item.target.name)
     write_bundle(changed(item, model_version="2"), row.path)  # another run, into the same folder

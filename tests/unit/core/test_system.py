@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.core.errors import EnvironmentProblem
-from edgeq.core.system import check_extras, missing_module, package_folder
+from edgeq.core.system import check_extras, install_command, missing_module, package_folder
 
 # as if the extra were not installed: its modules are found by nobody
 BLOCKED = """
@@ -40,7 +41,7 @@ def run(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def test_without_the_extra_the_target_ends_with_code_9_and_says_how_to_get_it(tmp_path: Path) -> None:
     done = run(tmp_path, "package", "digits", "--target", "linux-x86_64-ort", "--out", "out")
     assert done.returncode == 9, done.stderr
-    assert "pip install 'edgeq[onnx]'" in done.stderr
+    assert f"pip install -e '{package_folder().parent}[onnx]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -53,9 +54,43 @@ def test_without_the_extra_another_target_is_packaged(tmp_path: Path) -> None:
 def test_the_childs_missing_module_is_told_in_the_same_words() -> None:
     problem = missing_module("ModuleNotFoundError: No module named 'onnxruntime'")
     assert problem is not None
-    assert "edgeq[onnx]" in problem.fix
+    assert problem.fix == install_command("onnx")
     assert missing_module("ModuleNotFoundError: No module named 'numpy'") is None
     assert missing_module("RuntimeError: onnxruntime") is None
+
+
+class Installed:
+    """A distribution of edgeq, as an installer recorded it."""
+
+    requires = (
+        "torch>=2",
+        "onnx>=1.19 ; extra == 'onnx'",
+        'onnxruntime>=1.23; extra == "onnx"',
+        "timm>=1; extra == 'timm'",
+    )
+
+    def __init__(self, origin: str | None) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        return self.origin if name == "direct_url.json" else None
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{{"url": "file://{folder}", "dir_info": {{"editable": true}}}}', "pip install -e '{folder}[onnx]'"),
+        ('{{"url": "file://{folder}", "dir_info": {{}}}}', "pip install '{folder}[onnx]'"),
+        ('{{"url": "file:///gone/edgeq.whl", "archive_info": {{}}}}', "pip install 'onnx>=1.19' 'onnxruntime>=1.23'"),
+        (None, "pip install 'onnx>=1.19' 'onnxruntime>=1.23'"),
+    ],
+)
+def test_a_fix_names_what_edgeq_was_installed_from_and_no_package_that_anybody_may_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str | None, command: str
+) -> None:
+    text = None if origin is None else origin.format(folder=tmp_path)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _name: Installed(text))
+    assert install_command("onnx") == command.format(folder=tmp_path)
 
 
 def test_what_is_there_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from edgeq.core.errors import UsageError
 from edgeq.deliver.android import growth_by_abi
 
 
-def aar(path: Path, abis: tuple[str, ...] = ("arm64-v8a", "x86_64")) -> Path:
+def aar(path: Path, abis: tuple[str, ...] = ("arm64-v8a", "x86_64"), library: str = "libexecutorch.so") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("classes.jar", bytes(500))
         for abi in abis:
-            archive.writestr(f"jni/{abi}/libexecutorch.so", bytes(100_000))
+            archive.writestr(f"jni/{abi}/{library}", bytes(100_000))
             archive.writestr(f"jni/{abi}/libc++_shared.so", bytes(20_000))
     return path
 
@@ -37,7 +37,10 @@ def test_the_newest_of_a_builds_cache_is_found(home: Path) -> None:
     gradle = home / ".gradle/caches/modules-2/files-2.1/org.pytorch/executorch-android"
     aar(gradle / "1.9.0/abc/executorch-android-1.9.0.aar")
     aar(gradle / "1.10.0/abc/executorch-android-1.10.0.aar")
-    aar(home / ".m2/repository/org/pytorch/pytorch_android_lite/2.1.0/pytorch_android_lite-2.1.0.aar")
+    aar(
+        home / ".m2/repository/org/pytorch/pytorch_android_lite/2.1.0/pytorch_android_lite-2.1.0.aar",
+        library="libpytorch_jni_lite.so",
+    )
     assert growth_by_abi("arm64", "executorch", 1, None)[0].library == "executorch-android-1.10.0.aar"
     assert growth_by_abi("x86_64", "torchscript", 1, None)[0].library == "pytorch_android_lite-2.1.0.aar"
 
@@ -59,3 +62,10 @@ def test_what_is_no_aar_is_refused(tmp_path: Path, data: bytes | None) -> None:
 def test_an_aar_for_other_abis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no native library for arm64-v8a"):
         growth_by_abi("arm64", "executorch", 1, aar(tmp_path / "x.aar", abis=("x86_64",)))
+
+
+def test_an_aar_of_another_runtime_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"is not the library of onnx, which the bundle needs: it has libc\+\+_shared\.so"
+    ):
+        growth_by_abi("arm64", "onnx", 1, aar(tmp_path / "executorch-android-1.5.1.aar"))

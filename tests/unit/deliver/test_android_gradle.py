@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from edgeq.deliver.android import no_compress_note
+from edgeq.deliver.gradle import GradleModule, find_module
 
 
-def project(root: Path, text: str, name: str = "app/build.gradle.kts") -> Path:
+def project(root: Path, text: str, name: str = "app/build.gradle.kts") -> GradleModule:
     (root / name).parent.mkdir(parents=True)
-    (root / name).write_text(text)
-    return root
+    (root / "settings.gradle").write_text("include ':app'")
+    (root / name).write_text(f'plugins {{ id("com.android.application") }}\n{text}')
+    return find_module(root)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +40,7 @@ def test_one_that_compresses_it_is_told_what_to_add(tmp_path: Path, text: str) -
     assert 'noCompress += "pte"' in note
 
 
-def test_a_project_without_a_build_file_is_left_alone(tmp_path: Path) -> None:
-    assert no_compress_note(tmp_path, "model.pte") is None
-
-
 def test_the_demo_keeps_both_runtimes_artifacts() -> None:
-    demo = Path(__file__).parents[3] / "android_demo"
+    demo = find_module(Path(__file__).parents[3] / "android_demo")
     assert no_compress_note(demo, "model.pte") is None
     assert no_compress_note(demo, "model.ptl") is None

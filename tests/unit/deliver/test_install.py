@@ -16,11 +16,18 @@ from bundle_items import changed
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core import files
-from edgeq.core.errors import EdgeqError, EnvironmentProblem, IntegrityError, UsageError, VerificationError
+from edgeq.core.errors import (
+    EdgeqError,
+    EnvironmentProblem,
+    IntegrityError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.targets import load_target
 from edgeq.deliver import install as install_module
-from edgeq.deliver.install import install
+from edgeq.deliver.install import Within, install
 
 PLACE = Path("app/src/main/assets/models/digits/android-arm64-xnnpack")
 
@@ -32,6 +39,7 @@ def app(tmp_path: Path) -> Path:
     assets = root / "app/src/main/assets"
     (assets / "models/mine").mkdir(parents=True)
     (root / "settings.gradle.kts").write_text("include(':app')")
+    (root / "app/build.gradle.kts").write_text('plugins { id("com.android.application") }')
     (assets / "models/mine/own.bin").write_bytes(b"own")
     (assets / "font.ttf").write_bytes(b"font")
     return root
@@ -96,11 +104,113 @@ def test_ios(item: BundleInput, tmp_path: Path, built: Callable[[BundleInput], P
     assert result.place == root / "Models/digits/ios-arm64-xnnpack"
 
 
-@pytest.mark.parametrize("marker", ["settings.gradle", "build.gradle", "build.gradle.kts", "app/src/main/"])
-def test_android_projects(bundle: Path, tmp_path: Path, marker: str) -> None:
-    root = tmp_path / "android"
-    (root / marker).mkdir(parents=True) if marker.endswith("/") else (root.mkdir(), (root / marker).touch())
-    assert install(bundle, root).place == root / PLACE
+GRADLE = Path(__file__).parents[2] / "gradle_projects"
+
+
+@pytest.mark.parametrize(
+    ("project", "app", "within", "models"),
+    [
+        ("groovy", "", Within(), "app/src/main/assets/models"),
+        ("groovy", "app", Within(), "app/src/main/assets/models"),
+        ("catalog", "", Within(), "mobile/src/main/assets/models"),
+        ("catalog", "", Within(source_set="play"), "mobile/src/play/assets/models"),
+        ("convention", "", Within(), "client/src/main/assets/models"),
+        ("single", "", Within(), "assets/models"),
+        ("several", "", Within(module="shared"), "shared/src/main/assets/models"),
+    ],
+)
+def test_the_bundle_goes_where_an_apk_packs_it(
+    bundle: Path, tmp_path: Path, project: str, app: str, within: Within, models: str
+) -> None:
+    root = tmp_path / project
+    shutil.copytree(GRADLE / project, root)
+    place = install(bundle, root / app, within=within).place
+    assert place == root / models / "digits/android-arm64-xnnpack"
+    assert read_bundle(place).digest == read_bundle(bundle).digest
+
+
+@pytest.mark.parametrize(
+    ("project", "module", "error", "why"),
+    [
+        ("several", None, UsageError, "2 application modules"),
+        ("several", ":apps:phone", UnsupportedError, "built for armeabi-v7a"),
+        ("several", ":apps:watch", UnsupportedError, "the bundle needs 1.5 or newer"),
+        ("several/loose", None, UsageError, "no APK packs the assets of :loose"),
+    ],
+)
+def test_an_app_that_would_not_carry_or_load_the_model_is_refused(
+    bundle: Path, tmp_path: Path, project: str, module: str | None, error: type[EdgeqError], why: str
+) -> None:
+    shutil.copytree(GRADLE / "several", tmp_path / "several")
+    before = tree(tmp_path / "several")
+    with pytest.raises(error, match=why):
+        install(bundle, tmp_path / project, within=Within(module=module))
+    assert tree(tmp_path / "several") == before
+
+
+PBXPROJ = """
+    productType = "{product}";
+    relativePath = {folder};
+    productName = EdgeqModels;
+    repositoryURL = "https://github.com/pytorch/executorch";
+    requirement = {{
+        branch = "swiftpm-{version}";
+        kind = branch;
+    }};
+"""
+
+APP, FRAMEWORK = "com.apple.product-type.application", "com.apple.product-type.framework"
+
+
+def xcode(root: Path, *, product: str = APP, folder: str = "Models", version: str = "1.5.1") -> Path:
+    """Make an Xcode project, with what edgeq reads of it."""
+    (root / "Demo.xcodeproj").mkdir(parents=True)
+    text = PBXPROJ.format(product=product, folder=folder, version=version)
+    (root / "Demo.xcodeproj/project.pbxproj").write_text(text)
+    return root
+
+
+def test_an_xcode_project_that_uses_the_package(
+    item: BundleInput, tmp_path: Path, built: Callable[[BundleInput], Path]
+) -> None:
+    bundle = built(changed(item, target=load_target("ios-arm64-xnnpack")))
+    uses = install(bundle, xcode(tmp_path / "uses") / "Demo.xcodeproj")
+    assert uses.place == tmp_path / "uses/Models/digits/ios-arm64-xnnpack"
+    assert uses.notes == ()
+    (note,) = install(bundle, xcode(tmp_path / "not_yet", folder="Other")).notes
+    assert note.startswith("the app does not carry the model yet: Demo.xcodeproj does not use the package ")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        ({"product": FRAMEWORK}, UsageError, "has no application target, so no app packs the model"),
+        ({"version": "1.0.0"}, UnsupportedError, r"takes executorch 1\.0, but the bundle needs 1\.5 or newer"),
+    ],
+)
+def test_an_xcode_project_that_would_not_carry_or_load_the_model(
+    item: BundleInput,
+    tmp_path: Path,
+    built: Callable[[BundleInput], Path],
+    change: dict[str, Any],
+    error: type[EdgeqError],
+    why: str,
+) -> None:
+    bundle = built(changed(item, target=load_target("ios-arm64-xnnpack")))
+    refused(error, why, bundle, xcode(tmp_path / "ios", **change))
+
+
+def test_a_swift_package_with_an_older_runtime(
+    item: BundleInput, tmp_path: Path, built: Callable[[BundleInput], Path]
+) -> None:
+    bundle = built(changed(item, target=load_target("ios-arm64-xnnpack")))
+    url = "https://github.com/pytorch/executorch.git"
+    text = f'.package(url: "{url}", branch: "swiftpm-1.0.0"),\n.package(path: "Models"), "EdgeqModels"'
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg/Package.swift").write_text(text)
+    refused(UnsupportedError, r"Package\.swift takes executorch 1\.0", bundle, tmp_path / "pkg")
+    (tmp_path / "pkg/Package.swift").write_text(text.replace("1.0.0", "1.5.1"))
+    assert install(bundle, tmp_path / "pkg").notes == ()
 
 
 def refused(error: type[EdgeqError], why: str, bundle: Path, app: Path) -> None:
@@ -217,7 +327,8 @@ def test_refuses_to_write_through_a_link(bundle: Path, app: Path, tmp_path: Path
 def test_a_file_in_the_way_is_named(bundle: Path, tmp_path: Path, in_the_way: Path) -> None:
     root = tmp_path / "project"
     (root / in_the_way).parent.mkdir(parents=True)
-    (root / "build.gradle").touch()
+    (root / "settings.gradle").write_text("include ':app'")
+    (root / "app/build.gradle").write_text('plugins { id("com.android.application") }')
     (root / in_the_way).write_text("mine")
     refused(UsageError, "found a file", bundle, root)
 
@@ -226,10 +337,12 @@ def test_a_full_disk_leaves_the_old_one(bundle: Path, app: Path, small_disk: Pat
     """A real file system of 64 kB, with the project on it; its root may be reached through a link."""
     shutil.rmtree(app)
     app.symlink_to(small_disk)
-    (app / "settings.gradle").touch()
+    (app / "app").mkdir()
+    (app / "settings.gradle").write_text("include ':app'")
+    (app / "app/build.gradle").write_text('plugins { id("com.android.application") }')
     install(bundle, app)
     before = tree(small_disk)
-    (small_disk / "filler").write_bytes(bytes(44_000))
+    (small_disk / "filler").write_bytes(bytes(36_000))
     with pytest.raises(EnvironmentProblem, match="no space left"):
         install(bundle, app)
     (small_disk / "filler").unlink()

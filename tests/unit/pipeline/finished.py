@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from bundle_items import changed
@@ -14,9 +15,14 @@ from edgeq.core.results.report import CheckReport, Gate, PackageResult
 FAILED = Gate(name="size", outcome="failed", limit="", measured="", detail="", exit_code=ExitCode.SIZE)
 
 
-def made(item: BundleInput, folder: Path, version: str, failed: bool = False) -> PackageResult:
+UNVERIFIED = dataclasses.replace(FAILED, name="latency", outcome="unverified", exit_code=ExitCode.VERIFICATION)
+
+
+def made(
+    item: BundleInput, folder: Path, version: str, failed: bool = False, *, gates: tuple[Gate, ...] = ()
+) -> PackageResult:
     folder.mkdir(parents=True)
-    checked = CheckReport(gates=(FAILED,) if failed else ())
+    checked = CheckReport(gates=(*gates, *((FAILED,) if failed else ())))
     digest = write_bundle(changed(item, model_version=version, checked=checked), folder)
     return PackageResult(
         model="digits",

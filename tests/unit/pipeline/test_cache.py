@@ -12,6 +12,7 @@ from edgeq.core.config import DataConfig, GateOptions, Job
 from edgeq.core.targets import load_target
 from edgeq.pipeline import cache
 from edgeq.pipeline.cache import cache_info, clear_cache, job_facts, look_up, unit_key
+from edgeq.pipeline.plan import COMPARED
 
 TARGET = load_target("linux-x86_64-x86")
 
@@ -46,13 +47,27 @@ def key(job: Job, scheme: str = "fp32") -> str:
         {"observer": "minmax"},
         {"keep_fp32": ("fc",)},
         {"data": DataConfig(calibration="images", metric="m.py:score")},
-        {"gates": GateOptions(limits=(("size", 1e6),))},
-        {"gates": GateOptions(limit_on="point")},
-        {"gates": GateOptions(allow_unmeasured=("latency",))},
+        {"gates": GateOptions(latency_on="predicted")},
     ],
 )
 def test_every_option_that_matters_changes_the_key(job: Job, changes: dict[str, object]) -> None:
     assert key(dataclasses.replace(job, **changes)) != key(job)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        GateOptions(limits=(("size", 1e6),)),
+        GateOptions(limit_on="point"),
+        GateOptions(allow_unmeasured=("latency",)),
+        GateOptions(store_limits=("play-base-module",), app_size_bytes=1),
+    ],
+)
+def test_limits_are_in_the_key_only_where_they_decide_what_is_made(job: Job, gates: GateOptions) -> None:
+    other = dataclasses.replace(job, gates=gates)
+    assert key(other) == key(job)
+    for scheme in ("auto", "mixed-int8", f"fp32{COMPARED}"):
+        assert key(other, scheme) != key(job, scheme)
 
 
 @pytest.mark.parametrize("changes", [{"out": Path("elsewhere")}, {"cache": False}, {"compare": True}])

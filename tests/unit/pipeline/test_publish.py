@@ -11,11 +11,11 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.core import files
 from edgeq.core.config import Job
 from edgeq.core.results.artifact import BundleInput
-from edgeq.core.results.report import DataFacts
+from edgeq.core.results.report import DataFacts, Gate, RunReport
 from edgeq.core.targets import load_target
 from edgeq.pipeline import publish as publishing
 from edgeq.pipeline.plan import BuildUnit, Plan
-from pipeline.finished import made
+from pipeline.finished import UNVERIFIED, made
 
 TARGETS = (load_target("android-arm64-xnnpack"), load_target("ios-arm64-xnnpack"))
 
@@ -26,12 +26,13 @@ def publish(
     version: str,
     failed: tuple[bool, bool] = (False, False),
     schemes: tuple[str, ...] = (),
-) -> None:
+    gates: tuple[Gate, ...] = (),
+) -> RunReport:
     job = Job(source="digits", targets=TARGETS, schemes=schemes, out=root / "out")
     cells = tuple(BuildUnit(target=target, scheme="fp32", key=target.name) for target in TARGETS)
-    rows = [made(item, root / f"work-{version}" / str(i), version, bad) for i, bad in enumerate(failed)]
+    rows = [made(item, root / f"work-{version}" / str(i), version, bad, gates=gates) for i, bad in enumerate(failed)]
     finished = {cell.key: (row, DataFacts()) for cell, row in zip(cells, rows, strict=True)}
-    publishing.publish(Plan(job=job, facts={}, units=cells, finished=finished))
+    return publishing.publish(Plan(job=job, facts={}, units=cells, finished=finished))
 
 
 def versions(root: Path) -> dict[str, str]:
@@ -58,6 +59,26 @@ def test_bundles_are_replaced_and_change_sides(item: BundleInput, tmp_path: Path
     assert versions(tmp_path) == {f"rejected/digits/{first}": "2", f"digits/{second}": "2"}
     publish(item, tmp_path, "3", failed=(False, True))
     assert versions(tmp_path) == {f"digits/{first}": "3", f"rejected/digits/{second}": "3"}
+
+
+@pytest.mark.parametrize("schemes", [(), ("fp32", "static-int8")])
+def test_a_gate_that_was_not_measured_replaces_no_good_bundle(
+    item: BundleInput, tmp_path: Path, schemes: tuple[str, ...]
+) -> None:
+    publish(item, tmp_path, "1")
+    first, second = (target.name for target in TARGETS)
+    mark = "@fp32" if schemes else ""
+    report = publish(item, tmp_path, "2", failed=(True, False), schemes=schemes, gates=(UNVERIFIED,))
+    assert versions(tmp_path) == {
+        f"digits/{second}": "1",
+        f"rejected/digits/{first}{mark}": "2",
+        f"rejected/digits/{second}{mark}": "2",
+    }
+    removed, stays = (row.checked.warnings[-1] for row in report.rows)
+    assert removed.startswith("the earlier bundle is removed; this one was rejected: ")
+    assert stays.startswith("the earlier bundle stays, since nothing that was measured speaks for removing it; ")
+    publish(item, tmp_path, "3")
+    assert versions(tmp_path) == {f"digits/{first}": "3", f"digits/{second}": "3"}
 
 
 def test_a_disk_that_fills_up_at_the_second_bundle_changes_nothing(

@@ -1,0 +1,5 @@
+plugins {
+    alias(libs.plugins.android.library)
+}
+
+android { namespace = "org.example.reader.model" }

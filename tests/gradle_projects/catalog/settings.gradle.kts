@@ -1,0 +1,5 @@
+pluginManagement { repositories { google() } }
+
+rootProject.name = "reader"
+include(":mobile")
+include(":core:model")

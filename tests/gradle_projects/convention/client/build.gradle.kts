@@ -1,0 +1,7 @@
+plugins {
+    alias(libs.plugins.news.android.application)
+}
+
+dependencies {
+    implementation(project(":sync"))
+}

@@ -1,0 +1,7 @@
+pluginManagement {
+    includeBuild("build-logic")
+}
+
+rootProject.name = "news"
+include(":client")
+include(":sync")

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever
 
 from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
 from edgeq.core.marks import Option, options_of  # noqa: E402
+from edgeq.core.profiles import profile_files  # noqa: E402
+from edgeq.core.targets import VerifiedBy, accelerator, load_target, verified_by  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 
@@ -51,10 +53,37 @@ def app_table() -> list[str]:
     )
 
 
+_VERIFIED_BY: dict[VerifiedBy, str] = {
+    "emulator": "its own kernels under QEMU",
+    "runtime": "its runtime, with this host's kernels",
+    "stand-in": "its runtime on this host's CPU",
+    "none": "its graph only",
+}
+
+
+def target_table() -> list[str]:
+    """Return the shipped targets."""
+    rows = []
+    for target in map(load_target, profile_files()):
+        cpus = f": {', '.join(target.device.cpu)}" if verified_by(target) == "emulator" else ""
+        rows.append(
+            (
+                _code(target.name),
+                f"{target.runtime}, {accelerator(target.backend)}",
+                ", ".join(target.schemes),
+                _VERIFIED_BY[verified_by(target)] + cpus,
+                target.app.oldest,
+                target.app.adds,
+            )
+        )
+    return _table(("target", "runtime, accelerator", "schemes", "verified by", "oldest runtime", "an app adds"), rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"{panel.topic.lower()} options": functools.partial(option_table, panel.topic) for panel in PANELS},
     "limits": limit_table,
     "app options": app_table,
+    "targets": target_table,
 }
 
 

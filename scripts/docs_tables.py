@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever
 from edgeq.check.gates import GATES  # noqa: E402
 from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
 from edgeq.core.marks import Option, options_of  # noqa: E402
+from edgeq.core.profiles import profile_files  # noqa: E402
 from edgeq.core.schemes import LIMITS  # noqa: E402
+from edgeq.core.targets import VerifiedBy, accelerator, load_target, verified_by  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 
@@ -69,11 +71,38 @@ def gate_table() -> list[str]:
     return _table(("gate", "what it holds the artifact to", "judged by", "exit code", "`--allow-unmeasured`"), rows)
 
 
+_VERIFIED_BY: dict[VerifiedBy, str] = {
+    "emulator": "its own kernels under QEMU",
+    "runtime": "its runtime, with this host's kernels",
+    "stand-in": "its runtime on this host's CPU",
+    "none": "its graph only",
+}
+
+
+def target_table() -> list[str]:
+    """Return the shipped targets."""
+    rows = []
+    for target in map(load_target, profile_files()):
+        cpus = f": {', '.join(target.device.cpu)}" if verified_by(target) == "emulator" else ""
+        rows.append(
+            (
+                _code(target.name),
+                f"{target.runtime}, {accelerator(target.backend)}",
+                ", ".join(target.schemes),
+                _VERIFIED_BY[verified_by(target)] + cpus,
+                target.app.oldest,
+                target.app.adds,
+            )
+        )
+    return _table(("target", "runtime, accelerator", "schemes", "verified by", "oldest runtime", "an app adds"), rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"{panel.topic.lower()} options": functools.partial(option_table, panel.topic) for panel in PANELS},
     "limits": limit_table,
     "app options": app_table,
     "gates": gate_table,
+    "targets": target_table,
 }
 
 

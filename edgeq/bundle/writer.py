@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from edgeq.bundle.example import EXAMPLE_NAME, example_script, has_example
 from edgeq.core.errors import ExitCode
 from edgeq.core.files import disk_errors, sha256_file
 from edgeq.core.manifest import (
@@ -73,6 +74,10 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
         files = [_entry(artifact, "artifact"), _entry(golden, "golden")]
         for role, companion in item.artifact.lowered.companions:
             files.append(_entry(Path(shutil.copyfile(companion, folder / companion.name)), role))
+        if has_example(item.target):
+            example = folder / EXAMPLE_NAME
+            example.write_text(example_script(item.target, artifact.name), encoding="utf-8")
+            files.append(_entry(example, "example"))
         manifest = manifest_from(item, files)
         data = manifest_bytes(manifest)
         (folder / MANIFEST_NAME).write_bytes(data)

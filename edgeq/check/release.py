@@ -21,7 +21,7 @@ from edgeq.core.units import format_quantity
 
 def is_lite(manifest: Manifest) -> bool:
     """Whether the artifact is for the lite interpreter; its operators are then read from the artifact."""
-    return manifest.target.runtime == "torchscript" and manifest.target.platform == "android"
+    return manifest.target.backend == "qnnpack"
 
 
 def release_runtime_gate(

@@ -48,15 +48,16 @@ _MOBILE_OPSET = 15  # the newest whose operators it has
 def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     """Check that the oldest of the profile's `[app] runtimes` loads the artifact (exit code 3).
 
-    ExecuTorch, and TorchScript on a host: by (major, minor), since an artifact runs on the runtime that wrote it or a
-    newer one. TorchScript on Android: by bytecode version and by operators. ONNX: by opset; the full builds of ONNX
+    ExecuTorch, and TorchScript on an x86 host: by (major, minor), since an artifact runs on the runtime that wrote it
+    or a newer one. The lite interpreter: by bytecode version and by operators. ONNX: by opset; the full builds of ONNX
     Runtime have every operator of an opset that they know.
     """
     oldest = target.app.oldest
     if lowered.runtime != target.runtime:
         return _gate("failed", oldest, lowered, f"target {target.name} runs {target.runtime} artifacts")
-    if lowered.runtime == "torchscript" and target.platform == "android":
-        return _lite(oldest, lowered)
+    if target.backend == "qnnpack":
+        package = "pytorch_android_lite" if target.platform == "android" else "torch"
+        return _lite(f"{package} {oldest}", oldest, lowered)
     if lowered.runtime == "onnx":
         return _mobile(oldest, lowered) if target.app.build == "mobile" else _onnx(oldest, lowered)
     exporter = _version(lowered.runtime_version)
@@ -73,17 +74,17 @@ def runtime_gate(target: TargetProfile, lowered: LoweredModel) -> Gate:
     return _gate("ok", oldest, lowered, f"the oldest app in the field carries {oldest}{unchecked}")
 
 
-def _lite(oldest: str, lowered: LoweredModel) -> Gate:
+def _lite(name: str, oldest: str, lowered: LoweredModel) -> Gate:
     runtime = LITE_RUNTIMES.get(_version(oldest) or (0, 0))
     if runtime is None:
         known = ", ".join(f"{major}.{minor}" for major, minor in LITE_RUNTIMES)
-        why = f"edgeq does not know which bytecode pytorch_android_lite {oldest} loads (known: {known})"
+        why = f"edgeq does not know which bytecode {name} loads (known: {known})"
         return unverified("runtime", f"torchscript {oldest}", why)
     if lowered.bytecode_version is None:
         return _gate("failed", oldest, lowered, "not saved for the lite interpreter: it has no bytecode")
     if not runtime.min_bytecode <= lowered.bytecode_version <= runtime.max_bytecode:
         why = (
-            f"bytecode version {lowered.bytecode_version}, but pytorch_android_lite {oldest}"
+            f"bytecode version {lowered.bytecode_version}, but {name}"
             f" loads {runtime.min_bytecode} to {runtime.max_bytecode}"
         )
         return _gate("failed", oldest, lowered, why)
@@ -92,7 +93,7 @@ def _lite(oldest: str, lowered: LoweredModel) -> Gate:
     missing = sorted(set(lowered.operators) - operators_of(runtime))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        why = f"pytorch_android_lite {oldest} lacks {', '.join(missing[:5])}{more}"
+        why = f"{name} lacks {', '.join(missing[:5])}{more}"
         return _gate("failed", oldest, lowered, why)
     why = (
         f"bytecode version {lowered.bytecode_version}; torch {oldest} registers all {len(lowered.operators)} operators"

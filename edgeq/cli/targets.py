@@ -25,17 +25,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_targets(as_json: AsJson = False) -> None:
     """List the shipped targets; the first scheme is the default."""
-    # without edgeq.target, and so without pydantic: the shipped files are checked by the tests
-    profiles = [_with_parents(name) for name in profile_files()]
     if as_json:
-        keys = ("name", "description", "platform", "arch", "runtime", "backend", "schemes")
-        say_json({"schema_version": 1, "targets": [{key: profile[key] for key in keys} for profile in profiles]})
+        targets = [edgeq.core.targets.load_target(name) for name in profile_files()]
+        say_json({"schema_version": 1, "targets": [_as_json(target) for target in targets]})
         return
+    # without edgeq.core.targets, and so without pydantic: the shipped files are checked by the tests
+    profiles = [_with_parents(name) for name in profile_files()]
     name_width = max((len(profile["name"]) for profile in profiles), default=0)
     scheme_width = max((len(", ".join(profile["schemes"])) for profile in profiles), default=0)
     for profile in profiles:
         schemes = ", ".join(profile["schemes"])
         say(f"{profile['name']:{name_width}}  {schemes:{scheme_width}}  {profile['description']}")
+
+
+def _as_json(target: edgeq.core.targets.TargetProfile) -> dict[str, Any]:
+    keys = ("name", "description", "platform", "arch", "runtime", "backend", "schemes")
+    return {
+        **{key: getattr(target, key) for key in keys},
+        "accelerator": edgeq.core.targets.accelerator(target.backend),
+        "verified_by": edgeq.core.targets.verified_by(target),
+        "emulated_cpus": target.device.cpu,
+        "oldest_runtime": target.app.oldest,
+        "app_adds": target.app.adds,
+    }
 
 
 def _with_parents(name: str) -> dict[str, Any]:

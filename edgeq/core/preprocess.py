@@ -7,6 +7,7 @@ rounding half up to uint8, and layout.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -184,3 +185,9 @@ def _crop(pixels: NDArray[np.float32], crop: tuple[int, int] | None) -> NDArray[
         raise UsageError(f"cannot crop {height}x{width} from {came}", "resize the image to a larger size first")
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]
+
+
+def arithmetic_source() -> str:
+    """Return the source of `apply` and what it calls: Python that needs numpy alone, for programs without edgeq."""
+    functions = (apply, _color, output_size, _resize, _lerp, _crop)
+    return "\n\n".join(inspect.getsource(function) for function in functions)

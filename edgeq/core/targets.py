@@ -49,6 +49,7 @@ class App(_Strict):
     runtimes: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")], ...] = Field(
         min_length=1, description="runtime versions that the app builds in the field carry, oldest first"
     )
+    adds: str = Field(default="", description="what an app or a board must install beside the artifact")
     build: Literal["full", "mobile"] = Field(
         default="full",
         description=(
@@ -114,6 +115,35 @@ class TargetProfile(_Strict):
                 "scheme fp16 needs file_format = 'onnx': an .ort file contains the float32 casts of "
                 "the host that wrote it"
             )
+
+
+# what does the work; where that is not one thing, the runtime chooses
+_ACCELERATORS = {
+    "coreml": "Neural Engine, GPU or CPU",
+    "cuda": "NVIDIA GPU",
+    "cuda-torchscript": "NVIDIA GPU",
+}
+
+VerifiedBy = Literal["emulator", "runtime", "stand-in", "none"]
+
+
+def accelerator(backend: str) -> str:
+    """Return what does the work of a backend's artifacts."""
+    return _ACCELERATORS.get(backend, "CPU")
+
+
+def verified_by(target: TargetProfile) -> VerifiedBy:
+    """Return what runs a target's artifacts before they ship, on a Linux host without a GPU.
+
+    `emulator`: the device's own kernels under QEMU, and this host's. `runtime`: its runtime with this host's kernels.
+    `stand-in`: its runtime on this host's CPU, in place of a GPU. `none`: only the converted graph is judged.
+    """
+    system, _ = _ONLY_IN.get(target.backend, ("Linux", ""))
+    if system not in ("", "Linux"):
+        return "none"
+    if not system:
+        return "stand-in"
+    return "emulator" if target.arch == "arm64" and target.device.cpu else "runtime"
 
 
 def why_not_run(backend: str) -> str:

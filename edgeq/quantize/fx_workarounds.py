@@ -410,10 +410,10 @@ def leave_unlike_sums(prepared: Any) -> None:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op not in ("call_method", "call_function") or name not in ("add", "add_", "iadd"):
             continue
-        parts = [scale(part) for part in node.args[:2]]
+        parts = [found for part in node.args[:2] if (found := scale(part)) is not None]
         after = [*node.users, *(later for user in node.users for later in user.users)]  # behind a relu that is fused
         result = next((found for user in after if (found := scale(user)) is not None), None)
-        if result is None or any(part is None for part in parts):
+        if result is None or len(parts) < len(node.args[:2]):
             continue
         if not all(_SUM_RATIOS[0] <= part / result < _SUM_RATIOS[1] for part in parts):
             node.op, node.target = "call_function", _float_add

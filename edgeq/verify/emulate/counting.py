@@ -32,6 +32,8 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
 
 _RUNTIME = "(runtime)"
 
+_NOT_TRACED = "ONNX Runtime's C API of the runner gives no times of operators"
+
 # Cores that QEMU 7.2 has no model of, by one with the same instructions: kernels are chosen by instructions and part
 # number. Part numbers: Arm's Technical Reference Manuals, MIDR_EL1; uarch: pytorch/cpuinfo's cpuinfo.h. Cortex-A75 has
 # dot products from revision 2 on, by cpuinfo's aarch64-isa.c; revision 1 is that of the phones in `devices/`.
@@ -91,14 +93,15 @@ def count(
         EdgeqError: as `run_all` and `find_core`; EnvironmentProblem also where a compiler is missing.
     """
     work = Work(runtime=runtime, cpu=find_core(core), model=model, samples=(sample,), runs=2)
+    traced = operators and runtime.wheel.runtime != "onnx"
     tools = _tools()
     with tempfile.TemporaryDirectory(prefix="edgeq-count-") as name, _fixed_addresses():
-        files = [Path(name) / "total", *([Path(name) / "traced"] if operators else [])]
+        files = [Path(name) / "total", *([Path(name) / "traced"] if traced else [])]
         ran = run_all([_counted(work, tools, file) for file in files], timeout_s=timeout_s)
         looks = [_looks(file) for file in files]
         whole = _last_call(looks[0], ran[0])
-        if not operators:
-            return CountReport(cpu=core, total=whole)
+        if not operators or not traced:
+            return CountReport(cpu=core, total=whole, why_no_operators=_NOT_TRACED if operators else "")
         found, why = _operators(runtime, ran[1].trace or b"", looks[1], whole, Path(name))
     return CountReport(cpu=core, total=whole, operators=found, why_no_operators=why)
 

@@ -101,6 +101,20 @@ _TORCH = Build(
 )
 
 
+def _onnxruntime(version: str) -> Build:
+    """Return the build against an onnxruntime wheel, which has no headers; the runner opens the library by name."""
+    library = f"libonnxruntime.so.{version}"
+    return Build(
+        source="ort_runner.cpp",
+        headers=(),
+        libraries=(f"onnxruntime/capi/{library}",),
+        includes=(),
+        library_folder="onnxruntime/capi",
+        flags=("-O2", "-w", f'-DEDGEQ_LIBRARY="{library}"'),
+        links=("-ldl",),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
     """An official wheel for Linux that holds a runtime and its headers.
@@ -112,7 +126,7 @@ class Wheel:
         file: its file name on PyPI.
     """
 
-    runtime: Literal["executorch", "torchscript"]
+    runtime: Literal["executorch", "torchscript", "onnx"]
     arch: Arch
     package: str
     version: str
@@ -129,7 +143,8 @@ class Wheel:
 
 
 # of each architecture oldest first; an executorch wheel is an SDK from 1.5 on, and the last Android lite runtime is
-# torch 2.1.0's, whose wheel for x86_64 is CUDA's
+# torch 2.1.0's, whose wheel for x86_64 is CUDA's; an onnxruntime wheel has libonnxruntime.so from 1.20 on (tried: that
+# of 1.18.1 has Python's module alone, which hides the C API)
 WHEELS = (
     Wheel(
         runtime="executorch",
@@ -165,6 +180,28 @@ WHEELS = (
         build=_TORCH,
     ),
     Wheel(
+        runtime="onnx",
+        arch="arm64",
+        package="onnxruntime",
+        version="1.20.1",
+        platform="manylinux_2_27_aarch64",
+        file="onnxruntime-1.20.1-cp311-cp311-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl",
+        sha256="f6243e34d74423bdd1edf0ae9596dd61023b260f546ee17d701723915f06a9f7",
+        size_bytes=11_955_227,
+        build=_onnxruntime("1.20.1"),
+    ),
+    Wheel(
+        runtime="onnx",
+        arch="arm64",
+        package="onnxruntime",
+        version="1.31.1",
+        platform="manylinux_2_28_aarch64",
+        file="onnxruntime-1.31.1-cp311-cp311-manylinux_2_28_aarch64.whl",
+        sha256="da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3",
+        size_bytes=21_413_526,
+        build=_onnxruntime("1.31.1"),
+    ),
+    Wheel(
         runtime="executorch",
         arch="x86_64",
         package="executorch",
@@ -177,7 +214,7 @@ WHEELS = (
     ),
 )
 
-DEFAULT_WHEELS = WHEELS[1:3]  # those of the shipped target profiles that are emulated
+DEFAULT_WHEELS = WHEELS[1:4]  # those of the shipped target profiles that are emulated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,17 +235,29 @@ def find_wheels(
 ) -> tuple[tuple[Wheel, ...], tuple[str, ...]]:
     """Return the wheels for a target's `[app] runtimes`, and the versions that none is known for.
 
-    A version without its last part, such as 1.5, stands for the newest 1.5.x.
+    A version without its last part, such as 1.5, stands for the newest 1.5.x. ONNX Runtime loads the files of older
+    ones: where none of the versions has a wheel, the oldest wheel that is newer stands in, and they are still returned
+    as missing.
     """
+    known = _wheels_of(runtime, arch)
     found: dict[str, Wheel] = {}
     missing = []
     for version in versions:
-        match = [w for w in _wheels_of(runtime, arch) if f"{w.version}.".startswith(f"{version}.")]
+        match = [wheel for wheel in known if f"{wheel.version}.".startswith(f"{version}.")]
         if match:
             found[match[-1].version] = match[-1]
         else:
             missing.append(version)
+    if runtime == "onnx" and not found:
+        oldest = min(map(_release, missing), default=())
+        found = {wheel.version: wheel for wheel in known if _release(wheel.version) > oldest}
+        found = dict(list(found.items())[:1])
     return tuple(found.values()), tuple(missing)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return major and minor version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _wheels_of(runtime: str, arch: Arch) -> tuple[Wheel, ...]:

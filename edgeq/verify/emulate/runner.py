@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.verify.emulate.cpus import Cpu, make_root, qemu_path
 from edgeq.verify.emulate.install import Installed
-from edgeq.verify.host import executorch_error, signal_name
+from edgeq.verify.host import executorch_error, onnx_error, signal_name
 
 
 def run(work: Work, *, timeout_s: float = 600.0, folder: Path | None = None) -> Ran:
@@ -211,11 +211,17 @@ def _result(work: Work, place: Path) -> Ran:
 
 def _check_core(work: Work, core: Core) -> None:
     """Refuse results of kernels that were chosen for another core."""
-    if work.cpu is None or core.uarch == work.cpu.uarch:
+    if work.cpu is None:
+        return
+    if core.uarch:
+        kind, found, expected = "micro-architecture", core.uarch, work.cpu.uarch
+    else:
+        kind, found, expected = "part number", core.midr >> 4 & 0xFFF, work.cpu.part
+    if found == expected:
         return
     what = (
         f"{work.runtime.wheel.title} did not recognize the emulated {work.cpu.name}: it detected the "
-        f"micro-architecture 0x{core.uarch:08x} instead of 0x{work.cpu.uarch:08x} and chose kernels for that"
+        f"{kind} 0x{found:08x} instead of 0x{expected:08x} and chose kernels for that"
     )
     raise VerificationError(what, "choose another --cpu, or another version of qemu-user")
 
@@ -277,7 +283,7 @@ def _refused(on: str, told: str, said: str) -> EdgeqError:
     if missing:
         what = f"{on} lacks operators that the artifact uses: {', '.join(missing)}"
         return UnsupportedError(what, "choose a target with a newer runtime, or replace these operators")
-    kind, meaning = executorch_error(told)
+    kind, meaning = onnx_error(told) or executorch_error(told)
     what = f"{on}: {meaning} ({told})" if meaning else f"{on}: {told}"
     return kind(what, "package the model again; if that does not help, choose another target")
 
@@ -417,7 +423,7 @@ class Core:
     """The core that the runtime itself detected.
 
     Attributes:
-        uarch: pytorch/cpuinfo's code of the micro-architecture.
+        uarch: pytorch/cpuinfo's code of the micro-architecture; 0 where the runtime hides it (ONNX Runtime).
         midr: the main ID register.
         features: the instruction-set extensions that decide about kernels.
     """

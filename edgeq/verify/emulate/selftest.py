@@ -1,7 +1,7 @@
 """The self-test: a known artifact on each runtime and CPU model must give its known outputs.
 
-`selftest/` holds the digits model for both runtimes, as edgeq 0.1.0 packaged it (tests/golden/0.1.0), with four
-inputs and the outputs of x86 kernels; correct ARM64 kernels give the same.
+`selftest/` holds the digits model for every runtime, for ExecuTorch and TorchScript as edgeq 0.1.0 packaged it
+(tests/golden/0.1.0), with four inputs and the outputs of x86 kernels; correct ARM64 kernels give the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeq.verify.metrics import Comparison
 
 _FOLDER = Path(__file__).with_name("selftest")
 
-_ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl"}
+_ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl", "onnx": "digits.ort"}
 
 _TIMEOUT_S = 300.0
 

@@ -70,6 +70,14 @@ def test_torchscript_on_a_host_goes_by_torch_version(version, outcome):
     assert runtime_gate(target("linux-x86_64-x86"), model).outcome == outcome
 
 
+def test_a_board_with_the_lite_interpreter_goes_by_bytecode_and_operators_too():
+    board = target("linux-arm64-qnnpack")
+    assert runtime_gate(board, ptl()).outcome == "ok"
+    gate = runtime_gate(board, ptl(operators=("aten::rms_norm",)))
+    assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.UNSUPPORTED)
+    assert gate.detail == "torch 2.1.0 lacks aten::rms_norm"
+
+
 @pytest.mark.parametrize(
     ("bytecode", "outcome"), [(3, "failed"), (4, "ok"), (8, "ok"), (9, "ok"), (10, "failed"), (None, "failed")]
 )

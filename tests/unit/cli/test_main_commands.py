@@ -39,6 +39,10 @@ def test_targets_list_has_every_profile(capfd):
     assert run(["targets", "list", "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)["targets"]
     assert [entry["name"] for entry in listed] == list(profile_files())
+    board = next(entry for entry in listed if entry["name"] == "linux-arm64-ort")
+    assert (board["accelerator"], board["verified_by"]) == ("CPU", "emulator")
+    assert (board["emulated_cpus"], board["oldest_runtime"]) == (["cortex-a72", "cortex-a76"], "1.20")
+    assert all(entry["app_adds"] for entry in listed)
 
 
 @pytest.mark.parametrize("name", list(profile_files()))

@@ -6,13 +6,16 @@ import pytest
 
 from edgeq.core.errors import UsageError
 from edgeq.core.profiles import profile_files
-from edgeq.core.targets import App, Audit, load_target
+from edgeq.core.targets import App, Audit, accelerator, load_target, verified_by
 
 SHIPPED = (
     "android-arm64-ort",
     "android-arm64-qnnpack",
     "android-arm64-xnnpack",
     "ios-arm64-xnnpack",
+    "linux-arm64-ort",
+    "linux-arm64-qnnpack",
+    "linux-arm64-xnnpack",
     "linux-x86_64-fbgemm",
     "linux-x86_64-ort",
     "linux-x86_64-x86",
@@ -48,6 +51,22 @@ def test_every_shipped_profile_loads(name: str) -> None:
     assert set(target.audit) <= set(target.schemes)
     assert "static-int8" not in target.schemes or target.audit["static-int8"].int8_macs == 0.95
     assert target.audit[target.schemes[0]] != Audit()  # what is made without being asked for is held to something
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "by_what"),
+    [
+        ("android-arm64-ort", "emulator", "CPU"),
+        ("linux-arm64-qnnpack", "emulator", "CPU"),
+        ("ios-arm64-xnnpack", "runtime", "CPU"),  # no CPU model is named: this host's kernels run it
+        ("linux-x86_64-x86", "runtime", "CPU"),
+        ("linux-arm64-cuda", "stand-in", "NVIDIA GPU"),
+        ("ios-arm64-coreml", "none", "Neural Engine, GPU or CPU"),
+    ],
+)
+def test_what_verifies_a_target(name: str, how: str, by_what: str) -> None:
+    target = load_target(name)
+    assert (verified_by(target), accelerator(target.backend)) == (how, by_what)
 
 
 def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ def torch_lite(qemu: None) -> Installed:
 
 
 @pytest.fixture(scope="session")
+def onnx_runtime(qemu: None) -> Installed:
+    return ensure_installed(DEFAULT_WHEELS[2], Quiet())
+
+
+@pytest.fixture(scope="session")
 def digits() -> tuple[Arrays, ...]:
     with np.load(SELFTEST / "digits.npz") as arrays:
         return tuple((row[None],) for row in arrays["inputs"])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from edgeq.check.device import device_gate
 from edgeq.core.samples import Batch, Sample
 from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.cpus import find_cpu
@@ -15,6 +16,8 @@ from edgeq.verify.emulate.emulate import EmulateSpec, Observed, Subset, emulate,
 from edgeq.verify.emulate.selftest import Machine
 
 from .conftest import SELFTEST
+
+LAST_LAYER = (71_572, 72_852)  # where digits.ort holds the int8 weights [10, 128] of its last layer
 
 
 def observed(digits, host, labels=(None,) * 4) -> tuple[Observed, ...]:
@@ -99,6 +102,22 @@ def test_a_damaged_artifact_is_a_report(spec, tmp_path):
     assert not report.is_unmeasured
     assert report.exit_code == 7
     assert "executorch 1.5.1 on cortex-a" in report.problem
+
+
+def test_an_ort_file_with_one_layer_changed_fails_the_device_gate(spec, onnx_runtime, digits, tmp_path):
+    with np.load(SELFTEST / "digits.npz") as arrays:
+        host = arrays["outputs_ort"]
+    machines = tuple(dataclasses.replace(machine, runtime=onnx_runtime) for machine in spec.machines)
+    right, wrong = SELFTEST / "digits.ort", tmp_path / "wrong.ort"
+    spec = dataclasses.replace(spec, artifact=right, machines=machines, observed=observed(digits, host), labelled=False)
+    gate = device_gate("static-int8", emulate(spec).report)
+    assert (gate.outcome, gate.measured) == ("ok", "equal")
+    data, (start, end) = bytearray(right.read_bytes()), LAST_LAYER
+    data[start:end] = data[start:end][::-1]
+    wrong.write_bytes(data)
+    gate = device_gate("static-int8", emulate(dataclasses.replace(spec, artifact=wrong)).report)
+    assert (gate.outcome, gate.exit_code) == ("failed", 7)
+    assert "onnxruntime 1.20.1" in gate.detail
 
 
 @pytest.mark.parametrize(

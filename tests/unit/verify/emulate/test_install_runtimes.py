@@ -19,6 +19,12 @@ from edgeq.verify.emulate.install import WHEELS, find_installed, find_wheels, ru
         ("executorch", ("2.1.0",), [], ("2.1.0",)),
         ("torchscript", ("2.1.0",), ["2.1.0"], ()),
         ("torchscript", ("2.1", "2.1.0"), ["2.1.0"], ()),
+        ("onnx", ("1.20",), ["1.20.1"], ()),
+        ("onnx", ("1.20", "1.31.1"), ["1.20.1", "1.31.1"], ()),
+        ("onnx", ("1.18", "1.31"), ["1.31.1"], ("1.18",)),
+        ("onnx", ("1.18", "1.17"), ["1.20.1"], ("1.18", "1.17")),  # the oldest that is newer stands in
+        ("onnx", ("1.24",), ["1.31.1"], ("1.24",)),
+        ("onnx", ("1.32",), [], ("1.32",)),  # an older runtime cannot stand for a newer one
     ],
 )
 def test_wheels_by_the_versions_in_the_field(runtime, versions, found, missing):

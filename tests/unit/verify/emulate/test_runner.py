@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from small_models import IMAGE, dataset, quantized, small_net
@@ -17,7 +18,7 @@ from edgeq.lower.layers import archive_elements
 from edgeq.lower.torchscript_archive import strip_archive
 from edgeq.verify.emulate import runner as runner_module
 from edgeq.verify.emulate.cpus import find_cpu, make_root, qemu_path
-from edgeq.verify.emulate.runner import TooSlow, Work, read_samples, run, run_all, write_samples
+from edgeq.verify.emulate.runner import Core, TooSlow, Work, read_samples, run, run_all, write_samples
 from edgeq.verify.metrics import Comparison
 
 from .conftest import SELFTEST
@@ -91,6 +92,59 @@ def test_the_last_lite_runtime_reads_what_is_stored_once(torch_lite, tmp_path):
     one, other = (np.concatenate([outputs[0] for outputs in ran.outputs]) for ran in run_all(works, timeout_s=300))
     assert np.ptp(one) > 0
     assert np.array_equal(one, other)
+
+
+def onnx_work(onnx_runtime, samples, name="cortex-a53"):
+    return Work(runtime=onnx_runtime, cpu=find_cpu(name), model=SELFTEST / "digits.ort", samples=samples)
+
+
+def test_onnx_runtime_gives_the_hosts_outputs_and_reads_its_core(onnx_runtime, digits):
+    works = [onnx_work(onnx_runtime, digits, name) for name in ("cortex-a53", "cortex-a76")]
+    little, big = run_all(works, timeout_s=120)
+    for ran, work in zip((little, big), works, strict=True):
+        assert np.array_equal(np.concatenate([outputs[0] for outputs in ran.outputs]), expected("ort"))
+        assert (ran.core.midr >> 4) & 0xFFF == work.cpu.part
+        assert (ran.engine, ran.threads) == ("onnxruntime", 1)
+        assert min(min(times) for times in ran.latencies_ms) > 0
+    assert "dot" not in little.core.features
+    assert "dot" in big.core.features
+
+
+def test_onnx_runtime_chooses_its_kernels_by_the_emulated_core(onnx_runtime, digits):
+    work = onnx_work(onnx_runtime, digits[:1])
+    dotted = dataclasses.replace(work.cpu, part=0xD0B, features=find_cpu("cortex-a76").features)
+    with pytest.raises(VerificationError, match="crashed with SIGILL"):  # a dot product, which a cortex-a53 lacks
+        run(dataclasses.replace(work, cpu=dotted))
+
+
+def test_a_core_without_a_micro_architecture_goes_by_its_part_number(onnx_runtime, digits):
+    work = onnx_work(onnx_runtime, digits[:1])
+    runner_module._check_core(work, Core(uarch=0, midr=0x410FD034, features=()))
+    with pytest.raises(VerificationError, match="detected the part number 0x00000d0b instead of 0x00000d03"):
+        runner_module._check_core(work, Core(uarch=0, midr=0x414FD0B1, features=()))
+
+
+def test_onnx_runtime_names_what_does_not_fit(onnx_runtime, digits, tmp_path):
+    work = onnx_work(onnx_runtime, digits[:1])
+    image = digits[0][0]
+    for arrays, said in (
+        ((image, image), "the model takes 1 inputs, got 2"),
+        ((image[:, :, 1:],), r"input 0 wants float32 \[1, 1, 32, 32\], got float32 \[1, 1, 31, 32\]"),
+        ((image.astype(np.float64),), "got float64"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run(dataclasses.replace(work, samples=(arrays,)))
+    torn = tmp_path / "torn.ort"
+    torn.write_bytes(work.model.read_bytes()[:10_000])
+    with pytest.raises(VerificationError, match=r"onnxruntime 1\.20\.1 on cortex-a53: loading the model failed"):
+        run(dataclasses.replace(work, model=torn))
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, image.shape)
+    node = onnx.helper.make_node("Unheard", ["x"], ["x1"])
+    graph = onnx.helper.make_graph([node], "g", [value], [onnx.helper.make_empty_tensor_value_info("x1")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "strange.onnx"))
+    with pytest.raises(UnsupportedError, match="the runtime lacks an operator"):
+        run(dataclasses.replace(work, model=tmp_path / "strange.onnx"))
 
 
 def test_an_event_trace_is_left(work):

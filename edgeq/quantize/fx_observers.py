@@ -118,7 +118,8 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
         graph.leave_lost_in_float(lost)
         for node in apart:
             graph.part(node)
-        graph.leave_ends_in_float([*lost, *apart])
+        ends = [reader for node in apart for reader in graph.read_in_float(node, node)]
+        graph.leave_ends_in_float([*lost, *apart, *ends])
     graph.leave_ends_in_float([node for node in prepared.graph.nodes if graph.compares(node)])
     prepared.recompile()
     return prepared
@@ -316,7 +317,8 @@ class _Graph:
         narrow = [part for part, width in zip(parts, widths, strict=True) if width * _UNLIKE < max(widths)]
         if not narrow:
             return False
-        return self._ends(join) or any(len(self._readers(part)) > 1 for part in narrow)
+        in_float = any(self._leads_out(reader) for reader in join.users)
+        return self._ends(join) or in_float or any(len(self._readers(part)) > 1 for part in narrow)
 
     def _readers(self, part: Any) -> set[Any]:
         """Return what reads the value of a part, in int8 or not."""
@@ -348,6 +350,37 @@ class _Graph:
         dim = join.kwargs.get("dim", join.kwargs.get("axis", join.args[1] if len(join.args) > 1 else 0))
         join.target = torch.ops.aten.stack.default if self.name(join) == "stack" else torch.ops.aten.cat.default
         join.args, join.kwargs = (join.args[0] if join.args else join.kwargs["tensors"], dim), {}
+
+    def read_in_float(self, value: Any, unrounded: Any) -> list[Any]:
+        """Let what leads to no layer in int8 read a value unrounded, or moved since it was so; return its readers.
+
+        Args:
+            value: a join that was parted, or its observer, or what moves its values.
+            unrounded: the same value in float.
+        """
+        found = []
+        for reader in list(value.users):
+            if self._is_end(reader):
+                reader.replace_input_with(value, unrounded)
+                found.append(reader)
+            elif self.is_place(reader):
+                found += self.read_in_float(reader, unrounded)
+            elif self._leads_out(reader):
+                with self.prepared.graph.inserting_after(reader):
+                    twin = self.prepared.graph.node_copy(reader, lambda node: unrounded if node is value else node)
+                found += self.read_in_float(reader, twin)
+        if self.is_place(value) and not value.users:
+            self.remove(value)
+        return found
+
+    def _leads_out(self, node: Any) -> bool:
+        """Whether a value comes to an end of the graph with no layer in int8 between, by moves alone."""
+        moves = self.is_place(node) or self.name(node) in _MOVING
+        return self._is_end(node) or (moves and any(self._leads_out(user) for user in node.users))
+
+    def _is_end(self, node: Any) -> bool:
+        """Whether a node is none of the layers in int8, and none comes after it."""
+        return not self.is_layer(node) and self._ends(node)
 
     def _with_source(self, part: Any) -> Iterator[Any]:
         """Yield a place and those before it that it shares a scale with."""
@@ -430,7 +463,7 @@ class _Graph:
 
     def leave_ends_in_float(self, causes: list[Any]) -> None:
         """Round nothing after the last layers, where a cause lies there: what is connected with it is left in float."""
-        ends = {node for node in self.nodes if node.op != "output" and not self.is_layer(node) and self._ends(node)}
+        ends = {node for node in self.nodes if node.op != "output" and self._is_end(node)}
         reached = {cause for cause in causes if cause in ends}
         waiting = list(reached)
         while waiting:

@@ -118,8 +118,8 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
         graph.leave_lost_in_float(lost)
         for node in apart:
             graph.part(node)
-        taps = [reader for node in apart for reader in graph.tap(node)]
-        graph.leave_ends_in_float([*lost, *apart, *taps])
+        ends = [reader for node in apart for reader in graph.read_in_float(node, node)]
+        graph.leave_ends_in_float([*lost, *apart, *ends])
     graph.leave_ends_in_float([node for node in prepared.graph.nodes if graph.compares(node)])
     prepared.recompile()
     return prepared
@@ -317,21 +317,8 @@ class _Graph:
         narrow = [part for part, width in zip(parts, widths, strict=True) if width * _UNLIKE < max(widths)]
         if not narrow:
             return False
-        return bool(self._end_readers(join)) or any(len(self._readers(part)) > 1 for part in narrow)
-
-    def _end_readers(self, join: Any) -> list[Any]:
-        """Return what reads a join, rounded or not, and leads to no layer in int8."""
-        places = [user for user in join.users if self.is_place(user)]
-        readers = [user for node in (join, *places) for user in node.users if user not in places]
-        return [reader for reader in readers if not self.is_layer(reader) and self._ends(reader)]
-
-    def tap(self, join: Any) -> list[Any]:
-        """Let those readers of a parted join that lead to no layer have it as it was computed; return them."""
-        readers = self._end_readers(join)
-        for reader in readers:
-            for place in [source for source in reader.all_input_nodes if source in join.users]:
-                reader.replace_input_with(place, join)
-        return readers
+        in_float = any(self._leads_out(reader) for reader in join.users)
+        return self._ends(join) or in_float or any(len(self._readers(part)) > 1 for part in narrow)
 
     def _readers(self, part: Any) -> set[Any]:
         """Return what reads the value of a part, in int8 or not."""
@@ -363,6 +350,37 @@ class _Graph:
         dim = join.kwargs.get("dim", join.kwargs.get("axis", join.args[1] if len(join.args) > 1 else 0))
         join.target = torch.ops.aten.stack.default if self.name(join) == "stack" else torch.ops.aten.cat.default
         join.args, join.kwargs = (join.args[0] if join.args else join.kwargs["tensors"], dim), {}
+
+    def read_in_float(self, value: Any, unrounded: Any) -> list[Any]:
+        """Let what leads to no layer in int8 read a value unrounded, or moved since it was so; return its readers.
+
+        Args:
+            value: a join that was parted, or its observer, or what moves its values.
+            unrounded: the same value in float.
+        """
+        found = []
+        for reader in list(value.users):
+            if self._is_end(reader):
+                reader.replace_input_with(value, unrounded)
+                found.append(reader)
+            elif self.is_place(reader):
+                found += self.read_in_float(reader, unrounded)
+            elif self._leads_out(reader):
+                with self.prepared.graph.inserting_after(reader):
+                    twin = self.prepared.graph.node_copy(reader, lambda node: unrounded if node is value else node)
+                found += self.read_in_float(reader, twin)
+        if self.is_place(value) and not value.users:
+            self.remove(value)
+        return found
+
+    def _leads_out(self, node: Any) -> bool:
+        """Whether a value comes to an end of the graph with no layer in int8 between, by moves alone."""
+        moves = self.is_place(node) or self.name(node) in _MOVING
+        return self._is_end(node) or (moves and any(self._leads_out(user) for user in node.users))
+
+    def _is_end(self, node: Any) -> bool:
+        """Whether a node is none of the layers in int8, and none comes after it."""
+        return not self.is_layer(node) and self._ends(node)
 
     def _with_source(self, part: Any) -> Iterator[Any]:
         """Yield a place and those before it that it shares a scale with."""
@@ -455,7 +473,7 @@ class _Graph:
 
     def leave_ends_in_float(self, causes: list[Any]) -> None:
         """Round nothing after the last layers, where a cause lies there: what is connected with it is left in float."""
-        ends = {node for node in self.nodes if node.op != "output" and not self.is_layer(node) and self._ends(node)}
+        ends = {node for node in self.nodes if node.op != "output" and self._is_end(node)}
         reached = {cause for cause in causes if cause in ends}
         waiting = list(reached)
         while waiting:

@@ -31,4 +31,4 @@ def test_the_artifact_costs_no_more_than_rounding(seed, runtime, tmp_path):
     if result is not None:
         made = lowered(result, (SPEC,), tmp_path, kind, backend=backend)
         runtime.load(made.path, runtime=kind, backend=backend, threads=1)
-        check_rounding(model, outputs_by(lambda batch: runtime.run(batch.inputs)))
+        check_rounding(model, outputs_by(lambda batch: runtime.run(batch.inputs)), backend)

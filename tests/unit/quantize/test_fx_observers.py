@@ -50,6 +50,10 @@ def parts_of_new(net, x):
     return joined.flatten(1, 2).transpose(1, 2)
 
 
+def _both(net, joined):
+    return joined.flatten(2), net.mix(joined)
+
+
 ENDS = {
     "join, layer and end": layer_and_end,
     "written into zeros": parts_of_zeros,
@@ -70,6 +74,8 @@ ENDS = {
     "stack": lambda net, x: torch.stack((net.score(x).sigmoid(), net.box(x)), 1),
     "pixels": lambda net, x: torch.cat(((net.box(x) + 2).relu() * 16, net.score(x)), 1),
     "join, layer": lambda net, x: net.mix(torch.cat((net.score(x).sigmoid(), net.box(x)), 1)),
+    "join, layer and view": lambda net, x: _both(net, torch.cat((net.score(x), net.box(x)), 1)),
+    "stack, layer and view": lambda net, x: _both(net, torch.stack((net.score(x), net.box(x)), 1).flatten(1, 2)),
     "bicubic": lambda net, x: functional.interpolate(net.box(x), scale_factor=2.0, mode="bicubic"),
     "antialias": lambda net, x: functional.interpolate(net.box(x), size=(9, 9), mode="bilinear", antialias=True),
     "numbers": lambda net, x: (net.score(x) + 1) * 40,

@@ -19,4 +19,4 @@ def test_int8_costs_no_more_than_rounding(seed):
     backend = ("qnnpack", "x86")[seed % 2]
     model, result = int8_of(seed, "torchscript", backend)
     if result is not None:
-        check_rounding(model, outputs_by(forward(result.graph, backend)))
+        check_rounding(model, outputs_by(forward(result.graph, backend)), backend)

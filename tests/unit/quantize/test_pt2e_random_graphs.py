@@ -19,4 +19,4 @@ def test_int8_costs_no_more_than_rounding(seed):
     runtime, backend = ("onnx", "ort") if seed % 3 == 2 else ("executorch", "xnnpack")
     model, result = int8_of(seed, runtime, backend)
     if result is not None:
-        check_rounding(model, outputs_by(forward(result.graph)))
+        check_rounding(model, outputs_by(forward(result.graph)), backend)

@@ -133,7 +133,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if (meant := _MEANT.get(name.lower())) in known:
         return f" Did you mean '{meant}'?"
-    parts = [one for one in known if name.lower() in re.split(r"[-._:@/]", one.lower()) or one.startswith(f"{name}-")]
+    if match := difflib.get_close_matches(name, known, n=1, cutoff=0.85):  # a slip of one letter or two
+        return f" Did you mean '{match[0]}'?"
+    parts = [one for one in known if name.lower() in re.split(r"[-.:@/]", one.lower())]
     if len(parts) > 1:
         rest = f" and {len(parts) - _MOST_OFFERED} more" if len(parts) > _MOST_OFFERED else ""
         return f" Did you mean one of {', '.join(map(repr, parts[:_MOST_OFFERED]))}{rest}?"

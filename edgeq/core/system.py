@@ -229,6 +229,20 @@ def missing_module(text: str) -> EnvironmentProblem | None:
     return None
 
 
+# what packaging and running artifacts needs; reading, installing, signing and reporting bundles does without
+HEAVY = frozenset({"torch", "torchvision", "torchao", "executorch"})
+
+
+def missing_heavy(text: str) -> EnvironmentProblem | None:
+    """Return the error for a ModuleNotFoundError of torch or ExecuTorch in an environment without them; else None."""
+    found = re.search(r"No module named '(\w+)", text)
+    if found is None or found[1] not in HEAVY:
+        return None
+    what = f"{found[1]} is not installed here, and packaging a model or running an artifact needs it"
+    fix = "install edgeq with all its dependencies; without them, inspect, diff, report, install and ota work"
+    return EnvironmentProblem(what, fix)
+
+
 def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
     """Return the error for an extra that is not installed."""
     noun = f"a {runtime}: model" if runtime in ("hf", "timm") else f"the {runtime} runtime"

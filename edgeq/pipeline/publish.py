@@ -65,8 +65,8 @@ def publish(plan: Plan) -> RunReport:
             stays = place == rejected and all(gate.passed or gate.outcome == "unverified" for gate in row.gates)
             good = [path for path in (accepted, accepted.with_name(former)) if path.exists()]
             if place == rejected and good:
-                fate = "stays, since nothing that was measured speaks for removing it" if stays else "is removed"
-                row = with_warning(row, f"the earlier bundle {fate}; this one was rejected: {good[0]}")
+                fate = "stays, since this one failed no gate" if stays else "is removed, since this one was rejected"
+                row = with_warning(row, f"the earlier bundle {fate}: {good[0]}")
             rows.append(dataclasses.replace(row, path=place))
             replaced += [rejected.with_name(former)]
             replaced += [] if stays else [other, accepted.with_name(former)]

@@ -398,6 +398,10 @@ def render_project(report: ProjectReport, *, width: int | None = None) -> str:
                 console.print(_block(row, console.width))
             for one in report.refused:
                 console.print(f"{one.model} {one.label}\n  verdict  {refusal_text(one)}\n", style="bold red")
+            side_by_side = _side_by_side(report.rows, report.refused)
+            widest = console.measure(side_by_side, options=console.options.update(width=10_000)).maximum
+            if len(report.rows) + len(report.refused) > 1 and widest <= console.width:
+                console.print(side_by_side)
     below = _below(report)
     if width is not None or sys.stdout.isatty():
         below = [part for line in below for part in _wrapped(line, console.width)]
@@ -443,6 +447,106 @@ def _table(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> Rendera
         cells = [one.target, one.scheme, *("-" for _ in heads[2:-1])]
         table.add_row(*([one.model] if many else []), *cells, Text(refusal_text(one), style="bold red"))
     return table
+
+
+def _side_by_side(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> RenderableType:
+    """Return the figures that a choice is made by, under each other; the blocks above have all others."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    many = len({row.model for row in rows}) > 1
+    table.add_column("target, scheme", no_wrap=True)
+    for head in ("size", "drop", "worst SQNR", "p50"):
+        table.add_column(head, no_wrap=True, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        fidelity, timing = row.verified.fidelity, row.verified.timing
+        drop = f"{fidelity.drop_pp.estimate:.2f} pp" if fidelity and fidelity.drop_pp else "-"
+        label = f"{row.model} {row.target}" if many else row.target
+        p50 = f"{_ms(timing.p50_ms)} ms" if timing else "-"
+        cells = [f"{label}\n  {row.scheme}", format_bytes(row.size_bytes), drop, worst_sqnr(row), p50]
+        verdict, *more = verdict_text(row).split("\n")
+        more = [line for line in more if not line.startswith("(")]  # the remarks are in the block
+        table.add_row(*cells, Text("\n".join((verdict, *more)), style=_STYLES.get(verdict.split(":")[0], "")))
+    for one in refused:
+        label = f"{one.model} {one.target}" if many else one.target
+        table.add_row(f"{label}\n  {one.scheme}", *("-" for _ in range(4)), Text("refused", style="bold red"))
+    return table
+
+
+def worst_sqnr(row: PackageResult) -> str:
+    """Return the SQNR of the output, or of the channel of it, that came out worst; "-" where there is none."""
+    gate = next((one for one in row.checked.gates if one.name == "fidelity"), None)
+    found = re.search(r"-?[\d.]+ dB|infinite", gate.measured) if gate else None
+    if found:
+        return found[0]
+    fidelity = row.verified.fidelity
+    if fidelity is None or fidelity.sqnr_db is None:
+        return "-"
+    return "infinite" if fidelity.sqnr_db == math.inf else decibel(fidelity.sqnr_db)
+
+
+# --- What to try next, found in what this run measured: another scheme that passed, the layer with the most error.
+
+
+_ACCURACY_GATES = frozenset({"accuracy_drop", "fidelity", "sqnr", "agreement", "class_drop"})
+
+_SIZE_GATES = frozenset({"size", "download"})
+
+_TIME_GATES = frozenset({"latency", "load", "peak_memory"})
+
+
+def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
+    """Return what this run's own measurements suggest for a row that failed; [] where they suggest nothing.
+
+    Args:
+        row: that failed.
+        rows: all of the run.
+    """
+    failed = {gate.name for gate in row.checked.gates if gate.outcome == "failed"}
+    unverified = {gate.name for gate in row.checked.gates if gate.outcome == "unverified"}
+    said = [
+        f"--scheme {other.scheme} passed every gate here: {format_bytes(other.size_bytes)}, "
+        f"{_accuracy_text(other.verified.fidelity).splitlines()[-1]}"
+        for other in rows
+        if (other.model, other.target) == (row.model, row.target) and not other.checked.exit_code
+    ]
+    tried = (*(row.choice.tried if row.choice else ()), *(row.compared.variants[1:] if row.compared else ()))
+    said += [
+        f"--scheme {one.scheme} was measured too: {_figures(one).removesuffix(', ')}"
+        for one in tried
+        if one.passed and one.scheme != row.scheme
+    ]
+    if failed & _ACCURACY_GATES:
+        said += _float_layer(row)
+    if failed & _SIZE_GATES and row.layers:
+        largest = max(row.layers, key=lambda layer: layer.weight_bytes)
+        said.append(
+            f"the largest layer is {largest.name}: {format_bytes(largest.weight_bytes)} of "
+            f"{format_bytes(row.size_bytes)}"
+        )
+    if not failed and unverified & _TIME_GATES:
+        names = ", ".join(sorted(unverified & _TIME_GATES))
+        said.append(f"{names}: measure on a device: edgeq verify {row.path} --on adb --write-verdict verdict.json")
+    return [f"next: {row.target} {row.scheme}: {printable(text)}" for text in dict.fromkeys(said)]
+
+
+def _float_layer(row: PackageResult) -> list[str]:
+    """Return what it costs to keep the layer with the most error of its own in float."""
+    if row.layer_sqnrs is None:
+        return []
+    noisiest = row.layer_sqnrs.noisiest
+    held = sum(layer.weight_bytes for layer in row.layers if layer.name == noisiest.layer)
+    if not held or not math.isfinite(noisiest.own_db):
+        return []
+    # float weights take four bytes where int8 takes one
+    share_of = f", +{3 * held / row.size_bytes:.0%}" if row.size_bytes else ""
+    return [
+        f"--keep-fp32 {noisiest.layer} keeps the layer with the most error of its own ({decibel(noisiest.own_db)}) in "
+        f"float: +{format_bytes(3 * held)}{share_of}"
+    ]
 
 
 def _block(row: PackageResult, width: int) -> RenderableType:
@@ -511,6 +615,7 @@ def _below(report: ProjectReport) -> list[str]:
                 f"  fix: {printable(model.error.fix)}",
             ]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
+    steps = [line for row in report.rows if row.checked.exit_code for line in next_steps(row, report.rows)]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
     tried = [line for row in report.rows for line in _attempt_lines(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
@@ -518,7 +623,9 @@ def _below(report: ProjectReport) -> list[str]:
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
     reused = [line for row in report.rows for line in _reused(row)]
     paths = [f"{place(row)}: {row.path}" for row in report.rows]
-    sections = [section for section in (devices, failed, found, tried, app, warnings, data, reused, paths) if section]
+    sections = [
+        section for section in (devices, failed, steps, found, tried, app, warnings, data, reused, paths) if section
+    ]
     return [line for section in sections for line in ("", *section)]
 
 

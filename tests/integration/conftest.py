@@ -79,12 +79,13 @@ class Result:
         return found
 
     def fails(self, code: int, *texts: str) -> None:
-        """Assert that it ended as an error of one line what and one line how to mend it."""
+        """Assert that it ended as errors, each with one line what and one line how to mend it."""
         assert self.code == code, self.err
         assert "Traceback" not in self.err
         told = self.err[self.err.index("error: ") :].splitlines()
-        assert len(told) == 2
-        assert told[1].startswith("  fix: ")
+        assert len(told) % 2 == 0
+        assert all(line.startswith("error: ") for line in told[::2])
+        assert all(line.startswith("  fix: ") for line in told[1::2])
         for text in texts:
             assert text in self.err
 

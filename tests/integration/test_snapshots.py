@@ -88,6 +88,8 @@ def test_shape_of_package_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert code == 0
     document = json.loads(text)
     assert [row["scheme"] for row in document["rows"]] == ["static-int8"]
+    for row in document["rows"]:  # a busy machine is warned of
+        row["warnings"] = [warning for warning in row["warnings"] if not warning.startswith("the latency of ")]
     gates = [(gate["name"], gate["outcome"]) for gate in document["rows"][0]["gates"]]
     compare("package-digits.json", json.dumps({"gates": gates, "shape": shape(document)}, indent=1) + "\n")
 

@@ -9,8 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from edgeq.core.errors import ExitCode
+from edgeq.core.results.model import Layer, LayerSqnr, LayerSqnrs
 from edgeq.report.json import to_json
-from edgeq.report.text import render, share, size
+from edgeq.report.text import next_steps, render, share, size
+
+from .conftest import make_gate, make_row
 
 FIGURES = (
     "3.74 MB",
@@ -41,6 +45,65 @@ def test_a_wide_terminal_has_a_row_for_each_target(mixed):
         r"target +scheme +size +download +accuracy +agreement +int8 MACs +latency p50 / p90 +verdict", lines[0]
     )
     assert sum(line.startswith(("android-", "linux-", "ios-")) for line in lines) == 4
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_several_rows_are_compared_under_each_other(mixed, width):
+    lines = render(mixed, width=width).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("target, scheme"))
+    assert lines[start].split() == ["target,", "scheme", "size", "drop", "worst", "SQNR", "p50", "verdict"]
+    table = [line.split() for line in lines[start + 2 : start + 12]]
+    assert table[0] == ["android-arm64-xnnpack", "3.74", "MB", "0.33", "pp", "31.2", "dB", "1.23", "ms", "ok"]
+    assert ["linux-x86_64-fbgemm", "3.74", "MB", "-", "27.5", "dB", "1.23", "ms", "ok"] in table
+    assert ["ios-arm64-xnnpack", "3.74", "MB", "-", "infinite", "-", "ok"] in table
+    failed = next(line for line in table if line and line[0] == "android-arm64-qnnpack")
+    assert failed[-2:] == ["failed:", "size"]
+    assert lines[-1].startswith("bundle: out/")  # the paths come last
+
+
+def test_one_row_is_not_compared(passing):
+    assert "target, scheme" not in render(passing, width=80)
+
+
+def layered(row, **change):
+    layers = tuple(
+        Layer(name=name, op="linear", macs=1, weight_bytes=size, delegated=True)
+        for name, size in (("fc", 1000), ("head", 9000))
+    )
+    errors = LayerSqnrs(
+        samples=8,
+        layers=(LayerSqnr(layer="fc", sqnr_db=9.0, own_db=8.5), LayerSqnr(layer="head", sqnr_db=8.0, own_db=30.0)),
+    )
+    return replace(row, layers=layers, layer_sqnrs=errors, size_bytes=20_000, **change)
+
+
+def test_a_failed_row_says_what_its_own_measurements_suggest():
+    gate = make_gate("accuracy_drop", "failed", ExitCode.ACCURACY)
+    failed = layered(make_row("android-arm64-xnnpack", gate))
+    other = replace(make_row(), scheme="fp16")
+    elsewhere = replace(make_row("ios-arm64-xnnpack"), scheme="fp32")
+    assert next_steps(failed, (failed, other, elsewhere)) == [
+        "next: android-arm64-xnnpack static-int8: --scheme fp16 passed every gate here: 3.74 MB, "
+        "drop 0.33 pp (-0.12 to 0.79)",
+        "next: android-arm64-xnnpack static-int8: --keep-fp32 fc keeps the layer with the most error of its own "
+        "(8.5 dB) in float: +3.00 kB, +15%",
+    ]
+    large = layered(make_row("android-arm64-xnnpack", make_gate(outcome="failed")))
+    assert next_steps(large, (large,)) == [
+        "next: android-arm64-xnnpack static-int8: the largest layer is head: 9.00 kB of 20.0 kB"
+    ]
+
+
+def test_nothing_is_suggested_without_a_measurement():
+    failed = make_row("android-arm64-xnnpack", make_gate("accuracy_drop", "failed", ExitCode.ACCURACY))
+    assert next_steps(failed, (failed,)) == []
+    assert next_steps(make_row(), ()) == []
+
+
+def test_a_time_of_a_phone_is_to_be_measured_on_one():
+    gate = make_gate("latency", "unverified", ExitCode.VERIFICATION)
+    (line,) = next_steps(make_row("android-arm64-xnnpack", gate), ())
+    assert "edgeq verify out/rejected/mobilenet_v2/android-arm64-xnnpack --on adb --write-verdict" in line
 
 
 def test_very_narrow_still_breaks_between_words(mixed):

@@ -75,8 +75,8 @@ def test_a_gate_that_was_not_measured_replaces_no_good_bundle(
         f"rejected/digits/{second}{mark}": "2",
     }
     removed, stays = (row.checked.warnings[-1] for row in report.rows)
-    assert removed.startswith("the earlier bundle is removed; this one was rejected: ")
-    assert stays.startswith("the earlier bundle stays, since nothing that was measured speaks for removing it; ")
+    assert removed.startswith("the earlier bundle is removed, since this one was rejected: ")
+    assert stays.startswith("the earlier bundle stays, since this one failed no gate: ")
     publish(item, tmp_path, "3")
     assert versions(tmp_path) == {f"digits/{first}": "3", f"digits/{second}": "3"}
 

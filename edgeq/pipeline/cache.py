@@ -41,11 +41,11 @@ from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, PackageResult, with_warning
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
-from edgeq.core.targets import TargetProfile
+from edgeq.core.targets import NPU, TargetProfile
 from edgeq.pipeline.plan import BuildUnit, Finished, Run
 from edgeq.pipeline.tracking import current_state, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
-from edgeq.verify.emulate.support import wants_emulation
+from edgeq.verify.emulate.support import find_npus, wants_emulation
 
 
 def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> BuildUnit:
@@ -201,10 +201,12 @@ def _has_code(names: Iterable[str]) -> bool:
 
 def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
     """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used."""
-    own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    own: dict[str, Any] = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
     if target.runtime == "cuda":
         own["gpu"] = driver_state()
-    if emulated:
+    if emulated and target.backend == NPU:
+        own["emulator"] = [str(npu) for npu in find_npus(target.device.cpu)]
+    elif emulated:
         own["emulator"] = emulator_digest()
     return sha256_bytes(canonical_json({**facts, **own}))
 

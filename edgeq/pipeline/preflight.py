@@ -95,7 +95,7 @@ def preflight(job: Job) -> None:
     validate_options(job.gates, job.targets)
     check_delegates(tuple(target.backend for target in job.targets))
     kind = "onnx" if job.source.endswith(".onnx") else job.source.partition(":")[0]
-    check_extras([*(target.runtime for target in job.targets), kind])
+    check_extras([name for target in job.targets for name in (target.runtime, target.backend)] + [kind])
     cannot = refused_targets(job)
     if len(cannot) == len({target.name for target in job.targets}):
         raise next(iter(cannot.values()))

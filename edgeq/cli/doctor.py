@@ -61,6 +61,8 @@ _RUNTIME_NEEDS = {
 
 _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
 
+_EXTRAS_OF_BACKENDS = {"qnn-htp": ("onnxruntime-qnn", "2.7.0")}  # x86_64 Linux with glibc 2.35, and Windows
+
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
 
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
@@ -165,7 +167,7 @@ def _targets(present: set[str]) -> list[Finding]:
     return findings
 
 
-def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding:
+def _target(target: str, runtime: str, backend: str, present: set[str]) -> Finding:
     missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
     if missing:
         remark, fix = (
@@ -175,16 +177,19 @@ def _target(name: str, runtime: str, backend: str, present: set[str]) -> Finding
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
+    elif backend in _EXTRAS_OF_BACKENDS and _version(_EXTRAS_OF_BACKENDS[backend][0]) is None:
+        name, version = _EXTRAS_OF_BACKENDS[backend]
+        remark, fix = f"needs {name}, which holds the emulator of the NPU", f"pip install {name}=={version}"
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine can only be verified on an x86 host", "run edgeq on an x86_64 machine"
     else:
         remark, fix = "", ""
     if runtime == "cuda" and not remark and not driver_state():
         # what is made here is whole, but neither timed nor compiled
-        return Finding(kind="target", name=name, ok=True, needed=False, found="ready", remark=_NO_GPU)
+        return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_GPU)
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
-    return Finding(kind="target", name=name, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
+    return Finding(kind="target", name=target, ok=not remark, needed=False, found=found, remark=remark, fix=fix)
 
 
 def _version(name: str) -> str | None:

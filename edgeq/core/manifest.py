@@ -75,7 +75,7 @@ class TargetFacts(Strict):
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "cuda", "cuda-torchscript"]
 
 
 class RuntimeRange(Strict):

@@ -18,6 +18,7 @@ SchemeName = Literal[
     "weight-only-int8",
     "qat-int8",
     "mixed-int8",
+    "static-a16w8",
     "pretrained",
 ]
 
@@ -29,13 +30,13 @@ AUTO: Literal["auto"] = "auto"
 
 AskedScheme = Literal[SchemeName, "auto"]
 
-AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8")
+AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8", "static-a16w8")
 
 # they multiply in float, whatever they store, and differ from fp32 by no quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
 
 # they observe ranges on real samples
-NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8"})
+NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8", "static-a16w8"})
 
 # they train, for which the --qat options are
 NEEDS_TRAINING: frozenset[SchemeName] = frozenset({"qat-int8"})

@@ -202,6 +202,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # by runtime: the extra, and the modules that it brings
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
 }

@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # delegates whose artifacts run in one operating system only, by `platform.system()`, and are made in others too
 _NO_GPU = ("", "no emulator has GPU kernels")  # this host's GPU, or its CPU in the place of one, runs them
 
+NPU = "qnn-htp"  # emulated by Qualcomm's own emulator, and not by QEMU
+
 _ONLY_IN = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
     "cuda": _NO_GPU,
@@ -67,7 +69,7 @@ class App(_Strict):
 class Device(_Strict):
     """The emulated CPU models, and the settings that the app takes from the manifest."""
 
-    cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate")
+    cpu: tuple[str, ...] = Field(default=(), description="CPU models to emulate; of the backend qnn-htp, SoCs")
     threads: int = Field(default=1, ge=1, le=64, description="threads that the app should use")
     vnni: bool = Field(
         default=True,
@@ -86,7 +88,7 @@ class TargetProfile(_Strict):
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
     runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "cuda", "cuda-torchscript"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "cuda", "cuda-torchscript"]
     file_format: FileFormat = Field(
         default="onnx", description="format of ONNX Runtime's artifacts; ort: for its reduced mobile builds"
     )
@@ -100,7 +102,7 @@ class TargetProfile(_Strict):
         known = {
             "executorch": ("xnnpack", "coreml"),
             "torchscript": ("qnnpack", "x86", "fbgemm"),
-            "onnx": ("ort",),
+            "onnx": ("ort", "qnn-htp"),
             "cuda": ("cuda", "cuda-torchscript"),
         }
         backends = known[self.runtime]
@@ -122,6 +124,7 @@ _ACCELERATORS = {
     "coreml": "Neural Engine, GPU or CPU",
     "cuda": "NVIDIA GPU",
     "cuda-torchscript": "NVIDIA GPU",
+    NPU: "Hexagon NPU",
 }
 
 VerifiedBy = Literal["emulator", "runtime", "stand-in", "none"]

@@ -42,12 +42,12 @@ from edgeq.core.results.report import DataFacts, PackageResult, with_warning
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
-from edgeq.core.targets import TargetProfile
+from edgeq.core.targets import NPU, TargetProfile
 from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
 from edgeq.pipeline.publish import judged_again
 from edgeq.pipeline.tracking import current_state, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
-from edgeq.verify.emulate.support import wants_emulation
+from edgeq.verify.emulate.support import find_npus, wants_emulation
 
 
 def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, note: str = "") -> BuildUnit:
@@ -227,10 +227,12 @@ def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, em
     """
     if scheme not in (AUTO, *NEEDS_SEARCH) and not scheme.endswith(COMPARED):
         facts = {name: value for name, value in facts.items() if name != "judged_by"}
-    own = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    own: dict[str, Any] = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
     if target.runtime == "cuda":
         own["gpu"] = driver_state()
-    if emulated:
+    if emulated and target.backend == NPU:
+        own["emulator"] = [str(npu) for npu in find_npus(target.device.cpu)]
+    elif emulated:
         own["emulator"] = emulator_digest()
     return sha256_bytes(canonical_json({**facts, **own}))
 

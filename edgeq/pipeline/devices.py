@@ -19,21 +19,23 @@ from edgeq.core.results.artifact import Artifact, Inputs, Observed
 from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Emulation, VerifyReport
 from edgeq.core.results.report import Gate, GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches
-from edgeq.core.targets import TargetProfile, why_not_emulated
+from edgeq.core.targets import NPU, TargetProfile, why_not_emulated
 from edgeq.core.units import counted
 from edgeq.pipeline.evaluation import Evaluation, golden_batches, golden_dataset, input_specs
 from edgeq.pipeline.profile import cores_of
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.emulate import Emulated, EmulateSpec, Subset, emulate, subset_size
 from edgeq.verify.emulate.install import ensure_installed, find_wheels, is_native
-from edgeq.verify.emulate.selftest import NATIVE, Machine, emulator_of, ensure_tested, hold_all
-from edgeq.verify.emulate.support import not_emulated, wants_emulation
+from edgeq.verify.emulate.selftest import NATIVE, Machine, Npu, emulator_of, ensure_tested, hold_all
+from edgeq.verify.emulate.support import find_npus, not_emulated, wants_emulation
 from edgeq.verify.golden import compare_golden, golden_set
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import of_sample
 from edgeq.verify.remote.device import Session, measure, open_session
 from edgeq.verify.remote.link import is_link, parse_link
 from edgeq.verify.serving import require_cuda, serve
+
+Machines = tuple[Machine, ...] | tuple[Npu, ...]
 
 
 def no_sdk(runtime: str, versions: tuple[str, ...]) -> Emulation:
@@ -69,7 +71,7 @@ class Emulator:
         self._options = options
         self._progress = progress
         # each with the artifact that it was made from: alive, so that no later artifact can have its id
-        self._done: dict[tuple[int, tuple[Machine, ...], tuple[str, ...]], tuple[Artifact, Artifact]] = {}
+        self._done: dict[tuple[int, Machines, tuple[str, ...]], tuple[Artifact, Artifact]] = {}
         self._machines: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[Machine, ...]] = {}
 
     def prepare(self, targets: Sequence[TargetProfile]) -> None:
@@ -102,16 +104,16 @@ class Emulator:
             self._done[key] = (artifact, _without_wheel(emulated, target))
         return self._done[key][1]
 
-    def _machines_of(self, target: TargetProfile) -> tuple[Machine, ...]:
+    def _machines_of(self, target: TargetProfile) -> Machines:
         cpus = self._options.cpu or target.device.cpu
+        if target.backend == NPU:
+            return find_npus(cpus)
         key = (target.runtime, target.app.runtimes, cpus)
         if key not in self._machines:
             self._machines[key] = machines(*key, self._progress)
         return self._machines[key]
 
-    def _emulated(
-        self, artifact: Artifact, inputs: Inputs, found: tuple[Machine, ...], scheme: str, label: str
-    ) -> Artifact:
+    def _emulated(self, artifact: Artifact, inputs: Inputs, found: Machines, scheme: str, label: str) -> Artifact:
         spec = EmulateSpec(
             artifact=artifact.lowered.path,
             machines=found,
@@ -136,6 +138,8 @@ class Emulator:
 def _without_wheel(artifact: Artifact, target: TargetProfile) -> Artifact:
     """Note the runtimes in the field that could not be run."""
     emulation = artifact.verified.emulation
+    if target.backend == NPU:  # its runtime is no wheel's for ARM64
+        return artifact
     _, missing = find_wheels(target.runtime, target.app.runtimes)
     if emulation is None or not missing:
         return artifact
@@ -160,7 +164,7 @@ class DeviceSetting:
         session: the stay on a real device; None for the emulator.
     """
 
-    machines: tuple[Machine, ...]
+    machines: Machines
     options: DeviceConfig
     progress: Progress
     emulator: str
@@ -192,7 +196,7 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         EnvironmentProblem: QEMU, the compiler, the network or the device is missing.
     """
     check_box(manifest, options.on)
-    if options.on in ("host", ON):
+    if options.on == ON or (options.on == "host" and manifest.target.backend != NPU):
         yield None
     elif not is_link(options.on):
         yield _emulated(manifest, options, progress)
@@ -204,6 +208,9 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
 def _remote(manifest: Manifest, options: DeviceConfig, session: Session, progress: Progress) -> DeviceSetting:
     """Return the runtime on a real device, installed and self-tested."""
     target, board = manifest.target, session.board
+    if target.backend == NPU:
+        what = f"target {target.name} runs on an NPU, but edgeq's runners on real devices use CPUs"
+        raise UnsupportedError(what, "verify in the emulator: --on emulator")
     if board.arch != target.arch:
         what = f"target {target.name} needs {target.arch}, but {board.title} is {board.arch}"
         raise EnvironmentProblem(what, f"choose a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
@@ -236,6 +243,9 @@ def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> 
     if why:
         raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "omit --on emulator")
     versions = (manifest.runtime.oldest_in_field,)
+    if target.backend == NPU:
+        npus = find_npus(options.cpu or _cpus(manifest))
+        return DeviceSetting(machines=npus, options=options, progress=progress, emulator=emulator_of(npus))
     found = machines(target.runtime, versions, options.cpu or _cpus(manifest), progress)
     if not found:
         what = f"no ARM64 wheel is known for {target.runtime} {versions[0]}, the oldest in the field"
@@ -304,13 +314,14 @@ def _spec(
 
 def _measured(bundle: Bundle, first: Observed, setting: DeviceSetting, emulated: Emulated) -> DeviceMeasures | None:
     """Time the first golden sample where a real device ran it before."""
-    if setting.session is None or not emulated.report.runs:
+    timed = setting.machines[0]
+    if setting.session is None or not emulated.report.runs or not isinstance(timed, Machine):
         return None
 
     with setting.progress.task(f"time {bundle.manifest.target.name} on {setting.emulator}"):
         return measure(
             setting.session,
-            setting.machines[0].runtime,
+            timed.runtime,
             bundle.artifact,
             first.batch.inputs,
             threads=bundle.manifest.threads,

@@ -325,7 +325,9 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     )
     steps = [("quantize", _joined([method, kept]))]
     if scheme in NEEDS_CALIBRATION:
-        steps.append(("calibrate", f"{samples}, {job.observer} observer"))
+        # the tools of static-a16w8 have no histogram observer: there the default stands for minmax
+        observer = "minmax" if (scheme, job.observer) == ("static-a16w8", "histogram") else job.observer
+        steps.append(("calibrate", f"{samples}, {observer} observer"))
     if job.reuse_qparams_from is not None:
         steps.append(("reuse", f"scales and zero points of {job.reuse_qparams_from} where they fit"))
     if scheme in NEEDS_TRAINING:

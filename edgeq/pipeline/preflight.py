@@ -113,7 +113,9 @@ def preflight(job: Job) -> None:
         lambda: _check_drop(job),
         lambda: validate_options(job.gates, job.targets),
         lambda: check_delegates(tuple(target.backend for target in job.targets)),
-        lambda: check_extras([*(target.runtime for target in job.targets), _kind(job.source)]),
+        lambda: check_extras(
+            [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
+        ),
         lambda: _check_targets(job),
         lambda: check_tools(job.device, job.targets),
         lambda: check_cost_options(job.gates, job.targets),

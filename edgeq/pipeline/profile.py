@@ -17,7 +17,7 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
 from edgeq.core.safe_load import check_torchscript
 from edgeq.core.samples import Dataset, Sample, batches
-from edgeq.core.targets import TargetProfile, load_target, why_not_emulated
+from edgeq.core.targets import NPU, TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs
 from edgeq.verify.emulate.counting import count, find_core
 from edgeq.verify.emulate.install import Installed, ensure_installed, find_wheels
@@ -43,7 +43,7 @@ def with_cost(
     Raises:
         EdgeqError: as `count_bundle`, or the prediction's UsageError.
     """
-    if not is_needed(gates) or not wants_emulation(target, device):
+    if not is_needed(gates) or not wants_emulation(target, device) or target.backend == NPU:
         return artifact
     wheels, _ = find_wheels(target.runtime, target.app.runtimes)
     if not wheels:
@@ -74,7 +74,8 @@ def with_bundle_cost(
         EdgeqError: as `count_bundle`.
     """
     manifest = bundle.manifest
-    if not is_needed(gates) or manifest.target.arch != "arm64" or why_not_emulated(manifest.target.backend):
+    backend = manifest.target.backend
+    if not is_needed(gates) or manifest.target.arch != "arm64" or backend == NPU or why_not_emulated(backend):
         return verified
     runtime = installed_runtime(manifest, progress)
     cost = cost_of(
@@ -271,6 +272,9 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}; instructions are counted for ARM64 cores"
         raise UnsupportedError(what, "measure it on this host: edgeq verify")
+    if target.backend == NPU:
+        what = f"target {target.name} runs on an NPU; instructions are counted for ARM64 cores"
+        raise UnsupportedError(what, "package for android-arm64-ort to count what its CPU would do")
     wheels, missing = find_wheels(target.runtime, (manifest.runtime.oldest_in_field,))
     if not wheels:
         what = f"no ARM64 wheel is known for {target.runtime} {missing[0]}, the oldest in the field"

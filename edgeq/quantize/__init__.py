@@ -78,6 +78,10 @@ METHODS: dict[tuple[str, str], Method] = {
         function=None,
         description="the exported float file by ONNX Runtime's quantize_dynamic, activations quantized at run time",
     ),
+    ("onnx", "static-a16w8"): Method(
+        function=None,
+        description="the exported float file by ONNX Runtime's tools for QNN, uint16 activations and int8 weights",
+    ),
     ("executorch", "mixed-int8"): Method(
         function="edgeq.quantize.mixed:pt2e_mixed",
         description="PT2E, the XNNPACK quantizer, some layers in float",
@@ -139,6 +143,10 @@ FILE_METHODS: dict[str, Method] = {
     "static-int8": Method(
         function="edgeq.quantize.onnx:static_int8",
         description="ONNX Runtime's quantize_static, written as QuantizeLinear and DequantizeLinear",
+    ),
+    "static-a16w8": Method(
+        function="edgeq.quantize.onnx:static_a16w8",
+        description="ONNX Runtime's get_qnn_qdq_config, uint16 activations and int8 weights",
     ),
     "dynamic-int8": Method(
         function="edgeq.quantize.onnx:dynamic_int8",

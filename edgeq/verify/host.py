@@ -332,6 +332,8 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
     """Return the kind of error and the message for ONNX Runtime's error; None for another runtime's."""
     if "[ONNXRuntimeError]" not in text:
         return None
+    if "fallback to CPU EP has been explicitly disabled" in text:
+        return UnsupportedError, "the NPU does not take every operator of it"
     lacking = ("NOT_IMPLEMENTED", "is not a registered function/op", "No Op registered", "No opset import for domain")
     if any(words in text for words in lacking):
         return UnsupportedError, "the runtime lacks an operator that it uses"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeq.core.half import emulation
 from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program
+from edgeq.core.socs import Soc, find_soc
 from edgeq.verify.kernels import multiplies
 
 
@@ -217,7 +218,33 @@ class _Onnx(Runner):
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        _, _, soc = self.backend.partition("/")
+        if not soc:
+            return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        return self._on_npu(options, find_soc(soc))
+
+    def _on_npu(self, options: Any, soc: Soc) -> Any:
+        """Return a session on the emulator of a SoC's NPU, which onnxruntime-qnn holds, and on nothing beside it."""
+        import onnxruntime
+        import onnxruntime_qnn
+
+        def devices() -> list[Any]:
+            return [one for one in onnxruntime.get_ep_devices() if one.ep_name == onnxruntime_qnn.get_ep_name()]
+
+        if not devices():
+            onnxruntime.register_execution_provider_library(
+                onnxruntime_qnn.get_ep_name(), onnxruntime_qnn.get_library_path()
+            )
+        # else what the NPU does not take runs on the CPU without a word
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings = {
+            "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
+            "soc_model": str(soc.model),
+            "htp_arch": str(soc.htp_arch),
+            "vtcm_mb": str(soc.vtcm_mb),
+        }
+        options.add_provider_for_devices(devices()[:1], settings)
+        return onnxruntime.InferenceSession(str(self.path), options)
 
     def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
         return arrays

@@ -157,3 +157,16 @@ def test_list_names_the_models(emulator: Path, edgeq: Run) -> None:
     assert "cortex-a53" in result.out
     listed = json.loads(edgeq("emulator", "list", "--json").out)
     assert {cpu["name"] for cpu in listed["cpus"] if cpu["available"]} >= {"cortex-a53", "cortex-a76"}
+
+
+@pytest.mark.slow
+def test_an_npu_is_emulated_whatever_on_says(edgeq: Run, project: Project) -> None:
+    name = "android-arm64-qnn-htp"
+    result = edgeq("package", "digits", "-t", name, "-o", "out", "--on", "host", "--cpu", "sm8650", "--json", "-q")
+    assert result.code == 2, result.out  # --cpu selects what is emulated
+    result = edgeq("package", "digits", "-t", name, "-o", "out", "--on", "host", "--json", "-q")
+    assert result.code == 0, result.err
+    assert result.gate("device")["outcome"] == "ok"
+    manifest = project.manifest(name, "digits")
+    assert [run["cpu"] for run in manifest["emulation"]["runs"]] == ["sm8650", "sm8450"]
+    assert (manifest["not_emulated"], manifest["golden"]["made_on"]) == (None, "sm8650")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.core.config import Progress
+from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, VerificationError
 from edgeq.core.results.artifact import Observed
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation
 from edgeq.core.samples import Batch, Outputs, Sample
 from edgeq.core.schemes import FLOAT_SCHEMES
+from edgeq.core.targets import NPU
 from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric
-from edgeq.verify.emulate.runner import Launcher, Ran, TooSlow, Work, run_all, usable_cores
-from edgeq.verify.emulate.selftest import Machine
+from edgeq.verify.emulate.runner import Launcher, TooSlow, Work, run_all, usable_cores
+from edgeq.verify.emulate.selftest import Machine, Npu
+from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison, Metric, SetMetric, cut, mean_score, metric_drop_pp, of_sample, real_rows
 
 # --- The part of the samples that is emulated, with what the host and fp32 made of it.
@@ -93,7 +96,7 @@ class EmulateSpec:
 
     Attributes:
         artifact: the file on disk.
-        machines: runtimes on CPU models, each tested.
+        machines: runtimes on CPU models, each tested, or NPUs of SoCs.
         emulator: what runs them: QEMU with its version, `native`, or a device.
         observed: the subset, with the outputs of the host and of fp32.
         output_steps: quantization steps of the outputs, where known.
@@ -105,7 +108,7 @@ class EmulateSpec:
     """
 
     artifact: Path
-    machines: tuple[Machine, ...]
+    machines: tuple[Machine, ...] | tuple[Npu, ...]
     emulator: str
     observed: tuple[Observed, ...]
     output_steps: tuple[float | None, ...]
@@ -148,7 +151,8 @@ def emulate(spec: EmulateSpec) -> Emulated:
             emulator=spec.emulator, runs=(), problem=err.what, exit_code=err.exit_code, is_unmeasured=slow
         )
         return Emulated(report=report, golden=())
-    runs = tuple(_device_run(spec, machine, *found) for machine, found in zip(spec.machines, outputs, strict=True))
+    machines: Sequence[Machine | Npu] = spec.machines
+    runs = tuple(_device_run(spec, machine, *found) for machine, found in zip(machines, outputs, strict=True))
     named = [(run.name, outs) for run, (outs, _) in zip(runs, outputs, strict=True)]
     between = tuple(
         _agreement(one, other, _pairs(spec.observed, left, right), spec.output_steps)
@@ -159,21 +163,44 @@ def emulate(spec: EmulateSpec) -> Emulated:
     return Emulated(report=Emulation(emulator=spec.emulator, runs=runs, between=between), golden=golden)
 
 
-def _outputs(spec: EmulateSpec) -> list[tuple[list[Outputs], Ran]]:
-    """Return each machine's outputs, one for each observed batch; a machine's share runs in several processes."""
-    parts = 1 if spec.launcher else max(1, usable_cores() // len(spec.machines))
-    shares = [share for share in np.array_split(np.arange(len(spec.observed)), parts) if len(share)]
-    works = [_work(spec, machine, share.tolist()) for machine in spec.machines for share in shares]
+def _outputs(spec: EmulateSpec) -> list[tuple[list[Outputs], tuple[str, ...]]]:
+    """Return each machine's outputs, one for each observed batch, and its features."""
+    cpus = [machine for machine in spec.machines if isinstance(machine, Machine)]
+    npus = [machine for machine in spec.machines if isinstance(machine, Npu)]
     total = len(spec.machines) * len(spec.observed)
     names = ", ".join(machine.cpu_name for machine in spec.machines)
-    doing = "run" if spec.launcher else "emulate"
-    with spec.progress.task(f"{doing} {spec.label} on {names}", total) as task:
-        parallel = 1 if spec.launcher else None
-        ran = run_all(
-            works, timeout_s=spec.timeout_s, parallel=parallel, on_sample=task.advance, launcher=spec.launcher
-        )
+    with spec.progress.task(f"{'run' if spec.launcher else 'emulate'} {spec.label} on {names}", total) as task:
+        return _outputs_of_npus(spec, npus, task) if npus else _outputs_of_cpus(spec, cpus, task)
+
+
+def _outputs_of_cpus(
+    spec: EmulateSpec, cpus: Sequence[Machine], task: Task
+) -> list[tuple[list[Outputs], tuple[str, ...]]]:
+    """Run each machine's share in several processes."""
+    parts = 1 if spec.launcher else max(1, usable_cores() // len(cpus))
+    shares = [share for share in np.array_split(np.arange(len(spec.observed)), parts) if len(share)]
+    works = [_work(spec, cpu, share.tolist()) for cpu in cpus for share in shares]
+    parallel = 1 if spec.launcher else None
+    ran = run_all(works, timeout_s=spec.timeout_s, parallel=parallel, on_sample=task.advance, launcher=spec.launcher)
     grouped = [ran[i : i + len(shares)] for i in range(0, len(ran), len(shares))]
-    return [([outputs for one in group for outputs in one.outputs], group[0]) for group in grouped]
+    return [([outputs for one in group for outputs in one.outputs], group[0].core.features) for group in grouped]
+
+
+def _outputs_of_npus(spec: EmulateSpec, npus: Sequence[Npu], task: Task) -> list[tuple[list[Outputs], tuple[str, ...]]]:
+    """Compile and run the artifact for one SoC after another, in a process that may crash."""
+    deadline = time.monotonic() + spec.timeout_s
+    made: list[list[Outputs]] = []
+    with HostRuntime(trusted=True) as runtime:
+        for npu in npus:
+            backend = f"{NPU}/{npu.soc.name}"
+            runtime.load(spec.artifact, runtime="onnx", backend=backend, threads=spec.threads)
+            made.append([])
+            for one in spec.observed:
+                if time.monotonic() > deadline:
+                    raise TooSlow(sum(map(len, made)), len(npus) * len(spec.observed), spec.timeout_s)
+                made[-1].append(runtime.run(one.batch.inputs))
+                task.advance()
+    return [(outputs, (f"htp v{npu.soc.htp_arch}",)) for npu, outputs in zip(npus, made, strict=True)]
 
 
 def _work(spec: EmulateSpec, machine: Machine, share: Iterable[int]) -> Work:
@@ -188,7 +215,9 @@ def _work(spec: EmulateSpec, machine: Machine, share: Iterable[int]) -> Work:
     )
 
 
-def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran: Ran) -> DeviceRun:
+def _device_run(
+    spec: EmulateSpec, machine: Machine | Npu, outputs: list[Outputs], features: tuple[str, ...]
+) -> DeviceRun:
     observed = spec.observed
     hosts = [one.host for one in observed]
     floats = [one.fp32 for one in observed if one.fp32 is not None]
@@ -199,8 +228,8 @@ def _device_run(spec: EmulateSpec, machine: Machine, outputs: list[Outputs], ran
     name = machine.cpu_name
     return DeviceRun(
         cpu=name,
-        runtime=machine.runtime.wheel.title,
-        features=ran.core.features,
+        runtime=machine.runtime_title,
+        features=features,
         samples=sum(one.batch.rows for one in observed),
         host=_agreement(HOST, name, _pairs(observed, hosts, outputs), spec.output_steps),
         fp32=_agreement("fp32", name, _pairs(observed, floats, outputs), ()) if has_fp32 else None,

@@ -15,6 +15,7 @@ import numpy as np
 from edgeq.core.config import Progress
 from edgeq.core.errors import EnvironmentProblem, VerificationError
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file, write_atomic
+from edgeq.core.socs import Soc
 from edgeq.verify.emulate.cpus import Cpu, emulator_digest, qemu_version
 from edgeq.verify.emulate.install import Installed, emulator_folder, runtime_digest
 from edgeq.verify.emulate.runner import Launcher, Ran, Work, run_all
@@ -51,14 +52,46 @@ class Machine:
         return self.cpu.name if self.cpu else self.device
 
     @property
+    def runtime_title(self) -> str:
+        """Package and version, as text."""
+        return self.runtime.wheel.title
+
+    @property
     def name(self) -> str:
         """Runtime and CPU, as text."""
-        return f"{self.runtime.wheel.title} on {self.cpu_name}"
+        return f"{self.runtime_title} on {self.cpu_name}"
 
 
-def emulator_of(machines: Sequence[Machine]) -> str:
-    """Return what runs machines of this host: QEMU with its version, or `native`."""
-    return NATIVE if all(machine.cpu is None for machine in machines) else qemu_version()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Npu:
+    """The NPU of a Snapdragon in Qualcomm's own emulator.
+
+    That the emulator equals a phone was not shown.
+
+    Attributes:
+        version: of onnxruntime-qnn.
+    """
+
+    soc: Soc
+    version: str
+
+    @property
+    def cpu_name(self) -> str:
+        """The SoC's name."""
+        return self.soc.name
+
+    @property
+    def runtime_title(self) -> str:
+        """Package and version, as text."""
+        return f"onnxruntime-qnn {self.version}"
+
+
+def emulator_of(machines: Sequence[Machine | Npu]) -> str:
+    """Return what runs machines of this host: QEMU or Qualcomm's emulator with its version, or `native`."""
+    if isinstance(machines[0], Npu):
+        return f"HTP emulator of {machines[0].runtime_title}"
+    is_native = all(isinstance(machine, Machine) and machine.cpu is None for machine in machines)
+    return NATIVE if is_native else qemu_version()
 
 
 def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:

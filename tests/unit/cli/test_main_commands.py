@@ -138,6 +138,16 @@ def test_doctor_knows_what_a_backend_needs_beside_its_runtime(monkeypatch, capfd
     found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
     assert found["ios-arm64-coreml"]["remark"].startswith("needs coremltools")
     assert found["ios-arm64-xnnpack"]["ok"]
+    assert found["android-arm64-qnn-htp"]["ok"]
+
+
+def test_doctor_names_the_command_for_the_npus_emulator(monkeypatch, capfd):
+    without("onnxruntime-qnn", monkeypatch)
+    assert run(["doctor", "--json"]) == 0
+    found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
+    npu = found["android-arm64-qnn-htp"]
+    assert (npu["ok"], npu["fix"]) == (False, "pip install onnxruntime-qnn==2.7.0")
+    assert found["android-arm64-ort"]["ok"]
 
 
 def test_doctor_needs_space(monkeypatch, capfd):

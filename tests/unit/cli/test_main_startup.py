@@ -59,9 +59,12 @@ def test_help_and_targets_list_are_quick():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("edgeq package --target andr", ["android-arm64-ort", "android-arm64-qnnpack", "android-arm64-xnnpack"]),
+        (
+            "edgeq package --target andr",
+            [f"android-arm64-{backend}" for backend in ("ort", "qnn-htp", "qnnpack", "xnnpack")],
+        ),
         ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm"]),
-        ("edgeq package --scheme s", ["storage-fp16", "static-int8"]),
+        ("edgeq package --scheme s", ["storage-fp16", "static-int8", "static-a16w8"]),
         ("edgeq package --observer p", ["percentile"]),
         ("edgeq package --limit l", ["latency=", "load="]),
         ("edgeq targets show ios-arm64-x", ["ios-arm64-xnnpack"]),

@@ -10,6 +10,7 @@ from edgeq.core.targets import App, Audit, accelerator, load_target, verified_by
 
 SHIPPED = (
     "android-arm64-ort",
+    "android-arm64-qnn-htp",
     "android-arm64-qnnpack",
     "android-arm64-xnnpack",
     "ios-arm64-xnnpack",
@@ -58,6 +59,7 @@ def test_every_shipped_profile_loads(name: str) -> None:
     [
         ("android-arm64-ort", "emulator", "CPU"),
         ("linux-arm64-qnnpack", "emulator", "CPU"),
+        ("android-arm64-qnn-htp", "emulator", "Hexagon NPU"),
         ("ios-arm64-xnnpack", "runtime", "CPU"),  # no CPU model is named: this host's kernels run it
         ("linux-x86_64-x86", "runtime", "CPU"),
         ("linux-arm64-cuda", "stand-in", "NVIDIA GPU"),

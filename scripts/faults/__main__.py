@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from . import archives, artifacts, digests, disk_errors, documents, kills, limits, patches, tampering
-from .processes import SHIM
+from .operations import SHIM
 from .tally import Row, run_row
 
 _KINDS = (kills, disk_errors, tampering, archives, documents, artifacts, patches, limits, digests)

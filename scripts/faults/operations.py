@@ -13,6 +13,8 @@ from pathlib import Path
 
 from . import bundles
 
+SHIM = "EDGEQ_FAULT_SHIM"  # the environment variable that names the shim, which LD_PRELOAD loads
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
@@ -96,6 +98,8 @@ def _warm_before(work: Path) -> None:
     (work / "target").mkdir()
     _package(work)
     _package(work, version="0")  # the cache knows both; the bundle in place is another than the one to come
+    if not (work / "cache").is_dir():
+        raise SystemExit("error: edgeq package kept nothing in its cache, which was to be warm")
 
 
 def _cold_before(work: Path) -> None:
@@ -106,7 +110,12 @@ def _cold_before(work: Path) -> None:
 def _package(work: Path, version: str = "1") -> None:
     from edgeq.cli.main import run
     from edgeq.core.errors import EdgeqError, ExitCode
+    from edgeq.pipeline import tracking
 
+    # a result is kept only where every library and every module of the user's is known to open files through Python;
+    # the shim opens none, and these tests, which name ExecuTorch, are not the user's
+    own = tuple(str(Path(path).resolve().parent) + os.sep for path in (os.environ[SHIM], __file__))
+    tracking._ROOTS = (*(root for root in tracking._ROOTS if root not in own), *own)
     os.environ["EDGEQ_CACHE_DIR"] = str(work / "cache")
     options = ["-t", "linux-x86_64-x86", "-o", str(work / "target"), "--model-version", version, "--quiet"]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .operations import Operation
+from .operations import SHIM, Operation
 
-SHIM = "EDGEQ_FAULT_SHIM"  # the environment variable that names the shim, which LD_PRELOAD loads
 KILL, SHORT = -1, -2  # as in shim.c
 KILLED = 128 + signal.SIGKILL
 Tree = dict[str, bytes | None]

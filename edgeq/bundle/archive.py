@@ -70,7 +70,9 @@ def download_size_bytes(folder: Path, deflated: dict[str, int] | None = None) ->
     """
     _, manifest = read_manifest(folder)
     if any(entry.size_bytes * 1.05 > zipfile.ZIP64_LIMIT for entry in manifest.files):  # ZipFile's own bound
-        return _written_bytes(folder)
+        sink = _Counter()
+        write_zip(folder, sink)
+        return sink.size_bytes
     known = {} if deflated is None else deflated
     names = [MANIFEST_NAME]
     total = _END_BYTES + _deflated_bytes(folder / MANIFEST_NAME)
@@ -90,12 +92,6 @@ def _deflated_bytes(path: Path) -> int:
         while chunk := source.read(_CHUNK_BYTES):
             size += len(packer.compress(chunk))
     return size + len(packer.flush())
-
-
-def _written_bytes(folder: Path) -> int:
-    sink = _Counter()
-    write_zip(folder, sink)
-    return sink.size_bytes
 
 
 class _Counter(io.BytesIO):

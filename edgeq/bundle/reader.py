@@ -48,18 +48,15 @@ def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:
         _check_file(folder, entry)
     bundle = Bundle(folder=folder, manifest=manifest, digest=manifest_digest(data, manifest))
     if digest is not None:
-        _check_digest(bundle, digest)
+        expected = digest
+        expected = expected.strip().lower()
+        if re.fullmatch("[0-9a-f]{64}", expected) is None:
+            what = f"--digest: expected 64 hexadecimal digits, got {expected[:80]!r}"
+            raise UsageError(what, "copy the whole digest from `edgeq package --json`, or `edgeq verify --json`")
+        if bundle.digest != expected:
+            what = f"{bundle.folder} has the digest {bundle.digest}, expected {expected}"
+            raise IntegrityError(what, "it is another bundle, or was changed: " + _AGAIN)
     return bundle
-
-
-def _check_digest(bundle: Bundle, expected: str) -> None:
-    expected = expected.strip().lower()
-    if re.fullmatch("[0-9a-f]{64}", expected) is None:
-        what = f"--digest: expected 64 hexadecimal digits, got {expected[:80]!r}"
-        raise UsageError(what, "copy the whole digest from `edgeq package --json`, or `edgeq verify --json`")
-    if bundle.digest != expected:
-        what = f"{bundle.folder} has the digest {bundle.digest}, expected {expected}"
-        raise IntegrityError(what, "it is another bundle, or was changed: " + _AGAIN)
 
 
 def read_manifest(folder: Path) -> tuple[bytes, Manifest]:

@@ -176,12 +176,35 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         accuracy=_filled(Accuracy, verified.fidelity),
         graph_accuracy=_filled(Accuracy, verified.graph_only.fidelity if verified.graph_only else None),
         parity=_filled(ParityFacts, verified.parity),
-        golden=_golden(item.artifact.golden),
-        emulation=_filled(EmulationFacts, verified.emulation if _has_runs(verified) else None),
+        golden=GoldenFacts(
+            samples=len(item.artifact.golden.inputs[0]),
+            preprocessed=item.artifact.golden.preprocessed,
+            sqnr_floor_db=item.artifact.golden.sqnr_floor_db,
+            made_on=item.artifact.golden.made_on,
+            made_by=item.artifact.golden.made_by,
+        ),
+        emulation=_filled(
+            EmulationFacts,
+            verified.emulation if (verified.emulation is not None and bool(verified.emulation.runs)) else None,
+        ),
         not_emulated=verified.not_emulated or None,
         cuda=_filled(CudaBox, lowered.cuda),
         verified_on=_verified_on(verified),
-        provenance=_provenance(item, item.inputs.data),
+        provenance=Provenance(
+            source_sha256=item.inputs.model.source_sha256,
+            calibration_sha256=item.inputs.data.calibration_sha256,
+            calibration_samples=item.inputs.data.calibration_samples,
+            evaluation_sha256=item.inputs.data.evaluation_sha256,
+            evaluation_samples=item.inputs.data.evaluation_samples,
+            data_findings=tuple(sorted({finding.name for finding in item.inputs.data.findings})),
+            qat=_qat(item, item.inputs.data),
+            search=_search(item, item.inputs.data),
+            seed=item.seed,
+            tools=item.tools,
+            edgeq=edgeq_version(),
+            options=item.options,
+            shipped=item.artifact.reuse.shipped if item.artifact.reuse else None,
+        ),
     )
 
 
@@ -257,24 +280,10 @@ def _filled(facts: type[Facts], result: object | None) -> Facts | None:
     return None if result is None else facts.model_validate(result, from_attributes=True)
 
 
-def _has_runs(verified: VerifyReport) -> bool:
-    return verified.emulation is not None and bool(verified.emulation.runs)
-
-
 def _verified_on(verified: VerifyReport) -> str:
     runs = verified.emulation.runs if verified.emulation else ()
     cpus = ", ".join(dict.fromkeys(run.cpu for run in runs))
     return f"emulated {cpus}; {verified.host}" if cpus else verified.host
-
-
-def _golden(golden: GoldenSet) -> GoldenFacts:
-    return GoldenFacts(
-        samples=len(golden.inputs[0]),
-        preprocessed=golden.preprocessed,
-        sqnr_floor_db=golden.sqnr_floor_db,
-        made_on=golden.made_on,
-        made_by=golden.made_by,
-    )
 
 
 def _qat(item: BundleInput, data: DataFacts) -> QatFacts | None:
@@ -302,22 +311,4 @@ def _search(item: BundleInput, data: DataFacts) -> SearchFacts | None:
         data_sha256=data.search_sha256,
         samples=data.search_samples,
         assignments=len(search.attempts),
-    )
-
-
-def _provenance(item: BundleInput, data: DataFacts) -> Provenance:
-    return Provenance(
-        source_sha256=item.inputs.model.source_sha256,
-        calibration_sha256=data.calibration_sha256,
-        calibration_samples=data.calibration_samples,
-        evaluation_sha256=data.evaluation_sha256,
-        evaluation_samples=data.evaluation_samples,
-        data_findings=tuple(sorted({finding.name for finding in data.findings})),
-        qat=_qat(item, data),
-        search=_search(item, data),
-        seed=item.seed,
-        tools=item.tools,
-        edgeq=edgeq_version(),
-        options=item.options,
-        shipped=item.artifact.reuse.shipped if item.artifact.reuse else None,
     )

@@ -85,29 +85,25 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
             that amplifies rounding passes if the runs differ by less than that.
     """
     if emulation.problem:
-        return _problem(emulation)
+        if emulation.is_unmeasured:
+            return unverified(DEVICE_GATE, "as on the host", emulation.problem)
+        return Gate(
+            name=DEVICE_GATE,
+            outcome="failed",
+            limit="as on the host",
+            measured="",
+            detail=emulation.problem,
+            exit_code=emulation.exit_code,
+        )
     failed = [(run, why) for run in emulation.runs if (why := _why(run, scheme, reaction_db))]
     worst = min(emulation.runs, key=lambda run: _order(run.host))
     return Gate(
         name=DEVICE_GATE,
         outcome="failed" if failed else "ok",
-        limit=_limit(worst.host, scheme),
+        limit="<= 1 step from the host" if _by_steps(worst.host, scheme) else f">= {least_sqnr_db(scheme):.0f} dB",
         measured=_measured(worst.host, scheme),
         detail="; ".join(f"{run.name}: {why}" for run, why in failed) or _result_text(emulation),
         exit_code=ExitCode.VERIFICATION,
-    )
-
-
-def _problem(emulation: Emulation) -> Gate:
-    if emulation.is_unmeasured:
-        return unverified(DEVICE_GATE, "as on the host", emulation.problem)
-    return Gate(
-        name=DEVICE_GATE,
-        outcome="failed",
-        limit="as on the host",
-        measured="",
-        detail=emulation.problem,
-        exit_code=emulation.exit_code,
     )
 
 
@@ -132,10 +128,6 @@ def _by_steps(host: Agreement, scheme: str) -> bool:
 
 def _order(host: Agreement) -> float:
     return -math.inf if math.isnan(host.sqnr_db) else host.sqnr_db
-
-
-def _limit(host: Agreement, scheme: str) -> str:
-    return "<= 1 step from the host" if _by_steps(host, scheme) else f">= {least_sqnr_db(scheme):.0f} dB"
 
 
 def _measured(host: Agreement, scheme: str) -> str:

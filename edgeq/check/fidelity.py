@@ -79,13 +79,7 @@ def floor_gates(verified: VerifyReport, options: GateOptions, *, is_int8: bool =
     limits = dict(options.limits)
     if limits.get("sqnr") == 0:
         return ()
-    gates = [_fidelity_gate(fidelity, judges_drop="accuracy_drop" not in limits, is_int8=is_int8)]
-    if fidelity.classes:
-        gates.append(class_drop_gate(fidelity))
-    return tuple(gates)
-
-
-def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool, is_int8: bool) -> Gate:
+    judges_drop = "accuracy_drop" not in limits
     wrong = [*_lost_parts(fidelity), *_poor_agreements(fidelity)]
     drop = fidelity.drop_pp
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
@@ -94,14 +88,19 @@ def _fidelity_gate(fidelity: Fidelity, *, judges_drop: bool, is_int8: bool) -> G
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""
     if is_int8 and any(group.unlike and group.name in part for part in wrong for group in fidelity.groups):
         fix = f"; keep the layer that computes it in float (--keep-fp32; `edgeq sensitivity` lists the layers){fix}"
-    return Gate(
-        name=FIDELITY,
-        outcome="failed" if wrong else "ok",
-        limit=f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance",
-        measured=f"{name}: {_decibel(value)}",
-        detail=f"{'; '.join(wrong)}{fix}",
-        exit_code=ExitCode.ACCURACY,
-    )
+    gates = [
+        Gate(
+            name=FIDELITY,
+            outcome="failed" if wrong else "ok",
+            limit=f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance",
+            measured=f"{name}: {_decibel(value)}",
+            detail=f"{'; '.join(wrong)}{fix}",
+            exit_code=ExitCode.ACCURACY,
+        )
+    ]
+    if fidelity.classes:
+        gates.append(class_drop_gate(fidelity))
+    return tuple(gates)
 
 
 def worst_part(fidelity: Fidelity) -> tuple[str, float]:

@@ -94,25 +94,21 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
     if name == "download":
         return measured.download_bytes, ""
     if name == "accuracy_drop":
-        return _drop(measured, limit)
+        # the drop that counts; the converted graph's can only fail an artifact that was not run
+        only = measured.verified.graph_only
+        if only is None:
+            return _drop_of(measured.verified.fidelity, measured, limit)
+        value, note = _drop_of(only.fidelity, measured, limit)
+        if value is None:
+            return None, f"{only.why}; {note}"
+        if value <= limit:
+            return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
+        return value, f"of the converted graph, {note}"
     if name in ("sqnr", "agreement"):
         return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":
         return None, "`edgeq ota release` measures this against the shipped model"
     return _timed(name, measured)
-
-
-def _drop(measured: Measured, limit: float) -> tuple[float | None, str]:
-    """Return the drop that counts; the converted graph's can only fail an artifact that was not run."""
-    only = measured.verified.graph_only
-    if only is None:
-        return _drop_of(measured.verified.fidelity, measured, limit)
-    value, note = _drop_of(only.fidelity, measured, limit)
-    if value is None:
-        return None, f"{only.why}; {note}"
-    if value <= limit:
-        return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
-    return value, f"of the converted graph, {note}"
 
 
 def _drop_of(fidelity: Fidelity | None, measured: Measured, limit: float) -> tuple[float | None, str]:
@@ -199,7 +195,19 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
     verified = measured.verified
     prediction = _prediction(measured)
     if name == "latency" and prediction is not None:
-        return _predicted(prediction)
+        beyond = (
+            ", extrapolated beyond the range that the latency model was fitted on" if prediction.extrapolated else ""
+        )
+        estimate = (
+            f"the estimate is {prediction.estimate_ms:.3g} ms ({prediction.low_ms:.3g} to {prediction.high_ms:.3g})"
+        )
+        return (
+            prediction.high_ms,
+            (
+                f"predicted for {prediction.device} on {counted(prediction.threads, 'thread')}, not measured; "
+                f"{estimate}{beyond}"
+            ),
+        )
     if verified.device is not None:
         return _on_device(name, verified.device, measured)
     timing = verified.timing
@@ -260,18 +268,6 @@ def _prediction(measured: Measured) -> LatencyPrediction | None:
     """Return the prediction that counts: none where the device itself was measured."""
     device, cost = measured.verified.device, measured.verified.cost
     return None if cost is None or (device is not None and _fits(device, measured)) else cost.prediction
-
-
-def _predicted(prediction: LatencyPrediction) -> tuple[float, str]:
-    beyond = ", extrapolated beyond the range that the latency model was fitted on" if prediction.extrapolated else ""
-    estimate = f"the estimate is {prediction.estimate_ms:.3g} ms ({prediction.low_ms:.3g} to {prediction.high_ms:.3g})"
-    return (
-        prediction.high_ms,
-        (
-            f"predicted for {prediction.device} on {counted(prediction.threads, 'thread')}, not measured; "
-            f"{estimate}{beyond}"
-        ),
-    )
 
 
 def _arch(name: str) -> str:

@@ -39,7 +39,11 @@ def build(
     """
     wanted = edgeq.config.project_file.read_models(run.config, names or (), to_values(options))
     if run.dry_run:
-        _print_plan(wanted, as_json=run.as_json)
+        if run.as_json:
+            plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
+            say_json({"schema_version": 1, "plans": plans})
+        else:
+            say("\n\n".join(edgeq.pipeline.plan.plan_text(model) for model in wanted.models))
         return
     apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
     report = _build(wanted, quiet=run.quiet, verbose=run.verbose)
@@ -53,14 +57,6 @@ def build(
     with outputs.beside(report, run):
         _print(report, installed, as_json=run.as_json, verbose=run.verbose)
     raise typer.Exit(report.exit_code)
-
-
-def _print_plan(wanted: ProjectRequest, *, as_json: bool) -> None:
-    if as_json:
-        plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
-        say_json({"schema_version": 1, "plans": plans})
-    else:
-        say("\n\n".join(edgeq.pipeline.plan.plan_text(model) for model in wanted.models))
 
 
 def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:

@@ -75,22 +75,18 @@ def results_only() -> Iterator[None]:
         yield
         return
     try:
-        _redirect(_STDOUT, _STDERR)
+        try:
+            os.dup2(_STDERR, _STDOUT)
+        except OSError:  # closed as well
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, _STDOUT)
+            os.close(null)
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         ctypes.CDLL(None).fflush(None)  # what C's own printf still holds
         os.dup2(kept, _STDOUT)
         os.close(kept)
-
-
-def _redirect(descriptor: int, to: int) -> None:
-    try:
-        os.dup2(to, descriptor)
-    except OSError:  # closed as well
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, descriptor)
-        os.close(null)
 
 
 def silence_stdout() -> None:

@@ -116,7 +116,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         say_json({"schema_version": 1, "ready": ready, "findings": [_as_json(finding) for finding in findings]})
     else:
-        say("\n".join([*_lines(findings), "", "ready" if ready else "not ready: see the lines marked with x"]))
+        width = max(len(finding.name) for finding in findings)
+        lines: list[str] = []
+        kind = ""
+        for finding in findings:
+            if finding.kind != kind:
+                kind = finding.kind
+                lines += ["", kind] if lines else [kind]
+            mark = "ok" if finding.ok else "x" if finding.needed else "-"
+            said = "; ".join(part for part in (finding.found, finding.remark) if part)
+            lines.append(f"  {mark:2}  {finding.name:{width}}  {said}{f'  ({finding.fix})' if finding.fix else ''}")
+        say("\n".join([*lines, "", "ready" if ready else "not ready: see the lines marked with x"]))
     raise typer.Exit(ExitCode.OK if ready else ExitCode.ENVIRONMENT)
 
 
@@ -129,17 +139,20 @@ def examine() -> tuple[Finding, ...]:
     ]
     present = {finding.name for finding in (*libraries, *optional) if finding.found}
     tools = [_tool(*tool) for tool in _TOOLS]
-    return (_python(), *libraries, *optional, *_targets(present), *tools, _disk(Path.cwd()))
-
-
-def _python() -> Finding:
     version = sys.version_info[:2]
     low, high = _ALLOWED_PYTHON
     ok = low <= version < high
     remark = "" if version == _TESTED_PYTHON else "untested" if ok else "edgeq needs 3.11, 3.12 or 3.13"
     fix = "" if ok else "make the virtual environment with python3.11"
-    return Finding(
-        kind="python", name="python", ok=ok, needed=True, found=platform.python_version(), remark=remark, fix=fix
+    return (
+        Finding(
+            kind="python", name="python", ok=ok, needed=True, found=platform.python_version(), remark=remark, fix=fix
+        ),
+        *libraries,
+        *optional,
+        *_targets(present),
+        *tools,
+        _disk(Path.cwd()),
     )
 
 
@@ -216,20 +229,6 @@ def _disk(folder: Path) -> Finding:
     fix = "" if ok else "free some space, or work in another folder"
     found = f"{format_bytes(free_bytes)} free at {folder}"
     return Finding(kind="disk", name="disk", ok=ok, needed=True, found=found, remark=remark, fix=fix)
-
-
-def _lines(findings: tuple[Finding, ...]) -> list[str]:
-    width = max(len(finding.name) for finding in findings)
-    lines: list[str] = []
-    kind = ""
-    for finding in findings:
-        if finding.kind != kind:
-            kind = finding.kind
-            lines += ["", kind] if lines else [kind]
-        mark = "ok" if finding.ok else "x" if finding.needed else "-"
-        said = "; ".join(part for part in (finding.found, finding.remark) if part)
-        lines.append(f"  {mark:2}  {finding.name:{width}}  {said}{f'  ({finding.fix})' if finding.fix else ''}")
-    return lines
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

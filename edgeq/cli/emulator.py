@@ -43,7 +43,9 @@ def install(
         say_json({"schema_version": 1, "machines": [_as_json(machine) for machine in found]})
     else:
         for machine in found:
-            size = format_bytes(_size_bytes(machine))
+            size = format_bytes(
+                sum(path.stat().st_size for path in machine.runtime.folder.rglob("*") if path.is_file())
+            )
             say(f"ready: {machine.name}, self-test passed ({size} in {machine.runtime.folder})")
 
 
@@ -58,10 +60,6 @@ def list_cpus(as_json: AsJson = False) -> None:
     for cpu in CPUS:
         dot = "dot-product kernels" if "asimddp" in cpu.features else "no dot product"
         say(f"{cpu.name:12}  {dot if cpu.name in here else f'{qemu_version()} does not know it'}")
-
-
-def _size_bytes(machine: Machine) -> int:
-    return sum(path.stat().st_size for path in machine.runtime.folder.rglob("*") if path.is_file())
 
 
 def _as_json(machine: Machine) -> dict[str, Any]:

@@ -68,7 +68,12 @@ def init(
     sources = [_source(text) for text in models]
     for source in sources:
         edgeq.pipeline.preflight.check_source(source)
-    write_text(output, project_text(sources, look_around(Path(), is_vision=_is_vision(sources))))
+    write_text(
+        output,
+        project_text(
+            sources, look_around(Path(), is_vision=all(source.startswith("torchvision:") for source in sources))
+        ),
+    )
     say(f"written: {output}; next: edgeq build --dry-run, then edgeq build")
 
 
@@ -200,7 +205,3 @@ def _data(folder: Path, names: Iterable[str]) -> str | None:
                 if path.is_dir() or path.is_file():
                     return path.relative_to(folder).as_posix()
     return None
-
-
-def _is_vision(sources: Sequence[str]) -> bool:
-    return all(source.startswith("torchvision:") for source in sources)

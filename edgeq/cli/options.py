@@ -195,7 +195,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         for name, mark in configs.items():
             taken = {option.key: given.pop(_param_name(option)) for option in mark.chosen}
-            made[name] = _as_toml({**mark.defaults, **{key: value for key, value in taken.items() if _is_given(value)}})
+            made[name] = _as_toml(
+                {
+                    **mark.defaults,
+                    **{key: value for key, value in taken.items() if (value is not None and value not in ([], ()))},
+                }
+            )
         command(**given, **made)
 
     vars(call)["__signature__"] = signature.replace(parameters=flat)
@@ -284,11 +289,6 @@ def _literals(hint: Any) -> Iterator[str]:
     else:
         for inner in get_args(hint):
             yield from _literals(inner)
-
-
-def _is_given(value: Any) -> bool:
-    # typer gives an empty list for a repeatable option that was not used
-    return value is not None and value not in ([], ())
 
 
 def _as_toml(values: Mapping[str, Any]) -> dict[str, Any]:

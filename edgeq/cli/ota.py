@@ -128,7 +128,11 @@ def release_job(
     values = edgeq.config.options.merge(command_line, project)
     held_to = _gates(gates, values)
     if "data" in command_line:
-        _check_eval_data(command_line["data"].get("evaluation"), held_to)
+        # refuse an evaluation set that no limit asks for: it would not even be opened
+        eval_data = command_line["data"].get("evaluation")
+        if eval_data is not None and not {"flips", "class_drop"} & {name for name, _ in held_to.limits}:
+            what = "--eval-data is for the limits flips and class_drop, but neither is given"
+            raise UsageError(what, "add a limit such as --limit flips=2%, or omit --eval-data")
     return edgeq.pipeline.ota_release.ReleaseJob(
         bundles=tuple(bundles),
         channel=channel.channel,
@@ -136,23 +140,17 @@ def release_job(
         deltas=release.deltas,
         delta_from=_bases(release.delta_from or (), manifests),
         verdicts=tuple(gates.verdict or ()),
-        terms=_terms(release, _runtimes(release.runtime or (), manifests, in_app), channel.valid_days),
+        terms=edgeq.deliver.ota.release.Terms(
+            now=now(),
+            clock=None if release.allow_expired else clock(),
+            runtimes=_runtimes(release.runtime or (), manifests, in_app),
+            devices=_devices(release.device or ()),
+            licence=release.licence,
+            valid_days=channel.valid_days,
+        ),
         gates=held_to,
         data=_data(values),
         trusted=gates.trust_source,
-    )
-
-
-def _terms(
-    release: ReleaseParams, runtimes: tuple[tuple[str, str], ...], valid_days: int
-) -> edgeq.deliver.ota.release.Terms:
-    return edgeq.deliver.ota.release.Terms(
-        now=now(),
-        clock=None if release.allow_expired else clock(),
-        runtimes=runtimes,
-        devices=_devices(release.device or ()),
-        licence=release.licence,
-        valid_days=valid_days,
     )
 
 
@@ -174,13 +172,6 @@ def _gates(gates: ReleaseGateParams, values: dict[str, Any]) -> GateOptions:
 def _data(values: dict[str, Any]) -> DataConfig:
     data = values.get("data", {})
     return edgeq.config.options.filled(DataConfig, {key: data[key] for key in ("evaluation", "labels") if key in data})
-
-
-def _check_eval_data(eval_data: str | None, gates: GateOptions) -> None:
-    """Refuse an evaluation set that no limit asks for: it would not even be opened."""
-    if eval_data is not None and not {"flips", "class_drop"} & {name for name, _ in gates.limits}:
-        what = "--eval-data is for the limits flips and class_drop, but neither is given"
-        raise UsageError(what, "add a limit such as --limit flips=2%, or omit --eval-data")
 
 
 def _bases(folders: Sequence[Path], manifests: Sequence[Manifest]) -> tuple[Path, ...]:

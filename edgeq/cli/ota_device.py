@@ -55,7 +55,22 @@ class FollowerParams:
 @grouped
 def update(device: FollowerParams, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
     """Update a device's store to the channel's newest release; a failed update changes nothing."""
-    request = _request(device)
+    root: bytes | None = None
+    if device.trust is not None:
+        try:
+            root = Path(device.trust).read_bytes()
+        except OSError as err:
+            raise UsageError(f"cannot read --trust {device.trust}: {err.strerror}", "check the path") from err
+    request = edgeq.deliver.ota.client.Request(
+        source=edgeq.deliver.ota.fetch.open_source(device.channel),
+        store=device.store,
+        device_id=device.device_id,
+        model=device.model,
+        target=device.target,
+        runtime=device.runtime,
+        trust=root,
+        clock=None if device.no_clock else datetime.datetime.now(datetime.UTC),
+    )
 
     with open_progress(quiet=quiet) as progress:
         done = edgeq.pipeline.ota_release.update_device(request, progress, trusted=device.trust_source)
@@ -134,22 +149,3 @@ def _changed(folder: Path, what: str, as_json: bool) -> None:
 def _must_be_store(folder: Path) -> None:
     if not (folder / "device.json").is_file():
         raise UsageError(f"{folder} is not a store", "create one with `edgeq ota update`")
-
-
-def _request(params: FollowerParams) -> edgeq.deliver.ota.client.Request:
-    root: bytes | None = None
-    if params.trust is not None:
-        try:
-            root = Path(params.trust).read_bytes()
-        except OSError as err:
-            raise UsageError(f"cannot read --trust {params.trust}: {err.strerror}", "check the path") from err
-    return edgeq.deliver.ota.client.Request(
-        source=edgeq.deliver.ota.fetch.open_source(params.channel),
-        store=params.store,
-        device_id=params.device_id,
-        model=params.model,
-        target=params.target,
-        runtime=params.runtime,
-        trust=root,
-        clock=None if params.no_clock else datetime.datetime.now(datetime.UTC),
-    )

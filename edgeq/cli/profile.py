@@ -90,15 +90,15 @@ def render(found: BundleProfile, top: int) -> str:
 def _core_lines(core: CoreProfile, top: int) -> list[str]:
     counts = core.counted.total
     lines = [f"{core.counted.cpu}: {_millions(counts.instructions)} M instructions"]
-    facts = [("vector multiplies", _kinds(counts)), ("other", _others(counts)), ("memory", _traffic(counts))]
+    kinds = (("float", counts.fp_mac), ("integer", counts.int_mac), ("dot", counts.dot), ("i8mm", counts.i8mm))
+    facts = [
+        ("vector multiplies", ", ".join(f"{_millions(count)} M {name}" for name, count in kinds if count) or "none"),
+        ("other", _others(counts)),
+        ("memory", _traffic(counts)),
+    ]
     facts += [(f"{one.device}, predicted", _latency(one)) for one in core.predicted]
     lines += [f"  {line}" for line in edgeq.report.text.aligned(facts)]
     return [*lines, *(f"  {line}" for line in _operator_lines(core.counted, top))]
-
-
-def _kinds(counts: Counts) -> str:
-    kinds = (("float", counts.fp_mac), ("integer", counts.int_mac), ("dot", counts.dot), ("i8mm", counts.i8mm))
-    return ", ".join(f"{_millions(count)} M {name}" for name, count in kinds if count) or "none"
 
 
 def _others(counts: Counts) -> str:

@@ -60,7 +60,14 @@ def verify(
     device = edgeq.config.resolve.device_options(edgeq.config.options.filled(DeviceConfig, values["device"]))
     if device.cpu and device.on != "emulator":
         raise UsageError("--cpu was given without --on emulator", "add --on emulator")
-    _check_verdicts(verdict, write_verdict, device)
+    # refuse combinations that would measure twice or not at all
+    if verdict is not None and (device.on != "host" or write_verdict is not None):
+        other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
+        what = f"--verdict (measurements from another device) cannot be combined with {other}"
+        raise UsageError(what, "omit one of them")
+    if write_verdict is not None and device.on == "emulator":
+        what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
+        raise UsageError(what, "omit --on emulator, or give a device: --on ssh:HOST or --on adb")
     when = now()
 
     with open_progress(quiet=quiet) as progress:
@@ -82,21 +89,6 @@ def verify(
     if write_verdict is not None:
         note(f"verdict written: {written}" if written else "no verdict written: nothing was measured")
     raise typer.Exit(result.exit_code)
-
-
-def _check_verdicts(given: Path | None, wanted: Path | None, device: DeviceConfig) -> None:
-    """Refuse combinations that would measure twice or not at all.
-
-    Raises:
-        UsageError: --verdict beside --on or --write-verdict, or --write-verdict of an emulator's run.
-    """
-    if given is not None and (device.on != "host" or wanted is not None):
-        other = f"--on {device.on}" if device.on != "host" else "--write-verdict"
-        what = f"--verdict (measurements from another device) cannot be combined with {other}"
-        raise UsageError(what, "omit one of them")
-    if wanted is not None and device.on == "emulator":
-        what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
-        raise UsageError(what, "omit --on emulator, or give a device: --on ssh:HOST or --on adb")
 
 
 def render(result: BundleVerification) -> str:

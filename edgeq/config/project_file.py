@@ -136,7 +136,15 @@ def _read(path: Path) -> tuple[Values, list[Values]]:
         found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
     if not found:
         raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
-    _check_unique([_name(options) for options in found], path)
+    names = [_name(options) for options in found]
+    seen: dict[str, str] = {}
+    for name in names:
+        # names become folders, and some file systems know no capitals
+        other = seen.get(name.lower())
+        if other is not None:
+            what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
+            raise UsageError(what, "give each [[model]] a different name")
+        seen[name.lower()] = name
     return common, found
 
 
@@ -172,17 +180,6 @@ def _request(options: Values, origin: str) -> Job:
         return request({}, options)
     except EdgeqError as err:
         raise type(err)(f"{origin}: {err.what}", err.fix) from err
-
-
-def _check_unique(names: Sequence[str], path: Path) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        # names become folders, and some file systems know no capitals
-        other = seen.get(name.lower())
-        if other is not None:
-            what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
-            raise UsageError(what, "give each [[model]] a different name")
-        seen[name.lower()] = name
 
 
 def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset[str]:

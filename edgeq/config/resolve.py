@@ -61,7 +61,25 @@ def request(command_line: Values, project: Values) -> Job:
         UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
     """
     job = resolve(to_config(merge(command_line, project)))
-    _check_used(command_line, job)
+    # refuse options of the command line that would change nothing; those of a project's file may wait
+    for name in command_line.get("limit", {}):
+        if LIMITS[name].measured_by != "package":
+            what = f"the limit {name} is measured when a bundle is released"
+            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
+    data = command_line.get("data", {})
+    if "metric" in data and job.data.evaluation is None and job.source != BUILT_IN:
+        raise UsageError("--metric was given without --eval-data", "add --eval-data, or omit --metric")
+    schemes = _possible_schemes(job)
+    qat = next(iter(command_line.get("qat", ())), None)
+    for option, given, needed_by, kind in (
+        ("--observer", "observer" in command_line, NEEDS_CALIBRATION, "calibrate"),
+        (f"--qat-{qat}", qat is not None, NEEDS_TRAINING, "train"),
+        ("--search-data", "search" in data, NEEDS_SEARCH, "search"),
+        ("--num-search-samples", "num_search_samples" in data, NEEDS_SEARCH, "search"),
+    ):
+        if given and not schemes & needed_by:
+            what = f"{option} is for schemes that {kind}, but this run has {', '.join(sorted(schemes))}"
+            raise UsageError(what, f"add --scheme {' or '.join(sorted(needed_by))}, or omit the option")
     return job
 
 
@@ -99,32 +117,6 @@ def resolve(config: PackageConfig) -> Job:
 
 def _possible_schemes(job: Job) -> set[str]:
     return {scheme for target in job.targets for scheme in job.possible_schemes(target)}
-
-
-def _check_used(command_line: Values, job: Job) -> None:
-    """Refuse options of the command line that would change nothing; those of a project's file may wait.
-
-    Raises:
-        UsageError: such an option.
-    """
-    for name in command_line.get("limit", {}):
-        if LIMITS[name].measured_by != "package":
-            what = f"the limit {name} is measured when a bundle is released"
-            raise UsageError(what, "give it to `edgeq ota release`, or write it into [limit] of edgeq.toml")
-    data = command_line.get("data", {})
-    if "metric" in data and job.data.evaluation is None and job.source != BUILT_IN:
-        raise UsageError("--metric was given without --eval-data", "add --eval-data, or omit --metric")
-    schemes = _possible_schemes(job)
-    qat = next(iter(command_line.get("qat", ())), None)
-    for option, given, needed_by, kind in (
-        ("--observer", "observer" in command_line, NEEDS_CALIBRATION, "calibrate"),
-        (f"--qat-{qat}", qat is not None, NEEDS_TRAINING, "train"),
-        ("--search-data", "search" in data, NEEDS_SEARCH, "search"),
-        ("--num-search-samples", "num_search_samples" in data, NEEDS_SEARCH, "search"),
-    ):
-        if given and not schemes & needed_by:
-            what = f"{option} is for schemes that {kind}, but this run has {', '.join(sorted(schemes))}"
-            raise UsageError(what, f"add --scheme {' or '.join(sorted(needed_by))}, or omit the option")
 
 
 def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:

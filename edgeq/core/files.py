@@ -197,21 +197,17 @@ def staged_dir(target: Path, *, below: Path | None = None) -> Iterator[Path]:
             fsync_tree(staging)
             if below is not None:
                 refuse_links(target, below=below)
-            _switch(staging, target)
+            # put `staging` in place of `target`, whose former content is then in `staging`; on an error, in neither
+            swap = _swap if target.exists() else os.rename
+            swap(staging, target)
+            try:
+                fsync_dir(target.parent)
+            except BaseException:
+                # nobody was told that it is done: a run that ends with an error changes nothing
+                _swap(staging, target) if swap is _swap else os.rename(target, staging)
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _switch(staging: Path, target: Path) -> None:
-    """Put `staging` in place of `target`, whose former content is then in `staging`; on an error, in neither."""
-    swap = _swap if target.exists() else os.rename
-    swap(staging, target)
-    try:
-        fsync_dir(target.parent)
-    except BaseException:
-        # nobody was told that it is done: a run that ends with an error changes nothing
-        _swap(staging, target) if swap is _swap else os.rename(target, staging)
-        raise
 
 
 def _swap(staging: Path, target: Path) -> None:

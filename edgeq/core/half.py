@@ -36,7 +36,11 @@ def emulation() -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            dtype = _half_of(torch, (args, kwargs))
+            # the half dtype among the tensors; None where there is none
+            values = (args, kwargs)
+            halves = (torch.float16, torch.bfloat16)
+            leaves = torch.utils._pytree.tree_leaves(values)
+            dtype = next((leaf.dtype for leaf in leaves if torch.is_tensor(leaf) and leaf.dtype in halves), None)
             if dtype is None:
                 return func(*args, **kwargs)
             name = func.__name__.partition(".")[0]
@@ -68,13 +72,6 @@ def emulated(graph: Any) -> Any:
                 return self.graph(*inputs)
 
     return Emulated()
-
-
-def _half_of(torch: Any, values: Any) -> Any:
-    """Return the half dtype among the tensors; None where there is none."""
-    halves = (torch.float16, torch.bfloat16)
-    leaves = torch.utils._pytree.tree_leaves(values)
-    return next((leaf.dtype for leaf in leaves if torch.is_tensor(leaf) and leaf.dtype in halves), None)
 
 
 def _rounded(torch: Any, func: Any, args: Any, kwargs: Any, dtype: Any) -> Any:

@@ -104,7 +104,15 @@ def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
     size = batch_size(dataset, specs)
     pending: list[Sample] = []
     for sample in dataset:
-        _check(sample, specs, rows=size)
+        if len(sample.inputs) != len(specs):
+            came = f"{len(sample.inputs)} arrays"
+            raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "fix the data")
+        for array, spec in zip(sample.inputs, specs, strict=True):
+            expected = spec.shape[1:] if size else spec.shape
+            if array.shape != expected or str(array.dtype) != spec.dtype:
+                came = f"{array.dtype} {list(array.shape)}"
+                what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
+                raise UsageError(what, "fix the data, or match it with --preprocess or --input")
         pending.append(sample)
         if len(pending) == (size or 1):
             yield _stack(pending, size)
@@ -133,18 +141,6 @@ def rows_of(shapes: Sequence[tuple[int, ...]]) -> int | None:
     if not shapes or not shapes[0]:
         return None
     return next((first[0] for first in axes if all(first[0] in one for one in axes)), shapes[0][0])
-
-
-def _check(sample: Sample, specs: Sequence[TensorSpec], rows: int) -> None:
-    if len(sample.inputs) != len(specs):
-        came = f"{len(sample.inputs)} arrays"
-        raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "fix the data")
-    for array, spec in zip(sample.inputs, specs, strict=True):
-        expected = spec.shape[1:] if rows else spec.shape
-        if array.shape != expected or str(array.dtype) != spec.dtype:
-            came = f"{array.dtype} {list(array.shape)}"
-            what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
-            raise UsageError(what, "fix the data, or match it with --preprocess or --input")
 
 
 def _stack(samples: list[Sample], size: int) -> Batch:

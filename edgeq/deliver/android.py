@@ -58,24 +58,20 @@ def growth_by_abi(arch: str, runtime: str, bundle_bytes: int, aar: Path | None) 
     found = aar or _newest(runtime)
     if found is None:
         return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=None, library_bytes=None, compressed_bytes=None),)
-    raw, packed = _library_bytes(found, abi, runtime)
-    return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=found.name, library_bytes=raw, compressed_bytes=packed),)
-
-
-def _library_bytes(aar: Path, abi: str, runtime: str) -> tuple[int, int]:
     try:
-        with zipfile.ZipFile(aar) as archive:
+        with zipfile.ZipFile(found) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.startswith(f"jni/{abi}/")]
     except (OSError, zipfile.BadZipFile) as err:
-        raise UsageError(f"{aar} is not an AAR: {err}", "give the .aar file that the app builds with") from err
+        raise UsageError(f"{found} is not an AAR: {err}", "give the .aar file that the app builds with") from err
     libraries = [entry for entry in entries if entry.filename.endswith(".so")]
     if not libraries:
-        raise UsageError(f"{aar} has no native library for {abi}", "give the AAR of the bundle's runtime")
+        raise UsageError(f"{found} has no native library for {abi}", "give the AAR of the bundle's runtime")
     if not any(_NATIVE[runtime] in entry.filename for entry in libraries):
         names = ", ".join(sorted(Path(entry.filename).name for entry in libraries)[:3])
-        what = f"{aar} is not the library of {runtime}, which the bundle needs: it has {names}"
+        what = f"{found} is not the library of {runtime}, which the bundle needs: it has {names}"
         raise UsageError(what, f"give the AAR of {LIBRARIES[runtime][0]}")
-    return sum(entry.file_size for entry in libraries), sum(entry.compress_size for entry in libraries)
+    raw, packed = sum(entry.file_size for entry in libraries), sum(entry.compress_size for entry in libraries)
+    return (Growth(abi=abi, bundle_bytes=bundle_bytes, library=found.name, library_bytes=raw, compressed_bytes=packed),)
 
 
 def _newest(runtime: str) -> Path | None:

@@ -172,14 +172,22 @@ class _Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.settings = next((read_code(root / name) for name in SETTINGS if (root / name).is_file()), "")
-        self.catalogs = _catalogs(root)
+        found = []
+        for path in sorted((root / "gradle").glob("*.toml")):
+            try:
+                found.append(tomllib.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError):  # Gradle itself will report it
+                continue
+        self.catalogs = tuple(found)
 
     def modules(self) -> dict[str, GradleModule]:
         """Return the modules that the settings include, by Gradle's name; the root's own too if it has a build file."""
         folders = {":": self.root} | self._included()
         found = {}
         for path, folder in sorted(folders.items()):
-            build = _build_file(folder, path)
+            # some projects name the file after the module
+            names = (*BUILD, f"{path.rpartition(':')[2]}.gradle.kts", f"{path.rpartition(':')[2]}.gradle")
+            build = next((folder / name for name in names if (folder / name).is_file()), None)
             text = "" if build is None else read_code(build)
             if path == ":" and not text:
                 continue
@@ -283,12 +291,6 @@ class _Project:
         return ""
 
 
-def _build_file(folder: Path, path: str) -> Path | None:
-    # some projects name the file after the module
-    names = (*BUILD, f"{path.rpartition(':')[2]}.gradle.kts", f"{path.rpartition(':')[2]}.gradle")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 # a string, or a comment; strings are kept, since they may hold what begins a comment: 'https://…', '**/*.jar'
 _STRING_OR_COMMENT = re.compile(r"(\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*')|//[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -314,16 +316,6 @@ def _blocks(text: str, name: str) -> Iterator[str]:
                 break
 
 
-def _catalogs(root: Path) -> tuple[dict[str, Any], ...]:
-    found = []
-    for path in sorted((root / "gradle").glob("*.toml")):
-        try:
-            found.append(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # Gradle itself will report it
-            continue
-    return tuple(found)
-
-
 # --- The source set: where a module's assets are.
 
 
@@ -334,7 +326,10 @@ def assets_folder(module: GradleModule, source_set: str = MAIN) -> Path:
         UsageError: the module has no such source set.
     """
     if source_set != MAIN:
-        known = _source_sets(module.text)
+        types = ["debug", "release", *_declared(module.text, "buildTypes")]
+        flavours = list(_declared(module.text, "productFlavors"))
+        variants = [flavour + kind[:1].upper() + kind[1:] for flavour in flavours for kind in types]
+        known = tuple(dict.fromkeys((MAIN, *flavours, *types, *variants)))
         if source_set not in known:
             what = f"--source-set {source_set}: {module.path} has no such flavour, build type or variant."
             raise UsageError(what + nearest(source_set, known), f"give one of: {', '.join(known)}")
@@ -358,14 +353,6 @@ def _source_set_bodies(text: str, named: str) -> Iterator[str]:
         yield from re.findall(rf"[\"']{named}[\"']\s*\)\s*\.\s*([^\n{{]+)$", block, re.MULTILINE)
     yield from re.findall(rf"\bsourceSets\s*\[\s*[\"']{named}[\"']\s*\]\s*\.\s*([^\n]+)", text)
     yield from re.findall(rf"\bsourceSets\s*\.\s*{named}\s*\.\s*([^\n]+)", text)
-
-
-def _source_sets(text: str) -> tuple[str, ...]:
-    """Return main, the build types, the flavours and their variants."""
-    types = ["debug", "release", *_declared(text, "buildTypes")]
-    flavours = list(_declared(text, "productFlavors"))
-    variants = [flavour + kind[:1].upper() + kind[1:] for flavour in flavours for kind in types]
-    return tuple(dict.fromkeys((MAIN, *flavours, *types, *variants)))
 
 
 def _declared(text: str, container: str) -> Iterator[str]:

@@ -163,7 +163,12 @@ def _placed(bundle: Bundle, models: Path, *, app: Path, replace: bool) -> Instal
         if is_ios:
             check_swift(models)
         with staged_dir(place, below=app) as staging:
-            _copy(bundle, staging)
+            # copy without the reports, and verify the copy: the source may have changed since it was read
+            for name in _names(bundle):
+                with open_regular(bundle.folder / name) as source, (staging / name).open("wb") as target:
+                    shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            if read_bundle(staging).digest != bundle.digest:
+                raise IntegrityError(f"{bundle.folder} changed while it was installed", "run again when it is complete")
         pruned = prune(models, manifest)
         package = write_swift(models) if is_ios else ()
     return InstallResult(
@@ -252,15 +257,6 @@ def _check_same_model(bundle: Bundle, place: Path) -> None:
                 "--app APP --replace"
             )
             raise UsageError(what, fix)
-
-
-def _copy(bundle: Bundle, staging: Path) -> None:
-    """Copy without the reports, and verify the copy: the source may have changed since it was read."""
-    for name in _names(bundle):
-        with open_regular(bundle.folder / name) as source, (staging / name).open("wb") as target:
-            shutil.copyfileobj(source, target, _CHUNK_BYTES)
-    if read_bundle(staging).digest != bundle.digest:
-        raise IntegrityError(f"{bundle.folder} changed while it was installed", "run again when it is complete")
 
 
 def _names(bundle: Bundle) -> tuple[str, ...]:

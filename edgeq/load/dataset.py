@@ -71,7 +71,12 @@ def open_dataset(
         data, skipped = open_images(path, wanted, skip_bad=options.skip_bad_images)
     else:
         data = _open_arrays(path, origin, wanted, role)
-    _check_first(data, specs)
+    first = data.read(0)
+    for array, spec in zip(first.inputs, specs, strict=True):
+        if str(array.dtype) != spec.dtype or array.shape not in (spec.shape, spec.shape[1:]):
+            wants, came = f"{spec.dtype} {list(spec.shape[1:])}", f"{array.dtype} {list(array.shape)}"
+            what = f"{data.origin}: {first.name}: input {spec.name!r} expects {wants} per sample, got {came}"
+            raise UsageError(what, "resize or crop in --preprocess, or match the data's shape with --input")
     return data, skipped
 
 
@@ -91,15 +96,6 @@ def _is(path: Path, kind: Callable[[Path], bool], role: Role) -> bool:
         return kind(path)
     except OSError as err:  # a parent that may not be entered, a name that is too long
         raise UsageError(f"{_OPTION[role]}: cannot read {path}: {err.strerror}", "check the path") from err
-
-
-def _check_first(data: Dataset, specs: Sequence[TensorSpec]) -> None:
-    first = data.read(0)
-    for array, spec in zip(first.inputs, specs, strict=True):
-        if str(array.dtype) != spec.dtype or array.shape not in (spec.shape, spec.shape[1:]):
-            wants, came = f"{spec.dtype} {list(spec.shape[1:])}", f"{array.dtype} {list(array.shape)}"
-            what = f"{data.origin}: {first.name}: input {spec.name!r} expects {wants} per sample, got {came}"
-            raise UsageError(what, "resize or crop in --preprocess, or match the data's shape with --input")
 
 
 # --- Arrays as a data set: `.npz`, `.npy`, and what a function of the user's returns.

@@ -80,7 +80,16 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
     folders = sorted({file.folder for file in files if file.folder is not None})
     index = _index(folder, folders, labels)
     gray = preprocess is not None and preprocess.color == "gray"
-    other = _other_images(folder, files, skip_bad=skip_bad)
+    # the names of images whose kind is not read
+    below = (path for child in _visible(folder) if child.is_dir() for path in _walk(child, _is_other_image))
+    found = (*(path for path in _visible(folder) if _is_other_image(path)), *below)
+    other = tuple(sorted(_image(folder, path, None).name for path in found))
+    total = len(other) + len(files)
+    if len(other) > _MOST_OTHER * total and not skip_bad:
+        kinds = Counter(Path(name).suffix.lower() or "without a suffix" for name in other)
+        formats = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        what = f"{folder}: {len(other)} of {total} images have formats that edgeq does not read: {formats}"
+        raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or skip them with --skip-bad-images")
     chosen, skipped = _chosen(files, folder, wanted, gray=gray, skip_bad=skip_bad)
 
     def read(i: int) -> Sample:
@@ -95,24 +104,6 @@ def open_images(folder: Path, wanted: Wanted, *, skip_bad: bool) -> tuple[Datase
         origin=str(folder), count=len(chosen), read=read, class_names=names if folders else (), labelled=bool(folders)
     )
     return data, (*skipped, *other)
-
-
-def _other_images(folder: Path, files: Sequence[ImageFile], *, skip_bad: bool) -> tuple[str, ...]:
-    """Return the names of images whose kind is not read.
-
-    Raises:
-        UsageError: they are more than a few, and were not said to be skipped.
-    """
-    below = (path for child in _visible(folder) if child.is_dir() for path in _walk(child, _is_other_image))
-    found = (*(path for path in _visible(folder) if _is_other_image(path)), *below)
-    names = tuple(sorted(_image(folder, path, None).name for path in found))
-    total = len(names) + len(files)
-    if len(names) > _MOST_OTHER * total and not skip_bad:
-        kinds = Counter(Path(name).suffix.lower() or "without a suffix" for name in names)
-        formats = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        what = f"{folder}: {len(names)} of {total} images have formats that edgeq does not read: {formats}"
-        raise UsageError(what, f"convert them to {', '.join(EXTENSIONS)}, or skip them with --skip-bad-images")
-    return names
 
 
 def _chosen(
@@ -283,7 +274,14 @@ def read_labels(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as err:
         raise UsageError(f"labels {path}: expected UTF-8 text, got other bytes", _FORMS) from err
     if path.suffix.lower() != ".json" and not text.lstrip().startswith(("{", "[")):
-        return _from_lines(path, text)
+        names = [line.strip() for line in text.rstrip().splitlines()]
+        if not names:
+            raise UsageError(f"labels {path}: expected one name per line, got an empty file", _FORMS)
+        if "" in names:
+            raise UsageError(
+                f"labels {path}: line {names.index('') + 1} is empty", "name every class, or remove the line"
+            )
+        return tuple(names)
     try:
         value = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as err:
@@ -296,15 +294,6 @@ class _Pairs:
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         self.pairs = pairs
-
-
-def _from_lines(path: Path, text: str) -> tuple[str, ...]:
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    if not names:
-        raise UsageError(f"labels {path}: expected one name per line, got an empty file", _FORMS)
-    if "" in names:
-        raise UsageError(f"labels {path}: line {names.index('') + 1} is empty", "name every class, or remove the line")
-    return tuple(names)
 
 
 def _from_list(path: Path, value: object) -> tuple[str, ...]:

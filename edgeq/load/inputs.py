@@ -63,7 +63,14 @@ def parse_input(text: str, index: int) -> TensorSpec:
     dtype = parts[0] if len(parts) == 2 else "float32"
     if dtype not in DTYPES:
         raise UsageError(f"--input {text!r}: unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}", _known_dtypes())
-    shape = _parse_shape(text, parts[-1])
+    shape_text = parts[-1]
+    if _SHAPE.fullmatch(shape_text) is None:
+        raise _bad(text, f"{shape_text[:40]!r} is not a shape")
+    shape = tuple(int(size) for size in shape_text.split("x"))
+    if 0 in shape:
+        raise _bad(text, "every size must be at least 1")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise _bad(text, f"{math.prod(shape)} elements exceed the maximum of {MAX_ELEMENTS}")
     low, high = _parse_range(text, dtype, span)
     return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high)
 
@@ -74,17 +81,6 @@ def _bad(text: str, why: str) -> UsageError:
 
 def _known_dtypes() -> str:
     return f"known dtypes: {', '.join(DTYPES)}"
-
-
-def _parse_shape(text: str, shape_text: str) -> tuple[int, ...]:
-    if _SHAPE.fullmatch(shape_text) is None:
-        raise _bad(text, f"{shape_text[:40]!r} is not a shape")
-    shape = tuple(int(size) for size in shape_text.split("x"))
-    if 0 in shape:
-        raise _bad(text, "every size must be at least 1")
-    if math.prod(shape) > MAX_ELEMENTS:
-        raise _bad(text, f"{math.prod(shape)} elements exceed the maximum of {MAX_ELEMENTS}")
-    return shape
 
 
 def _parse_range(text: str, dtype: str, span: str | None) -> tuple[float, float]:
@@ -355,14 +351,10 @@ def _program(program: Any, mean: Any, std: Any, pixels: TensorSpec) -> Any:
     except Exception as err:  # export raises many types
         what = f"the exported program cannot be captured again behind the normalisation: {first_line(err)}"
         raise UnsupportedError(what, "give the model's factory, or omit --input-dtype") from err
-    _keep_modules(program, captured)
-    return captured
-
-
-def _keep_modules(program: Any, captured: Any) -> None:
-    """Let each operator know its module again, which capturing a program forgets; the new ones come first."""
+    # let each operator know its module again, which capturing a program forgets; the new ones come first
     before, after = ([node for node in one.graph.nodes if node.op == "call_function"] for one in (program, captured))
     after = after[len(after) - len(before) :]
     if [node.target for node in before] == [node.target for node in after]:
         for old, new in zip(before, after, strict=True):
             new.meta |= {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
+    return captured

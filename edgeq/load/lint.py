@@ -152,18 +152,14 @@ def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
         if seen.names.setdefault(sample.digest, sample.name) != sample.name:
             seen.repeats.append(sample.name)
         if title == "calibration":  # a blank or noisy image does an average no harm, but a range
-            _survey_content(seen, sample, spec)
+            if all(array.size > 1 and bool((array == array.flat[0]).all()) for array in sample.raw):
+                seen.constant.append(sample.name)
+            elif spec.preprocess is not None and is_noise(sample, spec.specs):  # else nothing says that they are images
+                seen.noisy.append(sample.name)
         _survey_values(seen, sample, spec.specs, ranges)
         if dataset.labelled:
             _survey_label(seen, sample, spec.n_classes)
     return seen
-
-
-def _survey_content(seen: _Survey, sample: Sample, spec: LintSpec) -> None:
-    if all(array.size > 1 and bool((array == array.flat[0]).all()) for array in sample.raw):
-        seen.constant.append(sample.name)
-    elif spec.preprocess is not None and is_noise(sample, spec.specs):  # else nothing says that they are images
-        seen.noisy.append(sample.name)
 
 
 def _survey_values(seen: _Survey, sample: Sample, specs: Sequence[TensorSpec], ranges: dict[str, Range]) -> None:
@@ -172,16 +168,13 @@ def _survey_values(seen: _Survey, sample: Sample, specs: Sequence[TensorSpec], r
         return
     for array, spec in zip(sample.inputs, specs, strict=True):
         if spec.name in ranges and array.size:
-            _survey_range(seen, sample.name, array, spec.name, ranges[spec.name])
-
-
-def _survey_range(seen: _Survey, name: str, array: NDArray[Any], input_name: str, span: Range) -> None:
-    low, high = float(array.min()), float(array.max())
-    slack = _TOLERANCE * (span[1] - span[0]) if array.dtype.kind == "f" else 0.0
-    if low < span[0] - slack or high > span[1] + slack:
-        outside = seen.outside.setdefault(input_name, _Outside(span=span, is_whole=array.dtype.kind != "f"))
-        outside.samples.append(name)
-        outside.low, outside.high = min(outside.low, low), max(outside.high, high)
+            span = ranges[spec.name]
+            low, high = float(array.min()), float(array.max())
+            slack = _TOLERANCE * (span[1] - span[0]) if array.dtype.kind == "f" else 0.0
+            if low < span[0] - slack or high > span[1] + slack:
+                outside = seen.outside.setdefault(spec.name, _Outside(span=span, is_whole=array.dtype.kind != "f"))
+                outside.samples.append(sample.name)
+                outside.low, outside.high = min(outside.low, low), max(outside.high, high)
 
 
 def _survey_label(seen: _Survey, sample: Sample, n_classes: int | None) -> None:

@@ -35,7 +35,14 @@ def load_onnx(path: Path, *, inputs: Sequence[str], name: str | None) -> LoadedM
         UnsupportedError: ONNX Runtime does not have the opset or an operator's domain, or an input is not a tensor.
     """
     proto = read_onnx(path)
-    _check_operators(proto, path)
+    # refuse operators of domains that ONNX Runtime has not
+    own = {function.domain for function in proto.functions}
+    foreign = [node for node in proto.graph.node if node.domain not in _DOMAINS | own]
+    if foreign:
+        node = foreign[0]
+        what = f"{path} has an operator of a custom domain, which ONNX Runtime does not have:"
+        what += f" {node.domain}::{node.op_type} (node {node.name or node.output[0]!r})"
+        raise UnsupportedError(what, "write it with standard operators, or as a local function of the model")
     weights = [tensor for tensor in proto.graph.initializer if tensor.data_type in _float_types()]
     return LoadedModel(
         name=name or path.stem,
@@ -106,17 +113,6 @@ def _check_opset(proto: Any, path: Path) -> None:
         raise UnsupportedError(
             what, "export it again with a supported opset, or convert it with onnx.version_converter"
         )
-
-
-def _check_operators(proto: Any, path: Path) -> None:
-    """Refuse operators of domains that ONNX Runtime has not."""
-    own = {function.domain for function in proto.functions}
-    foreign = [node for node in proto.graph.node if node.domain not in _DOMAINS | own]
-    if foreign:
-        node = foreign[0]
-        what = f"{path} has an operator of a custom domain, which ONNX Runtime does not have:"
-        what += f" {node.domain}::{node.op_type} (node {node.name or node.output[0]!r})"
-        raise UnsupportedError(what, "write it with standard operators, or as a local function of the model")
 
 
 def _inputs(proto: Any, path: Path, texts: Sequence[str]) -> tuple[TensorSpec, ...]:

@@ -59,7 +59,7 @@ class UserFunction:
         Raises:
             UsageError: the block raised.
         """
-        file = _file_of(self.module)
+        file = Path(self.module.__file__) if self.module.__file__ else None
         with _on_path(self.folder), _user_errors(f"{self.what} {self.spec}", file):
             yield
 
@@ -136,10 +136,6 @@ def _import_module(name: str, label: str) -> ModuleType:
             fix = "install it, run where it can be imported, or write file.py:function"
             raise UsageError(f"{label}: no module {cause.name!r}", fix) from cause
         raise
-
-
-def _file_of(module: ModuleType) -> Path | None:
-    return Path(module.__file__) if module.__file__ else None
 
 
 @contextlib.contextmanager

@@ -49,16 +49,12 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         runtime_version=importlib.metadata.version("executorch"),
         bytecode_version=None,
         passes=("to_edge_transform_and_lower", DELEGATES[spec.backend].title, "to_executorch"),
-        operators=tuple(sorted({_operator_name(op) for op in plan.operators})),
+        operators=tuple(sorted({f"{op.name}.{op.overload}" if op.overload else str(op.name) for op in plan.operators})),
         undelegated=undelegated,
         layers=layers,
         delegated_macs=delegated_share(layers),
         stored=stored,
     )
-
-
-def _operator_name(operator: Any) -> str:
-    return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
 def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:

@@ -33,7 +33,23 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     with spec.progress.task(f"lower {spec.label}"):
         program, proto = _exported(quantized, spec)
         _drop_saturated_clamps(proto)
-        _name_nodes(proto, program, output_names(program, spec))
+        # give layers their modules' names, which ONNX Runtime keeps through its fusions, and the others numbers
+        outputs = output_names(program, spec)
+        modules = {node.name: _module_of(node) for node in program.graph.nodes}
+        modules |= {
+            output: modules[name] for output, name in zip(outputs, program.graph_signature.user_outputs, strict=True)
+        }
+        readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
+        taken: Counter[str] = Counter()
+        for index, node in enumerate(proto.graph.node):
+            name = f"{node.op_type}_{index}"
+            if node.op_type in LAYER_OPS:
+                value = node.output[0]
+                # of a matrix product with a bias, the sum has the name of PyTorch's linear
+                summed = readers[value].output[0] if value in readers else value
+                name = modules.get(value) or modules.get(summed) or value
+            taken[name] += 1
+            node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
         _strip(proto)
         proto = _checked(proto)
         try:
@@ -291,7 +307,12 @@ def _captured(graph: Any, spec: LowerSpec) -> Any:
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:
     """Name the operator that ONNX lacks, with the module and the line that call it."""
-    missing = _MISSING.search(_chain(err))
+    texts = []
+    current: BaseException | None = err
+    while current is not None:
+        texts.append(str(current))
+        current = current.__cause__ or current.__context__
+    missing = _MISSING.search("\n".join(texts))
     if missing is None:
         what = f"torch.onnx cannot export this model: {first_line(err)}"
         return UnsupportedError(what, "replace the operator named in this error, or use an ExecuTorch target")
@@ -312,34 +333,6 @@ def _where(node: Any) -> str:
     parts = [f"module {module}" if module else "", f"{lines[-1][0]}:{lines[-1][1]}" if lines else ""]
     told = ", ".join(part for part in parts if part)
     return f" ({told})" if told else ""
-
-
-def _chain(err: BaseException) -> str:
-    texts = []
-    current: BaseException | None = err
-    while current is not None:
-        texts.append(str(current))
-        current = current.__cause__ or current.__context__
-    return "\n".join(texts)
-
-
-def _name_nodes(proto: Any, program: Any, outputs: Sequence[str]) -> None:
-    """Give layers their modules' names, which ONNX Runtime keeps through its fusions, and the others numbers."""
-    modules = {node.name: _module_of(node) for node in program.graph.nodes}
-    modules |= {
-        output: modules[name] for output, name in zip(outputs, program.graph_signature.user_outputs, strict=True)
-    }
-    readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
-    taken: Counter[str] = Counter()
-    for index, node in enumerate(proto.graph.node):
-        name = f"{node.op_type}_{index}"
-        if node.op_type in LAYER_OPS:
-            value = node.output[0]
-            # of a matrix product with a bias, the sum has the name of PyTorch's linear
-            summed = readers[value].output[0] if value in readers else value
-            name = modules.get(value) or modules.get(summed) or value
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
 
 
 def _module_of(node: Any) -> str | None:

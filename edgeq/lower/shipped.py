@@ -121,7 +121,17 @@ class _Graph:
 
         header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
         start = header.flatbuffer_offset
-        graph = _as_json(blob[start : start + header.flatbuffer_size])
+        flatbuffer = blob[start : start + header.flatbuffer_size]
+        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
+        from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+        with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
+            folder = Path(name)
+            (folder / "schema.fbs").write_bytes(_get_schema_bytes())
+            (folder / "graph.bin").write_bytes(flatbuffer)
+            _flatc_decompile(name, str(folder / "schema.fbs"), str(folder / "graph.bin"), ["--raw-binary"])
+            text = (folder / "graph.json").read_text()
+        graph = json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))
         values = [value["xvalue_union"] for value in graph["xvalues"]]
         tensors = [(one.get("tensor_value", one), one.get("quant_params", {})) for one in values]
         return cls(
@@ -175,19 +185,6 @@ def _as_torch(weight: Any, channel_dim: int) -> Any:
     if weight.ndim != 4:
         return weight
     return weight.transpose(3, 0, 1, 2) if channel_dim == 3 else weight.transpose(0, 3, 1, 2)
-
-
-def _as_json(flatbuffer: bytes) -> Any:
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
-        folder = Path(name)
-        (folder / "schema.fbs").write_bytes(_get_schema_bytes())
-        (folder / "graph.bin").write_bytes(flatbuffer)
-        _flatc_decompile(name, str(folder / "schema.fbs"), str(folder / "graph.bin"), ["--raw-binary"])
-        text = (folder / "graph.json").read_text()
-    return json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))  # flatc writes C's name of it
 
 
 READERS: dict[str, Callable[[Path], tuple[StoredLayer, ...]]] = {

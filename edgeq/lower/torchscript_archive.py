@@ -57,7 +57,11 @@ def strip_archive(path: Path) -> None:
         for name, data in contents.items():
             info = zipfile.ZipInfo(name, _EPOCH)
             info.external_attr = 0o644 << 16
-            info.extra = _padding(target.fp.tell() if target.fp else 0, name)
+            # the extra field that makes the entry's data start at a multiple of the alignment
+            offset = target.fp.tell() if target.fp else 0
+            header = 30 + len(name.encode()) + 4
+            size = -(offset + header) % _ALIGNMENT
+            info.extra = _PAD_ID.to_bytes(2, "little") + size.to_bytes(2, "little") + b"\0" * size
             target.writestr(info, data)
     stripped.replace(path)
 
@@ -78,13 +82,6 @@ def _renumbered(contents: dict[str, bytes]) -> dict[str, bytes]:
             data = write(read(data), number)
         renamed[own_name] = data
     return renamed
-
-
-def _padding(offset: int, name: str) -> bytes:
-    """Return the extra field that makes the entry's data start at a multiple of the alignment."""
-    header = 30 + len(name.encode()) + 4
-    size = -(offset + header) % _ALIGNMENT
-    return _PAD_ID.to_bytes(2, "little") + size.to_bytes(2, "little") + b"\0" * size
 
 
 # --- Int8 archives with equal values stored once: `torch.jit.save` unpacks every layer into tensors of its own.
@@ -114,7 +111,17 @@ def compacted(contents: dict[str, bytes]) -> dict[str, bytes]:
     before = _places(entries, tables)
     for name, table in tables.items():
         for node in walk(table):
-            _compact(entries, name, node)
+            # change a weight or a packed layer of a table
+            if isinstance(node, Call) and node.function.__name__ == "_rebuild_qtensor":
+                quantizer = node.args[4]
+                if quantizer[0].__name__ == _BY_CHANNEL:
+                    _, scales, zero_points, axis = quantizer
+                    changed = (quantizer[0], _narrow(entries, name, scales), _single(entries, name, zero_points), axis)
+                    node.args = (*node.args[:4], changed, *node.args[5:])
+            elif isinstance(node, Instance) and type(node).__module__ == _PACKED:
+                for part in walk(node.state):
+                    if isinstance(part, Storage) and part.dtype.__name__ == "ShortStorage":
+                        entries.share(name, part)
     unused = before - _places(entries, tables)
     kept = {place: data for place, data in entries.contents.items() if place not in unused}
     return kept | {name: write(table) for name, table in tables.items()}
@@ -148,20 +155,6 @@ class _Entries:
 def _places(entries: _Entries, tables: dict[str, Any]) -> set[str]:
     nodes = ((name, node) for name, table in tables.items() for node in walk(table))
     return {place(entries.contents, name, node) for name, node in nodes if isinstance(node, Storage)}
-
-
-def _compact(entries: _Entries, table: str, node: Any) -> None:
-    """Change a weight or a packed layer of a table."""
-    if isinstance(node, Call) and node.function.__name__ == "_rebuild_qtensor":
-        quantizer = node.args[4]
-        if quantizer[0].__name__ == _BY_CHANNEL:
-            _, scales, zero_points, axis = quantizer
-            changed = (quantizer[0], _narrow(entries, table, scales), _single(entries, table, zero_points), axis)
-            node.args = (*node.args[:4], changed, *node.args[5:])
-    elif isinstance(node, Instance) and type(node).__module__ == _PACKED:
-        for part in walk(node.state):
-            if isinstance(part, Storage) and part.dtype.__name__ == "ShortStorage":
-                entries.share(table, part)
 
 
 def _narrow(entries: _Entries, table: str, scales: Call) -> Call:
@@ -354,12 +347,6 @@ class _Writer:
         if identity in self._memo:
             self.written.append(_numbered(pickle.BINGET, pickle.LONG_BINGET, self._memo[identity]))
             return
-        self._spell(node)
-        if self._uses[identity] > 1 and isinstance(node, (str, Global, Call, Instance, Storage, list, dict)):
-            self._memo[identity] = len(self._memo)
-            self.written.append(_numbered(pickle.BINPUT, pickle.LONG_BINPUT, self._memo[identity]))
-
-    def _spell(self, node: Any) -> None:
         if isinstance(node, Global):
             names = (self._rename(name) for name in (node.__module__, node.__name__))
             self.written.append(pickle.GLOBAL + "".join(f"{name}\n" for name in names).encode())
@@ -375,16 +362,16 @@ class _Writer:
         elif isinstance(node, list):
             self._all(node, pickle.APPENDS, pickle.EMPTY_LIST + pickle.MARK)
         elif isinstance(node, tuple):
-            self._tuple(node)
+            if node:
+                end = _ENDS.get(len(node))
+                self._all(node, end or pickle.TUPLE, b"" if end else pickle.MARK)
+            else:
+                self.written.append(pickle.EMPTY_TUPLE)
         else:
             self.written.append(_atom(self._rename(node) if isinstance(node, str) else node))
-
-    def _tuple(self, items: tuple[Any, ...]) -> None:
-        if items:
-            end = _ENDS.get(len(items))
-            self._all(items, end or pickle.TUPLE, b"" if end else pickle.MARK)
-        else:
-            self.written.append(pickle.EMPTY_TUPLE)
+        if self._uses[identity] > 1 and isinstance(node, (str, Global, Call, Instance, Storage, list, dict)):
+            self._memo[identity] = len(self._memo)
+            self.written.append(_numbered(pickle.BINPUT, pickle.LONG_BINPUT, self._memo[identity]))
 
     def _all(self, parts: Any, end: bytes, start: bytes = b"") -> None:
         self.written.append(start)
@@ -408,7 +395,13 @@ def _atom(value: Any) -> bytes:
     if isinstance(value, bool):
         return pickle.NEWTRUE if value else pickle.NEWFALSE
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-        return _integer(value)
+        if 0 <= value < 1 << 8:
+            return pickle.BININT1 + struct.pack("<B", value)
+        if 0 <= value < 1 << 16:
+            return pickle.BININT2 + struct.pack("<H", value)
+        if -(1 << 31) <= value < 1 << 31:
+            return pickle.BININT + struct.pack("<i", value)
+        return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
     if isinstance(value, float):
         return pickle.BINFLOAT + struct.pack(">d", value)
     if isinstance(value, str):
@@ -416,13 +409,3 @@ def _atom(value: Any) -> bytes:
         return pickle.BINUNICODE + struct.pack("<I", len(text)) + text
     what = f"a table of TorchScript holds no {type(value).__name__} such as {value!r}"
     raise TypeError(what)
-
-
-def _integer(value: int) -> bytes:
-    if 0 <= value < 1 << 8:
-        return pickle.BININT1 + struct.pack("<B", value)
-    if 0 <= value < 1 << 16:
-        return pickle.BININT2 + struct.pack("<H", value)
-    if -(1 << 31) <= value < 1 << 31:
-        return pickle.BININT + struct.pack("<i", value)
-    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)

@@ -84,7 +84,9 @@ def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
-        if _is_incomplete(row) or (_may_pass_later(row) and not _is_judged_again(row)):
+        if (row.verified.emulation is not None and bool(row.verified.emulation.problem)) or (
+            _may_pass_later(row) and not _is_judged_again(row)
+        ):
             kept[key] = (row, data)
             continue
         try:
@@ -106,10 +108,6 @@ def _may_pass_later(row: PackageResult) -> bool:
     predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
     measured = {"latency", "load", "peak_memory"} - predicted
     return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
-
-
-def _is_incomplete(row: PackageResult) -> bool:
-    return row.verified.emulation is not None and bool(row.verified.emulation.problem)
 
 
 def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:

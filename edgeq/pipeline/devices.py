@@ -202,27 +202,25 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         yield _emulated(manifest, options, progress)
     else:
         with open_session(parse_link(options.on)) as session:
-            yield _remote(manifest, options, session, progress)
-
-
-def _remote(manifest: Manifest, options: DeviceConfig, session: Session, progress: Progress) -> DeviceSetting:
-    """Return the runtime on a real device, installed and self-tested."""
-    target, board = manifest.target, session.board
-    if target.backend == NPU:
-        what = f"target {target.name} runs on an NPU, but edgeq's runners on real devices use CPUs"
-        raise UnsupportedError(what, "verify in the emulator: --on emulator")
-    if board.arch != target.arch:
-        what = f"target {target.name} needs {target.arch}, but {board.title} is {board.arch}"
-        raise EnvironmentProblem(what, f"choose a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
-    version = manifest.runtime.oldest_in_field
-    wheels, _ = find_wheels(target.runtime, (version,), board.arch)
-    if not wheels:
-        what = f"edgeq has no {target.runtime} {version} for a device with {board.arch}"
-        raise UnsupportedError(what, "verify on this host: omit --on")
-    machine = Machine(runtime=ensure_installed(wheels[0], progress), cpu=None, device=board.title)
-    with progress.task(f"self-test {machine.name}"):
-        found = tuple(hold_all((machine,), session))
-    return DeviceSetting(machines=found, options=options, progress=progress, emulator=board.title, session=session)
+            # the runtime on a real device, installed and self-tested
+            target, board = manifest.target, session.board
+            if target.backend == NPU:
+                what = f"target {target.name} runs on an NPU, but edgeq's runners on real devices use CPUs"
+                raise UnsupportedError(what, "verify in the emulator: --on emulator")
+            if board.arch != target.arch:
+                what = f"target {target.name} needs {target.arch}, but {board.title} is {board.arch}"
+                raise EnvironmentProblem(what, f"choose a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")
+            version = manifest.runtime.oldest_in_field
+            wheels, _ = find_wheels(target.runtime, (version,), board.arch)
+            if not wheels:
+                what = f"edgeq has no {target.runtime} {version} for a device with {board.arch}"
+                raise UnsupportedError(what, "verify on this host: omit --on")
+            machine = Machine(runtime=ensure_installed(wheels[0], progress), cpu=None, device=board.title)
+            with progress.task(f"self-test {machine.name}"):
+                found = tuple(hold_all((machine,), session))
+            yield DeviceSetting(
+                machines=found, options=options, progress=progress, emulator=board.title, session=session
+            )
 
 
 def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> DeviceSetting:
@@ -283,32 +281,28 @@ def on_device(
     manifest = bundle.manifest
     first = tuple(Observed(batch=batch, host=host, fp32=None, scored=False) for batch, host in golden_runs)
     more = _observed(evaluation.samples, manifest, runtime, setting.options) if evaluation else ()
-    emulated = emulate(_spec(bundle, (*first, *more), evaluation, setting))
+    emulated = emulate(
+        EmulateSpec(
+            artifact=bundle.artifact,
+            machines=setting.machines,
+            emulator=setting.emulator,
+            observed=(*first, *more),
+            output_steps=(),
+            metric=evaluation.metric if evaluation else None,
+            labelled=evaluation is not None and (evaluation.samples.labelled or evaluation.metric is not None),
+            timeout_s=setting.options.timeout_s,
+            progress=setting.progress,
+            label=bundle.manifest.target.name,
+            threads=bundle.manifest.threads if setting.session else 1,
+            launcher=setting.session,
+        )
+    )
     measured = [golden_set(samples[: len(first)], (), scheme=manifest.scheme) for samples in emulated.golden]
     return OnDevice(
         emulation=emulated.report,
         gates=_gates(manifest, golden, measured, emulated),
         measures=_measured(bundle, first[0], setting, emulated),
         outputs=measured[0].outputs if measured else (),
-    )
-
-
-def _spec(
-    bundle: Bundle, observed: tuple[Observed, ...], evaluation: Evaluation | None, setting: DeviceSetting
-) -> EmulateSpec:
-    return EmulateSpec(
-        artifact=bundle.artifact,
-        machines=setting.machines,
-        emulator=setting.emulator,
-        observed=observed,
-        output_steps=(),
-        metric=evaluation.metric if evaluation else None,
-        labelled=evaluation is not None and (evaluation.samples.labelled or evaluation.metric is not None),
-        timeout_s=setting.options.timeout_s,
-        progress=setting.progress,
-        label=bundle.manifest.target.name,
-        threads=bundle.manifest.threads if setting.session else 1,
-        launcher=setting.session,
     )
 
 

@@ -63,7 +63,13 @@ def open_evaluation(
             limit=limit,
             seed=manifest.provenance.seed,
         )
-        _check_labels(manifest, samples, data)
+        # refuse class folders that stand for other outputs than the bundle's labels do
+        outputs = manifest.outputs
+        if data.metric is None and outputs and len(outputs[0].shape) == 2:
+            check_classes(samples.class_names, outputs[0].shape[1], from_file=data.labels is not None)
+        if data.labels is None and samples.class_names and manifest.labels not in ((), samples.class_names):
+            what = f"the class folders are {few(samples.class_names)}, the bundle's labels {few(manifest.labels)}"
+            raise UsageError(what, "map each folder to its output with --labels FILE")
         metric, name = _metric(manifest, data.metric, samples)
     return Evaluation(samples=samples, metric=metric, metric_name=name)
 
@@ -88,16 +94,6 @@ def _metric(manifest: Manifest, asked: str | None, samples: Dataset) -> tuple[Me
         what = f"--metric {asked} needs the value above which the model says yes, and the bundle was not scored with it"
         raise UsageError(what, f"give --metric {asked}@0.5 for probabilities, {asked}@0 for logits")
     return built_in_metric(asked, samples, 0)
-
-
-def _check_labels(manifest: Manifest, samples: Dataset, data: DataConfig) -> None:
-    """Refuse class folders that stand for other outputs than the bundle's labels do."""
-    outputs = manifest.outputs
-    if data.metric is None and outputs and len(outputs[0].shape) == 2:
-        check_classes(samples.class_names, outputs[0].shape[1], from_file=data.labels is not None)
-    if data.labels is None and samples.class_names and manifest.labels not in ((), samples.class_names):
-        what = f"the class folders are {few(samples.class_names)}, the bundle's labels {few(manifest.labels)}"
-        raise UsageError(what, "map each folder to its output with --labels FILE")
 
 
 # --- The golden samples of a bundle, as samples and as runs on this host.

@@ -77,7 +77,19 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
         raise UsageError(f"no such file or folder: {path}", _ACCEPTED)
     if path.suffix not in RUNTIMES or not path.is_file():
         raise UsageError(f"{path} cannot be inspected", _ACCEPTED)
-    return _artifact(path, progress, trusted=trusted)
+    runtime = RUNTIMES[path.suffix]
+    with progress.task(f"load {path.name}"), HostRuntime(trusted=trusted) as child:
+        # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
+        stated = load_given(child, path, name=runtime, backend="qnnpack")
+        facts = child.facts()
+    return ArtifactInspection(
+        path=path,
+        runtime=runtime,
+        size_bytes=path.stat().st_size,
+        stated=stated,
+        facts=facts,
+        entries=_entries(path) if runtime == "torchscript" else (),
+    )
 
 
 def _bundle(folder: Path) -> BundleInspection:
@@ -96,22 +108,6 @@ def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
     if row.digest != bundle.digest:
         return (), f"{REPORT_NAME} belongs to another bundle"
     return row.layers, "" if row.layers else "the source was a ready-made artifact, or an older edgeq packaged it"
-
-
-def _artifact(path: Path, progress: Progress, *, trusted: bool) -> ArtifactInspection:
-    runtime = RUNTIMES[path.suffix]
-    with progress.task(f"load {path.name}"), HostRuntime(trusted=trusted) as child:
-        # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
-        stated = load_given(child, path, name=runtime, backend="qnnpack")
-        facts = child.facts()
-    return ArtifactInspection(
-        path=path,
-        runtime=runtime,
-        size_bytes=path.stat().st_size,
-        stated=stated,
-        facts=facts,
-        entries=_entries(path) if runtime == "torchscript" else (),
-    )
 
 
 def _entries(path: Path) -> tuple[tuple[str, int], ...]:

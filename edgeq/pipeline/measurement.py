@@ -73,8 +73,24 @@ def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime
             "bundle": result.digest,
             "edgeq": importlib.metadata.version("edgeq"),
             "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "device": _device(measures),
-            "run": _run_facts(measures),
+            "device": DeviceFacts.model_validate(
+                {
+                    "name": measures.device[:200],
+                    "platform": measures.platform,
+                    "os": measures.os,
+                    "arch": measures.arch,
+                    "cores": measures.cores,
+                    "is_virtual": measures.is_virtual,
+                }
+            ),
+            "run": RunFacts(
+                runtime=measures.runtime,
+                threads=measures.threads,
+                warmup=measures.warmup,
+                latencies_ms=measures.latencies_ms,
+                load_ms=measures.load_ms,
+                peak_memory_bytes=measures.peak_memory_bytes,
+            ),
             "outputs": tuple(_output(array) for array in result.outputs),
         }
     )
@@ -82,30 +98,6 @@ def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, verdict_bytes(verdict))
     return path
-
-
-def _device(measures: DeviceMeasures) -> DeviceFacts:
-    return DeviceFacts.model_validate(
-        {
-            "name": measures.device[:200],
-            "platform": measures.platform,
-            "os": measures.os,
-            "arch": measures.arch,
-            "cores": measures.cores,
-            "is_virtual": measures.is_virtual,
-        }
-    )
-
-
-def _run_facts(measures: DeviceMeasures) -> RunFacts:
-    return RunFacts(
-        runtime=measures.runtime,
-        threads=measures.threads,
-        warmup=measures.warmup,
-        latencies_ms=measures.latencies_ms,
-        load_ms=measures.load_ms,
-        peak_memory_bytes=measures.peak_memory_bytes,
-    )
 
 
 def _output(array: Any) -> OutputFacts:
@@ -183,7 +175,21 @@ def settled_bundle(folder: Path, verdict: Path, *, digest: str | None = None) ->
     """
     bundle = read_bundle(folder, digest=digest)
     elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle))
-    _check(bundle, verdict, elsewhere)
+    again = f"see all gates with: edgeq verify {bundle.folder} --verdict {verdict}"
+    if elsewhere.failed:
+        what = f"{bundle.folder} fails gates with the measurements of {verdict}: {_gates_text(elsewhere.failed)}"
+        raise VerificationError(what, again)
+    why = "; ".join(f"{name}: {why}" for name, why in elsewhere.unsettled.items())
+    if not elsewhere.settled:
+        why = why or "its manifest has no unmeasured gate"
+        raise VerificationError(
+            f"{verdict} has no measurement for any unverified gate of {bundle.folder}: {why}", again
+        )
+    names = [gate.name for gate in bundle.manifest.gates if gate.outcome not in ("ok", "allowed")]
+    rest = [name for name in names if name not in elsewhere.settled]
+    if rest:
+        what = f"{bundle.folder} did not pass its gates, and {verdict} has no measurement for {', '.join(rest)}"
+        raise VerificationError(f"{what}; {why}" if why else what, again)
     manifest = _measured_manifest(bundle.manifest, elsewhere)
     temporary = Path(tempfile.gettempdir())
     with disk_errors(temporary), tempfile.TemporaryDirectory(prefix="edgeq-settled-") as name:
@@ -222,24 +228,6 @@ def settled_bundles(folders: Sequence[Path], verdicts: Sequence[Path]) -> Iterat
             what = f"{path} is the verdict for bundle {digest}, which is not among the given bundles"
             raise IntegrityError(what, "omit this --verdict, or add its bundle")
         yield tuple(places)
-
-
-def _check(bundle: Bundle, verdict: Path, elsewhere: JudgedMeasurement) -> None:
-    again = f"see all gates with: edgeq verify {bundle.folder} --verdict {verdict}"
-    if elsewhere.failed:
-        what = f"{bundle.folder} fails gates with the measurements of {verdict}: {_gates_text(elsewhere.failed)}"
-        raise VerificationError(what, again)
-    why = "; ".join(f"{name}: {why}" for name, why in elsewhere.unsettled.items())
-    if not elsewhere.settled:
-        why = why or "its manifest has no unmeasured gate"
-        raise VerificationError(
-            f"{verdict} has no measurement for any unverified gate of {bundle.folder}: {why}", again
-        )
-    names = [gate.name for gate in bundle.manifest.gates if gate.outcome not in ("ok", "allowed")]
-    rest = [name for name in names if name not in elsewhere.settled]
-    if rest:
-        what = f"{bundle.folder} did not pass its gates, and {verdict} has no measurement for {', '.join(rest)}"
-        raise VerificationError(f"{what}; {why}" if why else what, again)
 
 
 def _gates_text(gates: Sequence[Gate]) -> str:
@@ -344,11 +332,51 @@ def judge(bundle: Bundle, golden: GoldenSet, verdict: Verdict) -> JudgedMeasurem
     manifest = bundle.manifest
     measures, outputs = measures_of(verdict), _outputs(verdict)
     sums, findings = _compared(golden.outputs, outputs)
-    run = _device_run(measures, sums, findings, len(golden.outputs[0]))
-    seen = _device_report(measures, outputs, findings)
+    samples = len(golden.outputs[0])
+    comparable = sums.elements > 0
+    agreement = Agreement(
+        left="golden",
+        right=measures.device,
+        samples=samples,
+        max_abs=sums.max_abs if comparable else math.nan,
+        max_steps=None,
+        sqnr_db=sums.sqnr_db,
+        differing=sums.differing / sums.elements if comparable else 1.0,
+        top1_flips=sums.ranked - sums.agreeing if sums.ranked else None,
+        ranked=sums.ranked,
+    )
+    run = DeviceRun(
+        cpu=measures.device,
+        runtime=measures.runtime,
+        features=(),
+        samples=samples,
+        host=agreement,
+        fp32=None,
+        score=None,
+        host_score=None,
+        fp32_score=None,
+        scored=0,
+        rescored=None,
+        drop_pp=None,
+        findings=findings,
+    )
+    seen = VerifyReport(
+        host=measures.device,
+        outputs=tuple(
+            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
+        ),
+        findings=findings,
+        device=measures,
+    )
     fits = measures.arch == manifest.target.arch
     gates = _gates(manifest, golden, outputs, seen, run) if fits else _unfit(manifest, measures)
-    settled, unsettled = _sorted_out(manifest, (*gates, *_timed(bundle, seen)))
+    # hold the device's times to the limits that the bundle was packaged with and that nobody measured
+    asked = {gate.name: gate.bound for gate in bundle.manifest.gates if gate.bound is not None}
+    limits = tuple((name, float(asked[name])) for name in _TIMED if name in asked)
+    download_bytes = download_size_bytes(bundle.folder) if "download" in dict(limits) else 0
+    settled, unsettled = _sorted_out(
+        manifest, (*gates, *limit_gates(bundle, seen, GateOptions(limits=limits), download_bytes=download_bytes))
+    )
     return JudgedMeasurement(
         measures=measures,
         emulation=Emulation(emulator=measures.device, runs=(run,)),
@@ -432,47 +460,6 @@ def _constants(expected: Outputs, came: Outputs) -> list[str]:
     ]
 
 
-def _device_run(measures: DeviceMeasures, sums: Comparison, findings: tuple[str, ...], samples: int) -> DeviceRun:
-    comparable = sums.elements > 0
-    agreement = Agreement(
-        left="golden",
-        right=measures.device,
-        samples=samples,
-        max_abs=sums.max_abs if comparable else math.nan,
-        max_steps=None,
-        sqnr_db=sums.sqnr_db,
-        differing=sums.differing / sums.elements if comparable else 1.0,
-        top1_flips=sums.ranked - sums.agreeing if sums.ranked else None,
-        ranked=sums.ranked,
-    )
-    return DeviceRun(
-        cpu=measures.device,
-        runtime=measures.runtime,
-        features=(),
-        samples=samples,
-        host=agreement,
-        fp32=None,
-        score=None,
-        host_score=None,
-        fp32_score=None,
-        scored=0,
-        rescored=None,
-        drop_pp=None,
-        findings=findings,
-    )
-
-
-def _device_report(measures: DeviceMeasures, outputs: Outputs, findings: tuple[str, ...]) -> VerifyReport:
-    return VerifyReport(
-        host=measures.device,
-        outputs=tuple(
-            TensorSpec(name=f"output{i}", dtype=str(array.dtype), shape=array.shape) for i, array in enumerate(outputs)
-        ),
-        findings=findings,
-        device=measures,
-    )
-
-
 def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: VerifyReport, run: DeviceRun) -> Gates:
     """Hold the device to the bundle's golden outputs: the host's, an emulated core's, or the converted graph's."""
     told = golden_gate(compare_golden(golden, dataclasses.replace(golden, outputs=outputs)))
@@ -498,11 +485,3 @@ def _unfit(manifest: Manifest, measures: DeviceMeasures) -> Gates:
 
 def _is_graphs(manifest: Manifest) -> bool:
     return manifest.golden.made_by == "graph"
-
-
-def _timed(bundle: Bundle, verified: VerifyReport) -> Gates:
-    """Hold the device's times to the limits that the bundle was packaged with and that nobody measured."""
-    asked = {gate.name: gate.bound for gate in bundle.manifest.gates if gate.bound is not None}
-    limits = tuple((name, float(asked[name])) for name in _TIMED if name in asked)
-    download_bytes = download_size_bytes(bundle.folder) if "download" in dict(limits) else 0
-    return limit_gates(bundle, verified, GateOptions(limits=limits), download_bytes=download_bytes)

@@ -211,7 +211,20 @@ def release(job: ReleaseJob, progress: Progress) -> ReleaseReport:
         IntegrityError: a bundle, the channel or the keys are not what they should be.
         EnvironmentProblem: a key is not available, or a write failed.
     """
-    _check_limits(job)
+    # refuse limits that another command measures, and those of stores that none of the bundles is for
+    options = job.gates
+    for name, _ in options.limits:
+        if name not in RELEASE_LIMITS:
+            what = f"the limit {name} is measured when a model is packaged"
+            raise UsageError(
+                what, f"give it to `edgeq package`; the limits of a release are {', '.join(RELEASE_LIMITS)}"
+            )
+    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
+    for preset in options.store_limits:
+        known = find_store_limit(preset, options.app_size_bytes)
+        if known.platform not in ("any", *platforms):
+            what = f"store limit {preset!r} is for {known.platform}, but the bundles are for {', '.join(platforms)}"
+            raise UsageError(what, "omit it")
     with settled_bundles(job.bundles, job.verdicts) as places:
         return _release(job, places, progress)
 
@@ -245,23 +258,6 @@ def _needs_runtime(job: ReleaseJob) -> bool:
     return bool(asked & {"flips", "class_drop"}) or any(
         release_checks.is_lite(read_manifest(folder)[1]) for folder in job.bundles
     )
-
-
-def _check_limits(job: ReleaseJob) -> None:
-    """Refuse limits that another command measures, and those of stores that none of the bundles is for."""
-    options = job.gates
-    for name, _ in options.limits:
-        if name not in RELEASE_LIMITS:
-            what = f"the limit {name} is measured when a model is packaged"
-            raise UsageError(
-                what, f"give it to `edgeq package`; the limits of a release are {', '.join(RELEASE_LIMITS)}"
-            )
-    platforms = {read_manifest(folder)[1].target.platform for folder in job.bundles}
-    for preset in options.store_limits:
-        known = find_store_limit(preset, options.app_size_bytes)
-        if known.platform not in ("any", *platforms):
-            what = f"store limit {preset!r} is for {known.platform}, but the bundles are for {', '.join(platforms)}"
-            raise UsageError(what, "omit it")
 
 
 RELEASE_LIMITS = ("download", "size", "delta", "flips", "class_drop")

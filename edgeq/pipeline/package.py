@@ -154,7 +154,25 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                 if job.reuse_qparams_from is not None:
                     label = f"{group[0].label}, all ranges new"
                     without = builder.build(dataclasses.replace(spec, fresh=True), label, emulated=False)
-                    artifact = dataclasses.replace(artifact, reuse=_reuse(job.reuse_qparams_from, artifact, without))
+                    # compare the patches from the shipped artifact to one with its ranges and to one with all ranges
+                    # new
+                    bundle, _ = read_shipped(job.reuse_qparams_from)
+                    before = bundle.artifact.read_bytes()
+                    patches = [
+                        len(make_patch(before, one.lowered.path.read_bytes()).data) for one in (artifact, without)
+                    ]
+                    artifact = dataclasses.replace(
+                        artifact,
+                        reuse=Reuse(
+                            shipped=bundle.digest,
+                            tensors=len(artifact.quantized.qparams),
+                            fresh=artifact.quantized.fresh,
+                            kept=artifact.quantized.kept,
+                            patch_bytes=patches[0],
+                            patch_bytes_without=patches[1],
+                            fidelity_without=without.verified.fidelity,
+                        ),
+                    )
             except REFUSALS as err:
                 _release(err, folder)
                 built.refused.update((unit.key, err) for unit in group)
@@ -397,22 +415,6 @@ def _asked_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ..
     """
     kept = {name for name, kind in type_names(module).items() if name in job.keep_fp32 or kind in job.keep_fp32}
     return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
-
-
-def _reuse(shipped: Path, artifact: Artifact, without: Artifact) -> Reuse:
-    """Compare the patches from the shipped artifact to one with its ranges and to one with all ranges new."""
-    bundle, _ = read_shipped(shipped)
-    before = bundle.artifact.read_bytes()
-    patches = [len(make_patch(before, one.lowered.path.read_bytes()).data) for one in (artifact, without)]
-    return Reuse(
-        shipped=bundle.digest,
-        tensors=len(artifact.quantized.qparams),
-        fresh=artifact.quantized.fresh,
-        kept=artifact.quantized.kept,
-        patch_bytes=patches[0],
-        patch_bytes_without=patches[1],
-        fidelity_without=without.verified.fidelity,
-    )
 
 
 def _model_error(err: EdgeqError) -> ModelError:

@@ -70,13 +70,14 @@ def split_search(calibration: Dataset, search: Dataset, job: Job) -> dict[str, D
         raise TooFewSamples(
             f"{what} {calibration.count}", f"give {_SHARE * _LEAST} samples or more, or give --search-data"
         )
-    held = choose(calibration.count, limit=calibration.count // _SHARE, seed=job.seed, classes=_classes(calibration))
+    held = choose(
+        calibration.count,
+        limit=calibration.count // _SHARE,
+        seed=job.seed,
+        classes=[str(sample.label) for sample in calibration] if calibration.labelled else None,
+    )
     kept = sorted({*range(calibration.count)} - {*held})
     return {"calibration": _view(calibration, kept), "search": _view(calibration, held)}
-
-
-def _classes(dataset: Dataset) -> list[str] | None:
-    return [str(sample.label) for sample in dataset] if dataset.labelled else None
 
 
 def _view(dataset: Dataset, rows: Sequence[int]) -> Dataset:
@@ -149,18 +150,30 @@ def prepare(
         schemes = ()
     check_calibration(job, schemes)
     train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
-    n_classes = _n_classes(job, outputs)
+    shape = outputs[0].shape if outputs and job.data.metric is None else ()
+    n_classes = shape[1] if len(shape) == 2 and shape[1] > 1 else None
     with progress.task("read the data"):
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
         metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     if evaluation is not None and evaluation.labelled:
-        _check_first_score(model, metric, evaluation, n_classes)
+        # score the float model's answer to one sample, so that a metric or label that cannot be used fails at once
+        sample = evaluation.read(0)
+        try:
+            if metric is None and n_classes is not None:
+                class_index(sample.label, n_classes)
+            elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
+                batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
+                run = forward(model.model.module() if model.kind == "exported" else model.model)
+                metric(tuple(output[0] for output in run(batch)), sample.label)
+        except UsageError as err:
+            raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
     limited = any(name == DROP for name, _ in job.gates.limits) and DROP not in job.gates.allow_unmeasured
     if limited and evaluation is not None and not evaluation.labelled and model.kind not in _ARTIFACTS:
         what = f"--limit accuracy_drop cannot be measured: {evaluation.origin} has no labels"
         raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
-    labels = _labels(job, evaluation, calibration)
+    named = (evaluation.class_names if evaluation else ()) or calibration.class_names
+    labels = tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
     return Inputs(
         model=_with_statistics(model, calibration, progress),
         preprocess=preprocess,
@@ -228,7 +241,14 @@ def _loaded(
         )
         if model.kind in _ARTIFACTS:
             model = describe(model)
-        _check_name(model)
+        # refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder
+        check_slug(model.name, "the model's name")
+        if model.name == REJECTED_NAME:
+            what = (
+                f"a model cannot be named {REJECTED_NAME!r}, since bundles that fail their gates go into "
+                f"OUT/{REJECTED_NAME}"
+            )
+            raise UsageError(what, "give another --name")
         model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
         return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
 
@@ -256,17 +276,6 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
         return model
     with progress.task("estimate batch-norm statistics"):
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
-
-
-def _check_name(model: LoadedModel) -> None:
-    """Refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder."""
-    check_slug(model.name, "the model's name")
-    if model.name == REJECTED_NAME:
-        what = (
-            f"a model cannot be named {REJECTED_NAME!r}, since bundles that fail their gates go into "
-            f"OUT/{REJECTED_NAME}"
-        )
-        raise UsageError(what, "give another --name")
 
 
 def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
@@ -310,26 +319,6 @@ def _metric(
     return on_copies, name.rpartition(":")[2]
 
 
-def _check_first_score(
-    model: LoadedModel, metric: Metric | SetMetric | None, evaluation: Dataset, n_classes: int | None
-) -> None:
-    """Score the float model's answer to one sample, so that a metric or label that cannot be used fails at once.
-
-    Raises:
-        UsageError: the metric raised, or the label is not one that it takes.
-    """
-    sample = evaluation.read(0)
-    try:
-        if metric is None and n_classes is not None:
-            class_index(sample.label, n_classes)
-        elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
-            batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
-            run = forward(model.model.module() if model.kind == "exported" else model.model)
-            metric(tuple(output[0] for output in run(batch)), sample.label)
-    except UsageError as err:
-        raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
-
-
 def _is_one_value(output: TensorSpec) -> bool:
     """Whether an output has one float for each sample: [N, 1] or [N]."""
     return output.dtype.startswith("float") and output.shape[1:] in ((), (1,)) and len(output.shape) > 0
@@ -355,20 +344,6 @@ def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
     function = load_function(job.qat.train, "training loop")
     check_arguments(function, 3, "prepared, teacher, data")
     return function
-
-
-def _labels(job: Job, evaluation: Dataset | None, calibration: Dataset) -> tuple[str, ...]:
-    named = (evaluation.class_names if evaluation else ()) or calibration.class_names
-    return tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
-
-
-def _n_classes(job: Job, outputs: tuple[TensorSpec, ...]) -> int | None:
-    """Return how many classes the first output tells apart; None where it is not logits [N, classes].
-
-    A single value in each row may be the score of one of two classes, or a quantity.
-    """
-    shape = outputs[0].shape if outputs and job.data.metric is None else ()
-    return shape[1] if len(shape) == 2 and shape[1] > 1 else None
 
 
 # --- The run's data by role: opened, split, linted, and counted for the manifest.
@@ -406,7 +381,35 @@ def open_data(
     opened, skipped = _opened(job, model, preprocess, n_classes, wanted)
     if "search" in opened:
         opened |= split_search(opened["calibration"], opened["search"], job)
-    opened, facts = _linted(job, model, preprocess, opened, n_classes)
+    # refuse data that are certainly wrong, or with `--data-lint warn` leave shared samples out of the evaluation
+    evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
+    findings = lint(
+        opened["calibration"] if opened["calibration"].count else None,
+        evaluation,
+        training,
+        search,
+        spec=LintSpec(
+            wanted=job.data.num_calibration_samples,
+            preprocess=preprocess,
+            specs=model.inputs,
+            n_classes=n_classes,
+            declared=bool(job.inputs),
+        ),
+    )
+    stops = {"error": [one for one in findings if one.is_certain], "strict": findings, "warn": ()}[job.data.lint]
+    if stops:
+        messages = "; ".join(f"{finding.name}: {finding.message}" for finding in stops)
+        raise UsageError(f"the data lint found {messages}", "fix the data, or continue with --data-lint warn")
+    excluded = 0
+    if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
+        before = evaluation.count
+        seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
+        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
+        excluded = before - evaluation.count
+    kept = {role: data for role, data in opened.items() if role != "evaluation"}
+    if evaluation is not None and evaluation.count:
+        kept["evaluation"] = evaluation
+    opened, facts = kept, DataFacts(findings=findings, excluded_shared=excluded)
     return opened, _counted(facts, opened, skipped)
 
 
@@ -457,41 +460,3 @@ def _also(job: Job, schemes: Collection[str]) -> list[_Wanted]:
         most = data.num_search_samples + data.num_calibration_samples
         wanted.append(("search", data.search or data.calibration, most))
     return wanted
-
-
-def _linted(
-    job: Job,
-    model: LoadedModel,
-    preprocess: Preprocess | None,
-    opened: dict[str, Dataset],
-    n_classes: int | None,
-) -> tuple[dict[str, Dataset], DataFacts]:
-    """Refuse data that are certainly wrong, or with `--data-lint warn` leave shared samples out of the evaluation."""
-    evaluation, training, search = (opened.get(role) for role in ("evaluation", "qat", "search"))
-    findings = lint(
-        opened["calibration"] if opened["calibration"].count else None,
-        evaluation,
-        training,
-        search,
-        spec=LintSpec(
-            wanted=job.data.num_calibration_samples,
-            preprocess=preprocess,
-            specs=model.inputs,
-            n_classes=n_classes,
-            declared=bool(job.inputs),
-        ),
-    )
-    stops = {"error": [one for one in findings if one.is_certain], "strict": findings, "warn": ()}[job.data.lint]
-    if stops:
-        messages = "; ".join(f"{finding.name}: {finding.message}" for finding in stops)
-        raise UsageError(f"the data lint found {messages}", "fix the data, or continue with --data-lint warn")
-    excluded = 0
-    if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
-        before = evaluation.count
-        seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
-        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
-        excluded = before - evaluation.count
-    kept = {role: data for role, data in opened.items() if role != "evaluation"}
-    if evaluation is not None and evaluation.count:
-        kept["evaluation"] = evaluation
-    return kept, DataFacts(findings=findings, excluded_shared=excluded)

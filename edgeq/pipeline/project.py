@@ -50,7 +50,12 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
             names = [order.name for order in orders]
             ended |= dict(zip(names, run_all(orders, progress), strict=True))
         report = _judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
-        _write_page(project, report)
+        # without a row too: an earlier run's page must not pass for this one's
+        title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
+        broken = [model for model in report.models if model.error is not None]
+        write_page(
+            project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken, refused=report.refused
+        )
     return report
 
 
@@ -106,12 +111,3 @@ def _libraries(targets: Sequence[TargetProfile]) -> dict[tuple[str, str], Librar
                 origin=f"in {growth.library} on this machine",
             )
     return found
-
-
-def _write_page(project: Project, report: ProjectReport) -> None:
-    # without a row too: an earlier run's page must not pass for this one's
-    title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
-    broken = [model for model in report.models if model.error is not None]
-    write_page(
-        project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken, refused=report.refused
-    )

@@ -173,7 +173,20 @@ class Recorder:
             if self.on or user is not None:
                 self._record_file(event, args, frame, user)
         elif user is not None:
-            self._record_other(event, args, frame)
+            # note an event of the user's code after which files may be read without a record
+            if event == "import":
+                name = str(args[0]).partition(".")[0]
+                if name in _NATIVE_READER_MODULES:
+                    self._mark_untracked(f"the code imports {name}, which opens files in native code")
+            elif event == "ctypes.dlopen":
+                if not _is_library(_beyond(frame, _CTYPES)):
+                    self._mark_untracked(f"the code loads the native library {args[0]}")
+            else:
+                command = os.path.basename(str(_named(args[0]) or "")) if args else ""
+                if command not in _HARMLESS_COMMANDS:
+                    self._mark_untracked(
+                        f"the code starts a process ({command.partition(' ')[0] or 'a copy of itself'})"
+                    )
 
     def _record_file(self, event: str, args: tuple[Any, ...], frame: FrameType, user: FrameType | None) -> None:
         path = _named(args[0])
@@ -184,7 +197,9 @@ class Recorder:
             return
         where = os.path.abspath(path or ".")
         if event == "open":
-            writes = _writes(args)
+            mode = args[1] if len(args) > 1 else None
+            flags = args[2] if len(args) > 2 and isinstance(args[2], int) else 0
+            writes = bool((isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR))
             (self.written if writes else self.opened).add(where)
             if not writes:
                 self._keep("file", where, user)
@@ -201,20 +216,6 @@ class Recorder:
         for one in (where, f"{where}-wal", f"{where}-journal"):  # what was committed may still lie in the log
             self.opened.add(one)
             self._keep("file", one, user)
-
-    def _record_other(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
-        """Note an event of the user's code after which files may be read without a record."""
-        if event == "import":
-            name = str(args[0]).partition(".")[0]
-            if name in _NATIVE_READER_MODULES:
-                self._mark_untracked(f"the code imports {name}, which opens files in native code")
-        elif event == "ctypes.dlopen":
-            if not _is_library(_beyond(frame, _CTYPES)):
-                self._mark_untracked(f"the code loads the native library {args[0]}")
-        else:
-            command = os.path.basename(str(_named(args[0]) or "")) if args else ""
-            if command not in _HARMLESS_COMMANDS:
-                self._mark_untracked(f"the code starts a process ({command.partition(' ')[0] or 'a copy of itself'})")
 
     def ask(self, path: Any, folder: int | None = None) -> None:
         """Note that a path was asked about, where code of the user's did so, itself or by way of a library.
@@ -374,12 +375,6 @@ def user_modules() -> set[str]:
 def _users(paths: set[str]) -> set[str]:
     # what torch makes up for its namespaces is no path
     return {path for path in map(_source, paths) if os.path.isabs(path) and not _is_library(path)}
-
-
-def _writes(args: tuple[Any, ...]) -> bool:
-    mode = args[1] if len(args) > 1 else None
-    flags = args[2] if len(args) > 2 and isinstance(args[2], int) else 0
-    return bool((isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR))
 
 
 def _source(path: str) -> str:

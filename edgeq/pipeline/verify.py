@@ -69,7 +69,10 @@ def verify_bundle(
         UnsupportedError: a newer edgeq wrote it.
         EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
     """
-    _check_options(data, gates)
+    validate_options(gates, command="verify")
+    check_cost_options(gates)
+    if data.evaluation is None and (data.metric or data.labels):
+        raise UsageError("--metric and --labels need --eval-data, but none was given", "add --eval-data")
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder, digest=digest)
         golden = read_golden(bundle)
@@ -79,13 +82,6 @@ def verify_bundle(
     result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
     return result
-
-
-def _check_options(data: DataConfig, gates: GateOptions) -> None:
-    validate_options(gates, command="verify")
-    check_cost_options(gates)
-    if data.evaluation is None and (data.metric or data.labels):
-        raise UsageError("--metric and --labels need --eval-data, but none was given", "add --eval-data")
 
 
 def _observations(

@@ -78,13 +78,6 @@ def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
     return floor.outcomes()
 
 
-def _shorten_sockets() -> None:
-    """Put the fork server's sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is."""
-    if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
-        with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
-            multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
-
-
 def most_workers() -> int:
     """Return how many workers this machine has cores and memory for; one at least."""
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // _MEMORY_BYTES))
@@ -104,7 +97,10 @@ class _Floor:
         if self._most > 1:
             # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        _shorten_sockets()
+        # put the fork server's sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is
+        if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
+            with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
+                multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
 
@@ -120,15 +116,13 @@ class _Floor:
         while self._waiting and not self._asking and len(self._running) < self._most:
             if self._running and available_bytes() < _MEMORY_BYTES:
                 return
-            self._running.append(self._started(self._waiting.popleft()))
-
-    def _started(self, order: Order) -> _Worker:
-        here, there = self._context.Pipe()
-        threads = max(1, len(os.sched_getaffinity(0)) // self._most)
-        process = self._context.Process(target=_work, args=(there, order, threads), name=order.name)
-        process.start()
-        there.close()
-        return _Worker(order=order, process=process, pipe=here)
+            order = self._waiting.popleft()
+            here, there = self._context.Pipe()
+            threads = max(1, len(os.sched_getaffinity(0)) // self._most)
+            process = self._context.Process(target=_work, args=(there, order, threads), name=order.name)
+            process.start()
+            there.close()
+            self._running.append(_Worker(order=order, process=process, pipe=here))
 
     def listen(self) -> None:
         """Wait for a message from a worker or the end of one."""
@@ -138,7 +132,13 @@ class _Floor:
             try:
                 self._heard(worker, worker.pipe.recv())
             except (EOFError, ConnectionResetError):
-                self._gone(worker)
+                worker.process.join()
+                self._running.remove(worker)
+                for stack, _ in worker.open_tasks.values():
+                    stack.close()
+                self._leave(worker)
+                self._ended[worker.order.name] = worker.outcome or _crashed(worker)
+                worker.pipe.close()
 
     def _heard(self, worker: _Worker, message: tuple[Any, ...]) -> None:
         kind, *values = message
@@ -178,15 +178,6 @@ class _Floor:
             self._asking.remove(worker)
             if was_first:
                 self._grant()
-
-    def _gone(self, worker: _Worker) -> None:
-        worker.process.join()
-        self._running.remove(worker)
-        for stack, _ in worker.open_tasks.values():
-            stack.close()
-        self._leave(worker)
-        self._ended[worker.order.name] = worker.outcome or _crashed(worker)
-        worker.pipe.close()
 
     def end(self) -> None:
         """End what still runs, at once: what a model needs is in place or in the work folder, which goes too."""

@@ -146,7 +146,12 @@ def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, i
     if width <= 0 or not float(histogram.sum()):
         return 0, bins
     zero = min(max(round(-start / width), 0), bins)
-    histogram = _without_zeros(histogram, zero)
+    # the histogram with no more about the edge `zero` than beside it
+    first, last = max(0, zero - 2), min(len(histogram), zero + 2)
+    beside = [float(histogram[i]) for i in (first - 1, last) if 0 <= i < len(histogram)]
+    levelled = histogram.clone()
+    levelled[first:last] = levelled[first:last].clamp(max=max(beside, default=0.0))
+    histogram = levelled
     reach = max(zero, bins - zero)
     best, chosen = math.inf, (0, bins)
     for step in range(_CANDIDATES):
@@ -156,15 +161,6 @@ def least_divergence(histogram: Any, start: float, width: float) -> tuple[int, i
         if divergence < best:
             best, chosen = divergence, (low, high)
     return chosen
-
-
-def _without_zeros(histogram: Any, zero: int) -> Any:
-    """Return the histogram with no more about the edge `zero` than beside it."""
-    first, last = max(0, zero - 2), min(len(histogram), zero + 2)
-    beside = [float(histogram[i]) for i in (first - 1, last) if 0 <= i < len(histogram)]
-    levelled = histogram.clone()
-    levelled[first:last] = levelled[first:last].clamp(max=max(beside, default=0.0))
-    return levelled
 
 
 def _divergence(histogram: Any, low: int, high: int) -> float:

@@ -191,7 +191,10 @@ def with_modules(program: Any) -> Any:
         if stack:
             # the whole dict is replaced, since nodes may share one
             name = str(list(stack.values())[-1][0])
-            node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _plain(name)}
+            node.meta["custom"] = {
+                **node.meta.get("custom", {}),
+                MODULE_KEY: name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']"),
+            }
     return program
 
 
@@ -267,11 +270,6 @@ def silenced() -> Iterator[None]:
     # its only use of sys; standard error itself belongs to the progress bars
     with unlogged(), replaced(torch.export._trace, "sys", SimpleNamespace(stderr=io.StringIO())):
         yield
-
-
-def _plain(name: str) -> str:
-    """Take torch.export's prefix off a module's name."""
-    return name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
 
 
 # --- What a float model is made of: convolutions, or matrix products.

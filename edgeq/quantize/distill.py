@@ -134,7 +134,11 @@ class Distillation:
             if not math.isfinite(loss):
                 raise DivergedError
             self._optimizer.step()
-            self._update_average()
+            # average over about half an epoch
+            share = 1 / max(5.0, self._steps / 2)
+            with torch.no_grad():
+                for name, part in self._parameters.items():
+                    self._average[name].lerp_(part, share)
             total += loss * len(rows)
             task.advance(len(rows))
         return total / self._samples.count
@@ -201,13 +205,6 @@ class Distillation:
         rate = done / _WARM_UP if done < _WARM_UP else cosine
         for group in self._optimizer.param_groups:
             group["lr"] = self._options.lr * rate * group["size"]
-
-    def _update_average(self) -> None:
-        """Average over about half an epoch."""
-        share = 1 / max(5.0, self._steps / 2)
-        with torch.no_grad():
-            for name, part in self._parameters.items():
-                self._average[name].lerp_(part, share)
 
 
 class _Teacher:

@@ -96,7 +96,11 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-            prepared = prepare_eager(spec, _qconfig(spec.backend, spec.observer)) if eager else prepare(spec)
+            prepared = (
+                prepare_eager(spec, _qconfig_mapping(spec.backend, spec.observer).global_qconfig)
+                if eager
+                else prepare(spec)
+            )
             calibrate(prepared, spec.calibration, spec.inputs, task)
         before = None if eager else watched(prepared, spec)
         tuning = train(prepared) if train else None
@@ -211,11 +215,6 @@ def _for_engine(converted: Any) -> Any:
         return converted
 
     return contiguous_clamps(converted)
-
-
-def _qconfig(backend: str, observer: ObserverName) -> Any:
-    """Return the configuration that the engine's own mapping has for all that it does not name."""
-    return _qconfig_mapping(backend, observer).global_qconfig
 
 
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:

@@ -548,24 +548,21 @@ class _Seen(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
             for seen, part in zip(self.ranges[node], args[0] if args else kwargs["tensors"], strict=True):
                 seen.add(part)
         elif node in self._sums:
-            self._note(node, args, kwargs, result)
+            if node.op == "call_module":
+                dim = self.prepared.get_submodule(str(node.target)).dim
+            else:
+                dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            observer = self._observers[node]
+            is_fixed = isinstance(observer, FixedQParamsObserver)
+            step = float(observer.scale if is_fixed else result.max() / (observer.quant_max - observer.quant_min))
+            rounded = (result / step).round() * step
+            sums = rounded.sum(-1 if dim is None else dim)
+            self._sums[node].missed += float((sums - 1).abs().sum())
+            self._sums[node].rows += sums.numel()
         elif self._watches_masks and node not in self.masked and self._graph.is_place(node):
             is_float = isinstance(result, torch.Tensor) and result.is_floating_point()
             if is_float and bool((result < _MASK).any()):
                 self.masked.append(node)
-
-    def _note(self, node: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if node.op == "call_module":
-            dim = self.prepared.get_submodule(str(node.target)).dim
-        else:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        observer = self._observers[node]
-        is_fixed = isinstance(observer, FixedQParamsObserver)
-        step = float(observer.scale if is_fixed else result.max() / (observer.quant_max - observer.quant_min))
-        rounded = (result / step).round() * step
-        sums = rounded.sum(-1 if dim is None else dim)
-        self._sums[node].missed += float((sums - 1).abs().sum())
-        self._sums[node].rows += sums.numel()
 
 
 class _Watched(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy

@@ -169,11 +169,21 @@ def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[
     Returns:
         The module, traced where it had either, and what each new module is a copy of, by its name.
     """
-    defaults = _defaults(module, len(inputs))
+    given = len(inputs)
+    parameters = list(inspect.signature(module.forward).parameters.values())[given:]
+    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     if not defaults and not _called_again(module, inputs):
         return module, {}
     graph = QuantizationTracer(list(opaque), []).trace(module, defaults or None)
-    _drop_inputs(graph, len(inputs))
+    # take the inputs after the first `kept` out, with the checks that FX made that they have their defaults
+    kept = len(inputs)
+    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
+    for node in graph.nodes:
+        if not dropped.isdisjoint(node.all_input_nodes):
+            dropped.add(node)
+    for node in reversed(graph.nodes):
+        if node in dropped:
+            graph.erase_node(node)
     traced = torch.fx.GraphModule(module, graph)
     calls: Counter[str] = Counter()
     copies: dict[str, str] = {}
@@ -188,23 +198,6 @@ def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[
             node.target = name
     traced.recompile()
     return traced, copies
-
-
-def _defaults(module: Any, given: int) -> dict[str, Any]:
-    """Return the arguments of forward beyond the first `given`, which keep their defaults."""
-    parameters = list(inspect.signature(module.forward).parameters.values())[given:]
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
-
-
-def _drop_inputs(graph: Any, kept: int) -> None:
-    """Take the inputs after the first `kept` out, with the checks that FX made that they have their defaults."""
-    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
-    for node in graph.nodes:
-        if not dropped.isdisjoint(node.all_input_nodes):
-            dropped.add(node)
-    for node in reversed(graph.nodes):
-        if node in dropped:
-            graph.erase_node(node)
 
 
 def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[str, str]) -> list[str]:
@@ -537,7 +530,14 @@ def contiguous_clamps(converted: Any) -> Any:
         return converted
     for node in list(converted.graph.nodes):
         if _is_clamp(converted, node):
-            _with_contiguous(converted.graph, node)
+            source = node.all_input_nodes[0]
+            with converted.graph.inserting_before(node):
+                held = converted.graph.call_method("contiguous", (source,))
+            later = [user for user in source.users if user > node]
+            node.replace_input_with(source, held)
+            # what was clamped in place is read by its old name
+            for user in later if _is_in_place(converted.graph, node) else ():
+                user.replace_input_with(source, node)
     converted.recompile()
     return converted
 
@@ -547,17 +547,6 @@ def _is_clamp(graph: Any, node: Any) -> bool:
         return isinstance(graph.get_submodule(str(node.target)), _MODULES)
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and name in _NAMES
-
-
-def _with_contiguous(graph: Any, node: Any) -> None:
-    source = node.all_input_nodes[0]
-    with graph.inserting_before(node):
-        held = graph.call_method("contiguous", (source,))
-    later = [user for user in source.users if user > node]
-    node.replace_input_with(source, held)
-    # what was clamped in place is read by its old name
-    for user in later if _is_in_place(graph, node) else ():
-        user.replace_input_with(source, node)
 
 
 def _is_in_place(graph: Any, node: Any) -> bool:
@@ -670,7 +659,10 @@ class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed b
         """Take and return what nn.MultiheadAttention does."""
         alone = query.ndim == 2
         q, k, v = (self._rows(rows, alone) for rows in (query, key, value))
-        q, k, v = (self._heads(layer(rows)) for layer, rows in zip(self._projections(), (q, k, v), strict=True))
+        q, k, v = (
+            self._heads(layer(rows))
+            for layer, rows in zip((self.linear_q, self.linear_k, self.linear_v), (q, k, v), strict=True)
+        )
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if attn_mask is not None:
             mask = attn_mask if attn_mask.ndim == 2 else attn_mask.reshape(-1, self.num_heads, *attn_mask.shape[1:])
@@ -682,9 +674,6 @@ class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed b
         rows = rows[0] if alone else rows if self.batch_first else rows.transpose(0, 1)
         shown = weights.mean(1) if average_attn_weights else weights
         return rows, (shown[0] if alone else shown) if need_weights else None
-
-    def _projections(self) -> tuple[Any, Any, Any]:
-        return self.linear_q, self.linear_k, self.linear_v
 
     def _rows(self, rows: Any, alone: bool) -> Any:
         return rows.unsqueeze(0) if alone else rows if self.batch_first else rows.transpose(0, 1)

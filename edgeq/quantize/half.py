@@ -33,7 +33,11 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     exported = spec.model.kind == "exported"
     module = spec.model.model.module() if exported else copy.deepcopy(spec.model.model)
     kept = matched_names(spec.keep_fp32, type_names(module))
-    names = _float_owners(module)
+    names = [
+        name
+        for name, part in module.named_modules()
+        if any(value.is_floating_point() for value in part.parameters(recurse=False))
+    ]
     halved = [name for name in names if not inside(name, kept)]
     for name in halved:
         check_half_range(name, module.get_submodule(name))
@@ -53,15 +57,6 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     return dataclasses.replace(
         quantized_model("fp16", program.module(), (halved, left), covers="float"), exported=program
     )
-
-
-def _float_owners(module: Any) -> list[str]:
-    """Return the modules that hold float parameters of their own."""
-    return [
-        name
-        for name, part in module.named_modules()
-        if any(value.is_floating_point() for value in part.parameters(recurse=False))
-    ]
 
 
 def _cast(part: Any, own: Any, outside: Any) -> None:
@@ -149,7 +144,8 @@ def storage_fp16(spec: QuantizeSpec) -> QuantizedModel:
     owners = _owners(module)
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         tensor = half_graph.tensor_at(module, node.target)
-        owner = _owner(node)
+        reader = next((user for user in node.users if user.op == "call_function"), node)
+        owner = _name(reader)
         if not torch.is_tensor(tensor) or tensor.dtype != torch.float32 or tensor.ndim < 2 or inside(owner, kept):
             continue
         largest = float(tensor.detach().abs().max())
@@ -200,7 +196,21 @@ def _half(spec: QuantizeSpec, scheme: HalfScheme) -> QuantizedModel:
 
     program = half_graph.with_precisions(module, wanted, example_tensors(spec.inputs))
     made = quantized_model(scheme, emulated(program.module()), layers, covers="float")
-    return dataclasses.replace(made, exported=program, remarks=(*scanned, *_plan_remarks(plan, scheme)))
+    largest = {"fp16": "65504", "bf16": "3.39e38"}[scheme]
+    reached = {_name(node): value for node, value in plan.reached.items()}
+    erring = {_name(node): value for node, value in plan.erring.items() if math.isfinite(value)}
+    erring |= {_name(node): value for node, value in plan.erring.items() if not math.isfinite(value)}
+    return dataclasses.replace(
+        made,
+        exported=program,
+        remarks=(
+            *scanned,
+            *(
+                *_remarks(f"kept in float32, since half holds at most {largest}", reached, "{:.3g}"),
+                *_remarks("kept in float32, since half loses too much accuracy there", erring, "{:.1f} dB"),
+            ),
+        ),
+    )
 
 
 def _samples(spec: QuantizeSpec) -> tuple[Dataset, tuple[str, ...]]:
@@ -233,9 +243,19 @@ def _plan(module: Any, ranges: dict[Any, NodeRange], kept: frozenset[str], schem
             wide.add(node)
         elif most > largest:
             wide.add(node)
-            reached[node] = _largest_around(node, ranges)
+            reached[node] = max(ranges[seen].largest for seen in (node, *node.all_input_nodes) if seen in ranges)
         elif own.sqnr_db < _LEAST_SQNR_DB[scheme]:
-            wide |= {node, *_computed_from(node)}
+            # the nodes whose results a node reads, through what only moves them: their rounding is its error
+            found: set[Any] = set()
+            left = list(node.all_input_nodes)
+            while left:
+                source = left.pop()
+                if source.op != "call_function" or source in found:
+                    continue
+                found.add(source)
+                if half_graph.op_name(source) in _MOVES or half_graph.takes_what_comes(source):
+                    left += source.all_input_nodes
+            wide |= {node, *found}
             erring[node] = own.sqnr_db
     return _Plan(wide=frozenset(wide), reached=reached, erring=erring)
 
@@ -244,24 +264,6 @@ def _reach(node: Any, ranges: dict[Any, NodeRange]) -> float:
     """Return how far samples to come may take a node; parameters stay where they are."""
     seen = ranges[node].largest if node in ranges else 0.0
     return seen if node.op == "get_attr" else seen * HEADROOM
-
-
-def _largest_around(node: Any, ranges: dict[Any, NodeRange]) -> float:
-    return max(ranges[seen].largest for seen in (node, *node.all_input_nodes) if seen in ranges)
-
-
-def _computed_from(node: Any) -> Iterable[Any]:
-    """Return the nodes whose results a node reads, through what only moves them: their rounding is its error."""
-    found: set[Any] = set()
-    left = list(node.all_input_nodes)
-    while left:
-        source = left.pop()
-        if source.op != "call_function" or source in found:
-            continue
-        found.add(source)
-        if half_graph.op_name(source) in _MOVES or half_graph.takes_what_comes(source):
-            left += source.all_input_nodes
-    return found
 
 
 def _types(spec: QuantizeSpec) -> dict[str, str]:
@@ -293,12 +295,6 @@ def _is_float(module: Any, node: Any) -> bool:
     return bool(torch.is_tensor(tensor) and tensor.is_floating_point())
 
 
-def _owner(node: Any) -> str:
-    """Return the name of the module that reads a parameter."""
-    reader = next((user for user in node.users if user.op == "call_function"), node)
-    return _name(reader)
-
-
 def _name(node: Any) -> str:
     return half_graph.module_of(node) or str(node.name)
 
@@ -306,17 +302,6 @@ def _name(node: Any) -> str:
 def _others(names: Iterable[str], chosen: Iterable[str]) -> list[str]:
     taken = set(chosen)
     return [name for name in names if name not in taken]
-
-
-def _plan_remarks(plan: _Plan, scheme: HalfScheme) -> tuple[str, ...]:
-    largest = {"fp16": "65504", "bf16": "3.39e38"}[scheme]
-    reached = {_name(node): value for node, value in plan.reached.items()}
-    erring = {_name(node): value for node, value in plan.erring.items() if math.isfinite(value)}
-    erring |= {_name(node): value for node, value in plan.erring.items() if not math.isfinite(value)}
-    return (
-        *_remarks(f"kept in float32, since half holds at most {largest}", reached, "{:.3g}"),
-        *_remarks("kept in float32, since half loses too much accuracy there", erring, "{:.1f} dB"),
-    )
 
 
 def _remarks(what: str, values: dict[str, float], form: str) -> tuple[str, ...]:

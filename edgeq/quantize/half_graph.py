@@ -51,17 +51,13 @@ def functional_graph(program: Any) -> Any:
         if op_name(node) == _NORM:
             _fold(module, node)
     module.graph.eliminate_dead_code()
-    _drop_unread(module)
-    module.recompile()
-    return module
-
-
-def _drop_unread(module: Any) -> None:
-    """Take out what no node reads any more, which would be stored all the same."""
+    # take out what no node reads any more, which would be stored all the same
     read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in read]:
         owner, _, attribute = name.rpartition(".")
         delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+    return module
 
 
 def op_name(node: Any) -> str:
@@ -120,7 +116,8 @@ def with_precisions(module: Any, wanted: Wanted, inputs: Sequence[Any]) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    returned = _output_dtypes(module)
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    returned = {node: getattr(node.meta.get("val"), "dtype", None) for node in output.all_input_nodes}
     _cast_parameters(module, wanted)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -137,11 +134,6 @@ def with_precisions(module: Any, wanted: Wanted, inputs: Sequence[Any]) -> Any:
             program.graph.erase_node(node)
     program.graph_module.recompile()
     return program
-
-
-def _output_dtypes(module: Any) -> dict[Any, Any]:
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    return {node: getattr(node.meta.get("val"), "dtype", None) for node in output.all_input_nodes}
 
 
 def _cast_parameters(module: Any, wanted: Wanted) -> None:
@@ -312,7 +304,9 @@ def _scanner(module: Any, dtype: Any, seen: dict[Any, NodeRange]) -> Any:
             if node.op == "output" or not leaves:
                 return result
             found = seen.setdefault(node, NodeRange())
-            found.largest = max(found.largest, *(_largest(leaf) for leaf in leaves))
+            found.largest = max(
+                found.largest, *(float(leaf.abs().nan_to_num(nan=0.0, posinf=0.0).max()) for leaf in leaves)
+            )
             if dtype is not None and op_name(node) and not float_op(node, float(torch.finfo(dtype).max)):
                 self.note_error(node, leaves, found)
             return result
@@ -342,7 +336,3 @@ def _is_float(leaf: Any) -> bool:
     import torch
 
     return bool(torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.numel() > 0)
-
-
-def _largest(leaf: Any) -> float:
-    return float(leaf.abs().nan_to_num(nan=0.0, posinf=0.0).max())

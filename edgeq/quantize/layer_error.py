@@ -178,7 +178,7 @@ class _Compared(Interpreter):  # type: ignore[misc]  # torch is not followed by 
 
     def run_node(self, n: Node) -> Any:
         """Compare a layer's output, rounded as the next layer gets it."""
-        if _is_weight(n):
+        if "dequantize" in str(n.target) and all(source.op == "get_attr" for source in n.all_input_nodes):
             if n.name not in self._weights:
                 self._weights[n.name] = super().run_node(n)
             return self._weights[n.name]
@@ -205,11 +205,6 @@ class _Compared(Interpreter):  # type: ignore[misc]  # torch is not followed by 
 
     def _constant(self, argument: Any) -> Any:
         return self.fetch_attr(str(argument.target)) if isinstance(argument, Node) else argument
-
-
-def _is_weight(node: Node) -> bool:
-    """Whether a node turns an int8 weight into float, which is the same in every run."""
-    return "dequantize" in str(node.target) and all(source.op == "get_attr" for source in node.all_input_nodes)
 
 
 def _is_rounding(node: Node) -> bool:

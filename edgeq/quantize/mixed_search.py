@@ -86,23 +86,26 @@ def mixed(
     if asked is None:
         raise TypeError("mixed-int8 needs SearchSpec")
     first = ground_of(spec)
-    key = _key(first.subject, spec, asked)
+    facts = {
+        "limits": list(asked.limits),
+        "size": asked.size_limit,
+        "keep": list(spec.keep_fp32),
+        "made_of": list(asked.identity),
+        "backend": spec.backend,
+    }
+    key = state_key(dict(first.subject.prepared.state_dict()), facts)
     simulation = simulated(first.subject)
     sizes = {layer: simulation.weight_elements(layer) for layer in simulation.layers}
     with spec.progress.task(f"search {spec.label}") as task:
-        book = _notebook(key, asked, task)
+        path = state_path(asked.state_folder, key) if asked.state_folder is not None else None
+        saved = load_state(path, key) if path is not None else None
+        values = saved["values"] if saved is not None else {}
+        if values:
+            task.note(f"resumed after {counted(len(values), 'measurement')}")
+        book = _Notebook(path=path, key=key, task=task, values=values)
         trials = _Trials(sizes, spec, asked, book)
         remedied = _remedied(first, ground_of, remedies, trials)
-    ranking, chosen = _best(first, simulation, remedied, trials, book)
-    ground = remedied if chosen.remedies else first
-    search = trials.search(ranking, chosen)
-    return dataclasses.replace(ground.finish(chosen.kept, True), search=search, search_state=book.path)
-
-
-def _best(
-    first: SearchSpace, simulation: Simulation, remedied: SearchSpace, trials: _Trials, book: _Notebook
-) -> tuple[tuple[Sensitivity, ...], Attempt]:
-    """Return the best attempt, and the ranking that led to it."""
+    # the best attempt, and the ranking that led to it
     rankings = {}
     if remedied is not first:
         rankings[remedied.remedies] = _searched(remedied, simulated(remedied.subject), trials, book)
@@ -112,7 +115,10 @@ def _best(
         below = trials.float_weights(best.kept) if best.meets and rankings else math.inf
         rankings[first.remedies] = _searched(first, simulation, trials, book, below)
     best = trials.best(tuple(rankings))
-    return rankings[best.remedies], best
+    ranking, chosen = rankings[best.remedies], best
+    ground = remedied if chosen.remedies else first
+    search = trials.search(ranking, chosen)
+    return dataclasses.replace(ground.finish(chosen.kept, True), search=search, search_state=book.path)
 
 
 def _searched(
@@ -160,26 +166,6 @@ def evenly(samples: Dataset, most: int) -> Dataset:
     count = min(most, samples.count)
     rows = [i * samples.count // count for i in range(count)]
     return dataclasses.replace(samples, count=count, read=lambda i: samples.read(rows[i]))
-
-
-def _key(subject: Subject, spec: QuantizeSpec, asked: SearchSpec) -> str:
-    facts = {
-        "limits": list(asked.limits),
-        "size": asked.size_limit,
-        "keep": list(spec.keep_fp32),
-        "made_of": list(asked.identity),
-        "backend": spec.backend,
-    }
-    return state_key(dict(subject.prepared.state_dict()), facts)
-
-
-def _notebook(key: str, asked: SearchSpec, task: Task) -> _Notebook:
-    path = state_path(asked.state_folder, key) if asked.state_folder is not None else None
-    saved = load_state(path, key) if path is not None else None
-    values = saved["values"] if saved is not None else {}
-    if values:
-        task.note(f"resumed after {counted(len(values), 'measurement')}")
-    return _Notebook(path=path, key=key, task=task, values=values)
 
 
 class _Trials:
@@ -357,18 +343,15 @@ class Assignments:
         if not points or self._attempt(points[0]).meets:
             return
         if self._attempt(points[-1]).meets:
-            self._refine(points)
+            # go down from the last of the points, which meets the limits, to the fewest weights
+            low, high = 0, len(points) - 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._attempt(points[middle]).meets else (middle, high)
+            cheaper = points[max(1, high - _MOST_CHEAPER) : high]
+            self._prune(next((kept for kept in cheaper if self._attempt(kept).meets), points[high]))
         elif math.isinf(below):
             self._look_further(points)
-
-    def _refine(self, points: Sequence[tuple[str, ...]]) -> None:
-        """Go down from the last of the points, which meets the limits, to the fewest weights."""
-        low, high = 0, len(points) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._attempt(points[middle]).meets else (middle, high)
-        cheaper = points[max(1, high - _MOST_CHEAPER) : high]
-        self._prune(next((kept for kept in cheaper if self._attempt(kept).meets), points[high]))
 
     def _look_further(self, points: Sequence[tuple[str, ...]]) -> None:
         """Try what the estimate holds for worse than the last of the points: it may be wrong."""

@@ -108,14 +108,6 @@ def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> T
     except TypeError as err:
         raise UnsupportedError(f"qat-int8: {first_line(err)}", "use --scheme static-int8") from err
     training, held_out = _split(qat.samples, qat.seed)
-    tuning = _tuned(prepared, teacher, spec, qat, training, held_out)
-    detach(prepared, attached)
-    return tuning
-
-
-def _tuned(
-    prepared: Any, teacher: Any, spec: QuantizeSpec, qat: QatSpec, training: Dataset, held_out: Dataset
-) -> Tuning:
     from edgeq.quantize.distill import Distillation
 
     run = Distillation(
@@ -131,13 +123,23 @@ def _tuned(
     with spec.progress.task(f"train {spec.label}", 1 if qat.train else qat.options.epochs * training.count) as task:
         before = run.score()
         if qat.train is None:
-            after = _distilled(run, qat, task, before)
+            # train, and load the best weights
+            done, state = _distil(run, qat, task, before)
+            chosen, scores = _choose(run, done)
+            after = _Trained(
+                weights=chosen,
+                score=scores[chosen],
+                trained_loss=min(scores["last"].loss, scores["average"].loss),
+                epochs=done.epochs,
+                diverged_in=done.diverged_in,
+                state=state,
+            )
         else:
             _user_loop(prepared, teacher, spec, qat, training)
             score = run.score()
             after = _Trained(weights="user", score=score, trained_loss=score.loss)
         task.note(f"{after.weights} weights, {_words(after.score, logits=qat.logits)}")
-    return Tuning(
+    tuning = Tuning(
         loss="kl" if qat.logits else "mse",
         weights=after.weights,
         epochs=after.epochs,
@@ -152,6 +154,8 @@ def _tuned(
         diverged_in=after.diverged_in,
         state=after.state,
     )
+    detach(prepared, attached)
+    return tuning
 
 
 def _split(samples: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -166,20 +170,6 @@ def _split(samples: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         for rows in parts
     )
     return training, held_out
-
-
-def _distilled(run: Distillation, qat: QatSpec, task: Task, before: Score) -> _Trained:
-    """Train, and load the best weights."""
-    done, state = _distil(run, qat, task, before)
-    chosen, scores = _choose(run, done)
-    return _Trained(
-        weights=chosen,
-        score=scores[chosen],
-        trained_loss=min(scores["last"].loss, scores["average"].loss),
-        epochs=done.epochs,
-        diverged_in=done.diverged_in,
-        state=state,
-    )
 
 
 def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple[_Progress, Path | None]:
@@ -214,15 +204,12 @@ def _distil(run: Distillation, qat: QatSpec, task: Task, before: Score) -> tuple
         good, done.epochs = run.state(), epoch + 1
         task.note(f"epoch {epoch + 1}/{qat.options.epochs}, loss {loss:.4g}, {_words(score, logits=qat.logits)}")
         if path is not None:
-            _keep(path, key, {**good, "epochs": done.epochs}, task)
+            state = {**good, "epochs": done.epochs}
+            try:
+                save_state(path, key, state)
+            except OSError as err:  # the training itself goes on
+                task.note(f"the state of this epoch was not saved: {err.strerror or first_line(err)}")
     return done, path
-
-
-def _keep(path: Path, key: str, state: State, task: Task) -> None:
-    try:
-        save_state(path, key, state)
-    except OSError as err:  # the training itself goes on
-        task.note(f"the state of this epoch was not saved: {err.strerror or first_line(err)}")
 
 
 def _choose(run: Distillation, done: _Progress) -> tuple[TunedWeights, dict[TunedWeights, Score]]:

@@ -39,7 +39,9 @@ def quantized_model(
         UnsupportedError: no layer was quantized.
     """
     quantized, in_float = layers
-    _require(quantized, scheme, covers)
+    if not quantized:
+        what = f"{scheme} quantized nothing: the model has no {covers} layer that it could quantize"
+        raise UnsupportedError(what, "use another --scheme (fp32 keeps everything in float), or omit --keep-fp32")
     return QuantizedModel(
         scheme=scheme,
         graph=graph,
@@ -52,12 +54,6 @@ def quantized_model(
         kept=converted.kept if converted else None,
         layer_sqnrs=layer_sqnrs,
     )
-
-
-def _require(quantized: Sequence[str], scheme: str, covers: str) -> None:
-    if not quantized:
-        what = f"{scheme} quantized nothing: the model has no {covers} layer that it could quantize"
-        raise UnsupportedError(what, "use another --scheme (fp32 keeps everything in float), or omit --keep-fp32")
 
 
 def float_model(graph: Any, exported: Any = None) -> QuantizedModel:

@@ -83,27 +83,41 @@ def convert_reusing(
     def attempt(tolerances: ReuseTolerances) -> _Try:
         candidate = copy.deepcopy(prepared)
         settled = settle(candidate, spec.shipped, is_observer, clipped=tolerances.clipped)
-        counts = _keep(candidate, asked.layers, tolerances, is_observer)
+        # put the shipped values into the weights and biases of a graph, in place; return _Try's counts
+        layers = values = biases = 0
+        for tensor in weight_tensors(candidate, is_observer):
+            stored = _same(tensor, asked.layers)
+            if stored is not None:
+                layers += 1
+                values += _keep_weight(tensor, stored, tolerances.values)
+                biases += _keep_bias(tensor, stored, tolerances.biases)
+        counts = layers, values, biases
         graph = convert(candidate)
         return _Try(tolerances=tolerances, graph=graph, settled=settled, counts=counts, scores=asked.score(graph))
 
     strict = attempt(STRICT)
-    best = _loosest(strict, attempt)
-    return Converted(graph=best.graph, settled=best.settled, kept=_kept_values(best, strict, asked))
-
-
-def _loosest(strict: _Try, attempt: Callable[[ReuseTolerances], _Try]) -> _Try:
-    """Return the attempt with the loosest tolerances, one after the other, that is as good as the strict one."""
+    # the attempt with the loosest tolerances, one after the other, that is as good as the strict one
     best = strict
     for name, levels in LOOSER.items():
         for level in levels:
             came = attempt(dataclasses.replace(best.tolerances, **{name: level}))
             if (came.counts, came.settled) == (best.counts, best.settled):
                 break  # it keeps nothing more, and so a tighter one does not either
-            if _is_as_good(came.scores, strict.scores):
+            # whether a graph is within the tolerance: of SQNR some, of predictions and score nothing
+            agrees = (
+                came.scores.agreement is None
+                or strict.scores.agreement is None
+                or came.scores.agreement >= strict.scores.agreement
+            )
+            scores = (
+                came.scores.drop_pp is None
+                or strict.scores.drop_pp is None
+                or came.scores.drop_pp <= strict.scores.drop_pp
+            )
+            if agrees and scores and came.scores.sqnr_db >= strict.scores.sqnr_db - MOST_LOST_DB:
                 best = came
                 break
-    return best
+    return Converted(graph=best.graph, settled=best.settled, kept=_kept_values(best, strict, asked))
 
 
 def _kept_values(best: _Try, strict: _Try, asked: ReuseSpec) -> KeptValues:
@@ -118,27 +132,6 @@ def _kept_values(best: _Try, strict: _Try, asked: ReuseSpec) -> KeptValues:
         sqnr_db=best.scores.sqnr_db,
         sqnr_strict_db=strict.scores.sqnr_db,
     )
-
-
-def _is_as_good(came: Scores, plain: Scores) -> bool:
-    """Whether a graph is within the tolerance: of SQNR some, of predictions and score nothing."""
-    agrees = came.agreement is None or plain.agreement is None or came.agreement >= plain.agreement
-    scores = came.drop_pp is None or plain.drop_pp is None or came.drop_pp <= plain.drop_pp
-    return agrees and scores and came.sqnr_db >= plain.sqnr_db - MOST_LOST_DB  # False for NaN
-
-
-def _keep(
-    prepared: Any, shipped: Sequence[StoredLayer], tolerances: ReuseTolerances, is_observer: IsObserver
-) -> tuple[int, int, int]:
-    """Put the shipped values into the weights and biases of a graph, in place; return _Try's counts."""
-    layers = values = biases = 0
-    for tensor in weight_tensors(prepared, is_observer):
-        stored = _same(tensor, shipped)
-        if stored is not None:
-            layers += 1
-            values += _keep_weight(tensor, stored, tolerances.values)
-            biases += _keep_bias(tensor, stored, tolerances.biases)
-    return layers, values, biases
 
 
 def _same(tensor: WeightTensor, shipped: Sequence[StoredLayer]) -> StoredLayer | None:

@@ -251,20 +251,17 @@ class Simulation:
             self._switches[node] = Switch()
         for node in self.graph.graph.nodes:
             if observes_weight(self.graph, node) and is_observer(observer := self.graph._modules[str(node.target)]):
-                self._round_observed_weight(node, observer)
+                parameter = part_at(self.graph, str(node.args[0].target))
+                names = [self._layers[user] for user in node.users if user in self._layers]
+                exact = parameter.detach().clone()
+                rounded = WeightFakeQuant(observer)(exact)
+                if names:
+                    self._weights[names[0]].append(_Weight(parameter=parameter, exact=exact, rounded=rounded))
+                else:  # a functional layer of no module's own is always in int8
+                    parameter.data = rounded
                 setattr(self.graph, str(node.target), nn.Identity())
         for node, switch in self._switches.items():
             setattr(self.graph, str(node.target), switch)
-
-    def _round_observed_weight(self, node: Any, observer: Any) -> None:
-        parameter = part_at(self.graph, str(node.args[0].target))
-        names = [self._layers[user] for user in node.users if user in self._layers]
-        exact = parameter.detach().clone()
-        rounded = WeightFakeQuant(observer)(exact)
-        if names:
-            self._weights[names[0]].append(_Weight(parameter=parameter, exact=exact, rounded=rounded))
-        else:  # a functional layer of no module's own is always in int8
-            parameter.data = rounded
 
     def _round_module_weights(self) -> None:
         """Round the weights of layers that are modules (FX)."""

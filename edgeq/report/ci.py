@@ -89,7 +89,15 @@ def to_markdown(report: ProjectReport) -> str:
         refused = [(one.model, one.target, one.scheme, *("-",) * 5, words.refusal_text(one)) for one in report.refused]
         lines += _table(_HEAD, [*(_cells(row) for row in report.rows), *refused])
     if report.app:
-        lines += ["", "### The app as a whole", "", *_table(("gate", "limit", "measured", "verdict"), _app(report.app))]
+        lines += [
+            "",
+            "### The app as a whole",
+            "",
+            *_table(
+                ("gate", "limit", "measured", "verdict"),
+                [(gate.name, gate.limit, gate.measured, gate.outcome) for gate in report.app],
+            ),
+        ]
     failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row, named=len(report.models) > 1)]
     failures += [f"- {_text(words.failure('app', gate))}" for gate in report.app if not gate.passed]
     failures += [f"- refused: {_text(f'{one.model} {one.label}: {one.error.what}')}" for one in report.refused]
@@ -125,17 +133,11 @@ def _cells(row: PackageResult) -> tuple[str, ...]:
     return (row.model, row.target, row.scheme, *figures, words.verdict_text(row))
 
 
-def _app(gates: Sequence[Gate]) -> list[tuple[str, ...]]:
-    return [(gate.name, gate.limit, gate.measured, gate.outcome) for gate in gates]
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [" | ".join(_cell(cell) for cell in cells) for cells in (head, *rows)]
+    lines = [
+        " | ".join("<br>".join(_text(line) for line in cell.splitlines()) for cell in cells) for cells in (head, *rows)
+    ]
     return [f"| {lines[0]} |", "|" + " --- |" * len(head), *(f"| {line} |" for line in lines[1:])]
-
-
-def _cell(text: str) -> str:
-    return "<br>".join(_text(line) for line in text.splitlines())
 
 
 def _text(text: str) -> str:

@@ -175,7 +175,10 @@ def _search_plot(search: Search, anchor: str) -> Plot | None:
     points = []
     for index, attempt in enumerate(search.attempts):
         drop = attempt.scores.drop_pp
-        scores = {"sqnr": attempt.scores.sqnr_db, "agreement": _percent(attempt.scores.agreement)}
+        scores = {
+            "sqnr": attempt.scores.sqnr_db,
+            "agreement": None if attempt.scores.agreement is None else 100 * attempt.scores.agreement,
+        }
         value = scores.get(name, None if drop is None else -drop)
         if value is not None and math.isfinite(value):
             series = "chosen" if index == search.chosen else "meets the limits" if attempt.meets else "does not"
@@ -186,10 +189,6 @@ def _search_plot(search: Search, anchor: str) -> Plot | None:
     titles = {"sqnr": "SQNR in dB", "agreement": "agreement in %", "accuracy_drop": "accuracy in pp over fp32's"}
     title = "Assignments of int8 and float: size and accuracy on the search samples"
     return pareto(points, title=title, anchor=anchor, x_title=f"estimated size in {unit}", y_title=titles[name])
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 # --- Where an artifact ran, side by side: this host, and each CPU model that was emulated.
@@ -211,16 +210,6 @@ class Place:
 def places(row: PackageResult) -> tuple[Place, ...]:
     """Return this host first, then the emulated devices."""
     emulation = row.verified.emulation
-    return (_host(row), *(_device(run) for run in (emulation.runs if emulation else ())))
-
-
-def why_host_only(row: PackageResult) -> str:
-    """Return why the artifact was not fully run on its device's kernels; "" otherwise."""
-    emulation = row.verified.emulation
-    return emulation.problem if emulation else row.verified.not_emulated
-
-
-def _host(row: PackageResult) -> Place:
     verified = row.verified
     timing, parity, fidelity = verified.timing, verified.parity, verified.fidelity
     load_ms, peak_bytes = verified.load_ms, verified.peak_memory_bytes
@@ -236,7 +225,13 @@ def _host(row: PackageResult) -> Place:
         ("load", text.MISSING if load_ms is None else format_quantity(load_ms, "ms")),
         ("peak memory", text.MISSING if peak_bytes is None else format_bytes(peak_bytes)),
     )
-    return Place(name=verified.host, facts=facts)
+    return (Place(name=verified.host, facts=facts), *(_device(run) for run in (emulation.runs if emulation else ())))
+
+
+def why_host_only(row: PackageResult) -> str:
+    """Return why the artifact was not fully run on its device's kernels; "" otherwise."""
+    emulation = row.verified.emulation
+    return emulation.problem if emulation else row.verified.not_emulated
 
 
 def _device(run: DeviceRun) -> Place:
@@ -401,7 +396,14 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         title=f"{row.model} {manifest.model.version}, {row.target}, {row.scheme}",
         verdict=text.verdict_text(row).replace("\n", ", "),
         passed=not row.checked.exit_code,
-        figures=_figures(row),
+        figures=(
+            ("size", text.size(row).replace("\n", ", ")),
+            ("download", text.download(row)),
+            (text.accuracy_head(row), text.accuracy(row).replace("\n", ", ")),
+            ("agreement", text.agreement(row)),
+            ("int8 MACs", text.int8_share(row)),
+            ("latency p50 / p90", text.latency(row).replace("\n", ", ")),
+        ),
         gates=row.checked.gates,
         warnings=row.checked.warnings,
         layers=_layers(row),
@@ -414,17 +416,6 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
         search=search_view(row.search, f"{anchor}-search") if row.search else None,
         variants=variants_views(row),
         provenance=_provenance(source),
-    )
-
-
-def _figures(row: PackageResult) -> tuple[tuple[str, str], ...]:
-    return (
-        ("size", text.size(row).replace("\n", ", ")),
-        ("download", text.download(row)),
-        (text.accuracy_head(row), text.accuracy(row).replace("\n", ", ")),
-        ("agreement", text.agreement(row)),
-        ("int8 MACs", text.int8_share(row)),
-        ("latency p50 / p90", text.latency(row).replace("\n", ", ")),
     )
 
 

@@ -88,30 +88,29 @@ class Comparison:
                 sides = [side.reshape(shape if len(shape) > 1 else (*shape, 1)) for side in (expected, came)]
                 if all(np.isfinite(side).all() for side in sides):
                     self.channels[index].add(*sides)
-            self._add(self.outputs[index], expected, came, steps[index] if index < len(steps) else None)
+            sums = self.outputs[index]
+            step = steps[index] if index < len(steps) else None
+            left, right = expected.astype(np.float64), came.astype(np.float64)
+            self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
+            with np.errstate(all="ignore"):  # what is not finite stays so, and fails
+                error = np.abs(left - right)
+                sums.reference_energy += float((left**2).sum())
+                sums.error_energy += float((error**2).sum())
+                self.error_sum += float(error.sum())
+                self.magnitude_sum += float(np.abs(left).sum())
+                self.measured_magnitude_sum += float(np.abs(right).sum())
+                self.measured_energy += float((right**2).sum())
+                self.product += float((left * right).sum())
+            largest = float(error.max(initial=0.0))
+            self.max_abs = _larger(self.max_abs, largest)
+            self.elements += error.size
+            self.differing += int((error != 0).sum())
+            if step:
+                sums.steps = _larger(sums.steps or 0.0, largest / step)
         if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
             finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
             self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
             self.ranked += len(reference[0])
-
-    def _add(self, sums: _Sums, reference: NDArray[Any], measured: NDArray[Any], step: float | None) -> None:
-        left, right = reference.astype(np.float64), measured.astype(np.float64)
-        self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
-        with np.errstate(all="ignore"):  # what is not finite stays so, and fails
-            error = np.abs(left - right)
-            sums.reference_energy += float((left**2).sum())
-            sums.error_energy += float((error**2).sum())
-            self.error_sum += float(error.sum())
-            self.magnitude_sum += float(np.abs(left).sum())
-            self.measured_magnitude_sum += float(np.abs(right).sum())
-            self.measured_energy += float((right**2).sum())
-            self.product += float((left * right).sum())
-        largest = float(error.max(initial=0.0))
-        self.max_abs = _larger(self.max_abs, largest)
-        self.elements += error.size
-        self.differing += int((error != 0).sum())
-        if step:
-            sums.steps = _larger(sums.steps or 0.0, largest / step)
 
     @property
     def max_steps(self) -> float | None:

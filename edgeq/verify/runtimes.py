@@ -98,7 +98,11 @@ class _ExecuTorch(Runner):
         # the package's own front imports all of executorch.exir, which takes ten seconds
         from executorch.extension.pybindings import _C as runtime  # noqa: N811
 
-        _check_identifier(self.path)
+        # refuse what is no program at all: the runtime's own error quotes its bytes, and aborts if they are no text
+        with self.path.open("rb") as file:
+            identifier = file.read(8)[4:]  # where FlatBuffers has it
+        if not identifier.startswith(b"ET"):
+            raise ValueError(f"bytes 4 to 8 are {identifier!r}, those of an ExecuTorch program b'ET12'")
         runtime._unsafe_reset_threadpool(self.threads)
         self.runtime = runtime
         # the Program must outlive its Method, or the runtime crashes
@@ -133,14 +137,6 @@ class _ExecuTorch(Runner):
         plan = tables(self.path, folder, "schema/program.fbs")["execution_plan"][0]
         names = [f"{op['name']}.{op['overload']}".rstrip(".") for op in plan.get("operators", ())]
         return {"operators": sorted(set(names)), "delegates": len(plan.get("delegates", ())), "bytecode_version": None}
-
-
-def _check_identifier(path: Path) -> None:
-    """Refuse what is no program at all: the runtime's own error quotes its bytes, and aborts if they are no text."""
-    with path.open("rb") as file:
-        identifier = file.read(8)[4:]  # where FlatBuffers has it
-    if not identifier.startswith(b"ET"):
-        raise ValueError(f"bytes 4 to 8 are {identifier!r}, those of an ExecuTorch program b'ET12'")
 
 
 def _described(info: Any) -> list[Any]:

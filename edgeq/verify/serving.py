@@ -94,45 +94,35 @@ def serve(
             "samples": [_written(sample, folder, i) for i, sample in enumerate(samples)],
         }
         (folder / "request.json").write_text(json.dumps(request))
-        reply = _answer(folder, timeout_s)
+        command = [sys.executable, "-I", str(Path(serve_alone.__file__)), str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=folder)
+        except subprocess.TimeoutExpired as err:
+            raise VerificationError(
+                f"torch alone did not answer within {timeout_s:.0f} s", "give a longer --timeout"
+            ) from err
+        path = folder / "reply.json"
+        if not path.exists():
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            last = f"; its last message: {said[-1].strip()[:200]}" if said else ""
+            what = f"a process with torch alone ended with status {done.returncode}{last}"
+            raise VerificationError(what, "do not ship this artifact; check that torch works on that machine")
+        reply: dict[str, Any] = json.loads(path.read_text())
+        if reply.get("error") == "no CUDA":
+            raise EnvironmentProblem(NO_CUDA, NO_CUDA_FIX)
+        if "error" in reply:
+            what = f"torch alone cannot run it: {reply['error'].splitlines()[0][:300]}"
+            raise VerificationError(what, "package the model again with the machine's torch version")
+        if reply["edgeq"]:
+            raise VerificationError(
+                f"the artifact imports {', '.join(reply['edgeq'])}",
+                "report this model's architecture to edgeq's developers",
+            )
         outputs = tuple(tuple(_read(item, folder) for item in items) for items in reply["outputs"])
-    measures = _measures(reply)
-    return Served(outputs=outputs, measures=measures, capability=reply["capability"], cuda=reply["cuda"])
-
-
-def _answer(folder: Path, timeout_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-I", str(Path(serve_alone.__file__)), str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=folder)
-    except subprocess.TimeoutExpired as err:
-        raise VerificationError(
-            f"torch alone did not answer within {timeout_s:.0f} s", "give a longer --timeout"
-        ) from err
-    path = folder / "reply.json"
-    if not path.exists():
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        last = f"; its last message: {said[-1].strip()[:200]}" if said else ""
-        what = f"a process with torch alone ended with status {done.returncode}{last}"
-        raise VerificationError(what, "do not ship this artifact; check that torch works on that machine")
-    reply: dict[str, Any] = json.loads(path.read_text())
-    if reply.get("error") == "no CUDA":
-        raise EnvironmentProblem(NO_CUDA, NO_CUDA_FIX)
-    if "error" in reply:
-        what = f"torch alone cannot run it: {reply['error'].splitlines()[0][:300]}"
-        raise VerificationError(what, "package the model again with the machine's torch version")
-    if reply["edgeq"]:
-        raise VerificationError(
-            f"the artifact imports {', '.join(reply['edgeq'])}",
-            "report this model's architecture to edgeq's developers",
-        )
-    return reply
-
-
-def _measures(reply: dict[str, Any]) -> DeviceMeasures:
     latencies = [float(value) for value in reply["latencies_ms"]]
     on_gpu = reply["device"] != "cpu"
     cuda = f", CUDA {reply['cuda']}" if on_gpu else ""
-    return DeviceMeasures(
+    measures = DeviceMeasures(
         device=reply["device"],
         platform=platform.system().lower(),
         os=f"{platform.system()} {platform.release()}"[:80],
@@ -149,6 +139,7 @@ def _measures(reply: dict[str, Any]) -> DeviceMeasures:
         peak_memory_bytes=reply["peak_bytes"],
         latencies_ms=tuple(latencies),
     )
+    return Served(outputs=outputs, measures=measures, capability=reply["capability"], cuda=reply["cuda"])
 
 
 def _written(sample: tuple[NDArray[Any], ...], folder: Path, index: int) -> list[dict[str, Any]]:

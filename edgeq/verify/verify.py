@@ -66,7 +66,13 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
     _look_at_inputs(spec, tally, first, runtime)
     if len(tally.digests) == 1:
-        _probe(tally, first, runtime)
+        # where all samples are one and the same, try another input, lest a dead model go unnoticed
+        inputs = another_input(first)
+        if inputs is not None:
+            tally.measured.look(first, runtime.run(inputs))
+        elif not any(tally.measured.varied):
+            what = "all inputs are equal, so edgeq cannot check that the output depends on the input:"
+            tally.findings[f"{what} give a range of values in --input, or give --eval-data"] = None
     if loaded.stand_in:
         return Ran(tally=tally, loaded=loaded)
     peak = runtime.peak_memory_bytes()
@@ -177,16 +183,6 @@ def _parity(graph: Forward, spec: VerifySpec, tally: Tally) -> Parity:
             if same_shapes(tally, expected, measured, "the converted graph"):
                 tally.parity.add(batch, expected, measured, spec.output_steps)
         return tally.parity.result(graph)
-
-
-def _probe(tally: Tally, batch: Batch, runtime: HostRuntime) -> None:
-    """Where all samples are one and the same, try another input, lest a dead model go unnoticed."""
-    inputs = another_input(batch)
-    if inputs is not None:
-        tally.measured.look(batch, runtime.run(inputs))
-    elif not any(tally.measured.varied):
-        what = "all inputs are equal, so edgeq cannot check that the output depends on the input:"
-        tally.findings[f"{what} give a range of values in --input, or give --eval-data"] = None
 
 
 # --- The verify step of an artifact that nothing here can run: its converted graph is judged, and nothing else is

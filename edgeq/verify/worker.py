@@ -176,7 +176,17 @@ def _answer(
         outputs = runner.run_twice(arrays) if request.get("twice") else runner.run(arrays)
         return {"overwritten": sorted(runner.overwritten)}, outputs
     if request["op"] == "time":
-        return {"ms": _latencies_ms(runner, arrays, request["warmup"], request["runs"])}, ()
+        warmup = request["warmup"]
+        runs = request["runs"]
+        inputs = runner.tensors(arrays)
+        for _ in range(warmup):
+            runner.call(inputs)
+        latencies = []
+        for _ in range(runs):
+            start = time.perf_counter_ns()
+            runner.call(inputs)
+            latencies.append((time.perf_counter_ns() - start) / 1e6)
+        return {"ms": latencies}, ()
     if request["op"] == "memory":
         return {"peak_bytes": runner.peak_bytes()}, ()
     if request["op"] == "facts":
@@ -184,18 +194,6 @@ def _answer(
     if request["op"] == "profile":
         return {"kernels": runner.profile(arrays, Path(request["folder"]))}, ()
     raise RuntimeError(f"unknown request {request['op']!r}")
-
-
-def _latencies_ms(runner: Runner, arrays: tuple[NDArray[Any], ...], warmup: int, runs: int) -> list[float]:
-    inputs = runner.tensors(arrays)
-    for _ in range(warmup):
-        runner.call(inputs)
-    latencies = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        runner.call(inputs)
-        latencies.append((time.perf_counter_ns() - start) / 1e6)
-    return latencies
 
 
 if __name__ == "__main__":

@@ -158,20 +158,16 @@ def publish(
     new = {folder / FILES / f"{targets[name].hashes['sha256']}.{name}": data for name, data in files.items()}
     index, timestamp = _index(before, ring, targets, soon=soon, now=now)
     new |= {folder / METADATA / name: data for name, data in index.items()}
-    _write(folder, new, timestamp, root)
-    opened = open_channel(folder)
-    if opened is None:
-        raise IntegrityError(f"{folder} disappeared while it was written", "check the disk that holds it")
-    tidy(opened)
-    return opened
-
-
-def _write(folder: Path, new: dict[Path, bytes], timestamp: bytes, root: Metadata[Root] | None) -> None:
     with disk_errors(folder):
         _switch(new, folder / METADATA / "timestamp.json", timestamp)
         # last: until now the old root, whose keys signed as well, led to all of this
         if root is not None:
             write_atomic(folder / METADATA / f"{root.signed.version}.root.json", _bytes(root))
+    opened = open_channel(folder)
+    if opened is None:
+        raise IntegrityError(f"{folder} disappeared while it was written", "check the disk that holds it")
+    tidy(opened)
+    return opened
 
 
 def _check_lasting(
@@ -202,7 +198,7 @@ def _index(
     from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
     def described(version: int, data: bytes) -> MetaFile:
-        return MetaFile(version, len(data), _hashes(data))
+        return MetaFile(version, len(data), {"sha256": sha256_bytes(data)})
 
     listed = Metadata(Targets(_after(before.targets if before else None), expires=soon, targets=dict(targets)))
     listed_data = _signed(listed, ring, "targets")
@@ -287,10 +283,6 @@ def _bytes(metadata: Metadata[Any]) -> bytes:
     return metadata.to_bytes(JSONSerializer(compact=False, validate=True))
 
 
-def _hashes(data: bytes) -> dict[str, str]:
-    return {"sha256": sha256_bytes(data)}
-
-
 # --- A channel's next root: which keys clients follow from now on, signed so that they can.
 
 
@@ -325,12 +317,7 @@ def next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> 
     root = Metadata(new)
     for signer in (*ring.signers("root"), *ring.retired_signers("root")):
         root.sign(signer, append=True)
-    _check_chain(before, root)
-    return root
-
-
-def _check_chain(before: Channel | None, root: Metadata[Root]) -> None:
-    """Check before anything is written that clients will follow."""
+    # check before anything is written that clients will follow
     from tuf.api.exceptions import UnsignedMetadataError
 
     try:
@@ -341,6 +328,7 @@ def _check_chain(before: Channel | None, root: Metadata[Root]) -> None:
         raise IntegrityError(
             what, "provide the replaced keys; clients accept a new root only when the old root's keys signed it"
         ) from err
+    return root
 
 
 def _check_ours(before: Channel, ring: KeyRing) -> None:

@@ -123,7 +123,56 @@ def update(request: Request, self_test: Callable[[Path], None]) -> Update:
             if trusted.by_clock
             else (("the device has no clock: expiry was judged against the time at which the index was signed"),)
         )
-        return _followed(store, state, device, trusted.index, request, self_test, notes)
+        chosen = choose(trusted.index, device)
+        if device != store.device():
+            store.claim(device)
+        release = chosen.facts.release
+        current = state.current
+        if current is not None and release < current.release:
+            what = f"rollback: the channel's newest release is {release}, this device has {current.release}"
+            raise IntegrityError(
+                what, "withdraw a release with `edgeq ota withdraw`, which gives the old one a new number"
+            )
+        if current is not None and (release == current.release or chosen.facts.digest == current.digest):
+            _check_whole(store, current)
+            store.drop_downloads()  # of a run that was killed after the switch
+            return Update(
+                action="up to date",
+                release=current.release,
+                previous=state.previous.release if state.previous else None,
+                model_version=chosen.facts.model_version,
+                place=store.slot(current.release),
+                via="nothing",
+                downloaded_bytes=0,
+                notes=notes,
+            )
+        if release in state.bad:
+            what = f"release {release} failed on this device before and is not tried again"
+            raise VerificationError(what, "release a corrected bundle; the device keeps its current release")
+        if states.is_deferred(state, release, now=_now(state, request), runtime=device.runtime):
+            what = (
+                f"release {release} could not be tested on this device in {MAX_TRIES} attempts; it is tried again "
+                "after a day"
+            )
+            raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
+        slot = Slot(release=release, digest=chosen.facts.digest)
+        via, fetched = placed(
+            store, state, slot, chosen, trusted.index, source=request.source, most_bytes=request.most_bytes
+        )
+        _run_self_test(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
+        store.drop_downloads()
+        with store.locked():
+            store.recover()
+        return Update(
+            action="installed",
+            release=release,
+            previous=current.release if current else None,
+            model_version=chosen.facts.model_version,
+            place=store.slot(release),
+            via=via,
+            downloaded_bytes=fetched,
+            notes=notes,
+        )
 
 
 def _trusted(store: Store, state: State, request: Request) -> Trusted:
@@ -141,67 +190,6 @@ def _trusted(store: Store, state: State, request: Request) -> Trusted:
         store.begin_trust(root)
     fsync_tree(store.trusted)
     return trusted
-
-
-def _followed(
-    store: Store,
-    state: State,
-    device: DeviceFacts,
-    index: Index,
-    request: Request,
-    self_test: Callable[[Path], None],
-    notes: tuple[str, ...],
-) -> Update:
-    chosen = choose(index, device)
-    if device != store.device():
-        store.claim(device)
-    release = chosen.facts.release
-    current = state.current
-    if current is not None and release < current.release:
-        what = f"rollback: the channel's newest release is {release}, this device has {current.release}"
-        raise IntegrityError(what, "withdraw a release with `edgeq ota withdraw`, which gives the old one a new number")
-    if current is not None and (release == current.release or chosen.facts.digest == current.digest):
-        _check_whole(store, current)
-        store.drop_downloads()  # of a run that was killed after the switch
-        return _up_to_date(store, current.release, state, chosen, notes)
-    if release in state.bad:
-        what = f"release {release} failed on this device before and is not tried again"
-        raise VerificationError(what, "release a corrected bundle; the device keeps its current release")
-    if states.is_deferred(state, release, now=_now(state, request), runtime=device.runtime):
-        what = (
-            f"release {release} could not be tested on this device in {MAX_TRIES} attempts; it is tried again "
-            "after a day"
-        )
-        raise EnvironmentProblem(what, "free memory, update again after a day, or update the app's runtime")
-    slot = Slot(release=release, digest=chosen.facts.digest)
-    via, fetched = placed(store, state, slot, chosen, index, source=request.source, most_bytes=request.most_bytes)
-    _run_self_test(store, slot, self_test, now=_now(state, request), runtime=device.runtime)
-    store.drop_downloads()
-    with store.locked():
-        store.recover()
-    return Update(
-        action="installed",
-        release=release,
-        previous=current.release if current else None,
-        model_version=chosen.facts.model_version,
-        place=store.slot(release),
-        via=via,
-        downloaded_bytes=fetched,
-        notes=notes,
-    )
-
-
-def _up_to_date(store: Store, release: int, state: State, chosen: BundleEntry, notes: tuple[str, ...]) -> Update:
-    return Update(
-        action="up to date",
-        release=release,
-        previous=state.previous.release if state.previous else None,
-        model_version=chosen.facts.model_version,
-        place=store.slot(release),
-        via="nothing",
-        downloaded_bytes=0,
-        notes=notes,
-    )
 
 
 def _check_whole(store: Store, current: Slot) -> None:
@@ -424,11 +412,23 @@ def placed(
     data = download(source, file, store.downloads).read_bytes()
     with _patch_counted(store, state, delta), staged_dir(place, below=store.folder) as staging:
         if delta is not None and base is not None:
-            unpack(_patched(delta, base, data), staging)
+            facts = delta.facts
+            patch = Patch(
+                algorithm=facts.algorithm,
+                data=data,
+                base_sha256=facts.base_sha256,
+                output_sha256=facts.output_sha256,
+                output_bytes=facts.output_bytes,
+            )
+            unpack(apply_patch(patch, base), staging)
             bundle = read_bundle(staging)
         else:
             bundle = unzip(data, staging, most_bytes=chosen.facts.plain_bytes)
-            _check_plain(chosen, staging)
+            if sha256_bytes(pack(staging)) != chosen.facts.plain_sha256:
+                what = (
+                    f"mix-and-match: release {chosen.facts.release} holds a different bundle from the one in the index"
+                )
+                raise IntegrityError(what, "do not use the channel; report this to its operator")
         _check_same(chosen, bundle)
     return ("patch" if delta else "full download"), file.size_bytes
 
@@ -482,18 +482,6 @@ def _delta(store: Store, state: State, chosen: BundleEntry, index: Index) -> tup
     return None, None
 
 
-def _patched(delta: DeltaEntry, base: bytes, data: bytes) -> bytes:
-    facts = delta.facts
-    patch = Patch(
-        algorithm=facts.algorithm,
-        data=data,
-        base_sha256=facts.base_sha256,
-        output_sha256=facts.output_sha256,
-        output_bytes=facts.output_bytes,
-    )
-    return apply_patch(patch, base)
-
-
 def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, most_bytes: int) -> None:
     """Refuse what is too large before anything is fetched."""
     size_bytes = chosen.facts.plain_bytes
@@ -505,12 +493,6 @@ def _check_sizes(store: Store, chosen: BundleEntry, download_bytes: int, most_by
     if free < needed:
         what = f"no space left on the disk that holds {store.folder}: the update needs {needed} bytes, {free} are free"
         raise EnvironmentProblem(what, "free some space, and run again")
-
-
-def _check_plain(chosen: BundleEntry, folder: Path) -> None:
-    if sha256_bytes(pack(folder)) != chosen.facts.plain_sha256:
-        what = f"mix-and-match: release {chosen.facts.release} holds a different bundle from the one in the index"
-        raise IntegrityError(what, "do not use the channel; report this to its operator")
 
 
 def _check_same(chosen: BundleEntry, bundle: Bundle) -> None:

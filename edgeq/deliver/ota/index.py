@@ -138,38 +138,31 @@ def parse_index(targets: Mapping[str, Any]) -> Index:
         if name.lower() in seen:
             raise _broken(f"two names differ only in case: {name!r}")
         seen.add(name.lower())
-        entries.append(_entry(name, target))
+        sha256 = target.hashes.get("sha256", "")
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise _broken(f"{name} has no sha256")
+        custom = target.custom or {}
+        facts = custom.get(KEY) if isinstance(custom, dict) else None
+        if not isinstance(facts, dict):
+            raise _broken(f"{name} has no edgeq facts")
+        version = facts.get("schema_version")
+        if type(version) is int and version > FACTS_VERSION:
+            what = f"the channel's index has facts of version {version}, this client knows {FACTS_VERSION}"
+            raise UnsupportedError(what, "update the app, or edgeq")
+        try:
+            parsed = _FACTS.validate_python(
+                {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}, strict=True
+            )
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise _broken(f"{name}: {where}: {first['msg']}") from err
+        entries.append(Entry(name=name, sha256=sha256, size_bytes=target.length, facts=parsed))
     numbers = [(entry.facts.model, entry.facts.target, entry.facts.release, entry.facts.kind) for entry in entries]
     for number in set(numbers):
         if number[-1] == "bundle" and numbers.count(number) > 1:
             raise _broken(f"release {number[2]} of {number[0]} for {number[1]} is listed twice")
     return Index(entries=tuple(entries))
-
-
-def _entry(name: str, target: Any) -> Entry:
-    sha256 = target.hashes.get("sha256", "")
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise _broken(f"{name} has no sha256")
-    custom = target.custom or {}
-    facts = custom.get(KEY) if isinstance(custom, dict) else None
-    if not isinstance(facts, dict):
-        raise _broken(f"{name} has no edgeq facts")
-    version = facts.get("schema_version")
-    if type(version) is int and version > FACTS_VERSION:
-        what = f"the channel's index has facts of version {version}, this client knows {FACTS_VERSION}"
-        raise UnsupportedError(what, "update the app, or edgeq")
-    try:
-        parsed = _FACTS.validate_python(_tuples(facts), strict=True)
-    except ValidationError as err:
-        first = err.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _broken(f"{name}: {where}: {first['msg']}") from err
-    return Entry(name=name, sha256=sha256, size_bytes=target.length, facts=parsed)
-
-
-def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
-    # strict validation takes no list for a tuple
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def _broken(why: str) -> IntegrityError:

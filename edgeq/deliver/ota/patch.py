@@ -309,19 +309,7 @@ def unzip(data: bytes, folder: Path, *, most_bytes: int) -> Bundle:
         UnsupportedError: a newer edgeq wrote the bundle.
         OSError: a write failed.
     """
-    _check_directory(data)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _extract(archive, folder, most_bytes)
-    except (EdgeqError, OSError):
-        raise
-    except Exception as err:  # zipfile and zlib raise a dozen kinds on hostile bytes
-        raise _refused_archive(f"it is damaged: {first_line(err)}") from err
-    return read_bundle(folder)
-
-
-def _check_directory(data: bytes) -> None:
-    """Bound the directory before `zipfile` reads all of it."""
+    # bound the directory before `zipfile` reads all of it
     end = data[-_END_BYTES:]
     if len(end) < _END_BYTES or end[:4] != b"PK\5\6" or end[20:22] != b"\0\0":
         raise _refused_archive("it is not a ZIP, or other data follows it")
@@ -332,6 +320,14 @@ def _check_directory(data: bytes) -> None:
         raise _refused_archive(
             f"it has {count} entries in {size_bytes} bytes of directory; a bundle has at most {MAX_ENTRIES} entries"
         )
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _extract(archive, folder, most_bytes)
+    except (EdgeqError, OSError):
+        raise
+    except Exception as err:  # zipfile and zlib raise a dozen kinds on hostile bytes
+        raise _refused_archive(f"it is damaged: {first_line(err)}") from err
+    return read_bundle(folder)
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path, most_bytes: int) -> None:

@@ -87,7 +87,10 @@ def refresh(
     except Exception as err:
         raise _translated(err, source) from err
     now = _newest_seen(updater, seen, by_clock)
-    _check_versions(seen, now)
+    for name in ("root", "timestamp", "snapshot", "targets"):
+        old, new = getattr(seen, name), getattr(now, name)
+        if new < old:
+            raise _rollback(f"{name} is version {new}, this device has seen {old}")
     if not by_clock and now.repeats > most_repeats:
         what = f"freeze: the channel has shown the same index {now.repeats} times, and this device has no clock"
         raise IntegrityError(
@@ -110,13 +113,6 @@ def _newest_seen(updater: Updater, before: Seen, by_clock: bool) -> Seen:
         issued=max(issued, before.issued),  # equal formats sort by time
         repeats=repeats,
     )
-
-
-def _check_versions(before: Seen, now: Seen) -> None:
-    for name in ("root", "timestamp", "snapshot", "targets"):
-        old, new = getattr(before, name), getattr(now, name)
-        if new < old:
-            raise _rollback(f"{name} is version {new}, this device has seen {old}")
 
 
 def _rollback(why: str) -> IntegrityError:
@@ -154,24 +150,20 @@ def _fetcher(source: Source) -> FetcherInterface:
 
         def download_bytes(self, url: str, max_length: int) -> bytes:
             data: bytes = super().download_bytes(url, max_length)
-            _check_exact(data, url.removeprefix(_BASE))
+            # refuse bytes that are not those that edgeq wrote, even where a change in them would change no meaning
+            name = url.removeprefix(_BASE)
+            from tuf.api.metadata import Metadata
+            from tuf.api.serialization.json import JSONSerializer
+
+            metadata: Metadata[Any] = Metadata.from_bytes(data)
+            exact = metadata.to_bytes(JSONSerializer(compact=False)) == data
+            if not exact or any(one.signature != one.signature.lower() for one in metadata.signatures.values()):
+                raise IntegrityError(
+                    f"the channel's index was tampered with: {name} differs from the signed file", _TELL
+                )
             return data
 
     return Fetcher()
-
-
-def _check_exact(data: bytes, name: str) -> None:
-    """Refuse bytes that are not those that edgeq wrote, even where a change in them would change no meaning.
-
-    Signatures are over canonical JSON, so that spaces, and the case of a signature's digits, are not covered by them.
-    """
-    from tuf.api.metadata import Metadata
-    from tuf.api.serialization.json import JSONSerializer
-
-    metadata: Metadata[Any] = Metadata.from_bytes(data)
-    exact = metadata.to_bytes(JSONSerializer(compact=False)) == data
-    if not exact or any(one.signature != one.signature.lower() for one in metadata.signatures.values()):
-        raise IntegrityError(f"the channel's index was tampered with: {name} differs from the signed file", _TELL)
 
 
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -239,7 +239,7 @@ def find_wheels(
     ones: where none of the versions has a wheel, the oldest wheel that is newer stands in, and they are still returned
     as missing.
     """
-    known = _wheels_of(runtime, arch)
+    known = tuple(wheel for wheel in WHEELS if (wheel.runtime, wheel.arch) == (runtime, arch))
     found: dict[str, Wheel] = {}
     missing = []
     for version in versions:
@@ -258,10 +258,6 @@ def find_wheels(
 def _release(version: str) -> tuple[int, ...]:
     """Return major and minor version."""
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def _wheels_of(runtime: str, arch: Arch) -> tuple[Wheel, ...]:
-    return tuple(wheel for wheel in WHEELS if (wheel.runtime, wheel.arch) == (runtime, arch))
 
 
 def is_native(arch: Arch = "arm64") -> bool:
@@ -386,7 +382,10 @@ def install(wheel: Wheel, progress: Progress) -> Installed:
             files = sorted(str(inner.relative_to(staging)) for inner in staging.rglob("*") if inner.is_file())
             record = {"wheel": wheel.file, "files": hashes(staging, files)}
             write_atomic(staging / RECORD_NAME, canonical_json(record))
-        _drop_others(folder, wheel)
+        # remove what another edgeq made of the same wheel long ago; a newer one may be in use beside this one
+        for other in folder.parent.glob(f"{wheel.package}-{wheel.version}-*"):
+            if other != folder and time.time() - other.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(other, ignore_errors=True)
     return Installed(wheel=wheel, folder=folder)
 
 
@@ -423,13 +422,6 @@ def _library(compiler: str, name: str) -> Path:
     return Path(said)
 
 
-def _drop_others(folder: Path, wheel: Wheel) -> None:
-    """Remove what another edgeq made of the same wheel long ago; a newer one may be in use beside this one."""
-    for other in folder.parent.glob(f"{wheel.package}-{wheel.version}-*"):
-        if other != folder and time.time() - other.stat().st_mtime > _UNUSED_S:
-            shutil.rmtree(other, ignore_errors=True)
-
-
 def _fetched(wheel: Wheel, progress: Progress) -> Path:
     """Return the wheel in the cache, with the pinned hash."""
     path = wheel_path(wheel)
@@ -462,24 +454,20 @@ def _download(wheel: Wheel, folder: Path, task: Task) -> None:
     with (folder / "stderr").open("wb") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            _follow(process, task)
+            # tell the progress that `--progress-bar raw` prints: `Progress CURRENT of TOTAL`, in bytes
+            told = 0
+            for line in process.stdout or ():
+                words = line.split()
+                if words[:1] == ["Progress"] and len(words) > 1 and words[1].isdigit():
+                    now = int(words[1]) // _MB
+                    task.advance(max(0, now - told))
+                    told = max(told, now)
+            process.wait()
         finally:
             process.kill()
             process.wait()
     if process.returncode:
         raise _why_not(wheel, (folder / "stderr").read_text(errors="replace"))
-
-
-def _follow(process: subprocess.Popen[str], task: Task) -> None:
-    """Tell the progress that `--progress-bar raw` prints: `Progress CURRENT of TOTAL`, in bytes."""
-    told = 0
-    for line in process.stdout or ():
-        words = line.split()
-        if words[:1] == ["Progress"] and len(words) > 1 and words[1].isdigit():
-            now = int(words[1]) // _MB
-            task.advance(max(0, now - told))
-            told = max(told, now)
-    process.wait()
 
 
 def _why_not(wheel: Wheel, said: str) -> EnvironmentProblem | IntegrityError:

@@ -105,29 +105,26 @@ class _Pool:
         waiting = iter(range(len(self._works)))
         while True:
             while len(self._running) < parallel and (index := next(waiting, None)) is not None:
-                self._start(index)
+                work = self._works[index]
+                place = self._scratch / str(index)
+                place.mkdir()
+                write_samples(place / "inputs", work.samples)
+                command, environment = self._launcher.command(work, place)
+                with (place / "stderr").open("wb") as errors:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        env=environment,
+                        start_new_session=True,  # Ctrl-C is edgeq's to handle
+                        cwd=place,
+                    )
+                self._running[index] = process
+                self._selector.register(_stdout(process), selectors.EVENT_READ, index)
             if not self._running:
                 return
             self._wait()
-
-    def _start(self, index: int) -> None:
-        work = self._works[index]
-        place = self._scratch / str(index)
-        place.mkdir()
-        write_samples(place / "inputs", work.samples)
-        command, environment = self._launcher.command(work, place)
-        with (place / "stderr").open("wb") as errors:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is edgeq's to handle
-                cwd=place,
-            )
-        self._running[index] = process
-        self._selector.register(_stdout(process), selectors.EVENT_READ, index)
 
     def _wait(self) -> None:
         left = self._deadline - time.monotonic()
@@ -313,16 +310,12 @@ def write_samples(path: Path, samples: Sequence[Arrays]) -> None:
         for arrays in samples:
             file.write(struct.pack("<I", len(arrays)))
             for array in arrays:
-                _write(file, array)
-
-
-def _write(file: IO[bytes], array: NDArray[Any]) -> None:
-    if array.dtype.name not in DTYPES or array.ndim > MAX_AXES:
-        raise ValueError(f"no runner takes {array.dtype} of {array.ndim} axes")
-    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    file.write(struct.pack("<BB", DTYPES.index(array.dtype.name), array.ndim))
-    file.write(struct.pack(f"<{array.ndim}q", *array.shape))
-    file.write(plain.tobytes())
+                if array.dtype.name not in DTYPES or array.ndim > MAX_AXES:
+                    raise ValueError(f"no runner takes {array.dtype} of {array.ndim} axes")
+                plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                file.write(struct.pack("<BB", DTYPES.index(array.dtype.name), array.ndim))
+                file.write(struct.pack(f"<{array.ndim}q", *array.shape))
+                file.write(plain.tobytes())
 
 
 def read_samples(path: Path) -> tuple[Arrays, ...]:

@@ -105,7 +105,15 @@ def hold(link: Link) -> Iterator[Board]:
         try:
             yield _board(link, process, errors)
         finally:
-            _leave(process)
+            # end the process that holds the folder by its input's end, and wait until it has cleaned up
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            try:
+                process.wait(timeout=_LEAVE_S)
+            except subprocess.TimeoutExpired:  # the connection hangs; the device cleans up when it notices
+                process.kill()
+                process.wait()
 
 
 def environment() -> dict[str, str]:
@@ -167,18 +175,6 @@ def _facts(process: subprocess.Popen[bytes]) -> dict[str, str]:
             break
     patience.cancel()
     return facts
-
-
-def _leave(process: subprocess.Popen[bytes]) -> None:
-    """End the process that holds the folder by its input's end, and wait until it has cleaned up."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    try:
-        process.wait(timeout=_LEAVE_S)
-    except subprocess.TimeoutExpired:  # the connection hangs; the device cleans up when it notices
-        process.kill()
-        process.wait()
 
 
 # --- A stay on a device: the runner and its libraries go into a temporary folder there, runs, and nothing left
@@ -261,7 +257,11 @@ class Session:
         for path in (work.runtime.folder, work.model):
             if path not in self._sent:
                 self._sent[path] = f"file-{len(self._sent)}"
-                _copy(path, staging / self._sent[path])
+                target = staging / self._sent[path]
+                if path.is_dir():
+                    shutil.copytree(path, target, ignore=shutil.ignore_patterns(RECORD_NAME))
+                else:
+                    shutil.copy(path, target)
         (staging / name).mkdir()
         shutil.copy(place / "inputs", staging / name / "inputs")
         return self._sent[work.runtime.folder], self._sent[work.model]
@@ -326,13 +326,6 @@ def _run(transfer: Transfer, name: str) -> tuple[int, str]:
             if file is not None:
                 file.close()
     return done.returncode, done.stderr.decode(errors="replace")
-
-
-def _copy(path: Path, target: Path) -> None:
-    if path.is_dir():
-        shutil.copytree(path, target, ignore=shutil.ignore_patterns(RECORD_NAME))
-    else:
-        shutil.copy(path, target)
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -12,7 +12,7 @@ from edgeq.lower.edge_speedups import PLAIN, speedups
 pytestmark = pytest.mark.slow
 
 IMAGE = (torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16),)
-ROWS = (torch.linspace(-1, 1, 2 * 8 * 16).reshape(2, 8, 16),)
+ROWS = (torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 16),)
 
 
 class Residual(nn.Module):
@@ -91,7 +91,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(20, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation="gelu", batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 4)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(16, 4)
 
     def forward(self, ids):
         return self.head(self.encoder(self.embed(ids)).mean(1))

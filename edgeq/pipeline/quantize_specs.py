@@ -128,8 +128,8 @@ def check_reuse(job: Job) -> None:
         UnsupportedError: its scheme has no ranges to reuse.
         IntegrityError: its files are not those that it lists.
     """
-    if job.reuse_qparams_from is None:
-        return
+    if job.reuse_qparams_from is None or not job.reuse_qparams_from.exists():
+        return  # a missing folder is a finding of preflight, by the name of its option
     bundle, _ = read_shipped(job.reuse_qparams_from)
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)

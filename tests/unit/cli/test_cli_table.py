@@ -153,7 +153,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     }  # fmt: skip
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
-        "drop_pp", "chance_score", "mismatch_drop_pp", "agreements", "by_labels", "classes", "distinct",
+        "drop_pp", "chance_score", "mismatch_drop_pp", "agreements", "by_labels", "classes", "distinct", "worst_output",
         "groups", "indices", "lost", "tied", "won",
     }  # fmt: skip
     timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "latencies_ms", "tries", "load"}

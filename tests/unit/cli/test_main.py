@@ -130,12 +130,12 @@ SLEEPER = """
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up(project, number):
     argv = [sys.executable, "-c", textwrap.dedent(SLEEPER), *PACKAGE]
-    # a shell in the background has its children ignore SIGINT
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a shell in the background has its children ignore SIGINT, and nohup SIGHUP
+    before = signal.signal(number, signal.default_int_handler)
     try:
         process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     while not Path("temporary").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -48,6 +48,9 @@ class EdgeqError(Exception):
         self.fix = fix
 
 
+_MOST_SHOWN = 20  # a file of thousands of unknown keys needs no more
+
+
 class Findings(EdgeqError):
     """Several errors that were found before anything was run; the exit code is the lowest of theirs.
 
@@ -57,9 +60,11 @@ class Findings(EdgeqError):
 
     def __init__(self, findings: Sequence[EdgeqError]) -> None:
         """Make the error of at least two."""
-        told = "; ".join(f"({number}) {one.what}" for number, one in enumerate(findings, 1))
-        fixes = "; ".join(f"({number}) {one.fix}" for number, one in enumerate(findings, 1))
-        super().__init__(f"{len(findings)} errors: {told}", fixes)
+        shown = findings[:_MOST_SHOWN]
+        told = "; ".join(f"({number}) {one.what}" for number, one in enumerate(shown, 1))
+        fixes = "; ".join(f"({number}) {one.fix}" for number, one in enumerate(shown, 1))
+        more = f"; and {len(findings) - len(shown)} more" if len(findings) > len(shown) else ""
+        super().__init__(f"{len(findings)} errors: {told}{more}", fixes)
         self.findings = tuple(findings)
         self.exit_code = min(one.exit_code for one in findings)
 

@@ -121,7 +121,8 @@ def preflight(job: Job) -> None:
         lambda: check_cost_options(job.gates, job.targets),
         lambda: _check_paths(job),
         lambda: _check_inputs(job),
-        lambda: check_reuse(job),
+        # a missing folder is a finding of _check_paths, by the name of its option
+        lambda: check_reuse(job) if job.reuse_qparams_from is None or job.reuse_qparams_from.exists() else None,
     )
     findings: list[EdgeqError] = []
     for check in checks:

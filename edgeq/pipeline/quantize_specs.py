@@ -128,15 +128,15 @@ def check_reuse(job: Job) -> None:
         UnsupportedError: its scheme has no ranges to reuse.
         IntegrityError: its files are not those that it lists.
     """
-    if job.reuse_qparams_from is None or not job.reuse_qparams_from.exists():
-        return  # a missing folder is a finding of preflight, by the name of its option
+    if job.reuse_qparams_from is None:
+        return
     bundle, _ = read_shipped(job.reuse_qparams_from)
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)
     for profile in job.targets:
         for scheme in job.schemes_of(profile):
             if scheme not in _SCHEMES:
-                what = f"{_OPTION} supports {' and '.join(sorted(_SCHEMES))}, but this run has {scheme}"
+                what = f"{_OPTION} supports {', '.join(sorted(_SCHEMES))}, but this run has {scheme}"
                 raise UnsupportedError(what, "omit it, or give --scheme")
             if (profile.runtime, profile.backend, scheme) != has:
                 what = f"{_OPTION}: {job.reuse_qparams_from} is {' '.join(has)}"

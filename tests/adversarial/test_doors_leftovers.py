@@ -14,7 +14,7 @@ from edgeq.cli.console import note, say, say_json
 from edgeq.config.options import read_project
 from edgeq.config.project_file import read_models
 from edgeq.core.devices import load_device
-from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.errors import EdgeqError, Findings, UsageError
 from edgeq.core.files import recover_dir, remove_dir
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.profiles import device_files, profile_files
@@ -98,7 +98,9 @@ def test_toml_of_any_kind_is_bad_input_with_a_message(kind: str, reader: str, tm
     with pytest.raises(EdgeqError) as caught:
         _READERS[reader](path)
     assert caught.value.exit_code == 2
-    assert len(caught.value.what) < 1000
+    findings = caught.value.findings if isinstance(caught.value, Findings) else (caught.value,)
+    assert all(len(one.what) < 1000 for one in findings)
+    assert caught.value.what.count("; (") < 20
 
 
 @pytest.mark.parametrize("kind", ["targets", "devices"])

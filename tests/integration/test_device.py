@@ -80,6 +80,8 @@ def test_this_hosts_own_verdict_settles_a_bundle_that_was_rejected_for_want_of_i
     assert edgeq(*phone, "--limit", "latency=40ms").code == 7
     rejected = project.root / "phone" / "rejected" / "digits" / XNNPACK
     (project.root / "app" / "app" / "src" / "main").mkdir(parents=True)
+    (project.root / "app" / "settings.gradle.kts").write_text('include(":app")')
+    (project.root / "app" / "app" / "build.gradle.kts").write_text('plugins { id("com.android.application") }')
     assert edgeq("verify", rejected, "--write-verdict", "v.json", "-q").code == 7
     install = ("install", rejected, "--app", "app", "--verdict", "v.json")
     edgeq(*install).fails(7, "has no measurement for any unverified gate", "which is linux x86_64")

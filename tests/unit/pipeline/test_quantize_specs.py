@@ -59,7 +59,7 @@ def test_a_bundle_with_its_report_lends_them(item: BundleInput, bundle: Path, ro
 @pytest.mark.parametrize(
     ("scheme", "target", "error", "told"),
     [
-        ("fp32", "", UnsupportedError, "supports qat-int8 and static-int8, but this run has fp32"),
+        ("fp32", "", UnsupportedError, "supports qat-int8, static-a16w8, static-int8, but this run has fp32"),
         ("qat-int8", "", UsageError, "static-int8, but this run has .* qat-int8"),
         ("static-int8", "linux-x86_64-x86", UsageError, "but this run has torchscript x86 static-int8"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeq.core.system import Uncompiled
+
 # the largest finite float16 (IEEE 754 binary16); beyond it comes infinity
 HALF_MAX = 65504.0
 
@@ -31,7 +33,7 @@ def emulation() -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Emulation(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Emulation(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         """Sees every operator below autograd."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
 from edgeq.core.results.model import TensorSpec
+from edgeq.core.system import Uncompiled
 from edgeq.load.inputs import bounded, random_inputs, tensor_spec
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -398,7 +399,7 @@ def sized_by_data(module: Any, specs: Sequence[TensorSpec]) -> str:
 
     found: list[str] = []
 
-    class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Watch(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.index.Tensor:  # its tag speaks of masks, and it is given whole numbers too
                 is_sized = any(index is not None and index.dtype == torch.bool for index in args[1])

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, user_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.system import Uncompiled
 from edgeq.lower.layers import MATRIX_OPS, archive_elements, conv_macs, matmul_macs, stored_layers
 from edgeq.lower.spec import LowerSpec
 from edgeq.lower.torchscript_archive import strip_archive
@@ -252,7 +253,7 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any, Any],
 
     fed = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
 
-    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Recorder(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             op = func.__name__.split(".")[0]

@@ -21,6 +21,7 @@ from edgeq.core.errors import EnvironmentProblem, UsageError, first_line
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.core.schemes import ObserverName
+from edgeq.core.system import Uncompiled
 
 
 def calibrate(prepared: Any, dataset: Dataset, specs: Sequence[TensorSpec], task: Task) -> None:
@@ -331,7 +332,7 @@ def _magnitudes(sample: Sample, model: Any, specs: Sequence[TensorSpec], task: T
     tensors = tuple(torch.from_numpy(array.copy()) for array in batch.inputs)
     found: list[torch.Tensor] = [tensor.abs().max() for tensor in tensors if _is_float(tensor)]
 
-    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Recorder(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         """Sees every operator."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

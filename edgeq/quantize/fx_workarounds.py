@@ -26,6 +26,7 @@ import contextlib
 import copy
 import inspect
 import operator
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -174,7 +175,9 @@ def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     if not defaults and not _called_again(module, inputs):
         return module, {}
-    graph = QuantizationTracer(list(opaque), []).trace(module, defaults or None)
+    tracer = QuantizationTracer(list(opaque), [])
+    tracer.record_stack_traces = False
+    graph = tracer.trace(module, defaults or None)
     # take the inputs after the first `kept` out, with the checks that FX made that they have their defaults
     kept = len(inputs)
     dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
@@ -436,7 +439,18 @@ def without_mutations(inputs: tuple[Any, ...]) -> Iterator[None]:
     class Tracer(quantize_fx.QuantizationTracer):  # type: ignore[misc]  # torch is not followed by mypy
         """Rewrites what it traced."""
 
+        def create_node(self, *args: Any, **kwargs: Any) -> Any:
+            node = super().create_node(*args, **kwargs)
+            if not node.stack_trace:
+                frames = reversed([(frame.f_code, line) for frame, line in traceback.walk_stack(None)])
+                node.stack_trace = "".join(
+                    f'File "{code.co_filename}", line {line}, in {code.co_name}\n' for code, line in frames
+                )
+            return node
+
         def trace(self, root: Any, *args: Any, **kwargs: Any) -> Any:
+            # torch imports its compiler to print and filter the frames, which takes seconds: see create_node
+            self.record_stack_traces = False
             graph = super().trace(root, *args, **kwargs)
             with torch.no_grad():
                 _Rewriter(torch.fx.GraphModule(root, graph), graph).run(*(value.clone() for value in inputs))

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import LayerSqnrs, QuantizedModel, Tuning
+from edgeq.core.system import Uncompiled
 from edgeq.quantize.reuse import Converted
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -113,7 +114,7 @@ def output_steps(converted: Any, inputs: tuple[Any, ...]) -> tuple[float | None,
     def step_of(tensor: Any) -> float | None:
         return next((step for known, step in steps if known is tensor), None)
 
-    class Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Recorder(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         """Sees every operator."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

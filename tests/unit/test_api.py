@@ -443,6 +443,28 @@ def test_another_model_of_the_same_class_is_not_replaced_unawares(tmp_path: Path
         made(5)
 
 
+COMPILER = """
+import sys
+import numpy as np
+import torch
+import edgeq
+report = edgeq.package(
+    torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()),
+    targets="linux-x86_64-x86", example_inputs=torch.zeros(1, 1, 8, 8),
+    calibration=np.random.default_rng(0).normal(size=(32, 1, 8, 8)).astype(np.float32),
+    on="host", name="net", progress=False,
+)
+assert report.rows, report
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+
+
+@pytest.mark.slow
+def test_packaging_by_fx_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILER], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
 SCRIPT = """
 import edgeq
 edgeq.{call}

@@ -79,7 +79,7 @@ def check(
         *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),
-        *floor_gates(verified, options, is_int8=bool(quantized.quantized)),
+        *floor_gates(scheme, verified, options),
         *preprocessing_gates(inputs.unapplied),
         *device_gates(scheme, verified),
         *training_gates(quantized.tuning),
@@ -161,7 +161,7 @@ def check_again(row: PackageResult, target: TargetProfile, options: GateOptions,
     place = sum(gate.name in _BEFORE_FLOOR for gate in own)
     gates = [
         *own[:place],
-        *floor_gates(verified, options),
+        *floor_gates(row.scheme, verified, options),
         *own[place:],
         *asked_gates(verified, target, options, size_bytes=row.size_bytes, download_bytes=download_bytes),
     ]

@@ -14,7 +14,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.intervals import matched_pairs, samples_for_drop, share
 from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
 from edgeq.core.results.report import Gate
-from edgeq.core.schemes import LOST_DB
+from edgeq.core.schemes import FLOAT_SCHEMES, LOST_DB
 from edgeq.core.units import counted
 
 
@@ -27,9 +27,8 @@ FIDELITY = "fidelity"
 
 CLASS_DROP = "class_drop"
 
-MIN_SQNR_DB = (
-    0.0  # the error is as large as the signal; `LOST_DB` is where zeros in the signal's place are told from it
-)
+# the error is as large as the signal; `LOST_DB` is where zeros in the signal's place are told from it
+MIN_SQNR_DB = 0.0
 
 # of fewer samples the mean is too uncertain to be taken away from them
 LEAST_SAMPLES = 8
@@ -63,13 +62,13 @@ LEAST_OF_CLASS = 3
 COLLAPSED = 0.5  # share of fp32's right answers that is left of a class
 
 
-def floor_gates(verified: VerifyReport, options: GateOptions, *, is_int8: bool = False) -> tuple[Gate, ...]:
+def floor_gates(scheme: str, verified: VerifyReport, options: GateOptions) -> tuple[Gate, ...]:
     """Return the gates `fidelity` and `class_drop` (exit code 5); none without fp32 outputs to compare with.
 
     Args:
+        scheme: the artifact's; an integer layer may round channels of unlike ranges with one scale.
         verified: results of the artifact's run.
         options: the limits.
-        is_int8: whether layers compute in int8, so that one of them may round channels of unlike ranges with one scale.
     """
     only = verified.graph_only
     fidelity = only.fidelity if only else verified.fidelity
@@ -86,7 +85,8 @@ def floor_gates(verified: VerifyReport, options: GateOptions, *, is_int8: bool =
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     name, value = worst_part(fidelity)
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""
-    if is_int8 and any(group.unlike and group.name in part for part in wrong for group in fidelity.groups):
+    unlike = tuple(f"{group.name}: " for group in fidelity.groups if group.unlike)
+    if scheme not in FLOAT_SCHEMES and any(part.startswith(unlike) for part in wrong):
         fix = f"; keep the layer that computes it in float (--keep-fp32; `edgeq sensitivity` lists the layers){fix}"
     gates = [
         Gate(

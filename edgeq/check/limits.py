@@ -201,13 +201,8 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         estimate = (
             f"the estimate is {prediction.estimate_ms:.3g} ms ({prediction.low_ms:.3g} to {prediction.high_ms:.3g})"
         )
-        return (
-            prediction.high_ms,
-            (
-                f"predicted for {prediction.device} on {counted(prediction.threads, 'thread')}, not measured; "
-                f"{estimate}{beyond}"
-            ),
-        )
+        threads = counted(prediction.threads, "thread")
+        return prediction.high_ms, f"predicted for {prediction.device} on {threads}, not measured; {estimate}{beyond}"
     if verified.device is not None:
         return _on_device(name, verified.device, measured)
     timing = verified.timing

@@ -68,12 +68,8 @@ def init(
     sources = [_source(text) for text in models]
     for source in sources:
         edgeq.pipeline.preflight.check_source(source)
-    write_text(
-        output,
-        project_text(
-            sources, look_around(Path(), is_vision=all(source.startswith("torchvision:") for source in sources))
-        ),
-    )
+    is_vision = all(source.startswith("torchvision:") for source in sources)
+    write_text(output, project_text(sources, look_around(Path(), is_vision=is_vision)))
     say(f"written: {output}; next: edgeq build --dry-run, then edgeq build")
 
 

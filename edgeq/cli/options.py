@@ -195,12 +195,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         for name, mark in configs.items():
             taken = {option.key: given.pop(_param_name(option)) for option in mark.chosen}
-            made[name] = _as_toml(
-                {
-                    **mark.defaults,
-                    **{key: value for key, value in taken.items() if (value is not None and value not in ([], ()))},
-                }
-            )
+            # typer gives an empty list for a repeatable option that was not used
+            used = {key: value for key, value in taken.items() if value is not None and value not in ([], ())}
+            made[name] = _as_toml({**mark.defaults, **used})
         command(**given, **made)
 
     vars(call)["__signature__"] = signature.replace(parameters=flat)

@@ -81,10 +81,10 @@ def report_of(reference, measured, *, labels=None, keys=None, is_evaluation=True
     return VerifyReport(host="test", outputs=tally.shapes, findings=(), fidelity=fidelity_of(spec, tally))
 
 
-def floor(reference, measured, *, limits=(), **kwargs) -> dict[str, Gate]:
+def floor(reference, measured, *, limits=(), scheme="static-int8", **kwargs) -> dict[str, Gate]:
     """Return the gates of the floor by name."""
     report = report_of(reference, measured, **kwargs)
-    return {gate.name: gate for gate in floor_gates(report, GateOptions(limits=tuple(limits)))}
+    return {gate.name: gate for gate in floor_gates(scheme, report, GateOptions(limits=tuple(limits)))}
 
 
 def limit(name, value, reference, measured, **kwargs) -> Gate:

@@ -6,7 +6,10 @@ import dataclasses
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
+from adversarial.judged import report_of
+from bundle_items import changed
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
@@ -49,6 +52,7 @@ def test_a_time_that_broke_its_limit_on_a_busy_machine_is_measured_again(
     assert written[-1] == "other"
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
@@ -61,9 +65,15 @@ def test_a_time_that_broke_its_limit_on_a_busy_machine_is_measured_again(
     ],
 )
 def test_kept_measurements_give_the_verdict_of_a_run_with_these_limits(
-    item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: GateOptions
+    item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: GateOptions, *, is_lost: bool
 ) -> None:
+    """With a channel that int8 lost too, for which the floor has advice."""
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
+    if is_lost:
+        boxes = np.random.default_rng(0).uniform(0, 1, (64, 5)).astype(np.float32) * [640, 640, 640, 640, 1]
+        lost = report_of([boxes], [boxes * [1, 1, 1, 1, 0]])
+        verified = dataclasses.replace(item.artifact.verified, fidelity=lost.fidelity)
+        item = changed(item, artifact=dataclasses.replace(item.artifact, verified=verified))
     job = Job(source="digits", targets=(item.target,), name="digits")
     unit = BuildUnit(target=item.target, scheme="static-int8", key="ab")
     before = GateOptions(limits=(("size", 2.0), ("accuracy_drop", 5.0)), allow_unmeasured=("parity",))
@@ -72,6 +82,8 @@ def test_kept_measurements_give_the_verdict_of_a_run_with_these_limits(
     row, _ = cache.restore([unit], tmp_path / "work", options)["ab"]
     fresh = write_result(unit, item.artifact, item.inputs, dataclasses.replace(job, gates=options), tmp_path / "fresh")
     assert row.checked == fresh.checked
+    advised = any("--keep-fp32" in gate.detail for gate in row.gates)
+    assert advised == (is_lost and ("sqnr", 0.0) not in options.limits)
     assert (row.digest, row.download_bytes, row.cached) == (fresh.digest, fresh.download_bytes, True)
     assert read_bundle(row.path).digest == fresh.digest
     assert read_report(row.path).checked == fresh.checked

@@ -42,7 +42,7 @@ from edgeq.core.results.report import (
     RunReport,
 )
 from edgeq.core.targets import TargetProfile, load_target
-from edgeq.deliver.install import InstallResult
+from edgeq.deliver.install import InstallResult, Within
 from edgeq.deliver.install import install as deliver
 from edgeq.load.live import LiveObjects, save_program
 from edgeq.pipeline.compare import BundleComparison, compare_bundles
@@ -320,16 +320,20 @@ def install(
     digest: str | None = None,
     verdict: str | os.PathLike[str] | None = None,
     replace: bool = False,
+    module: str | None = None,
+    source_set: str = "main",
 ) -> InstallResult:
     """Install a bundle into an Android or iOS project, as `edgeq install` does.
 
     Args:
         bundle: its folder, a `Bundle`, or a result of `package`, whose digest is then checked too.
-        app: the project's root folder.
+        app: the project's root folder, or a Gradle module of it.
         aar: the runtime's Android library, to compute how much the app grows.
         digest: SHA-256 in hexadecimal that the bundle must have.
         verdict: measurements from a device for the gates that were not measured at packaging.
         replace: whether it may replace a model with other inputs, outputs or labels.
+        module: the Gradle module whose APK packs the model, such as ":mobile"; None for the only application.
+        source_set: of that module: "main", a flavour or a build type.
 
     Returns:
         Its folder in the app (`place`), `files`, `size_bytes`, `growth` and `notes`.
@@ -339,11 +343,12 @@ def install(
     """
     app, library = Path(app), None if aar is None else Path(aar)
     digest = digest or _digest(bundle)
+    within = Within(module=module, source_set=source_set)
     if verdict is None:
-        return deliver(_folder(bundle), app, aar=library, digest=digest, replace=replace)
+        return deliver(_folder(bundle), app, aar=library, digest=digest, replace=replace, within=within)
 
     with settled_bundle(_folder(bundle), Path(verdict), digest=digest) as settled:
-        result = deliver(settled.folder, app, aar=library, replace=replace)
+        result = deliver(settled.folder, app, aar=library, replace=replace, within=within)
     return dataclasses.replace(result, notes=(*result.notes, settled.told))
 
 

@@ -23,7 +23,7 @@ from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
 from edgeq.core.marks import Option, options_of  # noqa: E402
 from edgeq.core.profiles import profile_files  # noqa: E402
 from edgeq.core.schemes import LIMITS  # noqa: E402
-from edgeq.core.targets import VerifiedBy, accelerator, load_target, verified_by  # noqa: E402
+from edgeq.core.targets import NPU, VerifiedBy, accelerator, load_target, verified_by  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 
@@ -89,7 +89,8 @@ def target_table() -> list[str]:
                 _code(target.name),
                 f"{target.runtime}, {accelerator(target.backend)}",
                 ", ".join(target.schemes),
-                _VERIFIED_BY[verified_by(target)] + cpus,
+                ("its vendor's emulator of the NPU" if target.backend == NPU else _VERIFIED_BY[verified_by(target)])
+                + cpus,
                 target.app.oldest,
                 target.app.adds,
             )

@@ -7,9 +7,10 @@ from edgeq.core.targets import TargetProfile
 
 EXAMPLE_NAME = "run_example.py"
 
-# by runtime: what pip installs, and the code that defines `run`
+# what pip installs, by runtime
 _PACKAGES = {"executorch": "executorch torch", "torchscript": "torch", "onnx": "onnxruntime"}
 
+# the code that defines `run`, by runtime
 _LOADING = {
     "executorch": """\
 import torch
@@ -99,6 +100,8 @@ def sqnr_db(expected, output):
         output = output[0]
     expected, output = np.float64(expected), np.float64(output)
     noise = float(((output - expected) ** 2).sum())
+    if not math.isfinite(noise):
+        return -math.inf
     return math.inf if noise == 0 else 10 * math.log10(max(float((expected**2).sum()), 1e-30) / noise)
 
 
@@ -120,7 +123,7 @@ sys.exit(1 if failed else 0)
 
 
 def has_example(target: TargetProfile) -> bool:
-    """Whether bundles of the target hold the script: boards have Python, phones have not; a GPU's is `lower/`'s."""
+    """Whether bundles of the target hold the script: boards have Python, phones have not."""
     return (target.platform, target.arch) == ("linux", "arm64") and target.runtime in _LOADING
 
 

@@ -48,8 +48,7 @@ def read_bundle(folder: Path, *, digest: str | None = None) -> Bundle:
         _check_file(folder, entry)
     bundle = Bundle(folder=folder, manifest=manifest, digest=manifest_digest(data, manifest))
     if digest is not None:
-        expected = digest
-        expected = expected.strip().lower()
+        expected = digest.strip().lower()
         if re.fullmatch("[0-9a-f]{64}", expected) is None:
             what = f"--digest: expected 64 hexadecimal digits, got {expected[:80]!r}"
             raise UsageError(what, "copy the whole digest from `edgeq package --json`, or `edgeq verify --json`")

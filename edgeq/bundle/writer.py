@@ -145,6 +145,7 @@ def manifest_from(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
 
 def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
     lowered, target, verified = item.artifact.lowered, item.target, item.artifact.verified
+    golden, data = item.artifact.golden, item.inputs.data
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=ModelFacts(name=item.inputs.model.name, version=item.model_version, weights=item.inputs.model.weights),
@@ -177,28 +178,28 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         graph_accuracy=_filled(Accuracy, verified.graph_only.fidelity if verified.graph_only else None),
         parity=_filled(ParityFacts, verified.parity),
         golden=GoldenFacts(
-            samples=len(item.artifact.golden.inputs[0]),
-            preprocessed=item.artifact.golden.preprocessed,
-            sqnr_floor_db=item.artifact.golden.sqnr_floor_db,
-            made_on=item.artifact.golden.made_on,
-            made_by=item.artifact.golden.made_by,
+            samples=len(golden.inputs[0]),
+            preprocessed=golden.preprocessed,
+            sqnr_floor_db=golden.sqnr_floor_db,
+            made_on=golden.made_on,
+            made_by=golden.made_by,
         ),
         emulation=_filled(
             EmulationFacts,
-            verified.emulation if (verified.emulation is not None and bool(verified.emulation.runs)) else None,
+            verified.emulation if verified.emulation and verified.emulation.runs else None,
         ),
         not_emulated=verified.not_emulated or None,
         cuda=_filled(CudaBox, lowered.cuda),
         verified_on=_verified_on(verified),
         provenance=Provenance(
             source_sha256=item.inputs.model.source_sha256,
-            calibration_sha256=item.inputs.data.calibration_sha256,
-            calibration_samples=item.inputs.data.calibration_samples,
-            evaluation_sha256=item.inputs.data.evaluation_sha256,
-            evaluation_samples=item.inputs.data.evaluation_samples,
-            data_findings=tuple(sorted({finding.name for finding in item.inputs.data.findings})),
-            qat=_qat(item, item.inputs.data),
-            search=_search(item, item.inputs.data),
+            calibration_sha256=data.calibration_sha256,
+            calibration_samples=data.calibration_samples,
+            evaluation_sha256=data.evaluation_sha256,
+            evaluation_samples=data.evaluation_samples,
+            data_findings=tuple(sorted({finding.name for finding in data.findings})),
+            qat=_qat(item, data),
+            search=_search(item, data),
             seed=item.seed,
             tools=item.tools,
             edgeq=edgeq_version(),

@@ -51,6 +51,7 @@ from edgeq.core.schemes import (
     LimitName,
     ObserverName,
     SchemeName,
+    used_observer,
 )
 
 REJECTED_NAME = "rejected"
@@ -618,6 +619,8 @@ def provenance_options(job: Job, scheme: str) -> dict[str, str]:
         mark = option.in_provenance
         if mark is not None and (mark.schemes is None or scheme in mark.schemes):
             value = option.value_in(job)
+            if option.key == "observer":
+                value = used_observer(scheme, job.observer)
             found[option.key] = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if scheme in NEEDS_SEARCH:
         found |= {f"limit.{name}": f"{value:g}" for name, value in job.gates.limits}

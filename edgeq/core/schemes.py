@@ -35,6 +35,15 @@ AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8
 # they multiply in float, whatever they store, and differ from fp32 by no quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
 
+
+def used_observer(scheme: str, observer: ObserverName) -> ObserverName:
+    """Return the observer that a scheme takes for the one asked for.
+
+    The tools of static-a16w8 have no histogram observer, which would clip nothing of 16 bits: minmax stands for it.
+    """
+    return "minmax" if (scheme, observer) == ("static-a16w8", "histogram") else observer
+
+
 # they observe ranges on real samples
 NEEDS_CALIBRATION: frozenset[SchemeName] = frozenset({"static-int8", "qat-int8", "mixed-int8", "static-a16w8"})
 

@@ -138,7 +138,8 @@ def accelerator(backend: str) -> str:
 def verified_by(target: TargetProfile) -> VerifiedBy:
     """Return what runs a target's artifacts before they ship, on a Linux host without a GPU.
 
-    `emulator`: the device's own kernels under QEMU, and this host's. `runtime`: its runtime with this host's kernels.
+    `emulator`: the device's own kernels, emulated by QEMU (an NPU by its vendor's emulator), and this host's.
+    `runtime`: its runtime with this host's kernels.
     `stand-in`: its runtime on this host's CPU, in place of a GPU. `none`: only the converted graph is judged.
     """
     system, _ = _ONLY_IN.get(target.backend, ("Linux", ""))

@@ -39,7 +39,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("com.microsoft.onnxruntime:onnxruntime-android", "com.microsoft.onnxruntime:onnxruntime-mobile"),
 }
 
-_DEPTH = 4  # folders below the root in which a module may be, where the settings compute their includes
+_DEPTH = 3  # folders below the root in which a module may be, where the settings compute their includes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def find_module(app: Path, module: str | None = None) -> GradleModule:
     if named is not None and named not in modules:
         settings = next(root / name for name in SETTINGS if (root / name).is_file())
         what = f"{settings} does not include {app.resolve().relative_to(root)}, so no APK packs its assets"
-        raise UsageError(what, f"include it there, or give one of: {', '.join(modules) or 'none'} with --module")
+        raise UsageError(what, f"include it there, or give the folder of one of: {', '.join(modules) or 'none'}")
     applications = [one for one in modules.values() if one.is_application]
     if module is not None:
         name = _module_name(module, root, modules)
@@ -103,10 +103,11 @@ def find_module(app: Path, module: str | None = None) -> GradleModule:
     if applications:
         names = ", ".join(one.path for one in applications)
         what = f"{app} has {len(applications)} application modules: {names}"
-        raise UsageError(what, f"name the one whose APK carries the model: --module {applications[0].path}")
+        fix = "give the folder of the one whose APK carries the model, or name it for `edgeq install`: "
+        raise UsageError(what, f"{fix}--module {applications[0].path}")
     seen = ", ".join(name for name in modules if name != ":") or "none"
     what = f"{app}: no module applies the plugin {_APPLICATION}, so no APK packs the model; modules: {seen}"
-    raise UsageError(what, "give the root of the app's project, or name the module with --module")
+    raise UsageError(what, "give the root of the app's project, or the folder of its application module")
 
 
 def _root(app: Path) -> tuple[Path, str | None]:
@@ -189,7 +190,7 @@ class _Project:
             names = (*BUILD, f"{path.rpartition(':')[2]}.gradle.kts", f"{path.rpartition(':')[2]}.gradle")
             build = next((folder / name for name in names if (folder / name).is_file()), None)
             text = "" if build is None else read_code(build)
-            if path == ":" and not text:
+            if path == ":" and build is None:
                 continue
             plugins = frozenset(self._plugins(text))
             code = "\n".join((text, *(self._convention(name) for name in sorted(plugins))))
@@ -232,13 +233,13 @@ class _Project:
 
     def _below(self) -> dict[str, Path]:
         """Return every folder with a build file, for settings that compute what they include."""
-        globs = ("/".join(["*"] * depth) for depth in range(1, _DEPTH))
+        globs = ("/".join(["*"] * depth) for depth in range(1, _DEPTH + 1))
+        others = self._included_builds()
         folders = (path for glob in globs for path in self.root.glob(glob) if path.is_dir())
         return {
             ":" + ":".join(folder.relative_to(self.root).parts): folder
             for folder in folders
-            if any((folder / name).is_file() for name in BUILD)
-            and folder.relative_to(self.root).parts[0] not in self._included_builds()
+            if any((folder / name).is_file() for name in BUILD) and folder.relative_to(self.root).parts[0] not in others
         }
 
     def _included_builds(self) -> tuple[str, ...]:

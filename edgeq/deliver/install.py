@@ -121,7 +121,11 @@ def install(
     module = find_module(app, within.module)
     # as the user named it: a project may be reached through a link
     named = app if module.root == app.resolve() else module.root
-    models = named / assets_folder(module, within.source_set).relative_to(module.root) / "models"
+    assets = assets_folder(module, within.source_set)
+    if not assets.is_relative_to(module.root):
+        what = f"the module {module.path} is outside of {module.root}: {assets}"
+        raise UsageError(what, f"give its folder: --app {module.folder}")
+    models = named / assets.relative_to(module.root) / "models"
     is_mobile = runtime.build == "mobile"
     check_abi(module, ABIS[target.arch])
     unknown = check_runtime(module, runtime.name, runtime.oldest_in_field, is_mobile=is_mobile)

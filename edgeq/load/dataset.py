@@ -254,7 +254,7 @@ def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Datase
         try:
             return split_item(item, specs)
         except UsageError as err:
-            raise UsageError(f"{name}: {err.what}", err.fix) from err
+            raise UsageError(f"{name}: {err.what}", _RETURNS) from err  # each item is one sample, never a batch
 
     labelled = bool(split(first, f"{spec}[0]")[1])
 

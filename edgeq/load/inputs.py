@@ -21,7 +21,7 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "u
 
 MAX_ELEMENTS = 2**31
 
-_MOST_PLACES = 64  # whose bounds are looked for: each takes a run of the model, and some 15 if its bound is its own
+MOST_PLACES = 64  # whose bounds are looked for: each takes a run of the model, and some 15 if its bound is its own
 
 _EXACT = 2**53  # TensorSpec keeps the range as floats, which hold whole numbers exactly up to here
 
@@ -215,7 +215,7 @@ def bounded(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]
         for index, spec in enumerate(specs)
         if not spec.dtype.startswith(("float", "bool"))
         and spec.low < spec.high
-        and 1 < math.prod(spec.shape[1:]) <= _MOST_PLACES
+        and 1 < math.prod(spec.shape[1:]) <= MOST_PLACES
     ]
     highest = {index: np.full(specs[index].shape, int(specs[index].high), specs[index].dtype) for index in tried}
     if not tried or takes(highest) or not takes({}):

@@ -14,6 +14,7 @@ from edgeq.core.errors import UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Sample
+from edgeq.core.units import counted
 from edgeq.load.selection import sample_digest
 
 LABELS = "y"  # the name of the labels among a record's arrays
@@ -103,7 +104,7 @@ def by_name(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> Record:
     """
     if len(inputs) != len(specs):
         names = ", ".join(spec.name for spec in specs)
-        what = f"expected {len(specs)} inputs ({names}) in each item of the data, got {len(inputs)}"
+        what = f"expected {counted(len(specs), 'input')} ({names}) in each item of the data, got {len(inputs)}"
         raise UsageError(what, FORMS)
     return {spec.name: value for spec, value in zip(specs, inputs, strict=True)}
 

@@ -117,20 +117,19 @@ class _Graph:
 
     @classmethod
     def read(cls, blob: bytes, named: dict[str, bytes]) -> _Graph:
-        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
+        from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
         header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
         start = header.flatbuffer_offset
         flatbuffer = blob[start : start + header.flatbuffer_size]
-        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
-        from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
         with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
             folder = Path(name)
             (folder / "schema.fbs").write_bytes(_get_schema_bytes())
             (folder / "graph.bin").write_bytes(flatbuffer)
             _flatc_decompile(name, str(folder / "schema.fbs"), str(folder / "graph.bin"), ["--raw-binary"])
             text = (folder / "graph.json").read_text()
+        # flatc writes C's name of infinity
         graph = json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))
         values = [value["xvalue_union"] for value in graph["xvalues"]]
         tensors = [(one.get("tensor_value", one), one.get("quant_params", {})) for one in values]

@@ -68,15 +68,18 @@ def restore(units: Sequence[BuildUnit], work: Path, gates: GateOptions) -> Finis
         if hit is None:
             continue
         row, data = hit
-        if _is_judged_again(row):
+        if _limits_only_judge(row):
             row = judged_again(row, data, unit.target, gates)
         if not _may_pass_later(row):
             found[unit.key] = (row, data)
     return found
 
 
-def _is_judged_again(row: PackageResult) -> bool:
-    """Whether the limits decide nothing but the verdict; those of a search or a race decided what was made."""
+def _limits_only_judge(row: PackageResult) -> bool:
+    """Whether the limits decided nothing but the verdict; those of a search or a race decided what was made.
+
+    `unit_key` says the same of what is still to be made: there limits are in the key exactly where this is False.
+    """
     return row.choice is None and row.compared is None and row.scheme not in NEEDS_SEARCH
 
 
@@ -84,9 +87,9 @@ def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
     """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
     kept = {}
     for key, (row, data) in made.items():
-        if (row.verified.emulation is not None and bool(row.verified.emulation.problem)) or (
-            _may_pass_later(row) and not _is_judged_again(row)
-        ):
+        # a device that could not be emulated this time may be the next
+        not_emulated = row.verified.emulation is not None and bool(row.verified.emulation.problem)
+        if not_emulated or (_may_pass_later(row) and not _limits_only_judge(row)):
             kept[key] = (row, data)
             continue
         try:
@@ -221,7 +224,8 @@ def _has_code(names: Iterable[str]) -> bool:
 def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
     """Return the hash of the job's facts, a target and a scheme, and of the emulator where it is used.
 
-    The limits are part of it where they decide what is made; elsewhere kept measurements are judged again.
+    The limits are part of it where they decide what is made; elsewhere kept measurements are judged again
+    (`_limits_only_judge`).
     """
     if scheme not in (AUTO, *NEEDS_SEARCH) and not scheme.endswith(COMPARED):
         facts = {name: value for name, value in facts.items() if name != "judged_by"}

@@ -20,7 +20,7 @@ from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
 from edgeq.core.samples import Batch, Dataset, batches
 from edgeq.core.targets import why_not_run
-from edgeq.load.inputs import random_inputs
+from edgeq.load.inputs import MOST_PLACES, random_inputs
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison, cut
@@ -183,9 +183,12 @@ def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
     golden = zip(*model_inputs(read_golden(bundle), bundle.manifest), strict=True)
     for spec, arrays in zip(input_specs(bundle.manifest), golden, strict=True):
         low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
-        highs = np.concatenate([array.reshape(-1, math.prod(spec.shape[1:])) for array in arrays]).max(0)
-        own = tuple(highs.astype(float).tolist()) if spec.dtype.startswith(("int", "uint")) and high > low else ()
-        ranged.append(dataclasses.replace(spec, low=low, high=high, highs=own))
+        places = math.prod(spec.shape[1:])
+        highs: tuple[float, ...] = ()
+        if spec.dtype.startswith(("int", "uint")) and 1 < places <= MOST_PLACES and high > low:
+            values = np.concatenate([array.reshape(-1, places) for array in arrays])
+            highs = tuple(values.max(0).astype(float).tolist())
+        ranged.append(dataclasses.replace(spec, low=low, high=high, highs=highs))
     return tuple(ranged)
 
 

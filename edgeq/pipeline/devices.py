@@ -202,7 +202,7 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         yield _emulated(manifest, options, progress)
     else:
         with open_session(parse_link(options.on)) as session:
-            # the runtime on a real device, installed and self-tested
+            # install the runtime on the real device, and self-test it
             target, board = manifest.target, session.board
             if target.backend == NPU:
                 what = f"target {target.name} runs on an NPU, but edgeq's runners on real devices use CPUs"
@@ -240,10 +240,10 @@ def _emulated(manifest: Manifest, options: DeviceConfig, progress: Progress) -> 
     why = why_not_emulated(target.backend)
     if why:
         raise UnsupportedError(f"target {target.name} cannot be emulated: {why}", "omit --on emulator")
-    versions = (manifest.runtime.oldest_in_field,)
     if target.backend == NPU:
         npus = find_npus(options.cpu or _cpus(manifest))
         return DeviceSetting(machines=npus, options=options, progress=progress, emulator=emulator_of(npus))
+    versions = (manifest.runtime.oldest_in_field,)
     found = machines(target.runtime, versions, options.cpu or _cpus(manifest), progress)
     if not found:
         what = f"no ARM64 wheel is known for {target.runtime} {versions[0]}, the oldest in the field"

@@ -154,8 +154,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                 if job.reuse_qparams_from is not None:
                     label = f"{group[0].label}, all ranges new"
                     without = builder.build(dataclasses.replace(spec, fresh=True), label, emulated=False)
-                    # compare the patches from the shipped artifact to one with its ranges and to one with all ranges
-                    # new
+                    # the patches from the shipped artifact: to one with its ranges, and to one with all ranges new
                     bundle, _ = read_shipped(job.reuse_qparams_from)
                     before = bundle.artifact.read_bytes()
                     patches = [

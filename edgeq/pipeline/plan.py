@@ -14,7 +14,7 @@ from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
-from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING, used_observer
 from edgeq.core.system import host_arch
 from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
@@ -325,9 +325,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     )
     steps = [("quantize", _joined([method, kept]))]
     if scheme in NEEDS_CALIBRATION:
-        # the tools of static-a16w8 have no histogram observer: there the default stands for minmax
-        observer = "minmax" if (scheme, job.observer) == ("static-a16w8", "histogram") else job.observer
-        steps.append(("calibrate", f"{samples}, {observer} observer"))
+        steps.append(("calibrate", f"{samples}, {used_observer(scheme, job.observer)} observer"))
     if job.reuse_qparams_from is not None:
         steps.append(("reuse", f"scales and zero points of {job.reuse_qparams_from} where they fit"))
     if scheme in NEEDS_TRAINING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -106,7 +107,7 @@ def preflight(job: Job) -> None:
         EnvironmentProblem: an extra of edgeq, QEMU or the compiler is missing.
         IntegrityError: the files of the bundle of --reuse-qparams-from are not those that it lists.
     """
-    checks: tuple[Callable[[], None], ...] = (
+    checks: tuple[Callable[[], object], ...] = (
         lambda: check_source(job.source),
         lambda: _check_texts(job),
         lambda: _check_calibration(job),
@@ -120,7 +121,8 @@ def preflight(job: Job) -> None:
         lambda: check_tools(job.device, job.targets),
         lambda: check_cost_options(job.gates, job.targets),
         lambda: _check_paths(job),
-        lambda: _check_inputs(job),
+        lambda: None if job.data.preprocess is None else load_preprocess(job.data.preprocess),
+        *(functools.partial(parse_input, text, index) for index, text in enumerate(job.inputs)),
         # a missing folder is a finding of _check_paths, by the name of its option
         lambda: check_reuse(job) if job.reuse_qparams_from is None or job.reuse_qparams_from.exists() else None,
     )
@@ -156,18 +158,15 @@ def _check_paths(job: Job) -> None:
     raise_findings(findings)
 
 
-def _check_inputs(job: Job) -> None:
-    if job.data.preprocess is not None:
-        load_preprocess(job.data.preprocess)
-    for index, text in enumerate(job.inputs):
-        parse_input(text, index)
+def limits_drop(gates: GateOptions) -> bool:
+    """Whether a limit on the accuracy drop must be measured."""
+    return any(name == DROP for name, _ in gates.limits) and DROP not in gates.allow_unmeasured
 
 
 def _check_drop(job: Job) -> None:
     """Refuse a limit on the accuracy drop that no data can settle; raises a VerificationError."""
     given = with_demo_data(job)
-    limited = any(name == DROP for name, _ in job.gates.limits) and DROP not in job.gates.allow_unmeasured
-    if limited and given.data.evaluation is None and Path(job.source).suffix not in _LOWERED:
+    if limits_drop(job.gates) and given.data.evaluation is None and Path(job.source).suffix not in _LOWERED:
         what = "--limit accuracy_drop cannot be measured: there is no evaluation data"
         raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
 
@@ -235,7 +234,7 @@ def _check_zoo_name(library: str, name: str) -> None:
         return
     decorated = re.compile(
         r"^@register_model\b(?:\(\s*(?:name\s*=\s*)?[\"'](?P<name>\w+)[\"'][^\n]*\)|[^\n]*)\n"
-        r"(?:@[^\n]*\n)*def (?P<own>\w+)",
+        r"(?:(?!def )[^\n]*\n)*def (?P<own>\w+)",  # below other decorators, of several lines too
         re.MULTILINE,
     )
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.py")))

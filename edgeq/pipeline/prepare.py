@@ -28,7 +28,7 @@ from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
 from edgeq.pipeline.plan import BuildStep
-from edgeq.pipeline.preflight import DROP, check_calibration
+from edgeq.pipeline.preflight import check_calibration, limits_drop
 from edgeq.quantize.capture import run_once
 from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
@@ -150,6 +150,7 @@ def prepare(
         schemes = ()
     check_calibration(job, schemes)
     train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
+    # logits [N, classes]; one value in each row may be the score of one of two classes, or a quantity
     shape = outputs[0].shape if outputs and job.data.metric is None else ()
     n_classes = shape[1] if len(shape) == 2 and shape[1] > 1 else None
     with progress.task("read the data"):
@@ -168,10 +169,10 @@ def prepare(
                 metric(tuple(output[0] for output in run(batch)), sample.label)
         except UsageError as err:
             raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
-    limited = any(name == DROP for name, _ in job.gates.limits) and DROP not in job.gates.allow_unmeasured
-    if limited and evaluation is not None and not evaluation.labelled and model.kind not in _ARTIFACTS:
+    is_scored = evaluation is None or evaluation.labelled or metric is not None
+    if evaluation is not None and not is_scored and limits_drop(job.gates) and model.kind not in _ARTIFACTS:
         what = f"--limit accuracy_drop cannot be measured: {evaluation.origin} has no labels"
-        raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
+        raise VerificationError(what, "give labelled --eval-data, a --metric, or --allow-unmeasured accuracy_drop")
     named = (evaluation.class_names if evaluation else ()) or calibration.class_names
     labels = tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
     return Inputs(

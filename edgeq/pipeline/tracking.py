@@ -449,7 +449,7 @@ def _stat_state(path: str) -> str:
     facts = [found.st_mode, found.st_uid, found.st_gid] if found else []
     if found and not stat.S_ISDIR(found.st_mode):
         facts += [found.st_size, found.st_mtime_ns]
-    with contextlib.suppress(OSError):  # few file systems have none
+    with contextlib.suppress(OSError, AttributeError):  # some file systems have none, and macOS's os no such function
         attributes = [(name, os.getxattr(path, name)) for name in sorted(os.listxattr(path))] if found else []
         links += [repr(attributes)] if attributes else []
     return sha256_bytes(repr((links, facts)).encode(errors="surrogateescape"))
@@ -522,7 +522,7 @@ def _questions() -> Iterator[None]:
         start(self)
 
     with contextlib.ExitStack() as asking:
-        for name in _ASKING:
+        for name in filter(functools.partial(hasattr, os), _ASKING):  # macOS has no os.getxattr
             asking.enter_context(replaced(os, name, _asking(getattr(os, name))))
         asking.enter_context(replaced(os, "open", _opening(os.open)))
         asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))

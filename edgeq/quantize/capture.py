@@ -189,7 +189,7 @@ def with_modules(program: Any) -> Any:
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         if stack:
-            # the whole dict is replaced, since nodes may share one
+            # without torch.export's prefixes; the whole dict is replaced, since nodes may share one
             name = str(list(stack.values())[-1][0])
             node.meta["custom"] = {
                 **node.meta.get("custom", {}),
@@ -253,6 +253,7 @@ def _plain_bags() -> Iterator[None]:
         if weights is not None:
             rows = rows * weights.unsqueeze(-1)
         if padding is not None:
+            padding = padding % weight.shape[0]  # counted from the table's end where it is negative
             counted = (input != padding).unsqueeze(-1).to(rows.dtype)
             total = (rows * counted).sum(1)
             return total if mode == "sum" else total / counted.sum(1).clamp(min=1)

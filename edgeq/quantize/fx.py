@@ -96,6 +96,7 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
+            # eagerly: what the engine's mapping has for all that it does not name
             prepared = (
                 prepare_eager(spec, _qconfig_mapping(spec.backend, spec.observer).global_qconfig)
                 if eager

@@ -176,11 +176,10 @@ def plain(module: Any, inputs: tuple[Any, ...], opaque: Sequence[str]) -> tuple[
     if not defaults and not _called_again(module, inputs):
         return module, {}
     tracer = QuantizationTracer(list(opaque), [])
-    tracer.record_stack_traces = False
+    tracer.record_stack_traces = False  # see `without_mutations`
     graph = tracer.trace(module, defaults or None)
-    # take the inputs after the first `kept` out, with the checks that FX made that they have their defaults
-    kept = len(inputs)
-    dropped = set([node for node in graph.nodes if node.op == "placeholder"][kept:])
+    # take the inputs after the first `given` out, with the checks that FX made that they have their defaults
+    dropped = set([node for node in graph.nodes if node.op == "placeholder"][given:])
     for node in graph.nodes:
         if not dropped.isdisjoint(node.all_input_nodes):
             dropped.add(node)

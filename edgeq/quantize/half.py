@@ -205,10 +205,8 @@ def _half(spec: QuantizeSpec, scheme: HalfScheme) -> QuantizedModel:
         exported=program,
         remarks=(
             *scanned,
-            *(
-                *_remarks(f"kept in float32, since half holds at most {largest}", reached, "{:.3g}"),
-                *_remarks("kept in float32, since half loses too much accuracy there", erring, "{:.1f} dB"),
-            ),
+            *_remarks(f"kept in float32, since half holds at most {largest}", reached, "{:.3g}"),
+            *_remarks("kept in float32, since half loses too much accuracy there", erring, "{:.1f} dB"),
         ),
     )
 

@@ -179,6 +179,7 @@ class _Compared(Interpreter):  # type: ignore[misc]  # torch is not followed by 
     def run_node(self, n: Node) -> Any:
         """Compare a layer's output, rounded as the next layer gets it."""
         if "dequantize" in str(n.target) and all(source.op == "get_attr" for source in n.all_input_nodes):
+            # an int8 weight turned into float: the same in every run
             if n.name not in self._weights:
                 self._weights[n.name] = super().run_node(n)
             return self._weights[n.name]

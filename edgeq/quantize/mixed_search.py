@@ -105,7 +105,7 @@ def mixed(
         book = _Notebook(path=path, key=key, task=task, values=values)
         trials = _Trials(sizes, spec, asked, book)
         remedied = _remedied(first, ground_of, remedies, trials)
-    # the best attempt, and the ranking that led to it
+    # find the best attempt, and the ranking that led to it
     rankings = {}
     if remedied is not first:
         rankings[remedied.remedies] = _searched(remedied, simulated(remedied.subject), trials, book)

@@ -10,7 +10,7 @@ from edgeq.core.config import Progress
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
-from edgeq.core.schemes import ObserverName
+from edgeq.core.schemes import ObserverName, used_observer
 from edgeq.core.system import quiet
 from edgeq.quantize import find_file_method, load_function
 from edgeq.quantize.calibrate import PERCENTILE
@@ -161,14 +161,13 @@ def static_a16w8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
     """Return the file with uint16 activations and int8 weights by channel, as the HTP computes them.
 
     With uint8 activations, and clamps between Q and DQ, the HTP's own rounding is lost in deep models: mobilenet_v2's
-    outputs were noise on it (-8 dB), and right on the CPU. Sixteen bits resolve the whole range, so that the default
-    histogram observer, which these tools do not have, would clip nothing: it stands for minmax.
+    outputs were noise on it (-8 dB), and right on the CPU.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 
-    name = {"histogram": "MinMax", **_CALIBRATORS}[spec.observer]
+    name = _CALIBRATORS[used_observer("static-a16w8", spec.observer)]
     if spec.calibration.count == 0:
         raise UsageError("quantized ranges need calibration samples, but there are none", "give --calibration-data")
     folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"

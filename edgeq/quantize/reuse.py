@@ -83,7 +83,7 @@ def convert_reusing(
     def attempt(tolerances: ReuseTolerances) -> _Try:
         candidate = copy.deepcopy(prepared)
         settled = settle(candidate, spec.shipped, is_observer, clipped=tolerances.clipped)
-        # put the shipped values into the weights and biases of a graph, in place; return _Try's counts
+        # put the shipped values into the weights and biases, in place
         layers = values = biases = 0
         for tensor in weight_tensors(candidate, is_observer):
             stored = _same(tensor, asked.layers)
@@ -91,8 +91,7 @@ def convert_reusing(
                 layers += 1
                 values += _keep_weight(tensor, stored, tolerances.values)
                 biases += _keep_bias(tensor, stored, tolerances.biases)
-        counts = layers, values, biases
-        graph = convert(candidate)
+        graph, counts = convert(candidate), (layers, values, biases)
         return _Try(tolerances=tolerances, graph=graph, settled=settled, counts=counts, scores=asked.score(graph))
 
     strict = attempt(STRICT)
@@ -103,7 +102,7 @@ def convert_reusing(
             came = attempt(dataclasses.replace(best.tolerances, **{name: level}))
             if (came.counts, came.settled) == (best.counts, best.settled):
                 break  # it keeps nothing more, and so a tighter one does not either
-            # whether a graph is within the tolerance: of SQNR some, of predictions and score nothing
+            # as good as the strict one: of SQNR a little may be lost, of predictions and score nothing
             agrees = (
                 came.scores.agreement is None
                 or strict.scores.agreement is None
@@ -114,6 +113,7 @@ def convert_reusing(
                 or strict.scores.drop_pp is None
                 or came.scores.drop_pp <= strict.scores.drop_pp
             )
+            # False for NaN
             if agrees and scores and came.scores.sqnr_db >= strict.scores.sqnr_db - MOST_LOST_DB:
                 best = came
                 break

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 from edgeq.core.results.report import Gate, ModelError, PackageResult, ProjectReport
 from edgeq.core.units import safe_lines
 from edgeq.report import text as words
-from edgeq.report.text import gate_facts
 
 # what XML 1.0 cannot say, even escaped
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -42,7 +41,7 @@ def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
     suite = ElementTree.SubElement(root, "testsuite", attributes)
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=_legal(gate.name))
-        told = _legal(gate_facts(gate).removeprefix(f"{gate.name}: "))
+        told = _legal(words.gate_facts(gate).removeprefix(f"{gate.name}: "))
         if _is_failed(gate):
             failure = ElementTree.SubElement(case, "failure", message=told, type=gate.outcome)
             failure.text = f"exit code {int(gate.exit_code)}"
@@ -168,7 +167,7 @@ def to_annotations(report: ProjectReport) -> list[str]:
 
 
 def _failure(where: str, gate: Gate) -> str:
-    return _line("error", where, f"{gate.outcome}: {gate_facts(gate)}")
+    return _line("error", where, f"{gate.outcome}: {words.gate_facts(gate)}")
 
 
 def _line(level: str, title: str, message: str) -> str:

@@ -369,7 +369,7 @@ def page_view(
     elsewhere += ["the app as a whole failed"] if any(not gate.passed for gate in app) else []
     told = [f"{len(failed)} of {len(sources)} failed"] if failed else []
     if len(sources) == 1 and (failed or not elsewhere):
-        told = [text.verdict_text(sources[0].row).replace("\n", ", ")]
+        told = [text.verdict_text(sources[0].row).replace("\n", " ")]
     budget = _SHOWN_BYTES // max(len(sources), 1)
     return PageView(
         title=title,
@@ -394,7 +394,7 @@ def _row(source: Source, anchor: str, budget: int) -> RowView:
     return RowView(
         anchor=anchor,
         title=f"{row.model} {manifest.model.version}, {row.target}, {row.scheme}",
-        verdict=text.verdict_text(row).replace("\n", ", "),
+        verdict=text.verdict_text(row).replace("\n", " "),
         passed=not row.checked.exit_code,
         figures=(
             ("size", text.size(row).replace("\n", ", ")),

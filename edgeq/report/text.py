@@ -26,6 +26,7 @@ from edgeq.core.results.report import (
     Variant,
     of_one,
 )
+from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -479,13 +480,13 @@ def _side_by_side(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> 
 def worst_sqnr(row: PackageResult) -> str:
     """Return the SQNR of the output, or of the channel of it, that came out worst; "-" where there is none."""
     gate = next((one for one in row.checked.gates if one.name == "fidelity"), None)
-    found = re.search(r"-?[\d.]+ dB|infinite", gate.measured) if gate else None
+    found = re.search(r"-?[\d.]+ dB", gate.measured) if gate else None
     if found:
         return found[0]
     fidelity = row.verified.fidelity
     if fidelity is None or fidelity.sqnr_db is None:
         return "-"
-    return "infinite" if fidelity.sqnr_db == math.inf else decibel(fidelity.sqnr_db)
+    return "equal" if fidelity.sqnr_db == math.inf else decibel(fidelity.sqnr_db)
 
 
 # --- What to try next, found in what this run measured: another scheme that passed, the layer with the most error.
@@ -527,15 +528,17 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
             f"the largest layer is {largest.name}: {format_bytes(largest.weight_bytes)} of "
             f"{format_bytes(row.size_bytes)}"
         )
-    if not failed and unverified & _TIME_GATES:
+    # a Mac's tools alone reach an iPhone
+    on = "adb" if row.target.startswith("android-") else "ssh:HOST" if row.target.startswith("linux-") else ""
+    if on and not failed and unverified & _TIME_GATES:
         names = ", ".join(sorted(unverified & _TIME_GATES))
-        said.append(f"{names}: measure on a device: edgeq verify {row.path} --on adb --write-verdict verdict.json")
+        said.append(f"{names}: measure on a device: edgeq verify {row.path} --on {on} --write-verdict verdict.json")
     return [f"next: {row.target} {row.scheme}: {printable(text)}" for text in dict.fromkeys(said)]
 
 
 def _float_layer(row: PackageResult) -> list[str]:
     """Return what it costs to keep the layer with the most error of its own in float."""
-    if row.layer_sqnrs is None:
+    if row.layer_sqnrs is None or row.scheme in FLOAT_SCHEMES:
         return []
     noisiest = row.layer_sqnrs.noisiest
     held = sum(layer.weight_bytes for layer in row.layers if layer.name == noisiest.layer)

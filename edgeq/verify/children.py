@@ -31,7 +31,7 @@ _used = False  # whether this process has used torch, and not only imported it
 
 
 def use_torch() -> None:
-    """Record that this process uses torch from now on: children are then spawned, since a fork could hang."""
+    """Record that this process uses torch from now on: a fork of it could hang, so a server forks the children."""
     global _used
     _used = True
 
@@ -169,8 +169,10 @@ def from_server(log: Path) -> Child:
     settings = frozenset((name, value) for name, value in os.environ.items() if name.startswith(_READ_WHEN_LOADED))
     with _lock:
         server = _servers.get(settings)
-        if server is None or not server.is_running():
-            server = _servers[settings] = _ForkServer()
+        if server is not None and server.is_running():
+            with contextlib.suppress(ConnectionError):  # it was killed this moment
+                return server.fork(log)
+        server = _servers[settings] = _ForkServer()
         return server.fork(log)
 
 
@@ -214,6 +216,10 @@ class _ForkServer:
                 environment.write(json.dumps(state).encode())
                 environment.seek(0)
                 socket.send_fds(self._socket, [b"fork"], [*given, environment.fileno()])
+        except OSError:
+            for descriptor in (write_requests, read_replies, read_status):
+                os.close(descriptor)
+            raise
         finally:
             for descriptor in given:
                 os.close(descriptor)

@@ -264,7 +264,7 @@ class HostRuntimes:
     """The child processes of one run, one for each artifact, started before they are needed.
 
     If this process has not used torch yet, it imports torch once and forks all children, which share its pages.
-    Otherwise a server process forks them, each while the artifact before is made.
+    Otherwise a server process forks them, each while the previous artifact is made.
     """
 
     def __init__(self, count: int, *, folder: Path, progress: Progress) -> None:

@@ -66,7 +66,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
     _look_at_inputs(spec, tally, first, runtime)
     if len(tally.digests) == 1:
-        # where all samples are one and the same, try another input, lest a dead model go unnoticed
+        # all samples are equal: try another input, or a dead model would pass
         inputs = another_input(first)
         if inputs is not None:
             tally.measured.look(first, runtime.run(inputs))
@@ -138,7 +138,7 @@ def _batch_of(sample: Sample) -> Batch:
     return Batch(inputs=tuple(array[None] for array in sample.inputs), samples=(sample,))
 
 
-_MOST_TRIES = 3  # of a busy machine's times
+_MOST_TRIES = 3  # of timing, while the spread of the times shows a busy machine
 
 
 def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded) -> tuple[Timing, KernelShare]:

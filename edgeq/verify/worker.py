@@ -104,7 +104,7 @@ def fork_server(asked: socket.socket) -> None:
             os.environ.clear()
             os.environ.update(state["variables"])
             sys.path[:] = state["path"]
-            with contextlib.suppress(FileNotFoundError):  # the current folder was removed meanwhile
+            with contextlib.suppress(OSError):  # the current folder was removed meanwhile, or may not be entered
                 os.chdir(state["folder"])
             others = (asked.detach(), child_ended, tell, status_pipe, *statuses.values())
             serve_forked((requests, replies), others, log, server)
@@ -176,13 +176,11 @@ def _answer(
         outputs = runner.run_twice(arrays) if request.get("twice") else runner.run(arrays)
         return {"overwritten": sorted(runner.overwritten)}, outputs
     if request["op"] == "time":
-        warmup = request["warmup"]
-        runs = request["runs"]
         inputs = runner.tensors(arrays)
-        for _ in range(warmup):
+        for _ in range(request["warmup"]):
             runner.call(inputs)
         latencies = []
-        for _ in range(runs):
+        for _ in range(request["runs"]):
             start = time.perf_counter_ns()
             runner.call(inputs)
             latencies.append((time.perf_counter_ns() - start) / 1e6)

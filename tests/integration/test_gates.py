@@ -123,6 +123,16 @@ def test_an_accuracy_limit_without_labels_ends_the_run_at_once(package: Run) -> 
     assert allowed.gate("accuracy_drop")["outcome"] == "allowed"
 
 
+def test_a_metric_of_the_outputs_alone_needs_no_labels(package: Run) -> None:
+    images, _ = bright_quarters(200, 8)
+    np.save("plain.npy", images)
+    Path("metric.py").write_text("def sure(outputs, label):\n    return float(outputs[0].max() > 0.1)\n")
+    args = ("--eval-data", "plain.npy", "--metric", "metric.py:sure", "--scheme", "fp32")
+    done = package(*args, *limits("accuracy_drop=5pp"), "--json")
+    assert "cannot be measured" not in done.err
+    assert done.gate("accuracy_drop")["name"] == "accuracy_drop"
+
+
 @pytest.mark.parametrize("target", [X86, XNNPACK, "linux-x86_64-ort"])
 def test_layers_that_people_keep_in_float_are_not_missing_from_int8(package: Run, target: str) -> None:
     result = package("--target", target, "--keep-fp32", "features.0", "--json")

@@ -298,6 +298,7 @@ def next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> 
         IntegrityError: the keys are not this channel's, or too few of the replaced ones are available.
         EnvironmentProblem: a private key is not available.
     """
+    from tuf.api.exceptions import UnsignedMetadataError
     from tuf.api.metadata import Metadata, Root
 
     expires = now + datetime.timedelta(days=_ROOT_DAYS)
@@ -317,9 +318,7 @@ def next_root(before: Channel | None, ring: KeyRing, now: datetime.datetime) -> 
     root = Metadata(new)
     for signer in (*ring.signers("root"), *ring.retired_signers("root")):
         root.sign(signer, append=True)
-    # check before anything is written that clients will follow
-    from tuf.api.exceptions import UnsignedMetadataError
-
+    # before anything is written that clients will follow
     try:
         for judge in (*(before.roots[-1:] if before else ()), root):
             judge.signed.verify_delegate("root", root.signed_bytes, root.signatures)

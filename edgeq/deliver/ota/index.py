@@ -150,6 +150,7 @@ def parse_index(targets: Mapping[str, Any]) -> Index:
             what = f"the channel's index has facts of version {version}, this client knows {FACTS_VERSION}"
             raise UnsupportedError(what, "update the app, or edgeq")
         try:
+            # strict validation takes no list for a tuple
             parsed = _FACTS.validate_python(
                 {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}, strict=True
             )

@@ -132,6 +132,8 @@ def _time(text: str) -> datetime.datetime:
 
 def _fetcher(source: Source) -> FetcherInterface:
     from tuf.api.exceptions import DownloadHTTPError
+    from tuf.api.metadata import Metadata
+    from tuf.api.serialization.json import JSONSerializer
     from tuf.ngclient import FetcherInterface
 
     class Fetcher(FetcherInterface):
@@ -151,15 +153,13 @@ def _fetcher(source: Source) -> FetcherInterface:
         def download_bytes(self, url: str, max_length: int) -> bytes:
             data: bytes = super().download_bytes(url, max_length)
             # refuse bytes that are not those that edgeq wrote, even where a change in them would change no meaning
-            name = url.removeprefix(_BASE)
-            from tuf.api.metadata import Metadata
-            from tuf.api.serialization.json import JSONSerializer
-
             metadata: Metadata[Any] = Metadata.from_bytes(data)
+            # signatures are over canonical JSON, so that spaces and the case of digits are not covered by them
             exact = metadata.to_bytes(JSONSerializer(compact=False)) == data
             if not exact or any(one.signature != one.signature.lower() for one in metadata.signatures.values()):
                 raise IntegrityError(
-                    f"the channel's index was tampered with: {name} differs from the signed file", _TELL
+                    f"the channel's index was tampered with: {url.removeprefix(_BASE)} differs from the signed file",
+                    _TELL,
                 )
             return data
 

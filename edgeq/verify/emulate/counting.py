@@ -100,7 +100,7 @@ def count(
         ran = run_all([_counted(work, tools, file) for file in files], timeout_s=timeout_s)
         looks = [_looks(file) for file in files]
         whole = _last_call(looks[0], ran[0])
-        if not operators or not traced:
+        if not traced:
             return CountReport(cpu=core, total=whole, why_no_operators=_NOT_TRACED if operators else "")
         found, why = _operators(runtime, ran[1].trace or b"", looks[1], whole, Path(name))
     return CountReport(cpu=core, total=whole, operators=found, why_no_operators=why)

@@ -190,7 +190,7 @@ def _outputs_of_npus(spec: EmulateSpec, npus: Sequence[Npu], task: Task) -> list
     """Compile and run the artifact for one SoC after another, in a process that may crash."""
     deadline = time.monotonic() + spec.timeout_s
     made: list[list[Outputs]] = []
-    with HostRuntime(trusted=True) as runtime:
+    with HostRuntime() as runtime:
         for npu in npus:
             backend = f"{NPU}/{npu.soc.name}"
             runtime.load(spec.artifact, runtime="onnx", backend=backend, threads=spec.threads)

@@ -214,7 +214,10 @@ WHEELS = (
     ),
 )
 
-DEFAULT_WHEELS = WHEELS[1:4]  # those of the shipped target profiles that are emulated
+# those of the shipped target profiles that are emulated
+DEFAULT_WHEELS = tuple(
+    wheel for wheel in WHEELS if wheel.arch == "arm64" and wheel.version in ("1.5.1", "2.1.0", "1.20.1")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The self-test: a known artifact on each runtime and CPU model must give its known outputs.
 
-`selftest/` holds the digits model for every runtime, for ExecuTorch and TorchScript as edgeq 0.1.0 packaged it
-(tests/golden/0.1.0), with four inputs and the outputs of x86 kernels; correct ARM64 kernels give the same.
+`selftest/` holds the digits model for each runtime, with four inputs and the outputs of x86 kernels; correct ARM64
+kernels give the same. Those for ExecuTorch and TorchScript are as edgeq 0.1.0 packaged them (tests/golden/0.1.0).
 """
 
 from __future__ import annotations

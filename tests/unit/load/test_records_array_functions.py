@@ -101,7 +101,7 @@ def test_an_endless_iterator_is_read_up_to_the_limit(returning):
         ("'x.npz'", "cannot use the str"),
         ("[]", "at least 1 sample"),
         ("['a', 'b']", "expected the arrays of a sample, got str"),
-        ("[(x[0], x[1], 3, 4)]", "expected 1 inputs (x) in each item of the data, got 4"),
+        ("[(x[0], x[1], 3, 4)]", "expected 1 input (x) in each item of the data, got 4"),
         ("{'x': [[1.0, 2.0], [3.0]]}", "expected an array, got list"),
         ("{'x': np.array([{}, None])}", "expected numbers, got dtype object"),
         ("1 / 0", "raised ZeroDivisionError at user.py"),

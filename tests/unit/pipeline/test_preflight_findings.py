@@ -51,6 +51,13 @@ def test_all_findings_are_shown_at_once() -> None:
     ]
 
 
+def test_every_model_that_torchvision_has_is_known_without_importing_it() -> None:
+    from torchvision.models import list_models
+
+    for name in list_models():
+        check_source(f"torchvision:{name.replace('quantized_', 'quantization.')}")
+
+
 @pytest.mark.parametrize("source", ["net.py:model", "net.py:make", "net.py:torch", "torchvision:resnet18", "digits"])
 def test_what_is_there_is_accepted(source: str) -> None:
     check_source(source)

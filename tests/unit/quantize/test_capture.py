@@ -79,6 +79,26 @@ def test_bags_of_one_size_are_captured_as_lookups(mode, padding):
         assert torch.allclose(program.module()(drawn), bag(drawn), atol=1e-6)
 
 
+class LastIsPadding(nn.Module):
+    """A padding index that counts from the end of the table, as a functional call may have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(11, 4))
+
+    def forward(self, ids):
+        return nn.functional.embedding_bag(ids, self.table, mode="mean", padding_idx=-1)
+
+
+def test_a_padding_index_may_count_from_the_end():
+    torch.manual_seed(0)
+    bag = LastIsPadding()
+    program = capture(loaded(bag, TensorSpec(name="ids", dtype="int64", shape=(2, 3), high=10.0)))
+    drawn = torch.tensor([[10, 3, 10], [10, 10, 10]])
+    with torch.no_grad():
+        assert torch.allclose(program.module()(drawn), bag(drawn), atol=1e-6)
+
+
 class Tables(nn.Module):
     def __init__(self):
         super().__init__()

@@ -84,7 +84,20 @@ def test_a_server_that_was_killed_takes_its_children_along_and_is_replaced(new_s
         first = server_pid()
         os.kill(first, signal.SIGKILL)
         assert host._child.process.wait() == -signal.SIGKILL
+        assert ended(first)  # its files are closed one after the other, and the child's status may be the first
     with HostRuntime() as host:
+        host.gpu()
+        assert server_pid() != first
+
+
+def test_a_server_that_is_killed_while_it_is_asked_is_replaced(new_server, monkeypatch):
+    with HostRuntime() as host:
+        host.gpu()
+        first = server_pid()
+        os.kill(first, signal.SIGKILL)
+        assert ended(first)
+    with monkeypatch.context() as patch, HostRuntime() as host:
+        patch.setattr(children._ForkServer, "is_running", lambda _server: True)  # as it did when that was asked
         host.gpu()
         assert server_pid() != first
 
@@ -126,6 +139,7 @@ def test_openmp_gives_cores_back_unless_the_user_says_otherwise(new_server, monk
     if own is not None:
         monkeypatch.setenv("GOMP_SPINCOUNT", own)
     with HostRuntime(start) as host:
+        host.gpu()  # a process that has just begun its program has an empty environment for a moment
         pid = host._child.process.pid if start is started else server_pid()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert f"GOMP_SPINCOUNT={seen}".encode() in environment

@@ -8,7 +8,8 @@ FX puts an observer on what an int8 kernel reads or writes, and takes its kind f
   between and the values are others;
 - all parts of a concatenation get one scale, be one in 0 to 1 and another in pixels, and so does what is multiplied by
   a number and its product, although that kernel scales the scale instead;
-- a softmax over thousands of values is rounded to steps of 1/256, where nearly all of it is zero;
+- a softmax over thousands of values is rounded to steps of 1/256, where nearly all of it is zero, and so is a tanh or
+  sigmoid whose values fill a small part of its fixed range;
 - a mask of -1e9 that is added to attention scores takes the range, so that the scores are one value.
 
 Here each observer is given the range of the value that it sees. What only moves data shares the range of its source. A
@@ -41,6 +42,9 @@ _UNLIKE = 4.0
 
 # a softmax sums to one; rounded ones that miss it by more on average have lost their small values
 _LOST_SUM = 0.02
+
+# an activation whose values take so small a part of its fixed range keeps fewer than 32 of its 256 steps
+_UNUSED = 8.0
 
 # what masks add to what softmax shall leave out: -inf, the least float of any type, BERT's -10000
 _MASK = -9999.0
@@ -81,6 +85,9 @@ _WRITING = frozenset(
 
 _SOFTMAX = frozenset({"softmax"})
 
+# activations whose int8 kernel has one output range, and ATen's operator of each
+_FIXED = {name: name.rstrip("_") for name in ("hardsigmoid", "sigmoid", "sigmoid_", "tanh", "tanh_")}
+
 _SCALING = (operator.add, operator.mul, torch.add, torch.mul)
 
 # what computes one value from one, or from two at the same place: after a lost softmax it is as unfit for int8
@@ -105,14 +112,18 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
     graph.leave_writes_in_float()
     joins = [node for node in prepared.graph.nodes if graph.name(node) in _JOINING and graph.parts(node)]
     softmaxes = [node for node in prepared.graph.nodes if graph.name(node) in _SOFTMAX and graph.place(node)]
+    fixed = [node for node in prepared.graph.nodes if graph.name(node) in _FIXED and graph.fixed_range(node)]
     masking = any(graph.name(node) == "softmax" for node in prepared.graph.nodes)
-    if (joins or masking) and spec.calibration.count:
+    if (joins or fixed or masking) and spec.calibration.count:
         samples = evenly(spec.calibration, _SAMPLES)
-        seen = _Seen(graph, joins, softmaxes, masking=masking)
+        seen = _Seen(graph, joins, fixed, softmaxes, masking=masking)
         with spec.progress.task(f"compare ranges for {spec.label}", samples.count) as task:
             calibrate(seen, samples, spec.inputs, task)
         for place in seen.masked:
             graph.remove(place)
+        for node in fixed:
+            if 0 < seen.outputs[node].width * _UNUSED < _width(graph.fixed_range(node)()):
+                graph.compute_in_float(node)
         lost = [node for node in softmaxes if seen.lost_sum(node) > _LOST_SUM]
         apart = [node for node in joins if graph.must_part(node, seen)]
         graph.leave_lost_in_float(lost)
@@ -438,6 +449,19 @@ class _Graph:
                 self.remove(place)
             waiting += [user for user in value.users if self._goes_on(user)]
 
+    def compute_in_float(self, activation: Any) -> None:
+        """Compute an activation of fixed range in float, and round what it gives in its own range."""
+        before = self.fixed_range(activation)()
+        own = self._new_observer()
+        for place in [place for user in list(activation.users) for place in self._moved_on(user)]:
+            observer = self.observer(place)
+            if isinstance(observer, FixedQParamsObserver) and _alike(observer, before):
+                self.put(place, own)
+        # FX makes an int8 kernel of each form that it knows
+        source = activation.all_input_nodes[0]
+        activation.target = getattr(torch.ops.aten, _FIXED[self.name(activation)]).default
+        activation.op, activation.args, activation.kwargs = "call_function", (source,), {}
+
     def leave_writes_in_float(self) -> None:
         """Do not round what a write into a part of a tensor gave for readers in float: its parts' ranges may be unlike.
 
@@ -503,6 +527,11 @@ def _is_operator(node: Any) -> bool:
     return isinstance(node.target, torch._ops.OpOverload)
 
 
+def _width(fixed: Any) -> float:
+    """Return the width of a fixed range."""
+    return float(fixed.scale) * (fixed.quant_max - fixed.quant_min + 1)
+
+
 def _alike(one: Any, other: Any) -> bool:
     """Whether two fixed ranges are the same."""
     return bool(one.scale == other.scale) and bool(one.zero_point == other.zero_point)
@@ -521,13 +550,17 @@ class _Seen(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
 
     Attributes:
         ranges: of each part of each join.
+        outputs: of each activation of fixed range.
         masked: the places of values that hold a mask, where the graph has a softmax to leave such out.
     """
 
-    def __init__(self, graph: _Graph, joins: list[Any], softmaxes: list[Any], *, masking: bool) -> None:
+    def __init__(
+        self, graph: _Graph, joins: list[Any], fixed: list[Any], softmaxes: list[Any], *, masking: bool
+    ) -> None:
         super().__init__()
         self.prepared = graph.prepared
         self.ranges = {join: [_Range() for _ in graph.parts(join)] for join in joins}
+        self.outputs = {node: _Range() for node in fixed}
         self._sums = {node: _Sums() for node in softmaxes}
         self.masked: list[Any] = []
         self._observers = {node: graph.observer(graph.place(node)) for node in softmaxes}
@@ -547,6 +580,8 @@ class _Seen(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
         if node in self.ranges:
             for seen, part in zip(self.ranges[node], args[0] if args else kwargs["tensors"], strict=True):
                 seen.add(part)
+        elif node in self.outputs:
+            self.outputs[node].add(result)
         elif node in self._sums:
             if node.op == "call_module":
                 dim = self.prepared.get_submodule(str(node.target)).dim

@@ -183,6 +183,47 @@ def test_a_softmax_over_many_places_stays_in_float(backend):
     assert max(abs(a[0] - b[0]).max() for a, b in zip(ours, theirs, strict=True)) < 0.05  # 0.5 when it was rounded
 
 
+class Times(nn.Module):
+    """A factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Small(nn.Module):
+    """Offsets that fill a hundredth of the range of their activation, as a flow or a residual in pixels does."""
+
+    def __init__(self, activation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.activation = activation
+
+    def forward(self, x):
+        offsets = self.activation(self.body(x))
+        return offsets, self.head(offsets)
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(lambda x: torch.tanh(x * 0.01), nn.Sequential(Times(0.01), nn.Tanh()), lambda x: (x * 0.01).tanh_()),
+        *(lambda x: torch.sigmoid(x - 5), lambda x: functional.hardsigmoid(x * 0.5 - 3)),
+    ],
+    ids=["tanh", "Tanh", "tanh_", "sigmoid", "hardsigmoid"],
+)
+def test_an_activation_that_uses_little_of_its_fixed_range_has_its_own(activation, backend):
+    model = loaded(Small(activation), IMAGE)
+    result = quantized(model, backend=backend)
+    assert sorted(result.quantized) == ["body", "head"]
+    assert _least_channel_db(model, result, backend) > {"qnnpack": 17, "x86": 11}[backend]  # at most 14 and 8 in the fixed range
+
+
 class Attention(nn.Module):
     """Scores, to which a mask is added, and a scale that is computed from a shape."""
 

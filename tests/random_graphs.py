@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -277,9 +278,12 @@ def worst_channel(allowed: list[np.ndarray], exact: list[np.ndarray], measured: 
     return worst
 
 
-def seeds(count: int) -> range:
-    """Return the seeds to try: as many as CI does, or what EDGEQ_RANDOM_GRAPHS says."""
-    first, _, end = os.environ.get("EDGEQ_RANDOM_GRAPHS", str(count)).rpartition(":")
+def seeds(count: int, *found: int) -> Sequence[int]:
+    """Return the seeds to try: as many as CI does and those that found a fault, or what EDGEQ_RANDOM_GRAPHS says."""
+    asked = os.environ.get("EDGEQ_RANDOM_GRAPHS")
+    if asked is None:
+        return [*range(count), *found]
+    first, _, end = asked.rpartition(":")
     return range(int(first or 0), int(end))
 
 

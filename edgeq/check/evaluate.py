@@ -84,7 +84,14 @@ def check(
         *device_gates(scheme, verified),
         *training_gates(quantized.tuning),
         *search_gates(quantized.search),
-        *audit_gates(target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32),
+        *audit_gates(
+            target=target,
+            scheme=scheme,
+            lowered=lowered,
+            verified=verified,
+            asked_fp32=artifact.asked_fp32,
+            front=artifact.quantized.front,
+        ),
         runtime_gate(target, lowered),
     ]
     gates += asked_gates(verified, target, options, size_bytes=artifact.size_bytes, download_bytes=download_bytes)
@@ -239,7 +246,12 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
         *timing_warnings(verified.timing),
         *training_warnings(quantized.tuning),
         *audit_warnings(
-            target=target, scheme=scheme, lowered=lowered, verified=verified, asked_fp32=artifact.asked_fp32
+            target=target,
+            scheme=scheme,
+            lowered=lowered,
+            verified=verified,
+            asked_fp32=artifact.asked_fp32,
+            front=artifact.quantized.front,
         ),
     )
 

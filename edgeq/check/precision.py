@@ -39,6 +39,7 @@ def audit_gates(
     lowered: LoweredModel,
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
+    front: Collection[str] = (),
 ) -> tuple[Gate, ...]:
     """Return a gate for each share (0 to 1) that the profile's `[audit.SCHEME]` requires; a share of 0 has none.
 
@@ -51,6 +52,7 @@ def audit_gates(
         lowered: the work that the delegate took.
         verified: the kernels in the runtime's own profile.
         asked_fp32: names of its layers that the user keeps in float.
+        front: names of its layers that quantization left in float before a logarithm.
     """
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None:
@@ -74,7 +76,7 @@ def audit_gates(
         pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
         layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if pair[0].is_linear]}
     return tuple(
-        _share(name, least, share, reason, _planned(layers.get(name, ()), asked_fp32))
+        _share(name, least, share, reason, _planned(layers.get(name, ()), asked_fp32, front))
         for name, least, share, reason in measured
         if least > 0
     )
@@ -87,13 +89,14 @@ def audit_warnings(
     lowered: LoweredModel,
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
+    front: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Warn if most of an int8 artifact's work is in float by intention; arguments as in `audit_gates`."""
     kernels = verified.kernels
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
         return ()
-    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32)
+    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, front)
     if planned is None or kernels.int8_macs >= _MOST:
         return ()
     suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
@@ -101,14 +104,18 @@ def audit_warnings(
     return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
 
 
-def _planned(pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str]) -> _Planned | None:
+def _planned(
+    pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str], front: Collection[str]
+) -> _Planned | None:
     """Return what is audited of layers with their precisions; None where all or none of it was meant for int8."""
-    exempt = {"--keep-fp32": 0, "products of activations": 0}
+    exempt = {"--keep-fp32": 0, "logarithms that follow": 0, "products of activations": 0}
     total, meant, int8, broken = 0, 0, 0, []
     for layer, kind in pairs:
         total += layer.macs
         if layer.name in asked_fp32:
             exempt["--keep-fp32"] += layer.macs
+        elif layer.name in front and kind != "int8":
+            exempt["logarithms that follow"] += layer.macs
         elif layer.of_activations and kind != "int8":
             exempt["products of activations"] += layer.macs
         else:

@@ -68,7 +68,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             if program is None:
                 inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                 program = torch.export.export(quantized.graph, inputs)
-            program = _without_flat_prelu(program)
+            program = _expressible(program)
             with delegate.around(program):
                 return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
     except Exception as err:  # torch.export and the passes raise many types
@@ -76,15 +76,23 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
         raise UnsupportedError(what, "replace the operator named in this error, or use a TorchScript target") from err
 
 
-def _without_flat_prelu(program: Any) -> Any:
-    """Return a program whose PReLUs of values other than [N, C, H, W] are relu(x) - weight * relu(-x); most have none.
+def _expressible(program: Any) -> Any:
+    """Return a program without what ExecuTorch's passes trip over; most have nothing of it.
 
-    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) wants every PReLU's input in NHWC, and fails on others.
+    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) wants every PReLU's input in NHWC, and fails on others:
+    those of values other than [N, C, H, W] become relu(x) - weight * relu(-x). The edge dialect has no magnitude of
+    complex numbers ("mismatched dtypes"), as of a spectrum: it becomes the root of the sum of squares.
     """
     import torch
 
-    prelu = torch.ops.aten.prelu.default
-    if all(node.target is not prelu or node.meta["val"].dim() == 4 for node in program.graph.nodes):
+    prelu, magnitude = torch.ops.aten.prelu.default, torch.ops.aten.abs.default
+
+    def concerns(node: Any) -> bool:
+        if node.target is prelu:
+            return bool(node.meta["val"].dim() != 4)
+        return node.target is magnitude and bool(node.args[0].meta["val"].is_complex())
+
+    if not any(concerns(node) for node in program.graph.nodes):
         return program
 
     def split(x: Any, weight: Any) -> Any:
@@ -93,7 +101,13 @@ def _without_flat_prelu(program: Any) -> Any:
         factor = weight.reshape(-1, *(1,) * (x.dim() - 2)) if x.dim() > 1 else weight
         return torch.relu(x) - factor * torch.relu(-x)
 
-    return program.run_decompositions({prelu: split})
+    def root(x: Any) -> Any:
+        if not x.is_complex():
+            return NotImplemented
+        parts = torch.view_as_real(x)
+        return (parts * parts).sum(-1).sqrt()
+
+    return program.run_decompositions({prelu: split, magnitude: root})
 
 
 def _cause(err: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import QuantizedModel, Tuning
 from edgeq.core.schemes import ObserverName
+from edgeq.quantize.before_logs import FRONT, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
@@ -22,6 +24,7 @@ from edgeq.quantize.fx_workarounds import (
     containers,
     contiguous_clamps,
     exchange_layers,
+    forget_configs,
     kept_names,
     leave_unlike_sums,
     observe_floats_only,
@@ -116,6 +119,7 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
         tuning=tuning,
         converted=converted,
         layer_sqnrs=layer_sqnrs,
+        front=prepared.meta.get(FRONT, ()) if not eager else (),
     )
 
 
@@ -186,6 +190,15 @@ def prepare(spec: QuantizeSpec) -> Any:
         with spec.progress.task(f"export {spec.label}") as task:
             task.note(f"FX cannot trace the model{user_line(err)}: quantizing its exported graph instead")
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
+    front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
+    forget_configs(prepared, front)
+    # a function of the graph has its operator's name in the table of layers
+    prepared.meta[FRONT] = tuple(
+        str(node.target) if node.op == "call_module" else operator
+        for node in front
+        if multiplies(prepared, node)
+        for operator in ("convolution", "mm", "bmm", "addmm")
+    )
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
 
@@ -220,10 +233,15 @@ def _for_engine(converted: Any) -> Any:
 
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     """Return the engine's own mapping, with the observer of activations exchanged."""
+    import torch
     from torch import nn
     from torch.ao.quantization import HistogramObserver, MinMaxObserver, QConfig, get_default_qconfig_mapping
 
     mapping = get_default_qconfig_mapping(backend)
+    for product in (torch.matmul, operator.matmul):
+        # quantized::matmul computes in float between two roundings, and torch 2.1.0's lite interpreter lacks it
+        mapping.set_object_type(product, None)
+    mapping.set_object_type("matmul", None)
     if backend != "qnnpack":
         # FBGEMM garbles the weights of a transposed convolution when it unpacks them to save or copy (torch 2.15)
         for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):

@@ -468,13 +468,14 @@ class _Graph:
         FX rounds it for the view that reads it, since there are int8 views.
         """
         written = [node for node in self.nodes if _is_operator(node) and self.name(node) in _WRITING]
-        for place in [place for node in written for place in self._first_places(node)]:
-            for reader in [user for user in list(place.users) if self._is_read_in_float(user)]:
-                reader.replace_input_with(place, place.args[0])
-                for later in [node for node in self._moved_on(reader) if self.is_place(node)]:
-                    self.remove(later)
-            if not place.users:
-                self.remove(place)
+        for node in written:
+            for place in self._first_places(node):  # those that are left: what is removed for one may be another's
+                for reader in [user for user in list(place.users) if self._is_read_in_float(user)]:
+                    reader.replace_input_with(place, place.args[0])
+                    for later in [one for one in self._moved_on(reader) if self.is_place(one)]:
+                        self.remove(later)
+                if not place.users:
+                    self.remove(place)
 
     def _first_places(self, node: Any) -> list[Any]:
         """Return the observers of a value, and of what it is moved to before it is observed."""

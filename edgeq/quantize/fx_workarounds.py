@@ -28,7 +28,7 @@ import inspect
 import operator
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -232,6 +232,15 @@ def _called_again(module: Any, inputs: tuple[Any, ...]) -> bool:
         for hook in hooks:
             hook.remove()
     return any(number > 1 for number in calls.values())
+
+
+def forget_configs(prepared: Any, nodes: Collection[Any]) -> None:
+    """Let nodes of a prepared graph, whose observers were removed, be converted to nothing else."""
+    configs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
+    for node in nodes:
+        configs[node.name] = None
+        if node.op == "call_module":
+            prepared.get_submodule(str(node.target)).qconfig = None
 
 
 def observe_floats_only(prepared: Any, inputs: tuple[Any, ...]) -> Any:

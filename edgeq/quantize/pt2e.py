@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import QuantizedModel, Tuning
+from edgeq.quantize.before_logs import FRONT, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight
@@ -86,6 +87,7 @@ def static_int8(
         tuning=tuning,
         converted=converted,
         layer_sqnrs=before.against(converted.graph),
+        front=prepared.meta[FRONT],
     )
 
 
@@ -144,6 +146,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
+    front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
+    prepared.meta[FRONT] = tuple(_name_in_table(node) for node in front if multiplies(prepared, node))
     if spec.backend == "ort":  # XNNPACK merges a clamp into the layer before it by itself
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
     return prepared
@@ -319,8 +323,10 @@ def _type_name(kind: Any) -> str:
 
 def _layer_name(_graph: Any, node: Any) -> str | None:
     """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
-    if not _is_layer(node):
-        return None
+    return _name_in_table(node) if _is_layer(node) else None
+
+
+def _name_in_table(node: Any) -> str:
     return str(node.meta.get("custom", {}).get(MODULE_KEY) or node.name)
 
 

@@ -23,6 +23,7 @@ def quantized_model(
     tuning: Tuning | None = None,
     converted: Converted | None = None,
     layer_sqnrs: LayerSqnrs | None = None,
+    front: Sequence[str] = (),
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -35,6 +36,7 @@ def quantized_model(
         tuning: results of training, for schemes that train.
         converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
         layer_sqnrs: against the float graph, for schemes that calibrate one.
+        front: names of the layers that were left in float before a logarithm.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -54,6 +56,7 @@ def quantized_model(
         fresh=converted.settled.fresh if converted else (),
         kept=converted.kept if converted else None,
         layer_sqnrs=layer_sqnrs,
+        front=tuple(dict.fromkeys(front)),
     )
 
 

@@ -329,6 +329,8 @@ class QuantizedModel:
             `search_state`.
         remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
+        front: names, in the artifact's table of layers, of those that stay in float before a logarithm, which int8
+            would make noise of.
     """
 
     scheme: str
@@ -345,6 +347,7 @@ class QuantizedModel:
     search_state: Path | None = None
     remarks: tuple[str, ...] = ()
     layer_sqnrs: LayerSqnrs | None = None
+    front: tuple[str, ...] = ()
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers

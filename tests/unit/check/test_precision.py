@@ -12,13 +12,14 @@ from edgeq.core.results.model import Layer
 from .gate_builders import kernels, lowered, target, verified
 
 
-def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack", kept=()):
+def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack", kept=(), front=()):
     gates = audit_gates(
         target=target(name),
         scheme=scheme,
         lowered=model or lowered(),
         verified=report or verified(),
         asked_fp32=kept,
+        front=front,
     )
     return {gate.name: gate for gate in gates}
 
@@ -97,7 +98,19 @@ def test_dynamic_is_held_to_its_linear_layers_and_half_to_its_kernels():
     assert audited("fp16", report=verified(kernels=half))["half_macs"].outcome == "failed"
 
 
-def ran(*layers, scheme="static-int8", kept=()):
+def test_layers_in_float_before_a_logarithm_are_in_the_plan_and_others_are_not():
+    layers = [("front", 60, "other", False), ("body", 40, "int8", False)]
+    gates, warnings = ran(*layers, front=["front"])
+    assert gates["int8_macs"].outcome == "ok"
+    assert "60.0% by logarithms that follow" in gates["int8_macs"].detail
+    assert "60.0% by logarithms that follow" in warnings[0]
+    assert ran(*layers)[0]["int8_macs"].outcome == "failed"
+    gates, _ = ran(*layers, ("tail", 10, "other", False), front=["front"])
+    assert gates["int8_macs"].outcome == "failed"
+    assert "not in int8: tail" in gates["int8_macs"].detail
+
+
+def ran(*layers, scheme="static-int8", kept=(), front=()):
     """Audit layers of a name, MACs, precision, and whether they multiply two activations."""
     found = [
         Layer(name=name, op="bmm" if product else "linear", macs=macs, weight_bytes=1, delegated=True,
@@ -109,9 +122,14 @@ def ran(*layers, scheme="static-int8", kept=()):
     share = dataclasses.replace(kernels(int8), precisions=tuple(kind for *_, kind, _ in layers), int8_linear_macs=int8)
     report = verified(kernels=share)
     warnings = audit_warnings(
-        target=target("android-arm64-xnnpack"), scheme=scheme, lowered=model, verified=report, asked_fp32=kept
+        target=target("android-arm64-xnnpack"),
+        scheme=scheme,
+        lowered=model,
+        verified=report,
+        asked_fp32=kept,
+        front=front,
     )
-    return audited(scheme, model, report, kept=kept), warnings
+    return audited(scheme, model, report, kept=kept, front=front), warnings
 
 
 def test_only_layers_that_were_meant_for_int8_are_audited():

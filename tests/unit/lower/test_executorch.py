@@ -176,8 +176,21 @@ class FlatPReLU(nn.Module):
         return y, nn.functional.prelu(y.view(-1, 4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4]))
 
 
-def test_a_prelu_of_a_table_or_of_a_sequence_is_lowered(tmp_path):
-    model = loaded(FlatPReLU(), TensorSpec(name="x", dtype="float32", shape=(3, 6), low=-1.0))
+class Magnitudes(nn.Module):
+    """The magnitudes of a spectrum, and those of real numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(32))
+
+    def forward(self, x):
+        spectrum = torch.stft(x, 32, 16, window=self.window, return_complex=True)
+        return spectrum.abs(), x.abs(), torch.fft.rfft(x).abs()
+
+
+@pytest.mark.parametrize(("module", "shape"), [(FlatPReLU, (3, 6)), (Magnitudes, (2, 128))])
+def test_what_the_passes_trip_over_is_written_otherwise(tmp_path, module, shape):
+    model = loaded(module(), TensorSpec(name="x", dtype="float32", shape=shape, low=-1.0))
     made = lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
     (x,) = example_tensors(model.inputs)
     with HostRuntime() as runtime:

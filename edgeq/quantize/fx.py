@@ -23,6 +23,7 @@ from edgeq.quantize.fx_workarounds import (
     bound_clamps,
     containers,
     contiguous_clamps,
+    contiguous_images,
     exchange_layers,
     forget_configs,
     kept_names,
@@ -225,10 +226,9 @@ def _for_engine(converted: Any) -> Any:
     """Return a quantized module that the engine of the process computes rightly."""
     import torch
 
-    if torch.backends.quantized.engine != "qnnpack":
-        return converted
-
-    return contiguous_clamps(converted)
+    if isinstance(converted, torch.fx.GraphModule):
+        converted = contiguous_images(converted)
+    return contiguous_clamps(converted) if torch.backends.quantized.engine == "qnnpack" else converted
 
 
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:

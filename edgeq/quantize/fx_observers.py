@@ -530,7 +530,8 @@ def _is_operator(node: Any) -> bool:
 
 def _width(fixed: Any) -> float:
     """Return the width of a fixed range."""
-    return float(fixed.scale) * (fixed.quant_max - fixed.quant_min + 1)
+    width: float = float(fixed.scale) * (fixed.quant_max - fixed.quant_min + 1)
+    return width
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -12,6 +12,8 @@ Seen in torch 2.15.0 (`pt2e_workarounds` has the list of the other routes):
 - The int8 nn.PReLU lets negative values through: `exchange_layers`.
 - QNNPACK counts the padding of an average pool in, although it is to be left out: `exchange_layers`.
 - QNNPACK's clamp reads a channels-last tensor as if it were contiguous: `contiguous_clamps`.
+- Int8 pools, resizings and norms of both engines read tokens [1, H * W, C] that were transposed to an image as if they
+  lay in channels-last order with another batch stride: `contiguous_images`.
 - QNNPACK adds no values whose scales are very unlike: `leave_unlike_sums`.
 - FBGEMM garbles the weights of a transposed convolution when it unpacks them: `fx._qconfig_mapping` keeps it in float.
 - The engines pad both sides alike and with zeros, pack functional convolutions by arguments that must be written out,
@@ -562,6 +564,57 @@ def contiguous_clamps(converted: Any) -> Any:
                 user.replace_input_with(source, node)
     converted.recompile()
     return converted
+
+
+_TRANSPOSING = frozenset({"transpose", "permute", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T"})
+
+_READING_STRIDES = frozenset(
+    {
+        *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample"),
+        *("instance_norm", "group_norm"),
+    }
+)
+
+
+def contiguous_images(converted: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Let int8 kernels that read strides wrongly have contiguous tensors where something was transposed before.
+
+    Args:
+        converted: a quantized graph, changed in place and returned.
+    """
+    for node in list(converted.graph.nodes):
+        if not _reads_strides(converted, node) or not node.all_input_nodes:
+            continue
+        source, waiting, seen = node.all_input_nodes[0], [node.all_input_nodes[0]], set()
+        while waiting:
+            before = waiting.pop()
+            if before in seen or _multiplies(converted, before):  # which gives a new tensor
+                continue
+            if _plain_name(before) in _TRANSPOSING:
+                with converted.graph.inserting_before(node):
+                    node.replace_input_with(source, converted.graph.call_method("contiguous", (source,)))
+                break
+            seen.add(before)
+            waiting += before.all_input_nodes
+    converted.recompile()
+    return converted
+
+
+def _reads_strides(graph: Any, node: Any) -> bool:
+    if node.op != "call_module":
+        return _plain_name(node) in _READING_STRIDES
+    kind = type(graph.get_submodule(str(node.target))).__name__.lower().lstrip("_")
+    return kind in {name.replace("_", "") for name in _READING_STRIDES} or kind.startswith(("instancenorm", "upsampl"))
+
+
+def _multiplies(graph: Any, node: Any) -> bool:
+    return node.op == "call_module" and hasattr(graph.get_submodule(str(node.target)), "weight")
+
+
+def _plain_name(node: Any) -> str:
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return str(name).partition(".")[0] if node.op in ("call_method", "call_function") else ""
 
 
 def _is_clamp(graph: Any, node: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import loaded, outputs_of, quantized
 from torch import nn
+from torch.nn import functional
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
@@ -207,3 +208,36 @@ def test_values_of_very_unlike_scales_are_added(backend):
         sums.add(expected[:1], came[:1])
         assert sums.sqnr_db > 25
         assert np.isfinite(came[1]).all()
+
+
+class TokensToImage(nn.Module):
+    """Tokens [1, 64, C] through a linear layer to an image [1, C, 8, 8], as a vision transformer's neck has it."""
+
+    def __init__(self, read):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.read = nn.Linear(6, 6), read
+
+    def forward(self, x):
+        return self.read(self.mix(x).transpose(1, 2).reshape(1, 6, 8, 8))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2.0)),
+        *(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), nn.InstanceNorm2d(6), nn.GroupNorm(2, 6)),
+        lambda x: functional.max_pool2d(functional.max_pool2d(x, 2), 2),
+        lambda x: functional.interpolate(x, scale_factor=2.0, mode="bilinear"),
+        lambda x: functional.max_pool1d(x.flatten(2), 2),
+        lambda x: functional.avg_pool3d(x.reshape(1, 6, 8, 4, 2), 2),
+    ],
+)
+def test_an_image_of_transposed_tokens_is_read_in_its_order(read, backend):
+    model = loaded(TokensToImage(read), TensorSpec(name="x", dtype="float32", shape=(1, 64, 6), low=-1.0))
+    result = quantized(model, backend=backend)
+    ours, exact = outputs_of(result.graph, model.inputs, 4, backend), outputs_of(model.model, model.inputs, 4)
+    signal = sum(float((b[0] ** 2).sum()) for b in exact)
+    noise = sum(float(((a[0] - b[0]) ** 2).sum()) for a, b in zip(ours, exact, strict=True))
+    assert signal > 300 * noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -38,7 +39,10 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
             # an artifact leaves to its caller what it was given, also where forward writes in place (x.sub_(0.5))
             written = frozenset(i for i, value in enumerate(inputs) if value._version != versions[i])
-            module, passes = _optimized(_traced(quantized.graph, _inputs(spec), written), spec.backend)
+            traced = _traced(_root(quantized.graph, written), _inputs(spec))
+            if spec.backend == "qnnpack" and any(f"aten::{name}" in str(traced.inlined_graph) for name in _IN_2_1):
+                traced = _traced(_root(quantized.graph, written, older=True), _inputs(spec))
+            module, passes = _optimized(traced, spec.backend)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
     finally:
@@ -72,14 +76,14 @@ def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
     return tuple(tensors)
 
 
-def _traced(graph: Any, inputs: tuple[Any, ...], written: frozenset[int]) -> Any:
+def _traced(root: Any, inputs: tuple[Any, ...]) -> Any:
     import torch
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             # strict=False lets a forward return a dict, as torchvision's segmentation models do
-            traced = torch.jit.trace(_root(graph, written), inputs, strict=False, check_trace=False)
+            traced = torch.jit.trace(root, inputs, strict=False, check_trace=False)
         except Exception as err:  # the tracer raises many types
             what = f"TorchScript cannot trace this model{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "use an ExecuTorch target, or make that line traceable") from err
@@ -94,7 +98,7 @@ def _traced(graph: Any, inputs: tuple[Any, ...], written: frozenset[int]) -> Any
     return traced
 
 
-def _root(graph: Any, written: frozenset[int]) -> Any:
+def _root(graph: Any, written: frozenset[int] = frozenset(), *, older: bool = False) -> Any:
     """Return a module of edgeq's own around `graph`: the archive names its root's class, which is the user's to know.
 
     The name of a user's file holds a hash of where it lies, and PyTorch counts the classes that it traced.
@@ -102,8 +106,15 @@ def _root(graph: Any, written: frozenset[int]) -> Any:
     Args:
         graph: what is traced.
         written: the places of inputs that it writes into, which it gets copies of.
+        older: whether torch 2.1.0 is to run it, whose operators then do what newer ones do.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Older(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            same = _IN_2_1.get(str(getattr(func, "__name__", "")).partition(".")[0])
+            return (same or func)(*args, **(kwargs or {}))
 
     class Model(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
         """Calls the graph."""
@@ -114,11 +125,34 @@ def _root(graph: Any, written: frozenset[int]) -> Any:
 
         def forward(self, *inputs: Any) -> Any:
             """Return what the graph returns."""
-            return self.graph(*(value.clone() if i in written else value for i, value in enumerate(inputs)))
+            with Older() if older else contextlib.nullcontext():
+                return self.graph(*(value.clone() if i in written else value for i, value in enumerate(inputs)))
 
     root = Model()
     root.training = False  # not eval(), which a module of torch.export refuses; the graph is in eval mode as it is
     return root
+
+
+def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """Return torch.rms_norm, of which torch 2.1.0 has no operator."""
+    import torch
+
+    dims = list(range(-len(normalized_shape), 0))
+    epsilon = torch.finfo(input.dtype).eps if eps is None else eps
+    normed = input * torch.rsqrt((input * input).mean(dims, keepdim=True) + epsilon)
+    return normed if weight is None else normed * weight
+
+
+def _safe_softmax(self: Any, dim: int, dtype: Any = None) -> Any:
+    """Return ATen's _safe_softmax: rows of -inf alone become zeros. torch 2.1.0 has no operator of it."""
+    import torch
+
+    nothing = (self == -math.inf).all(dim, keepdim=True)
+    return torch.softmax(self, dim, dtype).masked_fill(nothing, 0.0)
+
+
+# newer operators by name, and functions that do the same with those of torch 2.1.0
+_IN_2_1: dict[str, Callable[..., Any]] = {"rms_norm": _rms_norm, "_safe_softmax": _safe_softmax}
 
 
 def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:
@@ -198,6 +232,8 @@ _DATA_SIZED = frozenset(
 def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     """Run `module` once and return its convolutions and matrix products in the order of execution.
 
+    Those that no output depends on, such as a pooler whose result the model drops, are not in an artifact, nor here.
+
     Raises:
         UnsupportedError: forward turns input-dependent tensors into Python values, which tracing would freeze; or the
             model fails on these inputs.
@@ -207,18 +243,32 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     found: list[Layer] = []
     stack: list[str] = []
     data_sized: list[str] = []
+    reaching: dict[int, frozenset[int]] = {}  # by storage, which views share: the layers that its values depend on
 
-    def note(op: str, namespace: str, args: Any, result: Any, fed: Any) -> None:
+    def note(func: Any, args: Any, kwargs: Any, result: Any, fed: Any) -> None:
+        op, namespace = func.__name__.split(".")[0], func.namespace
         layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
+        taken = [
+            _storage(leaf) for leaf in torch.utils._pytree.arg_tree_leaves(*args, **kwargs) if torch.is_tensor(leaf)
+        ]
+        layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
         if layer is not None:
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
             of_activations = bool(factors) and all(factor in fed for factor in factors)
+            layers |= {len(found)}
             found.append(dataclasses.replace(layer, of_activations=of_activations and namespace == "aten"))
+        written = [
+            _storage(arg)
+            for arg, formal in zip(args, func._schema.arguments, strict=False)
+            if torch.is_tensor(arg) and formal.alias_info is not None and formal.alias_info.is_write
+        ]
+        given = [_storage(leaf) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf)]
+        reaching.update(dict.fromkeys((*written, *given), layers))
 
     hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
         with _recorder(inputs, note, data_sized), _reads_refused(inputs):
-            module(*inputs)
+            outputs = torch.utils._pytree.tree_leaves(module(*inputs))
         for hook in hooks:  # torch.jit.trace would compile them
             hook.remove()
         if data_sized:
@@ -237,12 +287,23 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(found)
+    if not all(leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, str)) for leaf in outputs):
+        return tuple(found)  # a container that cannot be looked into
+    live = frozenset().union(*(reaching.get(_storage(leaf), ()) for leaf in outputs if torch.is_tensor(leaf)))
+    return tuple(layer for i, layer in enumerate(found) if i in live)
 
 
-def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any, Any], None], data_sized: list[str]) -> Any:
-    """Return a mode that tells name, namespace, arguments and result of every operator below autograd, and what of
-    them the inputs decide.
+def _storage(tensor: Any) -> int:
+    """Return what views of a tensor share with it; 0 of a sparse or an opaque tensor, which has no storage."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _recorder(inputs: tuple[Any, ...], note: Callable[[Any, Any, Any, Any, Any], None], data_sized: list[str]) -> Any:
+    """Return a mode that tells function, arguments and result of every operator below autograd, and what of them the
+    inputs decide.
 
     It follows what the inputs decide, and raises UnsupportedError where that is read into Python; operators whose
     result has as many elements as the inputs decide are added to `data_sized`.
@@ -266,7 +327,7 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[str, str, Any, Any, Any],
                 fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
             else:
                 result = func(*args, **kwargs)
-            note(op, func.namespace, args, result, fed)
+            note(func, args, kwargs, result, fed)
             return result
 
     return Recorder()

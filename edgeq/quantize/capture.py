@@ -129,7 +129,7 @@ def capture(model: LoadedModel) -> Any:
             fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
-    return _with_constant_resizes(with_modules(program), example_tensors(model.inputs))
+    return _with_constant_resizes(with_modules(plain_convolutions(program)), example_tensors(model.inputs))
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -150,7 +150,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
             program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
-    return _with_constant_resizes(with_modules(program), example_tensors(wider), shapes)
+    return _with_constant_resizes(with_modules(plain_convolutions(program)), example_tensors(wider), shapes)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -182,6 +182,31 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
         )
         return f"give --input with the shapes, dtypes and whole numbers that its forward takes (here: {ranges})"
     return "give --input with the shapes and dtypes that its forward takes"
+
+
+def plain_convolutions(program: Any) -> Any:
+    """Write convolutions of any kind as PyTorch's functions for one kind do, in place, and return the program.
+
+    torch.jit.trace records `_convolution`, and a decomposed program has `convolution`: no quantizer knows these.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    plain = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+    transposed = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+    general = (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated)
+    for node in program.graph.nodes:
+        if node.target not in general:
+            continue
+        x, weight, bias, stride, padding, dilation, is_transposed, output_padding, groups = node.args[:9]
+        dims = node.meta["val"].dim() - 2
+        if is_transposed:
+            node.target = transposed[dims]
+            node.args = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+        else:
+            node.target, node.args = plain[dims], (x, weight, bias, stride, padding, dilation, groups)
+    program.graph_module.recompile()
+    return program
 
 
 def with_modules(program: Any) -> Any:

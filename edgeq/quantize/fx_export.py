@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeq.quantize.capture import silenced
+from edgeq.quantize.capture import plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import without_copies
 
 _ATEN = torch.ops.aten
@@ -63,7 +63,7 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
         Exception: torch.export's own, where it cannot capture the model.
     """
     with silenced(), torch.no_grad():
-        program = torch.export.export(module, inputs).run_decompositions({})
+        program = plain_convolutions(torch.export.export(module, inputs)).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     for node in list(graph.nodes):

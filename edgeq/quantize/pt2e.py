@@ -18,6 +18,7 @@ from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.pt2e_workarounds import (
     IN_FLOAT,
     functional,
+    keep_whole_numbers,
     leave_wide_softmax,
     prepare_layers,
     separate_outputs,
@@ -235,6 +236,7 @@ def _unrolled(program: Any) -> Any:
 def _prepared(graph: Any, quantizer: Any) -> Any:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+    keep_whole_numbers(graph)
     try:
         with _norm_patterns_where_norms_are():
             return prepare_pt2e(graph, quantizer)

@@ -8,6 +8,8 @@ the FX route):
 - Of calls that share weights, the quantizer annotates the first alone; and XNNPACK's serializer writes a shared bias
   once, with the scales of one call, so that creating the other's operator fails (`invalid_parameter`):
   `prepare_layers`.
+- The quantizer makes floats of the numbers that integers are added to or multiplied by (`_convert_scalars_to_attrs`),
+  so that a position plus an offset is no index any more: `keep_whole_numbers`.
 - The quantizer rounds the products of a softmax's output to int8, for any number of values: `leave_wide_softmax`.
 - `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
   observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
@@ -163,6 +165,22 @@ def prepare_layers(graph: Any, *, norms_in_float: Callable[[Any], bool]) -> None
     if changed:
         graph.graph.eliminate_dead_code()
         graph.recompile()
+
+
+def keep_whole_numbers(graph: Any) -> None:
+    """Write the numbers that integers are added to or multiplied by as integers, in place."""
+    for node in list(graph.graph.nodes):
+        if node.target not in (_aten.add.Tensor, _aten.mul.Tensor) or node.meta["val"].is_floating_point():
+            continue
+        for number in [arg for arg in node.args if not isinstance(arg, torch.fx.Node)]:
+            name = next(free for i in itertools.count() if not hasattr(graph, free := f"whole_number_{i}"))
+            value = torch.tensor(number, dtype=node.meta["val"].dtype)
+            graph.register_buffer(name, value)
+            with graph.graph.inserting_before(node):
+                held = graph.graph.get_attr(name)
+            held.meta["val"] = node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+            node.args = tuple(held if arg is number else arg for arg in node.args)
+    graph.recompile()
 
 
 def leave_wide_softmax(graph: Any) -> None:

@@ -15,11 +15,12 @@ from small_models import IMAGE, SmallNet, artifact, dataset, folder, forward, lo
 from torch import nn
 from torch.jit.mobile import _load_for_lite_interpreter
 
+import edgeq.check
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.demo import digits
-from edgeq.lower.torchscript import _traced
+from edgeq.lower.torchscript import _root, _traced
 
 ENGINES = ("qnnpack", "x86", "fbgemm")
 SCHEMES = ("static-int8", "fp32")
@@ -356,5 +357,35 @@ def test_a_module_of_an_exported_program_is_traced():
     exported = torch.export.export(SmallNet().eval(), inputs).module()
     with pytest.raises(NotImplementedError):
         exported.eval()
-    traced = _traced(exported, inputs, frozenset())
+    traced = _traced(_root(exported), inputs)
     torch.testing.assert_close(traced(*inputs), exported(*inputs))
+
+
+class Newer(nn.Module):
+    """Operators that came after torch 2.1.0, and a layer whose result nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.plain = nn.RMSNorm(16), nn.RMSNorm((16, 16), elementwise_affine=False, eps=1e-3)
+        self.mix, self.pooler = nn.Linear(16, 16), nn.Linear(16, 16)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+
+    def forward(self, x):
+        y = self.mix(self.norm(x))
+        self.pooler(y[:, 0]).tanh()
+        masked = y.masked_fill(torch.eye(16).bool()[:, :1], -torch.inf)
+        rows = torch.zeros_like(y)
+        rows[:, 1:] = torch.nn.functional.linear(y[:, 1:], self.mix.weight)
+        return self.plain(y), torch.ops.aten._safe_softmax(masked, -1), rows
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_newer_operators_are_written_as_older_ones_for_phones_and_dead_layers_are_not_counted(tmp_path, backend):
+    model = loaded(Newer)
+    low = lowered(quantized(model, scheme="fp32", backend=backend), model.inputs, tmp_path, backend=backend)
+    known = set((Path(edgeq.check.__file__).parent / "torch-2.1.0.ops.txt").read_text().split())
+    assert (set(low.operators) <= known) == (backend == "qnnpack")
+    assert [layer.macs for layer in low.layers] == [3 * 16 * 256, 2 * 16 * 256]
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    for came, expected in zip(outputs(low.path, batch, backend), forward(model.model)(batch), strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)

@@ -119,3 +119,30 @@ def test_the_columns_of_ids_are_drawn_below_their_own_bounds():
     assert drawn.dtype == torch.int64
     assert drawn[:, 0].max() > 500
     assert set(drawn[:, 1].tolist()) == set(range(6))
+
+
+class Convolutions(nn.Module):
+    """Each kind of convolution, plain and transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.line_up = nn.Conv1d(4, 6, 3, 2, 1), nn.ConvTranspose1d(6, 4, 3, 2, 1, output_padding=1)
+        self.plane = nn.Conv2d(4, 4, 3, padding=(1, 0), dilation=2, groups=2)
+        self.plane_up = nn.ConvTranspose2d(4, 4, 2, 2, groups=2, bias=False)
+        self.space = nn.Conv3d(4, 2, (1, 2, 2))
+
+    def forward(self, x):
+        y = self.line_up(self.line(x)).unflatten(2, (8, 8))
+        return self.space(self.plane_up(self.plane(y)).unsqueeze(2))
+
+
+def test_convolutions_of_a_decomposed_program_are_those_that_quantizers_know():
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4, 64))
+    model = loaded(Convolutions, spec)
+    decomposed = torch.export.export(model.model, example_tensors((spec,))).run_decompositions()
+    assert sum(node.target is torch.ops.aten.convolution.default for node in decomposed.graph.nodes) == 5
+    program = capture(dataclasses.replace(model, kind="exported", model=decomposed))
+    names = [str(node.target).split(".")[1] for node in program.graph.nodes if "conv" in str(node.target)]
+    assert names == ["conv1d", "conv_transpose1d", "conv2d", "conv_transpose2d", "conv3d"]
+    (x,) = example_tensors((spec,), 3)
+    torch.testing.assert_close(program.module()(x), model.model(x))

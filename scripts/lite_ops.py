@@ -38,7 +38,7 @@ def declared(yaml: str) -> set[str]:
 
 def registered(library: bytes) -> set[str]:
     """Operators whose schema stands in the library with its namespace."""
-    texts = (text for text in TEXT.findall(library) if b") -> " in text and b"::" in text)
+    texts = (text for text in TEXT.findall(library) if b"->" in text and b"::" in text)
     names = {name.decode() for text in texts for name in SCHEMA.findall(text)}
     return {name for name in names if name.split("::")[0] in NAMESPACES and not FULL_JIT.match(name)}
 

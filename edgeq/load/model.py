@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import inspect
@@ -34,7 +33,7 @@ from edgeq.load.inputs import parse_input, random_inputs
 from edgeq.load.onnx import load_onnx
 from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs, with_bounds
 from edgeq.load.user_code import UserFunction, load_function
-from edgeq.load.weights import class_count, load_weights
+from edgeq.load.weights import class_count, copied, load_weights
 
 ARTIFACT_KINDS: dict[str, SourceKind] = {".pte": "pte", ".ptl": "ptl"}
 
@@ -438,11 +437,10 @@ def estimate_batch_norm(module: Any, dataset: Dataset, specs: Any) -> Any:
     on noise. Uses the cumulative average (momentum None) over all batches. A norm that sees one value for each
     channel, as after global pooling of a single image, has no variance to learn and stays as it is.
     """
-    import copy
 
     import torch
 
-    module = copy.deepcopy(module)
+    module = copied(module)
     norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -555,7 +553,7 @@ def settled(module: Any, source: str, *, has_weights: bool = False) -> Any:
             what = f"{source}: expected float32 weights to start from, but {name} is {dtype}"
             raise UnsupportedError(what, "return model.float() from the factory, and give float32 example inputs")
     try:
-        module = copy.deepcopy(module)
+        module = copied(module)
     except Exception as err:  # deepcopy runs the user's own __deepcopy__
         raise UsageError(f"{source}: the model cannot be copied: {first_line(err)}", "make it deep-copyable") from err
     _unwrap_parts(module)

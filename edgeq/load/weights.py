@@ -353,7 +353,7 @@ def _older(module: Any, reading: _Reading) -> _Reading | None:
     if not reading.missing or reading.wrong:
         return None
     try:
-        copy.deepcopy(module).load_state_dict(reading.renamed)
+        copied(module).load_state_dict(reading.renamed)
     except Exception:  # hooks are anyone's, and the message comes from the reading itself
         return None
     return replace(reading, values=reading.renamed, missing=(), extra=(), is_older=True)
@@ -438,3 +438,16 @@ def _module_in(tree: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...],
             if found is not None:
                 return found
     return None
+
+
+def copied(module: Any) -> Any:
+    """Return a deep copy of a module, also where it holds a computed weight, as torch.nn.utils.spectral_norm leaves it.
+
+    Raises:
+        Exception: what the module's own __deepcopy__ raises.
+    """
+    import torch
+
+    held = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}  # PyTorch copies leaves alone
+    return copy.deepcopy(module, computed)

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def check_coreml() -> None:
         raise EnvironmentProblem(what, fix)
 
 
-def partitioner(scheme: str) -> Any:
+def partitioner(scheme: str, _left_out: Collection[str] = ()) -> Any:
     """Return Core ML's partitioner, for iOS 17 and newer and all compute units.
 
     ExecuTorch's Swift package requires iOS 17. Core ML computes in half precision, except for fp32.

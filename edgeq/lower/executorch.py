@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.lower import coreml
@@ -28,8 +30,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     Raises:
         UnsupportedError: ExecuTorch cannot express the model.
     """
-    with spec.progress.task(f"lower {spec.label}"):
-        edge = _to_edge(quantized, spec)
+    with spec.progress.task(f"lower {spec.label}") as task:
+        edge = _to_edge(quantized, spec, task)
         layers, undelegated = _facts(edge.exported_program())
         stored = _stored(edge.exported_program())
         try:
@@ -57,23 +59,54 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     )
 
 
-def _to_edge(quantized: QuantizedModel, spec: LowerSpec) -> Any:
+def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
     import torch
     from executorch.exir import to_edge_transform_and_lower
 
     delegate = DELEGATES[spec.backend]
-    try:
-        with _errors_only():
-            program = quantized.exported
-            if program is None:
-                inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                program = torch.export.export(quantized.graph, inputs)
-            program = _expressible(program)
-            with delegate.around(program):
-                return to_edge_transform_and_lower(program, partitioner=[delegate.partitioner(quantized.scheme)])
-    except Exception as err:  # torch.export and the passes raise many types
-        what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
-        raise UnsupportedError(what, "replace the operator named in this error, or use a TorchScript target") from err
+    left_out: list[str] = []
+    while True:
+        try:
+            with _errors_only():
+                program = quantized.exported
+                if program is None:
+                    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+                    program = torch.export.export(quantized.graph, inputs)
+                program = _expressible(program)
+                with delegate.around(program):
+                    partitioner = delegate.partitioner(quantized.scheme, left_out)
+                    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+        except Exception as err:  # torch.export and the passes raise many types
+            tripped = _tripped(err) if spec.backend == "xnnpack" else ""
+            if tripped and tripped not in left_out:
+                left_out.append(tripped)
+                task.note(
+                    f"{tripped} stays out of the delegate, since XNNPACK fails on it: {first_line(_innermost(err))}"
+                )
+                continue
+            what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
+            fix = "replace the operator named in this error, or use a TorchScript target"
+            raise UnsupportedError(what, fix) from err
+
+
+# the delegate's passes write the left one as the right one, and the partitioner knows the left one
+_BEFORE_PASSES = {"amax.default": "max.dim"}
+
+
+def _tripped(err: BaseException) -> str:
+    """Return the name, as XNNPACK's partitioner knows it, of the operator whose handling raised an error; else ""."""
+    import torch
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+
+    names = [
+        str(getattr(node.target, "__name__", "")).partition(".")[2]
+        for frame, _ in traceback.walk_tb(_innermost(err).__traceback__)
+        if "backends/xnnpack" in frame.f_code.co_filename
+        and isinstance(node := frame.f_locals.get("node"), torch.fx.Node)
+    ]
+    known = {getattr(config, "target_name", None) for config in ALL_PARTITIONER_CONFIGS}
+    found = [name for name in (_BEFORE_PASSES.get(name, name) for name in reversed(names)) if name in known]
+    return found[0] if found else ""
 
 
 def _expressible(program: Any) -> Any:
@@ -112,10 +145,14 @@ def _expressible(program: Any) -> Any:
 
 def _cause(err: BaseException) -> str:
     """Return the innermost cause of an error in brackets, where it says more: the passes raise one from another."""
-    inner = err
-    while (cause := inner.__cause__ or inner.__context__) is not None:
-        inner = cause
+    inner = _innermost(err)
     return f" ({first_line(inner)})" if inner is not err and str(inner) and first_line(inner) != first_line(err) else ""
+
+
+def _innermost(err: BaseException) -> BaseException:
+    while (cause := err.__cause__ or err.__context__) is not None:
+        err = cause
+    return err
 
 
 @contextlib.contextmanager
@@ -220,23 +257,24 @@ class Delegate:
 
     Attributes:
         title: of its partitioner, for the manifest.
-        partitioner: makes it for a scheme, compile options included.
+        partitioner: makes it for a scheme, compile options included, without operators of these names.
         around: context manager that is active while a program is lowered.
         check: raises before a long run if something is missing here.
         library: a library besides ExecuTorch that affects the artifact; "" for none.
     """
 
     title: str
-    partitioner: Callable[[str], Any]
+    partitioner: Callable[[str, Collection[str]], Any]
     around: Callable[[Any], AbstractContextManager[None]]
     check: Callable[[], None]
     library: str = ""
 
 
-def _xnnpack(_scheme: str) -> Any:
+def _xnnpack(_scheme: str, left_out: Collection[str]) -> Any:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    return XnnpackPartitioner()
+    return XnnpackPartitioner([one for one in ALL_PARTITIONER_CONFIGS if one.target_name not in left_out])
 
 
 def _no_check() -> None:

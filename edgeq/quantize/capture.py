@@ -129,7 +129,7 @@ def capture(model: LoadedModel) -> Any:
             fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
-    return _with_constant_resizes(with_modules(plain_convolutions(program)), example_tensors(model.inputs))
+    return _with_constants(with_modules(plain_convolutions(program)), example_tensors(model.inputs))
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -150,7 +150,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
             program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
-    return _with_constant_resizes(with_modules(plain_convolutions(program)), example_tensors(wider), shapes)
+    return _with_constants(with_modules(plain_convolutions(program)), example_tensors(wider), shapes)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -223,14 +223,20 @@ def with_modules(program: Any) -> Any:
     return program
 
 
-def _with_constant_resizes(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Any:
-    """Return the program with the results of resizing constants, as of a position embedding, in place of the resizing.
+def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Any:
+    """Return the program with results in place of what would be computed from constants alone in every run.
 
-    Runtimes lack some of these operators (`_upsample_bicubic2d_aa`), and would compute the same in every run.
+    These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
+    and weights of convolutions and linear layers that forward computes, which quantizers take for activations.
     """
     import torch
 
-    if not any("upsample" in str(node.target) for node in program.graph.nodes if node.op == "call_function"):
+    def is_wanted(node: Any) -> bool:
+        """Whether a result may be worth keeping: it is a resized one, or weights."""
+        kinds = [str(user.target) for user in node.users if len(user.args) > 1 and user.args[1] is node]
+        return "upsample" in str(node.target) or any("aten.conv" in kind or "aten.linear" in kind for kind in kinds)
+
+    if not any(is_wanted(node) for node in program.graph.nodes if node.op == "call_function"):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
@@ -242,10 +248,12 @@ def _with_constant_resizes(program: Any, inputs: tuple[Any, ...], dynamic_shapes
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
-            if "upsample" in str(node.target):
-                module.register_buffer(f"resized_{node.name}", values[node].contiguous())
+            if is_wanted(node):
+                name = f"constant_{node.name}"
+                # quantizers look for weights among parameters
+                module.register_parameter(name, torch.nn.Parameter(values[node].contiguous(), requires_grad=False))
                 with module.graph.inserting_before(node):
-                    constant = module.graph.get_attr(f"resized_{node.name}")
+                    constant = module.graph.get_attr(name)
                 constant.meta.update(node.meta)
                 node.replace_all_uses_with(constant)
                 folded = True

@@ -239,7 +239,7 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
 
     mapping = get_default_qconfig_mapping(backend)
     for product in (torch.matmul, operator.matmul):
-        # quantized::matmul computes in float between two roundings, and torch 2.1.0's lite interpreter lacks it
+        # quantized::matmul computes in float, between two roundings that gain nothing
         mapping.set_object_type(product, None)
     mapping.set_object_type("matmul", None)
     if backend != "qnnpack":

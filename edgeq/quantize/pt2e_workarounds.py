@@ -9,7 +9,7 @@ the FX route):
   once, with the scales of one call, so that creating the other's operator fails (`invalid_parameter`):
   `prepare_layers`.
 - The quantizer makes floats of the numbers that integers are added to or multiplied by (`_convert_scalars_to_attrs`),
-  so that a position plus an offset is no index any more: `keep_whole_numbers`.
+  and a position plus an offset can then index nothing: `keep_whole_numbers`.
 - The quantizer rounds the products of a softmax's output to int8, for any number of values: `leave_wide_softmax`.
 - `convert_pt2e` gives each reader of a quantized value a dequantize node of its own, and `prepare_pt2e` puts an
   observer right behind the node that it observes: what is written into that value afterwards, through a view, is lost:
@@ -24,8 +24,10 @@ the FX route):
 - `prepare_qat_pt2e` resets the eps and the momentum of batch norms: `pt2e.qat_int8` does without it.
 - ExecuTorch lowers some convolutions of dynamic int8, on which its runtime fails: `pt2e.dynamic_int8` leaves them out.
 - XNNPACK's passes want every PReLU's input in NHWC: `lower.executorch` writes those of other ranks as two relus.
-- ExecuTorch has no `_embedding_bag_forward_only` and no `_upsample_bicubic2d_aa`: `capture` writes bags as lookups, and
-  resizes constants once.
+- ExecuTorch has no `_embedding_bag_forward_only` and no `_upsample_bicubic2d_aa`, and quantizers take weights that
+  forward computes for activations: `capture` writes bags as lookups, and computes constants once.
+- XNNPACK's partitioner takes operators on whose arguments its passes then fail (a maximum over channels):
+  `lower.executorch` tries again without them.
 
 Every rewrite leaves a graph alone that has no such form, so that the artifacts of ordinary models stay what they were.
 This file needs torch to load.

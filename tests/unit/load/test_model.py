@@ -324,3 +324,20 @@ def test_a_model_that_cannot_be_copied_is_the_users(script):
     )
     with pytest.raises(UsageError, match="holds a socket"):
         load(f"{script(text)}:bad", inputs=["1x3x8x8"])
+
+
+@pytest.mark.parametrize("norm", ["utils.spectral_norm", "utils.weight_norm", "utils.parametrizations.weight_norm"])
+def test_a_model_with_a_computed_weight_can_be_copied(script, norm):
+    text = f"""
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    layer = nn.{norm}(nn.Conv2d(3, 4, 3))
+    layer(torch.zeros(1, 3, 8, 8))  # leaves a weight that a gradient belongs to
+    return nn.Sequential(layer, nn.ReLU())
+"""
+    model = load(f"{script(text)}:net", inputs=["1x3x8x8"])
+    with torch.no_grad():
+        assert model.model(torch.ones(1, 3, 8, 8)).shape == (1, 4, 6, 6)

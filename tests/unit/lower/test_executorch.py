@@ -198,3 +198,28 @@ def test_what_the_passes_trip_over_is_written_otherwise(tmp_path, module, shape)
         outputs = runtime.run((x.numpy(),))
     for expected, came in zip(model.model(x), outputs, strict=True):
         assert torch.allclose(expected, torch.from_numpy(came.copy()), atol=1e-5)
+
+
+class Peaks(nn.Module):
+    """A largest value over channels, which XNNPACK has no kernel of, between layers that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.first(x).max(1, keepdim=True)[0])
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
+def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
+    model = loaded(Peaks(), IMAGE)
+    made = lowered(quantized(model, "executorch", scheme, backend="xnnpack"), (IMAGE,), tmp_path, "executorch",
+                   backend="xnnpack")  # fmt: skip
+    assert any("max" in name for name in made.undelegated)
+    assert made.delegated_macs == 1
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        (came,) = runtime.run((x.numpy(),))
+    assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)

@@ -327,3 +327,46 @@ def test_a_trained_preactivation_network_keeps_its_accuracy(backend):
         ]
     assert sum(right[0]) > 0.94 * 597
     assert sum(right[1]) > sum(right[0]) - 0.01 * 597
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weights forward standardizes."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize(("runtime", "backend"), [("executorch", "xnnpack"), ("onnx", "ort")])
+def test_weights_that_forward_computes_are_int8(tmp_path, runtime, backend):
+    model = loaded(nn.Sequential(conv(), nn.ReLU(), Standardized(8, 8, 3, padding=1)), IMAGE)
+    result = quantized(model, runtime, backend=backend)
+    assert sorted(result.quantized) == ["0", "2"]
+    made = lowered(result, (IMAGE,), tmp_path, runtime, backend=backend)
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    with HostRuntime() as runner:
+        runner.load(made.path, runtime=runtime, backend=backend, threads=1)
+        (came,) = runner.run(batch.inputs)
+    (exact,) = forward(model.model)(batch)
+    assert float((exact**2).sum()) > 300 * float(((came - exact) ** 2).sum())
+
+
+class Positions(nn.Module):
+    """Indices that are sums of integers and numbers, as masks of transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+        self.register_buffer("table", torch.arange(40.0).reshape(10, 4))
+
+    def forward(self, x):
+        rows = (torch.arange(3) + 2) * 2
+        return self.mix(x), self.table[rows[:, None], torch.arange(2) + 1]
+
+
+@pytest.mark.parametrize("scheme", ["static-int8", "dynamic-int8"])
+def test_numbers_that_are_added_to_integers_stay_integers(scheme):
+    model = loaded(Positions(), TensorSpec(name="x", dtype="float32", shape=(2, 6)))
+    result = quantized(model, "executorch", scheme, backend="xnnpack")
+    (batch,) = batches(dataset(model.inputs, 1), model.inputs)
+    np.testing.assert_array_equal(forward(result.graph)(batch)[1], forward(model.model)(batch)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,19 @@ def is_quantized(proto: Any) -> bool:
 
 
 def dynamic_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
-    """Return the file with int8 weights; ONNX Runtime quantizes activations as it runs."""
+    """Return the file with int8 weights; ONNX Runtime quantizes activations as it runs.
+
+    A head that shares its weights with an embedding still shares them afterwards: the tool would keep the table in int8
+    for lookups, and multiply by it in float.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = spec.folder / "dynamic.onnx"
+    proto = onnx.load(str(source))
+    ties = _untied(proto, left_out)
+    if ties:
+        onnx.save(proto, str(source))
     quantize_dynamic(
         str(source),
         str(target),
@@ -120,9 +129,92 @@ def dynamic_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
         per_channel=True,
         reduce_range=spec.reduce_range,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=left_out,
+        nodes_to_exclude=[*left_out, *(lookup for tie in ties for lookup in tie.lookups)],
     )
-    return onnx.load(str(target))
+    made = onnx.load(str(target))
+    for tie in ties:
+        _tie(made, tie)
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tie:
+    """An embedding's table [words, width] that a product reads transposed.
+
+    Attributes:
+        table: the initializer's name.
+        columns: name of its transposed copy, which the product reads for the time of quantization.
+        lookups: names of the Gather nodes.
+    """
+
+    table: str
+    columns: str
+    lookups: tuple[str, ...]
+
+
+def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
+    """Give products by a transposed table a copy of it, in place, and return what is to be tied again."""
+    from onnx import numpy_helper
+
+    tables = {item.name: item for item in proto.graph.initializer if len(item.dims) == 2}
+    found = []
+    for node in list(proto.graph.node):
+        table = tables.get(node.input[0]) if node.op_type == "Transpose" else None
+        if table is None or any(list(one.ints) != [1, 0] for one in node.attribute):
+            continue
+        readers = [one for one in proto.graph.node if node.output[0] in one.input]
+        lookups = [one for one in proto.graph.node if one.op_type == "Gather" and one.input[0] == table.name]
+        others = [one for one in proto.graph.node if table.name in one.input and one not in (node, *lookups)]
+        by_rows = all(one.i == 0 for lookup in lookups for one in lookup.attribute)
+        products = all(one.op_type == "MatMul" and one.input[1] == node.output[0] for one in readers)
+        if (
+            not lookups
+            or others
+            or not by_rows
+            or not products
+            or {one.name for one in (*readers, *lookups)} & {*left_out}
+        ):
+            continue
+        columns = numpy_helper.from_array(numpy_helper.to_array(table).T.copy(), f"{table.name}_columns")
+        proto.graph.initializer.append(columns)
+        for reader in readers:
+            reader.input[1] = columns.name
+        proto.graph.node.remove(node)
+        found.append(_Tie(table=table.name, columns=columns.name, lookups=tuple(one.name for one in lookups)))
+    return found
+
+
+def _tie(made: Any, tie: _Tie) -> None:
+    """Let lookups read the int8 table that products read, a scale for each word, in place."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    held = {item.name: item for item in made.graph.initializer}
+    columns, scale = held[f"{tie.columns}_quantized"], held[f"{tie.columns}_scale"]
+    if numpy_helper.to_array(held[f"{tie.columns}_zero_point"]).any():
+        raise UnsupportedError(
+            f"the zero points of {tie.table} are not all 0", "keep that layer in float (--keep-fp32)"
+        )
+    rows = numpy_helper.from_array(numpy_helper.to_array(columns).T.copy(), f"{tie.table}_quantized")
+    last = numpy_helper.from_array(np.array([-1], np.int64), f"{tie.table}_last")
+    for gone in (columns, held[tie.table]):
+        made.graph.initializer.remove(gone)
+    made.graph.initializer.extend([rows, last])
+    nodes = [helper.make_node("Transpose", [rows.name], [columns.name], f"{tie.table}_transposed", perm=[1, 0])]
+    for node in made.graph.node:
+        if node.name not in tie.lookups:
+            nodes.append(node)
+            continue
+        row, word, whole, wide = (f"{node.name}_{part}" for part in ("row", "scale", "float", "scales"))
+        nodes += [
+            helper.make_node("Gather", [rows.name, node.input[1]], [row], node.name, axis=0),
+            helper.make_node("Cast", [row], [whole], whole, to=1),
+            helper.make_node("Gather", [scale.name, node.input[1]], [word], word, axis=0),
+            helper.make_node("Unsqueeze", [word, last.name], [wide], wide),
+            helper.make_node("Mul", [whole, wide], [node.output[0]], f"{node.name}_scaled"),
+        ]
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
 
 
 def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:

@@ -198,3 +198,36 @@ def test_an_old_opset_is_converted_first(tmp_path):
     made = quantize_file("static-int8", file)
     assert next(item.version for item in made.proto.opset_import if not item.domain) == 18
     assert made.quantized == ("MatMul_1",)  # a node without a name gets one
+
+
+class Tied(nn.Module):
+    """A language model's ends: a head that multiplies by the table of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix = nn.Embedding(700, 64), nn.Linear(64, 64)
+        self.head = nn.Linear(64, 700, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.mix(self.embedding(tokens)))
+
+
+@pytest.mark.parametrize(("keep", "in_int8"), [((), ["head", "mix"]), (("head",), ["mix"])])
+def test_a_tied_head_stays_tied_and_multiplies_in_int8(keep, in_int8, tmp_path):
+    model = loaded(Tied, TOKENS)
+    path = lowered(quantized(model, "onnx", "fp32", backend="ort"), (TOKENS,), tmp_path / "float", "onnx").path
+    file = FileSpec(path=path, folder=tmp_path, inputs=(TOKENS,), reduce_range=False, progress=Silent(), label="small",
+                    observer="minmax", keep_fp32=keep, calibration=dataset((TOKENS,)))  # fmt: skip
+    result = quantize_file("dynamic-int8", file)
+    onnx.checker.check_model(result.proto, full_check=True)
+    assert sorted(result.quantized) == in_int8
+    # the table once, in eight bits
+    sizes = [
+        (item.data_type, int(np.prod(item.dims))) for item in result.proto.graph.initializer if len(item.dims) == 2
+    ]
+    assert [size for _, size in sizes if size >= 700 * 64] == [700 * 64]
+    assert (onnx.TensorProto.FLOAT in [kind for kind, _ in sizes]) is False
+    onnx.save(result.proto, tmp_path / "tied.onnx")
+    (ours, *_), (exact, *_) = (run(one, TOKENS, tmp_path, 1)[0][0] for one in (tmp_path / "tied.onnx", path))
+    assert float((exact**2).sum()) > 1000 * float(((ours - exact) ** 2).sum())

@@ -90,7 +90,7 @@ def check(
             lowered=lowered,
             verified=verified,
             asked_fp32=artifact.asked_fp32,
-            front=artifact.quantized.front,
+            in_float=artifact.quantized.in_float,
         ),
         runtime_gate(target, lowered),
     ]
@@ -251,7 +251,7 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
             lowered=lowered,
             verified=verified,
             asked_fp32=artifact.asked_fp32,
-            front=artifact.quantized.front,
+            in_float=artifact.quantized.in_float,
         ),
     )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import Layer, LoweredModel
+from edgeq.core.results.model import RECURRENT, Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
 
 _SHOWN = 3  # names of layers in a gate's detail
+
+# a model of recurrent layers gains nothing from static int8: its plan is no excuse below this share of the MACs
+_LITTLE = 0.25
 
 _MOST = 0.5  # of the MACs: with less in int8, an int8 artifact is float for the most part
 
@@ -39,7 +42,7 @@ def audit_gates(
     lowered: LoweredModel,
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
-    front: Collection[str] = (),
+    in_float: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Gate, ...]:
     """Return a gate for each share (0 to 1) that the profile's `[audit.SCHEME]` requires; a share of 0 has none.
 
@@ -52,7 +55,7 @@ def audit_gates(
         lowered: the work that the delegate took.
         verified: the kernels in the runtime's own profile.
         asked_fp32: names of its layers that the user keeps in float.
-        front: names of its layers that quantization left in float before a logarithm.
+        in_float: names of its layers that quantization left in float, by the reason.
     """
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None:
@@ -76,7 +79,14 @@ def audit_gates(
         pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
         layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if pair[0].is_linear]}
     return tuple(
-        _share(name, least, share, reason, _planned(layers.get(name, ()), asked_fp32, front))
+        _share(
+            name,
+            least,
+            share,
+            reason,
+            _planned(layers.get(name, ()), asked_fp32, in_float or {}),
+            _advice(name, layers.get(name, ()), target, scheme),
+        )
         for name, least, share, reason in measured
         if least > 0
     )
@@ -89,14 +99,14 @@ def audit_warnings(
     lowered: LoweredModel,
     verified: VerifyReport,
     asked_fp32: Collection[str] = (),
-    front: Collection[str] = (),
+    in_float: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[str, ...]:
     """Warn if most of an int8 artifact's work is in float by intention; arguments as in `audit_gates`."""
     kernels = verified.kernels
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
     if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
         return ()
-    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, front)
+    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, in_float or {})
     if planned is None or kernels.int8_macs >= _MOST:
         return ()
     suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
@@ -105,17 +115,20 @@ def audit_warnings(
 
 
 def _planned(
-    pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str], front: Collection[str]
+    pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str], in_float: Mapping[str, Collection[str]]
 ) -> _Planned | None:
     """Return what is audited of layers with their precisions; None where all or none of it was meant for int8."""
-    exempt = {"--keep-fp32": 0, "logarithms that follow": 0, "products of activations": 0}
-    total, meant, int8, broken = 0, 0, 0, []
+    exempt = {"--keep-fp32": 0, **dict.fromkeys(in_float, 0), "products of activations": 0}
+    total = sum(layer.macs for layer, _ in pairs)
+    if sum(layer.macs for layer, kind in pairs if kind == "int8") < _LITTLE * total:
+        in_float = {why: names for why, names in in_float.items() if why != RECURRENT}  # another scheme suits them
+    meant, int8, broken = 0, 0, []
     for layer, kind in pairs:
-        total += layer.macs
+        why = next((why for why, names in in_float.items() if layer.name in names), None)
         if layer.name in asked_fp32:
             exempt["--keep-fp32"] += layer.macs
-        elif layer.name in front and kind != "int8":
-            exempt["logarithms that follow"] += layer.macs
+        elif why is not None and kind != "int8":
+            exempt[why] += layer.macs
         elif layer.of_activations and kind != "int8":
             exempt["products of activations"] += layer.macs
         else:
@@ -150,7 +163,17 @@ def _stored(lowered: LoweredModel, *dtypes: str) -> float | None:
     return sum(elements for name, elements in lowered.stored if name in dtypes) / total if total else None
 
 
-def _share(name: str, least: float, share: float | None, why: str, planned: _Planned | None) -> Gate:
+def _advice(name: str, pairs: Collection[tuple[Layer, str]], target: TargetProfile, scheme: str) -> str:
+    """Return which scheme has int8 kernels for what ran in float, where most of that is linear or recurrent."""
+    in_float = [layer for layer, kind in pairs if kind != "int8"]
+    linear = sum(layer.macs for layer in in_float if layer.is_linear and not layer.of_activations)
+    suits = name == "int8_macs" and scheme != "dynamic-int8" and "dynamic-int8" in target.schemes
+    if not suits or 2 * linear < sum(layer.macs for layer in in_float):
+        return ""
+    return "; --scheme dynamic-int8 computes linear and recurrent layers in int8"
+
+
+def _share(name: str, least: float, share: float | None, why: str, planned: _Planned | None, advice: str) -> Gate:
     of = "MACs or constants" if name == "int8_gain" else "MACs" if name.endswith("macs") else "constants"
     limit = f">= {least:.1%} of {of}"
     if share is None:
@@ -164,6 +187,8 @@ def _share(name: str, least: float, share: float | None, why: str, planned: _Pla
         if not passed:
             more = f" and {len(planned.broken) - _SHOWN} more" if len(planned.broken) > _SHOWN else ""
             detail += f"; not in int8: {', '.join(planned.broken[:_SHOWN])}{more}"
+    if not passed:
+        detail += advice
     return Gate(
         name=name,
         outcome="ok" if passed else "failed",

@@ -18,8 +18,8 @@ from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.mixed_search import evenly
 from edgeq.quantize.spec import QuantizeSpec
 
-# in the metadata of a prepared graph: names of its layers in float, as the table of the artifact's layers has them
-FRONT = "edgeq_front"
+# in the metadata of a prepared graph: names of layers in float, as the table of the artifact's has them, by the reason
+IN_FLOAT_BY_PLAN = "edgeq_in_float"
 
 _SAMPLES = 16
 

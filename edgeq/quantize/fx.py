@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import QuantizedModel, Tuning
+from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, QuantizedModel, Tuning
 from edgeq.core.schemes import ObserverName
-from edgeq.quantize.before_logs import FRONT, leave_lost_fronts_in_float, multiplies
+from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
@@ -120,7 +120,7 @@ def _int8(spec: QuantizeSpec, scheme: str, *, train: Callable[[Any], Tuning] | N
         tuning=tuning,
         converted=converted,
         layer_sqnrs=layer_sqnrs,
-        front=prepared.meta.get(FRONT, ()) if not eager else (),
+        by_plan=prepared.meta[IN_FLOAT_BY_PLAN] if not eager else None,
     )
 
 
@@ -152,6 +152,7 @@ def prepare(spec: QuantizeSpec) -> Any:
         UnsupportedError: FX cannot trace the model (names module and line), or what it writes in place.
         UsageError: a --keep-fp32 name that the model does not have.
     """
+    import torch
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
@@ -193,13 +194,16 @@ def prepare(spec: QuantizeSpec) -> Any:
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
     forget_configs(prepared, front)
-    # a function of the graph has its operator's name in the table of layers
-    prepared.meta[FRONT] = tuple(
-        str(node.target) if node.op == "call_module" else operator
-        for node in front
-        if multiplies(prepared, node)
-        for operator in ("convolution", "mm", "bmm", "addmm")
-    )
+    prepared.meta[IN_FLOAT_BY_PLAN] = {
+        # a function of the graph has its operator's name in the table of layers
+        BEFORE_LOGARITHM: [
+            str(node.target) if node.op == "call_module" else operator
+            for node in front
+            if multiplies(prepared, node)
+            for operator in ("convolution", "mm", "bmm", "addmm")
+        ],
+        RECURRENT: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.RNNBase)],
+    }
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
 

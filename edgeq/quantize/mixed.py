@@ -11,7 +11,7 @@ from typing import Any
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel, Sensitivity
 from edgeq.quantize import fx, fx_observers, pt2e
-from edgeq.quantize.before_logs import FRONT
+from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN
 from edgeq.quantize.calibrate import ObserverCache, calibrate, lend, observed
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
@@ -70,8 +70,8 @@ def _fx_ground(spec: QuantizeSpec) -> SearchSpace:
         converted = fx.convert(prepared)
         steps = output_steps(converted, example_tensors(spec.inputs))
         layers, sqnrs = fx_observers.split_layers(converted), before.against(converted) if before else None
-        front = prepared.meta[FRONT]
-        return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs, front=front)
+        by_plan = prepared.meta[IN_FLOAT_BY_PLAN]
+        return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs, by_plan=by_plan)
 
     return SearchSpace(spec=spec, subject=subject, finish=finish)
 
@@ -86,8 +86,8 @@ def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
         before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared, spec.backend)
         layers, sqnrs = pt2e.split_layers(converted), before.against(converted) if before else None
-        steps, front = pt2e.output_steps(converted), prepared.meta[FRONT]
-        return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs, front=front)
+        steps, by_plan = pt2e.output_steps(converted), prepared.meta[IN_FLOAT_BY_PLAN]
+        return quantized_model(_SCHEME, converted, layers, steps=steps, layer_sqnrs=sqnrs, by_plan=by_plan)
 
     return SearchSpace(spec=spec, subject=subject, finish=finish)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.results.model import QuantizedModel, Tuning
-from edgeq.quantize.before_logs import FRONT, leave_lost_fronts_in_float, multiplies
+from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, QuantizedModel, Tuning
+from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight
@@ -88,7 +88,7 @@ def static_int8(
         tuning=tuning,
         converted=converted,
         layer_sqnrs=before.against(converted.graph),
-        front=prepared.meta[FRONT],
+        by_plan=prepared.meta[IN_FLOAT_BY_PLAN],
     )
 
 
@@ -148,7 +148,10 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
-    prepared.meta[FRONT] = tuple(_name_in_table(node) for node in front if multiplies(prepared, node))
+    prepared.meta[IN_FLOAT_BY_PLAN] = {
+        BEFORE_LOGARITHM: [_name_in_table(node) for node in front if multiplies(prepared, node)],
+        RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
+    }
     if spec.backend == "ort":  # XNNPACK merges a clamp into the layer before it by itself
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
     return prepared
@@ -326,6 +329,10 @@ def _type_name(kind: Any) -> str:
 def _layer_name(_graph: Any, node: Any) -> str | None:
     """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
     return _name_in_table(node) if _is_layer(node) else None
+
+
+def _is_recurrent(node: Any) -> bool:
+    return str(node.target) in ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 
 
 def _name_in_table(node: Any) -> str:

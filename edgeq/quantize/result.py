@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
@@ -23,7 +23,7 @@ def quantized_model(
     tuning: Tuning | None = None,
     converted: Converted | None = None,
     layer_sqnrs: LayerSqnrs | None = None,
-    front: Sequence[str] = (),
+    by_plan: Mapping[str, Sequence[str]] | None = None,
 ) -> QuantizedModel:
     """Return the result of a method.
 
@@ -36,7 +36,7 @@ def quantized_model(
         tuning: results of training, for schemes that train.
         converted: scales and zero points, for schemes that observe them, and what was kept of a shipped model.
         layer_sqnrs: against the float graph, for schemes that calibrate one.
-        front: names of the layers that were left in float before a logarithm.
+        by_plan: names of other layers that stay in float, by the reason.
 
     Raises:
         UnsupportedError: no layer was quantized.
@@ -56,7 +56,7 @@ def quantized_model(
         fresh=converted.settled.fresh if converted else (),
         kept=converted.kept if converted else None,
         layer_sqnrs=layer_sqnrs,
-        front=tuple(dict.fromkeys(front)),
+        in_float={why: tuple(dict.fromkeys(names)) for why, names in (by_plan or {}).items() if names},
     )
 
 

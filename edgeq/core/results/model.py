@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,8 +330,8 @@ class QuantizedModel:
             `search_state`.
         remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
-        front: names, in the artifact's table of layers, of those that stay in float before a logarithm, which int8
-            would make noise of.
+        in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
+            reason: `BEFORE_LOGARITHM` or `RECURRENT`.
     """
 
     scheme: str
@@ -347,7 +348,12 @@ class QuantizedModel:
     search_state: Path | None = None
     remarks: tuple[str, ...] = ()
     layer_sqnrs: LayerSqnrs | None = None
-    front: tuple[str, ...] = ()
+    in_float: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+# why layers of a static int8 model stay in float, as the audit says it
+BEFORE_LOGARITHM = "logarithms that follow"
+RECURRENT = "recurrent layers, which have no kernel of static int8"
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers

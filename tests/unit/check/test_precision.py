@@ -7,19 +7,19 @@ import pytest
 
 from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import Layer
+from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, Layer
 
 from .gate_builders import kernels, lowered, target, verified
 
 
-def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack", kept=(), front=()):
+def audited(scheme="static-int8", model=None, report=None, name="android-arm64-xnnpack", kept=(), in_float=None):
     gates = audit_gates(
         target=target(name),
         scheme=scheme,
         lowered=model or lowered(),
         verified=report or verified(),
         asked_fp32=kept,
-        front=front,
+        in_float=in_float,
     )
     return {gate.name: gate for gate in gates}
 
@@ -37,7 +37,11 @@ def test_the_delegated_share_is_the_lowered_models(share, outcome):
 
 def test_by_how_much_is_told():
     gate = audited(report=verified(kernels=kernels(0.5)))["int8_macs"]
-    assert (gate.measured, gate.limit, gate.detail) == ("50.0%", ">= 95.0% of MACs", "45 points short")
+    assert (gate.measured, gate.limit, gate.detail) == (
+        "50.0%",
+        ">= 95.0% of MACs",
+        "45 points short; --scheme dynamic-int8 computes linear and recurrent layers in int8",
+    )
 
 
 def test_a_share_of_nan_fails():
@@ -100,17 +104,26 @@ def test_dynamic_is_held_to_its_linear_layers_and_half_to_its_kernels():
 
 def test_layers_in_float_before_a_logarithm_are_in_the_plan_and_others_are_not():
     layers = [("front", 60, "other", False), ("body", 40, "int8", False)]
-    gates, warnings = ran(*layers, front=["front"])
+    gates, warnings = ran(*layers, in_float={BEFORE_LOGARITHM: ["front"]})
     assert gates["int8_macs"].outcome == "ok"
     assert "60.0% by logarithms that follow" in gates["int8_macs"].detail
     assert "60.0% by logarithms that follow" in warnings[0]
     assert ran(*layers)[0]["int8_macs"].outcome == "failed"
-    gates, _ = ran(*layers, ("tail", 10, "other", False), front=["front"])
+    gates, _ = ran(*layers, ("tail", 10, "other", False), in_float={BEFORE_LOGARITHM: ["front"]})
     assert gates["int8_macs"].outcome == "failed"
     assert "not in int8: tail" in gates["int8_macs"].detail
 
 
-def ran(*layers, scheme="static-int8", kept=(), front=()):
+def test_recurrent_layers_are_in_the_plan_where_enough_else_is_in_int8():
+    recurrent = {RECURRENT: ["rnn"]}
+    gates, warnings = ran(("front", 30, "int8", False), ("rnn", 70, "other", False), in_float=recurrent)
+    assert (gates["int8_macs"].outcome, len(warnings)) == ("ok", 1)
+    gates, _ = ran(("rnn", 76, "other", False), ("head", 24, "int8", False), in_float=recurrent)
+    assert gates["int8_macs"].outcome == "failed"
+    assert "dynamic-int8" in gates["int8_macs"].detail
+
+
+def ran(*layers, scheme="static-int8", kept=(), in_float=None):
     """Audit layers of a name, MACs, precision, and whether they multiply two activations."""
     found = [
         Layer(name=name, op="bmm" if product else "linear", macs=macs, weight_bytes=1, delegated=True,
@@ -127,9 +140,9 @@ def ran(*layers, scheme="static-int8", kept=(), front=()):
         lowered=model,
         verified=report,
         asked_fp32=kept,
-        front=front,
+        in_float=in_float,
     )
-    return audited(scheme, model, report, kept=kept, front=front), warnings
+    return audited(scheme, model, report, kept=kept, in_float=in_float), warnings
 
 
 def test_only_layers_that_were_meant_for_int8_are_audited():
@@ -148,7 +161,7 @@ def test_a_layer_in_float_that_nobody_asked_for_fails_and_is_named():
     gates, _ = ran(*layers, kept=("c",))
     gate = gates["int8_macs"]
     assert (gate.outcome, gate.measured, gate.exit_code) == ("failed", "62.5%", ExitCode.VERIFICATION)
-    assert gate.detail.endswith("; not in int8: b")
+    assert gate.detail.endswith("; not in int8: b; --scheme dynamic-int8 computes linear and recurrent layers in int8")
     assert ran(("a", 50, "int8", False), ("b", 30, "other", False))[0]["int8_macs"].outcome == "failed"
 
 

@@ -9,7 +9,7 @@ from small_models import forward, loaded, quantized, sample
 from torch import nn
 from torch.nn import functional
 
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import BEFORE_LOGARITHM, TensorSpec
 from edgeq.core.samples import Batch, Dataset
 
 WAVE = TensorSpec(name="wave", dtype="float32", shape=(1, 2000), low=-1.0)
@@ -116,13 +116,13 @@ def test_a_spectrum_before_a_logarithm_stays_in_float(front, runtime, backend):
     result, worst_db = least_channel_db(model, runtime, backend)
     assert worst_db > 7  # below 0 when the spectrum was rounded
     assert sorted(result.quantized) == ["body.0", "body.2", "head"]
-    assert result.front
-    assert not {"body.0", "body.2", "head"} & set(result.front)
+    assert result.in_float[BEFORE_LOGARITHM]
+    assert not {"body.0", "body.2", "head"} & set(result.in_float[BEFORE_LOGARITHM])
 
 
 @pytest.mark.parametrize(("runtime", "backend"), ROUTES)
 def test_a_logarithm_that_magnifies_nothing_keeps_the_layers_before_it_in_int8(runtime, backend):
     result, worst_db = least_channel_db(loaded(Surprise(), WAVE), runtime, backend)
     assert sorted(result.quantized) == ["body.0", "body.2", "head"]
-    assert result.front == ()
+    assert not result.in_float
     assert worst_db > 10

@@ -124,7 +124,7 @@ def _planned(
         in_float = {why: names for why, names in in_float.items() if why != RECURRENT}  # another scheme suits them
     meant, int8, broken = 0, 0, []
     for layer, kind in pairs:
-        why = next((why for why, names in in_float.items() if layer.name in names), None)
+        why = next((why for why, names in in_float.items() if layer.name.partition("#")[0] in names), None)
         if layer.name in asked_fp32:
             exempt["--keep-fp32"] += layer.macs
         elif why is not None and kind != "int8":

@@ -227,14 +227,18 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
-    and weights of convolutions and linear layers that forward computes, which quantizers take for activations.
+    and weights that forward computes or transposes, which quantizers take for activations.
     """
     import torch
 
     def is_wanted(node: Any) -> bool:
-        """Whether a result may be worth keeping: it is a resized one, or weights."""
+        """Whether a result may be worth keeping: it is a resized one, or weights of its own."""
         kinds = [str(user.target) for user in node.users if len(user.args) > 1 and user.args[1] is node]
-        return "upsample" in str(node.target) or any("aten.conv" in kind or "aten.linear" in kind for kind in kinds)
+        multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
+        # a tied table is not to be stored twice
+        return "upsample" in str(node.target) or (
+            multiplied and all(one.op != "get_attr" or len(one.users) == 1 for one in node.all_input_nodes)
+        )
 
     if not any(is_wanted(node) for node in program.graph.nodes if node.op == "call_function"):
         return program

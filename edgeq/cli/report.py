@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
-from edgeq.cli.outputs import view, write_text
+from edgeq.cli.outputs import as_html, view, write_text
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def report(
     Failed gates do not affect the exit code, which only says whether the report could be written.
     """
     render = view(format_)
+    if format_ == "html" and output is not None:
+        render = functools.partial(as_html, folder=output.parent)
     text = render(edgeq.pipeline.reports.read_run(bundles))
     if output is None:
         say(text.rstrip("\n"))

@@ -97,10 +97,10 @@ def _accuracy_text(fidelity: Fidelity | None) -> str:
         if fidelity.sqnr_db is None:
             return MISSING
         return f"SQNR {decibel(fidelity.sqnr_db)}\n{fidelity.samples} {_inputs(fidelity)}"
-    score = _score(fidelity, fidelity.score)
+    own = score(fidelity, fidelity.score)
     if fidelity.fp32_score is None:
-        return score
-    scores = f"{score}, fp32 {_score(fidelity, fidelity.fp32_score)}"
+        return own
+    scores = f"{own}, fp32 {score(fidelity, fidelity.fp32_score)}"
     drop = fidelity.drop_pp
     return f"{scores}\ndrop {drop.estimate:.2f} pp ({drop.low:.2f} to {drop.high:.2f})" if drop else scores
 
@@ -109,7 +109,8 @@ def _inputs(fidelity: Fidelity) -> str:
     return "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
 
 
-def _score(fidelity: Fidelity, value: float) -> str:
+def score(fidelity: Fidelity, value: float) -> str:
+    """Return a score of the metric that `fidelity` has."""
     # a metric of the user's own has a range of its own
     is_share = fidelity.metric in ("top1", "top-1") or (fidelity.metric or "").startswith("accuracy@")
     return share(value) if is_share else f"{fidelity.metric} {value:.4g}"
@@ -244,7 +245,7 @@ def _kept_values(kept: KeptValues) -> str:
 
 def _quality(fidelity: Fidelity | None) -> str:
     if fidelity is not None and fidelity.score is not None:
-        return f"accuracy {_score(fidelity, fidelity.score)}"
+        return f"accuracy {score(fidelity, fidelity.score)}"
     return MISSING if fidelity is None or fidelity.sqnr_db is None else f"SQNR {decibel(fidelity.sqnr_db)}"
 
 
@@ -418,10 +419,14 @@ def _console(canvas: io.StringIO, width: int | None) -> Console:
     return Console(file=canvas, width=columns, force_terminal=terminal, highlight=False, markup=False)
 
 
+def bound(line: str) -> str:
+    """Return a line whose numbers stay with their units where it is wrapped."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", line)
+
+
 def _wrapped(line: str, width: int) -> list[str]:
     # names and paths stay whole, so that they can be copied; a number stays with its unit
-    bound = _UNIT.sub("\N{NO-BREAK SPACE}", line)
-    parts = textwrap.wrap(bound, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    parts = textwrap.wrap(bound(line), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
 
 
@@ -499,12 +504,13 @@ _SIZE_GATES = frozenset({"size", "download"})
 _TIME_GATES = frozenset({"latency", "load", "peak_memory"})
 
 
-def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
+def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str = "") -> list[str]:
     """Return what this run's own measurements suggest for a row that failed; [] where they suggest nothing.
 
     Args:
         row: that failed.
         rows: all of the run.
+        bundle: what to call its folder, where it may move; "" for its path.
     """
     failed = {gate.name for gate in row.checked.gates if gate.outcome == "failed"}
     unverified = {gate.name for gate in row.checked.gates if gate.outcome == "unverified"}
@@ -518,7 +524,7 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
     said += [
         f"--scheme {one.scheme} was measured too: {_figures(one).removesuffix(', ')}"
         for one in tried
-        if one.passed and one.scheme != row.scheme
+        if failed and one.passed and one.scheme != row.scheme and not _breaks(one, row)
     ]
     if failed & _ACCURACY_GATES:
         said += _float_layer(row)
@@ -532,8 +538,21 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
     on = "adb" if row.target.startswith("android-") else "ssh:HOST" if row.target.startswith("linux-") else ""
     if on and not failed and unverified & _TIME_GATES:
         names = ", ".join(sorted(unverified & _TIME_GATES))
-        said.append(f"{names}: measure on a device: edgeq verify {row.path} --on {on} --write-verdict verdict.json")
-    return [f"next: {row.target} {row.scheme}: {printable(text)}" for text in dict.fromkeys(said)]
+        said.append(
+            f"{names}: measure on a device: edgeq verify {bundle or row.path} --on {on} --write-verdict verdict.json"
+        )
+    return list(dict.fromkeys(said))
+
+
+def _breaks(one: Variant, row: PackageResult) -> bool:
+    """Whether a variant's own figures break a limit that the row was held to: what was compared was not judged."""
+    figures = {
+        "size": one.size_bytes,
+        "accuracy_drop": one.drop_pp.high if one.drop_pp else None,
+        "latency": one.latency_ms,
+    }
+    bounds = {gate.name: gate.bound for gate in row.gates if gate.bound is not None}
+    return any(value is not None and name in bounds and value > bounds[name] for name, value in figures.items())
 
 
 def _float_layer(row: PackageResult) -> list[str]:
@@ -618,7 +637,12 @@ def _below(report: ProjectReport) -> list[str]:
                 f"  fix: {printable(model.error.fix)}",
             ]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
-    steps = [line for row in report.rows if row.checked.exit_code for line in next_steps(row, report.rows)]
+    steps = [
+        f"next: {row.target} {row.scheme}: {printable(step)}"
+        for row in report.rows
+        if row.checked.exit_code
+        for step in next_steps(row, report.rows)
+    ]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
     tried = [line for row in report.rows for line in _attempt_lines(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]

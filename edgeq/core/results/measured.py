@@ -611,6 +611,8 @@ class Flip:
         label: the class that it is of; None where that is not known.
         fp32, artifact: the top-1 class of each.
         thumbnail: a WebP image in base64; "" where the input is not an image.
+        fp32_scores, artifact_scores: each one's outputs for these two classes, fp32's class first; () in older
+            reports.
     """
 
     sample: str
@@ -618,6 +620,8 @@ class Flip:
     fp32: int
     artifact: int
     thumbnail: str = ""
+    fp32_scores: tuple[float, ...] = ()
+    artifact_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -310,6 +310,7 @@ class PackageResult(Judged):
         layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto chose the scheme; None without it.
         compared: with float on the same target; None where --compare was not given.
+        shipped: the shipped model in figures, as its report has them; None where none was named.
     """
 
     model: str
@@ -334,6 +335,7 @@ class PackageResult(Judged):
     layer_sqnrs: LayerSqnrs | None = None
     choice: Choice | None = None
     compared: Comparison | None = None
+    shipped: Variant | None = None
 
     @property
     def label(self) -> str:

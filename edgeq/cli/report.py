@@ -81,7 +81,10 @@ def diff_text(found: Diff) -> str:
     """Return the differences as text; a long section is truncated."""
     lines = [f"old: {edgeq.report.text.printable(found.old)}", f"new: {edgeq.report.text.printable(found.new)}"]
     for section, changes in found.sections().items():
-        cells = [(one.name, _short(one.told_old), "->", _short(one.told_new), one.delta) for one in changes[:_SHOWN]]
+        cells = [
+            (one.title, _short(one.told_old), "->", _short(one.told_new), one.delta, one.verdict)
+            for one in changes[:_SHOWN]
+        ]
         lines += ["", section, *edgeq.report.text.aligned(cells)]
         if len(changes) > _SHOWN:
             lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")

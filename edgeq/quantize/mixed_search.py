@@ -12,14 +12,14 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import first_line
 from edgeq.core.results.model import Attempt, QuantizedModel, Scores, Search, Sensitivity
-from edgeq.core.samples import Dataset
+from edgeq.core.samples import evenly
 from edgeq.core.schemes import ObserverName
 from edgeq.core.units import counted
 from edgeq.quantize.calibrate import without_outliers
 from edgeq.quantize.equalize import equalized
 from edgeq.quantize.qat import load_state, save_state, state_key, state_path
 from edgeq.quantize.result import type_names
-from edgeq.quantize.sensitivity import RANK_SAMPLES, Simulation, Subject, measurements, rank, simulated
+from edgeq.quantize.sensitivity import RANK_SAMPLES, Probe, Simulation, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec, matched_names
 
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
@@ -155,17 +155,10 @@ def _ranking(ground: SearchSpace, simulation: Simulation, book: _Notebook) -> tu
     spec = ground.spec
     with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
         book.task, book.prefix = task, f"{'+'.join(ground.remedies)}:"
-        samples = evenly(spec.calibration, RANK_SAMPLES)
-        ranking = rank(simulation, samples, spec.inputs, task, book.recall)
+        probe = Probe(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs)
+        ranking = rank(probe, task, book.recall)
     book.prefix = ""
     return ranking
-
-
-def evenly(samples: Dataset, most: int) -> Dataset:
-    """Return at most `most` samples, from all parts of the set."""
-    count = min(most, samples.count)
-    rows = [i * samples.count // count for i in range(count)]
-    return dataclasses.replace(samples, count=count, read=lambda i: samples.read(rows[i]))
 
 
 class _Trials:

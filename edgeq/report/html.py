@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.core.results.measured import DeviceRun, Flip, Flips
-from edgeq.core.results.model import LayerSqnr, LayerSqnrs, Search
+from edgeq.core.results.model import LayerSqnr, LayerSqnrs, RankedLayers, Search, Sensitivity
 from edgeq.core.results.report import (
     Choice,
     Comparison,
@@ -108,7 +108,7 @@ def _view(title: str, told: Sequence[str], of: Choice | Comparison) -> VariantsV
 def _compared_verdict(one: Variant, *, is_own: bool) -> str:
     if one.error or one.failed:
         return one.error or f"failed: {', '.join(gate.name for gate in one.failed)}"
-    return "ok" if is_own else "for comparison, held to no limit"
+    return "ok" if is_own else "for comparison, not judged"
 
 
 def attempts(rows: Sequence[PackageResult]) -> tuple[Plot, ...]:
@@ -563,6 +563,7 @@ def depth_plot(found: LayerSqnrs) -> Plot | None:
         [(one.layer, one.sqnr_db, one.own_db) for one in found.layers],
         worst,
         title="Error along the depth of the graph",
+        names=("up to this layer", "this layer by itself"),
         caption=f"SQNR of each layer's output against the float graph's, on {counted(found.samples, 'sample')}: less "
         f"is worse, and {worst} is marked.",
         anchor="depth-plot",
@@ -769,4 +770,109 @@ def _card(row: PackageResult, link: str, rows: Sequence[PackageResult]) -> CardV
         passed=not failed,
         figures=tuple(figures),
         failed=(*(text.gate_facts(gate) for gate in failed), *steps),
+    )
+
+
+# --- The page that says which layer to keep in float, and why: of `edgeq sensitivity` and of `edgeq compare --layers`.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatView:
+    """A recommendation with its grounds.
+
+    Attributes:
+        advice: the answer first, then why.
+        layer: the one that it is about; "" for none.
+        heads: of the table's columns after the layer's name.
+        rows: number in the order of execution, name, cells; the layers with most error first.
+        facts: what was compared.
+    """
+
+    title: str
+    about: str
+    advice: tuple[str, ...]
+    layer: str
+    plot: Plot | None
+    heads: tuple[str, ...]
+    rows: tuple[tuple[int, str, tuple[str, ...]], ...]
+    rows_left: int
+    facts: tuple[tuple[str, str], ...]
+
+
+def float_html(view: FloatView) -> str:
+    """Return the page; names are always escaped."""
+    return _environment().get_template("float.html.j2").render(page=view, css=_css())
+
+
+def ranked_view(found: RankedLayers, *, model: str, target: str, metric: str) -> FloatView:
+    """Return the page of a ranking."""
+    numbers = {name: i for i, name in enumerate(found.order, start=1)}
+    advice = text.ranked_advice(found, metric)
+    best = found.best_kept
+    heads = ["only this layer in int8", "all other layers in int8"]
+    heads += [f"{metric}, only this layer", f"{metric}, all others"] if metric else []
+
+    def cells(one: Sensitivity) -> tuple[str, ...]:
+        decibels = [one.alone_db, one.but_one_db]
+        scores = [one.alone_score, one.but_one_score] if metric else []
+        return (
+            *("" if value is None else text.decibel(value) for value in decibels),
+            *("" if value is None else f"{value:.4g}" for value in scores),
+            format_bytes(one.weight_bytes),
+            f"+{format_bytes(text.FLOAT_COST * one.weight_bytes)}",
+        )
+
+    by_name = {one.layer: one for one in found.layers}
+    drawn = [(name, by_name[name].but_one_db, by_name[name].alone_db) for name in found.order]
+    return FloatView(
+        title=f"{model} for {target}: which layer to keep in float",
+        about=f"{counted(len(found.layers), 'layer')}, measured on {counted(found.samples, 'sample')}",
+        advice=tuple(advice),
+        layer=best.layer if best else "",
+        plot=depth(
+            [(name, but_one, alone) for name, but_one, alone in drawn if but_one is not None],
+            best.layer if best else "",
+            title="Error of the outputs by layer",
+            names=("all others in int8", "only this layer in int8"),
+            caption="SQNR of the outputs against fp32's. Less is worse; the layer to keep in float is marked.",
+            anchor="depth-plot",
+        ),
+        heads=(*heads, "weights", "cost in float"),
+        rows=tuple((numbers[one.layer], one.layer, cells(one)) for one in found.layers[:_MOST_LAYERS]),
+        rows_left=max(0, len(found.layers) - _MOST_LAYERS),
+        facts=(
+            ("every layer in int8", f"SQNR {text.decibel(found.all_db)}"),
+            *(((f"{metric}, every layer in int8", f"{found.all_score:.4g}"),) if found.all_score is not None else ()),
+            *(((f"{metric}, fp32", f"{found.fp32_score:.4g}"),) if found.fp32_score is not None else ()),
+        ),
+    )
+
+
+def compared_view(
+    found: LayerSqnrs | None,
+    weight_bytes: Mapping[str, int],
+    *,
+    title: str,
+    about: str,
+    facts: Sequence[tuple[str, str]],
+) -> FloatView:
+    """Return the page of two bundles that were compared; `found` is None where the layers were not."""
+    layers = sorted(enumerate(found.layers, start=1), key=lambda one: one[1].own_db) if found else []
+    marked = (found.start or found.noisiest).layer if found else ""
+
+    def cells(one: LayerSqnr) -> tuple[str, ...]:
+        held = weight_bytes.get(one.layer)
+        cost = ("", "") if held is None else (format_bytes(held), f"+{format_bytes(text.FLOAT_COST * held)}")
+        return (text.decibel(one.own_db), text.decibel(one.sqnr_db), *cost)
+
+    return FloatView(
+        title=title,
+        about=about,
+        advice=tuple(text.error_advice(found, weight_bytes)) if found else (),
+        layer=marked,
+        plot=depth_plot(found) if found else None,
+        heads=("SQNR by itself", "SQNR so far", "weights", "cost in float"),
+        rows=tuple((number, one.layer, cells(one)) for number, one in layers[:_MOST_LAYERS]),
+        rows_left=max(0, len(layers) - _MOST_LAYERS),
+        facts=tuple(facts),
     )

@@ -171,15 +171,21 @@ def is_best(point: Point, points: Sequence[Point]) -> bool:
 
 
 def depth(
-    layers: Sequence[tuple[str, float, float]], worst: str, *, title: str, caption: str, anchor: str
+    layers: Sequence[tuple[str, float, float]],
+    worst: str,
+    *,
+    title: str,
+    names: tuple[str, str],
+    caption: str,
+    anchor: str,
 ) -> Plot | None:
-    """Return the error along the depth of a graph as two lines, with the worst layer marked; None for less than two.
+    """Return the error along the depth of a graph as two lines, with one layer marked; None for less than two.
 
     Args:
-        layers: in the order of execution: name, SQNR with all earlier layers quantized, SQNR by itself, in dB. The
-            page has them in a table.
+        layers: in the order of execution: name, and two kinds of SQNR in dB. The page has them in a table.
         worst: the name of the layer to mark.
         title: of the plot.
+        names: of the two kinds.
         caption: of it.
         anchor: the plot's id in the page.
     """
@@ -199,15 +205,14 @@ def depth(
         value_formatter=_short,
         x_value_formatter=lambda value: f"{value:.0f}",
     )
-    names = ("up to this layer", "this layer by itself", f"marked: {worst}")
     chart.add(names[0], [{"value": (i, so_far), "label": name} for i, name, so_far, _ in drawn])
     chart.add(names[1], [{"value": (i, own), "label": name} for i, name, _, own in drawn])
     marked = [{"value": (i, own), "label": name} for i, name, _, own in drawn if name == worst]
-    chart.add(names[2], marked, stroke=False, show_dots=True, dots_size=8)
+    chart.add("marked", marked, stroke=False, show_dots=True, dots_size=8)
     return Plot(
         svg=_svg(chart, title, caption, anchor, last="marked"),
         caption=caption,
-        legend=tuple(enumerate(names if marked else names[:2])),
+        legend=tuple(enumerate((*names, f"marked: {worst}") if marked else names)),
         kind="depth",
     )
 

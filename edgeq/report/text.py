@@ -8,11 +8,11 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
-from edgeq.core.results.model import KeptValues, LayerSqnrs, Search
+from edgeq.core.results.model import KeptValues, LayerSqnrs, RankedLayers, Search
 from edgeq.core.results.report import (
     Choice,
     Comparison,
@@ -258,6 +258,54 @@ def error_start(found: LayerSqnrs) -> str:
     before = found.before(start)
     told = "it reads the input" if before == math.inf else f"{decibel(before)} before it"
     return f"the error starts at {start.layer}: {decibel(start.own_db)} by itself, {told}"
+
+
+# --- Which layer to keep in float, and why: the same words for `edgeq sensitivity` and `edgeq compare --layers`.
+
+
+FLOAT_COST = 3  # times the bytes of int8 weights: float weights take four bytes where int8 takes one
+
+_WORTH_DB = 0.5  # less is within what another choice of samples changes
+
+
+def ranked_advice(found: RankedLayers, metric: str) -> list[str]:
+    """Return which layer to keep in float and why, by a ranking; the first line is the answer."""
+    best = found.best_kept
+    if best is None or best.but_one_db is None:
+        return ["no single layer is worth keeping in float: the outputs come no nearer to fp32's with any of them"]
+    gain_db = best.but_one_db - found.all_db
+    before, after = decibel(found.all_db), decibel(best.but_one_db)
+    lines = [f"the outputs' SQNR goes from {before} with every layer in int8 to {after} with this one in float"]
+    is_better = best.but_one_score is not None and found.all_score is not None and best.but_one_score > found.all_score
+    if best.but_one_score is not None and found.all_score is not None and found.fp32_score is not None:
+        lines.append(
+            f"{metric} goes from {found.all_score:.4g} to {best.but_one_score:.4g}; fp32 has {found.fp32_score:.4g} "
+            f"({counted(found.samples, 'sample')})"
+        )
+    lines.append(f"it costs {format_bytes(FLOAT_COST * best.weight_bytes)} more, since float takes four bytes a weight")
+    if gain_db < _WORTH_DB and not is_better:
+        return [f"no single layer is worth keeping in float; {best.layer} gains most", *lines]
+    return [f"keep {best.layer} in float", *lines]
+
+
+def error_advice(found: LayerSqnrs, weight_bytes: Mapping[str, int]) -> list[str]:
+    """Return which layer to try in float first and why, by where the error comes from; the first line is the answer."""
+    worst = found.start or found.noisiest
+    lines = [
+        f"try {worst.layer} in float first",
+        error_start(found),
+        f"the output of {worst.layer} has {decibel(worst.sqnr_db)}, with all layers up to it in int8",
+    ]
+    if worst.layer in weight_bytes:
+        cost = format_bytes(FLOAT_COST * weight_bytes[worst.layer])
+        lines.append(f"it costs {cost} more, since float takes four bytes a weight")
+    return [*lines, "`edgeq sensitivity` measures, with the model, what each layer in float gains at the outputs"]
+
+
+def advice_lines(advice: Sequence[str], layer: str) -> list[str]:
+    """Return advice as lines, the grounds indented, and the option that follows it."""
+    option = [f"  try: --keep-fp32 {printable(layer)}"] if layer else []
+    return [*(f"{'  ' if i else ''}{printable(line)}" for i, line in enumerate(advice)), *option]
 
 
 def place(row: PackageResult) -> str:
@@ -563,11 +611,10 @@ def _float_layer(row: PackageResult) -> list[str]:
     held = sum(layer.weight_bytes for layer in row.layers if layer.name == noisiest.layer)
     if not held or not math.isfinite(noisiest.own_db):
         return []
-    # float weights take four bytes where int8 takes one
-    share_of = f", +{3 * held / row.size_bytes:.0%}" if row.size_bytes else ""
+    share_of = f", +{FLOAT_COST * held / row.size_bytes:.0%}" if row.size_bytes else ""
     return [
         f"--keep-fp32 {noisiest.layer} keeps the layer with the most error of its own ({decibel(noisiest.own_db)}) in "
-        f"float: +{format_bytes(3 * held)}{share_of}"
+        f"float: +{format_bytes(FLOAT_COST * held)}{share_of}"
     ]
 
 

@@ -139,7 +139,7 @@ def test_reports_pages_and_json_hold_both(row: PackageResult) -> None:
     page = bundle_page(full, DataFacts()).decode()
     assert "refused: &lt;b&gt;no&lt;/b&gt;" in page
     assert told in page
-    assert "for comparison, held to no limit" in page  # fp32 was not judged
+    assert "for comparison, not judged" in page  # fp32 was not judged
     assert "<b>no</b>" not in page
 
 

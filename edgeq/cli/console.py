@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import edgeq
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, Findings, UsageError
+from edgeq.core.files import on_wait
 from edgeq.core.units import is_safe, safe_lines
 
 if TYPE_CHECKING:
@@ -113,7 +114,10 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     Output of the steps and of user code in the block goes to stderr.
     """
-    with results_only():
+    with results_only(), contextlib.ExitStack() as stack:
+        if not quiet:
+            on_wait.append(note)
+            stack.callback(on_wait.remove, note)
         if quiet:
             yield edgeq.report.progress.Interruptible(edgeq.report.progress.Quiet(), INTERRUPTS)
         else:

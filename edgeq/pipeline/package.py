@@ -168,6 +168,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                             patch_bytes=patches[0],
                             patch_bytes_without=patches[1],
                             fidelity_without=without.verified.fidelity,
+                            parity_without=without.verified.parity,
                         ),
                     )
             except REFUSALS as err:

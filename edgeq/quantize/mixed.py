@@ -99,7 +99,7 @@ def _ranked(subject: Subject, spec: QuantizeSpec) -> RankedLayers:
 
     simulation, judge = simulated(subject), spec.judge
     samples = judge.samples if judge else evenly(spec.calibration, RANK_SAMPLES)
-    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation), "measurements") as task:
         probe = Probe(simulation, samples, spec.inputs, judge.score if judge else None)
         layers = rank(probe, task, measure)
         return RankedLayers(

@@ -96,7 +96,7 @@ def mixed(
     key = state_key(dict(first.subject.prepared.state_dict()), facts)
     simulation = simulated(first.subject)
     sizes = {layer: simulation.weight_elements(layer) for layer in simulation.layers}
-    with spec.progress.task(f"search {spec.label}") as task:
+    with spec.progress.task(f"search {spec.label}", unit="measurements") as task:
         path = state_path(asked.state_folder, key) if asked.state_folder is not None else None
         saved = load_state(path, key) if path is not None else None
         values = saved["values"] if saved is not None else {}
@@ -126,7 +126,7 @@ def _searched(
 ) -> tuple[Sensitivity, ...]:
     """Search on one ground, for fewer than `below` weights in float; return the layers' ranking there."""
     ranking = _ranking(ground, simulation, book)
-    with ground.spec.progress.task(f"search {ground.spec.label}") as task:
+    with ground.spec.progress.task(f"search {ground.spec.label}", unit="measurements") as task:
         book.task = task
         Assignments(costs(ranking), lambda kept: trials.run(ground, kept), trials.fits).search(below)
     return ranking
@@ -153,7 +153,7 @@ def _remedied(
 
 def _ranking(ground: SearchSpace, simulation: Simulation, book: _Notebook) -> tuple[Sensitivity, ...]:
     spec = ground.spec
-    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation), "measurements") as task:
         book.task, book.prefix = task, f"{'+'.join(ground.remedies)}:"
         probe = Probe(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs)
         ranking = rank(probe, task, book.recall)

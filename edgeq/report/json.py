@@ -136,6 +136,7 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
         "tried": [_variant(one) for one in choice.tried],
         "chosen": choice.chosen,
         "untried": list(choice.untried),
+        "unfinished": list(choice.unfinished),
     }
 
 
@@ -329,6 +330,7 @@ class ChoiceDocument(_Document):
     tried: list[VariantDocument]
     chosen: int = Field(description="index of the attempt that became the artifact")
     untried: list[str] = Field(description="not tried: they would fail the same gate")
+    unfinished: list[str] = Field(description="not tried to the end: --time-budget was over")
 
 
 class ComparisonDocument(_Document):

@@ -336,6 +336,8 @@ def choice(found: Choice) -> str:
     if chosen.passed:
         return f"{made_of}; {chosen.scheme} is the first that passed every gate"
     left = f"; not tried, since they would fail the same gate: {', '.join(found.untried)}" if found.untried else ""
+    if found.unfinished:
+        left += f"; not tried to the end, since --time-budget was over: {', '.join(found.unfinished)}"
     return f"{made_of}; none passed every gate; {chosen.scheme} comes closest{left}"
 
 
@@ -576,6 +578,11 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str
     ]
     if failed & _ACCURACY_GATES:
         said += _float_layer(row)
+    if "parity" in failed:
+        said.append(
+            "parity compares the artifact with the graph that it was made from: data and limits do not change it, only "
+            "what is computed in int8 (--keep-fp32, --scheme), by which runtime (--target), and --reuse-qparams-from"
+        )
     if failed & _SIZE_GATES and row.layers:
         largest = max(row.layers, key=lambda layer: layer.weight_bytes)
         said.append(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_NARROW = 60  # columns
+_NARROW, _WIDE = 60, 100  # columns
 
 
 class _Silent:
@@ -109,7 +109,7 @@ class _LineTask:
         self._lines.say(f"  {text}")
 
     def state(self) -> str:
-        """Return how far the step is, and how long it will take as it goes on."""
+        """Return how far the step is, and how long it will take."""
         took_s = time.monotonic() - self.start
         if not self._total or not self._done:
             return f"under way for {took_s:.0f} s"
@@ -250,30 +250,40 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
 
 def _rich_bars() -> RichProgress:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+    from rich.progress import Task as RichTask
     from rich.table import Column
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        """How long a step has taken, and how long it will take where that can be said."""
+
+        def render(self, task: RichTask) -> Text:
+            """Return both."""
+            left_s = task.time_remaining
+            left = "" if left_s is None or task.finished else f", {_clock(left_s)} left"
+            return Text(f"{_clock(task.elapsed or 0)}{left}")
 
     console = Console(stderr=True)
     words = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    text = TextColumn("{task.description}", markup=False, table_column=words)
-    # a narrow terminal keeps the words and the time, and does without the bar
-    bar = () if console.width < _NARROW else (BarColumn(bar_width=20), TextColumn("{task.fields[count]}", markup=False))
+    # a narrower terminal keeps the words and the times, and does without the bar, a very narrow one without the count
+    bar = (BarColumn(bar_width=20),) if console.width >= _WIDE else ()
+    count = (TextColumn("{task.fields[count]}", markup=False),) if console.width >= _NARROW else ()
     # four times a second: drawing must not take the time of the work
     return Progress(
         SpinnerColumn(),
-        text,
+        TextColumn("{task.description}", markup=False, table_column=words),
         *bar,
-        TimeElapsedColumn(),
-        *((TextColumn("left"), TimeRemainingColumn(compact=True)) if bar else ()),
+        *count,
+        Times(),
         console=console,
         transient=True,
         expand=True,
         refresh_per_second=4,
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -12,6 +12,7 @@ from edgeq.core.results.measured import Fidelity
 from edgeq.core.results.report import PackageResult, Source
 from edgeq.core.units import format_bytes
 from edgeq.report.json import finite
+from edgeq.report.text import layer_kinds
 
 SCHEMA_VERSION = 1
 
@@ -260,15 +261,11 @@ def _gates(source: Source) -> Facts:
 
 def _layers(row: PackageResult) -> Facts:
     """Name each layer with its bytes and its precision; layers of one name are told apart by their order."""
-    kernels = row.verified.kernels
-    known = kernels.precisions if kernels else ()
-    kinds = known if len(known) == len(row.layers) else ("not known",) * len(row.layers)
     seen: Counter[str] = Counter()
     facts: dict[str, Value] = {}
-    for layer, kind in zip(row.layers, kinds, strict=True):
+    for layer, kind in zip(row.layers, layer_kinds(row), strict=True):
         seen[layer.name] += 1
         name = layer.name if seen[layer.name] == 1 else f"{layer.name} ({seen[layer.name]})"
-        kind = "float" if kind == "other" else kind
         facts[name] = f"{kind}, {format_bytes(layer.weight_bytes)}, {layer.macs:,} MACs"
     return facts
 

@@ -512,7 +512,7 @@ def _summary(row: PackageResult) -> tuple[SummaryLine, ...]:
 
 
 def _layers(row: PackageResult) -> tuple[LayerView, ...]:
-    kinds = layer_kinds(row)
+    kinds = text.layer_kinds(row)
     most_bytes = max((layer.weight_bytes for layer in row.layers), default=0) or 1
     most_macs = max((layer.macs for layer in row.layers), default=0) or 1
     found = row.layer_sqnrs
@@ -538,18 +538,10 @@ def _layers(row: PackageResult) -> tuple[LayerView, ...]:
     )
 
 
-def layer_kinds(row: PackageResult) -> tuple[str, ...]:
-    """Return the precision of each layer, one of `_KINDS`."""
-    precisions = row.verified.kernels.precisions if row.verified.kernels else ()
-    if len(precisions) != len(row.layers):
-        return ("not known",) * len(row.layers)
-    return tuple("float" if kind == "other" else kind for kind in precisions)
-
-
 def _bytes_plot(row: PackageResult) -> Plot | None:
     areas = [
         Area(series=kind, number=i, label=layer.name, size_bytes=layer.weight_bytes)
-        for i, (layer, kind) in enumerate(zip(row.layers, layer_kinds(row), strict=True), start=1)
+        for i, (layer, kind) in enumerate(zip(row.layers, text.layer_kinds(row), strict=True), start=1)
     ]
     largest = sorted(areas, key=lambda area: -area.size_bytes)[:_MOST_AREAS]
     title = "Bytes by layer" if len(areas) == len(largest) else f"Bytes by layer, the {_MOST_AREAS} largest"

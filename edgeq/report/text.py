@@ -308,6 +308,14 @@ def advice_lines(advice: Sequence[str], layer: str) -> list[str]:
     return [*(f"{'  ' if i else ''}{printable(line)}" for i, line in enumerate(advice)), *option]
 
 
+def layer_kinds(row: PackageResult) -> tuple[str, ...]:
+    """Return the precision of each layer, int8, half, float or not known."""
+    precisions = row.verified.kernels.precisions if row.verified.kernels else ()
+    if len(precisions) != len(row.layers):
+        return ("not known",) * len(row.layers)
+    return tuple("float" if kind == "other" else kind for kind in precisions)
+
+
 def place(row: PackageResult) -> str:
     """Return a label for the row's path."""
     return "rejected" if row.checked.exit_code else "bundle"

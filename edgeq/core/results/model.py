@@ -416,6 +416,20 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """An operator of an artifact's graph.
+
+    Attributes:
+        name: unique; that of its layer where it is one.
+        inputs: names of the operators whose results it takes.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CudaFacts:
     """An artifact's requirements on a GPU machine.
 

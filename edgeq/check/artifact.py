@@ -100,7 +100,7 @@ def outputs_gate(verified: VerifyReport) -> Gate:
         name="outputs",
         outcome="failed" if verified.findings else "ok",
         limit=limit,
-        measured=f"{len(verified.findings)} findings" if verified.findings else "as stated",
+        measured=counted(len(verified.findings), "finding") if verified.findings else "as stated",
         detail="; ".join(verified.findings),
         exit_code=ExitCode.VERIFICATION,
     )
@@ -122,7 +122,7 @@ def graph_gates(verified: VerifyReport) -> tuple[Gate, ...]:
             name=GRAPH_GATE,
             outcome="failed" if only.findings else "ok",
             limit="finite, not constant",
-            measured=f"{len(only.findings)} findings" if only.findings else "as stated",
+            measured=counted(len(only.findings), "finding") if only.findings else "as stated",
             detail="; ".join(only.findings)
             or f"the converted graph over {counted(only.fidelity.samples, 'sample')}; {only.why}",
             exit_code=ExitCode.VERIFICATION,

@@ -399,6 +399,7 @@ def bundle_view(source: Source, data: DataFacts, *, title: str) -> BundleView:
     summary = _summary(row)
     layers = _layers(row)
     shown = layers[:_MOST_LAYERS]
+    numbered = [(number, one) for number, one in enumerate(_sqnr_of(row), start=1) if one is not None]
     kinds = [layer.kind for layer in shown]
     return BundleView(
         title=title,
@@ -418,7 +419,7 @@ def bundle_view(source: Source, data: DataFacts, *, title: str) -> BundleView:
             *((kind, f"{kind} {kinds.count(kind)}") for kind in _KINDS if kind in kinds),
         ),
         error_start=_error_start(row.layer_sqnrs),
-        depth=depth_plot(row.layer_sqnrs) if row.layer_sqnrs else None,
+        depth=depth_plot(row.layer_sqnrs, numbered) if row.layer_sqnrs else None,
         bytes_plot=_bytes_plot(row),
         latency=box(runs, title=f"Latency on {row.verified.host}", anchor="latency-plot") if runs else None,
         places=places(row),
@@ -548,11 +549,11 @@ def _bytes_plot(row: PackageResult) -> Plot | None:
     return treemap(largest, _KINDS, title=title, anchor="bytes-plot")
 
 
-def depth_plot(found: LayerSqnrs) -> Plot | None:
-    """Return the error along the depth of the graph."""
+def depth_plot(found: LayerSqnrs, numbered: Sequence[tuple[int, LayerSqnr]]) -> Plot | None:
+    """Return the error along the depth of the graph; each layer has the number of the page's table."""
     worst = (found.start or found.noisiest).layer
     return depth(
-        [(one.layer, one.sqnr_db, one.own_db) for one in found.layers],
+        [(number, one.layer, one.sqnr_db, one.own_db) for number, one in numbered],
         worst,
         title="Error along the depth of the graph",
         names=("up to this layer", "this layer by itself"),
@@ -815,14 +816,14 @@ def ranked_view(found: RankedLayers, *, model: str, target: str, metric: str) ->
         )
 
     by_name = {one.layer: one for one in found.layers}
-    drawn = [(name, by_name[name].but_one_db, by_name[name].alone_db) for name in found.order]
+    drawn = [(numbers[name], name, by_name[name].but_one_db, by_name[name].alone_db) for name in found.order]
     return FloatView(
         title=f"{model} for {target}: which layer to keep in float",
         about=f"{counted(len(found.layers), 'layer')}, measured on {counted(found.samples, 'sample')}",
         advice=tuple(advice),
         layer=best.layer if best else "",
         plot=depth(
-            [(name, but_one, alone) for name, but_one, alone in drawn if but_one is not None],
+            [(number, name, but_one, alone) for number, name, but_one, alone in drawn if but_one is not None],
             best.layer if best else "",
             title="Error of the outputs by layer",
             names=("all others in int8", "only this layer in int8"),
@@ -862,7 +863,7 @@ def compared_view(
         about=about,
         advice=tuple(text.error_advice(found, weight_bytes)) if found else (),
         layer=marked,
-        plot=depth_plot(found) if found else None,
+        plot=depth_plot(found, list(enumerate(found.layers, start=1))) if found else None,
         heads=("SQNR by itself", "SQNR so far", "weights", "cost in float"),
         rows=tuple((number, one.layer, cells(one)) for number, one in layers[:_MOST_LAYERS]),
         rows_left=max(0, len(layers) - _MOST_LAYERS),

@@ -171,7 +171,7 @@ def is_best(point: Point, points: Sequence[Point]) -> bool:
 
 
 def depth(
-    layers: Sequence[tuple[str, float, float]],
+    layers: Sequence[tuple[int, str, float, float]],
     worst: str,
     *,
     title: str,
@@ -182,7 +182,7 @@ def depth(
     """Return the error along the depth of a graph as two lines, with one layer marked; None for less than two.
 
     Args:
-        layers: in the order of execution: name, and two kinds of SQNR in dB. The page has them in a table.
+        layers: in the order of execution: number and name, as the page's table has them, and two kinds of SQNR in dB.
         worst: the name of the layer to mark.
         title: of the plot.
         names: of the two kinds.
@@ -192,7 +192,7 @@ def depth(
     import pygal
 
     # the float graph and a quantized one can agree in a layer: an infinite ratio has no place on the axis
-    drawn = [(i, *one) for i, one in enumerate(layers, start=1) if math.isfinite(one[1]) and math.isfinite(one[2])]
+    drawn = [one for one in layers if math.isfinite(one[2]) and math.isfinite(one[3])]
     if len(drawn) < 2:
         return None
     chart = _styled(
@@ -288,7 +288,7 @@ def _svg(chart: Graph, title: str, caption: str, anchor: str, *, last: str = "")
             parent.remove(child)
         if told and parent.get("class", "") != "":
             name = ElementTree.Element("title")
-            name.text = ": ".join(part for part in reversed(told) if part)
+            name.text = ": ".join(part for part in told if part)
             parent.insert(0, name)
     for name in root.findall("title"):
         root.remove(name)

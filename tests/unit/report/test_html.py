@@ -138,8 +138,20 @@ def test_layers_are_sorted_by_their_error_and_the_guilty_one_is_marked(row):
     (marked,) = re.findall(r'<tr data-kind="[^"]+" class="worst"><td>(\d)</td>.*?class="mark">([^<]*)<', table)
     assert marked == ("2", "the error starts here")
     assert table.count("not measured") == 2
+    depth = re.findall(r"<title>(\w+): (\d): ([\d.]+)</title>", text)
+    assert ("other", "2", "13") in depth, depth  # the number of the table
     document = to_json(RunReport(rows=(row,), data=NO_DATA))["rows"][0]["layer_sqnrs"]
     assert (document["start"], document["layers"][1]["own_db"]) == ("other", 13.0)
+
+
+def test_both_scores_of_a_changed_prediction_are_shown(row):
+    assert row.verified.flips is not None
+    assert "Below each sample" not in page(row)  # an older report has none
+    flip = dataclasses.replace(row.verified.flips.examples[0], fp32_scores=(2.5, 1.25), artifact_scores=(1.5, 1.75))
+    flips = dataclasses.replace(row.verified.flips, examples=(flip,))
+    text = page(dataclasses.replace(row, verified=dataclasses.replace(row.verified, flips=flips)))
+    assert "zero: 2.5 → 1.5" in text
+    assert "one: 1.25 → 1.75" in text
 
 
 def test_the_gates_that_failed_come_first_with_what_was_asked(row):

@@ -168,11 +168,12 @@ def write_result(
 
 
 def _shipped_figures(job: Job) -> Variant | None:
-    """Return the figures of the shipped model that the job names; None where it names none, or that has no report."""
+    """Return the figures of the shipped model that the job names; None where it names none, or its report is unread."""
     named = job.gates.shipped or job.reuse_qparams_from
-    if named is None or not (named / REPORT_NAME).is_file():
-        return None
-    return variant_of(read_report(named))
+    if named is not None:
+        with contextlib.suppress(EdgeqError):  # shown beside the new ones, judged by nothing
+            return variant_of(read_report(named))
+    return None
 
 
 def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[CheckReport, str, int]:

@@ -251,6 +251,7 @@ def compare(
     quantized: BundleLike,
     *,
     evaluation: Any = None,
+    metric: Any = None,
     samples: int = 1000,
     layers: bool = False,
     trust_source: bool = False,
@@ -262,6 +263,7 @@ def compare(
         fp32: a bundle of scheme fp32.
         quantized: the other bundle.
         evaluation: the inputs, in the forms that `package` takes; default: seeded random inputs.
+        metric: as for `package`; needs `evaluation`.
         samples: maximum number of inputs.
         layers: whether to also compare the layers' outputs (`layers` of the result).
         trust_source: as for `verify`.
@@ -277,7 +279,7 @@ def compare(
     if samples < 1:
         raise UsageError(f"samples: expected 1 or more, got {samples}", "omit samples= for the default of 1000")
     with LiveObjects() as live:
-        own = _with_live_data(live, {}, evaluation=evaluation)
+        own = _with_live_data(live, {}, evaluation=evaluation, metric=metric)
         data = filled(DataConfig, validated(own, "edgeq.compare()").get("data", {}))
         with _progress(progress) as shown:
             return compare_bundles(
@@ -358,6 +360,8 @@ def sensitivity(
     target: str | TargetProfile,
     example_inputs: Any = None,
     calibration: Any = None,
+    evaluation: Any = None,
+    metric: Any = None,
     num_samples: int = 32,
     options: Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
@@ -369,13 +373,16 @@ def sensitivity(
         target: one target.
         example_inputs: as for `package`.
         calibration: as for `package`.
+        evaluation: as for `package`; the layers are then ranked by score.
+        metric: as for `package`.
         num_samples: maximum number of calibration samples.
         options: other options by their keys in edgeq.toml.
         progress: as for `package`.
 
     Returns:
         `layers`, the most sensitive one first, each with `alone_db` and `but_one_db`: SQNR of the outputs against fp32
-        in decibels, with that layer alone in int8, and with all but that one.
+        in decibels, with that layer alone in int8, and with all but that one. `found.best_kept` is the layer whose stay
+        in float gains most.
 
     Raises:
         EdgeqError: the model or its data cannot be used, or the target's runtime has no ranking.
@@ -385,7 +392,7 @@ def sensitivity(
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, LiveObjects() as live:
         given = {"targets": _target_names(target, Path(folder)), "schemes": ["static-int8"], "device": {"on": "host"}}
         given |= _model_values(live, model, example_inputs, Path(folder))
-        own = _with_live_data(live, own, calibration=calibration)
+        own = _with_live_data(live, own, calibration=calibration, evaluation=evaluation, metric=metric)
         job = request(validated(merge(given, own), "edgeq.sensitivity()"), {})
         preflight(job)
         with _progress(progress) as shown:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity, VerifyReport
 from edgeq.core.results.model import LoweredModel
-from edgeq.core.results.report import Gate
+from edgeq.core.results.report import Gate, Reuse
 from edgeq.core.schemes import FLOAT_SCHEMES, MAX_RELATIVE_FP32, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
 from edgeq.core.units import counted
 
@@ -55,6 +56,15 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
     )
 
 
+def with_reuse(gate: Gate, scheme: str, reuse: Reuse | None) -> Gate:
+    """Return a parity gate; one that failed with a shipped model's ranges says what new ranges give."""
+    if gate.passed or reuse is None or reuse.parity_without is None:
+        return gate
+    other = parity_gate(scheme, reuse.parity_without)
+    helps = "which passes: omit --reuse-qparams-from" if other.passed else "which fails too: the reuse is not the cause"
+    return dataclasses.replace(gate, detail=f"{gate.detail}; with all ranges new it is {other.measured}, {helps}")
+
+
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
     """Compare a float ONNX file with PyTorch, by the mean difference relative to the mean magnitude (exit code 7).
 
@@ -90,7 +100,7 @@ def outputs_gate(verified: VerifyReport) -> Gate:
         name="outputs",
         outcome="failed" if verified.findings else "ok",
         limit=limit,
-        measured=f"{len(verified.findings)} findings" if verified.findings else "as stated",
+        measured=counted(len(verified.findings), "finding") if verified.findings else "as stated",
         detail="; ".join(verified.findings),
         exit_code=ExitCode.VERIFICATION,
     )
@@ -112,7 +122,7 @@ def graph_gates(verified: VerifyReport) -> tuple[Gate, ...]:
             name=GRAPH_GATE,
             outcome="failed" if only.findings else "ok",
             limit="finite, not constant",
-            measured=f"{len(only.findings)} findings" if only.findings else "as stated",
+            measured=counted(len(only.findings), "finding") if only.findings else "as stated",
             detail="; ".join(only.findings)
             or f"the converted graph over {counted(only.fidelity.samples, 'sample')}; {only.why}",
             exit_code=ExitCode.VERIFICATION,

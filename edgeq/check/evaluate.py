@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate
+from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate, with_reuse
 from edgeq.check.device import device_gates
 from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
@@ -75,7 +75,7 @@ def check(
     unrun = verified.graph_only.why if verified.graph_only else ""
     # the artifact must be what it claims to be
     gates = [
-        *((parity_gate(scheme, verified.parity, unrun),) if has_graph else ()),
+        *((with_reuse(parity_gate(scheme, verified.parity, unrun), scheme, artifact.reuse),) if has_graph else ()),
         *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *graph_gates(verified),

@@ -12,6 +12,7 @@ import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.cli.outputs import write_text
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.results.model import LayerSqnrs
@@ -20,6 +21,7 @@ from edgeq.core.units import counted
 if TYPE_CHECKING:
     import edgeq.config.options
     import edgeq.pipeline.compare
+    import edgeq.report.html
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.core.manifest import Manifest
@@ -31,8 +33,10 @@ SCHEMA_VERSION = 1
 
 _SAMPLES = 1000
 
+_INPUTS = {"evaluation": "evaluation samples", "random": "random inputs"}
+
 _OPTIONS = ConfigOptions(
-    keys=("data.evaluation", "data.labels"),
+    keys=("data.evaluation", "data.labels", "data.metric"),
     docs={
         "data.evaluation": "Inputs: an image folder, .npz/.npy or file.py:function. Without it, seeded random inputs."
     },
@@ -53,6 +57,7 @@ def compare(
     trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page.")] = None,
 ) -> None:
     """Run an fp32 and a quantized bundle of one model on the same inputs, and compare their outputs.
 
@@ -62,10 +67,21 @@ def compare(
     data = edgeq.config.options.filled(DataConfig, to_values(options).get("data", {}))
     if data.labels is not None and data.evaluation is None:
         raise UsageError("--labels was given without --eval-data", "add --eval-data, or omit --labels")
+    if data.metric is not None and data.evaluation is None:
+        raise UsageError("--metric was given without --eval-data", "add --eval-data, or omit --metric")
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.compare.compare_bundles(
             fp32, quantized, data=data, samples=samples, layers=layers, progress=progress, trusted=trust_source
         )
+    if html is not None:
+        view = edgeq.report.html.compared_view(
+            found.layers,
+            found.weight_bytes,
+            title=f"fp32 and {_title(found.quantized)}",
+            about=f"{counted(found.outputs.samples, 'sample')}, {_INPUTS[found.outputs.inputs]}",
+            facts=(*_figures(found.outputs), *(("note", text) for text in found.notes)),
+        )
+        write_text(html, edgeq.report.html.float_html(view))
     if as_json:
         say_json(to_json(found))
     else:
@@ -76,10 +92,11 @@ def render(found: BundleComparison) -> str:
     """Return the figures as text: a line per layer, and the layer where the error starts."""
     outputs = found.outputs
     lines = edgeq.report.text.aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
-    inputs = "evaluation samples" if outputs.inputs == "evaluation" else "random inputs"
-    lines += [f"outputs, {outputs.samples:,} {inputs}:", *edgeq.report.text.aligned(_figures(outputs))]
+    lines += [f"outputs, {outputs.samples:,} {_INPUTS[outputs.inputs]}:", *edgeq.report.text.aligned(_figures(outputs))]
     if found.layers is not None:
         lines += _layer_lines(found.layers)
+        advice = edgeq.report.text.error_advice(found.layers, found.weight_bytes)
+        lines += edgeq.report.text.advice_lines(advice, (found.layers.start or found.layers.noisiest).layer)
     return "\n".join([*lines, *(f"note: {edgeq.report.text.printable(text)}" for text in found.notes)])
 
 
@@ -99,6 +116,11 @@ def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
             if outputs.ranked
             else "the first output is not [N, classes]",
         ),
+        *(
+            [(outputs.metric, f"{outputs.fp32_score:.4g} fp32, {outputs.score:.4g} quantized")]
+            if outputs.score is not None
+            else []
+        ),
         ("SQNR", edgeq.report.text.decibel(outputs.sqnr_db)),
         ("cosine", f"{outputs.cosine:.6g}"),
     ]
@@ -113,7 +135,6 @@ def _layer_lines(found: LayerSqnrs) -> list[str]:
     return [
         f"layers, the converted graph against the float one, {counted(found.samples, 'calibration sample')}:",
         *edgeq.report.text.aligned([head, *cells], right=frozenset({1, 2})),
-        edgeq.report.text.printable(edgeq.report.text.error_start(found)),
     ]
 
 

@@ -7,6 +7,7 @@ import ctypes
 import datetime
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import edgeq
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, Findings, UsageError
+from edgeq.core.files import on_wait
 from edgeq.core.units import is_safe, safe_lines
 
 if TYPE_CHECKING:
@@ -25,10 +27,16 @@ SCHEMA_VERSION = 1
 _STDOUT, _STDERR = 1, 2
 
 
+# the colours of a verdict, as edgeq.report.text gives them on a terminal: bold, green, bold red, and their end
+_STYLE = re.compile(r"(\x1b\[(?:0|1|32|1;31)m)")
+
+
 def say(text: str) -> None:
     """Print a result on stdout, without characters that would move a terminal's cursor or hide text."""
+    # every second part is a style
+    parts = [part if i % 2 and sys.stdout.isatty() else safe_lines(part) for i, part in enumerate(_STYLE.split(text))]
     try:
-        print(safe_lines(text), flush=True)
+        print("".join(parts), flush=True)
     except BrokenPipeError:
         silence_stdout()
 
@@ -113,7 +121,10 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
 
     Output of the steps and of user code in the block goes to stderr.
     """
-    with results_only():
+    with results_only(), contextlib.ExitStack() as stack:
+        if not quiet:
+            on_wait.append(note)
+            stack.callback(on_wait.remove, note)
         if quiet:
             yield edgeq.report.progress.Interruptible(edgeq.report.progress.Quiet(), INTERRUPTS)
         else:

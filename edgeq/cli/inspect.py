@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import open_progress, say, say_json
+from edgeq.cli.outputs import write_text
 from edgeq.core.errors import UsageError
 from edgeq.core.ort_format import reduced_build_config
 from edgeq.core.results.model import Layer
@@ -52,6 +54,13 @@ def inspect(
             help=("For an .ort file: print only the configuration for a reduced build of ONNX Runtime."),
         ),
     ] = False,
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the graph with size, precision and error of each layer as JSON for Model Explorer, and stop.",
+        ),
+    ] = None,
     trust_source: options.TrustSource = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -61,6 +70,12 @@ def inspect(
     Shows inputs and outputs, sizes, operators, the delegate's share and bytes per layer. A bundle's hashes are checked;
     an artifact is loaded in a separate process.
     """
+    if graph is not None:
+        collection = edgeq.pipeline.inspect.explorer_graph(path)
+        write_text(graph, json.dumps(collection, indent=1, ensure_ascii=False) + "\n")
+        count = counted(len(collection["graphs"][0]["nodes"]), "operator")
+        say(f"written: {graph}, {count}: open it with `model-explorer {graph}`, of the package ai-edge-model-explorer")
+        return
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.inspect.inspect_path(
             _ort_file(path) if required_operators else path, progress, trusted=trust_source

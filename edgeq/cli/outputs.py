@@ -14,7 +14,6 @@ from edgeq.cli.console import note
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
 from edgeq.core.results.report import DataFacts, ProjectReport
-from edgeq.core.units import counted
 
 if TYPE_CHECKING:
     import edgeq.pipeline.reports
@@ -28,18 +27,16 @@ ViewName = Literal["html", "json", "junit", "markdown", "github"]
 _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
-def as_html(report: ProjectReport) -> str:
-    """Return the page; bundles must be at the rows' paths."""
+def as_html(report: ProjectReport, folder: Path = Path()) -> str:
+    """Return the page of one bundle, or an index whose links start at `folder`; bundles must be at the rows' paths."""
     rows = report.rows
     if not rows:
         raise UsageError("no bundle was built, so there is nothing to show", "see the errors above")
-    title = (
-        edgeq.pipeline.reports.page_title(rows[0])
-        if len(rows) == 1
-        else f"{counted(len(report.models), 'model')}, {counted(len(rows), 'bundle')}"
-    )
     data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
-    return edgeq.pipeline.reports.page_of(rows, data, title=title, app=report.app, refused=report.refused).decode()
+    if len(rows) == 1 and not (report.app or report.refused):
+        return edgeq.pipeline.reports.bundle_page(rows[0], data).decode()
+    page = edgeq.pipeline.reports.index_page(rows, data, folder=folder, app=report.app, refused=report.refused)
+    return page.decode()
 
 
 def as_json(report: ProjectReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
-from edgeq.cli.outputs import view, write_text
+from edgeq.cli.outputs import as_html, view, write_text
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def report(
     Failed gates do not affect the exit code, which only says whether the report could be written.
     """
     render = view(format_)
+    if format_ == "html" and output is not None:
+        render = functools.partial(as_html, folder=output.parent)
     text = render(edgeq.pipeline.reports.read_run(bundles))
     if output is None:
         say(text.rstrip("\n"))
@@ -78,7 +81,10 @@ def diff_text(found: Diff) -> str:
     """Return the differences as text; a long section is truncated."""
     lines = [f"old: {edgeq.report.text.printable(found.old)}", f"new: {edgeq.report.text.printable(found.new)}"]
     for section, changes in found.sections().items():
-        cells = [(one.name, _short(one.told_old), "->", _short(one.told_new), one.delta) for one in changes[:_SHOWN]]
+        cells = [
+            (one.title, _short(one.told_old), "->", _short(one.told_new), one.delta, one.verdict)
+            for one in changes[:_SHOWN]
+        ]
         lines += ["", section, *edgeq.report.text.aligned(cells)]
         if len(changes) > _SHOWN:
             lines.append(f"  and {len(changes) - _SHOWN} more; --json and --html have all")

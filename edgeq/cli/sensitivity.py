@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 import edgeq
 from edgeq.cli import options as flags
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.cli.outputs import write_text
 from edgeq.core.config import LIMITS, MORE_LIMITS, Job, PackageConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.marks import options_of
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     import edgeq.config.resolve
     import edgeq.pipeline.preflight
     import edgeq.pipeline.sensitivity
+    import edgeq.report.html
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.pipeline.sensitivity import Ranking
@@ -32,9 +36,13 @@ _OPTIONS = ConfigOptions(
         *("model", "targets", "name", "weights", "inputs", "input_dtype", "trust_source", "seed", "observer"),
         "keep_fp32",
         *("data.calibration", "data.preprocess", "data.lint", "data.skip_bad_images", "data.num_calibration_samples"),
+        *("data.evaluation", "data.metric", "data.labels"),
     ),
     defaults={"data.num_calibration_samples": 32},
-    docs={"data.num_calibration_samples": "Samples to calibrate and measure on."},
+    docs={
+        "data.num_calibration_samples": "Samples to calibrate and measure on.",
+        "data.evaluation": "Evaluation data: the layers are then ranked by score, on at most 256 samples.",
+    },
 )
 
 # of a project's file: a ranking holds nothing to limits, packages nothing, and emulates nothing
@@ -49,17 +57,21 @@ def sensitivity(
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
     config: flags.Config = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page.")] = None,
 ) -> None:
     """Rank a model's layers by the error that int8 causes in each.
 
     Each layer is quantized alone; the most sensitive layers are also kept in float one at a time, with all others in
-    int8. The outputs are compared with fp32's on calibration samples. Nothing is written.
+    int8. The outputs are compared with fp32's on calibration samples, and with --eval-data or --metric also scored.
     """
     job = _job(to_values(options), config)
 
     edgeq.pipeline.preflight.preflight(job)
     with open_progress(quiet=quiet) as progress:
         found = edgeq.pipeline.sensitivity.sensitivity(job, progress)
+    if html is not None:
+        view = edgeq.report.html.ranked_view(found.found, model=found.model, target=found.target, metric=found.metric)
+        write_text(html, edgeq.report.html.float_html(view))
     if as_json:
         say_json(to_json(found))
     else:
@@ -72,39 +84,50 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
     if len(job.targets) > 1:
         names = ", ".join(target.name for target in job.targets)
         raise UsageError(f"a ranking needs exactly one target, got {names}", "give one --target")
-    return dataclasses.replace(job, data=dataclasses.replace(job.data, evaluation=None))
+    asked = command_line.get("data", {})
+    if "evaluation" in asked or "metric" in asked:
+        return job
+    # of a project's file, which gives them for its gates
+    return dataclasses.replace(job, data=dataclasses.replace(job.data, evaluation=None, metric=None))
 
 
 def render(found: Ranking) -> str:
     """Return a line for each layer."""
-    rows = [("layer", "alone in int8", "all others in int8", "weights")]
-    rows += [
-        (
-            item.layer,
-            f"{item.alone_db:.1f} dB",
-            "" if item.but_one_db is None else f"{item.but_one_db:.1f} dB",
-            f"{item.weight_bytes:,}",
-        )
-        for item in found.layers
-    ]
+    scored, best = found.metric != "", found.found.best_kept
+    metrics = (found.metric, found.metric) if scored else ()
+    rows = [("layer", "alone in int8", "all others in int8", *metrics, "weights")]
+    for item in found.layers:
+        decibels = [f"{value:.1f} dB" if value is not None else "" for value in (item.alone_db, item.but_one_db)]
+        scores = [f"{value:.4g}" if value is not None else "" for value in (item.alone_score, item.but_one_score)]
+        rows.append((item.layer, *decibels, *(scores if scored else ()), f"{item.weight_bytes:,}"))
     title = f"{found.model} for {found.target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
     return "\n".join(
         [
             edgeq.report.text.printable(title),
-            *edgeq.report.text.aligned(rows, right=frozenset({1, 2, 3})),
-            _summary(found),
+            *edgeq.report.text.aligned(rows, right=frozenset(range(1, len(rows[0])))),
+            f"measured on {counted(found.found.samples, 'sample')}; the first layers lose most",
+            *edgeq.report.text.advice_lines(
+                edgeq.report.text.ranked_advice(found.found, found.metric), best.layer if best else ""
+            ),
         ]
-    )
-
-
-def _summary(found: Ranking) -> str:
-    return (
-        f"over at most 32 of {found.samples} calibration samples; the first layers lose most: consider them "
-        "for --keep-fp32"
     )
 
 
 def to_json(found: Ranking) -> dict[str, Any]:
     """Return the same as JSON; a layer that changes nothing has the string "Infinity"."""
-    document: dict[str, Any] = edgeq.report.json.finite({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})
+    measured = dataclasses.asdict(found.found)
+    best = found.found.best_kept
+    document: dict[str, Any] = edgeq.report.json.finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model": found.model,
+            "target": found.target,
+            "samples": found.samples,
+            "metric": found.metric or None,
+            "layers": measured.pop("layers"),
+            "measured_on": measured.pop("samples"),
+            **measured,
+            "keep_fp32": best.layer if best else None,
+        }
+    )
     return document

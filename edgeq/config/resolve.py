@@ -26,7 +26,7 @@ from edgeq.core.schemes import (
 )
 from edgeq.core.sources import BUILT_IN, DIGITS
 from edgeq.core.targets import App, TargetProfile, load_target
-from edgeq.core.units import parse_size_bytes
+from edgeq.core.units import parse_quantity, parse_size_bytes
 from edgeq.verify.remote.link import is_link, parse_link
 
 
@@ -112,6 +112,11 @@ def resolve(config: PackageConfig) -> Job:
     if searches and AUTO not in job.schemes and not any(name in SEARCH_LIMITS for name, _ in job.gates.limits):
         what = f"{next(iter(searches))} needs an accuracy limit to search against, and none was given"
         raise UsageError(what, "add --limit accuracy_drop=0.5pp, sqnr=30dB or agreement=99%")
+    if job.time_budget is not None:
+        parse_quantity(job.time_budget, "s")
+        if AUTO not in job.schemes:
+            what = f"--time-budget is for --scheme {AUTO}, but this run has {', '.join(sorted(_possible_schemes(job)))}"
+            raise UsageError(what, f"add --scheme {AUTO}, or omit --time-budget")
     return job
 
 

@@ -423,6 +423,17 @@ class RunConfig:
         NotInKey("results with a comparison have separate keys"),
         Doc("Also build fp32 and fp16, report how the scheme compares with them, and discard them."),
     ] = False
+    time_budget: Annotated[
+        str | None,
+        Flag("--time-budget", "TIME"),
+        MORE_SCHEMES,
+        NotInKey("a choice that time cut short is not kept"),
+        Doc(
+            "With --scheme auto: start no further scheme after this time, such as 10m, and end the one that is being "
+            "tried; the best so far is taken.",
+            default="no end",
+        ),
+    ] = None
     data: DataConfig = DataConfig()
     qat: QatConfig = QatConfig()
     device: DeviceConfig = DeviceConfig()
@@ -630,6 +641,9 @@ def provenance_options(job: Job, scheme: str) -> dict[str, str]:
 # ---- progress
 
 
+SAMPLES = "samples"  # what most steps count
+
+
 class Task(Protocol):
     """A long step in progress."""
 
@@ -643,8 +657,8 @@ class Task(Protocol):
 class Progress(Protocol):
     """The pipeline's progress reporting; the CLI draws bars, prints lines, or stays silent."""
 
-    def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
-        """Open a step; `total` is the number of `advance` calls to come, None if it is not known."""
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> AbstractContextManager[Task]:
+        """Open a step; `total` is the number of `unit` that `advance` will report, None if it is not known."""
 
     def alone(self) -> AbstractContextManager[None]:
         """Open a span for timing, in which nothing else of this run computes."""

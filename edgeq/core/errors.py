@@ -90,6 +90,10 @@ class UnsupportedError(EdgeqError):
     exit_code = ExitCode.UNSUPPORTED
 
 
+class OutOfTimeError(UnsupportedError):
+    """The time budget of a run was over before a scheme was finished (exit code 3)."""
+
+
 class AccuracyError(EdgeqError):
     """Training gave no usable result (exit code 5)."""
 

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -357,14 +357,26 @@ def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Itera
         _remove_empty(made)  # a run that wrote nothing leaves no empty folder
 
 
+_PATIENCE_S = 1.0  # a wait that is longer is said
+
+on_wait: list[Callable[[str], None]] = []  # what shows that a run waits: the command line's progress
+
+
 def _acquire(lock: FileLock, folder: Path, deadline: float) -> None:
     from filelock import Timeout
 
+    is_said = False
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            left_s = max(0.0, deadline - time.monotonic())
+            lock.acquire(timeout=left_s if is_said else min(left_s, _PATIENCE_S))
         except Timeout as err:
+            if not is_said and time.monotonic() < deadline:
+                is_said = True
+                for tell in on_wait:
+                    tell(f"waiting for another edgeq, which writes to {folder}")
+                continue
             what = f"another edgeq is writing to {folder}"
             raise EnvironmentProblem(what, "wait until it has finished, or choose another folder") from err
         except (FileNotFoundError, FileExistsError) as err:

@@ -151,3 +151,10 @@ def _stack(samples: list[Sample], size: int) -> Batch:
     filled = samples + [samples[-1]] * (size - len(samples))
     columns = zip(*(sample.inputs for sample in filled), strict=True)
     return Batch(inputs=tuple(np.stack(column) for column in columns), samples=tuple(samples))
+
+
+def evenly(samples: Dataset, most: int) -> Dataset:
+    """Return at most `most` samples, from all parts of the set."""
+    count = min(most, samples.count)
+    rows = [i * samples.count // count for i in range(count)]
+    return replace(samples, count=count, read=lambda i: samples.read(rows[i]))

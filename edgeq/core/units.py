@@ -13,7 +13,7 @@ from typing import Literal
 
 from edgeq.core.errors import UsageError, nearest
 
-Dimension = Literal["bytes", "ms", "pp", "%", "dB"]
+Dimension = Literal["bytes", "ms", "s", "pp", "%", "dB"]
 
 _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "bytes": {
@@ -27,12 +27,20 @@ _FACTORS: dict[Dimension, dict[str, Decimal]] = {
         "GiB": Decimal(2**30),
     },
     "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
+    "s": {"s": Decimal(1), "m": Decimal(60), "min": Decimal(60), "h": Decimal(3600)},
     "pp": {"pp": Decimal(1), "%": Decimal(1)},
     "%": {"%": Decimal(1)},
     "dB": {"dB": Decimal(1)},
 }
 
-_EXAMPLE: dict[Dimension, str] = {"bytes": "5MB or 4MiB", "ms": "40ms or 0.3s", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
+_EXAMPLE: dict[Dimension, str] = {
+    "bytes": "5MB or 4MiB",
+    "ms": "40ms or 0.3s",
+    "s": "90s, 10m or 1h",
+    "pp": "0.5pp",
+    "%": "2%",
+    "dB": "30dB",
+}
 
 _QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z%]+)\s*", re.ASCII)
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.ort_format import required_operators
-from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.results.model import Layer, LoweredModel, Operator, QuantizedModel, TensorSpec
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.spec import LowerSpec
@@ -413,6 +413,33 @@ def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Laye
         )
         for node in graph.node
         if node.op_type in LAYER_OPS
+    )
+
+
+def graph_operators(path: Path) -> tuple[Operator, ...]:
+    """Return all operators of a file with what feeds them; its inputs and outputs are operators of these names.
+
+    Raises:
+        UsageError: the file is not ONNX.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as err:  # protobuf's own types, by what the bytes happen to say
+        raise UsageError(f"{path} is not an ONNX file: {first_line(err)}", "give an .onnx file") from err
+    names = [node.name or f"{node.op_type}_{i}" for i, node in enumerate(graph.node)]
+    held = {item.name for item in graph.initializer}
+    fed = [item.name for item in graph.input if item.name not in held]
+    makers = {value: value for value in fed}
+    makers |= {value: name for name, node in zip(names, graph.node, strict=True) for value in node.output}
+    return (
+        *(Operator(name=name, op="input", inputs=()) for name in fed),
+        *(
+            Operator(name=name, op=node.op_type, inputs=tuple(makers[value] for value in node.input if value in makers))
+            for name, node in zip(names, graph.node, strict=True)
+        ),
+        *(Operator(name=f"{item.name}:0", op="output", inputs=(makers[item.name],)) for item in graph.output),
     )
 
 

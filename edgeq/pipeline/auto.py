@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edgeq.core.config import Job
-from edgeq.core.errors import AccuracyError, EdgeqError, ExitCode, UnsupportedError, VerificationError
+from edgeq.core.errors import (
+    AccuracyError,
+    EdgeqError,
+    ExitCode,
+    OutOfTimeError,
+    UnsupportedError,
+    VerificationError,
+)
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
 from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.core.targets import TargetProfile
+from edgeq.core.units import format_bytes, parse_quantity
 from edgeq.lower.onnx import linear_share
 from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
@@ -22,6 +31,7 @@ from edgeq.pipeline.prepare import TooFewSamples
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize import FILE_METHODS
 from edgeq.quantize.capture import linear_macs
+from edgeq.report.progress import Budgeted
 from edgeq.verify.children import calm_openmp, use_torch
 
 # errors that rule out this scheme only; any other error ends the run
@@ -78,6 +88,7 @@ class _Race:
 
     Attributes:
         left: schemes that were not tried yet.
+        unfinished: those that there was no time for.
         rows: those of the tries that made a bundle, by their place among the tries.
     """
 
@@ -88,6 +99,7 @@ class _Race:
     rows: dict[int, tuple[PackageResult, DataFacts]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     untried: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
     error: EdgeqError | None = None
 
     @property
@@ -106,6 +118,18 @@ class _Race:
         self.tried.append(variant_of(row))
         if any(_is_for_all(gate.name, gate.outcome) for gate in self.tried[-1].failed):
             self.untried, self.left = tuple(self.left), []
+
+    def run_out(self) -> None:
+        """End the race: there was no time for what is left."""
+        self.unfinished, self.left = (*self.unfinished, *self.left), []
+
+    @property
+    def best(self) -> str:
+        """The nearest so far, in words; there is at least one bundle."""
+        one = self.tried[self.winner()]
+        figures = [format_bytes(one.size_bytes or 0), *([f"drop {one.drop_pp.estimate:.2f} pp"] if one.drop_pp else [])]
+        figures += [] if one.sqnr_db is None else [f"SQNR {one.sqnr_db:.1f} dB"]
+        return f"best so far {one.scheme}: {', '.join(figures)}, failed: {', '.join(gate.name for gate in one.failed)}"
 
     def winner(self) -> int:
         """Return the place of the first that passed, or else of the nearest; there is at least one bundle."""
@@ -133,8 +157,21 @@ def _raced(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
         _Race(unit=unit, linear_macs=linear_macs, left=list(candidates(unit.target, run.job, linear_macs)))
         for unit in units
     ]
-    while still := [race for race in races if not race.is_over]:
-        _try(run, still[0].left[0], [race for race in still if race.left[0] == still[0].left[0]], build)
+    budget = run.job.time_budget
+    end = math.inf if budget is None else time.monotonic() + parse_quantity(budget, "s")
+    with run.progress.task("choose a scheme") as task:
+        while still := [race for race in races if not race.is_over]:
+            scheme = still[0].left[0]
+            turn = [race for race in still if race.left[0] == scheme]
+            task.note("; ".join(dict.fromkeys([f"trying {scheme}", *(race.best for race in turn if race.rows)])))
+            # without a bundle there is no best so far: that one may take its time
+            is_cut = budget is not None and all(race.rows for race in turn)
+            limited = Budgeted(run.progress, end, budget) if is_cut and budget is not None else run.progress
+            try:
+                _try(dataclasses.replace(run, progress=limited), scheme, turn, build)
+            except OutOfTimeError:
+                for race in turn:
+                    race.run_out()
     won = [race for race in races if race.rows]
     return Results(
         finished={key: value for race in won for key, value in _winner_result(run, race).items()},
@@ -181,7 +218,9 @@ def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> 
         return
     for race in races:
         unit = units[race.unit.key]
-        if unit.key in got.refused:
+        if isinstance(got.refused.get(unit.key), OutOfTimeError):
+            race.run_out()
+        elif unit.key in got.refused:
             race.refuse(scheme, got.refused[unit.key])
         else:
             race.take(unit, *got.finished[unit.key])
@@ -191,14 +230,21 @@ def _winner_result(run: Run, race: _Race) -> Finished:
     """Return the bundle that came of a race, with the tries in its reports."""
     place = race.winner()
     row, data = race.rows[place]
-    choice = Choice(linear_macs=race.linear_macs, tried=tuple(race.tried), chosen=place, untried=race.untried)
+    choice = Choice(
+        linear_macs=race.linear_macs,
+        tried=tuple(race.tried),
+        chosen=place,
+        untried=race.untried,
+        unfinished=race.unfinished,
+    )
     row = dataclasses.replace(row, choice=choice)
     judged = sum(data.evaluation_samples > 0 and not race.tried[i].passed for i in race.rows)
     if judged and race.tried[place].passed:
         before = "one scheme was" if judged == 1 else f"{judged} schemes were"
         row = with_warning(row, f"{before} rejected on the same evaluation samples before this one passed")
-    row = write_reports(row, data)
-    return keep(run, {race.unit.key: (row, data)}, seen_of(race.keys))
+    result = {race.unit.key: (write_reports(row, data), data)}
+    # with more time another scheme may pass
+    return result if race.unfinished else keep(run, result, seen_of(race.keys))
 
 
 def _no_scheme_error(race: _Race) -> EdgeqError:

@@ -115,7 +115,7 @@ def _turns_ms(run: Run, unit: BuildUnit, folders: Sequence[Path]) -> Sequence[Tu
     sample = first_sample(bundles[0])
     with contextlib.ExitStack() as stack:
         runtimes = [stack.enter_context(HostRuntime(folder=run.work, trusted=True)) for _ in bundles]
-        task = stack.enter_context(run.progress.task(f"compare {unit.label}", _TURNS))
+        task = stack.enter_context(run.progress.task(f"compare {unit.label}", _TURNS, "rounds"))
         for runtime, bundle in zip(runtimes, bundles, strict=True):
             runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
         stack.enter_context(run.progress.alone())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
-from edgeq.core.samples import Batch, Dataset, batches
+from edgeq.core.results.report import PackageResult
+from edgeq.core.samples import Batch, batches
 from edgeq.core.targets import why_not_run
 from edgeq.load.inputs import MOST_PLACES, random_inputs
-from edgeq.pipeline.evaluation import input_specs, open_evaluation
+from edgeq.pipeline.evaluation import Evaluation, input_specs, open_evaluation
+from edgeq.verify.accumulate import batch_scores, chosen_metric
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.metrics import Comparison, cut
+from edgeq.verify.metrics import Comparison, cut, mean_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class BundleComparison:
 
     Attributes:
         layers: as the quantized bundle's report has them; None where they were not asked for.
+        weight_bytes: of the quantized bundle's layers, by name; empty where they were not asked for.
         notes: caveats about the figures.
     """
 
@@ -39,6 +43,7 @@ class BundleComparison:
     quantized: Manifest
     outputs: OutputComparison
     layers: LayerSqnrs | None
+    weight_bytes: Mapping[str, int]
     notes: tuple[str, ...]
 
 
@@ -73,18 +78,25 @@ def compare_bundles(
     with progress.task("check sizes and hashes"):
         pair = read_bundle(fp32), read_bundle(quantized)
         _check_pair(*pair)
-        found = _layers(*pair) if layers else None
+        row = _layer_report(*pair) if layers else None
     # the runtimes' imports take seconds, in which the data is opened here
     with HostRuntime(trusted=trusted) as left, HostRuntime(trusted=trusted) as right:
-        dataset = _inputs(pair[0], data, samples, progress)
+        evaluation = _inputs(pair[0], data, samples, progress)
         for bundle, runtime in zip(pair, (left, right), strict=True):
             target = bundle.manifest.target
             threads = bundle.manifest.threads
             runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=threads)
-        outputs = _compared(pair, (left, right), dataset, data.evaluation is not None, progress)
+        outputs = _compared(pair, (left, right), evaluation, data.evaluation is not None, progress)
     left_facts, right_facts = pair[0].manifest, pair[1].manifest
     notes = _notes(left_facts, right_facts, is_evaluation=data.evaluation is not None)
-    return BundleComparison(fp32=left_facts, quantized=right_facts, outputs=outputs, layers=found, notes=notes)
+    return BundleComparison(
+        fp32=left_facts,
+        quantized=right_facts,
+        outputs=outputs,
+        layers=row.layer_sqnrs if row else None,
+        weight_bytes={layer.name: layer.weight_bytes for layer in row.layers} if row else {},
+        notes=notes,
+    )
 
 
 def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
@@ -123,8 +135,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
-    """Return what was measured when the model was quantized: the very graph that was lowered, trained weights too."""
+def _layer_report(fp32: Bundle, quantized: Bundle) -> PackageResult:
+    """Return the report of what was quantized: its layers are those of the very graph that was lowered."""
     row, manifest = read_report(quantized.folder), quantized.manifest
     if row.digest != quantized.digest:
         what = f"{quantized.folder / 'report.json'} does not match the bundle beside it (different digest)"
@@ -138,7 +150,7 @@ def _layers(fp32: Bundle, quantized: Bundle) -> LayerSqnrs:
     if row.layer_sqnrs is None:
         what = f"{quantized.folder} has no layer figures: {_why_none(manifest.scheme)}"
         raise UsageError(what, "package the model again with a calibrated scheme, or omit --layers")
-    return row.layer_sqnrs
+    return row
 
 
 def _why_none(scheme: str) -> str:
@@ -165,13 +177,14 @@ def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str
     return tuple(notes)
 
 
-def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) -> Dataset:
+def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) -> Evaluation:
     if data.evaluation is not None:
-        return open_evaluation(bundle.manifest, data, progress, limit=samples).samples
+        return open_evaluation(bundle.manifest, data, progress, limit=samples)
 
     preprocess = next((one.preprocessing for one in bundle.manifest.inputs if one.preprocessing), None)
     value_range = preprocess.value_range if preprocess else None
-    return random_inputs(_ranged(bundle), samples, bundle.manifest.provenance.seed, value_range)
+    drawn = random_inputs(_ranged(bundle), samples, bundle.manifest.provenance.seed, value_range)
+    return Evaluation(samples=drawn, metric=None, metric_name="")
 
 
 def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
@@ -195,16 +208,22 @@ def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
 def _compared(
     pair: tuple[Bundle, Bundle],
     runtimes: tuple[HostRuntime, HostRuntime],
-    samples: Dataset,
+    evaluation: Evaluation,
     is_evaluation: bool,
     progress: Progress,
 ) -> OutputComparison:
     comparison = Comparison()
-    count = 0
+    samples, count, scored = evaluation.samples, 0, None
+    scores: tuple[list[Any], list[Any]] = [], []
     with progress.task("run both", samples.count) as task:
         for batch in batches(samples, input_specs(pair[0].manifest)):
             left, right = (_finite(bundle, runtime, batch) for bundle, runtime in zip(pair, runtimes, strict=True))
             comparison.add(left, right)
+            metric = chosen_metric(evaluation.metric, left, labelled=samples.labelled)
+            if metric is not None:
+                scored = metric
+                for own, outputs in zip(scores, (left, right), strict=True):
+                    own += batch_scores(metric, batch, outputs)
             count += batch.rows
             task.advance(batch.rows)
     return OutputComparison(
@@ -218,6 +237,9 @@ def _compared(
         cosine=comparison.cosine,
         agreeing=comparison.agreeing,
         ranked=comparison.ranked,
+        metric="" if scored is None else evaluation.metric_name,
+        fp32_score=None if scored is None else mean_score(scored, scores[0]),
+        score=None if scored is None else mean_score(scored, scores[1]),
     )
 
 

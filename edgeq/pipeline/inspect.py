@@ -5,15 +5,18 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.reader import read_bundle
-from edgeq.bundle.run_report import REPORT_NAME, read_report
+from edgeq.bundle.run_report import REPORT_NAME, read_report, read_report_of
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
+from edgeq.lower.onnx import graph_operators
 from edgeq.pipeline.from_file import load_given
+from edgeq.report.json import graph_json, ordered
 from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded
 
 RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx", ".ort": "onnx"}
@@ -90,6 +93,29 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
         facts=facts,
         entries=_entries(path) if runtime == "torchscript" else (),
     )
+
+
+def explorer_graph(path: Path) -> dict[str, Any]:
+    """Return the graph of a bundle or of an .onnx file in Model Explorer's JSON.
+
+    An .onnx file says what feeds each operator; of other artifacts the layers are a chain in the order of execution.
+
+    Raises:
+        UsageError: neither of the two, or the bundle's report has no layers.
+        IntegrityError: the bundle's files are not those that it lists.
+    """
+    if path.suffix == ".onnx" and path.is_file():
+        return graph_json(graph_operators(path), None, title=path.name)
+    if not (path / MANIFEST_NAME).is_file():
+        raise UsageError(f"{path} has no graph to write", "give a bundle's folder, or an .onnx file")
+    bundle = read_bundle(path)
+    row = read_report_of(bundle)
+    if not row.layers:
+        what = f"{path} has no layers: the source was a ready-made artifact, or an older edgeq packaged it"
+        raise UsageError(what, "package the model again from PyTorch or ONNX")
+    is_onnx = bundle.artifact.suffix == ".onnx"
+    operators = graph_operators(bundle.artifact) if is_onnx else ordered(row)
+    return graph_json(operators, row, title=f"{row.model} for {row.target}, {row.scheme}")
 
 
 def _bundle(folder: Path) -> BundleInspection:

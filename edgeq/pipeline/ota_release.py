@@ -236,7 +236,7 @@ def _release(job: ReleaseJob, places: Sequence[Settled], progress: Progress) -> 
     with contextlib.ExitStack() as open_runtimes:
         # its imports take seconds, in which the patches are made here
         runtime = open_runtimes.enter_context(HostRuntime(trusted=job.trusted)) if _needs_runtime(job) else None
-        with progress.task("make the patches", len(job.bundles)) as task:
+        with progress.task("make the patches", len(job.bundles), "bundles") as task:
             items = []
             for place in places:
                 items.append(_prepared(job, channel, place.folder))

@@ -26,7 +26,6 @@ from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
-from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
 from edgeq.lower import lower
@@ -42,7 +41,7 @@ from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
 from edgeq.pipeline.quantize_specs import read_shipped, reuse_spec, search_spec
-from edgeq.pipeline.reports import write_page
+from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
 from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
@@ -72,9 +71,8 @@ def package(job: Job, progress: Progress) -> RunReport:
         plan = make_plan(job, work)  # one unit per target and scheme, with the bundles that the cache has
         plan = complete(plan, work, progress)
         report = publish(plan)  # copy every bundle, then rename
-        if len(report.rows) + len(report.refused) > 1:
-            title = f"{report.rows[0].model} for {counted(len(report.rows) + len(report.refused), 'target')}"
-            write_page(job.out, report.rows, report.data, title=title, refused=report.refused)
+        if len(find_bundles(job.out)) + len(report.refused) > 1:
+            write_index(job.out, report.rows, report.data, refused=report.refused)
     return report
 
 
@@ -170,6 +168,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                             patch_bytes=patches[0],
                             patch_bytes_without=patches[1],
                             fidelity_without=without.verified.fidelity,
+                            parity_without=without.verified.parity,
                         ),
                     )
             except REFUSALS as err:

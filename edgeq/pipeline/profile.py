@@ -254,7 +254,7 @@ def count_on(
         EdgeqError: as `verify.emulate.counting.count`.
     """
     reports = []
-    with progress.task(f"count instructions on {', '.join(cores)}", len(cores)) as task:
+    with progress.task(f"count instructions on {', '.join(cores)}", len(cores), "cores") as task:
         for core in cores:
             reports.append(count(runtime, core, artifact, sample, operators=operators, timeout_s=timeout_s))
             task.advance()

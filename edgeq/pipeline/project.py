@@ -12,13 +12,12 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import disk_errors, lock_dir
 from edgeq.core.results.report import DataFacts, Library, ModelError, ModelResult, Project, ProjectReport
 from edgeq.core.targets import TargetProfile
-from edgeq.core.units import counted
 from edgeq.deliver.android import growth_by_abi
 from edgeq.pipeline.package import make_plan, work_folder
 from edgeq.pipeline.plan import Plan
 from edgeq.pipeline.preflight import preflight
 from edgeq.pipeline.publish import publish
-from edgeq.pipeline.reports import write_page
+from edgeq.pipeline.reports import write_index
 from edgeq.pipeline.workers import Order, Outcome, run_all
 
 
@@ -51,11 +50,8 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
             ended |= dict(zip(names, run_all(orders, progress), strict=True))
         report = _judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
         # without a row too: an earlier run's page must not pass for this one's
-        title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
         broken = [model for model in report.models if model.error is not None]
-        write_page(
-            project.out, report.rows, DataFacts(), title=title, app=report.app, broken=broken, refused=report.refused
-        )
+        write_index(project.out, report.rows, DataFacts(), app=report.app, broken=broken, refused=report.refused)
     return report
 
 

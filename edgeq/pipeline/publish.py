@@ -23,6 +23,8 @@ from edgeq.core.results.report import (
     PackageResult,
     Refusal,
     RunReport,
+    Variant,
+    variant_of,
     with_warning,
 )
 from edgeq.core.sources import origin
@@ -30,13 +32,13 @@ from edgeq.core.system import tool_versions
 from edgeq.core.targets import TargetProfile
 from edgeq.lower.executorch import delegate_tools
 from edgeq.pipeline.plan import BuildUnit, Plan
-from edgeq.pipeline.reports import page_title, write_page
+from edgeq.pipeline.reports import write_bundle_page
 
 
 def write_reports(row: PackageResult, data: DataFacts) -> PackageResult:
     """Write what a run tells of a row beside its bundle, in place of what is there, and return the row."""
     write_report(row.path, row)
-    write_page(row.path, (row,), data, title=page_title(row))
+    write_bundle_page(row, data)
     return row
 
 
@@ -161,7 +163,17 @@ def write_result(
         source=origin(job.source),
         search=artifact.quantized.search,
         layer_sqnrs=artifact.quantized.layer_sqnrs,
+        shipped=_shipped_figures(job),
     )
+
+
+def _shipped_figures(job: Job) -> Variant | None:
+    """Return the figures of the shipped model that the job names; None where it names none, or its report is unread."""
+    named = job.gates.shipped or job.reuse_qparams_from
+    if named is not None:
+        with contextlib.suppress(EdgeqError):  # shown beside the new ones, judged by nothing
+            return variant_of(read_report(named))
+    return None
 
 
 def _settled(write: Callable[[int], tuple[CheckReport, str, int]]) -> tuple[CheckReport, str, int]:

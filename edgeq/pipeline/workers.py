@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.config import Progress, Task
+from edgeq.core.config import SAMPLES, Progress, Task
 from edgeq.core.errors import EdgeqError, ExitCode, first_line
 from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
@@ -143,9 +143,9 @@ class _Floor:
     def _heard(self, worker: _Worker, message: tuple[Any, ...]) -> None:
         kind, *values = message
         if kind == "open":
-            number, description, total = values
+            number, description, total, unit = values
             stack = contextlib.ExitStack()
-            task = stack.enter_context(self._progress.task(f"{worker.order.name}: {description}", total))
+            task = stack.enter_context(self._progress.task(f"{worker.order.name}: {description}", total, unit))
             worker.open_tasks[number] = (stack, task)
         elif kind == "advance":
             worker.open_tasks[values[0]][1].advance(values[1])
@@ -238,11 +238,11 @@ class Remote:
         self._count = 0
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
         """Open a step over there."""
         self._count += 1
         number = self._count
-        self._pipe.send(("open", number, description, total))
+        self._pipe.send(("open", number, description, total, unit))
         try:
             yield _RemoteTask(lambda kind, value: self._pipe.send((kind, number, value)))
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.core.results.model import QuantizedModel, Sensitivity
+from edgeq.core.results.model import QuantizedModel, RankedLayers
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QuantizeSpec
@@ -217,7 +217,7 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
     return quantized
 
 
-def rank_layers(runtime: str, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+def rank_layers(runtime: str, spec: QuantizeSpec) -> RankedLayers:
     """Return the layers by how much error each costs, for a runtime of RANKINGS."""
-    ranking: tuple[Sensitivity, ...] = load_function(RANKINGS[runtime])(spec)
+    ranking: RankedLayers = load_function(RANKINGS[runtime])(spec)
     return ranking

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeq.core.samples import evenly
 from edgeq.quantize.calibrate import calibrate
-from edgeq.quantize.mixed_search import evenly
 from edgeq.quantize.spec import QuantizeSpec
 
 # in the metadata of a prepared graph: names of layers in float, as the table of the artifact's has them, by the reason

@@ -29,9 +29,9 @@ from torch import nn
 from torch.ao.quantization.observer import FixedQParamsObserver, _is_activation_post_process
 from torch.ao.quantization.qconfig_mapping import _FIXED_QPARAMS_OP_TO_OBSERVER
 
+from edgeq.core.samples import evenly
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.fake_quant import observes_weight
-from edgeq.quantize.mixed_search import evenly
 from edgeq.quantize.spec import QuantizeSpec, inside
 
 # of the calibration samples, so many tell whether ranges are alike; calibration itself takes all

@@ -15,8 +15,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgeq.core.results.model import LayerSqnr, LayerSqnrs, TensorSpec
-from edgeq.core.samples import Batch, Dataset, batch_size, batches
-from edgeq.quantize.mixed_search import evenly
+from edgeq.core.samples import Batch, Dataset, batch_size, batches, evenly
 
 # a batch of resnet18 or mobilenet_v2 (224 x 224) costs about 0.2 s of CPU, through three graphs: of large
 # models one is run, of small ones several

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.core.results.model import QuantizedModel, Sensitivity
+from edgeq.core.results.model import QuantizedModel, RankedLayers
+from edgeq.core.samples import evenly
 from edgeq.quantize import fx, fx_observers, pt2e
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN
 from edgeq.quantize.calibrate import ObserverCache, calibrate, lend, observed
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import has_stubs
-from edgeq.quantize.mixed_search import EQUALIZED, TYPICAL, SearchSpace, evenly, mixed, other_ranges
+from edgeq.quantize.mixed_search import EQUALIZED, TYPICAL, SearchSpace, mixed, other_ranges
 from edgeq.quantize.qat import Library
 from edgeq.quantize.result import output_steps, quantized_model
-from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Subject, measurements, rank, simulated
+from edgeq.quantize.sensitivity import RANK_SAMPLES, LayerName, Probe, Subject, measurements, rank, simulated
 from edgeq.quantize.shared_ranges import unshare
 from edgeq.quantize.spec import QuantizeSpec
 
@@ -38,7 +39,7 @@ def fx_mixed(spec: QuantizeSpec) -> QuantizedModel:
         return mixed(spec, _fx_ground, (TYPICAL, *equalized, *other_ranges(spec)))
 
 
-def fx_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+def fx_sensitivity(spec: QuantizeSpec) -> RankedLayers:
     """Rank the layers by FX; raises what `fx_mixed` does."""
     with _fx(spec):
         return _ranked(_fx_subject(spec), spec)
@@ -54,7 +55,7 @@ def pt2e_mixed(spec: QuantizeSpec) -> QuantizedModel:
     return mixed(spec, _pt2e_ground, (TYPICAL, *other_ranges(spec)))
 
 
-def pt2e_sensitivity(spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+def pt2e_sensitivity(spec: QuantizeSpec) -> RankedLayers:
     """Rank the layers by PT2E; raises what `pt2e_mixed` does."""
     return _ranked(_pt2e_subject(spec), spec)
 
@@ -92,13 +93,23 @@ def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
     return SearchSpace(spec=spec, subject=subject, finish=finish)
 
 
-def _ranked(subject: Subject, spec: QuantizeSpec) -> tuple[Sensitivity, ...]:
+def _ranked(subject: Subject, spec: QuantizeSpec) -> RankedLayers:
     def measure(_name: str, run: Callable[[], float]) -> float:
         return run()
 
-    simulation = simulated(subject)
-    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
-        return rank(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs, task, measure)
+    simulation, judge = simulated(subject), spec.judge
+    samples = judge.samples if judge else evenly(spec.calibration, RANK_SAMPLES)
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation), "measurements") as task:
+        probe = Probe(simulation, samples, spec.inputs, judge.score if judge else None)
+        layers = rank(probe, task, measure)
+        return RankedLayers(
+            layers=layers,
+            order=simulation.layers,
+            all_db=probe.sqnr_db(simulation.layers),
+            all_score=probe.score,
+            fp32_score=probe.float_score,
+            samples=samples.count,
+        )
 
 
 def _keeping(spec: QuantizeSpec, kept: Sequence[str]) -> QuantizeSpec:

@@ -12,14 +12,14 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import first_line
 from edgeq.core.results.model import Attempt, QuantizedModel, Scores, Search, Sensitivity
-from edgeq.core.samples import Dataset
+from edgeq.core.samples import evenly
 from edgeq.core.schemes import ObserverName
 from edgeq.core.units import counted
 from edgeq.quantize.calibrate import without_outliers
 from edgeq.quantize.equalize import equalized
 from edgeq.quantize.qat import load_state, save_state, state_key, state_path
 from edgeq.quantize.result import type_names
-from edgeq.quantize.sensitivity import RANK_SAMPLES, Simulation, Subject, measurements, rank, simulated
+from edgeq.quantize.sensitivity import RANK_SAMPLES, Probe, Simulation, Subject, measurements, rank, simulated
 from edgeq.quantize.spec import QuantizeSpec, SearchSpec, matched_names
 
 _FLOAT_TIMES = 4  # bytes of a float weight for each byte in int8
@@ -96,7 +96,7 @@ def mixed(
     key = state_key(dict(first.subject.prepared.state_dict()), facts)
     simulation = simulated(first.subject)
     sizes = {layer: simulation.weight_elements(layer) for layer in simulation.layers}
-    with spec.progress.task(f"search {spec.label}") as task:
+    with spec.progress.task(f"search {spec.label}", unit="measurements") as task:
         path = state_path(asked.state_folder, key) if asked.state_folder is not None else None
         saved = load_state(path, key) if path is not None else None
         values = saved["values"] if saved is not None else {}
@@ -126,7 +126,7 @@ def _searched(
 ) -> tuple[Sensitivity, ...]:
     """Search on one ground, for fewer than `below` weights in float; return the layers' ranking there."""
     ranking = _ranking(ground, simulation, book)
-    with ground.spec.progress.task(f"search {ground.spec.label}") as task:
+    with ground.spec.progress.task(f"search {ground.spec.label}", unit="measurements") as task:
         book.task = task
         Assignments(costs(ranking), lambda kept: trials.run(ground, kept), trials.fits).search(below)
     return ranking
@@ -153,19 +153,12 @@ def _remedied(
 
 def _ranking(ground: SearchSpace, simulation: Simulation, book: _Notebook) -> tuple[Sensitivity, ...]:
     spec = ground.spec
-    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation)) as task:
+    with spec.progress.task(f"rank the layers for {spec.label}", measurements(simulation), "measurements") as task:
         book.task, book.prefix = task, f"{'+'.join(ground.remedies)}:"
-        samples = evenly(spec.calibration, RANK_SAMPLES)
-        ranking = rank(simulation, samples, spec.inputs, task, book.recall)
+        probe = Probe(simulation, evenly(spec.calibration, RANK_SAMPLES), spec.inputs)
+        ranking = rank(probe, task, book.recall)
     book.prefix = ""
     return ranking
-
-
-def evenly(samples: Dataset, most: int) -> Dataset:
-    """Return at most `most` samples, from all parts of the set."""
-    count = min(most, samples.count)
-    rows = [i * samples.count // count for i in range(count)]
-    return dataclasses.replace(samples, count=count, read=lambda i: samples.read(rows[i]))
 
 
 class _Trials:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.config import Progress
+from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
@@ -231,11 +231,11 @@ def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
         raise UsageError("int8 ranges need calibration samples, but there are none", "give --calibration-data")
     folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"
     quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)  # folds batch norms
-    with spec.progress.task(f"calibrate {spec.label}"):
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         quantize_static(
             str(folded),
             str(target),
-            _reader(spec),
+            _reader(spec, task),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*_STATIC, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"],
             per_channel=True,
@@ -264,10 +264,10 @@ def static_a16w8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
         raise UsageError("quantized ranges need calibration samples, but there are none", "give --calibration-data")
     folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"
     path = folded if qnn_preprocess_model(str(source), str(folded)) else source
-    with spec.progress.task(f"calibrate {spec.label}"):
+    with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         config = get_qnn_qdq_config(
             str(path),
-            _reader(spec),
+            _reader(spec, task),
             calibrate_method=CalibrationMethod[name],
             activation_type=QuantType.QUInt16,
             weight_type=QuantType.QInt8,
@@ -288,7 +288,7 @@ def fp16(spec: FileSpec, source: Path, left_out: list[str]) -> Any:  # noqa: ARG
     return convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, node_block_list=left_out or None)
 
 
-def _reader(spec: FileSpec) -> Any:
+def _reader(spec: FileSpec, task: Task) -> Any:
     """Return what gives the calibrator one batch after another, of the inputs' own shapes."""
     from onnxruntime.quantization import CalibrationDataReader
 
@@ -302,6 +302,7 @@ def _reader(spec: FileSpec) -> Any:
             batch = next(self.left, None)
             if batch is None:
                 return None
+            task.advance(batch.rows)
             return {item.name: array for item, array in zip(spec.inputs, batch.inputs, strict=True)}
 
     return Reader()

@@ -44,30 +44,25 @@ class Subject:
     ranges: ObserverCache
 
 
-def rank(
-    simulation: Simulation, samples: Dataset, specs: Sequence[TensorSpec], task: Task, remember: Measure
-) -> tuple[Sensitivity, ...]:
-    """Return all layers, the one that costs most by itself first.
+def rank(probe: Probe, task: Task, remember: Measure) -> tuple[Sensitivity, ...]:
+    """Return all layers, the one that costs most by itself first: by score where there is one, else by SQNR.
 
     Each is quantized alone; then the most sensitive ones are each left in float among all others in int8.
 
     Args:
-        simulation: the calibrated graph.
-        samples: what it is measured on.
-        specs: the model's inputs.
+        probe: measures the calibrated graph.
         task: advanced by each measurement.
         remember: returns the value of a name, measured by a function where it is not known yet.
     """
-    probe = _Probe(simulation, samples, specs)
+    layers = probe.simulation.layers
 
-    def measured(kind: str, layer: str, quantized: Sequence[str]) -> float:
+    def measured(kind: str, layer: str, quantized: Sequence[str]) -> tuple[float, float | None]:
         value = remember(f"{kind}:{layer}", lambda: probe.sqnr_db(quantized))
         task.advance()
-        return value
+        return value, probe.score
 
-    layers = simulation.layers
     alone = {layer: measured("alone", layer, (layer,)) for layer in layers}
-    order = sorted(layers, key=lambda layer: alone[layer])
+    order = sorted(layers, key=lambda layer: (alone[layer][1] or 0.0, alone[layer][0]))
     but_one = {
         layer: measured("but_one", layer, [other for other in layers if other != layer])
         for layer in order[:_CANDIDATES]
@@ -75,9 +70,11 @@ def rank(
     return tuple(
         Sensitivity(
             layer=layer,
-            alone_db=alone[layer],
-            but_one_db=but_one.get(layer),
-            weight_bytes=simulation.weight_elements(layer),
+            alone_db=alone[layer][0],
+            alone_score=alone[layer][1],
+            but_one_db=but_one[layer][0] if layer in but_one else None,
+            but_one_score=but_one[layer][1] if layer in but_one else None,
+            weight_bytes=probe.simulation.weight_elements(layer),
         )
         for layer in order
     )
@@ -110,32 +107,52 @@ def simulated(subject: Subject) -> Simulation:
     return simulation
 
 
-class _Probe:
-    """Measures the outputs' SQNR on a few samples, whose float outputs are kept."""
+Score = Callable[[Sequence[tuple[Batch, tuple[Any, ...]]]], float]
 
-    def __init__(self, simulation: Simulation, samples: Dataset, specs: Sequence[TensorSpec]) -> None:
-        self._simulation = simulation
+
+class Probe:
+    """Measures the outputs' SQNR on a few samples, whose float outputs are kept, and their score.
+
+    Attributes:
+        score: of the last measurement; None without a function that scores.
+        float_score: of the float graph.
+    """
+
+    def __init__(
+        self, simulation: Simulation, samples: Dataset, specs: Sequence[TensorSpec], score: Score | None = None
+    ) -> None:
+        self.simulation = simulation
         self._batches = tuple(batches(samples, specs))
+        self._scored = score
         simulation.quantize(())
         self._float = [self._outputs(batch) for batch in self._batches]
+        self.float_score = self.score = self._score(self._float)
 
     def sqnr_db(self, layers: Sequence[str]) -> float:
-        """Return the SQNR of the worst output in dB; infinite where nothing differs."""
-        self._simulation.quantize(layers)
+        """Return the SQNR of the worst output in dB with these layers in int8; infinite where nothing differs."""
+        self.simulation.quantize(layers)
         signal = [0.0] * len(self._float[0])
         noise = [0.0] * len(self._float[0])
-        for batch, exact in zip(self._batches, self._float, strict=True):
-            for i, (ours, theirs) in enumerate(zip(self._outputs(batch), exact, strict=True)):
+        outputs = [self._outputs(batch) for batch in self._batches]
+        for measured, exact in zip(outputs, self._float, strict=True):
+            for i, (ours, theirs) in enumerate(zip(measured, exact, strict=True)):
                 signal[i] += float(theirs.double().square().sum())
                 noise[i] += float((ours.double() - theirs.double()).square().sum())
+        self.score = self._score(outputs)
         return min(_decibel(s, n) for s, n in zip(signal, noise, strict=True))
+
+    def _score(self, outputs: Sequence[tuple[Any, ...]]) -> float | None:
+        if self._scored is None:
+            return None
+        arrays = [tuple(tensor.numpy() for tensor in tensors) for tensors in outputs]
+        return self._scored(list(zip(self._batches, arrays, strict=True)))
 
     def _outputs(self, batch: Batch) -> tuple[Any, ...]:
         import torch
 
         tensors = tuple(torch.from_numpy(array.copy()) for array in batch.inputs)
         with torch.no_grad():
-            leaves = torch.utils._pytree.tree_leaves(self._simulation.graph(*tensors))
+            leaves = torch.utils._pytree.tree_leaves(self.simulation.graph(*tensors))
         return tuple(leaf.clone() for leaf in leaves)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgeq.core.config import Progress, QatConfig
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.model import LoadedModel, QParams, Scores, StoredLayer, TensorSpec
-from edgeq.core.samples import Dataset
+from edgeq.core.samples import Batch, Dataset, Outputs
 from edgeq.core.schemes import ObserverName
 
 
@@ -74,6 +74,19 @@ class ReuseSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSpec:
+    """What a ranking of layers is measured on, where that is not the calibration data.
+
+    Attributes:
+        samples: all of them are run once for each layer.
+        score: of a graph's outputs for these samples, batch by batch; more is better.
+    """
+
+    samples: Dataset
+    score: Callable[[Sequence[tuple[Batch, Outputs]]], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeSpec:
     """Input of every quantization method.
 
@@ -89,6 +102,7 @@ class QuantizeSpec:
         sticky: for keeping more of the shipped model than these, else None.
         reduce_range: whether weights keep to seven bits, so that 16-bit sums of two products cannot overflow.
         search: for schemes that search, else None.
+        judge: for a ranking by score, else None.
     """
 
     model: LoadedModel
@@ -104,6 +118,7 @@ class QuantizeSpec:
     sticky: ReuseSpec | None = None
     reduce_range: bool = False
     search: SearchSpec | None = None
+    judge: JudgeSpec | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

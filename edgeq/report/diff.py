@@ -12,6 +12,7 @@ from edgeq.core.results.measured import Fidelity
 from edgeq.core.results.report import PackageResult, Source
 from edgeq.core.units import format_bytes
 from edgeq.report.json import finite
+from edgeq.report.text import layer_kinds
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +30,7 @@ class Change:
         old, new: the values; None where one bundle does not have the fact.
         told_old, told_new: the values as text.
         delta: the difference as text; "" where it has no meaning.
+        verdict: `better` or `worse` of the new one; "" where neither can be said.
     """
 
     section: str
@@ -38,6 +40,48 @@ class Change:
     told_old: str
     told_new: str
     delta: str = ""
+    verdict: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name in words; a key of a provenance, a layer or a gate stands for itself."""
+        return _KNOWN[self.name].title if self.name in _KNOWN else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A fact: its name in words, and whether more of it is better; None where neither is."""
+
+    title: str
+    more_is_better: bool | None = None
+
+
+_KNOWN = {
+    "size_bytes": _Known("size", False),
+    "download_bytes": _Known("download", False),
+    "golden_bytes": _Known("golden samples"),
+    "fp32_bytes": _Known("fp32 weights"),
+    "peak_memory_bytes": _Known("peak memory", False),
+    "samples": _Known("evaluation samples"),
+    "score": _Known("score", True),
+    "fp32_score": _Known("fp32's score"),
+    "drop_pp": _Known("accuracy drop in pp", False),
+    "drop_high_pp": _Known("accuracy drop in pp, upper end of its 95% interval", False),
+    "top1_agreement": _Known("agreement with fp32", True),
+    "sqnr_db": _Known("SQNR against fp32 in dB", True),
+    "flips": _Known("predictions that differ from fp32's", False),
+    "int8_macs": _Known("share of MACs in int8", True),
+    "delegated_macs": _Known("share of MACs in the delegate", True),
+    "latency_p50_ms": _Known("latency p50 in ms", False),
+    "latency_p90_ms": _Known("latency p90 in ms", False),
+    "load_ms": _Known("load in ms", False),
+    "source_sha256": _Known("source SHA-256"),
+    "weights_sha256": _Known("weights SHA-256"),
+    "calibration_sha256": _Known("calibration data SHA-256"),
+    "calibration_samples": _Known("calibration samples"),
+    "evaluation_sha256": _Known("evaluation data SHA-256"),
+    "evaluation_samples": _Known("evaluation samples"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +174,21 @@ def _compared(
             told_old=NONE if left is None else tell(left),
             told_new=NONE if right is None else tell(right),
             delta=by(left, right) if both else "",  # type: ignore[arg-type]  # `both` says that they are numbers
+            verdict=_verdict(section, name, left, right),
         )
+
+
+def _verdict(section: str, name: str, old: Value, new: Value) -> str:
+    """Return whether the new value is better or worse; "" where that is not known."""
+    if section == "gates" and isinstance(old, str) and isinstance(new, str):
+        before, after = (text.partition(",")[0] in ("ok", "allowed") for text in (old, new))
+        return "" if before == after else "better" if after else "worse"
+    rises = _KNOWN[name].more_is_better if section in ("size", "metrics") and name in _KNOWN else None
+    if rises is None or not isinstance(old, int | float) or not isinstance(new, int | float) or old == new:
+        return ""
+    if math.isnan(old) or math.isnan(new):
+        return ""
+    return "better" if (new > old) == rises else "worse"
 
 
 def _is_nan(value: Value) -> bool:
@@ -203,15 +261,11 @@ def _gates(source: Source) -> Facts:
 
 def _layers(row: PackageResult) -> Facts:
     """Name each layer with its bytes and its precision; layers of one name are told apart by their order."""
-    kernels = row.verified.kernels
-    known = kernels.precisions if kernels else ()
-    kinds = known if len(known) == len(row.layers) else ("not known",) * len(row.layers)
     seen: Counter[str] = Counter()
     facts: dict[str, Value] = {}
-    for layer, kind in zip(row.layers, kinds, strict=True):
+    for layer, kind in zip(row.layers, layer_kinds(row), strict=True):
         seen[layer.name] += 1
         name = layer.name if seen[layer.name] == 1 else f"{layer.name} ({seen[layer.name]})"
-        kind = "float" if kind == "other" else kind
         facts[name] = f"{kind}, {format_bytes(layer.weight_bytes)}, {layer.macs:,} MACs"
     return facts
 

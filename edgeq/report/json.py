@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +22,7 @@ from edgeq.core.results.measured import (
     Timing,
     VerifyReport,
 )
-from edgeq.core.results.model import Attempt, LayerSqnr, LayerSqnrs, Search, Sensitivity, Weights
+from edgeq.core.results.model import Attempt, LayerSqnr, LayerSqnrs, Operator, Search, Sensitivity, Weights
 from edgeq.core.results.report import (
     Choice,
     Comparison,
@@ -37,6 +38,8 @@ from edgeq.core.results.report import (
     Variant,
 )
 from edgeq.core.schema import json_schema
+from edgeq.core.units import format_bytes
+from edgeq.report import text
 
 SCHEMA_VERSION = 1
 
@@ -136,6 +139,7 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
         "tried": [_variant(one) for one in choice.tried],
         "chosen": choice.chosen,
         "untried": list(choice.untried),
+        "unfinished": list(choice.unfinished),
     }
 
 
@@ -329,6 +333,7 @@ class ChoiceDocument(_Document):
     tried: list[VariantDocument]
     chosen: int = Field(description="index of the attempt that became the artifact")
     untried: list[str] = Field(description="not tried: they would fail the same gate")
+    unfinished: list[str] = Field(description="not tried to the end: --time-budget was over")
 
 
 class ComparisonDocument(_Document):
@@ -522,3 +527,77 @@ def _with_infinity(node: Any) -> Any:
         rest = {key: value for key, value in node.items() if key != "type"}
         return {**rest, "anyOf": [{"type": "number"}, _NOT_FINITE]}
     return {key: _with_infinity(value) for key, value in node.items()}
+
+
+# --- A graph for Model Explorer, with what was measured of each layer.
+
+
+# as on the pages, on Model Explorer's light ground
+_COLOURS = {"int8": "#cfe2ff", "float": "#ffe0bf", "half": "#cdebd3"}
+
+_NAMED = ("input", "output")
+
+_WORST = "#b01525"
+
+
+def ordered(row: PackageResult) -> tuple[Operator, ...]:
+    """Return the layers of a report as a chain in the order of execution: it does not know what feeds them."""
+    names = [f"{layer.name}#{i}" if _is_repeated(row, i) else layer.name for i, layer in enumerate(row.layers)]
+    before = [(), *((name,) for name in names)]
+    return tuple(
+        Operator(name=name, op=layer.op, inputs=inputs)
+        for name, layer, inputs in zip(names, row.layers, before, strict=False)
+    )
+
+
+def _is_repeated(row: PackageResult, place: int) -> bool:
+    return any(layer.name == row.layers[place].name for layer in row.layers[:place])
+
+
+def graph_json(operators: Sequence[Operator], row: PackageResult | None, *, title: str) -> dict[str, Any]:
+    """Return a graph collection in the JSON that Model Explorer reads.
+
+    Args:
+        operators: of the artifact.
+        row: what was measured of it; None for a bare artifact.
+        title: its label.
+    """
+    layers = row.layers if row else ()
+    kinds = dict(zip((layer.name for layer in layers), text.layer_kinds(row) if row else (), strict=True))
+    known = {layer.name: layer for layer in layers}
+    found = row.layer_sqnrs if row else None
+    sqnrs: dict[str, LayerSqnr] = {one.layer: one for one in found.layers} if found else {}
+    worst = (found.start or found.noisiest).layer if found else ""
+    nodes = []
+    for operator in operators:
+        layer, sqnr = known.get(operator.name), sqnrs.get(operator.name)
+        *outer, own = operator.name.split(".")
+        facts = [("operator", operator.op)]
+        if layer is not None:
+            facts += [
+                ("computes in", kinds[layer.name]),
+                ("weights", format_bytes(layer.weight_bytes)),
+                ("MACs", f"{layer.macs:,}"),
+            ]
+        if sqnr is not None:
+            facts += [("SQNR by itself", text.decibel(sqnr.own_db)), ("SQNR so far", text.decibel(sqnr.sqnr_db))]
+        style = {}
+        if layer is not None and kinds[layer.name] in _COLOURS:
+            style["backgroundColor"] = _COLOURS[kinds[layer.name]]
+        if operator.name == worst:
+            style["borderColor"] = _WORST
+            facts.append(("note", "the error starts here" if found and found.start else "most error of its own"))
+        nodes.append(
+            {
+                "id": operator.name,
+                "label": own if operator.op in _NAMED or own.startswith(operator.op) else f"{own} {operator.op}",
+                "namespace": "/".join(outer),
+                "attrs": [{"key": key, "value": value} for key, value in facts],
+                "incomingEdges": [
+                    {"sourceNodeId": name, "sourceNodeOutputId": "0", "targetNodeInputId": str(i)}
+                    for i, name in enumerate(operator.inputs)
+                ],
+                **({"style": style} if style else {}),
+            }
+        )
+    return {"label": title, "graphs": [{"id": "main", "nodes": nodes}]}

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edgeq.core.config import Progress, Task
+from edgeq.core.config import SAMPLES, Progress, Task
+from edgeq.core.errors import OutOfTimeError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_NARROW = 60  # columns
+_NARROW, _WIDE = 60, 100  # columns
 
 
 class _Silent:
@@ -26,17 +28,6 @@ class _Silent:
 
     def note(self, text: str) -> None:
         """Do nothing."""
-
-
-class _Line(_Silent):
-    """A task whose notes are lines."""
-
-    def __init__(self, start: float, write: Callable[[str], None]) -> None:
-        self._start = start
-        self._write = write
-
-    def note(self, text: str) -> None:
-        self._write(f"[{time.monotonic() - self._start:5.1f}s]   {text}")
 
 
 class _Lone:
@@ -52,23 +43,86 @@ class Quiet(_Lone):
     """Shows nothing."""
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
         """Open a step silently."""
         yield _Silent()
 
 
-class Lines(_Lone):
-    """Writes a line when a step starts, with the seconds since the run began."""
+_BEAT_S = 15.0  # between two lines of a long step: CI ends a job that says nothing for minutes
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+
+class Lines(_Lone):
+    """Writes a line when a step starts, with the seconds since the run began, and one every 15 s of a long step."""
+
+    def __init__(self, write: Callable[[str], None], beat_s: float = _BEAT_S) -> None:
+        """Write by `write`; a thread says every `beat_s` seconds what is under way, until `close`."""
         self._start = time.monotonic()
         self._write = write
+        self._open: list[_LineTask] = []
+        self._closed = threading.Event()
+        self._beat_s = beat_s
+        self._thread = threading.Thread(target=self._beat, name="edgeq progress", daemon=True)
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002  # the protocol's
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
         """Write the step's line."""
-        self._write(f"[{time.monotonic() - self._start:5.1f}s] {description}")
-        yield _Line(self._start, self._write)
+        if not self._thread.is_alive() and not self._closed.is_set():
+            self._thread.start()
+        self.say(description)
+        task = _LineTask(self, description, total, unit)
+        self._open.append(task)
+        try:
+            yield task
+        finally:
+            self._open.remove(task)
+
+    def say(self, text: str) -> None:
+        """Write a line with the seconds since the run began."""
+        self._write(f"[{time.monotonic() - self._start:5.1f}s] {text}")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(self._beat_s):
+            for task in tuple(self._open)[-1:]:  # the innermost: what it is a part of waits for it
+                if time.monotonic() - task.start >= self._beat_s:
+                    self.say(f"  {task.description}: {task.state()}")
+
+
+class _LineTask:
+    """A step of `Lines`."""
+
+    def __init__(self, lines: Lines, description: str, total: int | None, unit: str) -> None:
+        self.description = description
+        self.start = time.monotonic()
+        self._lines = lines
+        self._total = total
+        self._unit = unit
+        self._done = 0
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+
+    def note(self, text: str) -> None:
+        self._lines.say(f"  {text}")
+
+    def state(self) -> str:
+        """Return how far the step is, and how long it will take."""
+        took_s = time.monotonic() - self.start
+        if not self._total or not self._done:
+            return f"under way for {took_s:.0f} s"
+        left_s = took_s / self._done * max(0, self._total - self._done)
+        return f"{self._done} of {self._total} {self._unit}, about {format_seconds(left_s)} left"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 42 s, 3 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Interruptible:
@@ -84,11 +138,11 @@ class Interruptible:
         self._came = came
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
         """Open a step of the wrapped progress."""
         self._check()
-        with self._progress.task(description, total) as task:
-            yield _InterruptibleTask(task, self._check)
+        with self._progress.task(description, total, unit) as task:
+            yield _CheckedTask(task, self._check)
             self._check()
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
@@ -100,7 +154,7 @@ class Interruptible:
             raise KeyboardInterrupt
 
 
-class _InterruptibleTask:
+class _CheckedTask:
     def __init__(self, task: Task, check: Callable[[], None]) -> None:
         self._task = task
         self._check = check
@@ -113,11 +167,42 @@ class _InterruptibleTask:
         self._task.note(text)
 
 
+class Budgeted:
+    """Progress whose steps end with an error when the time is over."""
+
+    def __init__(self, progress: Progress, end: float, budget: str) -> None:
+        """Wrap `progress`; `end` is by `time.monotonic`, and `budget` what the user gave."""
+        self._progress = progress
+        self._end = end
+        self._budget = budget
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
+        """Open a step of the wrapped progress.
+
+        Raises:
+            OutOfTimeError: the time is over.
+        """
+        self._check()
+        with self._progress.task(description, total, unit) as task:
+            yield _CheckedTask(task, self._check)  # a step that came to its end counts
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Return the wrapped progress's span."""
+        return self._progress.alone()
+
+    def _check(self) -> None:
+        if time.monotonic() > self._end:
+            what = f"--time-budget {self._budget} was over"
+            raise OutOfTimeError(what, "give a longer --time-budget, or name the --scheme")
+
+
 class _Bar:
-    def __init__(self, bars: RichProgress, task_id: TaskID, description: str, total: int | None) -> None:
+    def __init__(self, bars: RichProgress, task_id: TaskID, description: str, total: int | None, unit: str) -> None:
         self._bars = bars
         self._task_id = task_id
         self._total = total
+        self._unit = unit
         self._done = 0
         self._description = description
 
@@ -126,7 +211,7 @@ class _Bar:
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
-        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        count = f"{self._done} {self._unit}" if self._total is None else f"{self._done}/{self._total} {self._unit}"
         self._bars.update(self._task_id, completed=self._done, count=count)
 
 
@@ -137,11 +222,11 @@ class Bars(_Lone):
         self._bars = bars
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
         """Draw a bar; it pulses if `total` is None."""
         task_id = self._bars.add_task(description, total=total, count="")
         try:
-            yield _Bar(self._bars, task_id, description, total)
+            yield _Bar(self._bars, task_id, description, total, unit)
         finally:
             self._bars.remove_task(task_id)
 
@@ -156,7 +241,8 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
     """
     # a notebook's stderr is no terminal
     if lines or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Lines(write)
+        with contextlib.closing(Lines(write)) as shown:
+            yield shown
         return
     with _rich_bars() as bars:
         yield Bars(bars)
@@ -164,22 +250,40 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
 
 def _rich_bars() -> RichProgress:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+    from rich.progress import Task as RichTask
     from rich.table import Column
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        """How long a step has taken, and how long it will take where that can be said."""
+
+        def render(self, task: RichTask) -> Text:
+            """Return both."""
+            left_s = task.time_remaining
+            left = "" if left_s is None or task.finished else f", {_clock(left_s)} left"
+            return Text(f"{_clock(task.elapsed or 0)}{left}")
 
     console = Console(stderr=True)
     words = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    text = TextColumn("{task.description}", markup=False, table_column=words)
-    # a narrow terminal keeps the words and the time, and does without the bar
-    bar = () if console.width < _NARROW else (BarColumn(bar_width=20), TextColumn("{task.fields[count]}", markup=False))
+    # a narrower terminal keeps the words and the times, and does without the bar, a very narrow one without the count
+    bar = (BarColumn(bar_width=20),) if console.width >= _WIDE else ()
+    count = (TextColumn("{task.fields[count]}", markup=False),) if console.width >= _NARROW else ()
     # four times a second: drawing must not take the time of the work
     return Progress(
         SpinnerColumn(),
-        text,
+        TextColumn("{task.description}", markup=False, table_column=words),
         *bar,
-        TimeElapsedColumn(),
+        *count,
+        Times(),
         console=console,
         transient=True,
         expand=True,
         refresh_per_second=4,
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

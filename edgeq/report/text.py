@@ -8,11 +8,11 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
-from edgeq.core.results.model import KeptValues, LayerSqnrs, Search
+from edgeq.core.results.model import KeptValues, LayerSqnrs, RankedLayers, Search
 from edgeq.core.results.report import (
     Choice,
     Comparison,
@@ -97,10 +97,10 @@ def _accuracy_text(fidelity: Fidelity | None) -> str:
         if fidelity.sqnr_db is None:
             return MISSING
         return f"SQNR {decibel(fidelity.sqnr_db)}\n{fidelity.samples} {_inputs(fidelity)}"
-    score = _score(fidelity, fidelity.score)
+    own = score(fidelity, fidelity.score)
     if fidelity.fp32_score is None:
-        return score
-    scores = f"{score}, fp32 {_score(fidelity, fidelity.fp32_score)}"
+        return own
+    scores = f"{own}, fp32 {score(fidelity, fidelity.fp32_score)}"
     drop = fidelity.drop_pp
     return f"{scores}\ndrop {drop.estimate:.2f} pp ({drop.low:.2f} to {drop.high:.2f})" if drop else scores
 
@@ -109,7 +109,8 @@ def _inputs(fidelity: Fidelity) -> str:
     return "evaluation samples" if fidelity.inputs == "evaluation" else "random inputs"
 
 
-def _score(fidelity: Fidelity, value: float) -> str:
+def score(fidelity: Fidelity, value: float) -> str:
+    """Return a score of the metric that `fidelity` has."""
     # a metric of the user's own has a range of its own
     is_share = fidelity.metric in ("top1", "top-1") or (fidelity.metric or "").startswith("accuracy@")
     return share(value) if is_share else f"{fidelity.metric} {value:.4g}"
@@ -244,7 +245,7 @@ def _kept_values(kept: KeptValues) -> str:
 
 def _quality(fidelity: Fidelity | None) -> str:
     if fidelity is not None and fidelity.score is not None:
-        return f"accuracy {_score(fidelity, fidelity.score)}"
+        return f"accuracy {score(fidelity, fidelity.score)}"
     return MISSING if fidelity is None or fidelity.sqnr_db is None else f"SQNR {decibel(fidelity.sqnr_db)}"
 
 
@@ -257,6 +258,62 @@ def error_start(found: LayerSqnrs) -> str:
     before = found.before(start)
     told = "it reads the input" if before == math.inf else f"{decibel(before)} before it"
     return f"the error starts at {start.layer}: {decibel(start.own_db)} by itself, {told}"
+
+
+# --- Which layer to keep in float, and why: the same words for `edgeq sensitivity` and `edgeq compare --layers`.
+
+
+FLOAT_COST = 3  # times the bytes of int8 weights: float weights take four bytes where int8 takes one
+
+_WORTH_DB = 0.5  # less is within what another choice of samples changes
+
+
+def ranked_advice(found: RankedLayers, metric: str) -> list[str]:
+    """Return which layer to keep in float and why, by a ranking; the first line is the answer."""
+    best = found.best_kept
+    if best is None or best.but_one_db is None:
+        return ["no single layer is worth keeping in float: the outputs come no nearer to fp32's with any of them"]
+    gain_db = best.but_one_db - found.all_db
+    before, after = decibel(found.all_db), decibel(best.but_one_db)
+    lines = [f"the outputs' SQNR goes from {before} with every layer in int8 to {after} with this one in float"]
+    is_better = best.but_one_score is not None and found.all_score is not None and best.but_one_score > found.all_score
+    if best.but_one_score is not None and found.all_score is not None and found.fp32_score is not None:
+        lines.append(
+            f"{metric} goes from {found.all_score:.4g} to {best.but_one_score:.4g}; fp32 has {found.fp32_score:.4g} "
+            f"({counted(found.samples, 'sample')})"
+        )
+    lines.append(f"it costs {format_bytes(FLOAT_COST * best.weight_bytes)} more, since float takes four bytes a weight")
+    if gain_db < _WORTH_DB and not is_better:
+        return [f"no single layer is worth keeping in float; {best.layer} gains most", *lines]
+    return [f"keep {best.layer} in float", *lines]
+
+
+def error_advice(found: LayerSqnrs, weight_bytes: Mapping[str, int]) -> list[str]:
+    """Return which layer to try in float first and why, by where the error comes from; the first line is the answer."""
+    worst = found.start or found.noisiest
+    lines = [
+        f"try {worst.layer} in float first",
+        error_start(found),
+        f"the output of {worst.layer} has {decibel(worst.sqnr_db)}, with all layers up to it in int8",
+    ]
+    if worst.layer in weight_bytes:
+        cost = format_bytes(FLOAT_COST * weight_bytes[worst.layer])
+        lines.append(f"it costs {cost} more, since float takes four bytes a weight")
+    return [*lines, "`edgeq sensitivity` measures, with the model, what each layer in float gains at the outputs"]
+
+
+def advice_lines(advice: Sequence[str], layer: str) -> list[str]:
+    """Return advice as lines, the grounds indented, and the option that follows it."""
+    option = [f"  try: --keep-fp32 {printable(layer)}"] if layer else []
+    return [*(f"{'  ' if i else ''}{printable(line)}" for i, line in enumerate(advice)), *option]
+
+
+def layer_kinds(row: PackageResult) -> tuple[str, ...]:
+    """Return the precision of each layer, int8, half, float or not known."""
+    precisions = row.verified.kernels.precisions if row.verified.kernels else ()
+    if len(precisions) != len(row.layers):
+        return ("not known",) * len(row.layers)
+    return tuple("float" if kind == "other" else kind for kind in precisions)
 
 
 def place(row: PackageResult) -> str:
@@ -287,6 +344,8 @@ def choice(found: Choice) -> str:
     if chosen.passed:
         return f"{made_of}; {chosen.scheme} is the first that passed every gate"
     left = f"; not tried, since they would fail the same gate: {', '.join(found.untried)}" if found.untried else ""
+    if found.unfinished:
+        left += f"; not tried to the end, since --time-budget was over: {', '.join(found.unfinished)}"
     return f"{made_of}; none passed every gate; {chosen.scheme} comes closest{left}"
 
 
@@ -418,10 +477,14 @@ def _console(canvas: io.StringIO, width: int | None) -> Console:
     return Console(file=canvas, width=columns, force_terminal=terminal, highlight=False, markup=False)
 
 
+def bound(line: str) -> str:
+    """Return a line whose numbers stay with their units where it is wrapped."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", line)
+
+
 def _wrapped(line: str, width: int) -> list[str]:
     # names and paths stay whole, so that they can be copied; a number stays with its unit
-    bound = _UNIT.sub("\N{NO-BREAK SPACE}", line)
-    parts = textwrap.wrap(bound, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    parts = textwrap.wrap(bound(line), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
 
 
@@ -499,12 +562,13 @@ _SIZE_GATES = frozenset({"size", "download"})
 _TIME_GATES = frozenset({"latency", "load", "peak_memory"})
 
 
-def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
+def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str = "") -> list[str]:
     """Return what this run's own measurements suggest for a row that failed; [] where they suggest nothing.
 
     Args:
         row: that failed.
         rows: all of the run.
+        bundle: what to call its folder, where it may move; "" for its path.
     """
     failed = {gate.name for gate in row.checked.gates if gate.outcome == "failed"}
     unverified = {gate.name for gate in row.checked.gates if gate.outcome == "unverified"}
@@ -518,10 +582,15 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
     said += [
         f"--scheme {one.scheme} was measured too: {_figures(one).removesuffix(', ')}"
         for one in tried
-        if one.passed and one.scheme != row.scheme
+        if failed and one.passed and one.scheme != row.scheme and not _breaks(one, row)
     ]
     if failed & _ACCURACY_GATES:
         said += _float_layer(row)
+    if "parity" in failed:
+        said.append(
+            "parity compares the artifact with the graph that it was made from: data and limits do not change it, only "
+            "what is computed in int8 (--keep-fp32, --scheme), by which runtime (--target), and --reuse-qparams-from"
+        )
     if failed & _SIZE_GATES and row.layers:
         largest = max(row.layers, key=lambda layer: layer.weight_bytes)
         said.append(
@@ -532,8 +601,21 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult]) -> list[str]:
     on = "adb" if row.target.startswith("android-") else "ssh:HOST" if row.target.startswith("linux-") else ""
     if on and not failed and unverified & _TIME_GATES:
         names = ", ".join(sorted(unverified & _TIME_GATES))
-        said.append(f"{names}: measure on a device: edgeq verify {row.path} --on {on} --write-verdict verdict.json")
-    return [f"next: {row.target} {row.scheme}: {printable(text)}" for text in dict.fromkeys(said)]
+        said.append(
+            f"{names}: measure on a device: edgeq verify {bundle or row.path} --on {on} --write-verdict verdict.json"
+        )
+    return list(dict.fromkeys(said))
+
+
+def _breaks(one: Variant, row: PackageResult) -> bool:
+    """Whether a variant's own figures break a limit that the row was held to: what was compared was not judged."""
+    figures = {
+        "size": one.size_bytes,
+        "accuracy_drop": one.drop_pp.high if one.drop_pp else None,
+        "latency": one.latency_ms,
+    }
+    bounds = {gate.name: gate.bound for gate in row.gates if gate.bound is not None}
+    return any(value is not None and name in bounds and value > bounds[name] for name, value in figures.items())
 
 
 def _float_layer(row: PackageResult) -> list[str]:
@@ -544,11 +626,10 @@ def _float_layer(row: PackageResult) -> list[str]:
     held = sum(layer.weight_bytes for layer in row.layers if layer.name == noisiest.layer)
     if not held or not math.isfinite(noisiest.own_db):
         return []
-    # float weights take four bytes where int8 takes one
-    share_of = f", +{3 * held / row.size_bytes:.0%}" if row.size_bytes else ""
+    share_of = f", +{FLOAT_COST * held / row.size_bytes:.0%}" if row.size_bytes else ""
     return [
         f"--keep-fp32 {noisiest.layer} keeps the layer with the most error of its own ({decibel(noisiest.own_db)}) in "
-        f"float: +{format_bytes(3 * held)}{share_of}"
+        f"float: +{format_bytes(FLOAT_COST * held)}{share_of}"
     ]
 
 
@@ -618,7 +699,12 @@ def _below(report: ProjectReport) -> list[str]:
                 f"  fix: {printable(model.error.fix)}",
             ]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
-    steps = [line for row in report.rows if row.checked.exit_code for line in next_steps(row, report.rows)]
+    steps = [
+        f"next: {row.target} {row.scheme}: {printable(step)}"
+        for row in report.rows
+        if row.checked.exit_code
+        for step in next_steps(row, report.rows)
+    ]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
     tried = [line for row in report.rows for line in _attempt_lines(row)]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]

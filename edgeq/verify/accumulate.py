@@ -274,7 +274,8 @@ class FlipTally:
             self.pairs[pair] += 1
             if len(self.examples) < MAX_EXAMPLES:
                 sample = batch.samples[min(int(row), batch.rows - 1)]
-                self.examples.append(_flip(sample, pair, row=int(row) if batch.rows == 1 else 0))
+                scores = [tuple(float(out[0][row, index]) for index in pair) for out in (reference, measured)]
+                self.examples.append(_flip(sample, pair, scores, row=int(row) if batch.rows == 1 else 0))
 
     def result(self) -> Flips | None:
         """Return the changes; None where no output ranks classes."""
@@ -289,13 +290,15 @@ class FlipTally:
         )
 
 
-def _flip(sample: Sample, pair: tuple[int, int], *, row: int) -> Flip:
+def _flip(sample: Sample, pair: tuple[int, int], scores: Sequence[tuple[float, ...]], *, row: int) -> Flip:
     return Flip(
         sample=sample.name[-_MAX_NAME:],
         label=_label(sample.label, row),
         fp32=pair[0],
         artifact=pair[1],
         thumbnail=thumbnail(sample.raw[0]) if sample.raw and row == 0 else "",
+        fp32_scores=scores[0],
+        artifact_scores=scores[1],
     )
 
 

@@ -71,14 +71,18 @@ def test_one_that_fails_does_not_stop_the_others(several: Project) -> None:
     assert (suites.get("failures"), suites.get("errors")) == ("2", "1")
     assert "1 of 3 models could not be built" in (several.root / "summary.md").read_text()
     page = (several.out / "report.html").read_text()
-    assert "good 1" in page
-    assert "large 1" in page
-    assert "1 of 2 failed, 1 model could not be built" in page
+    assert f'href="good/{X86}/report.html"' in page
+    assert f'href="rejected/large/{X86}/report.html"' in page
+    assert "1 of 2 bundles rejected, 1 model could not be built" in page
     before = digests(several)
     again = json.loads(finish(start("build", "--json", "good", "large")).out)
     assert [row["cached"] for model in again["models"] for row in model["rows"]] == [True, True]
     assert (again["exit_code"], again["app"]) == (4, [])
     assert digests(several) == before
+    finish(start("build", "--json", "large"))
+    page = (several.out / "report.html").read_text()
+    assert "1 of 1 bundle rejected" in page
+    assert f'href="good/{X86}/report.html"' in page.partition('id="earlier"')[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -54,9 +54,31 @@ def test_the_ranking_alone_writes_nothing(project: Project, edgeq: Run) -> None:
     assert {layer["layer"] for layer in layers} == {"features.0", "head"}
     assert [layer["alone_db"] for layer in layers] == sorted(layer["alone_db"] for layer in layers)
     assert not project.out.exists()
+    assert result.json["metric"] is None
+    assert result.json["keep_fp32"] in ("features.0", "head", None)
     edgeq("sensitivity", "quarters.py:model", *options, "--target", XNNPACK).fails(2, "needs exactly one target")
     onnx = ("--target", "linux-x86_64-ort", *options[2:])
     edgeq("sensitivity", "quarters.py:model", *onnx).fails(3, "for linux-x86_64-ort: runtime onnx")
+
+
+def test_a_ranking_by_score_and_its_page(project: Project, edgeq: Run) -> None:
+    (project.root / "judge.py").write_text(
+        "def zero(outputs, label):\n    return float(1 / (1 + 2.0 ** outputs[0][0]))\n"
+    )
+    options = ("--target", X86, "--calibration-data", "calibration.npz", "--quiet", "--html", "layers.html", "--json")
+    data = ("--eval-data", "evaluation.npz")
+    result = edgeq("sensitivity", "quarters.py:model", *options, *data, "--metric", "judge.py:zero")
+    assert result.code == 0, result.err
+    assert result.json["metric"] == "zero"
+    assert result.json["measured_on"] == 100
+    scores = [layer["alone_score"] for layer in result.json["layers"]]
+    assert scores == sorted(scores)
+    assert 0 < result.json["fp32_score"] < 1
+    page = (project.root / "layers.html").read_text()
+    assert "zero, only this layer" in page
+    assert ("--keep-fp32 " in page) == (result.json["keep_fp32"] is not None)
+    metric = ("--metric", "judge.py:zero")
+    edgeq("sensitivity", "quarters.py:model", *options, *metric).fails(2, "--metric")
 
 
 def test_a_ranking_needs_calibration_data(edgeq: Run) -> None:

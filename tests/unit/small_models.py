@@ -27,7 +27,7 @@ class Silent:
     """Progress that nobody watches."""
 
     @contextlib.contextmanager
-    def task(self, description, total=None):  # noqa: ARG002
+    def task(self, description, total=None, unit=""):  # noqa: ARG002
         yield self
 
     @contextlib.contextmanager

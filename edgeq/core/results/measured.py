@@ -585,6 +585,8 @@ class OutputComparison:
         sqnr_db: of the worst output; infinite where they are equal.
         cosine: over all outputs together; NaN where one is all zero.
         agreeing, ranked: samples with the same argmax, of how many; no output that ranks classes gives 0 of 0.
+        metric: the name of the score; "" where the inputs cannot be scored.
+        fp32_score, score: of either artifact; None without a metric.
     """
 
     samples: int
@@ -597,6 +599,9 @@ class OutputComparison:
     cosine: float
     agreeing: int
     ranked: int
+    metric: str = ""
+    fp32_score: float | None = None
+    score: float | None = None
 
 
 # --- Predictions that changed: what the report shows of samples whose top-1 class is not fp32's.
@@ -611,6 +616,8 @@ class Flip:
         label: the class that it is of; None where that is not known.
         fp32, artifact: the top-1 class of each.
         thumbnail: a WebP image in base64; "" where the input is not an image.
+        fp32_scores, artifact_scores: each one's outputs for these two classes, fp32's class first; () in older
+            reports.
     """
 
     sample: str
@@ -618,6 +625,8 @@ class Flip:
     fp32: int
     artifact: int
     thumbnail: str = ""
+    fp32_scores: tuple[float, ...] = ()
+    artifact_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,12 +81,44 @@ class Sensitivity:
         alone_db: the outputs' SQNR against fp32 with this layer alone in int8, weights and activations.
         but_one_db: the same with every other layer in int8; None where that was not estimated.
         weight_bytes: of its weights in int8; in float they take four times as many.
+        alone_score, but_one_score: of the same two graphs on the evaluation data; None without them.
     """
 
     layer: str
     alone_db: float
     but_one_db: float | None
     weight_bytes: int
+    alone_score: float | None = None
+    but_one_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedLayers:
+    """The layers of a model by what int8 does to each.
+
+    Attributes:
+        layers: the most sensitive one first.
+        order: their names, in the order of execution.
+        all_db: the outputs' SQNR against fp32 with every layer in int8.
+        all_score, fp32_score: of that graph and of the float one on the evaluation data; None without them.
+        samples: how many were measured on.
+    """
+
+    layers: tuple[Sensitivity, ...]
+    order: tuple[str, ...]
+    all_db: float
+    samples: int
+    all_score: float | None = None
+    fp32_score: float | None = None
+
+    @property
+    def best_kept(self) -> Sensitivity | None:
+        """The layer whose stay in float gains most, by score where there is one; None where none gains anything."""
+        known = [one for one in self.layers if one.but_one_db is not None]
+        best = max(known, key=lambda one: (one.but_one_score or 0.0, one.but_one_db or 0.0), default=None)
+        if best is None or best.but_one_db is None:
+            return None
+        return best if best.but_one_db > self.all_db or (best.but_one_score or 0.0) > (self.all_score or 0.0) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,6 +419,20 @@ class Layer:
     def is_linear(self) -> bool:
         """Whether it is linear or recurrent: of ONNX's matrix products those with weights; attention's have none."""
         return bool(_LINEAR.match(self.op)) or (self.op in _ONNX_LINEAR and self.weight_bytes > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """An operator of an artifact's graph.
+
+    Attributes:
+        name: unique; that of its layer where it is one.
+        inputs: names of the operators whose results it takes.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, ExitCode, IntegrityError, Outcome
-from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, ScoreComparison, VerifyReport
+from edgeq.core.results.measured import Fidelity, GoldenComparison, Interval, Parity, ScoreComparison, VerifyReport
 from edgeq.core.results.model import (
     KeptValues,
     Layer,
@@ -201,12 +201,14 @@ class Choice:
         tried: in this order.
         chosen: the index of the one that the bundle is: the first that passed, or the nearest to that.
         untried: schemes that were left out since what failed before cannot be fixed by another scheme.
+        unfinished: schemes that --time-budget did not suffice for.
     """
 
     linear_macs: float
     tried: tuple[Variant, ...]
     chosen: int
     untried: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +286,7 @@ class Reuse:
         patch_bytes: the patch from the shipped artifact to this one.
         patch_bytes_without: the same to the artifact that all new ranges give.
         fidelity_without: how that one compares with fp32.
+        parity_without: how that one compares with its graph; None in older reports, and where it was not run.
     """
 
     shipped: str
@@ -293,6 +296,7 @@ class Reuse:
     patch_bytes_without: int
     fidelity_without: Fidelity | None
     kept: KeptValues | None = None
+    parity_without: Parity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +314,7 @@ class PackageResult(Judged):
         layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto chose the scheme; None without it.
         compared: with float on the same target; None where --compare was not given.
+        shipped: the shipped model in figures, as its report has them; None where none was named.
     """
 
     model: str
@@ -334,6 +339,7 @@ class PackageResult(Judged):
     layer_sqnrs: LayerSqnrs | None = None
     choice: Choice | None = None
     compared: Comparison | None = None
+    shipped: Variant | None = None
 
     @property
     def label(self) -> str:

@@ -434,7 +434,7 @@ def _fetched(wheel: Wheel, progress: Progress) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
         total = wheel.size_bytes // _MB
-        with progress.task(f"download {wheel.title} for {_WORDS[wheel.arch]}, {total} MB", total) as task:
+        with progress.task(f"download {wheel.title} for {_WORDS[wheel.arch]}, {total} MB", total, "MB") as task:
             _download(wheel, Path(folder), task)
         came = Path(folder) / wheel.file
         if not came.is_file():

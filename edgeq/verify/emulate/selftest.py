@@ -104,7 +104,7 @@ def ensure_tested(machines: Sequence[Machine], progress: Progress) -> None:
     if not untested:
         return
     names = ", ".join(machine.name for machine in untested)
-    with progress.task(f"self-test {names}", len(untested)) as task:
+    with progress.task(f"self-test {names}", len(untested), "devices") as task:
         for machine in hold_all(untested):
             write_atomic(_mark(machine), canonical_json(_facts(machine)))
             task.advance()

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from edgeq.check.artifact import parity_gate
+from edgeq.check.artifact import parity_gate, with_reuse
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity
+from edgeq.core.results.report import Reuse
 from edgeq.core.schemes import MIN_SQNR_DB_DEEP
 
 
@@ -47,3 +48,27 @@ def test_fp32_is_never_excused():
 def test_int8_without_quantized_outputs_may_use_the_reaction_too():
     assert parity_gate("static-int8", parity(steps=None)).outcome == "ok"
     assert parity_gate("static-int8", parity(steps=None, reaction_db=25.0)).outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [(1.0, "it is 1 step, which passes: omit --reuse-qparams-from"), (3.0, "it is 3 steps, which fails too")],
+)
+def test_a_parity_that_fails_with_a_shipped_models_ranges_says_what_new_ones_give(steps: float, told: str) -> None:
+    def seen(steps: float) -> Parity:
+        return Parity(samples=8, max_abs=0.1, max_steps=steps, sqnr_db=31.3, differing=0.5)
+
+    reuse = Reuse(
+        shipped="a" * 64,
+        tensors=3,
+        fresh=(),
+        patch_bytes=1,
+        patch_bytes_without=2,
+        fidelity_without=None,
+        parity_without=seen(steps),
+    )
+    gate = with_reuse(parity_gate("static-int8", seen(4.0)), "static-int8", reuse)
+    assert gate.outcome == "failed"
+    assert f"with all ranges new {told}" in gate.detail
+    passed = parity_gate("static-int8", seen(1.0))
+    assert with_reuse(passed, "static-int8", reuse) == passed

@@ -52,6 +52,7 @@ OTHERS: dict[str, Any] = {
     "limit_on": "point",
     "observer": "minmax",
     "app_size": "150MB",
+    "time_budget": "10m",
     "app.runtimes": {"torchscript": ["2.1.0"]},
     "app.runtime_size": {"linux-x86_64": {"torchscript": "5MB"}},
     **{f"limit.{name}": LIMIT_TEXTS[kind.dimension] for name, kind in LIMITS.items()},
@@ -177,8 +178,9 @@ def test_edgeq_toml_sets_it(option: Option) -> None:
 
 @each
 def test_it_changes_the_cache_key_or_says_why_not(option: Option) -> None:
-    # --app-size needs a store's limit beside it
-    beside = table("store_limits", ["play-base-module"]) if option.key == "app_size" else {}
+    # these need another option beside them
+    needed = {"app_size": ("store_limits", ["play-base-module"]), "time_budget": ("schemes", ["auto"])}
+    beside = table(*needed[option.key]) if option.key in needed else {}
     same, changed = resolved(beside), resolved(beside, table(option.key, other(option)))
     keys = [unit_key(job_facts(job), same.targets[0], "static-int8") for job in (same, changed)]
     is_in_key = keys[0] != keys[1]

@@ -34,7 +34,7 @@ def float_bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(fp32: Path, other: Path, **options: Any) -> BundleComparison:
-    data = DataConfig(evaluation=options.get("evaluation"))
+    data = DataConfig(evaluation=options.get("evaluation"), metric=options.get("metric"))
     return compare_bundles(
         fp32,
         other,
@@ -88,6 +88,21 @@ def test_random_inputs_are_seeded_and_said_to_be_random(
     assert "outputs, 20 random inputs:" in told
     assert "layers.2" in told
     assert text.error_start(found.layers) in told
+
+
+def test_a_metric_scores_both(net: Path, float_bundle: Path, host_bundle: Path) -> None:
+    found = compared(float_bundle, host_bundle, evaluation=f"{net}:evaluation", metric=f"{net}:score", samples=24)
+    model = found.outputs
+    assert model.metric == "score"
+    assert model.fp32_score is not None
+    assert model.score is not None
+    assert model.fp32_score == pytest.approx(model.score, rel=0.1)
+    assert model.fp32_score != model.score
+    assert f"score                {model.fp32_score:.4g} fp32, {model.score:.4g} quantized" in render(found)
+    top1 = compared(float_bundle, host_bundle, evaluation=f"{net}:evaluation", samples=24).outputs
+    assert (top1.metric, top1.score is None) == ("top1", False)
+    drawn = compared(float_bundle, host_bundle).outputs
+    assert (drawn.metric, drawn.score) == ("", None)
 
 
 def test_what_cannot_be_compared_is_refused(float_bundle: Path, host_bundle: Path) -> None:
@@ -184,5 +199,5 @@ def test_outputs_that_rank_no_classes_are_told_without_an_agreement() -> None:
         agreeing=0,
         ranked=0,
     )
-    found = BundleComparison(fp32=manifest, quantized=manifest, outputs=outputs, layers=None, notes=())
+    found = BundleComparison(fp32=manifest, quantized=manifest, outputs=outputs, layers=None, weight_bytes={}, notes=())
     assert "the first output is not [N, classes]" in render(found)

@@ -24,7 +24,7 @@ class Told:
         self.steps: list[str] = []
 
     @contextlib.contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:  # noqa: ARG002
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Iterator[Task]:  # noqa: ARG002
         self.steps.append(description)
         yield self
 

@@ -108,11 +108,11 @@ def test_a_bundle_that_is_replaced_while_it_is_run_has_no_verdict(
     other = changed(host_bundle, lambda _, manifest: manifest["model"].update(version="other"))
 
     class Replacing(Quiet):
-        def task(self, description: str, total: int | None = None) -> Any:
+        def task(self, description: str, total: int | None = None, unit: str = "samples") -> Any:
             if description.startswith("verify"):
                 shutil.rmtree(folder)
                 shutil.copytree(other, folder)
-            return super().task(description, total)
+            return super().task(description, total, unit)
 
     with pytest.raises(IntegrityError, match=r"has the digest \w+, expected"):
         verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=Replacing())

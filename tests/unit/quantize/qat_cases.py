@@ -91,5 +91,5 @@ class Told(Silent):
         self.steps += steps
 
     @contextlib.contextmanager
-    def task(self, description, total=None):  # noqa: ARG002
+    def task(self, description, total=None, unit=""):  # noqa: ARG002
         yield self if description.startswith("train") else Silent()

@@ -106,7 +106,7 @@ def test_with_all_layers_in_float_nothing_is_rounded(model, runtime, backend):
 @pytest.mark.parametrize(("runtime", "backend"), ROUTES)
 def test_the_ranking_says_what_a_converted_model_with_one_layer_in_int8_measures(model, runtime, backend):
     spec = spec_of(model, runtime, backend)
-    ranking = {item.layer: item.alone_db for item in rank_layers(runtime, spec)}
+    ranking = {item.layer: item.alone_db for item in rank_layers(runtime, spec).layers}
     assert set(ranking) == set(LAYERS)
     with fx.engine("qnnpack" if backend == "xnnpack" else backend):
         for layer in ("body", "squeeze", "head"):  # beside the product, the pool and the sum

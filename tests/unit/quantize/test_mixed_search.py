@@ -93,7 +93,11 @@ def spread_of(graph):
 
 
 def test_the_layers_that_one_step_size_cannot_hold_are_ranked_first():
-    ranking = rank_layers("torchscript", spec_of(loaded(uneven())))
+    found = rank_layers("torchscript", spec_of(loaded(uneven())))
+    ranking, best = found.layers, found.best_kept
+    assert found.order == ("0", "2", "6")
+    assert best == max(ranking, key=lambda item: item.but_one_db)
+    assert best.but_one_db > found.all_db
     assert ranking[-1].layer == "6"
     assert {item.layer for item in ranking} == {"0", "2", "6"}
     assert [item.alone_db for item in ranking] == sorted(item.alone_db for item in ranking)
@@ -112,7 +116,7 @@ class Placed(torch.nn.Module):  # adds a parameter, which no layer owns, as a po
 
 def test_a_parameter_that_no_layer_owns_is_rounded_too():
     torch.manual_seed(0)
-    ranking = rank_layers("torchscript", spec_of(loaded(Placed())))
+    ranking = rank_layers("torchscript", spec_of(loaded(Placed()))).layers
     assert {item.layer for item in ranking} == {"first", "last"}
     assert all(15 < item.alone_db < 80 for item in ranking)
 
@@ -199,7 +203,7 @@ def test_a_calibration_sample_that_stands_out_is_left_out_before_bytes_are_spent
 def test_on_x86_a_limit_is_met_that_the_ranking_says_one_layer_in_int8_keeps():
     spec = spec_of(loaded(Gated), backend="x86", samples=scenes(8, seed=1), calibration=scenes(8, seed=1))
     samples, model = spec.search.samples, spec.model
-    alone_db = max(item.alone_db for item in rank_layers("torchscript", spec))
+    alone_db = max(item.alone_db for item in rank_layers("torchscript", spec).layers)
     asked = dataclasses.replace(
         spec.search,
         limits=(("sqnr", alone_db - 1),),

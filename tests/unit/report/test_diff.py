@@ -12,10 +12,13 @@ from pipeline.finished import made
 
 from edgeq.bundle.reader import read_manifest
 from edgeq.core.config import Job, provenance_options
+from edgeq.core.errors import ExitCode
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.report import Source
 from edgeq.core.targets import load_target
 from edgeq.report.diff import Diff, diff, diff_json
+from edgeq.report.html import diff_html
+from tests.unit.conftest import gate
 
 JOB = Job(source="digits", targets=(load_target("android-arm64-xnnpack"),))
 
@@ -50,6 +53,27 @@ def test_all_that_changed_is_named(item: BundleInput, tmp_path: Path) -> None:
 
 def test_an_artifact_that_differs_for_no_recorded_reason_is_said_to(item: BundleInput, tmp_path: Path) -> None:
     assert compared(item, tmp_path).cause().startswith("the artifact differs, though nothing recorded")
+
+
+def test_what_became_better_or_worse_is_said(item: BundleInput, tmp_path: Path) -> None:
+    gates = (gate("size", ExitCode.SIZE), gate("runtime", ExitCode.UNSUPPORTED))
+    first = made(item, tmp_path / "old", "1")
+    first = dataclasses.replace(first, checked=dataclasses.replace(first.checked, gates=gates))
+    old = Source(row=first, manifest=read_manifest(tmp_path / "old")[1])
+    fidelity = dataclasses.replace(item.artifact.verified.fidelity, sqnr_db=20.0)
+    lost = dataclasses.replace(gates[1], outcome="failed")
+    row = dataclasses.replace(
+        old.row,
+        size_bytes=old.row.size_bytes - 1,
+        verified=dataclasses.replace(old.row.verified, fidelity=fidelity),
+        checked=dataclasses.replace(old.row.checked, gates=(gates[0], lost)),
+    )
+    found = diff(old, dataclasses.replace(old, row=row))
+    said = {one.title: one.verdict for one in found.changes}
+    assert said == {"size": "better", "SQNR against fp32 in dB": "worse", "runtime": "worse"}
+    page = diff_html(found)
+    assert "1 better, 2 worse, 0 only different" in page
+    assert "sqnr_db" not in page
 
 
 def test_equal_artifacts_need_no_cause(item: BundleInput, tmp_path: Path) -> None:

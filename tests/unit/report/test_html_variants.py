@@ -21,7 +21,7 @@ from edgeq.core.results.report import (
     RunReport,
     Variant,
 )
-from edgeq.pipeline.reports import page_of
+from edgeq.pipeline.reports import bundle_page, index_page
 from edgeq.report import text
 from edgeq.report.ci import to_markdown
 from edgeq.report.json import PackageDocument, to_json
@@ -136,15 +136,18 @@ def test_reports_pages_and_json_hold_both(row: PackageResult) -> None:
     assert told in render(report, width=400)
     project = ProjectReport(models=(ModelResult(name="small", report=report),), app=())
     assert told in to_markdown(project).replace("\\", "")
-    page = page_of((full,), DataFacts(), title="a run").decode()
+    page = bundle_page(full, DataFacts()).decode()
     assert "refused: &lt;b&gt;no&lt;/b&gt;" in page
     assert told in page
+    assert "for comparison, not judged" in page  # fp32 was not judged
     assert "<b>no</b>" not in page
 
 
 def test_a_plot_has_every_scheme_that_was_tried(row: PackageResult) -> None:
     tried = (variant("static-int8", 100, sqnr_db=20.0), variant("fp16", 200, sqnr_db=60.0))
     found = dataclasses.replace(row, choice=Choice(linear_macs=0.0, tried=tried, chosen=0))
-    page = page_of((found,), DataFacts(), title="a run").decode()
-    assert "size and accuracy of each scheme" in page
+    page = bundle_page(found, DataFacts()).decode()
+    assert "accuracy against size: 1 of 2 are on the Pareto front" in page
+    assert "accuracy against latency" not in page  # that was measured for one of them only
     assert "fp16, android-arm64-xnnpack" in page
+    assert "accuracy against size" in index_page((found,), DataFacts(), folder=row.path).decode()

@@ -40,6 +40,8 @@ def test_changes_are_counted_by_pair_and_shown_with_their_label():
         ("data[3]", 1, 1, 3),
         ("data[4]", None, 2, 0),
     ]
+    assert found.examples[2].fp32_scores == (1.0, 0.0)  # of classes 2 and 0
+    assert found.examples[2].artifact_scores == (0.0, 1.0)
 
 
 def test_examples_are_bounded_and_the_count_is_not():

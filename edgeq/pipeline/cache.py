@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import shutil
-import site
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
-from edgeq.core.config import GateOptions, Job
+from edgeq.core.config import Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
     cache_folder,
@@ -41,11 +38,19 @@ from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, PackageResult, with_warning
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
-from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
+from edgeq.core.system import (
+    driver_state,
+    edgeq_digest,
+    kernel_features,
+    processor_kind,
+    tool_versions,
+)
 from edgeq.core.targets import NPU, TargetProfile
+from edgeq.pipeline.installed import own_libraries, plugins_state
 from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
-from edgeq.pipeline.publish import judged_again
-from edgeq.pipeline.tracking import current_state, why_unknown
+from edgeq.pipeline.portable import module_folders, portable, relative
+from edgeq.pipeline.publish import judged_again, write_reports
+from edgeq.pipeline.tracking import current_state, started_in, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import find_npus, wants_emulation
 
@@ -56,11 +61,11 @@ def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: s
     return BuildUnit(target=target, scheme=scheme, key=key)
 
 
-def restore(units: Sequence[BuildUnit], work: Path, gates: GateOptions) -> Finished:
-    """Return the results that the cache has, each bundle copied into the work folder, and judged by `gates` now.
+def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
+    """Return the results that the cache has, each bundle copied into the work folder, and judged by the job's gates.
 
     A result of other limits holds the same measurements. One whose times do not keep the limits of now is left out: the
-    machine may be less busy than it was.
+    machine may be less busy than it was. So is one with times of another kind of machine where a limit is on them.
     """
     found: Finished = {}
     for index, unit in enumerate(units):
@@ -68,11 +73,23 @@ def restore(units: Sequence[BuildUnit], work: Path, gates: GateOptions) -> Finis
         if hit is None:
             continue
         row, data = hit
+        if row.source != origin(job.source):  # another checkout's
+            row = write_reports(dataclasses.replace(row, source=origin(job.source)), data)
         if _limits_only_judge(row):
-            row = judged_again(row, data, unit.target, gates)
-        if not _may_pass_later(row):
+            row = judged_again(row, data, unit.target, job.gates)
+        if not _may_pass_later(row) and not _is_timed_elsewhere(row):
             found[unit.key] = (row, data)
     return found
+
+
+def _is_timed_elsewhere(row: PackageResult) -> bool:
+    """Whether a limit was judged by times of another kind of machine than this one."""
+    judged = any(gate.name in _timed_gates(row) and gate.outcome in ("ok", "failed") for gate in row.checked.gates)
+    return judged and _machine(row) not in ("", processor_kind())
+
+
+def _machine(row: PackageResult) -> str:
+    return row.verified.timing.cpu if row.verified.timing is not None else ""
 
 
 def _limits_only_judge(row: PackageResult) -> bool:
@@ -107,10 +124,12 @@ def _may_pass_later(row: PackageResult) -> bool:
     Load can only lengthen a time, so one that kept its limit is as good from the cache. The peak memory of a run
     differs by what the allocator had at hand.
     """
-    verified = row.verified
-    predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
-    measured = {"latency", "load", "peak_memory"} - predicted
-    return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
+    return any(gate.outcome == "failed" and gate.name in _timed_gates(row) for gate in row.checked.gates)
+
+
+def _timed_gates(row: PackageResult) -> set[str]:
+    cost = row.verified.cost
+    return {"latency", "load", "peak_memory"} - ({"latency"} if cost is not None and cost.prediction else set())
 
 
 def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:
@@ -127,7 +146,7 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
         return {key: (with_warning(row, why), data) for key, (row, data) in made.items()}
     if not run.job.cache or dependencies is None or job_facts(run.job) != run.facts:
         return made
-    return stored(made, dependencies)
+    return stored(made, portable(dependencies, started_in()))
 
 
 def seen_of(keys: Sequence[str]) -> dict[str, str] | None:
@@ -181,19 +200,11 @@ def clear_cache() -> int:
     return entries
 
 
-@functools.cache
-def _installed() -> dict[str, str]:
-    """Hash the file list of every installed package: a package that was installed anew may be the model's own."""
-    named = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    folders = {Path(name) for name in (*named, *site.getsitepackages(), site.getusersitepackages())}
-    records = (record for folder in folders for record in folder.glob("*.dist-info/RECORD"))
-    return {str(record.parent): sha256_file(record) for record in records}
-
-
 def job_facts(job: Job) -> dict[str, Any]:
     """Return everything that is known before the model is loaded and holds for all units of a run.
 
     Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
+    Paths in the project, which is the current folder, are relative to it: two checkouts have equal facts.
     """
     options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
     files = [
@@ -204,16 +215,15 @@ def job_facts(job: Job) -> dict[str, Any]:
         for name in option.path.contents(text)
     ]
     return {
-        "options": json.loads(json.dumps({option.key: option.value_in(job) for option in options}, default=str)),
-        "judged_by": json.loads(json.dumps(dataclasses.asdict(job.gates), default=str)),
-        "origin": origin(job.source),
-        "files": {name: _content(Path(name)) for name in files if name != DIGITS},
-        # where modules are looked for, and relative paths lead
-        "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if _has_code(files) else None,
+        "options": relative(json.loads(json.dumps({one.key: one.value_in(job) for one in options}, default=str))),
+        "judged_by": relative(json.loads(json.dumps(dataclasses.asdict(job.gates), default=str))),
+        "files": {relative(name): _content(Path(name)) for name in files if name != DIGITS},
+        "folders": module_folders() if _has_code(files) else None,
         "edgeq": edgeq_digest(),
-        "installed": _installed(),
+        "libraries": own_libraries(),
+        "plugins": plugins_state("torch.backends"),  # which torch imports by itself
         "tools": tool_versions(),
-        "host": [*processor_facts(), sys.platform],
+        "host": [*kernel_features(), sys.platform],
     }
 
 
@@ -246,7 +256,8 @@ def _content(path: Path) -> str | None:
     if not path.is_dir():
         return None
     files = sorted(inner for inner in path.rglob("*") if inner.is_file())
-    return sha256_bytes(canonical_json({os.fsencode(inner).hex(): sha256_file(inner) for inner in files}))
+    hashes = {os.fsencode(inner.relative_to(path)).hex(): sha256_file(inner) for inner in files}
+    return sha256_bytes(canonical_json(hashes))
 
 
 def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
@@ -271,14 +282,19 @@ def dependencies_of(key: str) -> dict[str, str] | None:
 
 
 def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed."""
+    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed.
+
+    Those of this kind of machine come first: a limit may be on their times.
+    """
+    found = []
     for entry in _entries(key):
         facts = _read_entry(entry, key)
         if facts is None:
             _discard(entry)
         # another state of the user's files may come back
         elif all(current_state(name) == state for name, state in facts["dependencies"].items()):
-            yield entry, facts
+            found.append((entry, facts))
+    yield from sorted(found, key=lambda one: one[1]["cpu"] not in ("", processor_kind()))
 
 
 def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:
@@ -289,15 +305,15 @@ def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:
         is_sound = (
             whole["sha256"] == sha256_bytes(canonical_json(facts))
             and facts["key"] == key
-            and _name(facts["dependencies"]) == entry.name
+            and _name(facts["dependencies"], facts["cpu"]) == entry.name
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return facts if is_sound else None
 
 
-def _name(dependencies: Mapping[str, str]) -> str:
-    return sha256_bytes(canonical_json(dict(dependencies)))
+def _name(dependencies: Mapping[str, str], cpu: str) -> str:
+    return sha256_bytes(canonical_json([dict(dependencies), cpu]))
 
 
 def _entries(key: str) -> tuple[Path, ...]:
@@ -343,7 +359,7 @@ def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[s
         EnvironmentProblem: the disk is full or may not be written to, or another edgeq holds the cache's lock.
     """
     folder = cache_folder()
-    place = _unit_folder(key) / _name(dependencies)
+    place = _unit_folder(key) / _name(dependencies, _machine(row))
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
         (staging / "bundle").mkdir()
         copy_files(row.path, staging / "bundle")
@@ -352,6 +368,7 @@ def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[s
             "digest": row.digest,
             "reports": _reports(staging / "bundle"),
             "dependencies": dict(dependencies),
+            "cpu": _machine(row),
             "data": dataclasses.asdict(data),
         }
         entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}

@@ -87,7 +87,7 @@ def make_plan(job: Job, work: Path) -> Plan:
     )
     cannot = refused_targets(job)
     refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
-    finished = restore([unit for unit in units if unit.key not in refused], work, job.gates) if job.cache else {}
+    finished = restore([unit for unit in units if unit.key not in refused], work, job) if job.cache else {}
     return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
 
 
@@ -125,7 +125,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         EdgeqError: any but those of `REFUSALS`, which end one artifact or one unit only.
     """
     job, folder, progress = run.job, run.folder(), run.progress
-    results = Results(finished=restore(units, folder, job.gates) if job.cache else {}, refused={})
+    results = Results(finished=restore(units, folder, job) if job.cache else {}, refused={})
     missing = [unit for unit in units if unit.key not in results.finished]
     if not missing:
         return results

@@ -29,7 +29,7 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 
 @grouped
 def build(
-    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache", "trust_source"))],
+    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache", "build", "trust_source"))],
     run: RunParams,
     names: Names = None,
 ) -> None:

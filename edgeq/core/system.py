@@ -214,6 +214,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
+    "s3": ("s3", ("s3fs",)),
+    "cluster": ("cluster", ("distributed",)),
 }
 
 

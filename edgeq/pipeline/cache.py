@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
-from edgeq.core.config import Job
+from edgeq.core.config import LOCAL, BuildConfig, Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
     cache_folder,
@@ -28,6 +30,7 @@ from edgeq.core.files import (
     copy_files,
     disk_errors,
     lock_dir,
+    remove_dir,
     sha256_bytes,
     sha256_file,
     staged_dir,
@@ -46,10 +49,12 @@ from edgeq.core.system import (
     tool_versions,
 )
 from edgeq.core.targets import NPU, TargetProfile
+from edgeq.deliver.ota.keys import load_keys, trusted_keys
 from edgeq.pipeline.installed import own_libraries, plugins_state
 from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
 from edgeq.pipeline.portable import module_folders, portable, relative
 from edgeq.pipeline.publish import judged_again, write_reports
+from edgeq.pipeline.stores import Store, Stored, open_stores
 from edgeq.pipeline.tracking import current_state, started_in, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import find_npus, wants_emulation
@@ -69,7 +74,10 @@ def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
     """
     found: Finished = {}
     for index, unit in enumerate(units):
-        hit = look_up(unit.key, work / f"cached-{index}")
+        place = work / f"cached-{index}"
+        hit = look_up(unit.key, place, job.build)
+        for store in open_stores(job.build.cache):
+            hit = hit or _look_up_shared(store, unit.key, place, job.build)
         if hit is None:
             continue
         row, data = hit
@@ -100,9 +108,16 @@ def _limits_only_judge(row: PackageResult) -> bool:
     return row.choice is None and row.compared is None and row.scheme not in NEEDS_SEARCH
 
 
-def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
-    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
+def stored(made: Finished, dependencies: Mapping[str, str], build: BuildConfig | None = None) -> Finished:
+    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result.
+
+    Args:
+        made: by the units' keys.
+        dependencies: what the user's code looked at.
+        build: the shared caches that it is written to as well; None for none.
+    """
     kept = {}
+    stores = () if build is None else open_stores(build.cache)
     for key, (row, data) in made.items():
         # a device that could not be emulated this time may be the next
         not_emulated = row.verified.emulation is not None and bool(row.verified.emulation.problem)
@@ -114,6 +129,11 @@ def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
         except (EdgeqError, OSError) as err:
             why = err.what if isinstance(err, EdgeqError) else first_line(err)
             row = with_warning(row, f"the result was not kept in the cache: {why}")
+        if build is not None and not build.cache_read_only:
+            for store_ in stores:
+                _share(store_, key, row, data, dependencies, build)
+        for text in dict.fromkeys(text for one in stores for text in one.warnings):
+            row = with_warning(row, text)
         kept[key] = (row, data)
     return kept
 
@@ -146,7 +166,7 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
         return {key: (with_warning(row, why), data) for key, (row, data) in made.items()}
     if not run.job.cache or dependencies is None or job_facts(run.job) != run.facts:
         return made
-    return stored(made, portable(dependencies, started_in()))
+    return stored(made, portable(dependencies, started_in()), run.job.build)
 
 
 def seen_of(keys: Sequence[str]) -> dict[str, str] | None:
@@ -162,21 +182,36 @@ _LOCK_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """Where the cache is, and what it holds."""
+    """What a level of the cache holds.
 
-    folder: Path
+    Attributes:
+        place: the local folder, or the address of a shared cache.
+        runtimes_bytes: of the devices' runtimes, which only the local folder has.
+    """
+
+    place: str
     entries: int
     size_bytes: int
-    runtimes_bytes: int
+    runtimes_bytes: int = 0
 
 
-def cache_info() -> CacheInfo:
-    """Return where the cache is, how many bundles it holds, their bytes on disk, and those of the devices' runtimes."""
+def cache_info(level: str = LOCAL) -> CacheInfo:
+    """Return where a level of the cache is, how many bundles it holds, and their bytes.
+
+    Raises:
+        EnvironmentProblem: a shared cache cannot be read.
+        UsageError: it has an unknown kind of address.
+    """
+    if level != LOCAL:
+        (store,) = open_stores((level,))
+        held = store.stored()
+        entries = sum(len(one.paths) == 2 for one in held)
+        return CacheInfo(place=level, entries=entries, size_bytes=sum(one.size_bytes for one in held))
     folder = cache_folder()
     sizes = {path: _size_bytes(path) for path in (folder / "cells").rglob("*")}
     entries = sum(path.name == "entry.json" for path in sizes)
     runtimes = sum(_size_bytes(path) for path in (folder / "emulator").rglob("*"))
-    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(sizes.values()), runtimes_bytes=runtimes)
+    return CacheInfo(place=str(folder), entries=entries, size_bytes=sum(sizes.values()), runtimes_bytes=runtimes)
 
 
 def _size_bytes(path: Path) -> int:
@@ -185,12 +220,17 @@ def _size_bytes(path: Path) -> int:
     return 0
 
 
-def clear_cache() -> int:
-    """Remove every entry, and return how many there were.
+def clear_cache(level: str = LOCAL) -> int:
+    """Remove every entry of a level, and return how many there were.
 
     Raises:
-        EnvironmentProblem: it may not be written to, or another edgeq holds the cache's lock.
+        EnvironmentProblem: it may not be written to, or another edgeq holds the local cache's lock.
     """
+    if level != LOCAL:
+        (store,) = open_stores((level,))
+        held = store.stored()
+        store.remove(held)
+        return sum(len(one.paths) == 2 for one in held)
     folder = cache_folder()
     entries = cache_info().entries
     for name in ("cells", "qat", "search"):
@@ -198,6 +238,52 @@ def clear_cache() -> int:
             with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S):
                 shutil.rmtree(folder / name)
     return entries
+
+
+_HALF_WRITTEN_S = 86_400.0  # after a day, a bundle that no entry names is not about to get one
+
+
+def prune_cache(level: str, *, older_than_s: float | None, max_size_bytes: int | None) -> tuple[int, int]:
+    """Remove entries of a level by age, then the oldest ones until it is small enough.
+
+    Args:
+        level: the local cache, or a shared one.
+        older_than_s: the age from which an entry goes: since it was last used in the local cache, since it was
+            written in a shared one. None for none.
+        max_size_bytes: what may stay; None for any.
+
+    Returns:
+        How many entries were removed, and their bytes.
+
+    Raises:
+        EnvironmentProblem: it may not be written to, or another edgeq holds the local cache's lock.
+    """
+    if level == LOCAL:
+        held = [_stored_at(path.parent) for path in (cache_folder() / "cells").glob("*/*/entry.json")]
+    else:
+        (store,) = open_stores((level,))
+        held = store.stored()
+    now = time.time()
+    left = sum(one.size_bytes for one in held)
+    doomed = []
+    for one in sorted(held, key=lambda one: one.changed_s):
+        is_torn = level != LOCAL and len(one.paths) < 2 and now - one.changed_s > _HALF_WRITTEN_S
+        is_old = older_than_s is not None and now - one.changed_s > older_than_s
+        if is_torn or is_old or (max_size_bytes is not None and left > max_size_bytes):
+            doomed.append(one)
+            left -= one.size_bytes
+    if level != LOCAL:
+        store.remove(doomed)
+    elif doomed:
+        with disk_errors(cache_folder()), lock_dir(cache_folder(), wait_s=_LOCK_S):
+            for one in doomed:
+                remove_dir(Path(one.paths[0]), below=cache_folder() / "cells")
+    return len(doomed), sum(one.size_bytes for one in doomed)
+
+
+def _stored_at(entry: Path) -> Stored:
+    size_bytes = sum(_size_bytes(path) for path in entry.rglob("*"))
+    return Stored(paths=(str(entry),), size_bytes=size_bytes, changed_s=(entry / "entry.json").stat().st_mtime)
 
 
 def job_facts(job: Job) -> dict[str, Any]:
@@ -260,17 +346,22 @@ def _content(path: Path) -> str | None:
     return sha256_bytes(canonical_json(hashes))
 
 
-def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
+def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[PackageResult, DataFacts] | None:
     """Copy a valid entry's bundle to `target`, and return what it was; None where there is none.
 
-    A torn or tampered entry is removed, not used.
+    A torn or tampered entry is removed, not used. One that came from a shared cache must be signed by a key that the
+    run trusts, if it names keys.
 
     Raises:
         OSError: the disk of `target` is full.
     """
-    for entry, facts in _valid(key):
-        found = _restored(entry, facts, target)
+    for entry, whole in _valid(key):
+        if build is not None and "from" in whole and not _is_trusted(whole, build):
+            continue
+        found = _restored(entry, whole["facts"], target)
         if found is not None:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(entry / "entry.json")  # `edgeq cache prune` keeps what is used
             return found
         _discard(entry)
     return None
@@ -278,7 +369,7 @@ def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
 
 def dependencies_of(key: str) -> dict[str, str] | None:
     """Return what the user's code looked at for a result that is kept; None where there is none."""
-    return next((dict(facts["dependencies"]) for _, facts in _valid(key)), None)
+    return next((dict(whole["facts"]["dependencies"]) for _, whole in _valid(key)), None)
 
 
 def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -288,28 +379,39 @@ def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """
     found = []
     for entry in _entries(key):
-        facts = _read_entry(entry, key)
-        if facts is None:
+        try:
+            whole = _sound((entry / "entry.json").read_bytes(), key, entry.name)
+        except OSError:
+            whole = None
+        if whole is None:
             _discard(entry)
-        # another state of the user's files may come back
-        elif all(current_state(name) == state for name, state in facts["dependencies"].items()):
-            found.append((entry, facts))
-    yield from sorted(found, key=lambda one: one[1]["cpu"] not in ("", processor_kind()))
+        elif _is_current(whole):
+            found.append((entry, whole))
+    yield from sorted(found, key=lambda one: _is_of_another_machine(one[1]))
 
 
-def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:
+def _sound(data: bytes, key: str, name: str) -> dict[str, Any] | None:
     """Return what an entry says of itself; None unless it is what `store` wrote under this very name."""
     try:
-        whole = json.loads((entry / "entry.json").read_bytes())
-        facts: dict[str, Any] = whole["facts"]
+        whole: dict[str, Any] = json.loads(data)
+        facts = whole["facts"]
         is_sound = (
             whole["sha256"] == sha256_bytes(canonical_json(facts))
             and facts["key"] == key
-            and _name(facts["dependencies"], facts["cpu"]) == entry.name
+            and _name(facts["dependencies"], facts["cpu"]) == name
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return facts if is_sound else None
+    return whole if is_sound else None
+
+
+def _is_current(whole: Mapping[str, Any]) -> bool:
+    """Whether what the user's code looked at is as it was; another state of the user's files may come back."""
+    return all(current_state(name) == state for name, state in whole["facts"]["dependencies"].items())
+
+
+def _is_of_another_machine(whole: Mapping[str, Any]) -> bool:
+    return whole["facts"]["cpu"] not in ("", processor_kind())
 
 
 def _name(dependencies: Mapping[str, str], cpu: str) -> str:
@@ -358,23 +460,109 @@ def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[s
     Raises:
         EnvironmentProblem: the disk is full or may not be written to, or another edgeq holds the cache's lock.
     """
+    _store(key, row.path, _described(key, row, data, dependencies))
+
+
+def _store(key: str, bundle: Path, whole: Mapping[str, Any]) -> None:
     folder = cache_folder()
-    place = _unit_folder(key) / _name(dependencies, _machine(row))
+    facts = whole["facts"]
+    place = _unit_folder(key) / _name(facts["dependencies"], facts["cpu"])
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
         (staging / "bundle").mkdir()
-        copy_files(row.path, staging / "bundle")
-        facts = {
-            "key": key,
-            "digest": row.digest,
-            "reports": _reports(staging / "bundle"),
-            "dependencies": dict(dependencies),
-            "cpu": _machine(row),
-            "data": dataclasses.asdict(data),
-        }
-        entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
-        write_atomic(staging / "entry.json", canonical_json(entry))
+        copy_files(bundle, staging / "bundle")
+        write_atomic(staging / "entry.json", canonical_json(whole))
+
+
+def _described(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str]) -> dict[str, Any]:
+    """Return what an entry says of itself: hashes of all that it holds, and the hash of these."""
+    facts = {
+        "key": key,
+        "digest": row.digest,
+        "reports": _reports(row.path),
+        "dependencies": dict(dependencies),
+        "cpu": _machine(row),
+        "data": dataclasses.asdict(data),
+    }
+    return {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
 
 
 def _reports(folder: Path) -> dict[str, str]:
     """Return the hash of each report, which the bundle's digest does not cover."""
     return {name: sha256_file(folder / name) for name in REPORT_NAMES}
+
+
+# --- Shared caches: the same entries, which others may have written.
+
+
+_SIGNED = b"edgeq cache entry\n"  # before the facts, so that a signature is good for nothing else
+
+
+def _look_up_shared(store: Store, key: str, target: Path, build: BuildConfig) -> tuple[PackageResult, DataFacts] | None:
+    """Look an entry up in a shared cache, and keep what is found in the local one."""
+    candidates = []
+    for name, data in store.entries(key):
+        whole = _sound(data, key, name)
+        if whole is None:
+            store.warn(f"an entry of {store.url} is damaged, and is not used ({key[:12]})")
+        elif _is_current(whole):
+            if _is_trusted(whole, build):
+                candidates.append(whole)
+            else:
+                store.warn(
+                    f"an entry of {store.url} is not signed by a key of --cache-trust, and is not used ({key[:12]}); "
+                    "build it where that key is, with --cache-key"
+                )
+    for whole in sorted(candidates, key=_is_of_another_machine):
+        with tempfile.TemporaryDirectory(prefix="fetched-", dir=target.parent) as work:
+            if not store.fetch(key, str(whole.get("bundle")), Path(work)):
+                continue
+            found = _restored(Path(work), whole["facts"], target)
+            if found is None:
+                store.warn(f"an entry of {store.url} does not have the content that it names, and is not used")
+                continue
+            with contextlib.suppress(EdgeqError, OSError):  # then the next run fetches it again
+                _store(key, Path(work) / "bundle", {**whole, "from": store.url})
+            return found
+    return None
+
+
+def _share(
+    store: Store, key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str], build: BuildConfig
+) -> None:
+    whole = _described(key, row, data, dependencies)
+    if build.cache_key is not None:
+        signers = load_keys(build.cache_key).signers("targets")
+        signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
+        whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
+    store.put(key, _name(dependencies, _machine(row)), whole, row.path, row.path.parent)
+
+
+def _is_trusted(whole: Mapping[str, Any], build: BuildConfig) -> bool:
+    """Whether a key of `cache_trust` signed an entry; True where none is named."""
+    if not build.cache_trust:
+        return True
+    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+    from securesystemslib.signer import Signature
+
+    content = _SIGNED + canonical_json(whole["facts"])
+    for one in whole.get("signatures", ()):
+        for key in trusted_keys(build.cache_trust):
+            with contextlib.suppress(UnverifiedSignatureError, VerificationError, ValueError, KeyError, TypeError):
+                key.verify_signature(Signature(key.keyid, one["sig"]), content)
+                return True
+    return False
+
+
+def check_shared(build: BuildConfig) -> None:
+    """Refuse shared caches, and keys for them, that cannot be used, before a long run.
+
+    Raises:
+        UsageError: an unknown kind of address, or a folder without keys.
+        EnvironmentProblem: an address whose driver is not installed, or a private key that is not there.
+        IntegrityError: keys that are damaged, or that others may read.
+    """
+    for store in open_stores(build.cache):
+        store.check()
+    trusted_keys(build.cache_trust)
+    if build.cache_key is not None and not build.cache_read_only:
+        load_keys(build.cache_key).signers("targets")

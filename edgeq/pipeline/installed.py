@@ -10,6 +10,7 @@ Import this module before torch: torch and its libraries look for optional ones 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import os
@@ -42,13 +43,17 @@ class _LookedFor(importlib.abc.MetaPathFinder):
         self.modules: set[str] = set()
         self.distributions: set[str] = set()
         self.plugins: set[str] = set()
+        self.is_on = True
         # of the libraries that were imported before this, nobody knows what they looked for
         self.all = "torch" in sys.modules
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG002
-        self.modules.add(fullname.partition(".")[0])
+        if self.is_on:
+            self.modules.add(fullname.partition(".")[0])
 
     def find_distributions(self, context: Any) -> Iterator[Any]:
+        if not self.is_on:
+            return iter(())
         if context.name is not None:
             self.distributions.add(_normal(context.name))
             return iter(())
@@ -66,6 +71,16 @@ class _LookedFor(importlib.abc.MetaPathFinder):
 _looked_for = _LookedFor()
 
 sys.meta_path.insert(0, _looked_for)
+
+
+@contextlib.contextmanager
+def unnoted() -> Iterator[None]:
+    """Do not note what is looked for in the block: a library that moves results does not change them."""
+    before, _looked_for.is_on = _looked_for.is_on, False
+    try:
+        yield
+    finally:
+        _looked_for.is_on = before
 
 
 def looked_for() -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.config.resolve import with_demo_data
-from edgeq.core.config import Job, Progress
+from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
@@ -281,7 +281,8 @@ def _shared(job: Job) -> _Steps:
         "bad images skipped" if data.skip_bad_images else "",
         _FINDINGS[data.lint],
     ]
-    cache = "used" if job.cache else "not used"
+    shared = ", ".join(url for url in job.build.cache if url != LOCAL)
+    cache = _joined(["used", f"shared at {shared}" if shared else ""]) if job.cache else "not used"
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
 
 

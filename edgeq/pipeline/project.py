@@ -49,7 +49,7 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
         if orders:
             names = [order.name for order in orders]
             ended |= dict(zip(names, run_all(orders, progress), strict=True))
-        report = _judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
+        report = judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
         # without a row too: an earlier run's page must not pass for this one's
         title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
         broken = [model for model in report.models if model.error is not None]
@@ -84,7 +84,8 @@ def _model_error(err: EdgeqError) -> ModelError:
     return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
 
 
-def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
+def judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
+    """Return the report of a project from its models' results, with the gates of the app as a whole."""
     targets = {target.name: target for job in project.jobs for target in job.targets}
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]

@@ -314,7 +314,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """`[build]`: where results of earlier runs are looked up and kept."""
+    """`[build]`: the machines that build, and where results of earlier runs are looked up and kept."""
 
     cache: Annotated[
         tuple[str, ...],
@@ -349,6 +349,22 @@ class BuildConfig:
         MORE_OUTPUT,
         KeyFolder(),
         Doc("Folder of `edgeq keys` whose keys for targets sign what is written to shared caches."),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Flag("--cluster", "ADDRESS"),
+        MORE_OUTPUT,
+        Doc("Scheduler of a Dask cluster whose workers build the models: tcp://HOST:8786.", default="this machine"),
+    ] = None
+    latency_cpu: Annotated[
+        str | None,
+        Flag("--latency-cpu", "NAME"),
+        MORE_OUTPUT,
+        Doc(
+            "Kind of machine whose times are judged, by its processor's name or a part of it; limits on latency, load "
+            "time and memory are unverified elsewhere.",
+            default="this machine; none with --cluster or --shard",
+        ),
     ] = None
 
 
@@ -614,6 +630,8 @@ class GateOptions:
         shipped: the shipped model's bundle, whose instruction counts are compared.
         latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
         device: the device of that prediction, a name or a .toml file.
+        times_on: the kind of machine whose own times count, by a part of its processor's name; "" for none, where
+            several machines build and none is named. None for the machine that runs.
     """
 
     limits: Annotated[tuple[tuple[LimitName, float], ...], NotInKey(_JUDGED_AGAIN)] = ()
@@ -624,6 +642,7 @@ class GateOptions:
     shipped: Annotated[Path | None, BundleFolder()] = None
     latency_on: Literal["measured", "predicted"] = "measured"
     device: Annotated[str | None, ProfileFile("device")] = None
+    times_on: Annotated[str | None, NotInKey(_JUDGED_AGAIN)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
+from edgeq.check.limits import counts_on
 from edgeq.core.config import LOCAL, BuildConfig, Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
@@ -85,15 +86,20 @@ def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
             row = write_reports(dataclasses.replace(row, source=origin(job.source)), data)
         if _limits_only_judge(row):
             row = judged_again(row, data, unit.target, job.gates)
-        if not _may_pass_later(row) and not _is_timed_elsewhere(row):
+        if not _may_pass_later(row) and not _is_timed_elsewhere(row, job.gates.times_on):
             found[unit.key] = (row, data)
     return found
 
 
-def _is_timed_elsewhere(row: PackageResult) -> bool:
-    """Whether a limit was judged by times of another kind of machine than this one."""
-    judged = any(gate.name in _timed_gates(row) and gate.outcome in ("ok", "failed") for gate in row.checked.gates)
-    return judged and _machine(row) not in ("", processor_kind())
+def _is_timed_elsewhere(row: PackageResult, times_on: str | None) -> bool:
+    """Whether a limit is on times of another kind of machine, which this one can measure as they count."""
+    limited = any(gate.name in _timed_gates(row) and gate.outcome != "allowed" for gate in row.checked.gates)
+    if not limited or _machine(row) == "":
+        return False
+    if times_on is None:
+        judged = any(gate.name in _timed_gates(row) and gate.outcome in ("ok", "failed") for gate in row.checked.gates)
+        return judged and _machine(row) != processor_kind()
+    return counts_on(times_on, processor_kind()) and not counts_on(times_on, _machine(row))
 
 
 def _machine(row: PackageResult) -> str:
@@ -286,11 +292,26 @@ def _stored_at(entry: Path) -> Stored:
     return Stored(paths=(str(entry),), size_bytes=size_bytes, changed_s=(entry / "entry.json").stat().st_mtime)
 
 
-def job_facts(job: Job) -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """Return what of this machine can change a result: edgeq, its libraries and tools, and the processor's kernels."""
+    return {
+        "edgeq": edgeq_digest(),
+        "libraries": own_libraries(),
+        "plugins": plugins_state("torch.backends"),  # which torch imports by itself
+        "tools": tool_versions(),
+        "host": [*kernel_features(), sys.platform],
+    }
+
+
+def job_facts(job: Job, machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return everything that is known before the model is loaded and holds for all units of a run.
 
     Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
     Paths in the project, which is the current folder, are relative to it: two checkouts have equal facts.
+
+    Args:
+        job: the job.
+        machine: the facts of the machines that build; None for this one's.
     """
     options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
     files = [
@@ -305,11 +326,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "judged_by": relative(json.loads(json.dumps(dataclasses.asdict(job.gates), default=str))),
         "files": {relative(name): _content(Path(name)) for name in files if name != DIGITS},
         "folders": module_folders() if _has_code(files) else None,
-        "edgeq": edgeq_digest(),
-        "libraries": own_libraries(),
-        "plugins": plugins_state("torch.backends"),  # which torch imports by itself
-        "tools": tool_versions(),
-        "host": [*kernel_features(), sys.platform],
+        **(machine_facts() if machine is None else machine),
     }
 
 

@@ -118,6 +118,15 @@ class Plan:
         """The units that are still to be built."""
         return tuple(unit for unit in self.units if unit.key not in self.finished and unit.key not in self.refused)
 
+    @property
+    def refusal(self) -> ModelError:
+        """Why nothing could be built, where every unit was refused."""
+        first = min(self.refused.values(), key=lambda error: error.exit_code)
+        if len({error.what for error in self.refused.values()}) == 1:
+            return first
+        reasons = "; ".join(f"{unit.label}: {self.refused[unit.key].what}" for unit in self.units)
+        return dataclasses.replace(first, what=f"nothing could be made: {reasons}")
+
 
 def group_by_artifact(units: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
     """Return the units by what their artifacts depend on."""

@@ -34,9 +34,12 @@ def module_folders() -> list[str]:
     A folder without a module, such as one that a scheduler gives its worker, can change no import.
     """
     python = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+    scripts = os.path.abspath(sysconfig.get_path("scripts"))  # first where the script `edgeq` was started
     sites = {os.path.abspath(name) for name in site_folders()}
     found = []
     for folder in map(os.path.abspath, (".", *sys.path)):
+        if folder == scripts:
+            continue
         if folder in sites:
             found.append("<libraries>")
         elif f"{folder}{os.sep}".startswith(python):

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeq.config.resolve import among_several
 from edgeq.core.config import REJECTED_NAME, Job
 from edgeq.core.errors import ExitCode, IntegrityError, UsageError
 from edgeq.core.files import canonical_json, copy_files, disk_errors, lock_dir, sha256_bytes, staged_dir, write_atomic
@@ -110,7 +111,7 @@ def of_shard(jobs: Sequence[Job], shard: Shard) -> tuple[Job, ...]:
     for number, job in enumerate(jobs):
         targets = tuple(target for target in job.targets if (number, (target.runtime, target.backend)) in mine)
         if targets:
-            found.append(dataclasses.replace(job, targets=targets, install_into=()))
+            found.append(among_several(dataclasses.replace(job, targets=targets, install_into=())))
     return tuple(found)
 
 

@@ -54,6 +54,8 @@ _TRIES = 3  # a part that loses its worker goes to two others
 
 _POLL_S = 0.25
 
+_RESTART_S = 60.0  # without any worker
+
 _LOOK_S = 2.0  # between two looks at which workers there are
 
 _CHUNK_BYTES = 32 << 20  # of files on their way: the client and the scheduler hold one at a time
@@ -312,6 +314,7 @@ class Fleet:
         self._workers: dict[str, _Worker] = {}
         self._looked: set[str] = set()
         self._looked_s = 0.0
+        self._had_workers_s = time.monotonic()
         self.warnings: list[str] = []
         self.machine: Mapping[str, Any] = {}
         self._look()
@@ -409,9 +412,13 @@ class Fleet:
         """
         job = item.plan.job
         able = [worker for worker in self._workers.values() if not _lacks(worker, item)]
+        if self._workers:
+            self._had_workers_s = time.monotonic()
+        elif time.monotonic() - self._had_workers_s < _RESTART_S:
+            return None  # what watches a worker starts it again
         if not able:
-            needs = next((_lacks(worker, item) for worker in self._workers.values()), "")
-            what = f"no worker of the cluster can build {item.order.name}: {needs or 'all have gone'}"
+            needs = next((_lacks(worker, item) for worker in self._workers.values()), "all have gone")
+            what = f"no worker of the cluster can build {item.order.name}: {needs}"
             raise EnvironmentProblem(what, "start such a worker, or build on this machine")
         named = [worker for worker in able if counts_on(job.gates.times_on, worker.facts["cpu"])]
         if _limits_times(job) and named:

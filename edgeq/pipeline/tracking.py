@@ -114,8 +114,13 @@ _NATIVE_READER_PARTS = frozenset({"_gdbm", "_dbm"})
 
 _NATIVE_READER_MODULES = frozenset({"onnxruntime", "executorch", "coremltools"})
 
-# they differ from run to run and affect nothing
-_VOLATILE = frozenset({"_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"})
+# they differ from run to run and affect nothing; torch sets the last ones itself
+_VOLATILE = frozenset(
+    {
+        *("_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"),
+        *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    }
+)
 
 _P = ParamSpec("_P")
 

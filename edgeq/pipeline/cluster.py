@@ -286,6 +286,7 @@ class _Item:
     plan: Plan
     tries: int = 0
     lost: list[str] = field(default_factory=list)
+    why: str = ""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     worker: _Worker | None = None
     tasks: dict[int, tuple[contextlib.ExitStack, Task]] = field(default_factory=dict)
@@ -427,6 +428,11 @@ class Fleet:
         free = [worker for worker in able if worker.parts < worker.slots]
         return min(free, key=lambda worker: worker.parts / worker.slots, default=None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether no worker takes another part."""
+        return bool(self._workers) and all(worker.parts >= worker.slots for worker in self._workers.values())
+
     def send_to(self, worker: _Worker) -> None:
         """Send a worker the files of the project that it does not have.
 
@@ -546,6 +552,8 @@ class _ClusterRun:
 
     def _give_out(self) -> None:
         for item in list(self._waiting):
+            if self._fleet.is_busy:
+                return
             try:
                 worker = self._fleet.place_for(item)
             except EnvironmentProblem as err:
@@ -562,7 +570,7 @@ class _ClusterRun:
                     if not self._fleet.is_connected:
                         raise
                     item.lost.append(worker.address)
-                    item.log.append(f"{worker.address}: the project's files could not be sent: {first_line(err)}")
+                    item.why = f"the project's files could not be sent to it: {first_line(err)}"
                     self._try_again(item)
                     continue
             self._waiting.remove(item)
@@ -633,6 +641,7 @@ class _ClusterRun:
         self._forget(future, item)
         if worker is not None:
             item.lost.append(worker.address)
+            item.why = "it ended while it built"
         self._try_again(item)
 
     def _try_again(self, item: _Item) -> None:
@@ -643,12 +652,15 @@ class _ClusterRun:
             self._waiting.append(item)
             return
         lines = [*item.log, *(line for address in dict.fromkeys(item.lost) for line in self._fleet.why_lost(address))]
-        log = "\n".join(lines[-_LOG_LINES:])
-        what = f"{item.order.name} was lost with its worker {counted(item.tries, 'time')}: {', '.join(item.lost)}"
+        what = (
+            f"{item.order.name} was given up after {counted(item.tries, 'worker')} ({', '.join(item.lost)}): {item.why}"
+        )
         if lines:
-            what += f"; the last line of its log: {lines[-1][:200]}"
-        fix = "see the log with --verbose; a worker that is killed often has too little memory"
-        self.ended[id(item)] = ModelError(what=what, fix=fix, exit_code=ExitCode.ENVIRONMENT, trace=log)
+            what += f"; the last line of the log: {lines[-1][:200]}"
+        fix = "see the log with --verbose, and give the workers more memory or disk"
+        self.ended[id(item)] = ModelError(
+            what=what, fix=fix, exit_code=ExitCode.ENVIRONMENT, trace="\n".join(lines[-_LOG_LINES:])
+        )
 
     def _forget(self, future: Any, item: _Item) -> None:
         del self.running[future]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.core.system import processor_name
 
 from .conftest import X86, Project
-from .processes import alive, descendants, finish, start, wait_for
+from .processes import alive, descendants, finish, start, wait_for, wait_until_dead
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="workers are watched by /proc")]
 
@@ -69,12 +69,11 @@ def always():
 """
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start the cluster; its workers have caches of their own."""
-    place = tmp_path_factory.mktemp("cluster")
+@contextlib.contextmanager
+def local_cluster(place: Path, workers: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start a cluster; its workers have a cache of their own."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("local_cluster.py")), str(place / "workers")],
+        [sys.executable, str(Path(__file__).with_name("local_cluster.py")), str(workers)],
         stdout=subprocess.PIPE,
         stderr=(place / "log").open("wb"),
         text=True,
@@ -91,7 +90,16 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
     except subprocess.TimeoutExpired:
         process.kill()
     for pid in alive(below):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until_dead(below)
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    place = tmp_path_factory.mktemp("cluster")
+    with local_cluster(place, place / "workers") as found:
+        yield found
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -123,6 +131,15 @@ def test_a_cluster_gives_the_digests_of_one_machine_and_judges_times_on_one_kind
     again = json.loads(finish(start("build", "-o", "again", "--json")).out)
     assert all(row["cached"] for model in again["models"] for row in model["rows"])
     assert digests(project.root / "again") == digests(project.root / "local")
+    # any client of Dask's does from Python
+    script = "import edgeq, sys; from distributed import Client\n"
+    script += (
+        "report = edgeq.build(client=Client(sys.argv[1]), progress=False); print(*(r.digest for r in report.rows))"
+    )
+    called = subprocess.run(
+        [sys.executable, "-c", script, scheduler[0]], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert sorted(called.stdout.split()) == sorted(digests(project.root / "local").values())
     assert units() == []
     # a limit on times: no kind of machine is named, then the workers' own, then another one
     write(project, GOOD.replace("[[model]]\n", "[[model]]\nlimit.latency = '100s'\n"))
@@ -211,6 +228,17 @@ def test_a_scheduler_that_dies_in_the_middle(project: Project, scheduler: tuple[
     assert "the cluster's scheduler has gone" in slow["error"]["what"]
     rerun = json.loads(finish(start("build", "good", "--json")).out)
     assert [row["cached"] for row in rerun["models"][0]["rows"]] == [True, True]
+
+
+def test_workers_with_a_full_disk(project: Project, small_disk: Callable[[Path, str], Path], tmp_path: Path) -> None:
+    disk = small_disk(tmp_path / "disk", "2m")
+    (project.root / "weights.bin").write_bytes(os.urandom(4 << 20))
+    write(project, GOOD)
+    with local_cluster(tmp_path, disk / "workers") as (address, _):
+        result = finish(start("build", "--cluster", address))
+    assert result.code == 9, result.err
+    assert "good was given up after 3 workers (tcp://127.0.0.1:" in result.out
+    assert "the project's files could not be sent to it: [Errno 28] No space left on device" in result.out
 
 
 def test_no_scheduler_at_the_address(project: Project) -> None:

@@ -201,7 +201,7 @@ def gate_options(values: Mapping[str, Any]) -> GateOptions:
 
 
 def among_several(job: Job) -> Job:
-    """Return a job of which several machines build parts: times count only on the kind that is named."""
+    """Return a job whose parts several machines build: times count only on the kind that is named."""
     gates = dataclasses.replace(job.gates, times_on=job.build.latency_cpu or "")
     return dataclasses.replace(job, gates=gates)
 

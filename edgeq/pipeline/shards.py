@@ -188,7 +188,7 @@ def merge_shards(folders: Sequence[Path], jobs: Sequence[Job], app: AppOptions, 
         order = [target.name for target in known[name].targets]
         for row in rows:
             if row.target not in order:
-                what = f"{row.path} is for {row.target}, which is no target of {name} in the project"
+                what = f"{row.path} is for {row.target}, but {name} has no such target in the project"
                 raise IntegrityError(what, "build that shard again")
         rows.sort(key=lambda row: order.index(row.target))
         built = RunReport(rows=tuple(rows), data=DataFacts(), refused=refused) if rows else None

@@ -49,7 +49,7 @@ def test_others_stop_while_one_measures_and_wake_when_it_dies(tmp_path: Path, mo
             one.measure()
             assert wait_for(lambda: state(second) == "T")
             assert state(first) != "T"
-            two.wake()  # somebody measures: it stays
+            two.wake()  # it stays while the other one measures
             assert state(second) == "T"
             one.release()
             assert wait_for(lambda: state(second) != "T")

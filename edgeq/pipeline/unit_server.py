@@ -154,7 +154,7 @@ class _Machine:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def wake(self) -> None:
-        """Wake this unit unless another one measures: whatever stopped it may have been killed."""
+        """Wake this unit unless another one measures: the one that stopped it may have been killed."""
         if self._measures:
             return
         with contextlib.suppress(BlockingIOError):

@@ -135,9 +135,9 @@ def stored(made: Finished, dependencies: Mapping[str, str], build: BuildConfig |
         except (EdgeqError, OSError) as err:
             why = err.what if isinstance(err, EdgeqError) else first_line(err)
             row = with_warning(row, f"the result was not kept in the cache: {why}")
-        if build is not None and not build.cache_read_only:
-            for store_ in stores:
-                _share(store_, key, row, data, dependencies, build)
+        for shared in stores:
+            if build is not None and not build.cache_read_only:
+                _share(shared, key, row, data, dependencies, build)
         for text in dict.fromkeys(text for one in stores for text in one.warnings):
             row = with_warning(row, text)
         kept[key] = (row, data)
@@ -548,7 +548,11 @@ def _share(
 ) -> None:
     whole = _described(key, row, data, dependencies)
     if build.cache_key is not None:
-        signers = load_keys(build.cache_key).signers("targets")
+        try:
+            signers = load_keys(build.cache_key).signers("targets")
+        except EdgeqError as err:  # it was there when the run started
+            store.warn(f"nothing was written to {store.url}, since it could not be signed: {err.what}")
+            return
         signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
         whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
     store.put(key, _name(dependencies, _machine(row)), whole, row.path, row.path.parent)

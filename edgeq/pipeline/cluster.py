@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import socket
@@ -32,7 +33,7 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.check.limits import counts_on
-from edgeq.core.config import Job, Progress, Task
+from edgeq.core.config import BuildConfig, Job, Progress, Task
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, first_line
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 from edgeq.core.results.report import ModelError, with_warning
@@ -246,6 +247,7 @@ def connected(address: str) -> Iterator[Any]:
         EnvironmentProblem: Dask is not installed, or there is no scheduler within ten seconds.
     """
     check_extras(("cluster",))
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs is told by edgeq's own messages
     with unlogged():
         from distributed import Client
 
@@ -308,7 +310,6 @@ class Fleet:
         """
         self._client = client
         self._root = Path.cwd()
-        self._out = out
         self._files = _project_files(self._root, out)
         self._project = sha256_bytes(canonical_json(self._files))[:16]
         self._topic = f"edgeq-{uuid.uuid4().hex}"
@@ -492,13 +493,6 @@ class Fleet:
         """Whether the scheduler answers."""
         return bool(self._client.status == "running")
 
-    def changed(self) -> list[str]:
-        """Return the files of the project that are not what was sent."""
-        now = _project_files(self._root, self._out)
-        return sorted(
-            name for name in {*now, *self._files} if now.get(name, ("",))[0] != self._files.get(name, ("",))[0]
-        )
-
     def why_lost(self, address: str) -> list[str]:
         """Return the last lines of the log of a worker that has gone, from the process that watches it."""
         with contextlib.suppress(Exception):
@@ -629,7 +623,7 @@ class _ClusterRun:
             if different:
                 return _changed_meanwhile(item, different)
             if dependencies is not None and item.plan.job.cache:
-                kept |= stored({key: (row, data)}, dependencies, item.plan.job.build)
+                kept |= stored({key: (row, data)}, dependencies, item.order.plan.job.build)
             else:
                 kept[key] = (row, data)
         whole: Plan = dataclasses.replace(plan, finished=kept)
@@ -709,10 +703,9 @@ def _parts(plan: Plan, *, split: bool) -> list[Plan]:
     """Return a model's plan in parts: one for each artifact, or one."""
     missing = plan.missing
     groups: list[Sequence[BuildUnit]] = list(group_by_artifact(missing).values()) if split else [missing]
-    return [
-        dataclasses.replace(plan, job=_relative_paths(plan.job), units=tuple(group), finished={}, refused={})
-        for group in groups
-    ]
+    # shared caches, and the keys for them, are the coordinator's
+    job = dataclasses.replace(_relative_paths(plan.job), build=BuildConfig())
+    return [dataclasses.replace(plan, job=job, units=tuple(group), finished={}, refused={}) for group in groups]
 
 
 def _joined(order: Order, items: Sequence[_Item], ended: Mapping[int, Any], warnings: Sequence[str]) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,20 +192,26 @@ def test_a_source_that_changes_while_the_fleet_builds_and_a_second_client(
     assert digests(project.out) == {}
 
 
-def test_ctrl_c_leaves_no_unit_on_the_workers(project: Project, scheduler: tuple[str, subprocess.Popen[str]]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_coordinator_that_ends_leaves_no_unit_on_the_workers(
+    project: Project, scheduler: tuple[str, subprocess.Popen[str]], number: signal.Signals
+) -> None:
     (project.root / "slow.py").write_text(SLOW.replace("sleep(6)", "sleep(600)"))
     write(project, '[[model]]\nname = "slow"\nsource = "slow.py:model"\n')
     process = start("build", "--cluster", scheduler[0])
     wait_for(process, "slow: ")
     running = descendants(scheduler[1].pid)
-    process.send_signal(signal.SIGINT)
-    assert finish(process).code == 130
+    process.send_signal(number)
+    assert finish(process).code == (130 if number == signal.SIGINT else -number)
     deadline = time.monotonic() + 30
     while units() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert units() == []
-    assert not project.out.exists()
     assert alive(running), "the workers stay"
+    if number == signal.SIGINT:
+        assert not project.out.exists()
+    else:
+        shutil.rmtree(project.out)  # the work folder, which the next run would remove
 
 
 def test_a_scheduler_that_dies_in_the_middle(project: Project, scheduler: tuple[str, subprocess.Popen[str]]) -> None:

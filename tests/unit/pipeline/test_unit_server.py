@@ -22,7 +22,7 @@ def state(pid: int) -> str:
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
@@ -44,6 +44,10 @@ def test_others_stop_while_one_measures_and_wake_when_it_dies(tmp_path: Path, mo
         unit.start()
     first, second = (unit.pid or 0 for unit in units)
     measuring = None
+    # a process that was just started may not yet run what it was started for
+    assert wait_for(
+        lambda: all(b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (first, second))
+    )
     try:
         with unit_server._Machine(first) as one, unit_server._Machine(second) as two:
             one.measure()

@@ -157,6 +157,7 @@ def build(
     config: PackageConfig | str | os.PathLike[str] = "edgeq.toml",
     *,
     models: Sequence[str] = (),
+    client: Any = None,
     progress: bool | Progress = True,
 ) -> ProjectReport:
     """Build all models of an edgeq.toml in worker processes, as `edgeq build` does.
@@ -167,6 +168,8 @@ def build(
         config: the file, or the configuration of one model.
         models: names of the file's models to build; none for all. The limits of the app as a whole are judged only
             when all are built.
+        client: a `distributed.Client` of the Dask cluster whose workers build; default: `[build] cluster` of the
+            file, or this machine.
         progress: as for `package`.
 
     Returns:
@@ -187,7 +190,7 @@ def build(
         is_whole = len(wanted.models) == len(wanted.names)
         project = Project(jobs=wanted.models, out=wanted.out, app=wanted.app if is_whole else AppOptions())
     with _progress(progress) as shown, _without_main():
-        return build_project(project, shown)
+        return build_project(project, shown, client)
 
 
 def verify(

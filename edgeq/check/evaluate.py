@@ -117,6 +117,7 @@ def asked_gates(
         target_arch=target.arch,
         target_platform=target.platform,
         threads=target.device.threads,
+        times_on=options.times_on,
     )
     return [
         *(limit_gate(name, limit, measured) for name, limit in options.limits),

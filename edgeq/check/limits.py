@@ -47,6 +47,7 @@ class Measured:
         host_arch: the architecture that `verified` was measured on, in the form of `platform.machine()`.
         target_arch, target_platform: the target's.
         threads: of the app; a device timing with another number of threads does not count for latency.
+        times_on: as in `GateOptions`.
     """
 
     size_bytes: int
@@ -57,6 +58,12 @@ class Measured:
     target_arch: str
     target_platform: str
     threads: int
+    times_on: str | None = None
+
+
+def counts_on(times_on: str | None, cpu: str) -> bool:
+    """Whether times that were measured on a kind of machine count, where `times_on` names the kind that does."""
+    return times_on is None or (bool(times_on) and times_on in cpu)
 
 
 def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:
@@ -218,6 +225,13 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         only = verified.graph_only
         return None, verified.stand_in or (only.why if only else "the run on the host did not measure it")
     what = "memory" if name == "peak_memory" else "a time"
+    if timing is not None and not counts_on(measured.times_on, timing.cpu):
+        # no name of this machine: a bundle's digest covers the words
+        named = measured.times_on and f"another kind of machine than {measured.times_on} (--latency-cpu)"
+        return (
+            None,
+            f"{what} measured on {named or 'one of several machines: name the kind that counts, --latency-cpu'}",
+        )
     if _arch(host) != _arch(measured.target_arch):
         return None, f"{what} measured on {_arch(host)} is not valid for {_arch(measured.target_arch)}"
     if measured.target_platform in _PHONES:  # an arm64 server, or a laptop, is ten times a phone

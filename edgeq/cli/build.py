@@ -12,6 +12,7 @@ from edgeq.cli import outputs
 from edgeq.cli.console import note, open_progress, say, say_json, say_problem
 from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
+from edgeq.core.config import MORE_OUTPUT
 from edgeq.core.results.report import AppOptions, Project, ProjectReport
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import edgeq.pipeline.plan
     import edgeq.pipeline.preflight
     import edgeq.pipeline.project
+    import edgeq.pipeline.shards
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.config.project_file import ProjectRequest
@@ -29,15 +31,28 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Mode
 
 @grouped
 def build(
-    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache", "trust_source"))],
+    options: Annotated[dict[str, Any], ConfigOptions(("out", "cache", "build", "trust_source"))],
     run: RunParams,
     names: Names = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Build only the I-th of N parts, such as 2/5; `edgeq report merge` joins them.",
+            rich_help_panel=MORE_OUTPUT.title,
+        ),
+    ] = None,
 ) -> None:
     """Build all models of an edgeq.toml in parallel; unchanged models come from the cache.
 
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
+    part = None if shard is None else edgeq.pipeline.shards.parse_shard(shard)
     wanted = edgeq.config.project_file.read_models(run.config, names or (), to_values(options))
+    whole = wanted.models
+    if part is not None:
+        wanted = dataclasses.replace(wanted, models=edgeq.pipeline.shards.of_shard(whole, part))
     if run.dry_run:
         if run.as_json:
             plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
@@ -46,7 +61,11 @@ def build(
             say("\n\n".join(edgeq.pipeline.plan.plan_text(model) for model in wanted.models))
         return
     apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
-    report = _build(wanted, quiet=run.quiet, verbose=run.verbose)
+    if part is not None:
+        (wanted.out / edgeq.pipeline.shards.SHARD_NAME).unlink(missing_ok=True)  # of an earlier run
+    report = _build(wanted, is_part=part is not None, quiet=run.quiet, verbose=run.verbose)
+    if part is not None:
+        edgeq.pipeline.shards.write_shard(report, wanted.out, part, edgeq.pipeline.shards.fingerprint(whole))
     installed: list[Installed] = []
     if not report.exit_code:
         for model, places in zip(report.models, apps, strict=True):
@@ -59,8 +78,8 @@ def build(
     raise typer.Exit(report.exit_code)
 
 
-def _build(wanted: ProjectRequest, *, quiet: bool, verbose: bool) -> ProjectReport:
-    is_whole = len(wanted.models) == len(wanted.names)
+def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool) -> ProjectReport:
+    is_whole = not is_part and len(wanted.models) == len(wanted.names)
     if not is_whole and wanted.app != AppOptions():
         note("the limits of the app as a whole are not checked, since only some of its models are built")
     app = wanted.app if is_whole else AppOptions()

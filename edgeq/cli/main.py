@@ -80,6 +80,8 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
     try:
         with _unwinding_signals(received, ends_process=ends_process):
             arguments = [arg for arg in argv if arg != "--debug"]
+            if " ".join(arguments[:2]) == _MERGE:  # beside `edgeq report FOLDER…`, which takes any other word
+                arguments = [_MERGE, *arguments[2:]]
             command = typer.main.get_command(app)
             if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
                 _skip_coercion(command)
@@ -229,6 +231,8 @@ def _unwinding_signals(received: list[int], *, ends_process: bool) -> Iterator[N
 # --- The app: its commands, a file each, and the options that stand before them.
 
 
+_MERGE = "report merge"
+
 # for a flag that is None typer loads pydantic, which costs more than all of `targets list`, or than a completion
 _FLAGS_OFF = {
     "help": False,
@@ -243,6 +247,7 @@ _FLAGS_OFF = {
     "verify": {"help": False},
     "inspect": {"help": False},
     "report": {"help": False},
+    _MERGE: {"help": False},
     "diff": {"help": False},
     "compare": {"help": False},
     "sensitivity": {"help": False},
@@ -282,6 +287,8 @@ app.command("sensitivity", cls=GroupedCommand, context_settings=_WIDE)(sensitivi
 app.command("schema")(report.schema)
 
 app.command("report")(report.report)
+
+app.command(_MERGE)(report.merge)
 
 app.command("profile")(profile.profile)
 

@@ -114,18 +114,21 @@ class ConfigOptions:
 
     Attributes:
         keys: which options, or tables of them; none for all.
+        without: options among these that the command does not have.
         defaults: defaults that differ from the fields', by key. They count as given.
         docs: help texts that differ from the fields', by key.
     """
 
     keys: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     docs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chosen(self) -> tuple[Option, ...]:
         """The options that have a flag, in the order of `keys`."""
-        options = [option for option in options_of(PackageConfig) if option.flag is not None]
+        every = options_of(PackageConfig)
+        options = [option for option in every if option.flag is not None and option.key not in self.without]
         keys = self.keys or tuple(option.key for option in options)
         return tuple(option for key in keys for option in options if f"{option.key}.".startswith(f"{key}."))
 

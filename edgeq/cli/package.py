@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @grouped
-def package(options: Annotated[dict[str, Any], ConfigOptions()], run: RunParams) -> None:
+def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.cluster",))], run: RunParams) -> None:
     """Package a model for each target, gated and verified.
 
     MODEL is quantized, lowered, checked, run on this host and on the device's kernels under QEMU, bundled, and

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import edgeq
-from edgeq.cli import options
+from edgeq.cli import options, outputs
 from edgeq.cli.console import say, say_json
 from edgeq.cli.outputs import as_html, view, write_text
 from edgeq.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    import edgeq.config.project_file
     import edgeq.core.manifest
     import edgeq.core.measurement
     import edgeq.core.schema
     import edgeq.core.targets
     import edgeq.pipeline.reports
+    import edgeq.pipeline.shards
     import edgeq.report.diff
     import edgeq.report.html
     import edgeq.report.json
@@ -50,6 +52,36 @@ def report(
     else:
         write_text(output, text)
         say(f"written: {output}")
+
+
+@options.grouped
+def merge(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Output folders of all shards of `edgeq build --shard I/N`.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Copy all bundles there, and write report.html."),
+    ] = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+    junit: options.Junit = None,
+    markdown: options.Markdown = None,
+    github: options.Github = False,
+) -> None:
+    """Join the shards of a build: one table, the limits of the app as a whole, one exit code.
+
+    The exit code is the lowest of all failures of all shards. A missing shard is an error.
+    """
+    project = edgeq.config.project_file.read_models(config, ())
+    found = edgeq.pipeline.shards.merge_shards(folders, project.models, project.app, out)
+    run = options.RunParams(as_json=as_json, junit=junit, markdown=markdown, github=github)
+    with outputs.beside(found, run):
+        if as_json:
+            say_json(edgeq.report.json.project_json(found))
+        else:
+            say(edgeq.report.text.render_project(found))
+    raise typer.Exit(found.exit_code)
 
 
 # --- `edgeq diff`: what changed between two bundles.

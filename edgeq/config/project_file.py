@@ -21,7 +21,7 @@ from edgeq.core.units import parse_size_bytes
 # keys of a file of one model that an entry says otherwise, or the whole file says
 _INSTEAD = {"model": "source", "model_version": "version"}
 
-_OF_THE_FILE = ("out", "cache", "app")
+_OF_THE_FILE = ("out", "cache", "build", "app")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -201,7 +201,14 @@ def gate_options(values: Mapping[str, Any]) -> GateOptions:
         allow_unmeasured=tuple(dict.fromkeys(values.get("allow_unmeasured", ()))),
         store_limits=stores,
         app_size_bytes=None if app_size is None else parse_size_bytes(app_size),
+        times_on=values.get("build", {}).get("latency_cpu"),
     )
+
+
+def among_several(job: Job) -> Job:
+    """Return a job whose parts several machines build: times count only on the kind that is named."""
+    gates = dataclasses.replace(job.gates, times_on=job.build.latency_cpu or "")
+    return dataclasses.replace(job, gates=gates)
 
 
 def _split_limit_on(text: str) -> tuple[Literal["interval", "point"], Literal["measured", "predicted"]]:

@@ -28,6 +28,7 @@ from edgeq.core.marks import (
     Gt,
     InProvenance,
     InputFile,
+    KeyFolder,
     Le,
     Lt,
     MetricPath,
@@ -308,6 +309,65 @@ class DeviceConfig:
     ] = 1800.0
 
 
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """`[build]`: the machines that build, and where results of earlier runs are looked up and kept."""
+
+    cache: Annotated[
+        tuple[str, ...],
+        Flag("--cache", "URL"),
+        MORE_OUTPUT,
+        Doc(
+            "Shared cache beside the local one: s3://BUCKET/PREFIX, gs://…, az://… or file:///FOLDER; repeatable, in "
+            "the order in which they are asked.",
+            default="local only",
+        ),
+    ] = (LOCAL,)
+    cache_read_only: Annotated[
+        bool,
+        Flag("--cache-read-only/--cache-read-write"),
+        MORE_OUTPUT,
+        Doc("Write nothing to shared caches, as in a pull request's run."),
+    ] = False
+    cache_trust: Annotated[
+        tuple[str, ...],
+        Flag("--cache-trust", "KEY|FOLDER"),
+        MORE_OUTPUT,
+        KeyFolder(),
+        Doc(
+            "Use an entry of a shared cache only if this key signed it: an Ed25519 public key in hexadecimal, or a "
+            "folder of `edgeq keys`, whose keys for targets count; repeatable.",
+            default="any entry whose hashes are right",
+        ),
+    ] = ()
+    cache_key: Annotated[
+        Path | None,
+        Flag("--cache-key", "FOLDER"),
+        MORE_OUTPUT,
+        KeyFolder(),
+        Doc("Folder of `edgeq keys` whose keys for targets sign what is written to shared caches."),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Flag("--cluster", "ADDRESS"),
+        MORE_OUTPUT,
+        Doc("Scheduler of a Dask cluster whose workers build the models: tcp://HOST:8786.", default="this machine"),
+    ] = None
+    latency_cpu: Annotated[
+        str | None,
+        Flag("--latency-cpu", "NAME"),
+        MORE_OUTPUT,
+        Doc(
+            "Kind of machine whose times are judged, by its processor's name or a part of it; limits on latency, load "
+            "time and memory are unverified elsewhere.",
+            default="this machine; none with --cluster or --shard",
+        ),
+    ] = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppLimits:
     """`[app] limit`: maximum sizes of all models for one ABI together with the runtimes' libraries."""
@@ -455,11 +515,12 @@ class RunConfig:
     ] = ()
     cache: Annotated[
         bool,
-        Flag("--cache/--no-cache"),
+        Flag("--use-cache/--no-cache"),
         MORE_OUTPUT,
         NotInKey("it decides whether the key is looked up"),
         Doc("Reuse results of earlier runs if nothing changed."),
     ] = True
+    build: Annotated[BuildConfig, NotInKey("a result does not depend on where it is made or kept")] = BuildConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -580,6 +641,8 @@ class GateOptions:
         shipped: the shipped model's bundle, whose instruction counts are compared.
         latency_on: whether a limit on latency may be judged by a prediction, by the upper end of its interval.
         device: the device of that prediction, a name or a .toml file.
+        times_on: the kind of machine whose own times count, by a part of its processor's name; "" for none, where
+            several machines build and none is named. None for the machine that runs.
     """
 
     limits: Annotated[tuple[tuple[LimitName, float], ...], NotInKey(_JUDGED_AGAIN)] = ()
@@ -590,6 +653,7 @@ class GateOptions:
     shipped: Annotated[Path | None, BundleFolder()] = None
     latency_on: Literal["measured", "predicted"] = "measured"
     device: Annotated[str | None, ProfileFile("device")] = None
+    times_on: Annotated[str | None, NotInKey(_JUDGED_AGAIN)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

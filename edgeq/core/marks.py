@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -181,6 +182,26 @@ class OutputFolder(PathMark):
 
 class AppFolder(PathMark):
     """An app's project; `pipeline/plan.py` checks it."""
+
+
+class KeyFolder(PathMark):
+    """A folder of `edgeq keys`, or an Ed25519 public key in hexadecimal."""
+
+    noun: ClassVar[str] = "folder of keys"
+    fix: ClassVar[str] = "give a folder that `edgeq keys new` made, or a public key of 64 hexadecimal digits"
+
+    def is_path(self, text: str, folder: Path) -> bool:  # noqa: ARG002
+        """Return whether `text` is not a key itself."""
+        return not is_public_key(text)
+
+    def missing(self, text: str) -> str | None:
+        """Return the folder if it has no keys."""
+        return None if is_public_key(text) or (Path(text) / "keys.json").is_file() else text
+
+
+def is_public_key(text: str) -> bool:
+    """Whether a text is an Ed25519 public key in hexadecimal."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 class ModelFile(PathMark):

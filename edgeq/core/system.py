@@ -66,10 +66,10 @@ _DEVICES = ("nvidia0", "nvhost-gpu")  # a card, and a Jetson's own GPU
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-# what a kernel is chosen by, on x86 and on ARM; a virtual machine's model name may be no more than "AMD EPYC"
-_TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features")
+# what kernels are chosen by, on x86 and on ARM
+_TELLING = ("vendor_id", "CPU implementer", "CPU part")
 
-_TELLING_ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
+_KERNEL_FLAGS = re.compile(r"(?:sse|ssse|avx|fma|f16c|bmi|amx|gfni|popcnt|asimd|sve|sme|neon|fp|bf16|i8mm|dot)\w*")
 
 _SAY_S = 10.0
 
@@ -99,13 +99,22 @@ def processor_name() -> str:
 
 
 @functools.cache
-def processor_facts() -> tuple[str, ...]:
-    """Return the facts that identify this machine's processors: models, extensions, and number of cores.
+def kernel_features() -> tuple[str, ...]:
+    """Return the facts by which libraries choose their kernels: vendor, ARM core, and instruction sets.
 
-    Float kernels, their rounding and measured times depend on them.
+    Float kernels and their rounding depend on them; the number of cores, the clock and the model's name only change
+    times.
     """
-    facts = {f"{key}: {value}" for key, value in _cpuinfo() if key in (*_TELLING, *_TELLING_ARM)}
-    return (processor_name(), f"{os.cpu_count()} cores", *sorted(facts))
+    facts = {f"{key}: {value}" for key, value in _cpuinfo() if key in _TELLING}
+    flags = {flag for key, value in _cpuinfo() if key in ("flags", "Features") for flag in value.split()}
+    known = {flag for flag in flags if _KERNEL_FLAGS.fullmatch(flag)}
+    return (platform.machine(), *sorted(facts), *sorted(known)) if facts or known else (processor_name(),)
+
+
+@functools.cache
+def processor_kind() -> str:
+    """Return the kind of machine that times are comparable on: the processor and the number of its cores."""
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def _cpuinfo() -> tuple[tuple[str, str], ...]:
@@ -205,6 +214,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
+    "s3": ("s3", ("s3fs",)),
+    "cluster": ("cluster", ("distributed",)),
 }
 
 

@@ -55,7 +55,7 @@ def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Result
     named = [unit for unit in units if unit.scheme != AUTO]
     found = build(run, named) if named else Results(finished={}, refused={})
     wanted = [unit for unit in units if unit.scheme == AUTO]
-    known = restore(wanted, run.folder(), run.job.gates) if run.job.cache else {}
+    known = restore(wanted, run.folder(), run.job) if run.job.cache else {}
     missing = [unit for unit in wanted if unit.key not in known]
     raced = _raced(run, missing, build) if missing else Results(finished={}, refused={})
     return Results(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import shutil
-import site
 import sys
-import sysconfig
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
-from edgeq.core.config import GateOptions, Job
+from edgeq.check.limits import counts_on
+from edgeq.core.config import LOCAL, BuildConfig, Job
 from edgeq.core.errors import EdgeqError, first_line
 from edgeq.core.files import (
     cache_folder,
@@ -31,6 +31,7 @@ from edgeq.core.files import (
     copy_files,
     disk_errors,
     lock_dir,
+    remove_dir,
     sha256_bytes,
     sha256_file,
     staged_dir,
@@ -41,11 +42,21 @@ from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, PackageResult, with_warning
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
-from edgeq.core.system import driver_state, edgeq_digest, processor_facts, tool_versions
+from edgeq.core.system import (
+    driver_state,
+    edgeq_digest,
+    kernel_features,
+    processor_kind,
+    tool_versions,
+)
 from edgeq.core.targets import NPU, TargetProfile
+from edgeq.deliver.ota.keys import load_keys, trusted_keys
+from edgeq.pipeline.installed import own_libraries, plugins_state
 from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
-from edgeq.pipeline.publish import judged_again
-from edgeq.pipeline.tracking import current_state, why_unknown
+from edgeq.pipeline.portable import module_folders, portable, relative
+from edgeq.pipeline.publish import judged_again, write_reports
+from edgeq.pipeline.stores import Store, Stored, open_stores
+from edgeq.pipeline.tracking import current_state, started_in, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import find_npus, wants_emulation
 
@@ -56,23 +67,43 @@ def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: s
     return BuildUnit(target=target, scheme=scheme, key=key)
 
 
-def restore(units: Sequence[BuildUnit], work: Path, gates: GateOptions) -> Finished:
-    """Return the results that the cache has, each bundle copied into the work folder, and judged by `gates` now.
+def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
+    """Return the results that the cache has, each bundle copied into the work folder, and judged by the job's gates.
 
     A result of other limits holds the same measurements. One whose times do not keep the limits of now is left out: the
-    machine may be less busy than it was.
+    machine may be less busy than it was. So is one with times of another kind of machine where a limit is on them.
     """
     found: Finished = {}
     for index, unit in enumerate(units):
-        hit = look_up(unit.key, work / f"cached-{index}")
+        place = work / f"cached-{index}"
+        hit = look_up(unit.key, place, job.build)
+        for store in open_stores(job.build.cache):
+            hit = hit or _look_up_shared(store, unit.key, place, job.build)
         if hit is None:
             continue
         row, data = hit
+        if row.source != origin(job.source):  # another checkout's
+            row = write_reports(dataclasses.replace(row, source=origin(job.source)), data)
         if _limits_only_judge(row):
-            row = judged_again(row, data, unit.target, gates)
-        if not _may_pass_later(row):
+            row = judged_again(row, data, unit.target, job.gates)
+        if not _may_pass_later(row) and not _is_timed_elsewhere(row, job.gates.times_on):
             found[unit.key] = (row, data)
     return found
+
+
+def _is_timed_elsewhere(row: PackageResult, times_on: str | None) -> bool:
+    """Whether a limit is on times of another kind of machine, which this one can measure as they count."""
+    limited = any(gate.name in _timed_gates(row) and gate.outcome != "allowed" for gate in row.checked.gates)
+    if not limited or _machine(row) == "":
+        return False
+    if times_on is None:
+        judged = any(gate.name in _timed_gates(row) and gate.outcome in ("ok", "failed") for gate in row.checked.gates)
+        return judged and _machine(row) != processor_kind()
+    return counts_on(times_on, processor_kind()) and not counts_on(times_on, _machine(row))
+
+
+def _machine(row: PackageResult) -> str:
+    return row.verified.timing.cpu if row.verified.timing is not None else ""
 
 
 def _limits_only_judge(row: PackageResult) -> bool:
@@ -83,9 +114,16 @@ def _limits_only_judge(row: PackageResult) -> bool:
     return row.choice is None and row.compared is None and row.scheme not in NEEDS_SEARCH
 
 
-def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
-    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result."""
+def stored(made: Finished, dependencies: Mapping[str, str], build: BuildConfig | None = None) -> Finished:
+    """Keep what was made in the cache; a cache that cannot be written to costs a warning, not the result.
+
+    Args:
+        made: by the units' keys.
+        dependencies: what the user's code looked at.
+        build: the shared caches that it is written to as well; None for none.
+    """
     kept = {}
+    stores = () if build is None else open_stores(build.cache)
     for key, (row, data) in made.items():
         # a device that could not be emulated this time may be the next
         not_emulated = row.verified.emulation is not None and bool(row.verified.emulation.problem)
@@ -97,6 +135,11 @@ def stored(made: Finished, dependencies: Mapping[str, str]) -> Finished:
         except (EdgeqError, OSError) as err:
             why = err.what if isinstance(err, EdgeqError) else first_line(err)
             row = with_warning(row, f"the result was not kept in the cache: {why}")
+        for shared in stores:
+            if build is not None and not build.cache_read_only:
+                _share(shared, key, row, data, dependencies, build)
+        for text in dict.fromkeys(text for one in stores for text in one.warnings):
+            row = with_warning(row, text)
         kept[key] = (row, data)
     return kept
 
@@ -107,10 +150,12 @@ def _may_pass_later(row: PackageResult) -> bool:
     Load can only lengthen a time, so one that kept its limit is as good from the cache. The peak memory of a run
     differs by what the allocator had at hand.
     """
-    verified = row.verified
-    predicted = {"latency"} if verified.cost is not None and verified.cost.prediction is not None else set()
-    measured = {"latency", "load", "peak_memory"} - predicted
-    return any(gate.outcome == "failed" and gate.name in measured for gate in row.checked.gates)
+    return any(gate.outcome == "failed" and gate.name in _timed_gates(row) for gate in row.checked.gates)
+
+
+def _timed_gates(row: PackageResult) -> set[str]:
+    cost = row.verified.cost
+    return {"latency", "load", "peak_memory"} - ({"latency"} if cost is not None and cost.prediction else set())
 
 
 def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:
@@ -127,7 +172,7 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
         return {key: (with_warning(row, why), data) for key, (row, data) in made.items()}
     if not run.job.cache or dependencies is None or job_facts(run.job) != run.facts:
         return made
-    return stored(made, dependencies)
+    return stored(made, portable(dependencies, started_in()), run.job.build)
 
 
 def seen_of(keys: Sequence[str]) -> dict[str, str] | None:
@@ -143,21 +188,36 @@ _LOCK_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """Where the cache is, and what it holds."""
+    """What a level of the cache holds.
 
-    folder: Path
+    Attributes:
+        place: the local folder, or the address of a shared cache.
+        runtimes_bytes: of the devices' runtimes, which only the local folder has.
+    """
+
+    place: str
     entries: int
     size_bytes: int
-    runtimes_bytes: int
+    runtimes_bytes: int = 0
 
 
-def cache_info() -> CacheInfo:
-    """Return where the cache is, how many bundles it holds, their bytes on disk, and those of the devices' runtimes."""
+def cache_info(level: str = LOCAL) -> CacheInfo:
+    """Return where a level of the cache is, how many bundles it holds, and their bytes.
+
+    Raises:
+        EnvironmentProblem: a shared cache cannot be read.
+        UsageError: it has an unknown kind of address.
+    """
+    if level != LOCAL:
+        (store,) = open_stores((level,))
+        held = store.stored()
+        entries = sum(len(one.paths) == 2 for one in held)
+        return CacheInfo(place=level, entries=entries, size_bytes=sum(one.size_bytes for one in held))
     folder = cache_folder()
     sizes = {path: _size_bytes(path) for path in (folder / "cells").rglob("*")}
     entries = sum(path.name == "entry.json" for path in sizes)
     runtimes = sum(_size_bytes(path) for path in (folder / "emulator").rglob("*"))
-    return CacheInfo(folder=folder, entries=entries, size_bytes=sum(sizes.values()), runtimes_bytes=runtimes)
+    return CacheInfo(place=str(folder), entries=entries, size_bytes=sum(sizes.values()), runtimes_bytes=runtimes)
 
 
 def _size_bytes(path: Path) -> int:
@@ -166,12 +226,17 @@ def _size_bytes(path: Path) -> int:
     return 0
 
 
-def clear_cache() -> int:
-    """Remove every entry, and return how many there were.
+def clear_cache(level: str = LOCAL) -> int:
+    """Remove every entry of a level, and return how many there were.
 
     Raises:
-        EnvironmentProblem: it may not be written to, or another edgeq holds the cache's lock.
+        EnvironmentProblem: it may not be written to, or another edgeq holds the local cache's lock.
     """
+    if level != LOCAL:
+        (store,) = open_stores((level,))
+        held = store.stored()
+        store.remove(held)
+        return sum(len(one.paths) == 2 for one in held)
     folder = cache_folder()
     entries = cache_info().entries
     for name in ("cells", "qat", "search"):
@@ -181,19 +246,72 @@ def clear_cache() -> int:
     return entries
 
 
-@functools.cache
-def _installed() -> dict[str, str]:
-    """Hash the file list of every installed package: a package that was installed anew may be the model's own."""
-    named = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    folders = {Path(name) for name in (*named, *site.getsitepackages(), site.getusersitepackages())}
-    records = (record for folder in folders for record in folder.glob("*.dist-info/RECORD"))
-    return {str(record.parent): sha256_file(record) for record in records}
+_HALF_WRITTEN_S = 86_400.0  # after a day, a bundle that no entry names is not about to get one
 
 
-def job_facts(job: Job) -> dict[str, Any]:
+def prune_cache(level: str, *, older_than_s: float | None, max_size_bytes: int | None) -> tuple[int, int]:
+    """Remove entries of a level by age, then the oldest ones until it is small enough.
+
+    Args:
+        level: the local cache, or a shared one.
+        older_than_s: the age from which an entry goes: since it was last used in the local cache, since it was
+            written in a shared one. None for none.
+        max_size_bytes: what may stay; None for any.
+
+    Returns:
+        How many entries were removed, and their bytes.
+
+    Raises:
+        EnvironmentProblem: it may not be written to, or another edgeq holds the local cache's lock.
+    """
+    if level == LOCAL:
+        held = [_stored_at(path.parent) for path in (cache_folder() / "cells").glob("*/*/entry.json")]
+    else:
+        (store,) = open_stores((level,))
+        held = store.stored()
+    now = time.time()
+    left = sum(one.size_bytes for one in held)
+    doomed = []
+    for one in sorted(held, key=lambda one: one.changed_s):
+        is_torn = level != LOCAL and len(one.paths) < 2 and now - one.changed_s > _HALF_WRITTEN_S
+        is_old = older_than_s is not None and now - one.changed_s > older_than_s
+        if is_torn or is_old or (max_size_bytes is not None and left > max_size_bytes):
+            doomed.append(one)
+            left -= one.size_bytes
+    if level != LOCAL:
+        store.remove(doomed)
+    elif doomed:
+        with disk_errors(cache_folder()), lock_dir(cache_folder(), wait_s=_LOCK_S):
+            for one in doomed:
+                remove_dir(Path(one.paths[0]), below=cache_folder() / "cells")
+    return len(doomed), sum(one.size_bytes for one in doomed)
+
+
+def _stored_at(entry: Path) -> Stored:
+    size_bytes = sum(_size_bytes(path) for path in entry.rglob("*"))
+    return Stored(paths=(str(entry),), size_bytes=size_bytes, changed_s=(entry / "entry.json").stat().st_mtime)
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what of this machine can change a result: edgeq, its libraries and tools, and the processor's kernels."""
+    return {
+        "edgeq": edgeq_digest(),
+        "libraries": own_libraries(),
+        "plugins": plugins_state("torch.backends"),  # which torch imports by itself
+        "tools": tool_versions(),
+        "host": [*kernel_features(), sys.platform],
+    }
+
+
+def job_facts(job: Job, machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return everything that is known before the model is loaded and holds for all units of a run.
 
     Every option of a job is part of it but those marked `NotInKey`, and so is the content of each file that one names.
+    Paths in the project, which is the current folder, are relative to it: two checkouts have equal facts.
+
+    Args:
+        job: the job.
+        machine: the facts of the machines that build; None for this one's.
     """
     options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
     files = [
@@ -204,16 +322,11 @@ def job_facts(job: Job) -> dict[str, Any]:
         for name in option.path.contents(text)
     ]
     return {
-        "options": json.loads(json.dumps({option.key: option.value_in(job) for option in options}, default=str)),
-        "judged_by": json.loads(json.dumps(dataclasses.asdict(job.gates), default=str)),
-        "origin": origin(job.source),
-        "files": {name: _content(Path(name)) for name in files if name != DIGITS},
-        # where modules are looked for, and relative paths lead
-        "folders": [str(Path(folder).absolute()) for folder in (".", *sys.path)] if _has_code(files) else None,
-        "edgeq": edgeq_digest(),
-        "installed": _installed(),
-        "tools": tool_versions(),
-        "host": [*processor_facts(), sys.platform],
+        "options": relative(json.loads(json.dumps({one.key: one.value_in(job) for one in options}, default=str))),
+        "judged_by": relative(json.loads(json.dumps(dataclasses.asdict(job.gates), default=str))),
+        "files": {relative(name): _content(Path(name)) for name in files if name != DIGITS},
+        "folders": module_folders() if _has_code(files) else None,
+        **(machine_facts() if machine is None else machine),
     }
 
 
@@ -246,20 +359,26 @@ def _content(path: Path) -> str | None:
     if not path.is_dir():
         return None
     files = sorted(inner for inner in path.rglob("*") if inner.is_file())
-    return sha256_bytes(canonical_json({os.fsencode(inner).hex(): sha256_file(inner) for inner in files}))
+    hashes = {os.fsencode(inner.relative_to(path)).hex(): sha256_file(inner) for inner in files}
+    return sha256_bytes(canonical_json(hashes))
 
 
-def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
+def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[PackageResult, DataFacts] | None:
     """Copy a valid entry's bundle to `target`, and return what it was; None where there is none.
 
-    A torn or tampered entry is removed, not used.
+    A torn or tampered entry is removed, not used. One that came from a shared cache must be signed by a key that the
+    run trusts, if it names keys.
 
     Raises:
         OSError: the disk of `target` is full.
     """
-    for entry, facts in _valid(key):
-        found = _restored(entry, facts, target)
+    for entry, whole in _valid(key):
+        if build is not None and "from" in whole and not _is_trusted(whole, build):
+            continue
+        found = _restored(entry, whole["facts"], target)
         if found is not None:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(entry / "entry.json")  # `edgeq cache prune` keeps what is used
             return found
         _discard(entry)
     return None
@@ -267,37 +386,53 @@ def look_up(key: str, target: Path) -> tuple[PackageResult, DataFacts] | None:
 
 def dependencies_of(key: str) -> dict[str, str] | None:
     """Return what the user's code looked at for a result that is kept; None where there is none."""
-    return next((dict(facts["dependencies"]) for _, facts in _valid(key)), None)
+    return next((dict(whole["facts"]["dependencies"]) for _, whole in _valid(key)), None)
 
 
 def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed."""
+    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed.
+
+    Those of this kind of machine come first: a limit may be on their times.
+    """
+    found = []
     for entry in _entries(key):
-        facts = _read_entry(entry, key)
-        if facts is None:
+        try:
+            whole = _sound((entry / "entry.json").read_bytes(), key, entry.name)
+        except OSError:
+            whole = None
+        if whole is None:
             _discard(entry)
-        # another state of the user's files may come back
-        elif all(current_state(name) == state for name, state in facts["dependencies"].items()):
-            yield entry, facts
+        elif _is_current(whole):
+            found.append((entry, whole))
+    yield from sorted(found, key=lambda one: _is_of_another_machine(one[1]))
 
 
-def _read_entry(entry: Path, key: str) -> dict[str, Any] | None:
+def _sound(data: bytes, key: str, name: str) -> dict[str, Any] | None:
     """Return what an entry says of itself; None unless it is what `store` wrote under this very name."""
     try:
-        whole = json.loads((entry / "entry.json").read_bytes())
-        facts: dict[str, Any] = whole["facts"]
+        whole: dict[str, Any] = json.loads(data)
+        facts = whole["facts"]
         is_sound = (
             whole["sha256"] == sha256_bytes(canonical_json(facts))
             and facts["key"] == key
-            and _name(facts["dependencies"]) == entry.name
+            and _name(facts["dependencies"], facts["cpu"]) == name
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return facts if is_sound else None
+    return whole if is_sound else None
 
 
-def _name(dependencies: Mapping[str, str]) -> str:
-    return sha256_bytes(canonical_json(dict(dependencies)))
+def _is_current(whole: Mapping[str, Any]) -> bool:
+    """Whether what the user's code looked at is as it was; another state of the user's files may come back."""
+    return all(current_state(name) == state for name, state in whole["facts"]["dependencies"].items())
+
+
+def _is_of_another_machine(whole: Mapping[str, Any]) -> bool:
+    return whole["facts"]["cpu"] not in ("", processor_kind())
+
+
+def _name(dependencies: Mapping[str, str], cpu: str) -> str:
+    return sha256_bytes(canonical_json([dict(dependencies), cpu]))
 
 
 def _entries(key: str) -> tuple[Path, ...]:
@@ -342,22 +477,113 @@ def store(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[s
     Raises:
         EnvironmentProblem: the disk is full or may not be written to, or another edgeq holds the cache's lock.
     """
+    _store(key, row.path, _described(key, row, data, dependencies))
+
+
+def _store(key: str, bundle: Path, whole: Mapping[str, Any]) -> None:
     folder = cache_folder()
-    place = _unit_folder(key) / _name(dependencies)
+    facts = whole["facts"]
+    place = _unit_folder(key) / _name(facts["dependencies"], facts["cpu"])
     with disk_errors(folder), lock_dir(folder, wait_s=_LOCK_S), staged_dir(place) as staging:
         (staging / "bundle").mkdir()
-        copy_files(row.path, staging / "bundle")
-        facts = {
-            "key": key,
-            "digest": row.digest,
-            "reports": _reports(staging / "bundle"),
-            "dependencies": dict(dependencies),
-            "data": dataclasses.asdict(data),
-        }
-        entry = {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
-        write_atomic(staging / "entry.json", canonical_json(entry))
+        copy_files(bundle, staging / "bundle")
+        write_atomic(staging / "entry.json", canonical_json(whole))
+
+
+def _described(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str]) -> dict[str, Any]:
+    """Return what an entry says of itself: hashes of all that it holds, and the hash of these."""
+    facts = {
+        "key": key,
+        "digest": row.digest,
+        "reports": _reports(row.path),
+        "dependencies": dict(dependencies),
+        "cpu": _machine(row),
+        "data": dataclasses.asdict(data),
+    }
+    return {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
 
 
 def _reports(folder: Path) -> dict[str, str]:
     """Return the hash of each report, which the bundle's digest does not cover."""
     return {name: sha256_file(folder / name) for name in REPORT_NAMES}
+
+
+# --- Shared caches: the same entries, which others may have written.
+
+
+_SIGNED = b"edgeq cache entry\n"  # before the facts, so that a signature is good for nothing else
+
+
+def _look_up_shared(store: Store, key: str, target: Path, build: BuildConfig) -> tuple[PackageResult, DataFacts] | None:
+    """Look an entry up in a shared cache, and keep what is found in the local one."""
+    candidates = []
+    for name, data in store.entries(key):
+        whole = _sound(data, key, name)
+        if whole is None:
+            store.warn(f"an entry of {store.url} is damaged, and is not used ({key[:12]})")
+        elif _is_current(whole):
+            if _is_trusted(whole, build):
+                candidates.append(whole)
+            else:
+                store.warn(
+                    f"an entry of {store.url} is not signed by a key of --cache-trust, and is not used ({key[:12]}); "
+                    "build it where that key is, with --cache-key"
+                )
+    for whole in sorted(candidates, key=_is_of_another_machine):
+        with tempfile.TemporaryDirectory(prefix="fetched-", dir=target.parent) as work:
+            if not store.fetch(key, str(whole.get("bundle")), Path(work)):
+                continue
+            found = _restored(Path(work), whole["facts"], target)
+            if found is None:
+                store.warn(f"an entry of {store.url} does not have the content that it names, and is not used")
+                continue
+            with contextlib.suppress(EdgeqError, OSError):  # then the next run fetches it again
+                _store(key, Path(work) / "bundle", {**whole, "from": store.url})
+            return found
+    return None
+
+
+def _share(
+    store: Store, key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str], build: BuildConfig
+) -> None:
+    whole = _described(key, row, data, dependencies)
+    if build.cache_key is not None:
+        try:
+            signers = load_keys(build.cache_key).signers("targets")
+        except EdgeqError as err:  # it was there when the run started
+            store.warn(f"nothing was written to {store.url}, since it could not be signed: {err.what}")
+            return
+        signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
+        whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
+    store.put(key, _name(dependencies, _machine(row)), whole, row.path, row.path.parent)
+
+
+def _is_trusted(whole: Mapping[str, Any], build: BuildConfig) -> bool:
+    """Whether a key of `cache_trust` signed an entry; True where none is named."""
+    if not build.cache_trust:
+        return True
+    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+    from securesystemslib.signer import Signature
+
+    content = _SIGNED + canonical_json(whole["facts"])
+    for one in whole.get("signatures", ()):
+        for key in trusted_keys(build.cache_trust):
+            with contextlib.suppress(UnverifiedSignatureError, VerificationError, ValueError, KeyError, TypeError):
+                key.verify_signature(Signature(key.keyid, one["sig"]), content)
+                return True
+    return False
+
+
+def check_shared(build: BuildConfig) -> None:
+    """Refuse shared caches, and keys for them, that cannot be used, before a long run.
+
+    Raises:
+        UsageError: an unknown kind of address, or a folder without keys.
+        EnvironmentProblem: an address whose driver is not installed, or a private key that is not there.
+        IntegrityError: keys that are damaged, or that others may read.
+    """
+    for store in open_stores(build.cache):
+        store.check()
+    trusted_keys(build.cache_trust)
+    if build.cache_key is not None and not build.cache_read_only:
+        load_keys(build.cache_key).signers("targets")

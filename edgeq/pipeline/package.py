@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,22 @@ def package(job: Job, progress: Progress) -> RunReport:
     return report
 
 
-def make_plan(job: Job, work: Path) -> Plan:
-    """Return the units of a job. Bundles that the cache has are copied into `work`."""
-    facts = job_facts(job)
+def make_plan(job: Job, work: Path, machine: Mapping[str, Any] | None = None) -> Plan:
+    """Return the units of a job. Bundles that the cache has are copied into `work`.
+
+    Args:
+        job: the job.
+        work: a folder on the disk of the output.
+        machine: the facts of the machines that build; None for this one's.
+    """
+    facts = job_facts(job, machine)
     note = COMPARED if job.compare else ""
     units = tuple(
         unit_of(job, facts, target, scheme, note=note) for target in job.targets for scheme in job.schemes_of(target)
     )
     cannot = refused_targets(job)
     refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
-    finished = restore([unit for unit in units if unit.key not in refused], work, job.gates) if job.cache else {}
+    finished = restore([unit for unit in units if unit.key not in refused], work, job) if job.cache else {}
     return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
 
 
@@ -97,6 +103,22 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
     """
     if not plan.missing:
         return plan
+    done, errors = build_missing(plan, work, progress)
+    if done.finished:
+        return done
+    first = min(errors.values(), key=lambda err: err.exit_code)
+    if len({error.what for error in done.refused.values()}) == 1:
+        raise first
+    kind = next(kind for kind in REFUSALS if isinstance(first, kind))
+    raise kind(done.refusal.what, first.fix) from first
+
+
+def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dict[str, EdgeqError]]:
+    """Return the plan with the results, or refusals, of the units that it misses, and the refusals as errors.
+
+    Raises:
+        EdgeqError: the first error of a step.
+    """
     run = Run(job=plan.job, facts=plan.facts, work=work, progress=progress)
     if plan.job.compare:
         results = with_float_baselines(run, plan.missing, build_units)
@@ -106,14 +128,7 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
         results = build_units(run, plan.missing)
     finished = plan.finished | results.finished
     refused = {**plan.refused, **{key: _model_error(err) for key, err in results.refused.items()}}
-    if finished:
-        return dataclasses.replace(plan, finished=finished, refused=refused)
-    first = min(results.refused.values(), key=lambda err: err.exit_code)
-    if len({error.what for error in refused.values()}) == 1:
-        raise first
-    reasons = "; ".join(f"{unit.label}: {refused[unit.key].what}" for unit in plan.units)
-    kind = next(kind for kind in REFUSALS if isinstance(first, kind))
-    raise kind(f"nothing could be made: {reasons}", first.fix) from first
+    return dataclasses.replace(plan, finished=finished, refused=refused), results.refused
 
 
 def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
@@ -123,7 +138,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         EdgeqError: any but those of `REFUSALS`, which end one artifact or one unit only.
     """
     job, folder, progress = run.job, run.folder(), run.progress
-    results = Results(finished=restore(units, folder, job.gates) if job.cache else {}, refused={})
+    results = Results(finished=restore(units, folder, job) if job.cache else {}, refused={})
     missing = [unit for unit in units if unit.key not in results.finished]
     if not missing:
         return results

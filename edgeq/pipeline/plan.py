@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.config.resolve import with_demo_data
-from edgeq.core.config import Job, Progress
+from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
@@ -117,6 +117,15 @@ class Plan:
     def missing(self) -> tuple[BuildUnit, ...]:
         """The units that are still to be built."""
         return tuple(unit for unit in self.units if unit.key not in self.finished and unit.key not in self.refused)
+
+    @property
+    def refusal(self) -> ModelError:
+        """Why nothing could be built, where every unit was refused."""
+        first = min(self.refused.values(), key=lambda error: error.exit_code)
+        if len({error.what for error in self.refused.values()}) == 1:
+            return first
+        reasons = "; ".join(f"{unit.label}: {self.refused[unit.key].what}" for unit in self.units)
+        return dataclasses.replace(first, what=f"nothing could be made: {reasons}")
 
 
 def group_by_artifact(units: Iterable[BuildUnit]) -> dict[ArtifactSpec, list[BuildUnit]]:
@@ -281,7 +290,8 @@ def _shared(job: Job) -> _Steps:
         "bad images skipped" if data.skip_bad_images else "",
         _FINDINGS[data.lint],
     ]
-    cache = "used" if job.cache else "not used"
+    shared = ", ".join(url for url in job.build.cache if url != LOCAL)
+    cache = _joined(["used", f"shared at {shared}" if shared else ""]) if job.cache else "not used"
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
 
 

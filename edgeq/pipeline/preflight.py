@@ -32,6 +32,7 @@ from edgeq.core.system import check_extras
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.load.inputs import parse_input
 from edgeq.lower.executorch import check_delegates
+from edgeq.pipeline.cache import check_shared
 from edgeq.pipeline.quantize_specs import check_reuse
 from edgeq.verify.emulate.support import check_tools
 
@@ -121,6 +122,7 @@ def preflight(job: Job) -> None:
         lambda: check_tools(job.device, job.targets),
         lambda: check_cost_options(job.gates, job.targets),
         lambda: _check_paths(job),
+        lambda: check_shared(job.build) if job.cache else None,
         lambda: None if job.data.preprocess is None else load_preprocess(job.data.preprocess),
         *(functools.partial(parse_input, text, index) for index, text in enumerate(job.inputs)),
         # a missing folder is a finding of _check_paths, by the name of its option

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 
+import edgeq.pipeline.installed  # first: it notes what torch looks for
+
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of an enumeration that only concerns torchao
 
 import torch  # noqa: E402, F401

@@ -1,18 +1,21 @@
-"""`build_project`: several models into one folder, each in its own worker, and the limits of the whole app."""
+"""`build_project`: several models into one folder, here or on a cluster, and the limits of the whole app."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgeq.check.app import Shipped, app_gates
-from edgeq.config.resolve import with_demo_data
+from edgeq.config.resolve import among_several, with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import disk_errors, lock_dir
 from edgeq.core.results.report import DataFacts, Library, ModelError, ModelResult, Project, ProjectReport
 from edgeq.core.targets import TargetProfile
 from edgeq.deliver.android import growth_by_abi
+from edgeq.pipeline.cluster import Fleet, connected
 from edgeq.pipeline.package import make_plan, work_folder
 from edgeq.pipeline.plan import Plan
 from edgeq.pipeline.preflight import preflight
@@ -21,7 +24,7 @@ from edgeq.pipeline.reports import write_index
 from edgeq.pipeline.workers import Order, Outcome, run_all
 
 
-def build_project(project: Project, progress: Progress) -> ProjectReport:
+def build_project(project: Project, progress: Progress, client: Any = None) -> ProjectReport:
     """Package every model of a project; one that fails does not stop the others.
 
     What did not change comes from the cache, and starts no worker. A kill leaves every bundle whole, old or new.
@@ -29,26 +32,38 @@ def build_project(project: Project, progress: Progress) -> ProjectReport:
     Args:
         project: its models have different names, and the project's output folder.
         progress: where progress is reported; each step has its model's name.
+        client: of a Dask cluster whose workers build; None for the project's own `[build] cluster`, or this machine.
 
     Raises:
-        EnvironmentProblem: another edgeq writes to the folder, or the disk is full.
+        EnvironmentProblem: another edgeq writes to the folder, the disk is full, or the cluster cannot build.
     """
     jobs = [with_demo_data(job) for job in project.jobs]
-    with disk_errors(project.out), lock_dir(project.out, wait_s=0), work_folder(project.out) as work:
+    address = next((job.build.cluster for job in jobs if job.build.cluster is not None), None)
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(disk_errors(project.out))
+        opened.enter_context(lock_dir(project.out, wait_s=0))
+        work = opened.enter_context(work_folder(project.out))
+        fleet: Fleet | None = None
+        if client is not None or address is not None:
+            with progress.task("look at the cluster's workers"):
+                client = client or opened.enter_context(connected(address or ""))
+                fleet = Fleet(client, project.out)
+            jobs = [among_several(job) for job in jobs]
         orders, ended = [], {}
         with progress.task("look up what is there"):
             for i, job in enumerate(jobs):
                 folder = work / f"model-{i}"
                 folder.mkdir()
-                planned = _planned(job, folder)
+                planned = _planned(job, folder, None if fleet is None else fleet.machine)
                 if isinstance(planned, Plan) and planned.missing:
                     orders.append(Order(name=_name(job), plan=planned, work=folder))
                 else:
                     ended[_name(job)] = planned
         if orders:
             names = [order.name for order in orders]
-            ended |= dict(zip(names, run_all(orders, progress), strict=True))
-        report = _judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
+            run = run_all if fleet is None else fleet.run_all
+            ended |= dict(zip(names, run(orders, progress), strict=True))
+        report = judged(project, [_published(_name(job), ended[_name(job)]) for job in jobs])
         # without a row too: an earlier run's page must not pass for this one's
         broken = [model for model in report.models if model.error is not None]
         write_index(project.out, report.rows, DataFacts(), app=report.app, broken=broken, refused=report.refused)
@@ -59,10 +74,10 @@ def _name(job: Job) -> str:
     return job.name or job.source
 
 
-def _planned(job: Job, folder: Path) -> Outcome:
+def _planned(job: Job, folder: Path, machine: Mapping[str, Any] | None) -> Outcome:
     try:
         preflight(job)
-        return make_plan(job, folder)
+        return make_plan(job, folder, machine)
     except EdgeqError as err:
         return _model_error(err)
 
@@ -80,7 +95,8 @@ def _model_error(err: EdgeqError) -> ModelError:
     return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
 
 
-def _judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
+def judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
+    """Return the report of a project from its models' results, with the gates of the app as a whole."""
     targets = {target.name: target for job in project.jobs for target in job.targets}
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]

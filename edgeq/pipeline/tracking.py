@@ -19,10 +19,11 @@ import ctypes
 import functools
 import importlib
 import importlib.metadata
+import linecache
 import multiprocessing.process
 import os
+import pathlib
 import re
-import site
 import stat
 import sys
 import sysconfig
@@ -37,6 +38,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from edgeq.core.files import sha256_bytes, sha256_file
 from edgeq.core.system import package_folder, replaced
+from edgeq.pipeline import installed
 
 _FILE_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "sqlite3.connect"})
 
@@ -61,6 +63,22 @@ _MEMORY_DISK = "/dev/shm/"  # noqa: S108  # data is kept there too
 _IMPORTERS = ("<frozen importlib._bootstrap_external>", str(importlib.metadata.__file__))
 
 _ABSENT = ""
+
+# functions of the standard library that use less than all of `os.stat`: two checkouts differ in times and owners
+_QUESTIONS = {
+    **dict.fromkeys(
+        ("exists", "lexists", "isfile", "isdir", "islink", "is_file", "is_dir", "is_symlink", "resolve"), "kind"
+    ),
+    **dict.fromkeys(("updatecache", "checkcache"), "kind"),  # of linecache, which then reads the source
+    **dict.fromkeys(("realpath", "_joinrealpath"), "real"),
+}
+
+_PATHLIB = pathlib.Path.stat.__code__.co_filename
+
+_PATH_MODULES = {
+    function.__code__.co_filename
+    for function in (os.path.exists, os.path.islink, linecache.updatecache, pathlib.Path.stat)
+}
 
 # packages whose native code opens no file by a name that it is given, or only where a function replaced here is called
 _TRACKED_PACKAGES = frozenset(
@@ -96,8 +114,13 @@ _NATIVE_READER_PARTS = frozenset({"_gdbm", "_dbm"})
 
 _NATIVE_READER_MODULES = frozenset({"onnxruntime", "executorch", "coremltools"})
 
-# they differ from run to run and affect nothing
-_VOLATILE = frozenset({"_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"})
+# they differ from run to run and affect nothing; torch sets the last ones itself
+_VOLATILE = frozenset(
+    {
+        *("_", "SHLVL", "OLDPWD", "PWD", "TERM", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"),
+        *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    }
+)
 
 _P = ParamSpec("_P")
 
@@ -111,10 +134,11 @@ class Recorder:
     Attributes:
         active: whether a recording is running.
         started_ns: start of the recording, in the unit of `time.time_ns`.
+        started_in: the current folder then.
         opened, written: files.
         listed: folders whose names were read.
         searched: folders that were searched for modules.
-        asked: paths that were asked about.
+        asked: paths that were asked about, each with what was asked: its kind, whether it is a link, or all.
         variables: environment variables with their states when they were first read.
         replaced: environment variables that the user's code set before it read them.
         lasting: by the file of a module, what it read when it was imported; a module is imported once.
@@ -124,11 +148,12 @@ class Recorder:
     active: bool = False
     on: bool = False
     started_ns: int = 0
+    started_in: str = ""
     opened: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
     listed: set[str] = field(default_factory=set)
     searched: set[str] = field(default_factory=set)
-    asked: set[str] = field(default_factory=set)
+    asked: set[tuple[str, str]] = field(default_factory=set)
     variables: dict[str, str] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     lasting: dict[str, dict[str, str | None]] = field(default_factory=dict)
@@ -141,6 +166,7 @@ class Recorder:
         self.variables.clear()
         self.untracked = ""
         self.started_ns = time.time_ns()
+        self.started_in = os.getcwd()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -230,8 +256,14 @@ class Recorder:
         if user is None or name is None:
             return
         where = os.path.abspath(name if folder is None else os.path.join(_named(folder) or "", name))
-        self.asked.add(where)
-        self._keep("stat", where, user)
+        frame = sys._getframe(2)
+        if frame.f_code.co_name == "stat" and frame.f_code.co_filename == _PATHLIB and frame.f_back is not None:
+            frame = frame.f_back  # `Path.exists` and its like
+        kind = "stat"
+        if frame.f_code.co_filename in _PATH_MODULES:
+            kind = _QUESTIONS.get(frame.f_code.co_name, "stat")
+        self.asked.add((kind, where))
+        self._keep(kind, where, user)
 
     def read_variable(self, key: Any) -> None:
         """Note that an environment variable was read, where code of the user's did so."""
@@ -286,7 +318,8 @@ class Recorder:
             *(f"file:{path}" for path in files),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
-            *(f"stat:{path}" for path in self.asked if not _is_library(path)),
+            *(f"{kind}:{path}" for kind, path in self.asked if not _is_library(path)),
+            *installed.looked_for(),
         }
         found = {name: current_state(name) for name in sorted(names)}
         found |= {f"env:{name}": state for name, state in self.variables.items()}
@@ -394,15 +427,15 @@ def _changed_ns(path: str) -> int:
 
 
 def _site_folders() -> tuple[str, ...]:
-    named = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    folders = {*named, *site.getsitepackages(), site.getusersitepackages()}
     # mapped files are known by their real paths
-    return tuple(sorted({path + os.sep for one in folders for path in (os.path.abspath(one), os.path.realpath(one))}))
+    both = {path for one in installed.site_folders() for path in (os.path.abspath(one), os.path.realpath(one))}
+    return tuple(sorted(path + os.sep for path in both))
 
 
 def _library_roots() -> tuple[str, ...]:
     roots = {os.path.abspath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     roots.add(os.path.join(sys.base_prefix, sys.platlibdir, "python{}{}.zip".format(*sys.version_info)))
+    roots.add(os.path.abspath(sysconfig.get_path("scripts")))  # what starts edgeq, or pytest
     return (*(root + os.sep for root in sorted(roots)), *_site_folders(), *_SYSTEM, str(package_folder()) + os.sep)
 
 
@@ -415,7 +448,8 @@ def current_state(name: str) -> str:
     """Return what a dependency is now, as a hash; "" where there is none.
 
     Args:
-        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `stat:PATH` or `env:VARIABLE`.
+        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `env:VARIABLE`,
+            or one of `edgeq.pipeline.installed`. A relative path is one of the current folder.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -437,6 +471,17 @@ def _modules_state(path: str) -> str:
     files = [name for name in os.listdir(path) if name.endswith((".py", ".so"))]
     packages = [name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "__init__.py"))]
     return sha256_bytes("\0".join(sorted({*files, *packages})).encode(errors="surrogateescape"))
+
+
+def _kind_state(path: str) -> str:
+    """Return whether there is a file, a folder or something else, and whether by a link."""
+    kinds = [stat.S_IFMT(os.stat(path).st_mode) if os.path.exists(path) else 0, os.path.islink(path)]
+    return _ABSENT if kinds == [0, False] else repr(kinds)
+
+
+def _real_state(path: str) -> str:
+    """Return where a link leads to; "" for what is no link."""
+    return _readlink(path) if os.path.islink(path) else _ABSENT
 
 
 def _stat_state(path: str) -> str:
@@ -465,7 +510,10 @@ _STATES: dict[str, Callable[[str], str]] = {
     "file": _file_state,
     "names": _names_state,
     "modules": _modules_state,
+    "kind": _kind_state,
+    "real": _real_state,
     "stat": _stat_state,
+    **installed.STATES,
 }
 
 _SITES = _site_folders()
@@ -491,6 +539,11 @@ _hooked = False
 def why_unknown() -> str:
     """Return why the last recording may be incomplete; "" if it is complete."""
     return _RECORDER.untracked
+
+
+def started_in() -> str:
+    """Return the current folder at the start of the last recording: the user's code may have left it."""
+    return _RECORDER.started_in or os.getcwd()
 
 
 @contextlib.contextmanager

@@ -137,7 +137,9 @@ class _Floor:
                 for stack, _ in worker.open_tasks.values():
                     stack.close()
                 self._leave(worker)
-                self._ended[worker.order.name] = worker.outcome or _crashed(worker)
+                self._ended[worker.order.name] = worker.outcome or crashed(
+                    worker.order.name, worker.process.exitcode or 0
+                )
                 worker.pipe.close()
 
     def _heard(self, worker: _Worker, message: tuple[Any, ...]) -> None:
@@ -187,11 +189,15 @@ class _Floor:
 
 
 def _signal(process: BaseProcess, number: int) -> None:
-    """Signal a worker and all below it: its runtimes lead sessions of their own."""
     if process.pid is not None:
-        for pid in _tree(process.pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+        signal_tree(process.pid, number)
+
+
+def signal_tree(root: int, number: int) -> None:
+    """Signal a process and all below it: a worker's runtimes lead sessions of their own."""
+    for pid in _tree(root):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -202,17 +208,27 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
 
 
-def _crashed(worker: _Worker) -> ModelError:
-    code = worker.process.exitcode or 0
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+def crashed(name: str, code: int) -> ModelError:
+    """Return the error of a worker that ended without a result.
+
+    Args:
+        name: the model.
+        code: its exit code, negative for a signal.
+    """
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     killed = code == -signal.SIGKILL
-    what = f"the worker of {worker.order.name} ended with {name}"
+    what = f"the worker of {name} ended with {how}"
     fix = "the kernel kills processes when memory runs out: close other programs" if killed else "report this"
     return ModelError(what=what, fix=fix, exit_code=ExitCode.ENVIRONMENT if killed else ExitCode.INTERNAL)
 
 
 def _work(pipe: Connection, order: Order, threads: int) -> None:
     """Make one model, in a forked process."""
+    report_outcome(pipe, threads, lambda progress: complete(order.plan, order.work, progress))
+
+
+def report_outcome(pipe: Connection, threads: int, make: Callable[[Progress], Any]) -> None:
+    """Make something in this forked process, and send how it ended; progress is sent meanwhile."""
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.dup2(2, 1)  # what the user's code prints is no part of the result
@@ -220,7 +236,7 @@ def _work(pipe: Connection, order: Order, threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        outcome: Outcome = complete(order.plan, order.work, Remote(pipe))
+        outcome = make(Remote(pipe))
     except EdgeqError as err:
         outcome = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
     except (Exception, SystemExit) as err:  # whatever it is, the other models go on

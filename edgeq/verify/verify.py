@@ -15,7 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError, VerificationError
 from edgeq.core.results.measured import MAX_SPREAD, GraphOnly, KernelShare, Parity, Timing, VerifyReport
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batch_size, batches
-from edgeq.core.system import host_arch, host_load
+from edgeq.core.system import host_arch, host_load, processor_kind
 from edgeq.core.targets import NPU
 from edgeq.verify.accumulate import Tally, compare, fidelity_of, findings_of, same_shapes
 from edgeq.verify.golden import golden_set, sqnr_floor_db
@@ -158,6 +158,7 @@ def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded)
         arch=host_arch(),
         latencies_ms=tuple(round(value, 6) for value in latencies),
         gpu=loaded.gpu,
+        cpu=processor_kind(),
         tries=len(tries),
         load=host_load(),
     )

@@ -14,7 +14,7 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import X86, Project, Result, enter, write_set
+from .conftest import FIXTURES, X86, Project, Result, enter, write_set
 from .processes import finish, start
 
 pytestmark = pytest.mark.slow
@@ -187,7 +187,7 @@ def test_any_change_of_what_was_read_is_a_miss(at_home: Project, change: Callabl
         (("--seed", "1"), {}),
         (("--model-version", "2"), {}),
         (("--preprocess", "unit"), {}),
-        ((), {"PYTHONPATH": "/tmp"}),  # noqa: S108  # any folder will do
+        ((), {"PYTHONPATH": str(FIXTURES)}),  # any folder with a module will do
     ],
 )
 def test_another_option_or_environment_is_a_miss(

@@ -353,6 +353,7 @@ class Timing:
     On a GPU, `gpu` names it; "" where the CPU computed.
 
     Attributes:
+        cpu: the kind of machine, by processor and number of cores: times of two kinds are not comparable.
         tries: how often `runs` runs were timed; these are the fastest, since load only ever makes a time longer.
         load: processes that wanted a processor, on average over the last minute, per core; None where not known.
     """
@@ -365,6 +366,7 @@ class Timing:
     arch: str
     latencies_ms: tuple[float, ...] = ()
     gpu: str = ""
+    cpu: str = ""
     tries: int = 1
     load: float | None = None
 

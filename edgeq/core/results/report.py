@@ -533,6 +533,14 @@ class Library:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One of several parts of a project, from 1."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """One `edgeq build`: its models have different names, and one output folder."""
 
@@ -561,10 +569,11 @@ class ModelResult:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The error's code, or the lowest of what failed or was refused."""
-        if self.error is not None:
-            return self.error.exit_code
-        return self.report.exit_code if self.report else ExitCode.INTERNAL
+        """The lowest of the error's code and of what failed or was refused."""
+        if self.error is None:
+            return self.report.exit_code if self.report else ExitCode.INTERNAL
+        codes = [self.error.exit_code, self.report.exit_code if self.report else ExitCode.OK]
+        return min(code for code in codes if code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, first_line, nearest
 from edgeq.core.files import canonical_json, disk_errors, lock_dir, write_atomic
+from edgeq.core.marks import is_public_key
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
@@ -130,6 +131,31 @@ def load_keys(folder: Path) -> KeyRing:
         first = err.errors(include_url=False, include_input=False)[0]
         what = f"{path} does not have edgeq's format: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise IntegrityError(what, "restore it from a backup") from err
+
+
+def trusted_keys(names: Iterable[str]) -> list[Key]:
+    """Return public keys that are named by themselves, in hexadecimal, or by a folder, whose keys for targets count.
+
+    Raises:
+        UsageError: a folder has no keys.
+        IntegrityError: a key is not valid.
+    """
+    found: list[Key] = []
+    for name in names:
+        if is_public_key(name):
+            scheme = "ed25519"
+            found.append(
+                _public(
+                    KeyEntry(
+                        keyid=name,
+                        public={"keytype": scheme, "scheme": scheme, "keyval": {"public": name}},
+                        uri="",
+                    )
+                )
+            )
+        else:
+            found += load_keys(Path(name)).public("targets")
+    return found
 
 
 def new_keys(folder: Path, *, counts: Mapping[RoleName, tuple[int, int]], places: Mapping[RoleName, str]) -> KeyRing:

@@ -65,6 +65,14 @@ on = "host"
 cpu = ["cortex-a72"]
 samples = 8
 timeout_s = 60
+
+[build]
+cache = ["local", "file:///mnt/edgeq"]
+cache_read_only = true
+cache_trust = ["ci-keys"]
+cache_key = "ci-keys"
+cluster = "tcp://scheduler:8786"
+latency_cpu = "Xeon"
 """
 SHIPPED = Path(__file__).parents[3] / "targets" / "android-arm64-xnnpack.toml"
 
@@ -85,6 +93,9 @@ def test_a_full_file_fills_every_field_of_the_job(project):
     assert (job.name, job.model_version, job.seed, job.observer) == ("net", "3", 7, "minmax")
     assert (job.inputs, job.keep_fp32, job.cache, job.compare) == (("1x3x32x32",), ("head",), False, True)
     assert job.schemes == ("static-int8", "fp32")
+    assert (job.build.cache, job.build.cluster) == (("local", "file:///mnt/edgeq"), "tcp://scheduler:8786")
+    assert (job.build.cache_trust, job.build.cache_key) == (("sub/ci-keys",), Path("sub/ci-keys"))
+    assert (job.build.latency_cpu, job.gates.times_on) == ("Xeon", "Xeon")
     assert job.reuse_qparams_from == Path("sub/released")
     data = job.data
     assert (data.calibration, data.evaluation) == ("sub/cal", "sub/eval.npz")
@@ -110,7 +121,7 @@ def test_every_field_of_the_job_differs_from_its_default_in_the_full_file(projec
     (project / "mine.toml").write_text('name = "mine"\nextends = "android-arm64-xnnpack"\n')
     job = request({}, read_project(None))
     plain = Job(source="", targets=(), out=Path())
-    pairs = tuple((getattr(job, name), getattr(plain, name)) for name in ("data", "qat", "gates", "device"))
+    pairs = tuple((getattr(job, name), getattr(plain, name)) for name in ("data", "qat", "gates", "device", "build"))
     for told, default in ((job, plain), *pairs):
         for field in type(default).__slots__:
             assert getattr(told, field) != getattr(default, field), field

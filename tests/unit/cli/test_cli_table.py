@@ -152,7 +152,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
         "drop_pp", "chance_score", "mismatch_drop_pp", "agreements", "by_labels", "classes", "distinct", "worst_output",
         "groups", "indices", "lost", "tied", "won",
     }  # fmt: skip
-    timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "latencies_ms", "tries", "load"}
+    timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "cpu", "latencies_ms", "tries", "load"}
     assert set(first["verified"]["timing"]) == timing
     assert set(first["gates"][0]) == {"name", "outcome", "passed", "limit", "measured", "detail", "exit_code"}
 

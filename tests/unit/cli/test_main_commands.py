@@ -79,9 +79,11 @@ def test_targets_schema_is_json_schema(capfd):
 
 @pytest.fixture
 def cache(monkeypatch):
-    info = namedtuple("CacheInfo", "folder entries size_bytes runtimes_bytes")
-    monkeypatch.setattr("edgeq.pipeline.cache.cache_info", lambda: info(Path("/cache"), 1, 5_000_000, 343_000_000))
-    monkeypatch.setattr("edgeq.pipeline.cache.clear_cache", lambda: 3)
+    info = namedtuple("CacheInfo", "place entries size_bytes runtimes_bytes")
+    levels = {"local": info("/cache", 1, 5_000_000, 343_000_000), "s3://team/edgeq": info("s3://team/edgeq", 2, 7, 0)}
+    monkeypatch.setattr("edgeq.pipeline.cache.cache_info", levels.__getitem__)
+    monkeypatch.setattr("edgeq.pipeline.cache.clear_cache", lambda level: {"local": 3, "s3://team/edgeq": 4}[level])
+    monkeypatch.setattr("edgeq.pipeline.cache.prune_cache", lambda _, **rules: (len(rules), rules["older_than_s"]))
 
 
 def test_cache(cache, capfd):
@@ -96,8 +98,28 @@ def test_cache(cache, capfd):
         "size_bytes": 5_000_000,
         "runtimes_bytes": 343_000_000,
     }
+    assert run(["cache", "info", "--cache", "local", "--cache", "s3://team/edgeq", "--json"]) == 0
+    levels = json.loads(capfd.readouterr().out)["levels"]
+    assert [(level["folder"], level["entries"]) for level in levels] == [("/cache", 1), ("s3://team/edgeq", 2)]
     assert run(["cache", "clear"]) == 0
     assert capfd.readouterr().out == "removed 3 entries\n"
+    assert run(["cache", "clear", "--cache", "local", "--cache", "s3://team/edgeq"]) == 0
+    assert capfd.readouterr().out == "removed 7 entries\n"
+    assert run(["cache", "prune", "--older-than", "2h", "--max-size", "20GB", "--cache", "s3://team/edgeq"]) == 0
+    assert capfd.readouterr().out == "s3://team/edgeq: removed 2 entries, 7.20 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "removes nothing without a rule"),
+        (("--older-than", "30"), "--older-than: expected a number with m, h, d or w, got '30'"),
+        (("--max-size", "big"), "big"),
+    ],
+)
+def test_cache_prune_without_a_rule_that_it_can_read(cache, capfd, args, said):
+    assert run(["cache", "prune", *args]) == 2
+    assert said in capfd.readouterr().err
 
 
 def test_doctor_is_content_here(capfd):

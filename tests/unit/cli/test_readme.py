@@ -46,6 +46,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def problems(words: list[str]) -> list[str]:
     """Return what no command knows."""
     command, told = typer.main.get_command(app), []
+    words = ["report merge", *words[2:]] if words[:2] == ["report", "merge"] else words
     while (inner := getattr(command, "commands", None)) and words and not words[0].startswith("-"):
         names = words[0].split("|")
         told += [f"no command {name}" for name in names if name not in inner]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edgeq.core.config import DataConfig, GateOptions, Job
 from edgeq.core.targets import load_target
-from edgeq.pipeline import cache
 from edgeq.pipeline.cache import cache_info, clear_cache, job_facts, look_up, unit_key
 from edgeq.pipeline.plan import COMPARED
+from edgeq.pipeline.portable import portable
 
 TARGET = load_target("linux-x86_64-x86")
 
@@ -104,19 +105,6 @@ def test_a_renamed_image_changes_the_key(job: Job) -> None:
     assert key(job) != before
 
 
-def test_a_package_of_the_users_own_site_is_in_the_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("site.getusersitepackages", lambda: "user")
-    record = Path("user/models-1.0.dist-info/RECORD")
-    record.parent.mkdir(parents=True)
-    keys = []
-    for content in ("models.py,sha256=a", "models.py,sha256=b"):
-        record.write_text(content)
-        cache._installed.cache_clear()
-        keys.append(key(job))
-    cache._installed.cache_clear()
-    assert keys[0] != keys[1]
-
-
 def test_scheme_and_target_are_in_the_key(job: Job) -> None:
     facts = job_facts(job)
     keys = {
@@ -125,11 +113,63 @@ def test_scheme_and_target_are_in_the_key(job: Job) -> None:
     assert len(keys) == 4
 
 
-def test_where_modules_come_from_matters_only_to_code(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_modules_come_from_matters_only_to_code_and_where_there_are_any(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     code = dataclasses.replace(job, source="my.models:make")
     before = key(job), key(code)
-    monkeypatch.syspath_prepend("/somewhere")
+    (tmp_path / "scratch" / "storage").mkdir(parents=True)  # as Dask's workers put first
+    monkeypatch.syspath_prepend(str(tmp_path / "scratch"))
+    assert (key(job), key(code)) == before
+    (tmp_path / "scratch" / "storage" / "module.py").touch()
     assert (key(job) == before[0], key(code) == before[1]) == (True, False)
+
+
+def test_two_checkouts_of_a_project_have_one_key(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("net.py").write_text("def model(): ...")
+    here = dataclasses.replace(job, source=f"{tmp_path}/net.py:model", weights=f"{tmp_path}/weights.pt#ema")
+    keys = [key(here), key(dataclasses.replace(here, source="net.py:model", weights="weights.pt#ema"))]
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "checkout"
+    shutil.copytree(tmp_path, other, ignore=shutil.ignore_patterns("other", "cache"))
+    monkeypatch.chdir(other)
+    there = dataclasses.replace(here, source=f"{other}/net.py:model", weights=f"{other}/weights.pt#ema")
+    keys.append(key(there))
+    assert len(set(keys)) == 1
+    Path("weights.pt").write_bytes(b"other")
+    assert key(there) != keys[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("net.py", "WEIGHTS = '{root}/w.bin'"),
+        ("net.py", "WEIGHTS = Path(__file__).parents[1] / '{name}' / 'w.bin'"),
+        ("net.py", "WEIGHTS = '../{name}/w.bin'"),
+        ("list.txt", "{root}/w.bin"),
+    ],
+)
+def test_a_project_that_names_its_own_folder_keeps_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """In another checkout its code reads this one's files."""
+    monkeypatch.chdir(tmp_path)
+    looked_at = {f"file:{tmp_path}/{name}": "1", f"kind:{tmp_path}": "2", "file:/etc/hosts": "3"}
+    Path(name).write_text("nothing")
+    assert portable(looked_at, str(tmp_path)) == {f"file:{name}": "1", "kind:.": "2", "file:/etc/hosts": "3"}
+    Path(name).write_text(text.format(root=tmp_path, name=tmp_path.name))
+    assert portable(looked_at, str(tmp_path)) == looked_at
+
+
+@pytest.mark.parametrize("value", ["{root}/data", "{parent}", "{parent}/"])
+def test_a_variable_that_leads_to_the_project_keeps_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    looked_at = {f"names:{tmp_path}": "1", "env:EDGEQ_TEST_DATA": "2"}
+    monkeypatch.setenv("EDGEQ_TEST_DATA", "/elsewhere")
+    assert portable(looked_at, str(tmp_path)) != looked_at
+    monkeypatch.setenv("EDGEQ_TEST_DATA", value.format(root=tmp_path, parent=tmp_path.parent))
+    assert portable(looked_at, str(tmp_path)) == looked_at
 
 
 def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None:
@@ -138,18 +178,6 @@ def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None
     Path("digits").mkdir()
     Path("digits/model.pt").touch()
     assert key(demo) == before
-
-
-def test_files_of_one_name_in_two_folders_are_two_sources(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = dataclasses.replace(job, source="model.pt2", weights=None, data=DataConfig())
-    keys = []
-    for folder in ("a", "b"):
-        Path(folder).mkdir()
-        Path(folder, "model.pt2").write_bytes(b"same")
-        with monkeypatch.context() as patch:
-            patch.chdir(folder)
-            keys.append(key(source))
-    assert keys[0] != keys[1]
 
 
 def test_no_cache_folder_is_an_empty_cache(job: Job, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import Cost, LatencyPrediction, Timing
 from edgeq.core.results.report import CheckReport, DataFacts
+from edgeq.core.system import processor_kind
 from edgeq.core.targets import load_target
 from edgeq.pipeline import cache
 from edgeq.pipeline.plan import BuildUnit
@@ -79,7 +82,7 @@ def test_kept_measurements_give_the_verdict_of_a_run_with_these_limits(
     before = GateOptions(limits=(("size", 2.0), ("accuracy_drop", 5.0)), allow_unmeasured=("parity",))
     kept = write_result(unit, item.artifact, item.inputs, dataclasses.replace(job, gates=before), tmp_path / "kept")
     cache.stored({"ab": (write_reports(kept, DataFacts()), DataFacts())}, {})
-    row, _ = cache.restore([unit], tmp_path / "work", options)["ab"]
+    row, _ = cache.restore([unit], tmp_path / "work", dataclasses.replace(job, gates=options))["ab"]
     fresh = write_result(unit, item.artifact, item.inputs, dataclasses.replace(job, gates=options), tmp_path / "fresh")
     assert row.checked == fresh.checked
     advised = any("--keep-fp32" in gate.detail for gate in row.gates)
@@ -89,19 +92,50 @@ def test_kept_measurements_give_the_verdict_of_a_run_with_these_limits(
     assert read_report(row.path).checked == fresh.checked
 
 
-def test_a_kept_time_that_breaks_the_limit_of_now_is_measured_again(
+@pytest.fixture
+def timed(
     item: BundleInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Callable[[str], None], Callable[..., str | None]]:
+    """Keep a result with times of a kind of machine, and tell whether it is restored for a job with these limits."""
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
     target = load_target("linux-x86_64-xnnpack")
-    job = Job(source="digits", targets=(target,), name="digits")
-    timing = Timing(p50_ms=4.0, p90_ms=5.0, runs=100, warmup=1, threads=1, arch=platform.machine())
-    artifact = dataclasses.replace(item.artifact, verified=dataclasses.replace(item.artifact.verified, timing=timing))
     unit = BuildUnit(target=target, scheme="static-int8", key="ab")
-    row = write_result(unit, artifact, item.inputs, job, tmp_path / "kept")
-    cache.stored({"ab": (write_reports(row, DataFacts()), DataFacts())}, {})
-    assert cache.restore([unit], tmp_path / "a", GateOptions(limits=(("latency", 4.9),))) == {}
-    assert "ab" in cache.restore([unit], tmp_path / "b", GateOptions(limits=(("latency", 5.0),)))
+    job = Job(source="digits", targets=(target,), name="digits")
+
+    def keep(cpu: str) -> None:
+        timing = Timing(p50_ms=4.0, p90_ms=5.0, runs=100, warmup=1, threads=1, arch=platform.machine(), cpu=cpu)
+        verified = dataclasses.replace(item.artifact.verified, timing=timing)
+        artifact = dataclasses.replace(item.artifact, verified=verified)
+        row = write_result(unit, artifact, item.inputs, job, tmp_path / f"kept-{cpu[:3]}")
+        cache.stored({"ab": (write_reports(row, DataFacts()), DataFacts())}, {})
+
+    def restored(**limits: float) -> str | None:
+        gates = GateOptions(limits=tuple(limits.items()))  # type: ignore[arg-type]
+        work = Path(tempfile.mkdtemp(dir=tmp_path))
+        found = cache.restore([unit], work, dataclasses.replace(job, gates=gates, source="elsewhere/net.py:digits"))
+        if not found:
+            return None
+        row, _ = found["ab"]
+        assert row.source == read_report(row.path).source == "elsewhere/net.py:digits"
+        return row.verified.timing.cpu
+
+    return keep, restored
+
+
+def test_a_kept_time_that_breaks_the_limit_of_now_is_measured_again(timed) -> None:
+    keep, restored = timed
+    keep(processor_kind())
+    assert restored(latency=4.9) is None
+    assert restored(latency=5.0) == processor_kind()
+
+
+def test_a_time_of_another_kind_of_machine_is_shown_and_never_judged(timed) -> None:
+    keep, restored = timed
+    keep("Other, 64 cores")
+    assert restored() == restored(size=1e9) == "Other, 64 cores"
+    assert restored(latency=5.0) is None
+    keep(processor_kind())  # beside the other one, and before it
+    assert restored() == restored(latency=5.0) == processor_kind()
 
 
 def test_a_predicted_latency_stays_what_it_is(

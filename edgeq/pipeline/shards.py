@@ -32,9 +32,8 @@ from edgeq.core.results.report import (
     RunReport,
     Shard,
 )
-from edgeq.core.units import counted
 from edgeq.pipeline.project import judged
-from edgeq.pipeline.reports import read_source, write_page
+from edgeq.pipeline.reports import read_source, write_index
 
 SHARD_NAME = "shard.json"
 
@@ -199,9 +198,8 @@ def merge_shards(folders: Sequence[Path], jobs: Sequence[Job], app: AppOptions, 
         results = _collected(results, out)
     report = judged(Project(jobs=tuple(jobs), out=out or Path(), app=app), results)
     if out is not None:
-        title = f"{counted(len(report.models), 'model')}, {counted(len(report.rows), 'bundle')}"
         broken = [model for model in report.models if model.error is not None]
-        write_page(out, report.rows, DataFacts(), title=title, app=report.app, broken=broken, refused=report.refused)
+        write_index(out, report.rows, DataFacts(), app=report.app, broken=broken, refused=report.refused)
     return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,54 +15,61 @@ import typer
 from edgeq.cli.console import say, say_json
 from edgeq.core.errors import ExitCode
 from edgeq.core.profiles import profile_files
-from edgeq.core.system import driver_state
+from edgeq.core.system import driver_state, install_command
 from edgeq.core.units import format_bytes
 
 # what requirements.lock pins: the versions that the tests ran with
 TESTED = {
-    "torch": "2.15.0",
-    "torchvision": "0.29.2",
-    "torchao": "0.18.0",
-    "executorch": "1.5.1",
-    "numpy": "2.4.6",
     "typer": "0.29.2",
     "rich": "15.0.0",
     "pydantic": "2.14.3",
-    "safetensors": "0.8.0",
-    "pillow": "13.0.0",
     "filelock": "4.2.11",
     "platformdirs": "4.14.5",
-    "pip": "26.3",
     "jinja2": "3.1.6",
     "pygal": "3.1.3",
     "tuf": "7.0.1",
     "securesystemslib": "1.6.0",
     "cryptography": "50.0.2",
-    "zstandard": "0.25.0",
+    "backports.zstd": "1.8.0",
     "bsdiff4": "1.3.2",
     "cyclonedx-python-lib": "11.12.0",
     "packageurl-python": "0.17.6",
     "urllib3": "2.8.0",
 }
 
-_DIGITS = ("scikit-learn", "1.9.1")
+_RUNTIMES = "packaging models and running artifacts need it"
+
+# by library of an extra: the version that the tests ran with, what needs it, and an extra that has it
+EXTRA_LIBRARIES = {
+    "torch": ("2.15.0", _RUNTIMES, "executorch"),
+    "numpy": ("2.4.6", _RUNTIMES, "executorch"),
+    "safetensors": ("0.8.0", _RUNTIMES, "executorch"),
+    "pillow": ("13.0.0", _RUNTIMES, "executorch"),
+    "pip": ("26.3", "it fetches the runtimes that QEMU runs", "executorch"),
+    "torchao": ("0.18.0", "ExecuTorch and ONNX Runtime targets need it", "executorch"),
+    "executorch": ("1.5.1", "ExecuTorch targets need it", "executorch"),
+    "onnx": ("1.23.2", "ONNX Runtime targets need it", "onnx"),
+    "onnxscript": ("0.7.2", "ONNX Runtime targets need it", "onnx"),
+    "onnxruntime": ("1.31.1", "ONNX Runtime targets need it", "onnx"),
+    "torchvision": ("0.29.2", "models named torchvision:NAME need it", "torchvision"),
+    "scikit-learn": ("1.9.1", "it includes the data of the digits model", "digits"),
+}
 
 _TESTED_PYTHON = (3, 11)
 
 _ALLOWED_PYTHON = ((3, 11), (3, 14))  # the second is excluded
 
-_ONNX = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnxruntime": "1.31.1"}
-
+# beside them, every extra of a runtime brings NumPy, safetensors and Pillow
 _RUNTIME_NEEDS = {
     "executorch": ("torch", "torchao", "executorch"),
     "torchscript": ("torch",),
-    "onnx": ("torch", "torchao", *_ONNX),
+    "onnx": ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
     "cuda": ("torch",),
 }
 
 _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
 
-_EXTRAS_OF_BACKENDS = {"qnn-htp": ("onnxruntime-qnn", "2.7.0")}  # x86_64 Linux with glibc 2.35, and Windows
+_EXTRAS_OF_BACKENDS = {"qnn-htp": ("onnxruntime-qnn", "qnn")}  # x86_64 Linux with glibc 2.35, and Windows
 
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
 
@@ -95,7 +103,7 @@ class Finding:
     Attributes:
         kind: python, library, target, tool or disk.
         found: its version or place; None where it is missing.
-        needed: whether the main job fails without it.
+        needed: whether nothing works without it.
         remark: a problem or remark; empty if there is none.
         fix: the command or advice that fixes it; empty if there is nothing to do.
     """
@@ -126,17 +134,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
             mark = "ok" if finding.ok else "x" if finding.needed else "-"
             said = "; ".join(part for part in (finding.found, finding.remark) if part)
             lines.append(f"  {mark:2}  {finding.name:{width}}  {said}{f'  ({finding.fix})' if finding.fix else ''}")
-        say("\n".join([*lines, "", "ready" if ready else "not ready: see the lines marked with x"]))
+        say("\n".join([*lines, "", _verdict(findings) if ready else "not ready: see the lines marked with x"]))
     raise typer.Exit(ExitCode.OK if ready else ExitCode.ENVIRONMENT)
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    """Return what an installation that has all that it needs is ready for."""
+    if any(finding.ok for finding in findings if finding.kind == "target"):
+        return "ready"
+    without = "ready to inspect, compare reports, install, release and follow updates"
+    return f"{without}; packaging and running models needs an extra: {install_command('executorch')}"
 
 
 def examine() -> tuple[Finding, ...]:
     """Return all findings, in the order in which they are printed."""
-    libraries = [_library(name, tested, needed=True) for name, tested in TESTED.items()]
-    optional = [
-        _library(*_DIGITS, needed=False, use="it includes the data of the digits model"),
-        *(_library(name, tested, needed=False, use="ONNX Runtime targets need it") for name, tested in _ONNX.items()),
-    ]
+    libraries = [_library(name, version) for name, version in TESTED.items()]
+    optional = [_library(name, *known) for name, known in EXTRA_LIBRARIES.items()]
     present = {finding.name for finding in (*libraries, *optional) if finding.found}
     tools = [_tool(*tool) for tool in _TOOLS]
     version = sys.version_info[:2]
@@ -156,17 +169,20 @@ def examine() -> tuple[Finding, ...]:
     )
 
 
-def _library(name: str, tested: str, *, needed: bool, use: str = "") -> Finding:
+def _library(name: str, tested: str, use: str = "", extra: str = "") -> Finding:
+    """Return the finding of a library that edgeq always needs, or that comes with an extra."""
     fix = f"pip install {name}=={tested}"
     version = _version(name)
+    if version is None and extra:
+        remark, fix = f"missing; {use}", install_command(extra)
+        return Finding(kind="library", name=name, ok=False, needed=False, found=None, remark=remark, fix=fix)
     if version is None:
-        remark = "missing" if needed else f"missing; {use}"
-        return Finding(kind="library", name=name, ok=False, needed=needed, found=None, remark=remark, fix=fix)
+        return Finding(kind="library", name=name, ok=False, needed=True, found=None, remark="missing", fix=fix)
     # torch adds "+cpu" and the like to its version
     same = version.partition("+")[0] == tested
     remark = "" if same else f"edgeq was tested with {tested}"
     return Finding(
-        kind="library", name=name, ok=True, needed=needed, found=version, remark=remark, fix="" if same else fix
+        kind="library", name=name, ok=True, needed=not extra, found=version, remark=remark, fix="" if same else fix
     )
 
 
@@ -183,16 +199,13 @@ def _targets(present: set[str]) -> list[Finding]:
 def _target(target: str, runtime: str, backend: str, present: set[str]) -> Finding:
     missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
     if missing:
-        remark, fix = (
-            f"needs {', '.join(missing)}",
-            "pip install " + " ".join(f"{m}=={(TESTED | _ONNX)[m]}" for m in missing),
-        )
+        remark, fix = f"needs {', '.join(missing)}", install_command(runtime)
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
     elif backend in _EXTRAS_OF_BACKENDS and _version(_EXTRAS_OF_BACKENDS[backend][0]) is None:
-        name, version = _EXTRAS_OF_BACKENDS[backend]
-        remark, fix = f"needs {name}, which holds the emulator of the NPU", f"pip install {name}=={version}"
+        name, extra = _EXTRAS_OF_BACKENDS[backend]
+        remark, fix = f"needs {name}, which holds the emulator of the NPU", install_command(extra)
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine can only be verified on an x86 host", "run edgeq on an x86_64 machine"
     else:

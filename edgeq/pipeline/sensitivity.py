@@ -9,6 +9,7 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.model import LoadedModel, Sensitivity
+from edgeq.core.system import check_extras
 from edgeq.pipeline.prepare import prepare
 from edgeq.quantize import RANKINGS, rank_layers
 from edgeq.quantize.capture import capture
@@ -41,6 +42,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     if target.runtime not in RANKINGS:
         what = f"edgeq cannot rank the layers for {target.name}: runtime {target.runtime}"
         raise UnsupportedError(what, f"give a target with the runtime {' or '.join(sorted(RANKINGS))}")
+    check_extras((target.runtime,))
     job = with_demo_data(job)
     inputs = prepare(job, progress, schemes=("static-int8",), describe=_refused)
     if inputs.calibration.count == 0:

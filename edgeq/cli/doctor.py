@@ -1,22 +1,36 @@
-"""`edgeq doctor`: what is installed, what each target needs, and how to install what is missing. Loads no library."""
+"""`edgeq doctor`: what is installed, and how to install what is missing; with MODEL, which targets and schemes work.
+
+Without MODEL, no library is loaded.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shutil
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from edgeq.cli.console import say, say_json
-from edgeq.core.errors import ExitCode
+import edgeq
+from edgeq.cli import options as flags
+from edgeq.cli.console import open_progress, say, say_json
+from edgeq.cli.options import ConfigOptions, grouped, to_values
+from edgeq.core.errors import EnvironmentProblem, ExitCode, UsageError
 from edgeq.core.profiles import profile_files
-from edgeq.core.system import driver_state, install_command
+from edgeq.core.system import driver_state, host_arch, install_command
 from edgeq.core.units import format_bytes
+
+if TYPE_CHECKING:
+    import edgeq.config.resolve
+    import edgeq.pipeline.pairs
+    import edgeq.report.text
+    from edgeq.pipeline.pairs import Pairs
 
 # what requirements.lock pins: the versions that the tests ran with
 TESTED = {
@@ -117,8 +131,35 @@ class Finding:
     fix: str = ""
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what is installed, what is missing, and how to install it."""
+_OPTIONS = ConfigOptions(
+    keys=(
+        *("model", "weights", "inputs", "targets", "trust_source", "ignore_extra_weights", "seed"),
+        *("data.calibration", "data.preprocess", "data.skip_bad_images"),
+    ),
+    docs={
+        "model": "Also try this model: torchvision:NAME, file.py:factory, model.pt2, … or digits.",
+        "targets": "Target to try, repeatable; if none is given, those of phones and of this host.",
+        "data.calibration": "Samples to try it on: an image folder, .npz/.npy or file.py:function; else random inputs.",
+    },
+)
+
+
+@grouped
+def doctor(
+    options: Annotated[dict[str, Any], _OPTIONS],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Show what is installed, what is missing, and how to install it.
+
+    With MODEL, show which targets and schemes work for it: each pair is built and run on a few samples. Accuracy is
+    not judged, and nothing is written.
+    """
+    values = to_values(options)
+    if "model" in values:
+        _try_model(values, as_json=as_json, quiet=quiet)
+    if values:
+        raise UsageError("options of a model were given without MODEL", "name the model: edgeq doctor MODEL …")
     findings = examine()
     ready = all(finding.ok for finding in findings if finding.needed)
     if as_json:
@@ -136,6 +177,65 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
             lines.append(f"  {mark:2}  {finding.name:{width}}  {said}{f'  ({finding.fix})' if finding.fix else ''}")
         say("\n".join([*lines, "", _verdict(findings) if ready else "not ready: see the lines marked with x"]))
     raise typer.Exit(ExitCode.OK if ready else ExitCode.ENVIRONMENT)
+
+
+def _try_model(values: dict[str, Any], *, as_json: bool, quiet: bool) -> NoReturn:
+    """Try a model with every target and scheme, and end with the exit code."""
+    if "targets" not in values:
+        ready = [name for name in _usual_targets() if name in {one.name for one in examine() if one.ok}]
+        if not ready:
+            raise EnvironmentProblem("no target can be built here", "see `edgeq doctor`")
+        values = values | {"targets": ready}
+    job = edgeq.config.resolve.request(values | {"device": {"on": "host"}}, {})
+    with open_progress(quiet=quiet) as progress:
+        found = edgeq.pipeline.pairs.try_pairs(job, progress)
+    if as_json:
+        pairs = [dataclasses.asdict(pair) for pair in found.pairs]
+        say_json({"schema_version": 1, "model": found.model, "data": found.data, "pairs": pairs})
+    else:
+        say(render_pairs(found))
+    raise typer.Exit(found.exit_code)
+
+
+def _usual_targets() -> list[str]:
+    """Return the targets of phones and of this host; those of GPUs only where one is."""
+    names = []
+    for name, path in profile_files().items():
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        is_near = values["platform"] in ("android", "ios") or values["arch"] == host_arch()
+        if is_near and (values["runtime"] != "cuda" or driver_state()):
+            names.append(name)
+    return names
+
+
+def render_pairs(found: Pairs) -> str:
+    """Return a row for each target, a column for each scheme, and the reasons below."""
+    by_pair = {(pair.target, pair.scheme): pair for pair in found.pairs}
+    targets = list(dict.fromkeys(pair.target for pair in found.pairs))
+    schemes = list(dict.fromkeys(pair.scheme for pair in found.pairs))
+    reasons: dict[str, list[str]] = {}
+    rows = [("target", *schemes)]
+    for target in targets:
+        cells = []
+        for scheme in schemes:
+            pair = by_pair.get((target, scheme))
+            if pair is None:
+                cells.append("-")
+            elif pair.outcome == "ok":
+                cells.append(f"ok {format_bytes(pair.size_bytes or 0)}")
+            else:
+                reason = f"{pair.outcome}: {pair.why}" + (f"; {pair.fix}" if pair.fix else "")
+                number = [*reasons].index(reason) + 1 if reason in reasons else len(reasons) + 1
+                reasons.setdefault(reason, []).append(f"{target} {scheme}")
+                cells.append(f"{pair.outcome} ({number})")
+        rows.append((target, *cells))
+    working = sum(pair.outcome == "ok" for pair in found.pairs)
+    lines = [f"{found.model}: {working} of {len(found.pairs)} pairs work, on {found.data}"]
+    lines += edgeq.report.text.aligned(rows)
+    lines += [f"({n}) {edgeq.report.text.printable(reason)}" for n, reason in enumerate(reasons, 1)]
+    return "\n".join(
+        [*lines, "-: the target has no such scheme; not tried: qat-int8 and mixed-int8, which train and search"]
+    )
 
 
 def _verdict(findings: Sequence[Finding]) -> str:
@@ -187,8 +287,6 @@ def _library(name: str, tested: str, use: str = "", extra: str = "") -> Finding:
 
 
 def _targets(present: set[str]) -> list[Finding]:
-    import tomllib
-
     findings = []
     for name, path in profile_files().items():
         values = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -297,7 +297,7 @@ app.add_typer(keys.app, name="keys")
 
 app.add_typer(ota.app, name="ota")
 
-app.command("doctor")(doctor.doctor)
+app.command("doctor", cls=GroupedCommand, context_settings=_WIDE)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -159,7 +159,7 @@ def input_axes(text: str) -> tuple[int, ...] | None:
     """Return the axes behind the batch that a checkpoint's first layer takes, 0 for an unknown length; None if unclear.
 
     (3, 0, 0) is an image of three channels, (16,) a vector. The order of the weights says which layer is the first;
-    .safetensors files have none, so there only three channels are told.
+    .safetensors files have none, so there only three channels are recognized.
     """
     path, key = weights_file(text)
     for place, found in _dicts(_read(path, trusted=False)):

@@ -202,6 +202,7 @@ def verify(
     metric: Any = None,
     digest: str | None = None,
     verdict: str | os.PathLike[str] | None = None,
+    run: bool = True,
     options: Mapping[str, Any] | None = None,
     trust_source: bool = False,
     progress: bool | Progress = True,
@@ -216,6 +217,7 @@ def verify(
         metric: as for `package`.
         digest: SHA-256 in hexadecimal that the bundle must have.
         verdict: a file of measurements from another device (`edgeq verify --write-verdict`).
+        run: whether the artifact runs; else files, recorded gates and size limits are checked, with no runtime.
         options: other options by their keys in edgeq.toml, such as `{"allow_unmeasured": ["latency"]}`.
         trust_source: let code in the bundle's artifact run: pickled objects, machine code.
         progress: as for `package`.
@@ -246,6 +248,7 @@ def verify(
                 digest=digest or _digest(bundle),
                 verdict=None if verdict is None else Path(verdict),
                 trusted=trust_source,
+                run=run,
             )
 
 

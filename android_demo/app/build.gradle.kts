@@ -13,21 +13,27 @@ android {
         targetSdk = 36
         versionCode = 1
         versionName = "1.0"
+
+        ndk {
+            abiFilters += "arm64-v8a" // the bundles' own; the runtimes bring three more
+        }
     }
 
     androidResources {
         // compressed once more they would only grow, and could not be read in place
-        noCompress += listOf("pte", "ptl", "npz")
+        noCompress += listOf("pte", "ptl", "ort", "npz")
     }
 
     packaging {
-        // both runtimes bring these two
+        // executorch and pytorch_android_lite bring these two
         jniLibs.pickFirsts += listOf("**/libc++_shared.so", "**/libfbjni.so")
     }
 
     buildTypes {
         release {
-            isMinifyEnabled = false // the runtimes find their classes by name, from native code
+            // the runtimes find their classes by name, from native code: the rules keep them, but R8 was not run here
+            isMinifyEnabled = false
+            proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"), "proguard-rules.pro")
         }
     }
 }
@@ -41,6 +47,7 @@ dependencies {
     implementation(variantOf(libs.zstd) { artifactType("aar") })
     implementation(libs.executorch)
     implementation(libs.fbjni)
+    implementation(libs.onnxruntime)
     implementation(libs.pytorch.lite) {
         // executorch brings the same classes in the newer library
         exclude(group = "com.facebook.fbjni", module = "fbjni-java-only")

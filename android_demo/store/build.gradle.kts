@@ -1,5 +1,18 @@
 plugins {
     alias(libs.plugins.kotlin.jvm)
+    `maven-publish`
+}
+
+group = "edgeq"
+version = "0.1.0"
+
+// gradle :store:publishToMavenLocal, for an app of your own: docs/howto/add-to-app.md
+publishing {
+    publications {
+        create<MavenPublication>("store") {
+            from(components["java"])
+        }
+    }
 }
 
 kotlin {

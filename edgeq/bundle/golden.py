@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.bundle.reader import open_regular
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, IntegrityError, first_line
 from edgeq.core.manifest import GOLDEN_NAME, Bundle, Manifest, Tensor
 from edgeq.core.preprocess import apply
 from edgeq.core.results.report import GoldenSet
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 MAX_BYTES = 512_000_000
 
@@ -73,8 +70,6 @@ def _sample(golden: GoldenSet, manifest: Manifest, index: int) -> tuple[NDArray[
 
 
 def _ready(array: NDArray[Any], tensor: Tensor, *, preprocessed: bool) -> NDArray[Any]:
-    import numpy as np
-
     if math.prod(tensor.shape) > _MAX_ELEMENTS:
         raise _broken(f"input {tensor.name} has the shape {list(tensor.shape)}, which is too large")
     image = tensor.preprocessing
@@ -107,7 +102,7 @@ def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) or name in arrays:
                     raise ValueError(f"the entry {info.filename[:80]!r} is compressed, too large, or listed twice")
                 arrays[name] = _array(archive.read(info))
-    except IntegrityError:
+    except (IntegrityError, ModuleNotFoundError):  # where NumPy is missing, the file is not to blame
         raise
     except Exception as err:  # zipfile and NumPy raise a dozen kinds on hostile bytes
         raise _broken(first_line(err)) from err
@@ -116,8 +111,6 @@ def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
 
 def _array(data: bytes) -> NDArray[Any]:
     """Return the array of an .npy file of version 1.0; `np.load` would allocate whatever the header says."""
-    import numpy as np
-
     header = io.BytesIO(data)
     if np.lib.format.read_magic(header) != (1, 0):
         raise ValueError("an array's format is not 1.0")

@@ -7,11 +7,12 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from edgeq.bundle.example import EXAMPLE_NAME, example_script, has_example
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import ExitCode
 from edgeq.core.files import disk_errors, sha256_file
 from edgeq.core.manifest import (
@@ -45,10 +46,6 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import CheckReport, DataFacts, Gate, GoldenSet, PackageResult
 from edgeq.core.schema import explain
 from edgeq.core.system import edgeq_version
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 Facts = TypeVar("Facts", bound=BaseModel)
 
@@ -112,8 +109,6 @@ def _golden_arrays(golden: GoldenSet, input_names: list[str]) -> Iterator[tuple[
 
 
 def _npy(array: NDArray[Any]) -> bytes:
-    import numpy as np
-
     sink = io.BytesIO()
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     np.lib.format.write_array(sink, plain, version=(1, 0), allow_pickle=False)

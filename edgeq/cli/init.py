@@ -22,8 +22,16 @@ from edgeq.core.sources import GENERIC_FACTORIES, factory_model_name
 if TYPE_CHECKING:
     import edgeq.deliver.install
     import edgeq.pipeline.preflight
+    import edgeq.pipeline.proposals
+    from edgeq.pipeline.proposals import Preprocessing
 
 _TARGETS = {"android": "android-arm64-xnnpack", "ios": "ios-arm64-xnnpack"}
+
+_STORES = {"android": "play-base-module"}
+
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+_ARCHITECTURES = ("torchvision:", "timm:")
 
 _HOST_TARGET = "linux-x86_64-x86"
 
@@ -43,12 +51,32 @@ class Found:
     Attributes:
         apps: app projects below it, with their platforms.
         calibration, evaluation: data, recognized by name.
+        weights: checkpoints beside the model.
+        apk: the newest APK of the apps, built without the model; None where there is none.
     """
 
     apps: tuple[tuple[str, tuple[str, ...]], ...]
     calibration: str | None
     evaluation: str | None
-    preprocess: str | None
+    weights: tuple[str, ...] = ()
+    apk: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A `[[model]]` of the file.
+
+    Attributes:
+        weights: the value of --weights.
+        input: the proposed shape of its input.
+        preprocessing: the proposed preprocessing.
+    """
+
+    name: str
+    source: str
+    weights: str | None
+    input: str | None
+    preprocessing: Preprocessing | None
 
 
 def init(
@@ -57,65 +85,94 @@ def init(
         typer.Argument(metavar="MODEL…", help="torchvision:NAME, file.py or file.py:factory, model.pt2, … or digits."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")] = Path(PROJECT_FILE),
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE[#KEY]", help="Trained weights of the model; its inputs are read off."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented edgeq.toml for one or more models, to be built with `edgeq build`.
 
-    Names, factories, data folders and app projects are detected in the current folder; no code runs.
+    Names, factories, data folders, checkpoints and app projects are detected in the current folder, inputs in the
+    weights, preprocessing in what torchvision, timm and transformers state. Your code does not run.
     """
     if output.exists() and not force:
         raise UsageError(f"{output} already exists", "edit it, or give --force to replace it")
+    if weights is not None and len(models) > 1:
+        raise UsageError(
+            f"--weights was given with {len(models)} models", "give one model, or edit the file afterwards"
+        )
+    if weights is not None and "." in weights and not Path(weights.partition("#")[0]).is_file():
+        raise UsageError(f"--weights: no such file: {weights}", "check the path")
     sources = [_source(text) for text in models]
     for source in sources:
         edgeq.pipeline.preflight.check_source(source)
-    is_vision = all(source.startswith("torchvision:") for source in sources)
-    write_text(output, project_text(sources, look_around(Path(), is_vision=is_vision)))
-    say(f"written: {output}; next: edgeq build --dry-run, then edgeq build")
+    found = look_around(Path())
+    proposals = edgeq.pipeline.proposals
+    side = None if found.calibration is None else proposals.image_side(Path(found.calibration))
+    described = []
+    for name, source in zip(_names(sources), sources, strict=True):
+        preprocessing = proposals.proposed_preprocessing(source)
+        crop = preprocessing.spec.crop[0] if preprocessing is not None and preprocessing.spec.crop else None
+        shape = proposals.proposed_input(weights, crop or side) if _needs_inputs(source) else None
+        described.append(Model(name=name, source=source, weights=weights, input=shape, preprocessing=preprocessing))
+    written = [output]
+    for model in described:
+        if model.preprocessing is not None and not model.preprocessing.preset:
+            written.append(_preprocess_file(output, model.name))
+            write_text(written[-1], _preprocess_text(model.preprocessing))
+    write_text(output, project_text(described, found, output))
+    say(f"written: {', '.join(map(str, written))}; next: edgeq build --dry-run, then edgeq build")
 
 
-def look_around(folder: Path, *, is_vision: bool) -> Found:
-    """Return a folder's data, recognized by name, and the app projects one level down."""
+def look_around(folder: Path) -> Found:
+    """Return a folder's data and checkpoints, recognized by name, and the app projects one level down."""
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     apps = tuple(
         (path.name, platforms) for path in below if (platforms := tuple(edgeq.deliver.install.project_platforms(path)))
     )
     calibration, evaluation = (_data(folder, names) for names in (_CALIBRATION, _EVALUATION))
-    is_images = calibration is not None and (folder / calibration).is_dir()
-    return Found(
-        apps=apps,
-        calibration=calibration,
-        evaluation=evaluation,
-        preprocess="imagenet" if is_images and is_vision else None,
-    )
+    weights = tuple(path.name for path in sorted(folder.iterdir()) if path.suffix in _CHECKPOINTS)
+    apks = [path for name, _ in apps for path in (folder / name).glob("**/build/outputs/apk/**/*.apk")]
+    apk = max(apks, key=lambda path: path.stat().st_mtime, default=None)
+    return Found(apps=apps, calibration=calibration, evaluation=evaluation, weights=weights, apk=apk)
 
 
-def project_text(sources: Sequence[str], found: Found) -> str:
+def project_text(models: Sequence[Model], found: Found, output: Path) -> str:
     """Return the file's text: detected values as keys, others as commented examples."""
     platforms = [platform for _, names in found.apps for platform in names]
-    targets = [_TARGETS[name] for name in dict.fromkeys(platforms) if name in _TARGETS] or [_TARGETS["android"]]
+    targets = [_TARGETS[name] for name in dict.fromkeys(platforms) if name in _TARGETS]
+    stores = [_STORES[name] for name in dict.fromkeys(platforms) if name in _STORES]
+    # a store's limit is for targets of its platform alone
+    known_size = found.apk is not None and set(platforms) == {"android"}
     lines = [
         "# Models and options for `edgeq build`. Paths are relative to this file.",
         "# Keys above the first [[model]] apply to all models; a model's own keys override them.",
         'out = "out"',
         "",
         "# `edgeq targets list` shows all targets; default scheme: the first one of each target",
-        f"targets = {json.dumps([*targets, _HOST_TARGET])}",
+        f"targets = {json.dumps(targets or [_TARGETS['android'], _HOST_TARGET])}",
         '# schemes = ["static-int8", "fp32"]',
         "",
         "# apps to install into if all gates of all models pass",
         _key("install_into", [name for name, _ in found.apps], '["android_app"]'),
         "",
+        "# what the app store takes; app_size is that of the app without the models",
+        _key("store_limits", stores if known_size else None, json.dumps(stores or [_STORES["android"]])),
+        f'app_size = "{found.apk.stat().st_size}B"  # {found.apk}'
+        if found.apk and known_size
+        else '# app_size = "60MB"',
+        "",
         "[data]",
         "# an image folder, .npz, .npy or file.py:function; the two must not overlap",
         _key("calibration", found.calibration, '"data/train"'),
         _key("evaluation", found.evaluation, '"data/val"'),
-        "# imagenet, unit, or a .toml file with color, resize, crop, scale, mean, std, layout",
-        _key("preprocess", found.preprocess, '"imagenet"'),
+        '# preprocess = "imagenet"  # or unit, or a .toml file with color, resize, crop, scale, mean, std, layout',
         "",
         "# limits for each model; a limit that cannot be measured fails",
         "[limit]",
         '# size = "5MB"',
-        '# accuracy_drop = "1pp"',
+        ("" if found.evaluation else "# ") + 'accuracy_drop = "1pp"',
         '# latency = "40ms"',
         "",
         "# limits for the whole app: all models for one ABI and the runtimes' libraries",
@@ -123,30 +180,55 @@ def project_text(sources: Sequence[str], found: Found) -> str:
         '# limit.download = "20MB"',
         '# runtime_size.android-arm64.executorch = "7MB"',
     ]
-    for name, source in zip(_names(sources), sources, strict=True):
-        lines += _model(name, source)
+    for model in models:
+        lines += _model(model, found, output)
     return "\n".join(lines) + "\n"
 
 
-def _model(name: str, source: str) -> list[str]:
-    lines = ["", "[[model]]", f"name = {json.dumps(name)}", f"source = {json.dumps(source)}", 'version = "1"']
-    if source.startswith("torchvision:"):
-        lines.append(
-            '# weights = "weights.safetensors"  # without weights they are random, and the bundle cannot be installed'
-        )
-    return lines + _inputs(source)
+def _preprocess_file(output: Path, name: str) -> Path:
+    return output.parent / f"{name}.preprocess.toml"
+
+
+def _preprocess_text(found: Preprocessing) -> str:
+    """Return a preprocessing file; `docs/models.md` describes its keys."""
+    values = found.spec.model_dump(mode="json", exclude_defaults=True)
+    head = [f"# From {found.origin}.", "# edgeq and apps resize by bilinear interpolation without antialiasing."]
+    return "\n".join([*head, *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
+
+
+def _model(model: Model, found: Found, output: Path) -> list[str]:
+    lines = [
+        "",
+        "[[model]]",
+        f"name = {json.dumps(model.name)}",
+        f"source = {json.dumps(model.source)}",
+        'version = "1"',
+    ]
+    if model.weights is not None:
+        lines.append(f"weights = {json.dumps(model.weights)}")
+    elif model.source.startswith(_ARCHITECTURES):
+        such = json.dumps(found.weights[0]) if found.weights else '"weights.safetensors"'
+        lines.append(f"# weights = {such}  # without weights they are random, and the bundle cannot be installed")
+    elif found.weights and ".py:" in model.source:
+        lines.append(f"# weights = {json.dumps(found.weights[0])}  # if {model.source} does not load them itself")
+    if model.preprocessing is not None:
+        name = model.preprocessing.preset or _preprocess_file(output, model.name).name
+        lines.append(f"data.preprocess = {json.dumps(name)}  # {model.preprocessing.origin}")
+    if model.input is not None:
+        lines.append(f"inputs = [{json.dumps(model.input)}]  # from the first layer of the weights: check the sizes")
+    elif _needs_inputs(model.source):
+        lines.append('# inputs = ["1x3x224x224"]  # or define example_inputs() next to the factory')
+    return lines
 
 
 def _key(name: str, value: str | list[str] | None, example: str) -> str:
     return f"{name} = {json.dumps(value)}" if value else f"# {name} = {example}"
 
 
-def _inputs(source: str) -> list[str]:
-    """Say that inputs are needed where a factory's file gives no example."""
+def _needs_inputs(source: str) -> bool:
+    """Whether a factory's file gives no example of its inputs."""
     path, colon, _ = source.partition(":")
-    if not colon or not path.endswith(".py") or "example_inputs" in _functions(Path(path)):
-        return []
-    return ['# inputs = ["1x3x224x224"]  # or define example_inputs() next to the factory']
+    return bool(colon) and path.endswith(".py") and "example_inputs" not in _functions(Path(path))
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -164,15 +246,15 @@ def _source(text: str) -> str:
     """Return the source with its factory filled in, if a Python file has one that can be identified."""
     if ":" in text or not text.endswith(".py"):
         return text
-    functions = _functions(Path(text))
+    functions = _functions(Path(text)) or _modules(Path(text))
     chosen = [name for name in GENERIC_FACTORIES if name in functions] or [
         name for name in functions if name != "example_inputs"
     ]
     if not chosen or (chosen[0] not in GENERIC_FACTORIES and len(chosen) > 1):
         candidates = (
-            f"functions without arguments: {', '.join(functions)}"
+            f"those that need no argument: {', '.join(functions)}"
             if functions
-            else "it has no functions without arguments"
+            else "it has no functions without arguments, and no such modules"
         )
         raise UsageError(f"{text}: which function returns the model? {candidates}", f"give it as {text}:FUNCTION")
     return f"{text}:{chosen[0]}"
@@ -180,16 +262,30 @@ def _source(text: str) -> str:
 
 def _functions(path: Path) -> list[str]:
     """Return the public functions of a Python file that need no argument, without running it."""
+    tree = _parsed(path)
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and _is_callable(node, node.args)]
+
+
+def _modules(path: Path) -> list[str]:
+    """Return the public classes of a Python file that are modules by the name of a base, and need no argument."""
+    found = []
+    for node in _parsed(path).body:
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Module") for base in node.bases):
+            start = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+            if all(_is_callable(node, one.args, own=1) for one in start):
+                found.append(node.name)
+    return found
+
+
+def _parsed(path: Path) -> ast.Module:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as err:
         raise UsageError(f"cannot read {path}: {err}", "check the path, and that the file is Python") from err
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and _is_callable(node)]
 
 
-def _is_callable(node: ast.FunctionDef) -> bool:
-    arguments = node.args
-    needed = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+def _is_callable(node: ast.FunctionDef | ast.ClassDef, arguments: ast.arguments, *, own: int = 0) -> bool:
+    needed = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults) - own
     return not node.name.startswith("_") and needed <= 0 and None not in arguments.kw_defaults
 
 

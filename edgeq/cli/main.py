@@ -40,7 +40,7 @@ from edgeq.cli import (
 from edgeq.cli.console import INTERRUPTS, say, say_error, silence_stdout
 from edgeq.cli.options import GroupedCommand
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, first_line
-from edgeq.core.system import missing_heavy
+from edgeq.core.system import missing_module
 
 if TYPE_CHECKING:
     from typer import TyperException
@@ -152,7 +152,7 @@ def explain(err: BaseException) -> EdgeqError:
         what = f"user code called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
         return UsageError(what, "remove that call and run again; --debug shows the whole traceback")
     for link in _chain(err):
-        if isinstance(link, ModuleNotFoundError) and (missing := missing_heavy(str(link))) is not None:
+        if (missing := missing_module(f"{type(link).__name__}: {link}")) is not None:
             return missing
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
             where = f" that holds {link.filename}" if link.filename else ""
@@ -304,7 +304,7 @@ app.add_typer(keys.app, name="keys")
 
 app.add_typer(ota.app, name="ota")
 
-app.command("doctor")(doctor.doctor)
+app.command("doctor", cls=GroupedCommand, context_settings=_WIDE)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

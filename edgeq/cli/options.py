@@ -64,6 +64,18 @@ Github = Annotated[
     ),
 ]
 
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        help="Bundles of the base branch: --markdown and --github show what changed.",
+        rich_help_panel=MORE_OUTPUT.title,
+    ),
+]
+
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -143,6 +155,7 @@ class RunParams:
     junit: Junit = None
     markdown: Markdown = None
     github: Github = False
+    against: Against = None
     quiet: Quiet = False
     verbose: Verbose = False
 

@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Literal
 
 import edgeq
 from edgeq.cli.console import note
+from edgeq.core.config import PROJECT_FILE
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
 from edgeq.core.results.report import DataFacts, ProjectReport
 
 if TYPE_CHECKING:
+    import edgeq.config.project_file
     import edgeq.pipeline.reports
     import edgeq.report.ci
     import edgeq.report.json
     from edgeq.cli.options import RunParams
 
 
-ViewName = Literal["html", "json", "junit", "markdown", "github"]
+ViewName = Literal["html", "json", "junit", "markdown", "github", "badge"]
 
 _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+_GITHUB_FOLDER = "GITHUB_WORKSPACE"  # paths of annotations are relative to the repository's root
 
 
 def as_html(report: ProjectReport, folder: Path = Path()) -> str:
@@ -59,12 +63,18 @@ def as_annotations(report: ProjectReport) -> str:
     return "".join(f"{line}\n" for line in edgeq.report.ci.to_annotations(report))
 
 
+def as_badge(report: ProjectReport) -> str:
+    """Return the badge."""
+    return edgeq.report.ci.to_badge(report)
+
+
 VIEWS: dict[ViewName, Callable[[ProjectReport], str]] = {
     "html": as_html,
     "json": as_json,
     "junit": as_junit,
     "markdown": as_markdown,
     "github": as_annotations,
+    "badge": as_badge,
 }
 
 
@@ -90,30 +100,37 @@ def beside(report: ProjectReport, run: RunParams) -> Iterator[None]:
         EnvironmentProblem, UsageError: a file cannot be written.
     """
     if run.as_json:
-        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+        write_views(report, run)
         yield
     else:
         yield
-        write_views(report, junit=run.junit, markdown=run.markdown, github=run.github)
+        write_views(report, run)
 
 
-def write_views(report: ProjectReport, *, junit: Path | None, markdown: Path | None, github: bool) -> None:
-    """Write the requested files; with `github`, also annotations on stderr and the job summary.
+def write_views(report: ProjectReport, run: RunParams) -> None:
+    """Write the requested files; with --github, also annotations on stderr and the job summary.
 
     Raises:
-        EnvironmentProblem, UsageError: a file cannot be written.
+        EdgeqError: a file cannot be written, or a bundle of --against is damaged.
     """
-    for path, render in ((junit, as_junit), (markdown, as_markdown)):
-        if path is not None:
-            write_text(path, render(report))
-    if github:
+    base = None if run.against is None else edgeq.pipeline.reports.read_base(run.against)
+    if run.junit is not None:
+        write_text(run.junit, as_junit(report))
+    if run.markdown is not None:
+        write_text(run.markdown, edgeq.report.ci.to_markdown(report, base))
+    if run.github:
+        path = run.config or Path(PROJECT_FILE)
+        lines = None
+        if path.is_file():
+            place = os.path.relpath(path, os.environ.get(_GITHUB_FOLDER) or None)
+            lines = edgeq.report.ci.ProjectLines(file=place, lines=edgeq.config.project_file.lines_of(path))
         # stdout may be the JSON document; GitHub reads commands from both
-        for line in as_annotations(report).splitlines():
+        for line in edgeq.report.ci.to_annotations(report, lines):
             note(line)
         summary = os.environ.get(_GITHUB_SUMMARY)
         if summary:
             with disk_errors(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
-                file.write(as_markdown(report))
+                file.write(edgeq.report.ci.to_markdown(report, base))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def report(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders with bundles.")],
     format_: Annotated[
-        str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown or github.")
+        str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown, github or badge.")
     ] = "html",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: stdout]")

@@ -47,6 +47,12 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Write this run's measurements to FILE, for --verdict on another machine."),
     ] = None,
+    no_run: Annotated[
+        bool,
+        typer.Option(
+            "--no-run", help="Check only sizes, hashes, the gates from packaging, and size limits; needs no runtime."
+        ),
+    ] = False,
     trust_source: flags.TrustSource = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
@@ -68,6 +74,14 @@ def verify(
     if write_verdict is not None and device.on == "emulator":
         what = "--write-verdict needs a real device or this host; emulated timings are not meaningful"
         raise UsageError(what, "omit --on emulator, or give a device: --on ssh:HOST or --on adb")
+    if no_run:
+        given = {
+            "--eval-data": "evaluation" in values.get("data", {}),
+            f"--on {device.on}": device.on != "host",
+            "--write-verdict": write_verdict is not None,
+        }
+        if name := next((name for name, is_given in given.items() if is_given), None):
+            raise UsageError(f"{name} runs the artifact, and cannot be combined with --no-run", "omit one of them")
     when = now()
 
     with open_progress(quiet=quiet) as progress:
@@ -80,6 +94,7 @@ def verify(
             digest=digest,
             verdict=verdict,
             trusted=trust_source,
+            run=not no_run,
         )
         written = edgeq.pipeline.measurement.write_verdict(result, write_verdict, when) if write_verdict else None
     if as_json:

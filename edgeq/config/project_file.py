@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,41 @@ def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset
         if name not in known:
             raise UsageError(f"no model {name!r} in {path}.{nearest(name, known)}", f"models: {', '.join(known)}")
     return frozenset(names or known)
+
+
+_TABLE = re.compile(r"\s*(\[{1,2})\s*([^\[\]]+?)\s*\]{1,2}\s*(?:#.*)?$")
+
+_KEY = re.compile(r"""\s*([\w."'-]+)\s*=\s*(.*)""")
+
+
+def lines_of(path: Path) -> dict[tuple[str, str], int]:
+    """Return the line of each key of a file, by model and key; "" stands for no model, and for the entry itself.
+
+    Readers of TOML keep no lines. Only the beginning of a line is looked at, so that keys of inline tables have none.
+    """
+    found: dict[tuple[str, str], int] = {}
+    entry: dict[str, int] = {}
+    name, table = "", ""
+
+    def keep() -> None:
+        found.update({(name, key): line for key, line in entry.items()})
+
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if (head := _TABLE.match(text)) is not None:
+            table = head[2]
+            if head[1] == "[[" and table == "model":
+                keep()
+                name, table, entry = "", "", {"": number}
+            elif table.startswith("model."):
+                table = table.removeprefix("model.")
+            entry.setdefault(table, number)
+        elif (given := _KEY.match(text)) is not None:
+            key = f"{table}.{given[1]}" if table else given[1]
+            entry.setdefault(key, number)
+            if key == "name" and "" in entry:
+                name = given[2].partition("#")[0].strip().strip("\"'")
+    keep()
+    return found
 
 
 def _app(table: AppConfig, origin: str) -> AppOptions:

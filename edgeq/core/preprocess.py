@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.schema import explain, read_toml
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 
@@ -118,8 +114,6 @@ def apply(spec: Preprocess, image: NDArray[np.uint8]) -> NDArray[Any]:
     Returns:
         `spec.dtype`, [C, H, W] or [H, W, C], by `spec.layout`.
     """
-    import numpy as np
-
     pixels = _crop(_resize(_color(image.astype(np.float32), spec.color), spec.resize), spec.crop)
     ready: NDArray[Any]
     if spec.dtype == "uint8":
@@ -131,8 +125,6 @@ def apply(spec: Preprocess, image: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _color(pixels: NDArray[np.float32], color: str) -> NDArray[np.float32]:
-    import numpy as np
-
     if color == "rgb":
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     if pixels.shape[2] == 1:
@@ -159,8 +151,6 @@ def _resize(pixels: NDArray[np.float32], resize: int | tuple[int, int] | None) -
 
 
 def _lerp(pixels: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
-    import numpy as np
-
     length = pixels.shape[axis]
     if size == length:
         return pixels

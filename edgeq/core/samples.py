@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
 from edgeq.core.results.model import TensorSpec
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Outputs = tuple["NDArray[Any]", ...]
 
@@ -144,8 +142,6 @@ def rows_of(shapes: Sequence[tuple[int, ...]]) -> int | None:
 
 
 def _stack(samples: list[Sample], size: int) -> Batch:
-    import numpy as np
-
     if size == 0:
         return Batch(inputs=samples[0].inputs, samples=tuple(samples))
     filled = samples + [samples[-1]] * (size - len(samples))

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import urllib.parse
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,63 +208,68 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # --- Runtimes that come with an extra of edgeq: what they need, and how to get it.
 
 
-# by runtime: the extra, and the modules that it brings
+# by runtime, backend or kind of source: the extra, and the modules that it brings
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "executorch": ("executorch", ("torch", "torchao", "executorch")),
+    "torchscript": ("torchscript", ("torch",)),
+    "onnx": ("onnx", ("torch", "torchao", "onnx", "onnxscript", "onnxruntime")),
+    "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
+    "torchvision": ("torchvision", ("torchvision",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
     "s3": ("s3", ("s3fs",)),
     "cluster": ("cluster", ("distributed",)),
 }
 
+# what the extra of every runtime brings
+_OF_RUNTIMES = frozenset({"torch", "torchao", "numpy", "PIL", "safetensors"})
 
-def check_extras(runtimes: Iterable[str]) -> None:
-    """Check before a long run that the runtimes' extras are installed; imports none of them.
+_SOURCES = frozenset({"torchvision", "hf", "timm"})
+
+
+def check_extras(needs: Iterable[str]) -> None:
+    """Check before a long run that the extras of runtimes, backends and sources are installed; imports none of them.
 
     Raises:
-        EnvironmentProblem: one is missing (named, with the command that installs it).
+        EnvironmentProblem: some are missing (named, with the command that installs them).
     """
-    for runtime in sorted(set(runtimes)):
-        extra, modules = EXTRAS.get(runtime, ("", ()))
+    extras, told = [], []
+    for need in sorted(set(needs)):
+        extra, modules = EXTRAS.get(need, ("", ()))
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
-            raise missing_extra(runtime, extra, ", ".join(missing))
+            extras.append(extra)
+            told.append(_lacking(need, missing))
+    if told:
+        raise EnvironmentProblem("; ".join(told), install_command(*extras))
 
 
 def missing_module(text: str) -> EnvironmentProblem | None:
-    """Return the error for a child's ModuleNotFoundError, if an extra provides the module; else None."""
-    for runtime, (extra, modules) in EXTRAS.items():
-        for name in modules:
-            if text.startswith(f"ModuleNotFoundError: No module named '{name}"):
-                return missing_extra(runtime, extra, name)
+    """Return the error for a ModuleNotFoundError, if an extra provides the module; else None."""
+    found = re.search(r"ModuleNotFoundError: No module named '(\w+)", text)
+    if found is None:
+        return None
+    if found[1] in _OF_RUNTIMES:
+        what = f"{found[1]} is not installed here, and packaging a model or running an artifact needs it"
+        such = f"such as {install_command('executorch')}"
+        fix = f"install the extra of a runtime (executorch, torchscript, onnx, cuda), {such}; inspect, diff, report, "
+        return EnvironmentProblem(what, fix + "install and ota work without it")
+    for need, (extra, modules) in EXTRAS.items():
+        if found[1] in modules:
+            return EnvironmentProblem(_lacking(need, [found[1]]), install_command(extra))
     return None
 
 
-# what packaging and running artifacts needs; reading, installing, signing and reporting bundles does without
-HEAVY = frozenset({"torch", "torchvision", "torchao", "executorch"})
+def _lacking(need: str, modules: Sequence[str]) -> str:
+    noun = f"a {need}: model" if need in _SOURCES else f"the {need} runtime"
+    return f"{noun} needs {', '.join(modules)}, which {'is' if len(modules) == 1 else 'are'} not installed"
 
 
-def missing_heavy(text: str) -> EnvironmentProblem | None:
-    """Return the error for a ModuleNotFoundError of torch or ExecuTorch in an environment without them; else None."""
-    found = re.search(r"No module named '(\w+)", text)
-    if found is None or found[1] not in HEAVY:
-        return None
-    what = f"{found[1]} is not installed here, and packaging a model or running an artifact needs it"
-    fix = "install edgeq with all its dependencies; without them, inspect, diff, report, install and ota work"
-    return EnvironmentProblem(what, fix)
+def install_command(*extras: str) -> str:
+    """Return the command that installs extras of edgeq.
 
-
-def missing_extra(runtime: str, extra: str, modules: str) -> EnvironmentProblem:
-    """Return the error for an extra that is not installed."""
-    noun = f"a {runtime}: model" if runtime in ("hf", "timm") else f"the {runtime} runtime"
-    return EnvironmentProblem(f"{noun} needs {modules}, which is not installed", install_command(extra))
-
-
-def install_command(extra: str) -> str:
-    """Return the command that installs an extra of edgeq.
-
-    It names the checkout or wheel that edgeq itself was installed from, else the packages that the extra brings: edgeq
+    It names the checkout or wheel that edgeq itself was installed from, else the packages that the extras bring: edgeq
     is not published, so another project can take its name.
     """
     installed = importlib.metadata.distribution("edgeq")
@@ -272,10 +277,11 @@ def install_command(extra: str) -> str:
     path = Path(urllib.parse.unquote(urllib.parse.urlsplit(origin.get("url", "")).path))
     if origin.get("url", "").startswith("file:") and path.exists():
         editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
-        return f"pip install {editable}'{path}[{extra}]'"
+        return f"pip install {editable}'{path}[{','.join(extras)}]'"
     wanted = [text.partition(";") for text in installed.requires or ()]
-    names = [name.strip() for name, _, marker in wanted if re.search(rf"extra == ['\"]{re.escape(extra)}['\"]", marker)]
-    return f"pip install {' '.join(repr(name) for name in names)}"
+    of_extras = re.compile(rf"extra == ['\"](?:{'|'.join(map(re.escape, extras))})['\"]")
+    names = dict.fromkeys(name.strip() for name, _, marker in wanted if of_extras.search(marker))
+    return f"pip install {' '.join(map(repr, names))}"
 
 
 class Uncompiled:

@@ -8,19 +8,15 @@ The data are the 1,797 test images of UCI's "Optical Recognition of Handwritten 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.system import install_command
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 CHECKPOINT = Path(__file__).with_name("digits.safetensors")
 
@@ -94,8 +90,6 @@ def images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     Raises:
         EnvironmentProblem: scikit-learn, which ships the images, is not installed.
     """
-    import numpy as np
-
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as err:
@@ -114,8 +108,6 @@ def split(labels: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]
     Args:
         labels: int64 [N], the classes of all images.
     """
-    import numpy as np
-
     # RandomState, not a Generator: NumPy promises that its stream never changes
     shuffled = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

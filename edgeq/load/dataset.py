@@ -9,9 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError, first_line
 from edgeq.core.preprocess import Preprocess

@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, Sample
 from edgeq.load.records import Wanted
 from edgeq.load.selection import choose, sample_digest
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
 
@@ -220,6 +220,8 @@ def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:
     Raises:
         UsageError: the file is not an image, is truncated, too large (a decompression bomb), or not readable.
     """
+    from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -232,6 +234,8 @@ def decode(path: Path, *, gray: bool) -> NDArray[np.uint8]:
 
 
 def _why(err: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
     if isinstance(err, UnidentifiedImageError):
         return f"it is not an image in one of the formats {', '.join(_FORMATS)}"
     return err.strerror if isinstance(err, OSError) and err.strerror else first_line(err)

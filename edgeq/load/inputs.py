@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec

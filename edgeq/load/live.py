@@ -19,8 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError, first_line
 from edgeq.core.preprocess import Preprocess

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec

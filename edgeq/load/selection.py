@@ -8,9 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
 from edgeq.core.samples import Dataset
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray
 from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.system import Uncompiled

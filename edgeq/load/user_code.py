@@ -18,8 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray
 from edgeq.core.errors import EdgeqError, UsageError, first_line, nearest
 
 Metric = Callable[[tuple[NDArray[Any], ...], Any], float]

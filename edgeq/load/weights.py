@@ -155,6 +155,32 @@ def class_count(module: Any, text: str, *, trusted: bool = False) -> int | None:
     return int(next(iter(counts))[0])
 
 
+def input_axes(text: str) -> tuple[int, ...] | None:
+    """Return the axes behind the batch that a checkpoint's first layer takes, 0 for an unknown length; None if unclear.
+
+    (3, 0, 0) is an image of three channels, (16,) a vector. The order of the weights says which layer is the first;
+    .safetensors files have none, so there only three channels are recognized.
+    """
+    path, key = weights_file(text)
+    for place, found in _dicts(_read(path, trusted=False)):
+        if key is not None and not _is_under(".".join(place), key):
+            continue
+        weights = {name: tuple(one.shape) for name, one in found.items() if getattr(one, "ndim", 0) >= _LEAST_AXES}
+        images = [shape for shape in weights.values() if len(shape) == _CONV_AXES]
+        if any(shape[1] == _RGB for shape in images):
+            return (_RGB, 0, 0)
+        if path.suffix == ".safetensors" or not weights:
+            continue
+        name, first = next(iter(weights.items()))
+        if len(first) == _CONV_AXES:
+            return (first[1], 0, 0)
+        return (first[1],) if len(first) == _LEAST_AXES and not images and "emb" not in name else None
+    return None
+
+
+_LEAST_AXES, _CONV_AXES, _RGB = 2, 4, 3
+
+
 # --- Read a file so that nothing in it runs.
 
 

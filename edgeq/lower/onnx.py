@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, Operator, QuantizedModel, TensorSpec
@@ -241,7 +242,6 @@ def _drop_saturated_clamps(proto: Any) -> None:  # noqa: C901  # one pattern, re
     They do where both bounds become the ends of the integers' range: quantizing is monotone. Left in, they keep ONNX
     Runtime from running what comes before as one int8 kernel.
     """
-    import numpy as np
     import onnx
 
     graph = proto.graph

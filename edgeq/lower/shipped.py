@@ -9,15 +9,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import StoredLayer
 from edgeq.lower.torchscript_archive import DTYPES, Call, Instance, place, read, values, walk
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 # --- The int8 layers of a TorchScript archive, read from its tables: packed parameters hold a weight and a bias.
 
@@ -142,8 +139,6 @@ class _Graph:
         )
 
     def layers(self) -> Iterator[StoredLayer]:
-        import numpy as np
-
         for node in self.nodes:
             tensor, scales = self.tensors.get(node.get("filter_id", _NO_TENSOR), ({}, {}))
             if tensor.get("datatype") != _INT8:
@@ -156,8 +151,6 @@ class _Graph:
             )
 
     def _bias(self, number: int) -> Any:
-        import numpy as np
-
         tensor, scales = self.tensors.get(number, ({}, {}))
         if tensor.get("datatype") != _INT32:
             return None
@@ -165,8 +158,6 @@ class _Graph:
         return (steps.astype(np.float64) * self._scales(scales)).astype(np.float32)
 
     def _scales(self, told: Any) -> Any:
-        import numpy as np
-
         if told["scale"]:
             return np.asarray(told["scale"], np.float32)
         return np.frombuffer(self._constant(told["scale_buffer_idx"]), np.float32)

@@ -12,13 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 # beside what debugging needs, the inputs that the model was traced with
 _DROPPED = re.compile(
@@ -286,8 +283,6 @@ def values(tensor: Call, data: bytes) -> NDArray[Any]:
     Raises:
         Exception: NumPy has no such dtype, or the tensor exceeds its storage.
     """
-    import numpy as np
-
     storage, offset, size, stride, *_ = tensor.args
     elements = np.frombuffer(data, np.dtype(DTYPES[storage.dtype.__name__]).newbyteorder("<"))
     grid = np.ogrid[tuple(slice(length) for length in size)]

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
+from edgeq.core.arrays import np
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
 from edgeq.core.manifest import Bundle, Manifest
@@ -21,6 +20,7 @@ from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
 from edgeq.core.results.report import PackageResult
 from edgeq.core.samples import Batch, batches
+from edgeq.core.system import check_extras
 from edgeq.core.targets import why_not_run
 from edgeq.load.inputs import MOST_PLACES, random_inputs
 from edgeq.pipeline.evaluation import Evaluation, input_specs, open_evaluation
@@ -74,11 +74,13 @@ def compare_bundles(
         UnsupportedError: nothing on this host runs one of them.
         IntegrityError: a file is missing or changed.
         VerificationError: an artifact does not run, or gives NaN or Inf.
+        EnvironmentProblem: the extra of a runtime is not installed.
     """
     with progress.task("check sizes and hashes"):
         pair = read_bundle(fp32), read_bundle(quantized)
         _check_pair(*pair)
         row = _layer_report(*pair) if layers else None
+    check_extras(bundle.manifest.target.runtime for bundle in pair)
     # the runtimes' imports take seconds, in which the data is opened here
     with HostRuntime(trusted=trusted) as left, HostRuntime(trusted=trusted) as right:
         evaluation = _inputs(pair[0], data, samples, progress)
@@ -245,8 +247,6 @@ def _compared(
 
 def _finite(bundle: Bundle, runtime: HostRuntime, batch: Batch) -> tuple[Any, ...]:
     """Return the outputs of the rows that are samples; the rest of a batch repeats the last one."""
-    import numpy as np
-
     outputs = cut(batch, runtime.run(batch.inputs))
     if not all(np.isfinite(array).all() for array in outputs):
         what = f"{bundle.folder} gives NaN or Inf on {batch.samples[0].name}"

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgeq.core.arrays import np
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError, first_line
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec

@@ -14,6 +14,7 @@ from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
+from edgeq.core.system import check_extras
 from edgeq.lower.onnx import graph_operators
 from edgeq.pipeline.from_file import load_given
 from edgeq.report.json import graph_json, ordered
@@ -81,6 +82,7 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
     if path.suffix not in RUNTIMES or not path.is_file():
         raise UsageError(f"{path} cannot be inspected", _ACCEPTED)
     runtime = RUNTIMES[path.suffix]
+    check_extras((runtime,))
     with progress.task(f"load {path.name}"), HostRuntime(trusted=trusted) as child:
         # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
         stated = load_given(child, path, name=runtime, backend="qnnpack")

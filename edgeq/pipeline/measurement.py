@@ -24,6 +24,7 @@ from edgeq.check.artifact import outputs_gate, parity_gate
 from edgeq.check.bundle import golden_gate, limit_gates
 from edgeq.check.device import device_gate
 from edgeq.check.gate import unverified
+from edgeq.core.arrays import np
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
 from edgeq.core.files import disk_errors, write_atomic
@@ -101,8 +102,6 @@ def write_verdict(result: BundleVerification, path: Path, now: datetime.datetime
 
 
 def _output(array: Any) -> OutputFacts:
-    import numpy as np
-
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     data = base64.b64encode(plain.tobytes()).decode()
     return OutputFacts.model_validate({"dtype": str(array.dtype), "shape": array.shape, "data": data})
@@ -426,8 +425,6 @@ def measures_of(verdict: Verdict) -> DeviceMeasures:
 
 
 def _outputs(verdict: Verdict) -> Outputs:
-    import numpy as np
-
     return tuple(
         np.frombuffer(output.raw, np.dtype(output.dtype).newbyteorder("<")).reshape(output.shape)
         for output in verdict.outputs
@@ -436,8 +433,6 @@ def _outputs(verdict: Verdict) -> Outputs:
 
 def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, ...]]:
     """Compare the device's golden outputs with the bundle's, and name what is wrong with them whatever the limits."""
-    import numpy as np
-
     sums = Comparison()
     left, right = ([(array.dtype.name, array.shape) for array in side] for side in (expected, came))
     if left != right:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeq.bundle.reader import read_bundle, read_manifest
 from edgeq.bundle.run_report import read_report
@@ -15,6 +15,7 @@ from edgeq.check import release as release_checks
 from edgeq.check.gate import at_most
 from edgeq.check.release import _ok, _unmeasured, contract_gate
 from edgeq.check.stores import find_store_limit
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.config import DataConfig, GateOptions, Progress
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, VerificationError, first_line
 from edgeq.core.intervals import effective_count, samples_for_drop, samples_for_share, share
@@ -34,9 +35,6 @@ from edgeq.pipeline.measurement import Settled, settled_bundles
 from edgeq.pipeline.verify import verify_bundle
 from edgeq.verify.host import HostRuntime, Killed
 from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def churn_gates(
@@ -429,8 +427,6 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         VerificationError: an artifact does not run.
         UnsupportedError: the runtime lacks what an artifact needs.
     """
-    import numpy as np
-
     samples = open_evaluation(new.manifest, data, progress).samples
     before, keys = _predictions(old, samples, runtime, progress, "shipped model")
     after, _ = _predictions(new, samples, runtime, progress, "new model")
@@ -466,8 +462,6 @@ def _class_words(one: ClassDrop, names: tuple[str, ...]) -> str:
 
 def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
     """Return the class of each row, int64 [rows]."""
-    import numpy as np
-
     classes = manifest.outputs[0].shape[1]
     return np.asarray(
         [
@@ -485,8 +479,6 @@ def _predictions(
 
     A sample that is a whole batch has several rows.
     """
-    import numpy as np
-
     target = bundle.manifest.target
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
     found, keys = [], []

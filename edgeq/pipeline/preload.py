@@ -6,16 +6,19 @@ after it had started threads.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
-
-import edgeq.pipeline.installed  # first: it notes what torch looks for
 
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of an enumeration that only concerns torchao
 
-import torch  # noqa: E402, F401
-import torchao.quantization.pt2e.quantize_pt2e  # noqa: E402, F401
-import torchvision  # noqa: E402, F401
-from executorch.backends.xnnpack.partition import xnnpack_partitioner  # noqa: E402, F401
-from executorch.backends.xnnpack.quantizer import xnnpack_quantizer  # noqa: E402, F401
-
-import edgeq.pipeline.package  # noqa: E402, F401
+for _name in (
+    "torch",
+    "torchao.quantization.pt2e.quantize_pt2e",
+    "torchvision",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "executorch.backends.xnnpack.quantizer.xnnpack_quantizer",
+    "edgeq.pipeline.package",
+):
+    if importlib.util.find_spec(_name.partition(".")[0]) is not None:  # an environment has the extras that it needs
+        importlib.import_module(_name)

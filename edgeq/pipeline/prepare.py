@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from edgeq.core.arrays import np
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import UsageError, VerificationError
 from edgeq.core.manifest import check_slug

@@ -17,6 +17,7 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
 from edgeq.core.safe_load import check_torchscript
 from edgeq.core.samples import Dataset, Sample, batches
+from edgeq.core.system import check_extras
 from edgeq.core.targets import NPU, TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs
 from edgeq.verify.emulate.counting import count, find_core
@@ -221,6 +222,7 @@ def count_bundle(
 def _read(folder: Path, progress: Progress, *, trusted: bool) -> tuple[Bundle, Arrays]:
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder)
+        check_extras((bundle.manifest.target.runtime,))
         # the emulated runtime would open them on this host
         if bundle.manifest.target.runtime == "torchscript" and not trusted:
             check_torchscript(bundle.artifact)

@@ -112,6 +112,15 @@ def _link(bundle: Path, folder: Path) -> str:
     return urllib.parse.quote(os.path.relpath(page, folder)) if page.is_file() else ""
 
 
+def read_base(folder: Path) -> ProjectReport:
+    """Return what the bundles of another run say; nothing where a folder has none yet.
+
+    Raises:
+        EdgeqError: what `read_run` raises.
+    """
+    return read_run([folder]) if any(folder.rglob(MANIFEST_NAME)) else ProjectReport(models=())
+
+
 def read_run(places: Sequence[Path]) -> ProjectReport:
     """Return what the bundles say that lie in, or below, `places`.
 

@@ -12,6 +12,7 @@ from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, RankedLayers, Sensitivity
 from edgeq.core.samples import Batch, Outputs, evenly
+from edgeq.core.system import check_extras
 from edgeq.pipeline.prepare import prepare
 from edgeq.quantize import RANKINGS, rank_layers
 from edgeq.quantize.capture import capture
@@ -60,6 +61,7 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     if target.runtime not in RANKINGS:
         what = f"edgeq cannot rank the layers for {target.name}: runtime {target.runtime}"
         raise UnsupportedError(what, f"give a target with the runtime {' or '.join(sorted(RANKINGS))}")
+    check_extras((target.runtime,))
     by_score = job.data.evaluation is not None or job.data.metric is not None
     job = with_demo_data(job)
     inputs = prepare(job, progress, schemes=("static-int8",), describe=_refused)

@@ -85,7 +85,7 @@ _TRACKED_PACKAGES = frozenset(
     {
         *("torch", "torchvision", "torchao", "nvidia", "triton", "cuda", "numpy", "scipy", "pandas", "sklearn"),
         *("PIL", "pillow", "matplotlib", "contourpy", "kiwisolver", "safetensors", "yaml", "regex", "markupsafe"),
-        *("pydantic_core", "ml_dtypes", "charset_normalizer", "cryptography", "_cffi_backend", "zstandard", "rpds"),
+        *("pydantic_core", "ml_dtypes", "charset_normalizer", "cryptography", "_cffi_backend", "backports", "rpds"),
         *("google", "_upb", "bsdiff4", "gmpy2", "psutil", "numba", "llvmlite", "joblib", "wrapt", "hypothesis"),
         *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage"),
         *("scikit_learn", "pywt", "skimage", "jaxlib", "ujson", "orjson", "simplejson", "msgpack", "frozenlist"),

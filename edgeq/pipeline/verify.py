@@ -12,16 +12,16 @@ from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.check import bundle as promises
 from edgeq.check.artifact import outputs_gate
-from edgeq.check.bundle import limit_gates, remarks, settled
+from edgeq.check.bundle import NOT_RUN, limit_gates, remarks, settled
 from edgeq.check.evaluate import validate_options
 from edgeq.core.config import DataConfig, DeviceConfig, GateOptions, Progress
-from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
+from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import BundleVerification, CheckReport, Gate, GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs
-from edgeq.core.system import host_arch
+from edgeq.core.system import check_extras, host_arch
 from edgeq.core.targets import why_not_run
 from edgeq.load.selection import dataset_sha256
 from edgeq.pipeline import devices
@@ -49,6 +49,7 @@ def verify_bundle(
     digest: str | None = None,
     verdict: Path | None = None,
     trusted: bool = False,
+    run: bool = True,
 ) -> BundleVerification:
     """Verify a bundle here, in a child process that may crash, and on its device's kernels; every check counts.
 
@@ -60,14 +61,14 @@ def verify_bundle(
         device: whether and how the artifact runs on the device's kernels.
         digest: the expected digest of the bundle; None to accept any.
         verdict: its measurements from another machine; with it, `device` is the host.
-
         trusted: whether an artifact that could run code may be loaded.
+        run: whether the artifact runs at all; else its files, its recorded gates and its sizes are checked.
 
     Raises:
         UsageError: the folder is not a bundle, an option matches nothing, or the data does not fit.
         IntegrityError: a file is missing, changed or broken, or the digest differs, before the run or after it.
         UnsupportedError: a newer edgeq wrote it.
-        EnvironmentProblem: a file cannot be read, the child process does not start, or QEMU is missing.
+        EnvironmentProblem: a file cannot be read, the child process does not start, or the runtime or QEMU is missing.
     """
     validate_options(gates, command="verify")
     check_cost_options(gates)
@@ -75,13 +76,26 @@ def verify_bundle(
         raise UsageError("--metric and --labels need --eval-data, but none was given", "add --eval-data")
     with progress.task("check sizes and hashes"):
         bundle = read_bundle(folder, digest=digest)
-        golden = read_golden(bundle)
-        elsewhere = judge(bundle, golden, read_verdict(verdict, bundle)) if verdict else None
-    seen = _observations(bundle, golden, data, device, progress, trusted=trusted)
-    seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
+        if run and not why_not_run(bundle.manifest.target.backend):
+            _check_runtime(bundle)
+        elsewhere = judge(bundle, read_golden(bundle), read_verdict(verdict, bundle)) if verdict else None
+    if run:
+        seen = _observations(bundle, read_golden(bundle), data, device, progress, trusted=trusted)
+        seen = dataclasses.replace(seen, verified=with_bundle_cost(bundle, gates, device, seen.verified, progress))
+    else:
+        seen = _not_run(NOT_RUN)
     result = _judged(bundle, _with_elsewhere(seen, elsewhere) if elsewhere else seen, gates, elsewhere)
     read_bundle(folder, digest=bundle.digest)  # what was run was opened by its name: another run may have replaced it
     return result
+
+
+def _check_runtime(bundle: Bundle) -> None:
+    """Check that the runtime of a bundle is installed; raises an EnvironmentProblem."""
+    try:
+        check_extras((bundle.manifest.target.runtime, bundle.manifest.target.backend))
+    except EnvironmentProblem as err:
+        fix = f"{err.fix}; `edgeq verify --no-run` checks the files and the recorded gates alone"
+        raise EnvironmentProblem(f"the files are as listed, but were not run: {err.what}", fix) from err
 
 
 def _observations(
@@ -159,7 +173,7 @@ def run_bundle(
     """
     why = why_not_run(bundle.manifest.target.backend)
     if why:
-        return _not_run("nothing", promises.elsewhere_gate(why))
+        return _not_run(NOT_RUN, promises.elsewhere_gate(why))
     box = devices.box_gates(bundle.manifest, runtime)
     if not all(gate.passed for gate in box):
         return _not_run(f"host {host_arch()}", *box)

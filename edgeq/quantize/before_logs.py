@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
+from edgeq.core.arrays import np
 from edgeq.core.samples import evenly
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.spec import QuantizeSpec

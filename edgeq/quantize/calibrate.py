@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeq.core.arrays import np
 from edgeq.core.config import Task
 from edgeq.core.errors import EnvironmentProblem, UsageError, first_line
 from edgeq.core.results.model import TensorSpec

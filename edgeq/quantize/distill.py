@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
+from edgeq.core.arrays import np
 from edgeq.core.config import QatConfig, Task
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Dataset, batch_size, batches

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.arrays import np
 from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.results.model import TensorSpec
@@ -186,7 +187,6 @@ def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
 
 def _tie(made: Any, tie: _Tie) -> None:
     """Let lookups read the int8 table that products read, a scale for each word, in place."""
-    import numpy as np
     from onnx import helper, numpy_helper
 
     held = {item.name: item for item in made.graph.initializer}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeq.core.arrays import np
 from edgeq.core.config import Task
 from edgeq.core.errors import AccuracyError, UnsupportedError, UsageError, first_line
 from edgeq.core.files import canonical_json, sha256_bytes, write_atomic
@@ -160,8 +161,6 @@ def tune(prepared: Any, teacher: Any, spec: QuantizeSpec, library: Library) -> T
 
 def _split(samples: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Return what is trained on, and what only chooses between candidates."""
-    import numpy as np
-
     held = min(_MOST_HELD_OUT, max(1, round(_HELD_OUT * samples.count)))
     order = [int(i) for i in np.random.default_rng(seed).permutation(samples.count)]
     parts = (sorted(order[held:]), sorted(order[:held]))

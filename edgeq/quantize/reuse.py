@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeq.core.arrays import np
 from edgeq.core.results.model import KeptValues, ReuseTolerances, Scores, StoredLayer
 from edgeq.quantize.qparams import CLIPPED, Settled, WeightTensor, settle, weight_tensors
 from edgeq.quantize.spec import QuantizeSpec, ReuseSpec
@@ -136,8 +137,6 @@ def _kept_values(best: _Try, strict: _Try, asked: ReuseSpec) -> KeptValues:
 
 def _same(tensor: WeightTensor, shipped: Sequence[StoredLayer]) -> StoredLayer | None:
     """Return the shipped layer of the tensor's shape that has its scale in a channel at least; None if not one."""
-    import numpy as np
-
     scales = tensor.scale.reshape(-1).numpy()
     found = [
         one

@@ -13,9 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.intervals import effective_count
 from edgeq.core.results.measured import ClassDrop, Fidelity, Flip, FlipPair, Flips, Interval, OutputAgreement, Parity

@@ -18,12 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray
 from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
 from edgeq.core.results.measured import Gpu
-from edgeq.core.system import missing_heavy, missing_module
+from edgeq.core.system import missing_module
 from edgeq.verify import wire
 from edgeq.verify.children import (
     PRELOADED,
@@ -249,7 +248,7 @@ class HostRuntime:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         last = f"; its last message: {lines[-1].strip()[:200]}" if lines else ""
         if code >= 0 and not self._ready:
-            if (missing := missing_heavy(last)) is not None:
+            if (missing := missing_module(last)) is not None:
                 return missing
             return EnvironmentProblem(f"the runtime's process ended while starting{last}", "run `edgeq doctor`")
         how = f"crashed with {signal_name(-code)}" if code < 0 else f"ended with status {code}"

@@ -9,9 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval

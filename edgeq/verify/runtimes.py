@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.half import emulation
 from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EnvironmentProblem, VerificationError
 from edgeq.core.results.measured import DeviceMeasures
 from edgeq.core.samples import Outputs

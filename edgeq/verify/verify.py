@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError, VerificationError
 from edgeq.core.results.measured import MAX_SPREAD, GraphOnly, KernelShare, Parity, Timing, VerifyReport
 from edgeq.core.results.report import GoldenSet

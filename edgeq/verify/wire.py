@@ -10,8 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from edgeq.core.arrays import NDArray, np
 
 _LENGTH = struct.Struct("<Q")
 

@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from numpy.typing import NDArray
-
+from edgeq.core.arrays import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.verify import wire
 from edgeq.verify.runtimes import RUNNERS, Runner, gpu_facts

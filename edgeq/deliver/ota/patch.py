@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from backports import zstd
+
 from edgeq.bundle.reader import open_regular, read_bundle
 from edgeq.core.errors import EdgeqError, IntegrityError, first_line
 from edgeq.core.files import disk_errors, sha256_bytes
@@ -36,6 +38,8 @@ _ZSTD_LEVEL = 12
 _BSDIFF_MOST_BYTES = 64 * 2**20
 
 _MAX_WINDOW_LOG = 31
+
+_LEAST_BASE_BYTES = 8  # zstd takes nothing from a shorter one
 
 _CHUNK_BYTES = 1 << 20
 
@@ -102,33 +106,30 @@ def _window_log(base_bytes: int, output_bytes: int) -> int:
 
 
 def _zstd_diff(base: bytes, output: bytes) -> bytes:
-    import zstandard
-
-    known = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        _ZSTD_LEVEL,
-        source_size=len(output),
-        dict_size=len(base),
-        window_log=_window_log(len(base), len(output)),
-        enable_ldm=True,
-        write_checksum=True,
-    )
-    return zstandard.ZstdCompressor(dict_data=known, compression_params=parameters).compress(output)
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: _ZSTD_LEVEL,
+        zstd.CompressionParameter.window_log: _window_log(len(base), len(output)),
+        zstd.CompressionParameter.enable_long_distance_matching: 1,
+        zstd.CompressionParameter.checksum_flag: 1,
+    }
+    known = zstd.ZstdDict(base, is_raw=True) if len(base) >= _LEAST_BASE_BYTES else None
+    made = []
+    # as a dictionary the base gives smaller patches of small files; of large ones only a prefix reaches its start
+    for way in (None,) if known is None else (known.as_undigested_dict, known.as_prefix):
+        compressor = zstd.ZstdCompressor(options=options, zstd_dict=way)
+        compressor.set_pledged_input_size(len(output))
+        made.append(compressor.compress(output, compressor.FLUSH_FRAME))
+    return min(made, key=len)
 
 
 def _zstd_apply(base: bytes, data: bytes, output_bytes: int) -> bytes:
-    import zstandard
-
-    known = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    window = 1 << _window_log(len(base), output_bytes)
-    parts, rest = [], output_bytes + 1
-    with zstandard.ZstdDecompressor(dict_data=known, max_window_size=window).stream_reader(data) as reader:
-        while rest > 0 and (part := reader.read(min(rest, _CHUNK_BYTES))):
-            parts.append(part)
-            rest -= len(part)
-    if rest <= 0:
+    window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _window_log(len(base), output_bytes)}
+    known = zstd.ZstdDict(base, is_raw=True).as_prefix if len(base) >= _LEAST_BASE_BYTES else None
+    reader = zstd.ZstdDecompressor(zstd_dict=known, options=window)
+    output = reader.decompress(data, output_bytes + 1)
+    if len(output) > output_bytes:
         raise _refused(f"its output is larger than the {output_bytes} bytes in the index")
-    return b"".join(parts)
+    return output
 
 
 def _bsdiff(base: bytes, output: bytes) -> bytes:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgeq.core.arrays import np
 from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, VerificationError
 from edgeq.core.results.artifact import Observed

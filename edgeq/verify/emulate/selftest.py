@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from edgeq.core.arrays import np
 from edgeq.core.config import Progress
 from edgeq.core.errors import EnvironmentProblem, VerificationError
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file, write_atomic

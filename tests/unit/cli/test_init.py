@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from edgeq.cli.init import init
 from edgeq.config.project_file import read_models
 from edgeq.core.errors import UsageError
+from edgeq.core.preprocess import load_preprocess
 
 OUTPUT = Path("edgeq.toml")
 
@@ -27,7 +31,7 @@ def test_names_data_apps_and_factories_are_found(folder):
     (folder / "net.py").write_text(
         "def helper(x):\n    ...\ndef model(width=1):\n    ...\ndef example_inputs():\n    ...\n"
     )
-    init(["net.py", "torchvision:resnet18", "torchvision:resnet18"], OUTPUT, force=False)
+    init(["net.py", "torchvision:resnet18", "torchvision:resnet18"], OUTPUT, weights=None, force=False)
     found = read_models(OUTPUT, ())
     assert found.names == ("net", "resnet18", "resnet18-2")
     assert [model.source for model in found.models] == ["net.py:model", *["torchvision:resnet18"] * 2]
@@ -38,7 +42,7 @@ def test_names_data_apps_and_factories_are_found(folder):
 
 
 def test_what_was_not_found_stays_a_comment(folder):
-    init(["digits"], OUTPUT, force=False)
+    init(["digits"], OUTPUT, weights=None, force=False)
     text = OUTPUT.read_text()
     assert "# calibration = " in text
     assert "# install_into = " in text
@@ -50,8 +54,8 @@ def test_what_was_not_found_stays_a_comment(folder):
 
 
 def test_every_commented_key_can_be_uncommented(folder):
-    init(["digits"], OUTPUT, force=False)
-    skipped = ("install_into", "preprocess", "schemes", "inputs")
+    init(["digits"], OUTPUT, weights=None, force=False)
+    skipped = ("install_into", "preprocess", "schemes", "inputs", "store_limits", "app_size")
     lines = [
         line[2:]
         if line.startswith("# ") and (" = " in line or line == "# [app]") and not line[2:].startswith(skipped)
@@ -67,9 +71,9 @@ def test_every_commented_key_can_be_uncommented(folder):
 def test_a_file_that_is_there_is_not_replaced(folder):
     OUTPUT.write_text("mine")
     with pytest.raises(UsageError, match="already exists"):
-        init(["digits"], OUTPUT, force=False)
+        init(["digits"], OUTPUT, weights=None, force=False)
     assert OUTPUT.read_text() == "mine"
-    init(["digits"], OUTPUT, force=True)
+    init(["digits"], OUTPUT, weights=None, force=True)
     assert "[[model]]" in OUTPUT.read_text()
 
 
@@ -77,12 +81,90 @@ def test_a_file_that_is_there_is_not_replaced(folder):
     ("code", "told"),
     [
         ("def one():\n    ...\ndef two():\n    ...\n", "which function returns the model.*one, two"),
-        ("def f(x):\n    ...\n", "it has no functions without arguments"),
+        ("def f(x):\n    ...\n", "it has no functions without arguments, and no such modules"),
         ("def f(:\n", "cannot read net.py"),
     ],
 )
 def test_a_factory_that_cannot_be_told_is_asked_for(folder, code, told):
     (folder / "net.py").write_text(code)
     with pytest.raises(UsageError, match=told):
-        init(["net.py"], OUTPUT, force=False)
+        init(["net.py"], OUTPUT, weights=None, force=False)
     assert not OUTPUT.exists()
+
+
+NET = """
+from torch import nn
+from torchvision import models
+
+
+class Net(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.body = models.mobilenet_v3_small(num_classes=classes)
+"""
+
+
+def test_a_module_its_weights_and_its_preprocessing_are_found(folder):
+    (folder / "net.py").write_text(NET)
+    torch.save({"state_dict": {"body.conv.weight": torch.zeros(8, 3, 3, 3)}}, "best.ckpt")
+    init(["net.py"], OUTPUT, weights="best.ckpt", force=False)
+    (model,) = read_models(OUTPUT, ()).models
+    assert (model.source, model.weights, model.inputs) == ("net.py:Net", "best.ckpt", ("1x3x224x224",))
+    assert model.data.preprocess == "imagenet"
+    assert "MobileNet_V3_Small_Weights.IMAGENET1K_V1" in OUTPUT.read_text()
+
+
+def test_preprocessing_that_is_no_preset_has_a_file_of_its_own(folder):
+    init(["torchvision:efficientnet_b1"], OUTPUT, weights=None, force=False)
+    (model,) = read_models(OUTPUT, ()).models
+    assert model.data.preprocess == "efficientnet_b1.preprocess.toml"
+    spec = load_preprocess(model.data.preprocess)
+    assert (spec.resize, spec.crop, spec.mean) == (255, (240, 240), (0.485, 0.456, 0.406))
+
+
+def test_the_processor_of_a_transformers_folder_is_read(folder):
+    (folder / "vit").mkdir()
+    (folder / "vit/config.json").write_text("{}")
+    told = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "vit/preprocessor_config.json").write_text(json.dumps(told))
+    init(["hf:vit"], OUTPUT, weights=None, force=False)
+    (model,) = read_models(OUTPUT, ()).models
+    spec = load_preprocess(model.data.preprocess)
+    assert (spec.resize, spec.crop, spec.mean, spec.std) == ((32, 32), None, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"0.weight": torch.zeros(8, 1, 3, 3), "2.weight": torch.zeros(2, 8)}, ("1x1x32x32",)),
+        ({"0.weight": torch.zeros(8, 16), "2.weight": torch.zeros(2, 8)}, ("1x16",)),
+        ({"embedding.weight": torch.zeros(100, 16)}, ()),
+        ({"conv.weight": torch.zeros(8, 4, 3)}, ()),
+    ],
+)
+def test_inputs_are_proposed_from_the_first_layer_and_the_images(folder, state, expected):
+    (folder / "train").mkdir()
+    Image.new("L", (32, 32)).save(folder / "train/one.png")
+    (folder / "net.py").write_text("def model():\n    ...\n")
+    torch.save(state, "net.pt")
+    init(["net.py"], OUTPUT, weights="net.pt", force=False)
+    (model,) = read_models(OUTPUT, ()).models
+    assert model.inputs == expected
+
+
+def test_the_stores_limit_is_that_of_an_app_that_was_built(folder):
+    (folder / "phone/app/build/outputs/apk/release").mkdir(parents=True)
+    (folder / "phone/settings.gradle.kts").write_text("")
+    init(["digits"], OUTPUT, weights=None, force=False)
+    assert read_models(OUTPUT, ()).models[0].gates.store_limits == ()
+    (folder / "phone/app/build/outputs/apk/release/app.apk").write_bytes(bytes(5000))
+    init(["digits"], OUTPUT, weights=None, force=True)
+    gates = read_models(OUTPUT, ()).models[0].gates
+    assert (gates.store_limits, gates.app_size_bytes) == (("play-base-module",), 5000)
+
+
+def test_weights_are_those_of_one_model_and_exist(folder):
+    with pytest.raises(UsageError, match="--weights was given with 2 models"):
+        init(["digits", "digits"], OUTPUT, weights="a.pt", force=False)
+    with pytest.raises(UsageError, match=r"no such file: a\.pt"):
+        init(["digits"], OUTPUT, weights="a.pt", force=False)

@@ -17,6 +17,7 @@ from edgeq.cli import doctor as doctor_command
 from edgeq.cli.console import open_progress
 from edgeq.cli.main import run
 from edgeq.core.profiles import profile_files
+from edgeq.core.system import install_command
 from edgeq.core.targets import load_target
 from edgeq.report.progress import Bars, Lines, Quiet
 
@@ -144,11 +145,11 @@ def without(missing: str, monkeypatch: pytest.MonkeyPatch, **versions: str) -> N
 def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capfd):
     without("executorch", monkeypatch, torch="9.9.9+cpu")
     monkeypatch.setattr(doctor_command.shutil, "which", lambda _name: None)
-    assert run(["doctor", "--json"]) == 9
+    assert run(["doctor", "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
     found = {finding["name"]: finding for finding in document["findings"]}
-    assert document["ready"] is False
-    assert found["executorch"]["fix"] == f"pip install executorch=={doctor_command.TESTED['executorch']}"
+    assert document["ready"] is True  # for targets of other runtimes
+    assert found["executorch"]["fix"] == found["android-arm64-xnnpack"]["fix"] == install_command("executorch")
     assert found["torch"]["ok"]
     assert "tested with" in found["torch"]["remark"]
     assert found["android-arm64-xnnpack"]["remark"] == "needs executorch"
@@ -172,8 +173,16 @@ def test_doctor_names_the_command_for_the_npus_emulator(monkeypatch, capfd):
     assert run(["doctor", "--json"]) == 0
     found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
     npu = found["android-arm64-qnn-htp"]
-    assert (npu["ok"], npu["fix"]) == (False, "pip install onnxruntime-qnn==2.7.0")
+    assert (npu["ok"], npu["fix"]) == (False, install_command("qnn"))
     assert found["android-arm64-ort"]["ok"]
+
+
+def test_doctor_is_not_ready_without_what_every_command_needs(monkeypatch, capfd):
+    without("tuf", monkeypatch)
+    assert run(["doctor"]) == 9
+    out = capfd.readouterr().out
+    assert f"missing  (pip install tuf=={doctor_command.TESTED['tuf']})" in out
+    assert "not ready" in out
 
 
 def test_doctor_needs_space(monkeypatch, capfd):
@@ -185,11 +194,13 @@ def test_doctor_needs_space(monkeypatch, capfd):
 
 def test_doctor_knows_the_versions_that_the_lock_pins():
     lock = (ROOT / "requirements.lock").read_text()
-    for name, version in {**doctor_command.TESTED, "scikit-learn": "1.9.1"}.items():
-        assert f"\n{name}=={version} " in lock, name
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {re.match(r"[\w-]+", need)[0] for need in needed}
-    assert names == set(doctor_command.TESTED)
+    of_extras = {name: version for name, (version, _, _) in doctor_command.EXTRA_LIBRARIES.items()}
+    for name, version in {**doctor_command.TESTED, **of_extras}.items():
+        assert f"\n{name.replace('.', '-')}=={version} " in lock, name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w.-]+", need)[0] for need in project["dependencies"]} == set(doctor_command.TESTED)
+    for name, (_, _, extra) in doctor_command.EXTRA_LIBRARIES.items():
+        assert name in {re.match(r"[\w.-]+", need)[0] for need in project["optional-dependencies"][extra]}
 
 
 class Terminal(io.StringIO):

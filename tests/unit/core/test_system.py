@@ -55,7 +55,11 @@ def test_the_childs_missing_module_is_told_in_the_same_words() -> None:
     problem = missing_module("ModuleNotFoundError: No module named 'onnxruntime'")
     assert problem is not None
     assert problem.fix == install_command("onnx")
-    assert missing_module("ModuleNotFoundError: No module named 'numpy'") is None
+    for name in ("numpy", "torch"):
+        problem = missing_module(f"ModuleNotFoundError: No module named '{name}'")
+        assert problem is not None
+        assert install_command("executorch") in problem.fix
+    assert missing_module("ModuleNotFoundError: No module named 'cv2'") is None
     assert missing_module("RuntimeError: onnxruntime") is None
 
 
@@ -96,7 +100,9 @@ def test_a_fix_names_what_edgeq_was_installed_from_and_no_package_that_anybody_m
 def test_what_is_there_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     check_extras(("onnx", "torchscript"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    check_extras(("executorch", "torchscript"))
+    check_extras(("xnnpack", "digits"))
+    with pytest.raises(EnvironmentProblem, match="the torchscript runtime needs torch, which is not installed"):
+        check_extras(("torchscript",))
     with pytest.raises(EnvironmentProblem, match="onnxruntime"):
         check_extras(("onnx",))
 

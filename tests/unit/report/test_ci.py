@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.report import DataFacts, Gate, ModelError, ModelResult, PackageResult, ProjectReport, RunReport
-from edgeq.report.ci import to_annotations, to_junit, to_markdown
+from edgeq.report.ci import ProjectLines, to_annotations, to_badge, to_junit, to_markdown
 from edgeq.report.diff import diff, diff_json
 from edgeq.report.json import DOCUMENTS, project_json, schema_of, to_json
 
@@ -65,6 +65,47 @@ def test_annotations_have_a_line_for_each_failure_and_warning(report):
     lines = to_annotations(report)
     assert [line.partition(" ")[0] for line in lines].count("::error") == 4
     assert [line.partition(" ")[0] for line in lines].count("::warning") == 1
+
+
+def of(*rows: PackageResult) -> ProjectReport:
+    return ProjectReport(models=(ModelResult(name="good", report=RunReport(rows=rows, data=DataFacts())),))
+
+
+def test_markdown_tells_what_differs_from_the_base_branch(row):
+    passed = dataclasses.replace(row.checked, gates=(gate("size", "ok"),))
+    failed = dataclasses.replace(row.checked, gates=(gate("size"),))
+    other = dataclasses.replace(row, target="linux-x86_64-x86", checked=passed)
+    before = dataclasses.replace(row, checked=passed, size_bytes=8_000, digest="0" * 64)
+    gone = dataclasses.replace(row, scheme="fp32", checked=passed)
+    now = of(dataclasses.replace(row, checked=failed), other)
+    told = to_markdown(now, of(before, other, gone)).partition("### Against the base branch\n\n")[2]
+    head, _, *lines = [line for line in told.splitlines() if line.startswith("|")]
+    assert head.startswith("| model | target | scheme | size |")
+    assert [line.split(" | ")[-1].removesuffix(" |") for line in lines] == ["ok → failed: size", "gone"]
+    assert "10.0 kB<br>+25.0%" in lines[0]
+    assert "1 of 2 bundles are equal to those of the base branch, byte for byte." in told
+    assert "| new |" in to_markdown(now, ProjectReport(models=()))
+    assert "base branch" not in to_markdown(now)
+
+
+def test_annotations_are_at_the_lines_of_the_project_file(row, report):
+    lines = ProjectLines(
+        file="models/edgeq.toml", lines={("", "limit.size"): 3, ("good", ""): 9, ("good", "limit.size"): 12}
+    )
+    assert to_annotations(report, lines)[0].startswith("::error file=models/edgeq.toml,line=12,title=edgeq%3A ")
+    other = ProjectLines(file="a,b.toml", lines={("", "limit.size"): 3})
+    assert to_annotations(of(*report.models[0].rows), other)[0].startswith("::error file=a%2Cb.toml,line=3,title=")
+    assert to_annotations(of(*report.models[0].rows), other)[-1].startswith("::warning file=a%2Cb.toml,line=1,title=")
+
+
+def test_the_badge_says_how_many_pass(row, report):
+    passed = dataclasses.replace(row, checked=dataclasses.replace(row.checked, gates=(gate("size", "ok"),)))
+    good, bad = to_badge(of(passed)), to_badge(report)
+    assert "edgeq: 1 of 1 pass<" in good
+    assert "edgeq: 0 of 2 pass, size failed<" in bad
+    assert "#2e7d32" in good
+    assert "#c62828" in bad
+    ElementTree.fromstring(good)  # noqa: S314  # our own
 
 
 def test_every_view_tells_that_a_bundle_was_not_installed(report):

@@ -56,6 +56,12 @@ def test_a_patch_is_small_where_little_changed() -> None:
     assert len(make_patch(base, changed(base, 1)).data) < 4_000
 
 
+def test_a_zstd_patch_reaches_the_start_of_a_large_base() -> None:
+    base = np.random.default_rng(0).bytes(20_000_000)
+    patch = made("zstd", base, base[:100] + b"x" + base[101:])
+    assert len(patch.data) < 5_000
+
+
 def test_empty_ends() -> None:
     for base, output in ((b"", b"some bytes"), (b"some bytes", b""), (b"", b"")):
         assert apply_patch(make_patch(base, output), base) == output

@@ -39,13 +39,14 @@ class PredictionTest {
         val catalog = File(REPOSITORY, "android_demo/gradle/libs.versions.toml").readText()
         assertTrue("executorch = \"$EXECUTORCH_VERSION\"" in catalog)
         assertTrue("pytorch-lite = \"$PYTORCH_LITE_VERSION\"" in catalog)
+        assertTrue("onnxruntime = \"$ONNXRUNTIME_VERSION\"" in catalog)
     }
 
     @Test
     fun `the two builds use the same versions`() {
         val catalog = File(REPOSITORY, "android_demo/gradle/libs.versions.toml").readText()
         val pom = File(REPOSITORY, "android_demo/pom.xml").readText()
-        for (name in listOf("kotlin", "jackson", "junit")) {
+        for (name in listOf("kotlin", "jackson", "junit", "tink", "zstd", "commons-compress", "onnxruntime")) {
             val version = Regex("<$name.version>(.*)</$name.version>").find(pom)!!.groupValues[1]
             assertTrue("$name = \"$version\"" in catalog) { "$name $version" }
         }

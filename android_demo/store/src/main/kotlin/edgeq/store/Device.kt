@@ -3,10 +3,11 @@ package edgeq.store
 /**
  * A runtime that the app carries.
  *
- * @property name the manifest's word: executorch or torchscript.
+ * @property name the manifest's word: executorch, torchscript or onnx.
  * @property version of the library in this app.
  * @property backends that it was built with.
- * @property bytecodes versions of TorchScript archives that it loads; null for runtimes that go by [version].
+ * @property bytecodes versions of TorchScript archives, or opsets of ONNX files, that it loads; null for runtimes that go
+ *   by [version].
  */
 data class RuntimeSupport(
     val name: String,
@@ -25,7 +26,7 @@ class Device(val platform: String, val archs: Set<String>, val runtimes: List<Ru
      * Refuses a bundle that was not made for this device, or that its own gates refused.
      *
      * An ExecuTorch artifact runs on the runtime that wrote it or a newer one, by major and minor version; a TorchScript
-     * archive by its bytecode version. It is edgeq's own rule (edgeq/check/runtime.py).
+     * archive by its bytecode version, an ONNX file by its opset. It is edgeq's own rule (edgeq/check/runtime.py).
      */
     fun check(manifest: Manifest) {
         val target = manifest.target
@@ -58,8 +59,9 @@ class Device(val platform: String, val archs: Set<String>, val runtimes: List<Ru
         val bytecodes = runtime.bytecodes ?: return checkVersion(needed.name, needed.exportedWith, runtime)
         val bytecode = needed.bytecodeVersion
         if (bytecode == null || bytecode !in bytecodes) {
-            val loads = "${app(runtime)}, which loads bytecode ${bytecodes.first} to ${bytecodes.last}"
-            refuse(Reason.RUNTIME_TOO_OLD, "the archive has bytecode version $bytecode; $loads")
+            val noun = if (runtime.name == "onnx") "opset" else "bytecode version"
+            val loads = "${app(runtime)}, which loads $noun ${bytecodes.first} to ${bytecodes.last}"
+            refuse(Reason.RUNTIME_TOO_OLD, "the artifact has $noun $bytecode; $loads")
         }
     }
 

@@ -24,6 +24,9 @@ val PHONE = Device(
     ),
 )
 
+/** The arrays of an .npz by name, for the app's tests, which do not see what is internal here. */
+fun arrays(file: File): Map<String, Tensor> = parseNpz(file.readBytes())
+
 private fun golden(target: String) =
     TestBundle(File(REPOSITORY, "tests/golden/0.1.0/digits/$target").listFiles()!!.associate { it.name to it.readBytes() })
 

@@ -81,7 +81,7 @@ def test_options_reach_the_job(pipeline, project):
     options = (
         "--limit",
         "size=5MB",
-        "--cache",
+        "--use-cache",
         "--keep-fp32",
         "a",
         "--keep-fp32",

@@ -11,7 +11,7 @@ COPY pyproject.toml README.md /opt/edgeq/
 COPY edgeq /opt/edgeq/edgeq
 COPY targets /opt/edgeq/targets
 COPY devices /opt/edgeq/devices
-RUN pip install --no-cache-dir '/opt/edgeq[onnx,digits,s3,cluster]'
+RUN pip install --no-cache-dir '/opt/edgeq[executorch,torchscript,onnx,digits,s3,cluster]'
 
 RUN useradd --uid 1000 --create-home edgeq && mkdir /project && chown edgeq /project
 USER 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,9 @@ class Measured:
 
 def counts_on(times_on: str | None, cpu: str) -> bool:
     """Whether times that were measured on a kind of machine count, where `times_on` names the kind that does."""
-    return times_on is None or (bool(times_on) and times_on in cpu)
+    if times_on is None:
+        return True
+    return bool(times_on) and re.search(rf"(?<!\w){re.escape(times_on)}(?!\w)", cpu) is not None
 
 
 def limit_gate(name: LimitName, limit: float, measured: Measured) -> Gate:

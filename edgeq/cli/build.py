@@ -65,7 +65,7 @@ def build(
         (wanted.out / edgeq.pipeline.shards.SHARD_NAME).unlink(missing_ok=True)  # of an earlier run
     report = _build(wanted, is_part=part is not None, quiet=run.quiet, verbose=run.verbose)
     if part is not None:
-        edgeq.pipeline.shards.write_shard(report, wanted.out, part, edgeq.pipeline.shards.fingerprint(whole))
+        edgeq.pipeline.shards.write_shard(report, wanted.out, part, whole)
     installed: list[Installed] = []
     if not report.exit_code:
         for model, places in zip(report.models, apps, strict=True):

@@ -113,8 +113,15 @@ def kernel_features() -> tuple[str, ...]:
 
 @functools.cache
 def processor_kind() -> str:
-    """Return the kind of machine that times are comparable on: the processor and the number of its cores."""
-    return f"{processor_name()}, {os.cpu_count()} cores"
+    """Return the kind of machine that times are comparable on: the processor and how many cores this process may use.
+
+    A virtual machine's model name may be no more than "AMD EPYC": family, model and stepping tell these apart.
+    """
+    facts = dict(reversed(_cpuinfo()))
+    step = "/".join(facts[key] for key in ("cpu family", "model", "stepping") if key in facts)
+    step = step or "/".join(facts[key] for key in ("CPU implementer", "CPU variant", "CPU part") if key in facts)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor_name()}{f' ({step})' if step else ''}, {cores} cores"
 
 
 def _cpuinfo() -> tuple[tuple[str, str], ...]:

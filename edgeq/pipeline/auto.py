@@ -244,7 +244,7 @@ def _winner_result(run: Run, race: _Race) -> Finished:
         row = with_warning(row, f"{before} rejected on the same evaluation samples before this one passed")
     result = {race.unit.key: (write_reports(row, data), data)}
     # with more time another scheme may pass
-    return result if race.unfinished else keep(run, result, seen_of(race.keys))
+    return result if race.unfinished else keep(run, result, seen_of(race.keys, run.job.build))
 
 
 def _no_scheme_error(race: _Race) -> EdgeqError:

@@ -66,7 +66,7 @@ def with_float_baselines(run: Run, units: Sequence[BuildUnit], build: Build) -> 
         row = dataclasses.replace(row, compared=_comparison(run, unit, (row, *others), refused))
         row = write_reports(row, data)
         seen = [one.key for one in (plain[unit.key], *rivals[unit.key]) if one.key not in got.refused]
-        finished |= keep(run, {unit.key: (row, data)}, seen_of(seen))
+        finished |= keep(run, {unit.key: (row, data)}, seen_of(seen, run.job.build))
     return Results(finished=finished, refused=refusals)
 
 

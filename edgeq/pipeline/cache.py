@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,9 +175,9 @@ def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Fi
     return stored(made, portable(dependencies, started_in()), run.job.build)
 
 
-def seen_of(keys: Sequence[str]) -> dict[str, str] | None:
+def seen_of(keys: Sequence[str], build: BuildConfig) -> dict[str, str] | None:
     """Return what the user's code looked at for several results; None where one of them is not in the cache."""
-    seen = [dependencies_of(key) for key in keys]
+    seen = [dependencies_of(key, build) for key in keys]
     if any(one is None for one in seen):
         return None
     return {name: state for one in seen if one is not None for name, state in one.items()}
@@ -292,6 +292,13 @@ def _stored_at(entry: Path) -> Stored:
     return Stored(paths=(str(entry),), size_bytes=size_bytes, changed_s=(entry / "entry.json").stat().st_mtime)
 
 
+# variables by which libraries choose their kernels, or by which others are loaded in their place
+_CHOOSING = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("OPENBLAS_CORETYPE", "NVIDIA_TF32_OVERRIDE", "LD_PRELOAD", "LD_LIBRARY_PATH"),
+)
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what of this machine can change a result: edgeq, its libraries and tools, and the processor's kernels."""
     return {
@@ -299,8 +306,29 @@ def machine_facts() -> dict[str, Any]:
         "libraries": own_libraries(),
         "plugins": plugins_state("torch.backends"),  # which torch imports by itself
         "tools": tool_versions(),
-        "host": [*kernel_features(), sys.platform],
+        "host": [*kernel_features(), sys.platform, {name: os.environ.get(name) for name in _CHOOSING}],
     }
+
+
+def job_options(job: Job) -> dict[str, Any]:
+    """Return the options of a job that decide what is made, and its limits, with paths relative to the project."""
+    options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
+    return {
+        "options": relative(json.loads(json.dumps({one.key: one.value_in(job) for one in options}, default=str))),
+        "judged_by": relative(json.loads(json.dumps(dataclasses.asdict(job.gates), default=str))),
+    }
+
+
+def named_files(job: Job) -> dict[str, str | None]:
+    """Return the hash of each file or folder that an option of a job names, by its path relative to the project."""
+    names = [
+        name
+        for option in options_of(Job)
+        if option.not_in_key is None and not option.is_table and option.path is not None
+        for text in option.texts_in(job)
+        for name in option.path.contents(text)
+    ]
+    return {relative(name): _content(Path(name)) for name in names if name != DIGITS}
 
 
 def job_facts(job: Job, machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -313,25 +341,12 @@ def job_facts(job: Job, machine: Mapping[str, Any] | None = None) -> dict[str, A
         job: the job.
         machine: the facts of the machines that build; None for this one's.
     """
-    options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
-    files = [
-        name
-        for option in options
-        if option.path is not None
-        for text in option.texts_in(job)
-        for name in option.path.contents(text)
-    ]
     return {
-        "options": relative(json.loads(json.dumps({one.key: one.value_in(job) for one in options}, default=str))),
-        "judged_by": relative(json.loads(json.dumps(dataclasses.asdict(job.gates), default=str))),
-        "files": {relative(name): _content(Path(name)) for name in files if name != DIGITS},
-        "folders": module_folders() if _has_code(files) else None,
+        **job_options(job),
+        "files": named_files(job),
+        "folders": module_folders(),
         **(machine_facts() if machine is None else machine),
     }
-
-
-def _has_code(names: Iterable[str]) -> bool:
-    return any(":" in name and not name.startswith("torchvision:") for name in names)
 
 
 def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, emulated: bool = False) -> str:
@@ -384,9 +399,10 @@ def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[P
     return None
 
 
-def dependencies_of(key: str) -> dict[str, str] | None:
-    """Return what the user's code looked at for a result that is kept; None where there is none."""
-    return next((dict(whole["facts"]["dependencies"]) for _, whole in _valid(key)), None)
+def dependencies_of(key: str, build: BuildConfig) -> dict[str, str] | None:
+    """Return what the user's code looked at for a result that is kept and trusted; None where there is none."""
+    trusted = (whole for _, whole in _valid(key) if "from" not in whole or _is_trusted(whole, build))
+    return next((dict(whole["facts"]["dependencies"]) for whole in trusted), None)
 
 
 def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -550,10 +566,12 @@ def _share(
     if build.cache_key is not None:
         try:
             signers = load_keys(build.cache_key).signers("targets")
-        except EdgeqError as err:  # it was there when the run started
-            store.warn(f"nothing was written to {store.url}, since it could not be signed: {err.what}")
+            signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
+        except (
+            Exception
+        ) as err:  # a key that is gone since the run started, or a service that signs has errors of its own
+            store.warn(f"nothing was written to {store.url}, since it could not be signed: {first_line(err)}")
             return
-        signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
         whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
     store.put(key, _name(dependencies, _machine(row)), whole, row.path, row.path.parent)
 
@@ -566,7 +584,8 @@ def _is_trusted(whole: Mapping[str, Any], build: BuildConfig) -> bool:
     from securesystemslib.signer import Signature
 
     content = _SIGNED + canonical_json(whole["facts"])
-    for one in whole.get("signatures", ()):
+    signatures = whole.get("signatures", ())
+    for one in signatures if isinstance(signatures, list) else ():
         for key in trusted_keys(build.cache_trust):
             with contextlib.suppress(UnverifiedSignatureError, VerificationError, ValueError, KeyError, TypeError):
                 key.verify_signature(Signature(key.keyid, one["sig"]), content)

@@ -39,6 +39,7 @@ from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 from edgeq.core.results.report import ModelError, with_warning
 from edgeq.core.system import check_extras, driver_state, edgeq_version, processor_kind, unlogged
 from edgeq.core.units import counted
+from edgeq.deliver.ota import keys
 from edgeq.pipeline.cache import machine_facts, stored
 from edgeq.pipeline.plan import BuildUnit, Finished, Plan, group_by_artifact
 from edgeq.pipeline.portable import relative
@@ -98,7 +99,7 @@ def take_chunk(sha256: str, offset: int, data: bytes, *, is_last: bool, dask_wor
         OSError: the disk is full.
     """
     folder = _worker_folder(dask_worker) / "files"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = folder / f"{sha256}.part"
     with part.open("r+b" if offset else "wb") as file:
         file.seek(offset)
@@ -687,9 +688,9 @@ class _ClusterRun:
             if item is None:
                 continue
             if kind == "open":
-                number, description, total = values
+                number, description, total, unit = values
                 stack = contextlib.ExitStack()
-                task = stack.enter_context(self._progress.task(f"{item.order.name}: {description}", total))
+                task = stack.enter_context(self._progress.task(f"{item.order.name}: {description}", total, unit))
                 item.tasks[number] = (stack, task)
                 item.log.append(description)
             elif kind == "close" and values[0] in item.tasks:
@@ -703,8 +704,11 @@ def _parts(plan: Plan, *, split: bool) -> list[Plan]:
     """Return a model's plan in parts: one for each artifact, or one."""
     missing = plan.missing
     groups: list[Sequence[BuildUnit]] = list(group_by_artifact(missing).values()) if split else [missing]
-    # shared caches, and the keys for them, are the coordinator's
-    job = dataclasses.replace(_relative_paths(plan.job), build=BuildConfig())
+    # shared caches, and the private keys for them, are the coordinator's; what it trusts a worker's own cache must hold
+    build = BuildConfig(
+        cache_trust=tuple(key.keyval["public"] for key in keys.trusted_keys(plan.job.build.cache_trust))
+    )
+    job = dataclasses.replace(_relative_paths(plan.job), build=build)
     return [dataclasses.replace(plan, job=job, units=tuple(group), finished={}, refused={}) for group in groups]
 
 
@@ -796,6 +800,7 @@ def _project_files(root: Path, out: Path) -> dict[str, tuple[str, int, int]]:
             and name not in _NOT_SENT
             and (here / name).resolve() != out.resolve()
             and not (here / name / "pyvenv.cfg").exists()
+            and not (here / name / keys.FILE_NAME).exists()  # private keys stay here
         )
         for name in sorted(files):
             path = here / name

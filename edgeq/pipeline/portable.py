@@ -67,8 +67,8 @@ def _holds_modules(folder: str) -> bool:
 def portable(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
     """Return what the user's code looked at with paths relative to the project's folder, where that says the same.
 
-    Not so for a project whose code, files or environment name its own folder: in another checkout the same code would
-    look into this one.
+    Not so for a project whose code, files or environment name its own folder, or whose code may ask for its name: in
+    another checkout the same code would look into this one, or somewhere else.
     """
     if _names_itself(dependencies, root):
         return dict(dependencies)
@@ -82,6 +82,11 @@ def portable(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+# code that asks where it is, and that takes the name out of the answer
+_OWN_PLACE = re.compile(rb"__file__|__path__|getcwd|\bcwd\(|\bPWD\b")
+_ITS_NAME = re.compile(rb"\.(?:name|stem|parts|parents)\b|basename|\bsplit\(|relative_to")
+
+
 def _names_itself(dependencies: Mapping[str, str], root: str) -> bool:
     whole = os.fsencode(root)
     part = re.compile(rb"[/'\"]" + re.escape(os.path.basename(whole)) + rb"[/'\"]")
@@ -93,6 +98,7 @@ def _names_itself(dependencies: Mapping[str, str], root: str) -> bool:
                 return True
         elif kind == "file" and os.path.isfile(rest) and os.path.getsize(rest):
             with Path(rest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(whole) >= 0 or (rest.endswith(".py") and part.search(content)):
+                is_named = part.search(content) or (_OWN_PLACE.search(content) and _ITS_NAME.search(content))
+                if content.find(whole) >= 0 or (rest.endswith(".py") and is_named):
                     return True
     return False

@@ -19,7 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeq.config.resolve import among_several
 from edgeq.core.config import REJECTED_NAME, Job
 from edgeq.core.errors import ExitCode, IntegrityError, UsageError
-from edgeq.core.files import canonical_json, copy_files, disk_errors, lock_dir, sha256_bytes, staged_dir, write_atomic
+from edgeq.core.files import (
+    canonical_json,
+    copy_files,
+    disk_errors,
+    lock_dir,
+    remove_dir,
+    sha256_bytes,
+    sha256_file,
+    staged_dir,
+    write_atomic,
+)
 from edgeq.core.results.report import (
     AppOptions,
     DataFacts,
@@ -32,6 +42,8 @@ from edgeq.core.results.report import (
     RunReport,
     Shard,
 )
+from edgeq.core.system import edgeq_digest
+from edgeq.pipeline.cache import job_options, named_files
 from edgeq.pipeline.project import judged
 from edgeq.pipeline.reports import read_source, write_index
 
@@ -76,6 +88,7 @@ class _ShardFile(_Document):
     index: int = Field(ge=1)
     count: int = Field(ge=1)
     project: str
+    content: str
     models: list[_Model]
 
 
@@ -115,9 +128,9 @@ def of_shard(jobs: Sequence[Job], shard: Shard) -> tuple[Job, ...]:
 
 
 def fingerprint(jobs: Sequence[Job]) -> str:
-    """Hash what a project builds, to tell shards of one from those of another."""
+    """Hash what a project builds, with which options and limits, to tell shards of one from those of another."""
     units = [
-        [job.name or job.source, target.name, scheme]
+        [job.name or job.source, target.model_dump(mode="json"), scheme, job_options(job)]
         for job in jobs
         for target in job.targets
         for scheme in job.schemes_of(target)
@@ -125,8 +138,15 @@ def fingerprint(jobs: Sequence[Job]) -> str:
     return sha256_bytes(canonical_json(units))
 
 
-def write_shard(report: ProjectReport, out: Path, shard: Shard, project: str) -> None:
-    """Write shard.json beside the bundles."""
+def content_of(jobs: Sequence[Job]) -> str:
+    """Hash edgeq itself and the files that a project's options name: of one project all shards are made of the same."""
+    sources = [Path(job.source.partition(":")[0]) for job in jobs]
+    files = [{path.name: sha256_file(path)} for path in sources if path.is_file()]
+    return sha256_bytes(canonical_json([edgeq_digest(), files, [named_files(job) for job in jobs]]))
+
+
+def write_shard(report: ProjectReport, out: Path, shard: Shard, whole: Sequence[Job]) -> None:
+    """Write shard.json beside the bundles; `whole` is the project with all its models and targets."""
     models = [
         _Model(
             name=model.name,
@@ -139,7 +159,9 @@ def write_shard(report: ProjectReport, out: Path, shard: Shard, project: str) ->
         )
         for model in report.models
     ]
-    document = _ShardFile(index=shard.index, count=shard.count, project=project, models=models)
+    document = _ShardFile(
+        index=shard.index, count=shard.count, project=fingerprint(whole), content=content_of(whole), models=models
+    )
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / SHARD_NAME, canonical_json(document.model_dump(mode="json")))
@@ -224,6 +246,9 @@ def _check(shards: Sequence[tuple[Path, _ShardFile]], project: str) -> None:
         if shard.project != project:
             what = f"{folder} is a shard of another project, or of another state of its edgeq.toml"
             raise UsageError(what, "build all shards from one edgeq.toml, and merge them with it (--config)")
+        if shard.content != first.content:
+            what = f"{folder} and {first_folder} were built of other files, or by another edgeq"
+            raise UsageError(what, "build all shards from one checkout, with one edgeq")
         if shard.count != first.count:
             what = f"{folder} is one of {shard.count} shards, {first_folder} one of {first.count}"
             raise UsageError(what, "give the shards of one run")
@@ -260,6 +285,9 @@ def _collected(results: Sequence[ModelResult], out: Path) -> list[ModelResult]:
                 place = out.joinpath(*row.path.parts[-depth:])
                 with staged_dir(place, below=out) as staging:
                     copy_files(row.path, staging)
+                # an earlier merge may have left the other verdict's bundle
+                names = row.path.parts[-2:]
+                remove_dir(out.joinpath(*names) if depth == 3 else out.joinpath(REJECTED_NAME, *names), below=out)
                 rows.append(dataclasses.replace(row, path=place))
             report = None if model.report is None else dataclasses.replace(model.report, rows=tuple(rows))
             found.append(dataclasses.replace(model, report=report))

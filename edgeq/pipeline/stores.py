@@ -20,6 +20,7 @@ import secrets
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ class Store:
         bundle.mkdir()
         try:
             _unpack(archive, bundle)
-        except (zipfile.BadZipFile, ValueError) as err:
+        except (zipfile.BadZipFile, zlib.error, ValueError, FileExistsError, RuntimeError, EOFError) as err:
             self.warn(f"an entry of {self.url} is not a bundle, and is not used ({key[:12]}: {first_line(err)})")
             return False
         archive.unlink()
@@ -249,14 +250,14 @@ class Store:
 
     @contextlib.contextmanager
     def _guarded(self, verb: Literal["read", "written to"]) -> Iterator[None]:
-        """Turn a failure of the store into a warning; one that cannot be read is not asked again."""
+        """Turn a failure of the store into a warning; the store is not asked again."""
         try:
             with unnoted():
                 yield
         except (EnvironmentProblem, UsageError):  # a driver that is missing
             raise
         except Exception as err:  # each driver has errors of its own
-            self._is_down = verb == "read"
+            self._is_down = True
             self.warn(f"the shared cache {self.url} could not be {verb}: {type(err).__name__}: {first_line(err, 200)}")
 
     @contextlib.contextmanager

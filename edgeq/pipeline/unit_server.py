@@ -190,7 +190,7 @@ def _made(part: Part, progress: Any) -> Any:
         return ("differs", {name: (_short(facts[name]), _short(part.plan.facts.get(name))) for name in differing})
     plan, _ = build_missing(part.plan, part.work, progress)
     keeps = part.plan.job.cache
-    return ("made", plan, {key: dependencies_of(key) if keeps else None for key in plan.finished})
+    return ("made", plan, {key: dependencies_of(key, part.plan.job.build) if keeps else None for key in plan.finished})
 
 
 def _short(value: Any) -> Any:

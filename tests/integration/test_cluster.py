@@ -122,7 +122,7 @@ def test_a_cluster_gives_the_digests_of_one_machine_and_judges_times_on_one_kind
     write(project, GOOD, LARGE)
     remote = finish(start("build", "--cluster", scheduler[0], "-o", "remote", "--json"))
     document = json.loads(remote.out)
-    assert remote.code == 4, [model["error"] for model in document["models"]]
+    assert remote.code == 4, document
     assert [row["cached"] for model in document["models"] for row in model["rows"]] == [False] * 3
     assert processor_name() in document["models"][0]["rows"][0]["verified"]["timing"]["cpu"]
     local = finish(start("build", "-o", "local", "--json", EDGEQ_CACHE_DIR=str(project.root.parent / "other")))

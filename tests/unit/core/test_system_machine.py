@@ -56,9 +56,17 @@ def test_arm_processors_which_have_no_name_are_told_apart_by_their_parts(tmp_pat
 
 def test_a_machine_with_fewer_cores_has_the_kernels_and_not_the_times(tmp_path, monkeypatch):
     two, kind = facts(tmp_path, X86, monkeypatch), processor_kind()
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(64)))
     assert facts(tmp_path, X86, monkeypatch) == two
-    assert processor_kind() != kind == "AMD EPYC, 2 cores"
+    assert processor_kind() == kind.replace(kind.rpartition(", ")[2], "64 cores") == "AMD EPYC, 64 cores"
+
+
+def test_machines_of_one_name_are_told_apart_by_their_stepping(tmp_path, monkeypatch):
+    kinds = []
+    for family in ("23", "25"):
+        facts(tmp_path, f"{X86}cpu family\t: {family}\nmodel\t\t: 1\nstepping\t: 2\n", monkeypatch)
+        kinds.append(processor_kind().partition(",")[0])
+    assert kinds == ["AMD EPYC (23/1/2)", "AMD EPYC (25/1/2)"]
 
 
 def test_a_processor_without_known_features_counts_by_its_name(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from edgeq.core.results.report import (
 )
 from edgeq.core.targets import load_target
 from edgeq.pipeline.publish import write_reports
-from edgeq.pipeline.shards import SHARD_NAME, fingerprint, merge_shards, of_shard, parse_shard, write_shard
+from edgeq.pipeline.shards import SHARD_NAME, merge_shards, of_shard, parse_shard, write_shard
 from pipeline.finished import made
 
 TARGETS = tuple(
@@ -66,7 +66,7 @@ def shards(tmp_path: Path, item: BundleInput, jobs: tuple[Job, ...]) -> list[Pat
         if index == 2:
             broken = ModelError(what="no memory", fix="get some", exit_code=ExitCode.ENVIRONMENT)
             models.append(ModelResult(name="a", report=None, error=broken))
-        write_shard(ProjectReport(models=tuple(models)), out, Shard(index=index, count=2), fingerprint(jobs))
+        write_shard(ProjectReport(models=tuple(models)), out, Shard(index=index, count=2), jobs)
         folders.append(out)
     return folders
 
@@ -128,3 +128,15 @@ def rewritten(folder: Path, **changes: object) -> Path:
             document["models"][0]["rows"][0][key] = value
     path.write_text(json.dumps(document))
     return folder
+
+
+def test_a_shard_of_other_limits_or_other_files_is_refused(folders: list[Path], monkeypatch) -> None:
+    strict = tuple(
+        dataclasses.replace(job, gates=dataclasses.replace(job.gates, limits=(("size", 1.0),))) for job in JOBS[:2]
+    )
+    with pytest.raises(UsageError, match="another project, or of another state"):
+        merge_shards(folders, strict, AppOptions(), None)
+    document = json.loads((folders[1] / SHARD_NAME).read_text())
+    (folders[1] / SHARD_NAME).write_text(json.dumps({**document, "content": "0" * 64}))
+    with pytest.raises(UsageError, match="built of other files, or by another edgeq"):
+        merge_shards(folders, JOBS[:2], AppOptions(), None)

@@ -263,7 +263,8 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
             if torch.is_tensor(arg) and formal.alias_info is not None and formal.alias_info.is_write
         ]
         given = [_storage(leaf) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf)]
-        reaching.update(dict.fromkeys((*written, *given), layers))
+        for place in (*written, *given):
+            reaching[place] = layers if place else layers | reaching.get(0, frozenset())
 
     hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
@@ -289,7 +290,8 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
             hook.remove()
     if not all(leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, str)) for leaf in outputs):
         return tuple(found)  # a container that cannot be looked into
-    live = frozenset().union(*(reaching.get(_storage(leaf), ()) for leaf in outputs if torch.is_tensor(leaf)))
+    kept = [leaf for leaf in (*outputs, *module.buffers()) if torch.is_tensor(leaf)]  # an archive has writes to state
+    live = frozenset().union(*(reaching.get(_storage(leaf), ()) for leaf in kept))
     return tuple(layer for i, layer in enumerate(found) if i in live)
 
 

@@ -175,7 +175,8 @@ class _Rounded(_Ranges):
         self.seen, self._watched, self._in_float = ranges.seen, watched, in_float
         self._rounds = False
         self._results: list[Any] = []
-        self._signal = self._noise = 0.0
+        self._signal = self._noise = self._sum = 0.0
+        self._count = 0
 
     def __call__(self, *tensors: Any) -> Any:
         self._results = []
@@ -184,7 +185,9 @@ class _Rounded(_Ranges):
         exact, rounded = (value.double() for value in self._results)
         known = exact.isfinite()
         exact, rounded = exact[known], torch.nan_to_num(rounded[known])
-        self._signal += float(((exact - exact.mean()) ** 2).sum())
+        self._count += exact.numel()
+        self._sum += float(exact.sum())
+        self._signal += float((exact**2).sum())
         self._noise += float(((exact - rounded) ** 2).sum())
         return result
 
@@ -203,6 +206,9 @@ class _Rounded(_Ranges):
         return (value / step).round() * step
 
     def sqnr_db(self) -> float:
-        """Return the SQNR of the node's rounded results about their mean, over all samples."""
+        """Return the SQNR of the node's rounded results over all samples, a logarithm's about its mean."""
+        signal = self._signal
+        if _name(self._watched).startswith("log"):  # roots and reciprocals are factors: their relative error counts
+            signal -= self._sum**2 / max(self._count, 1)
         with np.errstate(divide="ignore"):  # the logarithm of a value that was rounded to zero is infinitely wrong
-            return float(10 * np.log10(self._signal / self._noise)) if self._noise and self._signal else np.inf
+            return float(10 * np.log10(max(signal, 0.0) / self._noise)) if self._noise else np.inf

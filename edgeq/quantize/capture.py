@@ -8,7 +8,7 @@ import functools
 import inspect
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,24 +235,34 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
         """Whether a result may be worth keeping: it is a resized one, or weights of its own."""
         kinds = [str(user.target) for user in node.users if len(user.args) > 1 and user.args[1] is node]
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
-        # a tied table is not to be stored twice
-        return "upsample" in str(node.target) or (
-            multiplied and all(one.op != "get_attr" or len(one.users) == 1 for one in node.all_input_nodes)
-        )
+        return multiplied or "upsample" in str(node.target)
 
     if not any(is_wanted(node) for node in program.graph.nodes if node.op == "call_function"):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
     folded = False
+    written = _written(module.graph)
+    fixed: set[Any] = set()
+    for node in module.graph.nodes:
+        inputs_fixed = bool(node.all_input_nodes) and all(arg in fixed for arg in node.all_input_nodes)
+        if node not in written and (node.op == "get_attr" or (node.op == "call_function" and inputs_fixed)):
+            fixed.add(node)
+    sources: dict[Any, frozenset[Any]] = {}  # what it is computed from
     for node in list(module.graph.nodes):
+        if node in written:
+            continue
         if node.op == "get_attr":
+            sources[node] = frozenset([node])
             values[node] = functools.reduce(getattr, node.target.split("."), module)
         elif node.op == "call_function" and node.all_input_nodes and all(arg in values for arg in node.all_input_nodes):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
-            if is_wanted(node):
+            sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
+            if is_wanted(node) and (
+                "upsample" in str(node.target) or _takes_no_more(node, values, sources[node], fixed)
+            ):
                 name = f"constant_{node.name}"
                 # quantizers look for weights among parameters
                 module.register_parameter(name, torch.nn.Parameter(values[node].contiguous(), requires_grad=False))
@@ -267,6 +277,25 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     module.recompile()
     with silenced():
         return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+
+
+def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:
+    """Whether a program with a constant in place of its sources stores no more, or the constant is a resized one."""
+    held = sum(value.numel() for value in map(values.__getitem__, sources) if hasattr(value, "numel"))
+    alone = all(user in fixed for one in sources for user in one.users)
+    return "upsample" in str(node.target) or (alone and values[node].numel() <= held)
+
+
+def _written(graph: Any) -> set[Any]:
+    """Return the nodes that are written into, themselves or through a view: forward's results, and no constants."""
+    found: set[Any] = set()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+        place = node if schema is not None and schema.is_mutable else None
+        while place is not None and place.op == "call_function" and place.all_input_nodes:
+            place = place.all_input_nodes[0]
+            found.add(place)
+    return found
 
 
 @contextlib.contextmanager

@@ -194,17 +194,23 @@ def prepare(spec: QuantizeSpec) -> Any:
     leave_in_float(prepared, library().is_observer, with_weights(prepared, kept))
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
     forget_configs(prepared, front)
+    # a function of the graph has its operator's name in the table of layers, which others elsewhere may have too
+    functions = [node for node in prepared.graph.nodes if node.op != "call_module" and multiplies(prepared, node)]
+    elsewhere = {_table_names(node) for node in functions if node not in front}
     prepared.meta[IN_FLOAT_BY_PLAN] = {
-        # a function of the graph has its operator's name in the table of layers
         BEFORE_LOGARITHM: [
-            str(node.target) if node.op == "call_module" else operator
-            for node in front
-            if multiplies(prepared, node)
-            for operator in ("convolution", "mm", "bmm", "addmm")
+            *(str(node.target) for node in front if node.op == "call_module" and multiplies(prepared, node)),
+            *(name for names in {_table_names(node) for node in functions} - elsewhere for name in names),
         ],
         RECURRENT: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.RNNBase)],
     }
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
+
+
+def _table_names(function: Any) -> tuple[str, ...]:
+    """Return what a product that is called as a function may be named in the table of layers."""
+    name = str(function.target if function.op == "call_method" else getattr(function.target, "__name__", ""))
+    return ("convolution",) if "conv" in name else ("mm", "bmm", "addmm")
 
 
 def convert(prepared: Any) -> Any:

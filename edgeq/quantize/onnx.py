@@ -155,9 +155,11 @@ class _Tie:
 
 def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
     """Give products by a transposed table a copy of it, in place, and return what is to be tied again."""
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
-    tables = {item.name: item for item in proto.graph.initializer if len(item.dims) == 2}
+    matrices = [item for item in proto.graph.initializer if len(item.dims) == 2]
+    tables = {item.name: item for item in matrices if item.data_type == TensorProto.FLOAT}
+    outputs = {item.name for item in proto.graph.output}
     found = []
     for node in list(proto.graph.node):
         table = tables.get(node.input[0]) if node.op_type == "Transpose" else None
@@ -170,6 +172,8 @@ def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
         products = all(one.op_type == "MatMul" and one.input[1] == node.output[0] for one in readers)
         if (
             not lookups
+            or not readers
+            or {table.name, node.output[0]} & outputs
             or others
             or not by_rows
             or not products

@@ -148,8 +148,14 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
+    for node in front:  # the name of a function in the model's own forward changes when it is lowered
+        if multiplies(prepared, node):
+            node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _name_in_table(node)}
+    # of a layer that is called again behind the logarithm, the name tells nothing
+    elsewhere = {_name_in_table(node) for node in prepared.graph.nodes if _is_layer(node) and node not in front}
+    names = {_name_in_table(node) for node in front if multiplies(prepared, node)}
     prepared.meta[IN_FLOAT_BY_PLAN] = {
-        BEFORE_LOGARITHM: [_name_in_table(node) for node in front if multiplies(prepared, node)],
+        BEFORE_LOGARITHM: sorted(names - elsewhere),
         RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
     }
     if spec.backend == "ort":  # XNNPACK merges a clamp into the layer before it by itself

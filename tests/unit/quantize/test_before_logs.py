@@ -126,3 +126,46 @@ def test_a_logarithm_that_magnifies_nothing_keeps_the_layers_before_it_in_int8(r
     assert sorted(result.quantized) == ["body.0", "body.2", "head"]
     assert not result.in_float
     assert worst_db > 10
+
+
+class Normed(nn.Module):
+    """Roots that hardly change: factors of norms, which magnify nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
+
+    def forward(self, wave):
+        x = wave.unflatten(1, (125, 16))
+        for layer in self.layers:
+            x = layer(x)
+            x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5)
+        return x.mean(1)
+
+
+@pytest.mark.parametrize(("runtime", "backend"), ROUTES)
+def test_the_roots_of_norms_keep_their_layers_in_int8(runtime, backend):
+    result, _ = least_channel_db(loaded(Normed(), WAVE), runtime, backend)
+    assert len(result.quantized) == 4
+    assert not result.in_float
+
+
+class FunctionalBody(nn.Module):
+    """A front end before a logarithm, and products behind it that are called as functions too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.front, self.mix, self.head = Stft(), nn.Parameter(torch.randn(16, 16) / 4), nn.Linear(16, 4)
+
+    def forward(self, wave):
+        bands = self.front(wave).transpose(1, 2) / 4
+        return self.head(torch.matmul(bands, self.mix).relu().mean(1))
+
+
+def test_a_front_on_torchscript_excuses_no_product_elsewhere():
+    result, _ = least_channel_db(loaded(FunctionalBody(), WAVE), "torchscript", "qnnpack")
+    assert not {"mm", "bmm", "addmm"} & {name for names in result.in_float.values() for name in names}

@@ -146,3 +146,37 @@ def test_convolutions_of_a_decomposed_program_are_those_that_quantizers_know():
     assert names == ["conv1d", "conv_transpose1d", "conv2d", "conv_transpose2d", "conv3d"]
     (x,) = example_tensors((spec,), 3)
     torch.testing.assert_close(program.module()(x), model.model(x))
+
+
+class Writing(nn.Module):
+    """A constant that forward writes into before it multiplies by it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("base", torch.eye(4))
+
+    def forward(self, x):
+        weight = torch.zeros_like(self.base)
+        weight[:2] += x
+        return nn.functional.linear(x, weight)
+
+
+class ScaledTie(nn.Module):
+    """A table that is looked up, and multiplied by with another scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(40, 4))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.table * 0.5), self.table[x.argmax(1)], x @ self.table.t()
+
+
+@pytest.mark.parametrize("module", [Writing, ScaledTie])
+def test_what_is_written_or_used_otherwise_is_no_constant(module):
+    model = loaded(module, FOUR)
+    program = capture(model)
+    assert not [name for name in program.state_dict if "constant" in name]
+    for seed in (1, 2, 3):
+        (x,) = example_tensors((FOUR,), seed)
+        torch.testing.assert_close(program.module()(x), model.model(x))

@@ -29,7 +29,7 @@ SECTIONS = {
     "Start": ["docs/start/android.md", "docs/start/researcher.md", "docs/start/platform.md"],
     "How-to": [],
     "Guides": [
-        *("docs/models.md", "docs/ci.md", "docs/devices.md", "docs/updates.md", "docs/api.md"),
+        *("docs/models.md", "docs/ci.md", "docs/fleets.md", "docs/devices.md", "docs/updates.md", "docs/api.md"),
         *("android_demo/README.md", "examples/README.md"),
     ],
     "Reference": [

@@ -200,7 +200,7 @@ def test_a_loaders_own_buffer_may_be_used_again() -> None:
         ([(IMAGES, LABELS[:3])], "the same number of samples"),
         ([], "at least 1 sample"),
         ([np.zeros((4, 2, 2, 2), np.float32)], r"expects \[1, 2, 2\]"),
-        ([(IMAGES, LABELS, LABELS)], "expected 1 inputs"),
+        ([(IMAGES, LABELS, LABELS)], "expected 1 input "),
         ([IMAGES.astype(np.int64)], "expects float32, got int64"),
         ([object()], "Python objects"),
     ],

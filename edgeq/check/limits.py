@@ -233,7 +233,7 @@ def _timed(name: LimitName, measured: Measured) -> tuple[float | None, str]:
         named = measured.times_on and f"another kind of machine than {measured.times_on} (--latency-cpu)"
         return (
             None,
-            f"{what} measured on {named or 'one of several machines: name the kind that counts, --latency-cpu'}",
+            f"{what} measured on {named or 'one of several machines: name the one that counts with --latency-cpu'}",
         )
     if _arch(host) != _arch(measured.target_arch):
         return None, f"{what} measured on {_arch(host)} is not valid for {_arch(measured.target_arch)}"

@@ -68,7 +68,7 @@ _LOG_LINES = 40
 _NOT_SENT = frozenset({"__pycache__", "node_modules"})
 
 # dependencies whose states are those of the project or of both machines; times and owners of copies differ
-_COMPARED = ("file", "names", "kind", "real", "env")
+_COMPARED = ("file", "names", "kind", "real", "env", "library", "distribution", "plugins")
 
 
 # --- On a worker: called by Dask, in a thread of the worker's process.
@@ -345,7 +345,8 @@ class Fleet:
         for address in new:
             facts = answers.get(address)
             if not isinstance(facts, dict):
-                self._leave_out(f"{address} has no edgeq that answers ({first_line(facts) if facts else 'no answer'})")
+                answer = first_line(facts) if facts else "no answer"
+                self._leave_out(f"{address} does not answer as an edgeq worker ({answer})")
                 continue
             why = self._why_not(address, facts)
             if why:
@@ -380,7 +381,7 @@ class Fleet:
                 if first["libraries"].get(name) != there["libraries"].get(name):
                     return f"{address} has another build of {name} than the first worker"
             kinds = " and ".join(sorted({facts["cpu"], *(one.facts["cpu"] for one in self._workers.values())}))
-            return f"{address} chooses other kernels than the first worker: {kinds}"
+            return f"{address} would choose other kernels than the first worker ({kinds}), and builds nothing"
         return ""
 
     def run_all(self, orders: Sequence[Order], progress: Progress) -> list[Outcome]:
@@ -647,9 +648,7 @@ class _ClusterRun:
             self._waiting.append(item)
             return
         lines = [*item.log, *(line for address in dict.fromkeys(item.lost) for line in self._fleet.why_lost(address))]
-        what = (
-            f"{item.order.name} was given up after {counted(item.tries, 'worker')} ({', '.join(item.lost)}): {item.why}"
-        )
+        what = f"{item.order.name} failed on {counted(item.tries, 'worker')} ({', '.join(item.lost)}): {item.why}"
         if lines:
             what += f"; the last line of the log: {lines[-1][:200]}"
         fix = "see the log with --verbose, and give the workers more memory or disk"
@@ -668,7 +667,7 @@ class _ClusterRun:
 
     def _scheduler_is_gone(self) -> None:
         """End what has not ended: what is finished is kept, and the next run takes it from the cache."""
-        what = "the cluster's scheduler has gone, and this was not finished"
+        what = "the cluster's scheduler ended before this model was built"
         error = ModelError(
             what=what, fix="start it, and run the same command again: it resumes", exit_code=ExitCode.ENVIRONMENT
         )
@@ -754,7 +753,7 @@ def _different(dependencies: Mapping[str, str]) -> list[str]:
 
 def _changed_meanwhile(item: _Item, different: Sequence[str]) -> ModelError:
     names = ", ".join(name.partition(":")[2] for name in different[:5])
-    what = f"{item.order.name} depends on what is not the same here and on its worker: {names}"
+    what = f"{item.order.name} read what differs between this machine and its worker: {names}"
     fix = (
         "do not change files while the fleet builds; set variables, and mount files from outside of the project, there"
     )
@@ -769,7 +768,7 @@ def _differing(item: _Item, facts: Mapping[str, tuple[Any, Any]]) -> ModelError:
             parts.append(f"{name}: {', '.join(keys[:5])}")
         else:
             parts.append(name)
-    what = f"{item.order.name} is not the same on its worker and here: {'; '.join(parts)}"
+    what = f"{item.order.name} differs between this machine and its worker: {'; '.join(parts)}"
     fix = "do not change files while the fleet builds; put what a model needs into the project's folder"
     return ModelError(what=what, fix=fix, exit_code=ExitCode.USAGE)
 

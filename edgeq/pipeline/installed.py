@@ -26,7 +26,7 @@ from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 
 # what computes, writes or shows a result; with all that these require
 _ROOTS = (
-    *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "pydantic", "zstandard"),
+    *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "pydantic", "backports.zstd"),
     *("bsdiff4", "jinja2", "pygal", "scikit-learn", "onnx", "onnxscript", "onnxruntime"),
 )
 
@@ -119,9 +119,18 @@ def library_state(module: str) -> str:
         return _hashed(providers)
     # put there by hand
     places = [Path(path) for path in _top_level().get(module, ())]
-    files = sorted(inner for place in places for inner in ([place] if place.is_file() else place.rglob("*")))
-    hashes = {inner.name: sha256_file(inner) for inner in files if inner.is_file() and inner.suffix != ".pyc"}
-    return sha256_bytes(canonical_json(hashes)) if hashes else _ABSENT
+    return _hash_of_files(places) if places else _ABSENT
+
+
+def _hash_of_files(places: Iterable[Path]) -> str:
+    """Hash modules and packages by their files' content and place."""
+    hashes = {
+        str(inner.relative_to(place.parent)): sha256_file(inner)
+        for place in places
+        for inner in ([place] if place.is_file() else sorted(place.rglob("*")))
+        if inner.is_file() and inner.suffix != ".pyc"
+    }
+    return sha256_bytes(canonical_json(hashes))
 
 
 def distribution_state(name: str) -> str:
@@ -229,14 +238,21 @@ def _providers(module: str) -> tuple[Path, ...]:
 
 @functools.cache
 def _record(folder: Path) -> str:
-    lines = [line for line in _record_bytes(folder).splitlines() if not _OF_THE_INSTALLER.search(line)]
+    record = _record_bytes(folder)
+    if not record:  # a system's own packager leaves none: the modules are what they hold
+        listed = folder / "top_level.txt"
+        names = listed.read_text().split() if listed.is_file() else [_normal_of(folder).replace("-", "_")]
+        return _hash_of_files(
+            place for name in names for place in (folder.parent / name, folder.parent / f"{name}.py") if place.exists()
+        )
+    lines = [line for line in record.splitlines() if not _OF_THE_INSTALLER.search(line)]
     return sha256_bytes(b"\n".join(sorted(lines)))
 
 
 def _record_bytes(folder: Path) -> bytes:
     try:
         return (folder / "RECORD").read_bytes()
-    except OSError:  # a system's own packager leaves none
+    except OSError:
         return b""
 
 

@@ -171,7 +171,7 @@ def test_a_worker_that_dies_gives_its_parts_to_others_twice(
     assert marker.exists()
     assert result.code == always["exit_code"] == 9
     what = always["error"]["what"]
-    assert what.startswith("always was given up after 3 workers (tcp://127.0.0.1:")
+    assert what.startswith("always failed on 3 workers (tcp://127.0.0.1:")
     assert "): it ended while it built; the last line of the log: " in what
     assert set(digests(project.out)) == {f"once/{X86}"}
 
@@ -188,7 +188,7 @@ def test_a_source_that_changes_while_the_fleet_builds_and_a_second_client(
     (project.root / "slow.py").write_text(SLOW + "# changed\n")
     ended = finish(first)
     assert ended.code == 2, ended.out
-    assert "slow depends on what is not the same here and on its worker: slow.py" in ended.out
+    assert "slow read what differs between this machine and its worker: slow.py" in ended.out
     assert digests(project.out) == {}
 
 
@@ -232,7 +232,7 @@ def test_a_scheduler_that_dies_in_the_middle(project: Project, scheduler: tuple[
     assert ended.code == 9, ended.err
     good, slow = json.loads(ended.out)["models"]
     assert good["exit_code"] == 0
-    assert "the cluster's scheduler has gone" in slow["error"]["what"]
+    assert "the cluster's scheduler ended before this model was built" in slow["error"]["what"]
     rerun = json.loads(finish(start("build", "good", "--json")).out)
     assert [row["cached"] for row in rerun["models"][0]["rows"]] == [True, True]
 
@@ -244,7 +244,7 @@ def test_workers_with_a_full_disk(project: Project, small_disk: Callable[[Path, 
     with local_cluster(tmp_path, disk / "workers") as (address, _):
         result = finish(start("build", "--cluster", address))
     assert result.code == 9, result.err
-    assert "good was given up after 3 workers (tcp://127.0.0.1:" in result.out
+    assert "good failed on 3 workers (tcp://127.0.0.1:" in result.out
     assert "the project's files could not be sent to it: [Errno 28] No space left on device" in result.out
 
 

@@ -115,3 +115,20 @@ def test_a_recording_has_what_was_looked_for() -> None:
     assert known is not None
     assert known["library:edgeq_another_library"] == ""
     assert importlib.metadata.version("edgeq")
+
+
+def test_every_file_counts_where_no_installer_listed_them(site, tmp_path: Path) -> None:
+    site("system")
+    info = tmp_path / "system/odd_models-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: odd-models\nVersion: 1.0\n\n")
+    (info / "top_level.txt").write_text("odd\n")
+    states = []
+    for package in ("odd", "by_hand"):  # of one a system's packager left facts, of the other nobody
+        (tmp_path / "system" / package / "inner").mkdir(parents=True)
+        for content in ("one", "two"):
+            (tmp_path / "system" / package / "inner/__init__.py").write_text(content)
+            (tmp_path / "system" / package / "__init__.py").write_text("same")
+            installed.forget()
+            states.append(current_state("distribution:odd-models" if package == "odd" else "library:by_hand"))
+    assert len(set(states)) == 4

@@ -104,11 +104,12 @@ class _Observed:
             users = list(users[0].users)
         return users[0] if len(users) == 1 and self.is_observed(users[0]) else None
 
-    def region(self, start: Iterable[Any]) -> tuple[set[Any], bool]:
+    def region(self, start: Iterable[Any], *, min_width: float = 0.0) -> tuple[set[Any], bool]:
         """Return the observers' nodes that readers of a value in int8 lead to, and whether a layer in int8 is one.
 
         Args:
             start: nodes that read it; followed as far as values are rounded.
+            min_width: observers with a narrower range are not followed.
         """
         found: set[Any] = set()
         waiting, reaches = list(start), False
@@ -119,8 +120,9 @@ class _Observed:
             if node.target in LAYERS:
                 reaches = reaches or any(observes_weight(self.prepared, arg) for arg in node.all_input_nodes)
             elif self.is_observed(node):
-                found.add(node)
-                waiting += node.users
+                if _width(self.observer(node)) >= min_width:
+                    found.add(node)
+                    waiting += node.users
             elif (observed := self.output_observer(node)) is not None:
                 waiting.append(observed)
         return found, reaches
@@ -258,6 +260,8 @@ def _free_arithmetic(graph: _Observed, node: Any) -> bool:
     if not is_masked:
         return False
     region, reaches = graph.region([observed])
+    if reaches:  # then as far as the mask's range reaches: a softmax has taken it out, and its output is rounded again
+        region, reaches = graph.region([observed], min_width=width / 2)
     if reaches:
         return False
     for source in sources:

@@ -49,14 +49,45 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     try:
         with torch.no_grad():
             module(*example_tensors(spec.inputs))
-    except Exception as err:  # mixed dtypes raise many types
-        what = f"the model cannot compute in half precision: {first_line(err)}"
-        raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err
+    except Exception as err:  # mixed dtypes and operators without half kernels raise many types
+        try:
+            return _true_half_by_node(spec, kept)
+        except UnsupportedError:
+            what = f"the model cannot compute in half precision: {first_line(err)}"
+            raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err
     program = capture(dataclasses.replace(spec.model, kind="module", model=module))
     left = [name for name in names if name not in halved]
     return dataclasses.replace(
         quantized_model("fp16", program.module(), (halved, left), covers="float"), exported=program
     )
+
+
+def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedModel:
+    """Convert the captured program, in which constants are computed already, such as a resized position embedding.
+
+    Raises:
+        UnsupportedError: an operator of the program takes no half tensors either.
+    """
+    import torch
+
+    module = half_graph.functional_graph(spec.captured)
+    owners = _owners(module)
+    halved = [name for name in owners if not inside(name, kept)]
+
+    def wanted(node: Any) -> Any:
+        if half_graph.takes_what_comes(node):
+            return None
+        return torch.float32 if inside(half_graph.module_of(node), kept) else torch.float16
+
+    inputs = example_tensors(spec.inputs)
+    program = half_graph.with_precisions(module, wanted, inputs)
+    try:
+        with torch.no_grad():
+            program.module()(*inputs)
+    except Exception as err:  # kernels raise many types
+        raise UnsupportedError(first_line(err), "keep the module in float (--keep-fp32)") from err
+    made = quantized_model("fp16", program.module(), (halved, _others(owners, halved)), covers="float")
+    return dataclasses.replace(made, exported=program)
 
 
 def _cast(part: Any, own: Any, outside: Any) -> None:

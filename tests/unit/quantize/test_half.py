@@ -240,3 +240,27 @@ def test_without_calibration_data_it_says_so():
         label="small",
     )
     assert "--calibration-data" in quantize("cuda", "fp16", spec).remarks[0]
+
+
+class Resized(nn.Module):
+    """A position embedding that forward resizes by an operator without half kernels, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.head = nn.Parameter(torch.randn(1, 4, 4, 4)), nn.Linear(4, 3)
+
+    def forward(self, image):
+        grid = nn.functional.interpolate(self.positions, (6, 6), mode="bicubic", antialias=True)
+        return self.head((image + grid).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("kept", [(), ("head",)])
+def test_a_constant_that_half_cannot_compute_is_computed_before(kept):
+    image = TensorSpec(name="image", dtype="float32", shape=(1, 4, 6, 6), low=-1.0)
+    model = loaded(Resized().eval(), image)
+    result = quantized(model, "executorch", "fp16", backend="coreml", keep=kept)
+    assert (result.quantized, result.kept_fp32) == ((("add",), ("head",)) if kept else (("add", "head"), ()))
+    kinds = {str(node.target) for node in result.exported.graph.nodes if node.op == "call_function"}
+    assert not any("upsample" in kind for kind in kinds)
+    x = torch.rand(1, 4, 6, 6)
+    torch.testing.assert_close(result.graph(x), model.model(x), atol=0.01, rtol=0.01)

@@ -13,12 +13,14 @@ import importlib.util
 import json
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
+from edgeq.core.results.model import QuantizedModel
 from edgeq.core.system import replaced
 
 _PACKAGE = "model.mlpackage"
@@ -44,22 +46,40 @@ def check_coreml() -> None:
         raise EnvironmentProblem(what, fix)
 
 
-def partitioner(scheme: str, _left_out: Collection[str] = ()) -> Any:
+def partitioner(quantized: QuantizedModel, _left_out: Collection[str] = ()) -> Any:
     """Return Core ML's partitioner, for iOS 17 and newer and all compute units.
 
-    ExecuTorch's Swift package requires iOS 17. Core ML computes in half precision, except for fp32.
+    ExecuTorch's Swift package requires iOS 17.
     """
     import coremltools
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    precision = coremltools.precision.FLOAT32 if scheme == "fp32" else coremltools.precision.FLOAT16
+    precision = coremltools.precision.FLOAT16 if _narrows(quantized) else coremltools.precision.FLOAT32
     specs = CoreMLBackend.generate_compile_specs(
         compute_unit=coremltools.ComputeUnit.ALL,
         minimum_deployment_target=coremltools.target.iOS17,
         compute_precision=precision,
     )
     return CoreMLPartitioner(compile_specs=specs)
+
+
+def stored(quantized: QuantizedModel, found: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """Return how many elements of each dtype the package holds, of those that the lowered program has."""
+    if not _narrows(quantized):
+        return found
+    tally: Counter[str] = Counter()
+    for dtype, elements in found:
+        tally["float16" if dtype == "float32" else dtype] += elements
+    return tuple(sorted(tally.items()))
+
+
+def _narrows(quantized: QuantizedModel) -> bool:
+    """Whether Core ML narrows all of a program in float32 to half; else each value has the program's own dtype."""
+    if quantized.scheme != "fp16":
+        return False
+    values = (node.meta.get("val") for node in quantized.exported.graph.nodes)
+    return not any(str(getattr(value, "dtype", "")) == "torch.float16" for value in values)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.spec import LowerSpec
 
+Stored = tuple[tuple[str, int], ...]  # dtypes, and how many elements there are of each
+
 # views and arithmetic on shapes that the memory planner removes are not worth a warning
 _CHATTY = ("executorch", "torchao", "torch.export", "root")
 
@@ -33,13 +35,13 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     with spec.progress.task(f"lower {spec.label}") as task:
         edge = _to_edge(quantized, spec, task)
         layers, undelegated = _facts(edge.exported_program())
-        stored = _stored(edge.exported_program())
+        stored = DELEGATES[spec.backend].stored(quantized, _stored(edge.exported_program()))
         try:
             program = edge.to_executorch()
         except Exception as err:  # memory planning and emission raise many types
             what = f"ExecuTorch cannot emit this model: {first_line(err)}"
             raise UnsupportedError(
-                what, "replace the operator named in this error, or use a TorchScript target"
+                what, f"replace the operator named in this error, or use {_OTHER_TARGET[spec.backend]}"
             ) from err
         path = spec.folder / "model.pte"
         with path.open("wb") as file:
@@ -74,7 +76,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                     program = torch.export.export(quantized.graph, inputs)
                 program = _expressible(program)
                 with delegate.around(program):
-                    partitioner = delegate.partitioner(quantized.scheme, left_out)
+                    partitioner = delegate.partitioner(quantized, left_out)
                     return to_edge_transform_and_lower(program, partitioner=[partitioner])
         except Exception as err:  # torch.export and the passes raise many types
             tripped = _tripped(err) if spec.backend == "xnnpack" else ""
@@ -85,9 +87,12 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 )
                 continue
             what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
-            fix = "replace the operator named in this error, or use a TorchScript target"
+            fix = f"replace the operator named in this error, or use {_OTHER_TARGET[spec.backend]}"
             raise UnsupportedError(what, fix) from err
 
+
+# what takes operators that the delegate's lowering does not; iOS has no TorchScript target
+_OTHER_TARGET = {"xnnpack": "a TorchScript target", "coreml": "--target ios-arm64-xnnpack"}
 
 # the delegate's passes write the left one as the right one, and the partitioner knows the left one
 _BEFORE_PASSES = {"amax.default": "max.dim"}
@@ -193,7 +198,7 @@ def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
     return tuple(layers), tuple(undelegated)
 
 
-def _stored(program: Any) -> tuple[tuple[str, int], ...]:
+def _stored(program: Any) -> Stored:
     """Return how many elements of each dtype the program and its delegates hold as constants."""
     tally: Counter[str] = Counter()
     delegates = [
@@ -257,20 +262,22 @@ class Delegate:
 
     Attributes:
         title: of its partitioner, for the manifest.
-        partitioner: makes it for a scheme, compile options included, without operators of these names.
+        partitioner: makes it for a model's scheme, compile options included, without operators of these names.
         around: context manager that is active while a program is lowered.
         check: raises before a long run if something is missing here.
+        stored: how many elements of each dtype the delegate stores, of those that the program has.
         library: a library besides ExecuTorch that affects the artifact; "" for none.
     """
 
     title: str
-    partitioner: Callable[[str, Collection[str]], Any]
+    partitioner: Callable[[QuantizedModel, Collection[str]], Any]
     around: Callable[[Any], AbstractContextManager[None]]
     check: Callable[[], None]
+    stored: Callable[[QuantizedModel, Stored], Stored]
     library: str = ""
 
 
-def _xnnpack(_scheme: str, left_out: Collection[str]) -> Any:
+def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str]) -> Any:
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -281,13 +288,24 @@ def _no_check() -> None:
     """XNNPACK comes with ExecuTorch."""
 
 
+def _as_in_the_program(_quantized: QuantizedModel, found: Stored) -> Stored:
+    return found
+
+
 DELEGATES: dict[str, Delegate] = {
-    "xnnpack": Delegate(title="XnnpackPartitioner", partitioner=_xnnpack, around=speedups, check=_no_check),
+    "xnnpack": Delegate(
+        title="XnnpackPartitioner",
+        partitioner=_xnnpack,
+        around=speedups,
+        check=_no_check,
+        stored=_as_in_the_program,
+    ),
     "coreml": Delegate(
         title="CoreMLPartitioner",
         partitioner=coreml.partitioner,
         around=coreml.repeatable,
         check=coreml.check_coreml,
+        stored=coreml.stored,
         library="coremltools",
     ),
 }

@@ -24,6 +24,9 @@ from edgeq.quantize.weight_only import check_half_range
 def true_half(spec: QuantizeSpec) -> QuantizedModel:
     """Convert weights and arithmetic to half; inputs and outputs stay float32.
 
+    Core ML narrows a program in float32 itself: coremltools 9.0 refuses one in half with a layer norm, whose epsilon it
+    writes in float32. With modules that stay in float the program has casts, and its layer norms stay in float too.
+
     Raises:
         UnsupportedError: a weight beyond what half holds, no float weight at all, or a model that fixes float32 inside.
         UsageError: a --keep-fp32 name that the model does not have.
@@ -41,6 +44,8 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     halved = [name for name in names if not inside(name, kept)]
     for name in halved:
         check_half_range(name, module.get_submodule(name))
+    if spec.backend == "coreml" and kept:
+        return _true_half_by_node(spec, kept)
     module.half()
     _cast(module, torch.float16, torch.float32)
     for name in kept:
@@ -57,13 +62,14 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
             raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err
     program = capture(dataclasses.replace(spec.model, kind="module", model=module))
     left = [name for name in names if name not in halved]
-    return dataclasses.replace(
-        quantized_model("fp16", program.module(), (halved, left), covers="float"), exported=program
-    )
+    made = quantized_model("fp16", program.module(), (halved, left), covers="float")
+    return dataclasses.replace(made, exported=spec.captured if spec.backend == "coreml" else program)
 
 
 def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedModel:
     """Convert the captured program, in which constants are computed already, such as a resized position embedding.
+
+    Norms and exponentials stay in float32, as torch.autocast has it.
 
     Raises:
         UnsupportedError: an operator of the program takes no half tensors either.
@@ -71,13 +77,16 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     import torch
 
     module = half_graph.functional_graph(spec.captured)
-    owners = _owners(module)
-    halved = [name for name in owners if not inside(name, kept)]
+    largest = float(torch.finfo(torch.float16).max)
 
     def wanted(node: Any) -> Any:
         if half_graph.takes_what_comes(node):
             return None
-        return torch.float32 if inside(half_graph.module_of(node), kept) else torch.float16
+        is_wide = inside(half_graph.module_of(node), kept) or half_graph.float_op(node, largest)
+        return torch.float32 if is_wide else torch.float16
+
+    owners = _owners(module)
+    halved = [name for name, nodes in owners.items() if any(wanted(node) == torch.float16 for node in nodes)]
 
     inputs = example_tensors(spec.inputs)
     program = half_graph.with_precisions(module, wanted, inputs)
@@ -87,7 +96,7 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     except Exception as err:  # kernels raise many types
         raise UnsupportedError(first_line(err), "keep the module in float (--keep-fp32)") from err
     made = quantized_model("fp16", program.module(), (halved, _others(owners, halved)), covers="float")
-    return dataclasses.replace(made, exported=program)
+    return dataclasses.replace(made, exported=spec.captured if spec.backend == "coreml" and not kept else program)
 
 
 def _cast(part: Any, own: Any, outside: Any) -> None:

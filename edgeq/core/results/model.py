@@ -350,7 +350,8 @@ class QuantizedModel:
     Attributes:
         scheme: which scheme made it.
         graph: a callable torch.nn.Module that computes what the artifact is to compute.
-        exported: the same as an ExportedProgram where there already is one, else None.
+        exported: the same as an ExportedProgram where there already is one, else None; in float32 where the delegate
+            narrows it.
         quantized: names of the layers that compute in int8.
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from small_models import Silent, dataset, forward, lowered, quantized, small_net
+import torch
+from small_models import Silent, dataset, forward, loaded, lowered, quantized, small_net
+from torch import nn
 
 from edgeq.core.errors import EnvironmentProblem, ExitCode
-from edgeq.core.results.model import QuantizedModel
+from edgeq.core.results.model import QuantizedModel, TensorSpec
 from edgeq.lower import coreml
 from edgeq.lower.executorch import check_delegates
 from edgeq.verify.spec import VerifySpec
@@ -35,11 +37,12 @@ def test_a_half_precision_program_is_delegated_whole_and_repeats_byte_for_byte(h
 
 
 @pytest.mark.slow
-def test_precision_follows_the_scheme():
+def test_precision_follows_the_scheme_and_what_stays_in_float():
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
 
-    for scheme, precision in (("fp16", "float16"), ("fp32", "float32")):
-        specs = coreml.partitioner(scheme).delegation_spec.compile_specs
+    for scheme, keep, precision in (("fp16", (), "float16"), ("fp16", ("head",), "float32"), ("fp32", (), "float32")):
+        model = quantized(small_net(), "executorch", scheme, backend="coreml", keep=keep)
+        specs = coreml.partitioner(model).delegation_spec.compile_specs
         assert CoreMLBackend.model_compute_precision_from_compile_specs(specs).value == precision
 
 
@@ -79,3 +82,35 @@ def test_the_graph_is_judged_and_nothing_is_said_of_the_artifact(half):
     assert report.graph_only.findings == ()
     assert 40 < report.graph_only.fidelity.sqnr_db < 100  # half precision: near fp32, and not fp32 itself
     assert (golden.made_by, golden.made_on, len(golden.outputs[0])) == ("graph", None, 4)
+
+
+class _Normed(nn.Module):
+    """A convolution, a position embedding that forward resizes, a layer norm and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.positions = nn.Conv2d(3, 32, 4, 4), nn.Parameter(torch.randn(1, 32, 3, 3))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 256)
+
+    def forward(self, image):
+        x = self.patches(image)
+        grid = nn.functional.interpolate(self.positions, x.shape[-2:], mode="bicubic", antialias=True)
+        return self.head(self.norm((x + grid).flatten(2).transpose(1, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [(), ("head",)])
+def test_a_layer_norm_in_half_precision(keep, tmp_path):
+    torch.manual_seed(0)
+    image = TensorSpec(name="image", dtype="float32", shape=(1, 3, 16, 16))
+    model = loaded(_Normed().eval(), image)
+    sizes = {}
+    for scheme in ("fp32", "fp16"):
+        result = quantized(model, "executorch", scheme, backend="coreml", keep=keep if scheme == "fp16" else ())
+        made = lowered(result, (image,), tmp_path / scheme, "executorch", backend="coreml")
+        assert (made.delegated_macs, made.undelegated) == (1.0, ())
+        sizes[scheme] = len(made.path.read_bytes())
+    stored = dict(made.stored)
+    assert stored["float16"] > stored.get("float32", 0) if not keep else stored["float32"] > 256 * 32
+    if not keep:
+        assert sizes["fp32"] - sizes["fp16"] > 1.8 * (32 * 48 + 256 * 32)  # two bytes of each weight

@@ -73,6 +73,8 @@ def check(
     lowered, verified, quantized = artifact.lowered, artifact.verified, artifact.quantized
     has_graph = inputs.model.kind not in ("pte", "ptl")  # a lowered source has no converted graph to compare with
     unrun = verified.graph_only.why if verified.graph_only else ""
+    asked = asked_gates(verified, target, options, size_bytes=artifact.size_bytes, download_bytes=download_bytes)
+    is_evaluated = verified.fidelity is not None and verified.fidelity.inputs == "evaluation"
     # the artifact must be what it claims to be
     gates = [
         *((with_reuse(parity_gate(scheme, verified.parity, unrun), scheme, artifact.reuse),) if has_graph else ()),
@@ -83,7 +85,7 @@ def check(
         *preprocessing_gates(inputs.unapplied),
         *device_gates(scheme, verified),
         *training_gates(quantized.tuning),
-        *search_gates(quantized.search),
+        *search_gates(quantized.search, asked if is_evaluated else ()),
         *audit_gates(
             target=target,
             scheme=scheme,
@@ -93,8 +95,8 @@ def check(
             in_float=artifact.quantized.in_float,
         ),
         runtime_gate(target, lowered),
+        *asked,
     ]
-    gates += asked_gates(verified, target, options, size_bytes=artifact.size_bytes, download_bytes=download_bytes)
     return CheckReport(
         gates=_allowed(gates, options),
         warnings=(

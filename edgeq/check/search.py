@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.model import Scores, Search, Tuning
 from edgeq.core.results.report import Gate
@@ -9,19 +11,30 @@ from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.units import counted, format_quantity
 
 
-def search_gates(search: Search | None) -> tuple[Gate, ...]:
-    """Fail if no assignment meets the limits (exit code 5); no gate for schemes without a search."""
+def search_gates(search: Search | None, limits: Sequence[Gate]) -> tuple[Gate, ...]:
+    """Fail if no assignment meets the limits (exit code 5); no gate for schemes without a search.
+
+    The search has few samples, of which some channel may hardly change. So the nearest assignment passes where the
+    evaluation data, which the search has not seen, prove the same limits.
+
+    Args:
+        search: what came of it.
+        limits: the gates of the artifact's own limits, where they were judged on evaluation data.
+    """
     if search is None:
         return ()
     found = search.found
+    passed = {gate.name for gate in limits if gate.outcome == "ok"}
+    meets_later = not found.meets and all(name in passed for name, _ in search.limits)
     kept = (
         f"{len(found.kept)} of {len(search.ranking)} layers in float, over {counted(search.samples, 'search sample')}"
     )
-    nearest = "; no assignment that was tried meets the limits: this one is the nearest"
+    nearest = "; no assignment that was tried meets the limits there: this one is the nearest"
+    nearest += ", and meets them on the evaluation data" if meets_later else ""
     return (
         Gate(
             name="search",
-            outcome="ok" if found.meets else "failed",
+            outcome="ok" if found.meets or meets_later else "failed",
             limit=", ".join(_limit(name, limit) for name, limit in search.limits),
             measured=", ".join(_score(name, found.scores) for name, _ in search.limits),
             detail=f"{kept}, {counted(len(search.attempts), 'assignment')} tried{'' if found.meets else nearest}",

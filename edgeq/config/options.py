@@ -146,15 +146,18 @@ def merge(command_line: Values, project: Values) -> Values:
 
 
 def limit_table(texts: Iterable[str]) -> dict[str, str]:
-    """Return the `--limit NAME=VALUE` options as the table of an edgeq.toml; the last value for a name counts.
+    """Return the `--limit NAME=VALUE` options as the table of an edgeq.toml.
 
     Raises:
-        UsageError: no "=", an unknown name, or a value of another dimension.
+        UsageError: no "=", an unknown name, a value of another dimension, or two values for one name.
     """
     values: dict[str, str] = {}
     for text in texts:
         name, _ = parse_limit(text)
-        values[name] = text.partition("=")[2]
+        value = text.partition("=")[2]
+        if values.setdefault(name, value) != value:
+            what = f"--limit {name} is given twice, as {values[name]} and as {value}"
+            raise UsageError(what, "give it once: a gate has one limit")
     return values
 
 

@@ -334,7 +334,7 @@ def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Itera
         name: of the lock file; locks of other names do not exclude each other.
 
     Raises:
-        UsageError: the lock file is a link.
+        UsageError: the lock file is a link, or a file of that name holds something.
         EnvironmentProblem: another process still holds it after `wait_s` seconds, or the folder cannot be created.
     """
     from filelock import FileLock
@@ -342,6 +342,8 @@ def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Itera
     path = folder / name
     if path.is_symlink():  # which would be opened, and emptied, where it points to
         raise UsageError(f"{path} is a link, expected a lock file", "remove the link, and run again")
+    if path.is_file() and path.stat().st_size:  # lock files are empty: this one is somebody's, and would be removed
+        raise UsageError(f"{path} is not a lock file of edgeq: it is not empty", "rename it, and run again")
     lock = FileLock(path)
     made = _missing(folder)
     try:

@@ -165,9 +165,15 @@ def load_target(name_or_path: str) -> TargetProfile:
     """Return the profile of a shipped name or of a user's own TOML file.
 
     Raises:
-        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value.
+        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value, or a file
+            with the name of a shipped target that differs from it.
     """
-    return _validated(_merged(name_or_path, seen=()), name_or_path)
+    profile = _validated(_merged(name_or_path, seen=()), name_or_path)
+    # a bundle says by name what it was judged as: another profile under a shipped name would pass for it
+    if profile.name in profile_files() and profile.name != name_or_path and profile != load_target(profile.name):
+        what = f"{name_or_path}: {profile.name} is the name of a shipped target, which has other values"
+        raise UsageError(what, f'give it a name of its own, and `extends = "{profile.name}"` for what they share')
+    return profile
 
 
 def _merged(name_or_path: str, seen: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:

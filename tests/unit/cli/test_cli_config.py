@@ -239,10 +239,10 @@ def test_a_name_given_twice_counts_once():
     assert job.schemes == ("fp32",)
 
 
-@pytest.mark.parametrize("text", ["size", "sise=5MB", "size=5"])
-def test_a_limit_option_that_is_none(text):
+@pytest.mark.parametrize("texts", [["size"], ["sise=5MB"], ["size=5"], ["size=1B", "size=1GB"]])
+def test_a_limit_option_that_is_none(texts):
     with pytest.raises(UsageError):
-        limit_table([text])
+        limit_table(texts)
 
 
 def test_a_scheme_that_a_shipped_target_cannot_run_names_those_it_can():

@@ -320,9 +320,11 @@ def test_an_error_on_the_command_line_names_the_option() -> None:
         assert caught.value.what == what
 
 
-def test_limits_keep_their_order_and_the_last_of_a_name_counts() -> None:
-    texts = ["load=1s", "size=5MB", "delta=1MB", "load=2s"]
+def test_limits_keep_their_order_and_have_one_value_each() -> None:
+    texts = ["load=2s", "size=5MB", "delta=1MB", "load=2s"]
     assert list(to_values({"limit": texts})["limit"].items()) == [("load", "2s"), ("size", "5MB"), ("delta", "1MB")]
+    with pytest.raises(UsageError, match="--limit load is given twice, as 1s and as 2s"):
+        to_values({"limit": ["load=1s", "load=2s"]})
 
 
 def test_a_limit_of_a_release_waits_in_a_file_and_is_refused_on_the_command_line() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from edgeq.core import files
 from edgeq.core.errors import EnvironmentProblem, UsageError
-from edgeq.core.files import disk_errors, recover_dir, staged_dir, write_atomic
+from edgeq.core.files import disk_errors, lock_dir, recover_dir, staged_dir, write_atomic
 
 FILES = ("a", "b", "c")
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
@@ -282,3 +282,15 @@ def test_a_real_full_disk(small_disk: Path) -> None:
     assert names(small_disk) == ["target"]
     replace(target, "3")
     assert state(target) == "3"
+
+
+def test_a_file_with_the_name_of_a_lock_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    mine = tmp_path / ".edgeq.lock"
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="not a lock file of edgeq"), lock_dir(tmp_path, wait_s=1):
+        pass
+    assert mine.read_text() == "mine"
+    mine.write_bytes(b"")  # left by a run that was killed
+    with lock_dir(tmp_path, wait_s=1):
+        pass
+    assert not mine.exists()

@@ -156,3 +156,14 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 )
 def test_the_oldest_runtime_is_that_wherever_it_stands(runtimes: tuple[str, ...], oldest: str) -> None:
     assert App(runtimes=runtimes).oldest == oldest
+
+
+def test_another_profile_cannot_pass_for_a_shipped_one(tmp_path: Path) -> None:
+    shipped = profile_files()["linux-x86_64-ort"]
+    mine = tmp_path / "mine.toml"
+    mine.write_text(shipped.read_text())
+    assert load_target(str(mine)) == load_target("linux-x86_64-ort")  # a copy is what its name says
+    mine.write_text(shipped.read_text().replace("int8_macs = 0.95", "int8_macs = 0.0"))
+    with pytest.raises(UsageError, match="linux-x86_64-ort is the name of a shipped target") as raised:
+        load_target(str(mine))
+    assert 'extends = "linux-x86_64-ort"' in raised.value.fix

@@ -55,6 +55,9 @@ _HARMLESS_COMMANDS = frozenset(
 # they raise no audit event
 _ASKING = ("stat", "lstat", "fstat", "readlink", "access", "getxattr", "listxattr")
 
+# what they answer may change with every other process
+_OF_THE_DISK = ("statvfs", "fstatvfs")
+
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 
 _MEMORY_DISK = "/dev/shm/"  # noqa: S108  # data is kept there too
@@ -283,6 +286,11 @@ class Recorder:
         """Note that `multiprocessing` starts a process, where code of the user's has it do so."""
         if self.active and _users_frame(sys._getframe(2)) is not None:
             self._mark_untracked("the code starts a process (multiprocessing)")
+
+    def ask_the_disk(self) -> None:
+        """Note that code of the user's asked how full a disk is."""
+        if self.active and _users_frame(sys._getframe(2)) is not None:
+            self._mark_untracked("the code asks how full the disk is (os.statvfs)")
 
     def _mark_untracked(self, why: str) -> None:
         self.untracked = self.untracked or why
@@ -575,8 +583,12 @@ def _questions() -> Iterator[None]:
         start(self)
 
     with contextlib.ExitStack() as asking:
-        for name in filter(functools.partial(hasattr, os), _ASKING):  # macOS has no os.getxattr
-            asking.enter_context(replaced(os, name, _asking(getattr(os, name))))
+        # os has its functions of a module of its own, which code may call too; macOS has no getxattr
+        for module in (os, importlib.import_module(os.name)):
+            for name in filter(functools.partial(hasattr, module), _ASKING):
+                asking.enter_context(replaced(module, name, _asking(getattr(module, name))))
+            for name in filter(functools.partial(hasattr, module), _OF_THE_DISK):
+                asking.enter_context(replaced(module, name, _asking_the_disk(getattr(module, name))))
         asking.enter_context(replaced(os, "open", _opening(os.open)))
         asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
         asking.enter_context(replaced(environ, "__getitem__", _recording_key(environ.__getitem__, "read_variable")))
@@ -659,6 +671,15 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(path: Any = ".", *args: Any, **options: Any) -> Any:
         _RECORDER.ask(path, options.get("dir_fd"))
         return function(path, *args, **options)
+
+    return call
+
+
+def _asking_the_disk(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        _RECORDER.ask_the_disk()
+        return function(*args, **options)
 
     return call
 

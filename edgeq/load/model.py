@@ -309,9 +309,10 @@ def _hugging_face(folder: Path, *, trusted: bool) -> _Source:
             )
     except Exception as err:  # transformers raises many types
         what = f"transformers cannot load {folder}: {first_line(err)}"
-        raise UsageError(
-            what, "give the folder that save_pretrained() wrote, with config.json and .safetensors"
-        ) from err
+        fix = "give the folder that save_pretrained() wrote, with config.json and .safetensors"
+        if "custom code" in what:
+            fix = "if you trust the code in it, give --trust-source; else give a folder without code of its own"
+        raise UsageError(what, fix) from err
     missing = sorted(report["missing_keys"])
     if missing:
         what = f"{folder} has no weights for {len(missing)} tensors of {type(module).__name__} ({missing[0]}, …)"

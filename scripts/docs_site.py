@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Lay out the source of the documentation's site in a folder: pages as they are in the repository, and a reference.
 
-The reference is made from the code: every command's help, exit codes, schemes, and the Python API by its docstrings.
-Options, targets, limits and gates are tables of the pages themselves (scripts/docs_tables.py).
+    scripts/docs_site.py FOLDER [GALLERY]
+
+GALLERY is what scripts/docs_gallery.py made; without it that page names the commands only. The reference is made from
+the code: every command's help, exit codes, schemes, and the Python API by its docstrings. Options, targets, limits and
+gates are tables of the pages themselves (scripts/docs_tables.py).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the reference is that of this checkout, whatever is installed
 
+from docs_gallery import PAGES as GALLERY  # noqa: E402
 from docs_tables import _table  # noqa: E402
 
 import edgeq  # noqa: E402
@@ -36,7 +40,7 @@ SECTIONS = {
         *("docs/options.md", "docs/targets.md", "docs/schemes.md", "docs/gates.md", "reference/commands.md"),
         *("reference/exit-codes.md", "reference/schemes.md", "reference/api.md"),
     ],
-    "Explained": ["docs/explained.md", "docs/verdicts.md", "docs/figures.md"],
+    "Explained": ["docs/explained.md", "docs/verdicts.md", "docs/figures.md", "gallery/gallery.md"],
     "Troubleshooting": ["docs/troubleshooting.md"],
     "Project": ["docs/README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"],
 }
@@ -137,20 +141,31 @@ def _place(name: str) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
+def gallery_page(folder: Path) -> str:
+    """Return the page that links to the report pages in its folder."""
+    lines = ["# Gallery of report pages", ""]
+    lines += ["Pages that edgeq wrote about its built-in model. Each is one file, and needs no network.", ""]
+    for page in GALLERY:
+        name = f"[{page.title}]({page.path})" if (folder / page.path).is_file() else page.title
+        lines += [f"## {page.title}", "", f"{name} shows {page.shows}.", ""]
+        lines += ["```sh", page.command, "```", ""] if page.command else ["The command above writes it too.", ""]
+    return "\n".join(lines)
+
+
 def title(page: Path) -> str:
     """Return a page's first heading."""
     found = re.search(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else page.stem
 
 
-def lay_out(folder: Path) -> None:
-    """Write pages and mkdocs.yml into a folder, which is made anew."""
+def lay_out(folder: Path, gallery: Path | None = None) -> None:
+    """Write pages and mkdocs.yml into a folder, which is made anew; with the report pages of `gallery`."""
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / "pages"
     shutil.copytree(ROOT / "docs", pages / "docs")
     named = [page for section in SECTIONS.values() for page in section]
     for page in ("README.md", "android_demo/screen.png", *named):
-        if not page.startswith(("docs/", "reference/")):
+        if not page.startswith(("docs/", "reference/", "gallery/")):
             (pages / page).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / page, pages / page)
     (pages / "reference").mkdir()
@@ -161,6 +176,12 @@ def lay_out(folder: Path) -> None:
         ("api", api_page),
     ):
         (pages / f"reference/{name}.md").write_text(make(), encoding="utf-8")
+    (pages / "gallery").mkdir()
+    for source in sorted(gallery.rglob("*.html")) if gallery is not None else ():
+        copy = pages / "gallery" / source.relative_to(gallery)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, copy)
+    (pages / "gallery/gallery.md").write_text(gallery_page(pages / "gallery"), encoding="utf-8")
     how_to = sorted(f"docs/howto/{path.name}" for path in (pages / "docs/howto").glob("*.md"))
     nav: list[dict[str, object]] = [{"edgeq": "README.md"}]
     for section, listed in (SECTIONS | {"How-to": how_to}).items():
@@ -170,4 +191,4 @@ def lay_out(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    lay_out(Path(sys.argv[1]))
+    lay_out(*map(Path, sys.argv[1:]))

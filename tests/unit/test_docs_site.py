@@ -29,6 +29,18 @@ def test_every_page_of_the_documentation_has_a_place_on_the_site(tmp_path: Path)
     assert "::: edgeq.api.verify\n" in (pages / "reference/api.md").read_text()
 
 
+def test_the_gallery_links_to_the_pages_that_were_made(tmp_path: Path) -> None:
+    made = tmp_path / "made/small/rejected/digits/linux-x86_64-x86/report.html"
+    made.parent.mkdir(parents=True)
+    made.write_text("<p>rejected</p>")
+    subprocess.run([sys.executable, ROOT / "scripts/docs_site.py", tmp_path / "site", tmp_path / "made"], check=True)
+    pages = tmp_path / "site/pages/gallery"
+    text = (pages / "gallery.md").read_text()
+    assert f"[A rejected bundle]({made.relative_to(tmp_path / 'made')}) shows" in text
+    assert "\nA bundle shows" in text  # it was not made
+    assert (pages / made.relative_to(tmp_path / "made")).read_text() == "<p>rejected</p>"
+
+
 def test_every_how_to_has_commands_or_says_why_not() -> None:
     pages = sorted((ROOT / "docs/howto").glob("*.md"))
     assert len(pages) >= 20

@@ -27,7 +27,7 @@ from edgeq.core.units import format_bytes, parse_quantity
 from edgeq.lower.onnx import linear_share
 from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
-from edgeq.pipeline.prepare import TooFewSamples
+from edgeq.pipeline.prepare import TooFewSamples, load_job_model
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize import FILE_METHODS
 from edgeq.quantize.capture import linear_macs
@@ -181,22 +181,12 @@ def _raced(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
 
 def _linear_macs(run: Run) -> float:
     """Load the model and look at what it is made of; raises what loading does."""
-    from edgeq.load.model import load_model
-
     calm_openmp()
     use_torch()
 
     job = run.job
     with run.progress.task("analyze the model's layers"):
-        model = load_model(
-            job.source,
-            weights=job.weights,
-            inputs=job.inputs,
-            name=job.name,
-            seed=job.seed,
-            trusted=job.trust_source,
-            ignore_extra=job.ignore_extra_weights,
-        )
+        model = load_job_model(job)
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
             raise UnsupportedError(what, f"omit --scheme {AUTO}, or give the PyTorch model")

@@ -15,11 +15,11 @@ from edgeq.core.preprocess import load_preprocess
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
 from edgeq.core.targets import TargetProfile
 from edgeq.load.inputs import random_inputs
-from edgeq.load.model import load_model
 from edgeq.pipeline.cache import job_facts, unit_of
 from edgeq.pipeline.package import build_units
 from edgeq.pipeline.plan import BuildUnit, Results, Run
 from edgeq.pipeline.preflight import preflight
+from edgeq.pipeline.prepare import load_job_model
 from edgeq.verify.children import calm_openmp, use_torch
 
 # they train or search for minutes, and start from what static-int8 makes
@@ -118,15 +118,7 @@ def _pair(unit: BuildUnit, results: Results) -> Pair:
 
 def _with_random_data(job: Job, path: Path) -> Job:
     """Write random inputs of the model, and name them as the calibration data of the job."""
-    model = load_model(
-        job.source,
-        weights=job.weights,
-        inputs=job.inputs,
-        name=job.name,
-        seed=job.seed,
-        trusted=job.trust_source,
-        ignore_extra=job.ignore_extra_weights,
-    )
+    model = load_job_model(job)
     spec = load_preprocess(job.data.preprocess) if job.data.preprocess is not None else model.preprocess
     drawn = random_inputs(model.inputs, _SAMPLES, job.seed, None if spec is None else spec.value_range)
     columns = zip(*(sample.inputs for sample in drawn), strict=True)

@@ -225,20 +225,25 @@ def _label_remarks(job: Job, labels: tuple[str, ...]) -> tuple[str, ...]:
     return (f"{len(twice)} label{'s' if len(twice) > 1 else ''} stand for more than one output: {few(twice)}",)
 
 
+def load_job_model(job: Job) -> LoadedModel:
+    """Load the model that a job names; raises what `load_model` does."""
+    return load_model(
+        job.source,
+        weights=job.weights,
+        inputs=job.inputs,
+        name=job.name,
+        seed=job.seed,
+        trusted=job.trust_source,
+        ignore_extra=job.ignore_extra_weights,
+    )
+
+
 def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
 ) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
     """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
     with progress.task(f"load {job.source}"):
-        model = load_model(
-            job.source,
-            weights=job.weights,
-            inputs=job.inputs,
-            name=job.name,
-            seed=job.seed,
-            trusted=job.trust_source,
-            ignore_extra=job.ignore_extra_weights,
-        )
+        model = load_job_model(job)
         if model.kind in _ARTIFACTS:
             model = describe(model)
         # refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder

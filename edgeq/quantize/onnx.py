@@ -121,8 +121,7 @@ def dynamic_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
     target = spec.folder / "dynamic.onnx"
     proto = onnx.load(str(source))
     ties = _untied(proto, left_out)
-    if ties:
-        onnx.save(proto, str(source))
+    onnx.save(proto, str(source))
     quantize_dynamic(
         str(source),
         str(target),
@@ -154,39 +153,85 @@ class _Tie:
 
 
 def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
-    """Give products by a transposed table a copy of it, in place, and return what is to be tied again."""
+    """Give products by a matrix that others read too a transposed copy of it, in place; return what to tie again.
+
+    `replace_gemm_with_matmul` of onnxruntime 1.31 transposes the matrix of a Gemm with transB in place, and takes for
+    granted that nothing else reads it: a second Gemm or a lookup would read it the wrong way round.
+    """
     from onnx import TensorProto, numpy_helper
 
-    matrices = [item for item in proto.graph.initializer if len(item.dims) == 2]
-    tables = {item.name: item for item in matrices if item.data_type == TensorProto.FLOAT}
-    outputs = {item.name for item in proto.graph.output}
     found = []
-    for node in list(proto.graph.node):
-        table = tables.get(node.input[0]) if node.op_type == "Transpose" else None
-        if table is None or any(list(one.ints) != [1, 0] for one in node.attribute):
+    matrices = [item for item in proto.graph.initializer if len(item.dims) == 2]
+    for table in [item for item in matrices if item.data_type == TensorProto.FLOAT]:
+        readers = [node for node in proto.graph.node if table.name in node.input]
+        lookups = [node for node in readers if node.op_type == "Gather" and all(one.i == 0 for one in node.attribute)]
+        gemms = [node for node in readers if _is_product_by_rows(node) and node.input[1] == table.name]
+        turned = [node for node in readers if _products_of(proto, node) and lookups]
+        products = [one for node in turned for one in _products_of(proto, node)]
+        if len(readers) < 2 or not (gemms or turned):
             continue
-        readers = [one for one in proto.graph.node if node.output[0] in one.input]
-        lookups = [one for one in proto.graph.node if one.op_type == "Gather" and one.input[0] == table.name]
-        others = [one for one in proto.graph.node if table.name in one.input and one not in (node, *lookups)]
-        by_rows = all(one.i == 0 for lookup in lookups for one in lookup.attribute)
-        products = all(one.op_type == "MatMul" and one.input[1] == node.output[0] for one in readers)
-        if (
-            not lookups
-            or not readers
-            or {table.name, node.output[0]} & outputs
-            or others
-            or not by_rows
-            or not products
-            or {one.name for one in (*readers, *lookups)} & {*left_out}
-        ):
+        in_float = {node.name for node in (*gemms, *products)} & {*left_out}
+        if turned and not in_float:
+            for product in products:
+                product.input[1] = f"{table.name}_columns"
+        else:
+            turned = []
+        nodes = []
+        for node in proto.graph.node:
+            if node in gemms:
+                nodes += _product(node, "" if node.name in in_float else f"{table.name}_columns")
+            elif node not in turned:
+                nodes.append(node)
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        if any(f"{table.name}_columns" in node.input for node in nodes):
+            columns = numpy_helper.to_array(table).T.copy()
+            proto.graph.initializer.append(numpy_helper.from_array(columns, f"{table.name}_columns"))
+        others = len(readers) - len(lookups) - len(gemms) - len(turned)
+        if in_float or others or table.name in {item.name for item in proto.graph.output}:
             continue
-        columns = numpy_helper.from_array(numpy_helper.to_array(table).T.copy(), f"{table.name}_columns")
-        proto.graph.initializer.append(columns)
-        for reader in readers:
-            reader.input[1] = columns.name
-        proto.graph.node.remove(node)
-        found.append(_Tie(table=table.name, columns=columns.name, lookups=tuple(one.name for one in lookups)))
+        if lookups and not {node.name for node in lookups} & {*left_out}:
+            names = tuple(node.name for node in lookups)
+            found.append(_Tie(table=table.name, columns=f"{table.name}_columns", lookups=names))
+        elif not lookups:
+            proto.graph.initializer.remove(table)
     return found
+
+
+def _product(gemm: Any, columns: str) -> list[Any]:
+    """Return the nodes of a product, and perhaps a bias, in place of a Gemm; named as onnxruntime's tools do.
+
+    Args:
+        gemm: x @ W.T.
+        columns: name of W.T; "" to transpose W by a node, just before its product: the tool would keep a copy in float
+            for one that stands before the lookups.
+    """
+    from onnx import helper
+
+    made = [f"{gemm.output[0]}_MatMul"] if len(gemm.input) > 2 else list(gemm.output)
+    turned = f"{gemm.name}_turned"
+    nodes = [] if columns else [helper.make_node("Transpose", [gemm.input[1]], [turned], turned, perm=[1, 0])]
+    nodes.append(helper.make_node("MatMul", [gemm.input[0], columns or turned], made, f"{gemm.name}_MatMul"))
+    if len(gemm.input) > 2:
+        nodes.append(helper.make_node("Add", [*made, gemm.input[2]], gemm.output, f"{gemm.name}_Add"))
+    return nodes
+
+
+def _products_of(proto: Any, node: Any) -> list[Any]:
+    """Return the products by what a node transposes; none where anything else reads it."""
+    if node.op_type != "Transpose" or any(list(one.ints) != [1, 0] for one in node.attribute):
+        return []
+    readers = [one for one in proto.graph.node if node.output[0] in one.input]
+    is_read = node.output[0] in {item.name for item in proto.graph.output}
+    products = [one for one in readers if one.op_type == "MatMul" and one.input[1] == node.output[0]]
+    return products if len(products) == len(readers) and not is_read else []
+
+
+def _is_product_by_rows(node: Any) -> bool:
+    """Whether a node is a Gemm of which onnxruntime's tools make a product: x @ W.T, and perhaps a bias."""
+    values = {one.name: one.f if one.name in ("alpha", "beta") else one.i for one in node.attribute}
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    return node.op_type == "Gemm" and plain | {"transB": 0} | values == plain
 
 
 def _tie(made: Any, tie: _Tie) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.fake_quant import leave_in_float
 from edgeq.quantize.fx_export import exported_graph
-from edgeq.quantize.fx_observers import layer_name, place_observers, split_layers, with_weights
+from edgeq.quantize.fx_observers import is_int8_layer, layer_name, place_observers, split_layers, with_weights
 from edgeq.quantize.fx_workarounds import (
     bound_clamps,
     containers,
@@ -30,6 +31,7 @@ from edgeq.quantize.fx_workarounds import (
     leave_unlike_sums,
     observe_floats_only,
     plain,
+    saturate_clamps,
     without_mutations,
 )
 from edgeq.quantize.layer_error import FloatRun, float_run
@@ -222,6 +224,7 @@ def convert(prepared: Any) -> Any:
     import torch
     from torch.ao.quantization.quantize_fx import convert_fx
 
+    saturate_clamps(prepared, functools.partial(is_int8_layer, prepared), torch.backends.quantized.engine)
     bound_clamps(prepared)
     if torch.backends.quantized.engine == "qnnpack":
         leave_unlike_sums(prepared)

@@ -32,6 +32,7 @@ from torch.ao.quantization.qconfig_mapping import _FIXED_QPARAMS_OP_TO_OBSERVER
 from edgeq.core.samples import evenly
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.fake_quant import observes_weight
+from edgeq.quantize.fx_workarounds import clamped_layers
 from edgeq.quantize.spec import QuantizeSpec, inside
 
 # of the calibration samples, so many tell whether ranges are alike; calibration itself takes all
@@ -109,6 +110,9 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
     graph.own_moved_ranges()
     graph.own_fixed_ranges()
     graph.own_scaled_ranges()
+    for before, _, after in clamped_layers(prepared, graph.is_layer):
+        if graph.observer(before) is graph.observer(after):
+            graph.put(before, new_observer())  # of which nothing is used: see `saturate_clamps`
     graph.leave_writes_in_float()
     joins = [node for node in prepared.graph.nodes if graph.name(node) in _JOINING and graph.parts(node)]
     softmaxes = [node for node in prepared.graph.nodes if graph.name(node) in _SOFTMAX and graph.place(node)]
@@ -406,9 +410,7 @@ class _Graph:
 
     def is_layer(self, node: Any) -> bool:
         """Whether a node multiplies by weights in int8."""
-        return layer_of(self.prepared, node) is not None or any(
-            observes_weight(self.prepared, source) for source in node.all_input_nodes
-        )
+        return is_int8_layer(self.prepared, node)
 
     def is_layers_output(self, value: Any) -> bool:
         """Whether a value is what a layer rounds: its own output, or that of the relu which is computed with it."""
@@ -624,6 +626,13 @@ class _Watched(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not foll
 
 
 # --- Which layers an FX graph has, before and after it is converted.
+
+
+def is_int8_layer(prepared: Any, node: Any) -> bool:
+    """Whether a node multiplies by weights in int8, as a module or as a function."""
+    return layer_of(prepared, node) is not None or any(
+        observes_weight(prepared, source) for source in node.all_input_nodes
+    )
 
 
 def layer_of(prepared: Any, node: Any) -> str | None:

@@ -12,6 +12,7 @@ Seen in torch 2.15.0 (`pt2e_workarounds` has the list of the other routes):
 - The int8 nn.PReLU lets negative values through: `exchange_layers`.
 - QNNPACK counts the padding of an average pool in, although it is to be left out: `exchange_layers`.
 - QNNPACK's clamp reads a channels-last tensor as if it were contiguous: `contiguous_clamps`.
+- It gives a clamp and the layer before it one range, which the clamp cuts: `saturate_clamps`.
 - Int8 pools, resizings and norms of both engines read tokens [1, H * W, C] that were transposed to an image as if they
   lay in channels-last order with another batch stride: `contiguous_images`.
 - QNNPACK adds no values whose scales are very unlike: `leave_unlike_sums`.
@@ -564,6 +565,83 @@ def contiguous_clamps(converted: Any) -> Any:
                 user.replace_input_with(source, node)
     converted.recompile()
     return converted
+
+
+def clamped_layers(prepared: Any, is_layer: Callable[[Any], bool]) -> list[tuple[Any, Any, Any]]:
+    """Return clamps of what a layer or a sum rounds: the observer's node before, the clamp, the observer's node after.
+
+    Args:
+        prepared: a graph with observers, of torch.ao.
+        is_layer: whether a node multiplies by weights in int8.
+    """
+
+    def observes(node: Any) -> bool:
+        is_module = isinstance(node, torch.fx.Node) and node.op == "call_module"
+        return is_module and _is_activation_post_process(prepared.get_submodule(str(node.target)))
+
+    found = []
+    for clamp in prepared.graph.nodes:
+        if _fx_bounds(prepared, clamp) is None:
+            continue
+        before, after = clamp.args[0], [user for user in clamp.users if observes(user)]
+        if not observes(before) or len(before.users) != 1 or len(clamp.users) != 1 or not after:
+            continue
+        value = before.args[0]
+        # a number is added to the zero point, and multiplied by the scale: that kernel rounds nothing
+        is_sum = _plain_name(value) in ("add", "mul") and all(observes(part) for part in value.args[:2])
+        if len(value.users) == 1 and (is_sum or is_layer(value)):
+            found.append((before, clamp, after[0]))
+    return found
+
+
+def saturate_clamps(prepared: Any, is_layer: Callable[[Any], bool], engine: str) -> None:
+    """Let the range of a clamp's output be that of the layer before it, in place; the clamp then may be its saturation.
+
+    FX observes what a layer gives and what the clamp makes of it by one observer (torch 2.15,
+    `_get_share_qparams_op_configs`), so that the layer loses the steps that the clamp cuts, and QNNPACK's clamp wants
+    a contiguous copy besides. Where a kernel's saturation of 0 to 255 lies within the bounds, the clamp goes. FBGEMM's
+    and oneDNN's activations use 0 to 127 of it, and keep theirs.
+
+    Args:
+        prepared: a graph with observers that have seen their ranges.
+        is_layer: whether a node multiplies by weights in int8.
+        engine: of the process.
+    """
+    for before, clamp, after in clamped_layers(prepared, is_layer):
+        observer = prepared.get_submodule(str(after.target))
+        prepared._modules[str(before.target)] = observer
+        scale, zero_point = (float(value) for value in observer.calculate_qparams())
+        low, high = _fx_bounds(prepared, clamp) or (0.0, 0.0)
+        is_full = engine == "qnnpack" and (observer.quant_min, observer.quant_max) == (0, 255)
+        # a bound between two steps is half a step from one of them
+        if is_full and low <= (0.51 - zero_point) * scale and high >= (254.49 - zero_point) * scale:
+            after.replace_all_uses_with(before)
+            prepared.graph.erase_node(after)
+            prepared.graph.erase_node(clamp)
+    prepared.graph.lint()
+    prepared.recompile()
+
+
+def _fx_bounds(graph: Any, node: Any) -> tuple[float, float] | None:
+    """Return the least and the largest value that a clamp lets through; None of other nodes."""
+    if node.op == "call_module":
+        part = graph.get_submodule(str(node.target))
+        return (float(part.min_val), float(part.max_val)) if isinstance(part, nn.Hardtanh) else None
+    name = _plain_name(node).removesuffix("_")
+    if name == "relu6":
+        return 0.0, 6.0
+    names, defaults = {
+        "hardtanh": (("min_val", "max_val"), (-1.0, 1.0)),
+        "clamp": (("min", "max"), (None, None)),
+        "clip": (("min", "max"), (None, None)),
+    }.get(name, ((), ()))
+    if not names or not node.args:
+        return None
+    given = dict(zip(names, defaults, strict=True)) | dict(zip(names, node.args[1:], strict=False))
+    low, high = (node.kwargs.get(key, given[key]) for key in names)
+    if not all(bound is None or isinstance(bound, int | float) for bound in (low, high)):
+        return None
+    return (float("-inf") if low is None else float(low), float("inf") if high is None else float(high))
 
 
 _TRANSPOSING = frozenset({"transpose", "permute", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T"})

@@ -22,6 +22,7 @@ from edgeq.quantize.fx_export import exported_graph
 from edgeq.quantize.fx_observers import is_int8_layer, layer_name, place_observers, split_layers, with_weights
 from edgeq.quantize.fx_workarounds import (
     bound_clamps,
+    clamped_layers,
     containers,
     contiguous_clamps,
     contiguous_images,
@@ -133,7 +134,15 @@ def _finish(inputs: tuple[Any, ...]) -> Callable[[Any], Any]:
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
     """Return what the layers of a prepared graph give in float, to compare its quantized form with."""
-    return float_run(prepared, spec.calibration, spec.inputs, is_observer=library().is_observer, name_of=layer_name)
+    clamped = clamped_layers(prepared, functools.partial(is_int8_layer, prepared))
+    return float_run(
+        prepared,
+        spec.calibration,
+        spec.inputs,
+        is_observer=library().is_observer,
+        name_of=layer_name,
+        clamps={before.args[0].name: clamp.name for before, clamp, _ in clamped},
+    )
 
 
 def refuse_exported(spec: QuantizeSpec) -> None:

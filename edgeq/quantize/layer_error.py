@@ -35,12 +35,14 @@ class FloatRun:
 
     Attributes:
         names: the layer's name of each node, in the order of execution.
+        merged: of nodes that conversion may merge into the one before them, that one.
         batches: what was run.
         values: for each batch, the output of each of these nodes.
         samples: how many real samples the batches hold.
     """
 
     names: Mapping[str, str]
+    merged: Mapping[str, str]
     batches: tuple[Batch, ...]
     values: tuple[Mapping[str, torch.Tensor], ...]
     samples: int
@@ -54,13 +56,16 @@ class FloatRun:
         whole: dict[str, _Power] = {}
         own: dict[str, _Power] = {}
         weights: dict[str, torch.Tensor] = {}
+        left = {node.name for node in converted.graph.nodes}
+        place = {node: node if node in left else self.merged.get(node, node) for node in self.names}
         for batch, values in zip(self.batches, self.values, strict=True):
+            exact = {place[node]: value for node, value in values.items()}
             for sums, reset in ((whole, False), (own, True)):
-                _Compared(converted, values, sums, weights, reset=reset).run(*_tensors(batch))
+                _Compared(converted, exact, sums, weights, reset=reset).run(*_tensors(batch))
         layers = tuple(
-            LayerSqnr(layer=name, sqnr_db=whole[node].sqnr_db, own_db=own[node].sqnr_db)
+            LayerSqnr(layer=name, sqnr_db=whole[place[node]].sqnr_db, own_db=own[place[node]].sqnr_db)
             for node, name in self.names.items()
-            if node in whole
+            if place[node] in whole
         )
         return LayerSqnrs(samples=self.samples, layers=layers) if layers else None
 
@@ -72,6 +77,7 @@ def float_run(
     *,
     is_observer: Callable[[Any], bool],
     name_of: NameOf,
+    clamps: Mapping[str, str] | None = None,
 ) -> FloatRun:
     """Run a few samples through a prepared graph as if it had no observers; it is not changed.
 
@@ -81,9 +87,11 @@ def float_run(
         specs: the model's inputs.
         is_observer: tells its observers from other modules.
         name_of: the name of a node that is a layer, else None.
+        clamps: the clamp's node behind a layer's, whose range the layer is rounded to.
     """
+    clamps = clamps or {}
     names = {node: name for node in prepared.graph.nodes if (name := name_of(prepared, node)) is not None}
-    ends = {_end(node, prepared, is_observer).name: name for node, name in names.items()}
+    ends = {clamps.get(node.name) or _end(node, prepared, is_observer).name: name for node, name in names.items()}
     size = batch_size(samples, specs) or 1
     weights = sum(parameter.numel() for parameter in prepared.parameters())
     run: list[Batch] = []
@@ -97,7 +105,13 @@ def float_run(
         elements += weights + sum(value.numel() for value in recorder.values.values())
         run.append(batch)
         values.append(recorder.values)
-    return FloatRun(names=ends, batches=tuple(run), values=tuple(values), samples=sum(batch.rows for batch in run))
+    return FloatRun(
+        names=ends,
+        merged={clamp: layer for layer, clamp in clamps.items()},
+        batches=tuple(run),
+        values=tuple(values),
+        samples=sum(batch.rows for batch in run),
+    )
 
 
 @dataclass(slots=True)

@@ -79,6 +79,8 @@ def test_a_layer_is_rounded_to_the_range_that_the_clamp_leaves(backend, clamp, g
     assert bool(_kinds(result.graph)) == (backend == "x86" or not goes)
     (noise,) = _noise(model, result.graph, backend)
     assert noise < 1e-3  # the layer's own range is many times wider than the clamp's
+    # and what the clamp cuts is no error of the layer's
+    assert {item.layer: item.own_db > 25 for item in result.layer_sqnrs.layers} == {"conv": True, "head": True}
 
 
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])

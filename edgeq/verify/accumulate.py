@@ -376,30 +376,40 @@ class Tally:
         if ranks is None:
             return (), False
         by_labels = len(self.row_labels) == len(ranks.fp32)
-        labels = self.row_labels if by_labels else ranks.fp32
-        return class_drops(labels, ranks.fp32, ranks.measured, self.row_keys)[:MOST_CLASSES], by_labels
+        labels, measured = (self.row_labels, ranks.measured) if by_labels else (ranks.fp32, ranks.settled)
+        return class_drops(labels, ranks.fp32, measured, self.row_keys)[:MOST_CLASSES], by_labels
 
 
 @dataclass(slots=True)
 class Ranks:
-    """The top-1 class of each row of one output, by fp32 and by the artifact, and the rows with a tie."""
+    """The top-1 class of each row of one output, by fp32 and by the artifact, and the rows with a tie.
+
+    Attributes:
+        settled: the artifact's, or fp32's where its scores of both are next to the end of a fixed range, as those of a
+            sigmoid or tanh that saturates are: which of several certain answers is the first says nothing.
+        tied: rows in which the artifact alone has a tie.
+    """
 
     fp32: list[int] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
     tied: int = 0
 
     def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
         """Add the scores of some rows, [rows, classes] each; a row that is not finite never agrees."""
         finite = np.isfinite(reference).all(axis=1) & np.isfinite(measured).all(axis=1)
-        self.fp32 += reference.argmax(axis=1).tolist()
-        self.measured += np.where(finite, measured.argmax(axis=1), -1).tolist()
+        first = reference.argmax(axis=1)
+        named = np.where(finite, measured.argmax(axis=1), -1)
+        self.fp32 += first.tolist()
+        self.measured += named.tolist()
+        self.settled += np.where(finite & _is_saturated(reference, named), first, named).tolist()
         self.tied += int((_first_is_shared(measured) & ~_first_is_shared(reference)).sum())
 
     def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:
         """Return how often both have the same top-1 class, and how often they would by chance."""
-        fp32, measured = np.asarray(self.fp32), np.asarray(self.measured)
+        fp32, measured = np.asarray(self.fp32), np.asarray(self.settled)
         count = len(fp32)
-        of_fp32, of_measured = Counter(self.fp32), Counter(self.measured)
+        of_fp32, of_measured = Counter(self.fp32), Counter(self.settled)
         return OutputAgreement(
             output=output,
             agreeing=int((fp32 == measured).sum()),
@@ -439,6 +449,15 @@ class Indices:
             distinct=max(1, round(effective_count(keys))),
             chance=float(self.pairs.sum(axis=1) @ self.pairs.sum(axis=0)) / count**2,
         )
+
+
+def _is_saturated(scores: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether a row's score of its class lies within half an int8 step of 1, in scores of 0 to 1 or of -1 to 1."""
+    low, high = scores.min(axis=1), scores.max(axis=1)
+    half_a_step = np.where(low < 0, 2.0, 1.0) / 510
+    chosen = np.take_along_axis(scores, np.maximum(classes, 0)[:, None], axis=1)[:, 0]
+    saturated: NDArray[np.bool_] = (low >= -1) & (high <= 1) & (chosen >= 1 - half_a_step)
+    return saturated
 
 
 def _first_is_shared(scores: NDArray[Any]) -> NDArray[np.bool_]:

@@ -80,6 +80,24 @@ def test_agreement_by_chance_is_never_ok(classes, seed):
 
 
 @settings(max_examples=15)
+@given(st.integers(0, 99), st.booleans())
+def test_which_of_several_certain_answers_is_the_first_says_nothing(seed, signed):
+    rng = np.random.default_rng(seed)
+    wide = rng.normal(0, 6, (200, 40)) + np.linspace(0, 2, 40)
+    values = (np.tanh(wide) if signed else 1 / (1 + np.exp(-wide))).astype(np.float32)
+    rounded = (np.round(values * 127) / 127).astype(np.float32)
+    assert (values.argmax(1) == rounded.argmax(1)).mean() < 0.3  # the rounded ones are 1.0 in several classes
+    assert floor([values], [rounded])["fidelity"].outcome == "ok"
+    # with labels the order decides on right and wrong
+    labels = values.argmax(1)
+    assert {gate.outcome for gate in floor([values], [rounded], labels=labels).values()} != {"ok"}
+    # and scores that are certain of nothing have a first class, however close they are
+    close = (0.5 + values / 1000).astype(np.float32)
+    flat = (np.round(close * 127) / 127 + rng.permutation(40) / 1e5).astype(np.float32)
+    assert floor([close], [flat])["fidelity"].outcome == "failed"
+
+
+@settings(max_examples=15)
 @given(st.integers(0, 99))
 def test_a_good_artifact_that_flips_a_tenth_is_above_the_floor(seed):
     rng = np.random.default_rng(seed)

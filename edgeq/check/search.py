@@ -14,7 +14,7 @@ from edgeq.core.units import counted, format_quantity
 def search_gates(search: Search | None, limits: Sequence[Gate]) -> tuple[Gate, ...]:
     """Fail if no assignment meets the limits (exit code 5); no gate for schemes without a search.
 
-    The search has few samples, of which some channel may hardly change. So the nearest assignment passes where the
+    The search has few samples, and some channel may hardly change on them. So the nearest assignment passes where the
     evaluation data, which the search has not seen, prove the same limits.
 
     Args:

@@ -1,4 +1,4 @@
-"""Package a segmentation model that lives in this process, held to its own metric: the mean IoU of two classes."""
+"""Package a segmentation model of this process, and limit the drop of its own metric, the mean IoU of two classes."""
 
 import numpy as np
 import torch

@@ -42,7 +42,7 @@ SHARES = (0.5, 0.99, 2.0)  # of half's range, that the stress set's largest acti
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Silent]:  # noqa: ARG002
@@ -243,7 +243,9 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="small images, few runs, nothing compiled")
     parser.add_argument("--only", default="rows,agreement,sizes,stress,served", help="parts of the benchmark")
-    parser.add_argument("--json", type=Path, help="written anew after each figure, so that a run cut short leaves it")
+    parser.add_argument(
+        "--json", type=Path, help="file of the figures, replaced after each, so that a stopped run keeps them"
+    )
     options = parser.parse_args(arguments)
     options.models, options.only = options.models.split(","), options.only.split(",")
     options.batches = [int(batch) for batch in options.batches.split(",")]

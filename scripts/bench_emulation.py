@@ -69,7 +69,7 @@ def _install(scratch: Path) -> bool:
     wheels.parent.mkdir(parents=True)
     wheels.symlink_to(cache_folder() / "emulator" / "wheels")
     took_s, _ = _run("emulator", "install", "-q", cache=scratch / "cache")
-    return _told("emulator install, wheels at hand", took_s, MOST_S["install"])
+    return _told("emulator install, wheels cached", took_s, MOST_S["install"])
 
 
 def _bundle(folder: Path) -> Path:

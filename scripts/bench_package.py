@@ -44,7 +44,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="mobilenet_v2,resnet18")
-    parser.add_argument("--pairs", type=int, default=0, help="only the script and one ExecuTorch target, so many times")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="compare only the script and one ExecuTorch target, N times"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeq-bench-") as name:
         work = Path(name)
@@ -100,7 +102,7 @@ def _compare(model: str, work: Path) -> None:
     _ratio("edgeq / script, wall", one.seconds / plain.seconds, LOWERED)
     _ratio("edgeq / script, user CPU", one.cpu_s / plain.cpu_s, LOWERED)
     _ratio("edgeq / script, peak memory", one.peak_mb / plain.peak_mb, 1.2)
-    _ratio("four targets / dearest alone", four.seconds / dearest, 1.6)
+    _ratio("four targets / slowest alone", four.seconds / dearest, 1.6)
     _ratio("from the cache, s", hit.seconds, 2.0)
 
 

@@ -1,8 +1,8 @@
 """Accuracy of int8 schemes on the digits, against fp32: `scripts/bench_quant_accuracy.py [--seeds 3] [--mixed]`.
 
---mixed measures mixed-int8 in place of qat-int8, held to a drop of 0.2 points on 1,198 search images: the training
-images, shifted, turned and with noise by a seed of their own. Sizes are of the lowered artifacts. What the cases are,
-`hard_digits.py` says.
+--mixed measures mixed-int8 instead of qat-int8, with a limit of 0.2 points on 1,198 search images: the training
+images, shifted, rotated and with noise by a seed of their own. Sizes are of the lowered artifacts.
+`hard_digits.py` describes the cases.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Measure what --reuse-qparams-from saves: patches of a model that was tuned a little, and of one trained anew.
+"""Measure what --reuse-qparams-from saves: patches of a model that was tuned a little, and of one trained from scratch.
 
 Each is packaged with the shipped model's scales and zero points and without, and the patch from the shipped bundle is
-the very file that a release publishes. Counts of bytes, no times.
+the file that a release publishes. Bytes are counted; nothing is timed.
 """
 
 from __future__ import annotations

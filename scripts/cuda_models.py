@@ -96,7 +96,7 @@ def build(name: str, size: int, classes: int, device: str) -> tuple[nn.Module, s
     """Return a model in eval mode, on the CPU, that tells the first `classes` patterns apart, and its code's origin.
 
     Batch-norm statistics are estimated on patterns, and each class's row of the classifier is the mean-free feature of
-    its pattern: with random weights alone, noise would choose the winner, and agreement would say nothing.
+    its pattern: with random weights alone, noise would choose the winner, and agreement would not be meaningful.
     """
     torch.manual_seed(0)
     if importlib.util.find_spec("torchvision") is not None:

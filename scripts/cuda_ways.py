@@ -66,7 +66,7 @@ def graphed(run: Run, example: torch.Tensor) -> Run:
 
 
 def measured(prepare: Callable[[], Run], x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Prepare and time one way; what fails is told in words."""
+    """Prepare and time one way; the result of a failure is its message."""
     gc.collect()
     on_gpu = options.device == "cuda"
     if on_gpu:

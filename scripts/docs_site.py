@@ -159,7 +159,7 @@ def title(page: Path) -> str:
 
 
 def lay_out(folder: Path, gallery: Path | None = None) -> None:
-    """Write pages and mkdocs.yml into a folder, which is made anew; with the report pages of `gallery`."""
+    """Write pages and mkdocs.yml into a folder, after removing it; with the report pages of `gallery`."""
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / "pages"
     shutil.copytree(ROOT / "docs", pages / "docs")

@@ -56,7 +56,7 @@ def app_table() -> list[str]:
 
 
 def gate_table() -> list[str]:
-    """Return the gates that are no limits."""
+    """Return the gates without a `--limit`."""
     rows = [
         (
             _code(name),

@@ -80,7 +80,7 @@ def loaded(name: str) -> LoadedModel:
 
 
 def seeded_images(count: int) -> Dataset:
-    """Return so many samples of normal noise."""
+    """Return `count` samples of normal noise."""
     import numpy as np
 
     from edgeq.core.samples import Dataset, Sample

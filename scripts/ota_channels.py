@@ -72,7 +72,7 @@ def rotations(publisher: Publisher, folder: Path) -> None:
 
 
 def hostile(publisher: Publisher, folder: Path) -> None:
-    """Write the channels that were signed with the right keys, and must be refused all the same."""
+    """Write the channels that were signed with the right keys, and must still be refused."""
     for reason, name, files, custom in (*indexes(publisher), *archives(publisher), *patches(publisher)):
         channel = folder / reason / name
         shutil.copytree(folder.parent / "good/first", channel)

@@ -59,7 +59,7 @@ def indexes(publisher: Publisher) -> Iterator[Case]:
 
 
 def archives(publisher: Publisher) -> Iterator[Case]:
-    """Yield downloads that are no bundle's ZIP."""
+    """Yield downloads that are not a ZIP of a bundle."""
     facts, whole = publisher.facts(publisher.two), bundle_zip(publisher.two)
     added: dict[str, tuple[str, int, bytes]] = {
         "dots": ("../evil", 0o100644, b"x"),

@@ -178,7 +178,7 @@ def predictions(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     manifest = bundle.manifest
     (spec,) = manifest.inputs
     if spec.preprocessing is None:
-        raise ValueError(f"{bundle.folder}: its input is no image")
+        raise ValueError(f"{bundle.folder}: its input is not an image")
     with HostRuntime() as host:
         host.load(
             bundle.artifact, runtime=manifest.runtime.name, backend=manifest.target.backend, threads=manifest.threads

@@ -1,4 +1,4 @@
-"""Models for scripts/bench_reuse.py: a shipped one, the same after a little training, and one that was trained anew."""
+"""Models for scripts/bench_reuse.py: a shipped one, the same after a little training, and one trained from scratch."""
 
 from __future__ import annotations
 

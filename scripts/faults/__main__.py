@@ -2,7 +2,7 @@
 
     scripts/fault list                         the rows, and how many trials issue 7 asks for
     scripts/fault kills --count 100            100 trials of each row of a kind
-    scripts/fault all --results FOLDER         all rows at full counts, one after the other; cut, it goes on from there
+    scripts/fault all --results FOLDER         all rows at full counts, in turn; resumes a stopped run
 
 Exit status 1 if anything was not as it should be.
 """

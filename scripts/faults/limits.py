@@ -1,4 +1,4 @@
-"""Each store's limit with one byte less, exactly so many, and one more: the gate is right every time."""
+"""Each store's limit minus one byte, the limit itself, and one byte more: the gate is right every time."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _status(pid: int) -> int:
 
 
 def kill_at(work: Path, operation: Operation, seconds: float) -> int:
-    """Run in a fork, and kill it after so many seconds if it still runs; return its exit status, 137 for a kill."""
+    """Run in a fork, and kill it after `seconds` if it still runs; return its exit status, 137 for a kill."""
     pid = os.fork()
     if pid == 0:
         os._exit(_in_child(work, operation, 0, 0, None))

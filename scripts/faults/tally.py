@@ -1,4 +1,4 @@
-"""Rows of numbered trials, and the running count of what came of them, which a cut session goes on from."""
+"""Rows of numbered trials, and the count of their outcomes, from which a stopped session resumes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Row:
     Attributes:
         name: what is typed; `kills.update` is of the kind `kills`.
         full: the number of trials that issue 7 asks for; None for all that there are.
-        open: makes what the trials need in an empty folder; is told how many will run at most.
+        open: makes what the trials need in an empty folder; its argument is the maximum number of trials.
         needs_shim: whether faults come from the shim in front of libc.
     """
 

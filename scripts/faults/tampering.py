@@ -1,4 +1,4 @@
-"""A channel that somebody touched: single bits, files gone, swapped, added or signed by others; and one left alone."""
+"""A channel that was tampered with: single bits, files removed, swapped, added, signed by others; and an intact one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Device:
         """Let it follow the channel from the beginning; return "updated" or the exit code of the refusal.
 
         Raises:
-            Exception: what is no named error.
+            Exception: an error that is not an EdgeqError.
         """
         from edgeq.core.errors import EdgeqError
 
@@ -108,7 +108,7 @@ def _changes(device: _Device) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{path.name} is a folder", lambda path=path: (path.unlink(), path.mkdir())
         for other in files:
             if other != path:
-                what = f"{other.name} in the place of {path.name}"
+                what = f"{other.name} instead of {path.name}"
                 yield what, lambda path=path, other=other: shutil.copyfile(other, path)
     for kept in ("1.root.json", None):
         yield f"signed by others, keeping {kept}", lambda kept=kept: _sign_anew(device, kept)

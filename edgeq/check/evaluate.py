@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgeq.check.artifact import EQUIVALENCE, equivalence_gates, graph_gates, outputs_gate, parity_gate, with_reuse
+from edgeq.check.artifact import equivalence_gates, graph_gates, outputs_gate, parity_gate, with_reuse
 from edgeq.check.device import device_gates
 from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
@@ -141,10 +141,6 @@ def _allowed(gates: Sequence[Gate], options: GateOptions) -> tuple[Gate, ...]:
     )
 
 
-# the artifact's own gates that stand before the floor's, in the order of `check`
-_BEFORE_FLOOR = ("parity", EQUIVALENCE, "outputs", "graph")
-
-
 def check_again(row: PackageResult, target: TargetProfile, options: GateOptions, *, download_bytes: int) -> CheckReport:
     """Evaluate the gates of a finished row by other limits, from the measurements that it holds.
 
@@ -168,7 +164,8 @@ def check_again(row: PackageResult, target: TargetProfile, options: GateOptions,
         for gate in row.gates
         if not _is_asked(gate) and gate.name not in (FIDELITY, CLASS_DROP)
     ]
-    place = sum(gate.name in _BEFORE_FLOOR for gate in own)
+    order = list(GATES)  # `check` lists the artifact's own gates in this order
+    place = sum(order.index(gate.name) < order.index(FIDELITY) for gate in own)
     gates = [
         *own[:place],
         *floor_gates(row.scheme, verified, options),

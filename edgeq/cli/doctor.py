@@ -9,7 +9,6 @@ import dataclasses
 import platform
 import shutil
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from edgeq.cli import options as flags
 from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UsageError
-from edgeq.core.profiles import profile_files
+from edgeq.core.profiles import profile_files, profile_values
 from edgeq.core.system import driver_state, host_arch, install_command
 from edgeq.core.units import format_bytes
 
@@ -200,8 +199,8 @@ def _try_model(values: dict[str, Any], *, as_json: bool, quiet: bool) -> NoRetur
 def _usual_targets() -> list[str]:
     """Return the targets of phones and of this host; those of GPUs only where one is."""
     names = []
-    for name, path in profile_files().items():
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    for name in profile_files():
+        values = profile_values(name)
         is_near = values["platform"] in ("android", "ios") or values["arch"] == host_arch()
         if is_near and (values["runtime"] != "cuda" or driver_state()):
             names.append(name)
@@ -288,8 +287,8 @@ def _library(name: str, tested: str, use: str = "", extra: str = "") -> Finding:
 
 def _targets(present: set[str]) -> list[Finding]:
     findings = []
-    for name, path in profile_files().items():
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    for name in profile_files():
+        values = profile_values(name)
         findings.append(_target(name, str(values["runtime"]), str(values["backend"]), present))
     return findings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
-from edgeq.core.profiles import profile_files
+from edgeq.core.profiles import profile_files, profile_values
 
 if TYPE_CHECKING:
     import edgeq.core.schema
@@ -30,7 +29,7 @@ def list_targets(as_json: AsJson = False) -> None:
         say_json({"schema_version": 1, "targets": [_as_json(target) for target in targets]})
         return
     # without edgeq.core.targets, and so without pydantic: the shipped files are checked by the tests
-    profiles = [_with_parents(name) for name in profile_files()]
+    profiles = [profile_values(name) for name in profile_files()]
     name_width = max((len(profile["name"]) for profile in profiles), default=0)
     scheme_width = max((len(", ".join(profile["schemes"])) for profile in profiles), default=0)
     for profile in profiles:
@@ -48,12 +47,6 @@ def _as_json(target: edgeq.core.targets.TargetProfile) -> dict[str, Any]:
         "oldest_runtime": target.app.oldest,
         "app_adds": target.app.adds,
     }
-
-
-def _with_parents(name: str) -> dict[str, Any]:
-    own: dict[str, Any] = tomllib.loads(profile_files()[name].read_text(encoding="utf-8"))
-    parent = own.get("extends")
-    return own if parent is None else {**_with_parents(parent), **own}
 
 
 @app.command("show")

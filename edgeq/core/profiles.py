@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import functools
+import tomllib
 from pathlib import Path
+from typing import Any
 
 
 @functools.cache
 def profile_files() -> dict[str, Path]:
     """Return the shipped target profiles by name, sorted: from the wheel, or from `targets/` of a checkout."""
     return _shipped("targets")
+
+
+def profile_values(name: str) -> dict[str, Any]:
+    """Return the top-level keys of a shipped target profile, with those of the profile that it extends; not validated.
+
+    Tables are not merged key by key: `edgeq.core.targets.load_target` does that.
+    """
+    own = tomllib.loads(profile_files()[name].read_text(encoding="utf-8"))
+    return {**profile_values(own["extends"]), **own} if "extends" in own else own
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import pytest
 from edgeq.cli import doctor as doctor_command
 from edgeq.cli.console import open_progress
 from edgeq.cli.main import run
+from edgeq.core import profiles
 from edgeq.core.profiles import profile_files
 from edgeq.core.system import install_command
 from edgeq.core.targets import load_target
@@ -51,7 +52,7 @@ def test_targets_show_prints_a_profile_that_means_the_same(project, capfd, name)
     assert run(["targets", "show", name]) == 0
     text = capfd.readouterr().out
     Path("shown.toml").write_text(text)
-    assert load_target("shown.toml") == load_target(name)
+    assert load_target("shown.toml") == load_target(name).model_copy(update={"extends": None})
     assert run(["targets", "show", name, "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["target"]
     if found["runtime"] != "onnx":  # keys of --json stay, but people need not read what only ONNX Runtime has
@@ -183,6 +184,16 @@ def test_doctor_is_not_ready_without_what_every_command_needs(monkeypatch, capfd
     out = capfd.readouterr().out
     assert f"missing  (pip install tuf=={doctor_command.TESTED['tuf']})" in out
     assert "not ready" in out
+
+
+def test_doctor_knows_the_runtime_of_a_profile_that_extends_another(tmp_path, monkeypatch):
+    base = profile_files()["android-arm64-xnnpack"]
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "base"\nname = "mine"\narch = "x86_64"\n')
+    for module in (profiles, doctor_command):
+        monkeypatch.setattr(module, "profile_files", lambda: {"base": base, "mine": mine})
+    found = {one.name: one.remark for one in doctor_command.examine() if one.kind == "target"}
+    assert found == {"base": "", "mine": ""}
 
 
 def test_doctor_needs_space(monkeypatch, capfd):

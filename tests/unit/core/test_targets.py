@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core import profiles
 from edgeq.core.errors import UsageError
-from edgeq.core.profiles import profile_files
+from edgeq.core.profiles import profile_files, profile_values
 from edgeq.core.targets import App, Audit, accelerator, load_target, verified_by
 
 SHIPPED = (
@@ -94,6 +95,15 @@ def test_extends_a_file_beside_it(tmp_path: Path) -> None:
     write(tmp_path / "base.toml", BODY)
     path = write(tmp_path / "mine.toml", 'extends = "base.toml"\nname = "other"\n')
     assert (load_target(path).name, load_target(path).description) == ("other", "of my own")
+
+
+def test_a_shipped_profile_may_extend_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = {"base": tmp_path / "base.toml", "mine": tmp_path / "mine.toml"}
+    write(shipped["base"], BODY)
+    write(shipped["mine"], 'extends = "base"\nname = "mine"\narch = "x86_64"\n')
+    monkeypatch.setattr(profiles, "profile_files", lambda: shipped)
+    values = profile_values("mine")
+    assert (values["arch"], values["runtime"], values["schemes"]) == ("x86_64", "executorch", ["static-int8"])
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

@@ -37,7 +37,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def packaged(targets: Sequence[str], schemes: Sequence[str]) -> dict[str, Any]:
-    """Package digits for the targets and return the JSON report; ends the script where there is none."""
+    """Package digits for the targets and return the JSON report; ends the script if there is none."""
     words = [part for name in targets for part in ("--target", name)]
     words += [part for name in schemes for part in ("--scheme", name)]
     with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,7 @@ def gate_table() -> list[str]:
         for name, kind in GATES.items()
         if name not in LIMITS
     ]
-    return _table(("gate", "what it holds the artifact to", "judged by", "exit code", "`--allow-unmeasured`"), rows)
+    return _table(("gate", "what it requires of the artifact", "judged by", "exit code", "`--allow-unmeasured`"), rows)
 
 
 _VERIFIED_BY: dict[VerifiedBy, str] = {

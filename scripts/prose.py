@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Find phrases that read like a translation, in what people read: messages, help texts, docstrings, README and docs.
 
-Checked are all string literals of edgeq/ with a space in them, docstrings of modules and public names, and the Markdown
-pages. There are no exceptions.
+Checked are all string literals with a space in them and the docstrings of modules and public names, in edgeq/, scripts/
+and examples/, and the Markdown pages. Only this file is exempt, which quotes the phrases.
 
 Replace the words of a rule by what they stand for: "'score' is no gate" becomes "unknown gate 'score'".
 """
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "android_demo/README.md")
+PAGES = ("*.md", "docs/**/*.md", "android_demo/*.md", "examples/**/*.md")
+SOURCES = ("edgeq/**/*.py", "scripts/**/*.py", "examples/**/*.py")
 
 # (pattern, what to write)
 RULES: tuple[tuple[str, str], ...] = (
@@ -58,6 +59,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"\bat hand\b", "available"),
     (r"\bgo(?:es)? on\b", "continue"),
     (r"\b(?:dearest|commonest)\b", "most expensive, most common"),
+    (r"\bwhere there (?:is|are) none\b", "if there is none, or: without …"),
 )
 _RULES = tuple((re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in RULES)
 
@@ -125,13 +127,12 @@ def page_text(text: str) -> str:
 def findings(root: Path) -> list[Finding]:
     """Return all findings below `root`, by file and line."""
     found: list[Finding] = []
-    for path in sorted((root / "edgeq").rglob("*.py")):
+    for path in (path for pattern in SOURCES for path in root.glob(pattern) if path != root / "scripts/prose.py"):
         name = path.relative_to(root).as_posix()
         for line, text in python_texts(path.read_text(encoding="utf-8")):
             found += found_in(text, name, line)
-    for path in (*(root / name for name in PAGES), *sorted((root / "docs").glob("*.md"))):
-        if path.exists():
-            found += found_in(page_text(path.read_text(encoding="utf-8")), path.relative_to(root).as_posix())
+    for path in (path for pattern in PAGES for path in root.glob(pattern)):
+        found += found_in(page_text(path.read_text(encoding="utf-8")), path.relative_to(root).as_posix())
     return sorted(found, key=lambda one: (one.path, one.line))
 
 

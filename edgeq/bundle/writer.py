@@ -272,7 +272,7 @@ def _gate(gate: Gate) -> GateVerdict:
 
 
 def _filled(facts: type[Facts], result: object | None) -> Facts | None:
-    """Return a part of the manifest with the fields of the same names of a result; None where there is none."""
+    """Return a part of the manifest with the fields of the same names of a result; None if there is none."""
     return None if result is None else facts.model_validate(result, from_attributes=True)
 
 

@@ -32,7 +32,7 @@ class GateKind:
         exit_code: of a failure; what could not be measured exits with 7 for every gate.
         commands: those that judge it.
         may_stay_unmeasured: whether `--allow-unmeasured` takes its name.
-        doc: what it holds the artifact to.
+        doc: what it requires of the artifact.
     """
 
     exit_code: ExitCode

@@ -111,7 +111,7 @@ def size_gates(
 
     Args:
         manifest: the bundle's.
-        old: the shipped one's; None where there is none, and so no patch either.
+        old: the shipped one's; None if there is none, and so no patch either.
         options: the limits and store presets; presets for other platforms are ignored.
         download_bytes: the size of the full download.
         patch_bytes: name of each base, and the size of the patch from it.

@@ -52,7 +52,7 @@ class Found:
         apps: app projects below it, with their platforms.
         calibration, evaluation: data, recognized by name.
         weights: checkpoints beside the model.
-        apk: the newest APK of the apps, built without the model; None where there is none.
+        apk: the newest APK of the apps, built without the model; None if there is none.
     """
 
     apps: tuple[tuple[str, tuple[str, ...]], ...]

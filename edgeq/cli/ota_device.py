@@ -105,7 +105,7 @@ def healthy(store: _Store, as_json: options.AsJson = False) -> None:
 
 
 def rollback(store: _Store, as_json: options.AsJson = False) -> None:
-    """Go back to the previous release; the present one is not tried again on this device."""
+    """Go back to the previous release; the current one is not tried again on this device."""
     _changed(store, "rollback", as_json)
 
 

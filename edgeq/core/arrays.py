@@ -1,4 +1,4 @@
-"""NumPy, imported when a name of it is first used: bundles are read, installed and released where there is none."""
+"""NumPy, imported when a name of it is first used: bundles are read, installed and released without it."""
 
 from __future__ import annotations
 

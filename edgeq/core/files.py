@@ -138,7 +138,7 @@ def write_atomic(path: Path, data: bytes, *, below: Path | None = None) -> None:
         below: the folder below which no folder on the way may be a link; None for any.
 
     Raises:
-        UsageError: one is.
+        UsageError: a folder on the way is a link.
     """
     if below is not None:
         refuse_links(path.parent, below=below)
@@ -182,7 +182,7 @@ def staged_dir(target: Path, *, below: Path | None = None) -> Iterator[Path]:
         below: the folder below which none on the way to `target` may be a link; None for any.
 
     Raises:
-        UsageError: one is, at the start or when the new content is about to take its place.
+        UsageError: a folder on the way is a link, at the start or just before the new content takes its place.
     """
     if below is not None:
         refuse_links(target, below=below)

@@ -243,7 +243,7 @@ class QatFacts(Strict):
 
 
 class SearchFacts(Strict):
-    """How mixed-int8 chose the float layers; its samples overlap neither calibration nor evaluation data."""
+    """How mixed-int8 chose the float layers; its samples are neither calibration nor evaluation samples."""
 
     data_sha256: Sha256
     samples: Count
@@ -342,7 +342,7 @@ class Manifest(Strict):
         return next(entry for entry in self.files if entry.role == role)
 
     def compiled(self) -> FileEntry | None:
-        """Return the entry of the package that was compiled for one GPU; None where there is none."""
+        """Return the entry of the package that was compiled for one GPU; None if there is none."""
         return next((entry for entry in self.files if entry.role == "compiled"), None)
 
 

@@ -20,7 +20,7 @@ class Sample:
     Attributes:
         inputs: an array for each model input, in order; shaped like one row of the input, or like all of it.
         raw: the arrays before preprocessing, as an app has them (uint8 [H, W, C] for an image).
-        label: a class index, or a value of any type for the user's metric; None where there is none.
+        label: a class index, or a value of any type for the user's metric; None if there is none.
         name: where it comes from (a file, or an index), for messages.
         digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share.
     """
@@ -40,7 +40,7 @@ class Dataset:
         origin: what the user named, for messages.
         count: how many samples there are.
         read: returns sample i, 0 <= i < count.
-        class_names: class folders by output index, or () where there are none.
+        class_names: class folders by output index, or () if there are none.
         labelled: whether samples carry a label.
     """
 
@@ -62,7 +62,7 @@ NO_SAMPLES = Dataset(origin="none", count=0, read=_read_none)
 
 
 def remembered(dataset: Dataset, budget_bytes: int) -> Dataset:
-    """Return the same samples, kept once they were read, up to `budget_bytes`: several steps read them all."""
+    """Return the samples with a cache of up to `budget_bytes`, since several steps read all of them."""
     kept: dict[int, Sample] = {}
     left = budget_bytes
 

@@ -32,7 +32,7 @@ AskedScheme = Literal[SchemeName, "auto"]
 
 AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8", "static-a16w8")
 
-# they multiply in float, whatever they store, and differ from fp32 by no quantization steps
+# they multiply in float, regardless of what they store, and no output differs from fp32 by quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
 
 

@@ -47,7 +47,7 @@ class GradleModule:
     """A module of an Android project.
 
     Attributes:
-        root: the folder with the settings, or of the build file where there are none.
+        root: the folder with the settings, or of the build file if there are none.
         path: Gradle's name, `:app`; `:` for the root's own.
         folder: the module's folder.
         build: its build file; None where it has none.

@@ -37,7 +37,7 @@ _SOURCE_TEXT = """{mark}
 import Foundation
 
 public enum EdgeqModels {{
-    /// The folder of an installed bundle: manifest.json, the artifact and golden.npz; nil where there is none.
+    /// The folder of an installed bundle: manifest.json, the artifact and golden.npz; nil if there is none.
     public static func bundle(model: String, target: String) -> URL? {{
         Bundle.module.resourceURL?
             .appendingPathComponent(model, isDirectory: true)

@@ -44,7 +44,7 @@ class Wanted:
         reading: how a record becomes a sample.
         limit: how many samples are wanted; None for all.
         seed: picks them.
-        class_names: from a labels file, by output index; None where there is none.
+        class_names: from a labels file, by output index; None if there is none.
     """
 
     reading: Reading

@@ -40,7 +40,7 @@ def matmul_macs(left_shape: Sequence[int], columns: int) -> int:
 
 
 def delegated_share(layers: Sequence[Layer]) -> float | None:
-    """Return the share of the MACs that the delegate took; None where there are none."""
+    """Return the share of the MACs that the delegate took; None if there are none."""
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if layer.delegated) / total if total else None
 

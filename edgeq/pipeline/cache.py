@@ -159,7 +159,7 @@ def _timed_gates(row: PackageResult) -> set[str]:
 
 
 def keep(run: Run, made: Finished, dependencies: Mapping[str, str] | None) -> Finished:
-    """Keep results in the cache, where there is one, and return them.
+    """Keep results in the cache, if there is one, and return them.
 
     Args:
         run: the job, and its files as they were at its start.
@@ -379,7 +379,7 @@ def _content(path: Path) -> str | None:
 
 
 def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[PackageResult, DataFacts] | None:
-    """Copy a valid entry's bundle to `target`, and return what it was; None where there is none.
+    """Copy a valid entry's bundle to `target`, and return what it was; None if there is none.
 
     A torn or tampered entry is removed, not used. One that came from a shared cache must be signed by a key that the
     run trusts, if it names keys.
@@ -400,7 +400,7 @@ def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[P
 
 
 def dependencies_of(key: str, build: BuildConfig) -> dict[str, str] | None:
-    """Return what the user's code looked at for a result that is kept and trusted; None where there is none."""
+    """Return what the user's code looked at for a result that is kept and trusted; None if there is none."""
     trusted = (whole for _, whole in _valid(key) if "from" not in whole or _is_trusted(whole, build))
     return next((dict(whole["facts"]["dependencies"]) for whole in trusted), None)
 

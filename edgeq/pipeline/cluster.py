@@ -331,7 +331,7 @@ class Fleet:
         return str(self._client.scheduler.address) if self._client.scheduler is not None else "the scheduler"
 
     def _look(self) -> None:
-        """Take in workers that have come, and forget those that have gone."""
+        """Add new workers, and remove those that have left."""
         self._looked_s = time.monotonic()
         found = self._client.scheduler_info(n_workers=-1)["workers"]
         for address in set(self._workers) - set(found):

@@ -121,7 +121,7 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
     Args:
         step: what to build.
         source: a float file; for `pretrained` a quantized one.
-        fp32: the float model; None where there is none to compare with.
+        fp32: the float model; None if there is none to compare with.
         keep: names of nodes, or operators, that stay in float.
 
     Raises:

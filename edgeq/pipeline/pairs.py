@@ -36,7 +36,7 @@ class Pair:
         outcome: refused: it could not be built; failed: a gate that needs no labels failed.
         why: the refusal, or the names of the gates; empty if it works.
         fix: what to do about a refusal; empty otherwise.
-        size_bytes: of the artifact; None where there is none.
+        size_bytes: of the artifact; None if there is none.
     """
 
     target: str

@@ -81,7 +81,7 @@ def refused_targets(job: Job) -> dict[str, UnsupportedError]:
 
 
 def check_calibration(job: Job, schemes: Collection[str]) -> None:
-    """Refuse schemes that need calibration data where there is none; raises a UsageError."""
+    """Refuse schemes that need calibration data if there is none; raises a UsageError."""
     if job.data.calibration is None and not NEEDS_CALIBRATION.isdisjoint(schemes):
         what = "int8 ranges need real samples, but no calibration data was given"
         raise UsageError(what, "give --calibration-data, or --scheme fp32")

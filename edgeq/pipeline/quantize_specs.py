@@ -167,7 +167,7 @@ def reuse_spec(folder: Path, inputs: Inputs, fp32: Forward, forward: Callable[[A
 
 
 def read_shipped(folder: Path) -> tuple[Bundle, tuple[QParams, ...]]:
-    """Return a shipped bundle, and the scales and zero points that it was made with; raises as `check_reuse`."""
+    """Return a shipped bundle, and its scales and zero points; raises the errors of `check_reuse`."""
     bundle, row = read_bundle(folder), read_report(folder)
     fix = "give the folder that `edgeq package` wrote for the shipped model, with its report.json"
     if row.digest != bundle.digest:

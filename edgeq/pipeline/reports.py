@@ -145,7 +145,7 @@ def read_run(places: Sequence[Path]) -> ProjectReport:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """Return the bundles below a folder; what starts with a dot is half-written, or on its way out."""
+    """Return the bundles below a folder; names that start with a dot are work folders, and are skipped."""
     found = [path.parent for path in folder.rglob(MANIFEST_NAME) if not _is_hidden(path.relative_to(folder))]
     return sorted(found)
 

@@ -453,7 +453,7 @@ def _is_library(path: str) -> bool:
 
 
 def current_state(name: str) -> str:
-    """Return what a dependency is now, as a hash; "" where there is none.
+    """Return what a dependency is now, as a hash; "" if there is none.
 
     Args:
         name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `env:VARIABLE`,

@@ -289,7 +289,7 @@ _LEAST_FACTOR = 2.0  # what is less than a bit of the range is no loss, however 
 
 
 def without_outliers(samples: Dataset, model: Any, specs: Sequence[TensorSpec], task: Task) -> Dataset | None:
-    """Return the samples without outliers; None where there are none.
+    """Return the samples without outliers; None if there are none.
 
     A sample is measured by the operator whose largest magnitude exceeds most, as a factor, what it is on the median
     sample. On a logarithmic scale, those beyond Tukey's outer fence stand out; that is never more than a quarter.

@@ -183,7 +183,7 @@ class _Graph:
         return str(getattr(node.target, "__name__", "")).partition(".")[0] if node.op == "call_function" else node.op
 
     def place(self, value: Any) -> Any:
-        """Return the first observer of a value, or of what it was moved to; None where there is none."""
+        """Return the first observer of a value, or of what it was moved to; None if there is none."""
         waiting = list(value.users)
         for user in waiting:
             if self.is_place(user):
@@ -612,7 +612,7 @@ class _Watched(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not foll
         self._seen = seen
 
     def run_node(self, n: Any) -> Any:
-        """Run a node, and show its values."""
+        """Run a node, and pass its values to the observers."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
         self._seen.see(n, args, kwargs, result)

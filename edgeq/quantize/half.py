@@ -148,12 +148,12 @@ class _Plan:
 
 
 def fp16(spec: QuantizeSpec) -> QuantizedModel:
-    """Compute in float16, and in float32 what overflows or loses too much there; raises as `_half` does."""
+    """Compute in float16, and in float32 what overflows or loses too much there; raises the errors of `_half`."""
     return _half(spec, "fp16")
 
 
 def bf16(spec: QuantizeSpec) -> QuantizedModel:
-    """Compute in bfloat16, whose range is float32's and which has 8 bits; raises as `_half` does."""
+    """Compute in bfloat16, whose range is float32's and which has 8 bits; raises the errors of `_half`."""
     return _half(spec, "bf16")
 
 

@@ -255,7 +255,7 @@ class NodeRange:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to the difference that half precision makes; infinite where there is none, or no signal."""
+        """Signal to the difference that half precision makes; infinite if there is none, or no signal."""
         if math.isnan(self.noise) or math.isinf(self.noise):
             return -math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal > 0 and self.noise > 0 else math.inf

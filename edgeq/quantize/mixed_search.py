@@ -219,7 +219,7 @@ class _Trials:
         return self._int8_bytes + (_FLOAT_TIMES - 1) * self.float_weights(kept)
 
     def fits(self, kept: Sequence[str]) -> bool:
-        """Whether the size keeps its limit, where there is one."""
+        """Whether the size keeps its limit, if there is one."""
         return self._asked.size_limit is None or self.size_bytes(kept) <= self._asked.size_limit
 
     def short(self, scores: Scores) -> float:

@@ -321,7 +321,7 @@ def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the state that was saved under this key; None where there is none. A torn or foreign one is removed."""
+    """Return the state that was saved under this key; None if there is none. A torn or foreign one is removed."""
     import torch
 
     try:

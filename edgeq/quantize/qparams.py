@@ -249,7 +249,7 @@ class WeightTensor:
 
     Attributes:
         weight: float32 [out, in / groups, …].
-        bias: float32 [out]; None where there is none.
+        bias: float32 [out]; None if there is none.
         scale, zero_point: what it will be converted with, [out] or [1].
         low, high: the least and the greatest int8 value.
         input_scale: quantization step of the layer's input; None where it is not known.

@@ -45,7 +45,7 @@ class Subject:
 
 
 def rank(probe: Probe, task: Task, remember: Measure) -> tuple[Sensitivity, ...]:
-    """Return all layers, the one that costs most by itself first: by score where there is one, else by SQNR.
+    """Return all layers, the one that costs most by itself first: by score if there is one, else by SQNR.
 
     Each is quantized alone; then the most sensitive ones are each left in float among all others in int8.
 

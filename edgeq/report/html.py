@@ -653,7 +653,7 @@ class CardView:
     """A bundle in the index.
 
     Attributes:
-        link: to its page; "" where there is none.
+        link: to its page; "" if there is none.
         failed: the gates that failed, in words.
     """
 

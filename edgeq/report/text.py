@@ -541,7 +541,7 @@ def _side_by_side(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> 
 
 
 def worst_sqnr(row: PackageResult) -> str:
-    """Return the SQNR of the output, or of the channel of it, that came out worst; "-" where there is none."""
+    """Return the SQNR of the output, or of the channel of it, that came out worst; "-" if there is none."""
     gate = next((one for one in row.checked.gates if one.name == "fidelity"), None)
     found = re.search(r"-?[\d.]+ dB", gate.measured) if gate else None
     if found:

@@ -467,10 +467,11 @@ def _first_is_shared(scores: NDArray[Any]) -> NDArray[np.bool_]:
 
 @functools.cache
 def spread(count: int, wanted: int) -> frozenset[int]:
-    """Return `wanted` of `count` batches that are spread over all, the first among them.
+    """Return the indices of `wanted` of `count` batches, spread over all of them; 0 is one.
 
-    Each lies further into its part than the one before in its own, since data may repeat with a period: class by class
-    in turn. Where all would be multiples of one number, as of 128, every third one lies one before it.
+    Data may repeat with a period, such as one sample of each class in turn. So the distance between indices is not
+    constant: each index lies further into its part than the index before. If all would be multiples of one number,
+    every third one is moved back by one.
     """
     if wanted >= count:
         return frozenset(range(count))

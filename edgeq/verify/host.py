@@ -169,7 +169,7 @@ class HostRuntime:
         )
 
     def gpu(self) -> Gpu | None:
-        """Return the GPU of this host; None where there is none that torch can use."""
+        """Return the GPU of this host; None if there is none that torch can use."""
         reply, _ = self._ask({"op": "gpu"}, (), "looking for a GPU")
         return Gpu(name=reply["gpu"], capability=reply["capability"], cuda=reply["cuda"]) if reply else None
 

@@ -278,7 +278,7 @@ def _onnx_described(info: Any) -> list[Any]:
 
 
 class _Cuda(Runner):
-    """On a GPU where there is one; else half precision is emulated on the CPU."""
+    """On a GPU if there is one; else half precision is emulated on the CPU."""
 
     def _open(self) -> dict[str, Any]:
         import torch
@@ -397,7 +397,7 @@ _ASKED = re.compile(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 
 
 def gpu_facts() -> dict[str, str]:
-    """Return name, compute capability and CUDA version of the GPU; nothing where there is none."""
+    """Return name, compute capability and CUDA version of the GPU; nothing if there is none."""
     import torch
 
     if not torch.cuda.is_available():

@@ -33,7 +33,7 @@ class VerifySpec:
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
-        observe: is given each batch with the artifact's outputs, and those of fp32 where there is one.
+        observe: is given each batch with the artifact's outputs, and those of fp32 if there is one.
     """
 
     lowered: LoweredModel

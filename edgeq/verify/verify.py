@@ -48,7 +48,7 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
 
 
 def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
-    """Do the part that needs the child process, which may then be closed to free memory; raises as `verify`."""
+    """Run the artifact in the child, which may then be closed to free memory; raises the errors of `verify`."""
     lowered = spec.lowered
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
@@ -80,7 +80,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
 
 
 def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
-    """Run the converted graph on some of the samples, and return what `verify` does; raises as it."""
+    """Run the converted graph on some of the samples, and return what `verify` does; raises the same errors."""
     tally, loaded = ran.tally, ran.loaded
     where = ", emulated" if loaded.stand_in else f", {loaded.gpu}" if loaded.gpu else ""
     parity = _parity(spec.graph, spec, tally) if spec.graph else None

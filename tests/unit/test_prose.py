@@ -40,6 +40,7 @@ def phrases(text):
         ("the keys are not at hand", "at hand"),
         ("the same command goes on", "goes on"),
         ("the commonest label", "commonest"),
+        ("None where there is none", "where there is none"),
     ],
 )
 def test_a_phrase_of_the_list_is_found(text, phrase):
@@ -76,6 +77,24 @@ def message(x): return f"{x} is no {x}", 'it is no text'
 def test_code_blocks_of_a_page_are_left_out_and_lines_keep_their_numbers():
     page = "one\n```\nis no gate\n```\nis no gate\n"
     assert [one.line for one in prose["found_in"](prose["page_text"](page), "page.md")] == [5]
+
+
+def test_sources_scripts_examples_and_pages_of_any_depth_are_read(tmp_path):
+    for name in ("edgeq/core/a.py", "scripts/faults/b.py", "examples/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('print("it is no file")\n')
+    for name in ("README.md", "docs/howto/d.md", "examples/e.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("# It is no page\n")
+    (tmp_path / "scripts/prose.py").write_text('RULES = ("it is no rule",)\n')
+    assert [one.path for one in prose["findings"](tmp_path)] == [
+        "README.md",
+        "docs/howto/d.md",
+        "edgeq/core/a.py",
+        "examples/c.py",
+        "examples/e.md",
+        "scripts/faults/b.py",
+    ]
 
 
 def test_edgeq_has_no_finding():

@@ -54,7 +54,7 @@ class Observed:
 
     Attributes:
         host: the artifact's outputs on this host, padding included.
-        fp32: those of the float model; None where there is none.
+        fp32: those of the float model; None if there is none.
         scored: whether its samples may have labels; golden samples have none.
     """
 

@@ -274,7 +274,7 @@ class ClassDrop:
     """One class's share of right answers (its recall), fp32 against the artifact.
 
     Attributes:
-        label: the class's index; of the labels, or where there are none of fp32's own answers.
+        label: the class's index; of the labels, or without labels of fp32's own answers.
         samples: of that class.
         distinct: how many of them are distinct.
         fp32_right, right: how many of the samples each gets right.
@@ -388,7 +388,7 @@ class KernelShare:
     Attributes:
         int8_macs: share of MACs in int8 kernels; None, as the two below, where the profile could not be matched to
             the layers.
-        int8_linear_macs: the same among linear and recurrent layers; None also where there are none.
+        int8_linear_macs: the same among linear and recurrent layers; None also if there are none.
         half_macs: share of MACs in half-precision kernels.
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
@@ -458,7 +458,7 @@ class DeviceRun:
         runtime: package and version.
         features: the instruction-set extensions that the runtime detected.
         host: against the host's run of the same artifact.
-        fp32: against the float model; None where there is none.
+        fp32: against the float model; None if there is none.
         score, host_score, fp32_score: means over these samples; None without labels.
         scored: how many samples have a score.
         rescored: of these, with another score than on the host; None without labels.

@@ -113,7 +113,7 @@ class RankedLayers:
 
     @property
     def best_kept(self) -> Sensitivity | None:
-        """The layer whose stay in float gains most, by score where there is one; None where none gains anything."""
+        """The layer whose stay in float gains most, by score if there is one; None where none gains anything."""
         known = [one for one in self.layers if one.but_one_db is not None]
         best = max(known, key=lambda one: (one.but_one_score or 0.0, one.but_one_db or 0.0), default=None)
         if best is None or best.but_one_db is None:

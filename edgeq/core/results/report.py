@@ -168,7 +168,7 @@ class Variant:
         latency_ms, latency_p90_ms: p50 and p90 on this host.
         speedup: times faster than fp32, where both were timed in turns: the median over the turns, and its interval.
         failed: the gates that it did not pass.
-        error: why there is no artifact; "" where there is one.
+        error: why there is no artifact; "" if there is one.
         exit_code: of its gates, or of its error.
     """
 
@@ -370,7 +370,7 @@ class PackageResult(Judged):
 
     @property
     def artifact_path(self) -> Path:
-        """The model's file (.pte, .ptl, .onnx or .pt2); raises as `bundle` does."""
+        """The model's file (.pte, .ptl, .onnx or .pt2); raises the errors of `bundle`."""
         return self.bundle.artifact
 
 
@@ -393,7 +393,7 @@ def variant_of(row: PackageResult) -> Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelError:
-    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback where there is one."""
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback if there is one."""
 
     what: str
     fix: str
@@ -407,7 +407,7 @@ class Refusal:
 
     Attributes:
         scheme: its name, or `auto` where none that was tried could be made.
-        stays: the accepted bundle of an earlier run, which was not touched; None where there is none.
+        stays: the accepted bundle of an earlier run, which was not touched; None if there is none.
     """
 
     model: str

@@ -75,7 +75,7 @@ class Channel:
 
 
 def open_channel(folder: Path) -> Channel | None:
-    """Return the channel in a folder, or None where there is none yet.
+    """Return the channel in a folder, or None if there is none yet.
 
     Raises:
         UsageError: the folder holds something else.

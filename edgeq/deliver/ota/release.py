@@ -157,10 +157,10 @@ def mark_withdrawn(kept: dict[str, TargetFile], entry: BundleEntry) -> None:
 
 
 def check_distinct(items: Sequence[Prepared], before: Channel | None) -> None:
-    """Refuse bundles that are released already, or whose names would collide on some server.
+    """Check that no bundle has been released already, and that no two names collide on a server.
 
     Raises:
-        UsageError: one is.
+        UsageError: a bundle was released, or two names collide.
     """
     seen: set[tuple[str, str]] = set()
     for item in items:

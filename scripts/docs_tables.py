@@ -22,8 +22,9 @@ from edgeq.check.gates import GATES  # noqa: E402
 from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
 from edgeq.core.marks import Option, options_of  # noqa: E402
 from edgeq.core.profiles import profile_files  # noqa: E402
-from edgeq.core.schemes import LIMITS  # noqa: E402
+from edgeq.core.schemes import LIMITS, SCHEMES  # noqa: E402
 from edgeq.core.targets import NPU, VerifiedBy, accelerator, load_target, verified_by  # noqa: E402
+from edgeq.quantize import FILE_METHODS, METHODS  # noqa: E402
 
 _TABLE = re.compile(r"(?<=^<!-- table: )([a-z ]+)( -->\n)(.*?)(?=^<!-- end of table -->$)", re.MULTILINE | re.DOTALL)
 
@@ -98,11 +99,23 @@ def target_table() -> list[str]:
     return _table(("target", "runtime, accelerator", "schemes", "verified by", "oldest runtime", "an app adds"), rows)
 
 
+def method_table() -> list[str]:
+    """Return the method of each scheme, by the runtime of a PyTorch model and for an ONNX file."""
+    runtimes = {"torchscript": "TorchScript", "executorch": "ExecuTorch", "onnx": "ONNX Runtime", "cuda": "CUDA"}
+    rows = []
+    for scheme in SCHEMES:
+        found = [*(METHODS.get((runtime, scheme)) for runtime in runtimes), FILE_METHODS.get(scheme)]
+        texts = ["-" if method is None else method.description.replace("{backend}", "target's") for method in found]
+        rows.append((_code(scheme), *texts))
+    return _table(("scheme", *runtimes.values(), "an .onnx file"), rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"{panel.topic.lower()} options": functools.partial(option_table, panel.topic) for panel in PANELS},
     "limits": limit_table,
     "app options": app_table,
     "gates": gate_table,
+    "methods": method_table,
     "targets": target_table,
 }
 

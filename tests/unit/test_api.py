@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,18 @@ def test_public_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'pack'"):
         _ = edgeq.pack  # type: ignore[attr-defined]
     assert Path(edgeq.__file__).with_name("py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ["verify", "compare", "inspect", "install", "sensitivity"])
+def test_the_page_states_the_signature(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(rf"^`{name}\(([^)]*)\)`", page, re.MULTILINE)
+    parameters = inspect.signature(getattr(edgeq, name)).parameters.values()
+    expected = [
+        one.name if one.default in (one.empty, None) else f"{one.name}={one.default!r}".replace("'", '"')
+        for one in parameters
+    ]
+    assert [word for word in re.split(r",\s+", stated) if word != "*"] == expected
 
 
 def test_verify_is_a_function_whatever_was_imported_before() -> None:

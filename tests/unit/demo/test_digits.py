@@ -1,8 +1,10 @@
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from edgeq.core import preprocess
 from edgeq.core.errors import EnvironmentProblem, ExitCode
@@ -87,10 +89,28 @@ def test_model_traces_with_fx():
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(EnvironmentProblem, match=r"pip install .*\[digits\]'") as caught:
         digits.images()
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
+
+
+def test_the_images_are_those_of_scikit_learns_loader_which_is_not_imported():
+    pixels, labels = digits.images()
+    known = load_digits()
+    assert (pixels[..., 0] == np.rint(known.images * (255 / 16))).all()
+    assert (labels == known.target).all()
+    code = "import sys, edgeq.demo.digits as digits; digits.images(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_scikit_learn_without_the_file_is_named(monkeypatch, tmp_path):
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvironmentProblem, match=r"sklearn/datasets/data/digits\.csv\.gz, found none"):
+        digits.images()
 
 
 def test_missing_checkpoint_is_an_environment_problem(monkeypatch, tmp_path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,18 @@ EXAMPLES = ROOT / "examples"
 X86 = "linux-x86_64-x86"
 
 
+@pytest.fixture
+def run_here(project: Project, capfd: pytest.CaptureFixture[str]) -> Callable[[str | Path], str]:
+    """Run a script in this process, where torch is imported once for all tests, and return what it prints."""
+
+    def call(script: str | Path) -> str:
+        capfd.readouterr()
+        runpy.run_path(str(script), run_name="__main__")
+        return capfd.readouterr().out
+
+    return call
+
+
 def run(*command: str | Path) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
@@ -30,10 +44,10 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def test_docs_api(project: Project) -> None:
+def test_docs_api(project: Project, run_here: Callable[[str | Path], str]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE | re.DOTALL)
     Path("blocks.py").write_text("\n".join(blocks))
-    assert "dB alone in int8" in run(sys.executable, "blocks.py")
+    assert "dB alone in int8" in run_here("blocks.py")
     assert read_bundle(project.out / "classifier" / f"{X86}@static-int8").manifest.scheme == "static-int8"
     assert (project.out / "rejected" / "too-big" / X86).is_dir()
 
@@ -50,12 +64,12 @@ val_loader = [(image[None], int(net(image[None]).argmax())) for image in val_ima
 """
 
 
-def test_readme(project: Project) -> None:
+def test_readme(project: Project, run_here: Callable[[str | Path], str]) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     block, _, told = block.partition("report.raise_if_failed()")
     assert "GateFailed" in told
     Path("block.py").write_text(README_NAMES + block)
-    ran = run(sys.executable, "block.py").split()
+    ran = run_here("block.py").split()
     assert Path(ran[2]).suffix == ".pt"
 
 
@@ -65,10 +79,9 @@ def test_torchvision_classifier(project: Project) -> None:
     assert read_bundle(project.out / "shufflenet_v2_x0_5" / f"{X86}@static-int8").manifest.scheme == "static-int8"
 
 
-def test_segmentation_metric(project: Project) -> None:
-    found = re.fullmatch(
-        r"mean IoU: ([\d.]+) in int8, ([\d.]+) in float\n", run(sys.executable, EXAMPLES / "segmentation_metric.py")
-    )
+def test_segmentation_metric(project: Project, run_here: Callable[[str | Path], str]) -> None:
+    told = run_here(EXAMPLES / "segmentation_metric.py")
+    found = re.fullmatch(r"mean IoU: ([\d.]+) in int8, ([\d.]+) in float\n", told)
     assert found is not None
     assert min(float(found[1]), float(found[2])) > 0.9
     assert read_bundle(project.out / "segmenter" / X86).manifest.accuracy.metric == "mean_iou"
@@ -97,9 +110,9 @@ def test_ota_channel(project: Project) -> None:
     assert read_bundle(project.root / "store" / "slots" / "2").manifest.model.version == "2"
 
 
-def test_notebook(project: Project) -> None:
+def test_notebook(project: Project, run_here: Callable[[str | Path], str]) -> None:
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert len(code) >= 4
     Path("cells.py").write_text("\n\n".join(code) + "\nprint(report._repr_html_())\n")
-    assert f"<td>{X86}</td><td>static-int8</td>" in run(sys.executable, "cells.py")
+    assert f"<td>{X86}</td><td>static-int8</td>" in run_here("cells.py")

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from edgeq.core.files import sha256_bytes, sha256_file
 from edgeq.core.system import package_folder, replaced
@@ -300,8 +300,8 @@ class Recorder:
         name = _source(name) if kind == "file" else name
         if kind != "env" and _is_library(name):
             return
-        while user is not None and not user.f_code.co_filename.startswith(_OWN):
-            if user.f_code.co_name == "<module>" and _is_users(user):
+        while user is not None and (owner := _owner(user.f_code.co_filename)) != "edgeq":
+            if user.f_code.co_name == "<module>" and owner == "user":
                 self.lasting.setdefault(user.f_code.co_filename, {}).setdefault(f"{kind}:{name}", None)
             user = user.f_back
 
@@ -348,16 +348,19 @@ def _users_frame(frame: FrameType | None) -> FrameType | None:
     """Return the frame of the user's code that runs, itself or by way of a library; None where edgeq's own does."""
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
-        if _is_users(frame):
+    while frame is not None and (owner := _owner(frame.f_code.co_filename)) != "edgeq":
+        if owner == "user":
             return frame
         frame = frame.f_back
     return None
 
 
-def _is_users(frame: FrameType) -> bool:
-    name = frame.f_code.co_filename
-    return os.path.isabs(name) and not _is_library(name)
+@functools.lru_cache(maxsize=4096)
+def _owner(code: str) -> Literal["edgeq", "user", "library"]:
+    """Return whose code a file has. An import of torchvision asks it of two million frames."""
+    if code.startswith(_OWN):
+        return "edgeq"
+    return "user" if os.path.isabs(code) and not _is_library(code) else "library"
 
 
 def _beyond(frame: FrameType | None, folder: str) -> str:

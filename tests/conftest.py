@@ -1,7 +1,9 @@
 """Fixtures of both kinds of tests, and what keeps the host's habits and its load out of them."""
 
+import functools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,11 @@ settings.load_profile("edgeq")
 def _other_tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results although other tests of this process name ONNX Runtime, or loaded native libraries of their own."""
     named_in, is_known = tracking._native_reader_named_in, tracking._is_known_library
-    sources, libraries = tracking.user_modules(), Path("/proc/self/maps").read_text(errors="surrogateescape")
-    monkeypatch.setattr(tracking, "_native_reader_named_in", lambda path: "" if path in sources else named_in(path))
+    modules, libraries = list(sys.modules.values()), Path("/proc/self/maps").read_text(errors="surrogateescape")
+
+    @functools.cache
+    def sources() -> set[str]:  # only once a run asks: it takes longer than most tests
+        return tracking._users({str(file) for one in modules if (file := getattr(one, "__file__", None))})
+
+    monkeypatch.setattr(tracking, "_native_reader_named_in", lambda path: "" if path in sources() else named_in(path))
     monkeypatch.setattr(tracking, "_is_known_library", lambda path: path in libraries or is_known(path))

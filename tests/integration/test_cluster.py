@@ -143,7 +143,7 @@ def test_a_cluster_gives_the_digests_of_one_machine_and_judges_times_on_one_kind
     assert sorted(called.stdout.split()) == sorted(digests(project.root / "local").values())
     assert units() == []
     # a limit on times: no kind of machine is named, then the workers' own, then another one
-    write(project, GOOD.replace("[[model]]\n", "[[model]]\nlimit.latency = '100s'\n"))
+    write(project, f'{GOOD}limit.latency = "100s"\ntargets = ["{X86}"]\n')
     for args, code, outcome in (
         ((), 7, "unverified"),
         (("--latency-cpu", processor_name()), 0, "ok"),

@@ -482,6 +482,15 @@ SCRIPT = """
 import edgeq
 edgeq.{call}
 """
+TINY = """
+import torch
+
+def model():
+    return torch.nn.Linear(8, 4)
+
+def example_inputs():
+    return (torch.zeros(1, 8),)
+"""
 
 
 @pytest.mark.slow
@@ -489,7 +498,7 @@ edgeq.{call}
     ("call", "moment"),
     [
         (f'package("digits", targets="{X86}", on="host", options={{"cache": False}})', "calibrate"),
-        (f'package("digits", targets="{X86}", on="host", options={{"cache": False}})', "verify"),
+        (f'package("net.py:model", targets="{X86}", schemes="fp32", on="host", options={{"cache": False}})', "verify"),
         ("build()", "verify"),
     ],
 )
@@ -497,7 +506,10 @@ def test_ctrl_c_leaves_no_child_process(call: str, moment: str, tmp_path: Path) 
     from tests.integration.processes import descendants, wait_for, wait_until_dead
 
     (tmp_path / "script.py").write_text(SCRIPT.format(call=call))
-    (tmp_path / "edgeq.toml").write_text(f'model = "digits"\ntargets = ["{X86}"]\ncache = false\ndevice.on = "host"\n')
+    (tmp_path / "net.py").write_text(TINY)
+    (tmp_path / "edgeq.toml").write_text(
+        f'model = "net.py:model"\ntargets = ["{X86}"]\nschemes = ["fp32"]\ncache = false\ndevice.on = "host"\n'
+    )
     process = subprocess.Popen(
         [sys.executable, "script.py"], stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
     )
@@ -511,4 +523,4 @@ def test_ctrl_c_leaves_no_child_process(call: str, moment: str, tmp_path: Path) 
     # Python may add a note on semaphores that it cleared itself
     assert "\nKeyboardInterrupt" in err
     assert wait_until_dead(children) == set()
-    assert not (tmp_path / "out" / "digits").exists()
+    assert list((tmp_path / "out").glob("*")) == []

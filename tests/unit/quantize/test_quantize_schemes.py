@@ -56,7 +56,7 @@ def gates(runtime, model, scheme, backend, failing=()):
 @pytest.mark.parametrize("backend", ["qnnpack", "x86", "xnnpack"])
 @pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8", "fp16"])
 def test_an_encoder_keeps_its_outputs_and_shrinks(runtime, scheme, backend):
-    model = loaded(Encoder, TOKENS)
+    model = loaded(Encoder(depth=1), TOKENS)
     graph, low, report, _ = gates(runtime, model, scheme, backend)
     linears = [name for name, part in model.model.named_modules() if type(part) is nn.Linear]
     assert set(linears) <= set(graph.quantized)

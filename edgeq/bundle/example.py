@@ -1,4 +1,4 @@
-"""`run_example.py` in bundles for ARM64 boards: runs the artifact without edgeq and checks its outputs."""
+"""`run_example.py` in bundles for ARM64 boards and for OpenVINO: runs the artifact without edgeq and checks its outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgeq.core.targets import TargetProfile
 EXAMPLE_NAME = "run_example.py"
 
 # what pip installs, by runtime
-_PACKAGES = {"executorch": "executorch torch", "torchscript": "torch", "onnx": "onnxruntime"}
+_PACKAGES = {"executorch": "executorch torch", "torchscript": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 # the code that defines `run`, by runtime
 _LOADING = {
@@ -49,6 +49,19 @@ names = [item.name for item in session.get_inputs()]
 
 def run(arrays):
     return session.run(None, dict(zip(names, arrays)))
+""",
+    "openvino": """\
+import openvino
+
+# without the hint, processors that have bfloat16 compute float layers in it; edgeq verified float32
+settings = {{"INFERENCE_NUM_THREADS": {threads}, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}}
+core = openvino.Core()
+request = core.compile_model(core.read_model(here / "{artifact}"), "CPU", settings).create_infer_request()
+
+
+def run(arrays):
+    request.infer(dict(enumerate(arrays)))
+    return [tensor.data.copy() for tensor in request.output_tensors]
 """,
 }
 
@@ -123,8 +136,12 @@ sys.exit(1 if failed else 0)
 
 
 def has_example(target: TargetProfile) -> bool:
-    """Whether bundles of the target hold the script: boards have Python, phones have not."""
-    return (target.platform, target.arch) == ("linux", "arm64") and target.runtime in _LOADING
+    """Whether bundles of the target hold the script: boards have Python, phones have not.
+
+    OpenVINO's too, since its settings decide in which precision float layers are computed.
+    """
+    is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime == "openvino"
+    return is_board and target.runtime in _LOADING
 
 
 def example_script(target: TargetProfile, artifact: str) -> str:

@@ -225,7 +225,7 @@ def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
         ("weights", row.weights, manifest.model.weights),
         ("target", row.target, manifest.target.name),
         ("scheme", row.scheme, manifest.scheme),
-        ("size_bytes", row.size_bytes, manifest.file("artifact").size_bytes),
+        ("size_bytes", row.size_bytes, manifest.size_bytes),
         ("verdict", not row.checked.exit_code, manifest.accepted),
         ("accuracy", _filled(Accuracy, row.verified.fidelity), manifest.accuracy),
         ("graph_accuracy", _filled(Accuracy, only.fidelity if only else None), manifest.graph_accuracy),

@@ -66,12 +66,12 @@ def with_reuse(gate: Gate, scheme: str, reuse: Reuse | None) -> Gate:
 
 
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
-    """Compare a float ONNX file with PyTorch, by the mean difference relative to the mean magnitude (exit code 7).
+    """Compare a float file that came by way of ONNX with PyTorch, by the mean difference relative to the mean magnitude (exit code 7).
 
     The exporter translates the model operator by operator and folds constants. The ratio used for parity is dominated
     by the largest outputs and would miss an error in a small one.
     """
-    if lowered.runtime != "onnx" or scheme != "fp32":
+    if lowered.runtime not in ("onnx", "openvino") or scheme != "fp32":
         return ()
     limit = f"<= {MAX_RELATIVE_FP32:.0e} of the mean magnitude"
     if parity is None or parity.mean_abs is None or not parity.mean_magnitude:

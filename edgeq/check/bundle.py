@@ -200,7 +200,7 @@ def limit_gates(
         options: the limits, the shipped bundle, and what may stay unmeasured.
     """
     measured = Measured(
-        size_bytes=bundle.manifest.file("artifact").size_bytes,
+        size_bytes=bundle.manifest.size_bytes,
         download_bytes=download_bytes,
         verified=verified,
         limit_on=options.limit_on,

@@ -116,13 +116,12 @@ def size_gates(
         download_bytes: the size of the full download.
         patch_bytes: name of each base, and the size of the patch from it.
     """
-    size_bytes = manifest.file("artifact").size_bytes
     gates = []
     for name, limit in options.limits:
         if name == "download":
             gates.append(_bytes(name, limit, download_bytes, "the full download"))
         elif name == "size":
-            gates.append(_bytes(name, limit, size_bytes, "the artifact"))
+            gates.append(_bytes(name, limit, manifest.size_bytes, "the artifact"))
         elif name == "delta":
             gates += [_bytes(name, limit, size, f"from {base}") for base, size in patch_bytes]
             if not patch_bytes and old is None:

@@ -64,6 +64,7 @@ EXTRA_LIBRARIES = {
     "onnx": ("1.23.2", "ONNX Runtime targets need it", "onnx"),
     "onnxscript": ("0.7.2", "ONNX Runtime targets need it", "onnx"),
     "onnxruntime": ("1.31.1", "ONNX Runtime targets need it", "onnx"),
+    "openvino": ("2026.4.1", "OpenVINO targets need it", "openvino"),
     "torchvision": ("0.29.2", "models named torchvision:NAME need it", "torchvision"),
     "scikit-learn": ("1.9.1", "it includes the data of the digits model", "digits"),
 }
@@ -77,6 +78,7 @@ _RUNTIME_NEEDS = {
     "executorch": ("torch", "torchao", "executorch"),
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino"),
     "cuda": ("torch",),
 }
 

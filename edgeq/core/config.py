@@ -71,7 +71,7 @@ PROJECT_FILE = "edgeq.toml"
 
 InputDtype = Literal["uint8"]
 
-RuntimeName = Literal["executorch", "torchscript", "onnx", "cuda"]
+RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
 
 MODEL, MORE_MODEL = Panel("Model"), Panel("Model", advanced=True)
 

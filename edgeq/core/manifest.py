@@ -55,7 +55,7 @@ Measure = Annotated[
     Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"], BeforeValidator(_rounded)
 ]
 
-FileRole = Literal["artifact", "golden", "compiled", "example"]
+FileRole = Literal["artifact", "weights", "golden", "compiled", "example"]
 
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
@@ -74,14 +74,14 @@ class TargetFacts(Strict):
     name: Slug
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "cuda", "cuda-torchscript"]
+    runtime: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"]
 
 
 class RuntimeRange(Strict):
     """The runtime versions that load it."""
 
-    name: Literal["executorch", "torchscript", "onnx", "cuda"]
+    name: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
     bytecode_version: Count | None = Field(
@@ -340,6 +340,16 @@ class Manifest(Strict):
     def file(self, role: Literal["artifact", "golden"]) -> FileEntry:
         """Return the entry of the artifact or of the golden file."""
         return next(entry for entry in self.files if entry.role == role)
+
+    @property
+    def model_files(self) -> tuple[FileEntry, ...]:
+        """The artifact, and the file that has its weights where they are not in it, by name."""
+        return tuple(entry for entry in self.files if entry.role in ("artifact", "weights"))
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the artifact with its weights."""
+        return sum(entry.size_bytes for entry in self.model_files)
 
     def compiled(self) -> FileEntry | None:
         """Return the entry of the package that was compiled for one GPU; None if there is none."""

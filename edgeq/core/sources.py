@@ -36,6 +36,7 @@ _FORMATS = {
     ".pt": ("TorchScript archive", "torch.jit.save"),
     ".onnx": ("ONNX file", "torch.onnx.export"),
     ".ort": ("ORT file", "onnxruntime.tools.convert_onnx_models_to_ort"),
+    ".xml": ("OpenVINO model", "openvino.serialize"),
     ".pt2": ("exported program", "torch.export.save"),
 }
 

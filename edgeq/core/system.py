@@ -33,7 +33,7 @@ def package_folder() -> Path:
 
 _TOOLS = (
     *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn"),
-    *("onnx", "onnxscript", "onnxruntime"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino"),
 )
 
 
@@ -220,6 +220,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "executorch": ("executorch", ("torch", "torchao", "executorch")),
     "torchscript": ("torchscript", ("torch",)),
     "onnx": ("onnx", ("torch", "torchao", "onnx", "onnxscript", "onnxruntime")),
+    "openvino": ("openvino", ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino")),
     "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     "torchvision": ("torchvision", ("torchvision",)),
@@ -260,7 +261,7 @@ def missing_module(text: str) -> EnvironmentProblem | None:
     if found[1] in _OF_RUNTIMES:
         what = f"{found[1]} is not installed here, and packaging a model or running an artifact needs it"
         such = f"such as {install_command('executorch')}"
-        fix = f"install the extra of a runtime (executorch, torchscript, onnx, cuda), {such}; inspect, diff, report, "
+        fix = f"install the extra of a runtime (executorch, torchscript, onnx, openvino, cuda), {such}; inspect, diff, report, "
         return EnvironmentProblem(what, fix + "install and ota work without it")
     for need, (extra, modules) in EXTRAS.items():
         if found[1] in modules:

@@ -87,8 +87,8 @@ class TargetProfile(_Strict):
     extends: str | None = Field(default=None, description="a target whose values this one inherits")
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "cuda", "cuda-torchscript"]
+    runtime: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
+    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"]
     file_format: FileFormat = Field(
         default="onnx", description="format of ONNX Runtime's artifacts; ort: for its reduced mobile builds"
     )
@@ -103,6 +103,7 @@ class TargetProfile(_Strict):
             "executorch": ("xnnpack", "coreml"),
             "torchscript": ("qnnpack", "x86", "fbgemm"),
             "onnx": ("ort", "qnn-htp"),
+            "openvino": ("openvino",),
             "cuda": ("cuda", "cuda-torchscript"),
         }
         backends = known[self.runtime]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeq.core.results.model import LoweredModel, QuantizedModel
-from edgeq.lower import cuda, executorch, onnx, torchscript
+from edgeq.lower import cuda, executorch, onnx, openvino, torchscript
 from edgeq.lower.spec import LowerSpec
 
 LOWERINGS: dict[str, Callable[[QuantizedModel, LowerSpec], LoweredModel]] = {
     "cuda": cuda.lower,
     "executorch": executorch.lower,
     "onnx": onnx.lower,
+    "openvino": openvino.lower,
     "torchscript": torchscript.lower,
 }
 

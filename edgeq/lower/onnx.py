@@ -32,34 +32,48 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         UnsupportedError: ONNX lacks an operator of the model (named), or the graph is larger than 2 GB.
     """
     with spec.progress.task(f"lower {spec.label}"):
-        program, proto = _exported(quantized, spec)
-        _drop_saturated_clamps(proto)
-        # give layers their modules' names, which ONNX Runtime keeps through its fusions, and the others numbers
-        outputs = output_names(program, spec)
-        modules = {node.name: _module_of(node) for node in program.graph.nodes}
-        modules |= {
-            output: modules[name] for output, name in zip(outputs, program.graph_signature.user_outputs, strict=True)
-        }
-        readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
-        taken: Counter[str] = Counter()
-        for index, node in enumerate(proto.graph.node):
-            name = f"{node.op_type}_{index}"
-            if node.op_type in LAYER_OPS:
-                value = node.output[0]
-                # of a matrix product with a bias, the sum has the name of PyTorch's linear
-                summed = readers[value].output[0] if value in readers else value
-                name = modules.get(value) or modules.get(summed) or value
-            taken[name] += 1
-            node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        _strip(proto)
-        proto = _checked(proto)
-        try:
-            layers = onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
-        except (KeyError, ValueError):  # a value whose shape onnx cannot infer: the layers are not known
-            layers = ()
+        proto = export(quantized, spec)
+        layers = traced_layers(proto, spec)
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
         return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+
+
+def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
+    """Return the onnx.ModelProto of a graph, with the names of its layers and the shapes of all values.
+
+    Raises:
+        UnsupportedError: ONNX lacks an operator of the model (named), or the graph is larger than 2 GB.
+    """
+    program, proto = _exported(quantized, spec)
+    _drop_saturated_clamps(proto)
+    # give layers their modules' names, which runtimes keep through their fusions, and the others numbers
+    outputs = output_names(program, spec)
+    modules = {node.name: _module_of(node) for node in program.graph.nodes}
+    modules |= {
+        output: modules[name] for output, name in zip(outputs, program.graph_signature.user_outputs, strict=True)
+    }
+    readers = {name: node for node in reversed(proto.graph.node) for name in node.input}
+    taken: Counter[str] = Counter()
+    for index, node in enumerate(proto.graph.node):
+        name = f"{node.op_type}_{index}"
+        if node.op_type in LAYER_OPS:
+            value = node.output[0]
+            # of a matrix product with a bias, the sum has the name of PyTorch's linear
+            summed = readers[value].output[0] if value in readers else value
+            name = modules.get(value) or modules.get(summed) or value
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+    _strip(proto)
+    return _checked(proto)
+
+
+def traced_layers(proto: Any, spec: LowerSpec) -> tuple[Layer, ...]:
+    """Return the layers of an exported model; none where onnx cannot infer the shape of a value."""
+    try:
+        return onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+    except (KeyError, ValueError):
+        return ()
 
 
 def lower_file(source: Path, proto: Any | None, spec: LowerSpec) -> LoweredModel:

@@ -20,9 +20,18 @@ from edgeq.pipeline.from_file import load_given
 from edgeq.report.json import graph_json, ordered
 from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded
 
-RUNTIMES = {".pte": "executorch", ".ptl": "torchscript", ".pt": "torchscript", ".onnx": "onnx", ".ort": "onnx"}
+RUNTIMES = {
+    ".pte": "executorch",
+    ".ptl": "torchscript",
+    ".pt": "torchscript",
+    ".onnx": "onnx",
+    ".ort": "onnx",
+    ".xml": "openvino",
+}
 
-_ACCEPTED = "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort or TorchScript .pt file"
+_ACCEPTED = (
+    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO's .xml or TorchScript .pt file"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,7 @@ class ArtifactInspection:
     """A bare artifact, loaded in its runtime.
 
     Attributes:
+        size_bytes: of the file, with that of its weights where OpenVINO keeps them beside it.
         stated: what it says of its inputs and outputs; empty for TorchScript, whose archives state none.
         entries: name and bytes of what an archive holds, the largest first; none for a .pte.
     """
@@ -82,6 +92,7 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
     if path.suffix not in RUNTIMES or not path.is_file():
         raise UsageError(f"{path} cannot be inspected", _ACCEPTED)
     runtime = RUNTIMES[path.suffix]
+    weights = path.with_suffix(".bin") if runtime == "openvino" else None
     check_extras((runtime,))
     with progress.task(f"load {path.name}"), HostRuntime(trusted=trusted) as child:
         # packed weights load in any engine of this host; qnnpack is the one that both x86 and ARM have
@@ -90,7 +101,7 @@ def inspect_path(path: Path, progress: Progress, *, trusted: bool = False) -> Bu
     return ArtifactInspection(
         path=path,
         runtime=runtime,
-        size_bytes=path.stat().st_size,
+        size_bytes=sum(one.stat().st_size for one in (path, weights) if one is not None and one.is_file()),
         stated=stated,
         facts=facts,
         entries=_entries(path) if runtime == "torchscript" else (),

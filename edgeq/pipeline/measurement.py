@@ -258,7 +258,13 @@ Gates = tuple[Gate, ...]
 _TIMED: tuple[LimitName, ...] = ("latency", "peak_memory", "load")
 
 # the packages whose versions stand for the runtimes
-RUNTIME_PACKAGES = {"executorch": "executorch", "torchscript": "torch", "onnx": "onnxruntime", "cuda": "torch"}
+RUNTIME_PACKAGES = {
+    "executorch": "executorch",
+    "torchscript": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "cuda": "torch",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -169,10 +169,9 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                     without = builder.build(dataclasses.replace(spec, fresh=True), label, emulated=False)
                     # the patches from the shipped artifact: to one with its ranges, and to one with all ranges new
                     bundle, _ = read_shipped(job.reuse_qparams_from)
-                    before = bundle.artifact.read_bytes()
-                    patches = [
-                        len(make_patch(before, one.lowered.path.read_bytes()).data) for one in (artifact, without)
-                    ]
+                    before = b"".join((bundle.folder / one.path).read_bytes() for one in bundle.manifest.model_files)
+                    after = [b"".join(map(Path.read_bytes, one.lowered.files)) for one in (artifact, without)]
+                    patches = [len(make_patch(before, data).data) for data in after]
                     artifact = dataclasses.replace(
                         artifact,
                         reuse=Reuse(

@@ -82,6 +82,30 @@ METHODS: dict[tuple[str, str], Method] = {
         function=None,
         description="the exported float file by ONNX Runtime's tools for QNN, uint16 activations and int8 weights",
     ),
+    ("openvino", "fp32"): Method(
+        function="edgeq.quantize.pt2e:fp32",
+        description="weights and arithmetic in float32",
+    ),
+    ("openvino", "fp16"): Method(
+        function="edgeq.quantize.rounded:fp16",
+        description="weights stored in half precision, arithmetic in float32",
+    ),
+    ("openvino", "static-int8"): Method(
+        function="edgeq.quantize.pt2e:static_int8",
+        description="PT2E, written as FakeQuantize with int8 weights",
+    ),
+    ("openvino", "qat-int8"): Method(
+        function="edgeq.quantize.pt2e:qat_int8",
+        description="PT2E, written as FakeQuantize with int8 weights",
+    ),
+    ("openvino", "mixed-int8"): Method(
+        function="edgeq.quantize.mixed:pt2e_mixed",
+        description="PT2E, written as FakeQuantize with int8 weights, some layers in float",
+    ),
+    ("openvino", "weight-only-int8"): Method(
+        function="edgeq.quantize.rounded:weight_only_int8",
+        description="weights stored in int8, arithmetic in float32",
+    ),
     ("executorch", "mixed-int8"): Method(
         function="edgeq.quantize.mixed:pt2e_mixed",
         description="PT2E, the XNNPACK quantizer, some layers in float",
@@ -161,6 +185,7 @@ FILE_METHODS: dict[str, Method] = {
 # by runtime: what ranks the layers of a model by the error that quantizing each alone costs
 RANKINGS: dict[str, str] = {
     "executorch": "edgeq.quantize.mixed:pt2e_sensitivity",
+    "openvino": "edgeq.quantize.mixed:pt2e_sensitivity",
     "torchscript": "edgeq.quantize.mixed:fx_sensitivity",
 }
 

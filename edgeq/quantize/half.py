@@ -177,7 +177,7 @@ def storage_fp16(spec: QuantizeSpec) -> QuantizedModel:
     import torch
 
     module = half_graph.functional_graph(spec.captured)
-    kept = matched_names(spec.keep_fp32, _types(spec))
+    kept = matched_names(spec.keep_fp32, module_types(spec))
     limit = torch.finfo(torch.float16).max
     reached: dict[str, float] = {}
     stored: set[str] = set()
@@ -216,7 +216,7 @@ def _half(spec: QuantizeSpec, scheme: HalfScheme) -> QuantizedModel:
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[scheme]
     module = half_graph.functional_graph(spec.captured)
-    kept = matched_names(spec.keep_fp32, _types(spec))
+    kept = matched_names(spec.keep_fp32, module_types(spec))
     samples, scanned = _samples(spec)
     with spec.progress.task(f"scan ranges {spec.label}", samples.count) as task:
         ranges = scan(module, dtype, samples, spec.inputs, task)
@@ -304,7 +304,7 @@ def _reach(node: Any, ranges: dict[Any, NodeRange]) -> float:
     return seen if node.op == "get_attr" else seen * HEADROOM
 
 
-def _types(spec: QuantizeSpec) -> dict[str, str]:
+def module_types(spec: QuantizeSpec) -> dict[str, str]:
     """Return the type's name of every module, by its name; of an exported program those that its nodes tell of."""
     if spec.model.kind != "exported":
         return type_names(spec.model.model)

@@ -29,7 +29,7 @@ from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
-from edgeq.quantize.spec import QuantizeSpec, matched_names
+from edgeq.quantize.spec import UNSIGNED, QuantizeSpec, matched_names
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
@@ -158,7 +158,7 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         BEFORE_LOGARITHM: sorted(names - elsewhere),
         RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
     }
-    if spec.backend == "ort":  # XNNPACK merges a clamp into the layer before it by itself
+    if spec.backend in UNSIGNED:  # XNNPACK merges a clamp into the layer before it by itself
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
     return prepared
 
@@ -308,8 +308,7 @@ def _activation(spec: QuantizeSpec) -> dict[str, Any]:
     """Return what the backend's activations are, where they are not the XNNPACK quantizer's int8."""
     import torch
 
-    # ONNX Runtime has no int8 convolution for x86 whose activations are signed
-    return {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255} if spec.backend == "ort" else {}
+    return {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255} if spec.backend in UNSIGNED else {}
 
 
 def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | None:

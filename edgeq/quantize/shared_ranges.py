@@ -18,6 +18,7 @@ import torch
 
 from edgeq.quantize.fake_quant import observes_weight, part_at
 from edgeq.quantize.pt2e_workarounds import LAYERS
+from edgeq.quantize.spec import UNSIGNED
 
 IsObserver = Callable[[Any], bool]
 
@@ -75,7 +76,7 @@ def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver, ba
                 graph.erase(node)
         prepared.graph.lint()
         prepared.recompile()
-    for node in prepared.graph.nodes if backend == "ort" else ():
+    for node in prepared.graph.nodes if backend in UNSIGNED else ():
         if not graph.is_observed(node) or node.args[0].target not in _FUSED:
             continue
         own = alone.get(node.args[0].name)

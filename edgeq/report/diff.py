@@ -207,7 +207,7 @@ def _bundle(source: Source) -> Facts:
         "outputs": _tensors(manifest.outputs),
         "labels": ", ".join(manifest.labels) or None,
         "threads": manifest.threads,
-        "artifact": manifest.file("artifact").sha256,
+        "artifact": ", ".join(entry.sha256 for entry in manifest.model_files),
         "digest": source.row.digest,
     }
 

@@ -341,6 +341,18 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
     return VerificationError, ""
 
 
+def openvino_error(text: str) -> tuple[type[EdgeqError], str] | None:
+    """Return the kind of error and the message for OpenVINO's error; None for another runtime's."""
+    if not text.startswith("RuntimeError: Exception from src/"):
+        return None
+    # lines before the last name places in its source
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    said = [line for line in lines if not line.startswith(("RuntimeError: ", "Exception from ", "Check '"))]
+    meaning = said[-1][:200] if said else "the runtime gives no reason"
+    lacking = "unsupported opset" in text or "is not supported" in text
+    return (UnsupportedError if lacking else VerificationError), meaning
+
+
 def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
     """Turn a runtime's error into words; ExecuTorch only gives codes, and the reason in its log."""
     missing = missing_module(text)
@@ -354,7 +366,7 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
         return UsageError(
             what, "give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`"
         )
-    kind, meaning = onnx_error(text) or executorch_error(text)
+    kind, meaning = onnx_error(text) or openvino_error(text) or executorch_error(text)
     line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     reasons = [match[1].strip() for match in _LOGGED.finditer(log)]

@@ -43,27 +43,42 @@ _ONNX_FLOAT = frozenset(
 )
 
 
+# OpenVINO's operators that multiply matrices, after its fusions
+_OPENVINO = re.compile(
+    r"^(?:Convolution|Deconvolution|FullyConnected|MatMul|RNNCell|RNNSeq|LSTM\w+|GRU\w+|TensorIterator) (\S+) (\S+)"
+)
+
+# what it compiles from several operators, products among them
+_OPENVINO_COMPILED = "Subgraph "
+
+# what it appends to the name of a layer whose product it computes in integers, and scales afterwards
+_SCALED = "/DequantizationMultiply"
+
+
 def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
     """Return the share of the MACs that ran in int8 kernels.
 
-    Both sequences are in execution order, except ONNX Runtime's kernels, which are matched by node name. Where the
-    lengths differ, the share is unknown. For an artifact with unknown layers, only a share of all or none can be
-    determined.
+    Both sequences are in execution order, except kernels of ONNX Runtime and OpenVINO, which are matched by node name.
+    Where the lengths differ, the share is unknown; OpenVINO may compute two layers in one kernel. For an artifact with
+    unknown layers, only a share of all or none can be determined.
 
     Args:
-        runtime: `executorch`, `torchscript` or `onnx`.
+        runtime: `executorch`, `torchscript`, `onnx` or `openvino`.
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
     found = [kind for name in kernels if (kind := _precision(runtime, name)) is not None]
+    if runtime == "openvino" and not layers:
+        why = "the layers of the program are not known"
+        return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
     if not layers and found and (all_int8 := _all_or_none(found, "int8")) is not None:
         return KernelShare(int8_macs=all_int8, half_macs=_all_or_none(found, "half"), kernels=tuple(kernels))
     total = sum(layer.macs for layer in layers)
-    if total == 0 or len(found) != len(layers):
+    if total == 0 or (len(found) != len(layers) and runtime != "openvino"):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
-    if runtime == "onnx":
-        matched = _by_node(kernels, layers)
+    if runtime in ("onnx", "openvino"):
+        matched = (_by_node if runtime == "onnx" else _by_origin)(kernels, layers)
         if matched is None:
             why = "the profile has quantized kernels that belong to no layer of the program"
             return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
@@ -89,6 +104,43 @@ def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision]
     return ["int8" if layer.name in quantized else "other" for layer in layers]
 
 
+def _by_origin(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision] | None:
+    """Return in what OpenVINO multiplied each layer; None where a quantized kernel belongs to none of them.
+
+    Its kernels have the names of all operators that were fused into them, with what it appends after a slash. A layer
+    that no quantized kernel names, or a float one as well, is float.
+    """
+    known = {layer.name for layer in layers}
+    int8: set[str] = set()
+    floats: set[str] = set()
+    for kernel in kernels:
+        kind = _precision("openvino", kernel)
+        parts = kernel.split(" ", 3)
+        if kind is None and not kernel.startswith(_OPENVINO_COMPILED):
+            continue
+        names = set(parts[3].split(",")) if len(parts) > 3 else set()
+        if kind is None:
+            # the type of its input says nothing of the products inside: rounding may come first
+            own = names & known
+            scaled = {name for name in own if name + _SCALED in names}
+            int8 |= scaled
+            floats |= own - scaled
+            continue
+        own = {name.partition("/")[0] for name in names} & known
+        if kind == "int8" and not own:
+            return None
+        (int8 if kind == "int8" else floats).update(own)
+    return ["int8" if layer.name in int8 - floats else "other" for layer in layers]
+
+
+def _reads_int8(primitive: str, precision: str) -> bool:
+    """Whether an OpenVINO kernel is one for int8 inputs.
+
+    Either alone is no proof: a float kernel with int8 weights is stated to run in i8.
+    """
+    return primitive.lower().endswith("_i8") and precision in ("i8", "u8")
+
+
 def _all_or_none(found: Sequence[Precision], wanted: Precision) -> float | None:
     count = sum(kind == wanted for kind in found)
     return count / len(found) if count in (0, len(found)) else None
@@ -112,6 +164,9 @@ def _precision(runtime: str, name: str) -> Precision | None:
     if runtime == "onnx":
         op = name.partition(" ")[0]
         return "int8" if op in _ONNX_INT8 else "other" if op in _ONNX_FLOAT else None
+    if runtime == "openvino":
+        kernel = _OPENVINO.match(name)
+        return None if kernel is None else "int8" if _reads_int8(kernel[1], kernel[2]) else "other"
     if _NATIVE.match(name):
         return "other"
     match = _XNNPACK.match(name)

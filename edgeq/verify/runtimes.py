@@ -277,6 +277,59 @@ def _onnx_described(info: Any) -> list[Any]:
     return [dtype, [size if isinstance(size, int) else 0 for size in info.shape]]
 
 
+class _OpenVino(Runner):
+    def __init__(self, path: Path, backend: str, threads: int, *, trusted: bool) -> None:
+        super().__init__(path, backend, threads, trusted=trusted)
+        import openvino
+
+        self.core = openvino.Core()
+
+    def _open(self) -> dict[str, Any]:
+        # the CPU plugin computes float layers in bfloat16 where the host has it, unless this is stated
+        settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        self.model = self.core.read_model(str(self.path))
+        self.compiled = self.core.compile_model(self.model, "CPU", settings)
+        self.request = self.compiled.create_infer_request()
+        return {
+            "inputs": [_openvino_described(port) for port in self.compiled.inputs],
+            "outputs": [_openvino_described(port) for port in self.compiled.outputs],
+            "names": [port.get_any_name() for port in self.compiled.inputs],
+            "threads": int(self.compiled.get_property("INFERENCE_NUM_THREADS")),
+        }
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        return arrays
+
+    def outputs(self, inputs: tuple[Any, ...]) -> tuple[NDArray[Any], ...]:
+        return tuple(np.array(output) for output in self.call(inputs))
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        self.request.infer(dict(enumerate(inputs)))
+        return [tensor.data for tensor in self.request.output_tensors]
+
+    def peak_bytes(self) -> int | None:
+        return peak_bytes(self.mark, self.path.with_suffix(".bin"))
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:  # noqa: ARG002
+        """Return operator, kernel, precision of the input, and names in the model of what the kernel computes."""
+        self.call(arrays)
+        nodes = [op.get_rt_info() for op in self.compiled.get_runtime_model().get_ordered_ops()]
+        ran = sorted((one for one in nodes if "execOrder" in one), key=lambda one: int(one["execOrder"].value))
+        wanted = ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
+        return [" ".join(str(one[key].value) for key in wanted if key in one) for one in ran]
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        infos = (op.get_type_info() for op in self.model.get_ops())
+        names = {f"{info.version_id}::{info.name}" for info in infos}
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": None}
+
+
+def _openvino_described(port: Any) -> list[Any]:
+    """Return [dtype, shape] of an input or output; a dimension that is not fixed is 0."""
+    shape = [size.get_length() if size.is_static else 0 for size in port.get_partial_shape()]
+    return [np.dtype(port.get_element_type().to_dtype()).name, shape]
+
+
 class _Cuda(Runner):
     """On a GPU if there is one; else half precision is emulated on the CPU."""
 
@@ -341,6 +394,7 @@ RUNNERS: dict[str, type[Runner]] = {
     "executorch": _ExecuTorch,
     "torchscript": _TorchScript,
     "onnx": _Onnx,
+    "openvino": _OpenVino,
     "cuda": _Cuda,
 }
 

@@ -88,8 +88,8 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file on disk, in bytes."""
-        return self.lowered.path.stat().st_size
+        """Size on disk of the file and of the one that has its weights, in bytes."""
+        return sum(path.stat().st_size for path in self.lowered.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

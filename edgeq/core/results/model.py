@@ -237,7 +237,7 @@ class LoadedModel:
 
 
 # a file beside the artifact, with its role
-Companion = tuple[Literal["compiled", "example"], Path]
+Companion = tuple[Literal["weights", "compiled", "example"], Path]
 
 TunedWeights = Literal["start", "last", "average", "user"]
 
@@ -460,7 +460,7 @@ class LoweredModel:
 
     Attributes:
         path: the artifact, named as it will be in the bundle.
-        runtime: `executorch`, `torchscript`, `onnx` or `cuda`.
+        runtime: `executorch`, `torchscript`, `onnx`, `openvino` or `cuda`.
         runtime_version: the version that wrote it; older runtimes are refused.
         bytecode_version: of a TorchScript archive, the opset of an ONNX file, else None.
         passes: the optimization passes that ran, in order.
@@ -488,6 +488,11 @@ class LoweredModel:
     stored: tuple[tuple[str, int], ...] = ()
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The artifact, and the file that has its weights where they are not in it, by name."""
+        return tuple(sorted((self.path, *(path for role, path in self.companions if role == "weights"))))
 
     @property
     def macs(self) -> int:

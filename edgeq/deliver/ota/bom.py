@@ -62,6 +62,7 @@ def _model(manifest: Manifest, licence: str | None) -> Component:
         "runtime": f"{manifest.runtime.name} {manifest.runtime.exported_with}",
         "source_sha256": manifest.provenance.source_sha256,
         "weights": facts.weights,
+        **{f"{entry.path}.sha256": entry.sha256 for entry in manifest.files if entry.role == "weights"},
     }
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,

@@ -1,0 +1,212 @@
+"""OpenVINO lowering: the ONNX graph that edgeq exports, read by OpenVINO, as its IR (model.xml with model.bin).
+
+OpenVINO's own `convert_model` would give the same IR, and report each call to its makers over the network; `read_model`
+reports nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edgeq.core.arrays import NDArray, np
+from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.lower.onnx import RECURRENT, export, traced_layers
+from edgeq.lower.spec import LowerSpec
+
+Shorten = Callable[[NDArray[Any]], Any | None]
+
+_PRODUCTS = frozenset(
+    {"MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
+)
+
+_SEQUENCES = frozenset({"LSTMSequence", "GRUSequence", "RNNSequence"})
+
+INT8_STEPS = 127  # to each side of zero, as `edgeq.quantize.rounded` rounds
+
+_ROUNDING_STEPS = 1e-3  # float32 rounds a product of a whole number to 127 by a scale by some 1e-5
+
+
+def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
+    """Write `model.xml` and `model.bin`, with the layers' names.
+
+    Raises:
+        UnsupportedError: ONNX or OpenVINO lacks an operator of the model (named), or the graph is larger than 2 GB.
+    """
+    import openvino
+    from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
+
+    with spec.progress.task(f"lower {spec.label}"):
+        proto = export(quantized, spec)
+        layers = traced_layers(proto, spec)
+        del proto.graph.value_info[:]
+        try:
+            model = openvino.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+            apply_moc_transformations(model, cf=False)
+        except ValueError as err:  # protobuf's own limit
+            raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
+        except RuntimeError as err:
+            what = f"OpenVINO cannot read the exported graph: {reason(str(err))}"
+            raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
+        named = _named(model, layers)
+        if quantized.scheme in _STORED:
+            narrower = _store(model, named, *_STORED[quantized.scheme])
+            layers = tuple(
+                dataclasses.replace(layer, weight_bytes=layer.weight_bytes // narrower.get(layer.name, 1))
+                for layer in layers
+            )
+        _number(model, named)
+        if quantized.scheme == "weight-only-int8":
+            # OpenVINO's CPU plugin else quantizes the inputs of linear layers with int8 weights as it runs
+            model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+        path = spec.folder / "model.xml"
+        openvino.serialize(model, str(path))
+        # a third of the file is indentation; values are attributes, so that no text lies between the tags
+        path.write_bytes(re.sub(rb">\s+<", b"><", path.read_bytes()))
+        return LoweredModel(
+            path=path,
+            runtime="openvino",
+            runtime_version=openvino.__version__.partition("-")[0],
+            bytecode_version=None,
+            passes=("torch.onnx.export", "optimize", "check_model", "infer_shapes", "moc_transformations"),
+            operators=operators(model),
+            undelegated=(),
+            layers=layers,
+            delegated_macs=None,
+            stored=_elements(model),
+            companions=(("weights", path.with_suffix(".bin")),),
+        )
+
+
+def operators(model: Any) -> tuple[str, ...]:
+    """Return the operators of an openvino.Model with their opsets."""
+    infos = (op.get_type_info() for op in model.get_ops())
+    return tuple(sorted({f"{info.version_id}::{info.name}" for info in infos}))
+
+
+def reason(text: str) -> str:
+    """Return the line of an OpenVINO error that says what is wrong; those before it name places in its source."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from ", "Check '", "FrontEnd API failed"))]
+    return (said or lines or [""])[0][:200]
+
+
+def _named(model: Any, layers: Sequence[Layer]) -> dict[Any, str]:
+    """Return the operators that are layers, with the layers' names.
+
+    OpenVINO's reader gives an operator the name of its ONNX node, with what it appends after a slash. Of several that
+    it makes of one node, some have only the last one named.
+    """
+    known = {layer.name for layer in layers}
+    recurrent = iter([layer.name for layer in layers if layer.op in RECURRENT])
+    named: dict[Any, str] = {}
+    for op in model.get_ordered_ops():
+        kind, name = op.get_type_name(), op.get_friendly_name().partition("/")[0]
+        if kind in _SEQUENCES:  # all of them are float, whichever is which
+            name = next(recurrent, "")
+        elif kind not in _PRODUCTS:
+            continue
+        elif name not in known:
+            readers = [reader.get_node() for reader in op.output(0).get_target_inputs()]
+            sums = [reader for reader in readers if reader.get_type_name() == "Add"]
+            name = sums[0].get_friendly_name().partition("/")[0] if len(readers) == len(sums) == 1 else ""
+        if name in known and name not in named.values():
+            named[op] = name
+    return named
+
+
+def _number(model: Any, named: Mapping[Any, str]) -> None:
+    """Name layers, and number all else: OpenVINO counts the operators that a process has made.
+
+    OpenVINO appends to a name what its passes make of an operator, after a slash. Numbers begin with one, so that what
+    stands before the first slash is the name of a layer or nothing.
+    """
+    names = {op.get_friendly_name(): name for op, name in named.items()}
+    kept = {name for value in (*model.inputs, *model.outputs) for name in value.get_names()}
+    for index, op in enumerate(model.get_ordered_ops()):
+        notes = op.get_rt_info()
+        for key in [key for key in notes if key.startswith("fused_names")]:  # the names from before, counted likewise
+            del notes[key]
+        if op.get_type_name() != "Parameter":
+            op.set_friendly_name(names.get(op.get_friendly_name(), f"/{op.get_type_name()}_{index}"))
+            for value in op.outputs():
+                value.get_tensor().set_names(value.get_names() & kept)
+
+
+# --- Weights that were rounded to what a shorter type holds, stored in that type; a Convert widens them where they are
+# read.
+
+
+_LEAST_RANK = 2  # biases and scales weigh nothing
+
+_PASSING = frozenset({"Convert", "Multiply", "Reshape", "Transpose", "Unsqueeze", "Squeeze"})
+
+
+def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) -> dict[str, int]:
+    """Store what can be in a shorter type, in place; return by how much the weights of which layers became shorter."""
+    import openvino
+
+    names = {op.get_friendly_name(): name for op, name in named.items()}
+    found: dict[str, int] = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Constant" or op.get_element_type() != openvino.Type.f32:
+            continue
+        values = op.data
+        widened = shorten(values) if values.ndim >= _LEAST_RANK else None
+        if widened is None:
+            continue
+        for reader in op.output(0).get_target_inputs():
+            reader.replace_source_output(widened.output(0))
+            node = reader.get_node()
+            while node.get_type_name() in _PASSING and len(node.output(0).get_target_inputs()) == 1:
+                node = next(iter(node.output(0).get_target_inputs())).get_node()
+            if node.get_friendly_name() in names:
+                found[names[node.get_friendly_name()]] = factor
+    return found
+
+
+def _in_half(values: NDArray[Any]) -> Any | None:
+    """Return the operator that gives float32 values from half ones; None where half does not hold them exactly."""
+    from openvino import opset13
+
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return opset13.convert(opset13.constant(half), "f32") if np.array_equal(half.astype(np.float32), values) else None
+
+
+def _in_int8(values: NDArray[Any]) -> Any | None:
+    """Return the operator that gives float32 values from int8 ones and a scale for each row or column.
+
+    None where the values were not rounded so, apart from what float32 rounds in a batch norm folded into them. Rows may
+    have become columns, or have two axes: those of groups or directions come first.
+    """
+    from openvino import opset13
+
+    for axes in ((0,), (1,), (0, 1)):
+        others = tuple(axis for axis in range(values.ndim) if axis not in axes)
+        largest = np.abs(values).max(axis=others, keepdims=True) if others else np.abs(values)
+        scale = (np.maximum(largest, np.finfo(np.float32).tiny) / INT8_STEPS).astype(np.float32)
+        steps = values / scale
+        whole = np.rint(steps)
+        if np.abs(steps - whole).max() <= _ROUNDING_STEPS:
+            stored = opset13.convert(opset13.constant(whole.astype(np.int8)), "f32")
+            return opset13.multiply(stored, opset13.constant(scale))
+    return None
+
+
+# by scheme: what gives float32 values from shorter ones, and by how much these are shorter
+_STORED: dict[str, tuple[Shorten, int]] = {"fp16": (_in_half, 2), "weight-only-int8": (_in_int8, 4)}
+
+
+def _elements(model: Any) -> tuple[tuple[str, int], ...]:
+    """Return how many elements of each dtype the model holds as constants."""
+    tally: Counter[str] = Counter()
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant":
+            dtype = np.dtype(op.get_element_type().to_dtype())
+            tally[dtype.name] += int(np.prod(op.get_output_shape(0), dtype=np.int64))
+    return tuple(sorted(tally.items()))

@@ -1,4 +1,4 @@
-"""`run_example.py` in bundles for ARM64 boards and for OpenVINO: runs the artifact without edgeq and checks its outputs."""
+"""`run_example.py` in bundles for ARM64 boards and OpenVINO: runs the artifact without edgeq and checks its outputs."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def with_reuse(gate: Gate, scheme: str, reuse: Reuse | None) -> Gate:
 
 
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
-    """Compare a float file that came by way of ONNX with PyTorch, by the mean difference relative to the mean magnitude (exit code 7).
+    """Compare a float file that was made by way of ONNX with PyTorch, by the mean difference (exit code 7).
+
+    It is relative to the mean magnitude.
 
     The exporter translates the model operator by operator and folds constants. The ratio used for parity is dominated
     by the largest outputs and would miss an error in a small one.

@@ -136,7 +136,7 @@ def size_gates(
         limit_of = find_store_limit(preset, options.app_size_bytes)
         if limit_of.platform in ("any", manifest.target.platform):
             profile = _profile(manifest, (manifest.runtime.oldest_in_field,))
-            gates.append(store_gate(preset, options.app_size_bytes, size_bytes, download_bytes, profile))
+            gates.append(store_gate(preset, options.app_size_bytes, manifest.size_bytes, download_bytes, profile))
     return tuple(gates)
 
 

@@ -42,6 +42,7 @@ from edgeq.core.marks import (
     WeightsFile,
     options_of,
 )
+from edgeq.core.runtimes import RuntimeName
 from edgeq.core.schemes import (
     AUTO,
     AUTO_TRIES,
@@ -70,8 +71,6 @@ else:
 PROJECT_FILE = "edgeq.toml"
 
 InputDtype = Literal["uint8"]
-
-RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
 
 MODEL, MORE_MODEL = Panel("Model"), Panel("Model", advanced=True)
 

@@ -153,11 +153,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(err: BaseException, limit: int = 300) -> str:
-    """Return the first non-empty line of an exception's text, for messages that quote a library."""
-    for line in str(err).splitlines():
-        if line.strip():
-            return line.strip()[:limit]
-    return type(err).__name__
+    """Return the first line of an exception's text that says what is wrong, for messages that quote a library."""
+    return telling_line(str(err))[:limit] or type(err).__name__
+
+
+# OpenVINO's errors begin with places in its source, one a line
+_PLACES = re.compile(r"(?:RuntimeError: )?(?:Exception from src/|Check '|While validating node |FrontEnd API failed)")
+
+
+def telling_line(text: str) -> str:
+    """Return the first line of a library's error that says what is wrong; "" of an empty text."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if not _PLACES.match(line)), lines[0] if lines else "")
 
 
 # --- Whose line it was: libraries raise from deep inside, people want the line of their own model.

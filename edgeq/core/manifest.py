@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from edgeq.core.errors import Outcome, UsageError
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TunedWeights, Weights
+from edgeq.core.runtimes import BackendName, RuntimeName
 from edgeq.core.schema import Strict, document_bytes, parse_strict
 
 
@@ -74,14 +75,14 @@ class TargetFacts(Strict):
     name: Slug
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"]
+    runtime: RuntimeName
+    backend: BackendName
 
 
 class RuntimeRange(Strict):
     """The runtime versions that load it."""
 
-    name: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
+    name: RuntimeName
     exported_with: str = Field(description="the version that wrote the artifact")
     oldest_in_field: str = Field(description="the oldest version that the app builds in the field carry")
     bytecode_version: Count | None = Field(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.core.errors import UsageError
 from edgeq.core.profiles import profile_files
+from edgeq.core.runtimes import BACKENDS, BackendName, RuntimeName
 from edgeq.core.schema import explain, find_file, read_toml
 from edgeq.core.schemes import SchemeName
 
@@ -74,7 +75,8 @@ class Device(_Strict):
     vnni: bool = Field(
         default=True,
         description=(
-            "false: x86 CPUs without VNNI also run it, and their int8 sums overflow, so ONNX weights use 7 bits"
+            "false: x86 CPUs without VNNI also run it, and their int8 sums overflow, so weights for ONNX Runtime and "
+            "OpenVINO use 7 bits"
         ),
     )
 
@@ -87,8 +89,8 @@ class TargetProfile(_Strict):
     extends: str | None = Field(default=None, description="a target whose values this one inherits")
     platform: Literal["android", "ios", "linux"]
     arch: Literal["arm64", "x86_64"]
-    runtime: Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
-    backend: Literal["xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"]
+    runtime: RuntimeName
+    backend: BackendName
     file_format: FileFormat = Field(
         default="onnx", description="format of ONNX Runtime's artifacts; ort: for its reduced mobile builds"
     )
@@ -97,16 +99,14 @@ class TargetProfile(_Strict):
     app: App
     device: Device = Device()
 
+    @property
+    def reduce_range(self) -> bool:
+        """Whether int8 weights keep to seven bits: on x86 without VNNI, 16-bit sums of two products overflow."""
+        return self.runtime in ("onnx", "openvino") and not self.device.vnni
+
     def model_post_init(self, _context: object) -> None:
         """Check conditions that involve several fields."""
-        known = {
-            "executorch": ("xnnpack", "coreml"),
-            "torchscript": ("qnnpack", "x86", "fbgemm"),
-            "onnx": ("ort", "qnn-htp"),
-            "openvino": ("openvino",),
-            "cuda": ("cuda", "cuda-torchscript"),
-        }
-        backends = known[self.runtime]
+        backends = BACKENDS[self.runtime]
         if self.backend not in backends:
             raise ValueError(
                 f"runtime {self.runtime!r} has no backend {self.backend!r}, expected one of {', '.join(backends)}"

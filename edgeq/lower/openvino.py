@@ -50,7 +50,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         except ValueError as err:  # protobuf's own limit
             raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
         except RuntimeError as err:
-            what = f"OpenVINO cannot read the exported graph: {reason(str(err))}"
+            what = f"OpenVINO cannot read the exported graph: {first_line(err)}"
             raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
         named = _named(model, layers)
         if quantized.scheme in _STORED:
@@ -86,13 +86,6 @@ def operators(model: Any) -> tuple[str, ...]:
     """Return the operators of an openvino.Model with their opsets."""
     infos = (op.get_type_info() for op in model.get_ops())
     return tuple(sorted({f"{info.version_id}::{info.name}" for info in infos}))
-
-
-def reason(text: str) -> str:
-    """Return the line of an OpenVINO error that says what is wrong; those before it name places in its source."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Exception from ", "Check '", "FrontEnd API failed"))]
-    return (said or lines or [""])[0][:200]
 
 
 def _named(model: Any, layers: Sequence[Layer]) -> dict[Any, str]:

@@ -30,7 +30,8 @@ RUNTIMES = {
 }
 
 _ACCEPTED = (
-    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO's .xml or TorchScript .pt file"
+    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO's .xml or TorchScript's .pt "
+    "file"
 )
 
 

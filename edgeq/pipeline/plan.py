@@ -86,7 +86,7 @@ class BuildUnit:
             backend=target.backend,
             scheme=self.scheme,
             threads=target.device.threads,
-            reduce_range=target.runtime in ("onnx", "openvino") and not target.device.vnni,
+            reduce_range=target.reduce_range,
             native=target.runtime == "cuda" and target.arch == host_arch(),
             file_format=target.file_format,
         )

@@ -70,7 +70,8 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     judge = _judge(inputs) if by_score else None
     spec = QuantizeSpec(
         model=inputs.model,
-        captured=capture(inputs.model) if target.runtime == "executorch" else None,
+        captured=None if target.runtime == "torchscript" else capture(inputs.model),
+        reduce_range=target.reduce_range,
         backend=target.backend,
         observer=job.observer,
         keep_fp32=job.keep_fp32,

@@ -13,8 +13,8 @@ from edgeq.core.results.model import LoadedModel, QParams, Scores, StoredLayer, 
 from edgeq.core.samples import Batch, Dataset, Outputs
 from edgeq.core.schemes import ObserverName
 
-# Backends whose activations are uint8, and where a clamp becomes the saturation of the range behind it. ONNX Runtime has
-# no int8 convolution for x86 whose activations are signed, and oneDNN, which OpenVINO calls, is made for unsigned ones.
+# Backends whose activations are uint8, and where a clamp becomes the saturation of the range behind it: ONNX Runtime
+# has no int8 convolution for x86 whose activations are signed, and OpenVINO's are for unsigned ones.
 UNSIGNED = frozenset({"ort", "openvino"})
 
 

@@ -20,7 +20,14 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray
 from edgeq.core.config import Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.core.errors import (
+    EdgeqError,
+    EnvironmentProblem,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+    telling_line,
+)
 from edgeq.core.results.measured import Gpu
 from edgeq.core.system import missing_module
 from edgeq.verify import wire
@@ -343,14 +350,12 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
 
 def openvino_error(text: str) -> tuple[type[EdgeqError], str] | None:
     """Return the kind of error and the message for OpenVINO's error; None for another runtime's."""
-    if not text.startswith("RuntimeError: Exception from src/"):
+    if "Exception from src/" not in text:
         return None
-    # lines before the last name places in its source
-    lines = [line for line in map(str.strip, text.splitlines()) if line]
-    said = [line for line in lines if not line.startswith(("RuntimeError: ", "Exception from ", "Check '"))]
-    meaning = said[-1][:200] if said else "the runtime gives no reason"
-    lacking = "unsupported opset" in text or "is not supported" in text
-    return (UnsupportedError if lacking else VerificationError), meaning
+    lacking = ("from unsupported opset", "doesn't contain the operation with type")
+    if any(words in text for words in lacking):
+        return UnsupportedError, "the runtime lacks an operator that it uses"
+    return VerificationError, ""
 
 
 def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
@@ -367,7 +372,7 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
             what, "give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`"
         )
     kind, meaning = onnx_error(text) or openvino_error(text) or executorch_error(text)
-    line = text.splitlines()[0].partition(" This is an internal miniz error")[0][:200]
+    line = telling_line(text).partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     reasons = [match[1].strip() for match in _LOGGED.finditer(log)]
     if reasons:

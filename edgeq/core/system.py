@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -16,6 +17,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import urllib.parse
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -192,6 +194,25 @@ def quiet() -> Iterator[None]:
     with unlogged(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+def openvino() -> Any:
+    """Import and return OpenVINO as it is without openvino-telemetry.
+
+    With it, each import is reported to OpenVINO's makers over the network, and each user gets an ID in ~/intel.
+    """
+    before = sys.modules.get("openvino_telemetry", _ABSENT)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # so that an import of it fails
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if before is _ABSENT:
+            del sys.modules["openvino_telemetry"]
+        else:
+            sys.modules["openvino_telemetry"] = before  # type: ignore[assignment]
+
+
+_ABSENT = object()
 
 
 # --- Standing in for a library's function for the length of a block.

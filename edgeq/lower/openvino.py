@@ -1,7 +1,6 @@
 """OpenVINO lowering: the ONNX graph that edgeq exports, read by OpenVINO, as its IR (model.xml with model.bin).
 
-OpenVINO's own `convert_model` would give the same IR, and report each call to its makers over the network; `read_model`
-reports nothing.
+OpenVINO's own `convert_model` runs the same passes, and also reports each call to its makers.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.system import openvino
 from edgeq.lower.onnx import RECURRENT, export, traced_layers
 from edgeq.lower.spec import LowerSpec
 
@@ -37,7 +37,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     Raises:
         UnsupportedError: ONNX or OpenVINO lacks an operator of the model (named), or the graph is larger than 2 GB.
     """
-    import openvino
+    library = openvino()
     from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
 
     with spec.progress.task(f"lower {spec.label}"):
@@ -45,7 +45,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers = traced_layers(proto, spec)
         del proto.graph.value_info[:]
         try:
-            model = openvino.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+            model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
             apply_moc_transformations(model, cf=False)
         except ValueError as err:  # protobuf's own limit
             raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
@@ -64,13 +64,13 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             # OpenVINO's CPU plugin else quantizes the inputs of linear layers with int8 weights as it runs
             model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         path = spec.folder / "model.xml"
-        openvino.serialize(model, str(path))
+        library.serialize(model, str(path))
         # a third of the file is indentation; values are attributes, so that no text lies between the tags
         path.write_bytes(re.sub(rb">\s+<", b"><", path.read_bytes()))
         return LoweredModel(
             path=path,
             runtime="openvino",
-            runtime_version=openvino.__version__.partition("-")[0],
+            runtime_version=library.__version__.partition("-")[0],
             bytecode_version=None,
             passes=("torch.onnx.export", "optimize", "check_model", "infer_shapes", "moc_transformations"),
             operators=operators(model),
@@ -141,12 +141,12 @@ _PASSING = frozenset({"Convert", "Multiply", "Reshape", "Transpose", "Unsqueeze"
 
 def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) -> dict[str, int]:
     """Store what can be in a shorter type, in place; return by how much the weights of which layers became shorter."""
-    import openvino
+    from openvino import Type
 
     names = {op.get_friendly_name(): name for op, name in named.items()}
     found: dict[str, int] = {}
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "Constant" or op.get_element_type() != openvino.Type.f32:
+        if op.get_type_name() != "Constant" or op.get_element_type() != Type.f32:
             continue
         values = op.data
         widened = shorten(values) if values.ndim >= _LEAST_RANK else None

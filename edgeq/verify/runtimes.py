@@ -16,6 +16,7 @@ from edgeq.core.half import emulation
 from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program
 from edgeq.core.socs import Soc, find_soc
+from edgeq.core.system import openvino
 from edgeq.verify.kernels import multiplies
 
 
@@ -280,9 +281,7 @@ def _onnx_described(info: Any) -> list[Any]:
 class _OpenVino(Runner):
     def __init__(self, path: Path, backend: str, threads: int, *, trusted: bool) -> None:
         super().__init__(path, backend, threads, trusted=trusted)
-        import openvino
-
-        self.core = openvino.Core()
+        self.core = openvino().Core()
 
     def _open(self) -> dict[str, Any]:
         # the CPU plugin computes float layers in bfloat16 where the host has it, unless this is stated

@@ -51,6 +51,7 @@ def run(arrays):
     return session.run(None, dict(zip(names, arrays)))
 """,
     "openvino": """\
+sys.modules["openvino_telemetry"] = None  # with it, the import is reported to OpenVINO's makers
 import openvino
 
 # without the hint, processors that have bfloat16 compute float layers in it; edgeq verified float32

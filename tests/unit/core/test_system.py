@@ -59,6 +59,10 @@ def test_the_childs_missing_module_is_told_in_the_same_words() -> None:
         problem = missing_module(f"ModuleNotFoundError: No module named '{name}'")
         assert problem is not None
         assert install_command("executorch") in problem.fix
+    problem = missing_module("ModuleNotFoundError: No module named 'openvino'")
+    assert problem is not None
+    assert problem.what == "the openvino runtime needs openvino, which is not installed"
+    assert problem.fix == install_command("openvino")
     assert missing_module("ModuleNotFoundError: No module named 'cv2'") is None
     assert missing_module("RuntimeError: onnxruntime") is None
 

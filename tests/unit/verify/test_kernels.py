@@ -156,3 +156,41 @@ def test_a_quantized_kernel_of_no_layer_or_twice_of_one_claims_nothing(name):
 
 def test_another_number_of_onnx_kernels_claims_nothing():
     assert kernel_share("onnx", ORT, [layer(1, "a"), layer(2, "c")]).int8_macs is None
+
+
+OPENVINO = (
+    "Convolution brgconv_avx512_I8 u8 a,Multiply_7,/Add_1,/FakeQuantize_2",
+    "Eltwise jit_avx512_I8 u8 /Add_3",
+    "FullyConnected brgemm_avx512_I8 u8 b.0/DequantizationMultiply,/FakeQuantize_4",
+    "FullyConnected brgemm_avx512_f32 i8 c,/Add_5",  # int8 weights, widened in the kernel
+)
+
+
+def test_openvinos_kernels_are_matched_by_the_operators_that_were_fused():
+    layers = [layer(1, "c"), layer(2, "b.0"), layer(5, "a")]
+    found = kernel_share("openvino", OPENVINO, layers)
+    assert (found.int8_macs, found.precisions) == (7 / 8, ("other", "int8", "int8"))
+
+
+def test_a_layer_that_openvino_also_runs_in_float_is_float():
+    found = kernel_share(
+        "openvino", (*OPENVINO, "Convolution brgconv_avx512_f32 f32 a"), [layer(2, "b.0"), layer(5, "a")]
+    )
+    assert found.precisions == ("int8", "other")
+    assert kernel_share("openvino", OPENVINO[2:], [layer(2, "b.0"), layer(5, "a")]).precisions == ("int8", "other")
+
+
+@pytest.mark.parametrize("primitive", ["jit_avx512_f32 f32", "jit_avx512_I8 u8"])
+def test_of_a_compiled_part_the_scale_behind_a_product_tells_its_precision(primitive):
+    names = "/FakeQuantize_4,a,a/DequantizationSubtract,a/DequantizationMultiply,/Add_5,b,/Add_6"
+    found = kernel_share("openvino", [f"Subgraph {primitive} {names}"], [layer(5, "a"), layer(2, "b")])
+    assert found.precisions == ("int8", "other")
+
+
+def test_an_openvino_kernel_of_no_layer_or_an_artifact_without_layers_claims_nothing():
+    found = kernel_share("openvino", OPENVINO, [layer(1, "c"), layer(5, "a")])
+    assert (found.int8_macs, found.why_unmatched) == (
+        None,
+        "the profile has quantized kernels that belong to no layer of the program",
+    )
+    assert kernel_share("openvino", OPENVINO[:1], []).why_unmatched == "the layers of the program are not known"

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_models import IMAGE, dataset, folder, forward, loaded, lowered, quantized, small_net
+from torch import nn
+from verify_cases import spec_of
+
+from edgeq.check.artifact import equivalence_gates, parity_gate
+from edgeq.core.errors import UnsupportedError
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
+from edgeq.core.system import openvino
+from edgeq.verify.host import HostRuntime
+from edgeq.verify.kernels import kernel_share
+from edgeq.verify.runtimes import RUNNERS
+from edgeq.verify.verify import verify
+
+SCHEMES = ["fp32", "fp16", "weight-only-int8", "static-int8"]
+
+MACS = [("conv", 16 * 16 * 8 * 3 * 9), ("depth", 16 * 16 * 8 * 9), ("hidden.0", 8 * 16), ("head", 16 * 5)]
+
+WEIGHTS = (216, 72, 128, 80)  # elements
+
+
+def written(graph, specs, name):
+    return lowered(graph, specs, folder() / name, "openvino", backend="openvino")
+
+
+@functools.cache
+def made(scheme):
+    graph = quantized(small_net(), "openvino", scheme, backend="openvino", reduce_range=True)
+    return graph, written(graph, (IMAGE,), f"openvino-{scheme}")
+
+
+def opened(low):
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    return runner, runner.load()
+
+
+def constants(low, kind):
+    """The constants of one element type that have more than one axis."""
+    model = openvino().Core().read_model(str(low.path))
+    ops = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    return [op.data for op in ops if op.get_element_type().get_type_name() == kind and op.data.ndim > 1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_file_gives_the_graphs_outputs_and_states_what_it_takes(scheme):
+    graph, low = made(scheme)
+    runner, said = opened(low)
+    assert (said["names"], said["inputs"]) == (["x"], [["float32", [1, 3, 16, 16]]])
+    assert (said["outputs"], said["threads"]) == ([["float32", [1, 5]]], 1)
+    batch = list(batches(dataset((IMAGE,), 9), (IMAGE,)))[-1]  # not what was exported or calibrated with
+    (expected,), (came,) = forward(graph.graph)(batch), runner.run(batch.inputs)
+    if scheme == "static-int8":
+        assert np.abs(came - expected).max() <= graph.output_steps[0] * 1.001
+    else:
+        assert np.abs(came - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert not runner.overwritten
+
+
+@pytest.mark.parametrize(("scheme", "share"), [("fp32", 0.0), ("weight-only-int8", 0.0), ("static-int8", 1.0)])
+def test_the_executed_graph_tells_each_layer_by_its_module(scheme, share, tmp_path):
+    _, low = made(scheme)
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    found = kernel_share("openvino", opened(low)[0].profile(batch.inputs, tmp_path), low.layers)
+    assert (found.int8_macs, found.why_unmatched) == (share, "")
+    assert [(layer.name, layer.macs) for layer in low.layers] == MACS
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "least", "width"),
+    [("fp16", "f16", 496, 2), ("weight-only-int8", "i8", 496, 1), ("static-int8", "i8", 496, 1), ("fp32", "f32", 0, 4)],
+)
+def test_weights_take_the_bytes_of_their_scheme(scheme, kind, least, width):
+    _, low = made(scheme)
+    assert sum(array.size for array in constants(low, kind)) >= least
+    assert dict(low.stored).get({"f16": "float16", "i8": "int8", "f32": "float32"}[kind], 0) >= least
+    sizes = [layer.weight_bytes for layer in low.layers]
+    assert all(width * n <= size <= width * (n + 17) + 80 for size, n in zip(sizes, WEIGHTS, strict=True)), sizes
+    assert sum(path.stat().st_size for path in low.files) > sum(sizes)
+
+
+def test_static_weights_keep_to_seven_bits_where_they_must():
+    assert all(np.abs(array.astype(int)).max() == 63 for array in constants(made("static-int8")[1], "i8"))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_equal_models_give_equal_bytes_whatever_the_process_lowered_before(scheme):
+    graph, low = made(scheme)
+    openvino().Core().read_model(str(low.path))  # OpenVINO counts the operators that it makes
+    again = written(graph, (IMAGE,), f"again-{scheme}")
+    assert [path.name for path in low.files] == ["model.bin", "model.xml"]
+    assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in low.files]
+    text = low.path.read_bytes()
+    assert not re.search(rb"/(work|tmp|home|usr|root)/|\.py\b|2026|fused_names", text)
+
+
+def test_weight_only_says_in_the_file_that_inputs_stay_float():
+    low = made("weight-only-int8")[1]
+    assert b'<DYNAMIC_QUANTIZATION_GROUP_SIZE value="0"' in low.path.read_bytes()
+    compiled = openvino().Core().compile_model(str(low.path), "CPU")  # as an app does
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
+def test_an_artifact_with_the_weights_of_one_layer_changed_fails_its_gates(scheme):
+    graph, right = made(scheme)
+    low = written(graph, (IMAGE,), f"changed-{scheme}")
+    path = low.path.with_suffix(".bin")
+    data = bytearray(path.read_bytes())
+    (weight,) = [array for array in constants(right, "f32" if scheme == "fp32" else "i8") if array.shape[:1] == (5,)]
+    place = data.index(weight.tobytes())
+    data[place : place + weight.nbytes] = weight[:, ::-1].tobytes()  # of the last layer, its inputs in another order
+    path.write_bytes(data)
+    outcomes = []
+    with HostRuntime() as runtime:
+        for one in (right, low):
+            spec = spec_of(one, graph, small_net().model, (IMAGE,), dataset((IMAGE,), 8), backend="openvino")
+            report, _ = verify(spec, runtime)
+            gates = (parity_gate(scheme, report.parity), *equivalence_gates(one, scheme, report.parity))
+            outcomes.append({gate.outcome for gate in gates})
+            assert (report.kernels.int8_macs, report.findings) == (float(scheme != "fp32"), ())
+    assert outcomes == [{"ok"}, {"failed"}]
+
+
+class Mixture(nn.Module):
+    """Every kind of layer whose weights the short schemes store."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, groups=1), nn.BatchNorm2d(16)
+        self.groups, self.up = nn.Conv2d(16, 16, 3, groups=4), nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.line = nn.Linear(8, 64)
+        self.words = nn.Embedding(100, 64)
+        self.lstm, self.gru = nn.LSTM(64, 32, batch_first=True), nn.GRU(32, 32, batch_first=True)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x, t):
+        y = self.up(torch.relu(self.groups(torch.relu(self.norm(self.conv(x)))))).mean((2, 3))
+        z, _ = self.lstm(self.words(t) + self.line(y)[:, None])
+        return self.head(self.gru(z)[0])
+
+
+MIXED = (
+    TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16)),
+    TensorSpec(name="t", dtype="int64", shape=(1, 12), low=0, high=100),
+)
+
+
+@functools.cache
+def mixture():
+    model = loaded(Mixture, *MIXED)
+    with torch.no_grad():
+        model.model.norm.weight.uniform_(0.5, 2)
+        model.model.norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("fp16", "float16"), ("weight-only-int8", "int8")])
+def test_short_weights_of_every_kind_of_layer(scheme, dtype):
+    graph = quantized(mixture(), "openvino", scheme, backend="openvino")
+    low = written(graph, MIXED, f"mixture-{scheme}")
+    stored = dict(low.stored)
+    assert stored[dtype] / sum(stored.values()) > 0.9
+    assert set(graph.quantized) >= {"conv", "groups", "up", "line", "words", "lstm", "gru", "head"}
+    (batch,) = batches(dataset(MIXED, 1), MIXED)
+    (expected,), (came,) = forward(graph.graph)(batch), opened(low)[0].run(batch.inputs)
+    assert np.abs(came - expected).max() <= 1e-5 * np.abs(expected).max()
+    (before,) = forward(mixture().model)(batch)
+    assert 0 < np.abs(expected - before).max() < 0.05 * np.abs(before).max()  # rounded, and not much
+
+
+def test_static_int8_names_transposed_and_grouped_layers_and_leaves_recurrent_ones(tmp_path):
+    graph = quantized(mixture(), "openvino", "static-int8", backend="openvino", reduce_range=True)
+    low = written(graph, MIXED, "mixture-static")
+    (batch,) = batches(dataset(MIXED, 1), MIXED)
+    found = kernel_share("openvino", opened(low)[0].profile(batch.inputs, tmp_path), low.layers)
+    kinds = dict(zip((layer.name for layer in low.layers), found.precisions, strict=True))
+    assert {kinds[name] for name in ("conv", "groups", "up", "line", "head")} == {"int8"}
+    assert {kind for layer, kind in zip(low.layers, found.precisions, strict=True) if layer.op in ("LSTM", "GRU")} == {
+        "other"
+    }
+
+
+def test_a_kept_layer_stays_in_float(tmp_path):
+    graph = quantized(small_net(), "openvino", "static-int8", backend="openvino", keep=("depth",), reduce_range=True)
+    low = written(graph, (IMAGE,), "kept")
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    found = kernel_share("openvino", opened(low)[0].profile(batch.inputs, tmp_path), low.layers)
+    assert found.precisions == ("int8", "other", "int8", "int8")
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operator_that_onnx_lacks_is_named():
+    spec = TensorSpec(name="x", dtype="float32", shape=(2, 3))
+    graph = quantized(loaded(Bessel, spec), "openvino", "fp32", backend="openvino")
+    with pytest.raises(UnsupportedError, match=r"no operator for aten\.special_bessel_j0"):
+        written(graph, (spec,), "rare")
+
+
+def test_openvino_reports_nothing_to_its_makers():
+    code = "import sys; from edgeq.core.system import openvino; openvino().Core(); "
+    code += "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -62,6 +62,10 @@ def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             # of a matrix product with a bias, the sum has the name of PyTorch's linear
             summed = readers[value].output[0] if value in readers else value
             name = modules.get(value) or modules.get(summed) or value
+            # a recurrent layer's own outputs come behind what puts its directions and its parts together
+            while node.op_type in RECURRENT and value in readers and not modules.get(value):
+                value = readers[value].output[0]
+                name = modules.get(value) or name
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
     _strip(proto)

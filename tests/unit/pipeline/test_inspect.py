@@ -79,10 +79,10 @@ def test_what_is_neither_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("gone.pte", "folder.pte", "weights.safetensors", "."):
         with pytest.raises(UsageError) as caught:
             inspect_path(Path(name), Quiet())
-        assert ".pte, .ptl, .onnx, .ort or TorchScript .pt" in caught.value.fix
+        assert ".pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt" in caught.value.fix
 
 
-@pytest.mark.parametrize("name", ["model.pte", "model.ptl", "model.pt", "model.onnx", "model.ort"])
+@pytest.mark.parametrize("name", ["model.pte", "model.ptl", "model.pt", "model.onnx", "model.ort", "model.xml"])
 @pytest.mark.parametrize("data", [b"", b"not a model at all", b"\xdc" * 99, b"PK\x03\x04" + bytes(60)])
 def test_a_damaged_artifact_is_bad_input(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)

@@ -30,8 +30,7 @@ RUNTIMES = {
 }
 
 _ACCEPTED = (
-    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt "
-    "file"
+    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt file"
 )
 
 

@@ -39,7 +39,7 @@ from edgeq.verify.runtimes import RUNNERS  # noqa: E402
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 MODELS = "mobilenet_v2,resnet18"
-SAMPLES, TURNS, WARM_UP = 16, 60, 5
+SAMPLES, TURNS, WARM_UP = 16, 200, 5
 
 
 def seeded(name: str) -> LoadedModel:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -8,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_models import IMAGE, dataset, folder, forward, loaded, lowered, quantized, small_net
+from small_models import IMAGE, dataset, folder, forward, loaded, lowered, quantized, sample, small_net
 from torch import nn
 from verify_cases import spec_of
 
 from edgeq.check.artifact import equivalence_gates, parity_gate
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.samples import batches
+from edgeq.core.samples import Dataset, batches
 from edgeq.core.system import openvino
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.kernels import kernel_share
@@ -216,3 +217,36 @@ def test_openvino_reports_nothing_to_its_makers():
     code += "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+OLD_PROCESSOR = """
+import sys
+import numpy as np
+from edgeq.verify.runtimes import RUNNERS
+from pathlib import Path
+runner = RUNNERS["openvino"](Path(sys.argv[1]), "openvino", 1, trusted=True)
+runner.load()
+arrays = (np.ones((1, 16, 4, 4), np.float32),)
+assert any("jit_sse42_1x1_I8 u8" in name for name in runner.profile(arrays, Path())), "not the kernels of an old CPU"
+print(float(runner.run(arrays)[0].mean()))
+"""
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_processors_without_vnni_need_weights_of_seven_bits(reduced):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 16, 4, 4))
+    model = loaded(nn.Conv2d(16, 8, 1, bias=False), spec)
+    with torch.no_grad():
+        model.model.weight.fill_(0.5)
+    bright = Dataset(origin="bright", count=2, read=lambda i: sample(np.full(spec.shape, i, np.float32)))
+    graph = quantized(model, "openvino", backend="openvino", reduce_range=reduced, calibration=bright)
+    low = written(graph, (spec,), f"old-{reduced}")
+    done = subprocess.run(
+        [sys.executable, "-c", OLD_PROCESSOR, str(low.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    )
+    exact = abs(float(done.stdout) - 8.0) <= 0.1
+    assert exact == reduced, done.stdout  # 255 * 127 * 2 is more than 16 bits hold

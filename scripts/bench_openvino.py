@@ -3,9 +3,10 @@
 
 torchvision models with seeded weights and batch norms estimated on the samples, one thread, calls in turns in one
 process. Printed are the p50 and the p10 of each, which other work on the machine disturbs least, the ratio of the p10,
-the median of the ratios within a turn with its quartiles, sizes, and the SQNR against the float model on inputs that nothing was calibrated on. edgeq's is measured with weights of seven bits, as the
-target has them, and of eight; beside it its file for ONNX Runtime. NNCF is measured where it is installed:
-`.uv/bin/uv pip install --python .venv/bin/python nncf`; `scripts/setup` takes it away again.
+the median of the ratios within a turn with its quartiles, sizes, and the SQNR against the float model on inputs that
+nothing was calibrated on. edgeq's is measured with weights of seven bits, as the target has them, and of eight; beside
+it its file for ONNX Runtime. NNCF is measured where it is installed: `.uv/bin/uv pip install --python .venv/bin/python
+nncf`; `scripts/setup` takes it away again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections import Counter
@@ -61,11 +62,7 @@ def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
             value = node.output[0]
             # of a matrix product with a bias, the sum has the name of PyTorch's linear
             summed = readers[value].output[0] if value in readers else value
-            name = modules.get(value) or modules.get(summed) or value
-            # a recurrent layer's own outputs come behind what puts its directions and its parts together
-            while node.op_type in RECURRENT and value in readers and not modules.get(value):
-                value = readers[value].output[0]
-                name = modules.get(value) or name
+            name = modules.get(value) or modules.get(summed) or modules.get(_origin(node)) or value
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
     _strip(proto)
@@ -359,6 +356,16 @@ def _module_of(node: Any) -> str | None:
         node = node.all_input_nodes[0]
     name: str | None = node.meta.get("custom", {}).get(MODULE_KEY)
     return name
+
+
+def _origin(node: Any) -> str:
+    """Return the name of the exported program's node that an ONNX node was made of; "" where the exporter notes none.
+
+    What it makes of a recurrent layer has the layer's name nowhere else.
+    """
+    noted = {item.key: item.value for item in node.metadata_props}
+    names = ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(names[-1]) if names else ""
 
 
 def _strip(proto: Any) -> None:

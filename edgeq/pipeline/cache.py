@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -50,12 +51,12 @@ from edgeq.core.system import (
     tool_versions,
 )
 from edgeq.core.targets import NPU, TargetProfile
-from edgeq.deliver.ota.keys import load_keys, trusted_keys
+from edgeq.deliver.ota.keys import load_keys, trusted_signers
 from edgeq.pipeline.installed import own_libraries, plugins_state
 from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
 from edgeq.pipeline.portable import module_folders, portable, relative
 from edgeq.pipeline.publish import judged_again, write_reports
-from edgeq.pipeline.stores import Store, Stored, open_stores
+from edgeq.pipeline.stores import Store, Stored, open_stores, pack
 from edgeq.pipeline.tracking import current_state, started_in, why_unknown
 from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import find_npus, wants_emulation
@@ -387,9 +388,7 @@ def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[P
     Raises:
         OSError: the disk of `target` is full.
     """
-    for entry, whole in _valid(key):
-        if build is not None and "from" in whole and not _is_trusted(whole, build):
-            continue
+    for entry, whole in _valid(key, build):
         found = _restored(entry, whole["facts"], target)
         if found is not None:
             with contextlib.suppress(OSError):  # a cache that may only be read
@@ -400,15 +399,14 @@ def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[P
 
 
 def dependencies_of(key: str, build: BuildConfig) -> dict[str, str] | None:
-    """Return what the user's code looked at for a result that is kept and trusted; None if there is none."""
-    trusted = (whole for _, whole in _valid(key) if "from" not in whole or _is_trusted(whole, build))
-    return next((dict(whole["facts"]["dependencies"]) for whole in trusted), None)
+    """Return what the user's code looked at for a result that is kept and trusted; None where there is none."""
+    return next((dict(whole["facts"]["dependencies"]) for _, whole in _valid(key, build)), None)
 
 
-def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the entries whose dependencies are as they were; a torn or tampered one is removed.
+def _valid(key: str, build: BuildConfig | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the trusted entries whose dependencies are as they were; a torn or tampered one is removed.
 
-    Those of this kind of machine come first: a limit may be on their times.
+    Nothing of an entry that came from a shared cache is used before its signature is checked. Those of this kind of machine come first: a limit may be on their times.
     """
     found = []
     for entry in _entries(key):
@@ -418,7 +416,7 @@ def _valid(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
             whole = None
         if whole is None:
             _discard(entry)
-        elif _is_current(whole):
+        elif ("from" not in whole or build is None or _is_trusted(whole, build)) and _is_current(whole):
             found.append((entry, whole))
     yield from sorted(found, key=lambda one: _is_of_another_machine(one[1]))
 
@@ -506,8 +504,18 @@ def _store(key: str, bundle: Path, whole: Mapping[str, Any]) -> None:
         write_atomic(staging / "entry.json", canonical_json(whole))
 
 
-def _described(key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str]) -> dict[str, Any]:
-    """Return what an entry says of itself: hashes of all that it holds, and the hash of these."""
+def _described(
+    key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str], archive: Path | None = None
+) -> dict[str, Any]:
+    """Return what an entry says of itself: hashes of all that it holds, and the hash of these.
+
+    Args:
+        key: its key.
+        row: its result.
+        data: what the result tells of its data.
+        dependencies: what the user's code looked at.
+        archive: the ZIP that a shared cache has of the bundle.
+    """
     facts = {
         "key": key,
         "digest": row.digest,
@@ -516,6 +524,8 @@ def _described(key: str, row: PackageResult, data: DataFacts, dependencies: Mapp
         "cpu": _machine(row),
         "data": dataclasses.asdict(data),
     }
+    if archive is not None:
+        facts |= {"bundle": sha256_file(archive), "bundle_bytes": archive.stat().st_size}
     return {"facts": facts, "sha256": sha256_bytes(canonical_json(facts))}
 
 
@@ -534,24 +544,13 @@ def _look_up_shared(store: Store, key: str, target: Path, build: BuildConfig) ->
     """Look an entry up in a shared cache, and keep what is found in the local one."""
     candidates = []
     for name, data in store.entries(key):
-        whole = _sound(data, key, name)
-        if whole is None:
-            store.warn(f"an entry of {store.url} is damaged, and is not used ({key[:12]})")
-        elif _is_current(whole):
-            if _is_trusted(whole, build):
-                candidates.append(whole)
-            else:
-                store.warn(
-                    f"an entry of {store.url} is not signed by a key of --cache-trust, and is not used ({key[:12]}); "
-                    "build it where that key is, with --cache-key"
-                )
+        whole = _sound_and_trusted(store, data, key, name, build)
+        if whole is not None and _is_current(whole):
+            candidates.append(whole)
     for whole in sorted(candidates, key=_is_of_another_machine):
         with tempfile.TemporaryDirectory(prefix="fetched-", dir=target.parent) as work:
-            if not store.fetch(key, str(whole.get("bundle")), Path(work)):
-                continue
-            found = _restored(Path(work), whole["facts"], target)
+            found = _fetched(store, key, whole, Path(work), target)
             if found is None:
-                store.warn(f"an entry of {store.url} does not have the content that it names, and is not used")
                 continue
             with contextlib.suppress(EdgeqError, OSError):  # then the next run fetches it again
                 _store(key, Path(work) / "bundle", {**whole, "from": store.url})
@@ -559,38 +558,83 @@ def _look_up_shared(store: Store, key: str, target: Path, build: BuildConfig) ->
     return None
 
 
+def _sound_and_trusted(store: Store, data: bytes, key: str, name: str, build: BuildConfig) -> dict[str, Any] | None:
+    """Return what an entry of a shared cache says of itself; None, with a warning, for one that is not used.
+
+    Who signed it is checked before anything that it says is used.
+    """
+    whole = _sound(data, key, name)
+    if whole is None or not _names_bundle(whole["facts"]):
+        store.warn(f"an entry of {store.url} is damaged, and is not used ({key[:12]})")
+        return None
+    if not _is_trusted(whole, build):
+        store.warn(
+            f"an entry of {store.url} is not signed by a key of --cache-trust, and is not used ({key[:12]}); "
+            "build it where that key is, with --cache-key"
+        )
+        return None
+    return whole
+
+
+def _names_bundle(facts: Mapping[str, Any]) -> bool:
+    sha256, size_bytes = facts.get("bundle"), facts.get("bundle_bytes")
+    is_hash = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    return is_hash and isinstance(size_bytes, int) and size_bytes > 0
+
+
+def _fetched(
+    store: Store, key: str, whole: Mapping[str, Any], work: Path, target: Path
+) -> tuple[PackageResult, DataFacts] | None:
+    """Put an entry's bundle in place; None, with a warning, where it is not what the entry names."""
+    facts = whole["facts"]
+    if not store.fetch(key, facts["bundle"], facts["bundle_bytes"], work):
+        return None
+    found = _restored(work, facts, target)
+    if found is None:
+        store.warn(f"an entry of {store.url} does not have the content that it names, and is not used")
+    return found
+
+
 def _share(
     store: Store, key: str, row: PackageResult, data: DataFacts, dependencies: Mapping[str, str], build: BuildConfig
 ) -> None:
-    whole = _described(key, row, data, dependencies)
-    if build.cache_key is not None:
-        try:
-            signers = load_keys(build.cache_key).signers("targets")
-            signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
-        except (
-            Exception
-        ) as err:  # a key that is gone since the run started, or a service that signs has errors of its own
-            store.warn(f"nothing was written to {store.url}, since it could not be signed: {first_line(err)}")
-            return
-        whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
-    store.put(key, _name(dependencies, _machine(row)), whole, row.path, row.path.parent)
+    """Add a result to a shared cache, where it is not, or where what is there was found bad."""
+    name = _name(dependencies, _machine(row))
+    with tempfile.TemporaryDirectory(prefix="shared-", dir=row.path.parent) as folder:
+        work = Path(folder)
+        held = store.held(key, name)
+        if held is not None:
+            whole = _sound_and_trusted(store, held.data, key, name, build)
+            (work / "there").mkdir()
+            if whole is not None and _fetched(store, key, whole, work / "there", work / "bundle") is not None:
+                return
+        archive = work / "bundle.zip"
+        pack(row.path, archive)
+        whole = _described(key, row, data, dependencies, archive)
+        if build.cache_key is not None:
+            try:
+                signers = load_keys(build.cache_key).signers("targets")
+                signatures = [signer.sign(_SIGNED + canonical_json(whole["facts"])) for signer in signers]
+            # a key that is gone since the run started, or a service that signs has errors of its own
+            except Exception as err:
+                store.warn(f"nothing was written to {store.url}, since it could not be signed: {first_line(err)}")
+                return
+            whole["signatures"] = [{"keyid": one.keyid, "sig": one.signature} for one in signatures]
+        store.put(key, name, canonical_json(whole), archive, instead_of=held)
+
+
+_MOST_SIGNATURES = 32  # two roles' worth of `edgeq keys`
 
 
 def _is_trusted(whole: Mapping[str, Any], build: BuildConfig) -> bool:
-    """Whether a key of `cache_trust` signed an entry; True where none is named."""
+    """Whether those whom `cache_trust` names signed an entry; True where it names nobody."""
     if not build.cache_trust:
         return True
-    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-    from securesystemslib.signer import Signature
-
     content = _SIGNED + canonical_json(whole["facts"])
-    signatures = whole.get("signatures", ())
-    for one in signatures if isinstance(signatures, list) else ():
-        for key in trusted_keys(build.cache_trust):
-            with contextlib.suppress(UnverifiedSignatureError, VerificationError, ValueError, KeyError, TypeError):
-                key.verify_signature(Signature(key.keyid, one["sig"]), content)
-                return True
-    return False
+    listed = whole.get("signatures", ())
+    texts = [one.get("sig") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    signatures = [text for text in texts if isinstance(text, str)][:_MOST_SIGNATURES]
+    return any(trusted.have_signed(content, signatures) for trusted in trusted_signers(build.cache_trust))
 
 
 def check_shared(build: BuildConfig) -> None:
@@ -603,6 +647,6 @@ def check_shared(build: BuildConfig) -> None:
     """
     for store in open_stores(build.cache):
         store.check()
-    trusted_keys(build.cache_trust)
+    trusted_signers(build.cache_trust)
     if build.cache_key is not None and not build.cache_read_only:
         load_keys(build.cache_key).signers("targets")

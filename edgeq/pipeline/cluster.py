@@ -703,10 +703,8 @@ def _parts(plan: Plan, *, split: bool) -> list[Plan]:
     """Return a model's plan in parts: one for each artifact, or one."""
     missing = plan.missing
     groups: list[Sequence[BuildUnit]] = list(group_by_artifact(missing).values()) if split else [missing]
-    # shared caches, and the private keys for them, are the coordinator's; what it trusts a worker's own cache must hold
-    build = BuildConfig(
-        cache_trust=tuple(key.keyval["public"] for key in keys.trusted_keys(plan.job.build.cache_trust))
-    )
+    # shared caches, and the keys for them, are the coordinator's, which has asked them
+    build = BuildConfig(cache_trust=(keys.NOBODY,) if plan.job.build.cache_trust else ())
     job = dataclasses.replace(_relative_paths(plan.job), build=build)
     return [dataclasses.replace(plan, job=job, units=tuple(group), finished={}, refused={}) for group in groups]
 

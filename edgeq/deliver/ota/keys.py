@@ -7,9 +7,11 @@ external place are PEM files of mode 0600 in the same folder. A private key's pl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +30,8 @@ RoleName = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp")
 
 FILE_NAME = "keys.json"
+
+NOBODY = "nobody"  # whom a worker of a cluster trusts: its coordinator has asked the shared caches
 
 _LOCK_S = 30.0
 
@@ -65,8 +69,9 @@ class KeyFile(_Strict):
         if set(self.roles) != set(ROLES):
             raise ValueError(f"expected the roles {', '.join(ROLES)}")
         for role, keys in self.roles.items():
-            if keys.threshold > len({key.keyid for key in keys.keys}):
-                raise ValueError(f"{role}: the threshold is {keys.threshold}, and there are {len(keys.keys)} keys")
+            count = len({canonical_json(key.public.get("keyval")) for key in keys.keys})
+            if keys.threshold > count:
+                raise ValueError(f"{role}: the threshold is {keys.threshold}, and there are {count} keys")
 
 
 class KeyRing:
@@ -133,28 +138,49 @@ def load_keys(folder: Path) -> KeyRing:
         raise IntegrityError(what, "restore it from a backup") from err
 
 
-def trusted_keys(names: Iterable[str]) -> list[Key]:
-    """Return public keys that are named by themselves, in hexadecimal, or by a folder, whose keys for targets count.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trusted:
+    """Keys of which so many must sign."""
+
+    threshold: int
+    keys: tuple[Key, ...]
+
+    def have_signed(self, content: bytes, signatures: Sequence[str]) -> bool:
+        """Whether enough of the keys made one of the signatures each; a key that is listed twice counts once."""
+        from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+        from securesystemslib.signer import Signature
+
+        signers = set()
+        for key in self.keys:
+            for signature in signatures:
+                with contextlib.suppress(UnverifiedSignatureError, VerificationError, ValueError, KeyError, TypeError):
+                    key.verify_signature(Signature(key.keyid, signature), content)
+                    signers.add(canonical_json(key.keyval))
+                    break
+        return len(signers) >= self.threshold
+
+
+def trusted_signers(names: Iterable[str]) -> list[Trusted]:
+    """Return whom the names of `--cache-trust` trust, each by itself.
+
+    A name is a public key in hexadecimal, or a folder, whose keys for targets count with their threshold, or NOBODY.
 
     Raises:
         UsageError: a folder has no keys.
         IntegrityError: a key is not valid.
     """
-    found: list[Key] = []
+    found: list[Trusted] = []
     for name in names:
-        if is_public_key(name):
+        if name == NOBODY:
+            found.append(Trusted(threshold=1, keys=()))
+        elif is_public_key(name):
             scheme = "ed25519"
-            found.append(
-                _public(
-                    KeyEntry(
-                        keyid=name,
-                        public={"keytype": scheme, "scheme": scheme, "keyval": {"public": name}},
-                        uri="",
-                    )
-                )
-            )
+            public = {"keytype": scheme, "scheme": scheme, "keyval": {"public": name}}
+            found.append(Trusted(threshold=1, keys=(_public(KeyEntry(keyid=name, public=public, uri="")),)))
         else:
-            found += load_keys(Path(name)).public("targets")
+            ring = load_keys(Path(name))
+            threshold = ring.file.roles["targets"].threshold
+            found.append(Trusted(threshold=threshold, keys=tuple(ring.public("targets"))))
     return found
 
 

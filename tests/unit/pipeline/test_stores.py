@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -24,7 +25,7 @@ from edgeq.core.config import BuildConfig, Job
 from edgeq.core.errors import EnvironmentProblem, UsageError
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.report import DataFacts, PackageResult
-from edgeq.deliver.ota.keys import load_keys, new_keys
+from edgeq.deliver.ota.keys import NOBODY, load_keys, new_keys
 from edgeq.pipeline import cache
 from edgeq.pipeline.plan import BuildUnit
 from edgeq.pipeline.publish import write_reports, write_result
@@ -109,7 +110,7 @@ def test_what_one_machine_keeps_another_restores(
     other = machine("b")
     assert other.restore() is None
     row = other.restore(cache=(url,))
-    assert row is not None
+    assert row is not None, warnings()
     assert (row.digest, row.cached) == (kept.digest, True)
     assert read_bundle(row.path).digest == kept.digest
     assert other.restore() is not None, "it is in the local cache now"
@@ -140,21 +141,24 @@ def test_an_entry_is_written_once_and_a_pull_request_writes_nothing(
     assert remote.files() == first
 
 
+@pytest.mark.parametrize("kind", ["s3", "file"])
 def test_two_runs_on_one_key_leave_one_entry_that_is_whole(
-    remote: ObjectStore, machine: Callable[[str], Machine], tmp_path: Path
+    remote: ObjectStore, machine: Callable[[str], Machine], tmp_path: Path, kind: str
 ) -> None:
     row = machine("a").keep()
-    whole = cache._described(KEY, row, DataFacts(), {"env:EDGEQ_TEST": ""})
-    name = cache._name({"env:EDGEQ_TEST": ""}, "")
-    stores = [Store(remote.url) for _ in range(4)]
-    threads = [threading.Thread(target=store.put, args=(KEY, name, whole, row.path, tmp_path)) for store in stores]
+    url = remote.url if kind == "s3" else f"file://{tmp_path}/shared"
+    stores = [Store(url) for _ in range(4)]
+    looked_at = {"env:EDGEQ_TEST": ""}
+    of_each = [(store, KEY, row, DataFacts(), looked_at, BuildConfig()) for store in stores]
+    threads = [threading.Thread(target=cache._share, args=args) for args in of_each]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [store.warnings for store in stores] == [[]] * 4
-    assert len(remote.files()) == 2
-    assert machine("b").restore(cache=(remote.url,)) is not None
+    found = remote.files() if kind == "s3" else [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    assert len(found) == 2
+    assert machine("b").restore(cache=(url,)) is not None
 
 
 def _zipped(**files: bytes) -> bytes:
@@ -166,42 +170,78 @@ def _zipped(**files: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "change", "said"),
+    ("kind", "suffix", "change", "said"),
     [
-        (".zip", lambda data: data[:-100], "gave back other bytes"),
-        (".zip", lambda data: bytes(len(data)), "gave back other bytes"),
-        (".zip", lambda _: None, "lost its bundle"),
-        (".json", lambda data: data[:-100], "is damaged"),
-        (".json", lambda _: b"[1]", "is damaged"),
-        (".json", lambda data: data.replace(b'"key": "ab', b'"key": "ac'), "is damaged"),
+        ("s3", ".zip", lambda data: data + b"more", "gave back other bytes"),
+        ("s3", ".zip", lambda data: bytes(len(data)), "gave back other bytes"),
+        ("s3", ".zip", lambda _: None, "lost its bundle"),
+        ("s3", ".json", lambda data: data[:-100], "is damaged"),
+        ("s3", ".json", lambda _: b"[1]", "is damaged"),
+        ("s3", ".json", lambda _: b"", ""),
+        ("s3", ".json", lambda data: data.replace(b'"key": "ab', b'"key": "ac'), "is damaged"),
+        ("file", ".zip", lambda data: data[:-100], "gave back other bytes"),
+        ("file", ".json", lambda data: data[:-100], "is damaged"),
     ],
 )
-def test_a_store_that_gives_back_other_bytes_is_a_warning_and_no_hit(
+def test_a_store_that_gives_back_other_bytes_is_a_warning_no_hit_and_mended_by_the_next_that_builds(
     remote: ObjectStore,
     machine: Callable[[str], Machine],
+    tmp_path: Path,
+    kind: str,
     suffix: str,
     change: Callable[[bytes], bytes | None],
     said: str,
 ) -> None:
-    machine("a").keep(cache=(remote.url,))
-    (path,) = (name for name in remote.files() if name.endswith(suffix))
-    changed = change(remote.read(path))
-    remote.remove(path) if changed is None else remote.write(path, changed)
-    assert machine("b").restore(cache=(remote.url,)) is None
+    url = remote.url if kind == "s3" else f"file://{tmp_path}/shared"
+    machine("a").keep(cache=(url,))
+    if kind == "s3":
+        (path,) = (name for name in remote.files() if name.endswith(suffix))
+        changed = change(remote.read(path))
+        remote.remove(path) if changed is None else remote.write(path, changed)
+    else:
+        (place,) = (tmp_path / "shared").rglob(f"*{suffix}")
+        changed = change(place.read_bytes())
+        place.unlink() if changed is None else place.write_bytes(changed)
+    assert machine("b").restore(cache=(url,)) is None
     assert said in warnings()
-    made = machine("b").keep(cache=(remote.url,))
-    assert any("could not" not in text for text in made.checked.warnings) or made.checked.warnings == ()
+    made = machine("b").keep(cache=(url,))
+    assert not any("could not" in text for text in made.checked.warnings)
+    mended = machine("c").restore(cache=(url,))
+    assert mended is not None
+    assert mended.digest == made.digest
 
 
-@pytest.mark.parametrize("evil", ["forged", "escape", "bomb"])
+def _forged(remote: ObjectStore, content: bytes, **facts: Any) -> None:
+    """Put a ZIP in the place of an entry's, with hashes that fit: whoever can write to the store can."""
+    (entry,) = (name for name in remote.files() if name.endswith(".json"))
+    whole = json.loads(remote.read(entry))
+    whole["facts"] |= {"bundle": cache.sha256_bytes(content), "bundle_bytes": len(content), **facts}
+    whole["sha256"] = cache.sha256_bytes(cache.canonical_json(whole["facts"]))
+    remote.write(f"{entry.rpartition('/')[0]}/{whole['facts']['bundle']}.zip", content)
+    remote.write(entry, json.dumps(whole).encode())
+
+
+def _overlapping() -> bytes:
+    """Return a ZIP with many names for the same bytes: small, and it unpacks to a hundred times its size."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.bin", bytes(10**5))
+        first = archive.filelist[0]
+        for number in range(100):
+            other = copy.copy(first)
+            other.filename = f"{number}.bin"
+            archive.filelist.append(other)
+            archive.NameToInfo[other.filename] = other
+        archive._didModify = True
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("evil", ["forged", "escape", "bomb", "overlap", "directory"])
 def test_an_entry_with_right_hashes_and_a_forged_bundle_is_not_used(
     remote: ObjectStore, machine: Callable[[str], Machine], evil: str
 ) -> None:
-    """Whoever can write to the store can make both hashes fit."""
-    import hashlib
-
     machine("a").keep(cache=(remote.url,))
-    archive, entry = (next(name for name in remote.files() if name.endswith(end)) for end in (".zip", ".json"))
+    (archive,) = (name for name in remote.files() if name.endswith(".zip"))
     if evil == "forged":
         packed = io.BytesIO(remote.read(archive))
         with zipfile.ZipFile(packed) as before:
@@ -212,15 +252,71 @@ def test_an_entry_with_right_hashes_and_a_forged_bundle_is_not_used(
             for name, data in files.items():
                 after.writestr(name, data)
         content = forged.getvalue()
+    elif evil == "overlap":
+        content = _overlapping()
+    elif evil == "directory":
+        forged = io.BytesIO()
+        with zipfile.ZipFile(forged, "w") as after:
+            for number in range(10_000):
+                after.writestr(f"{number:0100}", b"")
+        content = forged.getvalue()
     else:
         content = _zipped(**{"../../evil" if evil == "escape" else "manifest.json": bytes(10**6)})
-    sha256 = hashlib.sha256(content).hexdigest()
-    remote.write(f"{archive.rpartition('/')[0]}/{sha256}.zip", content)
-    remote.write(entry, json.dumps({**json.loads(remote.read(entry)), "bundle": sha256}).encode())
+    _forged(remote, content)
     other = machine("b")
     assert other.restore(cache=(remote.url,)) is None
     assert ("does not have the content" if evil == "forged" else "is not a bundle") in warnings()
     assert not list(other.folder.parent.rglob("evil"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"bundle_bytes": 10**15}, "has no room for an entry of"),
+        ({"bundle_bytes": 10}, "gave back other bytes"),
+        ({"bundle_bytes": "10"}, "is damaged"),
+        ({"bundle": "../../../other/secret"}, "is damaged"),
+    ],
+)
+def test_no_more_of_a_bundle_is_read_than_its_entry_states_and_the_disk_has(
+    remote: ObjectStore, machine: Callable[[str], Machine], facts: dict[str, Any], said: str
+) -> None:
+    machine("a").keep(cache=(remote.url,))
+    _forged(remote, b"x" * 10**6, **facts)
+    assert machine("b").restore(cache=(remote.url,)) is None
+    assert said in warnings()
+
+
+def test_a_store_that_sends_more_than_it_says_is_stopped(
+    remote: ObjectStore, machine: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    machine("a").keep(cache=(remote.url,))
+    content = b"x" * 10**6
+    _forged(remote, content, bundle_bytes=10**5)
+    monkeypatch.setattr(s3fs.S3FileSystem, "size", lambda *_: 10**5)
+    other = machine("b")
+    assert other.restore(cache=(remote.url,)) is None
+    assert "gave back other bytes" in warnings()
+
+
+def test_entries_are_read_in_batches_the_newest_ones_only(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, machine: Callable[[str], Machine]
+) -> None:
+    from edgeq.pipeline import stores
+
+    folder = f"{remote.url.removeprefix('s3://')}/v1/{KEY}"
+    for number in range(9):
+        remote.write(f"{folder}/{number}.json", b"%d" % number * 100)
+    remote.write(f"{folder}/large.json", b"9" * 2000)
+    monkeypatch.setattr(stores, "_BATCH_BYTES", 250)
+    monkeypatch.setattr(stores, "_MOST_ENTRIES", 8)
+    monkeypatch.setattr(stores, "_MOST_ENTRY_BYTES", 1000)
+    names = [name for name, _ in Store(remote.url).entries(KEY)]
+    assert len(names) in (7, 8)  # the large one is among the newest, and left out
+    machine("a").keep(cache=(remote.url,))
+    assert machine("b").restore(cache=(remote.url,)) is not None or "is damaged" in warnings()
 
 
 def test_only_entries_that_a_trusted_key_signed_are_used(
@@ -238,24 +334,64 @@ def test_only_entries_that_a_trusted_key_signed_are_used(
     late = machine("late")
     assert late.restore(cache=url) is not None
     assert late.restore(cache=url, cache_trust=(public,)) is None
+    # CI replaces what it may not use
+    machine("ci").keep(cache=url, cache_key=ring.folder, cache_trust=(public,))
+    for name, trust in (("c", public), ("d", str(tmp_path / "ci"))):
+        assert machine(name).restore(cache=url, cache_trust=("0" * 64, trust)) is not None
+    assert machine("nobody").restore(cache=url, cache_trust=(NOBODY,)) is None
+    # and another's signature is none
+    (entry,) = (path for path in remote.files() if path.endswith(".json"))
+    signed = json.loads(remote.read(entry))
     for path in remote.files():
         remote.remove(path)
     machine("m").keep(cache=url, cache_key=tmp_path / "mallory")
     assert machine("b2").restore(cache=url, cache_trust=(public,)) is None
+    # a right signature under another result, or another bundle
+    machine("ci2").keep(cache=url, cache_key=ring.folder, cache_trust=(public,))
+    for change in ({"data": {"images": "others"}}, {"bundle": "ab" * 32}):
+        forged = {**signed, "facts": {**signed["facts"], **change}}
+        forged["sha256"] = cache.sha256_bytes(cache.canonical_json(forged["facts"]))
+        remote.write(entry, json.dumps(forged).encode())
+        assert machine("e").restore(cache=url, cache_trust=(public,)) is None
+
+
+def test_a_folder_of_keys_counts_with_its_threshold_and_a_key_named_twice_once(
+    remote: ObjectStore, machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    ring = new_keys(tmp_path / "two", counts={"targets": (2, 3)}, places={})
+    url, trust = (remote.url,), (str(ring.folder),)
+    machine("a").keep(cache=url, cache_key=ring.folder)
+    assert machine("b").restore(cache=url, cache_trust=trust) is not None
     (entry,) = (path for path in remote.files() if path.endswith(".json"))
     whole = json.loads(remote.read(entry))
-    for path in remote.files():
-        remote.remove(path)
-    machine("ci").keep(cache=url, cache_key=ring.folder)
-    for name, trust in (("c", public), ("d", str(tmp_path / "ci"))):
-        assert machine(name).restore(cache=url, cache_trust=("0" * 64, trust)) is not None
-    # a right signature under another result
-    signed = json.loads(remote.read(entry))
-    assert signed["signatures"] != whole["signatures"]
-    signed["facts"]["data"] = {"images": "others"}
-    signed["sha256"] = cache.sha256_bytes(cache.canonical_json(signed["facts"]))
-    remote.write(entry, json.dumps(signed).encode())
-    assert machine("e").restore(cache=url, cache_trust=(public,)) is None
+    first, second, _ = whole["signatures"]
+    several = (
+        ([first, second], True),
+        ([first], False),
+        ([first, first], False),
+        ([first, {**first, "keyid": second["keyid"]}], False),
+        ([first, "no dict", {"sig": 1}], False),
+        ("no list", False),
+    )
+    for i, (signatures, is_used) in enumerate(several):
+        remote.write(entry, json.dumps({**whole, "signatures": signatures}).encode())
+        assert (machine(f"c{i}").restore(cache=url, cache_trust=trust) is not None) == is_used
+
+
+def test_what_an_entry_names_is_not_looked_at_before_its_signature(
+    remote: ObjectStore, machine: Callable[[str], Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state is a hash of a file, a folder's names or a variable: nobody unknown may choose which."""
+    new_keys(tmp_path / "ci", counts={}, places={})
+    machine("a").keep(cache=(remote.url,))
+    other = machine("b")
+    assert other.restore(cache=(remote.url,)) is not None  # unsigned, now in the local cache too
+    asked: list[str] = []
+    monkeypatch.setattr(cache, "current_state", lambda name: asked.append(name) or "")
+    assert other.restore(cache=(remote.url,), cache_trust=(str(tmp_path / "ci"),)) is None
+    assert asked == []
+    assert other.restore(cache=(remote.url,)) is not None
+    assert asked == ["env:EDGEQ_TEST"]
 
 
 def test_a_store_without_rights_is_a_warning(remote: ObjectStore, machine: Callable[[str], Machine]) -> None:

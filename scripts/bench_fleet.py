@@ -82,8 +82,10 @@ def halve(cache: Path) -> None:
 
 
 def sleep_part(seconds: float) -> dict[str, Any]:
+    from edgeq.pipeline.unit_server import Made
+
     time.sleep(seconds)
-    return {"outcome": ("made", None, {}), "bundles": {}}
+    return {"outcome": Made(outcome=None), "bundles": {}}
 
 
 def schedule(address: str, counts: Sequence[int]) -> list[tuple[int, float, float, float]]:

@@ -58,7 +58,8 @@ from edgeq.pipeline.portable import module_folders, portable, relative
 from edgeq.pipeline.publish import judged_again, write_reports
 from edgeq.pipeline.stores import Store, Stored, open_stores, pack
 from edgeq.pipeline.tracking import current_state, started_in, why_unknown
-from edgeq.verify.emulate.cpus import emulator_digest
+from edgeq.verify.emulate.cpus import QEMU, emulator_digest
+from edgeq.verify.emulate.install import is_native
 from edgeq.verify.emulate.support import find_npus, wants_emulation
 
 
@@ -311,6 +312,11 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def device_facts() -> dict[str, str]:
+    """Return which devices of this machine some units need: a GPU with its driver, and an emulator; "" for none."""
+    return {"gpu": driver_state(), "emulator": emulator_digest() if is_native() or shutil.which(QEMU) else ""}
+
+
 def job_options(job: Job) -> dict[str, Any]:
     """Return the options of a job that decide what is made, and its limits, with paths relative to the project."""
     options = [option for option in options_of(Job) if option.not_in_key is None and not option.is_table]
@@ -340,13 +346,13 @@ def job_facts(job: Job, machine: Mapping[str, Any] | None = None) -> dict[str, A
 
     Args:
         job: the job.
-        machine: the facts of the machines that build; None for this one's.
+        machine: the facts of the machines that build, `devices` among them; None for this one's.
     """
     return {
         **job_options(job),
         "files": named_files(job),
         "folders": module_folders(),
-        **(machine_facts() if machine is None else machine),
+        **({**machine_facts(), "devices": device_facts()} if machine is None else machine),
     }
 
 
@@ -359,12 +365,14 @@ def unit_key(facts: Mapping[str, Any], target: TargetProfile, scheme: str, *, em
     if scheme not in (AUTO, *NEEDS_SEARCH) and not scheme.endswith(COMPARED):
         facts = {name: value for name, value in facts.items() if name != "judged_by"}
     own: dict[str, Any] = {"target": target.model_dump(mode="json"), "scheme": scheme, "emulator": None}
+    devices = facts["devices"]
+    facts = {name: value for name, value in facts.items() if name != "devices"}
     if target.runtime == "cuda":
-        own["gpu"] = driver_state()
+        own["gpu"] = devices["gpu"]
     if emulated and target.backend == NPU:
         own["emulator"] = [str(npu) for npu in find_npus(target.device.cpu)]
     elif emulated:
-        own["emulator"] = emulator_digest()
+        own["emulator"] = devices["emulator"]
     return sha256_bytes(canonical_json({**facts, **own}))
 
 

@@ -3,8 +3,9 @@
 The coordinator, which is this process, plans, asks the caches, hands out parts of models, checks what comes back, keeps
 it and publishes it; workers only build. A part is a model's units that share an artifact, or a whole model where there
 are more models than workers. It is placed by what a worker is and has: the versions and kernels of the others, a GPU,
-an emulator, and the kind of machine whose times count. The project's files go to each worker once, by the hash of
-their content, and their states are compared again when a part comes back.
+an emulator, memory, a slot for measuring, and the kind of machine whose times count. The project's files go to each
+worker once, by the hash of their content; of what stays here a worker has the names only. The states of all that the
+user's code looked at on a worker are compared with this machine's when a part comes back.
 
 Dask moves the calls and the data, and tells which workers there are. Every part runs in a process of its own
 (`unit_server.py`); when its worker is lost, it is given to two others in turn.
@@ -16,6 +17,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from edgeq.bundle.reader import read_bundle
 from edgeq.check.limits import counts_on
@@ -37,17 +39,17 @@ from edgeq.core.config import BuildConfig, Job, Progress, Task
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, first_line
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 from edgeq.core.results.report import ModelError, with_warning
-from edgeq.core.system import check_extras, driver_state, edgeq_version, processor_kind, unlogged
+from edgeq.core.system import available_bytes, check_extras, edgeq_version, processor_kind, unlogged
+from edgeq.core.targets import NPU
 from edgeq.core.units import counted
 from edgeq.deliver.ota import keys
-from edgeq.pipeline.cache import machine_facts, stored
+from edgeq.pipeline.cache import device_facts, machine_facts, stored
 from edgeq.pipeline.plan import BuildUnit, Finished, Plan, group_by_artifact
-from edgeq.pipeline.portable import relative
+from edgeq.pipeline.portable import at, bound, portable, relative
 from edgeq.pipeline.tracking import current_state
-from edgeq.pipeline.unit_server import Part
-from edgeq.pipeline.workers import Order, Outcome
+from edgeq.pipeline.unit_server import Made, Part
+from edgeq.pipeline.workers import MEMORY_BYTES, Order, Outcome
 from edgeq.verify.children import calm_openmp
-from edgeq.verify.emulate.cpus import emulator_digest
 from edgeq.verify.emulate.support import wants_emulation
 
 _CONNECT_S = 10.0
@@ -67,8 +69,17 @@ _LOG_LINES = 40
 # of the project's folder these are not the project
 _NOT_SENT = frozenset({"__pycache__", "node_modules"})
 
-# dependencies whose states are those of the project or of both machines; times and owners of copies differ
-_COMPARED = ("file", "names", "kind", "real", "env", "library", "distribution", "plugins")
+# dependencies whose states are those of the project or of both machines; owners of copies differ
+_COMPARED = ("file", "names", "kind", "real", "shape", "env", "host", "library", "distribution", "plugins")
+
+# with what follows it: PEM (RFC 7468, also with "\\n" in JSON or a variable), and PuTTY's files
+_PRIVATE_KEY = re.compile(
+    rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----(?:\s|\\[nr])+(?:[A-Za-z0-9+/]{16}|Proc-Type:)|PuTTY-User-Key-File-\d:"
+)
+
+_MOST_KEY_BYTES = 1 << 20
+
+_TIMED_SLOT = "edgeq-latency"  # a worker's resource: it takes parts with limits on times, one after the other
 
 
 # --- On a worker: called by Dask, in a thread of the worker's process.
@@ -80,8 +91,8 @@ def probe_worker() -> dict[str, Any]:
         "version": edgeq_version(),
         "machine": machine_facts(),
         "cpu": processor_kind(),
-        "emulator": emulator_digest(),
-        "gpu": driver_state(),
+        "devices": device_facts(),
+        "memory": available_bytes(),
     }
 
 
@@ -99,9 +110,10 @@ def take_chunk(sha256: str, offset: int, data: bytes, *, is_last: bool, dask_wor
         OSError: the disk is full.
     """
     folder = _worker_folder(dask_worker) / "files"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     part = folder / f"{sha256}.part"
-    with part.open("r+b" if offset else "wb") as file:
+    flags = os.O_WRONLY | (0 if offset else os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
         file.seek(offset)
         file.write(data)
     if is_last:
@@ -111,37 +123,67 @@ def take_chunk(sha256: str, offset: int, data: bytes, *, is_last: bool, dask_wor
         part.replace(folder / sha256)
 
 
-def lay_out(project: str, files: Mapping[str, tuple[str, int, int]], dask_worker: Any) -> None:
-    """Make the project's folder from the contents that were sent."""
+class Entry(NamedTuple):
+    """A name in the project's folder, as a worker makes it.
+
+    Attributes:
+        kind: a file with its content, a folder, a link, or a file of which only the name is sent.
+        content: the hash of a file, or where a link leads to.
+    """
+
+    kind: Literal["file", "folder", "link", "name"]
+    content: str = ""
+    mode: int = 0
+    changed_ns: int = 0
+
+
+def lay_out(project: str, root: str, entries: Mapping[str, Entry], dask_worker: Any) -> None:
+    """Make the project's folder from the contents that were sent.
+
+    Args:
+        project: a name for this state of it.
+        root: the name of its folder, which code may ask for.
+        entries: what it has, by names relative to it.
+        dask_worker: this worker.
+    """
     folder = _worker_folder(dask_worker)
-    place = folder / project
-    if place.is_dir():
+    if (folder / project).is_dir():
         return
     staging = Path(tempfile.mkdtemp(dir=folder))
-    for name, (sha256, mode, changed_ns) in files.items():
-        target = staging / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "files" / sha256, target)
-        target.chmod(mode)
-        os.utime(target, ns=(changed_ns, changed_ns))
+    made = {staging / root: 0o755}
+    (staging / root).mkdir()
+    for name, entry in sorted(entries.items()):  # a folder comes before what is in it
+        target = staging / root / name
+        if entry.kind == "folder":
+            target.mkdir()
+            made[target] = entry.mode
+        elif entry.kind == "link":
+            target.symlink_to(entry.content)
+        elif entry.kind == "file":
+            shutil.copyfile(folder / "files" / entry.content, target)
+            target.chmod(entry.mode)
+            os.utime(target, ns=(entry.changed_ns, entry.changed_ns))
+        else:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
+    for target, mode in made.items():
+        target.chmod(mode | 0o700)
     with contextlib.suppress(OSError):  # another client was faster
-        staging.rename(place)
+        staging.rename(folder / project)
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def run_part(part: Part, project: str, topic: str) -> dict[str, Any]:
-    """Make a part in the process beside this worker, and return the outcome with the bundles' files."""
+def run_part(part: Part, topic: str) -> dict[str, Any]:
+    """Make a part in the process beside this worker, and return how it ended with the bundles' files."""
     from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
     folder = _worker_folder(worker)
-    place = folder / project
     with _unit_servers.borrowed(folder) as server:
         work = Path(tempfile.mkdtemp(prefix="edgeq-part-", dir=folder))
         try:
-            server.pipe.send(dataclasses.replace(part, project=place, work=work))
-            outcome: Any = None
+            server.pipe.send(dataclasses.replace(part, project=folder / part.project, work=work))
+            outcome: Made | ModelError | None = None
             while True:
                 if not server.pipe.poll(_POLL_S):
                     state = worker.state.tasks.get(key)
@@ -164,10 +206,10 @@ def run_part(part: Part, project: str, topic: str) -> dict[str, Any]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _bundles(outcome: Any) -> dict[str, dict[str, bytes]]:
-    if not isinstance(outcome, tuple) or outcome[0] != "made":
+def _bundles(made: Made | ModelError | None) -> dict[str, dict[str, bytes]]:
+    if not isinstance(made, Made) or not isinstance(made.outcome, Plan):
         return {}
-    finished: Finished = outcome[1].finished
+    finished: Finished = made.outcome.finished
     return {
         key: {path.name: path.read_bytes() for path in sorted(row.path.iterdir())} for key, (row, _) in finished.items()
     }
@@ -175,7 +217,7 @@ def _bundles(outcome: Any) -> dict[str, dict[str, bytes]]:
 
 def _worker_folder(worker: Any) -> Path:
     folder = Path(worker.local_directory) / "edgeq"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
@@ -186,7 +228,7 @@ class _UnitServer:
         ours, theirs = socket.socketpair()
         calm_openmp()
         self._log = folder / f"units-{uuid.uuid4().hex[:8]}.log"
-        with theirs, self._log.open("wb") as log:
+        with theirs, os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "edgeq.pipeline.unit_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -269,24 +311,35 @@ class _Worker:
     """A worker that can be given parts.
 
     Attributes:
-        slots: how many parts it takes at once: its resource `edgeq`, else one.
+        slots: how many parts it takes at once: its resource `edgeq`, else one, and no more than it has memory for.
         threads: of a part, for torch.
+        memory_bytes: of a part.
+        is_for_times: whether it takes parts with limits on times where it can, and no others where it need not.
     """
 
     address: str
     facts: Mapping[str, Any]
     slots: int
     threads: int
+    memory_bytes: int = 0
+    is_for_times: bool = False
     parts: int = 0
     is_ready: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A part to build, with how often it was tried and where."""
+    """A part to build, with how often it was tried and where.
+
+    Attributes:
+        needs: of a worker's devices, each with a target that needs it.
+        is_timed: whether a limit is on its times.
+    """
 
     order: Order
     plan: Plan
+    needs: Mapping[str, str] = field(default_factory=dict)
+    is_timed: bool = False
     tries: int = 0
     lost: list[str] = field(default_factory=list)
     why: str = ""
@@ -299,8 +352,8 @@ class Fleet:
     """The workers of a cluster that build alike, and the project's files on them.
 
     Attributes:
-        machine: the facts that their results depend on.
-        warnings: which workers are left out, and why.
+        machine: the facts that their results depend on, with the devices that they have.
+        warnings: which workers are left out, which files are not sent, and why.
     """
 
     def __init__(self, client: Any, out: Path) -> None:
@@ -311,20 +364,33 @@ class Fleet:
         """
         self._client = client
         self._root = Path.cwd()
-        self._files = _project_files(self._root, out)
-        self._project = sha256_bytes(canonical_json(self._files))[:16]
+        self._entries, self._not_sent = _project_entries(self._root, out)
+        self._project = sha256_bytes(canonical_json([self._root.name, self._entries]))[:16]
         self._topic = f"edgeq-{uuid.uuid4().hex}"
         self._workers: dict[str, _Worker] = {}
         self._looked: set[str] = set()
         self._looked_s = 0.0
         self._had_workers_s = time.monotonic()
-        self.warnings: list[str] = []
-        self.machine: Mapping[str, Any] = {}
+        self._left_out: list[str] = []
+        self._machine: Mapping[str, Any] = {}
+        self._devices: Mapping[str, str] = dict.fromkeys(device_facts(), "")
         self._look()
         if not self._workers:
-            why = "; ".join(self.warnings[:5]) or "it has no workers"
+            why = "; ".join(self._left_out[:5]) or "it has no workers"
             what = f"no worker of the cluster at {self._address} can build: {why}"
             raise EnvironmentProblem(what, "start workers with the versions of this machine")
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        return {**self._machine, "devices": self._devices}
+
+    @property
+    def warnings(self) -> list[str]:
+        keys = [name for name, why in self._not_sent.items() if why == _HAS_KEY]
+        return [
+            *(f"a worker of the cluster was left out: {why}" for why in self._left_out),
+            *(f"{name} holds a private key, and was not sent to the workers" for name in keys),
+        ]
 
     @property
     def _address(self) -> str:
@@ -352,15 +418,30 @@ class Fleet:
             if why:
                 self._leave_out(why)
                 continue
-            self.machine = self.machine or facts["machine"]
-            slots = int((found[address].get("resources") or {}).get("edgeq", 1))
-            slots = max(1, slots)
-            threads = max(1, found[address]["nthreads"] // slots)
-            self._workers[address] = _Worker(address=address, facts=facts, slots=slots, threads=threads)
+            self._machine = self._machine or facts["machine"]
+            resources = found[address].get("resources") or {}
+            is_for_times = resources.get(_TIMED_SLOT, 0) >= 1
+            memory = found[address].get("memory_limit") or facts["memory"]
+            wanted = 1 if is_for_times else int(resources.get("edgeq", 1))
+            slots = max(1, min(wanted, memory // MEMORY_BYTES))
+            self._workers[address] = _Worker(
+                address=address,
+                facts=facts,
+                slots=slots,
+                threads=max(1, found[address]["nthreads"] // slots),
+                memory_bytes=memory // slots,
+                is_for_times=is_for_times,
+            )
+        here = device_facts()
+        for name, known in self._devices.items():
+            there = [worker.facts["devices"][name] for worker in self._workers.values()]
+            if not known:  # of several kinds one counts, this machine's if it is among them
+                mine = here[name] if here[name] in there else ""
+                self._devices = {**self._devices, name: mine or next(filter(None, there), "")}
 
     def _leave_out(self, why: str) -> None:
-        if why not in self.warnings:
-            self.warnings.append(why)
+        if why not in self._left_out:
+            self._left_out.append(why)
 
     def _why_not(self, address: str, facts: Mapping[str, Any]) -> str:
         """Return why a worker cannot build as this machine, or as the first worker, would; "" if it can."""
@@ -375,8 +456,8 @@ class Fleet:
                 for version, digest in ((edgeq_version(), here["edgeq"]), (facts["version"], there["edgeq"]))
             )
             return f"{address} has edgeq {theirs}, and this machine has edgeq {ours}"
-        if self.machine and there != self.machine:
-            first = self.machine
+        if self._machine and there != self._machine:
+            first = self._machine
             for name in sorted({*first["libraries"], *there["libraries"]}):
                 if first["libraries"].get(name) != there["libraries"].get(name):
                     return f"{address} has another build of {name} than the first worker"
@@ -391,7 +472,7 @@ class Fleet:
             KeyboardInterrupt: and no part runs any more.
         """
         items = [
-            _Item(order=order, plan=plan)
+            _Item(order=order, plan=plan, needs=_needs(plan), is_timed=_limits_times(plan.job))
             for order in orders
             for plan in _parts(order.plan, split=len(orders) < 2 * len(self._workers))
         ]
@@ -415,21 +496,29 @@ class Fleet:
             EnvironmentProblem: no worker has what the part needs.
         """
         job = item.plan.job
-        able = [worker for worker in self._workers.values() if not _lacks(worker, item)]
+        able = [worker for worker in self._workers.values() if self._has(worker, item)]
         if self._workers:
             self._had_workers_s = time.monotonic()
         elif time.monotonic() - self._had_workers_s < _RESTART_S:
             return None  # what watches a worker starts it again
         if not able:
-            needs = next((_lacks(worker, item) for worker in self._workers.values()), "all have gone")
-            what = f"no worker of the cluster can build {item.order.name}: {needs}"
+            needs = [f"{target} needs {_DEVICES[name]}" for name, target in item.needs.items()]
+            why = f"{' and '.join(needs)}, and none has it" if self._workers else "all have gone"
+            what = f"no worker of the cluster can build {item.order.name}: {why}"
             raise EnvironmentProblem(what, "start such a worker, or build on this machine")
         named = [worker for worker in able if counts_on(job.gates.times_on, worker.facts["cpu"])]
-        if _limits_times(job) and named:
+        if item.is_timed and named:
             able = named
+        able = [worker for worker in able if worker.is_for_times == item.is_timed] or able
         able = [worker for worker in able if worker.address not in item.lost] or able
         free = [worker for worker in able if worker.parts < worker.slots]
+        if item.tries:  # it may have needed more memory
+            return max(free, key=lambda worker: worker.memory_bytes, default=None)
         return min(free, key=lambda worker: worker.parts / worker.slots, default=None)
+
+    def _has(self, worker: _Worker, item: _Item) -> bool:
+        """Whether a worker has the devices that a part needs; of several kinds of GPU or QEMU, one counts."""
+        return all(self._devices[name] and worker.facts["devices"][name] == self._devices[name] for name in item.needs)
 
     @property
     def is_busy(self) -> bool:
@@ -443,7 +532,7 @@ class Fleet:
             OSError, ValueError: its disk is full, or a file was changed meanwhile.
         """
         client, places = self._client, [worker.address]
-        hashes = {sha256: name for name, (sha256, _, _) in self._files.items()}
+        hashes = {entry.content: name for name, entry in self._entries.items() if entry.kind == "file"}
         missing = client.run(missing_files, sorted(hashes), workers=places)[worker.address]
         for sha256 in missing:
             path = self._root / hashes[sha256]
@@ -456,15 +545,15 @@ class Fleet:
                     offset += len(data)
                     if is_last:
                         break
-        client.run(lay_out, self._project, self._files, workers=places)
+        client.run(lay_out, self._project, self._root.name or _ROOT, self._entries, workers=places)
         worker.is_ready = True
 
     def submit(self, item: _Item, worker: _Worker) -> Any:
         """Give a part to a worker, and return Dask's future."""
         part = Part(
             name=item.order.name,
-            plan=item.plan,
-            project=Path(),
+            plan=dataclasses.replace(item.plan, facts={**item.plan.facts, "devices": worker.facts["devices"]}),
+            project=Path(self._project, self._root.name or _ROOT),
             module_folders=_project_folders(self._root),
             work=Path(),
             threads=worker.threads,
@@ -472,7 +561,6 @@ class Fleet:
         return self._client.submit(
             run_part,
             part,
-            self._project,
             self._topic,
             workers=[worker.address],
             allow_other_workers=False,
@@ -480,6 +568,15 @@ class Fleet:
             retries=0,
             key=f"edgeq-{item.order.name}-{uuid.uuid4().hex[:12]}",
         )
+
+    def named(self, name: str) -> str:
+        """Return in words what a user's code looked at."""
+        kind, _, rest = name.partition(":")
+        if kind in _WORDS:
+            return _WORDS[kind].format(rest)
+        parents = (rest, *(str(parent) for parent in Path(rest).parents))
+        why = next((self._not_sent[place] for place in parents if place in self._not_sent), "")
+        return f"{rest} (not sent: {why})" if why else "the project's folder" if rest == "." else rest
 
     def refresh(self) -> None:
         """Look at the workers again, if the last look was some time ago."""
@@ -547,9 +644,13 @@ class _ClusterRun:
         return None
 
     def _give_out(self) -> None:
+        full = set()  # what parts need that found no worker free
         for item in list(self._waiting):
             if self._fleet.is_busy:
                 return
+            needs = (*item.needs, item.is_timed, item.plan.job.gates.times_on, *item.lost)
+            if needs in full:
+                continue
             try:
                 worker = self._fleet.place_for(item)
             except EnvironmentProblem as err:
@@ -557,6 +658,7 @@ class _ClusterRun:
                 self.ended[id(item)] = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
                 continue
             if worker is None:
+                full.add(needs)
                 continue
             if not worker.is_ready:
                 try:
@@ -584,31 +686,58 @@ class _ClusterRun:
             return
         result = future.result()
         self._forget(future, item)
-        outcome = result["outcome"]
-        if outcome is None:
+        made = result["outcome"]
+        if isinstance(made, ModelError):  # the process ended
+            made = Made(outcome=made)
+        if made is None:
             self._try_again(item)
-        elif isinstance(outcome, ModelError):
-            item.log.extend(result.get("log", ()))
-            # a full disk, or too little memory: another worker may have more
-            if outcome.exit_code == ExitCode.ENVIRONMENT and item.tries + 1 < _TRIES and item.worker is not None:
-                item.lost.append(item.worker.address)
-                self._try_again(item)
-                return
-            where = "" if item.worker is None else f" (on {item.worker.address})"
-            self.ended[id(item)] = dataclasses.replace(outcome, what=f"{outcome.what}{where}")
-        elif outcome[0] == "differs":
-            self.ended[id(item)] = _differing(item, outcome[1])
+        elif made.differing:
+            self.ended[id(item)] = _differing(item, made.differing)
+        elif isinstance(made.outcome, ModelError):
+            self._take_error(item, made, result.get("log", ()))
         else:
             try:
-                self.ended[id(item)] = self._received(item, outcome, result["bundles"])
+                self.ended[id(item)] = self._received(item, made, result["bundles"])
             except (EdgeqError, OSError) as err:
                 code = err.exit_code if isinstance(err, EdgeqError) else ExitCode.ENVIRONMENT
                 what = err.what if isinstance(err, EdgeqError) else first_line(err)
                 self.ended[id(item)] = ModelError(what=what, fix="run the same command again", exit_code=code)
 
-    def _received(self, item: _Item, outcome: Any, bundles: Mapping[str, Mapping[str, bytes]]) -> Plan | ModelError:
+    def _take_error(self, item: _Item, made: Made, log: Sequence[str]) -> None:
+        error: ModelError = made.outcome  # type: ignore[assignment]  # the caller has looked
+        item.log.extend(log)
+        is_of_machine = error.exit_code == ExitCode.ENVIRONMENT
+        # a full disk, or too little memory: another worker may have more
+        if is_of_machine and item.tries + 1 < _TRIES and item.worker is not None:
+            item.lost.append(item.worker.address)
+            item.why = error.what
+            self._try_again(item)
+            return
+        different = [] if is_of_machine else _different(made.looked_at)
+        if different:
+            self.ended[id(item)] = self._changed_meanwhile(item, different, error)
+        else:
+            where = "" if item.worker is None else f" (on {item.worker.address})"
+            self.ended[id(item)] = dataclasses.replace(error, what=f"{error.what}{where}")
+
+    def _changed_meanwhile(self, item: _Item, different: Sequence[str], error: ModelError | None) -> ModelError:
+        names = ", ".join(self._fleet.named(name) for name in different[:5])
+        failed = f"; there it failed: {error.what}" if error is not None else ""
+        what = f"{item.order.name} read what differs between this machine and its worker: {names}{failed}"
+        fix = (
+            "do not change files while the fleet builds; keep what a model reads in folders of its own; set variables, "
+            "and mount files from outside of the project, on the workers; or build this model on one machine"
+        )
+        return ModelError(what=what, fix=fix, exit_code=ExitCode.USAGE, trace=error.trace if error else "")
+
+    def _received(
+        self, item: _Item, made: Made, bundles: Mapping[str, Mapping[str, bytes]]
+    ) -> Plan | ModelError:
         """Write a part's bundles into the work folder, check them, and keep them in the caches."""
-        _, plan, looked_at = outcome
+        different = _different(made.looked_at)
+        if different:
+            return self._changed_meanwhile(item, different, None)
+        plan: Plan = made.outcome  # type: ignore[assignment]  # the caller has looked
         finished: Finished = {}
         for key, (row, data) in plan.finished.items():
             folder = Path(tempfile.mkdtemp(prefix="received-", dir=item.order.work))
@@ -617,18 +746,16 @@ class _ClusterRun:
             if read_bundle(folder).digest != row.digest:
                 what = f"a bundle of {item.order.name} arrived with another digest than it was built with"
                 return ModelError(what=what, fix="run the same command again", exit_code=ExitCode.INTEGRITY)
-            finished[key] = (dataclasses.replace(row, path=folder), data)
-        kept: Finished = {}
-        for key, (row, data) in finished.items():
-            dependencies = looked_at.get(key)
-            different = [] if dependencies is None else _different(dependencies)
-            if different:
-                return _changed_meanwhile(item, different)
-            if dependencies is not None and item.plan.job.cache:
-                kept |= stored({key: (row, data)}, dependencies, item.order.plan.job.build)
-            else:
-                kept[key] = (row, data)
-        whole: Plan = dataclasses.replace(plan, finished=kept)
+            row = dataclasses.replace(row, path=folder)
+            entry = made.kept.get(key)
+            if entry is None:
+                finished[key] = (row, data)
+                continue
+            root = os.getcwd()
+            absolute = at(entry.dependencies, root)
+            dependencies = bound(absolute, root) if entry.is_bound else portable(absolute, root)
+            finished |= stored({key: (row, data)}, dependencies, item.order.plan.job.build)
+        whole: Plan = dataclasses.replace(plan, finished=finished, facts=item.plan.facts)
         return whole
 
     def _lose(self, future: Any, item: _Item) -> None:
@@ -719,7 +846,7 @@ def _joined(order: Order, items: Sequence[_Item], ended: Mapping[int, Any], warn
     for plan in outcomes:
         for key, (row, data) in plan.finished.items():
             for text in warnings:
-                row = with_warning(row, f"a worker of the cluster was left out: {text}")
+                row = with_warning(row, text)
             finished[key] = (row, data)
         refused |= plan.refused
     whole = dataclasses.replace(order.plan, finished=finished, refused=refused)
@@ -730,32 +857,38 @@ def _limits_times(job: Job) -> bool:
     return any(name in ("latency", "load", "peak_memory") for name, _ in job.gates.limits)
 
 
-def _lacks(worker: _Worker, item: _Item) -> str:
-    """Return what a worker does not have that a part needs; "" for nothing."""
-    for unit in item.plan.units:
-        if unit.target.runtime == "cuda" and worker.facts["gpu"] != driver_state():
-            return f"{unit.target.name} needs the GPU and driver of this machine"
-        if wants_emulation(unit.target, item.plan.job.device) and worker.facts["emulator"] != emulator_digest():
-            return f"{unit.target.name} needs the QEMU of this machine"
-    return ""
+_DEVICES = {"gpu": "a GPU", "emulator": "QEMU"}
 
 
-def _different(dependencies: Mapping[str, str]) -> list[str]:
+def _needs(plan: Plan) -> dict[str, str]:
+    """Return which devices of a worker a part needs, each with the name of a target that does."""
+    found = {}
+    for unit in plan.units:
+        if unit.target.runtime == "cuda":
+            found["gpu"] = unit.target.name
+        if wants_emulation(unit.target, plan.job.device) and unit.target.backend != NPU:
+            found["emulator"] = unit.target.name
+    return found
+
+
+_WORDS = {
+    "env": "the variable {}",
+    "host": "the {} of the machine",
+    "library": "the library {}",
+    "distribution": "the library {}",
+    "plugins": "the libraries with plugins for {}",
+}
+
+
+def _different(looked_at: Mapping[str, str]) -> list[str]:
     """Return what the user's code looked at on a worker and is not the same here."""
-    return [
-        name
-        for name, state in dependencies.items()
-        if name.partition(":")[0] in _COMPARED and current_state(name) != state
-    ]
-
-
-def _changed_meanwhile(item: _Item, different: Sequence[str]) -> ModelError:
-    names = ", ".join(name.partition(":")[2] for name in different[:5])
-    what = f"{item.order.name} read what differs between this machine and its worker: {names}"
-    fix = (
-        "do not change files while the fleet builds; set variables, and mount files from outside of the project, there"
-    )
-    return ModelError(what=what, fix=fix, exit_code=ExitCode.USAGE)
+    found = []
+    for name, state in looked_at.items():
+        kind, _, rest = name.partition(":")
+        is_compared = kind in _COMPARED or (kind == "modules" and not os.path.isabs(rest))
+        if is_compared and current_state(name) != state:
+            found.append(name)
+    return found
 
 
 def _differing(item: _Item, facts: Mapping[str, tuple[Any, Any]]) -> ModelError:
@@ -785,26 +918,72 @@ def _relative_paths(value: Any) -> Any:
     return value
 
 
-def _project_files(root: Path, out: Path) -> dict[str, tuple[str, int, int]]:
-    """Return the project's files by their names: hash, mode, and when it was changed; hidden ones and OUT are not."""
-    found = {}
-    for place, folders, files in os.walk(root):
-        here = Path(place)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name not in _NOT_SENT
-            and (here / name).resolve() != out.resolve()
-            and not (here / name / "pyvenv.cfg").exists()
-            and not (here / name / keys.FILE_NAME).exists()  # private keys stay here
-        )
-        for name in sorted(files):
-            path = here / name
-            if not name.startswith(".") and path.is_file():
-                facts = path.stat()
-                found[path.relative_to(root).as_posix()] = (sha256_file(path), facts.st_mode & 0o777, facts.st_mtime_ns)
-    return found
+_ROOT = "project"  # for the folder / itself
+
+_HAS_KEY = "it holds a private key"
+
+
+def _project_entries(root: Path, out: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return what of the project's folder a worker makes, by names, and why of some only the name is sent.
+
+    A link within the project stays a link; what others lead to is sent in their place.
+    """
+    entries: dict[str, Entry] = {}
+    not_sent: dict[str, str] = {}
+    real_root, real_out = os.path.realpath(root), os.path.realpath(out)
+
+    def add(folder: Path, prefix: str, above: tuple[str, ...]) -> None:
+        for path in sorted(folder.iterdir()):
+            name, real = f"{prefix}{path.name}", os.path.realpath(path)
+            why = _why_not_sent(path, real == real_out)
+            if not why and path.is_symlink() and (f"{real}/".startswith(f"{real_root}/") or not path.exists()):
+                leads = os.readlink(path)
+                if os.path.isabs(leads) and path.exists():
+                    leads = os.path.relpath(real, os.path.realpath(folder))
+                entries[name] = Entry("link", leads)
+            elif path.is_dir():
+                entries[name] = Entry("folder", mode=path.stat().st_mode & 0o777)
+                if not why and real in above:
+                    why = "its link leads back to a folder around it"
+                if not why:
+                    add(path, f"{name}/", (*above, real))
+            elif not why:
+                try:
+                    facts, content = path.stat(), _content(path)
+                except OSError as err:
+                    why = err.strerror or "it cannot be read"
+                else:
+                    why = "" if content else _HAS_KEY
+                    entries[name] = Entry("file", content, facts.st_mode & 0o777, facts.st_mtime_ns)
+            if why:
+                not_sent[name] = why
+                if entries.get(name, Entry("name")).kind != "folder":
+                    entries[name] = Entry("name")
+
+    add(root, "", (real_root,))
+    return entries, not_sent
+
+
+def _content(path: Path) -> str:
+    """Return the hash of a file; "" for one that holds a private key."""
+    if path.stat().st_size > _MOST_KEY_BYTES:
+        return sha256_file(path)
+    data = path.read_bytes()
+    return "" if _PRIVATE_KEY.search(data) else sha256_bytes(data)
+
+
+def _why_not_sent(path: Path, is_out: bool) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if is_out:
+        return "the output folder"
+    if path.name in _NOT_SENT:
+        return f"{path.name} is no source"
+    if not path.is_dir():
+        return "" if path.is_file() or path.is_symlink() else "not a file"
+    if (path / "pyvenv.cfg").exists():
+        return "a virtual environment"
+    return "a folder of `edgeq keys`" if (path / keys.FILE_NAME).exists() else ""
 
 
 def _project_folders(root: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.files import sha256_bytes
 from edgeq.core.system import package_folder
 from edgeq.pipeline.installed import site_folders
 
@@ -68,17 +69,38 @@ def portable(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
     """Return what the user's code looked at with paths relative to the project's folder, where that says the same.
 
     Not so for a project whose code, files or environment name its own folder, or whose code may ask for its name: in
-    another checkout the same code would look into this one, or somewhere else.
+    another checkout the same code would look into this one, or somewhere else. Then the folder itself is one of them.
     """
-    if _names_itself(dependencies, root):
-        return dict(dependencies)
+    return bound(dependencies, root) if _names_itself(dependencies, root) else below(dependencies, root)
+
+
+PLACE = "place:project"
+
+
+def bound(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
+    """Return what the user's code looked at as good for one folder only, with absolute paths."""
+    return {**at(dependencies, root), PLACE: sha256_bytes(os.fsencode(root))}
+
+
+_PATHS = ("file", "names", "modules", "kind", "real", "stat", "shape")
+
+
+def below(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
+    """Return what the user's code looked at with the paths below a folder relative to it."""
     found = {}
     for name, state in dependencies.items():
         kind, _, rest = name.partition(":")
-        is_path = kind in ("file", "names", "modules", "kind", "real", "stat")
-        found[f"{kind}:{os.path.relpath(rest, root)}" if is_path and f"{rest}/".startswith(f"{root}/") else name] = (
-            state
-        )
+        is_inside = kind in _PATHS and f"{rest}/".startswith(f"{root}/")
+        found[f"{kind}:{os.path.relpath(rest, root)}" if is_inside else name] = state
+    return dict(sorted(found.items()))
+
+
+def at(dependencies: Mapping[str, str], root: str) -> dict[str, str]:
+    """Return what the user's code looked at with absolute paths in place of relative ones, which are below a folder."""
+    found = {}
+    for name, state in dependencies.items():
+        kind, _, rest = name.partition(":")
+        found[f"{kind}:{os.path.normpath(os.path.join(root, rest))}" if kind in _PATHS else name] = state
     return dict(sorted(found.items()))
 
 

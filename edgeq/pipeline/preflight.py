@@ -34,7 +34,7 @@ from edgeq.load.inputs import parse_input
 from edgeq.lower.executorch import check_delegates
 from edgeq.pipeline.cache import check_shared
 from edgeq.pipeline.quantize_specs import check_reuse
-from edgeq.verify.emulate.support import check_tools
+from edgeq.verify.emulate.support import check_options, check_tools
 
 
 def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
@@ -94,10 +94,14 @@ _LOWERED = frozenset({".pte", ".ptl"})
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 
 
-def preflight(job: Job) -> None:
+def preflight(job: Job, *, builds_here: bool = True) -> None:
     """Check a job before anything slow starts, without torch: files, texts, options, extras and tools.
 
     All errors are found, and shown together.
+
+    Args:
+        job: the job.
+        builds_here: whether this machine needs the tools; a cluster's workers have their own.
 
     Raises:
         Findings: several of the errors below.
@@ -119,7 +123,7 @@ def preflight(job: Job) -> None:
             [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
         ),
         lambda: _check_targets(job),
-        lambda: check_tools(job.device, job.targets),
+        lambda: (check_tools if builds_here else check_options)(job.device, job.targets),
         lambda: check_cost_options(job.gates, job.targets),
         lambda: _check_paths(job),
         lambda: check_shared(job.build) if job.cache else None,

@@ -76,7 +76,7 @@ def _name(job: Job) -> str:
 
 def _planned(job: Job, folder: Path, machine: Mapping[str, Any] | None) -> Outcome:
     try:
-        preflight(job)
+        preflight(job, builds_here=machine is None)
         return make_plan(job, folder, machine)
     except EdgeqError as err:
         return _model_error(err)

@@ -1,8 +1,9 @@
 """The files that a user's code accessed: they decide whether a cached result is still valid.
 
 edgeq records the files that Python opens (and those that safetensors, torch and SQLite open in native code), folders
-that are listed, questions about a path (os.stat, os.path.exists, os.readlink, os.access), and environment variables
-that the user's code reads. A result is kept in the cache only if nothing else can have been read:
+that are listed, questions about a path (os.stat, os.path.exists, os.readlink, os.access), and, where the user's code
+reads them, environment variables and the name of the machine. A result is kept in the cache only if nothing else can
+have been read:
 
 - Every native library in the process opens files only through Python, or through the functions that this module
   replaces (`_TRACKED_PACKAGES`). The user's own code does not name a library that opens files itself
@@ -23,6 +24,7 @@ import linecache
 import multiprocessing.process
 import os
 import pathlib
+import platform
 import re
 import stat
 import sys
@@ -45,7 +47,9 @@ _FILE_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "sqlite3.connect"}
 # the first argument of some is the command
 _PROCESS_EVENTS = frozenset({"os.system", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"})
 
-_EVENTS = _FILE_EVENTS | _PROCESS_EVENTS | {"import", "ctypes.dlopen"}
+_NAME_EVENT = "socket.gethostname"  # also under socket.getfqdn
+
+_EVENTS = _FILE_EVENTS | _PROCESS_EVENTS | {"import", "ctypes.dlopen", _NAME_EVENT}
 
 # they only report facts about this machine; libraries run them
 _HARMLESS_COMMANDS = frozenset(
@@ -59,6 +63,8 @@ _ASKING = ("stat", "lstat", "fstat", "readlink", "access", "getxattr", "listxatt
 _OF_THE_DISK = ("statvfs", "fstatvfs")
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
+
+_HOST_FILE = "/proc/sys/kernel/hostname"
 
 _MEMORY_DISK = "/dev/shm/"  # noqa: S108  # data is kept there too
 
@@ -144,6 +150,8 @@ class Recorder:
         asked: paths that were asked about, each with what was asked: its kind, whether it is a link, or all.
         variables: environment variables with their states when they were first read.
         replaced: environment variables that the user's code set before it read them.
+        knows_host: whether the name of the machine was read.
+        earlier: what the recordings before this one saw in this process, with the states of variables.
         lasting: by the file of a module, what it read when it was imported; a module is imported once.
         untracked: why something else may have been read too; "" if nothing was.
     """
@@ -159,11 +167,15 @@ class Recorder:
     asked: set[tuple[str, str]] = field(default_factory=set)
     variables: dict[str, str] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
+    knows_host: bool = False
+    earlier: dict[str, str | None] = field(default_factory=dict)
     lasting: dict[str, dict[str, str | None]] = field(default_factory=dict)
     untracked: str = ""
 
     def reset(self) -> None:
         """Forget what was seen, but for what imported modules still hold."""
+        self.earlier |= self._names()
+        self.knows_host = False
         for seen in (self.opened, self.written, self.listed, self.searched, self.asked, self.replaced):
             seen.clear()
         self.variables.clear()
@@ -201,6 +213,8 @@ class Recorder:
         if event in _FILE_EVENTS:
             if self.on or user is not None:
                 self._record_file(event, args, frame, user)
+        elif event == _NAME_EVENT:
+            self.read_host(user)
         elif user is not None:
             # note an event of the user's code after which files may be read without a record
             if event == "import":
@@ -225,6 +239,8 @@ class Recorder:
             self._note_database(path or "", user)
             return
         where = os.path.abspath(path or ".")
+        if where == _HOST_FILE:
+            self.read_host(user)
         if event == "open":
             mode = args[1] if len(args) > 1 else None
             flags = args[2] if len(args) > 2 and isinstance(args[2], int) else 0
@@ -277,6 +293,12 @@ class Recorder:
         self.variables.setdefault(name, current_state(f"env:{name}"))
         self._keep("env", name, user)
 
+    def read_host(self, user: FrameType | None) -> None:
+        """Note that the name of the machine was read, where code of the user's did so."""
+        if self.active and user is not None:
+            self.knows_host = True
+            self._keep("host", "name", user)
+
     def write_variable(self, key: Any) -> None:
         """Note that an environment variable was set or removed, where code of the user's did so."""
         if self.active and isinstance(key, str | bytes) and _users_frame(sys._getframe(2)) is not None:
@@ -298,7 +320,7 @@ class Recorder:
     def _keep(self, kind: str, name: str, user: FrameType | None) -> None:
         """Note what a module reads while it is imported: the next run in this process does not import it again."""
         name = _source(name) if kind == "file" else name
-        if kind != "env" and _is_library(name):
+        if kind not in ("env", "host") and _is_library(name):
             return
         while user is not None and (owner := _owner(user.f_code.co_filename)) != "edgeq":
             if user.f_code.co_name == "<module>" and owner == "user":
@@ -322,17 +344,26 @@ class Recorder:
         changed = next((path for path in sorted(files - self.written) if _changed_ns(path) >= self.started_ns), None)
         if changed is not None:
             self._mark_untracked(f"{changed} was changed during the run")
+        found = {name: current_state(name) if state is None else state for name, state in self._names().items()}
+        self._add_lasting(found)
+        return None if self.untracked else dict(sorted(found.items()))
+
+    def _names(self) -> dict[str, str | None]:
+        """Return what was looked at and is the user's own, by kind and name, with the states of variables."""
         names = {
-            *(f"file:{path}" for path in files),
+            *(f"file:{path}" for path in _users(self.opened) | user_modules()),
             *(f"names:{path}" for path in self.listed if not _is_library(path)),
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
             *(f"{kind}:{path}" for kind, path in self.asked if not _is_library(path)),
+            *(("host:name",) if self.knows_host else ()),
             *installed.looked_for(),
         }
-        found = {name: current_state(name) for name in sorted(names)}
-        found |= {f"env:{name}": state for name, state in self.variables.items()}
-        self._add_lasting(found)
-        return None if self.untracked else dict(sorted(found.items()))
+        return dict.fromkeys(sorted(names)) | {f"env:{name}": state for name, state in self.variables.items()}
+
+    def looked_at(self) -> dict[str, str]:
+        """Return the present state of all that was looked at in this process, whether more was or not."""
+        names = self.earlier | self._names()
+        return {name: current_state(name) if state is None else state for name, state in names.items()}
 
     def _add_lasting(self, found: dict[str, str]) -> None:
         """Add what loaded modules read when they were imported, in this run or an earlier one."""
@@ -459,8 +490,9 @@ def current_state(name: str) -> str:
     """Return what a dependency is now, as a hash; "" if there is none.
 
     Args:
-        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `env:VARIABLE`,
-            or one of `edgeq.pipeline.installed`. A relative path is one of the current folder.
+        name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `shape:PATH`,
+            `env:VARIABLE`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A relative path is one of the current
+            folder.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -511,6 +543,21 @@ def _stat_state(path: str) -> str:
     return sha256_bytes(repr((links, facts)).encode(errors="surrogateescape"))
 
 
+def _shape_state(path: str) -> str:
+    """Return what a file's `os.stat` has in common on machines that hold copies of it: kind, size, time of change."""
+    found = os.stat(path) if os.path.isfile(path) else None
+    return _kind_state(path) if found is None else repr([_kind_state(path), found.st_size, found.st_mtime_ns])
+
+
+def _host_state(_: str) -> str:
+    return sha256_bytes(_uname().nodename.encode(errors="surrogateescape"))
+
+
+def _place_state(_: str) -> str:
+    """Hash the project's folder, which is the current one, as `portable.bound` does."""
+    return sha256_bytes(os.fsencode(os.getcwd()))
+
+
 def _variable_state(name: str) -> str:
     value = os.environ.get(name)
     return _ABSENT if value is None else sha256_bytes(value.encode(errors="surrogateescape"))
@@ -524,6 +571,9 @@ _STATES: dict[str, Callable[[str], str]] = {
     "kind": _kind_state,
     "real": _real_state,
     "stat": _stat_state,
+    "shape": _shape_state,
+    "host": _host_state,
+    "place": _place_state,
     **installed.STATES,
 }
 
@@ -538,13 +588,19 @@ _CTYPES = os.path.dirname(ctypes.__file__) + os.sep
 # where systems keep their libraries; what lies elsewhere may be the user's own
 _INSTALLED = ("/usr/", "/lib/", "/lib64/", os.path.realpath(sys.base_prefix) + os.sep, sys.prefix + os.sep)
 
-_readlink = os.readlink  # not the one that is replaced
+_readlink = os.readlink  # not the ones that are replaced
+_uname = os.uname
 
 _MOST_LINKS = 40  # as the kernel follows
 
 _RECORDER = Recorder()
 
 _hooked = False
+
+
+def looked_at() -> dict[str, str]:
+    """Return the states of what all recordings of this process saw, complete or not, also after an error."""
+    return _RECORDER.looked_at()
 
 
 def why_unknown() -> str:
@@ -594,6 +650,8 @@ def _questions() -> Iterator[None]:
                 asking.enter_context(replaced(module, name, _asking_the_disk(getattr(module, name))))
         asking.enter_context(replaced(os, "open", _opening(os.open)))
         asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
+        asking.enter_context(replaced(os, "uname", _system_facts))
+        asking.enter_context(replaced(platform, "uname", _naming(platform.uname)))
         asking.enter_context(replaced(environ, "__getitem__", _recording_key(environ.__getitem__, "read_variable")))
         asking.enter_context(replaced(environ, "__setitem__", _recording_key(environ.__setitem__, "write_variable")))
         asking.enter_context(replaced(environ, "__delitem__", _recording_key(environ.__delitem__, "write_variable")))
@@ -694,6 +752,63 @@ def _recording_key(function: Callable[..., Any], to: str) -> Callable[..., Any]:
     def call(self: Any, key: Any, *value: Any) -> Any:
         getattr(_RECORDER, to)(key)
         return function(self, key, *value)
+
+    return call
+
+
+class _SystemFacts(tuple[str, ...]):
+    """Stands for the result of `os.uname`, and tells when the machine's name is taken out of it."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> _SystemFacts:
+        return super().__new__(cls, tuple(_uname()))
+
+    sysname = property(lambda self: tuple.__getitem__(self, 0))
+    release = property(lambda self: tuple.__getitem__(self, 2))
+    version = property(lambda self: tuple.__getitem__(self, 3))
+    machine = property(lambda self: tuple.__getitem__(self, 4))
+
+    @property
+    def nodename(self) -> str:
+        self._tell()
+        return tuple.__getitem__(self, 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) or index in (1, -4):
+            self._tell()
+        return tuple.__getitem__(self, index)
+
+    def __iter__(self) -> Iterator[str]:
+        self._tell()
+        return tuple.__iter__(self)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def _tell(self) -> None:
+        frame = sys._getframe(2)
+        if frame.f_code.co_filename not in _NAMELESS:
+            _RECORDER.read_host(_users_frame(frame))
+
+
+# of the standard library, they take all of `os.uname` and pass on no name
+_NAMELESS = frozenset({str(sysconfig.__file__), str(platform.__file__)})
+
+
+def _system_facts() -> _SystemFacts:
+    return _SystemFacts()
+
+
+def _naming(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Return platform.uname, which asks once, and gives a machine's name to `platform.node` and to others."""
+
+    @functools.wraps(function)
+    def call() -> Any:
+        frame = sys._getframe(1)
+        if frame.f_code.co_filename != platform.__file__ or frame.f_code.co_name == "node":
+            _RECORDER.read_host(_users_frame(frame))
+        return function()
 
     return call
 

@@ -15,20 +15,55 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import stat
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.results.report import ModelError
 from edgeq.pipeline.cache import dependencies_of, job_facts
 from edgeq.pipeline.package import build_missing
 from edgeq.pipeline.plan import Plan
-from edgeq.pipeline.workers import crashed, report_outcome, signal_tree
+from edgeq.pipeline.portable import PLACE, below
+from edgeq.pipeline.tracking import current_state, looked_at
+from edgeq.pipeline.workers import crashed, outcome_of, report_outcome, signal_tree
 from edgeq.verify.children import PRELOADED, calm_openmp
 
 _WAKE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What an entry of a cache needs besides a result.
+
+    Attributes:
+        dependencies: what the user's code looked at, by paths relative to the project's folder.
+        is_bound: whether it is good for the project's own folder only.
+    """
+
+    dependencies: Mapping[str, str]
+    is_bound: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """How a part ended.
+
+    Attributes:
+        outcome: its plan with the results, or the error that ended it.
+        looked_at: the states of all that the user's code looked at on the worker, complete or not, in the form of
+            `Kept.dependencies`; the coordinator compares them with its own.
+        kept: by the keys of units whose results may be kept.
+        differing: the facts that are not those of the coordinator, each with both values; then nothing was made.
+    """
+
+    outcome: Plan | ModelError | None
+    looked_at: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    differing: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +97,14 @@ def serve(descriptor: int) -> None:
             part = pipe.recv()
         except EOFError:
             return
-        with _lock() as measuring:
-            fcntl.flock(measuring, fcntl.LOCK_SH)  # while another unit measures, none starts
         here, there = context.Pipe()
-        process = context.Process(target=_make, args=(there, part), name=part.name)
-        process.start()
-        there.close()
-        with _Machine(process.pid or 0) as machine:
+        with contextlib.ExitStack() as running:
+            # while another unit measures none starts, and none measures before this one can be stopped
+            with _locked(fcntl.LOCK_SH):
+                process = context.Process(target=_make, args=(there, part), name=part.name)
+                process.start()
+                machine = running.enter_context(_Machine(process.pid or 0))
+            there.close()
             outcome, is_stopped = None, False
             while True:
                 ready = wait([pipe, here], timeout=_WAKE_S)
@@ -101,17 +137,46 @@ def serve(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[int]:
-    """Open the file whose lock says who measures."""
-    folder = _folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
-    descriptor = os.open(folder / "measuring", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(kind: int) -> Iterator[None]:
+    descriptor = _acquired(kind)
     try:
-        yield descriptor
+        yield
     finally:
         os.close(descriptor)
+
+
+def _acquired(kind: int) -> int:
+    """Return the open file whose lock says who measures, locked.
+
+    Raises:
+        BlockingIOError: another one has it, and `kind` says not to wait.
+        PermissionError: somebody else made the folder, or a link in its place.
+    """
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_folder(), 0o700)
+        place = os.open(_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(place)
+            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+                raise PermissionError(f"{_folder()} can be written to by another user")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(_LOCK_NAME, flags, 0o600, dir_fd=place)
+        finally:
+            os.close(place)
+        try:
+            fcntl.flock(descriptor, kind)
+            with contextlib.suppress(FileNotFoundError):
+                # what cleans /tmp may have taken the file away meanwhile: then this lock is nobody else's
+                if os.path.samestat(os.stat(_folder() / _LOCK_NAME), os.fstat(descriptor)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+_LOCK_NAME = "measuring"
 
 
 def _folder() -> Path:
@@ -125,9 +190,7 @@ class _Machine:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._folder = _folder()
-        self._open = contextlib.ExitStack()
-        self._lock = self._open.enter_context(_lock())
-        self._measures = False
+        self._lock: int | None = None  # while this unit measures
 
     def __enter__(self) -> _Machine:
         (self._folder / f"{self._pid}.unit").touch()
@@ -136,31 +199,27 @@ class _Machine:
     def __exit__(self, *_: object) -> None:
         self.release()
         (self._folder / f"{self._pid}.unit").unlink(missing_ok=True)
-        self._open.close()
 
     def measure(self) -> None:
         """Wait for the lock, and stop the other units."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._measures = True
+        self._lock = _acquired(fcntl.LOCK_EX)
         for pid in self._others():
             signal_tree(pid, signal.SIGSTOP)
 
     def release(self) -> None:
         """Wake the other units, and release the lock."""
-        if self._measures:
+        if self._lock is not None:
             for pid in self._others():
                 signal_tree(pid, signal.SIGCONT)
-            self._measures = False
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
 
     def wake(self) -> None:
         """Wake this unit unless another one measures: the one that stopped it may have been killed."""
-        if self._measures:
+        if self._lock is not None:
             return
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError), _locked(fcntl.LOCK_SH | fcntl.LOCK_NB):
             signal_tree(self._pid, signal.SIGCONT)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _others(self) -> Iterator[int]:
         for path in self._folder.glob("*.unit"):
@@ -178,19 +237,32 @@ class _Machine:
 
 def _make(pipe: Connection, part: Part) -> None:
     os.chdir(part.project)
+    sys.dont_write_bytecode = True  # the folder stays as the coordinator's is
     own = [path for path in sys.path if path]
     sys.path[:] = [*(str(part.project / folder) for folder in part.module_folders), *own]
     report_outcome(pipe, part.threads, lambda progress: _made(part, progress))
 
 
-def _made(part: Part, progress: Any) -> Any:
-    facts = job_facts(part.plan.job)
+def _made(part: Part, progress: Any) -> Made:
+    job, root = part.plan.job, os.getcwd()
+    facts = job_facts(job)
     differing = sorted(name for name in facts if facts[name] != part.plan.facts.get(name))
     if differing:
-        return ("differs", {name: (_short(facts[name]), _short(part.plan.facts.get(name))) for name in differing})
-    plan, _ = build_missing(part.plan, part.work, progress)
-    keeps = part.plan.job.cache
-    return ("made", plan, {key: dependencies_of(key, part.plan.job.build) if keeps else None for key in plan.finished})
+        pairs = {name: (_short(facts[name]), _short(part.plan.facts.get(name))) for name in differing}
+        return Made(outcome=None, differing=pairs)
+    outcome = outcome_of(lambda: build_missing(part.plan, part.work, progress)[0])
+    seen, kept = looked_at(), {}
+    for key in outcome.finished if isinstance(outcome, Plan) and job.cache else ():
+        dependencies = dependencies_of(key, job.build)
+        if dependencies is not None:
+            is_bound = dependencies.pop(PLACE, None) is not None
+            kept[key] = Kept(dependencies=below(dependencies, root), is_bound=is_bound)
+            seen |= dependencies  # of a result that this worker had
+    for name in list(seen):
+        kind, _, rest = name.partition(":")
+        if kind == "stat":  # owners differ
+            seen[f"shape:{rest}"] = current_state(f"shape:{rest}")
+    return Made(outcome=outcome, looked_at=below(seen, root), kept=kept)
 
 
 def _short(value: Any) -> Any:

@@ -34,7 +34,7 @@ _MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included
 
 _SOCKET_BYTES = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
-_MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
+MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def run_all(orders: Sequence[Order], progress: Progress) -> list[Outcome]:
 
 def most_workers() -> int:
     """Return how many workers this machine has cores and memory for; one at least."""
-    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // _MEMORY_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // MEMORY_BYTES))
 
 
 class _Floor:
@@ -114,7 +114,7 @@ class _Floor:
     def start_some(self) -> None:
         """Start what fits; one always does. While one measures its times, none starts."""
         while self._waiting and not self._asking and len(self._running) < self._most:
-            if self._running and available_bytes() < _MEMORY_BYTES:
+            if self._running and available_bytes() < MEMORY_BYTES:
                 return
             order = self._waiting.popleft()
             here, there = self._context.Pipe()
@@ -235,15 +235,19 @@ def report_outcome(pipe: Connection, threads: int, make: Callable[[Progress], An
     import torch
 
     torch.set_num_threads(threads)
+    pipe.send(("done", outcome_of(lambda: make(Remote(pipe)))))
+
+
+def outcome_of(make: Callable[[], Any]) -> Any:
+    """Return what `make` returns, or the model's error that it ends with."""
     try:
-        outcome = make(Remote(pipe))
+        return make()
     except EdgeqError as err:
-        outcome = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
+        return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
     except (Exception, SystemExit) as err:  # whatever it is, the other models go on
         what = f"internal error: {type(err).__name__}: {first_line(err)}"
         fix = "run again with --debug and report the output"
-        outcome = ModelError(what=what, fix=fix, exit_code=ExitCode.INTERNAL, trace=traceback.format_exc())
-    pipe.send(("done", outcome))
+        return ModelError(what=what, fix=fix, exit_code=ExitCode.INTERNAL, trace=traceback.format_exc())
 
 
 class Remote:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgeq.core.config import DataConfig, GateOptions, Job
+from edgeq.core.config import DataConfig, DeviceConfig, GateOptions, Job
 from edgeq.core.errors import EnvironmentProblem, ExitCode
 from edgeq.core.results.report import ModelError
 from edgeq.core.targets import load_target
+from edgeq.deliver.ota.keys import new_keys
 from edgeq.pipeline import cluster
-from edgeq.pipeline.cache import machine_facts
-from edgeq.pipeline.cluster import Fleet, probe_worker
+from edgeq.pipeline.cache import job_facts, machine_facts, unit_key
+from edgeq.pipeline.cluster import Entry, Fleet, probe_worker
 from edgeq.pipeline.plan import BuildUnit, Plan
+from edgeq.pipeline.tracking import current_state
 from edgeq.pipeline.workers import Order
 
 X86 = load_target("linux-x86_64-x86")
 ORT = load_target("linux-x86_64-ort")
 CUDA = load_target("linux-x86_64-cuda")
+PHONE = load_target("android-arm64-xnnpack")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,8 @@ def facts() -> dict[str, Any]:
 
 def fleet_of(*workers: dict[str, Any]) -> Fleet:
     fleet = Fleet.__new__(Fleet)
-    fleet.machine = machine_facts()
+    fleet._machine = machine_facts()
+    fleet._devices = workers[0]["devices"] if workers else {"gpu": "", "emulator": ""}
     fleet._had_workers_s = 0.0
     fleet._workers = {
         f"tcp://{number}": cluster._Worker(address=f"tcp://{number}", facts=one, slots=1, threads=1)
@@ -44,7 +50,8 @@ def fleet_of(*workers: dict[str, Any]) -> Fleet:
 def item_of(job: Job, *targets: Any) -> Any:
     units = tuple(BuildUnit(target=target, scheme="fp32", key=target.name) for target in targets)
     plan = Plan(job=job, facts={}, units=units, finished={})
-    return cluster._Item(order=Order(name="net", plan=plan, work=Path()), plan=plan)
+    order = Order(name="net", plan=plan, work=Path())
+    return cluster._Item(order=order, plan=plan, needs=cluster._needs(plan), is_timed=cluster._limits_times(job))
 
 
 def test_a_worker_like_this_machine_builds(facts: dict[str, Any]) -> None:
@@ -91,13 +98,102 @@ def test_a_part_goes_to_the_idlest_worker_that_has_what_it_needs(facts: dict[str
 
 
 def test_what_no_worker_has_is_an_error_of_that_model(facts: dict[str, Any]) -> None:
-    job = Job(source="digits", targets=(CUDA,))
-    with pytest.raises(
-        EnvironmentProblem, match=r"no worker of the cluster can build net: .* needs the GPU and driver"
+    emulated = Job(source="digits", targets=(PHONE,))
+    bare = facts | {"devices": {"gpu": "", "emulator": ""}}
+    for job, target, said in (
+        (Job(source="digits", targets=(CUDA,)), CUDA, "linux-x86_64-cuda needs a GPU, and none has it"),
+        (emulated, PHONE, "android-arm64-xnnpack needs QEMU, and none has it"),
     ):
-        fleet_of(facts | {"gpu": "H900, 12.0, 999"}).place_for(item_of(job, CUDA))
+        with pytest.raises(EnvironmentProblem, match=f"no worker of the cluster can build net: {said}"):
+            fleet_of(bare).place_for(item_of(job, target))
     with pytest.raises(EnvironmentProblem, match="all have gone"):
-        fleet_of().place_for(item_of(job, X86))
+        fleet_of().place_for(item_of(Job(source="digits", targets=(X86,)), X86))
+    on_host = dataclasses.replace(emulated, device=DeviceConfig(on="host"))
+    assert fleet_of(bare).place_for(item_of(on_host, PHONE)) is not None
+
+
+def test_a_part_goes_to_workers_with_its_device_though_this_machine_has_none(facts: dict[str, Any]) -> None:
+    bare = facts | {"devices": {"gpu": "", "emulator": ""}}
+    rich = facts | {"devices": {"gpu": "H900, 12.0, 999", "emulator": "ab" * 32}}
+    other = facts | {"devices": {"gpu": "H800, 12.0, 999", "emulator": ""}}
+    fleet = fleet_of(bare, other, rich)
+    fleet._devices = rich["devices"]
+    for target in (CUDA, PHONE):
+        placed = fleet.place_for(item_of(Job(source="digits", targets=(target,)), target))
+        assert placed is not None
+        assert placed.facts is rich
+    fleet._workers["tcp://2"].parts = 1
+    assert fleet.place_for(item_of(Job(source="digits", targets=(CUDA,)), CUDA)) is None, "it waits for that one"
+
+
+def test_the_key_of_a_unit_holds_the_devices_of_the_workers_that_build_it(facts: dict[str, Any]) -> None:
+    job = Job(source="digits", targets=(CUDA,))
+    keys = {
+        (gpu, target.name): unit_key(
+            job_facts(job, {**facts["machine"], "devices": {"gpu": gpu, "emulator": ""}}), target, "fp32"
+        )
+        for gpu in ("H900", "H800")
+        for target in (CUDA, X86)
+    }
+    assert keys["H900", CUDA.name] != keys["H800", CUDA.name]
+    assert keys["H900", X86.name] == keys["H800", X86.name] == unit_key(job_facts(job), X86, "fp32")
+
+
+class Scheduler:
+    """A client whose workers answer what they are told to."""
+
+    status = "running"
+    scheduler = SimpleNamespace(address="tcp://scheduler")
+
+    def __init__(self, workers: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        self.workers = workers
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {name: seen for name, (_, seen) in self.workers.items()}}
+
+    def run(self, _: Any, workers: list[str], **__: Any) -> dict[str, Any]:
+        return {name: self.workers[name][0] for name in workers}
+
+
+def test_what_a_worker_has_comes_from_its_resources_its_memory_and_its_devices(
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    without = {"gpu": "", "emulator": ""}
+    seen = {"nthreads": 8, "memory_limit": 0}
+    answers: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "tcp://a": (facts | {"devices": without, "memory": 64 * 10**9}, seen | {"resources": {"edgeq": 4}}),
+        "tcp://b": (facts | {"devices": without | {"gpu": "H900"}}, seen | {"memory_limit": 5 * 10**9, "resources": {"edgeq": 4}}),
+        "tcp://c": (facts | {"memory": 10**9}, seen | {"resources": {"edgeq-latency": 1, "edgeq": 4}}),
+    }
+    fleet = Fleet(Scheduler(answers), tmp_path / "out")
+    slots = {name: (worker.slots, worker.threads, worker.is_for_times) for name, worker in fleet._workers.items()}
+    assert slots == {"tcp://a": (4, 2, False), "tcp://b": (2, 4, False), "tcp://c": (1, 8, True)}
+    assert fleet.machine["devices"] == {"gpu": "H900", "emulator": facts["devices"]["emulator"]}
+    # after a part has ended with its worker, the next one is that with the most memory for it
+    job = Job(source="digits", targets=(X86,))
+    again = item_of(job, X86)
+    again.tries, again.lost = 1, ["tcp://b"]
+    placed = fleet.place_for(again)
+    assert placed is not None
+    assert placed.address == "tcp://a"
+
+
+def test_times_are_measured_in_a_slot_of_their_own_where_there_is_one(facts: dict[str, Any]) -> None:
+    fleet = fleet_of(facts, facts)
+    slot = fleet._workers["tcp://1"]
+    slot.is_for_times = True
+    plain = Job(source="digits", targets=(X86,))
+    limited = dataclasses.replace(plain, gates=GateOptions(limits=(("latency", 1.0),)))
+    assert fleet.place_for(item_of(limited, X86)) is slot
+    assert fleet.place_for(item_of(plain, X86)) is not slot
+    fleet._workers["tcp://0"].parts = 1
+    assert fleet.place_for(item_of(plain, X86)) is None, "the slot stays free"
+    slot.parts = 1
+    assert fleet.place_for(item_of(limited, X86)) is None, "one after the other"
+    del fleet._workers["tcp://0"]
+    slot.parts = 0
+    assert fleet.place_for(item_of(plain, X86)) is slot, "nobody else is there"
 
 
 def test_limited_times_are_measured_on_the_named_kind_of_worker(facts: dict[str, Any]) -> None:
@@ -128,15 +224,136 @@ def test_a_model_is_split_by_artifact_and_joined_with_the_first_error() -> None:
     assert cluster._joined(order, items, {id(items[0]): refused[0], id(items[1]): broken}, ()) == broken
 
 
-def test_paths_of_the_project_are_relative_and_hidden_files_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("net.py", "data/a.npz", "out/old.pt", ".git/config", ".env", "venv/pyvenv.cfg", "__pycache__/n.pyc"):
+KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAbcdefghijk\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with all that is not sent as it is."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "a.npz").write_text("a")
+    (outside / "w.pt").write_text("w")
+    for name in ("net.py", "data/b.npz", "out/old.pt", ".git/config", ".env", "venv/pyvenv.cfg", "__pycache__/n.pyc"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(name)
-    files = cluster._project_files(tmp_path, Path("out"))
-    assert sorted(files) == ["data/a.npz", "net.py"]
+    new_keys(Path("ci-keys"), counts={}, places={})
+    shutil.copy("ci-keys/targets-1.pem", "deploy.txt")
+    Path("ssh").write_text(KEY.replace("PRIVATE", "OPENSSH PRIVATE"))
+    Path("cloud.json").write_text('{"private_key": "' + KEY.replace("\n", "\\n") + '"}')
+    Path("about_keys.py").write_text('FORMAT = "-----BEGIN PRIVATE KEY-----"  # no key\n')
+    Path("empty").mkdir()
+    Path("latest.npz").symlink_to("data/b.npz")
+    Path("all").symlink_to(root / "data")
+    Path("mounted").symlink_to(outside)
+    Path("w.pt").symlink_to(outside / "w.pt")
+    Path("lost").symlink_to("nowhere")
+    (outside / "back").symlink_to(outside)
+    os.mkfifo("pipe")
+    return root
+
+
+def test_what_is_sent_and_of_what_only_the_name(tree: Path) -> None:
+    entries, not_sent = cluster._project_entries(tree, tree / "out")
+    assert not_sent == {
+        ".env": "hidden",
+        ".git": "hidden",
+        "out": "the output folder",
+        "venv": "a virtual environment",
+        "__pycache__": "__pycache__ is no source",
+        "ci-keys": "a folder of `edgeq keys`",
+        "pipe": "not a file",
+        "mounted/back": "its link leads back to a folder around it",
+        **dict.fromkeys(("deploy.txt", "ssh", "cloud.json"), cluster._HAS_KEY),
+    }
+    kinds = {name: entry.kind for name, entry in entries.items()}
+    assert {name for name, kind in kinds.items() if kind == "file"} == {
+        "net.py",
+        "about_keys.py",
+        "data/b.npz",
+        "w.pt",
+        "mounted/w.pt",
+        "mounted/deep/a.npz",
+    }
+    assert {name: entries[name].content for name, kind in kinds.items() if kind == "link"} == {
+        "latest.npz": "data/b.npz",
+        "all": "data",
+        "lost": "nowhere",
+    }
+    assert {name for name, kind in kinds.items() if kind == "name"} == {
+        ".env",
+        "pipe",
+        "deploy.txt",
+        "ssh",
+        "cloud.json",
+    }
+
+
+def send(tree: Path, folder: Path, entries: dict[str, Any]) -> Path:
+    """Lay a project out as on a worker, and return where it is."""
+    worker = SimpleNamespace(local_directory=str(folder))
+    files = {entry.content: name for name, entry in entries.items() if entry.kind == "file"}
+    for sha256 in cluster.missing_files(sorted(files), worker):
+        cluster.take_chunk(sha256, 0, (tree / files[sha256]).read_bytes(), is_last=True, dask_worker=worker)
+    for _ in range(2):
+        cluster.lay_out("abc", tree.name, entries, worker)
+    return folder / "edgeq" / "abc" / tree.name
+
+
+def test_a_worker_has_the_same_names_links_and_files(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, _ = cluster._project_entries(tree, tree / "out")
+    place = send(tree, tmp_path / "worker", entries)
+    names = [
+        *("names:.", "names:data", "names:all", "names:empty", "names:mounted/deep", "file:net.py", "file:mounted/w.pt"),
+        *("file:latest.npz", "kind:.git", "kind:.env", "kind:out", "kind:latest.npz", "real:latest.npz", "kind:lost"),
+        *("shape:net.py", "shape:data", "modules:.", "modules:data", "shape:mounted/deep/a.npz"),
+    ]
+    here = {name: current_state(name) for name in names}
+    monkeypatch.chdir(place)
+    there = {name: current_state(name) for name in names}
+    stays = {name: current_state(name) for name in ("file:.env", "names:.git", "names:out", "file:deploy.txt", "shape:.env")}
+    monkeypatch.chdir(tree)
+    assert there == here
+    assert cluster._different({**there, **stays, "host:name": "x", "modules:/elsewhere": "x"}) == [*stays, "host:name"]
+    # nothing of a secret is there, and what is there is its owner's alone
+    assert not any(
+        secret in path.read_bytes()
+        for path in (tmp_path / "worker").rglob("*")
+        if path.is_file()
+        for secret in (b"PRIVATE KEY-----\n", b"PRIVATE KEY-----\\n", b".git/config", b".env")
+    )
+    for path in ((tmp_path / "worker" / "edgeq"), (tmp_path / "worker" / "edgeq" / "files")):
+        assert path.stat().st_mode & 0o077 == 0
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "worker" / "edgeq" / "files").iterdir()} == {0}
+
+
+def test_what_differs_is_named_with_the_reason(tree: Path, facts: dict[str, Any]) -> None:
+    fleet = fleet_of(facts)
+    _, fleet._not_sent = cluster._project_entries(tree, tree / "out")
+    said = [fleet.named(name) for name in ("file:.git/config", "names:.", "env:HOME", "host:name", "file:deploy.txt")]
+    assert said == [
+        ".git/config (not sent: hidden)",
+        "the project's folder",
+        "the variable HOME",
+        "the name of the machine",
+        "deploy.txt (not sent: it holds a private key)",
+    ]
+    fleet._left_out = ["tcp://b has torch 1.0, and this machine has torch 2.0"]
+    assert fleet.warnings == [
+        "a worker of the cluster was left out: tcp://b has torch 1.0, and this machine has torch 2.0",
+        "cloud.json holds a private key, and was not sent to the workers",
+        "deploy.txt holds a private key, and was not sent to the workers",
+        "ssh holds a private key, and was not sent to the workers",
+    ]
+
+
+def test_options_name_paths_of_the_project_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     data = DataConfig(calibration=f"{tmp_path}/data", labels=tmp_path / "labels.txt")
     job = Job(source=f"{tmp_path}/net.py:model", targets=(X86,), data=data, weights="/elsewhere/w.pt")
     moved = cluster._relative_paths(job)
@@ -156,7 +373,8 @@ def test_files_arrive_in_pieces_and_whole_or_not_at_all(tmp_path: Path) -> None:
     cluster.take_chunk(sha256, 0, b"abc", is_last=False, dask_worker=worker)
     cluster.take_chunk(sha256, 3, b"def", is_last=True, dask_worker=worker)
     assert cluster.missing_files([sha256], worker) == []
-    for _ in range(2):
-        cluster.lay_out("project", {"deep/er/net.py": (sha256, 0o644, 10**18)}, worker)
-    laid = tmp_path / "edgeq" / "project" / "deep" / "er" / "net.py"
+    entries = {"deep": Entry("folder", mode=0o500), "deep/net.py": Entry("file", sha256, 0o640, 10**18)}
+    cluster.lay_out("project", "root", entries, worker)
+    laid = tmp_path / "edgeq" / "project" / "root" / "deep" / "net.py"
     assert (laid.read_bytes(), laid.stat().st_mtime_ns) == (b"abcdef", 10**18)
+    assert (laid.stat().st_mode & 0o777, laid.parent.stat().st_mode & 0o777) == (0o640, 0o700)

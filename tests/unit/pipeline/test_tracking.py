@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeq.core.files import sha256_file
+from edgeq.core.files import sha256_bytes, sha256_file
 from edgeq.pipeline.tracking import Recorder, current_state, recording
 
 
@@ -230,3 +232,56 @@ def test_an_event_of_another_kind_is_passed_over() -> None:
     recorder.record("os.listdir", (None,))
     assert recorder.opened == set()
     assert recorder.listed == {str(Path.cwd())}
+
+
+@pytest.mark.parametrize(
+    ("is_read", "look"),
+    [
+        (True, lambda: socket.gethostname()),
+        (True, lambda: socket.getfqdn()),
+        (True, lambda: platform.node()),
+        (True, lambda: platform.uname().node),
+        (True, lambda: os.uname().nodename),
+        (True, lambda: os.uname()[1]),
+        (True, lambda: [*os.uname()]),
+        (True, lambda: str(os.uname()[:2])),
+        (True, lambda: Path("/proc/sys/kernel/hostname").read_text()),
+        (False, lambda: (platform.system(), platform.machine(), platform.platform(), platform.python_version())),
+        (False, lambda: (os.uname().sysname, os.uname().machine, os.uname()[4], os.uname().release)),
+        (False, lambda: importlib.import_module("sysconfig").get_platform()),
+    ],
+)
+@pytest.mark.parametrize("is_asked_before", [False, True])
+def test_the_name_of_the_machine_counts_where_it_is_read(
+    data: Path, is_read: bool, look: Callable[[], object], is_asked_before: bool
+) -> None:
+    if is_asked_before:  # platform keeps the answer
+        platform.node()
+    here = os.uname().nodename
+    found = opened(look)
+    assert found.get("host:name") == (sha256_bytes(here.encode()) if is_read else None)
+    assert os.uname().nodename == here, "the functions are as before"
+
+
+def test_a_module_that_read_the_name_of_the_machine_counts_in_the_next_run_too(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(data)
+    (data / "naming_module.py").write_text("from socket import gethostname\n\nNAME = gethostname()\n")
+    for _ in range(2):
+        with recording() as recorder:
+            importlib.import_module("naming_module")
+            assert "host:name" in (recorder.dependencies() or {})
+    del sys.modules["naming_module"]
+
+
+def test_what_was_looked_at_is_known_after_an_error_and_over_several_recordings(data: Path) -> None:
+    from edgeq.pipeline.tracking import looked_at
+
+    with recording():
+        Path("plain.txt").read_text()
+    with pytest.raises(FileNotFoundError), recording():
+        Path("missing.txt").read_text()
+    found = looked_at()
+    assert found[f"file:{data}/plain.txt"] == sha256_file(data / "plain.txt")
+    assert found[f"file:{data}/missing.txt"] == ""

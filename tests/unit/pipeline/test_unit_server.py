@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +43,8 @@ def measure_and_stay(pid: int, folder: str) -> None:
 def test_others_stop_while_one_measures_and_wake_when_it_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit_server, "_folder", lambda: tmp_path / "units")
     context = multiprocessing.get_context("spawn")
+    with unit_server._locked(fcntl.LOCK_SH):
+        pass  # the folder is there
     units = [context.Process(target=time.sleep, args=(600,)) for _ in range(2)]
     for unit in units:
         unit.start()
@@ -80,3 +86,99 @@ def test_a_number_that_another_program_has_now_is_left_alone(tmp_path: Path, mon
     (tmp_path / "4194304.unit").touch()  # beyond any process
     assert list(unit_server._Machine(1)._others()) == []
     assert not (tmp_path / "4194304.unit").exists()
+
+
+def hold_and_tell(folder: str, pipe: Connection) -> None:
+    unit_server._folder = lambda: Path(folder)
+    pipe.send("started")
+    with unit_server._locked(fcntl.LOCK_EX):
+        pipe.send("locked")
+        pipe.recv()
+    pipe.send("released")
+
+
+def test_the_lock_holds_though_its_file_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what cleans /tmp does: who waited for the file of old must not measure beside who made a new one."""
+    monkeypatch.setattr(unit_server, "_folder", lambda: tmp_path / "units")
+    context = multiprocessing.get_context("spawn")  # a fork would hold the lock too
+    here, there = context.Pipe()
+    waiting = context.Process(target=hold_and_tell, args=(str(tmp_path / "units"), there))
+    with unit_server._locked(fcntl.LOCK_EX):
+        waiting.start()
+        assert here.recv() == "started"
+        assert not here.poll(0.5)
+        (tmp_path / "units" / "measuring").unlink()
+        with unit_server._locked(fcntl.LOCK_EX):
+            pass
+    assert here.recv() == "locked"
+    with pytest.raises(BlockingIOError), unit_server._locked(fcntl.LOCK_SH | fcntl.LOCK_NB):
+        pass
+    here.send("go on")
+    assert here.recv() == "released"
+    waiting.join()
+
+
+def test_a_folder_that_another_user_may_have_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "units"
+    monkeypatch.setattr(unit_server, "_folder", lambda: place)
+    (tmp_path / "mine").mkdir(mode=0o700)
+    place.symlink_to(tmp_path / "mine")
+    with pytest.raises(NotADirectoryError), unit_server._locked(fcntl.LOCK_SH):
+        pass
+    place.unlink()
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written to by another user"), unit_server._locked(fcntl.LOCK_SH):
+        pass
+    assert list(place.iterdir()) == []
+
+
+def test_a_unit_starts_only_when_none_measures_and_can_then_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its start and its registration nobody may begin to measure."""
+    monkeypatch.setattr(unit_server, "_folder", lambda: tmp_path / "units")
+    seen: list[str] = []
+
+    class Context:
+        Pipe = staticmethod(multiprocessing.Pipe)
+
+        def set_forkserver_preload(self, _: object) -> None:
+            pass
+
+        class Process:
+            pid, exitcode = os.getpid(), 0
+
+            def __init__(self, args: tuple[Connection, object], **_: object) -> None:
+                self.pipe = args[0]
+
+            def start(self) -> None:
+                try:
+                    with unit_server._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        seen.append("measured before it could be stopped")
+                except BlockingIOError:
+                    seen.append("locked")
+                self.pipe.send(("done", "made"))
+
+            def join(self) -> None:
+                pass
+
+    monkeypatch.setattr(unit_server.multiprocessing, "get_context", lambda _: Context())
+    touch = Path.touch
+
+    def registered(self: Path) -> None:
+        with pytest.raises(BlockingIOError), unit_server._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            pass
+        seen.append("registered")
+        touch(self)
+
+    monkeypatch.setattr(Path, "touch", registered)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(SimpleNamespace(name="net"))
+    thread = threading.Thread(target=unit_server.serve, args=(os.dup(theirs.fileno()),))
+    thread.start()
+    assert ours.recv() == ("done", "made")
+    theirs.close()
+    ours.close()
+    thread.join(timeout=10)
+    assert seen == ["locked", "registered"]

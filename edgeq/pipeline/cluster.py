@@ -44,10 +44,10 @@ from edgeq.core.targets import NPU
 from edgeq.core.units import counted
 from edgeq.deliver.ota import keys
 from edgeq.pipeline.cache import device_facts, machine_facts, stored
+from edgeq.pipeline.parts import Made, Part
 from edgeq.pipeline.plan import BuildUnit, Finished, Plan, group_by_artifact
 from edgeq.pipeline.portable import at, bound, portable, relative
 from edgeq.pipeline.tracking import current_state
-from edgeq.pipeline.unit_server import Made, Part
 from edgeq.pipeline.workers import MEMORY_BYTES, Order, Outcome
 from edgeq.verify.children import calm_openmp
 from edgeq.verify.emulate.support import wants_emulation
@@ -182,25 +182,27 @@ def run_part(part: Part, topic: str) -> dict[str, Any]:
     with _unit_servers.borrowed(folder) as server:
         work = Path(tempfile.mkdtemp(prefix="edgeq-part-", dir=folder))
         try:
-            server.pipe.send(dataclasses.replace(part, project=folder / part.project, work=work))
             outcome: Made | ModelError | None = None
-            while True:
-                if not server.pipe.poll(_POLL_S):
-                    state = worker.state.tasks.get(key)
-                    if state is None or state.state != "executing":  # the client has gone, or does not want it
-                        server.close()
-                        return {"outcome": None}
-                    continue
-                try:
+            try:
+                server.pipe.send(dataclasses.replace(part, project=folder / part.project, work=work))
+                while outcome is None:
+                    if not server.pipe.poll(_POLL_S):
+                        state = worker.state.tasks.get(key)
+                        # the client has gone, or does not want it
+                        if state is None or state.state != "executing":
+                            server.close()
+                            return {"outcome": None}
+                        continue
                     message = server.pipe.recv()
-                except (EOFError, ConnectionResetError):
-                    what = f"the process beside the worker ended while it built {part.name}"
-                    outcome = ModelError(what=what, fix="see the worker's log", exit_code=ExitCode.ENVIRONMENT)
-                    break
-                if message[0] == "done":
-                    outcome = message[1]
-                    break
-                worker.log_event(topic, (key, message))
+                    if message[0] == "done":
+                        outcome = message[1]
+                    else:
+                        worker.log_event(topic, (key, message))
+            except (EOFError, ConnectionResetError, BrokenPipeError):
+                last = server.log()[-1:]
+                what = f"the process beside the worker ended while it built {part.name}"
+                what += f"; the last line of its log: {last[0][:200]}" if last else ""
+                outcome = ModelError(what=what, fix="see the worker's log", exit_code=ExitCode.ENVIRONMENT)
             return {"outcome": outcome, "bundles": _bundles(outcome), "log": server.log()}
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -638,7 +640,7 @@ class _ClusterRun:
                         self._take(future, item)
                     elif item.worker is not None and not self._fleet.is_here(item.worker):
                         future.cancel(force=True)
-                        self._lose(future, item)
+                        self._lose(future, item, "it ended while it built")
             except OSError:  # the scheduler may have gone in the middle; the next round knows
                 time.sleep(_POLL_S)
         return None
@@ -680,9 +682,10 @@ class _ClusterRun:
     def _take(self, future: Any, item: _Item) -> None:
         """Take a part's result."""
         if future.status != "finished":  # its worker died, or could not run it at all
+            why = "it ended while it built"
             if future.status == "error":
-                item.log.append(first_line(future.exception()))
-            self._lose(future, item)
+                why = f"it could not build: {first_line(future.exception())}"
+            self._lose(future, item, why)
             return
         result = future.result()
         self._forget(future, item)
@@ -730,9 +733,7 @@ class _ClusterRun:
         )
         return ModelError(what=what, fix=fix, exit_code=ExitCode.USAGE, trace=error.trace if error else "")
 
-    def _received(
-        self, item: _Item, made: Made, bundles: Mapping[str, Mapping[str, bytes]]
-    ) -> Plan | ModelError:
+    def _received(self, item: _Item, made: Made, bundles: Mapping[str, Mapping[str, bytes]]) -> Plan | ModelError:
         """Write a part's bundles into the work folder, check them, and keep them in the caches."""
         different = _different(made.looked_at)
         if different:
@@ -758,13 +759,13 @@ class _ClusterRun:
         whole: Plan = dataclasses.replace(plan, finished=finished, facts=item.plan.facts)
         return whole
 
-    def _lose(self, future: Any, item: _Item) -> None:
+    def _lose(self, future: Any, item: _Item, why: str) -> None:
         """Note that a part went with its worker, and give it to another one, or up."""
         worker = item.worker
         self._forget(future, item)
         if worker is not None:
             item.lost.append(worker.address)
-            item.why = "it ended while it built"
+            item.why = why
         self._try_again(item)
 
     def _try_again(self, item: _Item) -> None:

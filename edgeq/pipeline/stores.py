@@ -241,9 +241,7 @@ class Store:
             with contextlib.suppress(FileExistsError, FileNotFoundError):  # another run was faster
                 self._put(f"{root}/{key}/{name}.json", entry, instead_of=instead_of, is_new=instead_of is None)
 
-    def _put(
-        self, place: str, source: Path | bytes, *, instead_of: Held | None = None, is_new: bool = False
-    ) -> None:
+    def _put(self, place: str, source: Path | bytes, *, instead_of: Held | None = None, is_new: bool = False) -> None:
         """Write a file so that readers see the whole of it or nothing.
 
         Raises:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,17 @@ def most_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // MEMORY_BYTES))
 
 
+def fork_server() -> ForkServerContext:
+    """Return what forks processes from one that has imported torch."""
+    # put its sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is
+    if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
+        with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
+            multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
+
+
 class _Floor:
     """The workers of one run."""
 
@@ -97,12 +109,7 @@ class _Floor:
         if self._most > 1:
             # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        # put the fork server's sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is
-        if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
-            with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
-                multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOADED])
+        self._context = fork_server()
 
     @property
     def is_done(self) -> bool:

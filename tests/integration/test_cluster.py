@@ -70,15 +70,58 @@ def always():
 """
 
 
+# code that looks around: links, names, its own place, and what its folder has
+LOOKING = """
+from pathlib import Path
+
+import numpy as np
+from quarters import example_inputs, model as plain
+
+HERE = Path(__file__).resolve()
+
+
+def model():
+    net = plain()
+    for path in sorted(HERE.parent.glob("*.txt")) + sorted(Path("linked").iterdir()):
+        if path.name != "notes.md" and not path.name.startswith("."):
+            net.head.bias.data += float(np.loadtxt(path))
+    return net
+"""
+HIDDEN = """
+from pathlib import Path
+
+from quarters import example_inputs, model as plain
+
+
+def model():
+    net = plain()
+    net.head.bias.data += float(Path(".gain").read_text())
+    return net
+"""
+NAMED = """
+import socket
+
+from quarters import example_inputs, model as plain
+
+
+def model():
+    net = plain()
+    net.head.bias.data += len(socket.gethostname())
+    return net
+"""
+
+
 @contextlib.contextmanager
-def local_cluster(place: Path, workers: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start a cluster; its workers have a cache of their own."""
+def local_cluster(
+    place: Path, workers: Path, *within: str, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start a cluster; its workers have a cache of their own. `within` is a command that starts it."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("local_cluster.py")), str(workers)],
+        [*within, sys.executable, str(Path(__file__).with_name("local_cluster.py")), str(workers)],
         stdout=subprocess.PIPE,
         stderr=(place / "log").open("wb"),
         text=True,
-        env={**os.environ, "EDGEQ_CACHE_DIR": str(place / "cache")},
+        env={**os.environ, "EDGEQ_CACHE_DIR": str(place / "cache"), **variables},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -122,7 +165,7 @@ def test_a_cluster_gives_the_digests_of_one_machine_and_judges_times_on_one_kind
     write(project, GOOD, LARGE)
     remote = finish(start("build", "--cluster", scheduler[0], "-o", "remote", "--json"))
     document = json.loads(remote.out)
-    assert remote.code == 4, document
+    assert remote.code == 4, document["models"][0]["error"]
     assert [row["cached"] for model in document["models"] for row in model["rows"]] == [False] * 3
     assert processor_name() in document["models"][0]["rows"][0]["verified"]["timing"]["cpu"]
     local = finish(start("build", "-o", "local", "--json", EDGEQ_CACHE_DIR=str(project.root.parent / "other")))
@@ -212,6 +255,46 @@ def test_a_coordinator_that_ends_leaves_no_unit_on_the_workers(
         assert not project.out.exists()
     else:
         shutil.rmtree(project.out)  # the work folder, which the next run would remove
+
+
+def test_workers_on_another_machine_see_what_this_one_has_or_the_model_is_refused(
+    project: Project, tmp_path: Path
+) -> None:
+    """The workers have another host name, and none of this machine's folders of the project."""
+    if subprocess.run(["unshare", "--mount", "--uts", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces can be made here")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "b.txt").write_text("2")
+    (project.root / "linked").symlink_to(outside)
+    (project.root / "a.txt").write_text("1")
+    (project.root / ".gain").write_text("3")
+    (project.root / "empty").mkdir()
+    for name, text in (("looking", LOOKING), ("hidden", HIDDEN), ("named", NAMED)):
+        (project.root / f"{name}.py").write_text(text)
+    model = '[[model]]\nname = "{0}"\nsource = "{0}.py:model"\ntargets = ["' + X86 + '"]\n'
+    write(project, *(model.format(name) for name in ("looking", "hidden", "named")))
+    script = (
+        f"hostname another && mount -t tmpfs tmpfs {outside} && mount -t tmpfs tmpfs {project.root}"
+        ' && cd /tmp && exec "$@"'
+    )
+    (tmp_path / "cluster").mkdir()
+    within = ("unshare", "--mount", "--uts", "sh", "-c", script, "sh")
+    with local_cluster(tmp_path / "cluster", project.root / "workers", *within) as (address, _):
+        remote = finish(start("build", "--cluster", address, "--json"))
+    looking, hidden, named = json.loads(remote.out)["models"]
+    assert (looking["error"], looking["exit_code"]) == (None, 0), remote.err
+    assert (hidden["exit_code"], named["exit_code"], remote.code) == (2, 2, 2)
+    what = hidden["error"]["what"]
+    assert "hidden read what differs between this machine and its worker: .gain (not sent: hidden); there it f" in what
+    assert (
+        named["error"]["what"] == "named read what differs between this machine and its worker: the name of the machine"
+    )
+    # the same digest here, from the cache and without it
+    for args, cached in (((), True), (("--no-cache",), False)):
+        local = json.loads(finish(start("build", "looking", "--json", *args)).out)
+        (row,) = local["models"][0]["rows"]
+        assert (row["cached"], row["digest"]) == (cached, looking["rows"][0]["digest"])
 
 
 def test_a_scheduler_that_dies_in_the_middle(project: Project, scheduler: tuple[str, subprocess.Popen[str]]) -> None:

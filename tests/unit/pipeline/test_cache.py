@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from edgeq.core.config import DataConfig, GateOptions, Job
+from edgeq.core.files import sha256_bytes
 from edgeq.core.targets import load_target
 from edgeq.pipeline.cache import cache_info, clear_cache, job_facts, look_up, unit_key
 from edgeq.pipeline.plan import COMPARED
 from edgeq.pipeline.portable import portable
+from edgeq.pipeline.tracking import current_state
 
 TARGET = load_target("linux-x86_64-x86")
 
@@ -160,7 +162,7 @@ def test_a_project_that_names_its_own_folder_keeps_absolute_paths(
     Path(name).write_text("nothing")
     assert portable(looked_at, str(tmp_path)) == {f"file:{name}": "1", "kind:.": "2", "file:/etc/hosts": "3"}
     Path(name).write_text(text.format(root=tmp_path, name=tmp_path.name))
-    assert portable(looked_at, str(tmp_path)) == looked_at
+    assert portable(looked_at, str(tmp_path)) == {**looked_at, "place:project": sha256_bytes(str(tmp_path).encode())}
 
 
 @pytest.mark.parametrize("value", ["{root}/data", "{parent}", "{parent}/"])
@@ -171,7 +173,20 @@ def test_a_variable_that_leads_to_the_project_keeps_absolute_paths(
     monkeypatch.setenv("EDGEQ_TEST_DATA", "/elsewhere")
     assert portable(looked_at, str(tmp_path)) != looked_at
     monkeypatch.setenv("EDGEQ_TEST_DATA", value.format(root=tmp_path, parent=tmp_path.parent))
-    assert portable(looked_at, str(tmp_path)) == looked_at
+    assert portable(looked_at, str(tmp_path)) == {**looked_at, "place:project": sha256_bytes(str(tmp_path).encode())}
+
+
+def test_what_is_bound_to_a_folder_is_current_in_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its absolute paths are as they were, but the code in another checkout may be another."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(f"ROOT = '{tmp_path}/a'")
+    monkeypatch.chdir(tmp_path / "a")
+    path = f"file:{tmp_path}/a/net.py"
+    found = portable({path: current_state(path)}, str(tmp_path / "a"))
+    assert all(current_state(name) == state for name, state in found.items())
+    monkeypatch.chdir(tmp_path / "b")
+    assert {name: current_state(name) == state for name, state in found.items()} == {path: True, "place:project": False}
 
 
 def test_a_folder_called_like_the_demo_model_is_not_its_source(job: Job) -> None:

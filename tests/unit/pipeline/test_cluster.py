@@ -163,7 +163,10 @@ def test_what_a_worker_has_comes_from_its_resources_its_memory_and_its_devices(
     seen = {"nthreads": 8, "memory_limit": 0}
     answers: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "tcp://a": (facts | {"devices": without, "memory": 64 * 10**9}, seen | {"resources": {"edgeq": 4}}),
-        "tcp://b": (facts | {"devices": without | {"gpu": "H900"}}, seen | {"memory_limit": 5 * 10**9, "resources": {"edgeq": 4}}),
+        "tcp://b": (
+            facts | {"devices": without | {"gpu": "H900"}},
+            seen | {"memory_limit": 5 * 10**9, "resources": {"edgeq": 4}},
+        ),
         "tcp://c": (facts | {"memory": 10**9}, seen | {"resources": {"edgeq-latency": 1, "edgeq": 4}}),
     }
     fleet = Fleet(Scheduler(answers), tmp_path / "out")
@@ -309,14 +312,24 @@ def test_a_worker_has_the_same_names_links_and_files(
     entries, _ = cluster._project_entries(tree, tree / "out")
     place = send(tree, tmp_path / "worker", entries)
     names = [
-        *("names:.", "names:data", "names:all", "names:empty", "names:mounted/deep", "file:net.py", "file:mounted/w.pt"),
+        *(
+            "names:.",
+            "names:data",
+            "names:all",
+            "names:empty",
+            "names:mounted/deep",
+            "file:net.py",
+            "file:mounted/w.pt",
+        ),
         *("file:latest.npz", "kind:.git", "kind:.env", "kind:out", "kind:latest.npz", "real:latest.npz", "kind:lost"),
         *("shape:net.py", "shape:data", "modules:.", "modules:data", "shape:mounted/deep/a.npz"),
     ]
     here = {name: current_state(name) for name in names}
     monkeypatch.chdir(place)
     there = {name: current_state(name) for name in names}
-    stays = {name: current_state(name) for name in ("file:.env", "names:.git", "names:out", "file:deploy.txt", "shape:.env")}
+    stays = {
+        name: current_state(name) for name in ("file:.env", "names:.git", "names:out", "file:deploy.txt", "shape:.env")
+    }
     monkeypatch.chdir(tree)
     assert there == here
     assert cluster._different({**there, **stays, "host:name": "x", "modules:/elsewhere": "x"}) == [*stays, "host:name"]

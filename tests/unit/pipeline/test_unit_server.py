@@ -143,9 +143,6 @@ def test_a_unit_starts_only_when_none_measures_and_can_then_be_stopped(
     class Context:
         Pipe = staticmethod(multiprocessing.Pipe)
 
-        def set_forkserver_preload(self, _: object) -> None:
-            pass
-
         class Process:
             pid, exitcode = os.getpid(), 0
 
@@ -163,7 +160,7 @@ def test_a_unit_starts_only_when_none_measures_and_can_then_be_stopped(
             def join(self) -> None:
                 pass
 
-    monkeypatch.setattr(unit_server.multiprocessing, "get_context", lambda _: Context())
+    monkeypatch.setattr(unit_server, "fork_server", Context)
     touch = Path.touch
 
     def registered(self: Path) -> None:

@@ -82,7 +82,7 @@ def halve(cache: Path) -> None:
 
 
 def sleep_part(seconds: float) -> dict[str, Any]:
-    from edgeq.pipeline.parts import Made
+    from edgeq.pipeline.plan import Made
 
     time.sleep(seconds)
     return {"outcome": Made(outcome=None), "bundles": {}}

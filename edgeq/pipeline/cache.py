@@ -414,7 +414,8 @@ def dependencies_of(key: str, build: BuildConfig) -> dict[str, str] | None:
 def _valid(key: str, build: BuildConfig | None) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the trusted entries whose dependencies are as they were; a torn or tampered one is removed.
 
-    Nothing of an entry that came from a shared cache is used before its signature is checked. Those of this kind of machine come first: a limit may be on their times.
+    Nothing of an entry that came from a shared cache is used before its signature is checked. Those of this kind of
+    machine come first: a limit may be on their times.
     """
     found = []
     for entry in _entries(key):
@@ -524,7 +525,7 @@ def _described(
         dependencies: what the user's code looked at.
         archive: the ZIP that a shared cache has of the bundle.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "key": key,
         "digest": row.digest,
         "reports": _reports(row.path),

@@ -44,8 +44,7 @@ from edgeq.core.targets import NPU
 from edgeq.core.units import counted
 from edgeq.deliver.ota import keys
 from edgeq.pipeline.cache import device_facts, machine_facts, stored
-from edgeq.pipeline.parts import Made, Part
-from edgeq.pipeline.plan import BuildUnit, Finished, Plan, group_by_artifact
+from edgeq.pipeline.plan import BuildUnit, Finished, Made, Part, Plan, group_by_artifact
 from edgeq.pipeline.portable import at, bound, portable, relative
 from edgeq.pipeline.tracking import current_state
 from edgeq.pipeline.workers import MEMORY_BYTES, Order, Outcome
@@ -127,7 +126,7 @@ class Entry(NamedTuple):
     """A name in the project's folder, as a worker makes it.
 
     Attributes:
-        kind: a file with its content, a folder, a link, or a file of which only the name is sent.
+        kind: a file with its content, a folder, a link, or a file that is sent as its name only.
         content: the hash of a file, or where a link leads to.
     """
 
@@ -351,12 +350,7 @@ class _Item:
 
 
 class Fleet:
-    """The workers of a cluster that build alike, and the project's files on them.
-
-    Attributes:
-        machine: the facts that their results depend on, with the devices that they have.
-        warnings: which workers are left out, which files are not sent, and why.
-    """
+    """The workers of a cluster that build alike, and the project's files on them."""
 
     def __init__(self, client: Any, out: Path) -> None:
         """Look at the workers.
@@ -384,10 +378,12 @@ class Fleet:
 
     @property
     def machine(self) -> Mapping[str, Any]:
+        """What results depend on, as `cache.job_facts` takes it."""
         return {**self._machine, "devices": self._devices}
 
     @property
     def warnings(self) -> list[str]:
+        """Which workers are left out, and which files are not sent though they may be sources."""
         keys = [name for name, why in self._not_sent.items() if why == _HAS_KEY]
         return [
             *(f"a worker of the cluster was left out: {why}" for why in self._left_out),
@@ -752,7 +748,7 @@ class _ClusterRun:
             if entry is None:
                 finished[key] = (row, data)
                 continue
-            root = os.getcwd()
+            root = str(Path.cwd())
             absolute = at(entry.dependencies, root)
             dependencies = bound(absolute, root) if entry.is_bound else portable(absolute, root)
             finished |= stored({key: (row, data)}, dependencies, item.order.plan.job.build)
@@ -832,7 +828,7 @@ def _parts(plan: Plan, *, split: bool) -> list[Plan]:
     missing = plan.missing
     groups: list[Sequence[BuildUnit]] = list(group_by_artifact(missing).values()) if split else [missing]
     # shared caches, and the keys for them, are the coordinator's, which has asked them
-    build = BuildConfig(cache_trust=(keys.NOBODY,) if plan.job.build.cache_trust else ())
+    build = BuildConfig(cache_trust=(keys.NO_KEY,) if plan.job.build.cache_trust else ())
     job = dataclasses.replace(_relative_paths(plan.job), build=build)
     return [dataclasses.replace(plan, job=job, units=tuple(group), finished={}, refused={}) for group in groups]
 
@@ -886,7 +882,7 @@ def _different(looked_at: Mapping[str, str]) -> list[str]:
     found = []
     for name, state in looked_at.items():
         kind, _, rest = name.partition(":")
-        is_compared = kind in _COMPARED or (kind == "modules" and not os.path.isabs(rest))
+        is_compared = kind in _COMPARED or (kind == "modules" and not Path(rest).is_absolute())
         if is_compared and current_state(name) != state:
             found.append(name)
     return found
@@ -925,7 +921,7 @@ _HAS_KEY = "it holds a private key"
 
 
 def _project_entries(root: Path, out: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return what of the project's folder a worker makes, by names, and why of some only the name is sent.
+    """Return what a worker makes of the project's folder, by names, and why some are sent as names only.
 
     A link within the project stays a link; what others lead to is sent in their place.
     """
@@ -936,33 +932,45 @@ def _project_entries(root: Path, out: Path) -> tuple[dict[str, Entry], dict[str,
     def add(folder: Path, prefix: str, above: tuple[str, ...]) -> None:
         for path in sorted(folder.iterdir()):
             name, real = f"{prefix}{path.name}", os.path.realpath(path)
+            is_inside = f"{real}/".startswith(f"{real_root}/")
+            is_link = path.is_symlink() and (is_inside or not path.exists())
             why = _why_not_sent(path, real == real_out)
-            if not why and path.is_symlink() and (f"{real}/".startswith(f"{real_root}/") or not path.exists()):
-                leads = os.readlink(path)
-                if os.path.isabs(leads) and path.exists():
-                    leads = os.path.relpath(real, os.path.realpath(folder))
-                entries[name] = Entry("link", leads)
-            elif path.is_dir():
-                entries[name] = Entry("folder", mode=path.stat().st_mode & 0o777)
-                if not why and real in above:
-                    why = "its link leads back to a folder around it"
-                if not why:
-                    add(path, f"{name}/", (*above, real))
-            elif not why:
-                try:
-                    facts, content = path.stat(), _content(path)
-                except OSError as err:
-                    why = err.strerror or "it cannot be read"
-                else:
-                    why = "" if content else _HAS_KEY
-                    entries[name] = Entry("file", content, facts.st_mode & 0o777, facts.st_mtime_ns)
+            if not is_link and real in above:
+                why = why or "its link leads back to a folder around it"
+            entries[name], why = _entry(path, is_link=is_link, why=why)
             if why:
                 not_sent[name] = why
-                if entries.get(name, Entry("name")).kind != "folder":
-                    entries[name] = Entry("name")
+            elif entries[name].kind == "folder":
+                add(path, f"{name}/", (*above, real))
 
     add(root, "", (real_root,))
     return entries, not_sent
+
+
+def _entry(path: Path, *, is_link: bool, why: str) -> tuple[Entry, str]:
+    """Return what a worker makes of a path, and why it is only the name; "" where it is the whole.
+
+    Args:
+        path: in the project.
+        is_link: whether it stays a link.
+        why: as it is returned; a reason that is known.
+    """
+    if path.is_dir() and (why or not is_link):
+        return Entry("folder", mode=path.stat().st_mode & 0o777), why
+    if why:
+        return Entry("name"), why
+    if is_link:
+        leads = path.readlink()
+        if leads.is_absolute() and path.exists():
+            leads = Path(os.path.relpath(path.resolve(), path.parent.resolve()))
+        return Entry("link", str(leads)), ""
+    try:
+        facts, content = path.stat(), _content(path)
+    except OSError as err:
+        return Entry("name"), err.strerror or "it cannot be read"
+    if not content:
+        return Entry("name"), _HAS_KEY
+    return Entry("file", content, facts.st_mode & 0o777, facts.st_mtime_ns), ""
 
 
 def _content(path: Path) -> str:
@@ -979,7 +987,7 @@ def _why_not_sent(path: Path, is_out: bool) -> str:
     if is_out:
         return "the output folder"
     if path.name in _NOT_SENT:
-        return f"{path.name} is no source"
+        return "not source"
     if not path.is_dir():
         return "" if path.is_file() or path.is_symlink() else "not a file"
     if (path / "pyvenv.cfg").exists():

@@ -209,16 +209,15 @@ class Store:
         """Return what the store has under an entry's name; None for nothing."""
         if self._is_down:
             return None
+        found: Held | None = None
         with self._guarded("written to"):
             system, root = self._place
             path = f"{root}/{key}/{name}.json"
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 facts = system.info(path)
-            except FileNotFoundError:
-                return None
-            data = self._read([path]).get(path, b"") if facts["size"] else b""
-            return Held(data=data, version=facts.get("ETag"))
-        return None
+                data = self._read([path]).get(path, b"") if facts["size"] else b""
+                found = Held(data=data, version=facts.get("ETag"))
+        return found
 
     def put(self, key: str, name: str, entry: bytes, archive: Path, *, instead_of: Held | None = None) -> None:
         """Add an entry; a failure is a warning.
@@ -281,7 +280,7 @@ class Store:
                 os.replace(target, place)
         finally:
             with contextlib.suppress(OSError):
-                os.unlink(target)
+                Path(target).unlink()
 
     @property
     def _is_folder(self) -> bool:

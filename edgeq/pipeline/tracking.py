@@ -491,8 +491,8 @@ def current_state(name: str) -> str:
 
     Args:
         name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `shape:PATH`,
-            `env:VARIABLE`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A relative path is one of the current
-            folder.
+            `env:VARIABLE`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A relative path is one
+            of the current folder.
     """
     kind, _, rest = name.partition(":")
     try:

@@ -23,8 +23,7 @@ from typing import Any
 
 from edgeq.pipeline.cache import dependencies_of, job_facts
 from edgeq.pipeline.package import build_missing
-from edgeq.pipeline.parts import Kept, Made, Part
-from edgeq.pipeline.plan import Plan
+from edgeq.pipeline.plan import Kept, Made, Part, Plan
 from edgeq.pipeline.portable import PLACE, below
 from edgeq.pipeline.tracking import current_state, looked_at
 from edgeq.pipeline.workers import crashed, fork_server, outcome_of, report_outcome, signal_tree
@@ -99,7 +98,7 @@ def _acquired(kind: int) -> int:
     """
     while True:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(_folder(), 0o700)
+            _folder().mkdir(0o700)
         place = os.open(_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(place)
@@ -113,7 +112,7 @@ def _acquired(kind: int) -> int:
             fcntl.flock(descriptor, kind)
             with contextlib.suppress(FileNotFoundError):
                 # what cleans /tmp may have taken the file away meanwhile: then this lock is nobody else's
-                if os.path.samestat(os.stat(_folder() / _LOCK_NAME), os.fstat(descriptor)):
+                if os.path.samestat((_folder() / _LOCK_NAME).stat(), os.fstat(descriptor)):
                     return descriptor
         except BaseException:
             os.close(descriptor)
@@ -189,7 +188,7 @@ def _make(pipe: Connection, part: Part) -> None:
 
 
 def _made(part: Part, progress: Any) -> Made:
-    job, root = part.plan.job, os.getcwd()
+    job, root = part.plan.job, str(Path.cwd())
     facts = job_facts(job)
     differing = sorted(name for name in facts if facts[name] != part.plan.facts.get(name))
     if differing:

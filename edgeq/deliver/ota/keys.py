@@ -31,7 +31,7 @@ ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp")
 
 FILE_NAME = "keys.json"
 
-NOBODY = "nobody"  # whom a worker of a cluster trusts: its coordinator has asked the shared caches
+NO_KEY = "no-key"  # what a worker of a cluster trusts: its coordinator has asked the shared caches
 
 _LOCK_S = 30.0
 
@@ -140,7 +140,11 @@ def load_keys(folder: Path) -> KeyRing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """Keys of which so many must sign."""
+    """Keys that must sign.
+
+    Attributes:
+        threshold: how many of them.
+    """
 
     threshold: int
     keys: tuple[Key, ...]
@@ -163,7 +167,7 @@ class Trusted:
 def trusted_signers(names: Iterable[str]) -> list[Trusted]:
     """Return whom the names of `--cache-trust` trust, each by itself.
 
-    A name is a public key in hexadecimal, or a folder, whose keys for targets count with their threshold, or NOBODY.
+    A name is a public key in hexadecimal, a folder, whose keys for targets count with their threshold, or NO_KEY.
 
     Raises:
         UsageError: a folder has no keys.
@@ -171,7 +175,7 @@ def trusted_signers(names: Iterable[str]) -> list[Trusted]:
     """
     found: list[Trusted] = []
     for name in names:
-        if name == NOBODY:
+        if name == NO_KEY:
             found.append(Trusted(threshold=1, keys=()))
         elif is_public_key(name):
             scheme = "ed25519"

@@ -148,7 +148,7 @@ class Scheduler:
     def __init__(self, workers: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
         self.workers = workers
 
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+    def scheduler_info(self, **_: Any) -> dict[str, Any]:
         return {"workers": {name: seen for name, (_, seen) in self.workers.items()}}
 
     def run(self, _: Any, workers: list[str], **__: Any) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def test_what_is_sent_and_of_what_only_the_name(tree: Path) -> None:
         ".git": "hidden",
         "out": "the output folder",
         "venv": "a virtual environment",
-        "__pycache__": "__pycache__ is no source",
+        "__pycache__": "not source",
         "ci-keys": "a folder of `edgeq keys`",
         "pipe": "not a file",
         "mounted/back": "its link leads back to a folder around it",

@@ -25,7 +25,7 @@ from edgeq.core.config import BuildConfig, Job
 from edgeq.core.errors import EnvironmentProblem, UsageError
 from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.report import DataFacts, PackageResult
-from edgeq.deliver.ota.keys import NOBODY, load_keys, new_keys
+from edgeq.deliver.ota.keys import NO_KEY, load_keys, new_keys
 from edgeq.pipeline import cache
 from edgeq.pipeline.plan import BuildUnit
 from edgeq.pipeline.publish import write_reports, write_result
@@ -338,7 +338,7 @@ def test_only_entries_that_a_trusted_key_signed_are_used(
     machine("ci").keep(cache=url, cache_key=ring.folder, cache_trust=(public,))
     for name, trust in (("c", public), ("d", str(tmp_path / "ci"))):
         assert machine(name).restore(cache=url, cache_trust=("0" * 64, trust)) is not None
-    assert machine("nobody").restore(cache=url, cache_trust=(NOBODY,)) is None
+    assert machine("nobody").restore(cache=url, cache_trust=(NO_KEY,)) is None
     # and another's signature is none
     (entry,) = (path for path in remote.files() if path.endswith(".json"))
     signed = json.loads(remote.read(entry))

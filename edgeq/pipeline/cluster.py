@@ -112,13 +112,16 @@ def take_chunk(sha256: str, offset: int, data: bytes, *, is_last: bool, dask_wor
     folder.mkdir(mode=0o700, exist_ok=True)
     part = folder / f"{sha256}.part"
     flags = os.O_WRONLY | (0 if offset else os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-        file.seek(offset)
-        file.write(data)
-    if is_last:
-        if sha256_file(part) != sha256:
-            part.unlink()
+    try:
+        with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
+            file.seek(offset)
+            file.write(data)
+        if is_last and sha256_file(part) != sha256:
             raise ValueError(f"{sha256[:12]} arrived with another content")
+    except (OSError, ValueError):
+        part.unlink(missing_ok=True)  # it may have filled the disk
+        raise
+    if is_last:
         part.replace(folder / sha256)
 
 
@@ -149,26 +152,34 @@ def lay_out(project: str, root: str, entries: Mapping[str, Entry], dask_worker: 
     if (folder / project).is_dir():
         return
     staging = Path(tempfile.mkdtemp(dir=folder))
-    made = {staging / root: 0o755}
-    (staging / root).mkdir()
+    try:
+        _make_project(folder / "files", staging / root, entries)
+        staging.rename(folder / project)
+    except OSError:
+        if not (folder / project).is_dir():  # another client was not faster
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_project(files: Path, place: Path, entries: Mapping[str, Entry]) -> None:
+    place.mkdir()
+    made = {place: 0o755}
     for name, entry in sorted(entries.items()):  # a folder comes before what is in it
-        target = staging / root / name
+        target = place / name
         if entry.kind == "folder":
             target.mkdir()
             made[target] = entry.mode
         elif entry.kind == "link":
             target.symlink_to(entry.content)
         elif entry.kind == "file":
-            shutil.copyfile(folder / "files" / entry.content, target)
+            shutil.copyfile(files / entry.content, target)
             target.chmod(entry.mode)
             os.utime(target, ns=(entry.changed_ns, entry.changed_ns))
         else:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
     for target, mode in made.items():
         target.chmod(mode | 0o700)
-    with contextlib.suppress(OSError):  # another client was faster
-        staging.rename(folder / project)
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def run_part(part: Part, topic: str) -> dict[str, Any]:

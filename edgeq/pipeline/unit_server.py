@@ -184,7 +184,7 @@ def _make(pipe: Connection, part: Part) -> None:
     sys.dont_write_bytecode = True  # the folder stays as the coordinator's is
     own = [path for path in sys.path if path]
     sys.path[:] = [*(str(part.project / folder) for folder in part.module_folders), *own]
-    report_outcome(pipe, part.threads, lambda progress: _made(part, progress))
+    report_outcome(pipe, part.threads, part.work, lambda progress: _made(part, progress))
 
 
 def _made(part: Part, progress: Any) -> Made:
@@ -194,7 +194,7 @@ def _made(part: Part, progress: Any) -> Made:
     if differing:
         pairs = {name: (_short(facts[name]), _short(part.plan.facts.get(name))) for name in differing}
         return Made(outcome=None, differing=pairs)
-    outcome = outcome_of(lambda: build_missing(part.plan, part.work, progress)[0])
+    outcome = outcome_of(part.work, lambda: build_missing(part.plan, part.work, progress)[0])
     seen, kept = looked_at(), {}
     for key in outcome.finished if isinstance(outcome, Plan) and job.cache else ():
         dependencies = dependencies_of(key, job.build)

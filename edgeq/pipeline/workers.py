@@ -24,6 +24,7 @@ from typing import Any
 
 from edgeq.core.config import SAMPLES, Progress, Task
 from edgeq.core.errors import EdgeqError, ExitCode, first_line
+from edgeq.core.files import disk_errors
 from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
 from edgeq.pipeline.package import complete
@@ -231,10 +232,10 @@ def crashed(name: str, code: int) -> ModelError:
 
 def _work(pipe: Connection, order: Order, threads: int) -> None:
     """Make one model, in a forked process."""
-    report_outcome(pipe, threads, lambda progress: complete(order.plan, order.work, progress))
+    report_outcome(pipe, threads, order.work, lambda progress: complete(order.plan, order.work, progress))
 
 
-def report_outcome(pipe: Connection, threads: int, make: Callable[[Progress], Any]) -> None:
+def report_outcome(pipe: Connection, threads: int, work: Path, make: Callable[[Progress], Any]) -> None:
     """Make something in this forked process, and send how it ended; progress is sent meanwhile."""
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -242,13 +243,14 @@ def report_outcome(pipe: Connection, threads: int, make: Callable[[Progress], An
     import torch
 
     torch.set_num_threads(threads)
-    pipe.send(("done", outcome_of(lambda: make(Remote(pipe)))))
+    pipe.send(("done", outcome_of(work, lambda: make(Remote(pipe)))))
 
 
-def outcome_of(make: Callable[[], Any]) -> Any:
-    """Return what `make` returns, or the model's error that it ends with."""
+def outcome_of(work: Path, make: Callable[[], Any]) -> Any:
+    """Return what `make`, which writes to a work folder, returns, or the model's error that it ends with."""
     try:
-        return make()
+        with disk_errors(work):
+            return make()
     except EdgeqError as err:
         return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
     except (Exception, SystemExit) as err:  # whatever it is, the other models go on

@@ -40,6 +40,17 @@ def model():
     time.sleep(6)
     return plain()
 """
+WIDE = """
+import torch
+
+
+def model():
+    return torch.nn.Linear(1000, 1000)
+
+
+def example_inputs():
+    return (torch.zeros(1, 1000),)
+"""
 # the process of a unit, its fork server, the process beside the worker, and the worker
 DEADLY = """
 import os
@@ -326,6 +337,13 @@ def test_workers_with_a_full_disk(project: Project, small_disk: Callable[[Path, 
     write(project, GOOD)
     with local_cluster(tmp_path, disk / "workers") as (address, _):
         result = finish(start("build", "--cluster", address))
+        # the sources fit, and the artifact does not
+        (project.root / "weights.bin").unlink()
+        (project.root / "wide.py").write_text(WIDE)
+        write(project, f'[[model]]\nname = "wide"\nsource = "wide.py:model"\ntargets = ["{X86}"]\n')
+        wide = finish(start("build", "--cluster", address, "--json"))
+    assert wide.code == 9, wide.err
+    assert "no space left on the disk that holds " in json.loads(wide.out)["models"][0]["error"]["what"]
     assert result.code == 9, result.err
     assert "good failed on 3 workers (tcp://127.0.0.1:" in result.out
     assert "the project's files could not be sent to it: [Errno 28] No space left on device" in result.out

@@ -526,8 +526,12 @@ class Fleet:
         return min(free, key=lambda worker: worker.parts / worker.slots, default=None)
 
     def _has(self, worker: _Worker, item: _Item) -> bool:
-        """Whether a worker has the devices that a part needs; of several kinds of GPU or QEMU, one counts."""
-        return all(self._devices[name] and worker.facts["devices"][name] == self._devices[name] for name in item.needs)
+        """Whether a worker has the devices that a part needs; of several kinds of GPU or QEMU, one counts.
+
+        Where no worker ever had a GPU, the processor emulates it, as on one machine.
+        """
+        there = worker.facts["devices"]
+        return all(there[name] == self._devices[name] and (there[name] or name == "gpu") for name in item.needs)
 
     @property
     def is_busy(self) -> bool:

@@ -100,12 +100,17 @@ def test_a_part_goes_to_the_idlest_worker_that_has_what_it_needs(facts: dict[str
 def test_what_no_worker_has_is_an_error_of_that_model(facts: dict[str, Any]) -> None:
     emulated = Job(source="digits", targets=(PHONE,))
     bare = facts | {"devices": {"gpu": "", "emulator": ""}}
+    cuda = Job(source="digits", targets=(CUDA,))
+    fleet = fleet_of(bare)
+    assert fleet.place_for(item_of(cuda, CUDA)) is not None, "emulated, as on one machine without a GPU"
+    fleet._devices = {"gpu": "H900", "emulator": ""}  # of one that has gone
     for job, target, said in (
-        (Job(source="digits", targets=(CUDA,)), CUDA, "linux-x86_64-cuda needs a GPU, and none has it"),
+        (cuda, CUDA, "linux-x86_64-cuda needs a GPU, and none has it"),
         (emulated, PHONE, "android-arm64-xnnpack needs QEMU, and none has it"),
     ):
-        with pytest.raises(EnvironmentProblem, match=f"no worker of the cluster can build net: {said}"):
-            fleet_of(bare).place_for(item_of(job, target))
+        with pytest.raises(EnvironmentProblem, match=f"no worker of the cluster can build net: {said}") as raised:
+            fleet.place_for(item_of(job, target))
+        assert raised.value.exit_code == 9
     with pytest.raises(EnvironmentProblem, match="all have gone"):
         fleet_of().place_for(item_of(Job(source="digits", targets=(X86,)), X86))
     on_host = dataclasses.replace(emulated, device=DeviceConfig(on="host"))

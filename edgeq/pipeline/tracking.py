@@ -650,7 +650,8 @@ def _questions() -> Iterator[None]:
                 asking.enter_context(replaced(module, name, _asking_the_disk(getattr(module, name))))
         asking.enter_context(replaced(os, "open", _opening(os.open)))
         asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
-        asking.enter_context(replaced(os, "uname", _system_facts))
+        for module in (os, importlib.import_module(os.name)):
+            asking.enter_context(replaced(module, "uname", _system_facts))
         asking.enter_context(replaced(platform, "uname", _naming(platform.uname)))
         asking.enter_context(replaced(environ, "__getitem__", _recording_key(environ.__getitem__, "read_variable")))
         asking.enter_context(replaced(environ, "__setitem__", _recording_key(environ.__setitem__, "write_variable")))

@@ -243,6 +243,7 @@ def test_an_event_of_another_kind_is_passed_over() -> None:
         (True, lambda: platform.uname().node),
         (True, lambda: os.uname().nodename),
         (True, lambda: os.uname()[1]),
+        (True, lambda: importlib.import_module("posix").uname().nodename),
         (True, lambda: [*os.uname()]),
         (True, lambda: str(os.uname()[:2])),
         (True, lambda: Path("/proc/sys/kernel/hostname").read_text()),

@@ -286,3 +286,17 @@ def test_what_was_looked_at_is_known_after_an_error_and_over_several_recordings(
     found = looked_at()
     assert found[f"file:{data}/plain.txt"] == sha256_file(data / "plain.txt")
     assert found[f"file:{data}/missing.txt"] == ""
+
+
+def test_an_import_asks_nothing_of_owners_and_times(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two checkouts differ in them, and are to share their results."""
+    monkeypatch.syspath_prepend(data)
+    (data / "first_module.py").write_text("import second_module\n")
+    (data / "second_module.py").write_text("VALUE = 1\n")
+    with recording() as recorder:
+        importlib.import_module("first_module")
+        found = recorder.dependencies() or {}
+    assert {f"file:{data}/first_module.py", f"file:{data}/second_module.py"} <= set(found)
+    assert [name for name in found if name.startswith("stat:")] == []
+    for name in ("first_module", "second_module"):
+        del sys.modules[name]

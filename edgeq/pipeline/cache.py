@@ -407,7 +407,7 @@ def look_up(key: str, target: Path, build: BuildConfig | None = None) -> tuple[P
 
 
 def dependencies_of(key: str, build: BuildConfig) -> dict[str, str] | None:
-    """Return what the user's code looked at for a result that is kept and trusted; None where there is none."""
+    """Return what the user's code looked at for a result that is kept and trusted; None if there is none."""
     return next((dict(whole["facts"]["dependencies"]) for _, whole in _valid(key, build)), None)
 
 

@@ -272,8 +272,8 @@ class Recorder:
         if not self.active:
             return
         user, name = _users_frame(sys._getframe(2)), _named(path)
-        if user is None or name is None or sys._getframe(2).f_code.co_filename in _IMPORTERS:
-            return  # an import lists folders and opens files, which counts
+        if user is None or name is None:
+            return
         where = os.path.abspath(name if folder is None else os.path.join(_named(folder) or "", name))
         frame = sys._getframe(2)
         if frame.f_code.co_name == "stat" and frame.f_code.co_filename == _PATHLIB and frame.f_back is not None:

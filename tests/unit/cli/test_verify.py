@@ -23,8 +23,8 @@ def test_verify_prints_a_line_for_each_check_and_the_verdict(host_bundle, capfd)
 
 
 def test_verify_as_json_keeps_its_schema(host_bundle, net, capfd):
-    options = ["--eval-data", f"{net}:evaluation", "--limit", "latency=10s", "--limit", "latency=1ms"]
-    options += ["--limit", "latency=100s", "--limit", "accuracy_drop=1pp", "--allow-unmeasured", "accuracy_drop"]
+    options = ["--eval-data", f"{net}:evaluation", "--limit", "latency=100s", "--limit", "accuracy_drop=1pp"]
+    options += ["--allow-unmeasured", "accuracy_drop"]
     assert run(["verify", str(host_bundle), *options, "--json", "-q"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert set(document) == {

@@ -66,10 +66,10 @@ def peers(model: LoadedModel, samples: Dataset) -> dict[str, Runner]:
     return runners
 
 
-def latencies_ms(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def latencies_ms(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, list[float]]:
     """Return the times of each call, turn by turn."""
     seen: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(TURNS + WARM_UP):
+    for turn in range(turns + WARM_UP):
         for name, call in calls.items():
             start = time.perf_counter_ns()
             call()

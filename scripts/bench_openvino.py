@@ -18,8 +18,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from bench_latency_peers import latencies_ms  # noqa: E402
 from small_models import dataset, loaded, lowered, quantized  # noqa: E402
 
 from edgeq.core.results.model import LoadedModel, TensorSpec  # noqa: E402
@@ -40,7 +39,7 @@ from edgeq.verify.runtimes import RUNNERS  # noqa: E402
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224))
 MODELS = "mobilenet_v2,resnet18"
-SAMPLES, TURNS, WARM_UP = 16, 200, 5
+SAMPLES, TURNS = 16, 200
 
 
 def seeded(name: str) -> LoadedModel:
@@ -82,18 +81,6 @@ def artifacts(model: LoadedModel, folder: Path) -> dict[str, tuple[str, Path]]:
     return made
 
 
-def latencies_ms(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Return the times of each call, turn by turn."""
-    seen: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(TURNS + WARM_UP):
-        for name, call in calls.items():
-            start = time.perf_counter_ns()
-            call()
-            if turn >= WARM_UP:
-                seen[name].append((time.perf_counter_ns() - start) / 1e6)
-    return seen
-
-
 def tenth(times: list[float]) -> float:
     """Return the p10."""
     return statistics.quantiles(times, n=10)[0]
@@ -117,8 +104,11 @@ def main() -> int:
                 runners[kind].load()
             fresh = np.random.default_rng(99).random((8, *IMAGE.shape), dtype=np.float32)
             outputs = {kind: np.stack([one.run((x,))[0] for x in fresh]) for kind, one in runners.items()}
-            seen = latencies_ms({kind: functools.partial(one.call, (fresh[0],)) for kind, one in runners.items()})
-            against = seen.get("nncf", seen["fp32 openvino"])
+            calls = {kind: functools.partial(one.call, (fresh[0],)) for kind, one in runners.items()}
+            seen = latencies_ms(calls, TURNS)
+            peer = "nncf" if "nncf" in seen else "fp32 openvino"
+            against = seen[peer]
+            print(f"{name}: ratios to {peer}{'' if peer == 'nncf' else ', since NNCF is not installed'}")
             for kind, times in seen.items():
                 low, middle, high = statistics.quantiles([a / b for a, b in zip(times, against, strict=True)], n=4)
                 path = made[kind][1]

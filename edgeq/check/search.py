@@ -18,7 +18,7 @@ def search_gates(search: Search | None, limits: Sequence[Gate]) -> tuple[Gate, .
     evaluation data, which the search has not seen, prove the same limits.
 
     Args:
-        search: what came of it.
+        search: its attempts; None for schemes without one.
         limits: the gates of the artifact's own limits, where they were judged on evaluation data.
     """
     if search is None:

@@ -14,6 +14,7 @@ from typing import Any
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.schemes import INT8_STEPS
 from edgeq.core.system import openvino
 from edgeq.lower.onnx import RECURRENT, export, traced_layers
 from edgeq.lower.spec import LowerSpec
@@ -25,8 +26,6 @@ _PRODUCTS = frozenset(
 )
 
 _SEQUENCES = frozenset({"LSTMSequence", "GRUSequence", "RNNSequence"})
-
-INT8_STEPS = 127  # to each side of zero, as `edgeq.quantize.rounded` rounds
 
 _ROUNDING_STEPS = 1e-3  # float32 rounds a product of a whole number to 127 by a scale by some 1e-5
 

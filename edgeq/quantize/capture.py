@@ -260,9 +260,7 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
             sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
-            if is_wanted(node) and (
-                "upsample" in str(node.target) or _takes_no_more(node, values, sources[node], fixed)
-            ):
+            if is_wanted(node) and _takes_no_more(node, values, sources[node], fixed):
                 name = f"constant_{node.name}"
                 # quantizers look for weights among parameters
                 module.register_parameter(name, torch.nn.Parameter(values[node].contiguous(), requires_grad=False))

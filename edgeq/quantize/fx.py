@@ -141,7 +141,7 @@ def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
         spec.inputs,
         is_observer=library().is_observer,
         name_of=layer_name,
-        clamps={before.args[0].name: clamp.name for before, clamp, _ in clamped},
+        clamps={one.before.args[0].name: one.clamp.name for one in clamped},
     )
 
 

@@ -110,9 +110,9 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
     graph.own_moved_ranges()
     graph.own_fixed_ranges()
     graph.own_scaled_ranges()
-    for before, _, after in clamped_layers(prepared, graph.is_layer):
-        if graph.observer(before) is graph.observer(after):
-            graph.put(before, new_observer())  # of which nothing is used: see `saturate_clamps`
+    for one in clamped_layers(prepared, graph.is_layer):
+        if graph.observer(one.before) is graph.observer(one.after):
+            graph.put(one.before, new_observer())  # of which nothing is used: see `saturate_clamps`
     graph.leave_writes_in_float()
     joins = [node for node in prepared.graph.nodes if graph.name(node) in _JOINING and graph.parts(node)]
     softmaxes = [node for node in prepared.graph.nodes if graph.name(node) in _SOFTMAX and graph.place(node)]

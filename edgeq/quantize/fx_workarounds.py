@@ -32,7 +32,7 @@ import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -567,8 +567,18 @@ def contiguous_clamps(converted: Any) -> Any:
     return converted
 
 
-def clamped_layers(prepared: Any, is_layer: Callable[[Any], bool]) -> list[tuple[Any, Any, Any]]:
-    """Return clamps of what a layer or a sum rounds: the observer's node before, the clamp, the observer's node after.
+class Clamped(NamedTuple):
+    """A clamp of what a layer or a sum rounds, with the observers' nodes before and after it, and its bounds."""
+
+    before: Any
+    clamp: Any
+    after: Any
+    low: float
+    high: float
+
+
+def clamped_layers(prepared: Any, is_layer: Callable[[Any], bool]) -> list[Clamped]:
+    """Return the clamps of what a layer or a sum rounds.
 
     Args:
         prepared: a graph with observers, of torch.ao.
@@ -581,7 +591,8 @@ def clamped_layers(prepared: Any, is_layer: Callable[[Any], bool]) -> list[tuple
 
     found = []
     for clamp in prepared.graph.nodes:
-        if _fx_bounds(prepared, clamp) is None:
+        bounds = _fx_bounds(prepared, clamp)
+        if bounds is None:
             continue
         before, after = clamp.args[0], [user for user in clamp.users if observes(user)]
         if not observes(before) or len(before.users) != 1 or len(clamp.users) != 1 or not after:
@@ -590,7 +601,7 @@ def clamped_layers(prepared: Any, is_layer: Callable[[Any], bool]) -> list[tuple
         # a number is added to the zero point, and multiplied by the scale: that kernel rounds nothing
         is_sum = _plain_name(value) in ("add", "mul") and all(observes(part) for part in value.args[:2])
         if len(value.users) == 1 and (is_sum or is_layer(value)):
-            found.append((before, clamp, after[0]))
+            found.append(Clamped(before, clamp, after[0], *bounds))
     return found
 
 
@@ -607,11 +618,10 @@ def saturate_clamps(prepared: Any, is_layer: Callable[[Any], bool], engine: str)
         is_layer: whether a node multiplies by weights in int8.
         engine: of the process.
     """
-    for before, clamp, after in clamped_layers(prepared, is_layer):
+    for before, clamp, after, low, high in clamped_layers(prepared, is_layer):
         observer = prepared.get_submodule(str(after.target))
         prepared._modules[str(before.target)] = observer
         scale, zero_point = (float(value) for value in observer.calculate_qparams())
-        low, high = _fx_bounds(prepared, clamp) or (0.0, 0.0)
         is_full = engine == "qnnpack" and (observer.quant_min, observer.quant_max) == (0, 255)
         # a bound between two steps is half a step from one of them
         if is_full and low <= (0.51 - zero_point) * scale and high >= (254.49 - zero_point) * scale:

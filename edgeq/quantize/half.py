@@ -96,7 +96,11 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     except Exception as err:  # kernels raise many types
         raise UnsupportedError(first_line(err), "keep the module in float (--keep-fp32)") from err
     made = quantized_model("fp16", program.module(), (halved, _others(owners, halved)), covers="float")
-    return dataclasses.replace(made, exported=spec.captured if spec.backend == "coreml" and not kept else program)
+    if spec.backend == "coreml" and not kept:
+        return dataclasses.replace(made, exported=spec.captured)
+    wide = sorted({half_graph.op_name(node) for node in module.graph.nodes if half_graph.float_op(node, largest)})
+    remarks = (f"computed in float32: {', '.join(wide)}",) if wide else ()
+    return dataclasses.replace(made, exported=program, remarks=remarks)
 
 
 def _cast(part: Any, own: Any, outside: Any) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
+from edgeq.core.schemes import INT8_STEPS
 from edgeq.quantize import half_graph
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.half import module_types
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
-
-INT8_STEPS = 127  # to each side of zero
 
 
 def fp16(spec: QuantizeSpec) -> QuantizedModel:

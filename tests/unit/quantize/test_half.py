@@ -262,5 +262,16 @@ def test_a_constant_that_half_cannot_compute_is_computed_before(kept):
     assert (result.quantized, result.kept_fp32) == ((("add",), ("head",)) if kept else (("add", "head"), ()))
     kinds = {str(node.target) for node in result.exported.graph.nodes if node.op == "call_function"}
     assert not any("upsample" in kind for kind in kinds)
+    assert result.remarks == ()  # nothing had to be computed in float32
     x = torch.rand(1, 4, 6, 6)
     torch.testing.assert_close(result.graph(x), model.model(x), atol=0.01, rtol=0.01)
+
+
+def test_what_stays_in_float32_beside_such_a_constant_is_named():
+    class Normed(Resized):
+        def forward(self, image):
+            return torch.softmax(super().forward(image), -1)
+
+    image = TensorSpec(name="image", dtype="float32", shape=(1, 4, 6, 6), low=-1.0)
+    result = quantized(loaded(Normed().eval(), image), "executorch", "fp16", backend="xnnpack")
+    assert result.remarks == ("computed in float32: softmax",)

@@ -1,6 +1,8 @@
 """Fixtures of both kinds of tests, and what keeps the host's habits and its load out of them."""
 
 import functools
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -11,6 +13,7 @@ from boards import board, server
 from hypothesis import HealthCheck, settings
 
 from edgeq.pipeline import tracking
+from edgeq.pipeline.workers import EXPORT, TORCHVISION
 
 __all__ = ["board", "server"]
 
@@ -24,6 +27,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # other work on the machine is no fault of an example's; and what CI tries is what people try
 settings.register_profile("edgeq", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edgeq")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what all tests share: half of a long run's collections look at libraries only."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a run of everything
+        for name in ("torch", TORCHVISION, *EXPORT):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
 
 
 @pytest.fixture(autouse=True)

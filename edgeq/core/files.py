@@ -342,8 +342,10 @@ def lock_dir(folder: Path, *, wait_s: float, name: str = ".edgeq.lock") -> Itera
     path = folder / name
     if path.is_symlink():  # which would be opened, and emptied, where it points to
         raise UsageError(f"{path} is a link, expected a lock file", "remove the link, and run again")
-    if path.is_file() and path.stat().st_size:  # lock files are empty: this one is somebody's, and would be removed
-        raise UsageError(f"{path} is not a lock file of edgeq: it is not empty", "rename it, and run again")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another run may just remove its own
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size:  # lock files are empty: this one is somebody's, to be kept
+            raise UsageError(f"{path} is not a lock file of edgeq: it is not empty", "rename it, and run again")
     lock = FileLock(path)
     made = _missing(folder)
     try:

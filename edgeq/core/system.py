@@ -162,6 +162,27 @@ def release_memory() -> None:
         trim(0)
 
 
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Let Python's garbage collector look at all objects a tenth as often in the block, and at those before it never.
+
+    Exporting and lowering make millions of objects that live until their end, beside the half million of the imported
+    libraries. Looking through all of them again and again took 2.0 s of the 28 s of processor time that mobilenet_v2 on
+    XNNPACK takes, and found next to nothing; it takes 0.9 s less in this block.
+    """
+    young, middle, old = gc.get_threshold()
+    is_first = not gc.get_freeze_count()  # what a caller froze stays so
+    if is_first:
+        gc.freeze()
+    gc.set_threshold(young, middle, 10 * old)
+    try:
+        yield
+    finally:
+        gc.set_threshold(young, middle, old)
+        if is_first:
+            gc.unfreeze()
+
+
 def available_bytes() -> int:
     """Return the memory that is free for new data, by /proc/meminfo and the control group's limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, user_line
+from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.system import Uncompiled
 from edgeq.lower.layers import MATRIX_OPS, archive_elements, conv_macs, matmul_macs, stored_layers
@@ -32,7 +33,12 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = spec.backend
     try:
-        with spec.progress.task(f"lower {spec.label}"), warnings.catch_warnings(), torch.no_grad():
+        with (
+            spec.progress.task(f"lower {spec.label}"),
+            warnings.catch_warnings(),
+            plain_operators(),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
             inputs = _inputs(spec)
             versions = [value._version for value in inputs]

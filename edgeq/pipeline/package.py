@@ -24,7 +24,7 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.system import edgeq_digest, release_memory, tool_versions
+from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
 from edgeq.core.targets import why_not_run
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
@@ -149,6 +149,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     with (
         HostRuntimes(len(groups) * artifacts_per_group, folder=folder, progress=progress) as runtimes,
         recording() as recorder,
+        contextlib.ExitStack() as later,
     ):
         schemes = frozenset(unit.scheme for unit in missing)
         inputs = prepare(job, progress, schemes=schemes, describe=lambda model: described(model, runtimes.first))
@@ -158,6 +159,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         # a built-in score of a whole set runs no code of the user's
         metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
         inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))
+        later.enter_context(rare_collections())  # from here on, torch and the model are there
         builder = ArtifactBuilder(job, inputs, runtimes, folder, progress)
         for spec, group in groups.items():
             start = time.perf_counter()

@@ -1,12 +1,14 @@
 """Worker processes for the models of a project: as many at once as memory and cores allow.
 
-They are forked from one process that has imported torch (`preload`). A worker that wants to measure times asks for
-it: the others are stopped meanwhile, so that no model is judged by how busy another one kept the machine.
+They are forked from one process that has imported torch, which is half of what a small model takes, and has run no
+kernel: libgomp hangs in a child that was forked after it had started threads. A worker that wants to measure times
+asks for it: the others are stopped meanwhile, so that no model is judged by how busy another one kept the machine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -22,19 +24,31 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.config import SAMPLES, Progress, Task
+from edgeq.core.config import SAMPLES, Job, Progress, Task
 from edgeq.core.errors import EdgeqError, ExitCode, first_line
 from edgeq.core.files import disk_errors
+from edgeq.core.marks import file_part
 from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
 from edgeq.pipeline.package import complete
 from edgeq.pipeline.plan import Plan
-from edgeq.verify.children import PRELOADED
+from edgeq.verify.children import torch_is_unused
 from edgeq.verify.worker import end_with_parent
+
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of an enumeration that only concerns torchao
 
 _MOST_SOCKET_BYTES = 108  # unix(7), the end's zero included
 
 _SOCKET_BYTES = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+
+TORCHVISION = "torchvision"
+
+# what captures a model and prepares it for int8, for targets of any runtime but TorchScript: 3 s of imports
+EXPORT = (
+    "torchao.quantization.pt2e.quantize_pt2e",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "executorch.backends.xnnpack.quantizer.xnnpack_quantizer",
+)
 
 MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
 
@@ -85,14 +99,26 @@ def most_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // MEMORY_BYTES))
 
 
-def fork_server() -> ForkServerContext:
-    """Return what forks processes from one that has imported torch."""
+def imports_of(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return torch, and the modules that models of a project import, by their targets and by what a source names.
+
+    An environment may lack some of them.
+    """
+    files = [Path(name) for job in jobs if (name := file_part(job.source)) is not None and name.endswith(".py")]
+    named = [job.source for job in jobs] + [path.read_text(errors="replace") for path in files if path.is_file()]
+    is_exported = any(target.runtime != "torchscript" for job in jobs for target in job.targets)
+    is_named = any(TORCHVISION in text for text in named)
+    return ("torch", *((TORCHVISION,) if is_named else ()), *(EXPORT if is_exported else ()))
+
+
+def fork_server(imports: Sequence[str]) -> ForkServerContext:
+    """Return what forks processes from one that has imported what is installed of `imports`."""
     # put its sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is
     if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
         with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
             multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context.set_forkserver_preload([__name__, *imports])
     return context
 
 
@@ -110,7 +136,7 @@ class _Floor:
         if self._most > 1:
             # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        self._context = fork_server()
+        self._context = fork_server(imports_of([order.plan.job for order in orders]))
 
     @property
     def is_done(self) -> bool:
@@ -240,6 +266,7 @@ def report_outcome(pipe: Connection, threads: int, work: Path, make: Callable[[P
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.dup2(2, 1)  # what the user's code prints is no part of the result
+    torch_is_unused()
     import torch
 
     torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
+from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
 from edgeq.core.results.model import LoadedModel, TensorSpec
 from edgeq.core.system import replaced, unlogged
 
@@ -118,9 +119,12 @@ def capture(model: LoadedModel) -> Any:
 
     if model.kind == "exported":
         program = model.model
+        held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
+        if held:
+            program = program.run_decompositions({held[0]: plain_deform_conv2d})
     else:
         try:
-            with silenced(), _plain_bags():
+            with silenced(), _plain_bags(), plain_operators():
                 program = torch.export.export(model.model, example_tensors(model.inputs))
         except Exception as err:  # export raises many types, most of them internal
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
@@ -146,7 +150,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
     # two rows, since torch.export takes sizes of 0 and 1 for constants
     wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
-        with silenced(), _plain_bags():
+        with silenced(), _plain_bags(), plain_operators():
             program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None

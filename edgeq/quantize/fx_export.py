@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgeq.core.operators import plain_operators
 from edgeq.quantize.capture import plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import without_copies
 
@@ -63,7 +64,9 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
         Exception: torch.export's own, where it cannot capture the model.
     """
     with silenced(), torch.no_grad():
-        program = plain_convolutions(torch.export.export(module, inputs)).run_decompositions({})
+        with plain_operators():
+            program = torch.export.export(module, inputs)
+        program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     for node in list(graph.nodes):

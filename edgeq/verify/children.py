@@ -25,9 +25,7 @@ from typing import IO, Protocol
 
 from edgeq.verify import worker
 
-PRELOADED = "edgeq.pipeline.preload"
-
-_used = False  # whether this process has used torch, and not only imported it
+_used: bool | None = None  # whether this process has used torch, and not only imported it; None for unknown
 
 
 def use_torch() -> None:
@@ -36,9 +34,15 @@ def use_torch() -> None:
     _used = True
 
 
-def torch_was_used() -> bool:
-    """Return whether this process has used torch: a fork of it could hang."""
-    return _used
+def torch_is_unused() -> None:
+    """Record that this process has torch from the one that it was forked from, which only imported it."""
+    global _used
+    _used = False
+
+
+def can_fork() -> bool:
+    """Return whether this process can fork children that use torch: it has not used torch itself."""
+    return _used is False or (_used is None and "torch" not in sys.modules)
 
 
 # How often a thread of OpenMP looks for work before it sleeps. By default (300,000, a millisecond) the threads of two

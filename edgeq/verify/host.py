@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +31,11 @@ from edgeq.core.results.measured import Gpu
 from edgeq.core.system import missing_module
 from edgeq.verify import wire
 from edgeq.verify.children import (
-    PRELOADED,
     Child,
     calm_openmp,
+    can_fork,
     forked,
     from_server,
-    torch_was_used,
     use_torch,
 )
 from edgeq.verify.runtimes import OUT_OF_MEMORY
@@ -283,8 +281,7 @@ class HostRuntimes:
         """
         self._folder = folder
         self._left = count
-        # a worker of a project has torch from the process that it was forked from, and has not used it
-        self._forks = not torch_was_used() and ("torch" not in sys.modules or PRELOADED in sys.modules)
+        self._forks = can_fork()
         if self._forks:
             with progress.task("import torch"):
                 calm_openmp()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from collections.abc import Iterator
 
-from edgeq.core.system import available_bytes, release_memory
+import pytest
+
+from edgeq.core.system import available_bytes, rare_collections, release_memory
 
 
 class _Node:
@@ -23,6 +26,44 @@ def test_what_only_cycles_hold_is_released() -> None:
         assert seen() is None
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Nothing is frozen, as in a process of the user's; the tests' own conftest freezes what they share."""
+    was_frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    if was_frozen:
+        gc.freeze()
+
+
+@pytest.mark.usefixtures("thawed")
+def test_a_long_block_is_collected_less_often_and_what_was_there_before_not_at_all() -> None:
+    before = gc.get_threshold()
+    old = _Node()
+    with rare_collections():
+        assert gc.get_threshold() == (before[0], before[1], 10 * before[2])
+        seen = weakref.ref(old)
+        new = weakref.ref(_Node())
+        del old
+        gc.collect()
+        assert new() is None
+        assert seen() is not None
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert seen() is None
+
+
+@pytest.mark.usefixtures("thawed")
+def test_what_a_caller_froze_stays_frozen() -> None:
+    gc.freeze()
+    count = gc.get_freeze_count()
+    with rare_collections():
+        assert gc.get_freeze_count() == count
+    assert gc.get_freeze_count() == count
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:

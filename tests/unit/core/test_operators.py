@@ -1,0 +1,109 @@
+"""Deformable convolutions as a plain convolution of sampled pixels: the same values, and every runtime has them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import dataset, forward, loaded, lowered, outputs_of, quantized
+from torch import nn
+from torchvision.ops import DeformConv2d, deform_conv2d
+
+from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.samples import batches
+from edgeq.quantize.capture import capture
+from edgeq.verify.host import HostRuntime
+from edgeq.verify.metrics import Comparison
+
+IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))
+PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@given(
+    kernel=PAIR,
+    stride=PAIR,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from((1, 2)),
+    offset_groups=st.sampled_from((1, 2, 4)),
+    use_mask=st.booleans(),
+    far=st.sampled_from((0.0, 0.5, 20.0)),
+)
+def test_the_plain_form_gives_torchvisions_values(
+    kernel, stride, padding, dilation, groups, offset_groups, use_mask, far
+):
+    size = (9, 11)
+    out = [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, *size, generator=generator)
+    weight = torch.randn(6, 4 // groups, *kernel, generator=generator)
+    offset = torch.randn(2, offset_groups * kernel[0] * kernel[1] * 2, *out, generator=generator) * far
+    mask = torch.rand(2, offset_groups * kernel[0] * kernel[1], *out, generator=generator)
+    bias = torch.randn(6, generator=generator)
+    given = (x, weight, offset, mask, bias, *stride, *padding, *dilation, groups, offset_groups, use_mask)
+
+    torch.testing.assert_close(
+        plain_deform_conv2d(*given), torch.ops.torchvision.deform_conv2d(*given), atol=1e-4, rtol=1e-4
+    )
+
+
+class Deform(nn.Module):
+    """A convolution, a deformable one with a mask and a norm, and one that a function calls, without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.offset = nn.Conv2d(8, 18, 3, padding=1)
+        self.mask = nn.Conv2d(8, 9, 3, padding=1)
+        self.deform = DeformConv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.weight = nn.Parameter(torch.randn(4, 8, 1, 1))
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.norm(self.deform(x, self.offset(x), torch.sigmoid(self.mask(x)))))
+        return deform_conv2d(x, torch.ones(x.shape[0], 2, 16, 16) * 0.25, self.weight)
+
+
+def test_the_operator_is_torchvisions_again_after_the_block():
+    before = torch.ops.torchvision.deform_conv2d
+    with plain_operators():
+        assert torch.ops.torchvision.deform_conv2d is plain_deform_conv2d
+    assert torch.ops.torchvision.deform_conv2d is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
+@pytest.mark.parametrize(
+    ("runtime", "backend"),
+    [("executorch", "xnnpack"), ("onnx", "ort"), ("torchscript", "qnnpack"), ("torchscript", "x86")],
+)
+def test_an_artifact_of_any_runtime_does_what_the_model_does(runtime, backend, scheme, tmp_path):
+    model = loaded(Deform)
+    result = quantized(model, runtime, scheme, backend=backend, calibration=dataset((IMAGE,), 16))
+    assert scheme == "fp32" or "deform" in result.quantized
+
+    host = HostRuntime()
+    made = lowered(result, (IMAGE,), tmp_path, runtime, backend=backend)
+    host.load(made.path, runtime=runtime, backend=backend, threads=1)
+    told = Comparison(by_channel=False)
+    for batch in batches(dataset((IMAGE,), 8), (IMAGE,)):
+        told.add(forward(model.model)(batch), host.run(batch.inputs))
+
+    assert told.sqnr_db > (100 if scheme == "fp32" else 25)
+
+
+def test_an_exported_program_that_holds_the_operator_is_taken_too():
+    model = loaded(Deform)
+    program = torch.export.export(model.model, (torch.rand(1, 3, 16, 16),))
+    assert DEFORM in {str(node.target) for node in program.graph.nodes}
+
+    captured = capture(dataclasses.replace(model, kind="exported", model=program))
+
+    assert DEFORM not in {str(node.target) for node in captured.graph.nodes}
+    (expected,), (given,) = (outputs_of(one, (IMAGE,))[0] for one in (model.model, captured.module()))
+    torch.testing.assert_close(torch.tensor(given), torch.tensor(expected), atol=1e-4, rtol=1e-4)

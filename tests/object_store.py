@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pytest
+from botocore.loaders import JSONFileLoader
 from moto import settings
 from moto.server import ThreadedMotoServer
 
@@ -51,8 +53,11 @@ def object_store() -> Iterator[ObjectStore]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    # botocore parses megabytes that describe services anew for each client
+    loaded = functools.cache(functools.partial(JSONFileLoader.load_file, JSONFileLoader()))
     endpoint = f"http://127.0.0.1:{port}"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: loaded(path))
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -155,7 +155,10 @@ def _gpus() -> str:
 
 
 def release_memory() -> None:
-    """Collect reference cycles, and return free heap memory to the system (glibc only)."""
+    """Collect reference cycles, and return free heap memory to the system (glibc only).
+
+    Looking through all objects takes 0.1 to 0.5 s.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

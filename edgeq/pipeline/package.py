@@ -218,6 +218,8 @@ _OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
 
 _GUARD = re.compile("Could not guard on data-dependent expression.*", re.DOTALL)
 
+_WORTH_BYTES = 16 * 10**6
+
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
 
@@ -263,7 +265,7 @@ class ArtifactBuilder:
                 return self._build_from_float_onnx(step)
             try:
                 quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
-                release_memory()
+                self._release_graphs()
                 lowered = _lower(quantized, step)
             except (OSError, MemoryError):
                 raise
@@ -272,7 +274,7 @@ class ArtifactBuilder:
                 if explained is err:
                     raise
                 raise explained from err
-            release_memory()
+            self._release_graphs()
             kept = subset(step, lowered.macs) if emulated else None
             verify = dataclasses.replace(
                 verify_spec(step, lowered),
@@ -303,6 +305,11 @@ class ArtifactBuilder:
         """Remove what a killed run would resume its training and searches from."""
         for state in self._states:
             state.unlink(missing_ok=True)
+
+    def _release_graphs(self) -> None:
+        """Release what the last step left behind, several copies of the weights, if they are worth the look."""
+        if self._inputs.model.fp32_bytes > _WORTH_BYTES:
+            release_memory()
 
     @functools.cached_property
     def _reference(self) -> Any:
@@ -383,7 +390,7 @@ class ArtifactBuilder:
         floats = dataclasses.replace(step, spec=spec, folder=self._folder / f"{step.spec.folder}-float")
         lowered = _lower(quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, step.label)), floats)
         check_equivalence(lowered, self._reference, self._inputs)
-        release_memory()
+        self._release_graphs()
         names = matched_names(self._job.keep_fp32, type_names(float_module(self._inputs)))
         # the layers of one module are numbered from the second on: conv, conv#1
         keep = tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], names))

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, QuantizedModel, Tuning
+from edgeq.core.system import replaced
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
@@ -35,6 +36,8 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
     "linear",
     "convolution",
 }
+
+_NORM_PATTERNS: dict[Any, Any] = {}  # by what distinguishes them, their exported graphs
 
 _SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
@@ -259,7 +262,8 @@ def _norm_patterns_where_norms_are() -> Iterator[None]:
     """Skip the XNNPACK quantizer's search for a convolution with its batch norm in graphs without a batch norm.
 
     For that search it exports 12 patterns with torch.export, anew for every model: seconds, nearly all of the time of
-    `prepare_pt2e`. torchao folds batch norms into their convolutions before, so few graphs have one left.
+    `prepare_pt2e`. torchao folds batch norms into their convolutions before, so few graphs have one left; the graphs
+    that have share the patterns.
     """
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils
 
@@ -276,9 +280,19 @@ def _norm_patterns_where_norms_are() -> Iterator[None]:
 
         return annotate_or_skip
 
+    export = xnnpack_quantizer_utils._get_aten_graph_module_for_pattern
+
+    def exported(pattern: Any, inputs: Any, is_cuda: bool) -> Any:
+        # what tells one pattern from another: its convolution, and whether a ReLU follows, and how
+        key = (tuple(cell.cell_contents for cell in pattern.fn.__closure__), is_cuda)
+        if key not in _NORM_PATTERNS:
+            _NORM_PATTERNS[key] = export(pattern, inputs, is_cuda)
+        return _NORM_PATTERNS[key]
+
     annotators.update({name: where_norms_are(annotate) for name, annotate in before.items() if "_bn" in name})
     try:
-        yield
+        with replaced(xnnpack_quantizer_utils, "_get_aten_graph_module_for_pattern", exported):
+            yield
     finally:
         annotators.update(before)
 

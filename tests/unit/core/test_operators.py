@@ -77,10 +77,14 @@ def test_the_operator_is_torchvisions_again_after_the_block():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
 @pytest.mark.parametrize(
-    ("runtime", "backend"),
-    [("executorch", "xnnpack"), ("onnx", "ort"), ("torchscript", "qnnpack"), ("torchscript", "x86")],
+    ("runtime", "backend", "scheme"),
+    [
+        ("executorch", "xnnpack", "static-int8"),
+        ("onnx", "ort", "static-int8"),
+        ("torchscript", "qnnpack", "static-int8"),
+        ("torchscript", "x86", "fp32"),
+    ],
 )
 def test_an_artifact_of_any_runtime_does_what_the_model_does(runtime, backend, scheme, tmp_path):
     model = loaded(Deform)

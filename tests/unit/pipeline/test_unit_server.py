@@ -160,7 +160,7 @@ def test_a_unit_starts_only_when_none_measures_and_can_then_be_stopped(
             def join(self) -> None:
                 pass
 
-    monkeypatch.setattr(unit_server, "fork_server", Context)
+    monkeypatch.setattr(unit_server, "fork_server", lambda _: Context())
     touch = Path.touch
 
     def registered(self: Path) -> None:

@@ -1,6 +1,8 @@
-"""The entropy observer: which range it keeps, and that zeros alone do not decide."""
+"""The observers: which range entropy keeps, that zeros alone do not decide, and a search that is only faster."""
 
 from __future__ import annotations
+
+import importlib
 
 import pytest
 import torch
@@ -51,3 +53,29 @@ def test_the_observer_gives_a_scale_between():
         observer(values)
         scales[name] = float(observer.calculate_qparams()[0])
     assert scales["entropy"] < 0.5 * scales["minmax"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda values: values,
+        lambda values: values.relu(),
+        lambda values: values.abs() ** 4,
+        lambda values: (values > 0.9).float() * 5,
+        lambda values: torch.cat((values.flatten(), torch.tensor([300.0]))),
+        lambda values: values.clamp(0, 0.5),
+    ],
+    ids=["normal", "relu", "tail", "two", "outlier", "clamped"],
+)
+@pytest.mark.parametrize("library", ["torch.ao.quantization", "torchao.quantization.pt2e"])
+def test_the_faster_search_finds_the_same_range(library, shape):
+    base = importlib.import_module(library).HistogramObserver
+    chosen = activation_observer("histogram", base, None)
+    generator = torch.Generator().manual_seed(0)
+    plain, fast = base(), chosen()
+    for scale in (1, 3, 0.5):
+        values = shape(torch.randn(2, 4, 16, 16, generator=generator) * scale)
+        plain(values)
+        fast(values)
+    assert issubclass(chosen, base)
+    assert all(map(torch.equal, plain._non_linear_param_search(), fast._non_linear_param_search()))

@@ -51,7 +51,10 @@ LEAST_OF_MANY = 0.1
 # Cohen's kappa, agreement beyond chance: up to 0.4 is fair at best (Landis and Koch, Biometrics 33, 1977)
 MAX_POOR_KAPPA = 0.4
 
-SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change
+SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change,
+
+# if it is this far beyond chance, by Cohen's kappa: landmarks in pixels have the same largest number in every sample
+SAME_CLASS_KAPPA = 0.5
 
 MAX_DROP_PP = 20.0
 
@@ -166,7 +169,11 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     if not group.shares and group.spread_sqnr_db >= FAINT_DB:
         return True
     kept = [one for one in fidelity.agreements if one.output == group.output]
-    is_kept = any(one.agreeing >= SAME_CLASS * one.ranked for one in kept)
+    is_kept = any(
+        one.agreeing >= SAME_CLASS * one.ranked
+        and one.agreeing / one.ranked - one.chance >= SAME_CLASS_KAPPA * (1 - one.chance) > 0
+        for one in kept
+    )
     return is_kept and not group.unlike and not (alone and group.constant)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from edgeq.core.operators import plain_operators
 from edgeq.quantize.capture import plain_convolutions, silenced
-from edgeq.quantize.pt2e_workarounds import without_copies
+from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
 _ATEN = torch.ops.aten
 
@@ -69,9 +69,11 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
         program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
+    in_float = coordinates(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        functions = {} if node in in_float else _FUNCTIONS
         layer = _layer(graph_module, node)
         if layer is not None:
             owner = str(node.args[1].target).rpartition(".")[0]
@@ -87,16 +89,17 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
                     graph.erase_node(first)
                 node.meta["val"] = node.meta["val"][0]
             node.op, node.target, node.args, node.kwargs = "call_module", owner, (node.args[0],), {}
-        elif node.target is _ATEN.fill.Scalar:  # a trace makes a full_like of both fills that TorchScript has not
+        elif node.target in (_ATEN.fill.Scalar, _ATEN.zero.default):  # a trace makes what TorchScript has not of these
+            source, *value = node.args
             node.op, node.target = "call_method", "new_full"
-            node.args = (node.args[0], list(node.meta["val"].shape), node.args[1])
+            node.args = (source, list(node.meta["val"].shape), *(value or [0]))
         elif node.target is _ATEN.fill.Tensor:
             node.op, node.target, node.args = "call_method", "expand_as", (node.args[1], node.args[0])
         elif node.target is _ATEN.dropout.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target in _FUNCTIONS and not (node.target is _ATEN.add.Tensor and node.kwargs):
-            node.target = _FUNCTIONS[node.target]
+        elif node.target in functions and not (node.target is _ATEN.add.Tensor and node.kwargs):
+            node.target = functions[node.target]
         elif node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
             node.args = (node.args[0], *node.args[1])

@@ -16,6 +16,7 @@ from edgeq.core.samples import Dataset, Sample
 from edgeq.quantize import half_graph
 from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.half_graph import NodeRange, scan
+from edgeq.quantize.pt2e_workarounds import coordinates
 from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import check_half_range
@@ -44,7 +45,8 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     halved = [name for name in names if not inside(name, kept)]
     for name in halved:
         check_half_range(name, module.get_submodule(name))
-    if spec.backend == "coreml" and kept:
+    samples_at = spec.captured is not None and coordinates(spec.captured.graph)  # half holds 1/16 of a pixel of 256
+    if samples_at or (spec.backend == "coreml" and kept):
         return _true_half_by_node(spec, kept)
     module.half()
     _cast(module, torch.float16, torch.float32)
@@ -78,11 +80,16 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
 
     module = half_graph.functional_graph(spec.captured)
     largest = float(torch.finfo(torch.float16).max)
+    positions = coordinates(module.graph)
+
+    def is_exact(node: Any) -> bool:
+        samples = half_graph.op_name(node).startswith("grid_sampler")  # torch's half kernel gives NaN far outside
+        return node in positions or samples or half_graph.float_op(node, largest)
 
     def wanted(node: Any) -> Any:
         if half_graph.takes_what_comes(node):
             return None
-        is_wide = inside(half_graph.module_of(node), kept) or half_graph.float_op(node, largest)
+        is_wide = inside(half_graph.module_of(node), kept) or is_exact(node)
         return torch.float32 if is_wide else torch.float16
 
     owners = _owners(module)
@@ -98,7 +105,7 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     made = quantized_model("fp16", program.module(), (halved, _others(owners, halved)), covers="float")
     if spec.backend == "coreml" and not kept:
         return dataclasses.replace(made, exported=spec.captured)
-    wide = sorted({half_graph.op_name(node) for node in module.graph.nodes if half_graph.float_op(node, largest)})
+    wide = sorted({name for node in module.graph.nodes if is_exact(node) and (name := half_graph.op_name(node))})
     remarks = (f"computed in float32: {', '.join(wide)}",) if wide else ()
     return dataclasses.replace(made, exported=program, remarks=remarks)
 

@@ -18,6 +18,7 @@ from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.pt2e_workarounds import (
     IN_FLOAT,
+    coordinates,
     functional,
     keep_whole_numbers,
     leave_wide_softmax,
@@ -145,6 +146,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
+    for node in coordinates(graph.graph):
+        node.meta[IN_FLOAT] = True
     prepared = _prepared(graph, _quantizer(spec, is_float))
     if is_float is not None:
         layers = {node: layer_of(prepared, node) is not None for node in prepared.graph.nodes if _is_layer(node)}

@@ -111,3 +111,42 @@ def test_an_exported_program_that_holds_the_operator_is_taken_too():
     assert DEFORM not in {str(node.target) for node in captured.graph.nodes}
     (expected,), (given,) = (outputs_of(one, (IMAGE,))[0] for one in (model.model, captured.module()))
     torch.testing.assert_close(torch.tensor(given), torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+class Far(nn.Module):
+    """A deformable convolution and a warp of 192 pixels, where a step of int8 is 1.5 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.flow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        self.offset, self.deform = nn.Conv2d(8, 18, 3, padding=1), DeformConv2d(8, 4, 3, padding=1)
+        axis = torch.linspace(-1, 1, 192)
+        self.register_buffer("grid", torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None])
+
+    def forward(self, x):
+        x = self.first(x)
+        x = nn.functional.grid_sample(
+            x, self.grid + 0.05 * self.flow(x).tanh().permute(0, 2, 3, 1), align_corners=False
+        )
+        return self.deform(x, self.offset(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runtime", "backend", "scheme"),
+    [
+        ("executorch", "xnnpack", "static-int8"),
+        ("torchscript", "x86", "static-int8"),
+        ("onnx", "ort", "fp16"),
+        ("executorch", "xnnpack", "fp16"),
+    ],
+)
+def test_positions_stay_in_float(runtime, backend, scheme):
+    model = loaded(Far, spec := TensorSpec(name="x", dtype="float32", shape=(1, 3, 192, 192)))
+    result = quantized(model, runtime, scheme, backend=backend, calibration=dataset((spec,), 2))
+    told = Comparison()
+    for batch in batches(dataset((spec,), 2), (spec,)):
+        told.add(forward(model.model)(batch), forward(result.graph, backend if backend == "x86" else None)(batch))
+    assert told.sqnr_db > (50 if scheme == "fp16" else 20)
+    if scheme == "fp16":
+        assert any("grid_sampler" in remark for remark in result.remarks)

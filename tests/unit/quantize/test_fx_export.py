@@ -58,6 +58,12 @@ def twice(net, x):
     return net.head(torch.cat((y, y[:, :2] * 3), 1))
 
 
+def border(net, x):
+    y = net.head(net.body(x)) if x.shape[1] == 3 else net.head(x)
+    y[:, :, 0].zero_()
+    return net.mix(y)
+
+
 def normed(net, x):
     y = net.head(x)
     y[:, 0] = 0
@@ -65,7 +71,9 @@ def normed(net, x):
 
 
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])
-@pytest.mark.parametrize("end", [half, relu_of_slice, unpacked, zeros, twice, normed], ids=lambda end: end.__name__)
+@pytest.mark.parametrize(
+    "end", [half, relu_of_slice, unpacked, zeros, twice, border, normed], ids=lambda end: end.__name__
+)
 def test_the_exported_graph_is_quantized_where_fx_traces_none(tmp_path, end, backend):
     model = loaded(Net(end), IMAGE)
     result = quantized(model, backend=backend)

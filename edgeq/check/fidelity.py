@@ -171,7 +171,11 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     kept = [one for one in fidelity.agreements if one.output == group.output]
     is_kept = any(
         one.agreeing >= SAME_CLASS * one.ranked
-        and one.agreeing / one.ranked - one.chance >= SAME_CLASS_KAPPA * (1 - one.chance) > 0
+        and (
+            one.chance >= 1  # all samples are of one class
+            or fidelity.by_labels  # the recall of each class is judged
+            or one.agreeing / one.ranked - one.chance >= SAME_CLASS_KAPPA * (1 - one.chance)
+        )
         for one in kept
     )
     return is_kept and not group.unlike and not (alone and group.constant)

@@ -306,13 +306,13 @@ def test_zero_takes_the_floor_away():
     assert limit("sqnr", 0.0, [reference], [-reference]).outcome == "ok"
 
 
-@pytest.mark.parametrize("moves", [0.15, 0.2])
-def test_the_largest_of_landmarks_is_no_class(moves):
-    """The same landmark has the largest coordinate in every sample, whatever int8 makes of its moves."""
+def test_the_largest_of_landmarks_is_no_class():
+    """The same landmark has the largest coordinate in nearly every sample, whatever is left of the moves."""
     rng = np.random.default_rng(0)
-    places = rng.uniform(20, 200, 10)
-    places[9] = 201
-    reference = (places + rng.normal(0, moves, (400, 10))).astype(np.float32)
-    gate = floor([reference], [rounded(reference)])["fidelity"]
+    places = rng.uniform(20, 190, 10)
+    places[8:] = 200, 200.6
+    reference = (places + rng.normal(0, 0.2, (400, 10))).astype(np.float32)
+    measured = (places + rng.normal(0, 0.2, (400, 10))).astype(np.float32)
+    gate = floor([reference], [measured])["fidelity"]
     assert gate.outcome == "failed"
     assert "about its mean" in gate.detail

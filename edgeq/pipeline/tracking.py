@@ -93,10 +93,10 @@ _PATH_MODULES = {
 _TRACKED_PACKAGES = frozenset(
     {
         *("torch", "torchvision", "torchao", "nvidia", "triton", "cuda", "numpy", "scipy", "pandas", "sklearn"),
-        *("PIL", "pillow", "matplotlib", "contourpy", "kiwisolver", "safetensors", "yaml", "regex", "markupsafe"),
+        *("PIL", "pillow", "matplotlib", "contourpy", "kiwisolver", "safetensors", "yaml", "_ruamel_yaml", "regex"),
         *("pydantic_core", "ml_dtypes", "charset_normalizer", "cryptography", "_cffi_backend", "backports", "rpds"),
         *("google", "_upb", "bsdiff4", "gmpy2", "psutil", "numba", "llvmlite", "joblib", "wrapt", "hypothesis"),
-        *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage"),
+        *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage", "markupsafe"),
         *("scikit_learn", "pywt", "skimage", "jaxlib", "ujson", "orjson", "simplejson", "msgpack", "frozenlist"),
         *("multidict", "yarl", "aiohttp", "propcache", "xxhash", "Levenshtein", "rapidfuzz", "shapely"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -290,7 +291,7 @@ def _norm_patterns_where_norms_are() -> Iterator[None]:
         key = (tuple(cell.cell_contents for cell in pattern.fn.__closure__), is_cuda)
         if key not in _NORM_PATTERNS:
             _NORM_PATTERNS[key] = export(pattern, inputs, is_cuda)
-        return _NORM_PATTERNS[key]
+        return copy.deepcopy(_NORM_PATTERNS[key])  # the matcher takes the names out of the pattern that it gets
 
     annotators.update({name: where_norms_are(annotate) for name, annotate in before.items() if "_bn" in name})
     try:

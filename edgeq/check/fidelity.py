@@ -51,9 +51,9 @@ LEAST_OF_MANY = 0.1
 # Cohen's kappa, agreement beyond chance: up to 0.4 is fair at best (Landis and Koch, Biometrics 33, 1977)
 MAX_POOR_KAPPA = 0.4
 
-SAME_CLASS = 0.9  # agreement that shows a ranking to be kept, although the scores hardly change,
-
-# if it is this far beyond chance, by Cohen's kappa: landmarks in pixels have the same largest number in every sample
+# A ranking is kept, although its scores hardly change, if this share of the samples has fp32's class, and this kappa:
+# the same one of ten landmarks in pixels is the largest in nearly every sample, whatever is left of their moves.
+SAME_CLASS = 0.9
 SAME_CLASS_KAPPA = 0.5
 
 MAX_DROP_PP = 20.0
@@ -171,11 +171,8 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     kept = [one for one in fidelity.agreements if one.output == group.output]
     is_kept = any(
         one.agreeing >= SAME_CLASS * one.ranked
-        and (
-            one.chance >= 1  # all samples are of one class
-            or fidelity.by_labels  # the recall of each class is judged
-            or one.agreeing / one.ranked - one.chance >= SAME_CLASS_KAPPA * (1 - one.chance)
-        )
+        # with labels, the recall of each class is judged
+        and (fidelity.by_labels or _kappa(one.agreeing / one.ranked, one.chance) >= SAME_CLASS_KAPPA)
         for one in kept
     )
     return is_kept and not group.unlike and not (alone and group.constant)
@@ -196,10 +193,12 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
 
 def most_kappa(one: OutputAgreement) -> float:
     """Return the upper end of the 95% interval of Cohen's kappa; 1 where chance alone would agree everywhere."""
-    if one.chance >= 1:
-        return 1.0
     _, high = share(one.agreeing / one.ranked * one.distinct, one.distinct)
-    return (high - one.chance) / (1 - one.chance)
+    return _kappa(high, one.chance)
+
+
+def _kappa(agreement: float, chance: float) -> float:
+    return 1.0 if chance >= 1 else (agreement - chance) / (1 - chance)
 
 
 def class_drop_gate(fidelity: Fidelity) -> Gate:

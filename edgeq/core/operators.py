@@ -16,8 +16,8 @@ DEFORM = "torchvision.deform_conv2d.default"  # as a graph names it
 def plain_operators() -> Iterator[None]:
     """Let deformable convolutions be captured or traced in the block as `plain_deform_conv2d`.
 
-    torchvision's own operator is missing from every runtime: ExecuTorch 1.5, the lite interpreter, ONNX Runtime's CPU
-    kernels (`DeformConv` needs opset 19) and an x86 process without torchvision.
+    torchvision's own operator is missing from ExecuTorch 1.5, from the lite interpreter, from an x86 process without
+    torchvision, and from opset 18, in which edgeq exports to ONNX (`DeformConv` came with opset 19).
     """
     if "torchvision" not in sys.modules:
         yield
@@ -56,15 +56,15 @@ def plain_deform_conv2d(
         offset: [N, offset_groups × kernel_h × kernel_w × 2, out_h, out_w], in pixels.
         mask: [N, offset_groups × kernel_h × kernel_w, out_h, out_w], a factor for each sample.
         bias: [out].
-        stride_h: in pixels, as all up to `dilation_w`.
-        stride_w: of the kernel.
-        pad_h: zeros above and below.
-        pad_w: zeros left and right.
-        dilation_h: between the kernel's places.
-        dilation_w: between the kernel's places.
-        groups: of the weights.
+        stride_h: pixels from one output's kernel to the next below.
+        stride_w: the same to the right.
+        pad_h: rows of zeros above and below the image.
+        pad_w: columns of zeros to its left and right.
+        dilation_h: pixels from one place of the kernel to the next below.
+        dilation_w: the same to the right.
+        groups: parts of the channels with weights of their own.
         offset_groups: parts of the channels with offsets of their own.
-        use_mask: whether `mask` counts.
+        use_mask: whether `mask` is multiplied; else it is ignored.
 
     Returns:
         [N, out, out_h, out_w]
@@ -82,15 +82,20 @@ def plain_deform_conv2d(
         parts = values.reshape(-1, kernel_h, kernel_w, last, out_h, out_w)
         return parts.permute(0, 4, 1, 5, 2, 3).reshape(-1, rows, columns, last)
 
-    at_y = torch.arange(out_h)[:, None] * stride_h - pad_h + torch.arange(kernel_h) * dilation_h
-    at_x = torch.arange(out_w)[:, None] * stride_w - pad_w + torch.arange(kernel_w) * dilation_w
+    def places(out: int, kernel: int, stride: int, pad: int, dilation: int) -> Any:
+        """[out × kernel], the pixel of each sample before it is moved."""
+        first = torch.arange(out, device=x.device)[:, None] * stride - pad
+        return (first + torch.arange(kernel, device=x.device) * dilation).reshape(-1).to(x.dtype)
+
     moved = side_by_side(offset, 2)
     # pixels as grid_sample counts them: -1 and 1 are the image's edges, not the middles of its first and last pixels
-    y = (2 * (moved[..., 0] + at_y.reshape(rows, 1).to(x.dtype)) + 1) / height - 1
-    to_the_right = (2 * (moved[..., 1] + at_x.reshape(columns).to(x.dtype)) + 1) / width - 1
+    at_y = places(out_h, kernel_h, stride_h, pad_h, dilation_h)[:, None]
+    at_x = places(out_w, kernel_w, stride_w, pad_w, dilation_w)
+    grid_y = (2 * (moved[..., 0] + at_y) + 1) / height - 1
+    grid_x = (2 * (moved[..., 1] + at_x) + 1) / width - 1
     samples = functional.grid_sample(
         x.reshape(-1, channels // offset_groups, height, width),
-        torch.stack((to_the_right, y), -1),
+        torch.stack((grid_x, grid_y), -1),
         mode="bilinear",
         padding_mode="zeros",
         align_corners=False,

@@ -26,7 +26,7 @@ from edgeq.pipeline.package import build_missing
 from edgeq.pipeline.plan import Kept, Made, Part, Plan
 from edgeq.pipeline.portable import PLACE, below
 from edgeq.pipeline.tracking import current_state, looked_at
-from edgeq.pipeline.workers import EXPORT, TORCHVISION, crashed, fork_server, outcome_of, report_outcome, signal_tree
+from edgeq.pipeline.workers import EVERYTHING, crashed, fork_server, outcome_of, report_outcome, signal_tree
 from edgeq.verify.children import calm_openmp
 
 _WAKE_S = 0.5
@@ -35,7 +35,7 @@ _WAKE_S = 0.5
 def serve(descriptor: int) -> None:
     """Make one part after the other until the socket ends."""
     pipe = Connection(descriptor)
-    context = fork_server(("torch", TORCHVISION, *EXPORT))  # its parts are of any kind
+    context = fork_server(EVERYTHING)
     while True:
         try:
             part = pipe.recv()

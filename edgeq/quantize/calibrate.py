@@ -95,10 +95,10 @@ def activation_observer(name: ObserverName, base: Any, minmax: Any) -> Any:
 
 @functools.cache
 def _histogram(base: Any) -> Any:
-    """Return the histogram observer itself, which searches 20 times faster and finds the same range.
+    """Return the histogram observer with a search that finds the same range 14 times faster.
 
-    It narrows the range by 1e-5 of the values at a time, up to 100,000 times, and compares tensors of one element at
-    each step (torch 2.15, torchao 0.18): 0.1 to 0.6 s a tensor where most values are equal, as after a ReLU.
+    The library's search (torch 2.15, torchao 0.18) narrows the range by 1e-5 of the values at a time, up to 100,000
+    times, and compares tensors of one element at each step: 109 ms on average of 120 histograms, and 7.8 ms here.
     """
     import numpy as np
     import torch
@@ -235,7 +235,7 @@ def _divergence(histogram: Any, low: int, high: int) -> float:
 def _check(base: Any) -> None:
     if not hasattr(base, _SEARCH):
         what = f"{base.__module__}.{base.__name__} has no {_SEARCH}, which edgeq's observer overrides"
-        raise EnvironmentProblem(what, "use --observer histogram or minmax, or the torch version that edgeq pins")
+        raise EnvironmentProblem(what, "use --observer minmax, or the torch version that edgeq pins")
 
 
 # --- Ranges that were observed once, for every graph that leaves other layers of the same model in float.

@@ -16,7 +16,7 @@ from edgeq.core.samples import Dataset, Sample
 from edgeq.quantize import half_graph
 from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.half_graph import NodeRange, scan
-from edgeq.quantize.pt2e_workarounds import coordinates
+from edgeq.quantize.pt2e_workarounds import coordinates, samplers
 from edgeq.quantize.result import float_model, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import check_half_range
@@ -45,8 +45,9 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     halved = [name for name in names if not inside(name, kept)]
     for name in halved:
         check_half_range(name, module.get_submodule(name))
-    samples_at = spec.captured is not None and coordinates(spec.captured.graph)  # half holds 1/16 of a pixel of 256
-    if samples_at or (spec.backend == "coreml" and kept):
+    # of 256 pixels, half holds positions to a sixteenth; and torch's half kernel gives NaN for some outside the image
+    is_sampled = spec.captured is not None and bool(samplers(spec.captured.graph))
+    if is_sampled or (spec.backend == "coreml" and kept):
         return _true_half_by_node(spec, kept)
     module.half()
     _cast(module, torch.float16, torch.float32)
@@ -80,11 +81,10 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
 
     module = half_graph.functional_graph(spec.captured)
     largest = float(torch.finfo(torch.float16).max)
-    positions = coordinates(module.graph)
+    sampled = coordinates(module.graph) | set(samplers(module.graph))
 
     def is_exact(node: Any) -> bool:
-        samples = half_graph.op_name(node).startswith("grid_sampler")  # torch's half kernel gives NaN far outside
-        return node in positions or samples or half_graph.float_op(node, largest)
+        return node in sampled or half_graph.float_op(node, largest)
 
     def wanted(node: Any) -> Any:
         if half_graph.takes_what_comes(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_models import Silent, SmallNet, captured_net, dataset, loaded, outputs_of, quantized, small_net
@@ -275,3 +276,21 @@ def test_what_stays_in_float32_beside_such_a_constant_is_named():
     image = TensorSpec(name="image", dtype="float32", shape=(1, 4, 6, 6), low=-1.0)
     result = quantized(loaded(Normed().eval(), image), "executorch", "fp16", backend="xnnpack")
     assert result.remarks == ("computed in float32: softmax",)
+
+
+class Moved(nn.Module):
+    """Positions that a layer gives, with no arithmetic between."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Conv2d(4, 2, 1)
+
+    def forward(self, image):
+        return nn.functional.grid_sample(image, self.places(image).permute(0, 2, 3, 1), align_corners=False)
+
+
+def test_pixels_are_sampled_in_float32():
+    image = TensorSpec(name="image", dtype="float32", shape=(1, 4, 6, 6), low=-1.0)
+    result = quantized(loaded(Moved, image), "executorch", "fp16", backend="xnnpack")
+    assert any("grid_sampler" in remark for remark in result.remarks)
+    assert all(np.isfinite(values).all() for (values,) in outputs_of(result.graph, (image,), 4))

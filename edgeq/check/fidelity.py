@@ -87,20 +87,26 @@ def floor_gates(scheme: str, verified: VerifyReport, options: GateOptions) -> tu
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     name, value = worst_part(fidelity)
+    limit = f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance"
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""
     unlike = tuple(f"{group.name}: " for group in fidelity.groups if group.unlike)
     if scheme not in FLOAT_SCHEMES and any(part.startswith(unlike) for part in wrong):
         fix = f"; keep the layer that computes it in float (--keep-fp32; `edgeq sensitivity` lists the layers){fix}"
-    gates = [
-        Gate(
-            name=FIDELITY,
-            outcome="failed" if wrong else "ok",
-            limit=f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance",
-            measured=f"{name}: {_decibel(value)}",
-            detail=f"{'; '.join(wrong)}{fix}",
-            exit_code=ExitCode.ACCURACY,
-        )
-    ]
+    unproven = [] if wrong else _lost_parts(fidelity, of_one_class=True)
+    if unproven:
+        why = f"fp32 gives all samples one class: {'; '.join(unproven)}; give labels, or samples of several classes"
+        gates = [unverified(FIDELITY, limit, f"{why}; --limit sqnr=0 turns this check off")]
+    else:
+        gates = [
+            Gate(
+                name=FIDELITY,
+                outcome="failed" if wrong else "ok",
+                limit=limit,
+                measured=f"{name}: {_decibel(value)}",
+                detail=f"{'; '.join(wrong)}{fix}",
+                exit_code=ExitCode.ACCURACY,
+            )
+        ]
     if fidelity.classes:
         gates.append(class_drop_gate(fidelity))
     return tuple(gates)
@@ -115,7 +121,10 @@ def worst_part(fidelity: Fidelity) -> tuple[str, float]:
     changes = [
         (group.change_sqnr_db, group.name)
         for group in fidelity.groups
-        if group.change_sqnr_db is not None and proves_changes(fidelity) and not _is_faint(group, fidelity)
+        if group.change_sqnr_db is not None
+        and proves_changes(fidelity)
+        and not _is_faint(group)
+        and not _keeps_ranking(group, fidelity)
     ]
     if changes and min(changes)[0] <= whole:
         return min(changes)[1], min(changes)[0]
@@ -135,8 +144,12 @@ def proves_changes(fidelity: Fidelity) -> bool:
     return fidelity.inputs == "evaluation" and distinct >= LEAST_SAMPLES
 
 
-def _lost_parts(fidelity: Fidelity) -> list[str]:
-    """Name outputs that are more error than signal, and channels of which nothing is left."""
+def _lost_parts(fidelity: Fidelity, *, of_one_class: bool = False) -> list[str]:
+    """Name outputs that are more error than signal, and channels of which nothing is left.
+
+    Args:
+        of_one_class: name those of which samples of one class cannot tell whether they are scores that hardly change.
+    """
     lost = []
     whole = fidelity.sqnr_db
     if whole is not None and -math.inf < whole < LOST_DB:
@@ -145,7 +158,9 @@ def _lost_parts(fidelity: Fidelity) -> list[str]:
         return lost
     for group in sorted(fidelity.groups, key=lambda one: one.count == one.of):
         value = group.change_sqnr_db
-        if value is None or not (value < LOST_DB or group.constant) or _is_faint(group, fidelity):
+        if value is None or not (value < LOST_DB or group.constant) or _is_faint(group):
+            continue
+        if _keeps_ranking(group, fidelity) is not (None if of_one_class else False):
             continue
         about = f"SQNR {_decibel(value)} about its mean{_nothing_left(value)}"
         what = "constant, unlike fp32's" if group.constant else about
@@ -157,7 +172,7 @@ def _nothing_left(value: float) -> str:
     return ", next to nothing of it is left" if value >= MIN_SQNR_DB else ""
 
 
-def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
+def _is_faint(group: GroupFidelity) -> bool:
     """Whether a group's error is too small to matter, however little the samples change the group."""
     alone = group.count < group.of
     few = group.count < LEAST_OF_MANY * group.of if group.count > 1 else group.of > 4 / LEAST_OF_MANY
@@ -166,16 +181,27 @@ def _is_faint(group: GroupFidelity, fidelity: Fidelity) -> bool:
     is_slight = group.error_rms <= (FAINT_SHARE_OF_CHANNEL if alone else FAINT_SHARE)
     if group.shares and is_slight and group.error_max <= MISSED_SHARE:
         return True
-    if not group.shares and group.spread_sqnr_db >= FAINT_DB:
-        return True
-    kept = [one for one in fidelity.agreements if one.output == group.output]
-    is_kept = any(
-        one.agreeing >= SAME_CLASS * one.ranked
-        # with labels, the recall of each class is judged
-        and (fidelity.by_labels or _kappa(one.agreeing / one.ranked, one.chance) >= SAME_CLASS_KAPPA)
+    return not group.shares and group.spread_sqnr_db >= FAINT_DB
+
+
+def _keeps_ranking(group: GroupFidelity, fidelity: Fidelity) -> bool | None:
+    """Whether a group is of scores whose first class stays fp32's, however little they change.
+
+    None where it does and no label says that these are classes, and all samples have the same: so has the largest of
+    ten landmarks in pixels.
+    """
+    if group.unlike or (group.count < group.of and group.constant):
+        return False
+    kept = [
+        one for one in fidelity.agreements if one.output == group.output and one.agreeing >= SAME_CLASS * one.ranked
+    ]
+    # with labels, the recall of each class is judged
+    if any(
+        fidelity.by_labels or (one.chance < 1 and _kappa(one.agreeing / one.ranked, one.chance) >= SAME_CLASS_KAPPA)
         for one in kept
-    )
-    return is_kept and not group.unlike and not (alone and group.constant)
+    ):
+        return True
+    return None if any(one.chance >= 1 for one in kept) else False
 
 
 def _poor_agreements(fidelity: Fidelity) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.system import replaced
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
@@ -284,6 +285,29 @@ def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str]) -> Any:
     return XnnpackPartitioner([one for one in ALL_PARTITIONER_CONFIGS if one.target_name not in left_out])
 
 
+@contextlib.contextmanager
+def _xnnpack_passes(program: Any) -> Iterator[None]:
+    """Lower without repeated work, and give a copy that a partition gives out the fake value that the pass reads.
+
+    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in NCHW, for
+    all readers. Where the partition's output is one of them, the pass ends with KeyError: 'val'.
+    """
+    from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
+
+    plain = ChannelsLastTaggedReshapePass.insert_copy_q_dq
+
+    def insert_copy_q_dq(
+        self: Any, graph_module: Any, before: Any, after: Any, copy: Any, q_params: tuple[Any, ...]
+    ) -> None:
+        plain(self, graph_module, before, after, copy, q_params)
+        for node in graph_module.graph.output_node().all_input_nodes:
+            if "val" not in node.meta:
+                node.meta["val"] = before.meta["val"]
+
+    with replaced(ChannelsLastTaggedReshapePass, "insert_copy_q_dq", insert_copy_q_dq), speedups(program):
+        yield
+
+
 def _no_check() -> None:
     """XNNPACK comes with ExecuTorch."""
 
@@ -296,7 +320,7 @@ DELEGATES: dict[str, Delegate] = {
     "xnnpack": Delegate(
         title="XnnpackPartitioner",
         partitioner=_xnnpack,
-        around=speedups,
+        around=_xnnpack_passes,
         check=_no_check,
         stored=_as_in_the_program,
     ),

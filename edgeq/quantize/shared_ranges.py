@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ _OWN_SCALES = LAYERS | _SUMS | _PRODUCTS  # what they read and what they give ne
 
 _FUSED = frozenset({_aten.relu.default, _aten.relu_.default})
 
+# what they give has a range of its own, whatever the scales of what they read
+_SATURATE = frozenset(
+    {_aten.sigmoid.default, _aten.tanh.default, _aten.hardsigmoid.default, _aten.softmax.int, _aten._softmax.default}
+)
+
 # the ranges of a join are unlike where a branch's own step is this many times smaller: it would lose two of its bits
 UNLIKE = 4.0
 
@@ -52,8 +57,9 @@ def unshare(prepared: Any, alone: Mapping[str, Any], is_observer: IsObserver, ba
     """Let unlike branches of a join keep their own ranges, and leave what a mask was added to in float, in place.
 
     Where nothing that follows the join computes in int8, it is left in float, with all that only moves or scales its
-    values. Where a layer reads it, the layer's input has one scale, as it must; but a branch that something else reads
-    too is rounded by that scale on its way into the join only.
+    values; and so it is up to a sigmoid or the like, whose output a layer may read. Where a layer reads the join, the
+    layer's input has one scale, as it must; but a branch that something else reads too is rounded by that scale on its
+    way into the join only.
     ONNX Runtime joins parts of unlike scales, but computes a layer with a relu in int8 only where its range begins at
     zero: for it, a layer's relu keeps its own range beside parts with negative values.
 
@@ -105,12 +111,15 @@ class _Observed:
             users = list(users[0].users)
         return users[0] if len(users) == 1 and self.is_observed(users[0]) else None
 
-    def region(self, start: Iterable[Any], *, min_width: float = 0.0) -> tuple[set[Any], bool]:
+    def region(
+        self, start: Iterable[Any], *, min_width: float = 0.0, until: Collection[Any] = ()
+    ) -> tuple[set[Any], bool]:
         """Return the observers' nodes that readers of a value in int8 lead to, and whether a layer in int8 is one.
 
         Args:
             start: nodes that read it; followed as far as values are rounded.
             min_width: observers with a narrower range are not followed.
+            until: operators whose output is not followed.
         """
         found: set[Any] = set()
         waiting, reaches = list(start), False
@@ -124,9 +133,16 @@ class _Observed:
                 if _width(self.observer(node)) >= min_width:
                     found.add(node)
                     waiting += node.users
-            elif (observed := self.output_observer(node)) is not None:
+            elif node.target not in until and (observed := self.output_observer(node)) is not None:
                 waiting.append(observed)
         return found, reaches
+
+    def float_region(self, start: Any) -> set[Any] | None:
+        """Return the observers' nodes that may go when a reader gets its input in float; None where it must be int8."""
+        found, reaches = self.region([start])
+        if reaches:
+            found, reaches = self.region([start], until=_SATURATE)
+        return None if reaches else found
 
     def leave_in_float(self, region: Iterable[Any], first: Any | None) -> None:
         """Take out the observers of a region, and those of the constants that are read together with its values.
@@ -212,16 +228,15 @@ def _unshare_join(graph: _Observed, join: Any, alone: Mapping[str, Any]) -> bool
     if not unlike:
         return False
     readers = list(observed.users)
-    in_float = [reader for reader in readers if not graph.region([reader])[1]]
-    is_int8 = len(in_float) < len(readers)
-    if in_float:
-        region = graph.region(in_float)[0]
+    regions = {reader: region for reader in readers if (region := graph.float_region(reader)) is not None}
+    is_int8 = len(regions) < len(readers)
+    if regions:
         with graph.prepared.graph.inserting_after(observed):
             twin = graph.prepared.graph.node_copy(join)
-        for reader in in_float:
+        for reader in regions:
             reader.replace_input_with(observed, twin)
         graph.drop_constants(twin)
-        graph.leave_in_float(region, twin)
+        graph.leave_in_float(set().union(*regions.values()), twin)
     if is_int8:
         branches = graph.groups(shared, without=join)
         for arg in unlike:
@@ -238,7 +253,7 @@ def _unshare_join(graph: _Observed, join: Any, alone: Mapping[str, Any]) -> bool
             widest = copy.deepcopy(max(ranges, key=_width))
             for node in group:
                 setattr(graph.prepared, str(node.target), widest)
-    return is_int8 or bool(in_float)
+    return is_int8 or bool(regions)
 
 
 def _free_arithmetic(graph: _Observed, node: Any) -> bool:

@@ -99,7 +99,7 @@ class ParityTally:
             differing=sums.differing / sums.elements if sums.elements else 0.0,
             mean_abs=sums.error_sum / sums.elements if sums.elements else None,
             mean_magnitude=sums.magnitude_sum / sums.elements if sums.elements else None,
-            lost=lost_channels(sums.groups(classes=False), self.steps),
+            lost=lost_channels(sums.groups(), self.steps),
             reaction_db=None if within_a_step or not sums.differing else self._reaction_db(graph),
         )
 
@@ -581,7 +581,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         distinct=len(set(tally.row_keys)),
         lost=sum(before > after for before, after in pairs.values()) if of_samples else None,
         won=sum(before < after for before, after in pairs.values()) if of_samples else None,
-        groups=sums.groups(classes=bool(tally.labels)),
+        groups=sums.groups(classes=tally.labels),
         agreements=tuple(found.agreement(i, tally.row_keys) for i, found in sorted(tally.ranks.items())),
         indices=tuple(
             found.agreement(i, tally.row_keys)

@@ -8,7 +8,7 @@ the input, is signal to it: 97 dB may be 11 dB without that mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +111,7 @@ class OutputChannels:
             one.least = np.minimum(one.least, expected.min(axis=others))
             one.most = np.maximum(one.most, expected.max(axis=others))
 
-    def groups(self, output: int, *, alike: bool) -> list[GroupFidelity]:
+    def groups(self, output: int, *, classes: Collection[int] = ()) -> list[GroupFidelity]:
         """Return the parts that are judged by themselves: the whole output, and along each axis its channels.
 
         Of a few channels, the worst are listed one by one. Of many, where a channel rarely has a meaning of its own,
@@ -119,8 +119,9 @@ class OutputChannels:
 
         Args:
             output: its index.
-            alike: whether the channels have one unit and are compared with each other only, as the scores of classes
-                are: then the whole output is all that counts.
+            classes: channels that labels name. They have one unit and are compared with each other
+                only; so are channels of a like spread. With them, what counts is the whole output, and channels of
+                another spread, such as an uncertainty beside the scores.
         """
         found = []
         for one in self.axes if self.is_measure else ():
@@ -129,11 +130,13 @@ class OutputChannels:
             everything = np.arange(len(one.elements))
             if one is self.axes[0]:
                 found.append(self._group(output, one, everything, changing))
-            if alike or self.is_truth or len(everything) < 2:
+            if self.is_truth or len(everything) < 2 or (classes and self.shares):
                 continue
             mean = one.total / one.elements
             spread = np.maximum(one.energy / one.elements - mean**2, 0)
             levels = _levels(spread, changing / one.elements, mean)
+            if classes:
+                levels[_has_spread_of(np.array(sorted(classes)), spread)] = -1
             alive = everything[levels >= 0]
             if len(everything) <= FEW_CHANNELS:
                 if self._may_hold_channels(one):
@@ -147,7 +150,7 @@ class OutputChannels:
                 found += [
                     self._group(output, one, group, changing, unlike=bool(levels[group[0]] > 0))
                     for group in members
-                    if len(group) < len(alive)
+                    if len(group) < len(alive) or classes
                 ]
                 if self.drift.ndim == 2 and len(everything) <= _ITEM_CHANNELS:
                     lost = alive[(levels[alive] > 0) & ~one.varied[alive]][:_WORST]
@@ -249,6 +252,14 @@ def _levels(spread: NDArray[np.float64], change: NDArray[np.float64], mean: NDAr
     with np.errstate(divide="ignore"):
         levels = np.floor(np.log(np.sqrt(largest / np.maximum(spread, largest * 1e-30))) / math.log(UNLIKE) + 1e-9)
     return np.where(silent, -1, levels).astype(np.int64)
+
+
+def _has_spread_of(named: NDArray[np.int64], spread: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each channel's spread is that of some named ones, or differs by less than `UNLIKE`; bool [channels]."""
+    known = np.sqrt(spread[named])
+    alike: NDArray[np.bool_] = (np.sqrt(spread) * UNLIKE >= known.min()) & (np.sqrt(spread) <= known.max() * UNLIKE)
+    alike[named] = True
+    return alike
 
 
 def _by_change(group: GroupFidelity) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,14 +131,16 @@ class Comparison:
             return None
         return int(np.argmin([sums.sqnr_db for sums in self.outputs]))
 
-    def groups(self, *, classes: bool) -> tuple[GroupFidelity, ...]:
+    def groups(self, *, classes: Collection[int] = ()) -> tuple[GroupFidelity, ...]:
         """Return the sums by output and channels of unlike range.
 
         Args:
-            classes: whether the first output is judged as scores of classes, which have one unit.
+            classes: channels of the first output that labels name: scores of classes have one unit.
         """
         return tuple(
-            group for i, sums in enumerate(self.channels) for group in sums.groups(i, alike=classes and i == 0)
+            group
+            for i, sums in enumerate(self.channels)
+            for group in sums.groups(i, classes=classes if i == 0 else ())
         )
 
     @property

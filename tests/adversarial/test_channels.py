@@ -240,7 +240,7 @@ def test_probabilities_of_classes_that_hardly_occur_pass(classes, labelled):
     assert all(gate.outcome == "ok" for gate in gates.values())
 
 
-@pytest.mark.parametrize("kind", ["zero", "padding", "noise", "one_hot", "one_class"])
+@pytest.mark.parametrize("kind", ["zero", "padding", "noise", "one_hot"])
 def test_channels_without_energy_pass(kind):
     rng = np.random.default_rng(1)
     reference = rng.normal(size=(32, 6, 8)).astype(np.float32)
@@ -252,12 +252,9 @@ def test_channels_without_energy_pass(kind):
     elif kind == "noise":
         reference[:, 2] = rng.normal(0, 1e-7, (32, 8))
         measured[:, 2] = 0.0
-    elif kind == "one_hot":
+    else:
         reference = np.eye(6, dtype=np.float32)[rng.integers(0, 2, 32)]
         measured = rounded(reference)
-    else:  # scores that hardly change, all of one class
-        reference = (rng.normal(0, 0.02, (32, 6)) + np.array([9, -3, -2, 0, 1, 2])).astype(np.float32)
-        measured = rounded(reference) + rng.normal(0, 0.05, (32, 6)).astype(np.float32)
     assert floor([reference], [measured])["fidelity"].outcome == "ok"
 
 
@@ -271,11 +268,11 @@ def test_a_channel_that_the_artifact_or_a_device_answers_alike_is_lost_in_parity
     came[..., 4] = value
     sums = Comparison(by_channel=True)
     sums.add((expected,), (came,))
-    (lost,) = lost_channels(sums.groups(classes=False), [None])
+    (lost,) = lost_channels(sums.groups(), [None])
     assert "output 0, channel 4" in lost
     same = Comparison(by_channel=True)
     same.add((expected,), (expected + np.float32(1e-4),))
-    assert lost_channels(same.groups(classes=False), [None]) == ()
+    assert lost_channels(same.groups(), [None]) == ()
 
 
 def test_few_samples_and_random_inputs_are_judged_as_a_whole():
@@ -306,6 +303,17 @@ def test_zero_takes_the_floor_away():
     assert limit("sqnr", 0.0, [reference], [-reference]).outcome == "ok"
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_scores_of_one_class_that_hardly_change_need_a_label(labelled):
+    """What a classifier and coordinates look like alike is verified for neither."""
+    rng = np.random.default_rng(1)
+    reference = (rng.normal(0, 0.02, (32, 6)) + np.array([9, -3, -2, 0, 1, 2])).astype(np.float32)
+    measured = rounded(reference) + rng.normal(0, 0.05, (32, 6)).astype(np.float32)
+    gate = floor([reference], [measured], labels=reference.argmax(1) if labelled else None)["fidelity"]
+    assert gate.outcome == ("ok" if labelled else "unverified")
+    assert labelled or "give labels, or samples of several classes" in gate.detail
+
+
 def test_the_largest_of_landmarks_is_no_class():
     """The same landmark has the largest coordinate in nearly every sample, whatever is left of the moves."""
     rng = np.random.default_rng(0)
@@ -316,3 +324,30 @@ def test_the_largest_of_landmarks_is_no_class():
     gate = floor([reference], [measured])["fidelity"]
     assert gate.outcome == "failed"
     assert "about its mean" in gate.detail
+
+
+def logits_and_uncertainty(classes, scale, seed):
+    """Return scores of classes with another column behind them that no label names, and the labels."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 20, (400, classes))
+    labels = scores.argmax(1)
+    return np.concatenate((scores, rng.normal(-8, scale, (400, 1))), 1).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(2, 0.05), (5, 0.05), (30, 0.02)])
+def test_a_column_beside_labelled_classes_is_judged_by_itself(classes, scale):
+    reference, labels = logits_and_uncertainty(classes, scale, 0)
+    gate = floor([reference], [rounded(reference)], labels=labels)["fidelity"]
+    assert gate.outcome == "failed"
+    assert f"output 0, channel {classes}" in gate.detail
+    exact = np.concatenate((rounded(reference[:, :-1]), reference[:, -1:]), 1)
+    assert floor([reference], [exact], labels=labels)["fidelity"].outcome == "ok"
+
+
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+def test_classes_that_no_label_names_are_scores_as_well(classes):
+    rng = np.random.default_rng(classes)
+    reference = rng.normal(0, rng.uniform(0.5, 2, classes), (64, classes)).astype(np.float32)
+    reference[:, 0] -= 30  # never the largest
+    gates = floor([reference], [rounded(reference)], labels=reference.argmax(1))
+    assert [gate.detail for gate in gates.values() if gate.outcome != "ok"] == []

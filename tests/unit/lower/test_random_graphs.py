@@ -24,7 +24,7 @@ def runtime():
         yield host
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", seeds(8, 112))
 def test_the_artifact_costs_no_more_than_rounding(seed, runtime, tmp_path):
     kind, backend = ROUTES[seed % 4]
     model, result = int8_of(seed, kind, backend)

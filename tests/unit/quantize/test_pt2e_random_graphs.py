@@ -14,7 +14,7 @@ from random_graphs import check_rounding, int8_of, outputs_by, seeds
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed", seeds(24, 1007))
+@pytest.mark.parametrize("seed", seeds(24, 1007, 1835))
 def test_int8_costs_no_more_than_rounding(seed):
     runtime, backend = ("onnx", "ort") if seed % 3 == 2 else ("executorch", "xnnpack")
     model, result = int8_of(seed, runtime, backend)

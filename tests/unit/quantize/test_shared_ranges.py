@@ -39,13 +39,15 @@ class Heads(nn.Module):
             return torch.cat((torch.cat((score, score), 1), box), 1)
         if self.how == "stack":
             return torch.stack((box[:, :3], score), 2).flatten(1, 2)
+        if self.how == "saturated":  # the layer behind reads what the tanh gives
+            return self.mix(torch.cat((score, box), 1).mul(0.5).tanh())
         if self.how == "tapped":  # the join goes into a layer, whose input has one scale; the tap does not
             return score, self.mix(torch.cat((score, box), 1))
         joined = torch.cat((score, box), 1)
         return joined, self.mix(joined)
 
 
-@pytest.mark.parametrize("how", ["sigmoid", "raw", "scaled", "nested", "stack", "tapped", "both"])
+@pytest.mark.parametrize("how", ["sigmoid", "raw", "scaled", "nested", "stack", "saturated", "tapped", "both"])
 @pytest.mark.parametrize("backend", ["xnnpack", "ort"])
 def test_unlike_branches_keep_their_own_scales(how, backend):
     model = loaded(Heads(how).eval(), IMAGE)

@@ -148,6 +148,7 @@ def _lost_parts(fidelity: Fidelity, *, of_one_class: bool = False) -> list[str]:
     """Name outputs that are more error than signal, and channels of which nothing is left.
 
     Args:
+        fidelity: the artifact's.
         of_one_class: name those of which samples of one class cannot tell whether they are scores that hardly change.
     """
     lost = []

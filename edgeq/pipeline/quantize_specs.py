@@ -11,6 +11,7 @@ from typing import Any
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
 from edgeq.check.fidelity import worst_part
+from edgeq.core.arrays import np
 from edgeq.core.config import Job
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.files import cache_folder, canonical_json, sha256_bytes
@@ -26,7 +27,7 @@ from edgeq.pipeline.tracking import current_state, user_modules
 from edgeq.quantize.graph_runner import Forward
 from edgeq.quantize.spec import ReuseSpec, SearchSpec
 from edgeq.verify.accumulate import batch_scores, chosen_metric
-from edgeq.verify.metrics import Comparison, cut, mean_score, real_rows
+from edgeq.verify.metrics import Comparison, cut, mean_score, real_rows, scored, top1
 
 
 def search_spec(job: Job, inputs: Inputs, fp32: Forward, forward: Callable[[Any], Forward]) -> SearchSpec:
@@ -78,6 +79,7 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
     """
     sums, labelled = Comparison(by_channel=True), samples.labelled
     digests: set[str] = set()
+    classes: set[int] = set()
     score: Any = None
     before: list[Any] = []
     after: list[Any] = []
@@ -90,6 +92,8 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
             score = metric
             before += batch_scores(metric, batch, expected)
             after += batch_scores(metric, batch, came)
+        if metric is top1:
+            classes.update(int(np.asarray(label).item()) for _, label in scored(batch, expected, by_row=True))
     agreement = sums.top1_agreement
     if before:
         drop: float | None = 100 * (mean_score(score, before) - mean_score(score, after))
@@ -104,7 +108,7 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
         max_abs=None,
         top1_agreement=agreement,
         distinct=len(digests),
-        groups=sums.groups(classes=labelled and inputs.metric is None),
+        groups=sums.groups(classes=classes),
     )
     return Scores(sqnr_db=worst_part(fidelity)[1], agreement=agreement, drop_pp=drop)
 

@@ -29,9 +29,10 @@ import re
 import stat
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from importlib.util import source_from_cache
 from pathlib import Path
@@ -148,7 +149,7 @@ class Recorder:
         listed: folders whose names were read.
         searched: folders that were searched for modules.
         asked: paths that were asked about, each with what was asked: its kind, whether it is a link, or all.
-        variables: environment variables with their states when they were first read.
+        variables: environment variables, and their names, as dependencies with their states when they were first read.
         replaced: environment variables that the user's code set before it read them.
         knows_host: whether the name of the machine was read.
         earlier: what the recordings before this one saw in this process, with the states of variables.
@@ -290,8 +291,15 @@ class Recorder:
         name = os.fsdecode(key) if isinstance(key, str | bytes) else ""
         if user is None or not name or name in _VOLATILE or name in self.replaced:
             return
-        self.variables.setdefault(name, current_state(f"env:{name}"))
+        self.variables.setdefault(f"env:{name}", current_state(f"env:{name}"))
         self._keep("env", name, user)
+
+    def list_variables(self) -> None:
+        """Note that the names of all environment variables were read, where code of the user's did so."""
+        user = _users_frame(sys._getframe(2)) if self.active else None
+        if user is not None:
+            self.variables.setdefault(_VARIABLE_NAMES, current_state(_VARIABLE_NAMES))
+            self._keep("variables", "names", user)
 
     def read_host(self, user: FrameType | None) -> None:
         """Note that the name of the machine was read, where code of the user's did so."""
@@ -320,7 +328,7 @@ class Recorder:
     def _keep(self, kind: str, name: str, user: FrameType | None) -> None:
         """Note what a module reads while it is imported: the next run in this process does not import it again."""
         name = _source(name) if kind == "file" else name
-        if kind not in ("env", "host") and _is_library(name):
+        if kind not in ("env", "variables", "host") and _is_library(name):
             return
         while user is not None and (owner := _owner(user.f_code.co_filename)) != "edgeq":
             if user.f_code.co_name == "<module>" and owner == "user":
@@ -358,7 +366,7 @@ class Recorder:
             *(("host:name",) if self.knows_host else ()),
             *installed.looked_for(),
         }
-        return dict.fromkeys(sorted(names)) | {f"env:{name}": state for name, state in self.variables.items()}
+        return dict.fromkeys(sorted(names)) | self.variables
 
     def looked_at(self) -> dict[str, str]:
         """Return the present state of all that was looked at in this process, whether more was or not."""
@@ -491,8 +499,8 @@ def current_state(name: str) -> str:
 
     Args:
         name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `shape:PATH`,
-            `env:VARIABLE`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A relative path is one
-            of the current folder.
+            `env:VARIABLE`, `variables:names`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A
+            relative path is one of the current folder.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -563,8 +571,15 @@ def _variable_state(name: str) -> str:
     return _ABSENT if value is None else sha256_bytes(value.encode(errors="surrogateescape"))
 
 
+def _variable_names_state(_: str) -> str:
+    return sha256_bytes("\0".join(sorted({*os.environ} - _VOLATILE)).encode(errors="surrogateescape"))
+
+
+_VARIABLE_NAMES = "variables:names"
+
 _STATES: dict[str, Callable[[str], str]] = {
     "env": _variable_state,
+    "variables": _variable_names_state,
     "file": _file_state,
     "names": _names_state,
     "modules": _modules_state,
@@ -634,7 +649,7 @@ def recording() -> Iterator[Recorder]:
 @contextlib.contextmanager
 def _questions() -> Iterator[None]:
     """Let functions that raise no audit event, or one without all of the path, tell what the user's code asks them."""
-    environ = type(os.environ)
+    environ = _Variables(os.environ._data)  # type: ignore[attr-defined]  # os, os.environb and posix share it
     start = multiprocessing.process.BaseProcess.start
 
     def started(self: Any) -> None:
@@ -653,9 +668,12 @@ def _questions() -> Iterator[None]:
         for module in (os, importlib.import_module(os.name)):
             asking.enter_context(replaced(module, "uname", _system_facts))
         asking.enter_context(replaced(platform, "uname", _naming(platform.uname)))
-        asking.enter_context(replaced(environ, "__getitem__", _recording_key(environ.__getitem__, "read_variable")))
-        asking.enter_context(replaced(environ, "__setitem__", _recording_key(environ.__setitem__, "write_variable")))
-        asking.enter_context(replaced(environ, "__delitem__", _recording_key(environ.__delitem__, "write_variable")))
+        for variables in {id(one): one for one in (os.environ, getattr(os, "environb", os.environ))}.values():
+            asking.enter_context(replaced(variables, "_data", environ))
+        if hasattr(importlib.import_module(os.name), "environ"):
+            asking.enter_context(replaced(importlib.import_module(os.name), "environ", environ))
+        asking.enter_context(replaced(tempfile, "gettempdir", _placing(tempfile.gettempdir)))
+        asking.enter_context(replaced(tempfile, "gettempdirb", _placing(tempfile.gettempdirb)))
         asking.enter_context(replaced(multiprocessing.process.BaseProcess, "start", started))
         yield
 
@@ -748,11 +766,42 @@ def _asking_the_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _recording_key(function: Callable[..., Any], to: str) -> Callable[..., Any]:
+class _Variables(MutableMapping[Any, Any]):
+    """Stands for the dict behind `os.environ`, and tells which variables are read, listed and set."""
+
+    def __init__(self, variables: MutableMapping[Any, Any]) -> None:
+        self._variables = variables
+
+    def __getitem__(self, key: Any) -> Any:
+        _RECORDER.read_variable(key)
+        return self._variables[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _RECORDER.write_variable(key)
+        self._variables[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        _RECORDER.write_variable(key)
+        del self._variables[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        _RECORDER.list_variables()
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        _RECORDER.list_variables()
+        return len(self._variables)
+
+
+def _placing(function: Callable[[], _R]) -> Callable[[], _R]:
+    """Return tempfile's function, which reads the variables once only. Names of new files are made up anyway."""
+
     @functools.wraps(function)
-    def call(self: Any, key: Any, *value: Any) -> Any:
-        getattr(_RECORDER, to)(key)
-        return function(self, key, *value)
+    def call() -> _R:
+        if sys._getframe(1).f_code.co_filename != tempfile.__file__:
+            for name in ("TMPDIR", "TEMP", "TMP"):
+                _RECORDER.read_variable(name)
+        return function()
 
     return call
 

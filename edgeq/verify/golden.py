@@ -71,7 +71,7 @@ def compare_golden(expected: GoldenSet, measured: GoldenSet) -> GoldenComparison
         top1_agreement=sums.top1_agreement,
         same_shapes=same_shapes,
         finite=sums.finite,
-        lost=tuple(lost_channels(sums.groups(classes=False), [lattice_step(array) for array in expected.outputs])),
+        lost=tuple(lost_channels(sums.groups(), [lattice_step(array) for array in expected.outputs])),
     )
 
 

@@ -138,9 +138,7 @@ class Comparison:
             classes: channels of the first output that labels name: scores of classes have one unit.
         """
         return tuple(
-            group
-            for i, sums in enumerate(self.channels)
-            for group in sums.groups(i, classes=classes if i == 0 else ())
+            group for i, sums in enumerate(self.channels) for group in sums.groups(i, classes=classes if i == 0 else ())
         )
 
     @property

@@ -52,6 +52,20 @@ def of_descriptor():
     with open(HERE / "sized") as file: return os.fstat(file.fileno()).st_mtime
 def variable(): return os.environ.get("EDGEQ_TEST_WIDTH", "8")
 def variables(): return dict(os.environ)
+def raw_variable():
+    import posix
+    return posix.environ.get(b"EDGEQ_TEST_WIDTH")
+def variable_of_data(): return os.environ._data[b"EDGEQ_TEST_WIDTH"]
+def variable_in_bytes(): return os.environb[b"EDGEQ_TEST_WIDTH"]
+def variable_in_words(): return "EDGEQ_TEST_WIDTH" in repr(os.environ)
+def names_of_variables(): return [name for name in os.environ if name.startswith("EDGEQ_TEST_")]
+def number_of_variables(): return len(os.environ)
+def temporary_folder():
+    import tempfile
+    return tempfile.gettempdir()
+def temporary_file():
+    import tempfile
+    with tempfile.TemporaryFile(): return 1
 def font():
     from PIL import ImageFont
     return ImageFont.truetype(str(HERE / "font.ttf"))
@@ -103,12 +117,23 @@ def _variable(_: Path) -> None:
     os.environ["EDGEQ_TEST_WIDTH"] = "16"
 
 
+def _another_variable(_: Path) -> None:
+    os.environ["EDGEQ_TEST_HEIGHT"] = "16"
+
+
+def _place(folder: Path) -> None:
+    os.environ["TMPDIR"] = str(folder)
+
+
 def _font(folder: Path) -> None:
     (folder / "font.ttf").write_bytes(b"another font")
 
 
 def _in_memory(folder: Path) -> None:
     (_MEMORY / folder.name).write_text("other")
+
+
+_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +143,7 @@ def _in_memory(folder: Path) -> None:
         ("path_exists", _flag),
         ("access", _flag),
         ("size", _sized),
-        pytest.param("raw_size", _sized, marks=pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")),
+        pytest.param("raw_size", _sized, marks=_POSIX),
         ("link", _link),
         pytest.param("attribute", _attribute, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux's")),
         ("database", _database),
@@ -133,6 +158,14 @@ def _in_memory(folder: Path) -> None:
         ("of_descriptor", _sized),
         ("variable", _variable),
         ("variables", _variable),
+        ("variables", _another_variable),
+        pytest.param("raw_variable", _variable, marks=_POSIX),
+        pytest.param("variable_of_data", _variable, marks=_POSIX),
+        pytest.param("variable_in_bytes", _variable, marks=_POSIX),
+        ("variable_in_words", _variable),
+        ("names_of_variables", _another_variable),
+        ("number_of_variables", _another_variable),
+        ("temporary_folder", _place),
         ("font", _font),
         ("in_memory", _in_memory),
     ],
@@ -148,6 +181,9 @@ def test_a_look_at_the_file_system_is_a_dependency(
     import time
 
     monkeypatch.setenv("EDGEQ_TEST_WIDTH", "12")
+    for name_of_change in ("EDGEQ_TEST_HEIGHT", "TMPDIR"):  # put back what the changes set
+        monkeypatch.setenv(name_of_change, "")
+        monkeypatch.delenv(name_of_change)
     (tmp_path / "code.py").write_text(_CODE)
     (tmp_path / "font.ttf").write_bytes(b"no font")
     in_memory = _MEMORY / tmp_path.name
@@ -171,6 +207,13 @@ def test_a_look_at_the_file_system_is_a_dependency(
     change(tmp_path)
     assert any(current_state(key) != state for key, state in known.items())
     assert (__import__("os").stat, torch.from_file) == (stat_of_os, from_file)
+
+
+def test_a_temporary_file_depends_on_no_variable(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(_CODE)
+    with recording() as recorder:
+        load_function(f"{tmp_path}/code.py:temporary_file", "model factory")()
+    assert "env:TMPDIR" not in (recorder.dependencies() or {"env:TMPDIR": ""})
 
 
 @pytest.mark.parametrize("how", ["import onnxruntime", "import onnxruntime.capi", "import helper"])

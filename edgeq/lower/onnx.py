@@ -170,7 +170,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
         with quiet():  # the exporter prints its steps and logs what its optimizer could not fold
             if program is None:
                 program = _captured(quantized.graph, spec)
-            program = _with_exact_pools(program, spec)
+            program = _exact(program, spec)
             outputs = output_names(program, spec)
             made = torch.onnx.export(
                 program,
@@ -187,8 +187,46 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
         raise _refused(err, program) from err
 
 
-def _with_exact_pools(program: Any, spec: LowerSpec) -> Any:
-    """Return the program with average pools whose last windows are cut as what ONNX Runtime computes rightly.
+def _exact(program: Any, spec: LowerSpec) -> Any:
+    """Return the program with what the exporter or ONNX Runtime would compute otherwise written out; most have none."""
+    module = program.module()
+    pools, masks = _write_out_cut_pools(module), _leave_out_unseen_rows(module)
+    if not pools and not masks:
+        return program
+    module.recompile()
+    return _captured(module, spec)
+
+
+def _leave_out_unseen_rows(module: Any) -> bool:
+    """Make the rows of masked attention that may see nothing zero, as PyTorch does; return whether there were any.
+
+    Such rows are those of padding before the first word. The exporter's operator (onnxscript 0.7.0) gives them the mean
+    of all values instead, or NaN where the mask is of floats.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    seen_by: dict[Any, Any] = {}
+    for node in list(module.graph.nodes):
+        mask = {3: None, **dict(enumerate(node.args))}[3] or node.kwargs.get("attn_mask")
+        if node.target is not aten.scaled_dot_product_attention.default or mask is None:
+            continue
+        if mask not in seen_by:
+            with module.graph.inserting_after(mask):
+                seen_by[mask] = module.graph.call_function(aten.any.dim, (mask, -1, True))
+            if mask.meta["val"].dtype.is_floating_point:
+                with module.graph.inserting_after(mask):
+                    allowed = module.graph.call_function(aten.ne.Scalar, (mask, -math.inf))
+                seen_by[mask].args = (allowed, -1, True)
+        with module.graph.inserting_after(node):
+            kept = module.graph.call_function(aten.where.ScalarOther, (seen_by[mask], node, 0.0))
+        kept.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+    return bool(seen_by)
+
+
+def _write_out_cut_pools(module: Any) -> bool:
+    """Write average pools whose last windows are cut as what ONNX Runtime computes rightly; return whether any are.
 
     With ceil_mode it divides such a window's sum by the size of a whole one (seen in 1.31.1), PyTorch by that of what
     lies in the padded input. Here the input is padded on, pooled, and corrected by a constant.
@@ -197,7 +235,6 @@ def _with_exact_pools(program: Any, spec: LowerSpec) -> Any:
 
     aten = torch.ops.aten
     axes_of = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
-    module = program.module()
     changed = False
     for node in list(module.graph.nodes):
         # (input, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
@@ -232,10 +269,7 @@ def _with_exact_pools(program: Any, spec: LowerSpec) -> Any:
         node.replace_all_uses_with(corrected)
         module.graph.erase_node(node)
         changed = True
-    if not changed:
-        return program
-    module.recompile()
-    return _captured(module, spec)
+    return changed
 
 
 def _fold_recurrent(model: Any) -> None:

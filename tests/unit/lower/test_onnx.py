@@ -234,3 +234,38 @@ def test_clamps_become_the_saturation_of_the_layer_before_them(tmp_path):
 def test_a_clamp_that_no_range_with_zero_can_do_stays():
     _, low = clamped(above=0.125)
     assert "ai.onnx::Clip" in low.operators
+
+
+class Masked(nn.Module):
+    """Attention with a mask of truth values or of floats, as a decoder makes from padding."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x, mask):
+        allowed = mask[:, None, None, :].bool() & torch.ones(6, 6, dtype=torch.bool).tril()
+        if self.kind == "float":
+            allowed = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
+        heads = x.view(1, 6, 2, 4).transpose(1, 2)
+        once = nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=allowed)
+        return nn.functional.scaled_dot_product_attention(once, once, heads, allowed).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_words_of_padding_on_the_left_see_nothing(kind, tmp_path):
+    inputs = (
+        TensorSpec(name="x", dtype="float32", shape=(1, 6, 8), low=-1.0),
+        TensorSpec(name="mask", dtype="int64", shape=(1, 6), high=1.0),
+    )
+    model = Masked(kind)
+    low = lowered(quantized(loaded(model, *inputs), "onnx", "fp32", backend="ort"), inputs, tmp_path, "onnx",
+                  backend="ort")  # fmt: skip
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
+    runner.load()
+    x = torch.rand(1, 6, 8)
+    for unseen in range(4):
+        mask = (torch.arange(6) >= unseen).long()[None]
+        (came,) = runner.run((x.numpy(), mask.numpy()))
+        assert np.allclose(came, model(x, mask).numpy(), atol=1e-6)
+        assert not came[:, :unseen].any()

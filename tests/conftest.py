@@ -13,7 +13,7 @@ from boards import board, server
 from hypothesis import HealthCheck, settings
 
 from edgeq.pipeline import tracking
-from edgeq.pipeline.workers import EVERYTHING
+from edgeq.pipeline.workers import EXPORT, TORCHVISION
 
 __all__ = ["board", "server"]
 
@@ -32,7 +32,7 @@ settings.load_profile("edgeq")
 def pytest_collection_finish() -> None:
     """Keep the garbage collector from the libraries that all tests share, and that live until the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:  # a run of everything
-        for name in EVERYTHING:
+        for name in ("torch", TORCHVISION, *EXPORT):
             importlib.import_module(name)
     gc.collect()
     gc.freeze()

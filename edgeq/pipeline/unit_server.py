@@ -1,8 +1,8 @@
 """The process beside a Dask worker that makes its units: `python -P -m edgeq.pipeline.unit_server FD`.
 
 Dask's workers are daemons, which may have no children, and live long. This process is a child of the operating
-system's kind, imports torch once in a fork server, and forks a process for each unit: a crash ends that unit only. It
-ends with its socket, and so when the worker is killed.
+system's kind, imports once, in a fork server, what its units need, and forks a process for each unit: a crash ends that
+unit only. It ends with its socket, and so when the worker is killed.
 
 While a unit measures its times, the other units of this machine and user are stopped, whichever worker they belong to.
 A file lock says who measures: the kernel releases it with the process, and then every server wakes its own unit.
@@ -26,7 +26,7 @@ from edgeq.pipeline.package import build_missing
 from edgeq.pipeline.plan import Kept, Made, Part, Plan
 from edgeq.pipeline.portable import PLACE, below
 from edgeq.pipeline.tracking import current_state, looked_at
-from edgeq.pipeline.workers import EVERYTHING, crashed, fork_server, outcome_of, report_outcome, signal_tree
+from edgeq.pipeline.workers import crashed, fork_server, imports_of, outcome_of, report_outcome, signal_tree
 from edgeq.verify.children import calm_openmp
 
 _WAKE_S = 0.5
@@ -35,12 +35,14 @@ _WAKE_S = 0.5
 def serve(descriptor: int) -> None:
     """Make one part after the other until the socket ends."""
     pipe = Connection(descriptor)
-    context = fork_server(EVERYTHING)
     while True:
         try:
             part = pipe.recv()
         except EOFError:
             return
+        context = fork_server(
+            imports_of([part.plan.job.source], [unit.target for unit in part.plan.units], part.project)
+        )
         here, there = context.Pipe()
         with contextlib.ExitStack() as running:
             # while another unit measures none starts, and none measures before this one can be stopped

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -24,12 +25,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.config import SAMPLES, Job, Progress, Task
+from edgeq.core.config import SAMPLES, Progress, Task
 from edgeq.core.errors import EdgeqError, ExitCode, first_line
 from edgeq.core.files import disk_errors
 from edgeq.core.marks import file_part
 from edgeq.core.results.report import ModelError
 from edgeq.core.system import available_bytes, replaced
+from edgeq.core.targets import TargetProfile
 from edgeq.pipeline.package import complete
 from edgeq.pipeline.plan import Plan
 from edgeq.verify.children import torch_is_unused
@@ -49,8 +51,6 @@ EXPORT = (
     "executorch.backends.xnnpack.partition.xnnpack_partitioner",
     "executorch.backends.xnnpack.quantizer.xnnpack_quantizer",
 )
-
-EVERYTHING = ("torch", TORCHVISION, *EXPORT)  # where the models are not known yet
 
 MEMORY_BYTES = 2 * 10**9  # of a worker with its child: mobilenet_v2 takes 1.1 GB, resnet50 1.7 GB
 
@@ -101,26 +101,38 @@ def most_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // MEMORY_BYTES))
 
 
-def imports_of(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Return torch, and the modules that models of a project import, by their targets and by what a source names.
+def imports_of(sources: Sequence[str], targets: Iterable[TargetProfile], folder: Path) -> tuple[str, ...]:
+    """Return torch, and the modules that models import, by their targets and by what their sources name.
 
-    An environment may lack some of them.
+    Args:
+        sources: of the models.
+        targets: of any of them.
+        folder: that relative sources start from.
     """
-    files = [Path(name) for job in jobs if (name := file_part(job.source)) is not None and name.endswith(".py")]
-    named = [job.source for job in jobs] + [path.read_text(errors="replace") for path in files if path.is_file()]
-    is_exported = any(target.runtime != "torchscript" for job in jobs for target in job.targets)
+    files = [folder / name for source in sources if (name := file_part(source)) is not None and name.endswith(".py")]
+    named = [*sources, *(path.read_text(errors="replace") for path in files if path.is_file())]
+    is_exported = any(target.runtime != "torchscript" for target in targets)
     is_named = any(TORCHVISION in text for text in named)
     return ("torch", *((TORCHVISION,) if is_named else ()), *(EXPORT if is_exported else ()))
 
 
+_imported: dict[str, None] = {}  # in the process that this one's workers are forked from, in this order
+
+
 def fork_server(imports: Sequence[str]) -> ForkServerContext:
-    """Return what forks processes from one that has imported what is installed of `imports`."""
+    """Return what forks processes from one that has imported what is installed of `imports`.
+
+    A process that has not imported all of it ends, and another one imports it too.
+    """
     # put its sockets where their paths fit into the 108 bytes of unix(7), however long TMPDIR is
     if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_BYTES >= _MOST_SOCKET_BYTES:
         with replaced(tempfile, "tempdir", "/tmp"):  # noqa: S108  # a folder of our own is made in it
             multiprocessing.util.get_temp_dir()  # which remembers it, and removes it at the end
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *imports])
+    if not _imported.keys() >= set(imports):
+        _imported.update(dict.fromkeys(imports))
+        multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public name for it
+        context.set_forkserver_preload([__name__, *_imported])
     return context
 
 
@@ -138,7 +150,13 @@ class _Floor:
         if self._most > 1:
             # threads of several workers share the cores: libgomp's own count for that case, which it cannot see
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        self._context = fork_server(imports_of([order.plan.job for order in orders]))
+        self._context = fork_server(
+            imports_of(
+                [order.plan.job.source for order in orders],
+                [unit.target for order in orders for unit in order.plan.units],
+                Path(),
+            )
+        )
 
     @property
     def is_done(self) -> bool:

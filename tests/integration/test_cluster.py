@@ -30,6 +30,7 @@ device.on = "host"
 """
 GOOD = '[[model]]\nname = "good"\nsource = "quarters.py:model"\n'
 LARGE = f'[[model]]\nname = "large"\nsource = "quarters.py:model"\nlimit.size = "1kB"\ntargets = ["{X86}"]\n'
+SLOW_MODEL = f'[[model]]\nname = "slow"\nsource = "slow.py:model"\ntargets = ["{X86}"]\n'
 SLOW = """
 import time
 
@@ -245,7 +246,7 @@ def test_a_source_that_changes_while_the_fleet_builds_and_a_second_client(
     project: Project, scheduler: tuple[str, subprocess.Popen[str]]
 ) -> None:
     (project.root / "slow.py").write_text(SLOW)
-    write(project, '[[model]]\nname = "slow"\nsource = "slow.py:model"\n')
+    write(project, SLOW_MODEL)
     first = start("build", "--cluster", scheduler[0])
     wait_for(first, "slow: ")
     second = finish(start("build", "--cluster", scheduler[0]))
@@ -262,7 +263,7 @@ def test_a_coordinator_that_ends_leaves_no_unit_on_the_workers(
     project: Project, scheduler: tuple[str, subprocess.Popen[str]], number: signal.Signals
 ) -> None:
     (project.root / "slow.py").write_text(SLOW.replace("sleep(6)", "sleep(600)"))
-    write(project, '[[model]]\nname = "slow"\nsource = "slow.py:model"\n')
+    write(project, SLOW_MODEL)
     process = start("build", "--cluster", scheduler[0])
     wait_for(process, "slow: ")
     running = descendants(scheduler[1].pid)
@@ -322,7 +323,7 @@ def test_workers_on_another_machine_see_what_this_one_has_or_the_model_is_refuse
 def test_a_scheduler_that_dies_in_the_middle(project: Project, scheduler: tuple[str, subprocess.Popen[str]]) -> None:
     """What is finished is published and kept; this test is the last one, since the cluster dies in it."""
     (project.root / "slow.py").write_text(SLOW.replace("sleep(6)", "sleep(600)"))
-    write(project, GOOD, '[[model]]\nname = "slow"\nsource = "slow.py:model"\n')
+    write(project, GOOD, SLOW_MODEL)
     process = start("build", "--cluster", scheduler[0], "--json")
     wait_for(process, "slow: ")
     cells = project.cache / "cells"

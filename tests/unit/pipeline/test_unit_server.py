@@ -171,7 +171,8 @@ def test_a_unit_starts_only_when_none_measures_and_can_then_be_stopped(
 
     monkeypatch.setattr(Path, "touch", registered)
     ours, theirs = multiprocessing.Pipe()
-    ours.send(SimpleNamespace(name="net"))
+    plan = SimpleNamespace(job=SimpleNamespace(source="net"), units=())
+    ours.send(SimpleNamespace(name="net", plan=plan, project=Path()))
     thread = threading.Thread(target=unit_server.serve, args=(os.dup(theirs.fileno()),))
     thread.start()
     assert ours.recv() == ("done", "made")

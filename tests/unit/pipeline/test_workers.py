@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from edgeq.core.config import Job
-from edgeq.core.targets import load_target
+from edgeq.core.targets import TargetProfile, load_target
 from edgeq.pipeline.workers import EXPORT, TORCHVISION, imports_of
 
 X86, ORT = load_target("linux-x86_64-x86"), load_target("linux-x86_64-ort")
 
 
-def job(source: str, *targets: object) -> Job:
-    return Job(source=source, targets=targets or (X86,), out=Path("out"))
-
-
 @pytest.mark.parametrize(
-    ("jobs", "expected"),
+    ("sources", "targets", "expected"),
     [
-        ([job("plain.py:model")], ("torch",)),
-        ([job("plain.py:model"), job("resnet.py:model")], ("torch", TORCHVISION)),
-        ([job("torchvision:resnet18")], ("torch", TORCHVISION)),
-        ([job("plain.py:model", X86, ORT)], ("torch", *EXPORT)),
-        ([job("package.module:model")], ("torch",)),
-        ([job("gone.py:model"), job("weights.pt2")], ("torch",)),
+        (["plain.py:model"], [X86], ("torch",)),
+        (["plain.py:model", "resnet.py:model"], [X86], ("torch", TORCHVISION)),
+        (["torchvision:resnet18"], [X86], ("torch", TORCHVISION)),
+        (["plain.py:model"], [X86, ORT], ("torch", *EXPORT)),
+        (["package.module:model"], [X86], ("torch",)),
+        (["gone.py:model", "weights.pt2"], [X86], ("torch",)),
     ],
 )
 def test_a_project_imports_what_its_targets_and_sources_need(
-    jobs: list[Job], expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: list[str], targets: list[TargetProfile], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("plain.py").write_text("import torch\n")
-    Path("resnet.py").write_text("from torchvision.models import resnet18 as model\n")
-    assert imports_of(jobs) == expected
+    (tmp_path / "plain.py").write_text("import torch\n")
+    (tmp_path / "resnet.py").write_text("from torchvision.models import resnet18 as model\n")
+    assert imports_of(sources, targets, tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_processes_fork_from_one_that_has_imported_what_any_of_them_needs(tmp_path: Path) -> None:
+    """In a process of its own, since there is one such server for all tests of this one."""
+    script = tmp_path / "forks.py"
+    script.write_text("""
+import sys
+from edgeq.pipeline.workers import fork_server
+
+def held(names):
+    return [name in sys.modules for name in names]
+
+if __name__ == "__main__":
+    for imports in (["colorsys"], ["wave"], ["colorsys"]):
+        with fork_server(imports).Pool(1) as pool:
+            print(pool.apply_async(held, (["colorsys", "wave"],)).get(60), flush=True)
+""")
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
+    assert found.stdout.splitlines() == ["[True, False]", "[True, True]", "[True, True]"], found.stderr

@@ -34,7 +34,9 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         measured = counted(parity.max_steps, "step")
     else:
         passed = parity.sqnr_db >= least
-        measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
+        measured = f"{parity.sqnr_db:.1f} dB"
+    if parity.sqnr_db == math.inf:  # classes aside
+        measured = f"{1 - parity.differing:.2%} equal" if parity.differing else "equal"
     over = counted(parity.samples, "sample")
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {over}"
     if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:

@@ -338,7 +338,7 @@ class BuildConfig:
         KeyFolder(),
         Doc(
             "Use an entry of a shared cache only if this key signed it: an Ed25519 public key in hexadecimal, or a "
-            "folder of `edgeq keys`, whose keys for targets count; repeatable.",
+            "folder of `edgeq keys`, whose keys for targets count with their threshold; repeatable.",
             default="any entry whose hashes are right",
         ),
     ] = ()

@@ -280,9 +280,19 @@ class Delegate:
 
 def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str]) -> Any:
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant
 
-    return XnnpackPartitioner([one for one in ALL_PARTITIONER_CONFIGS if one.target_name not in left_out])
+    class Pad(ConstantPadConfig):  # type: ignore[misc]  # ExecuTorch is not followed by mypy
+        """Leaves a pad in float behind an int8 value to ExecuTorch: XNNPACK would create it with an int8 input."""
+
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            is_mixed = is_dequant(node.args[0]) and not all(map(is_quant, node.users))
+            return not is_mixed and bool(super().check_constraints(node, ep))
+
+    configs = [Pad if one is ConstantPadConfig else one for one in ALL_PARTITIONER_CONFIGS]
+    return XnnpackPartitioner([one for one in configs if one.target_name not in left_out])
 
 
 @contextlib.contextmanager

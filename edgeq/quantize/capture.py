@@ -133,7 +133,7 @@ def capture(model: LoadedModel) -> Any:
             fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
             raise UnsupportedError(what, fix) from err
-    return _with_constants(with_modules(plain_convolutions(program)), example_tensors(model.inputs))
+    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), example_tensors(model.inputs))
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -154,7 +154,7 @@ def capture_batched(model: LoadedModel) -> Any | None:
             program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
     except Exception:  # export raises many types; the capture of one size says what is wrong with the model
         return None
-    return _with_constants(with_modules(plain_convolutions(program)), example_tensors(wider), shapes)
+    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), example_tensors(wider), shapes)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -186,6 +186,48 @@ def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
         )
         return f"give --input with the shapes, dtypes and whole numbers that its forward takes (here: {ranges})"
     return "give --input with the shapes and dtypes that its forward takes"
+
+
+def plain_pads(program: Any) -> Any:
+    """Write pads by constants that crop as slices, in place, and return the program.
+
+    ExecuTorch's kernel takes no negative sizes.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target not in (aten.pad.default, aten.constant_pad_nd.default):
+            continue
+        x, sizes, *rest = node.args
+        if node.target is aten.pad.default and rest and rest[0] != "constant":
+            continue
+        if not any(isinstance(size, int) and size < 0 for size in sizes):
+            continue
+        made = []
+        with program.graph.inserting_before(node):
+            for index in range(0, len(sizes), 2):
+                first, last = (max(0, -size) if isinstance(size, int) else 0 for size in sizes[index : index + 2])
+                if first or last:
+                    axis = node.meta["val"].dim() - 1 - index // 2
+                    x = program.graph.call_function(
+                        aten.slice.Tensor, (x, axis, first, -last if last else torch.iinfo(torch.int64).max)
+                    )
+                    made.append(x)
+            added = [size if not isinstance(size, int) else max(0, size) for size in sizes]
+            if any(added):
+                x = program.graph.call_function(node.target, (x, added, *rest))
+                made.append(x)
+        for part in made:
+            part.meta.update(node.meta)
+            part.meta["val"] = part.target(part.args[0].meta["val"], *part.args[1:])
+        node.replace_all_uses_with(x)
+        program.graph.erase_node(node)
+        for spec in program.graph_signature.output_specs:
+            if spec.arg.name == node.name:
+                spec.arg.name = x.name
+    program.graph_module.recompile()
+    return program
 
 
 def plain_convolutions(program: Any) -> Any:

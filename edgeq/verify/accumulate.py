@@ -21,10 +21,12 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Outputs, Sample, batch_size
 from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import (
+    FEW_CLASSES,
     Comparison,
     Metric,
     SetMetric,
     Variety,
+    are_classes,
     class_drops,
     cut,
     is_ranking,
@@ -336,8 +338,6 @@ GOLDEN_SAMPLES = 4
 
 MOST_CLASSES = 100  # of which the drop is kept
 
-_CLASSES = 32  # whole numbers below it are taken for classes; larger ones may be tokens, positions or pixels
-
 
 @dataclass(slots=True)
 class Tally:
@@ -428,15 +428,15 @@ class Indices:
         are_classes: whether all values of fp32 were those of a few classes.
     """
 
-    pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((_CLASSES + 1, _CLASSES + 1), np.int64))
+    pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((FEW_CLASSES + 1, FEW_CLASSES + 1), np.int64))
     are_classes: bool = True
 
     def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
         """Add the values of some rows, of any shape."""
-        self.are_classes = self.are_classes and bool(((reference >= 0) & (reference < _CLASSES)).all())
+        self.are_classes = self.are_classes and (reference.dtype.kind == "b" or are_classes(reference))
         if self.are_classes:
-            other = np.where((measured >= 0) & (measured < _CLASSES), measured, _CLASSES).astype(np.int64)
-            codes = reference.astype(np.int64) * (_CLASSES + 1) + other
+            other = np.where((measured >= 0) & (measured < FEW_CLASSES), measured, FEW_CLASSES).astype(np.int64)
+            codes = reference.astype(np.int64) * (FEW_CLASSES + 1) + other
             self.pairs += np.bincount(codes.reshape(-1), minlength=self.pairs.size).reshape(self.pairs.shape)
 
     def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:

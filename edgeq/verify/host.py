@@ -345,6 +345,13 @@ def onnx_error(text: str) -> tuple[type[EdgeqError], str] | None:
     return VerificationError, ""
 
 
+def torchscript_error(text: str) -> tuple[type[EdgeqError], str] | None:
+    """Return the kind of error and the message for an operator that TorchScript lacks; None for other errors."""
+    if "Unknown builtin op" in text or "Following ops cannot be found" in text:
+        return UnsupportedError, "the runtime lacks an operator that it uses"
+    return None
+
+
 def openvino_error(text: str) -> tuple[type[EdgeqError], str] | None:
     """Return the kind of error and the message for OpenVINO's error; None for another runtime's."""
     if "Exception from src/" not in text:
@@ -368,14 +375,15 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
         return UsageError(
             what, "give a file that torch.jit.save wrote; give a state dict to --weights of `edgeq package`"
         )
-    kind, meaning = onnx_error(text) or openvino_error(text) or executorch_error(text)
+    kind, meaning = onnx_error(text) or openvino_error(text) or torchscript_error(text) or executorch_error(text)
     line = telling_line(text).partition(" This is an internal miniz error")[0][:200]
     what = f"failed while {doing}: {meaning} ({line})" if meaning else f"failed while {doing}: {line}"
     reasons = [match[1].strip() for match in _LOGGED.finditer(log)]
     if reasons:
         what += f"; the runtime's log: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))[:300]}"
     kind = Refused if kind is VerificationError else kind
-    return kind(what, "package the model again; if that does not help, choose another target")
+    fix = "package the model again; if that does not help, choose another target"
+    return kind(what, "replace the operator, or choose another target" if kind is UnsupportedError else fix)
 
 
 # --- The two pipes to a child process, with a deadline for whole frames: a child may stop in the middle of one.

@@ -151,11 +151,6 @@ def _share(pairs: Sequence[tuple[Layer, Precision]], wanted: Precision) -> float
     return sum(layer.macs for layer, kind in pairs if kind == wanted) / total if total else None
 
 
-def multiplies(runtime: str, name: str) -> bool:
-    """Whether a kernel convolves or multiplies matrices, in any precision."""
-    return _precision(runtime, name) is not None
-
-
 def _precision(runtime: str, name: str) -> Precision | None:
     """Return in what a kernel multiplies; None where it multiplies no matrices."""
     if runtime == "torchscript":

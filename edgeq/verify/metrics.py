@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
-from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, two_sided_z
+from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, share, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
 from edgeq.core.samples import Batch, Dataset, Outputs, rows_of
 from edgeq.verify.channels import OutputChannels
@@ -26,9 +26,20 @@ class _Sums:
     reference_energy: float = 0.0
     error_energy: float = 0.0
     steps: float | None = None
+    elements: int = 0
+    differing: int = 0
+    are_classes: bool = True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the output names classes, and too few others for an error to be proven: scores that nearly tie."""
+        _, high = share(self.elements - self.differing, self.elements) if self.elements else (0.0, 1.0)
+        return self.are_classes and high >= SAME_CLASSES
 
     @property
     def sqnr_db(self) -> float:
+        if self.are_classes and self.differing:
+            return 10 * math.log10(self.elements / self.differing)
         if not math.isfinite(self.reference_energy + self.error_energy):
             return math.nan
         if self.error_energy == 0:
@@ -41,7 +52,8 @@ class Comparison:
     """Running sums of a reference and measured outputs.
 
     SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, so that a large output does not
-    hide it.
+    hide it. Classes, whole numbers below `FEW_CLASSES`, have no distances: an output of them is left out where it may
+    be that `SAME_CLASSES` of them are equal, else its ratio is 10 log10(all / different ones).
 
     Attributes:
         by_channel: whether `groups` is asked for afterwards.
@@ -105,6 +117,9 @@ class Comparison:
             self.differing += int((error != 0).sum())
             if step:
                 sums.steps = _larger(sums.steps or 0.0, largest / step)
+            sums.elements += error.size
+            sums.differing += int((error != 0).sum())
+            sums.are_classes = sums.are_classes and are_classes(expected)
         if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
             finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
             self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
@@ -112,24 +127,25 @@ class Comparison:
 
     @property
     def max_steps(self) -> float | None:
-        """The largest difference in quantization steps; None unless every output is quantized."""
-        if not self.outputs or any(sums.steps is None for sums in self.outputs):
+        """The largest difference in quantization steps; None unless every output is quantized, classes aside."""
+        judged = [sums for sums in self.outputs if not sums.is_settled]
+        if not judged or any(sums.steps is None for sums in judged):
             return None
-        return float(np.max([sums.steps for sums in self.outputs]))  # which keeps a NaN
+        return float(np.max([sums.steps for sums in judged]))  # which keeps a NaN
 
     @property
     def sqnr_db(self) -> float:
         """Signal to error of the worst output in dB; infinite for equal outputs, NaN where one is not finite."""
         if not self.finite or not self.outputs:
             return math.nan
-        return float(np.min([sums.sqnr_db for sums in self.outputs]))
+        return float(np.min([math.inf if sums.is_settled else sums.sqnr_db for sums in self.outputs]))
 
     @property
     def worst_output(self) -> int | None:
         """The index of the output with the lowest SQNR; None where all are equal or one is not finite."""
         if math.isnan(self.sqnr_db) or self.sqnr_db == math.inf:
             return None
-        return int(np.argmin([sums.sqnr_db for sums in self.outputs]))
+        return int(np.argmin([math.inf if sums.is_settled else sums.sqnr_db for sums in self.outputs]))
 
     def groups(self, *, classes: Collection[int] = ()) -> tuple[GroupFidelity, ...]:
         """Return the sums by output and channels of unlike range.
@@ -156,6 +172,16 @@ class Comparison:
 def _larger(one: float, other: float) -> float:
     """Return the larger, and NaN where one is NaN: max() would drop it."""
     return float(np.maximum(one, other))
+
+
+FEW_CLASSES = 32  # whole numbers below it are taken for classes; larger ones may be tokens, positions or pixels
+
+SAME_CLASSES = 0.97  # between two runs that should be equal: scores that nearly tie go either way
+
+
+def are_classes(output: NDArray[Any]) -> bool:
+    """Whether all values of an output are whole numbers that may be classes."""
+    return output.dtype.kind in "iu" and bool(((output >= 0) & (output < FEW_CLASSES)).all())
 
 
 def is_ranking(output: NDArray[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -17,7 +18,6 @@ from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program
 from edgeq.core.socs import Soc, find_soc
 from edgeq.core.system import openvino
-from edgeq.verify.kernels import multiplies
 
 
 class Runner:
@@ -168,7 +168,7 @@ class _TorchScript(Runner):
         with torch.autograd.profiler.profile(use_kineto=True) as profile:
             self.call(inputs)
         events = sorted(profile.function_events or (), key=lambda event: event.time_range.start)
-        return [str(event.name) for event in events if not _inside_matrix(event)]
+        return [str(event.name) for event in events if not _inside_operator(event)]
 
     def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
         from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version
@@ -179,12 +179,24 @@ class _TorchScript(Runner):
         return {"operators": sorted(names), "delegates": 0, "bytecode_version": version}
 
 
-def _inside_matrix(event: Any) -> bool:
-    """Whether an event is part of a convolution or matrix product: each is to be counted once."""
+def _inside_operator(event: Any) -> bool:
+    """Whether an event is part of an operator that the program has as one: a convolution, or a grid of positions."""
     parent = event.cpu_parent
-    while parent is not None and not multiplies("torchscript", str(parent.name)):
+    while parent is not None and parent.name not in _whole_operators():
         parent = parent.cpu_parent
     return parent is not None
+
+
+@functools.cache
+def _whole_operators() -> frozenset[str]:
+    """Return the operators, without overloads, that are not composed of others below autograd, where programs list."""
+    import torch
+
+    composite = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+    names, composed = (
+        {name.partition(".")[0] for name in found} for found in (torch._C._dispatch_get_all_op_names(), composite)
+    )
+    return frozenset(names - composed)
 
 
 class _Onnx(Runner):

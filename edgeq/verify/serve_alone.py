@@ -23,7 +23,7 @@ def main() -> None:
     try:
         reply = answer(request, folder)
     except Exception as err:  # every failure is the caller's to report
-        reply = {"error": f"{type(err).__name__}: {err}"}
+        reply = {"error": f"{type(err).__name__}: {str(err).strip()}"}
     (folder / "reply.json").write_text(json.dumps(reply))
 
 

@@ -165,7 +165,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         except UsageError as err:
             wire.send(replies, {"refused": [err.what, err.fix]})
         except Exception as err:  # every failure is the parent's to report
-            wire.send(replies, {"error": f"{type(err).__name__}: {err}"})
+            wire.send(replies, {"error": f"{type(err).__name__}: {str(err).strip()}"})
 
 
 def _answer(

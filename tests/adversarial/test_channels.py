@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeq.check.artifact import parity_gate
 from edgeq.check.limits import accuracy_warnings
 from edgeq.core.config import GateOptions
+from edgeq.core.results.measured import Parity
 from edgeq.verify.channels import lost_channels
 from edgeq.verify.metrics import Comparison
 
@@ -351,3 +353,34 @@ def test_classes_that_no_label_names_are_scores_as_well(classes):
     reference[:, 0] -= 30  # never the largest
     gates = floor([reference], [rounded(reference)], labels=reference.argmax(1))
     assert [gate.detail for gate in gates.values() if gate.outcome != "ok"] == []
+
+
+@pytest.mark.parametrize(
+    ("elements", "flipped", "passes"), [(24, 1, True), (24, 5, False), (4096, 80, True), (4096, 250, False)]
+)
+def test_classes_that_nearly_tie_are_no_fault_of_an_artifact(elements, flipped, passes):
+    """A first class of two equal scores may go either way: the numbers of classes have no distances."""
+    rng = np.random.default_rng(elements)
+    classes = rng.integers(0, 8, (8, elements // 8)).astype(np.int64)
+    others = classes.copy()
+    others.reshape(-1)[:flipped] = (others.reshape(-1)[:flipped] + 5) % 8
+    scores = rng.normal(size=(8, 4)).astype(np.float32)
+    sums = Comparison()
+    sums.add((scores, classes), (scores, others), (0.1, None))
+    assert (sums.sqnr_db == np.inf) is passes
+    assert sums.max_steps == (0 if passes else None)
+    parity = Parity(
+        samples=8,
+        max_abs=sums.max_abs,
+        max_steps=sums.max_steps,
+        sqnr_db=sums.sqnr_db,
+        differing=sums.differing / sums.elements,
+    )
+    assert parity_gate("static-int8", parity).passed is passes
+
+
+def test_whole_numbers_that_are_no_classes_have_distances():
+    places = np.arange(0, 320, 5)[None]
+    sums = Comparison()
+    sums.add((places,), (places + 1,))
+    assert 40 < sums.sqnr_db < 60

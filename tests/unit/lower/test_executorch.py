@@ -223,3 +223,34 @@ def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
         runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
         (came,) = runtime.run((x.numpy(),))
     assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
+
+
+class Cropped(nn.Module):
+    """A pad, a crop or windows of an int8 layer's output, before an operator in float."""
+
+    def __init__(self, sizes=None):
+        super().__init__()
+        self.sizes, self.first, self.last = sizes, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.sizes is None:
+            return nn.functional.unfold(x, 4, stride=4)
+        x = nn.functional.pad(x, self.sizes)
+        return x.sin(), self.last(x), x
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "static-int8"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (-2, -2, -1, -3), (-2, 1, 0, -3), None])
+def test_pads_that_the_kernels_do_not_take_are_written_otherwise(tmp_path, scheme, sizes):
+    model = loaded(Cropped(sizes), IMAGE)
+    made = lowered(quantized(model, "executorch", scheme, backend="xnnpack"), (IMAGE,), tmp_path, "executorch",
+                   backend="xnnpack")  # fmt: skip
+    assert made.delegated_macs == 1
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        outputs = runtime.run((x.numpy(),))
+    expected = model.model(x) if sizes is not None else (model.model(x),)
+    for one, came in zip(expected, outputs, strict=True):
+        assert torch.allclose(one, torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)

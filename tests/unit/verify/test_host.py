@@ -18,7 +18,7 @@ from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, 
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.verify.host import HostRuntime, Refused, _translated
-from edgeq.verify.kernels import kernel_share, multiplies
+from edgeq.verify.kernels import _precision, kernel_share
 
 pytestmark = pytest.mark.slow
 
@@ -268,9 +268,30 @@ def test_closing_ends_the_child_and_leaves_nothing():
     assert not scratch.exists()
 
 
+class Warped(nn.Module):
+    """A spatial transformer, whose grid PyTorch makes by a matrix product inside of one operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.turn, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 6), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        turn = self.turn(self.first(x).mean((2, 3))).view(-1, 2, 3)
+        grid = nn.functional.affine_grid(turn, x.shape, align_corners=False)
+        return self.last(nn.functional.grid_sample(x, grid, align_corners=False))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_a_product_inside_of_an_operator_is_no_layer(runtime, backend, tmp_path):
+    low = lowered(quantized(loaded(Warped(), IMAGE), backend=backend), (IMAGE,), tmp_path, backend=backend)
+    load(runtime, low, "torchscript", backend)
+    share = kernel_share("torchscript", runtime.kernels(image().inputs), low.layers)
+    assert (share.int8_macs, share.why_unmatched) == (1, "")
+
+
 def test_kernel_names_of_the_real_runtime_are_those_that_the_audit_knows(runtime):
     _, low = artifact("executorch", "static-int8", "xnnpack")
     load(runtime, low, "executorch", "xnnpack")
-    found = [name for name in runtime.kernels(image().inputs) if multiplies("executorch", name)]
+    found = [name for name in runtime.kernels(image().inputs) if _precision("executorch", name) is not None]
     assert len(found) == 4
     assert all("Q" in name for name in found)

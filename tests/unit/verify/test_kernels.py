@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.results.model import Layer
-from edgeq.verify.kernels import kernel_share, multiplies
+from edgeq.verify.kernels import _precision, kernel_share
 
 INT8 = (
     "Convolution (NHWC, QC8) IGEMM #1",
@@ -72,7 +72,7 @@ def test_float_kernels_of_xnnpack_and_portable_ones(name):
 
 @pytest.mark.parametrize("name", NEITHER)
 def test_names_that_multiply_no_matrices(name):
-    assert not multiplies("executorch", name)
+    assert _precision("executorch", name) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_names_that_multiply_no_matrices(name):
 def test_kernels_of_torchscript(names, expected):
     for name in names:
         assert share([name], [10], "torchscript").int8_macs == expected
-    assert not any(multiplies("torchscript", name) for name in TORCH_NEITHER)
+    assert all(_precision("torchscript", name) is None for name in TORCH_NEITHER)
 
 
 def test_the_share_is_by_macs_not_by_count():

@@ -13,12 +13,14 @@ from edgeq.cli.console import note, open_progress, say, say_json, say_problem
 from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
 from edgeq.core.config import MORE_OUTPUT
+from edgeq.core.errors import EdgeqError, FoundErrors, of_all, raise_findings
 from edgeq.core.results.report import AppOptions, Project, ProjectReport
 
 if TYPE_CHECKING:
     import edgeq.config.project_file
     import edgeq.pipeline.plan
     import edgeq.pipeline.preflight
+    import edgeq.pipeline.prepare
     import edgeq.pipeline.project
     import edgeq.pipeline.shards
     import edgeq.report.json
@@ -49,10 +51,13 @@ def build(
     A model that fails does not stop the others. The exit code is the lowest of all failures.
     """
     part = None if shard is None else edgeq.pipeline.shards.parse_shard(shard)
-    wanted = edgeq.config.project_file.read_models(run.config, names or (), to_values(options))
-    whole = wanted.models
-    if part is not None:
-        wanted = dataclasses.replace(wanted, models=edgeq.pipeline.shards.of_shard(whole, part))
+    with outputs.errors_shown(run):
+        wanted = edgeq.config.project_file.look_at_models(run.config, names or (), to_values(options))
+        whole = wanted.models
+        if part is not None:
+            wanted = dataclasses.replace(wanted, models=edgeq.pipeline.shards.of_shard(whole, part))
+        if run.dry_run or wanted.errors:
+            _check(wanted, run)
     if run.dry_run:
         if run.as_json:
             plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
@@ -76,6 +81,26 @@ def build(
     with outputs.beside(report, run):
         _print(report, installed, as_json=run.as_json, verbose=run.verbose)
     raise typer.Exit(report.exit_code)
+
+
+def _check(wanted: ProjectRequest, run: RunParams) -> None:
+    """Raise what the file and its models have wrong, of all models at once; with --dry-run, what running them shows."""
+    outputs.check_dry_run(run)
+    found = FoundErrors()
+    codes = [one.exit_code for one in wanted.errors]
+    names = [job.name or job.source for job in wanted.models]
+    with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
+        for name, job in zip(names, wanted.models, strict=True):
+            with found.of("", model=name):
+                try:
+                    if run.dry_run:
+                        edgeq.pipeline.prepare.check_job(job, progress)
+                    else:
+                        edgeq.pipeline.preflight.preflight(job, builds_here=job.build.cluster is None)
+                except EdgeqError as err:
+                    codes.append(err.exit_code)  # of this model's run, in which not all of its errors would be found
+                    raise
+    raise_findings([*wanted.errors, *of_all(found.errors, names)], min(codes, default=None))
 
 
 def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool) -> ProjectReport:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgeq
 from edgeq.core.config import Progress
-from edgeq.core.errors import EdgeqError, Findings, UsageError
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import on_wait
 from edgeq.core.units import is_safe, safe_lines
 
@@ -58,10 +58,10 @@ def note(text: str) -> None:
 
 def say_error(err: EdgeqError, *, as_json: bool) -> None:
     """Print an error: two lines on stderr, and with --json also a document on stdout."""
-    for one in err.findings if isinstance(err, Findings) else (err,):
-        say_problem(one.what, one.fix)
+    for one in err.findings:
+        say_problem(one.named, one.fix)
     if as_json:
-        error = {"what": err.what, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
+        error = {"what": err.named, "fix": err.fix, "kind": type(err).__name__, "exit_code": int(err.exit_code)}
         say_json({"schema_version": 1, "error": error})
 
 

@@ -160,5 +160,5 @@ def install_rows(
                 for row in rows
             )
     except EdgeqError as err:
-        return tuple(done), ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
+        return tuple(done), ModelError.of(err)
     return tuple(done), None

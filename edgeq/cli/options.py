@@ -37,7 +37,9 @@ Config = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Check the options and print the plan; write nothing.", rich_help_panel=OUTPUT.title
+        "--dry-run",
+        help="Check options, files and data, run the float model once, and print the plan; build nothing.",
+        rich_help_panel=OUTPUT.title,
     ),
 ]
 
@@ -60,6 +62,15 @@ Github = Annotated[
     typer.Option(
         "--github",
         help="In GitHub Actions: annotate the change and add the summary to the job's page.",
+        rich_help_panel=MORE_OUTPUT.title,
+    ),
+]
+
+Sarif = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write SARIF 2.1.0 for code scanning: what failed, at the lines of edgeq.toml.",
         rich_help_panel=MORE_OUTPUT.title,
     ),
 ]
@@ -155,6 +166,7 @@ class RunParams:
     junit: Junit = None
     markdown: Markdown = None
     github: Github = False
+    sarif: Sarif = None
     against: Against = None
     quiet: Quiet = False
     verbose: Verbose = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,19 +13,21 @@ from typing import TYPE_CHECKING, Literal
 import edgeq
 from edgeq.cli.console import note
 from edgeq.core.config import PROJECT_FILE
-from edgeq.core.errors import UsageError, nearest
+from edgeq.core.errors import EdgeqError, UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
-from edgeq.core.results.report import DataFacts, ProjectReport
+from edgeq.core.results.report import DataFacts, ModelError, ModelResult, ProjectReport
 
 if TYPE_CHECKING:
+    import edgeq.check.gates
     import edgeq.config.project_file
     import edgeq.pipeline.reports
     import edgeq.report.ci
     import edgeq.report.json
     from edgeq.cli.options import RunParams
+    from edgeq.report.ci import ProjectLines
 
 
-ViewName = Literal["html", "json", "junit", "markdown", "github", "badge"]
+ViewName = Literal["html", "json", "junit", "markdown", "github", "sarif", "badge"]
 
 _GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -63,6 +66,16 @@ def as_annotations(report: ProjectReport) -> str:
     return "".join(f"{line}\n" for line in edgeq.report.ci.to_annotations(report))
 
 
+def as_sarif(report: ProjectReport) -> str:
+    """Return SARIF, without places in a file."""
+    return _sarif(report, None)
+
+
+def _sarif(report: ProjectReport, lines: ProjectLines | None) -> str:
+    gates = {name: kind.doc for name, kind in edgeq.check.gates.GATES.items()}
+    return edgeq.report.ci.to_sarif(report, version=edgeq.__version__, gates=gates, project=lines)
+
+
 def as_badge(report: ProjectReport) -> str:
     """Return the badge."""
     return edgeq.report.ci.to_badge(report)
@@ -74,6 +87,7 @@ VIEWS: dict[ViewName, Callable[[ProjectReport], str]] = {
     "junit": as_junit,
     "markdown": as_markdown,
     "github": as_annotations,
+    "sarif": as_sarif,
     "badge": as_badge,
 }
 
@@ -118,19 +132,64 @@ def write_views(report: ProjectReport, run: RunParams) -> None:
         write_text(run.junit, as_junit(report))
     if run.markdown is not None:
         write_text(run.markdown, edgeq.report.ci.to_markdown(report, base))
-    if run.github:
-        path = run.config or Path(PROJECT_FILE)
-        lines = None
-        if path.is_file():
-            place = os.path.relpath(path, os.environ.get(_GITHUB_FOLDER) or None)
-            lines = edgeq.report.ci.ProjectLines(file=place, lines=edgeq.config.project_file.lines_of(path))
-        # stdout may be the JSON document; GitHub reads commands from both
-        for line in edgeq.report.ci.to_annotations(report, lines):
-            note(line)
-        summary = os.environ.get(_GITHUB_SUMMARY)
-        if summary:
-            with disk_errors(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
-                file.write(edgeq.report.ci.to_markdown(report, base))
+    _write_findings(report, run)
+    summary = os.environ.get(_GITHUB_SUMMARY) if run.github else None
+    if summary:
+        with disk_errors(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
+            file.write(edgeq.report.ci.to_markdown(report, base))
+
+
+def check_dry_run(run: RunParams) -> None:
+    """Refuse files that --dry-run has nothing for: what they say of gates would be empty, and look like a success.
+
+    Raises:
+        UsageError: one of them was asked for.
+    """
+    asked = {"--junit": run.junit, "--markdown": run.markdown, "--against": run.against}
+    given = [option for option, value in asked.items() if value is not None]
+    if run.dry_run and given:
+        what = f"{given[0]} shows what was built, but --dry-run builds nothing"
+        raise UsageError(what, "omit it; --sarif FILE and --github show what --dry-run finds")
+
+
+def _write_findings(report: ProjectReport, run: RunParams) -> None:
+    path = run.config or Path(PROJECT_FILE)
+    lines = None
+    if (run.github or run.sarif is not None) and path.is_file():
+        place = Path(os.path.relpath(path, os.environ.get(_GITHUB_FOLDER) or None)).as_posix()
+        lines = edgeq.report.ci.ProjectLines(file=place, lines=edgeq.config.project_file.lines_of(path))
+    if run.sarif is not None:
+        write_text(run.sarif, _sarif(report, lines))
+    # stdout may be the JSON document; GitHub reads commands from both
+    for line in edgeq.report.ci.to_annotations(report, lines) if run.github else ():
+        note(line)
+
+
+@contextlib.contextmanager
+def errors_shown(run: RunParams) -> Iterator[None]:
+    """Write an error that ends the block, or its findings, as SARIF and annotations too; of --dry-run also none.
+
+    Raises:
+        EdgeqError: that error.
+    """
+    try:
+        yield
+    except EdgeqError as err:
+        error = ModelError.of(err)
+        broken = [
+            ModelResult(
+                name=name,
+                report=None,
+                error=dataclasses.replace(
+                    error, several=tuple(ModelError.of(one) for one in err.findings if one.model == name)
+                ),
+            )
+            for name in dict.fromkeys(one.model for one in err.findings)
+        ]
+        _write_findings(ProjectReport(models=tuple(broken)), run)
+        raise
+    if run.dry_run:
+        _write_findings(ProjectReport(models=()), run)
 
 
 def write_text(path: Path, text: str) -> None:

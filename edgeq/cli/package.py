@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import edgeq.config.resolve
     import edgeq.pipeline.package
     import edgeq.pipeline.plan
-    import edgeq.pipeline.preflight
+    import edgeq.pipeline.prepare
     import edgeq.report.json
     import edgeq.report.text
 
@@ -32,18 +32,23 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
     installed if asked for. Options can also be set in edgeq.toml; the command line takes precedence.
     """
     values = to_values(options)
-    project = edgeq.config.project_file.read_one(run.config, values.get("model"))
-    job = edgeq.config.resolve.request(values, project)
-    apps = edgeq.pipeline.plan.match_apps(job)
+    with outputs.errors_shown(run):
+        project = edgeq.config.project_file.read_one(run.config, values.get("model"))
+        job = edgeq.config.resolve.request(values, project)
+        outputs.check_dry_run(run)
+        if not run.dry_run:
+            apps = edgeq.pipeline.plan.match_apps(job)
+        with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
+            if run.dry_run:
+                edgeq.pipeline.prepare.check_job(job, progress)
+            else:
+                report = edgeq.pipeline.package.package(job, progress)
     if run.dry_run:
-        edgeq.pipeline.preflight.preflight(job)
         if run.as_json:
             say_json(edgeq.pipeline.plan.plan_json(job))
         else:
             say(edgeq.pipeline.plan.plan_text(job))
         return
-    with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
-        report = edgeq.pipeline.package.package(job, progress)
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(of_one(report), not_installed=problem)
     with outputs.beside(whole, run):

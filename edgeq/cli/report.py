@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def report(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE|FOLDER…", help="Bundles, or folders with bundles.")],
     format_: Annotated[
-        str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown, github or badge.")
+        str, typer.Option("--format", "-f", metavar="NAME", help="html, json, junit, markdown, github, sarif or badge.")
     ] = "html",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: stdout]")
@@ -68,6 +68,7 @@ def merge(
     junit: options.Junit = None,
     markdown: options.Markdown = None,
     github: options.Github = False,
+    sarif: options.Sarif = None,
 ) -> None:
     """Join the shards of a build: one table, the limits of the app as a whole, one exit code.
 
@@ -75,7 +76,7 @@ def merge(
     """
     project = edgeq.config.project_file.read_models(config, ())
     found = edgeq.pipeline.shards.merge_shards(folders, project.models, project.app, out)
-    run = options.RunParams(as_json=as_json, junit=junit, markdown=markdown, github=github)
+    run = options.RunParams(config=config, as_json=as_json, junit=junit, markdown=markdown, github=github, sarif=sarif)
     with outputs.beside(found, run):
         if as_json:
             say_json(edgeq.report.json.project_json(found))

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from edgeq.config.options import Values, filled, merge, read_project, relative_to, schema_of, validated
 from edgeq.config.resolve import request
 from edgeq.core.config import PROJECT_FILE, AppConfig, Job, PackageConfig
-from edgeq.core.errors import EdgeqError, UsageError, nearest
+from edgeq.core.errors import EdgeqError, FoundErrors, UsageError, nearest, of_all, raise_findings
 from edgeq.core.results.report import AppOptions
 from edgeq.core.schema import explain, read_toml
 from edgeq.core.units import parse_size_bytes
@@ -31,13 +31,15 @@ class ProjectRequest:
 
     Attributes:
         names: of all models of the file.
-        models: those to be built.
+        models: those to be built, without those that `errors` are about.
+        errors: what the file has wrong, each with its model and key.
     """
 
     names: tuple[str, ...]
     models: tuple[Job, ...]
     out: Path
     app: AppOptions
+    errors: tuple[EdgeqError, ...] = ()
 
 
 def read_models(
@@ -51,22 +53,46 @@ def read_models(
         command_line: options over those of the file, in its form; paths are relative to the current folder.
 
     Raises:
+        Findings: several of these errors, of all models.
         UsageError: no such file or model, two models with one name, or an unknown key or value.
         UnsupportedError: a scheme that edgeq, or one of the targets, cannot do.
+    """
+    wanted = look_at_models(config, names, command_line)
+    raise_findings(wanted.errors)
+    return wanted
+
+
+def look_at_models(
+    config: Path | None, names: Sequence[str], command_line: Mapping[str, Any] | None = None
+) -> ProjectRequest:
+    """Return the same with the errors of the file and its models, so that the other models can be checked too.
+
+    Raises:
+        UsageError: no such file or model, or the file is not TOML, or has no models.
     """
     path = config or Path(PROJECT_FILE)
     if not path.is_file():
         raise UsageError(f"no file {path}", "write one with `edgeq init MODEL`, or give --config")
-    common, found = _read(path)
-    app = _app(filled(AppConfig, common.get("app", {})), str(path))
-    known = [_name(options) for options in found]
+    errors = FoundErrors()
+    common, found = _read(path, errors)
+    app = AppOptions()
+    if not errors.errors:
+        with errors.of("app"):
+            app = _app(filled(AppConfig, common.get("app", {})), str(path))
+    known = [name for name, _ in found]
     chosen = _chosen(names, known, path)
-    models = [
-        _request(merge(dict(command_line or {}), relative_to(options, path.parent)), f"{path}: model {name!r}")
-        for name, options in zip(known, found, strict=True)
-        if name in chosen
-    ]
-    return ProjectRequest(names=tuple(known), models=tuple(models), out=models[0].out, app=app)
+    models = []
+    unusable = FoundErrors()
+    for name, options in found:
+        if name in chosen and options is not None:
+            with unusable.of("", model=name):
+                models.append(request({}, merge(dict(command_line or {}), relative_to(options, path.parent))))
+    asked = [name for name, options in found if name in chosen and options is not None]
+    for err in of_all(unusable.errors, asked):
+        place = f"{path}: model {err.model!r}" if err.model else str(path)
+        errors.errors.append(type(err)(f"{place}: {err.what}", err.fix).about(model=err.model, key=err.key))
+    out = models[0].out if models else Path()
+    return ProjectRequest(names=tuple(known), models=tuple(models), out=out, app=app, errors=tuple(errors.errors))
 
 
 def _name(options: Values) -> str:
@@ -88,7 +114,7 @@ def read_released(config: Path | None, models: Sequence[str]) -> Values:
     path = config or Path(PROJECT_FILE)
     if not path.is_file() or not isinstance(read_toml(path).get("model"), list):
         return read_project(config)
-    _, found = _read(path)
+    _, found = _read_whole(path)
     if len(models) != 1:
         what = f"{path} has limits per model, but the release has bundles of several models: {', '.join(models)}"
         raise UsageError(what, "release the models one by one, or give another --config")
@@ -113,7 +139,7 @@ def read_one(config: Path | None, source: str | None) -> Values:
     path = config or Path(PROJECT_FILE)
     if source is None or not path.is_file() or not isinstance(read_toml(path).get("model"), list):
         return read_project(config)
-    common, found = _read(path)
+    common, found = _read_whole(path)
     entries = [relative_to(options, path.parent) for options in found]
     same = [options for options in entries if os.path.normpath(options["model"]) == os.path.normpath(source)]
     if len(same) > 1:
@@ -126,27 +152,44 @@ def read_one(config: Path | None, source: str | None) -> Values:
     return same[0] if same else relative_to(common, path.parent)
 
 
-def _read(path: Path) -> tuple[Values, list[Values]]:
-    """Return what stands above all models, and each model as a file of its own would say it."""
+def _read_whole(path: Path) -> tuple[Values, list[Values]]:
+    """Return what stands above all models, and each model as a file of its own would say it; raises what is wrong."""
+    errors = FoundErrors()
+    common, found = _read(path, errors)
+    errors.raise_all()
+    return common, [options for _, options in found if options is not None]
+
+
+def _read(path: Path, errors: FoundErrors) -> tuple[Values, list[tuple[str, Values | None]]]:
+    """Return the same with the models' names; the options are None where `errors` has got why they cannot be read."""
     raw = read_toml(path)
     entries = raw.pop("model", None)
-    common = validated(raw, str(path))
-    if isinstance(entries, list):
-        found = [_entry(entry, path, common) for entry in entries]
-    else:
-        found = [validated(raw | ({} if entries is None else {"model": entries}), str(path))]
-    if not found:
+    if not isinstance(entries, list):
+        only = validated(raw | ({} if entries is None else {"model": entries}), str(path))
+        return validated(raw, str(path)), [(_name(only), only)]
+    if not entries:
         raise UsageError(f"{path} has no models", "add a [[model]] with a name and a source")
-    names = [_name(options) for options in found]
+    common: Values | None = None
+    with errors.of(""):
+        common = validated(raw, str(path))
+    found: list[tuple[str, Values | None]] = []
+    for entry in entries:
+        name = str(entry.get("name", "")) if isinstance(entry, dict) else ""
+        options: Values | None = None
+        with errors.of("", model=name):
+            options = _entry(entry, path, common or {})
+        # an entry means nothing without what stands above it
+        found.append((name, None if common is None else options))
     seen: dict[str, str] = {}
-    for name in names:
+    for name, _ in found:
         # names become folders, and some file systems know no capitals
         other = seen.get(name.lower())
-        if other is not None:
-            what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
-            raise UsageError(what, "give each [[model]] a different name")
+        if other is not None and name:
+            with errors.of("name", model=name):
+                what = f"{path}: two models are named {other!r}" + (f" and {name!r}" if other != name else "")
+                raise UsageError(what, "give each [[model]] a different name")
         seen[name.lower()] = name
-    return common, found
+    return common or {}, found
 
 
 def _entry(entry: Any, path: Path, common: Values) -> Values:
@@ -173,14 +216,6 @@ def _entry_schema() -> type[BaseModel]:
     """Return the pydantic model of a `[[model]]` entry."""
     own: dict[str, Any] = {"name": (str, ...), "source": (str, ...), "version": (str, "")}
     return create_model("ModelEntry", __base__=schema_of(PackageConfig), **own)
-
-
-def _request(options: Values, origin: str) -> Job:
-    """Return the job of one model; of several, a message must say which is meant."""
-    try:
-        return request({}, options)
-    except EdgeqError as err:
-        raise type(err)(f"{origin}: {err.what}", err.fix) from err
 
 
 def _chosen(names: Sequence[str], known: Sequence[str], path: Path) -> frozenset[str]:

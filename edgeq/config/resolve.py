@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgeq.config.options import Values, merge, to_config, validated, values_of
 from edgeq.core.config import DeviceConfig, GateOptions, Job, PackageConfig, RunConfig
-from edgeq.core.errors import UnsupportedError, UsageError, nearest
+from edgeq.core.errors import FoundErrors, UnsupportedError, UsageError, nearest
 from edgeq.core.schema import explain
 from edgeq.core.schemes import (
     AUTO,
@@ -95,17 +95,27 @@ def resolve(config: PackageConfig) -> Job:
     config = to_config(values)  # tuples and paths where Python gave lists and texts
     # those of a release wait for `edgeq ota release`
     limits = {name: text for name, text in values.get("limit", {}).items() if LIMITS[name].measured_by == "package"}
-    targets = _profiles(config)
+    found = FoundErrors()
+    schemes: tuple[AskedScheme, ...] = ()
+    with found.of("targets"):
+        targets = _profiles(config)
+    with found.of("schemes"):
+        schemes = _schemes(config.schemes, targets if not found.errors else ())
+    with found.of("device"):
+        device = device_options(config.device)
+    with found.of("limit"):
+        gates = gate_options(values | {"limit": limits})
+    found.raise_all()
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
-    looked_up = {"device": device_options(config.device), "install_into": tuple(dict.fromkeys(config.install_into))}
+    looked_up = {"device": device, "install_into": tuple(dict.fromkeys(config.install_into))}
     job = Job(
         **shared | looked_up,
         source=config.model,
         targets=targets,
-        schemes=_schemes(config.schemes, targets),
+        schemes=schemes,
         # ONNX Runtime's own calibrators have no histogram observer
         observer=config.observer or ("minmax" if config.model.endswith(".onnx") else "histogram"),
-        gates=gate_options(values | {"limit": limits}),
+        gates=gates,
     )
     # auto leaves out what it has no limit for
     searches = _possible_schemes(job) & NEEDS_SEARCH
@@ -127,8 +137,13 @@ def _possible_schemes(job: Job) -> set[str]:
 def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:
     """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
     profiles: dict[str, TargetProfile] = {}
+    found = FoundErrors()
+    loaded = []
     for name in dict.fromkeys(config.targets):
-        profile = load_target(name)
+        with found.of("targets"):
+            loaded.append(load_target(name))
+    found.raise_all()
+    for profile in loaded:
         in_field = config.app.runtimes.get(profile.runtime)
         if in_field:
             profile = profile.model_copy(update={"app": _app(profile.app, in_field, profile.runtime)})
@@ -222,8 +237,11 @@ def _split_limit_on(text: str) -> tuple[Literal["interval", "point"], Literal["m
 
 
 def _limits(table: Mapping[str, str]) -> Iterable[tuple[LimitName, float]]:
+    found = FoundErrors()
     for name, text in table.items():
-        try:
-            yield parse_limit(f"{name}={text}")
-        except UsageError as err:
-            raise UsageError(f"limit {name}: {err.what}", err.fix) from err
+        with found.of(f"limit.{name}"):
+            try:
+                yield parse_limit(f"{name}={text}")
+            except UsageError as err:
+                raise UsageError(f"limit {name}: {err.what}", err.fix) from err
+    found.raise_all()

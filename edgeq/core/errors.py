@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, Self
 
 Outcome = Literal["ok", "failed", "unverified", "allowed"]
 
@@ -38,6 +39,8 @@ class EdgeqError(Exception):
     Attributes:
         what: one line, what happened and what was expected.
         fix: one line, what to do next.
+        model: whose it is, by its name in edgeq.toml; "" of the file as a whole, or where none is known.
+        key: of the option that it is about, as edgeq.toml has it (`data.calibration`); "" without one.
     """
 
     exit_code: ExitCode = ExitCode.INTERNAL
@@ -46,36 +49,102 @@ class EdgeqError(Exception):
         super().__init__(f"{what}\n{fix}")
         self.what = what
         self.fix = fix
+        self.model = ""
+        self.key = ""
+
+    @property
+    def named(self) -> str:
+        """What happened, with the model in front where it does not name it itself."""
+        return f"{self.model}: {self.what}" if self.model and f"model {self.model!r}" not in self.what else self.what
+
+    @property
+    def findings(self) -> tuple[EdgeqError, ...]:
+        """The error itself, or all that were found."""
+        return (self,)
+
+    def about(self, *, model: str = "", key: str = "") -> Self:
+        """Say which model and option the error, or each of its findings, is about where it does not say so itself."""
+        for one in self.findings:
+            one.model = one.model or model
+            one.key = one.key or key
+        return self
 
 
 _MOST_SHOWN = 20  # a file of thousands of unknown keys needs no more
 
 
 class Findings(EdgeqError):
-    """Several errors that were found before anything was run; the exit code is the lowest of theirs.
+    """Several errors that were found before anything was built."""
 
-    Attributes:
-        findings: the errors, each with what to do.
-    """
-
-    def __init__(self, findings: Sequence[EdgeqError]) -> None:
-        """Make the error of at least two."""
+    def __init__(self, findings: Sequence[EdgeqError], exit_code: ExitCode | None = None) -> None:
+        """Make the error of at least two; the exit code is the lowest of theirs if none is given."""
         shown = findings[:_MOST_SHOWN]
-        told = "; ".join(f"({number}) {one.what}" for number, one in enumerate(shown, 1))
+        told = "; ".join(f"({number}) {one.named}" for number, one in enumerate(shown, 1))
         fixes = "; ".join(f"({number}) {one.fix}" for number, one in enumerate(shown, 1))
         more = f"; and {len(findings) - len(shown)} more" if len(findings) > len(shown) else ""
         super().__init__(f"{len(findings)} errors: {told}{more}", fixes)
-        self.findings = tuple(findings)
-        self.exit_code = min(one.exit_code for one in findings)
+        self._findings = tuple(findings)
+        self.exit_code = exit_code or min(one.exit_code for one in findings)
+
+    @property
+    def findings(self) -> tuple[EdgeqError, ...]:
+        """The errors, each with what to do."""
+        return self._findings
 
 
-def raise_findings(findings: Sequence[EdgeqError]) -> None:
-    """Raise the only error, or all of several as `Findings`; do nothing if there are none."""
-    unique = list({(one.what, one.fix): one for one in findings}.values())
+class FoundErrors:
+    """Collects the errors of checks that do not depend on each other, so that all are shown at once.
+
+    `with found.of("data.calibration"): …` keeps an error of the block, which is about that option, and continues.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[EdgeqError] = []
+
+    @contextlib.contextmanager
+    def of(self, key: str, *, model: str = "") -> Iterator[None]:
+        """Keep what is raised in the block."""
+        try:
+            yield
+        except EdgeqError as err:
+            self.errors += err.about(model=model, key=key).findings
+
+    @property
+    def exit_code(self) -> ExitCode | None:
+        """The lowest of theirs; None if there are none."""
+        return min((one.exit_code for one in self.errors), default=None)
+
+    def raise_all(self) -> None:
+        """Raise the only error, or all of several as `Findings`; do nothing if there are none."""
+        raise_findings(self.errors)
+
+
+def raise_findings(findings: Sequence[EdgeqError], exit_code: ExitCode | None = None) -> None:
+    """Raise the only error, or all of several as `Findings`; do nothing if there are none.
+
+    Args:
+        findings: errors, some perhaps twice.
+        exit_code: of several; None for the lowest of theirs.
+    """
+    unique = list({(one.named, one.fix): one for one in findings}.values())
     if len(unique) == 1:
         raise unique[0]
     if unique:
-        raise Findings(unique)
+        raise Findings(unique, exit_code)
+
+
+def of_all(errors: Sequence[EdgeqError], models: Sequence[str]) -> list[EdgeqError]:
+    """Return the errors of models; one that all of several have is there once, about none of them."""
+    kinds: dict[tuple[str, str, str], list[EdgeqError]] = {}
+    for one in errors:
+        kinds.setdefault((one.what, one.fix, one.key), []).append(one)
+    found = []
+    for same in kinds.values():
+        shared = len(models) > 1 and {one.model for one in same} >= {*models}
+        if shared:
+            same[0].model = ""
+        found += same[:1] if shared else same
+    return found
 
 
 class UsageError(EdgeqError):

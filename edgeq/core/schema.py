@@ -62,7 +62,10 @@ def explain(err: ValidationError, origin: str, model: type[BaseModel], *, place:
         model: what the file was validated against.
         place: what to name in place of the file and the key.
     """
-    found = [_explained(one, origin, model, place if n == 0 else None) for n, one in enumerate(_findings(err))]
+    found = [
+        _explained(one, origin, model, place if n == 0 else None).about(key=".".join(map(str, one["loc"])))
+        for n, one in enumerate(_findings(err))
+    ]
     return found[0] if len(found) == 1 else Findings(found)
 
 

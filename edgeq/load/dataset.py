@@ -96,6 +96,27 @@ def _is(path: Path, kind: Callable[[Path], bool], role: Role) -> bool:
         raise UsageError(f"{_OPTION[role]}: cannot read {path}: {err.strerror}", "check the path") from err
 
 
+def makes_data(origin: str) -> bool:
+    """Whether `origin` names a function that makes data, and not a file or folder."""
+    return ":" in origin and not Path(origin).exists()
+
+
+def has_no_labels(path: Path) -> bool:
+    """Whether the names in a folder or array file tell that its samples have no labels; no sample is read.
+
+    False where only reading them can tell.
+    """
+    try:
+        if path.is_dir():
+            return not any(child.is_dir() for child in path.iterdir() if not child.name.startswith("."))
+        if path.suffix.lower() == ".npz" and path.is_file():
+            with zipfile.ZipFile(path) as archive:
+                return f"{LABELS}.npy" not in archive.namelist()
+        return path.suffix.lower() == ".npy" and path.is_file()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 # --- Arrays as a data set: `.npz`, `.npy`, and what a function of the user's returns.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -63,6 +64,7 @@ def load_model(
     seed: int,
     trusted: bool = False,
     ignore_extra: bool = False,
+    downloads: bool = True,
 ) -> LoadedModel:
     """Load what `source` names.
 
@@ -75,6 +77,7 @@ def load_model(
         seed: of the random weights that a torchvision model without weights gets.
         trusted: whether code in the files of a model and its weights may run (`--trust-source`).
         ignore_extra: whether weights that the model has not are left out (`--ignore-extra-weights`).
+        downloads: whether weights that are named, and not in a file, are fetched; else random ones stand for them.
 
     Raises:
         UsageError: the source, its weights or its inputs are not usable.
@@ -87,10 +90,12 @@ def load_model(
     elif suffix in SOURCE_SUFFIXES:
         return _load_file(Path(source), weights=weights, inputs=inputs, name=name, trusted=trusted)
     elif source.startswith("torchvision:"):
-        found = _with_classes(_torchvision, source.removeprefix("torchvision:"), weights, seed, trusted=trusted)
+        build = functools.partial(_torchvision, downloads=downloads)
+        found = _with_classes(build, source.removeprefix("torchvision:"), weights, seed, trusted=trusted)
         inputs = inputs or (_IMAGE_INPUT,)
     elif source.startswith(TIMM):
-        found = _with_classes(_timm, source.removeprefix(TIMM), weights, seed, trusted=trusted)
+        build = functools.partial(_timm, downloads=downloads)
+        found = _with_classes(build, source.removeprefix(TIMM), weights, seed, trusted=trusted)
     elif source.startswith(HUGGING_FACE):
         found = _hugging_face(Path(source.removeprefix(HUGGING_FACE)), trusted=trusted)
     else:
@@ -101,7 +106,11 @@ def load_model(
     origin = found.weights
     remarks = found.remarks
     if weights is not None and origin == "own":
-        remarks += load_weights(module, weights, trusted=trusted, ignore_extra=ignore_extra)
+        try:
+            remarks += load_weights(module, weights, trusted=trusted, ignore_extra=ignore_extra)
+        except UsageError as err:
+            err.about(key="weights")
+            raise
         origin = "file"
     call = _call(source, inputs, examples, module)
     sha256 = _state_sha256(module)
@@ -185,7 +194,9 @@ def _load_file(
     )
 
 
-def _torchvision(name: str, weights: str | None, seed: int, *, num_classes: int | None = None) -> _Source:
+def _torchvision(
+    name: str, weights: str | None, seed: int, *, downloads: bool, num_classes: int | None = None
+) -> _Source:
     import torch
     import torchvision
 
@@ -197,7 +208,7 @@ def _torchvision(name: str, weights: str | None, seed: int, *, num_classes: int 
     from_file = weights is not None and _is_file_name(weights)
     if weights is not None and not from_file:
         weights = _weights_entry(name, weights)
-    options: dict[str, Any] = {"weights": None if from_file else weights}
+    options: dict[str, Any] = {"weights": weights if downloads and not from_file else None}
     if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
     if comes_quantized:
@@ -246,7 +257,7 @@ def _weights_entry(model: str, weights: str) -> str:
     return entry
 
 
-def _timm(name: str, weights: str | None, seed: int, *, num_classes: int | None = None) -> _Source:
+def _timm(name: str, weights: str | None, seed: int, *, downloads: bool, num_classes: int | None = None) -> _Source:
     """Return an architecture of timm with the preprocessing that its configuration states."""
     import timm
     import torch
@@ -263,7 +274,7 @@ def _timm(name: str, weights: str | None, seed: int, *, num_classes: int | None 
         torch.manual_seed(seed)
         try:
             own = {} if num_classes is None else {"num_classes": num_classes}
-            module = timm.create_model(name if named or tag else architecture, pretrained=named, **own)
+            module = timm.create_model(name if named or tag else architecture, pretrained=named and downloads, **own)
         except Exception as err:  # its hub raises many types
             if not named:
                 raise UsageError(f"timm cannot make {name}: {first_line(err)}", "check the name") from err

@@ -668,7 +668,7 @@ class _ClusterRun:
                 worker = self._fleet.place_for(item)
             except EnvironmentProblem as err:
                 self._waiting.remove(item)
-                self.ended[id(item)] = ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
+                self.ended[id(item)] = ModelError.of(err)
                 continue
             if worker is None:
                 full.add(needs)

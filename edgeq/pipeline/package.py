@@ -441,7 +441,7 @@ def _asked_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ..
 def _model_error(err: EdgeqError) -> ModelError:
     """Return an error without its frames, which hold models: it outlives them, and crosses to a worker's parent."""
     trace = "".join(traceback.format_exception(err))
-    return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=trace)
+    return ModelError.of(err, trace)
 
 
 def _release(err: EdgeqError, folder: Path) -> None:

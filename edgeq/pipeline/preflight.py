@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgeq.check.evaluate import validate_options
@@ -14,22 +13,21 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import GateOptions, Job, RunConfig
 from edgeq.core.devices import load_device
 from edgeq.core.errors import (
-    EdgeqError,
-    Findings,
+    FoundErrors,
     UnsupportedError,
     UsageError,
     VerificationError,
     nearest,
-    raise_findings,
 )
 from edgeq.core.manifest import check_slug
-from edgeq.core.marks import STATE_DICT_SUFFIXES, file_part, options_of
+from edgeq.core.marks import STATE_DICT_SUFFIXES, DataPath, Option, file_part, options_of
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras
 from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.load.dataset import has_no_labels
 from edgeq.load.inputs import parse_input
 from edgeq.lower.executorch import check_delegates
 from edgeq.pipeline.cache import check_shared
@@ -97,7 +95,7 @@ _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 def preflight(job: Job, *, builds_here: bool = True) -> None:
     """Check a job before anything slow starts, without torch: files, texts, options, extras and tools.
 
-    All errors are found, and shown together.
+    All errors are found, and shown together, each with the option that it is about.
 
     Args:
         job: the job.
@@ -112,35 +110,47 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
         EnvironmentProblem: an extra of edgeq, QEMU or the compiler is missing.
         IntegrityError: the files of the bundle of --reuse-qparams-from are not those that it lists.
     """
-    checks: tuple[Callable[[], object], ...] = (
-        lambda: check_source(job.source),
-        lambda: _check_texts(job),
-        lambda: _check_calibration(job),
-        lambda: _check_drop(job),
-        lambda: validate_options(job.gates, job.targets),
-        lambda: check_delegates(tuple(target.backend for target in job.targets)),
-        lambda: check_extras(
+    found = FoundErrors()
+    with found.of("model"):
+        check_source(job.source)
+    with found.of("name"):
+        None if job.name is None else check_slug(job.name, "--name")
+    with found.of("model_version"):
+        check_slug(job.model_version, "--model-version")
+    with found.of("data.calibration"):
+        _check_calibration(job)
+    with found.of(f"limit.{DROP}"):
+        _check_drop(job)
+    with found.of("limit"):
+        validate_options(job.gates, job.targets)
+    with found.of("limit"):
+        check_cost_options(job.gates, job.targets)
+    with found.of("targets"):
+        check_delegates(tuple(target.backend for target in job.targets))
+    with found.of("targets"):
+        check_extras(
             [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
-        ),
-        lambda: _check_targets(job),
-        lambda: (check_tools if builds_here else check_options)(job.device, job.targets),
-        lambda: check_cost_options(job.gates, job.targets),
-        lambda: _check_paths(job),
-        lambda: check_shared(job.build) if job.cache else None,
-        lambda: None if job.data.preprocess is None else load_preprocess(job.data.preprocess),
-        *(functools.partial(parse_input, text, index) for index, text in enumerate(job.inputs)),
-        # a missing folder is a finding of _check_paths, by the name of its option
-        lambda: check_reuse(job) if job.reuse_qparams_from is None or job.reuse_qparams_from.exists() else None,
-    )
-    findings: list[EdgeqError] = []
-    for check in checks:
-        try:
-            check()
-        except Findings as err:
-            findings += err.findings
-        except EdgeqError as err:
-            findings.append(err)
-    raise_findings(findings)
+        )
+    with found.of("targets"):
+        _check_targets(job)
+    with found.of("device"):
+        (check_tools if builds_here else check_options)(job.device, job.targets)
+    for option in options_of(RunConfig):
+        for text in option.texts_in(job):
+            with found.of(option.key):
+                _check_path(option, text)
+    with found.of("build.cache"):
+        None if not job.cache else check_shared(job.build)
+    with found.of("data.preprocess"):
+        None if job.data.preprocess is None else load_preprocess(job.data.preprocess)
+    for index, text in enumerate(job.inputs):
+        with found.of("inputs"):
+            parse_input(text, index)
+    # a missing folder is a finding of its path already, by the name of its option
+    if job.reuse_qparams_from is None or job.reuse_qparams_from.exists():
+        with found.of("reuse_qparams_from"):
+            check_reuse(job)
+    found.raise_all()
 
 
 def _kind(source: str) -> str:
@@ -153,15 +163,14 @@ def _check_targets(job: Job) -> None:
         raise next(iter(cannot.values()))
 
 
-def _check_paths(job: Job) -> None:
-    findings = [
-        UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
-        for option in options_of(RunConfig)
-        if (path := option.path) is not None and (flag := option.flag) is not None
-        for text in option.texts_in(job)
-        if (missing := path.missing(text)) is not None
-    ]
-    raise_findings(findings)
+def _check_path(option: Option, text: str) -> None:
+    """Refuse a file that does not exist, and a function that its file does not define."""
+    if (path := option.path) is None or (flag := option.flag) is None:
+        return
+    if (missing := path.missing(text)) is not None:
+        raise UsageError(f"{flag.name}: no such {path.noun}: {missing}", path.fix)
+    if isinstance(path, DataPath) and path.is_path(text, Path()):
+        _check_function(text, flag.name)
 
 
 def limits_drop(gates: GateOptions) -> bool:
@@ -172,21 +181,25 @@ def limits_drop(gates: GateOptions) -> bool:
 def _check_drop(job: Job) -> None:
     """Refuse a limit on the accuracy drop that no data can settle; raises a VerificationError."""
     given = with_demo_data(job)
-    if limits_drop(job.gates) and given.data.evaluation is None and Path(job.source).suffix not in _LOWERED:
+    if not limits_drop(job.gates) or Path(job.source).suffix in _LOWERED:
+        return
+    if given.data.evaluation is None:
         what = "--limit accuracy_drop cannot be measured: there is no evaluation data"
         raise VerificationError(what, "give labelled --eval-data, or --allow-unmeasured accuracy_drop")
+    if given.data.metric is None and has_no_labels(Path(given.data.evaluation)):
+        raise without_labels(given.data.evaluation)
+
+
+def without_labels(evaluation: str) -> VerificationError:
+    """Return the error of a limit on the accuracy drop for data that nothing can score."""
+    what = f"--limit accuracy_drop cannot be measured: {evaluation} has no labels"
+    return VerificationError(what, "give labelled --eval-data, a --metric, or --allow-unmeasured accuracy_drop")
 
 
 def _check_calibration(job: Job) -> None:
     if Path(job.source).suffix not in _LOWERED:
         schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
         check_calibration(with_demo_data(job), schemes)
-
-
-def _check_texts(job: Job) -> None:
-    if job.name is not None:
-        check_slug(job.name, "--name")
-    check_slug(job.model_version, "--model-version")
 
 
 def check_source(source: str) -> None:
@@ -206,7 +219,7 @@ def check_source(source: str) -> None:
         _must_exist(source, "MODEL")
     elif ":" in source:
         _must_exist(file_part(source), "MODEL")
-        _check_factory(source)
+        _check_function(source, "MODEL")
     elif suffix in STATE_DICT_SUFFIXES and (kind := pickled_module(Path(source))):
         raise whole_module(Path(source), (), kind)
     elif suffix in STATE_DICT_SUFFIXES:
@@ -250,10 +263,10 @@ def _check_zoo_name(library: str, name: str) -> None:
         raise UsageError(f"{library} has no model {plain!r}.{nearest(plain, known)}", f"see the models of {library}")
 
 
-def _check_factory(source: str) -> None:
-    """Refuse a factory that its file does not define, where the file's names can be read without running it."""
-    path, name = file_part(source), source.rpartition(":")[2]
-    if path is None:
+def _check_function(text: str, option: str) -> None:
+    """Refuse a function that its file does not define, where the file's names can be read without running it."""
+    path, name = file_part(text), text.rpartition(":")[2]
+    if path is None or path == text:
         return
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
@@ -270,5 +283,5 @@ def _check_factory(source: str) -> None:
     computed = {"*", "__getattr__"} & {*defined} or "globals" in ast.dump(tree)
     if not computed and name.isidentifier() and name not in defined:
         functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
-        what = f"MODEL: no {name!r} in {path}.{nearest(name, functions)}"
+        what = f"{option}: no {name!r} in {path}.{nearest(name, functions)}"
         raise UsageError(what, f"it has: {', '.join(functions) or 'no functions'}")

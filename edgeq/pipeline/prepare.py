@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from edgeq.config.resolve import with_demo_data
 from edgeq.core.arrays import np
 from edgeq.core.config import REJECTED_NAME, Job, Progress
-from edgeq.core.errors import UsageError, VerificationError
+from edgeq.core.errors import FoundErrors, UsageError, raise_findings
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
@@ -18,6 +19,7 @@ from edgeq.core.results.report import DataFacts
 from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
+from edgeq.load.dataset import Role, makes_data
 from edgeq.load.images import check_classes, few, read_labels, repeated_names
 from edgeq.load.inputs import random_inputs, takes_pixels
 from edgeq.load.lint import LintSpec, lint
@@ -26,8 +28,8 @@ from edgeq.load.model import estimate_batch_norm, load_model
 from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
-from edgeq.pipeline.plan import BuildStep
-from edgeq.pipeline.preflight import check_calibration, limits_drop
+from edgeq.pipeline.plan import BuildStep, match_apps, plan_text
+from edgeq.pipeline.preflight import check_calibration, limits_drop, preflight, refused_targets, without_labels
 from edgeq.quantize.capture import run_once
 from edgeq.quantize.graph_runner import forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
@@ -149,29 +151,16 @@ def prepare(
         schemes = ()
     check_calibration(job, schemes)
     train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
-    # logits [N, classes]; one value in each row may be the score of one of two classes, or a quantity
-    shape = outputs[0].shape if outputs and job.data.metric is None else ()
-    n_classes = shape[1] if len(shape) == 2 and shape[1] > 1 else None
+    n_classes = _classes(job, outputs)
     with progress.task("read the data"):
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
         metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
-    if evaluation is not None and evaluation.labelled:
-        # score the float model's answer to one sample, so that a metric or label that cannot be used fails at once
-        sample = evaluation.read(0)
-        try:
-            if metric is None and n_classes is not None:
-                class_index(sample.label, n_classes)
-            elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
-                batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
-                run = forward(model.model.module() if model.kind == "exported" else model.model)
-                metric(tuple(output[0] for output in run(batch)), sample.label)
-        except UsageError as err:
-            raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
+    if evaluation is not None:
+        _score_one(evaluation, metric, model, n_classes)
     is_scored = evaluation is None or evaluation.labelled or metric is not None
     if evaluation is not None and not is_scored and limits_drop(job.gates) and model.kind not in _ARTIFACTS:
-        what = f"--limit accuracy_drop cannot be measured: {evaluation.origin} has no labels"
-        raise VerificationError(what, "give labelled --eval-data, a --metric, or --allow-unmeasured accuracy_drop")
+        raise without_labels(evaluation.origin)
     named = (evaluation.class_names if evaluation else ()) or calibration.class_names
     labels = tuple(str(i) for i in range(10)) if job.source == DIGITS and not named else named
     return Inputs(
@@ -191,6 +180,31 @@ def prepare(
         metric_name=metric_name,
         remarks=(*model.remarks, *_label_remarks(job, labels)),
     )
+
+
+def _classes(job: Job, outputs: Sequence[TensorSpec]) -> int | None:
+    """Return how many classes logits [N, classes] tell apart; None for other outputs, and where a metric judges."""
+    shape = outputs[0].shape if outputs and job.data.metric is None else ()
+    # one value in each row may be the score of one of two classes, or a quantity
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else None
+
+
+def _score_one(
+    evaluation: Dataset, metric: Metric | SetMetric | None, model: LoadedModel, n_classes: int | None
+) -> None:
+    """Score the float model's answer to one sample, so that a metric or label that cannot be used fails at once."""
+    if not evaluation.labelled:
+        return
+    sample = evaluation.read(0)
+    try:
+        if metric is None and n_classes is not None:
+            class_index(sample.label, n_classes)
+        elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
+            batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
+            run = forward(model.model.module() if model.kind == "exported" else model.model)
+            metric(tuple(output[0] for output in run(batch)), sample.label)
+    except UsageError as err:
+        raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
 
 
 def _unapplied(
@@ -225,8 +239,8 @@ def _label_remarks(job: Job, labels: tuple[str, ...]) -> tuple[str, ...]:
     return (f"{len(twice)} label{'s' if len(twice) > 1 else ''} stand for more than one output: {few(twice)}",)
 
 
-def load_job_model(job: Job) -> LoadedModel:
-    """Load the model that a job names; raises what `load_model` does."""
+def load_job_model(job: Job, *, downloads: bool = True) -> LoadedModel:
+    """Load the model that a job names; the arguments and errors are those of `load_model`."""
     return load_model(
         job.source,
         weights=job.weights,
@@ -235,15 +249,16 @@ def load_job_model(job: Job) -> LoadedModel:
         seed=job.seed,
         trusted=job.trust_source,
         ignore_extra=job.ignore_extra_weights,
+        downloads=downloads,
     )
 
 
 def _loaded(
-    job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel]
+    job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel], *, downloads: bool = True
 ) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
     """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
     with progress.task(f"load {job.source}"):
-        model = load_job_model(job)
+        model = load_job_model(job, downloads=downloads)
         if model.kind in _ARTIFACTS:
             model = describe(model)
         # refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder
@@ -354,7 +369,14 @@ def _train(job: Job) -> Callable[[Any, Any, Any], Any] | None:
 # --- The run's data by role: opened, split, linted, and counted for the manifest.
 
 
-_Wanted = tuple[Any, str | None, int | None]
+_Wanted = tuple[Role, str | None, int | None]
+
+_OPTION_OF: dict[Role, str] = {
+    "calibration": "data.calibration",
+    "evaluation": "data.evaluation",
+    "qat": "qat.data",
+    "search": "data.search",
+}
 
 _MEMO_BYTES = 128 * 10**6  # a set: 128 images of 224 x 224, preprocessed and raw
 
@@ -378,12 +400,7 @@ def open_data(
     Raises:
         UsageError: data that cannot be read or does not fit, or a finding of the lint.
     """
-    wanted: list[_Wanted] = [
-        ("calibration", job.data.calibration, job.data.num_calibration_samples),
-        ("evaluation", job.data.evaluation, None),
-        *_also(job, schemes),
-    ]
-    opened, skipped = _opened(job, model, preprocess, n_classes, wanted)
+    opened, skipped = _opened(job, model, preprocess, n_classes, _wanted(job, schemes))
     if "search" in opened:
         opened |= split_search(opened["calibration"], opened["search"], job)
     # refuse data that are certainly wrong, or with `--data-lint warn` leave shared samples out of the evaluation
@@ -424,17 +441,33 @@ def _opened(
     """Return the sets that were named, by role, and the names of images that were skipped as bad."""
     opened: dict[str, Dataset] = {"calibration": NO_SAMPLES}
     skipped: list[str] = []
+    found = FoundErrors()
     for role, origin, limit in wanted:
         if origin is None:
             continue
-        data, left_out = open_dataset(
-            origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
-        )
-        opened[role] = remembered(data, _MEMO_BYTES)
-        skipped += left_out
-        if n_classes is not None:
-            check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+        with found.of(_OPTION_OF[role]):
+            data, left_out = _opened_one(job, model, preprocess, n_classes, (role, origin, limit))
+            opened[role] = remembered(data, _MEMO_BYTES)
+            skipped += left_out
+    found.raise_all()
     return opened, skipped
+
+
+def _opened_one(
+    job: Job,
+    model: LoadedModel,
+    preprocess: Preprocess | None,
+    n_classes: int | None,
+    wanted: tuple[Role, str, int | None],
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Return one of the sets, whose first sample fits the model, and the names of images that were skipped as bad."""
+    role, origin, limit = wanted
+    data, skipped = open_dataset(
+        origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
+    )
+    if n_classes is not None:
+        check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+    return data, skipped
 
 
 def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[str]) -> DataFacts:
@@ -454,10 +487,13 @@ def _counted(facts: DataFacts, opened: Mapping[str, Dataset], skipped: Sequence[
     )
 
 
-def _also(job: Job, schemes: Collection[str]) -> list[_Wanted]:
-    """Return the sets that only some schemes need."""
+def _wanted(job: Job, schemes: Collection[str]) -> list[_Wanted]:
+    """Return the sets of a run by role; some schemes need sets of their own."""
     data = job.data
-    wanted: list[_Wanted] = []
+    wanted: list[_Wanted] = [
+        ("calibration", data.calibration, data.num_calibration_samples),
+        ("evaluation", data.evaluation, None),
+    ]
     if not NEEDS_TRAINING.isdisjoint(schemes):
         wanted.append(("qat", job.qat.data or data.calibration, job.qat.samples))
     if not NEEDS_SEARCH.isdisjoint(schemes):
@@ -465,3 +501,70 @@ def _also(job: Job, schemes: Collection[str]) -> list[_Wanted]:
         most = data.num_search_samples + data.num_calibration_samples
         wanted.append(("search", data.search or data.calibration, most))
     return wanted
+
+
+# --- `--dry-run`: what names, files, headers and one run of the float model show.
+
+
+# without these there is no model to run
+_OF_THE_MODEL = frozenset({"model", "weights", "inputs", "targets"})
+
+
+def check_job(job: Job, progress: Progress) -> None:
+    """Check a job as a run would before it downloads, calibrates or lowers anything; write nothing.
+
+    This loads torch and runs the user's code: the model's factory, and one inference. Where a cluster builds, only
+    names and files are checked.
+
+    Raises:
+        Findings: several errors, each with the option that it is about.
+        EdgeqError: the only one; its exit code is that of the run.
+    """
+    found = FoundErrors()
+    builds_here = job.build.cluster is None
+    with found.of(""):
+        preflight(job, builds_here=builds_here)
+    with found.of("install_into"):
+        match_apps(job)
+    with found.of("schemes"):
+        plan_text(job)  # a scheme that the runtime has no method for
+    for refused in refused_targets(job).values():
+        found.errors.append(refused.about(key="targets"))
+    known, ended = {error.key for error in found.errors}, found.exit_code
+    if builds_here and not known & _OF_THE_MODEL:
+        again = FoundErrors()
+        with again.of(""):
+            _check_inputs(with_demo_data(job), progress)
+        # what a file's name has shown already is not said again in the words of its reader
+        found.errors += [error for error in again.errors if error.key not in known]
+    # a run ends before it loads the model if names or files are wrong: the exit code is then theirs
+    raise_findings(found.errors, ended)
+
+
+def _check_inputs(job: Job, progress: Progress) -> None:
+    """Load the model, run it once, and read a sample of each file or folder of data, as `prepare` does.
+
+    Nothing is downloaded, functions that make data are imported and not called, and a ready-made artifact is not run.
+    """
+    found = FoundErrors()
+    with found.of("model"):
+        model, preprocess, outputs = _loaded(job, progress, lambda artifact: artifact, downloads=False)
+    if not found.errors and model.kind not in _ARTIFACTS:
+        n_classes = _classes(job, outputs)
+        schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
+        with found.of("qat.train"):
+            _train(job)
+        metric = None
+        with found.of("data.metric"):
+            if job.data.metric is not None and not is_built_in_metric(job.data.metric):
+                metric = load_metric(job.data.metric)
+        with progress.task("read a sample of the data"):
+            for role, origin, limit in _wanted(job, schemes):
+                with found.of(_OPTION_OF[role]):
+                    if origin is not None and makes_data(origin):
+                        check_arguments(load_function(origin, "data function"), 0, "")
+                    elif origin is not None:
+                        data, _ = _opened_one(job, model, preprocess, n_classes, (role, origin, limit))
+                        if role == "evaluation":
+                            _score_one(data, metric, model, n_classes)
+    found.raise_all()

@@ -50,7 +50,7 @@ def build_project(project: Project, progress: Progress, client: Any = None) -> P
                 fleet = Fleet(client, project.out)
             jobs = [among_several(job) for job in jobs]
         orders, ended = [], {}
-        with progress.task("look up what is there"):
+        with progress.task("look up what is there") as task:
             for i, job in enumerate(jobs):
                 folder = work / f"model-{i}"
                 folder.mkdir()
@@ -59,6 +59,9 @@ def build_project(project: Project, progress: Progress, client: Any = None) -> P
                     orders.append(Order(name=_name(job), plan=planned, work=folder))
                 else:
                     ended[_name(job)] = planned
+                if isinstance(planned, ModelError):  # told now, since the other models may take long
+                    for one in planned.findings:
+                        task.note(f"{_name(job)}: {one.what}")
         if orders:
             names = [order.name for order in orders]
             run = run_all if fleet is None else fleet.run_all
@@ -79,7 +82,7 @@ def _planned(job: Job, folder: Path, machine: Mapping[str, Any] | None) -> Outco
         preflight(job, builds_here=machine is None)
         return make_plan(job, folder, machine)
     except EdgeqError as err:
-        return _model_error(err)
+        return ModelError.of(err)
 
 
 def _published(name: str, outcome: Outcome) -> ModelResult:
@@ -88,11 +91,7 @@ def _published(name: str, outcome: Outcome) -> ModelResult:
     try:
         return ModelResult(name=name, report=publish(outcome))
     except EdgeqError as err:
-        return ModelResult(name=name, report=None, error=_model_error(err))
-
-
-def _model_error(err: EdgeqError) -> ModelError:
-    return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code)
+        return ModelResult(name=name, report=None, error=ModelError.of(err))
 
 
 def judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:

@@ -299,7 +299,7 @@ def outcome_of(work: Path, make: Callable[[], Any]) -> Any:
         with disk_errors(work):
             return make()
     except EdgeqError as err:
-        return ModelError(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=traceback.format_exc())
+        return ModelError.of(err, traceback.format_exc())
     except (Exception, SystemExit) as err:  # whatever it is, the other models go on
         what = f"internal error: {type(err).__name__}: {first_line(err)}"
         fix = "run again with --debug and report the output"

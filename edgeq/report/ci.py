@@ -1,13 +1,18 @@
-"""Reports for CI: JUnit XML (a suite per target and scheme, a test case per gate), Markdown and annotations."""
+"""Reports for CI: JUnit XML (a suite per target and scheme, a test case per gate), Markdown, annotations and SARIF."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 from xml.etree import ElementTree
 
+from edgeq.core.errors import ExitCode
 from edgeq.core.results.report import Gate, ModelError, PackageResult, ProjectReport
 from edgeq.core.units import format_bytes, safe_lines
 from edgeq.report import text as words
@@ -52,13 +57,15 @@ def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
 
 
 def _broken(root: ElementTree.Element, name: str, error: ModelError, case: str = "build") -> None:
+    count = str(len(error.findings))
     suite = ElementTree.SubElement(
-        root, "testsuite", name=_legal(name), tests="1", failures="0", errors="1", skipped="0"
+        root, "testsuite", name=_legal(name), tests=count, failures="0", errors=count, skipped="0"
     )
-    test = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=case)
-    ElementTree.SubElement(test, "error", message=_legal(error.what), type=error.exit_code.name).text = _legal(
-        f"fix: {error.fix}"
-    )
+    for one in error.findings:
+        test = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=_legal(one.key or case))
+        ElementTree.SubElement(test, "error", message=_legal(one.what), type=one.exit_code.name).text = _legal(
+            f"fix: {one.fix}"
+        )
 
 
 def _is_failed(gate: Gate) -> bool:
@@ -102,7 +109,12 @@ def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str
     failures = [f"- {_text(line)}" for row in report.rows for line in words.failures(row, named=len(report.models) > 1)]
     failures += [f"- {_text(words.failure('app', gate))}" for gate in report.app if not gate.passed]
     failures += [f"- refused: {_text(f'{one.model} {one.label}: {one.error.what}')}" for one in report.refused]
-    failures += [f"- error: {_text(model.name)}: {_text(model.error.what)}" for model in broken if model.error]
+    failures += [
+        f"- error: {_text(model.name)}: {_text(one.what)}"
+        for model in broken
+        if model.error
+        for one in model.error.findings
+    ]
     failures += [f"- error: not installed: {_text(report.not_installed.what)}"] if report.not_installed else []
     if failures:
         lines += ["", "### What failed", "", *failures]
@@ -185,7 +197,11 @@ def _text(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", safe_lines(" ".join(text.split())))
 
 
-# --- GitHub's annotations: lines in a job's log that it shows beside the change.
+# --- What failed, at the lines of edgeq.toml: GitHub's annotations in a job's log, and SARIF for code scanning.
+
+
+# keys that a [[model]] entry has under another name
+_IN_ENTRY = {"model": "source", "model_version": "version"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,52 +216,136 @@ class ProjectLines:
     file: str
     lines: Mapping[tuple[str, str], int]
 
-    def of(self, model: str, gate: str) -> str:
-        """Return the properties of an annotation about a gate of a model, or about the model."""
-        keys = ((model, f"limit.{gate}"), ("", f"limit.{gate}"), (model, ""), ("", f"app.limit.{gate}"), ("", "app"))
-        line = next((self.lines[key] for key in keys if key in self.lines), 1)
-        return f"file={_escaped(self.file, ':,')},line={line},"
+    def of(self, model: str, key: str) -> int:
+        """Return the line of a model's key, else of the table that would hold it, of the model, or of the file."""
+        tables = [key, key.rpartition(".")[0]] if "." in key else [key]
+        places = [(model, _IN_ENTRY.get(name, name)) for name in tables if name]
+        places += [("", name) for name in tables if name]
+        places += [(model, ""), ("", "app") if key.startswith("app.") else ("", "model")]
+        return next((self.lines[place] for place in places if place in self.lines), 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Notice:
+    """A gate that failed, an error or a warning.
+
+    Attributes:
+        rule: the gate, or the kind of error by its exit code; `warning` of a warning.
+        about: model, target and scheme.
+        model: its name in edgeq.toml; "" of the app as a whole.
+        key: the option in edgeq.toml that it is about; "" for the model itself.
+    """
+
+    level: Literal["error", "warning"]
+    rule: str
+    about: str
+    message: str
+    model: str = ""
+    key: str = ""
+
+
+def _notices(report: ProjectReport) -> list[_Notice]:
+    """Return each gate that failed, each model, target or install that did, and each warning."""
+
+    def of_error(about: str, error: ModelError, model: str = "", key: str = "") -> list[_Notice]:
+        return [
+            _Notice(
+                level="error",
+                rule=one.exit_code.name.lower(),
+                about=about,
+                message=f"{one.what}; fix: {one.fix}",
+                model=model,
+                key=one.key or key,
+            )
+            for one in error.findings
+        ]
+
+    def of_gate(about: str, gate: Gate, key: str, model: str = "") -> _Notice:
+        told = f"{gate.outcome}: {words.gate_facts(gate)}"
+        return _Notice(level="error", rule=gate.name, about=about, message=told, model=model, key=key)
+
+    notices = []
+    for model in report.models:
+        if model.error is not None:
+            notices += of_error(model.name, model.error, model.name)
+        for one in model.refused:
+            notices += of_error(f"{one.model} {one.label}", one.error, model.name, "targets")
+        for row in model.rows:
+            about = f"{row.model} {row.target} {row.scheme}"
+            failed = (gate for gate in row.checked.gates if not gate.passed)
+            notices += [of_gate(about, gate, f"limit.{gate.name}", model.name) for gate in failed]
+            notices += [
+                _Notice(level="warning", rule="warning", about=about, message=text, model=model.name)
+                for text in row.checked.warnings
+            ]
+    failed = (gate for gate in report.app if not gate.passed)
+    notices += [of_gate("app", gate, f"app.limit.{gate.name.removeprefix('app_')}") for gate in failed]
+    if report.not_installed is not None:
+        notices += of_error("install", report.not_installed, key="install_into")
+    return notices
 
 
 def to_annotations(report: ProjectReport, project: ProjectLines | None = None) -> list[str]:
     """Return a line for each gate that failed, each model, target or install that did, and each warning.
 
-    With `project`, they are at the lines of the file that hold the limit or the model.
+    With `project`, they are at the lines of the file that hold the limit, the option or the model.
     """
-
-    def line(level: str, title: str, message: str, model: str = "", gate: str = "") -> str:
-        place = project.of(model, gate) if project is not None else ""
-        # a line break would end the annotation, and what follows could be a command of its own
-        return f"::{level} {place}title={_escaped(title, ':,')}::{_escaped(message)}"
-
     lines = []
-    for model in report.models:
-        if model.error is not None:
-            told = f"{model.error.what}; fix: {model.error.fix}"
-            lines.append(line("error", f"edgeq: {model.name}", told, model.name))
-        for one in model.refused:
-            told = f"{one.error.what}; fix: {one.error.fix}"
-            lines.append(line("error", f"edgeq: {one.model} {one.label}", told, model.name))
-        for row in model.rows:
-            where = f"edgeq: {row.model} {row.target} {row.scheme}"
-            lines += [
-                line("error", where, _failure(gate), model.name, gate.name)
-                for gate in row.checked.gates
-                if not gate.passed
-            ]
-            lines += [line("warning", where, text, model.name) for text in row.checked.warnings]
-    lines += [
-        line("error", "edgeq: app", _failure(gate), gate=gate.name.removeprefix("app_"))
-        for gate in report.app
-        if not gate.passed
-    ]
-    if report.not_installed is not None:
-        lines.append(line("error", "edgeq: install", f"{report.not_installed.what}; fix: {report.not_installed.fix}"))
+    for one in _notices(report):
+        place = ""
+        if project is not None:
+            place = f"file={_escaped(project.file, ':,')},line={project.of(one.model, one.key)},"
+        # a line break would end the annotation, and what follows could be a command of its own
+        lines.append(f"::{one.level} {place}title={_escaped(f'edgeq: {one.about}', ':,')}::{_escaped(one.message)}")
     return lines
 
 
-def _failure(gate: Gate) -> str:
-    return f"{gate.outcome}: {words.gate_facts(gate)}"
+_NO_VERDICT = (ExitCode.INTERNAL, ExitCode.ENVIRONMENT, ExitCode.INTERRUPTED)
+
+_SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+def to_sarif(
+    report: ProjectReport, *, version: str, gates: Mapping[str, str], project: ProjectLines | None = None
+) -> str:
+    """Return the same as SARIF 2.1.0: a rule for each gate and kind of error, a result for each that failed.
+
+    Args:
+        report: the run.
+        version: of edgeq.
+        gates: what each gate requires, by its name.
+        project: the file that the results stand in; without it they have no place, since nothing else of a run lies
+            in a repository.
+    """
+    notices = _notices(report)
+    rules = list(dict.fromkeys(one.rule for one in notices))
+    results = []
+    for one in notices:
+        identity = f"{one.about}\0{one.rule}\0{one.key}".encode(errors="replace")
+        result: dict[str, Any] = {
+            "ruleId": one.rule,
+            "ruleIndex": rules.index(one.rule),
+            "level": one.level,
+            "message": {"text": safe_lines(f"{one.about}: {one.message}")},
+            # the same of a later run that measured another value: a viewer then knows it again
+            "partialFingerprints": {"edgeq/v1": hashlib.sha256(identity).hexdigest()},
+        }
+        if project is not None:
+            place = {
+                "artifactLocation": {"uri": urllib.parse.quote(project.file)},
+                "region": {"startLine": project.of(one.model, one.key)},
+            }
+            result["locations"] = [{"physicalLocation": place}]
+        results.append(result)
+    kinds = {code.name.lower(): f"edgeq ended with exit code {int(code)}" for code in ExitCode} | {"warning": "warning"}
+    described = [{"id": name, "shortDescription": {"text": gates.get(name) or kinds.get(name, name)}} for name in rules]
+    run = {
+        "tool": {"driver": {"name": "edgeq", "version": version, "rules": described}},
+        "invocations": [{"executionSuccessful": report.exit_code not in _NO_VERDICT, "exitCode": report.exit_code}],
+        "results": results,
+    }
+    document = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _escaped(text: str, also: str = "") -> str:

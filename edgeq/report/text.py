@@ -693,11 +693,8 @@ def _below(report: ProjectReport) -> list[str]:
     failed = [line for row in report.rows for line in failures(row, named=named)]
     failed += [failure("app", gate) for gate in report.app if not gate.passed]
     for model in report.models:
-        if model.error is not None:
-            failed += [
-                f"error: {printable(f'{model.name}: {model.error.what}')}",
-                f"  fix: {printable(model.error.fix)}",
-            ]
+        for one in model.error.findings if model.error else ():
+            failed += [f"error: {printable(f'{model.name}: {one.what}')}", f"  fix: {printable(one.fix)}"]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
     steps = [
         f"next: {row.target} {row.scheme}: {printable(step)}"

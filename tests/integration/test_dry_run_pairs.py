@@ -3,6 +3,8 @@
 import io
 from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
+import onnx
 import pytest
 
 from edgeq.cli.main import run
@@ -17,7 +19,7 @@ def plan(*args):
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         # mixed-int8 needs a limit to search for
-        code = run(["package", *args, "--limit", "accuracy_drop=1pp", "--dry-run"])
+        code = run(["package", *args, "--limit", "accuracy_drop=1pp", "--dry-run", "--quiet"])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -41,14 +43,28 @@ def test_every_pair_has_a_plan_or_a_refusal(name, scheme):
         assert err.startswith(f"error: {refuser} does not support the scheme {scheme}\n  fix: {fix}")
 
 
+NET = onnx.helper.make_model(
+    onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        "net",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 2])],
+        [onnx.numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "w")],
+    ),
+    opset_imports=[onnx.helper.make_opsetid("", 21)],
+    ir_version=10,
+)
+
+
 @pytest.mark.parametrize("name", [name for name in profile_files() if load_target(name).runtime == "onnx"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_of_an_onnx_file_has_a_plan_or_a_refusal(name, scheme, tmp_path):
-    file = tmp_path / "net.onnx"
-    file.touch()  # a plan does not read it
     target = load_target(name)
-    calibration = tmp_path / "samples.npz"
-    calibration.touch()
+    file, calibration, evaluation = (tmp_path / name for name in ("net.onnx", "calibration.npz", "evaluation.npz"))
+    onnx.save(NET, file)
+    for seed, path in enumerate((calibration, evaluation)):
+        x = np.random.default_rng(seed).normal(size=(8, 4)).astype(np.float32)
+        np.savez(path, x=x, y=np.arange(8) % 2)
     code, out, err = plan(
         str(file),
         "--target",
@@ -58,7 +74,7 @@ def test_every_scheme_of_an_onnx_file_has_a_plan_or_a_refusal(name, scheme, tmp_
         "--calibration-data",
         str(calibration),
         "--eval-data",
-        str(calibration),
+        str(evaluation),
     )
     if scheme in target.schemes and scheme != "qat-int8":
         assert (code, err) == (ExitCode.OK, "")

@@ -393,12 +393,30 @@ def variant_of(row: PackageResult) -> Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelError:
-    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback if there is one."""
+    """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback if there is one.
+
+    Attributes:
+        key: of the option in edgeq.toml that it is about; "" where none is known.
+        several: the single errors, if `what` reports several.
+    """
 
     what: str
     fix: str
     exit_code: ExitCode
     trace: str = ""
+    key: str = ""
+    several: tuple[ModelError, ...] = ()
+
+    @classmethod
+    def of(cls, err: EdgeqError, trace: str = "") -> ModelError:
+        """Return what an error says, without its frames, which hold models."""
+        several = tuple(cls.of(one) for one in err.findings) if len(err.findings) > 1 else ()
+        return cls(what=err.what, fix=err.fix, exit_code=err.exit_code, trace=trace, key=err.key, several=several)
+
+    @property
+    def findings(self) -> tuple[ModelError, ...]:
+        """The error itself, or the single errors."""
+        return self.several or (self,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

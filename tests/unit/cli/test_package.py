@@ -157,12 +157,22 @@ def test_a_dry_run_as_json(pipeline, project, capfd):
     assert [step["step"] for step in target["steps"]] == ["lower", "check", "verify", "bundle"]
 
 
-def test_a_dry_run_loads_no_torch(edgeq):
-    done = edgeq("package", "digits", *TARGET, "--dry-run", PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 0
+def test_a_dry_run_finds_a_wrong_name_without_torch(edgeq):
+    done = edgeq(
+        "package", "torchvision:resnet1", *TARGET, "--scheme", "fp32", "--dry-run", PYTHONPROFILEIMPORTTIME="1"
+    )
+    assert done.returncode == 2
+    assert "error: torchvision has no model 'resnet1'. Did you mean 'resnet18'?" in done.stderr
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "pydantic" in modules
     assert "torch" not in modules
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_dry_run_writes_no_report_of_gates(project, capfd, option):
+    assert run([*PACKAGE, "--dry-run", option, "report.out"]) == 2
+    assert f"{option} shows what was built, but --dry-run builds nothing" in capfd.readouterr().err
+    assert not Path("report.out").exists()
 
 
 def test_rows_go_into_the_apps_of_their_platform(pipeline, project, android_app, installs, passing, capfd):

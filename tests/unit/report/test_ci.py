@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.report import DataFacts, Gate, ModelError, ModelResult, PackageResult, ProjectReport, RunReport
-from edgeq.report.ci import ProjectLines, to_annotations, to_badge, to_junit, to_markdown
+from edgeq.report.ci import ProjectLines, to_annotations, to_badge, to_junit, to_markdown, to_sarif
 from edgeq.report.diff import diff, diff_json
 from edgeq.report.json import DOCUMENTS, project_json, schema_of, to_json
 
@@ -98,6 +98,96 @@ def test_annotations_are_at_the_lines_of_the_project_file(row, report):
     assert to_annotations(of(*report.models[0].rows), other)[-1].startswith("::warning file=a%2Cb.toml,line=1,title=")
 
 
+FILE = ProjectLines(
+    file="models/my edgeq.toml",
+    lines={
+        ("", "targets"): 1,
+        ("", "limit.size"): 3,
+        ("good", ""): 9,
+        ("good", "limit.size"): 12,
+        ("bad", ""): 14,
+        ("bad", "source"): 16,
+        ("bad", "data"): 18,
+    },
+)
+
+
+def sarif(report: ProjectReport, lines: ProjectLines | None = None) -> dict:
+    """Return the run of a SARIF document, after checks of what its schema requires of every part in it."""
+    document = json.loads(to_sarif(report, version="1.2", gates={"size": "bytes of the artifact"}, project=lines))
+    assert (document["version"], document["$schema"].rpartition("/")[2]) == ("2.1.0", "sarif-schema-2.1.0.json")
+    (run,) = document["runs"]
+    assert run["tool"]["driver"]["name"] == "edgeq"
+    rules = run["tool"]["driver"]["rules"]
+    assert len({rule["id"] for rule in rules}) == len(rules)
+    assert all(rule["shortDescription"]["text"] for rule in rules)
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning")
+        assert result["message"]["text"]
+        for place in result.get("locations", ()):
+            assert place["physicalLocation"]["region"]["startLine"] >= 1
+            assert " " not in place["physicalLocation"]["artifactLocation"]["uri"]
+    return run
+
+
+def test_sarif_has_a_result_for_each_failure_at_its_line(row, report):
+    several = (
+        ModelError(what="no such file", fix="check it", exit_code=ExitCode.USAGE, key="data.calibration"),
+        ModelError(what="no such factory", fix="name it", exit_code=ExitCode.USAGE, key="model"),
+        ModelError(what="no evaluation data", fix="give some", exit_code=ExitCode.VERIFICATION, key="limit.drop"),
+    )
+    error = dataclasses.replace(several[0], what="3 errors", several=several)
+    broken = ModelResult(name="bad", report=None, error=error)
+    found = sarif(dataclasses.replace(report, models=(report.models[0], broken), app=()), FILE)
+    told = [
+        (one["ruleId"], one["level"], one["locations"][0]["physicalLocation"]["region"]["startLine"])
+        for one in found["results"]
+    ]
+    assert told == [
+        ("size", "error", 12),
+        ("size", "error", 12),
+        ("warning", "warning", 9),
+        ("usage", "error", 18),
+        ("usage", "error", 16),
+        ("verification", "error", 14),
+    ]
+    assert found["results"][4]["message"]["text"] == "bad: no such factory; fix: name it"
+    assert (
+        found["results"][4]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "models/my%20edgeq.toml"
+    )
+    assert found["invocations"] == [{"executionSuccessful": True, "exitCode": 2}]
+    assert found["tool"]["driver"]["rules"][0] == {
+        "id": "size",
+        "shortDescription": {"text": "bytes of the artifact"},
+    }
+
+
+def test_sarif_of_a_later_run_has_the_same_fingerprints(report):
+    (row,) = report.rows
+    gates = tuple(dataclasses.replace(one, measured="another", detail="") for one in row.checked.gates)
+    checked = dataclasses.replace(row.checked, gates=gates)
+    models = (
+        dataclasses.replace(report.models[0], report=of(dataclasses.replace(row, checked=checked)).models[0].report),
+    )
+    before, after = sarif(report), sarif(dataclasses.replace(report, models=(*models, report.models[1])))
+    assert [one["message"] for one in before["results"]] != [one["message"] for one in after["results"]]
+    assert [one["partialFingerprints"] for one in before["results"]] == [
+        one["partialFingerprints"] for one in after["results"]
+    ]
+    assert all("locations" not in one for one in before["results"])
+    assert len({one["partialFingerprints"]["edgeq/v1"] for one in before["results"]}) > 1
+
+
+def test_a_run_that_had_no_verdict_was_not_successful(report):
+    broken = ModelResult(
+        name="bad", report=None, error=ModelError(what="no disk", fix="free some", exit_code=ExitCode.ENVIRONMENT)
+    )
+    (invocation,) = sarif(ProjectReport(models=(broken,)))["invocations"]
+    assert invocation == {"executionSuccessful": False, "exitCode": 9}
+    assert sarif(ProjectReport(models=()))["results"] == []
+
+
 def test_the_badge_says_how_many_pass(row, report):
     passed = dataclasses.replace(row, checked=dataclasses.replace(row.checked, gates=(gate("size", "ok"),)))
     good, bad = to_badge(of(passed)), to_badge(report)
@@ -141,6 +231,7 @@ def test_any_text_stays_in_its_place(text):
     table = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in table} == {5}
     json.dumps(project_json(report), allow_nan=False)
+    assert len(sarif(report, ProjectLines(file=text, lines={}))["results"]) == 2
 
 
 def keys_in_schema(value: object, node: dict, root: dict, path: str = "") -> None:

@@ -444,7 +444,7 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
     found: dict[str, str] = {}
     for (where, scheme), method in METHODS.items():
         if runtime in (None, where):
-            found.setdefault(scheme, method.description)
+            found.setdefault(scheme, method.description.format(backend="target's"))
     return found
 
 

@@ -18,10 +18,11 @@ from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
-from edgeq.core.results.report import PackageResult
+from edgeq.core.results.report import PackageResult, html_table
 from edgeq.core.samples import Batch, batches
 from edgeq.core.system import check_extras
 from edgeq.core.targets import why_not_run
+from edgeq.core.units import counted
 from edgeq.load.inputs import MOST_PLACES, random_inputs
 from edgeq.pipeline.evaluation import Evaluation, input_specs, open_evaluation
 from edgeq.verify.accumulate import batch_scores, chosen_metric
@@ -45,6 +46,24 @@ class BundleComparison:
     layers: LayerSqnrs | None
     weight_bytes: Mapping[str, int]
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        """Return the figures as an HTML table, for notebooks."""
+        found = self.outputs
+        rows = [
+            ("SQNR", f"{found.sqnr_db:.1f} dB"),
+            ("mean absolute error", f"{found.mean_abs_error:.4g}"),
+            ("largest error", f"{found.max_abs_error:.4g}"),
+            ("mean magnitude", f"{found.fp32_magnitude:.4g} fp32, {found.quantized_magnitude:.4g} quantized"),
+            ("cosine", f"{found.cosine:.6f}"),
+        ]
+        rows += [("argmax agreement", f"{found.agreeing:,} of {found.ranked:,}")] if found.ranked else []
+        if found.score is not None and found.fp32_score is not None:
+            rows.append((found.metric, f"{found.score:.4g}, fp32 {found.fp32_score:.4g}"))
+        rows += [("note", note) for note in self.notes]
+        model, target = self.quantized.model, self.quantized.target
+        title = f"{model.name} {model.version} for {target.name}, {self.quantized.scheme}, against fp32 on "
+        return html_table((), rows, title=f"{title}{counted(found.samples, f'{found.inputs} input')}")
 
 
 def compare_bundles(

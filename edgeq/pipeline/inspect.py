@@ -14,7 +14,9 @@ from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
+from edgeq.core.results.report import html_table
 from edgeq.core.system import check_extras
+from edgeq.core.units import counted, format_bytes
 from edgeq.lower.onnx import graph_operators
 from edgeq.pipeline.from_file import load_given
 from edgeq.report.json import graph_json, ordered
@@ -28,6 +30,8 @@ RUNTIMES = {
     ".ort": "onnx",
     ".xml": "openvino",
 }
+
+_SHOWN = 20  # layers in a notebook
 
 _ACCEPTED = (
     "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt file"
@@ -48,6 +52,28 @@ class BundleInspection:
     download_bytes: int
     layers: tuple[Layer, ...]
     why_no_layers: str
+
+    def _repr_html_(self) -> str:
+        """Return what the bundle holds as HTML tables, for notebooks; of the layers those with most bytes."""
+        manifest = self.bundle.manifest
+        inputs, outputs = (
+            ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+            for tensors in (manifest.inputs, manifest.outputs)
+        )
+        facts = [
+            ("runtime", f"{manifest.target.runtime}, {manifest.target.backend}"),
+            ("inputs", inputs),
+            ("outputs", outputs),
+            ("size", f"{format_bytes(manifest.size_bytes)}, as a download {format_bytes(self.download_bytes)}"),
+            ("digest", self.bundle.digest),
+        ]
+        title = f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
+        largest = sorted(self.layers, key=lambda layer: -layer.weight_bytes)[:_SHOWN]
+        cells = [(one.name, one.op, f"{one.weight_bytes:,}", f"{one.macs:,}") for one in largest]
+        head = ("layer", "operator", "bytes", "MACs")
+        rest = f"{counted(len(self.layers), 'layer')}, those with most bytes"
+        layers = html_table(head, cells, title=rest) if cells else ""
+        return html_table((), facts, title=title) + layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

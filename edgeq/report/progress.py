@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.core.config import SAMPLES, Progress, Task
 from edgeq.core.errors import OutOfTimeError
+from edgeq.core.units import safe_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -50,6 +51,8 @@ class Quiet(_Lone):
 
 _BEAT_S = 15.0  # between two lines of a long step: CI ends a job that says nothing for minutes
 
+_NOTEBOOK_BEAT_S = 1.0
+
 
 class Lines(_Lone):
     """Writes a line when a step starts, with the seconds since the run began, and one every 15 s of a long step."""
@@ -81,8 +84,10 @@ class Lines(_Lone):
         self._write(f"[{time.monotonic() - self._start:5.1f}s] {text}")
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, so that no line of it comes after this."""
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _beat(self) -> None:
         while not self._closed.wait(self._beat_s):
@@ -233,19 +238,42 @@ class Bars(_Lone):
 
 @contextlib.contextmanager
 def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iterator[Progress]:
-    """Yield bars where stderr is a terminal, else lines; bars are wiped when the block ends.
+    """Yield bars where stderr is a terminal, in a notebook's cell one line that changes, else lines.
+
+    Bars are wiped when the block ends.
 
     Args:
         write: prints a line.
         lines: whether to print lines on a terminal too.
     """
-    # a notebook's stderr is no terminal
+    line = _notebook_line()
+    if line is not None:
+        start = time.monotonic()
+        try:
+            with contextlib.closing(Lines(line, beat_s=_NOTEBOOK_BEAT_S)) as shown:
+                yield shown
+        finally:
+            line(f"took {format_seconds(time.monotonic() - start)}")
+        return
     if lines or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         with contextlib.closing(Lines(write)) as shown:
             yield shown
         return
     with _rich_bars() as bars:
         yield Bars(bars)
+
+
+def _notebook_line() -> Callable[[str], None] | None:
+    """Return what shows a line in a notebook's cell, in place of the one before; None outside of a notebook."""
+    loaded: Any = sys.modules.get("IPython")
+    if loaded is None or not hasattr(loaded.get_ipython(), "kernel"):  # IPython in a terminal has none
+        return None
+    handle = loaded.display.display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(text: str) -> None:
+        handle.update({"text/plain": safe_lines(text)}, raw=True)
+
+    return show
 
 
 def _rich_bars() -> RichProgress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import runpy
@@ -12,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 from edgeq.bundle.reader import read_bundle
@@ -110,9 +111,21 @@ def test_ota_channel(project: Project) -> None:
     assert read_bundle(project.root / "store" / "slots" / "2").manifest.model.version == "2"
 
 
-def test_notebook(project: Project, run_here: Callable[[str | Path], str]) -> None:
-    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    assert len(code) >= 4
-    Path("cells.py").write_text("\n\n".join(code) + "\nprint(report._repr_html_())\n")
-    assert f"<td>{X86}</td><td>static-int8</td>" in run_here("cells.py")
+def test_notebook(project: Project) -> None:
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()  # a cell that raises ends it
+    outputs = [cell["outputs"] for cell in notebook.cells if cell["cell_type"] == "code"]
+    assert len(outputs) == 6
+    package, _, verify, compare, inspect = outputs[1:]
+    for progress, table in (package, verify, compare):
+        # one line, which changed while the cell ran
+        assert progress["output_type"] == "display_data"
+        assert re.fullmatch(r"took \d+ s", progress["data"]["text/plain"])
+        assert table["data"]["text/html"].endswith("</table>")
+    assert "residual.2</td>" in inspect[0]["data"]["text/html"]
+    shown = package[1]["data"]
+    assert re.findall(rf">{X86}</td><td[^>]*>([^<]+)<", shown["text/html"]) == ["fp32", "static-int8"]
+    assert re.search(r">99\.\d\d%, drop -?\d\.\d\d pp<", shown["text/html"])
+    assert f'<a href="out/digits/{X86}%40fp32/report.html">' in shown["text/html"]
+    assert shown["text/plain"] == f"<RunReport {X86}@fp32 ok, {X86}@static-int8 ok>"
+    assert "argmax agreement" in compare[1]["data"]["text/html"]

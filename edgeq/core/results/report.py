@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterable, Iterator
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,6 +74,10 @@ class CheckReport:
         return min((gate.exit_code for gate in self.gates if not gate.passed), default=ExitCode.OK)
 
 
+def _verdict(checked: CheckReport) -> str:
+    return f"failed ({int(checked.exit_code)})" if checked.exit_code else "ok"
+
+
 class Judged:
     """A result with a `CheckReport`, which decides its exit code."""
 
@@ -126,7 +131,29 @@ def raise_for(failed: Iterable[tuple[str, Gate]], *, errors: Iterable[tuple[str,
         raise GateFailed(failed, errors=errors)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> str:
+    """Return an HTML table for notebooks. A text that ends with report.html is a link."""
+
+    def cell(kind: str, text: str) -> str:
+        shown = html.escape(text)
+        if text.endswith("report.html"):
+            shown = f'<a href="{html.escape(urllib.parse.quote(text))}">{shown}</a>'
+        return f'<{kind} style="text-align:left">{shown}</{kind}>'  # notebooks align to the right
+
+    lines = [f"<tr>{''.join(cell('th', name) for name in head)}</tr>"] if head else []
+    lines += [f"<tr>{''.join(cell('td', text) for text in row)}</tr>" for row in rows]
+    caption = f"<p>{html.escape(title)}</p>" if title else ""
+    return f"{caption}<table>{''.join(lines)}</table>"
+
+
+def gates_html(gates: Iterable[Gate], *, title: str) -> str:
+    """Return gates as an HTML table for notebooks, those that failed first."""
+    ordered = sorted(gates, key=lambda gate: gate.passed)
+    rows = [(gate.name, gate.outcome, gate.measured, gate.limit, gate.detail) for gate in ordered]
+    return html_table(("gate", "verdict", "measured", "limit", ""), rows, title=title)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BundleVerification(Judged):
     """Results of reading and running a bundle.
 
@@ -151,6 +178,13 @@ class BundleVerification(Judged):
     def raise_if_failed(self) -> None:
         """Raise `GateFailed` with every gate that did not pass; do nothing if all passed."""
         raise_for((str(self.folder), gate) for gate in self.gates if not gate.passed)
+
+    def __repr__(self) -> str:
+        return f"<BundleVerification of {self.folder}: {_verdict(self.checked)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the gates as an HTML table, for notebooks."""
+        return gates_html(self.gates, title=f"{self.folder}: {_verdict(self.checked)}")
 
 
 # --- A model under other schemes on the same target, in figures: what --scheme auto tried, and --compare made.
@@ -299,7 +333,7 @@ class Reuse:
     parity_without: Parity | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PackageResult(Judged):
     """One target and scheme of a run: a line of the closing table.
 
@@ -340,6 +374,9 @@ class PackageResult(Judged):
     choice: Choice | None = None
     compared: Comparison | None = None
     shipped: Variant | None = None
+
+    def __repr__(self) -> str:
+        return f"<PackageResult {self.model} {self.label}: {_verdict(self.checked)}, {self.path}>"
 
     @property
     def label(self) -> str:
@@ -391,6 +428,30 @@ def variant_of(row: PackageResult) -> Variant:
     )
 
 
+_RESULT = ("target", "scheme", "size", "accuracy or fidelity", "latency p50", "verdict", "failed gates", "page")
+
+
+def _result_cells(report: RunReport) -> list[tuple[str, ...]]:
+    """Return the cells of a run's table for notebooks: a row for each bundle and each refusal."""
+    cells: list[tuple[str, ...]] = []
+    for row in report.rows:
+        found, timing = variant_of(row), row.verified.timing
+        fidelity = "" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+        if found.score is not None:
+            drop = "" if found.drop_pp is None else f", drop {found.drop_pp.estimate:.2f} pp"
+            fidelity = f"{found.score:.2%}{drop}"
+        # on another machine it is another
+        latency = "" if timing is None else f"{timing.p50_ms:.3g} ms, {timing.gpu or f'host {timing.arch}'}"
+        verdict = _verdict(row.checked)
+        failed = "; ".join(f"{gate.name}: {gate_text(gate)}" for gate in row.gates if not gate.passed)
+        page = str(row.path / "report.html")
+        cells.append((row.target, row.scheme, format_bytes(row.size_bytes), fidelity, latency, verdict, failed, page))
+    for one in report.refused:
+        verdict = f"refused ({int(one.error.exit_code)})"
+        cells.append((one.target, one.scheme, "", "", "", verdict, one.error.what, ""))
+    return cells
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelError:
     """Why a model has no bundles, or an app lacks some: two lines, an exit code, and a traceback if there is one.
@@ -440,7 +501,7 @@ class Refusal:
         return f"{self.target} {self.scheme}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
     """A whole run: a result for each target and scheme.
 
@@ -475,6 +536,10 @@ class RunReport:
     def __iter__(self) -> Iterator[PackageResult]:
         return iter(self.rows)
 
+    def __repr__(self) -> str:
+        parts = [f"{row.label} {_verdict(row.checked)}" for row in self.rows]
+        return f"<RunReport {', '.join(parts + [f'{one.label} refused' for one in self.refused])}>"
+
     def __getitem__(self, key: str | tuple[str, str]) -> PackageResult:
         """Return the result of a target, or of a target and a scheme.
 
@@ -498,18 +563,7 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         """Return the results as an HTML table, for notebooks."""
-        head = ("target", "scheme", "size", "verdict", "failed gates", "bundle")
-        lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
-        for row in self.rows:
-            failed = "; ".join(f"{gate.name}: {gate_text(gate)}" for gate in row.gates if not gate.passed)
-            size = format_bytes(row.size_bytes)
-            verdict = "ok" if row.ok else f"failed ({int(row.exit_code)})"
-            cells = (row.target, row.scheme, size, verdict, failed, str(row.path))
-            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-        for one in self.refused:
-            cells = (one.target, one.scheme, "", f"refused ({int(one.error.exit_code)})", one.error.what, "")
-            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-        return f"<table>{''.join(lines)}</table>"
+        return html_table(_RESULT, _result_cells(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -594,7 +648,7 @@ class ModelResult:
         return min(code for code in codes if code)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ProjectReport:
     """A whole project.
 
@@ -622,6 +676,12 @@ class ProjectReport:
         """Whether every model was built and every gate passed, the app's among them."""
         return not self.exit_code
 
+    def __repr__(self) -> str:
+        parts = [
+            f"{model.name} {f'failed ({int(model.exit_code)})' if model.exit_code else 'ok'}" for model in self.models
+        ]
+        return f"<ProjectReport {', '.join(parts)}>"
+
     def __getitem__(self, name: str) -> RunReport:
         """Return the report of a model.
 
@@ -643,6 +703,20 @@ class ProjectReport:
         errors += [(f"{one.model} {one.label}", one.error) for one in self.refused]
         errors += [("install", self.not_installed)] if self.not_installed else []
         raise_for(failed, errors=errors)
+
+    def _repr_html_(self) -> str:
+        """Return the results of all models as an HTML table, and the app's gates as another, for notebooks."""
+        rows = []
+        for model in self.models:
+            if model.report is not None:
+                rows += [(model.name, *cells) for cells in _result_cells(model.report)]
+            for one in model.error.findings if model.error else ():
+                rows.append((model.name, *("",) * 5, f"error ({int(one.exit_code)})", one.what, ""))
+        if self.not_installed is not None:
+            error = self.not_installed
+            rows.append(("install", *("",) * 5, f"error ({int(error.exit_code)})", error.what, ""))
+        app = gates_html(self.app, title="the app as a whole") if self.app else ""
+        return html_table(("model", *_RESULT), rows) + app
 
     @property
     def exit_code(self) -> ExitCode:

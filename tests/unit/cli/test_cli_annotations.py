@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -71,10 +72,16 @@ def test_a_failed_limit_is_annotated_where_it_stands(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     (folder / "before").mkdir()
     command = ["build", "--github", "--against", "before", "--no-cache", "-q"]
-    assert run([*command, "--markdown", "comment.md"]) == 4
+    assert run([*command, "--markdown", "comment.md", "--sarif", "edgeq.sarif"]) == 4
     assert "::error file=models/edgeq.toml,line=6,title=edgeq%3A one linux-x86_64-x86 fp32::failed: size" in (
         capfd.readouterr().err
     )
+    failed, *_ = json.loads((folder / "edgeq.sarif").read_text())["runs"][0]["results"]
+    assert (failed["ruleId"], failed["level"]) == ("size", "error")
+    assert failed["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": "models/edgeq.toml"},
+        "region": {"startLine": 6},
+    }
     for path in (tmp_path / "summary.md", folder / "comment.md"):
         assert "### Against the base branch" in path.read_text()
     assert run(["report", "out", "--format", "badge", "-o", "badge.svg"]) == 0

@@ -16,6 +16,7 @@ from edgeq.check.runtime import runtime_gate
 from edgeq.check.search import search_gates, training_gates, training_warnings
 from edgeq.check.stores import find_store_limit, store_gate, store_limits, store_warnings
 from edgeq.core.config import GateOptions
+from edgeq.core.devices import load_device
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Timing, VerifyReport
@@ -45,6 +46,32 @@ def validate_options(
     for preset in options.store_limits:
         for target in targets or (None,):
             find_store_limit(preset, options.app_size_bytes, target)
+
+
+def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
+    """Refuse options that cannot be counted or predicted, before a long run.
+
+    Raises:
+        UsageError: --shipped is not a bundle, an unknown --device, one without --limit-on predicted, or the reverse,
+            or a target that asks for more threads than the device has.
+    """
+    if options.latency_on == "predicted" and options.device is None:
+        what = "--limit-on predicted needs a device to predict for"
+        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
+    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
+        what = "--limit-on predicted needs a latency limit, but none is given"
+        raise UsageError(what, "add --limit latency=40ms")
+    if options.device is not None:
+        if options.latency_on != "predicted":
+            raise UsageError(
+                "--device only applies with --limit-on predicted", "add --limit-on predicted, or omit --device"
+            )
+        profile = load_device(options.device)
+        for target in targets:
+            profile.check_threads(target.device.threads)
+    if options.shipped is not None and not (options.shipped / "manifest.json").is_file():
+        what = f"--shipped {options.shipped} is not a bundle: expected a folder with manifest.json"
+        raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
 
 
 def check(

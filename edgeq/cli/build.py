@@ -14,10 +14,10 @@ from edgeq.cli.install import Installed, install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
 from edgeq.core.config import MORE_OUTPUT
 from edgeq.core.errors import EdgeqError, FoundErrors, of_all, raise_findings
-from edgeq.core.results.report import AppOptions, Project, ProjectReport
 
 if TYPE_CHECKING:
     import edgeq.config.project_file
+    import edgeq.core.results.report
     import edgeq.pipeline.plan
     import edgeq.pipeline.preflight
     import edgeq.pipeline.prepare
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.config.project_file import ProjectRequest
+    from edgeq.core.results.report import ProjectReport
 
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Models of the file to build. [default: all]")]
@@ -105,10 +106,10 @@ def _check(wanted: ProjectRequest, run: RunParams) -> None:
 
 def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool) -> ProjectReport:
     is_whole = not is_part and len(wanted.models) == len(wanted.names)
-    if not is_whole and wanted.app != AppOptions():
+    if not is_whole and wanted.app != edgeq.core.results.report.AppOptions():
         note("the limits of the app as a whole are not checked, since only some of its models are built")
-    app = wanted.app if is_whole else AppOptions()
-    project = Project(jobs=wanted.models, out=wanted.out, app=app)
+    app = wanted.app if is_whole else edgeq.core.results.report.AppOptions()
+    project = edgeq.core.results.report.Project(jobs=wanted.models, out=wanted.out, app=app)
     with open_progress(quiet=quiet, verbose=verbose) as progress:
         return edgeq.pipeline.project.build_project(project, progress)
 

@@ -15,7 +15,6 @@ from edgeq.cli.options import ConfigOptions, grouped, to_values
 from edgeq.cli.outputs import write_text
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError
-from edgeq.core.results.model import LayerSqnrs
 from edgeq.core.units import counted
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import edgeq.report.text
     from edgeq.core.manifest import Manifest
     from edgeq.core.results.measured import OutputComparison
+    from edgeq.core.results.model import LayerSqnrs
     from edgeq.pipeline.compare import BundleComparison
 
 

@@ -22,11 +22,11 @@ from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UsageError
 from edgeq.core.profiles import profile_files, profile_values
-from edgeq.core.system import driver_state, host_arch, install_command
 from edgeq.core.units import format_bytes
 
 if TYPE_CHECKING:
     import edgeq.config.resolve
+    import edgeq.core.system
     import edgeq.pipeline.pairs
     import edgeq.report.text
     from edgeq.pipeline.pairs import Pairs
@@ -203,8 +203,8 @@ def _usual_targets() -> list[str]:
     names = []
     for name in profile_files():
         values = profile_values(name)
-        is_near = values["platform"] in ("android", "ios") or values["arch"] == host_arch()
-        if is_near and (values["runtime"] != "cuda" or driver_state()):
+        is_near = values["platform"] in ("android", "ios") or values["arch"] == edgeq.core.system.host_arch()
+        if is_near and (values["runtime"] != "cuda" or edgeq.core.system.driver_state()):
             names.append(name)
     return names
 
@@ -244,7 +244,7 @@ def _verdict(findings: Sequence[Finding]) -> str:
     if any(finding.ok for finding in findings if finding.kind == "target"):
         return "ready"
     without = "ready to inspect, compare reports, install, release and follow updates"
-    return f"{without}; packaging and running models needs an extra: {install_command('executorch')}"
+    return f"{without}; packaging and running models needs an extra: {edgeq.core.system.install_command('executorch')}"
 
 
 def examine() -> tuple[Finding, ...]:
@@ -275,7 +275,7 @@ def _library(name: str, tested: str, use: str = "", extra: str = "") -> Finding:
     fix = f"pip install {name}=={tested}"
     version = _version(name)
     if version is None and extra:
-        remark, fix = f"missing; {use}", install_command(extra)
+        remark, fix = f"missing; {use}", edgeq.core.system.install_command(extra)
         return Finding(kind="library", name=name, ok=False, needed=False, found=None, remark=remark, fix=fix)
     if version is None:
         return Finding(kind="library", name=name, ok=False, needed=True, found=None, remark="missing", fix=fix)
@@ -298,18 +298,18 @@ def _targets(present: set[str]) -> list[Finding]:
 def _target(target: str, runtime: str, backend: str, present: set[str]) -> Finding:
     missing = [need for need in _RUNTIME_NEEDS[runtime] if need not in present]
     if missing:
-        remark, fix = f"needs {', '.join(missing)}", install_command(runtime)
+        remark, fix = f"needs {', '.join(missing)}", edgeq.core.system.install_command(runtime)
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
     elif backend in _EXTRAS_OF_BACKENDS and _version(_EXTRAS_OF_BACKENDS[backend][0]) is None:
         name, extra = _EXTRAS_OF_BACKENDS[backend]
-        remark, fix = f"needs {name}, which holds the emulator of the NPU", install_command(extra)
+        remark, fix = f"needs {name}, which holds the emulator of the NPU", edgeq.core.system.install_command(extra)
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine can only be verified on an x86 host", "run edgeq on an x86_64 machine"
     else:
         remark, fix = "", ""
-    if runtime == "cuda" and not remark and not driver_state():
+    if runtime == "cuda" and not remark and not edgeq.core.system.driver_state():
         # what is made here is whole, but neither timed nor compiled
         return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_GPU)
     found = None if remark else "ready"

@@ -17,13 +17,13 @@ from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.outputs import write_text
 from edgeq.core.errors import UsageError
 from edgeq.core.ort_format import reduced_build_config
-from edgeq.core.results.model import Layer
 from edgeq.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
     import edgeq.pipeline.inspect
     import edgeq.report.text
     from edgeq.core.manifest import Manifest, Measure, Tensor
+    from edgeq.core.results.model import Layer
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
 

@@ -14,13 +14,14 @@ import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
 from edgeq.core.errors import EdgeqError
-from edgeq.core.results.report import ModelError, RunReport
 from edgeq.core.units import counted, format_bytes
-from edgeq.deliver.android import Growth
 
 if TYPE_CHECKING:
+    import edgeq.core.results.report
     import edgeq.deliver.install
     import edgeq.pipeline.measurement
+    from edgeq.core.results.report import ModelError, RunReport
+    from edgeq.deliver.android import Growth
     from edgeq.deliver.install import InstallResult
 
 
@@ -160,5 +161,5 @@ def install_rows(
                 for row in rows
             )
     except EdgeqError as err:
-        return tuple(done), ModelError.of(err)
+        return tuple(done), edgeq.core.results.report.ModelError.of(err)
     return tuple(done), None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.main
 
-from edgeq import __version__
+import edgeq
 from edgeq.cli import (
     build,
     cache,
@@ -40,10 +40,11 @@ from edgeq.cli import (
 from edgeq.cli.console import INTERRUPTS, say, say_error, silence_stdout
 from edgeq.cli.options import GroupedCommand
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, first_line
-from edgeq.core.system import missing_module
 
 if TYPE_CHECKING:
     from typer import TyperException
+
+    import edgeq.core.system
 
 
 PROGRAM = "edgeq"
@@ -152,7 +153,7 @@ def explain(err: BaseException) -> EdgeqError:
         what = f"user code called exit({err.code}) at {Path(last.filename).name}:{last.lineno}"
         return UsageError(what, "remove that call and run again; --debug shows the whole traceback")
     for link in _chain(err):
-        if (missing := missing_module(f"{type(link).__name__}: {link}")) is not None:
+        if (missing := edgeq.core.system.missing_module(f"{type(link).__name__}: {link}")) is not None:
             return missing
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
             where = f" that holds {link.filename}" if link.filename else ""
@@ -321,7 +322,7 @@ def root(
     load time, 7 verification, 8 integrity, 9 environment, 130 interrupted.
     """
     if version:
-        say(f"edgeq {__version__}")
+        say(f"edgeq {edgeq.__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())

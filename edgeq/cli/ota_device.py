@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import edgeq.deliver.ota.client
     import edgeq.deliver.ota.fetch
     import edgeq.deliver.ota.store
-    import edgeq.pipeline.ota_release
+    import edgeq.pipeline.verify
     import edgeq.report.text
 
 
@@ -72,8 +72,13 @@ def update(device: FollowerParams, as_json: options.AsJson = False, quiet: optio
         clock=None if device.no_clock else datetime.datetime.now(datetime.UTC),
     )
 
-    with open_progress(quiet=quiet) as progress:
-        done = edgeq.pipeline.ota_release.update_device(request, progress, trusted=device.trust_source)
+    with open_progress(quiet=quiet) as progress, progress.task("update"):
+
+        def self_test(folder: Path) -> None:
+            # loaded when a new release has come, which it seldom has
+            edgeq.pipeline.verify.golden_self_test(folder, progress, trusted=device.trust_source)
+
+        done = edgeq.deliver.ota.client.update(request, self_test)
     if as_json:
         say_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(done), "place": str(done.place)})
         return

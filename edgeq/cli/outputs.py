@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,15 +14,16 @@ from edgeq.cli.console import note
 from edgeq.core.config import PROJECT_FILE
 from edgeq.core.errors import EdgeqError, UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
-from edgeq.core.results.report import DataFacts, ModelError, ModelResult, ProjectReport
 
 if TYPE_CHECKING:
     import edgeq.check.gates
     import edgeq.config.project_file
+    import edgeq.core.results.report
     import edgeq.pipeline.reports
     import edgeq.report.ci
     import edgeq.report.json
     from edgeq.cli.options import RunParams
+    from edgeq.core.results.report import ProjectReport
     from edgeq.report.ci import ProjectLines
 
 
@@ -39,7 +39,8 @@ def as_html(report: ProjectReport, folder: Path = Path()) -> str:
     rows = report.rows
     if not rows:
         raise UsageError("no bundle was built, so there is nothing to show", "see the errors above")
-    data = report.models[0].report.data if len(report.models) == 1 and report.models[0].report else DataFacts()
+    only = report.models[0].report if len(report.models) == 1 else None
+    data = edgeq.core.results.report.DataFacts() if only is None else only.data
     if len(rows) == 1 and not (report.app or report.refused):
         return edgeq.pipeline.reports.bundle_page(rows[0], data).decode()
     page = edgeq.pipeline.reports.index_page(rows, data, folder=folder, app=report.app, refused=report.refused)
@@ -175,21 +176,10 @@ def errors_shown(run: RunParams) -> Iterator[None]:
     try:
         yield
     except EdgeqError as err:
-        error = ModelError.of(err)
-        broken = [
-            ModelResult(
-                name=name,
-                report=None,
-                error=dataclasses.replace(
-                    error, several=tuple(ModelError.of(one) for one in err.findings if one.model == name)
-                ),
-            )
-            for name in dict.fromkeys(one.model for one in err.findings)
-        ]
-        _write_findings(ProjectReport(models=tuple(broken)), run)
+        _write_findings(edgeq.core.results.report.of_errors(err), run)
         raise
     if run.dry_run:
-        _write_findings(ProjectReport(models=()), run)
+        _write_findings(edgeq.core.results.report.ProjectReport(models=()), run)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,11 +12,11 @@ from edgeq.cli import outputs
 from edgeq.cli.console import open_progress, say, say_json, say_problem
 from edgeq.cli.install import install_rows
 from edgeq.cli.options import ConfigOptions, RunParams, grouped, to_values
-from edgeq.core.results.report import of_one
 
 if TYPE_CHECKING:
     import edgeq.config.project_file
     import edgeq.config.resolve
+    import edgeq.core.results.report
     import edgeq.pipeline.package
     import edgeq.pipeline.plan
     import edgeq.pipeline.prepare
@@ -50,7 +50,7 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
             say(edgeq.pipeline.plan.plan_text(job))
         return
     installed, problem = install_rows(report, apps)
-    whole = dataclasses.replace(of_one(report), not_installed=problem)
+    whole = dataclasses.replace(edgeq.core.results.report.of_one(report), not_installed=problem)
     with outputs.beside(whole, run):
         if run.as_json:
             document = {**edgeq.report.json.to_json(report), "exit_code": int(whole.exit_code)}

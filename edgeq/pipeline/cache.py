@@ -644,18 +644,3 @@ def _is_trusted(whole: Mapping[str, Any], build: BuildConfig) -> bool:
     texts = [one.get("sig") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     signatures = [text for text in texts if isinstance(text, str)][:_MOST_SIGNATURES]
     return any(trusted.have_signed(content, signatures) for trusted in trusted_signers(build.cache_trust))
-
-
-def check_shared(build: BuildConfig) -> None:
-    """Refuse shared caches, and keys for them, that cannot be used, before a long run.
-
-    Raises:
-        UsageError: an unknown kind of address, or a folder without keys.
-        EnvironmentProblem: an address whose driver is not installed, or a private key that is not there.
-        IntegrityError: keys that are damaged, or that others may read.
-    """
-    for store in open_stores(build.cache):
-        store.check()
-    trusted_signers(build.cache_trust)
-    if build.cache_key is not None and not build.cache_read_only:
-        load_keys(build.cache_key).signers("targets")

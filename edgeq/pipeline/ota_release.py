@@ -17,7 +17,7 @@ from edgeq.check.release import _ok, _unmeasured, contract_gate
 from edgeq.check.stores import find_store_limit
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.config import DataConfig, GateOptions, Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem, ExitCode, UsageError, VerificationError, first_line
+from edgeq.core.errors import EdgeqError, ExitCode, UsageError
 from edgeq.core.intervals import effective_count, samples_for_drop, samples_for_share, share
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import ClassDrop, Fidelity
@@ -26,14 +26,12 @@ from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.units import format_quantity
 from edgeq.deliver.ota.channel import Channel, open_channel
-from edgeq.deliver.ota.client import Request, Update, update
 from edgeq.deliver.ota.keys import load_keys
 from edgeq.deliver.ota.patch import pack, scratch_dir
 from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_release, bases, extract, prepare, shipped
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.pipeline.measurement import Settled, settled_bundles
-from edgeq.pipeline.verify import verify_bundle
-from edgeq.verify.host import HostRuntime, Killed
+from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
 
 
@@ -345,43 +343,6 @@ def _shipped_bundle(job: ReleaseJob, channel: Channel | None, item: Prepared, sc
             return extract(channel, entry, scratch)
     named = next((path for path in job.delta_from if _same_place(path, manifest)), None)
     return read_bundle(named) if named else None
-
-
-def update_device(request: Request, progress: Progress, *, trusted: bool = False) -> Update:
-    """Bring a store to the channel's newest release; each new one is tested in a child process before the switch.
-
-    Args:
-        request: which channel, and whose store.
-        progress: shows the steps.
-        trusted: whether the channel's artifacts may run code of their own.
-
-    Raises:
-        EdgeqError: what `edgeq.deliver.ota.client.update` raises.
-    """
-
-    def self_test(folder: Path) -> None:
-        golden_self_test(folder, progress, trusted=trusted)
-
-    with progress.task("update"):
-        return update(request, self_test)
-
-
-def golden_self_test(folder: Path, progress: Progress, *, trusted: bool = False) -> None:
-    """Load a bundle in a child process that may crash, and compare its outputs for the golden samples.
-
-    Raises:
-        VerificationError: it does not load, or its outputs differ.
-        EnvironmentProblem: the child process does not start, or was killed.
-    """
-    try:
-        result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress, trusted=trusted)
-    except (Killed, MemoryError) as err:
-        what = f"the self-test did not finish: {first_line(err)}"
-        raise EnvironmentProblem(what, "free memory, and update again") from err
-    failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
-    if failed:
-        failures = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)
-        raise VerificationError(failures, "release a corrected bundle")
 
 
 # --- What a new model does otherwise than the shipped one, on the same data: flips, and classes that got worse.

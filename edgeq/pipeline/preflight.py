@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
-from edgeq.check.evaluate import validate_options
+from edgeq.check.evaluate import check_cost_options, validate_options
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import GateOptions, Job, RunConfig
-from edgeq.core.devices import load_device
 from edgeq.core.errors import (
     FoundErrors,
     UnsupportedError,
@@ -26,39 +25,13 @@ from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras
-from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.core.targets import why_not_run
 from edgeq.load.dataset import has_no_labels
 from edgeq.load.inputs import parse_input
 from edgeq.lower.executorch import check_delegates
-from edgeq.pipeline.cache import check_shared
 from edgeq.pipeline.quantize_specs import check_reuse
+from edgeq.pipeline.stores import check_shared
 from edgeq.verify.emulate.support import check_options, check_tools
-
-
-def check_cost_options(options: GateOptions, targets: Sequence[TargetProfile] = ()) -> None:
-    """Refuse options that cannot be counted or predicted, before a long run.
-
-    Raises:
-        UsageError: --shipped is not a bundle, an unknown --device, one without --limit-on predicted, or the reverse,
-            or a target that asks for more threads than the device has.
-    """
-    if options.latency_on == "predicted" and options.device is None:
-        what = "--limit-on predicted needs a device to predict for"
-        raise UsageError(what, "add --device NAME; `edgeq devices list` shows the names")
-    if options.latency_on == "predicted" and not any(name == "latency" for name, _ in options.limits):
-        what = "--limit-on predicted needs a latency limit, but none is given"
-        raise UsageError(what, "add --limit latency=40ms")
-    if options.device is not None:
-        if options.latency_on != "predicted":
-            raise UsageError(
-                "--device only applies with --limit-on predicted", "add --limit-on predicted, or omit --device"
-            )
-        profile = load_device(options.device)
-        for target in targets:
-            profile.check_threads(target.device.threads)
-    if options.shipped is not None and not (options.shipped / "manifest.json").is_file():
-        what = f"--shipped {options.shipped} is not a bundle: expected a folder with manifest.json"
-        raise UsageError(what, "give the folder that `edgeq package` wrote, OUT/<model>/<target>")
 
 
 def refused_targets(job: Job) -> dict[str, UnsupportedError]:

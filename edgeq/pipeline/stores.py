@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.core.config import LOCAL
+from edgeq.core.config import LOCAL, BuildConfig
 from edgeq.core.errors import EnvironmentProblem, UsageError, first_line
 from edgeq.core.files import sha256_file
 from edgeq.core.system import install_command
+from edgeq.deliver.ota.keys import load_keys, trusted_signers
 from edgeq.pipeline.installed import unnoted
 
 _VERSION = "v1"
@@ -474,3 +475,18 @@ def _unpack(archive: Path, folder: Path) -> None:
 def open_stores(urls: tuple[str, ...]) -> tuple[Store, ...]:
     """Return the shared caches among the levels of `[build] cache`; one for each address in this process."""
     return tuple(Store(url) for url in urls if url != LOCAL)
+
+
+def check_shared(build: BuildConfig) -> None:
+    """Refuse shared caches, and keys for them, that cannot be used, before a long run.
+
+    Raises:
+        UsageError: an unknown kind of address, or a folder without keys.
+        EnvironmentProblem: an address whose driver is not installed, or a private key that is not there.
+        IntegrityError: keys that are damaged, or that others may read.
+    """
+    for store in open_stores(build.cache):
+        store.check()
+    trusted_signers(build.cache_trust)
+    if build.cache_key is not None and not build.cache_read_only:
+        load_keys(build.cache_key).signers("targets")

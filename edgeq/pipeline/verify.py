@@ -13,9 +13,16 @@ from edgeq.bundle.reader import read_bundle
 from edgeq.check import bundle as promises
 from edgeq.check.artifact import outputs_gate
 from edgeq.check.bundle import NOT_RUN, limit_gates, remarks, settled
-from edgeq.check.evaluate import validate_options
+from edgeq.check.evaluate import check_cost_options, validate_options
 from edgeq.core.config import DataConfig, DeviceConfig, GateOptions, Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.core.errors import (
+    EdgeqError,
+    EnvironmentProblem,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+    first_line,
+)
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import GoldenComparison, ScoreComparison, VerifyReport
 from edgeq.core.results.model import LoweredModel
@@ -28,10 +35,9 @@ from edgeq.pipeline import devices
 from edgeq.pipeline.devices import DeviceSetting, device_setting, on_device
 from edgeq.pipeline.evaluation import Evaluation, golden_dataset, input_specs, open_evaluation, run_golden
 from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
-from edgeq.pipeline.preflight import check_cost_options
 from edgeq.pipeline.profile import with_bundle_cost
 from edgeq.verify.golden import compare_golden, golden_set
-from edgeq.verify.host import HostRuntime, Loaded
+from edgeq.verify.host import HostRuntime, Killed, Loaded
 from edgeq.verify.metrics import TOP1, of_sample
 from edgeq.verify.spec import VerifySpec
 from edgeq.verify.verify import verify
@@ -305,3 +311,21 @@ def _score(bundle: Bundle, evaluation: Evaluation, runtime: HostRuntime, progres
         same_data=dataset_sha256(evaluation.samples) == bundle.manifest.provenance.evaluation_sha256,
         same_metric=recorded is not None and recorded.metric == evaluation.metric_name,
     )
+
+
+def golden_self_test(folder: Path, progress: Progress, *, trusted: bool = False) -> None:
+    """Load a bundle in a child process that may crash, and compare its outputs for the golden samples.
+
+    Raises:
+        VerificationError: it does not load, or its outputs differ.
+        EnvironmentProblem: the child process does not start, or was killed.
+    """
+    try:
+        result = verify_bundle(folder, data=DataConfig(), gates=GateOptions(), progress=progress, trusted=trusted)
+    except (Killed, MemoryError) as err:
+        what = f"the self-test did not finish: {first_line(err)}"
+        raise EnvironmentProblem(what, "free memory, and update again") from err
+    failed: list[Gate] = [gate for gate in result.checked.gates if not gate.passed]
+    if failed:
+        failures = "; ".join(f"{gate.name}: {gate.detail or gate.measured}" for gate in failed)
+        raise VerificationError(failures, "release a corrected bundle")

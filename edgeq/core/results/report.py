@@ -6,7 +6,7 @@ import dataclasses
 import html
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -729,3 +729,11 @@ class ProjectReport:
 def of_one(report: RunReport) -> ProjectReport:
     """Return the report of a single model as a project's."""
     return ProjectReport(models=(ModelResult(name=report.rows[0].model, report=report),))
+
+
+def of_errors(err: EdgeqError) -> ProjectReport:
+    """Return the report of a run that ended with an error before it built anything, or with findings of its models."""
+    whole, models = ModelError.of(err), dict.fromkeys(one.model for one in err.findings)
+    found = {name: tuple(ModelError.of(one) for one in err.findings if one.model == name) for name in models}
+    results = [ModelResult(name=name, report=None, error=replace(whole, several=found[name])) for name in models]
+    return ProjectReport(models=tuple(results))

@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("torch", "torchvision", "executorch", "numpy", "rich", "pydantic", "PIL", "edgeq.artifacts", "edgeq.report")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "executorch",
+    "numpy",
+    "rich",
+    "pydantic",
+    "PIL",
+    "edgeq.core.results.model",
+    "edgeq.core.results.report",
+    "edgeq.core.system",
+    "edgeq.report",
+)
 PROBE = f"""
 import sys
 from edgeq.cli.main import run
@@ -33,6 +45,14 @@ def probe(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["targets", "list"], ["package", "--help"], ["-h"]])
 def test_nothing_heavy_is_loaded(argv):
     assert probe(*argv).stderr.splitlines()[-1] == "[]"
+
+
+def test_a_device_that_follows_a_channel_loads_only_what_that_needs():
+    """What runs a new release is loaded when one has come."""
+    code = "import sys, edgeq.cli.ota_device, edgeq.deliver.ota.client; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rooms = {name.split(".")[1] for name in done.stdout.split() if name.startswith("edgeq.")}
+    assert rooms == {"bundle", "cli", "core", "deliver"}
 
 
 def test_help_and_targets_list_are_quick():

@@ -29,7 +29,7 @@ from edgeq.deliver.ota.keys import NO_KEY, load_keys, new_keys
 from edgeq.pipeline import cache
 from edgeq.pipeline.plan import BuildUnit
 from edgeq.pipeline.publish import write_reports, write_result
-from edgeq.pipeline.stores import Store, open_stores
+from edgeq.pipeline.stores import Store, check_shared, open_stores
 
 KEY = "ab" * 32
 
@@ -434,13 +434,13 @@ def test_a_local_cache_that_cannot_be_written_leaves_the_shared_one(
 
 def test_an_address_that_cannot_be_used_ends_the_run_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--cache ftpx://a: Protocol not known"):
-        cache.check_shared(BuildConfig(cache=("ftpx://a",)))
+        check_shared(BuildConfig(cache=("ftpx://a",)))
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(EnvironmentProblem) as raised:
-        cache.check_shared(BuildConfig(cache=("gs://a",)))
+        check_shared(BuildConfig(cache=("gs://a",)))
     assert raised.value.fix == "pip install gcsfs"
     with pytest.raises(UsageError, match="no keys in nowhere"):
-        cache.check_shared(BuildConfig(cache_trust=("nowhere",)))
+        check_shared(BuildConfig(cache_trust=("nowhere",)))
 
 
 def test_old_and_torn_entries_go_from_both_levels(

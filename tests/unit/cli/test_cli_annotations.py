@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,12 @@ def test_a_failed_limit_is_annotated_where_it_stands(
     }
     for path in (tmp_path / "summary.md", folder / "comment.md"):
         assert "### Against the base branch" in path.read_text()
+    # in a process that has built nothing
+    shown = [sys.executable, "-m", "edgeq", "report", "out", "--format", "sarif"]
+    done = subprocess.run(
+        shown, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert json.loads(done.stdout)["runs"][0]["results"][0]["ruleId"] == "size"
     assert run(["report", "out", "--format", "badge", "-o", "badge.svg"]) == 0
     assert "0 of 1 pass, size failed" in (folder / "badge.svg").read_text()
 

@@ -71,12 +71,6 @@ def test_a_bundle_is_verified_without_being_run(bundle: Path) -> None:
     assert edgeq("verify", bundle, "--no-run").returncode == 8
 
 
-def test_a_bundle_is_shown_as_sarif(bundle: Path) -> None:
-    done = edgeq("report", bundle, "--format", "sarif")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["runs"][0]["tool"]["driver"]["name"] == "edgeq"
-
-
 @pytest.mark.parametrize("args", [("--on", "emulator"), ("--eval-data", "x.npz"), ("--write-verdict", "v.json")])
 def test_what_runs_the_artifact_is_no_part_of_no_run(bundle: Path, args: tuple[str, ...]) -> None:
     done = edgeq("verify", bundle, "--no-run", *args)

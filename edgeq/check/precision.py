@@ -85,7 +85,8 @@ def audit_gates(
             share,
             reason,
             _planned(layers.get(name, ()), asked_fp32, in_float or {}),
-            _advice(name, layers.get(name, ()), target, scheme),
+            _advice(name, layers.get(name, ()), target, scheme)
+            or _keeping(layers.get(name, ()), asked_fp32, in_float or {}),
         )
         for name, least, share, reason in measured
         if least > 0
@@ -171,6 +172,20 @@ def _advice(name: str, pairs: Collection[tuple[Layer, str]], target: TargetProfi
     if not suits or 2 * linear < sum(layer.macs for layer in in_float):
         return ""
     return "; --scheme dynamic-int8 computes linear and recurrent layers in int8"
+
+
+def _keeping(
+    pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str], in_float: Mapping[str, Collection[str]]
+) -> str:
+    """Name the layers that ran in float without a reason, where they are few, with the option that gives one."""
+    excused = {*asked_fp32, *(name for names in in_float.values() for name in names)}
+    broken = [layer for layer, kind in pairs if kind != "int8" and layer.macs and not layer.of_activations]
+    broken.sort(key=lambda layer: -layer.macs)
+    names = list(dict.fromkeys(layer.name.partition("#")[0] for layer in broken if layer.name not in excused))
+    if not 0 < len(names) <= _SHOWN:
+        return ""
+    options = " ".join(f"--keep-fp32 {name}" for name in names)
+    return f"; {', '.join(names)} ran in float: if that may stay so, add {options}"
 
 
 def _share(name: str, least: float, share: float | None, why: str, planned: _Planned | None, advice: str) -> Gate:

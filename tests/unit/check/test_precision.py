@@ -165,6 +165,17 @@ def test_a_layer_in_float_that_nobody_asked_for_fails_and_is_named():
     assert ran(("a", 50, "int8", False), ("b", 30, "other", False))[0]["int8_macs"].outcome == "failed"
 
 
+def test_a_few_layers_in_float_are_offered_to_be_kept():
+    layers = [("a", 50, "int8", False), ("b", 10, "other", False), ("c#1", 30, "other", False), ("d", 9, "other", True)]
+    gates, _ = ran(*layers, ("e", 5, "other", False), scheme="dynamic-int8", kept=("e",))
+    told = "; c, b ran in float: if that may stay so, add --keep-fp32 c --keep-fp32 b"
+    assert gates["int8_linear_macs"].detail.endswith(told)
+    many = [(f"x{i}", 10, "other", False) for i in range(4)]
+    gates, _ = ran(*layers[:1], *many, scheme="dynamic-int8")
+    assert gates["int8_linear_macs"].outcome == "failed"
+    assert "--keep-fp32" not in gates["int8_linear_macs"].detail
+
+
 def test_where_all_or_none_was_meant_for_int8_the_plain_share_counts():
     gates, _ = ran(("a", 50, "other", False), ("b", 30, "other", False), kept=("a", "b"))
     assert (gates["int8_macs"].outcome, gates["int8_macs"].measured) == ("failed", "0.0%")

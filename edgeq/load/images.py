@@ -42,6 +42,8 @@ _BEGINNINGS = re.compile(
 
 _MOST_OTHER = 0.05
 
+_IMAGE_AXES = 3  # batch, height, width
+
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # Pillow's other decoders are not for data from outside
 
 
@@ -133,6 +135,9 @@ def _check_model(folder: Path, specs: Sequence[TensorSpec], preprocess: Preproce
         names = ", ".join(spec.name for spec in specs)
         what = f"{folder}: images feed one input, but the model has {len(specs)}: {names}"
         raise UsageError(what, "give an .npz with an array for each input, or file.py:function")
+    if len(specs[0].shape) < _IMAGE_AXES:
+        what = f"{folder}: images do not fit input {specs[0].name!r}, which takes {list(specs[0].shape)}"
+        raise UsageError(what, "give an .npz or .npy file, or file.py:function")
     if preprocess is None and specs[0].dtype != "uint8":
         what = f"{folder}: images are uint8 0..255, but input {specs[0].name!r} takes {specs[0].dtype}"
         raise UsageError(what, "give the preprocessing: --preprocess imagenet, unit, or a .toml file")

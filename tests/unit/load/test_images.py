@@ -242,6 +242,13 @@ def test_images_feed_one_input_only(tmp_path, paint, image_input):
         opened(tmp_path, image_input, TensorSpec(name="other", dtype="float32", shape=(1,)))
 
 
+def test_a_vector_takes_no_images(tmp_path, paint):
+    paint(tmp_path / "a.png")
+    with pytest.raises(UsageError, match=r"images do not fit input 'x', which takes \[1, 16\]") as caught:
+        opened(tmp_path, TensorSpec(name="x", dtype="float32", shape=(1, 16)), preprocess=None)
+    assert caught.value.fix == "give an .npz or .npy file, or file.py:function"
+
+
 @pytest.mark.parametrize("name", ["b.tif", "b.TIFF", "b", "b.jpg.part", "b.data"])
 def test_an_image_of_a_kind_that_is_not_read_is_found_by_its_name_or_its_first_bytes(tmp_path, name, image_input):
     image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))

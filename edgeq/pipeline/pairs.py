@@ -12,6 +12,7 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.arrays import np
 from edgeq.core.config import Job, Progress
 from edgeq.core.preprocess import load_preprocess
+from edgeq.core.results.report import gate_text
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
 from edgeq.core.targets import TargetProfile
 from edgeq.load.inputs import random_inputs
@@ -109,7 +110,7 @@ def _pair(unit: BuildUnit, results: Results) -> Pair:
         target=target,
         scheme=scheme,
         outcome="failed" if failed else "ok",
-        why="; ".join(f"{gate.name}: {gate.measured} ({gate.limit})" for gate in failed),
+        why="; ".join(f"{gate.name}: {gate_text(gate)}" for gate in failed),
         fix="",
         exit_code=min((int(gate.exit_code) for gate in failed), default=0),
         size_bytes=row.size_bytes,

@@ -23,6 +23,10 @@ def decides():
             return x * 2 if x.sum() > 0 else x
     return Decides()
 
+def up():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2))
+
 def example_inputs():
     return (torch.zeros(1, 64),)
 """
@@ -51,6 +55,12 @@ def test_a_pair_that_cannot_be_built_says_why(capfd: pytest.CaptureFixture[str])
     assert "0 of " in out
     assert "refused (1)" in out
     assert "(1) refused: " in out
+
+
+def test_a_pair_that_fails_says_why_and_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    run(["doctor", "net.py:up", "-t", "linux-x86_64-x86", "-q"])
+    (failed,) = [line for line in capfd.readouterr().out.splitlines() if "failed: int8_macs" in line]
+    assert failed.endswith("; 3 ran in float: if that may stay so, add --keep-fp32 3")
 
 
 def test_options_of_a_model_need_one(capfd: pytest.CaptureFixture[str]) -> None:

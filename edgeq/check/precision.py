@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import RECURRENT, Layer, LoweredModel
+from edgeq.core.results.model import RECURRENT, TRANSPOSED, Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
 
 _SHOWN = 3  # names of layers in a gate's detail
 
-# a model of recurrent layers gains nothing from static int8: its plan is no excuse below this share of the MACs
+# a model of recurrent layers or transposed convolutions gains nothing from static int8: its plan is no excuse below
+# this share of the MACs
 _LITTLE = 0.25
 
 _MOST = 0.5  # of the MACs: with less in int8, an int8 artifact is float for the most part
@@ -121,8 +122,7 @@ def _planned(
     """Return what is audited of layers with their precisions; None where all or none of it was meant for int8."""
     exempt = {"--keep-fp32": 0, **dict.fromkeys(in_float, 0), "products of activations": 0}
     total = sum(layer.macs for layer, _ in pairs)
-    if sum(layer.macs for layer, kind in pairs if kind == "int8") < _LITTLE * total:
-        in_float = {why: names for why, names in in_float.items() if why != RECURRENT}  # another scheme suits them
+    in_float = _excuses(pairs, in_float)
     meant, int8, broken = 0, 0, []
     for layer, kind in pairs:
         why = next((why for why, names in in_float.items() if layer.name.partition("#")[0] in names), None)
@@ -141,6 +141,15 @@ def _planned(
     broken.sort(key=lambda layer: -layer.macs)
     shares = tuple((why, macs / total) for why, macs in exempt.items() if macs)
     return _Planned(share=int8 / meant, broken=tuple(layer.name for layer in broken if layer.macs), exempt=shares)
+
+
+def _excuses(
+    pairs: Collection[tuple[Layer, str]], in_float: Mapping[str, Collection[str]]
+) -> Mapping[str, Collection[str]]:
+    """Return the reasons that count: where little is in int8, no kernels are no excuse, and another scheme suits."""
+    if sum(layer.macs for layer, kind in pairs if kind == "int8") >= _LITTLE * sum(layer.macs for layer, _ in pairs):
+        return in_float
+    return {why: names for why, names in in_float.items() if why not in (RECURRENT, TRANSPOSED)}
 
 
 def _exemptions(planned: _Planned) -> str:
@@ -178,7 +187,7 @@ def _keeping(
     pairs: Collection[tuple[Layer, str]], asked_fp32: Collection[str], in_float: Mapping[str, Collection[str]]
 ) -> str:
     """Name the layers that ran in float without a reason, where they are few, with the option that gives one."""
-    excused = {*asked_fp32, *(name for names in in_float.values() for name in names)}
+    excused = {*asked_fp32, *(name for names in _excuses(pairs, in_float).values() for name in names)}
     broken = [layer for layer, kind in pairs if kind != "int8" and layer.macs and not layer.of_activations]
     broken.sort(key=lambda layer: -layer.macs)
     names = list(dict.fromkeys(layer.name.partition("#")[0] for layer in broken if layer.name not in excused))

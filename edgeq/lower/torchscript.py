@@ -254,9 +254,10 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     def note(func: Any, args: Any, kwargs: Any, result: Any, fed: Any) -> None:
         op, namespace = func.__name__.split(".")[0], func.namespace
         layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
-        taken = [
-            _storage(leaf) for leaf in torch.utils._pytree.arg_tree_leaves(*args, **kwargs) if torch.is_tensor(leaf)
-        ]
+        # packed weights of int8, which forward may compute, are objects
+        holding = (torch.Tensor, torch.ScriptObject)
+        leaves = torch.utils._pytree.arg_tree_leaves(*args, **kwargs)
+        taken = [_storage(leaf) for leaf in leaves if isinstance(leaf, holding)]
         layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
         if layer is not None:
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
@@ -268,7 +269,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
             for arg, formal in zip(args, func._schema.arguments, strict=False)
             if torch.is_tensor(arg) and formal.alias_info is not None and formal.alias_info.is_write
         ]
-        given = [_storage(leaf) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf)]
+        given = [_storage(leaf) for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, holding)]
         for place in (*written, *given):
             reaching[place] = layers if place else layers | reaching.get(0, frozenset())
 
@@ -302,10 +303,10 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
 
 
 def _storage(tensor: Any) -> int:
-    """Return what views of a tensor share with it; 0 of a sparse or an opaque tensor, which has no storage."""
+    """Return what views of a tensor share with it; 0 of a sparse or an opaque tensor, and of an object."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, AttributeError):
         return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, QuantizedModel, Tuning
+from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
 from edgeq.core.schemes import ObserverName
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate
@@ -214,6 +214,11 @@ def prepare(spec: QuantizeSpec) -> Any:
             *(name for names in {_table_names(node) for node in functions} - elsewhere for name in names),
         ],
         RECURRENT: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.RNNBase)],
+        TRANSPOSED: [
+            name
+            for name, part in prepared.named_modules()
+            if spec.backend != "qnnpack" and isinstance(part, _transposed())
+        ],
     }
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
 
@@ -253,10 +258,15 @@ def _for_engine(converted: Any) -> Any:
     return contiguous_clamps(converted) if torch.backends.quantized.engine == "qnnpack" else converted
 
 
+def _transposed() -> tuple[type, ...]:
+    from torch import nn
+
+    return nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+
+
 def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     """Return the engine's own mapping, with the observer of activations exchanged."""
     import torch
-    from torch import nn
     from torch.ao.quantization import HistogramObserver, MinMaxObserver, QConfig, get_default_qconfig_mapping
 
     mapping = get_default_qconfig_mapping(backend)
@@ -266,7 +276,7 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
     mapping.set_object_type("matmul", None)
     if backend != "qnnpack":
         # FBGEMM garbles the weights of a transposed convolution when it unpacks them to save or copy (torch 2.15)
-        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        for kind in _transposed():
             mapping.set_object_type(kind, None)
     if observer == "histogram":
         return mapping

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, QuantizedModel, Tuning
+from edgeq.core.results.model import BEFORE_LOGARITHM, COMPUTED, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
 from edgeq.core.system import replaced
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
@@ -147,7 +147,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
-    for node in coordinates(graph.graph):
+    computed = {node for node in graph.graph.nodes if _is_layer(node) and node.args[1].op != "get_attr"}
+    for node in coordinates(graph.graph) | computed:
         node.meta[IN_FLOAT] = True
     prepared = _prepared(graph, _quantizer(spec, is_float))
     if is_float is not None:
@@ -155,7 +156,9 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
-    for node in front:  # the name of a function in the model's own forward changes when it is lowered
+    names = {node.name for node in computed}
+    by_computed = [node for node in prepared.graph.nodes if node.name in names]
+    for node in (*front, *by_computed):  # the name of a function in the model's own forward changes when it is lowered
         if multiplies(prepared, node):
             node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _name_in_table(node)}
     # of a layer that is called again behind the logarithm, the name tells nothing
@@ -164,6 +167,14 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     prepared.meta[IN_FLOAT_BY_PLAN] = {
         BEFORE_LOGARITHM: sorted(names - elsewhere),
         RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
+        COMPUTED: [
+            _name_in_table(node) for node in prepared.graph.nodes if node.name in {one.name for one in computed}
+        ],
+        TRANSPOSED: [
+            _name_in_table(node)
+            for node in prepared.graph.nodes
+            if spec.backend != "xnnpack" and _is_layer(node) and "transpose" in node.target.__name__
+        ],
     }
     if spec.backend in UNSIGNED:  # XNNPACK merges a clamp into the layer before it by itself
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)

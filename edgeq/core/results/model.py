@@ -364,7 +364,7 @@ class QuantizedModel:
         remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
         in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
-            reason: `BEFORE_LOGARITHM` or `RECURRENT`.
+            reason: `BEFORE_LOGARITHM`, `RECURRENT`, `TRANSPOSED` or `COMPUTED`.
     """
 
     scheme: str
@@ -387,6 +387,8 @@ class QuantizedModel:
 # why layers of a static int8 model stay in float, as the audit says it
 BEFORE_LOGARITHM = "logarithms that follow"
 RECURRENT = "recurrent layers, which have no kernel of static int8"
+TRANSPOSED = "transposed convolutions, which have no kernel of static int8"
+COMPUTED = "layers whose weights forward computes"
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers

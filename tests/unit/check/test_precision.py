@@ -7,7 +7,7 @@ import pytest
 
 from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, Layer
+from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, TRANSPOSED, Layer
 
 from .gate_builders import kernels, lowered, target, verified
 
@@ -114,8 +114,9 @@ def test_layers_in_float_before_a_logarithm_are_in_the_plan_and_others_are_not()
     assert "not in int8: tail" in gates["int8_macs"].detail
 
 
-def test_recurrent_layers_are_in_the_plan_where_enough_else_is_in_int8():
-    recurrent = {RECURRENT: ["rnn"]}
+@pytest.mark.parametrize("reason", [RECURRENT, TRANSPOSED])
+def test_layers_without_a_kernel_are_in_the_plan_where_enough_else_is_in_int8(reason):
+    recurrent = {reason: ["rnn"]}
     gates, warnings = ran(("front", 30, "int8", False), ("rnn", 70, "other", False), in_float=recurrent)
     assert (gates["int8_macs"].outcome, len(warnings)) == ("ok", 1)
     gates, _ = ran(("rnn", 76, "other", False), ("head", 24, "int8", False), in_float=recurrent)

@@ -20,17 +20,18 @@ from edgeq.core.errors import (
     UnsupportedError,
     VerificationError,
 )
+from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
 from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
 from edgeq.core.targets import TargetProfile
 from edgeq.core.units import format_bytes, parse_quantity
-from edgeq.lower.onnx import linear_share
+from edgeq.lower.onnx import file_work
 from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples, load_job_model
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize import FILE_METHODS
-from edgeq.quantize.capture import linear_macs
+from edgeq.quantize.capture import run_once
 from edgeq.report.progress import Budgeted
 from edgeq.verify.children import calm_openmp, use_torch
 
@@ -58,7 +59,9 @@ def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Result
     known = restore(wanted, run.folder(), run.job) if run.job.cache else {}
     missing = [unit for unit in wanted if unit.key not in known]
     raced = _raced(run, missing, build) if missing else Results(finished={}, refused={})
-    return Results(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)
+    return Results(
+        finished=found.finished | known | raced.finished, refused=found.refused | raced.refused, chosen=found.chosen
+    )
 
 
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
@@ -190,7 +193,8 @@ def _linear_macs(run: Run) -> float:
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
             raise UnsupportedError(what, f"omit --scheme {AUTO}, or give the PyTorch model")
-        return linear_share(model.model, model.inputs) if model.kind == "onnx" else linear_macs(model)
+        work = file_work(model.model, model.inputs) if model.kind == "onnx" else run_once(model)[1]
+        return (work or ModelWork()).matrix_share
 
 
 def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> None:

@@ -14,7 +14,17 @@ from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
-from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING, used_observer
+from edgeq.core.schemes import (
+    AUTO,
+    AUTO_TRIES,
+    DEFAULT,
+    LIMITS,
+    NEEDS_CALIBRATION,
+    NEEDS_SEARCH,
+    NEEDS_TRAINING,
+    default_schemes,
+    used_observer,
+)
 from edgeq.core.system import host_arch
 from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
@@ -69,13 +79,15 @@ class BuildUnit:
     """One target and scheme of a run.
 
     Attributes:
-        scheme: its name, or `auto`.
+        scheme: its name, `auto`, or `default`.
         key: its place in the cache.
+        by_default: why the target's default is this scheme for this model; "" where the job names the scheme.
     """
 
     target: TargetProfile
     scheme: str
     key: str
+    by_default: str = ""
 
     @property
     def spec(self) -> ArtifactSpec:
@@ -159,10 +171,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Results of units by their keys: bundles, and for units that cannot be built the reason."""
+    """Results of units by their keys: bundles, and for units that cannot be built the reason.
+
+    Attributes:
+        chosen: by the key of a unit of the default scheme, the unit of the scheme that the model calls for: it has the
+            result.
+    """
 
     finished: Finished
     refused: dict[str, EdgeqError]
+    chosen: Mapping[str, BuildUnit] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +303,11 @@ def plan_json(job: Job) -> dict[str, Any]:
             "out": str(job.out),
             "steps": _steps_json(_shared(job)),
             "targets": [
-                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(job, target, scheme))}
+                {
+                    "target": target.name,
+                    "scheme": target.schemes[0] if scheme == DEFAULT else scheme,
+                    "steps": _steps_json(_own(job, target, scheme)),
+                }
                 for target in job.targets
                 for scheme in job.schemes_of(target)
             ],
@@ -299,7 +321,8 @@ def plan_text(job: Job) -> str:
     lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
     for target in job.targets:
         for scheme in job.schemes_of(target):
-            lines += ["", f"{target.name}, {scheme}", *_lines(_own(job, target, scheme))]
+            named = target.schemes[0] if scheme == DEFAULT else scheme
+            lines += ["", f"{target.name}, {named}", *_lines(_own(job, target, scheme))]
     return "\n".join(lines)
 
 
@@ -351,6 +374,11 @@ def _shared(job: Job) -> _Steps:
 
 
 def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+    if scheme == DEFAULT:
+        first, other = default_schemes(target.schemes)
+        when = f"{first}, or {other} where attention or recurrent layers do much of the work"
+        why = f"{when}: the model says when it is loaded. Choose with --scheme"
+        return [("choose", why), *_own(job, target, first)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"

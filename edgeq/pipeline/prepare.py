@@ -14,7 +14,7 @@ from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
-from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
+from edgeq.core.results.model import LoadedModel, LoweredModel, ModelWork, TensorSpec
 from edgeq.core.results.report import DataFacts
 from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
@@ -93,8 +93,8 @@ def subset(step: BuildStep, macs: int) -> Subset:
     return Subset(count=samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
 
 
-def verify_spec(step: BuildStep, lowered: LoweredModel) -> VerifySpec:
-    """Return the verify step's input for an artifact that is compared with nothing yet."""
+def verify_spec(step: BuildStep, lowered: LoweredModel | None) -> VerifySpec:
+    """Return the verify step's input for an artifact that is compared with nothing yet; None: for its graph alone."""
     inputs, spec = step.inputs, step.spec
     return VerifySpec(
         lowered=lowered,
@@ -146,7 +146,7 @@ def prepare(
         VerificationError: a limit on the accuracy drop, and evaluation data without labels.
         EnvironmentProblem: weights could not be downloaded.
     """
-    model, preprocess, outputs = _loaded(job, progress, describe)
+    model, preprocess, outputs, work = _loaded(job, progress, describe)
     if model.kind in _ARTIFACTS:
         schemes = ()
     check_calibration(job, schemes)
@@ -179,6 +179,7 @@ def prepare(
         unapplied=_unapplied(preprocess, model, calibration, evaluation),
         metric_name=metric_name,
         remarks=(*model.remarks, *_label_remarks(job, labels)),
+        work=work,
     )
 
 
@@ -255,8 +256,11 @@ def load_job_model(job: Job, *, downloads: bool = True) -> LoadedModel:
 
 def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel], *, downloads: bool = True
-) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
-    """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
+) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...], ModelWork | None]:
+    """Return the model, what is done with its images, its outputs, and what it computes.
+
+    Of an artifact that came the last two are not known.
+    """
     with progress.task(f"load {job.source}"):
         model = load_job_model(job, downloads=downloads)
         if model.kind in _ARTIFACTS:
@@ -270,7 +274,7 @@ def _loaded(
             )
             raise UsageError(what, "give another --name")
         model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
-        return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
+        return model, preprocess, *(((), None) if model.kind in _ARTIFACTS else _outputs(model))
 
 
 def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tuple[LoadedModel, Preprocess | None]:
@@ -298,10 +302,10 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
 
 
-def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
+def _outputs(model: LoadedModel) -> tuple[tuple[TensorSpec, ...], ModelWork | None]:
     """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
     if model.kind == "onnx":
-        return output_specs(model.model)
+        return output_specs(model.model), None
 
     return run_once(model)
 

@@ -26,7 +26,7 @@ from edgeq.core.results.report import (
     Variant,
     of_one,
 )
-from edgeq.core.schemes import FLOAT_SCHEMES
+from edgeq.core.schemes import DEFAULTS_FOR_PRODUCTS, FLOAT_SCHEMES
 from edgeq.core.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -715,9 +715,16 @@ def _below(report: ProjectReport) -> list[str]:
     return [line for section in sections for line in ("", *section)]
 
 
+def default_line(target: str, scheme: str, why: str) -> str:
+    """Return which scheme a target's default is for the model, and why, as one line."""
+    return f"scheme {scheme} for {target}: {why}. Choose another with --scheme"
+
+
 def _attempt_lines(row: PackageResult) -> list[str]:
-    """Return how auto came to the row's scheme, and how that compares with float."""
+    """Return how the row's scheme was chosen, where it is not every model's, and how it compares with float."""
     lines = []
+    if row.by_default and row.scheme in DEFAULTS_FOR_PRODUCTS:
+        lines.append(default_line(row.target, row.scheme, row.by_default))
     if row.choice is not None:
         lines.append(f"auto: {row.target}: {choice(row.choice)}")
         lines += [f"  {printable(line)}" for line in choice_lines(row.choice)]

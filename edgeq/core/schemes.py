@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,18 +35,14 @@ DEFAULT: Literal["default"] = "default"
 
 PlannedScheme = Literal[SchemeName, "auto", "default"]
 
-# the default for attention and recurrent layers, the first one that a target has, in place of static-int8
-DEFAULTS_FOR_PRODUCTS: tuple[SchemeName, ...] = ("dynamic-int8", "weight-only-int8")
 
+def default_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
+    """Return what the default of a target with these schemes may be: that of convolutional models, then others.
 
-def default_schemes(schemes: Sequence[SchemeName]) -> tuple[SchemeName, ...]:
-    """Return what the default of a target with these schemes may be, convolutional models' first.
-
-    A profile whose first scheme is not static-int8 has chosen for all models.
+    A profile whose first scheme is not static-int8 has chosen for all models. `edgeq/pipeline/defaults.py` chooses.
     """
-    if schemes[0] != "static-int8":
-        return (schemes[0],)
-    return (schemes[0], *[scheme for scheme in DEFAULTS_FOR_PRODUCTS if scheme in schemes][:1])
+    others: tuple[SchemeName, ...] = ("dynamic-int8", "weight-only-int8", "fp16")
+    return (schemes[0], *(name for name in others if name in schemes)) if schemes[0] == "static-int8" else schemes[:1]
 
 
 AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8", "static-a16w8")

@@ -529,12 +529,14 @@ def file_work(path: Path, inputs: Sequence[TensorSpec]) -> ModelWork:
             layers = tuple(convolutions)
     macs: Counter[str] = Counter()
     for layer in layers:
-        kind = "convolution" if "Conv" in layer.op else "recurrent" if layer.op in RECURRENT else "linear"
+        kind = "convolution" if "Conv" in layer.op else layer.op if layer.op in RECURRENT else "linear"
         macs["attention" if layer.of_activations else kind] += layer.macs
     return ModelWork(
         convolution_macs=macs["convolution"],
         linear_macs=macs["linear"],
-        recurrent_macs=macs["recurrent"],
+        lstm_macs=macs["LSTM"] + macs["DynamicQuantizeLSTM"],
+        gru_macs=macs["GRU"],
+        rnn_macs=macs["RNN"],
         attention_macs=macs["attention"],
         attention_products=sum(layer.of_activations for layer in layers),
     )

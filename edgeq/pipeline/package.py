@@ -24,9 +24,9 @@ from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
-from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
+from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
-from edgeq.core.targets import why_not_run
+from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
@@ -178,12 +178,12 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
             start = time.perf_counter()
             emulated = any(wants_emulation(unit.target, job.device) for unit in group)
             try:
-                schemes = group[0].target.schemes
-                artifact = builder.build(spec, group[0].label, emulated=emulated, schemes=schemes)
+                target = group[0].target
+                artifact = builder.build(spec, group[0].label, emulated=emulated, target=target)
                 if job.reuse_qparams_from is not None:
                     label = f"{group[0].label}, all ranges new"
                     fresh = dataclasses.replace(spec, fresh=True)
-                    without = builder.build(fresh, label, emulated=False, schemes=schemes)
+                    without = builder.build(fresh, label, emulated=False, target=target)
                     # the patches from the shipped artifact: to one with its ranges, and to one with all ranges new
                     bundle, _ = read_shipped(job.reuse_qparams_from)
                     before = b"".join((bundle.folder / one.path).read_bytes() for one in bundle.manifest.model_files)
@@ -257,14 +257,14 @@ class ArtifactBuilder:
         # importing torchao makes torch log about an enumeration that concerns torchao's authors only
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-    def build(self, spec: ArtifactSpec, label: str, *, emulated: bool, schemes: Sequence[SchemeName]) -> Artifact:
+    def build(self, spec: ArtifactSpec, label: str, *, emulated: bool, target: TargetProfile) -> Artifact:
         """Quantize, lower and verify one artifact.
 
         Args:
             spec: what to build.
             label: names it in the progress.
             emulated: whether a device's kernels will run a subset of the samples afterwards.
-            schemes: the target's, for advice.
+            target: one of those that get the artifact, for advice.
 
         Raises:
             EdgeqError: the error of a step.
@@ -287,7 +287,7 @@ class ArtifactBuilder:
                 return self._build_from_float_onnx(step)
             try:
                 quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
-                self._refuse_certain_loss(quantized, step, schemes)
+                self._refuse_certain_loss(quantized, step, target)
                 self._release_graphs()
                 lowered = _lower(quantized, step)
             except (OSError, MemoryError):
@@ -324,7 +324,7 @@ class ArtifactBuilder:
             observed=tuple(kept.observed) if kept else (),
         )
 
-    def _refuse_certain_loss(self, quantized: QuantizedModel, step: BuildStep, schemes: Sequence[SchemeName]) -> None:
+    def _refuse_certain_loss(self, quantized: QuantizedModel, step: BuildStep, target: TargetProfile) -> None:
         """Refuse a graph whose outputs are lost for certain, before the long steps; raises an AccuracyError.
 
         A few samples tell whether to look at more of them. No other scheme's samples are run twice: fp32's outputs are
@@ -344,12 +344,14 @@ class ArtifactBuilder:
             return
         count = min(_SECOND_LOOK, spec.samples.count)
         what = f"{scheme} loses this model: on {counted(count, 'sample')}, {why}; it was not lowered"
-        raise AccuracyError(what, self._instead(scheme, schemes))
+        raise AccuracyError(what, self._instead(scheme, target))
 
-    def _instead(self, scheme: str, schemes: Sequence[SchemeName]) -> str:
+    def _instead(self, scheme: str, target: TargetProfile) -> str:
         """Return what to try where a scheme loses the model."""
-        best, why = choose_default(schemes, self._inputs.work)
-        others = [name for name in (best, "weight-only-int8", "fp16", "fp32") if name in schemes and name != scheme]
+        best, why = choose_default(target, self._inputs.work)
+        others = [
+            name for name in (best, "weight-only-int8", "fp16", "fp32") if name in target.schemes and name != scheme
+        ]
         named = f"--scheme {others[0]}" if others else "another target"
         because = f" ({why})" if others and others[0] == best and why else ""
         layers = "`edgeq sensitivity` lists the layers that --keep-fp32 can leave in float"

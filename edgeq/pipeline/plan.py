@@ -375,10 +375,9 @@ def _shared(job: Job) -> _Steps:
 
 def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == DEFAULT:
-        first, other = default_schemes(target.schemes)
-        when = f"{first}, or {other} where attention or recurrent layers do much of the work"
-        why = f"{when}: the model says when it is loaded. Choose with --scheme"
-        return [("choose", why), *_own(job, target, first)]
+        first, other = default_schemes(target.schemes)[:2]
+        when = f"{first}, but {other} for a model of attention or recurrent layers, which is known once it is loaded"
+        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"

@@ -407,7 +407,8 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
     def storages(tensors: Iterable[Any]) -> set[int]:
         return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
-    weights, recurrent = storages((*module.parameters(), *module.buffers())), storages(_recurrent_weights(module))
+    weights = storages((*module.parameters(), *module.buffers()))
+    recurrent = {kind: storages(tensors) for kind, tensors in _recurrent_weights(module).items()}
     macs: Counter[str] = Counter()
     products = 0
 
@@ -418,14 +419,14 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
             name = func.overloadpacket.__name__.lstrip("_")
             if name == "mkldnn_rnn_layer":
                 steps, batch = args[0].shape[:2]
-                macs["recurrent"] += steps * batch * sum(weight.numel() for weight in args[1:3])
+                macs["LSTM"] += steps * batch * sum(weight.numel() for weight in args[1:3])
             elif func.overloadpacket in flop_registry:
                 count = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
                 factors = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
                 if "convolution" in name:
                     macs["convolution"] += count
                 elif held := storages(factors) & weights:
-                    macs["recurrent" if held & recurrent else "linear"] += count
+                    macs[next((kind for kind in recurrent if held & recurrent[kind]), "linear")] += count
                 else:
                     macs["attention"] += count
                     products += 2 if name.startswith("scaled_dot_product") else 1
@@ -446,18 +447,26 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
     return ModelWork(
         convolution_macs=macs["convolution"],
         linear_macs=macs["linear"],
-        recurrent_macs=macs["recurrent"],
+        lstm_macs=macs["LSTM"],
+        gru_macs=macs["GRU"],
+        rnn_macs=macs["RNN"],
         attention_macs=macs["attention"],
         attention_products=products,
     )
 
 
-def _recurrent_weights(module: Any) -> Iterator[Any]:
-    """Yield the weights of recurrent layers: of modules, eager or scripted, and of operators in an exported program."""
+def _recurrent_weights(module: Any) -> dict[str, list[Any]]:
+    """Return the weights of recurrent layers by kind: of modules, eager or scripted, and of an exported program."""
+    import torch
+
+    found: dict[str, list[Any]] = {"LSTM": [], "GRU": [], "RNN": []}
     for inner in module.modules():
-        if getattr(inner, "original_name", type(inner).__name__) in ("LSTM", "GRU", "RNN"):
-            yield from inner.parameters()
-    for node in module.graph.nodes if hasattr(module, "graph") and hasattr(module.graph, "nodes") else ():
-        if str(node.target).startswith(("aten.lstm", "aten.gru", "aten.rnn")):
+        kind = getattr(inner, "original_name", type(inner).__name__)
+        if kind in found:
+            found[kind] += inner.parameters()
+    for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+        kind = str(node.target).removeprefix("aten.")[:4].strip("._").upper()
+        if str(node.target).startswith("aten.") and kind in found:
             held = [operand.target for operand in node.all_input_nodes if operand.op == "get_attr"]
-            yield from (operator.attrgetter(name)(module) for name in held)
+            found[kind] += [operator.attrgetter(name)(module) for name in held]
+    return found

@@ -24,7 +24,6 @@ from edgeq.core.results.report import (
     Variant,
     variant_of,
 )
-from edgeq.core.schemes import DEFAULTS_FOR_PRODUCTS
 from edgeq.core.units import counted, format_bytes, format_quantity
 from edgeq.report import text
 from edgeq.report.diff import Diff
@@ -442,7 +441,7 @@ def bundle_html(view: BundleView) -> str:
 
 def _remarks(row: PackageResult) -> list[str]:
     remarks = ["emulated"] if row.verified.stand_in else []
-    if row.by_default and row.scheme in DEFAULTS_FOR_PRODUCTS:
+    if row.by_default and row.scheme != "static-int8":
         remarks.append(f"scheme by default: {row.by_default}")
     return [*remarks, "random weights"] if row.weights == "random" else remarks
 

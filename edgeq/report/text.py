@@ -26,7 +26,7 @@ from edgeq.core.results.report import (
     Variant,
     of_one,
 )
-from edgeq.core.schemes import DEFAULTS_FOR_PRODUCTS, FLOAT_SCHEMES
+from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.units import counted, format_bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -723,7 +723,7 @@ def default_line(target: str, scheme: str, why: str) -> str:
 def _attempt_lines(row: PackageResult) -> list[str]:
     """Return how the row's scheme was chosen, where it is not every model's, and how it compares with float."""
     lines = []
-    if row.by_default and row.scheme in DEFAULTS_FOR_PRODUCTS:
+    if row.by_default and row.scheme != "static-int8":
         lines.append(default_line(row.target, row.scheme, row.by_default))
     if row.choice is not None:
         lines.append(f"auto: {row.target}: {choice(row.choice)}")

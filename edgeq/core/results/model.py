@@ -214,16 +214,23 @@ class ModelWork:
     Attributes:
         convolution_macs: those of convolutions.
         linear_macs: products of activations with weights: linear layers.
-        recurrent_macs: the same in LSTM, GRU and RNN layers.
+        lstm_macs, gru_macs, rnn_macs: the same in recurrent layers of a kind.
         attention_macs: products of two activations.
         attention_products: how many of these products there are.
     """
 
     convolution_macs: int = 0
     linear_macs: int = 0
-    recurrent_macs: int = 0
+    lstm_macs: int = 0
+    gru_macs: int = 0
+    rnn_macs: int = 0
     attention_macs: int = 0
     attention_products: int = 0
+
+    @property
+    def recurrent_macs(self) -> int:
+        """Those of all recurrent layers."""
+        return self.lstm_macs + self.gru_macs + self.rnn_macs
 
     @property
     def macs(self) -> int:

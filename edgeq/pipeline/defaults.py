@@ -20,7 +20,7 @@ from edgeq.lower.onnx import file_work
 from edgeq.pipeline.cache import restore, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.publish import write_reports
-from edgeq.report.text import default_line
+from edgeq.report.text import default_lines, share
 
 _MOST = 0.5  # of the multiply-accumulates
 
@@ -52,7 +52,7 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     recurrent = {"LSTM": work.lstm_macs, "GRU": work.gru_macs, "RNN": work.rnn_macs}
     in_int8 = sum(recurrent[kind] for kind in _INT8_RECURRENT.get(target.runtime, ()))
     if work.recurrent_macs > _MOST * work.macs:
-        why = f"recurrent layers do {work.recurrent_macs / work.macs:.0%} of the multiply-accumulates"
+        why = f"recurrent layers do {share(work.recurrent_macs / work.macs)} of the multiply-accumulates"
         if others and in_int8 > _MOST * work.macs:
             return others[0], f"{why}, and {first} leaves them in float"
         if "fp16" in others and target.runtime != "torchscript":  # which stores no nn.RNN in half
@@ -63,7 +63,7 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     kinds = {"convolutions": work.convolution_macs, "linear layers": work.linear_macs}
     kinds |= {"recurrent layers": work.recurrent_macs, "attention products": work.attention_macs}
     most = max(kinds, key=lambda kind: kinds[kind])
-    return first, f"{most} do {kinds[most] / work.macs:.0%} of the multiply-accumulates"
+    return first, f"{most} do {share(kinds[most] / work.macs)} of the multiply-accumulates"
 
 
 def restore_defaults(
@@ -104,8 +104,8 @@ def choose_defaults(run: Run, units: Sequence[BuildUnit], inputs: Inputs, result
         scheme, why = choose_default(unit.target, work)
         named = unit_of(run.job, run.facts, unit.target, scheme)
         chosen[unit.key] = dataclasses.replace(named, by_default=why)
-        if scheme != unit.target.schemes[0]:
-            with run.progress.task(default_line(unit.target.name, scheme, why)):
-                pass
+    for line in default_lines((unit.target.name, unit.scheme, unit.by_default) for unit in chosen.values()):
+        with run.progress.task(line):
+            pass
     known = restore([*chosen.values()], run.folder(), run.job) if run.job.cache else {}
     return dataclasses.replace(results, finished=results.finished | known, chosen=chosen)

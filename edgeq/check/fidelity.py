@@ -236,7 +236,7 @@ _Z_CERTAIN = 4.0  # standard deviations: one in 30,000 lies further up
 
 
 def looks_lost(seen: VerifyReport, options: GateOptions) -> bool:
-    """Whether a few samples, of which `seen` is the graph's report, give a reason to look at more.
+    """Whether the graph's report on a few samples, `seen`, gives a reason to look at more of them.
 
     A constant output, one that is more error than signal, or another class than fp32's for half of them.
     """

@@ -557,7 +557,7 @@ class PackageConfig(RunConfig):
         NotInKey("each scheme is in the keys of its own results"),
         Doc(
             "Quantization scheme, repeatable; or auto, the cheapest that passes every gate.",
-            default="the first of each target",
+            default="by the model, most often the first of each target",
         ),
     ] = ()
     observer: Annotated[

@@ -39,7 +39,7 @@ PlannedScheme = Literal[SchemeName, "auto", "default"]
 def default_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
     """Return what the default of a target with these schemes may be: that of convolutional models, then others.
 
-    A profile whose first scheme is not static-int8 has chosen for all models. `edgeq/pipeline/defaults.py` chooses.
+    A profile whose first scheme is not static-int8 has chosen for all models. `edgeq/pipeline/auto.py` chooses.
     """
     others: tuple[SchemeName, ...] = ("dynamic-int8", "weight-only-int8", "fp16")
     return (schemes[0], *(name for name in others if name in schemes)) if schemes[0] == "static-int8" else schemes[:1]

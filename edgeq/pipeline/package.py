@@ -32,10 +32,9 @@ from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
-from edgeq.pipeline.auto import REFUSALS, choose_schemes
+from edgeq.pipeline.auto import REFUSALS, choose_default, choose_defaults, choose_schemes, restore_defaults
 from edgeq.pipeline.baselines import with_float_baselines
 from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
-from edgeq.pipeline.defaults import choose_default, choose_defaults, restore_defaults
 from edgeq.pipeline.devices import Emulator
 from edgeq.pipeline.from_file import build_from_file, build_onnx, check_equivalence, described
 from edgeq.pipeline.plan import COMPARED, ArtifactSpec, BuildStep, BuildUnit, Plan, Results, Run, group_by_artifact

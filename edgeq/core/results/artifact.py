@@ -29,7 +29,8 @@ class Inputs:
             it; "" where it was applied to all.
         metric_name: of the score, for reports and manifests.
         remarks: warnings about the data, which fail nothing.
-        work: what the float model computes; None for a file that is no PyTorch model, and where it cannot be watched.
+        work: what the float model computes; None for a file that came lowered or as ONNX, and where the model cannot be
+            watched.
     """
 
     model: LoadedModel

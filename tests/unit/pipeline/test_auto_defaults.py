@@ -10,7 +10,7 @@ from edgeq.core.config import Job
 from edgeq.core.results.model import ModelWork
 from edgeq.core.schemes import DEFAULT, default_schemes
 from edgeq.core.targets import load_target
-from edgeq.pipeline.defaults import choose_default
+from edgeq.pipeline.auto import choose_default
 
 X86, XNNPACK, QNNPACK = "linux-x86_64-x86", "android-arm64-xnnpack", "android-arm64-qnnpack"
 ORT, PHONE_ORT, OPENVINO = "linux-x86_64-ort", "android-arm64-ort", "linux-x86_64-openvino"

@@ -354,7 +354,8 @@ class ArtifactBuilder:
         named = f"--scheme {others[0]}" if others else "another target"
         because = f" ({why})" if others and others[0] == best and why else ""
         layers = "`edgeq sensitivity` lists the layers that --keep-fp32 can leave in float"
-        return f"try {named}{because}; {layers}; --limit sqnr=0 turns this check off"
+        data = "check that the calibration data resembles the evaluation data"
+        return f"try {named}{because}; {data}; {layers}; --limit sqnr=0 turns this check off"
 
     def remove_states(self) -> None:
         """Remove what a killed run would resume its training and searches from."""

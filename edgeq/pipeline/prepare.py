@@ -552,7 +552,7 @@ def _check_inputs(job: Job, progress: Progress) -> None:
     """
     found = FoundErrors()
     with found.of("model"):
-        model, preprocess, outputs = _loaded(job, progress, lambda artifact: artifact, downloads=False)
+        model, preprocess, outputs, _ = _loaded(job, progress, lambda artifact: artifact, downloads=False)
     if not found.errors and model.kind not in _ARTIFACTS:
         n_classes = _classes(job, outputs)
         schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}

@@ -306,6 +306,12 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     return first, f"{most} do {share(kinds[most] / work.macs)} of the multiply-accumulates"
 
 
+def default_choices(job: Job, work: ModelWork | None) -> dict[str, tuple[SchemeName, str]]:
+    """Return scheme and reason by target, where the job leaves the scheme open and the model has been looked at."""
+    targets = [target for target in job.targets if DEFAULT in job.schemes_of(target)]
+    return {target.name: choose_default(target, work) for target in targets} if work is not None else {}
+
+
 def restore_defaults(
     units: Sequence[BuildUnit], facts: Mapping[str, Any], work: Path, job: Job
 ) -> tuple[dict[str, BuildUnit], Finished]:

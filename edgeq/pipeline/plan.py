@@ -22,6 +22,8 @@ from edgeq.core.schemes import (
     NEEDS_CALIBRATION,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
+    PlannedScheme,
+    SchemeName,
     default_schemes,
     used_observer,
 )
@@ -293,7 +295,11 @@ class Part:
 # --- What `--dry-run` prints: each step of each target, as it would be done.
 
 
-def plan_json(job: Job) -> dict[str, Any]:
+# by target, the default scheme for the model and the reason; none where the model was not loaded
+Defaults = Mapping[str, tuple[SchemeName, str]]
+
+
+def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
     job = _with_own_data(job)
     return {
@@ -305,8 +311,8 @@ def plan_json(job: Job) -> dict[str, Any]:
             "targets": [
                 {
                     "target": target.name,
-                    "scheme": target.schemes[0] if scheme == DEFAULT else scheme,
-                    "steps": _steps_json(_own(job, target, scheme)),
+                    "scheme": _named(target, scheme, defaults),
+                    "steps": _steps_json(_own(job, target, scheme, defaults)),
                 }
                 for target in job.targets
                 for scheme in job.schemes_of(target)
@@ -315,15 +321,19 @@ def plan_json(job: Job) -> dict[str, Any]:
     }
 
 
-def plan_text(job: Job) -> str:
+def plan_text(job: Job, defaults: Defaults) -> str:
     """Return the plan for people."""
     job = _with_own_data(job)
     lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
     for target in job.targets:
         for scheme in job.schemes_of(target):
-            named = target.schemes[0] if scheme == DEFAULT else scheme
-            lines += ["", f"{target.name}, {named}", *_lines(_own(job, target, scheme))]
+            named = _named(target, scheme, defaults)
+            lines += ["", f"{target.name}, {named}", *_lines(_own(job, target, scheme, defaults))]
     return "\n".join(lines)
+
+
+def _named(target: TargetProfile, scheme: PlannedScheme, defaults: Defaults) -> str:
+    return defaults.get(target.name, (target.schemes[0],))[0] if scheme == DEFAULT else scheme
 
 
 def _with_own_data(job: Job) -> Job:
@@ -373,11 +383,15 @@ def _shared(job: Job) -> _Steps:
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
 
 
-def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _Steps:
+    if scheme == DEFAULT and target.name in defaults:
+        named, why = defaults[target.name]
+        steps = _own(job, target, named, defaults)
+        return steps if named == target.schemes[0] else [("choose", f"{why}. Choose another with --scheme"), *steps]
     if scheme == DEFAULT:
         first, other = default_schemes(target.schemes)[:2]
         when = f"{first}, but {other} for a model of attention or recurrent layers, which is known once it is loaded"
-        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first)]
+        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"

@@ -28,6 +28,7 @@ from edgeq.load.model import estimate_batch_norm, load_model
 from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
+from edgeq.lower.onnx import file_work
 from edgeq.pipeline.plan import BuildStep, match_apps, plan_text
 from edgeq.pipeline.preflight import check_calibration, limits_drop, preflight, refused_targets, without_labels
 from edgeq.quantize.capture import run_once
@@ -514,11 +515,14 @@ def _wanted(job: Job, schemes: Collection[str]) -> list[_Wanted]:
 _OF_THE_MODEL = frozenset({"model", "weights", "inputs", "targets"})
 
 
-def check_job(job: Job, progress: Progress) -> None:
+def check_job(job: Job, progress: Progress) -> ModelWork | None:
     """Check a job as a run would before it downloads, calibrates or lowers anything; write nothing.
 
     This loads torch and runs the user's code: the model's factory, and one inference. Where a cluster builds, only
     names and files are checked.
+
+    Returns:
+        What the model computes; None where that was not seen.
 
     Raises:
         Findings: several errors, each with the option that it is about.
@@ -531,28 +535,30 @@ def check_job(job: Job, progress: Progress) -> None:
     with found.of("install_into"):
         match_apps(job)
     with found.of("schemes"):
-        plan_text(job)  # a scheme that the runtime has no method for
+        plan_text(job, {})  # a scheme that the runtime has no method for
     for refused in refused_targets(job).values():
         found.errors.append(refused.about(key="targets"))
     known, ended = {error.key for error in found.errors}, found.exit_code
+    work: ModelWork | None = None
     if builds_here and not known & _OF_THE_MODEL:
         again = FoundErrors()
         with again.of(""):
-            _check_inputs(with_demo_data(job), progress)
+            work = _check_inputs(with_demo_data(job), progress)
         # what a file's name has shown already is not said again in the words of its reader
         found.errors += [error for error in again.errors if error.key not in known]
     # a run ends before it loads the model if names or files are wrong: the exit code is then theirs
     raise_findings(found.errors, ended)
+    return work
 
 
-def _check_inputs(job: Job, progress: Progress) -> None:
+def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
     """Load the model, run it once, and read a sample of each file or folder of data, as `prepare` does.
 
     Nothing is downloaded, functions that make data are imported and not called, and a ready-made artifact is not run.
     """
     found = FoundErrors()
     with found.of("model"):
-        model, preprocess, outputs, _ = _loaded(job, progress, lambda artifact: artifact, downloads=False)
+        model, preprocess, outputs, work = _loaded(job, progress, lambda artifact: artifact, downloads=False)
     if not found.errors and model.kind not in _ARTIFACTS:
         n_classes = _classes(job, outputs)
         schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
@@ -572,3 +578,4 @@ def _check_inputs(job: Job, progress: Progress) -> None:
                         if role == "evaluation":
                             _score_one(data, metric, model, n_classes)
     found.raise_all()
+    return file_work(model.model, model.inputs) if model.kind == "onnx" else work

@@ -73,7 +73,8 @@ def tokens(project: Project) -> tuple[str, ...]:
 def test_attention_makes_it_dynamic_and_the_run_says_so(project: Project, package: Run, tokens) -> None:
     options = ("models.py:encoder", "-t", X86, *tokens)
     plan = package(*options, "--dry-run", base=False)
-    assert "static-int8, but dynamic-int8 for a model of attention or recurrent layers" in plan.out
+    assert f"{X86}, dynamic-int8" in plan.out
+    assert "2 attention products, which static-int8 leaves in float. Choose another with --scheme" in plan.out
     result = package(*options, base=False, cache=True)
     assert result.code == 0, result.err
     line = f"scheme dynamic-int8 for {X86}: 2 attention products, which static-int8 leaves in float."

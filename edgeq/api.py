@@ -100,7 +100,7 @@ def package(
         evaluation: labelled samples for the accuracy gates, in the same forms. Must not overlap the calibration data.
         metric: called with (outputs, label) of one sample: `outputs` is a tuple of NumPy arrays without the batch
             axis; it returns a float, higher is better. Or what --metric takes. Default: top-1 accuracy.
-        schemes: names of `edgeq.schemes()`, or "auto"; default: the first of each target.
+        schemes: names of `edgeq.schemes()`, or "auto"; default: by the model, most often the first of each target.
         limits: limits that the gates check for each artifact.
         out: output folder; default "out".
         name: of the model in bundles; default: from the source or the module's class.

@@ -7,11 +7,12 @@ The floor is far below any model that ships, so no good model fails it; the proj
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from edgeq.check.gate import unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
-from edgeq.core.intervals import matched_pairs, samples_for_drop, share
+from edgeq.core.intervals import Z95, matched_pairs, samples_for_drop, share
 from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
 from edgeq.core.results.report import Gate
 from edgeq.core.schemes import FLOAT_SCHEMES, LOST_DB
@@ -218,14 +219,67 @@ def _poor_agreements(fidelity: Fidelity) -> list[str]:
     ]
 
 
-def most_kappa(one: OutputAgreement) -> float:
-    """Return the upper end of the 95% interval of Cohen's kappa; 1 where chance alone would agree everywhere."""
-    _, high = share(one.agreeing / one.ranked * one.distinct, one.distinct)
+def most_kappa(one: OutputAgreement, z: float = Z95) -> float:
+    """Return the upper end of an interval of Cohen's kappa; 1 where chance alone would agree everywhere."""
+    _, high = share(one.agreeing / one.ranked * one.distinct, one.distinct, z)
     return _kappa(high, one.chance)
 
 
 def _kappa(agreement: float, chance: float) -> float:
     return 1.0 if chance >= 1 else (agreement - chance) / (1 - chance)
+
+
+# --- A converted graph that is looked at on some of the samples before it is lowered: the verdict must be certain.
+
+
+_Z_CERTAIN = 4.0  # standard deviations: one in 30,000 lies further up
+
+
+def looks_lost(seen: VerifyReport, options: GateOptions) -> bool:
+    """Whether the graph's report on a few samples, `seen`, gives a reason to look at more of them.
+
+    A constant output, one that is more error than signal, or another class than fp32's for half of them.
+    """
+    only = seen.graph_only
+    if only is None or dict(options.limits).get("sqnr") == 0:
+        return False
+    whole = only.fidelity.sqnr_db
+    return (
+        bool(only.findings)
+        or (whole is not None and whole < LOST_DB)
+        or any(2 * one.agreeing <= one.ranked for one in only.fidelity.agreements)
+    )
+
+
+def certain_loss(scheme: str, seen: VerifyReport, best_db: Sequence[float], options: GateOptions) -> str:
+    """Return why no samples beyond some spread ones can let an artifact pass the floor; "" where they may.
+
+    The floor must fail on these samples, and an output must be constant on all of them, be more error than signal on
+    each of them, or have fp32's class no more often than chance, within 4 standard deviations. The samples must be many
+    enough that what holds for all of them holds for nearly all others.
+
+    Args:
+        scheme: the graph's.
+        seen: results of the graph on these samples, `graph_only`.
+        best_db: by output, the highest SQNR of any of these samples.
+        options: the limits.
+    """
+    only = seen.graph_only
+    failed = [gate for gate in floor_gates(scheme, seen, options) if gate.outcome == "failed" and gate.name == FIDELITY]
+    if only is None or not failed:
+        return ""
+    fidelity = only.fidelity
+    for output, highest in enumerate(best_db):
+        groups = [group for group in fidelity.groups if group.output == output]
+        if proves_changes(fidelity) and groups and all(group.constant for group in groups):
+            return f"output {output} is constant, unlike fp32's"
+        if highest < MIN_SQNR_DB:
+            return f"output {output} is more error than signal on each of them"
+    for one in fidelity.agreements if fidelity.inputs == "evaluation" else ():
+        if most_kappa(one, _Z_CERTAIN) < MAX_POOR_KAPPA:
+            found = f"{one.agreeing} of {one.ranked} samples have fp32's class"
+            return f"output {one.output}: {found}; chance alone gives {one.chance:.1%}"
+    return ""
 
 
 def class_drop_gate(fidelity: Fidelity) -> Gate:

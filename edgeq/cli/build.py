@@ -18,6 +18,7 @@ from edgeq.core.errors import EdgeqError, FoundErrors, of_all, raise_findings
 if TYPE_CHECKING:
     import edgeq.config.project_file
     import edgeq.core.results.report
+    import edgeq.pipeline.auto
     import edgeq.pipeline.plan
     import edgeq.pipeline.preflight
     import edgeq.pipeline.prepare
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.config.project_file import ProjectRequest
+    from edgeq.core.results.model import ModelWork
     from edgeq.core.results.report import ProjectReport
 
 
@@ -57,14 +59,17 @@ def build(
         whole = wanted.models
         if part is not None:
             wanted = dataclasses.replace(wanted, models=edgeq.pipeline.shards.of_shard(whole, part))
-        if run.dry_run or wanted.errors:
-            _check(wanted, run)
+        works = _check(wanted, run) if run.dry_run or wanted.errors else []
     if run.dry_run:
+        looked_at = [
+            (model, edgeq.pipeline.auto.default_choices(model, work))
+            for model, work in zip(wanted.models, works, strict=True)
+        ]
         if run.as_json:
-            plans = [edgeq.pipeline.plan.plan_json(model)["plan"] | {"name": model.name} for model in wanted.models]
+            plans = [edgeq.pipeline.plan.plan_json(*one)["plan"] | {"name": one[0].name} for one in looked_at]
             say_json({"schema_version": 1, "plans": plans})
         else:
-            say("\n\n".join(edgeq.pipeline.plan.plan_text(model) for model in wanted.models))
+            say("\n\n".join(edgeq.pipeline.plan.plan_text(*one) for one in looked_at))
         return
     apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
     if part is not None:
@@ -84,8 +89,13 @@ def build(
     raise typer.Exit(report.exit_code)
 
 
-def _check(wanted: ProjectRequest, run: RunParams) -> None:
-    """Raise what the file and its models have wrong, of all models at once; with --dry-run, what running them shows."""
+def _check(wanted: ProjectRequest, run: RunParams) -> list[ModelWork | None]:
+    """Raise what the file and its models have wrong, of all models at once; with --dry-run, what running them shows.
+
+    Returns:
+        What each model computes; with --dry-run.
+    """
+    works = []
     outputs.check_dry_run(run)
     found = FoundErrors()
     codes = [one.exit_code for one in wanted.errors]
@@ -95,13 +105,14 @@ def _check(wanted: ProjectRequest, run: RunParams) -> None:
             with found.of("", model=name):
                 try:
                     if run.dry_run:
-                        edgeq.pipeline.prepare.check_job(job, progress)
+                        works.append(edgeq.pipeline.prepare.check_job(job, progress))
                     else:
                         edgeq.pipeline.preflight.preflight(job, builds_here=job.build.cluster is None)
                 except EdgeqError as err:
                     codes.append(err.exit_code)  # of this model's run, in which not all of its errors would be found
                     raise
     raise_findings([*wanted.errors, *of_all(found.errors, names)], min(codes, default=None))
+    return works
 
 
 def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool) -> ProjectReport:

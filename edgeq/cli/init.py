@@ -150,7 +150,7 @@ def project_text(models: Sequence[Model], found: Found, output: Path) -> str:
         "# Keys above the first [[model]] apply to all models; a model's own keys override them.",
         'out = "out"',
         "",
-        "# `edgeq targets list` shows all targets; default scheme: the first one of each target",
+        "# `edgeq targets list` shows all targets; default scheme: by the model, most often the first of each target",
         f"targets = {json.dumps(targets or [_TARGETS['android'], _HOST_TARGET])}",
         '# schemes = ["static-int8", "fp32"]',
         "",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import edgeq.config.project_file
     import edgeq.config.resolve
     import edgeq.core.results.report
+    import edgeq.pipeline.auto
     import edgeq.pipeline.package
     import edgeq.pipeline.plan
     import edgeq.pipeline.prepare
@@ -40,14 +41,15 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
             apps = edgeq.pipeline.plan.match_apps(job)
         with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
             if run.dry_run:
-                edgeq.pipeline.prepare.check_job(job, progress)
+                work = edgeq.pipeline.prepare.check_job(job, progress)
             else:
                 report = edgeq.pipeline.package.package(job, progress)
     if run.dry_run:
+        defaults = edgeq.pipeline.auto.default_choices(job, work)
         if run.as_json:
-            say_json(edgeq.pipeline.plan.plan_json(job))
+            say_json(edgeq.pipeline.plan.plan_json(job, defaults))
         else:
-            say(edgeq.pipeline.plan.plan_text(job))
+            say(edgeq.pipeline.plan.plan_text(job, defaults))
         return
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(edgeq.core.results.report.of_one(report), not_installed=problem)

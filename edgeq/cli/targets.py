@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_targets(as_json: AsJson = False) -> None:
-    """List the shipped targets; the first scheme is the default."""
+    """List the shipped targets; the first scheme is the default for most models."""
     if as_json:
         targets = [edgeq.core.targets.load_target(name) for name in profile_files()]
         say_json({"schema_version": 1, "targets": [_as_json(target) for target in targets]})

@@ -46,13 +46,16 @@ from edgeq.core.runtimes import RuntimeName
 from edgeq.core.schemes import (
     AUTO,
     AUTO_TRIES,
+    DEFAULT,
     NEEDS_CALIBRATION,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
     AskedScheme,
     LimitName,
     ObserverName,
+    PlannedScheme,
     SchemeName,
+    default_schemes,
     used_observer,
 )
 
@@ -554,7 +557,7 @@ class PackageConfig(RunConfig):
         NotInKey("each scheme is in the keys of its own results"),
         Doc(
             "Quantization scheme, repeatable; or auto, the cheapest that passes every gate.",
-            default="the first of each target",
+            default="by the model, most often the first of each target",
         ),
     ] = ()
     observer: Annotated[
@@ -672,15 +675,28 @@ class Job(RunConfig):
     observer: Annotated[ObserverName, _CALIBRATED] = "histogram"
     gates: GateOptions = GateOptions()
 
-    def schemes_of(self, target: TargetProfile) -> tuple[AskedScheme, ...]:
-        """Return the schemes for a target: the requested ones, or its default."""
-        return self.schemes or target.schemes[:1]
+    def schemes_of(self, target: TargetProfile) -> tuple[PlannedScheme, ...]:
+        """Return the schemes for a target: the requested ones, or its default.
+
+        That is `default` where the model is yet to say which scheme it is. An artifact that came lowered, and ranges
+        of a shipped model, leave no choice.
+        """
+        if self.schemes:
+            return self.schemes
+        is_open = self.reuse_qparams_from is None and not self.source.endswith((".pte", ".ptl"))
+        return (DEFAULT,) if is_open and len(default_schemes(target.schemes)) > 1 else target.schemes[:1]
 
     def possible_schemes(self, target: TargetProfile) -> frozenset[SchemeName]:
-        """Return the schemes that a run may use for a target; `auto` counts as all that it may try."""
-        asked = self.schemes_of(target)
-        tries = AUTO_TRIES if AUTO in asked else ()
-        return frozenset((*(scheme for scheme in asked if scheme != AUTO), *(s for s in tries if s in target.schemes)))
+        """Return the schemes that a run may use for a target; `auto` and `default` count as all that they may be."""
+        found: set[SchemeName] = set()
+        for scheme in self.schemes_of(target):
+            if scheme == AUTO:
+                found |= {name for name in AUTO_TRIES if name in target.schemes}
+            elif scheme == DEFAULT:
+                found |= {*default_schemes(target.schemes)}
+            else:
+                found.add(scheme)
+        return frozenset(found)
 
 
 def provenance_options(job: Job, scheme: str) -> dict[str, str]:

@@ -30,6 +30,21 @@ AUTO: Literal["auto"] = "auto"
 
 AskedScheme = Literal[SchemeName, "auto"]
 
+# stands for a target's default in a plan, until the model is loaded and says which scheme that is; cannot be asked for
+DEFAULT: Literal["default"] = "default"
+
+PlannedScheme = Literal[SchemeName, "auto", "default"]
+
+
+def default_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
+    """Return what the default of a target with these schemes may be: that of convolutional models, then others.
+
+    A profile whose first scheme is not static-int8 has chosen for all models. `edgeq/pipeline/auto.py` chooses.
+    """
+    others: tuple[SchemeName, ...] = ("dynamic-int8", "weight-only-int8", "fp16")
+    return (schemes[0], *(name for name in others if name in schemes)) if schemes[0] == "static-int8" else schemes[:1]
+
+
 AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8", "static-a16w8")
 
 # they multiply in float, regardless of what they store, and no output differs from fp32 by quantization steps

@@ -13,7 +13,7 @@ from typing import Any
 from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.ort_format import required_operators
-from edgeq.core.results.model import Layer, LoweredModel, Operator, QuantizedModel, TensorSpec
+from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.spec import LowerSpec
@@ -512,23 +512,34 @@ def layer_macs(proto: Any) -> dict[str, int]:
     return {node.name: int(_macs(node, shapes)) for node in proto.graph.node if node.op_type in LAYER_OPS}
 
 
-def linear_share(path: Path, inputs: Sequence[TensorSpec]) -> float:
-    """Return the share of a file's multiply-accumulates in matrix products and recurrent layers; 0 where it has none.
+def file_work(path: Path, inputs: Sequence[TensorSpec]) -> ModelWork:
+    """Return what a float file computes.
 
-    Where onnx cannot infer the shapes, a file with convolutions counts as all convolutions.
+    Where onnx cannot infer the shapes, each layer counts as one, and those beside convolutions as none.
     """
     import onnx
 
     proto = fixed(onnx.load(str(path)), inputs)
-    kinds = {node.name: node.op_type for node in proto.graph.node}
     try:
-        macs = layer_macs(proto)
+        layers = onnx_layers(proto)
     except (KeyError, ValueError):
-        macs = {name: 1 for name, kind in kinds.items() if kind in LAYER_OPS}
-        if any("Conv" in kinds[name] for name in macs):
-            return 0.0
-    total = sum(macs.values())
-    return sum(count for name, count in macs.items() if "Conv" not in kinds[name]) / total if total else 0.0
+        names = {node.name: 1 for node in proto.graph.node if node.op_type in LAYER_OPS}
+        layers = onnx_layers(proto, names)
+        if convolutions := [layer for layer in layers if "Conv" in layer.op]:
+            layers = tuple(convolutions)
+    macs: Counter[str] = Counter()
+    for layer in layers:
+        kind = "convolution" if "Conv" in layer.op else layer.op if layer.op in RECURRENT else "linear"
+        macs["attention" if layer.of_activations else kind] += layer.macs
+    return ModelWork(
+        convolution_macs=macs["convolution"],
+        linear_macs=macs["linear"],
+        lstm_macs=macs["LSTM"] + macs["DynamicQuantizeLSTM"],
+        gru_macs=macs["GRU"],
+        rnn_macs=macs["RNN"],
+        attention_macs=macs["attention"],
+        attention_products=sum(layer.of_activations for layer in layers),
+    )
 
 
 def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:

@@ -1,6 +1,7 @@
-"""`--scheme auto`: try a target's schemes, the cheapest first, until one passes every gate.
+"""The schemes that a run does not name: those of `--scheme auto`, and a target's default for a model.
 
-Each attempt equals a run of that scheme alone, and is cached as such.
+`auto` tries a target's schemes, the cheapest first, until one passes every gate. Each attempt equals a run of that
+scheme alone, and is cached as such. The default is one scheme, by what the model computes.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from edgeq.core.config import Job
 from edgeq.core.errors import (
@@ -20,24 +23,27 @@ from edgeq.core.errors import (
     UnsupportedError,
     VerificationError,
 )
+from edgeq.core.results.artifact import Inputs
+from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
-from edgeq.core.schemes import AUTO, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName
+from edgeq.core.schemes import AUTO, DEFAULT, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName, default_schemes
 from edgeq.core.targets import TargetProfile
-from edgeq.core.units import format_bytes, parse_quantity
-from edgeq.lower.onnx import linear_share
+from edgeq.core.units import counted, format_bytes, parse_quantity
+from edgeq.lower.onnx import file_work
 from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples, load_job_model
 from edgeq.pipeline.publish import write_reports
 from edgeq.quantize import FILE_METHODS
-from edgeq.quantize.capture import linear_macs
+from edgeq.quantize.capture import run_once
 from edgeq.report.progress import Budgeted
+from edgeq.report.text import default_lines, share
 from edgeq.verify.children import calm_openmp, use_torch
 
 # errors that rule out this scheme only; any other error ends the run
 REFUSALS: tuple[type[EdgeqError], ...] = (UnsupportedError, AccuracyError, VerificationError)
 
-_MOST = 0.5  # of the multiply-accumulates: what does more of them decides what is tried first
+_MOST = 0.5  # of the multiply-accumulates: what does more of them decides
 
 
 # builds units of named schemes, or returns them from the cache (`package.build_units`)
@@ -58,7 +64,9 @@ def choose_schemes(run: Run, units: Sequence[BuildUnit], build: Build) -> Result
     known = restore(wanted, run.folder(), run.job) if run.job.cache else {}
     missing = [unit for unit in wanted if unit.key not in known]
     raced = _raced(run, missing, build) if missing else Results(finished={}, refused={})
-    return Results(finished=found.finished | known | raced.finished, refused=found.refused | raced.refused)
+    return Results(
+        finished=found.finished | known | raced.finished, refused=found.refused | raced.refused, chosen=found.chosen
+    )
 
 
 def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[SchemeName, ...]:
@@ -190,7 +198,8 @@ def _linear_macs(run: Run) -> float:
         if model.kind in ("pte", "ptl"):
             what = f"{job.source} is already lowered; --scheme auto needs a PyTorch or ONNX model"
             raise UnsupportedError(what, f"omit --scheme {AUTO}, or give the PyTorch model")
-        return linear_share(model.model, model.inputs) if model.kind == "onnx" else linear_macs(model)
+        work = file_work(model.model, model.inputs) if model.kind == "onnx" else run_once(model)[1]
+        return (work or ModelWork()).matrix_share
 
 
 def _try(run: Run, scheme: SchemeName, races: Sequence[_Race], build: Build) -> None:
@@ -244,3 +253,105 @@ def _no_scheme_error(race: _Race) -> EdgeqError:
     kind = {ExitCode.ACCURACY: AccuracyError, ExitCode.VERIFICATION: VerificationError}.get(code, UnsupportedError)
     fix = race.error.fix if race.error is not None else "choose a --scheme"
     return kind(f"no scheme could be built for {race.unit.target.name}: {errors}", fix)
+
+
+# --- The default of a target: the profile's first scheme, or what suits the model better. What the model computes is
+# known once it is loaded, or from a result that the cache has.
+
+
+# of the multiply-accumulates, in layers that dynamic-int8 computes in int8: its audit asks for as much
+_WORTH = 0.25
+
+# by runtime: the recurrent layers that dynamic-int8 computes in int8, and on OpenVINO weight-only-int8 stores
+_INT8_RECURRENT = {
+    "torchscript": ("LSTM", "GRU"),
+    "executorch": ("LSTM", "GRU"),
+    "onnx": ("LSTM", "RNN"),
+    "openvino": ("LSTM", "GRU", "RNN"),
+}
+
+
+def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[SchemeName, str]:
+    """Return the default scheme of a target for a model, and the reason; "" where that is not known.
+
+    dynamic-int8 is for models whose work is attention or recurrent layers, and weight-only-int8 on targets without it:
+    static-int8 leaves products of two activations and recurrent layers in float, so that its audit fails on some, and
+    its one range for each tensor costs 3 to 22 dB of such models. Small models trained on digits (docs/figures.md),
+    SQNR in dB of static-int8 and of the default; x: the audit failed.
+
+                 x86          qnnpack      xnnpack      ort          openvino
+      vit        30.2x 40.3   34.7x 44.8   34.1  47.6   34.9  43.2   35.0  44.9
+      swin       23.5x 39.6   34.3x 41.6   32.1  45.5   31.8  41.8   31.9  34.5
+      encoder    28.9  34.9   32.9  40.0   33.9  44.7   33.7  38.8   33.5  41.4
+      mobilevit  31.0  50.4   35.9  54.0   36.9  53.9   33.0  50.8   33.3  44.8
+      lstm       38.1x 40.4   43.7x 42.7   43.9x 47.7   42.7x 39.4   42.8x 49.5
+    """
+    first, *others = default_schemes(target.schemes)
+    if work is None or not work.macs:
+        return first, ""
+    recurrent = {"LSTM": work.lstm_macs, "GRU": work.gru_macs, "RNN": work.rnn_macs}
+    in_int8 = sum(recurrent[kind] for kind in _INT8_RECURRENT.get(target.runtime, ()))
+    if work.recurrent_macs > _MOST * work.macs:
+        why = f"recurrent layers do {share(work.recurrent_macs / work.macs)} of the multiply-accumulates"
+        if others and in_int8 > _MOST * work.macs:
+            return others[0], f"{why}, and {first} leaves them in float"
+        if "fp16" in others and target.runtime != "torchscript":  # which stores no nn.RNN in half
+            return "fp16", f"{why}, and no int8 scheme of this target has kernels for them"
+        return first, why
+    if others and work.attention_products and work.linear_macs + in_int8 >= _WORTH * work.macs:
+        return others[0], f"{counted(work.attention_products, 'attention product')}, which {first} leaves in float"
+    kinds = {"convolutions": work.convolution_macs, "linear layers": work.linear_macs}
+    kinds |= {"recurrent layers": work.recurrent_macs, "attention products": work.attention_macs}
+    most = max(kinds, key=lambda kind: kinds[kind])
+    return first, f"{most} do {share(kinds[most] / work.macs)} of the multiply-accumulates"
+
+
+def default_choices(job: Job, work: ModelWork | None) -> dict[str, tuple[SchemeName, str]]:
+    """Return scheme and reason by target, where the job leaves the scheme open and the model has been looked at."""
+    targets = [target for target in job.targets if DEFAULT in job.schemes_of(target)]
+    return {target.name: choose_default(target, work) for target in targets} if work is not None else {}
+
+
+def restore_defaults(
+    units: Sequence[BuildUnit], facts: Mapping[str, Any], work: Path, job: Job
+) -> tuple[dict[str, BuildUnit], Finished]:
+    """Return, by the keys of units of the default scheme, the units that the cache has, and their results.
+
+    A result says what its model computes, and so whether its scheme is the model's default. Its key stands for the same
+    model, as far as the options say; the cache compares the files that the model's code reads.
+    """
+    chosen: dict[str, BuildUnit] = {}
+    finished: Finished = {}
+    for number, unit in enumerate(units):
+        for scheme in default_schemes(unit.target.schemes):
+            named = unit_of(job, facts, unit.target, scheme)
+            folder = work / f"default-{number}-{scheme}"
+            folder.mkdir()
+            row, data = restore([named], folder, job).get(named.key, (None, None))
+            if row is None or data is None or row.work is None:
+                continue
+            best, why = choose_default(unit.target, row.work)
+            if best == scheme:
+                chosen[unit.key] = dataclasses.replace(named, by_default=why)
+                finished[named.key] = (write_reports(dataclasses.replace(row, by_default=why), data), data)
+                break
+    return chosen, finished
+
+
+def choose_defaults(run: Run, units: Sequence[BuildUnit], inputs: Inputs, results: Results) -> Results:
+    """Return the results with a unit of a scheme for each unit of the default scheme, and those that the cache has."""
+    units = [unit for unit in units if unit.scheme == DEFAULT]
+    if not units:
+        return results
+    model = inputs.model
+    work = file_work(model.model, model.inputs) if model.kind == "onnx" else inputs.work
+    chosen: dict[str, BuildUnit] = {}
+    for unit in units:
+        scheme, why = choose_default(unit.target, work)
+        named = unit_of(run.job, run.facts, unit.target, scheme)
+        chosen[unit.key] = dataclasses.replace(named, by_default=why)
+    for line in default_lines((unit.target.name, unit.scheme, unit.by_default) for unit in chosen.values()):
+        with run.progress.task(line):
+            pass
+    known = restore([*chosen.values()], run.folder(), run.job) if run.job.cache else {}
+    return dataclasses.replace(results, finished=results.finished | known, chosen=chosen)

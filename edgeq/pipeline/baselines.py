@@ -41,6 +41,8 @@ def with_float_baselines(run: Run, units: Sequence[BuildUnit], build: Build) -> 
     """
     plain = {unit.key: unit_of(run.job, run.facts, unit.target, unit.scheme) for unit in units}
     made = choose_schemes(run, tuple(plain.values()), build)
+    plain = {key: made.chosen.get(one.key, one) for key, one in plain.items()}
+    units = [dataclasses.replace(unit, scheme=plain[unit.key].scheme) for unit in units]
     refusals = {unit.key: made.refused[plain[unit.key].key] for unit in units if plain[unit.key].key in made.refused}
     units = [unit for unit in units if unit.key not in refusals]
     rows = {unit.key: made.finished[plain[unit.key].key] for unit in units}

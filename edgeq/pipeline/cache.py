@@ -41,7 +41,7 @@ from edgeq.core.files import (
 from edgeq.core.manifest import REPORT_NAMES
 from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, PackageResult, with_warning
-from edgeq.core.schemes import AUTO, NEEDS_SEARCH
+from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import (
     driver_state,
@@ -86,6 +86,8 @@ def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
         row, data = hit
         if row.source != origin(job.source):  # another checkout's
             row = write_reports(dataclasses.replace(row, source=origin(job.source)), data)
+        if unit.scheme != DEFAULT and row.by_default != unit.by_default:  # another run named the scheme, or did not
+            row = write_reports(dataclasses.replace(row, by_default=unit.by_default), data)
         if _limits_only_judge(row):
             row = judged_again(row, data, unit.target, job.gates)
         if not _may_pass_later(row) and not _is_timed_elsewhere(row, job.gates.times_on):

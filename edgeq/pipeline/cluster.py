@@ -855,13 +855,16 @@ def _joined(order: Order, items: Sequence[_Item], ended: Mapping[int, Any], warn
     if errors:
         return min(errors, key=lambda error: error.exit_code)
     finished, refused = dict(order.plan.finished), dict(order.plan.refused)
-    for plan in outcomes:
+    chosen: dict[str, BuildUnit] = {}  # of units of the default scheme
+    for item, plan in zip(items, outcomes, strict=True):
+        chosen |= {unit.key: made for unit, made in zip(item.plan.units, plan.units, strict=True)}
         for key, (row, data) in plan.finished.items():
             for text in warnings:
                 row = with_warning(row, text)
             finished[key] = (row, data)
         refused |= plan.refused
-    whole = dataclasses.replace(order.plan, finished=finished, refused=refused)
+    units = tuple(chosen.get(unit.key, unit) for unit in order.plan.units)
+    whole = dataclasses.replace(order.plan, units=units, finished=finished, refused=refused)
     return whole if finished else whole.refusal
 
 

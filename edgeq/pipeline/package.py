@@ -16,21 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.check.fidelity import certain_loss, looks_lost
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
-from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
+from edgeq.core.errors import AccuracyError, EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
-from edgeq.core.schemes import AUTO, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
-from edgeq.core.targets import why_not_run
+from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
-from edgeq.pipeline.auto import REFUSALS, choose_schemes
+from edgeq.pipeline.auto import REFUSALS, choose_default, choose_defaults, choose_schemes, restore_defaults
 from edgeq.pipeline.baselines import with_float_baselines
 from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
 from edgeq.pipeline.devices import Emulator
@@ -51,7 +53,7 @@ from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntimes
 from edgeq.verify.metrics import SetMetric
-from edgeq.verify.verify import judge, judge_graph, run_artifact
+from edgeq.verify.verify import judge, judge_graph, look_first, run_artifact
 
 
 def package(job: Job, progress: Progress) -> RunReport:
@@ -86,12 +88,17 @@ def make_plan(job: Job, work: Path, machine: Mapping[str, Any] | None = None) ->
     """
     facts = job_facts(job, machine)
     note = COMPARED if job.compare else ""
-    units = tuple(
-        unit_of(job, facts, target, scheme, note=note) for target in job.targets for scheme in job.schemes_of(target)
-    )
     cannot = refused_targets(job)
+    units = tuple(
+        unit_of(job, facts, target, scheme, note=note)
+        for target in job.targets
+        for scheme in (target.schemes[:1] if target.name in cannot else job.schemes_of(target))
+    )
     refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
     finished = restore([unit for unit in units if unit.key not in refused], work, job) if job.cache else {}
+    if job.cache and not job.compare:
+        chosen, known = restore_defaults([unit for unit in units if unit.scheme == DEFAULT], facts, work, job)
+        units, finished = tuple(chosen.get(unit.key, unit) for unit in units), finished | known
     return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
 
 
@@ -126,9 +133,10 @@ def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dic
         results = choose_schemes(run, plan.missing, build_units)
     else:
         results = build_units(run, plan.missing)
+    units = tuple(results.chosen.get(unit.key, unit) for unit in plan.units)
     finished = plan.finished | results.finished
     refused = {**plan.refused, **{key: _model_error(err) for key, err in results.refused.items()}}
-    return dataclasses.replace(plan, finished=finished, refused=refused), results.refused
+    return dataclasses.replace(plan, units=units, finished=finished, refused=refused), results.refused
 
 
 def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
@@ -143,32 +151,38 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     if not missing:
         return results
     emulator = Emulator(job.device, progress)
-    groups = group_by_artifact(missing)
+    artifacts = len(group_by_artifact(missing))
     artifacts_per_group = 1 if job.reuse_qparams_from is None else 2
     built = Results(finished={}, refused={})
     with (
-        HostRuntimes(len(groups) * artifacts_per_group, folder=folder, progress=progress) as runtimes,
+        HostRuntimes(artifacts * artifacts_per_group, folder=folder, progress=progress) as runtimes,
         recording() as recorder,
         contextlib.ExitStack() as later,
     ):
-        schemes = frozenset(unit.scheme for unit in missing)
-        inputs = prepare(job, progress, schemes=schemes, describe=lambda model: described(model, runtimes.first))
+        # preflight asked for what the first default needs
+        needs = frozenset(unit.target.schemes[0] if unit.scheme == DEFAULT else unit.scheme for unit in missing)
+        inputs = prepare(job, progress, schemes=needs, describe=lambda model: described(model, runtimes.first))
         recorder.on = False  # from here on, only the user's own functions open files of the user
         check_owner(job, inputs.model.name)
+        results = choose_defaults(run, missing, inputs, results)
+        chosen = [results.chosen.get(unit.key, unit) for unit in missing]
+        missing = [unit for unit in chosen if unit.key not in results.finished]
         emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
         # a built-in score of a whole set runs no code of the user's
         metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
         inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))
         later.enter_context(rare_collections())  # from here on, torch and the model are there
         builder = ArtifactBuilder(job, inputs, runtimes, folder, progress)
-        for spec, group in groups.items():
+        for spec, group in group_by_artifact(missing).items():
             start = time.perf_counter()
             emulated = any(wants_emulation(unit.target, job.device) for unit in group)
             try:
-                artifact = builder.build(spec, group[0].label, emulated=emulated)
+                target = group[0].target
+                artifact = builder.build(spec, group[0].label, emulated=emulated, target=target)
                 if job.reuse_qparams_from is not None:
                     label = f"{group[0].label}, all ranges new"
-                    without = builder.build(dataclasses.replace(spec, fresh=True), label, emulated=False)
+                    fresh = dataclasses.replace(spec, fresh=True)
+                    without = builder.build(fresh, label, emulated=False, target=target)
                     # the patches from the shipped artifact: to one with its ranges, and to one with all ranges new
                     bundle, _ = read_shipped(job.reuse_qparams_from)
                     before = b"".join((bundle.folder / one.path).read_bytes() for one in bundle.manifest.model_files)
@@ -210,7 +224,9 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                 built.finished[unit.key] = (result, inputs.data)
         builder.remove_states()
         dependencies = recorder.dependencies()
-    return Results(finished=results.finished | keep(run, built.finished, dependencies), refused=built.refused)
+    return dataclasses.replace(
+        results, finished=results.finished | keep(run, built.finished, dependencies), refused=built.refused
+    )
 
 
 # words of torch and ExecuTorch about sizes that depend on values
@@ -219,6 +235,10 @@ _OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
 _GUARD = re.compile("Could not guard on data-dependent expression.*", re.DOTALL)
 
 _WORTH_BYTES = 16 * 10**6
+
+# samples that are looked at before a graph is lowered: the first say whether to look at the others, and these decide.
+# Where all of 64 spread samples are lost, so are 95% of all with a certainty of 96%, and 90% with one of 99.9%
+_FIRST_LOOK, _SECOND_LOOK = 4, 64
 
 _MEMO_BYTES = 256 * 10**6  # reference outputs beyond this are computed again rather than kept
 
@@ -236,13 +256,14 @@ class ArtifactBuilder:
         # importing torchao makes torch log about an enumeration that concerns torchao's authors only
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-    def build(self, spec: ArtifactSpec, label: str, *, emulated: bool) -> Artifact:
+    def build(self, spec: ArtifactSpec, label: str, *, emulated: bool, target: TargetProfile) -> Artifact:
         """Quantize, lower and verify one artifact.
 
         Args:
             spec: what to build.
             label: names it in the progress.
             emulated: whether a device's kernels will run a subset of the samples afterwards.
+            target: one of those that get the artifact, for advice.
 
         Raises:
             EdgeqError: the error of a step.
@@ -265,6 +286,7 @@ class ArtifactBuilder:
                 return self._build_from_float_onnx(step)
             try:
                 quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
+                self._refuse_certain_loss(quantized, step, target)
                 self._release_graphs()
                 lowered = _lower(quantized, step)
             except (OSError, MemoryError):
@@ -300,6 +322,40 @@ class ArtifactBuilder:
             asked_fp32=asked,
             observed=tuple(kept.observed) if kept else (),
         )
+
+    def _refuse_certain_loss(self, quantized: QuantizedModel, step: BuildStep, target: TargetProfile) -> None:
+        """Refuse a graph whose outputs are lost for certain, before the long steps; raises an AccuracyError.
+
+        A few samples tell whether to look at more of them. No other scheme's samples are run twice: fp32's outputs are
+        remembered.
+        """
+        scheme, options = step.spec.scheme, self._job.gates
+        if scheme in FLOAT_SCHEMES or scheme == "pretrained" or quantized.graph is None:
+            return
+        spec = dataclasses.replace(
+            verify_spec(step, None), graph=forward(quantized.graph, step.spec.engine), fp32=self._reference
+        )
+        if not looks_lost(look_first(spec, _FIRST_LOOK)[0], options):
+            return
+        seen, best_db = look_first(spec, _SECOND_LOOK)
+        why = certain_loss(scheme, seen, best_db, options)
+        if not why:
+            return
+        count = min(_SECOND_LOOK, spec.samples.count)
+        what = f"{scheme} loses this model: on {counted(count, 'sample')}, {why}; it was not lowered"
+        raise AccuracyError(what, self._instead(scheme, target))
+
+    def _instead(self, scheme: str, target: TargetProfile) -> str:
+        """Return what to try where a scheme loses the model."""
+        best, why = choose_default(target, self._inputs.work)
+        others = [
+            name for name in (best, "weight-only-int8", "fp16", "fp32") if name in target.schemes and name != scheme
+        ]
+        named = f"--scheme {others[0]}" if others else "another target"
+        because = f" ({why})" if others and others[0] == best and why else ""
+        layers = "`edgeq sensitivity` lists the layers that --keep-fp32 can leave in float"
+        data = "check that the calibration data resembles the evaluation data"
+        return f"try {named}{because}; {data}; {layers}; --limit sqnr=0 turns this check off"
 
     def remove_states(self) -> None:
         """Remove what a killed run would resume its training and searches from."""

@@ -14,7 +14,19 @@ from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
-from edgeq.core.schemes import AUTO, AUTO_TRIES, LIMITS, NEEDS_CALIBRATION, NEEDS_SEARCH, NEEDS_TRAINING, used_observer
+from edgeq.core.schemes import (
+    AUTO,
+    AUTO_TRIES,
+    DEFAULT,
+    LIMITS,
+    NEEDS_CALIBRATION,
+    NEEDS_SEARCH,
+    NEEDS_TRAINING,
+    PlannedScheme,
+    SchemeName,
+    default_schemes,
+    used_observer,
+)
 from edgeq.core.system import host_arch
 from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
@@ -69,13 +81,15 @@ class BuildUnit:
     """One target and scheme of a run.
 
     Attributes:
-        scheme: its name, or `auto`.
+        scheme: its name, `auto`, or `default`.
         key: its place in the cache.
+        by_default: why the target's default is this scheme for this model; "" where the job names the scheme.
     """
 
     target: TargetProfile
     scheme: str
     key: str
+    by_default: str = ""
 
     @property
     def spec(self) -> ArtifactSpec:
@@ -159,10 +173,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Results of units by their keys: bundles, and for units that cannot be built the reason."""
+    """Results of units by their keys: bundles, and for units that cannot be built the reason.
+
+    Attributes:
+        chosen: by the key of a unit of the default scheme, the unit of the scheme that the model calls for: it has the
+            result.
+    """
 
     finished: Finished
     refused: dict[str, EdgeqError]
+    chosen: Mapping[str, BuildUnit] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +295,11 @@ class Part:
 # --- What `--dry-run` prints: each step of each target, as it would be done.
 
 
-def plan_json(job: Job) -> dict[str, Any]:
+# by target, the default scheme for the model and the reason; none where the model was not loaded
+Defaults = Mapping[str, tuple[SchemeName, str]]
+
+
+def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
     job = _with_own_data(job)
     return {
@@ -285,7 +309,11 @@ def plan_json(job: Job) -> dict[str, Any]:
             "out": str(job.out),
             "steps": _steps_json(_shared(job)),
             "targets": [
-                {"target": target.name, "scheme": scheme, "steps": _steps_json(_own(job, target, scheme))}
+                {
+                    "target": target.name,
+                    "scheme": _named(target, scheme, defaults),
+                    "steps": _steps_json(_own(job, target, scheme, defaults)),
+                }
                 for target in job.targets
                 for scheme in job.schemes_of(target)
             ],
@@ -293,14 +321,19 @@ def plan_json(job: Job) -> dict[str, Any]:
     }
 
 
-def plan_text(job: Job) -> str:
+def plan_text(job: Job, defaults: Defaults) -> str:
     """Return the plan for people."""
     job = _with_own_data(job)
     lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
     for target in job.targets:
         for scheme in job.schemes_of(target):
-            lines += ["", f"{target.name}, {scheme}", *_lines(_own(job, target, scheme))]
+            named = _named(target, scheme, defaults)
+            lines += ["", f"{target.name}, {named}", *_lines(_own(job, target, scheme, defaults))]
     return "\n".join(lines)
+
+
+def _named(target: TargetProfile, scheme: PlannedScheme, defaults: Defaults) -> str:
+    return defaults.get(target.name, (target.schemes[0],))[0] if scheme == DEFAULT else scheme
 
 
 def _with_own_data(job: Job) -> Job:
@@ -350,7 +383,15 @@ def _shared(job: Job) -> _Steps:
     return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
 
 
-def _own(job: Job, target: TargetProfile, scheme: str) -> _Steps:
+def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _Steps:
+    if scheme == DEFAULT and target.name in defaults:
+        named, why = defaults[target.name]
+        steps = _own(job, target, named, defaults)
+        return steps if named == target.schemes[0] else [("choose", f"{why}. Choose another with --scheme"), *steps]
+    if scheme == DEFAULT:
+        first, other = default_schemes(target.schemes)[:2]
+        when = f"{first}, but {other} for a model of attention or recurrent layers, which is known once it is loaded"
+        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"

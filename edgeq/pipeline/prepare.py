@@ -14,7 +14,7 @@ from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
-from edgeq.core.results.model import LoadedModel, LoweredModel, TensorSpec
+from edgeq.core.results.model import LoadedModel, LoweredModel, ModelWork, TensorSpec
 from edgeq.core.results.report import DataFacts
 from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, batches, remembered
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
@@ -28,6 +28,7 @@ from edgeq.load.model import estimate_batch_norm, load_model
 from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
 from edgeq.load.user_code import check_arguments, load_function, load_metric
+from edgeq.lower.onnx import file_work
 from edgeq.pipeline.plan import BuildStep, match_apps, plan_text
 from edgeq.pipeline.preflight import check_calibration, limits_drop, preflight, refused_targets, without_labels
 from edgeq.quantize.capture import run_once
@@ -93,8 +94,8 @@ def subset(step: BuildStep, macs: int) -> Subset:
     return Subset(count=samples.count, rows=rows, limit=limit, first=GOLDEN_SAMPLES)
 
 
-def verify_spec(step: BuildStep, lowered: LoweredModel) -> VerifySpec:
-    """Return the verify step's input for an artifact that is compared with nothing yet."""
+def verify_spec(step: BuildStep, lowered: LoweredModel | None) -> VerifySpec:
+    """Return the verify step's input for an artifact that is compared with nothing yet; None: for its graph alone."""
     inputs, spec = step.inputs, step.spec
     return VerifySpec(
         lowered=lowered,
@@ -146,7 +147,7 @@ def prepare(
         VerificationError: a limit on the accuracy drop, and evaluation data without labels.
         EnvironmentProblem: weights could not be downloaded.
     """
-    model, preprocess, outputs = _loaded(job, progress, describe)
+    model, preprocess, outputs, work = _loaded(job, progress, describe)
     if model.kind in _ARTIFACTS:
         schemes = ()
     check_calibration(job, schemes)
@@ -179,6 +180,7 @@ def prepare(
         unapplied=_unapplied(preprocess, model, calibration, evaluation),
         metric_name=metric_name,
         remarks=(*model.remarks, *_label_remarks(job, labels)),
+        work=work,
     )
 
 
@@ -255,8 +257,11 @@ def load_job_model(job: Job, *, downloads: bool = True) -> LoadedModel:
 
 def _loaded(
     job: Job, progress: Progress, describe: Callable[[LoadedModel], LoadedModel], *, downloads: bool = True
-) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...]]:
-    """Return the model, what is done with its images, and its outputs; of an artifact that came these are not known."""
+) -> tuple[LoadedModel, Preprocess | None, tuple[TensorSpec, ...], ModelWork | None]:
+    """Return the model, what is done with its images, its outputs, and what it computes.
+
+    Of an artifact that came the last two are not known.
+    """
     with progress.task(f"load {job.source}"):
         model = load_job_model(job, downloads=downloads)
         if model.kind in _ARTIFACTS:
@@ -270,7 +275,7 @@ def _loaded(
             )
             raise UsageError(what, "give another --name")
         model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
-        return model, preprocess, () if model.kind in _ARTIFACTS else _outputs(model)
+        return model, preprocess, *(((), None) if model.kind in _ARTIFACTS else _outputs(model))
 
 
 def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tuple[LoadedModel, Preprocess | None]:
@@ -298,10 +303,10 @@ def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progres
         return dataclasses.replace(model, model=estimate_batch_norm(model.model, calibration, model.inputs))
 
 
-def _outputs(model: LoadedModel) -> tuple[TensorSpec, ...]:
+def _outputs(model: LoadedModel) -> tuple[tuple[TensorSpec, ...], ModelWork | None]:
     """Run the float model once, so that a misfit shows at once; an ONNX file states its outputs."""
     if model.kind == "onnx":
-        return output_specs(model.model)
+        return output_specs(model.model), None
 
     return run_once(model)
 
@@ -510,11 +515,14 @@ def _wanted(job: Job, schemes: Collection[str]) -> list[_Wanted]:
 _OF_THE_MODEL = frozenset({"model", "weights", "inputs", "targets"})
 
 
-def check_job(job: Job, progress: Progress) -> None:
+def check_job(job: Job, progress: Progress) -> ModelWork | None:
     """Check a job as a run would before it downloads, calibrates or lowers anything; write nothing.
 
     This loads torch and runs the user's code: the model's factory, and one inference. Where a cluster builds, only
     names and files are checked.
+
+    Returns:
+        What the model computes; None where that was not seen.
 
     Raises:
         Findings: several errors, each with the option that it is about.
@@ -527,28 +535,30 @@ def check_job(job: Job, progress: Progress) -> None:
     with found.of("install_into"):
         match_apps(job)
     with found.of("schemes"):
-        plan_text(job)  # a scheme that the runtime has no method for
+        plan_text(job, {})  # a scheme that the runtime has no method for
     for refused in refused_targets(job).values():
         found.errors.append(refused.about(key="targets"))
     known, ended = {error.key for error in found.errors}, found.exit_code
+    work: ModelWork | None = None
     if builds_here and not known & _OF_THE_MODEL:
         again = FoundErrors()
         with again.of(""):
-            _check_inputs(with_demo_data(job), progress)
+            work = _check_inputs(with_demo_data(job), progress)
         # what a file's name has shown already is not said again in the words of its reader
         found.errors += [error for error in again.errors if error.key not in known]
     # a run ends before it loads the model if names or files are wrong: the exit code is then theirs
     raise_findings(found.errors, ended)
+    return work
 
 
-def _check_inputs(job: Job, progress: Progress) -> None:
+def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
     """Load the model, run it once, and read a sample of each file or folder of data, as `prepare` does.
 
     Nothing is downloaded, functions that make data are imported and not called, and a ready-made artifact is not run.
     """
     found = FoundErrors()
     with found.of("model"):
-        model, preprocess, outputs = _loaded(job, progress, lambda artifact: artifact, downloads=False)
+        model, preprocess, outputs, work = _loaded(job, progress, lambda artifact: artifact, downloads=False)
     if not found.errors and model.kind not in _ARTIFACTS:
         n_classes = _classes(job, outputs)
         schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
@@ -568,3 +578,4 @@ def _check_inputs(job: Job, progress: Progress) -> None:
                         if role == "evaluation":
                             _score_one(data, metric, model, n_classes)
     found.raise_all()
+    return file_work(model.model, model.inputs) if model.kind == "onnx" else work

@@ -161,6 +161,8 @@ def write_result(
         qparams=artifact.quantized.qparams,
         reuse=artifact.reuse,
         source=origin(job.source),
+        by_default=unit.by_default,
+        work=inputs.work,
         search=artifact.quantized.search,
         layer_sqnrs=artifact.quantized.layer_sqnrs,
         shipped=_shipped_figures(job),

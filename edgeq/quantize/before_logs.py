@@ -96,6 +96,8 @@ def _name(node: Any) -> str:
     """Return an operator's plain name, of a function, a method or an overload."""
     if node.op == "call_method":
         return str(node.target)
+    if getattr(node.target, "__module__", "") == "math":  # of sizes, which FX traces: the root of a number
+        return ""
     return str(getattr(node.target, "__name__", "")).partition(".")[0] if node.op == "call_function" else ""
 
 

@@ -7,14 +7,16 @@ import dataclasses
 import functools
 import inspect
 import io
+import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
+from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
-from edgeq.core.results.model import LoadedModel, TensorSpec
+from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
 from edgeq.core.system import replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
@@ -43,8 +45,10 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[Any, ..
     return tuple(tensors)
 
 
-def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
-    """Run the float model on random inputs and return the outputs, to find a mismatch early.
+def run_once(model: LoadedModel) -> tuple[tuple[TensorSpec, ...], ModelWork | None]:
+    """Run the float model on random inputs to find a mismatch early; return the outputs, and what the model computes.
+
+    The second is None where the model cannot be watched.
 
     Raises:
         UsageError: the model does not take the inputs that were given.
@@ -52,11 +56,12 @@ def run_once(model: LoadedModel) -> tuple[TensorSpec, ...]:
     """
     module = model.model.module() if model.kind == "exported" else model.model
     leaves = _leaves(module, model.inputs)
-    _refuse_state(module, model.inputs, leaves)
-    return tuple(
+    work = _refuse_state(module, model.inputs, leaves)
+    outputs = tuple(
         TensorSpec(name=f"output{i}", dtype=str(leaf.dtype).removeprefix("torch."), shape=tuple(leaf.shape))
         for i, leaf in enumerate(leaves)
     )
+    return outputs, work
 
 
 def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any]:
@@ -76,18 +81,21 @@ def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any
     return leaves
 
 
-def _refuse_state(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> None:
+def _refuse_state(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> ModelWork | None:
     """Refuse a model that answers the same input otherwise after another one: no comparison with it means anything.
+
+    Returns:
+        What the model computed for the other input, whose outputs nobody needs.
 
     Raises:
         UnsupportedError: it draws random numbers, or keeps state between calls.
     """
     kept = [output.clone() for output in before]  # a module may return its own buffer
     held = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    _leaves(module, specs, seed=1)
+    work = _watched(module, specs)
     after = _leaves(module, specs)
     if len(kept) == len(after) and all(map(_is_same, kept, after)):
-        return
+        return work
     what = "the model is not deterministic: the same input gave different outputs on a second call"
     changed = [name for name, buffer in module.named_buffers() if name in held and not _is_same(held[name], buffer)]
     if changed:
@@ -386,34 +394,79 @@ def silenced() -> Iterator[None]:
 # --- What a float model is made of: convolutions, or matrix products.
 
 
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")
+def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
+    """Run the float model on random inputs, and return its multiply-accumulates by kind; None if it cannot be watched.
 
-
-def linear_macs(model: LoadedModel) -> float:
-    """Return the share of the multiply-accumulates in matrix products; 0 where the model has none.
-
-    Linear, recurrent and attention layers come down to these. Counted by torch's FlopCounterMode in one run on random
-    inputs; elementwise operators do not count.
-
-    Raises:
-        UsageError: the model does not take its inputs.
-        UnsupportedError: an output is not a tensor.
+    Elementwise operators do not count. The fused path of attention is off, since it is one operator that no formula
+    knows; a recurrent layer of oneDNN is another, whose weights are used once for each step.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    def storages(tensors: Iterable[Any]) -> set[int]:
+        return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+    weights = storages((*module.parameters(), *module.buffers()))
+    recurrent = {kind: storages(tensors) for kind, tensors in _recurrent_weights(module).items()}
+    macs: Counter[str] = Counter()
+    products = 0
+
+    class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal products
+            result = func(*args, **(kwargs or {}))
+            name = func.overloadpacket.__name__.lstrip("_")
+            if name == "mkldnn_rnn_layer":
+                steps, batch = args[0].shape[:2]
+                macs["LSTM"] += steps * batch * sum(weight.numel() for weight in args[1:3])
+            elif func.overloadpacket in flop_registry:
+                count = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
+                factors = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
+                if "convolution" in name:
+                    macs["convolution"] += count
+                elif held := storages(factors) & weights:
+                    macs[next((kind for kind in recurrent if held & recurrent[kind]), "linear")] += count
+                else:
+                    macs["attention"] += count
+                    products += 2 if name.startswith("scaled_dot_product") else 1
+            return result
 
     fast = torch.backends.mha.get_fastpath_enabled()
-    counter = FlopCounterMode(display=False)
-    # the fused paths of attention and of oneDNN's recurrent layers are operators that the counter does not know
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TF32 on GPUs, where the flags are set
-            with torch.backends.mkldnn.flags(enabled=False), counter:
-                run_once(model)
+            with Watch():
+                _leaves(module, specs, seed=1)
+    except EdgeqError:  # not every operator runs below a dispatch mode
+        _leaves(module, specs, seed=1)
+        return None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    counts = {str(op): count for op, count in counter.get_flop_counts().get("Global", {}).items()}
-    products = sum(count for op, count in counts.items() if op.rpartition(".")[2].lstrip("_").startswith(_PRODUCTS))
-    total = sum(counts.values())
-    return products / total if total else 0.0
+    return ModelWork(
+        convolution_macs=macs["convolution"],
+        linear_macs=macs["linear"],
+        lstm_macs=macs["LSTM"],
+        gru_macs=macs["GRU"],
+        rnn_macs=macs["RNN"],
+        attention_macs=macs["attention"],
+        attention_products=products,
+    )
+
+
+def _recurrent_weights(module: Any) -> dict[str, list[Any]]:
+    """Return the weights of recurrent layers by kind: of modules, eager or scripted, and of an exported program."""
+    import torch
+
+    found: dict[str, list[Any]] = {"LSTM": [], "GRU": [], "RNN": []}
+    for inner in module.modules():
+        kind = getattr(inner, "original_name", type(inner).__name__)
+        if kind in found:
+            found[kind] += inner.parameters()
+    for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+        kind = str(node.target).removeprefix("aten.")[:4].strip("._").upper()
+        if str(node.target).startswith("aten.") and kind in found:
+            held = [operand.target for operand in node.all_input_nodes if operand.op == "get_attr"]
+            found[kind] += [operator.attrgetter(name)(module) for name in held]
+    return found

@@ -6,10 +6,11 @@ import copy
 import warnings
 from typing import Any
 
-from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import QuantizedModel
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.fx import engine
+from edgeq.quantize.fx_export import exported_graph
 from edgeq.quantize.fx_observers import split_layers
 from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
@@ -29,6 +30,13 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     module = float_copy(spec, "dynamic-int8")
     kept = matched_names(spec.keep_fp32, type_names(module))
     open_attention(module)
+    inputs = example_tensors(spec.inputs)
+    if _weights_read_elsewhere(module, inputs):
+        try:
+            module = exported_graph(module, inputs)
+        except Exception as err:  # torch.export raises many types
+            what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
+            raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         layers = [
@@ -45,6 +53,43 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
                 raise UnsupportedError(what, "keep that layer in float (--keep-fp32)") from err
     left = [name for name in layers if name not in chosen]
     return quantized_model("dynamic-int8", module, (chosen, left), covers="linear, LSTM or GRU")
+
+
+def _weights_read_elsewhere(module: Any, inputs: tuple[Any, ...]) -> bool:
+    """Whether forward multiplies by the weight of a linear layer that it does not call, as torchvision's Swin does.
+
+    Packed layers have no such weight.
+    """
+    import torch
+
+    called: set[Any] = set()
+    linear = [part for part in module.modules() if type(part) is torch.nn.Linear]
+    hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in linear]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    waiting = [part for part in linear if part not in called]
+    if not waiting:
+        return False
+    held = [dict(part.named_parameters(recurse=False)) for part in waiting]
+    try:
+        for part in waiting:
+            del part.weight
+        with torch.no_grad():
+            module(*inputs)
+    except AttributeError:
+        return True
+    finally:
+        for part, own in zip(waiting, held, strict=True):
+            for name in [*own]:
+                part.register_parameter(name, None)
+                delattr(part, name)
+            for name, value in own.items():  # in their order, which is that of the file
+                part.register_parameter(name, value)
+    return False
 
 
 # --- Models that come quantized, such as torchvision.models.quantization's: taken as they are, with no calibration.

@@ -441,6 +441,8 @@ def bundle_html(view: BundleView) -> str:
 
 def _remarks(row: PackageResult) -> list[str]:
     remarks = ["emulated"] if row.verified.stand_in else []
+    if row.by_default and row.scheme != "static-int8":
+        remarks.append(f"scheme by default: {row.by_default}")
     return [*remarks, "random weights"] if row.weights == "random" else remarks
 
 

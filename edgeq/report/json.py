@@ -127,6 +127,7 @@ def _row(row: PackageResult) -> dict[str, Any]:
         "search": _search(row.search),
         "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
         "auto": _choice(row.choice),
+        "default": {"reason": row.by_default} if row.by_default else None,
         "compared": _comparison(row.compared),
     }
 

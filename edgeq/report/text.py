@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
@@ -703,7 +703,8 @@ def _below(report: ProjectReport) -> list[str]:
         for step in next_steps(row, report.rows)
     ]
     found = [f"search: {search(row.search)} ({row.target})" for row in report.rows if row.search]
-    tried = [line for row in report.rows for line in _attempt_lines(row)]
+    chosen = default_lines((row.target, row.scheme, row.by_default) for row in report.rows)
+    tried = [*chosen, *(line for row in report.rows for line in _attempt_lines(row))]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
@@ -713,6 +714,24 @@ def _below(report: ProjectReport) -> list[str]:
         section for section in (devices, failed, steps, found, tried, app, warnings, data, reused, paths) if section
     ]
     return [line for section in sections for line in ("", *section)]
+
+
+def default_lines(choices: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return which schemes the defaults of targets are for a model, and why, one line for targets of one scheme.
+
+    static-int8 is not mentioned: it is every model's until there is a reason.
+
+    Args:
+        choices: target, scheme and reason.
+    """
+    targets: dict[tuple[str, str], list[str]] = {}
+    for target, scheme, why in choices:
+        if why and scheme != "static-int8":
+            targets.setdefault((scheme, why), []).append(target)
+    return [
+        f"scheme {scheme} for {', '.join(names)}: {why}. Choose another with --scheme"
+        for (scheme, why), names in targets.items()
+    ]
 
 
 def _attempt_lines(row: PackageResult) -> list[str]:

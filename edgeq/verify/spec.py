@@ -21,7 +21,7 @@ class VerifySpec:
     """Input of the verify step.
 
     Attributes:
-        lowered: the artifact on disk.
+        lowered: the artifact on disk; None where only its graph is judged.
         inputs: the model's inputs.
         graph: computes the function that the artifact has to compute; None for a ready-made artifact.
         fp32: the float model; None for a ready-made artifact.
@@ -36,7 +36,7 @@ class VerifySpec:
         observe: is given each batch with the artifact's outputs, and those of fp32 if there is one.
     """
 
-    lowered: LoweredModel
+    lowered: LoweredModel | None
     inputs: tuple[TensorSpec, ...]
     graph: Forward | None
     fp32: Forward | None

@@ -11,15 +11,16 @@ from typing import Any
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError, VerificationError
 from edgeq.core.results.measured import MAX_SPREAD, GraphOnly, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batch_size, batches
 from edgeq.core.system import host_arch, host_load, processor_kind
 from edgeq.core.targets import NPU
-from edgeq.verify.accumulate import Tally, compare, fidelity_of, findings_of, same_shapes
+from edgeq.verify.accumulate import Tally, compare, fidelity_of, findings_of, same_shapes, spread
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.kernels import kernel_share
-from edgeq.verify.metrics import Comparison, another_input, cut, percentile_ms
+from edgeq.verify.metrics import Comparison, another_input, cut, of_sample, percentile_ms
 from edgeq.verify.spec import Forward, VerifySpec
 
 
@@ -50,6 +51,8 @@ def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, Golden
 def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     """Run the artifact in the child, which may then be closed to free memory; raises the errors of `verify`."""
     lowered = spec.lowered
+    if lowered is None:
+        raise ValueError("an artifact that was not lowered cannot run")
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
     first: Batch | None = None
@@ -74,8 +77,8 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     if loaded.stand_in:
         return Ran(tally=tally, loaded=loaded)
     peak = runtime.peak_memory_bytes()
-    timing, kernels = _timed(spec, runtime, first, loaded)
-    _look_at_batches(spec, tally, first, runtime, size)
+    timing, kernels = _timed(spec, lowered, runtime, first, loaded)
+    _look_at_batches(spec, tally, first, runtime, any_size=lowered.dynamic_batch)
     return Ran(tally=tally, loaded=loaded, timing=timing, kernels=kernels, peak_memory_bytes=peak)
 
 
@@ -118,11 +121,12 @@ def _look_at_inputs(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostR
         tally.findings[f"{what}: {sums.sqnr_db:.1f} dB, expected at least {least:.1f} dB"] = None
 
 
-def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime, size: int) -> None:
+def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: HostRuntime, *, any_size: bool) -> None:
     """Note an artifact whose answer to a sample depends on the others; last, lest it raise the memory."""
+    size = batch_size(spec.samples, spec.inputs)
     seen = [batch for batch, _ in tally.for_parity] or [first]
     found: tuple[str, ...] = ()
-    if spec.lowered.dynamic_batch:
+    if any_size:
         unlike = [_batch_of(sample) for sample in tally.extremes.samples] if size == 1 else []
         found = batch_findings([*unlike, *seen[len(seen) // 2 :], *seen], spec.output_steps, spec.scheme, runtime)
     elif size > 1:
@@ -139,14 +143,16 @@ def _batch_of(sample: Sample) -> Batch:
 _MOST_TRIES = 3  # of timing, while the spread of the times shows a busy machine
 
 
-def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded) -> tuple[Timing, KernelShare]:
+def _timed(
+    spec: VerifySpec, lowered: LoweredModel, runtime: HostRuntime, batch: Batch, loaded: Loaded
+) -> tuple[Timing, KernelShare]:
     """Time and profile the artifact on one batch, with nothing else of the run going on."""
     with spec.progress.task(f"time {spec.label}"), spec.progress.alone():
         tries = [runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs)]
         while len(tries) < _MOST_TRIES and percentile_ms(tries[-1], 0.9) > MAX_SPREAD * percentile_ms(tries[-1], 0.5):
             tries.append(runtime.latencies_ms(batch.inputs, warmup=spec.warmup, runs=spec.runs))
         latencies = min(tries, key=lambda times: percentile_ms(times, 0.9))
-        kernels = _profiled(spec, runtime, batch)
+        kernels = _profiled(spec, lowered, runtime, batch)
     timing = Timing(
         p50_ms=percentile_ms(latencies, 0.5),
         p90_ms=percentile_ms(latencies, 0.9),
@@ -163,7 +169,7 @@ def _timed(spec: VerifySpec, runtime: HostRuntime, batch: Batch, loaded: Loaded)
     return timing, kernels
 
 
-def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelShare:
+def _profiled(spec: VerifySpec, lowered: LoweredModel, runtime: HostRuntime, batch: Batch) -> KernelShare:
     """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason."""
     if spec.backend == NPU:
         return KernelShare(int8_macs=None, kernels=(), why_unmatched="the NPU's emulator gives no profile of kernels")
@@ -171,7 +177,7 @@ def _profiled(spec: VerifySpec, runtime: HostRuntime, batch: Batch) -> KernelSha
         names = runtime.kernels(batch.inputs)
     except EdgeqError as err:
         return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
-    return kernel_share(spec.lowered.runtime, names, spec.lowered.layers)
+    return kernel_share(lowered.runtime, names, lowered.layers)
 
 
 def _parity(graph: Forward, spec: VerifySpec, tally: Tally) -> Parity:
@@ -220,6 +226,35 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme, made_by="graph")
+
+
+def look_first(spec: VerifySpec, most: int) -> tuple[VerifyReport, tuple[float, ...]]:
+    """Run the converted graph on spread samples before it is lowered, and compare it with fp32.
+
+    Args:
+        spec: as for `judge_graph`.
+        most: how many samples at most.
+
+    Returns:
+        A report on the graph only, and by output the highest SQNR of any of the samples, in dB.
+
+    Raises:
+        UsageError: as `judge_graph`.
+    """
+    rows = sorted(spread(spec.samples.count, most))
+    samples = replace(spec.samples, count=len(rows), read=lambda i: spec.samples.read(rows[i]))
+    best: dict[int, float] = {}
+
+    def look(batch: Batch, outputs: Outputs, reference: Outputs | None) -> None:
+        for row in range(batch.rows):
+            pairs = zip(of_sample(batch, reference or (), row), of_sample(batch, outputs, row), strict=True)
+            for index, (expected, measured) in enumerate(pairs):
+                sums = Comparison()
+                sums.add((expected,), (measured,))
+                best[index] = max(best.get(index, -math.inf), sums.sqnr_db)
+
+    report, _ = judge_graph(replace(spec, samples=samples, observe=look), why="it is not lowered yet")
+    return report, tuple(best[index] for index in sorted(best))
 
 
 # --- Artifacts that answer several samples at once: the same samples together and alone.

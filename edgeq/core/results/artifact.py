@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.measured import VerifyReport
-from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel
+from edgeq.core.results.model import LoadedModel, LoweredModel, ModelWork, QuantizedModel
 from edgeq.core.results.report import CheckReport, DataFacts, GoldenSet, Reuse
 from edgeq.core.samples import NO_SAMPLES, Batch, Dataset, Outputs
 from edgeq.core.targets import TargetProfile
@@ -29,6 +29,8 @@ class Inputs:
             it; "" where it was applied to all.
         metric_name: of the score, for reports and manifests.
         remarks: warnings about the data, which fail nothing.
+        work: what the float model computes; None for a file that came lowered or as ONNX, and where the model cannot be
+            watched.
     """
 
     model: LoadedModel
@@ -46,6 +48,7 @@ class Inputs:
     unapplied: str = ""
     metric_name: str = "top1"
     remarks: tuple[str, ...] = ()
+    work: ModelWork | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,6 +208,42 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWork:
+    """What a float model computes in one inference, in multiply-accumulates.
+
+    Attributes:
+        convolution_macs: those of convolutions.
+        linear_macs: products of activations with weights: linear layers.
+        lstm_macs, gru_macs, rnn_macs: the same in recurrent layers of a kind.
+        attention_macs: products of two activations.
+        attention_products: how many of these products there are.
+    """
+
+    convolution_macs: int = 0
+    linear_macs: int = 0
+    lstm_macs: int = 0
+    gru_macs: int = 0
+    rnn_macs: int = 0
+    attention_macs: int = 0
+    attention_products: int = 0
+
+    @property
+    def recurrent_macs(self) -> int:
+        """Those of all recurrent layers."""
+        return self.lstm_macs + self.gru_macs + self.rnn_macs
+
+    @property
+    def macs(self) -> int:
+        """All of them."""
+        return self.convolution_macs + self.linear_macs + self.recurrent_macs + self.attention_macs
+
+    @property
+    def matrix_share(self) -> float:
+        """The share of all matrix products (linear, recurrent, attention); 0 where the model multiplies nothing."""
+        return 1 - self.convolution_macs / self.macs if self.macs else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A loaded model, in eval mode and contiguous.
 

@@ -17,6 +17,7 @@ from edgeq.core.results.model import (
     KeptValues,
     Layer,
     LayerSqnrs,
+    ModelWork,
     QParams,
     Search,
     Weights,
@@ -347,6 +348,9 @@ class PackageResult(Judged):
         search: result of the search for the layers to keep in float; None for schemes without a search.
         layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto chose the scheme; None without it.
+        by_default: why the target's default is this scheme for this model; "" where the run names it, or the target has
+            one default for all models.
+        work: what the float model computes; None where that is not known, and in older reports.
         compared: with float on the same target; None where --compare was not given.
         shipped: the shipped model in figures, as its report has them; None where none was named.
     """
@@ -372,6 +376,8 @@ class PackageResult(Judged):
     search: Search | None = None
     layer_sqnrs: LayerSqnrs | None = None
     choice: Choice | None = None
+    by_default: str = ""
+    work: ModelWork | None = None
     compared: Comparison | None = None
     shipped: Variant | None = None
 

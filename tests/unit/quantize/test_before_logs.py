@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,19 @@ class FunctionalBody(nn.Module):
 def test_a_front_on_torchscript_excuses_no_product_elsewhere():
     result, _ = least_channel_db(loaded(FunctionalBody(), WAVE), "torchscript", "qnnpack")
     assert not {"mm", "bmm", "addmm"} & {name for names in result.in_float.values() for name in names}
+
+
+def test_the_root_of_a_size_is_no_operator_of_the_graph():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(self.layer(x) / math.sqrt(x.shape[-1]))  # FX traces the root of the size
+
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 16), low=-1.0)
+    rows = np.random.default_rng(0).uniform(-1, 1, (8, 16)).astype("float32")
+    data = Dataset(origin="rows", count=8, read=lambda i: sample(rows[i]), labelled=False, class_names=())
+    assert len(quantized(loaded(Scaled, spec), calibration=data).quantized) == 2

@@ -10,7 +10,7 @@ from small_models import IMAGE, SmallNet, loaded
 from torch import nn
 
 from edgeq.core.results.model import TensorSpec
-from edgeq.quantize.capture import linear_macs
+from edgeq.quantize.capture import run_once
 
 SEQUENCE = TensorSpec(name="x", dtype="float32", shape=(2, 5, 16))
 
@@ -24,6 +24,14 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.net(x)[0]
+
+
+def work_of(model):
+    return run_once(model)[1]
+
+
+def linear_macs(model):
+    return work_of(model).matrix_share
 
 
 def test_convolutions_do_the_work_of_a_convolutional_net_exported_or_not():
@@ -47,3 +55,52 @@ def test_so_is_attention_and_the_fused_path_comes_back():
 
 def test_a_model_that_multiplies_nothing_has_no_share():
     assert linear_macs(loaded(nn.ReLU(), SEQUENCE)) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_told_from_linear_ones_eager_scripted_or_exported(kind):
+    model = loaded(nn.Sequential(Recurrent(kind), nn.Linear(32, 4)), SEQUENCE)
+    x = torch.zeros(SEQUENCE.shape)
+    program = torch.export.export(model.model, (x,))
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    for one in (
+        model,
+        dataclasses.replace(model, model=torch.jit.script(model.model)),
+        dataclasses.replace(model, kind="exported", model=program),
+    ):
+        work = work_of(one)
+        assert work.recurrent_macs == 2 * 5 * gates * 32 * (16 + 32)
+        assert work.linear_macs == 2 * 5 * 32 * 4
+        assert work.attention_products == 0
+
+
+def test_products_of_two_activations_are_counted_fused_or_not_and_those_with_weights_are_not():
+    class Attention(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.qkv, self.mix, self.fused = nn.Linear(16, 48), nn.Parameter(torch.rand(2, 16, 16)), fused
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            if self.fused:
+                x = nn.functional.scaled_dot_product_attention(q, k, v)
+            else:
+                x = (q @ k.transpose(1, 2)).softmax(-1) @ v
+            return x @ self.mix  # a product of batches, with weights
+
+    plain, fused = (work_of(loaded(Attention(fused), SEQUENCE)) for fused in (False, True))
+    assert plain == fused
+    assert (plain.attention_products, plain.attention_macs) == (2, 2 * 2 * 5 * 5 * 16)
+    assert plain.linear_macs == 2 * 5 * 16 * 48 + 2 * 5 * 16 * 16
+
+
+def test_a_model_that_cannot_be_watched_still_runs():
+    class Refusing(nn.Module):
+        def forward(self, x):
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise RuntimeError("not below a dispatch mode")
+            return x * 2
+
+    outputs, work = run_once(loaded(Refusing(), SEQUENCE))
+    assert outputs[0].shape == SEQUENCE.shape
+    assert work is None

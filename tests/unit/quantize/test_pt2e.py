@@ -155,7 +155,7 @@ def test_several_inputs_and_outputs_of_a_dict():
 
 
 def test_a_misfit_shows_before_minutes_are_spent(model):
-    assert [(spec.dtype, spec.shape) for spec in run_once(model)] == [("float32", (1, 5))]
+    assert [(spec.dtype, spec.shape) for spec in run_once(model)[0]] == [("float32", (1, 5))]
     wrong = loaded(SmallNet, TensorSpec(name="x", dtype="float32", shape=(1, 4, 16, 16)))
     with pytest.raises(UsageError, match=r"float32 \[1, 4, 16, 16\]\) at .*small_models\.py:\d+ in SmallNet\.forward"):
         run_once(wrong)

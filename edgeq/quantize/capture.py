@@ -17,7 +17,7 @@ from typing import Any
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
-from edgeq.core.system import replaced, unlogged
+from edgeq.core.system import Uncompiled, replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
 
@@ -412,7 +412,7 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
     macs: Counter[str] = Counter()
     products = 0
 
-    class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
+    class Watch(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal products
             result = func(*args, **(kwargs or {}))

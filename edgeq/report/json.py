@@ -327,6 +327,12 @@ class VariantDocument(_Document):
     exit_code: int
 
 
+class DefaultDocument(_Document):
+    """Why the target's default scheme for this model is the one."""
+
+    reason: str
+
+
 class ChoiceDocument(_Document):
     """How --scheme auto chose the scheme."""
 
@@ -375,6 +381,7 @@ class RowDocument(_Document):
     reuse: Reuse | None = Field(description="null without --reuse-qparams-from")
     search: SearchDocument | None = Field(description="null for schemes that do not search")
     auto: ChoiceDocument | None = Field(description="null without --scheme auto")
+    default: DefaultDocument | None = Field(description="null where the scheme was named")
     compared: ComparisonDocument | None = Field(description="null without --compare")
     layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes without calibration")
 

@@ -25,7 +25,7 @@ def decides():
 
 def up():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2))
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 16, 6, 2))
 
 def example_inputs():
     return (torch.zeros(1, 64),)

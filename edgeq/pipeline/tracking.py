@@ -99,7 +99,8 @@ _TRACKED_PACKAGES = frozenset(
         *("google", "_upb", "bsdiff4", "gmpy2", "psutil", "numba", "llvmlite", "joblib", "wrapt", "hypothesis"),
         *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage", "markupsafe"),
         *("scikit_learn", "pywt", "skimage", "jaxlib", "ujson", "orjson", "simplejson", "msgpack", "frozenlist"),
-        *("multidict", "yarl", "aiohttp", "propcache", "xxhash", "zstandard", "Levenshtein", "rapidfuzz", "shapely"),
+        *("multidict", "yarl", "aiohttp", "propcache", "xxhash", "zstandard", "Levenshtein", "rapidfuzz"),
+        *("shapely", "wcwidth", "tornado", "zmq", "pyzmq", "debugpy"),
     }
 )
 

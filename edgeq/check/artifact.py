@@ -34,11 +34,12 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         measured = counted(parity.max_steps, "step")
     else:
         passed = parity.sqnr_db >= least
-        measured = f"{parity.sqnr_db:.1f} dB"
-    if parity.sqnr_db == math.inf:  # classes aside
-        measured = f"{1 - parity.differing:.2%} equal" if parity.differing else "equal"
+        measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
     over = counted(parity.samples, "sample")
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {over}"
+    if not passed and parity.near_ties:
+        passed = True
+        seen += "; these are classes whose scores nearly tie"
     if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
         deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
         passed = parity.sqnr_db >= deep

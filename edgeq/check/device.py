@@ -114,8 +114,7 @@ def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
     host = run.host
     if _by_steps(host, scheme) and host.max_steps is not None and host.max_steps <= MAX_STEPS:
         return ""
-    least = least_sqnr_db(scheme)
-    if not _by_steps(host, scheme) and host.sqnr_db >= least:
+    if not _by_steps(host, scheme) and (host.near_ties or host.sqnr_db >= least_sqnr_db(scheme)):
         return ""
     if reaction_db is not None and host.sqnr_db >= max(reaction_db, MIN_SQNR_DB_DEEP):
         return ""

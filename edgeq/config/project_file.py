@@ -65,7 +65,7 @@ def read_models(
 def look_at_models(
     config: Path | None, names: Sequence[str], command_line: Mapping[str, Any] | None = None
 ) -> ProjectRequest:
-    """Return the same with the errors of the file and its models, so that the other models can be checked too.
+    """Return the models that can be used, and what is wrong with the file and the others: arguments as `read_models`.
 
     Raises:
         UsageError: no such file or model, or the file is not TOML, or has no models.
@@ -161,7 +161,7 @@ def _read_whole(path: Path) -> tuple[Values, list[Values]]:
 
 
 def _read(path: Path, errors: FoundErrors) -> tuple[Values, list[tuple[str, Values | None]]]:
-    """Return the same with the models' names; the options are None where `errors` has got why they cannot be read."""
+    """Return what stands above all models, and each model's name and options; None where `errors` has got why not."""
     raw = read_toml(path)
     entries = raw.pop("model", None)
     if not isinstance(entries, list):

@@ -200,7 +200,7 @@ def _exact(program: Any, spec: LowerSpec) -> Any:
 def _leave_out_unseen_rows(module: Any) -> bool:
     """Make the rows of masked attention that may see nothing zero, as PyTorch does; return whether there were any.
 
-    Such rows are those of padding before the first word. The exporter's operator (onnxscript 0.7.0) gives them the mean
+    Such rows are those of padding before the first word. The exporter's operator (onnxscript 0.7.2) gives them the mean
     of all values instead, or NaN where the mask is of floats.
     """
     import torch
@@ -208,16 +208,18 @@ def _leave_out_unseen_rows(module: Any) -> bool:
     aten = torch.ops.aten
     seen_by: dict[Any, Any] = {}
     for node in list(module.graph.nodes):
-        mask = {3: None, **dict(enumerate(node.args))}[3] or node.kwargs.get("attn_mask")
-        if node.target is not aten.scaled_dot_product_attention.default or mask is None:
+        if node.target is not aten.scaled_dot_product_attention.default:
+            continue
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if mask is None:
             continue
         if mask not in seen_by:
-            with module.graph.inserting_after(mask):
-                seen_by[mask] = module.graph.call_function(aten.any.dim, (mask, -1, True))
+            allowed = mask
             if mask.meta["val"].dtype.is_floating_point:
                 with module.graph.inserting_after(mask):
                     allowed = module.graph.call_function(aten.ne.Scalar, (mask, -math.inf))
-                seen_by[mask].args = (allowed, -1, True)
+            with module.graph.inserting_after(allowed):
+                seen_by[mask] = module.graph.call_function(aten.any.dim, (allowed, -1, True))
         with module.graph.inserting_after(node):
             kept = module.graph.call_function(aten.where.ScalarOther, (seen_by[mask], node, 0.0))
         kept.meta.update({key: value for key, value in node.meta.items() if key != "val"})

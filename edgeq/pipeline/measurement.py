@@ -469,7 +469,12 @@ def _gates(manifest: Manifest, golden: GoldenSet, outputs: Outputs, seen: Verify
         return device_gate(manifest.scheme, Emulation(emulator=run.cpu, runs=(run,))), same
     host = run.host
     parity = Parity(
-        samples=host.samples, max_abs=host.max_abs, max_steps=None, sqnr_db=host.sqnr_db, differing=host.differing
+        samples=host.samples,
+        max_abs=host.max_abs,
+        max_steps=None,
+        sqnr_db=host.sqnr_db,
+        differing=host.differing,
+        near_ties=host.near_ties,
     )
     return parity_gate(manifest.scheme, parity), outputs_gate(seen), same
 

@@ -87,7 +87,8 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
     with found.of("model"):
         check_source(job.source)
     with found.of("name"):
-        None if job.name is None else check_slug(job.name, "--name")
+        if job.name is not None:
+            check_slug(job.name, "--name")
     with found.of("model_version"):
         check_slug(job.model_version, "--model-version")
     with found.of("data.calibration"):

@@ -77,7 +77,7 @@ def scores(samples: Dataset, inputs: Inputs, fp32: Forward, measured: Forward) -
     Raises:
         UsageError: the metric fails.
     """
-    sums, labelled = Comparison(by_channel=True), samples.labelled
+    sums, labelled = Comparison(by_channel=True, nominal=True), samples.labelled
     digests: set[str] = set()
     classes: set[int] = set()
     score: Any = None

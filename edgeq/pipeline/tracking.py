@@ -793,6 +793,10 @@ class _Variables(MutableMapping[Any, Any]):
         _RECORDER.list_variables()
         return len(self._variables)
 
+    def copy(self) -> dict[Any, Any]:
+        """Return a dict, as the one that this stands for does."""
+        return {key: self[key] for key in self}  # dict() would call back by way of a library
+
 
 def _placing(function: Callable[[], _R]) -> Callable[[], _R]:
     """Return tempfile's function, which reads the variables once only. Names of new files are made up anyway."""

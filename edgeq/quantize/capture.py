@@ -45,6 +45,21 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[Any, ..
     return tuple(tensors)
 
 
+def calls_of(parts: Iterable[Any], module: Any, inputs: tuple[Any, ...]) -> Counter[Any]:
+    """Run a module once, and return how often it calls which of its parts."""
+    import torch
+
+    calls: Counter[Any] = Counter()
+    hooks = [part.register_forward_pre_hook(lambda part, _inputs: calls.update((part,))) for part in parts]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
 def run_once(model: LoadedModel) -> tuple[tuple[TensorSpec, ...], ModelWork | None]:
     """Run the float model on random inputs to find a mismatch early; return the outputs, and what the model computes.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import QuantizedModel
-from edgeq.quantize.capture import example_tensors
+from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_export import exported_graph
 from edgeq.quantize.fx_observers import split_layers
@@ -62,15 +62,8 @@ def _weights_read_elsewhere(module: Any, inputs: tuple[Any, ...]) -> bool:
     """
     import torch
 
-    called: set[Any] = set()
     linear = [part for part in module.modules() if type(part) is torch.nn.Linear]
-    hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in linear]
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    called = calls_of(linear, module, inputs)
     waiting = [part for part in linear if part not in called]
     if not waiting:
         return False

@@ -44,6 +44,7 @@ from torch.nn.utils import parametrize
 
 from edgeq.core.errors import UnsupportedError, traced_line
 from edgeq.core.system import replaced
+from edgeq.quantize.capture import calls_of
 from edgeq.quantize.spec import matched_names
 
 # modules whose int8 form holds the scale of its output
@@ -222,19 +223,8 @@ def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[st
 
 def _called_again(module: Any, inputs: tuple[Any, ...]) -> bool:
     """Whether a module that gets a scale is called more than once for one input."""
-    calls: Counter[int] = Counter()
-
-    def count(part: Any, _inputs: Any) -> None:
-        calls[id(part)] += 1
-
-    hooks = [part.register_forward_pre_hook(count) for part in module.modules() if isinstance(part, _SCALED)]
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return any(number > 1 for number in calls.values())
+    scaled = [part for part in module.modules() if isinstance(part, _SCALED)]
+    return any(number > 1 for number in calls_of(scaled, module, inputs).values())
 
 
 def forget_configs(prepared: Any, nodes: Collection[Any]) -> None:

@@ -156,8 +156,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         known = {node: is_int8 for node, is_int8 in layers.items() if is_int8 or is_float(node)}
         leave_in_float(prepared, library().is_observer, known)
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
-    names = {node.name for node in computed}
-    by_computed = [node for node in prepared.graph.nodes if node.name in names]
+    of_computed = {node.name for node in computed}
+    by_computed = [node for node in prepared.graph.nodes if node.name in of_computed]
     for node in (*front, *by_computed):  # the name of a function in the model's own forward changes when it is lowered
         if multiplies(prepared, node):
             node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: _name_in_table(node)}
@@ -167,9 +167,7 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     prepared.meta[IN_FLOAT_BY_PLAN] = {
         BEFORE_LOGARITHM: sorted(names - elsewhere),
         RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
-        COMPUTED: [
-            _name_in_table(node) for node in prepared.graph.nodes if node.name in {one.name for one in computed}
-        ],
+        COMPUTED: [_name_in_table(node) for node in by_computed],
         TRANSPOSED: [
             _name_in_table(node)
             for node in prepared.graph.nodes

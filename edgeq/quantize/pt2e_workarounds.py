@@ -29,7 +29,11 @@ the FX route):
 - ExecuTorch has no `_embedding_bag_forward_only` and no `_upsample_bicubic2d_aa`, and quantizers take weights that
   forward computes for activations: `capture` writes bags as lookups, and computes constants once.
 - XNNPACK's partitioner takes operators on whose arguments its passes then fail (a maximum over channels):
-  `lower.executorch` tries again without them.
+  `lower.executorch` tries again without them. It takes a pad in float behind an int8 value too, which its runtime fails
+  to create; and a partition that gives out a value in another layout than it computes it in ends with KeyError: 'val'.
+- ExecuTorch's kernel takes no pads of negative sizes: `capture` writes them as slices.
+- Quantizers take filters that forward computes for weights to be rounded: `pt2e.prepare` leaves those layers in float.
+- onnxscript 0.7.2 gives attention rows that see nothing the mean of all values, or NaN: `lower.onnx` makes them zero.
 
 Every rewrite leaves a graph alone that has no such form, so that the artifacts of ordinary models stay what they were.
 This file needs torch to load.

@@ -74,7 +74,7 @@ class Extremes:
 class ParityTally:
     """Sums that accumulate while the samples run."""
 
-    sums: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
+    sums: Comparison = field(default_factory=lambda: Comparison(by_channel=True, nominal=True))
     steps: tuple[float | None, ...] = ()
     batches: list[tuple[Batch, Outputs]] = field(default_factory=list)
 
@@ -99,6 +99,7 @@ class ParityTally:
             max_steps=sums.max_steps,
             sqnr_db=sums.sqnr_db,
             differing=sums.differing / sums.elements if sums.elements else 0.0,
+            near_ties=sums.near_ties,
             mean_abs=sums.error_sum / sums.elements if sums.elements else None,
             mean_magnitude=sums.magnitude_sum / sums.elements if sums.elements else None,
             lost=lost_channels(sums.groups(), self.steps),
@@ -345,7 +346,7 @@ class Tally:
 
     parity: ParityTally = field(default_factory=ParityTally)
     for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
-    fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True))
+    fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True, nominal=True))
     ranks: dict[int, Ranks] = field(default_factory=dict)
     indices: dict[int, Indices] = field(default_factory=dict)
     keys: list[Hashable] = field(default_factory=list)

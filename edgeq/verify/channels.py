@@ -119,9 +119,9 @@ class OutputChannels:
 
         Args:
             output: its index.
-            classes: channels that labels name. They have one unit and are compared with each other
-                only; so are channels of a like spread. With them, what counts is the whole output, and channels of
-                another spread, such as an uncertainty beside the scores.
+            classes: channels that labels name. They have one unit and are compared with each other only; so are
+                channels of a like spread. With them, what counts is the whole output, and channels of another spread,
+                such as an uncertainty beside the scores.
         """
         found = []
         for one in self.axes if self.is_measure else ():

@@ -382,8 +382,9 @@ def _translated(text: str, doing: str, log: str = "") -> EdgeqError:
     if reasons:
         what += f"; the runtime's log: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))[:300]}"
     kind = Refused if kind is VerificationError else kind
-    fix = "package the model again; if that does not help, choose another target"
-    return kind(what, "replace the operator, or choose another target" if kind is UnsupportedError else fix)
+    lacks = "operator" in meaning
+    fix = "replace the operator" if lacks else "package the model again; if that does not help, choose another target"
+    return kind(what, f"{fix}, or choose another target" if lacks else fix)
 
 
 # --- The two pipes to a child process, with a deadline for whole frames: a child may stop in the middle of one.

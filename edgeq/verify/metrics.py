@@ -52,16 +52,17 @@ class Comparison:
     """Running sums of a reference and measured outputs.
 
     SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, so that a large output does not
-    hide it. Classes, whole numbers below `FEW_CLASSES`, have no distances: an output of them is left out where it may
-    be that `SAME_CLASSES` of them are equal, else its ratio is 10 log10(all / different ones).
+    hide it.
 
     Attributes:
         by_channel: whether `groups` is asked for afterwards.
-        distances: whether classes are compared as numbers, as an app's self-test does.
+        nominal: whether whole numbers below `FEW_CLASSES` name classes, which have no distances. The ratio of such an
+            output is 10 log10(all / different ones), and counts only where nothing else differs, or where it is certain
+            that fewer than `SAME_CLASSES` of them are equal.
     """
 
     by_channel: bool = False
-    distances: bool = False
+    nominal: bool = False
 
     measured_energy: float = 0.0
     product: float = 0.0
@@ -121,7 +122,7 @@ class Comparison:
                 sums.steps = _larger(sums.steps or 0.0, largest / step)
             sums.elements += error.size
             sums.differing += int((error != 0).sum())
-            sums.are_classes = sums.are_classes and not self.distances and are_classes(expected)
+            sums.are_classes = sums.are_classes and self.nominal and are_classes(expected)
         if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
             finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
             self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
@@ -136,18 +137,28 @@ class Comparison:
         return float(np.max([sums.steps for sums in judged]))  # which keeps a NaN
 
     @property
+    def near_ties(self) -> bool:
+        """Whether all that differs are a few classes: scores that nearly tie go either way."""
+        differing = [sums for sums in self.outputs if sums.differing]
+        return bool(differing) and all(sums.is_settled for sums in differing)
+
+    @property
     def sqnr_db(self) -> float:
         """Signal to error of the worst output in dB; infinite for equal outputs, NaN where one is not finite."""
         if not self.finite or not self.outputs:
             return math.nan
-        return float(np.min([math.inf if sums.is_settled else sums.sqnr_db for sums in self.outputs]))
+        return float(np.min(self._ratios_db()))
+
+    def _ratios_db(self) -> list[float]:
+        ties_count = self.near_ties
+        return [math.inf if sums.is_settled and not ties_count else sums.sqnr_db for sums in self.outputs]
 
     @property
     def worst_output(self) -> int | None:
         """The index of the output with the lowest SQNR; None where all are equal or one is not finite."""
         if math.isnan(self.sqnr_db) or self.sqnr_db == math.inf:
             return None
-        return int(np.argmin([math.inf if sums.is_settled else sums.sqnr_db for sums in self.outputs]))
+        return int(np.argmin(self._ratios_db()))
 
     def groups(self, *, classes: Collection[int] = ()) -> tuple[GroupFidelity, ...]:
         """Return the sums by output and channels of unlike range.

@@ -55,6 +55,9 @@ def variables(): return dict(os.environ)
 def raw_variable():
     import posix
     return posix.environ.get(b"EDGEQ_TEST_WIDTH")
+def raw_variables():
+    import posix
+    return posix.environ.copy()
 def variable_of_data(): return os.environ._data[b"EDGEQ_TEST_WIDTH"]
 def variable_in_bytes(): return os.environb[b"EDGEQ_TEST_WIDTH"]
 def variable_in_words(): return "EDGEQ_TEST_WIDTH" in repr(os.environ)
@@ -160,6 +163,7 @@ _POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
         ("variables", _variable),
         ("variables", _another_variable),
         pytest.param("raw_variable", _variable, marks=_POSIX),
+        pytest.param("raw_variables", _another_variable, marks=_POSIX),
         pytest.param("variable_of_data", _variable, marks=_POSIX),
         pytest.param("variable_in_bytes", _variable, marks=_POSIX),
         ("variable_in_words", _variable),

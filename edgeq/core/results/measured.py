@@ -182,6 +182,7 @@ class Parity:
         max_steps: the same in quantization steps of that output; None unless every output is quantized.
         sqnr_db: signal to difference of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
+        near_ties: whether all that differs are a few classes: scores that nearly tie go either way.
         reaction_db: the graph's own SQNR when every input moves by one int8 step; None where that was not needed.
         mean_abs, mean_magnitude: of the differences, and of the graph's own outputs; None where not taken.
         lost: channels that the graph has but the artifact lost, as text.
@@ -192,6 +193,7 @@ class Parity:
     max_steps: float | None
     sqnr_db: float
     differing: float
+    near_ties: bool = False
     reaction_db: float | None = None
     mean_abs: float | None = None
     mean_magnitude: float | None = None
@@ -411,6 +413,7 @@ class Agreement:
         max_steps: the largest difference in quantization steps; None unless every output is quantized.
         sqnr_db: of the worst output; infinite where the outputs are equal.
         differing: share of the output elements that differ.
+        near_ties: as in `Parity`.
         top1_flips: rows whose argmax is another one; None where the first output is not [N, classes].
         ranked: the number of rows compared; a sample that is a whole batch has several. None in older reports.
     """
@@ -424,6 +427,7 @@ class Agreement:
     differing: float
     top1_flips: int | None
     ranked: int | None = None
+    near_ties: bool = False
 
     @property
     def top1_percent(self) -> float | None:

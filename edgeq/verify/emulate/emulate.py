@@ -276,7 +276,7 @@ def _pairs(observed: Sequence[Observed], left: Sequence[Outputs], right: Sequenc
 
 
 def _agreement(left: str, right: str, pairs: Iterable[Pair], steps: Sequence[float | None]) -> Agreement:
-    sums, samples, comparable = Comparison(), 0, True
+    sums, samples, comparable = Comparison(nominal=True), 0, True
     for batch, expected, measured in pairs:
         samples += batch.rows
         comparable = comparable and [a.shape for a in expected] == [a.shape for a in measured]
@@ -290,6 +290,7 @@ def _agreement(left: str, right: str, pairs: Iterable[Pair], steps: Sequence[flo
         max_steps=sums.max_steps if comparable else None,
         sqnr_db=sums.sqnr_db if comparable else math.nan,
         differing=sums.differing / sums.elements if comparable and sums.elements else 1.0,
+        near_ties=comparable and sums.near_ties,
         top1_flips=sums.ranked - sums.agreeing if comparable and sums.ranked else None,
         ranked=sums.ranked if comparable else None,
     )

@@ -11,7 +11,11 @@ COPY pyproject.toml README.md /opt/edgeq/
 COPY edgeq /opt/edgeq/edgeq
 COPY targets /opt/edgeq/targets
 COPY devices /opt/edgeq/devices
-RUN pip install --no-cache-dir '/opt/edgeq[executorch,torchscript,onnx,digits,s3,cluster]'
+# torch for the CPU alone; with --build-arg TORCH_BACKEND= it is the index's default, which brings 4 GB of CUDA
+ARG TORCH_BACKEND=cpu
+RUN pip install --no-cache-dir uv==0.13.8 \
+ && uv pip install --system --no-cache ${TORCH_BACKEND:+--torch-backend $TORCH_BACKEND} \
+    '/opt/edgeq[executorch,torchscript,onnx,digits,s3,cluster]'
 
 RUN useradd --uid 1000 --create-home edgeq && mkdir /project && chown edgeq /project
 USER 1000

@@ -22,6 +22,8 @@ from edgeq.lower.spec import LowerSpec
 OPSET = 18
 
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
+# of the exporter's error about one operator: the name of its node, and the operator
+_TRANSLATING = re.compile(r"Error when translating node %(\w+) .*?target=torch\.ops\.([\w.]+)\]")
 
 _LINE = re.compile(r'File "([^"]+)", line (\d+), in forward')
 
@@ -190,8 +192,8 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
 def _exact(program: Any, spec: LowerSpec) -> Any:
     """Return the program with what the exporter or ONNX Runtime would compute otherwise written out; most have none."""
     module = program.module()
-    pools, masks = _write_out_cut_pools(module), _leave_out_unseen_rows(module)
-    if not pools and not masks:
+    changes = _write_out_cut_pools(module), _leave_out_unseen_rows(module), _give_attention_four_axes(module)
+    if not any(changes):
         return program
     module.recompile()
     return _captured(module, spec)
@@ -225,6 +227,50 @@ def _leave_out_unseen_rows(module: Any) -> bool:
         kept.meta.update({key: value for key, value in node.meta.items() if key != "val"})
         node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
     return bool(seen_by)
+
+
+def _give_attention_four_axes(module: Any) -> bool:
+    """Give attention over fewer or more axes than four exactly four; return whether any was changed.
+
+    The exporter takes (batch, heads, length, size) alone (onnxscript 0.7.2: "only 4D query, key, and value"). Axes that
+    lack are added in front, where masks broadcast as before; several axes of batches become one.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or node.meta["val"].dim() == 4:
+            continue
+        shape = tuple(node.meta["val"].shape)
+        batches = shape[:-3]
+        made = []
+
+        def call(target: Any, *args: Any, made: list[Any] = made) -> Any:
+            made.append(module.graph.call_function(target, args))
+            return made[-1]
+
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        with module.graph.inserting_before(node):
+            for item in dict.fromkeys((*node.args[:3], *([] if mask is None else [mask]))):
+                at, sizes = item, tuple(item.meta["val"].shape)
+                if batches:
+                    if item is mask and len(sizes) <= 3:
+                        continue
+                    if len(sizes) < len(shape) or sizes[:-3] != batches:
+                        at = call(aten.expand.default, at, [*batches, *sizes[-3:]])
+                    at = call(aten.flatten.using_ints, at, 0, -4)
+                elif item is not mask:
+                    for _ in range(4 - len(shape)):
+                        at = call(aten.unsqueeze.default, at, 0)
+                node.replace_input_with(item, at)
+        with module.graph.inserting_after(node):
+            result = call(aten.reshape.default, node, [-1, *shape[1:]])
+        for one in made:
+            one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+        changed = True
+    return changed
 
 
 def _write_out_cut_pools(module: Any) -> bool:
@@ -358,19 +404,24 @@ def _captured(graph: Any, spec: LowerSpec) -> Any:
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:
     """Name the operator that ONNX lacks, with the module and the line that call it."""
-    texts = []
-    current: BaseException | None = err
-    while current is not None:
-        texts.append(str(current))
-        current = current.__cause__ or current.__context__
-    missing = _MISSING.search("\n".join(texts))
+    causes = [err]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    text = "\n".join(map(str, causes))
+    missing = _MISSING.search(text)
+    nodes = program.graph.nodes if program is not None else ()
     if missing is None:
-        what = f"torch.onnx cannot export this model: {first_line(err)}"
-        return UnsupportedError(what, "replace the operator named in this error, or use an ExecuTorch target")
+        # the outermost message is advice for the exporter's own developers, the innermost one says what is wrong
+        why = first_line(causes[-1])
+        named = _TRANSLATING.search(text)
+        node = next((node for node in nodes if named and node.name == named[1]), None)
+        if named is None:
+            return UnsupportedError(f"torch.onnx cannot export this model: {why}", "use an ExecuTorch target")
+        what = f"torch.onnx cannot export {named[2]}{_where(node) if node else ''}: {why}"
+        return UnsupportedError(what, "use other operators, or an ExecuTorch target")
     # a decomposition may have changed the front of its name: prims.bessel_j0 is aten.special_bessel_j0, and
     # aten._linalg_svd is aten.linalg_svd
     short = re.split(r"[.:]+", missing[1])[-1].strip("_")
-    nodes = program.graph.nodes if program is not None else ()
     callers = [node for node in nodes if node.op == "call_function" and short in str(node.target)]
     name = str(callers[0].target) if callers else f"{missing[1]}.{missing[2]}"
     what = f"ONNX has no operator for {name}{_where(callers[0]) if callers else ''}"

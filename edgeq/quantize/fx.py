@@ -19,7 +19,14 @@ from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.fake_quant import leave_in_float
 from edgeq.quantize.fx_export import exported_graph
-from edgeq.quantize.fx_observers import is_int8_layer, layer_name, place_observers, split_layers, with_weights
+from edgeq.quantize.fx_observers import (
+    is_int8_layer,
+    layer_name,
+    observe_inputs,
+    place_observers,
+    split_layers,
+    with_weights,
+)
 from edgeq.quantize.fx_workarounds import (
     bound_clamps,
     clamped_layers,
@@ -31,6 +38,7 @@ from edgeq.quantize.fx_workarounds import (
     kept_names,
     leave_unlike_sums,
     observe_floats_only,
+    open_attention,
     plain,
     saturate_clamps,
     without_mutations,
@@ -181,11 +189,13 @@ def prepare(spec: QuantizeSpec) -> Any:
         for name in kept:
             mapping.set_module_name(name, None)
         with without_mutations(inputs):
-            return observe_floats_only(prepare_fx(module, mapping, inputs, custom), inputs), kept
+            prepared = observe_inputs(prepare_fx(module, mapping, inputs, custom), mapping.global_qconfig.activation)
+            return observe_floats_only(prepared, inputs), kept
 
     exchange_layers(module)
     try:
-        prepared, kept = observed(module)
+        # FX calls PyTorch's own attention and encoder layers as a whole, in float
+        prepared, kept = observed(exported_graph(module, inputs) if open_attention(module) else module)
     except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward

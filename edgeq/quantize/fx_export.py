@@ -7,6 +7,8 @@ stays an operator, which FX leaves in float. This file needs torch to load.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
@@ -50,6 +52,14 @@ _METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _AT
 
 _CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
 
+# the layer of an operator, and how many gates it has
+_RECURRENT = {
+    _ATEN.lstm.input: (nn.LSTM, 4),
+    _ATEN.gru.input: (nn.GRU, 3),
+    _ATEN.rnn_tanh.input: (nn.RNN, 1),
+    _ATEN.rnn_relu.input: (functools.partial(nn.RNN, nonlinearity="relu"), 1),
+}
+
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -74,11 +84,13 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
         if node.op != "call_function":
             continue
         functions = {} if node in in_float else _FUNCTIONS
-        layer = _layer(graph_module, node)
+        layer = _recurrent(graph_module, node) if node.target in _RECURRENT else _layer(graph_module, node)
         if layer is not None:
-            owner = str(node.args[1].target).rpartition(".")[0]
-            readers = [user for other in graph.nodes if other.target == node.args[1].target for user in other.users]
-            if not owner or len(readers) > 1:  # a tied weight, or a layer that is called again
+            weight = node.args[2][0] if node.target in _RECURRENT else node.args[1]
+            owner = str(weight.target).rpartition(".")[0]
+            readers = [user for other in graph.nodes if other.target == weight.target for user in other.users]
+            # a tied weight, a layer that is called again, or a weight of a module that has parts of its own
+            if not owner or len(readers) > 1 or next(graph_module.get_submodule(owner).children(), None) is not None:
                 owner = f"{owner.replace('.', '_')}_{node.name}"
                 graph_module.add_submodule(owner, layer.eval())
             else:
@@ -88,7 +100,16 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
                     first.replace_all_uses_with(node)
                     graph.erase_node(first)
                 node.meta["val"] = node.meta["val"][0]
-            node.op, node.target, node.args, node.kwargs = "call_module", owner, (node.args[0],), {}
+            arguments = [node.args[0]]
+            if node.target in _RECURRENT:
+                state = node.args[1]  # of an LSTM both h and c
+                arguments.append(state if isinstance(state, torch.fx.Node) else tuple(state))
+                for item in list(node.users) if node.target is _ATEN.lstm.input else ():
+                    if item.args[1] > 0:  # the operator gives (output, h, c), the module (output, (h, c))
+                        with graph.inserting_before(item):
+                            pair = graph.call_function(operator.getitem, (node, 1))
+                        item.args = (pair, item.args[1] - 1)
+            node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
         elif node.target in (_ATEN.fill.Scalar, _ATEN.zero.default):  # a trace makes what TorchScript has not of these
             source, *value = node.args
             node.op, node.target = "call_method", "new_full"
@@ -147,6 +168,30 @@ def _layer(graph_module: Any, node: Any) -> Any:
         layer.weight.copy_(weight)
         if bias is not None:
             layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def _recurrent(graph_module: Any, node: Any) -> Any:
+    """Return the module of a recurrent operator whose weights are the model's own, else None."""
+    kind, gates = _RECURRENT[node.target]
+    _, _, weights, has_biases, layers, _dropout, _train, bidirectional, batch_first = node.args
+    if any(weight.op != "get_attr" for weight in weights):
+        return None
+    values = [_attribute(graph_module, weight) for weight in weights]
+    hidden, out = values[0].shape[0] // gates, values[1].shape[1]
+    sizes = {"proj_size": out} if out != hidden else {}
+    layer = kind(
+        values[0].shape[1],
+        hidden,
+        num_layers=layers,
+        bias=has_biases,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        **sizes,
+    )
+    with torch.no_grad():
+        for weight, value in zip(layer._flat_weights, values, strict=True):
+            weight.copy_(value)
     return layer.requires_grad_(False)
 
 

@@ -95,6 +95,29 @@ _SCALING = (operator.add, operator.mul, torch.add, torch.mul)
 _ELEMENTWISE = frozenset({"add", "mul", "sub", "div", "truediv", "neg", "iadd", "imul", "masked_fill", "where"})
 
 
+def observe_inputs(prepared: Any, new_observer: Callable[[], Any]) -> Any:
+    """Observe what layers in int8 read where FX left it out, in place; return the graph.
+
+    FX takes the observer behind a reshape away again where none stands before it, as behind an LSTM or a slice of the
+    input (torch 2.15): the layer that reads it would stay in float.
+    """
+    observers: dict[Any, Any] = {}
+    for node in list(prepared.graph.nodes):
+        if not is_int8_layer(prepared, node):
+            continue
+        source = node.args[0]
+        if source.op == "call_module" and _is_activation_post_process(prepared.get_submodule(source.target)):
+            continue
+        if source not in observers:
+            name = f"activation_post_process_of_{source.name}"
+            prepared.add_submodule(name, new_observer())
+            with prepared.graph.inserting_after(source):
+                observers[source] = prepared.graph.call_module(name, (source,))
+        node.replace_input_with(source, observers[source])
+    prepared.recompile()
+    return prepared
+
+
 def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[], Any]) -> Any:
     """Give each value of a prepared graph its own range, in place, before it is calibrated; return the graph.
 

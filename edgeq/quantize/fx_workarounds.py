@@ -770,16 +770,19 @@ def _bounds(node: Any) -> tuple[float, float] | None:
 # --- Attention as linear layers: nn.MultiheadAttention multiplies by raw parameters, which no method can exchange.
 
 
-def open_attention(module: Any) -> None:
-    """Replace every nn.MultiheadAttention in place by its equal made of linear layers.
+def open_attention(module: Any) -> bool:
+    """Replace every nn.MultiheadAttention in place by its equal made of linear layers; return whether there was any.
 
     Those with rows added to key and value (`add_bias_kv`, `add_zero_attn`) stay as they are.
     """
+    opened = False
     for part in list(module.modules()):
         for name, child in part.named_children():
             plain = type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn
             if plain:
                 setattr(part, name, OpenAttention(child).eval().requires_grad_(False))
+                opened = True
+    return opened
 
 
 class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy

@@ -63,6 +63,10 @@ def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int)
         except ValueError as err:
             raise UnsupportedError(f"{scheme} cannot store {name}: {err}", f"give --keep-fp32 {name}") from err
         module = _put(module, name, exchanged.eval())
+    for owner in module.modules():
+        if any(isinstance(part, _Stored) for part in owner.children()):
+            owner.register_forward_pre_hook(_lend)
+            owner.register_forward_hook(_take_back, always_call=True)
     covers = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
     left = [name for name in layers if name not in chosen]
     return quantized_model(scheme, module, (chosen, left), covers=covers)
@@ -105,6 +109,7 @@ class _Stored(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     scale: Any
     bias: Any
     stored: Any
+    like: Any = None
 
     def __init__(self, weight: Any, bias: Any, *, bits: int, axis: int = 0) -> None:
         super().__init__()
@@ -119,6 +124,29 @@ class _Stored(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
+    @property
+    def weight(self) -> Any:
+        """The float32 weight, for code that calls a function with it instead of the module.
+
+        Its type is that of what the module around it was given: of a cast that needs no input, TorchScript would store
+        the result.
+        """
+        like = torch.zeros(()) if self.like is None else self.like.reshape(-1)[:1].to(torch.float32)
+        weight = self.stored.type_as(like)
+        return weight if self.scale is None else weight * self.scale
+
+
+def _lend(owner: Any, given: tuple[Any, ...]) -> None:
+    """Show the stored layers of a module its first input."""
+    tensors = [item for item in given if isinstance(item, torch.Tensor)]
+    for part in owner.children():
+        if isinstance(part, _Stored):
+            part.like = tensors[0] if tensors else None
+
+
+def _take_back(owner: Any, *_: Any) -> None:
+    _lend(owner, ())
+
 
 class StoredLinear(_Stored):
     """nn.Linear as a batched product, the only one that XNNPACK computes with non-constant weights."""
@@ -126,6 +154,11 @@ class StoredLinear(_Stored):
     def __init__(self, linear: Any, bits: int) -> None:
         super().__init__(linear.weight.t().contiguous(), linear.bias, bits=bits, axis=1)
         self.out_features = linear.out_features
+
+    @property
+    def weight(self) -> Any:
+        """As of nn.Linear, [out, in]."""
+        return super().weight.t()
 
     def forward(self, x: Any) -> Any:
         """Take [..., in], return [..., out]."""

@@ -99,8 +99,13 @@ class Singular(nn.Module):
         return torch.linalg.svd(x).S
 
 
+class Histogram(nn.Module):
+    def forward(self, x):
+        return torch.histc(x)
+
+
 class Rare(nn.Module):
-    """Has a part with an operator that ONNX lacks."""
+    """Has a part with an operator that ONNX lacks, or that its exporter refuses."""
 
     def __init__(self, part):
         super().__init__()
@@ -110,7 +115,14 @@ class Rare(nn.Module):
         return self.part(x)
 
 
-@pytest.mark.parametrize(("part", "name"), [(Bessel(), "special_bessel_j0"), (Singular(), "linalg_svd")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (Bessel(), "special_bessel_j0"),
+        (Singular(), "linalg_svd"),
+        (Histogram(), "torch.onnx cannot export aten.histc.default (module part, "),
+    ],
+)
 def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_line(part, name):
     spec = TensorSpec(name="x", dtype="float32", shape=(1, 4))
     graph = quantized(loaded(Rare(part), spec), "onnx", "fp32", backend="ort")
@@ -269,3 +281,34 @@ def test_words_of_padding_on_the_left_see_nothing(kind, tmp_path):
         (came,) = runner.run((x.numpy(), mask.numpy()))
         assert np.allclose(came, model(x, mask).numpy(), atol=1e-6)
         assert not came[:, :unseen].any()
+
+
+class Axes(nn.Module):
+    """Attention over any number of axes: of one head, or of a batch of batches; with a mask for all or for each."""
+
+    def __init__(self, masked):
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, x):
+        mask = {
+            "none": None,
+            "all": torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).tril(),
+            "heads": (x.amax(-1, keepdim=True) > 0.5).expand(*x.shape[:-1], x.shape[-2])[-1:],
+            "each": x @ x.transpose(-1, -2),
+        }[self.masked]
+        return nn.functional.scaled_dot_product_attention(x, 2 * x, x, attn_mask=mask)
+
+
+@pytest.mark.parametrize("masked", ["none", "all", "heads", "each"])
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 3, 2, 5, 4)], ids=len)
+def test_attention_over_other_axes_than_four(shape, masked, tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=shape, low=-1.0)
+    model = Axes(masked)
+    low = lowered(quantized(loaded(model, spec), "onnx", "fp32", backend="ort"), (spec,), tmp_path, "onnx",
+                  backend="ort")  # fmt: skip
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
+    runner.load()
+    x = torch.rand(shape) * 2 - 1
+    (came,) = runner.run((x.numpy(),))
+    assert np.allclose(came, model(x).numpy(), atol=1e-6)

@@ -135,3 +135,91 @@ def test_what_neither_can_capture_is_refused_with_its_line():
         UnsupportedError, match=r"FX cannot trace the model at .*test_fx_export\.py:\d+.*exported graph"
     ):
         quantized(loaded(Net(branch), IMAGE))
+
+
+class Encoder(nn.Module):
+    """Words with padding, which PyTorch's encoder leaves out by a mask that the model computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 16, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0).mean(1))
+
+
+class Causal(nn.Module):
+    """Attention that sees the words before, and one whose added rows keep it whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.first = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.second = nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        x = self.first(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return self.second(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        (Encoder, {f"encoder.layers.0.{name}" for name in ("linear1", "linear2", "self_attn.out_proj")} | {"head"}),
+        (Causal, {"first.linear_q", "first.out_proj", "second.out_proj"}),
+    ],
+)
+def test_pytorchs_own_attention_is_quantized_although_fx_calls_it_as_a_whole(tmp_path, kind, layers, backend):
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 6), low=0, high=39)
+    model = loaded(kind, spec)
+    result = quantized(model, backend=backend)
+    assert layers <= set(result.quantized)
+    sums = Comparison()
+    ours, theirs = outputs_of(result.graph, model.inputs, 4, backend), outputs_of(model.model, model.inputs, 4)
+    for got, want in zip(ours, theirs, strict=True):
+        sums.add(want, got)
+    assert sums.sqnr_db > 15
+    assert lowered(result, model.inputs, tmp_path, backend=backend).layers
+
+
+class Memory(nn.Module):
+    """A recurrent layer in a model that FX cannot trace, with the state that it ends in."""
+
+    def __init__(self, memory):
+        super().__init__()
+        self.memory, self.head = memory, nn.LazyLinear(4)
+
+    def forward(self, x):
+        batch, length, *_ = x.shape
+        y, state = self.memory(x)
+        last = state[1] if isinstance(state, tuple) else state
+        return self.head(y.reshape(batch, length, -1)), last
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True),
+        nn.LSTM(8, 6, proj_size=3, batch_first=True, bias=False),
+        nn.GRU(8, 6),
+        nn.RNN(8, 6, nonlinearity="relu", batch_first=True),
+    ],
+    ids=["lstm", "projected", "gru", "rnn"],
+)
+def test_recurrent_layers_stay_modules_in_float_by_plan(memory):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 5, 8), low=-1.0)
+    net = Memory(memory)
+    net(torch.zeros(1, 5, 8))
+    model = loaded(net, spec)
+    result = quantized(model)
+    assert list(result.quantized) == ["head"], "although FX puts no observer behind a reshape of such a layer"
+    assert "memory" in {name for names in result.in_float.values() for name in names}
+    for got, want in zip(
+        outputs_of(result.graph, model.inputs, 4, "qnnpack"), outputs_of(model.model, model.inputs, 4), strict=True
+    ):
+        assert torch.allclose(torch.as_tensor(got[1]), torch.as_tensor(want[1]), atol=0.02)

@@ -244,7 +244,7 @@ def _give_attention_four_axes(module: Any) -> bool:
             continue
         shape = tuple(node.meta["val"].shape)
         batches = shape[:-3]
-        made = []
+        made: list[Any] = []
 
         def call(target: Any, *args: Any, made: list[Any] = made) -> Any:
             made.append(module.graph.call_function(target, args))

@@ -86,30 +86,7 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
         functions = {} if node in in_float else _FUNCTIONS
         layer = _recurrent(graph_module, node) if node.target in _RECURRENT else _layer(graph_module, node)
         if layer is not None:
-            weight = node.args[2][0] if node.target in _RECURRENT else node.args[1]
-            owner = str(weight.target).rpartition(".")[0]
-            readers = [user for other in graph.nodes if other.target == weight.target for user in other.users]
-            # a tied weight, a layer that is called again, or a weight of a module that has parts of its own
-            if not owner or len(readers) > 1 or next(graph_module.get_submodule(owner).children(), None) is not None:
-                owner = f"{owner.replace('.', '_')}_{node.name}"
-                graph_module.add_submodule(owner, layer.eval())
-            else:
-                graph_module.set_submodule(owner, layer.eval())
-            if node.target is _ATEN._native_batch_norm_legit_no_training.default:
-                for first in list(node.users):  # a tuple, of which the module gives the first alone
-                    first.replace_all_uses_with(node)
-                    graph.erase_node(first)
-                node.meta["val"] = node.meta["val"][0]
-            arguments = [node.args[0]]
-            if node.target in _RECURRENT:
-                state = node.args[1]  # of an LSTM both h and c
-                arguments.append(state if isinstance(state, torch.fx.Node) else tuple(state))
-                for item in list(node.users) if node.target is _ATEN.lstm.input else ():
-                    if item.args[1] > 0:  # the operator gives (output, h, c), the module (output, (h, c))
-                        with graph.inserting_before(item):
-                            pair = graph.call_function(operator.getitem, (node, 1))
-                        item.args = (pair, item.args[1] - 1)
-            node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
+            _call(graph_module, node, layer)
         elif node.target in (_ATEN.fill.Scalar, _ATEN.zero.default):  # a trace makes what TorchScript has not of these
             source, *value = node.args
             node.op, node.target = "call_method", "new_full"
@@ -132,6 +109,35 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
     graph.eliminate_dead_code()
     graph_module.recompile()
     return torch.fx.GraphModule(graph_module, graph).eval()
+
+
+def _call(graph_module: Any, node: Any, layer: Any) -> None:
+    """Put a layer where its weights were, and let the node call it instead of the operator."""
+    graph = graph_module.graph
+    weight = node.args[2][0] if node.target in _RECURRENT else node.args[1]
+    owner = str(weight.target).rpartition(".")[0]
+    readers = [user for other in graph.nodes if other.target == weight.target for user in other.users]
+    # a tied weight, a layer that is called again, or a weight of a module that has parts of its own
+    if not owner or len(readers) > 1 or next(graph_module.get_submodule(owner).children(), None) is not None:
+        owner = f"{owner.replace('.', '_')}_{node.name}"
+        graph_module.add_submodule(owner, layer.eval())
+    else:
+        graph_module.set_submodule(owner, layer.eval())
+    if node.target is _ATEN._native_batch_norm_legit_no_training.default:
+        for first in list(node.users):  # a tuple, of which the module gives the first alone
+            first.replace_all_uses_with(node)
+            graph.erase_node(first)
+        node.meta["val"] = node.meta["val"][0]
+    arguments = [node.args[0]]
+    if node.target in _RECURRENT:
+        state = node.args[1]  # of an LSTM both h and c
+        arguments.append(state if isinstance(state, torch.fx.Node) else tuple(state))
+        for item in list(node.users) if node.target is _ATEN.lstm.input else ():
+            if item.args[1] > 0:  # the operator gives (output, h, c), the module (output, (h, c))
+                with graph.inserting_before(item):
+                    pair = graph.call_function(operator.getitem, (node, 1))
+                item.args = (pair, item.args[1] - 1)
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
 
 
 def _layer(graph_module: Any, node: Any) -> Any:

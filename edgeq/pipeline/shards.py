@@ -65,6 +65,8 @@ class _Error(_Document):
     what: str
     fix: str
     exit_code: int = Field(ge=1, le=255)
+    key: str = ""
+    several: list[_Error] = []
 
 
 class _Refused(_Document):
@@ -168,7 +170,8 @@ def write_shard(report: ProjectReport, out: Path, shard: Shard, whole: Sequence[
 
 
 def _error(error: ModelError) -> _Error:
-    return _Error(what=error.what, fix=error.fix, exit_code=int(error.exit_code))
+    several = [_error(one) for one in error.several]
+    return _Error(what=error.what, fix=error.fix, exit_code=int(error.exit_code), key=error.key, several=several)
 
 
 def merge_shards(folders: Sequence[Path], jobs: Sequence[Job], app: AppOptions, out: Path | None) -> ProjectReport:
@@ -213,9 +216,11 @@ def merge_shards(folders: Sequence[Path], jobs: Sequence[Job], app: AppOptions, 
                 raise IntegrityError(what, "build that shard again")
         rows.sort(key=lambda row: order.index(row.target))
         built = RunReport(rows=tuple(rows), data=DataFacts(), refused=refused) if rows else None
-        results.append(
-            ModelResult(name=name, report=built, error=min(errors, key=lambda one: one.exit_code, default=None))
-        )
+        error = min(errors, key=lambda one: one.exit_code, default=None)
+        found = tuple(dict.fromkeys(finding for one in errors for finding in one.findings))
+        if error is not None and len(found) > 1:
+            error = dataclasses.replace(error, several=found)
+        results.append(ModelResult(name=name, report=built, error=error))
     if out is not None:
         results = _collected(results, out)
     report = judged(Project(jobs=tuple(jobs), out=out or Path(), app=app), results)
@@ -271,7 +276,10 @@ def _row(folder: Path, row: _Row) -> PackageResult:
 
 
 def _model_error(error: _Error) -> ModelError:
-    return ModelError(what=error.what, fix=error.fix, exit_code=ExitCode(error.exit_code))
+    several = tuple(_model_error(one) for one in error.several)
+    return ModelError(
+        what=error.what, fix=error.fix, exit_code=ExitCode(error.exit_code), key=error.key, several=several
+    )
 
 
 def _collected(results: Sequence[ModelResult], out: Path) -> list[ModelResult]:

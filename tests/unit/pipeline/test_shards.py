@@ -50,6 +50,12 @@ def test_every_unit_is_in_one_shard_and_those_that_share_artifacts_together(coun
     assert max(map(len, parts)) <= -(-9 // count), "evenly"
 
 
+FINDINGS = (
+    ModelError(what="no memory", fix="get some", exit_code=ExitCode.ENVIRONMENT),
+    ModelError(what="no labels", fix="give some", exit_code=ExitCode.USAGE, key="data.evaluation"),
+)
+
+
 def shards(tmp_path: Path, item: BundleInput, jobs: tuple[Job, ...]) -> list[Path]:
     """Write two shards: one with a bundle of model a, one with an error of a and a bundle of b."""
     folders = []
@@ -64,7 +70,7 @@ def shards(tmp_path: Path, item: BundleInput, jobs: tuple[Job, ...]) -> list[Pat
             row = write_reports(row, DataFacts())
             models.append(ModelResult(name=name, report=RunReport(rows=(row,), data=DataFacts())))
         if index == 2:
-            broken = ModelError(what="no memory", fix="get some", exit_code=ExitCode.ENVIRONMENT)
+            broken = ModelError(what="2 errors", fix="both", exit_code=ExitCode.ENVIRONMENT, several=FINDINGS)
             models.append(ModelResult(name="a", report=None, error=broken))
         write_shard(ProjectReport(models=tuple(models)), out, Shard(index=index, count=2), jobs)
         folders.append(out)
@@ -90,6 +96,7 @@ def test_joined_shards_have_all_rows_and_errors_and_the_lowest_code(folders: lis
     report = merge_shards(folders[::-1], JOBS[:2], AppOptions(), tmp_path / "all")
     assert [(model.name, len(model.rows)) for model in report.models] == [("a", 1), ("b", 1)]
     assert report.models[0].error is not None
+    assert report.models[0].error.findings == FINDINGS
     assert report.exit_code == ExitCode.ENVIRONMENT
     assert (tmp_path / "all" / "report.html").exists()
     assert all((row.path / "manifest.json").exists() and tmp_path / "all" in row.path.parents for row in report.rows)

@@ -325,7 +325,7 @@ def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
     drop, count = fidelity.drop_pp, fidelity.distinct
     if drop is None or count is None or drop.high <= limit_pp or drop.estimate > limit_pp:
         return ""
-    equal = not (fidelity.lost or fidelity.won)
+    equal = drop.estimate == 0 if fidelity.lost is None else not (fidelity.lost or fidelity.won)
     if 100 * matched_pairs(0, 0, count)[1] <= limit_pp and not equal:
         return ""
     return (
@@ -338,6 +338,11 @@ def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
 def needed_for_drop(fidelity: Fidelity, limit_pp: float) -> str:
     """Return a text with the number of samples that could prove a drop within a limit; "" where no number could."""
     count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
+    drop = fidelity.drop_pp
+    if fidelity.lost is None and drop is not None and drop.estimate < limit_pp < drop.high:
+        # a score of the whole set: its interval shrinks with the root of the number of samples
+        enough = math.ceil(count * ((drop.high - drop.estimate) / (limit_pp - drop.estimate)) ** 2)
+        return f"needs about {enough:,} distinct samples"
     lost, won = (min(1.0, (value or 0) / max(1, count)) for value in (fidelity.lost, fidelity.won))
     needed = samples_for_drop(limit_pp / 100, lost, won)
     return f"needs about {needed:,} distinct samples" if needed else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import importlib.machinery
@@ -16,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from edgeq.core.arrays import NDArray
+from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError, first_line, nearest
 
 Metric = Callable[[tuple[NDArray[Any], ...], Any], float]
@@ -187,26 +188,77 @@ def check_arguments(function: UserFunction, count: int, meaning: str) -> None:
         raise UsageError(what, "fix its parameters") from err
 
 
-def load_metric(spec: str) -> Metric:
-    """Return the user's metric: `score(outputs, label) -> float`, called for each sample.
+class OfSet(NamedTuple):
+    """A user's metric that makes one score of the whole set.
 
-    `outputs` holds an array for each model output, without the batch axis; higher scores are better.
+    Attributes:
+        row: makes numbers, as many for each sample, of its outputs and its label.
+        score: makes a score of the rows [samples, numbers].
+    """
+
+    row: Callable[[tuple[NDArray[Any], ...], Any], tuple[float, ...]]
+    score: Callable[[NDArray[np.float64]], float]
+
+
+def load_metric(spec: str) -> Metric | OfSet:
+    """Return the user's metric: `score(outputs, label) -> float`, called for each sample, or one of the whole set.
+
+    `outputs` holds an array for each model output, without the batch axis; higher scores are better. A class that is
+    made without arguments and has the methods `row(outputs, label)` and `score(rows)` is one of the set.
 
     Raises:
         UsageError: it cannot be imported, or called so; later, when it raises or returns no finite number.
     """
     function = load_function(spec, "metric")
+    if isinstance(function.function, type):
+        check_arguments(function, 0, "")
+        users = function()
+        parts = []
+        for name, count, meaning in (("row", 2, "outputs, label"), ("score", 1, "rows")):
+            method = getattr(users, name, None)
+            if not callable(method):
+                what = f"metric {spec}: expected the methods row(outputs, label) and score(rows), but {name} is missing"
+                raise UsageError(what, "add it, or name a function that scores one sample")
+            parts.append(dataclasses.replace(function, function=method, spec=f"{spec}.{name}"))
+            check_arguments(parts[-1], count, meaning)
+        return _of_set(*parts)
     check_arguments(function, 2, "outputs, label")
+    return lambda outputs, label: _number(function(outputs, label), f"metric {spec}", "for each sample")
 
-    def score(outputs: tuple[NDArray[Any], ...], label: Any) -> float:
-        result = function(outputs, label)
+
+def _of_set(row: UserFunction, score: UserFunction) -> OfSet:
+    width: int | None = None
+
+    def checked(outputs: tuple[NDArray[Any], ...], label: Any) -> tuple[float, ...]:
+        nonlocal width
+        given = row(outputs, label)
         try:
-            value = float(result)
+            found = tuple(map(float, given))
         except (TypeError, ValueError, RuntimeError) as err:
-            what = f"metric {spec}: expected a number for each sample, got {type(result).__name__}"
-            raise UsageError(what, "return one float") from err
-        if not math.isfinite(value):
-            raise UsageError(f"metric {spec}: expected a finite number, got {value}", "return a score, not NaN or Inf")
-        return value
+            what = f"metric {row.spec}: expected numbers for each sample, got {type(given).__name__}"
+            raise UsageError(what, "return a tuple of floats, such as (errors, words)") from err
+        if not all(map(math.isfinite, found)):
+            raise UsageError(f"metric {row.spec}: expected finite numbers, got {found}", "return no NaN or Inf")
+        if width is not None and len(found) != width:
+            what = f"metric {row.spec}: expected {width} numbers as for the samples before, got {len(found)}"
+            raise UsageError(what, "return as many for each sample")
+        width = len(found)
+        return found
 
-    return score
+    return OfSet(checked, lambda rows: _number(score(rows), f"metric {score.spec}", "for the set"))
+
+
+def _number(given: Any, metric: str, of: str) -> float:
+    """Return what a metric gave as a float; a set may have no score, which is NaN.
+
+    Raises:
+        UsageError: it is no number, or one without end.
+    """
+    try:
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError) as err:
+        what = f"{metric}: expected a number {of}, got {type(given).__name__}"
+        raise UsageError(what, "return one float") from err
+    if not math.isfinite(value) and not (of == "for the set" and math.isnan(value)):
+        raise UsageError(f"{metric}: expected a finite number, got {value}", "return a score, not NaN or Inf")
+    return value

@@ -16,7 +16,7 @@ from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
 from edgeq.load.images import check_classes, few
 from edgeq.load.live import open_dataset
 from edgeq.load.selection import sample_digest
-from edgeq.load.user_code import load_metric
+from edgeq.load.user_code import OfSet, load_metric
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric
 
@@ -89,7 +89,9 @@ def _metric(manifest: Manifest, asked: str | None, samples: Dataset) -> tuple[Me
     if asked is None:
         return None, TOP1
     if not is_built_in_metric(asked):
-        return load_metric(asked), asked.rpartition(":")[2]
+        users = load_metric(asked)
+        metric = SetMetric(row=users.row, score=users.score) if isinstance(users, OfSet) else users
+        return metric, asked.rpartition(":")[2]
     if asked in ("f1", "miou"):
         what = f"--metric {asked} needs the value above which the model says yes, and the bundle was not scored with it"
         raise UsageError(what, f"give --metric {asked}@0.5 for probabilities, {asked}@0 for logits")

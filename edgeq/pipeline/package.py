@@ -168,9 +168,13 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
         chosen = [results.chosen.get(unit.key, unit) for unit in missing]
         missing = [unit for unit in chosen if unit.key not in results.finished]
         emulator.prepare([unit.target for unit in missing])  # downloads and self-tests, before the long steps
-        # a built-in score of a whole set runs no code of the user's
-        metric = inputs.metric if isinstance(inputs.metric, SetMetric) else recorder.recorded(inputs.metric)
-        inputs = dataclasses.replace(inputs, metric=metric, train=recorder.recorded(inputs.train))
+        metric = inputs.metric
+        if isinstance(metric, SetMetric):
+            metric = SetMetric(row=recorder.recorded(metric.row), score=recorder.recorded(metric.score))
+        elif metric is not None:
+            metric = recorder.recorded(metric)
+        train = None if inputs.train is None else recorder.recorded(inputs.train)
+        inputs = dataclasses.replace(inputs, metric=metric, train=train)
         later.enter_context(rare_collections())  # from here on, torch and the model are there
         builder = ArtifactBuilder(job, inputs, runtimes, folder, progress)
         for spec, group in group_by_artifact(missing).items():

@@ -27,7 +27,8 @@ from edgeq.load.live import open_dataset
 from edgeq.load.model import estimate_batch_norm, load_model
 from edgeq.load.onnx import gives_probability, output_specs
 from edgeq.load.selection import choose, dataset_sha256, exclude
-from edgeq.load.user_code import check_arguments, load_function, load_metric
+from edgeq.load.user_code import Metric as UserMetric
+from edgeq.load.user_code import OfSet, check_arguments, load_function, load_metric
 from edgeq.lower.onnx import file_work
 from edgeq.pipeline.plan import BuildStep, match_apps, plan_text
 from edgeq.pipeline.preflight import check_calibration, limits_drop, preflight, refused_targets, without_labels
@@ -201,10 +202,11 @@ def _score_one(
     try:
         if metric is None and n_classes is not None:
             class_index(sample.label, n_classes)
-        elif metric is not None and not isinstance(metric, SetMetric) and model.kind not in (*_ARTIFACTS, "onnx"):
+        elif metric is not None and model.kind not in (*_ARTIFACTS, "onnx"):
             batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
             run = forward(model.model.module() if model.kind == "exported" else model.model)
-            metric(tuple(output[0] for output in run(batch)), sample.label)
+            score = metric.row if isinstance(metric, SetMetric) else metric
+            score(tuple(output[0] for output in run(batch)), sample.label)
     except UsageError as err:
         raise UsageError(f"--eval-data {evaluation.origin}: {sample.name}: {err.what}", err.fix) from err
 
@@ -335,13 +337,18 @@ def _metric(
     if is_built_in_metric(name):
         threshold = _threshold(model, evaluation) if name in _THRESHOLDED and evaluation is not None else 0
         return built_in_metric(name, evaluation, threshold)
-    score = load_metric(name)
+    return _on_copies(load_metric(name)), name.rpartition(":")[2]
 
-    def on_copies(outputs: tuple[Any, ...], label: Any) -> float:
-        """Call a metric on copies: a metric that works in place must not change other targets' or golden samples."""
-        return score(tuple(np.array(array) for array in outputs), label)
 
-    return on_copies, name.rpartition(":")[2]
+def _on_copies(users: UserMetric | OfSet) -> Metric | SetMetric:
+    """Call a metric on copies: one that works in place must not change other targets' or golden samples."""
+    if isinstance(users, OfSet):
+        return SetMetric(row=lambda outputs, label: users.row(_copied(outputs), label), score=users.score)
+    return lambda outputs, label: users(_copied(outputs), label)
+
+
+def _copied(outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(np.array(array) for array in outputs)
 
 
 def _is_one_value(output: TensorSpec) -> bool:
@@ -567,7 +574,7 @@ def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
         metric = None
         with found.of("data.metric"):
             if job.data.metric is not None and not is_built_in_metric(job.data.metric):
-                metric = load_metric(job.data.metric)
+                metric = _on_copies(load_metric(job.data.metric))
         with progress.task("read a sample of the data"):
             for role, origin, limit in _wanted(job, schemes):
                 with found.of(_OPTION_OF[role]):

@@ -194,11 +194,8 @@ class Recorder:
         finally:
             self.on = before
 
-    def recorded(self, function: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
+    def recorded(self, users: Callable[_P, _R]) -> Callable[_P, _R]:
         """Return a function of the user's with the recorder on while it runs."""
-        if function is None:
-            return None
-        users = function
 
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with self.listening():

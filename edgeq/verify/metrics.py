@@ -284,7 +284,7 @@ class SetMetric:
     score: Callable[[NDArray[np.float64]], float]
 
     def of(self, rows: Sequence[Sequence[float]]) -> float:
-        """Return the score of rows."""
+        """Return the score of rows; NaN where they have none, such as an AUC of labels that are all alike."""
         return self.score(np.asarray(rows, np.float64))
 
     def drop_pp(
@@ -343,6 +343,8 @@ def built_in_metric(text: str, evaluation: Dataset | None, threshold: float) -> 
             what = f"--metric {name} needs labels of more than one value in the evaluation data"
             raise UsageError(what, "give numbers as labels, y in an .npz file")
         return SetMetric(row=_squares, score=_error_score(name, span)), f"1-{name}/{span:.4g}"
+    if name == "perplexity":
+        return SetMetric(row=_likelihood, score=_inverse_perplexity), "1/perplexity"
     if name == "auc":
         return SetMetric(row=_auc_row, score=_auc), name
     count = SetMetric(row=_counts_row(name, threshold), score=_f1 if name == "f1" else _mean_iou)
@@ -375,6 +377,28 @@ def _error_score(name: str, span: float) -> Callable[[NDArray[np.float64]], floa
         return max(0.0, 1 - float(error) / span)
 
     return score
+
+
+def _likelihood(outputs: Outputs, label: Any) -> Sequence[float]:
+    """Return the sum of the log-likelihoods of the words that follow, in nats, and how many words count."""
+    logits, words = np.asarray(outputs[0], np.float64), np.asarray(label).reshape(-1)
+    if logits.ndim < 2 or logits[..., 0].size != words.size or words.dtype.kind not in "iu":
+        what = f"the label has {words.size} values of {words.dtype}, the first output the shape {list(logits.shape)}"
+        raise UsageError(what, "give the next word of each place as the label, for an output [places, words] of logits")
+    logits, counted = logits.reshape(words.size, -1), words >= 0  # -100 marks what does not count
+    if words.max(initial=0) >= logits.shape[1]:
+        what = f"the label has the word {words.max()}, but the output tells {logits.shape[1]} words apart"
+        raise UsageError(what, "give labels from 0 up to the number of words, and -100 for what does not count")
+    top = logits.max(axis=1)
+    log_sums = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    told = logits[np.arange(words.size), np.where(counted, words, 0)] - log_sums
+    return float(told[counted].sum()), float(counted.sum())
+
+
+def _inverse_perplexity(rows: NDArray[np.float64]) -> float:
+    """Return exp(mean log-likelihood of a word), 1 divided by the perplexity: from 0 to 1, higher is better."""
+    told, words = rows.sum(axis=0)
+    return math.exp(told / words) if words else math.nan
 
 
 def _one_hot(label: Any, classes: int) -> NDArray[np.float64]:

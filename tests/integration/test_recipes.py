@@ -1,6 +1,6 @@
 """The CI recipes of examples/ci, run as their services would, without the steps that set a machine up.
 
-Nothing here builds the Dockerfile, which needs a daemon: its sources, its user and its extras are checked.
+Nothing here builds the Dockerfile, which takes 6 GB: its sources, its user and its extras are checked.
 """
 
 from __future__ import annotations

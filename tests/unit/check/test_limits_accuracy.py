@@ -108,3 +108,10 @@ def test_a_pretrained_model_has_no_fp32_to_be_held_to():
     alone = verified(fidelity=replace(fidelity(), sqnr_db=None))
     (said,) = accuracy_warnings("pretrained", alone, GateOptions())
     assert "already quantized" in said
+
+
+def test_of_a_score_of_the_whole_set_the_samples_that_would_do_follow_from_its_interval():
+    of_set = replace(scored(0.9, 0.874, samples=64), distinct=64, lost=None, won=None, drop_pp=interval(2.6, -0.4, 5.6))
+    gate = limit_gate("accuracy_drop", 5.0, measured(verified(fidelity=of_set)))
+    assert gate.outcome == "failed"
+    assert "needs about 100 distinct samples" in gate.detail, "64 * (3 / 2.4)²"

@@ -172,3 +172,59 @@ def test_a_metric_must_give_a_finite_number(script, body, reason):
 def test_a_metric_must_take_two_arguments(script):
     with pytest.raises(UsageError, match=r"the signature score\(outputs, label\), got score\(outputs\)"):
         load_metric(script("def score(outputs): ...\n") + ":score")
+
+
+WORDS = """
+class Words:
+    def row(self, outputs, label):
+        return {row}
+
+    def score(self, rows):
+        return {score}
+"""
+
+
+def test_a_metric_of_the_whole_set(script):
+    score = "1 - rows[:, 0].sum() / rows[:, 1].sum()"
+    metric = load_metric(script(WORDS.format(row="(outputs[0] != label).sum(), len(label)", score=score)) + ":Words")
+    rows = [metric.row((np.array(got),), np.array(want)) for got, want in (([1, 2], [1, 3]), ([4, 4], [4, 4]))]
+    assert rows == [(1.0, 2.0), (0.0, 2.0)]
+    assert metric.score(np.array(rows)) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("row", "score", "said"),
+    [
+        ("3", "0", "Words.row: expected numbers for each sample, got int"),
+        ("1, float('nan')", "0", "Words.row: expected finite numbers"),
+        ("label", "0", "Words.row: expected 1 numbers as for the samples before, got 2"),
+        ("[1]", "None", "Words.score: expected a number for the set, got NoneType"),
+        ("[1]", "float('inf')", "Words.score: expected a finite number, got inf"),
+        ("[1]", "rows[3]", "raised IndexError at user.py:7"),
+    ],
+)
+def test_a_metric_of_the_set_must_give_finite_numbers(script, row, score, said):
+    metric = load_metric(script(WORDS.format(row=row, score=score)) + ":Words")
+
+    def judged():
+        metric.score(np.array([metric.row((), [1]), metric.row((), [1, 2])]))
+
+    with pytest.raises(UsageError) as caught:
+        judged()
+    assert said in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "def row(self): ...\n    def score(self, rows): ...",
+            r"expected the signature Words\.row\(outputs, label\), got Words\.row\(\)",
+        ),
+        ("def __init__(self, size): ...", r"expected the signature Words\(\), got Words\(size\)"),
+        ("def row(self, outputs, label): ...", "but score is missing"),
+    ],
+)
+def test_the_methods_of_a_metric_of_the_set_take_their_arguments(script, body, said):
+    with pytest.raises(UsageError, match=said):
+        load_metric(script(f"class Words:\n    {body}\n") + ":Words")

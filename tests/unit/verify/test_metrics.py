@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -356,3 +357,17 @@ def test_repeats_and_equal_scores_do_not_shorten_the_bootstrap_interval():
     assert equal.high == pytest.approx(100 * matched_pairs(0, 0, 20)[1])
     often = metric.drop_pp(rows * 10, rows * 10, [i % 20 for i in range(200)])
     assert often.high == pytest.approx(equal.high)
+
+
+def test_perplexity_is_that_of_the_words_that_count():
+    rng = np.random.default_rng(6)
+    logits, words = rng.normal(size=(5, 7, 11)), rng.integers(0, 11, (5, 7))
+    words[:, :2] = -100
+    loss = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits).reshape(-1, 11), torch.from_numpy(words).reshape(-1)
+    )
+    assert set_score("perplexity", logits, words) == (pytest.approx(math.exp(-loss)), "1/perplexity")
+    metric, _ = built_in_metric("perplexity", None, 0)
+    for label, said in ((words[0, :6], "has 6 values"), (words[0] + 11, "the word 2"), (words[0] * 1.0, "of float64")):
+        with pytest.raises(UsageError, match=said):
+            metric.row((logits[0],), label)

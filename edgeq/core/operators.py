@@ -14,17 +14,22 @@ DEFORM = "torchvision.deform_conv2d.default"  # as a graph names it
 
 @contextlib.contextmanager
 def plain_operators() -> Iterator[None]:
-    """Let deformable convolutions be captured or traced in the block as `plain_deform_conv2d`.
+    """Let deformable convolutions and masks of PyTorch's transformers be captured or traced in the block.
 
-    torchvision's own operator is missing from ExecuTorch 1.5, from the lite interpreter, from an x86 process without
-    torchvision, and from opset 18, in which edgeq exports to ONNX (`DeformConv` came with opset 19).
+    Deformable convolutions become `plain_deform_conv2d`: torchvision's own operator is missing from ExecuTorch 1.5, from
+    the lite interpreter, from an x86 process without torchvision, and from opset 18, in which edgeq exports to ONNX
+    (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that they
+    were given hides just what comes later, which torch.export cannot follow; the mask says it in any case.
     """
-    if "torchvision" not in sys.modules:
-        yield
-        return
     import torch
 
-    with replaced(torch.ops.torchvision, "deform_conv2d", plain_deform_conv2d):
+    def is_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return is_causal is True
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", is_causal))
+        if "torchvision" in sys.modules:
+            stack.enter_context(replaced(torch.ops.torchvision, "deform_conv2d", plain_deform_conv2d))
         yield
 
 

@@ -302,7 +302,7 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
 
     def is_wanted(node: Any) -> bool:
         """Whether a result may be worth keeping: it is a resized one, or weights of its own."""
-        kinds = [str(user.target) for user in node.users if len(user.args) > 1 and user.args[1] is node]
+        kinds = [str(user.target) for user in node.users if node in user.args[1:3]]  # a weight or a bias
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
         return multiplied or "upsample" in str(node.target)
 

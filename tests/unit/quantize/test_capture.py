@@ -180,3 +180,25 @@ def test_what_is_written_or_used_otherwise_is_no_constant(module):
     for seed in (1, 2, 3):
         (x,) = example_tensors((FOUR,), seed)
         torch.testing.assert_close(program.module()(x), model.model(x))
+
+
+class Translator(nn.Module):
+    """PyTorch's own transformer with a mask, whose second attention splits its weights and biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.body(x, x.flip(1), src_mask=mask, tgt_mask=mask)
+
+
+def test_pytorchs_own_transformer_with_a_mask_is_captured_with_constant_weights_and_biases():
+    model = loaded(Translator, spec := TensorSpec(name="x", dtype="float32", shape=(1, 6, 16), low=-1.0))
+    program = capture(model)
+    x = example_tensors((spec,))[0]
+    torch.testing.assert_close(program.module()(x), model.model(x))
+    layers = [node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default]
+    assert len(layers) == 11
+    assert {arg.op for node in layers for arg in node.args[1:]} == {"placeholder"}

@@ -1,4 +1,4 @@
-"""Operators that no runtime has, written with operators that all of them have."""
+"""Operators that no runtime has, written with operators that all of them have, and what captures cannot follow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEFORM = "torchvision.deform_conv2d.default"  # as a graph names it
 def plain_operators() -> Iterator[None]:
     """Let deformable convolutions and masks of PyTorch's transformers be captured or traced in the block.
 
-    Deformable convolutions become `plain_deform_conv2d`: torchvision's own operator is missing from ExecuTorch 1.5, from
-    the lite interpreter, from an x86 process without torchvision, and from opset 18, in which edgeq exports to ONNX
-    (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that they
+    Deformable convolutions become `plain_deform_conv2d`: torchvision's own operator is missing from ExecuTorch 1.5,
+    from the lite interpreter, from an x86 process without torchvision, and from opset 18, in which edgeq exports to
+    ONNX (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that they
     were given hides just what comes later, which torch.export cannot follow; the mask says it in any case.
     """
     import torch

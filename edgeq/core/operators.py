@@ -18,8 +18,8 @@ def plain_operators() -> Iterator[None]:
 
     Deformable convolutions become `plain_deform_conv2d`: torchvision's own operator is missing from ExecuTorch 1.5,
     from the lite interpreter, from an x86 process without torchvision, and from opset 18, in which edgeq exports to
-    ONNX (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that they
-    were given hides just what comes later, which torch.export cannot follow; the mask says it in any case.
+    ONNX (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that
+    they were given hides just what comes later, which torch.export cannot follow; the mask says it in any case.
     """
     import torch
 

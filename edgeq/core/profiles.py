@@ -14,6 +14,12 @@ def profile_files() -> dict[str, Path]:
     return _shipped("targets")
 
 
+@functools.cache
+def group_files() -> dict[str, Path]:
+    """Return the shipped files of targets that stand for several others, by name, sorted."""
+    return _shipped("targets/groups")
+
+
 def profile_values(name: str) -> dict[str, Any]:
     """Return the top-level keys of a shipped target profile, with those of the profile that it extends; not validated.
 

@@ -142,13 +142,7 @@ class _Race:
     def winner(self) -> int:
         """Return the place of the first that passed, or else of the nearest; there is at least one bundle."""
         passed = [place for place in self.rows if self.tried[place].passed]
-        return passed[0] if passed else min(self.rows, key=self._distance)
-
-    def _distance(self, place: int) -> tuple[int, float, float]:
-        """Order by the number of failed gates, then by the drop of accuracy, then by the SQNR."""
-        one = self.tried[place]
-        drop = one.drop_pp.estimate if one.drop_pp else 0.0
-        return len(one.failed), drop, math.inf if one.sqnr_db is None else -one.sqnr_db
+        return passed[0] if passed else min(self.rows, key=lambda place: self.tried[place].distance)
 
 
 def _is_for_all(name: str, outcome: str) -> bool:
@@ -308,7 +302,7 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
 
 def default_choices(job: Job, work: ModelWork | None) -> dict[str, tuple[SchemeName, str]]:
     """Return scheme and reason by target, where the job leaves the scheme open and the model has been looked at."""
-    targets = [target for target in job.targets if DEFAULT in job.schemes_of(target)]
+    targets = [target for target in job.all_targets if DEFAULT in job.schemes_of(target)]
     return {target.name: choose_default(target, work) for target in targets} if work is not None else {}
 
 

@@ -34,11 +34,22 @@ from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.auto import REFUSALS, choose_default, choose_defaults, choose_schemes, restore_defaults
 from edgeq.pipeline.baselines import with_float_baselines
-from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
+from edgeq.pipeline.cache import group_unit_of, job_facts, keep, restore, unit_of
 from edgeq.pipeline.devices import Emulator
+from edgeq.pipeline.fastest import choose_fastest
 from edgeq.pipeline.from_file import build_from_file, build_onnx, check_equivalence, described
-from edgeq.pipeline.plan import COMPARED, ArtifactSpec, BuildStep, BuildUnit, Plan, Results, Run, group_by_artifact
-from edgeq.pipeline.preflight import preflight, refused_targets
+from edgeq.pipeline.plan import (
+    COMPARED,
+    ArtifactSpec,
+    BuildStep,
+    BuildUnit,
+    GroupUnit,
+    Plan,
+    Results,
+    Run,
+    group_by_artifact,
+)
+from edgeq.pipeline.preflight import left_out_candidates, preflight, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
@@ -89,17 +100,28 @@ def make_plan(job: Job, work: Path, machine: Mapping[str, Any] | None = None) ->
     facts = job_facts(job, machine)
     note = COMPARED if job.compare else ""
     cannot = refused_targets(job)
+    groups: list[GroupUnit] = []
+    for group in job.groups:
+        for scheme in job.schemes or (DEFAULT,):
+            left_out = left_out_candidates(job, group, scheme)
+            candidates = [
+                unit_of(job, facts, target, job.schemes_of(target)[0] if scheme == DEFAULT else scheme, note=note)
+                for target in group.candidates
+                if target.name not in left_out
+            ]
+            groups.append(group_unit_of(facts, group, scheme, candidates, left_out))
     units = tuple(
         unit_of(job, facts, target, scheme, note=note)
         for target in job.targets
         for scheme in (target.schemes[:1] if target.name in cannot else job.schemes_of(target))
     )
-    refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
-    finished = restore([unit for unit in units if unit.key not in refused], work, job) if job.cache else {}
+    every: tuple[BuildUnit | GroupUnit, ...] = (*units, *groups)
+    refused = {unit.key: _model_error(cannot[unit.name]) for unit in every if unit.name in cannot}
+    finished = restore([unit for unit in every if unit.key not in refused], work, job) if job.cache else {}
     if job.cache and not job.compare:
         chosen, known = restore_defaults([unit for unit in units if unit.scheme == DEFAULT], facts, work, job)
         units, finished = tuple(chosen.get(unit.key, unit) for unit in units), finished | known
-    return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
+    return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused, groups=tuple(groups))
 
 
 def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
@@ -108,7 +130,7 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
     Raises:
         EdgeqError: the first error of a step, or the refusals if nothing could be built.
     """
-    if not plan.missing:
+    if plan.is_complete:
         return plan
     done, errors = build_missing(plan, work, progress)
     if done.finished:
@@ -127,16 +149,24 @@ def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dic
         EdgeqError: the first error of a step.
     """
     run = Run(job=plan.job, facts=plan.facts, work=work, progress=progress)
+    missing = {unit.key: unit for unit in plan.missing}
+    # a candidate may be named as a target of its own too
+    missing |= {unit.key: unit for group in plan.missing_groups for unit in group.candidates}
     if plan.job.compare:
-        results = with_float_baselines(run, plan.missing, build_units)
-    elif any(unit.scheme == AUTO for unit in plan.missing):
-        results = choose_schemes(run, plan.missing, build_units)
+        results = with_float_baselines(run, tuple(missing.values()), build_units)
+    elif any(unit.scheme == AUTO for unit in missing.values()):
+        results = choose_schemes(run, tuple(missing.values()), build_units)
     else:
-        results = build_units(run, plan.missing)
-    units = tuple(results.chosen.get(unit.key, unit) for unit in plan.units)
-    finished = plan.finished | results.finished
-    refused = {**plan.refused, **{key: _model_error(err) for key, err in results.refused.items()}}
-    return dataclasses.replace(plan, units=units, finished=finished, refused=refused), results.refused
+        results = build_units(run, tuple(missing.values()))
+    fastest = choose_fastest(run, plan.missing_groups, results)
+    own = {unit.key for unit in plan.units}
+    errors = {key: err for key, err in results.refused.items() if key in own} | fastest.refused
+    return dataclasses.replace(
+        plan,
+        units=tuple(results.chosen.get(unit.key, unit) for unit in plan.units),
+        finished=plan.finished | results.finished | fastest.finished,
+        refused={**plan.refused, **{key: _model_error(err) for key, err in errors.items()}},
+    ), errors
 
 
 def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:

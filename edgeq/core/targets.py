@@ -217,8 +217,9 @@ def load_target_or_group(name_or_path: str) -> TargetProfile | TargetGroup:
         group = TargetGroup.model_validate(data | {"candidates": candidates})
     except ValidationError as err:
         raise explain(err, name_or_path, TargetGroup) from err
-    if not own and group.name in {**profile_files(), **group_files()}:
-        what = f"{name_or_path}: {group.name} is the name of a shipped target"
+    shipped = profile_files() | group_files()
+    if not own and group.name in shipped and group != load_target_or_group(group.name):
+        what = f"{name_or_path}: {group.name} is the name of a shipped target, which has other values"
         raise UsageError(what, "give it a name of its own")
     return group
 

@@ -68,34 +68,45 @@ def _chosen(run: Run, unit: GroupUnit, rows: Rows, errors: Mapping[str, ModelErr
     passed = [one for one in unit.group.candidates if one.name in rows and rows[one.name][0].ok]
     turns: dict[str, Turns] = {}
     if len(passed) > 1:
-        taken = turns_ms(run, f"time {unit.label}", [(rows[one.name][0].path, one) for one in passed])
+        artifacts = [(rows[one.name][0].path, one) for one in passed]
+        taken = turns_ms(run, f"time the candidates of {unit.name}", artifacts)
         turns = {one.name: times for one, times in zip(passed, taken, strict=True)}
-    candidates = []
+    figures: dict[str, Variant] = {}
     for name in (one.name for one in unit.group.candidates):
         if name in errors:
             error = errors[name]
             told = f"{error.what}; {error.fix}" if name in unit.left_out else error.what
-            figures = Variant(scheme=unit.scheme, error=told, exit_code=error.exit_code)
+            figures[name] = Variant(scheme=unit.scheme, error=told, exit_code=error.exit_code)
         else:
-            figures = variant_of(rows[name][0])
-        candidates.append(
-            Candidate(target=name, figures=with_latency(figures, turns[name]) if name in turns else figures)
+            own = variant_of(rows[name][0])
+            figures[name] = with_latency(own, turns[name]) if name in turns else own
+    best = min(turns, key=lambda name: figures[name].latency_ms or math.inf, default="")
+    candidates = tuple(
+        Candidate(
+            target=name,
+            figures=own,
+            slowdown=paired_speedup(turns[name], turns[best]) if name in turns and name != best else None,
         )
-    places = [place for place, one in enumerate(candidates) if one.target in rows]
-    chosen = min(places, key=lambda place: candidates[place].figures.distance)
-    if turns:
-        timed = [place for place in places if candidates[place].target in turns]
-        best = min(timed, key=lambda place: candidates[place].figures.latency_ms or math.inf)
-        for place in timed:
-            if place != best:
-                slowdown = paired_speedup(turns[candidates[place].target], turns[candidates[best].target])
-                candidates[place] = dataclasses.replace(candidates[place], slowdown=slowdown)
-        level = [place for place in timed if place == best or candidates[place].is_as_fast]
-        chosen = min(level, key=lambda place: rows[candidates[place].target][0].size_bytes)
+        for name, own in figures.items()
+    )
     return Fastest(
         name=unit.name,
         cpu=processor_kind(),
         turns=TURNS if turns else 0,
-        candidates=tuple(candidates),
-        chosen=chosen,
+        candidates=candidates,
+        chosen=winner(candidates),
     )
+
+
+def winner(candidates: Sequence[Candidate]) -> int:
+    """Return the place of the candidate to keep; at least one has an artifact.
+
+    Of those that passed it is the fastest; where the turns show no difference between several, the smallest of these,
+    and of several as small the first. Where none passed, it is the nearest to that.
+    """
+    passed = [place for place, one in enumerate(candidates) if one.figures.passed]
+    if not passed:
+        built = [place for place, one in enumerate(candidates) if not one.figures.error]
+        return min(built, key=lambda place: candidates[place].figures.distance)
+    level = [place for place in passed if candidates[place].slowdown is None or candidates[place].is_as_fast]
+    return min(level, key=lambda place: candidates[place].figures.size_bytes or 0)

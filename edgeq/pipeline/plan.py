@@ -361,11 +361,11 @@ def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
     ]
     for group in job.groups:
         for scheme in job.schemes or (DEFAULT,):
-            choice, candidates = _choice(job, group, scheme, defaults)
+            named, choice, candidates = _choice(job, group, scheme, defaults)
             targets.append(
                 {
                     "target": group.name,
-                    "scheme": scheme,
+                    "scheme": named,
                     "steps": _steps_json(choice),
                     "candidates": [
                         {"target": name, "scheme": own, "steps": _steps_json(steps)} for name, own, steps in candidates
@@ -391,8 +391,8 @@ def plan_text(job: Job, defaults: Defaults) -> str:
         lines += ["", f"{name}, {scheme}", *_lines(steps)]
     for group in job.groups:
         for planned in job.schemes or (DEFAULT,):
-            choice, candidates = _choice(job, group, planned, defaults)
-            lines += ["", f"{group.name}, {planned}", *_lines(choice)]
+            named, choice, candidates = _choice(job, group, planned, defaults)
+            lines += ["", f"{group.name}, {named}", *_lines(choice)]
             for name, scheme, steps in candidates:
                 lines += ["", f"{group.name}: {name}, {scheme}", *_lines(steps)]
     return "\n".join(lines)
@@ -411,18 +411,26 @@ def _planned(
 
 def _choice(
     job: Job, group: TargetGroup, scheme: PlannedScheme, defaults: Defaults
-) -> tuple[_Steps, list[tuple[str, str, _Steps]]]:
-    """Return the steps of a choice, and the name, scheme and steps of each candidate."""
+) -> tuple[str, _Steps, list[tuple[str, str, _Steps]]]:
+    """Return the scheme and the steps of a choice, and the name, scheme and steps of each candidate.
+
+    The scheme is `default` where candidates have different ones.
+    """
     left_out = left_out_candidates(job, group, scheme)
     built = [target for target in group.candidates if target.name not in left_out]
     candidates = _planned(job, built, () if scheme == DEFAULT else (scheme,), defaults)
     steps = [
         ("choose", f"the fastest on this host that passes every gate: {', '.join(target.name for target in built)}"),
-        *(("leave out", f"{name}: {error.what}; {error.fix}") for name, error in left_out.items()),
+        *(
+            ("leave out", f"{'' if name in error.what else f'{name}: '}{error.what}; {error.fix}")
+            for name, error in left_out.items()
+        ),
         ("bundle", str(job.out / (job.name or "<model>") / group.name)),
     ]
+    schemes = list(dict.fromkeys(own for _, own, _ in candidates))
+    named = schemes[0] if len(schemes) == 1 else scheme
     # the group's bundle is theirs
-    return steps, [(name, own, [step for step in its if step[0] != "bundle"]) for name, own, its in candidates]
+    return named, steps, [(name, own, [step for step in its if step[0] != "bundle"]) for name, own, its in candidates]
 
 
 def _named(target: TargetProfile, scheme: PlannedScheme, defaults: Defaults) -> str:

@@ -671,7 +671,7 @@ class Job(RunConfig):
     Attributes:
         source: the model.
         targets: those that were named, and get a bundle each.
-        groups: targets that stand for several, of which the fastest gets a bundle.
+        groups: targets that stand for several; the fastest of these gets a bundle.
         schemes: none for each target's default; `auto` is never combined with others.
     """
 

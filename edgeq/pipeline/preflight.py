@@ -82,7 +82,7 @@ def left_out_candidates(job: Job, group: TargetGroup, scheme: str) -> dict[str, 
 
 
 def no_candidate(name: str, why: Mapping[str, ModelError]) -> EdgeqError:
-    """Return the error of a target that stands for several, none of which could be built; its code is their lowest."""
+    """Return the error of a target that stands for several, where none could be built; its code is their lowest."""
     first = min(why.values(), key=lambda err: err.exit_code)
     kinds = (UnsupportedError, AccuracyError, VerificationError, EnvironmentProblem)
     kind: type[EdgeqError] = next(one for one in kinds if one.exit_code == first.exit_code)

@@ -116,7 +116,7 @@ def of_shard(jobs: Sequence[Job], shard: Shard) -> tuple[Job, ...]:
     The parts are (model, runtime, backend) in the project's order: equal files give equal parts on every machine.
 
     Raises:
-        UsageError: a target stands for several, of which the fastest on one machine is chosen.
+        UsageError: a target stands for several, and times of one machine choose one.
     """
     for group in (group for job in jobs for group in job.groups):
         what = f"--shard: {group.name} is chosen by times of one machine, but the machines of shards may differ"

@@ -361,7 +361,7 @@ class ChoiceDocument(_Document):
 
 
 class CandidateDocument(VariantDocument):
-    """One of several targets, of which the fastest was kept; latencies are of interleaved runs where several passed."""
+    """One of several targets; its latencies are of interleaved runs where several passed."""
 
     target: str
     slowdown: Interval | None = Field(

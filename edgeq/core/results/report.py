@@ -437,7 +437,7 @@ class PackageResult(Judged):
 
     @property
     def named_target(self) -> str:
-        """The target as the run named it: its own, or one that stands for several, of which it is the fastest."""
+        """The target as the run named it: its own, or one that stands for several."""
         return self.target if self.fastest is None else self.fastest.name
 
     @property

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
+from edgeq.core.system import edgeq_digest, rare_collections, release_memory, replaced, tool_versions
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
@@ -58,7 +59,7 @@ from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
 from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
-from edgeq.quantize.graph_runner import forward, remembered
+from edgeq.quantize.graph_runner import Forward, forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
 from edgeq.verify.emulate.support import wants_emulation
@@ -159,11 +160,12 @@ def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dic
     else:
         results = build_units(run, tuple(missing.values()))
     fastest = choose_fastest(run, plan.missing_groups, results)
-    own = {unit.key for unit in plan.units}
+    units = tuple(results.chosen.get(unit.key, unit) for unit in plan.units)
+    own = {unit.key for unit in units}  # the refusals of candidates are in their group's result
     errors = {key: err for key, err in results.refused.items() if key in own} | fastest.refused
     return dataclasses.replace(
         plan,
-        units=tuple(results.chosen.get(unit.key, unit) for unit in plan.units),
+        units=units,
         finished=plan.finished | results.finished | fastest.finished,
         refused={**plan.refused, **{key: _model_error(err) for key, err in errors.items()}},
     ), errors
@@ -186,6 +188,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     built = Results(finished={}, refused={})
     with (
         HostRuntimes(artifacts * artifacts_per_group, folder=folder, progress=progress) as runtimes,
+        _quick_registrations(),
         recording() as recorder,
         contextlib.ExitStack() as later,
     ):
@@ -263,6 +266,23 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     )
 
 
+@contextlib.contextmanager
+def _quick_registrations() -> Iterator[None]:
+    """Let libraries that are imported in the block register operators of torch without a search for their sources.
+
+    torch notes the place of each registration for its error messages, by `inspect.getframeinfo`, which asks for the
+    real paths of all loaded modules: a tenth of the processor time that mobilenet_v2 takes. A frame knows its place.
+    """
+    from torch._library import utils
+
+    def get_source(stacklevel: int) -> str:
+        frame = sys._getframe(stacklevel)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    with replaced(utils, "get_source", get_source):
+        yield
+
+
 # words of torch and ExecuTorch about sizes that depend on values
 _OF_DATA = re.compile("data-dependent|symbolic expression|unbacked")
 
@@ -320,7 +340,9 @@ class ArtifactBuilder:
                 return self._build_from_float_onnx(step)
             try:
                 quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
-                self._refuse_certain_loss(quantized, step, target)
+                # what is looked at before the lowering is compared with the artifact too
+                graph = remembered(forward(quantized.graph, spec.engine), _MEMO_BYTES)
+                self._refuse_certain_loss(quantized, graph, step, target)
                 self._release_graphs()
                 lowered = _lower(quantized, step)
             except (OSError, MemoryError):
@@ -334,7 +356,7 @@ class ArtifactBuilder:
             kept = subset(step, lowered.macs) if emulated else None
             verify = dataclasses.replace(
                 verify_spec(step, lowered),
-                graph=forward(quantized.graph, spec.engine),
+                graph=graph,
                 fp32=None if spec.scheme == "pretrained" else self._reference,  # the source is int8 already
                 output_steps=quantized.output_steps,
                 observe=kept,
@@ -357,18 +379,17 @@ class ArtifactBuilder:
             observed=tuple(kept.observed) if kept else (),
         )
 
-    def _refuse_certain_loss(self, quantized: QuantizedModel, step: BuildStep, target: TargetProfile) -> None:
+    def _refuse_certain_loss(
+        self, quantized: QuantizedModel, graph: Forward, step: BuildStep, target: TargetProfile
+    ) -> None:
         """Refuse a graph whose outputs are lost for certain, before the long steps; raises an AccuracyError.
 
-        A few samples tell whether to look at more of them. No other scheme's samples are run twice: fp32's outputs are
-        remembered.
+        A few samples tell whether to look at more of them. No sample is run twice: outputs are remembered.
         """
         scheme, options = step.spec.scheme, self._job.gates
         if scheme in FLOAT_SCHEMES or scheme == "pretrained" or quantized.graph is None:
             return
-        spec = dataclasses.replace(
-            verify_spec(step, None), graph=forward(quantized.graph, step.spec.engine), fp32=self._reference
-        )
+        spec = dataclasses.replace(verify_spec(step, None), graph=graph, fp32=self._reference)
         if not looks_lost(look_first(spec, _FIRST_LOOK)[0], options):
             return
         seen, best_db = look_first(spec, _SECOND_LOOK)

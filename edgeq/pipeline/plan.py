@@ -520,7 +520,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == "fp32":
         return []
     if job.source.endswith(".onnx"):
-        method = find_file_method(scheme, Path(job.source).name).description
+        method = find_file_method(scheme, Path(job.source).name, target.runtime).description
     else:
         method = find_method(target.runtime, scheme).description.format(backend=target.backend)
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""

@@ -60,7 +60,7 @@ from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
 from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
-from edgeq.quantize.graph_runner import Forward, forward, remembered
+from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
 from edgeq.verify.emulate.support import wants_emulation
@@ -346,9 +346,7 @@ class ArtifactBuilder:
                 return self._build_from_float_onnx(step)
             try:
                 quantized = quantize(spec.runtime, spec.scheme, self._quantize_spec(spec, label))
-                # what is looked at before the lowering is compared with the artifact too
-                graph = remembered(forward(quantized.graph, spec.engine), _MEMO_BYTES)
-                self._refuse_certain_loss(quantized, graph, step, target)
+                self._refuse_certain_loss(quantized, step, target)
                 self._release_graphs()
                 lowered = _lower(quantized, step)
             except (OSError, MemoryError):
@@ -362,7 +360,7 @@ class ArtifactBuilder:
             kept = subset(step, lowered.macs) if emulated else None
             verify = dataclasses.replace(
                 verify_spec(step, lowered),
-                graph=graph,
+                graph=forward(quantized.graph, spec.engine),
                 fp32=None if spec.scheme == "pretrained" else self._reference,  # the source is int8 already
                 output_steps=quantized.output_steps,
                 observe=kept,
@@ -385,17 +383,18 @@ class ArtifactBuilder:
             observed=tuple(kept.observed) if kept else (),
         )
 
-    def _refuse_certain_loss(
-        self, quantized: QuantizedModel, graph: Forward, step: BuildStep, target: TargetProfile
-    ) -> None:
+    def _refuse_certain_loss(self, quantized: QuantizedModel, step: BuildStep, target: TargetProfile) -> None:
         """Refuse a graph whose outputs are lost for certain, before the long steps; raises an AccuracyError.
 
-        A few samples tell whether to look at more of them. No sample is run twice: outputs are remembered.
+        A few samples tell whether to look at more of them. No other scheme's samples are run twice: fp32's outputs are
+        remembered.
         """
         scheme, options = step.spec.scheme, self._job.gates
         if scheme in FLOAT_SCHEMES or scheme == "pretrained" or quantized.graph is None:
             return
-        spec = dataclasses.replace(verify_spec(step, None), graph=graph, fp32=self._reference)
+        spec = dataclasses.replace(
+            verify_spec(step, None), graph=forward(quantized.graph, step.spec.engine), fp32=self._reference
+        )
         if not looks_lost(look_first(spec, _FIRST_LOOK)[0], options):
             return
         seen, best_db = look_first(spec, _SECOND_LOOK)

@@ -94,7 +94,7 @@ class Batch:
 
 
 def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
-    """Yield batches of the exported shape.
+    """Yield batches of the exported shape; where sizes vary, samples of equal sizes that follow each other make one.
 
     Raises:
         UsageError: a sample whose shape or dtype does not fit, with its name.
@@ -106,11 +106,14 @@ def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
             came = f"{len(sample.inputs)} arrays"
             raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "fix the data")
         for array, spec in zip(sample.inputs, specs, strict=True):
-            expected = spec.shape[1:] if size else spec.shape
-            if array.shape != expected or str(array.dtype) != spec.dtype:
-                came = f"{array.dtype} {list(array.shape)}"
-                what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
+            left_out = 0 if size else None
+            if not spec.takes(array.shape, without=left_out) or str(array.dtype) != spec.dtype:
+                expected, came = spec.shape_text(without=left_out), f"{array.dtype} {list(array.shape)}"
+                what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {expected}, got {came}"
                 raise UsageError(what, "fix the data, or match it with --preprocess or --input")
+        if pending and [one.shape for one in pending[0].inputs] != [one.shape for one in sample.inputs]:
+            yield _stack(pending, size)
+            pending = []
         pending.append(sample)
         if len(pending) == (size or 1):
             yield _stack(pending, size)
@@ -124,7 +127,7 @@ def batch_size(dataset: Dataset, specs: Sequence[TensorSpec]) -> int:
     if dataset.count == 0:
         return 0
     first = dataset.read(0)
-    if all(array.shape == spec.shape for array, spec in zip(first.inputs, specs, strict=False)):
+    if all(spec.takes(array.shape) for array, spec in zip(first.inputs, specs, strict=False)):
         return 0
     return rows_of([spec.shape for spec in specs]) or 0
 

@@ -15,6 +15,7 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.sizes import dynamic_shapes, varying_sizes
 from edgeq.core.system import replaced
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups
@@ -58,6 +59,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         undelegated=undelegated,
         layers=layers,
         delegated_macs=delegated_share(layers),
+        planned_memory_bytes=sum(plan.non_const_buffer_sizes) if varying_sizes(spec.inputs) else None,
         stored=stored,
     )
 
@@ -74,7 +76,8 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 program = quantized.exported
                 if program is None:
                     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                    program = torch.export.export(quantized.graph, inputs)
+                    shapes = dynamic_shapes(spec.inputs)
+                    program = torch.export.export(quantized.graph, inputs, dynamic_shapes=shapes)
                 program = _expressible(program)
                 with delegate.around(program):
                     partitioner = delegate.partitioner(quantized, left_out)

@@ -25,6 +25,7 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
+from edgeq.core.sizes import with_open_batch
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
 from edgeq.core.targets import TargetProfile, why_not_run
 from edgeq.core.units import counted
@@ -46,7 +47,7 @@ from edgeq.pipeline.quantize_specs import read_shipped, reuse_spec, search_spec
 from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
-from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
+from edgeq.quantize.capture import capture, dynamic_capture
 from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
@@ -393,7 +394,7 @@ class ArtifactBuilder:
         if graph is None or not any(isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes):
             return model
         try:
-            module = exported_graph(float_module(self._inputs), example_tensors(model.inputs))
+            module = exported_graph(float_module(self._inputs), model.inputs)
         except Exception as err:  # torch.export raises many types
             what = f"the layers of the model cannot be found in its graph{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch or ONNX target") from err
@@ -458,20 +459,19 @@ class ArtifactBuilder:
 
 
 def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
-    spec = step.spec
+    spec, inputs = step.spec, step.inputs.model.inputs
     step.folder.mkdir(parents=True)
     return lower(
         spec.runtime,
         quantized,
         LowerSpec(
-            inputs=step.inputs.model.inputs,
+            inputs=with_open_batch(inputs) if step.job.dynamic_batch else inputs,
             backend=spec.backend,
             folder=step.folder,
             progress=step.progress,
             label=step.label,
             native=spec.native,
             file_format=spec.file_format,
-            dynamic_batch=step.job.dynamic_batch,
             output_names=step.inputs.model.output_names,
         ),
     )

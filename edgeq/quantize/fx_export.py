@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from edgeq.core.operators import plain_operators
-from edgeq.quantize.capture import plain_convolutions, silenced
+from edgeq.core.results.model import TensorSpec
+from edgeq.core.sizes import dynamic_shapes
+from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
 _ATEN = torch.ops.aten
@@ -63,19 +66,19 @@ _RECURRENT = {
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
+def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """Return a torch.fx.GraphModule that computes what a module does, its layers by their own names.
 
     Args:
         module: the float module in eval mode.
-        inputs: tensors that it takes.
+        specs: its inputs.
 
     Raises:
         Exception: torch.export's own, where it cannot capture the model.
     """
     with silenced(), torch.no_grad():
         with plain_operators():
-            program = torch.export.export(module, inputs)
+            program = torch.export.export(module, example_tensors(specs), dynamic_shapes=dynamic_shapes(specs))
         program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph

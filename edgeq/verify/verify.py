@@ -10,17 +10,18 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError, VerificationError
-from edgeq.core.results.measured import MAX_SPREAD, GraphOnly, KernelShare, Parity, Timing, VerifyReport
+from edgeq.core.results.measured import MAX_SPREAD, BeyondRun, GraphOnly, KernelShare, Parity, Timing, VerifyReport
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batch_size, batches
 from edgeq.core.system import host_arch, host_load, processor_kind
 from edgeq.core.targets import NPU
-from edgeq.verify.accumulate import Tally, compare, fidelity_of, findings_of, same_shapes, spread
+from edgeq.verify.accumulate import Tally, compare, expect_outputs, fidelity_of, findings_of, same_shapes, spread
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison, another_input, cut, of_sample, percentile_ms
+from edgeq.verify.sizes import Trial, judge_sizes, output_specs, run_beyond, run_sizes
 from edgeq.verify.spec import Forward, VerifySpec
 
 
@@ -33,6 +34,8 @@ class Ran:
     timing: Timing | None = None
     kernels: KernelShare | None = None
     peak_memory_bytes: int | None = None
+    trials: Sequence[Trial] = ()
+    beyond: tuple[BeyondRun, ...] = ()
 
 
 def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
@@ -55,9 +58,12 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         raise ValueError("an artifact that was not lowered cannot run")
     loaded = runtime.load(lowered.path, runtime=lowered.runtime, backend=spec.backend, threads=spec.threads)
     tally = Tally()
-    first: Batch | None = None
     size = batch_size(spec.samples, spec.inputs)
     samples = in_mixed_order(spec.samples) if size > 1 else spec.samples
+    trials = run_sizes(spec, lambda batch: runtime.run(batch.inputs)) if spec.samples.count else []
+    expect_outputs(tally, output_specs(trials, spec.output_names))
+    # where sizes vary, what is timed is a sample of the largest ones
+    first: Batch | None = trials[0].pairs[0][0] if trials and trials[0].pairs else None
     with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
         for batch in batches(samples, spec.inputs):
             first = first or batch
@@ -66,8 +72,11 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     if first is None:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
     _look_at_inputs(spec, tally, first, runtime)
-    if len(tally.digests) == 1:
-        # all samples are equal: try another input, or a dead model would pass
+    for trial in trials:
+        for batch, outputs in trial.pairs:
+            tally.measured.look(batch, outputs)
+    if len(tally.digests) == 1 or trials:
+        # all samples are equal, or no two have equal sizes: try another input, or a dead model would pass
         inputs = another_input(first)
         if inputs is not None:
             tally.measured.look(first, runtime.run(inputs))
@@ -75,11 +84,21 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
             what = "all inputs are equal, so edgeq cannot check that the output depends on the input:"
             tally.findings[f"{what} give a range of values in --input, or give --eval-data"] = None
     if loaded.stand_in:
-        return Ran(tally=tally, loaded=loaded)
+        return Ran(tally=tally, loaded=loaded, trials=trials)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, lowered, runtime, first, loaded)
     _look_at_batches(spec, tally, first, runtime, any_size=lowered.dynamic_batch)
-    return Ran(tally=tally, loaded=loaded, timing=timing, kernels=kernels, peak_memory_bytes=peak)
+    # a bundle's artifact, which has nothing to compare with, is run again afterwards
+    beyond = run_beyond(spec, runtime) if trials and spec.fp32 else ()
+    return Ran(
+        tally=tally,
+        loaded=loaded,
+        timing=timing,
+        kernels=kernels,
+        peak_memory_bytes=peak,
+        trials=trials,
+        beyond=beyond,
+    )
 
 
 def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
@@ -99,6 +118,7 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         findings=findings_of(spec, tally),
         flips=tally.flips.result(),
         stand_in=loaded.stand_in,
+        sizes=judge_sizes(spec, ran.trials, ran.beyond),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -212,6 +232,8 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         raise ValueError("an artifact without a graph cannot be judged")
     alone = dataclasses.replace(spec, graph=None)  # with itself it would always agree
     tally = Tally()
+    trials = run_sizes(alone, graph, samples=1) if spec.samples.count else []
+    expect_outputs(tally, output_specs(trials, spec.output_names))
     samples = in_mixed_order(spec.samples) if batch_size(spec.samples, spec.inputs) > 1 else spec.samples
     with spec.progress.task(f"run the graph of {spec.label}", spec.samples.count) as task:
         for batch in batches(samples, spec.inputs):
@@ -224,6 +246,7 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         outputs=tally.shapes,
         findings=(),
         graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),
+        sizes=judge_sizes(alone, trials, ()),
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme, made_by="graph")
 

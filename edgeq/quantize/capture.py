@@ -287,7 +287,7 @@ def _fixed_by_forward(err: Exception, guards: Sequence[_Guard], specs: Sequence[
     on_size = [guard for guard in guards if guard.line and any(own in source for source in guard.sources)]
     line = next((guard.line for guard in on_size if guard.is_equation), on_size[0].line if on_size else "")
     what = f"input {spec.name!r} cannot vary in dimension {size.axis} ({size.name}, {size.text})"
-    fix = f"give a fixed size in --input, or make forward take its sizes from {spec.name}.shape[{size.axis}]"
+    fix = f"give a fixed size in --input, or make forward take it from {spec.name}.shape[{size.axis}] without int()"
     if found is None:
         other = equal[2].removesuffix("_steps") if equal else ""
         partner = places[other][0].name if other in places else other

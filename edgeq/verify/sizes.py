@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeq.core.arrays import NDArray, np
-from edgeq.core.errors import EdgeqError, VerificationError
+from edgeq.core.errors import EdgeqError, UnsupportedError, VerificationError
 from edgeq.core.results.measured import BeyondRun, Parity, SizeRun, SizesReport
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
@@ -51,7 +51,7 @@ def run_sizes(spec: VerifySpec, run: Forward, *, samples: int = _SAMPLES) -> lis
         for batch in _batches_at(spec, trial.sizes, samples):
             try:
                 outputs = run(batch)
-            except Refused as err:
+            except (Refused, UnsupportedError) as err:
                 trial.problem = err.what
                 break
             trial.pairs.append((batch, outputs))
@@ -117,7 +117,7 @@ def run_beyond(spec: VerifySpec, runtime: HostRuntime) -> tuple[BeyondRun, ...]:
         (batch,) = _batches_at(spec, sizes, 1)
         try:
             outputs = runtime.run(batch.inputs)
-        except Refused:
+        except (Refused, UnsupportedError):
             found.append(BeyondRun(sizes=tuple(sizes.items()), outcome="refused"))
             continue
         except Killed:

@@ -196,7 +196,8 @@ def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
     low, high = 0.0, 1.0
     if not dtype.startswith(("float", "bool")) and tensor.numel() and not isinstance(tensor, FakeTensor):
         low, high = min(0.0, float(tensor.min())), float(tensor.max())
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(side) for side in tensor.shape), low=low, high=high)
+    sizes = tuple(side if isinstance(side, int) else 0 for side in tensor.shape)  # of a fake tensor, some may be open
+    return TensorSpec(name=name, dtype=dtype, shape=sizes, low=low, high=high)
 
 
 def takes_preprocessed(spec: TensorSpec, specs: Sequence[TensorSpec]) -> bool:

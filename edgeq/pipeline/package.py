@@ -25,9 +25,9 @@ from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.sizes import with_open_batch
+from edgeq.core.sizes import varying_sizes, with_open_batch
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
-from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.core.targets import TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
@@ -39,7 +39,7 @@ from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
 from edgeq.pipeline.devices import Emulator
 from edgeq.pipeline.from_file import build_from_file, build_onnx, check_equivalence, described
 from edgeq.pipeline.plan import COMPARED, ArtifactSpec, BuildStep, BuildUnit, Plan, Results, Run, group_by_artifact
-from edgeq.pipeline.preflight import preflight, refused_targets
+from edgeq.pipeline.preflight import fixed_sizes_error, preflight, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
@@ -285,6 +285,8 @@ class ArtifactBuilder:
                 label=label,
                 emulated=emulated,
             )
+            if varying_sizes(inputs.model.inputs) and why_fixed_sizes(spec.backend):
+                raise fixed_sizes_error(target.name, spec.backend)
             if inputs.model.kind in FILE_KINDS:  # .onnx, .pte, .ptl
                 return build_from_file(step)
             if find_method(spec.runtime, spec.scheme).function is None:
@@ -309,6 +311,7 @@ class ArtifactBuilder:
                 fp32=None if spec.scheme == "pretrained" else self._reference,  # the source is int8 already
                 output_steps=quantized.output_steps,
                 observe=kept,
+                observe_sizes=kept.keep if kept else None,
             )
             if why := why_not_run(spec.backend):
                 verified, golden = judge_graph(verify, why=why)

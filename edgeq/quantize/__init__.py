@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel, RankedLayers
+from edgeq.core.schemes import NEEDS_TRAINING
+from edgeq.core.sizes import varying_sizes
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QuantizeSpec
@@ -235,6 +237,9 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
     method = find_method(runtime, scheme)
     if method.function is None:
         raise ValueError(f"{runtime} {scheme} quantizes the exported float file: call quantize_file")
+    if scheme in NEEDS_TRAINING and varying_sizes(spec.inputs):
+        what = f"{scheme} trains on batches of samples, which need equal sizes, but sizes of the inputs vary"
+        raise UnsupportedError(what, "use --scheme static-int8 or mixed-int8, or give fixed sizes in --input")
     if scheme != "pretrained" and spec.model.kind == "module" and dynamic.is_quantized(spec.model.model):
         what = f"the model is already quantized, but {scheme} needs a float model"
         raise UnsupportedError(what, "use it as is with --scheme pretrained, on a TorchScript target")

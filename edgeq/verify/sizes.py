@@ -58,6 +58,15 @@ def run_sizes(spec: VerifySpec, run: Forward, *, samples: int = _SAMPLES) -> lis
     return trials
 
 
+def show(spec: VerifySpec, trials: Sequence[Trial]) -> None:
+    """Hand what ran to whoever observes it: all of the largest sizes, and one sample of each of the others."""
+    if spec.observe_sizes is None:
+        return
+    for index, trial in enumerate(trials):
+        for batch, outputs in trial.pairs[: None if index == 0 else 1]:
+            spec.observe_sizes(batch, outputs, spec.fp32(batch) if spec.fp32 else None)
+
+
 def output_specs(trials: Sequence[Trial], names: Sequence[str]) -> tuple[TensorSpec, ...]:
     """Return the outputs at the largest sizes, with what varies of them; none where the largest did not run."""
     ran = [trial for trial in trials if trial.pairs]

@@ -21,7 +21,7 @@ from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Loaded
 from edgeq.verify.kernels import kernel_share
 from edgeq.verify.metrics import Comparison, another_input, cut, of_sample, percentile_ms
-from edgeq.verify.sizes import Trial, judge_sizes, output_specs, run_beyond, run_sizes
+from edgeq.verify.sizes import Trial, judge_sizes, output_specs, run_beyond, run_sizes, show
 from edgeq.verify.spec import Forward, VerifySpec
 
 
@@ -62,8 +62,11 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     samples = in_mixed_order(spec.samples) if size > 1 else spec.samples
     trials = run_sizes(spec, lambda batch: runtime.run(batch.inputs)) if spec.samples.count else []
     expect_outputs(tally, output_specs(trials, spec.output_names))
-    # where sizes vary, what is timed is a sample of the largest ones
-    first: Batch | None = trials[0].pairs[0][0] if trials and trials[0].pairs else None
+    show(spec, trials)
+    # where sizes vary, what is timed here and on a device is a sample of the largest ones
+    largest = trials[0].pairs if trials else []
+    tally.golden += [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in largest]
+    first: Batch | None = largest[0][0] if largest else None
     with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
         for batch in batches(samples, spec.inputs):
             first = first or batch

@@ -116,7 +116,7 @@ class Tensor(Strict):
         default=(),
         max_length=16,
         exclude_if=lambda varying: not varying,
-        description="the sizes that vary, of which `shape` has the largest; absent where none does",
+        description="the sizes that vary; `shape` has their largest values; absent where none does",
     )
 
     def model_post_init(self, _context: object) -> None:

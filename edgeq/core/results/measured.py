@@ -671,8 +671,8 @@ class SizeRun:
     Attributes:
         sizes: by name.
         samples: how many ran.
-        parity: against the converted graph; None where there is none.
-        sqnr_db: against fp32; None where there is none.
+        parity: against the converted graph; None without one.
+        sqnr_db: against fp32; None without an fp32 model.
         problem: what is wrong regardless of limits: it does not run, NaN, another shape; "" otherwise.
     """
 

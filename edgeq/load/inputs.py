@@ -26,7 +26,7 @@ _EXACT = 2**53  # TensorSpec keeps the range as floats, which hold whole numbers
 
 _EXAMPLE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], such as 1x3x224x224 or tokens=int64:1x128:0..30521"
 
-_VARYING = "write a size that varies as {NAME=LEAST..MOST}, such as 1x{seq=8..128}, of multiples of 16 {seq=16..128/16}"
+_VARYING = "write {NAME=LEAST..MOST}, such as tokens=int64:1x{seq=8..128}:0..30521, or {seq=16..128/16} for multiples"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}", re.ASCII)
 

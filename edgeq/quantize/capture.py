@@ -199,6 +199,8 @@ def capture(model: LoadedModel) -> Any:
             depends = "data-dependent" in str(err)
             fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
+            if varying_sizes(model.inputs) and not depends:
+                fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
     return _with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, shapes)
 

@@ -121,7 +121,8 @@ def sizes_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
     report = verified.sizes
     if report is None:
         return ()
-    limit = "runs as its graph at every size"
+    has_graph = verified.graph_only is not None or any(run.parity is not None for run in report.runs)
+    limit = "runs as its graph at every size" if has_graph else "runs at every size"
     if verified.graph_only is not None:
         return (unverified(SIZES, limit, verified.graph_only.why),)
     wrong = []
@@ -140,7 +141,7 @@ def sizes_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
             measured=f"{counted(len(wrong), 'size')} of {len(report.runs)} wrong"
             if wrong
             else f"{counted(len(report.runs), 'size')} as stated",
-            detail="; ".join(wrong or [f"at {', and '.join(run.text for run in report.runs)}", *beyond]),
+            detail="; ".join(wrong or [*(f"at {run.text}" for run in report.runs), *beyond]),
             exit_code=ExitCode.VERIFICATION,
         ),
     )

@@ -33,6 +33,40 @@ def plain_operators() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def whole_recurrent() -> Iterator[None]:
+    """Let recurrent layers be captured in the block without being unrolled over their steps.
+
+    torch.export keeps them as one operator (torch 2.15), but finds the shapes of its results by unrolling it, which
+    fixes the number of steps. Here only the shapes are computed; nothing runs in the block.
+    """
+    import torch
+    from torch._decomp import decomposition_table
+
+    # rest: weights, has_biases, layers, dropout, train, bidirectional, batch_first
+    def sequence(x: Any, hidden: Any, rest: tuple[Any, ...]) -> Any:
+        return x.new_empty((*x.shape[:2], hidden.shape[-1] * (2 if rest[5] else 1)))
+
+    def gru(x: Any, hidden: Any, *rest: Any) -> tuple[Any, ...]:
+        return sequence(x, hidden, rest), hidden.new_empty(hidden.shape)
+
+    def lstm(x: Any, hidden: Any, *rest: Any) -> tuple[Any, ...]:
+        return sequence(x, hidden[0], rest), *(state.new_empty(state.shape) for state in hidden)
+
+    aten, key = torch.ops.aten, torch._C.DispatchKey.CompositeImplicitAutograd
+    shapes = {aten.lstm.input: lstm, aten.gru.input: gru, aten.rnn_tanh.input: gru, aten.rnn_relu.input: gru}
+    before = {op: (op.py_kernels[key], decomposition_table[op]) for op in shapes}
+    try:
+        for op, function in shapes.items():
+            op.py_kernels[key] = decomposition_table[op] = function
+            op._dispatch_cache.clear()
+        yield
+    finally:
+        for op, (kernel, decomposition) in before.items():
+            op.py_kernels[key], decomposition_table[op] = kernel, decomposition
+            op._dispatch_cache.clear()
+
+
 def plain_deform_conv2d(
     x: Any,
     weight: Any,

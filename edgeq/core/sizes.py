@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeq.core.operators import whole_recurrent
 from edgeq.core.results.model import TensorSpec, VaryingSize
 
 BATCH = "batch"  # the size that --dynamic-batch leaves open
@@ -124,6 +126,24 @@ def traced_at(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         )
         for spec in specs
     )
+
+
+def exported(module: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
+    """Return a module as a torch.export.ExportedProgram whose sizes vary as `specs` say.
+
+    Args:
+        module: a torch.nn.Module.
+        inputs: example tensors, as large as `traced_at` says.
+        specs: its inputs.
+
+    Raises:
+        Exception: torch.export's own.
+    """
+    import torch
+
+    shapes = dynamic_shapes(specs)
+    with whole_recurrent() if shapes else contextlib.nullcontext():
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
 
 def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[Any, ...] | None:

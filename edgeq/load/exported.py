@@ -10,7 +10,7 @@ from typing import Any
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, nearest
 from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.core.safe_load import load_program
-from edgeq.core.sizes import dynamic_shapes
+from edgeq.core.sizes import exported
 from edgeq.core.sources import unreadable
 from edgeq.load.inputs import MAX_ELEMENTS, parse_inputs, tensor_spec
 
@@ -63,7 +63,7 @@ def contiguous(program: Any, specs: Sequence[TensorSpec]) -> Any:
         tensor.data = tensor.data.contiguous()
     inputs = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs)
     try:
-        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(specs))
+        return exported(module, inputs, specs)
     except Exception as err:  # export raises many types
         what = f"the exported program is in channels_last and cannot be captured again: {first_line(err)}"
         raise UnsupportedError(what, "export model.to(memory_format=torch.contiguous_format)") from err
@@ -123,7 +123,9 @@ def exported_inputs(program: Any, path: Path, texts: Sequence[str]) -> tuple[Ten
     for spec in specs.values():
         if any(one.most is None for one in spec.varying):
             what = f"{path}: sizes of input {spec.name!r} have no upper bound: {spec.shape_text()}"
-            raise UsageError(what, f"give their range, such as --input {spec.name}={spec.dtype}:1x{{seq=8..128}}")
+            ranges = {one.axis: f"{{{one.name}={one.least}..{one.most or 'MOST'}}}" for one in spec.varying}
+            sides = "x".join(ranges.get(axis, str(size)) for axis, size in enumerate(spec.shape))
+            raise UsageError(what, f"give their range: --input {spec.name}={spec.dtype}:{sides}")
     return tuple(specs.values())
 
 

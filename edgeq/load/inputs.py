@@ -13,7 +13,7 @@ from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec, VaryingSize
 from edgeq.core.samples import Dataset, Sample
-from edgeq.core.sizes import drawn_sizes, fixed_at
+from edgeq.core.sizes import drawn_sizes, exported, fixed_at
 from edgeq.load.selection import generator, sample_digest
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -406,7 +406,7 @@ def _program(program: Any, mean: Any, std: Any, pixels: TensorSpec) -> Any:
             return self.program((pixels.to(torch.float32) - self.edgeq_pixel_mean) / self.edgeq_pixel_std)
 
     try:
-        captured = torch.export.export(Pixels(), (torch.zeros(pixels.shape, dtype=torch.uint8),))
+        captured = exported(Pixels(), (torch.zeros(pixels.shape, dtype=torch.uint8),), (pixels,))
     except Exception as err:  # export raises many types
         what = f"the exported program cannot be captured again behind the normalisation: {first_line(err)}"
         raise UnsupportedError(what, "give the model's factory, or omit --input-dtype") from err

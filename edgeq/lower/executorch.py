@@ -15,7 +15,7 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
-from edgeq.core.sizes import dynamic_shapes, varying_sizes
+from edgeq.core.sizes import exported, varying_sizes
 from edgeq.core.system import replaced
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups
@@ -76,8 +76,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 program = quantized.exported
                 if program is None:
                     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                    shapes = dynamic_shapes(spec.inputs)
-                    program = torch.export.export(quantized.graph, inputs, dynamic_shapes=shapes)
+                    program = exported(quantized.graph, inputs, spec.inputs)
                 program = _expressible(program)
                 with delegate.around(program):
                     partitioner = delegate.partitioner(quantized, left_out)

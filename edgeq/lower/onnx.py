@@ -14,7 +14,7 @@ from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
-from edgeq.core.sizes import dynamic_shapes, traced_at, varying_sizes
+from edgeq.core.sizes import exported, traced_at, varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.spec import LowerSpec
@@ -397,7 +397,7 @@ def _captured(graph: Any, spec: LowerSpec) -> Any:
     import torch
 
     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in traced_at(spec.inputs))
-    return torch.export.export(graph, inputs, dynamic_shapes=dynamic_shapes(spec.inputs))
+    return exported(graph, inputs, spec.inputs)
 
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:

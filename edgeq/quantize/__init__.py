@@ -233,6 +233,7 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: the runtime has no such scheme, or nothing could be quantized.
     """
     from edgeq.quantize import dynamic  # loads torch
+    from edgeq.quantize.capture import steps_that_vary
 
     method = find_method(runtime, scheme)
     if method.function is None:
@@ -240,6 +241,9 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
     if scheme in NEEDS_TRAINING and varying_sizes(spec.inputs):
         what = f"{scheme} trains on batches of samples, which need equal sizes, but sizes of the inputs vary"
         raise UnsupportedError(what, "use --scheme static-int8 or mixed-int8, or give fixed sizes in --input")
+    if runtime == "executorch" and (line := steps_that_vary(spec.captured)):
+        what = f"the recurrent layer{line} takes a number of steps that varies, and ExecuTorch unrolls its steps"
+        raise UnsupportedError(what, "use an ONNX, OpenVINO or TorchScript target, or give a fixed size in --input")
     if scheme != "pretrained" and spec.model.kind == "module" and dynamic.is_quantized(spec.model.model):
         what = f"the model is already quantized, but {scheme} needs a float model"
         raise UnsupportedError(what, "use it as is with --scheme pretrained, on a TorchScript target")

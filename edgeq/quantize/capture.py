@@ -15,12 +15,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, calling_line, first_line, user_line
+from edgeq.core.errors import (
+    EdgeqError,
+    UnsupportedError,
+    UsageError,
+    calling_line,
+    first_line,
+    traced_line,
+    user_line,
+)
 from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
 from edgeq.core.sizes import (
     Sizes,
-    dynamic_shapes,
+    exported,
     fixed_at,
     sizes_text,
     traced_at,
@@ -172,11 +180,9 @@ def capture(model: LoadedModel) -> Any:
         UnsupportedError: the model cannot be captured (data-dependent control flow, or a size that forward fixes);
             names the line.
     """
-    import torch
 
     # two rows where the batch is open, since torch.export takes sizes of 0 and 1 for constants
     inputs = example_tensors(traced_at(model.inputs))
-    shapes = dynamic_shapes(model.inputs)
     guards: list[_Guard] = []
     if model.kind == "exported":
         program = model.model
@@ -186,7 +192,7 @@ def capture(model: LoadedModel) -> Any:
     else:
         try:
             with silenced(), _plain_bags(), plain_operators(), _noted(guards):
-                program = torch.export.export(model.model, inputs, dynamic_shapes=shapes)
+                program = exported(model.model, inputs, model.inputs)
         except Exception as err:  # export raises many types, most of them internal
             if any(one.most is None for spec in model.inputs for one in spec.varying):
                 lines = [guard.line for guard in guards if guard.is_equation and guard.line]
@@ -202,7 +208,7 @@ def capture(model: LoadedModel) -> Any:
             if varying_sizes(model.inputs) and not depends:
                 fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
-    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, shapes)
+    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -233,6 +239,16 @@ def _one_batch_size(why: str) -> UnsupportedError:
     what = f"the model accepts one batch size only, so --dynamic-batch cannot capture it{why}"
     fix = "remove fixed sizes from its forward (x.flatten(1), not x.view(1, -1)), or omit --dynamic-batch"
     return UnsupportedError(what, fix)
+
+
+def steps_that_vary(program: Any) -> str:
+    """Return the line of the first recurrent layer of a program whose number of steps varies; "" if there is none."""
+    for node in program.graph.nodes:
+        if str(node.target) in ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input"):
+            steps = node.args[0].meta["val"].shape[1 if node.args[-1] else 0]
+            if not isinstance(steps, int):
+                return traced_line(node.meta.get("stack_trace")) or f" {node.name}"
+    return ""
 
 
 # --- Why a size cannot vary: torch.export's constraints in the words of `--input`, with the line that makes them.
@@ -403,7 +419,7 @@ def with_modules(program: Any) -> Any:
     return program
 
 
-def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Any:
+def _with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
@@ -454,7 +470,7 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     module.graph.eliminate_dead_code()
     module.recompile()
     with silenced():
-        return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+        return with_modules(exported(module, inputs, specs))
 
 
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.sizes import dynamic_shapes
+from edgeq.core.sizes import exported
 from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
@@ -78,7 +78,7 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """
     with silenced(), torch.no_grad():
         with plain_operators():
-            program = torch.export.export(module, example_tensors(specs), dynamic_shapes=dynamic_shapes(specs))
+            program = exported(module, example_tensors(specs), specs)
         program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph

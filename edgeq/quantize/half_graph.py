@@ -14,7 +14,7 @@ from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.half import emulation
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
-from edgeq.core.sizes import dynamic_shapes
+from edgeq.core.sizes import exported
 from edgeq.quantize.capture import MODULE_KEY, example_tensors, silenced
 
 # What torch.autocast computes in float32: exponentials, powers and long sums leave half's range or its 11 bits first.
@@ -127,7 +127,7 @@ def with_precisions(module: Any, wanted: Wanted, specs: Sequence[TensorSpec]) ->
         module.graph.lint()
         module.recompile()
         with silenced():
-            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(specs))
+            program = exported(module, inputs, specs)
     except Exception as err:  # operators' meta kernels raise many types
         what = f"the model cannot compute in this precision: {first_line(err)}"
         raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err

@@ -28,23 +28,17 @@ _NEAR_DB = 10.0  # outside of the range, an answer nearer to fp32's than this is
 
 @dataclass(slots=True)
 class Trial:
-    """What the artifact gave at some sizes.
-
-    Attributes:
-        pairs: the inputs and its outputs.
-        problem: why there are none; "" where there are.
-    """
+    """What the artifact gave at some sizes, with its inputs."""
 
     sizes: Sizes
     pairs: list[tuple[Batch, Outputs]] = field(default_factory=list)
-    problem: str = ""
 
 
 def run_sizes(spec: VerifySpec, run: Forward, *, samples: int = _SAMPLES) -> list[Trial]:
     """Run `samples` inputs of all sizes to be tried, the largest first; none where no size varies.
 
     Raises:
-        VerificationError: the runtime crashes.
+        UnsupportedError, VerificationError: the runtime refuses a size, or crashes.
     """
     trials = [Trial(sizes=sizes) for sizes in tried_sizes(spec.inputs)]
     for trial in trials:
@@ -52,8 +46,8 @@ def run_sizes(spec: VerifySpec, run: Forward, *, samples: int = _SAMPLES) -> lis
             try:
                 outputs = run(batch)
             except (Refused, UnsupportedError) as err:
-                trial.problem = err.what
-                break
+                fix = "use another target, or give fixed sizes or another range in --input"
+                raise type(err)(f"the artifact does not run at {sizes_text(trial.sizes)}: {err.what}", fix) from err
             trial.pairs.append((batch, outputs))
     return trials
 
@@ -68,12 +62,11 @@ def show(spec: VerifySpec, trials: Sequence[Trial]) -> None:
 
 
 def output_specs(trials: Sequence[Trial], names: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """Return the outputs at the largest sizes, with what varies of them; none where the largest did not run."""
-    ran = [trial for trial in trials if trial.pairs]
-    if not trials or not trials[0].pairs:
+    """Return the outputs at the largest sizes, with what varies of them; () without trials."""
+    if not trials:
         return ()
-    shapes = [[output.shape for output in trial.pairs[0][1]] for trial in ran]
-    varying = varying_outputs([trial.sizes for trial in ran], shapes)
+    shapes = [[output.shape for output in trial.pairs[0][1]] for trial in trials]
+    varying = varying_outputs([trial.sizes for trial in trials], shapes)
     largest = trials[0].pairs[0][1]
     return tuple(
         TensorSpec(
@@ -93,7 +86,7 @@ def judge_sizes(spec: VerifySpec, trials: Sequence[Trial], beyond: Sequence[Beyo
 
 
 def _judged(spec: VerifySpec, trial: Trial) -> SizeRun:
-    problem, parity, sums = trial.problem, ParityTally(), Comparison(nominal=True)
+    problem, parity, sums = "", ParityTally(), Comparison(nominal=True)
     for batch, measured in trial.pairs:
         of_fp32 = spec.fp32(batch) if spec.fp32 else None
         for expected, of in ((spec.graph(batch) if spec.graph else None, "the converted graph"), (of_fp32, "fp32")):

@@ -673,7 +673,7 @@ class SizeRun:
         samples: how many ran.
         parity: against the converted graph; None without one.
         sqnr_db: against fp32; None without an fp32 model.
-        problem: what is wrong regardless of limits: it does not run, NaN, another shape; "" otherwise.
+        problem: what is wrong regardless of limits: NaN, another shape; "" otherwise.
     """
 
     sizes: tuple[tuple[str, int], ...]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.demo import digits
 from edgeq.load.model import load_model
 
@@ -87,7 +87,9 @@ def test_a_dynamic_shape_without_a_bound_needs_one(tmp_path):
     save(tmp_path / "m.pt2", dynamic=({0: torch.export.Dim("batch")}, None))
     with pytest.raises(UsageError, match="sizes of input 'image' have no upper bound") as caught:
         load(tmp_path / "m.pt2")
-    assert "--input image=float32:" in caught.value.fix
+    assert "--input image=float32:{size0_0=" in caught.value.fix
+    assert "..MOST}x3x8x8" in caught.value.fix
+    assert load(tmp_path / "m.pt2", ["image={batch=2..4}x3x8x8"]).inputs[0].shape == (4, 3, 8, 8)
 
 
 def test_training_mode_is_refused_since_its_statistics_would_move(tmp_path):

@@ -154,8 +154,12 @@ def _look_at_batches(spec: VerifySpec, tally: Tally, first: Batch, runtime: Host
         found = batch_findings([*unlike, *seen[len(seen) // 2 :], *seen], spec.output_steps, spec.scheme, runtime)
     elif size > 1:
         samples = {one.digest: one for one in (*tally.extremes.samples, *(batch.samples[0] for batch in seen))}
-        if len(samples) > 1:
-            found = mixed_batch_findings(list(samples.values()), size, spec.output_steps, spec.scheme, runtime)
+        by_shape: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+        for one in samples.values():
+            by_shape.setdefault(tuple(array.shape for array in one.inputs), []).append(one)
+        alike = max(by_shape.values(), key=len)  # only these make a batch
+        if len(alike) > 1:
+            found = mixed_batch_findings(alike, size, spec.output_steps, spec.scheme, runtime)
     tally.findings |= dict.fromkeys(found)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import loaded
+from small_models import loaded, quantized
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.load.inputs import parse_inputs
-from edgeq.quantize.capture import capture, run_once
+from edgeq.quantize.capture import capture, run_once, steps_that_vary
 
 
 class Flat(nn.Module):
@@ -37,13 +37,24 @@ class Halves(nn.Module):
         return x + self.up(self.down(x))
 
 
+class Last(nn.Module):
+    """Gives the last step of both directions of a recurrent layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = kind(3, 4, num_layers=2, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        return self.layers(x)[0][:, -1]
+
+
 class Masked(nn.Module):
     def forward(self, tokens, mask):
         return (tokens.float() * mask).sum(1, keepdim=True)
 
 
 def model(kind, *texts):
-    return loaded(kind, *parse_inputs(texts))
+    return loaded(kind(), *parse_inputs(texts))
 
 
 def refusal(kind, *texts, of=capture):
@@ -83,8 +94,22 @@ def test_a_forward_that_fails_on_other_sizes_is_refused_before_it_is_captured():
     assert " in Flat.forward" in err.what
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_take_any_number_of_steps_as_one_operator(kind):
+    one = model(lambda: Last(kind), "x=1x{t=4..32}x3")
+    program = capture(one)
+    assert " in forward" in steps_that_vary(program)
+    for steps in (4, 9, 32):
+        x = torch.randn(1, steps, 3)
+        torch.testing.assert_close(program.module()(x), one.model(x))
+    fixed = capture(model(lambda: Last(kind), "x=1x4x3"))
+    assert steps_that_vary(fixed) == ""
+    with pytest.raises(UnsupportedError, match=r"the recurrent layer at .* takes a number of steps that varies"):
+        quantized(one, "executorch", "fp32", backend="xnnpack", captured=program)
+
+
 def test_outputs_say_what_varies():
-    outputs, work = run_once(model(nn.Conv1d(1, 4, 3, stride=2), "x=1x1x{time=9..129}"))
+    outputs, work = run_once(model(lambda: nn.Conv1d(1, 4, 3, stride=2), "x=1x1x{time=9..129}"))
     (size,) = outputs[0].varying
     assert (outputs[0].shape, size.axis, size.least, size.most) == ((1, 4, 64), 2, 4, 64)
     assert work is not None

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from edgeq.core.operators import whole_recurrent
@@ -141,9 +142,13 @@ def exported(module: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) 
     """
     import torch
 
-    shapes = dynamic_shapes(specs)
-    with whole_recurrent() if shapes else contextlib.nullcontext():
-        return torch.export.export(module, inputs, dynamic_shapes=shapes)
+    with open_steps(specs):
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(specs))
+
+
+def open_steps(specs: Sequence[TensorSpec]) -> AbstractContextManager[None]:
+    """Return a context in which torch leaves the number of a recurrent layer's steps open, where sizes vary."""
+    return whole_recurrent() if any(spec.varying for spec in specs) else contextlib.nullcontext()
 
 
 def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[Any, ...] | None:

@@ -195,7 +195,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     exchange_layers(module)
     try:
         # FX calls PyTorch's own attention and encoder layers as a whole, in float
-        prepared, kept = observed(exported_graph(module, inputs) if open_attention(module) else module)
+        prepared, kept = observed(exported_graph(module, spec.inputs) if open_attention(module) else module)
     except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward

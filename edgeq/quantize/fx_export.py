@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.sizes import exported
+from edgeq.core.sizes import exported, open_steps
 from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
@@ -79,7 +79,8 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     with silenced(), torch.no_grad():
         with plain_operators():
             program = exported(module, example_tensors(specs), specs)
-        program = plain_convolutions(program).run_decompositions({})
+        with open_steps(specs):
+            program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     in_float = coordinates(graph)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, telling_line, user_line
+from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, user_line
 from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.sizes import fixed_at, sizes_text, tried_sizes
@@ -100,11 +100,11 @@ def _refuse_kept_sizes(module: Any, graph: Any, spec: LowerSpec) -> None:
             came = [leaf.shape for leaf in leaves(module(*inputs))]
             why = "" if came == expected else "gives outputs of other shapes"
         except Exception as err:  # the interpreter raises many types
-            why = f"fails: {telling_line(str(err))[:200]}"
+            why = f"fails: {str(err).strip().splitlines()[-1][:200]}"  # what stands before is the interpreter's stack
         if why:
-            what = f"TorchScript cannot let {', '.join(sizes)} vary: the trace keeps sizes of its example, and"
+            what = f"TorchScript cannot let {', '.join(sizes)} vary: the trace keeps sizes of its example, and at"
             fix = "take sizes from the inputs in forward without int(), or use an ExecuTorch, ONNX or OpenVINO target"
-            raise UnsupportedError(f"{what} {why} at {sizes_text(sizes)}", fix)
+            raise UnsupportedError(f"{what} {sizes_text(sizes)} it {why}", fix)
 
 
 def _traced(root: Any, inputs: tuple[Any, ...]) -> Any:

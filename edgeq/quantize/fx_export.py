@@ -51,6 +51,10 @@ _FUNCTIONS = {
     _ATEN.avg_pool2d.default: torch._C._nn.avg_pool2d,
 }
 
+_SIZE = _ATEN.sym_size.int
+
+_TO_THE_END = 2**63 - 1  # of a slice, as torch.export writes it
+
 _METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _ATEN.permute.default: "permute"}
 
 _CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
@@ -93,8 +97,11 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
             _call(graph_module, node, layer)
         elif node.target in (_ATEN.fill.Scalar, _ATEN.zero.default):  # a trace makes what TorchScript has not of these
             source, *value = node.args
-            node.op, node.target = "call_method", "new_full"
-            node.args = (source, list(node.meta["val"].shape), *(value or [0]))
+            shape = list(node.meta["val"].shape)
+            if all(isinstance(size, int) for size in shape):
+                node.op, node.target, node.args = "call_method", "new_full", (source, shape, *(value or [0]))
+            else:
+                node.target, node.args = torch.full_like, (source, *(value or [0]))
         elif node.target is _ATEN.fill.Tensor:
             node.op, node.target, node.args = "call_method", "expand_as", (node.args[1], node.args[0])
         elif node.target is _ATEN.dropout.default:
@@ -102,6 +109,10 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
             graph.erase_node(node)
         elif node.target in functions and not (node.target is _ATEN.add.Tensor and node.kwargs):
             node.target = functions[node.target]
+        elif node.target is _SIZE:  # of a method, and not of an operator, a trace keeps what it depends on
+            node.op, node.target = "call_method", "size"
+        elif any(isinstance(arg.meta.get("val"), torch.SymInt) for arg in node.all_input_nodes):
+            _take_traced_sizes(node)
         elif node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
             node.args = (node.args[0], *node.args[1])
@@ -142,6 +153,25 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
                     pair = graph.call_function(operator.getitem, (node, 1))
                 item.args = (pair, item.args[1] - 1)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
+
+
+def _take_traced_sizes(node: Any) -> None:
+    """Write an operator that takes a size as the method or function of torch that does: a trace follows only these."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return  # Python's arithmetic
+    name = node.target._schema.name.partition("::")[2]
+    if node.target is _ATEN.slice.Tensor:
+        given = list(node.args)
+        source, axis, start, end, step = given + [0, None, None, 1][len(given) - 1 :]
+        whole = [slice(None)] * (axis % node.meta["val"].dim())
+        part = slice(start, None if end == _TO_THE_END else end, step)
+        node.target, node.args = operator.getitem, (source, (*whole, part))
+    elif name in ("view", "_unsafe_view", "reshape"):
+        node.op, node.target, node.args = "call_method", "reshape", (node.args[0], *node.args[1])
+    elif isinstance(node.args[0], torch.fx.Node) and hasattr(torch.Tensor, name):
+        node.op, node.target = "call_method", name
+    elif hasattr(torch, name):
+        node.target = getattr(torch, name)
 
 
 def _layer(graph_module: Any, node: Any) -> Any:

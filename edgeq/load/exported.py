@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.operators import exported
 from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.core.safe_load import load_program
-from edgeq.core.sizes import exported
 from edgeq.core.sources import unreadable
 from edgeq.load.inputs import MAX_ELEMENTS, parse_inputs, tensor_spec
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.operators import exported
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec, VaryingSize
-from edgeq.core.samples import Dataset, Sample
-from edgeq.core.sizes import drawn_sizes, exported, fixed_at
+from edgeq.core.samples import Dataset, Sample, drawn_sizes, fixed_at
 from edgeq.load.selection import generator, sample_digest
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")

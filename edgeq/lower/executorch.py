@@ -14,8 +14,9 @@ from typing import Any
 
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
-from edgeq.core.sizes import exported, varying_sizes
+from edgeq.core.samples import varying_sizes
 from edgeq.core.system import replaced
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.operators import size_bound
 from edgeq.core.results.model import Layer, QuantizedModel
-from edgeq.core.sizes import size_bound
 from edgeq.lower.torchscript_archive import DTYPES, Storage, place, read, walk
 
 MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custom"]`

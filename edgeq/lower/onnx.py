@@ -12,9 +12,10 @@ from typing import Any
 
 from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.operators import exported, traced_at
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
-from edgeq.core.sizes import exported, traced_at, varying_sizes
+from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.spec import LowerSpec

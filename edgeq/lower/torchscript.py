@@ -13,7 +13,7 @@ from typing import Any
 from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, user_line
 from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
-from edgeq.core.sizes import fixed_at, sizes_text, tried_sizes
+from edgeq.core.samples import fixed_at, sizes_text, tried_sizes
 from edgeq.core.system import Uncompiled
 from edgeq.lower.layers import MATRIX_OPS, archive_elements, conv_macs, matmul_macs, stored_layers
 from edgeq.lower.spec import LowerSpec

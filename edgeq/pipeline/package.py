@@ -21,11 +21,12 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import AccuracyError, EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
+from edgeq.core.operators import with_open_batch
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
+from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.sizes import varying_sizes, with_open_batch
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
 from edgeq.core.targets import TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.core.units import counted

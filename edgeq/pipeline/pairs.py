@@ -13,8 +13,8 @@ from edgeq.core.arrays import np
 from edgeq.core.config import Job, Progress
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.results.report import gate_text
+from edgeq.core.samples import fixed_at, tried_sizes
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
-from edgeq.core.sizes import fixed_at, tried_sizes
 from edgeq.core.targets import TargetProfile
 from edgeq.load.inputs import random_inputs
 from edgeq.pipeline.cache import job_facts, unit_of

@@ -22,8 +22,8 @@ from edgeq.core.manifest import check_slug
 from edgeq.core.marks import STATE_DICT_SUFFIXES, DataPath, Option, file_part, options_of
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
+from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import NEEDS_CALIBRATION
-from edgeq.core.sizes import varying_sizes
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras
 from edgeq.core.targets import why_fixed_sizes, why_not_run

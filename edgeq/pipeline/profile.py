@@ -16,8 +16,7 @@ from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
 from edgeq.core.safe_load import check_torchscript
-from edgeq.core.samples import Dataset, Sample, batches
-from edgeq.core.sizes import varying_sizes
+from edgeq.core.samples import Dataset, Sample, batches, varying_sizes
 from edgeq.core.system import check_extras
 from edgeq.core.targets import NPU, TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel, RankedLayers
+from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import NEEDS_TRAINING
-from edgeq.core.sizes import varying_sizes
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QuantizeSpec

@@ -24,19 +24,9 @@ from edgeq.core.errors import (
     traced_line,
     user_line,
 )
-from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
+from edgeq.core.operators import DEFORM, exported, plain_deform_conv2d, plain_operators, traced_at, with_open_batch
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
-from edgeq.core.sizes import (
-    Sizes,
-    exported,
-    fixed_at,
-    sizes_text,
-    traced_at,
-    tried_sizes,
-    varying_outputs,
-    varying_sizes,
-    with_open_batch,
-)
+from edgeq.core.samples import Sizes, fixed_at, sizes_text, tried_sizes, varying_outputs, varying_sizes
 from edgeq.core.system import Uncompiled, replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`

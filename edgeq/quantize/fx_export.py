@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeq.core.operators import plain_operators
+from edgeq.core.operators import exported, open_steps, plain_operators
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.sizes import exported, open_steps
 from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 

@@ -12,9 +12,9 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.half import emulation
+from edgeq.core.operators import exported
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
-from edgeq.core.sizes import exported
 from edgeq.quantize.capture import MODULE_KEY, example_tensors, silenced
 
 # What torch.autocast computes in float32: exponentials, powers and long sums leave half's range or its 11 bits first.

@@ -8,8 +8,8 @@ from small_models import IMAGE, Silent, dataset, folder, loaded, lowered, quanti
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.operators import with_open_batch
 from edgeq.core.samples import batches
-from edgeq.core.sizes import with_open_batch
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize.capture import dynamic_capture

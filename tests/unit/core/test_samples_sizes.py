@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.results.model import TensorSpec, VaryingSize
-from edgeq.core.sizes import beyond_sizes, drawn_sizes, fixed_at, tried_sizes, varying_outputs
+from edgeq.core.samples import beyond_sizes, drawn_sizes, fixed_at, tried_sizes, varying_outputs
 
 SEQ = VaryingSize(axis=1, name="seq", least=8, most=128)
 TIME = VaryingSize(axis=0, name="time", least=20, most=100, step=20)

@@ -12,6 +12,7 @@ from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, IntegrityError, first_line
 from edgeq.core.manifest import GOLDEN_NAME, Bundle, Manifest, Tensor
 from edgeq.core.preprocess import apply
+from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
 
 MAX_BYTES = 512_000_000
@@ -62,10 +63,16 @@ def model_inputs(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[NDArray[A
 def _sample(golden: GoldenSet, manifest: Manifest, index: int) -> tuple[NDArray[Any], ...]:
     pairs = list(zip(golden.inputs, manifest.inputs, strict=True))
     arrays = tuple(_ready(column[index], tensor, preprocessed=golden.preprocessed) for column, tensor in pairs)
-    shapes = [array.shape for array in arrays]
-    if shapes not in ([tensor.shape for _, tensor in pairs], [tensor.shape[1:] for _, tensor in pairs]):
-        takes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for _, tensor in pairs)
-        raise _broken(f"sample {index} has the shapes {[list(shape) for shape in shapes]}, but the model takes {takes}")
+    specs = [
+        TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, varying=tensor.varying_sizes())
+        for tensor in manifest.inputs
+    ]
+    taken = [*zip(specs, (array.shape for array in arrays), strict=True)]
+    is_whole = all(spec.takes(shape) for spec, shape in taken)
+    if not is_whole and not all(spec.takes(shape, without=0) for spec, shape in taken):
+        shapes = [list(shape) for _, shape in taken]
+        takes = ", ".join(f"{one.name} {one.shape_text()}" for one in specs)
+        raise _broken(f"sample {index} has the shapes {shapes}, but the model takes {takes}")
     return arrays
 
 

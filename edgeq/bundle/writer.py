@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 import zipfile
@@ -165,6 +166,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         labels=item.inputs.labels,
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         dynamic_batch=lowered.dynamic_batch,
+        planned_memory_bytes=lowered.planned_memory_bytes,
         passes=lowered.passes,
         layers=_layers(item),
         gates=tuple(_gate(gate) for gate in item.checked.gates),
@@ -242,7 +244,13 @@ def contradictions(row: PackageResult, manifest: Manifest) -> tuple[str, ...]:
 
 def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
     return Tensor.model_validate(
-        {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "preprocessing": preprocess}
+        {
+            "name": spec.name,
+            "dtype": spec.dtype,
+            "shape": spec.shape,
+            "preprocessing": preprocess,
+            "varying": tuple(dataclasses.asdict(one) for one in spec.varying),
+        }
     )
 
 

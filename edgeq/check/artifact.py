@@ -15,6 +15,8 @@ from edgeq.core.units import counted
 
 EQUIVALENCE = "equivalence"
 
+SIZES = "sizes"
+
 
 def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
     """Compare the artifact's outputs with those of its converted graph (exit code 7).
@@ -108,6 +110,40 @@ def outputs_gate(verified: VerifyReport) -> Gate:
         measured=counted(len(verified.findings), "finding") if verified.findings else "as stated",
         detail="; ".join(verified.findings),
         exit_code=ExitCode.VERIFICATION,
+    )
+
+
+def sizes_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
+    """Judge the artifact at each of the sizes that were tried, as `parity_gate` does over all samples (exit code 7).
+
+    None where no size varies. What happens outside of the range fails nothing, and is said.
+    """
+    report = verified.sizes
+    if report is None:
+        return ()
+    has_graph = verified.graph_only is not None or any(run.parity is not None for run in report.runs)
+    limit = "runs as its graph at every size" if has_graph else "runs at every size"
+    if verified.graph_only is not None:
+        return (unverified(SIZES, limit, verified.graph_only.why),)
+    wrong = []
+    for run in report.runs:
+        parity = parity_gate(scheme, run.parity) if run.parity is not None else None
+        if run.problem:
+            wrong.append(f"at {run.text}, {run.problem}")
+        elif parity is not None and not parity.passed:
+            wrong.append(f"at {run.text}, {parity.measured} instead of {parity.limit}: {parity.detail}")
+    beyond = [run.text for run in report.beyond]
+    return (
+        Gate(
+            name=SIZES,
+            outcome="failed" if wrong else "ok",
+            limit=limit,
+            measured=f"{counted(len(wrong), 'size')} of {len(report.runs)} wrong"
+            if wrong
+            else f"{counted(len(report.runs), 'size')} as stated",
+            detail="; ".join(wrong or [*(f"at {run.text}" for run in report.runs), *beyond]),
+            exit_code=ExitCode.VERIFICATION,
+        ),
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgeq.check.artifact import equivalence_gates, graph_gates, outputs_gate, parity_gate, with_reuse
+from edgeq.check.artifact import (
+    equivalence_gates,
+    graph_gates,
+    outputs_gate,
+    parity_gate,
+    sizes_gates,
+    with_reuse,
+)
 from edgeq.check.device import device_gates
 from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
@@ -107,6 +114,7 @@ def check(
         *((with_reuse(parity_gate(scheme, verified.parity, unrun), scheme, artifact.reuse),) if has_graph else ()),
         *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
+        *sizes_gates(scheme, verified),
         *graph_gates(verified),
         *floor_gates(scheme, verified, options),
         *preprocessing_gates(inputs.unapplied),
@@ -236,6 +244,13 @@ def timing_warnings(timing: Timing | None) -> tuple[str, ...]:
     )
 
 
+def size_warnings(verified: VerifyReport) -> tuple[str, ...]:
+    """Say what an app must not rely on the runtime for: it answers outside of the range, or crashes."""
+    beyond = verified.sizes.beyond if verified.sizes else ()
+    bad = [run.text for run in beyond if run.outcome in ("other", "crashes")]
+    return (f"outside of the sizes that it was packaged for, {'; '.join(bad)}: check sizes in the app",) if bad else ()
+
+
 def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
     """Say that a device's kernels were left out, and where they score otherwise than the host's."""
     runs = verified.emulation.runs if verified.emulation else ()
@@ -271,6 +286,7 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
         *((verified.stand_in,) if verified.stand_in else ()),
         *_device_warnings(verified),
         *timing_warnings(verified.timing),
+        *size_warnings(verified),
         *training_warnings(quantized.tuning),
         *audit_warnings(
             target=target,

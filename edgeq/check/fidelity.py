@@ -87,6 +87,11 @@ def floor_gates(scheme: str, verified: VerifyReport, options: GateOptions) -> tu
     drop = fidelity.drop_pp
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
+    wrong += [
+        f"at {run.text}: SQNR {_decibel(run.sqnr_db)}{_nothing_left(run.sqnr_db)}"
+        for run in (verified.sizes.runs if verified.sizes else ())
+        if run.sqnr_db is not None and -math.inf < run.sqnr_db < LOST_DB
+    ]
     name, value = worst_part(fidelity)
     limit = f">= {MIN_SQNR_DB:.0f} dB in every channel, and better than chance"
     fix = "; --limit sqnr=0 turns this check off" if wrong else ""

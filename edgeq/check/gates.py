@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from edgeq.check.artifact import EQUIVALENCE
+from edgeq.check.artifact import EQUIVALENCE, SIZES
 from edgeq.check.device import DEVICE_GATE
 from edgeq.check.fidelity import FIDELITY
 from edgeq.check.limits import INSTRUCTIONS_GATE
@@ -67,6 +67,12 @@ GATES: MappingProxyType[str, GateKind] = MappingProxyType(
             _VERIFICATION,
             ("package", "verify"),
             "outputs are finite, vary with the input, repeat, and leave their inputs alone",
+            may_stay_unmeasured=True,
+        ),
+        SIZES: _kind(
+            _VERIFICATION,
+            ("package", "verify"),
+            "the artifact at the smallest, middle and largest of the sizes that vary",
             may_stay_unmeasured=True,
         ),
         "graph": _kind(

@@ -156,7 +156,7 @@ def _layer_cells(layer: Layer, total: int, macs: int) -> tuple[str, ...]:
 
 
 def _tensor(tensor: Tensor) -> str:
-    text = f"{tensor.name}, {tensor.dtype} {list(tensor.shape)}"
+    text = f"{tensor.name}, {tensor.dtype} {tensor.shape_text()}"
     image = tensor.preprocessing
     if image is None:
         return text

@@ -440,7 +440,8 @@ class RunConfig:
         InProvenance(),
         MODEL,
         Doc(
-            "Shape of one input, 1x3x224x224 or tokens=int64:1x128:0..30521; repeatable, in order.",
+            "Shape of one input, 1x3x224x224, tokens=int64:1x128:0..30521, or 1x{seq=8..128} for a size that varies; "
+            "repeatable, in order.",
             default="the factory's example_inputs()",
         ),
     ] = ()

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from edgeq.core.errors import Outcome, UsageError
 from edgeq.core.preprocess import Preprocess
-from edgeq.core.results.model import TunedWeights, Weights
+from edgeq.core.results.model import TunedWeights, VaryingSize, Weights, shape_text
 from edgeq.core.runtimes import BackendName, RuntimeName
 from edgeq.core.schema import Strict, document_bytes, parse_strict
 
@@ -95,6 +95,16 @@ class RuntimeRange(Strict):
     )
 
 
+class SizeRange(Strict):
+    """A size that varies from call to call; sizes of one name are equal in each call."""
+
+    axis: Count
+    name: TensorName
+    least: Count
+    most: Count
+    step: Count = Field(default=1, exclude_if=lambda step: step == 1, description="it is a multiple of this")
+
+
 class Tensor(Strict):
     """An input or output; the batch comes first."""
 
@@ -102,6 +112,27 @@ class Tensor(Strict):
     dtype: Dtype
     shape: tuple[Count, ...] = Field(max_length=16)
     preprocessing: Preprocess | None = Field(default=None, description="for an image input; null: no preprocessing")
+    varying: tuple[SizeRange, ...] = Field(
+        default=(),
+        max_length=16,
+        exclude_if=lambda varying: not varying,
+        description="the sizes that vary; `shape` has their largest values; absent where none does",
+    )
+
+    def model_post_init(self, _context: object) -> None:
+        """Check that the ranges belong to the shape."""
+        for one in self.varying:
+            fits = one.axis < len(self.shape) and self.shape[one.axis] == one.most
+            if not (fits and 1 <= one.least < one.most and one.step >= 1):
+                raise ValueError(f"the range of {one.name} does not fit the shape of {self.name}")
+
+    def varying_sizes(self) -> tuple[VaryingSize, ...]:
+        """Return the sizes that vary, as the steps take them."""
+        return tuple(VaryingSize(**one.model_dump()) for one in self.varying)
+
+    def shape_text(self) -> str:
+        """Return "[1, 8..128]"."""
+        return shape_text(self.shape, self.varying_sizes())
 
 
 class CudaBox(Strict):
@@ -309,6 +340,12 @@ class Manifest(Strict):
         exclude_if=lambda is_open: not is_open,
         description="whether inputs and outputs accept any batch size, not only the stated one",
     )
+    planned_memory_bytes: Count | None = Field(
+        default=None,
+        exclude_if=lambda planned: planned is None,
+        description="memory that the runtime sets aside for the largest sizes; absent where none varies or none is "
+        "planned ahead",
+    )
     passes: tuple[str, ...]
     layers: LayerSummary
     gates: tuple[GateVerdict, ...]
@@ -445,7 +482,7 @@ def contract_change(old: Manifest, new: Manifest) -> str:
 
 
 def _tensors(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+    return ", ".join(f"{one.name} {one.dtype} {one.shape_text()}" for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:

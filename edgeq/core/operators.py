@@ -1,12 +1,17 @@
-"""Operators that no runtime has, written with operators that all of them have, and what captures cannot follow."""
+"""What torch.export is given: operators that all runtimes have, what captures can follow, and sizes that vary."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.core.system import replaced
 
 DEFORM = "torchvision.deform_conv2d.default"  # as a graph names it
@@ -31,6 +36,40 @@ def plain_operators() -> Iterator[None]:
         if "torchvision" in sys.modules:
             stack.enter_context(replaced(torch.ops.torchvision, "deform_conv2d", plain_deform_conv2d))
         yield
+
+
+@contextlib.contextmanager
+def whole_recurrent() -> Iterator[None]:
+    """Let recurrent layers be captured in the block without being unrolled over their steps.
+
+    torch.export keeps them as one operator (torch 2.15), but finds the shapes of its results by unrolling it, which
+    fixes the number of steps. Here only the shapes are computed; nothing runs in the block.
+    """
+    import torch
+    from torch._decomp import decomposition_table
+
+    # rest: weights, has_biases, layers, dropout, train, bidirectional, batch_first
+    def sequence(x: Any, hidden: Any, rest: tuple[Any, ...]) -> Any:
+        return x.new_empty((*x.shape[:2], hidden.shape[-1] * (2 if rest[5] else 1)))
+
+    def gru(x: Any, hidden: Any, *rest: Any) -> tuple[Any, ...]:
+        return sequence(x, hidden, rest), hidden.new_empty(hidden.shape)
+
+    def lstm(x: Any, hidden: Any, *rest: Any) -> tuple[Any, ...]:
+        return sequence(x, hidden[0], rest), *(state.new_empty(state.shape) for state in hidden)
+
+    aten, key = torch.ops.aten, torch._C.DispatchKey.CompositeImplicitAutograd
+    shapes = {aten.lstm.input: lstm, aten.gru.input: gru, aten.rnn_tanh.input: gru, aten.rnn_relu.input: gru}
+    before = {op: (op.py_kernels[key], decomposition_table[op]) for op in shapes}
+    try:
+        for op, function in shapes.items():
+            op.py_kernels[key] = decomposition_table[op] = function
+            op._dispatch_cache.clear()
+        yield
+    finally:
+        for op, (kernel, decomposition) in before.items():
+            op.py_kernels[key], decomposition_table[op] = kernel, decomposition
+            op._dispatch_cache.clear()
 
 
 def plain_deform_conv2d(
@@ -112,3 +151,78 @@ def plain_deform_conv2d(
     own = bias if isinstance(bias, torch.nn.Parameter) else None
     result = functional.conv2d(samples, weight, own, (kernel_h, kernel_w), groups=groups)
     return result if own is not None else result + bias.reshape(-1, 1, 1)
+
+
+# --- Sizes that vary, as torch.export takes them.
+
+
+BATCH = "batch"  # the size that --dynamic-batch leaves open
+
+
+def with_open_batch(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return inputs whose first size is any: what --dynamic-batch asks for, and what trains faster."""
+    batch = VaryingSize(axis=0, name=BATCH, least=1, most=None)
+    return tuple(dataclasses.replace(spec, varying=(batch, *spec.varying)) for spec in specs)
+
+
+def traced_at(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the inputs to capture a model with: an open size of one is two, since torch.export takes 1 for fixed."""
+    return tuple(
+        dataclasses.replace(
+            spec,
+            shape=tuple(
+                2 * size if any(one.axis == axis and one.most is None for one in spec.varying) else size
+                for axis, size in enumerate(spec.shape)
+            ),
+        )
+        for spec in specs
+    )
+
+
+def exported(module: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
+    """Return a module as a torch.export.ExportedProgram whose sizes vary as `specs` say.
+
+    Args:
+        module: a torch.nn.Module.
+        inputs: example tensors, as large as `traced_at` says.
+        specs: its inputs.
+
+    Raises:
+        Exception: torch.export's own.
+    """
+    import torch
+
+    with open_steps(specs):
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(specs))
+
+
+def open_steps(specs: Sequence[TensorSpec]) -> AbstractContextManager[None]:
+    """Return a context in which torch leaves the number of a recurrent layer's steps open, where sizes vary."""
+    return whole_recurrent() if any(spec.varying for spec in specs) else contextlib.nullcontext()
+
+
+def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[Any, ...] | None:
+    """Return the sizes that vary as torch.export takes them; None if none does."""
+    import torch
+
+    dims: dict[str, Any] = {}
+    for one in itertools.chain.from_iterable(spec.varying for spec in specs):
+        if one.name in dims:
+            continue
+        if one.step == 1:
+            dims[one.name] = torch.export.Dim(one.name, min=one.least, max=one.most)
+        else:
+            steps = torch.export.Dim(f"{one.name}_steps", min=one.least // one.step, max=(one.most or 0) // one.step)
+            dims[one.name] = one.step * steps
+    if not dims:
+        return None
+    return tuple({one.axis: dims[one.name] for one in spec.varying} or None for spec in specs)
+
+
+def size_bound(size: Any) -> int:
+    """Return a size of a captured graph, the largest that it takes where it varies."""
+    if isinstance(size, int):
+        return size
+    bound = size.node.shape_env.bound_sympy(size.node.expr).upper
+    hint = size.node.hint
+    return int(bound) if bound.is_number and bound.is_finite and not math.isinf(float(bound)) else int(hint)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import TensorSpec, VaryingSize
 
 Outputs = tuple["NDArray[Any]", ...]
 
@@ -94,7 +94,7 @@ class Batch:
 
 
 def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
-    """Yield batches of the exported shape.
+    """Yield batches of the exported shape; where sizes vary, samples of equal sizes that follow each other make one.
 
     Raises:
         UsageError: a sample whose shape or dtype does not fit, with its name.
@@ -106,11 +106,14 @@ def batches(dataset: Dataset, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
             came = f"{len(sample.inputs)} arrays"
             raise UsageError(f"sample {sample.name}: the model has {len(specs)} inputs, got {came}", "fix the data")
         for array, spec in zip(sample.inputs, specs, strict=True):
-            expected = spec.shape[1:] if size else spec.shape
-            if array.shape != expected or str(array.dtype) != spec.dtype:
-                came = f"{array.dtype} {list(array.shape)}"
-                what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {list(expected)}, got {came}"
+            left_out = 0 if size else None
+            if not spec.takes(array.shape, without=left_out) or str(array.dtype) != spec.dtype:
+                expected, came = spec.shape_text(without=left_out), f"{array.dtype} {list(array.shape)}"
+                what = f"sample {sample.name}: input {spec.name!r} expects {spec.dtype} {expected}, got {came}"
                 raise UsageError(what, "fix the data, or match it with --preprocess or --input")
+        if pending and [one.shape for one in pending[0].inputs] != [one.shape for one in sample.inputs]:
+            yield _stack(pending, size)
+            pending = []
         pending.append(sample)
         if len(pending) == (size or 1):
             yield _stack(pending, size)
@@ -124,7 +127,7 @@ def batch_size(dataset: Dataset, specs: Sequence[TensorSpec]) -> int:
     if dataset.count == 0:
         return 0
     first = dataset.read(0)
-    if all(array.shape == spec.shape for array, spec in zip(first.inputs, specs, strict=False)):
+    if all(spec.takes(array.shape) for array, spec in zip(first.inputs, specs, strict=False)):
         return 0
     return rows_of([spec.shape for spec in specs]) or 0
 
@@ -154,3 +157,104 @@ def evenly(samples: Dataset, most: int) -> Dataset:
     count = min(most, samples.count)
     rows = [i * samples.count // count for i in range(count)]
     return replace(samples, count=count, read=lambda i: samples.read(rows[i]))
+
+
+# --- Sizes that vary from call to call, such as a sequence's length: which are tried. `TensorSpec.shape` holds the
+# largest: memory, multiply-accumulates and latency are those of it.
+
+
+Sizes = Mapping[str, int]  # by the names of the sizes
+
+
+def varying_sizes(specs: Sequence[TensorSpec]) -> dict[str, VaryingSize]:
+    """Return the sizes that vary within bounds, by name."""
+    return {one.name: one for spec in specs for one in spec.varying if one.most is not None}
+
+
+def tried_sizes(specs: Sequence[TensorSpec]) -> tuple[dict[str, int], ...]:
+    """Return what the sizes are set to in trials: all largest, all smallest, all in the middle; none if none varies.
+
+    Of several sizes, each is also the smallest while the others are the largest.
+    """
+    found = varying_sizes(specs)
+    if not found:
+        return ()
+    least = {name: one.least for name, one in found.items()}
+    most = {name: _most(one) for name, one in found.items()}
+    middle = {name: (one.least + _most(one)) // 2 // one.step * one.step for name, one in found.items()}
+    mixed = [{**most, name: least[name]} for name in found] if len(found) > 1 else []
+    tried = [most, least, {name: max(middle[name], least[name]) for name in found}, *mixed]
+    return tuple(one for i, one in enumerate(tried) if one not in tried[:i])
+
+
+def beyond_sizes(specs: Sequence[TensorSpec]) -> tuple[dict[str, int], ...]:
+    """Return sizes just outside of the bounds, one at a time: above, and below where that leaves any element."""
+    found = varying_sizes(specs)
+    most = {name: _most(one) for name, one in found.items()}
+    least = {name: one.least for name, one in found.items()}
+    above = [{**most, name: most[name] + one.step} for name, one in found.items()]
+    below = [{**least, name: least[name] - one.step} for name, one in found.items() if one.least > one.step]
+    return (*above, *below)
+
+
+def drawn_sizes(specs: Sequence[TensorSpec], index: int, rng: Any) -> dict[str, int]:
+    """Return the sizes of random sample `index`: the first ones are `tried_sizes`, the others are drawn evenly."""
+    tried = tried_sizes(specs)
+    if index < len(tried):
+        return tried[index]
+    return {
+        name: one.step * int(rng.integers(one.least // one.step, _most(one) // one.step, endpoint=True))
+        for name, one in varying_sizes(specs).items()
+    }
+
+
+def fixed_at(specs: Sequence[TensorSpec], sizes: Sizes) -> tuple[TensorSpec, ...]:
+    """Return inputs of these sizes, which no longer vary."""
+    return tuple(
+        replace(
+            spec,
+            shape=tuple(
+                next((sizes[one.name] for one in spec.varying if one.axis == axis and one.name in sizes), size)
+                for axis, size in enumerate(spec.shape)
+            ),
+            varying=(),
+        )
+        if spec.varying
+        else spec
+        for spec in specs
+    )
+
+
+def sizes_text(sizes: Sizes) -> str:
+    """Return "seq=8, time=400"."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def varying_outputs(
+    tried: Sequence[Sizes], shapes: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[tuple[VaryingSize, ...], ...]:
+    """Return which sizes of each output vary, by its shapes in trials; () for outputs whose ranks differ.
+
+    A size that always equals one of the inputs' has its name, any other one of its own.
+
+    Args:
+        tried: the inputs' sizes.
+        shapes: by trial, the shape of each output.
+    """
+    found = []
+    for index, column in enumerate(zip(*shapes, strict=True)):
+        varying = []
+        for axis, sides in enumerate(zip(*column, strict=False)):
+            if len(set(sides)) == 1:
+                continue
+            equal = [name for name in tried[0] if tuple(one[name] for one in tried) == sides]
+            name = equal[0] if equal else f"output{index}_{axis}"
+            varying.append(VaryingSize(axis=axis, name=name, least=min(sides), most=max(sides)))
+        found.append(tuple(varying))
+    return tuple(found)
+
+
+def _most(one: VaryingSize) -> int:
+    if one.most is None:
+        raise ValueError(f"{one.name} has no bound")
+    return one.most

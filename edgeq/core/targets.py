@@ -183,6 +183,20 @@ def why_not_run(backend: str) -> str:
     return why if system and platform.system() != system else ""
 
 
+# backends whose artifacts have one size for each input
+_FIXED_SIZES = {
+    "coreml": "no Core ML runtime runs here that could verify other sizes",
+    NPU: "the NPU's compiler takes fixed sizes only",
+    "cuda": "edgeq compiles one size for each artifact there",
+    "cuda-torchscript": "edgeq compiles one size for each artifact there",
+}
+
+
+def why_fixed_sizes(backend: str) -> str:
+    """Return why a backend's inputs have fixed sizes; "" where sizes may vary."""
+    return _FIXED_SIZES.get(backend, "")
+
+
 def why_not_emulated(backend: str) -> str:
     """Return why a backend's artifacts cannot be emulated on any host; "" where they can."""
     return _ONLY_IN.get(backend, ("", ""))[1]

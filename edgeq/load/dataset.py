@@ -71,8 +71,9 @@ def open_dataset(
         data = _open_arrays(path, origin, wanted, role)
     first = data.read(0)
     for array, spec in zip(first.inputs, specs, strict=True):
-        if str(array.dtype) != spec.dtype or array.shape not in (spec.shape, spec.shape[1:]):
-            wants, came = f"{spec.dtype} {list(spec.shape[1:])}", f"{array.dtype} {list(array.shape)}"
+        fits = spec.takes(array.shape) or spec.takes(array.shape, without=0)
+        if str(array.dtype) != spec.dtype or not fits:
+            wants, came = f"{spec.dtype} {spec.shape_text(without=0)}", f"{array.dtype} {list(array.shape)}"
             what = f"{data.origin}: {first.name}: input {spec.name!r} expects {wants} per sample, got {came}"
             raise UsageError(what, "resize or crop in --preprocess, or match the data's shape with --input")
     return data, skipped

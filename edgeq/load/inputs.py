@@ -10,9 +10,10 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.operators import exported
 from edgeq.core.preprocess import Preprocess
-from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec
-from edgeq.core.samples import Dataset, Sample
+from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec, VaryingSize
+from edgeq.core.samples import Dataset, Sample, drawn_sizes, fixed_at
 from edgeq.load.selection import generator, sample_digest
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -25,15 +26,44 @@ _EXACT = 2**53  # TensorSpec keeps the range as floats, which hold whole numbers
 
 _EXAMPLE = "write [NAME=][DTYPE:]SHAPE[:LOW..HIGH], such as 1x3x224x224 or tokens=int64:1x128:0..30521"
 
+_VARYING = "write {NAME=LEAST..MOST}, such as tokens=int64:1x{seq=8..128}:0..30521, or {seq=16..128/16} for multiples"
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}", re.ASCII)
 
-_SHAPE = re.compile(r"\d{1,10}(?:x\d{1,10}){0,15}", re.ASCII)
+# a fixed size, or a range in braces
+_SIZE = re.compile(
+    r"(?P<size>\d{1,10})|\{(?:(?P<name>[A-Za-z][A-Za-z0-9_]{0,63})=)?(?P<least>\d{1,10})\.\.(?P<most>\d{1,10})"
+    r"(?:/(?P<step>\d{1,10}))?\}",
+    re.ASCII,
+)
+
+# an `x` inside of braces belongs to a name
+_BETWEEN_SIZES = re.compile(r"x(?![^{]*\})")
+
+_MOST_AXES = 16
 
 _NUMBER = r"-?\d{1,25}(?:\.\d{1,25})?(?:[eE][+-]?\d{1,3})?"
 
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})", re.ASCII)
 
 _WHOLE = re.compile(r"-?\d{1,25}", re.ASCII)
+
+
+def parse_inputs(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """Return the inputs that texts of `--input` describe, in order.
+
+    Raises:
+        UsageError: as `parse_input`, or a name that stands for two ranges of sizes.
+    """
+    specs = tuple(parse_input(text, index) for index, text in enumerate(texts))
+    first: dict[str, tuple[str, str]] = {}
+    for text, spec in zip(texts, specs, strict=True):
+        for one in spec.varying:
+            other, span = first.setdefault(one.name, (text, one.text))
+            if span != one.text:
+                what = f"--input {text!r}: {one.name!r} is {one.text}, but {span} in {other!r}"
+                raise UsageError(what, "give sizes of one name the same range, or give them two names")
+    return specs
 
 
 def parse_input(text: str, index: int) -> TensorSpec:
@@ -43,34 +73,60 @@ def parse_input(text: str, index: int) -> TensorSpec:
     drawn from 0 to 1. Integer inputs must say their range, since an index out of range crashes many models; HIGH is
     one of their values and is kept so in `TensorSpec.high`, while floats are drawn below HIGH.
 
+    A size `{NAME=LEAST..MOST}` varies. Sizes of one name are equal in each call; one without a name is its own.
+
     Args:
-        text: such as `1x3x224x224`, `int64:1x128:0..30521` or `mask=bool:1x128`.
+        text: such as `1x3x224x224`, `int64:1x{seq=8..128}:0..30521` or `mask=bool:1x128`.
         index: the input's position, from 0.
 
     Raises:
         UsageError: the text does not follow the grammar, or a value is out of bounds.
     """
     head, equals, rest = text.partition("=")
+    if "{" in head or ":" in head:  # the `=` belongs to a size
+        head, equals, rest = "", "", text
     name = head if equals else f"input{index}"
     if _NAME.fullmatch(name) is None:
         raise _bad(text, f"{name[:40]!r} is not a valid name")
     parts = (rest if equals else text).split(":")
-    span = parts.pop() if ".." in parts[-1] else None
+    span = parts.pop() if ".." in parts[-1] and "{" not in parts[-1] else None
     if not 1 <= len(parts) <= 2:
         raise _bad(text, "the shape is missing" if not parts else "it has too many parts")
     dtype = parts[0] if len(parts) == 2 else "float32"
     if dtype not in DTYPES:
         raise UsageError(f"--input {text!r}: unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}", _known_dtypes())
-    shape_text = parts[-1]
-    if _SHAPE.fullmatch(shape_text) is None:
+    shape, varying = _parse_shape(text, parts[-1], index)
+    low, high = _parse_range(text, dtype, span)
+    return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high, varying=varying)
+
+
+def _parse_shape(text: str, shape_text: str, index: int) -> tuple[tuple[int, ...], tuple[VaryingSize, ...]]:
+    """Return the largest shape, and the sizes that vary."""
+    sides = _BETWEEN_SIZES.split(shape_text)
+    found = [_SIZE.fullmatch(side) for side in sides]
+    if len(sides) > _MOST_AXES or not all(found):
+        wrong = next((side for side, match in zip(sides, found, strict=True) if match is None), "")
+        if "{" in wrong or "}" in wrong:
+            raise UsageError(f"--input {text!r}: {wrong[:40]!r} is not a range of sizes", _VARYING)
         raise _bad(text, f"{shape_text[:40]!r} is not a shape")
-    shape = tuple(int(size) for size in shape_text.split("x"))
+    shape: list[int] = []
+    varying: list[VaryingSize] = []
+    for axis, match in enumerate(one for one in found if one is not None):
+        if match["size"] is not None:
+            shape.append(int(match["size"]))
+            continue
+        least, most, step = int(match["least"]), int(match["most"]), int(match["step"] or 1)
+        if not 1 <= least < most or not step or least % step or most % step:
+            what = f"--input {text!r}: {match[0]} is not a range of sizes: expected 1 <= LEAST < MOST"
+            raise UsageError(what + (f", both multiples of {step}" if match["step"] else ""), _VARYING)
+        shape.append(most)
+        name = match["name"] or f"size{index}_{axis}"
+        varying.append(VaryingSize(axis=axis, name=name, least=least, most=most, step=step))
     if 0 in shape:
         raise _bad(text, "every size must be at least 1")
     if math.prod(shape) > MAX_ELEMENTS:
         raise _bad(text, f"{math.prod(shape)} elements exceed the maximum of {MAX_ELEMENTS}")
-    low, high = _parse_range(text, dtype, span)
-    return TensorSpec(name=name, dtype=dtype, shape=shape, low=low, high=high)
+    return tuple(shape), tuple(varying)
 
 
 def _bad(text: str, why: str) -> UsageError:
@@ -140,7 +196,8 @@ def tensor_spec(name: str, tensor: Any, source: str) -> TensorSpec:
     low, high = 0.0, 1.0
     if not dtype.startswith(("float", "bool")) and tensor.numel() and not isinstance(tensor, FakeTensor):
         low, high = min(0.0, float(tensor.min())), float(tensor.max())
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(side) for side in tensor.shape), low=low, high=high)
+    sizes = tuple(side if isinstance(side, int) else 0 for side in tensor.shape)  # of a fake tensor, some may be open
+    return TensorSpec(name=name, dtype=dtype, shape=sizes, low=low, high=high)
 
 
 def takes_preprocessed(spec: TensorSpec, specs: Sequence[TensorSpec]) -> bool:
@@ -152,6 +209,8 @@ def random_inputs(
     specs: Sequence[TensorSpec], count: int, seed: int, value_range: tuple[float, float] | None
 ) -> Dataset:
     """Return seeded inputs of the full input shapes, uniform within their ranges.
+
+    Where sizes vary, the first samples have the largest, the smallest and the middle ones, and the others are drawn.
 
     Args:
         specs: the model's inputs; integers are drawn from low to high, both included.
@@ -166,7 +225,8 @@ def random_inputs(
 
     def read(i: int) -> Sample:
         rng = generator(seed, i)
-        arrays = tuple(_draw(rng, spec, _range_of(spec, specs, value_range)) for spec in specs)
+        sized = fixed_at(specs, drawn_sizes(specs, i, rng))
+        arrays = tuple(_draw(rng, spec, _range_of(spec, specs, value_range)) for spec in sized)
         return Sample(inputs=arrays, raw=arrays, label=None, name=f"random[{i}]", digest=sample_digest(arrays))
 
     return Dataset(origin=f"random inputs (seed {seed})", count=count, read=read)
@@ -212,6 +272,7 @@ def bounded(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]
         index
         for index, spec in enumerate(specs)
         if not spec.dtype.startswith(("float", "bool"))
+        and not spec.varying
         and spec.low < spec.high
         and 1 < math.prod(spec.shape[1:]) <= MOST_PLACES
     ]
@@ -345,7 +406,7 @@ def _program(program: Any, mean: Any, std: Any, pixels: TensorSpec) -> Any:
             return self.program((pixels.to(torch.float32) - self.edgeq_pixel_mean) / self.edgeq_pixel_std)
 
     try:
-        captured = torch.export.export(Pixels(), (torch.zeros(pixels.shape, dtype=torch.uint8),))
+        captured = exported(Pixels(), (torch.zeros(pixels.shape, dtype=torch.uint8),), (pixels,))
     except Exception as err:  # export raises many types
         what = f"the exported program cannot be captured again behind the normalisation: {first_line(err)}"
         raise UnsupportedError(what, "give the model's factory, or omit --input-dtype") from err

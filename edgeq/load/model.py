@@ -17,7 +17,7 @@ from typing import Any
 from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest, user_line
 from edgeq.core.marks import weights_file
 from edgeq.core.preprocess import Preprocess
-from edgeq.core.results.model import LoadedModel, SourceKind, TensorSpec, Weights
+from edgeq.core.results.model import LoadedModel, SourceKind, Weights
 from edgeq.core.safe_load import check_torchscript, is_torchscript
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.sources import (
@@ -30,7 +30,7 @@ from edgeq.core.sources import (
 )
 from edgeq.core.system import quiet
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
-from edgeq.load.inputs import parse_input, random_inputs
+from edgeq.load.inputs import parse_inputs, random_inputs
 from edgeq.load.onnx import load_onnx
 from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs, with_bounds
 from edgeq.load.user_code import UserFunction, load_function
@@ -149,7 +149,7 @@ def _call(source: str, inputs: Sequence[str], examples: Any, module: Any) -> Cal
     """Return how the model is called: `--input` wins over example inputs."""
     if inputs:
         named = any("=" in text for text in inputs)
-        return call_with_specs(module, _parsed(inputs), named=named)
+        return call_with_specs(module, parse_inputs(inputs), named=named)
     if examples is None:
         what = f"the inputs of {source} are not known"
         raise UsageError(what, "give --input 1x3x224x224, or an example_inputs() beside the factory")
@@ -175,7 +175,7 @@ def _load_file(
             name=name or path.stem,
             kind=kind,
             model=path,
-            inputs=_parsed(inputs),
+            inputs=parse_inputs(inputs),
             weights="own",
             fp32_bytes=0,
             source_sha256=sha256,
@@ -399,10 +399,6 @@ def _example_inputs(make: UserFunction, module: Any) -> Any:
         return function()
 
 
-def _parsed(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
-    return tuple(parse_input(text, index) for index, text in enumerate(texts))
-
-
 def _fp32_bytes(tensors: Any) -> int:
     return sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.is_floating_point or tensor.is_quantized)
 
@@ -522,7 +518,7 @@ def as_module(module: Any, inputs: Sequence[str], examples: Any, source: str) ->
         raise UsageError(f"the inputs of {source} are not known", "give --input, such as --input 1x3x224x224")
     given = tuple(examples) if isinstance(examples, tuple | list) else (examples,)
     if inputs:
-        specs = _parsed(inputs)
+        specs = parse_inputs(inputs)
         given = tuple(map(torch.from_numpy, random_inputs(specs, 1, 0, None).read(0).inputs))
     frozen = module.eval()
     try:

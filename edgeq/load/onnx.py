@@ -13,7 +13,7 @@ from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
 from edgeq.core.results.model import LoadedModel, TensorSpec
 from edgeq.core.safe_load import check_external_data, external_file, external_tensors
 from edgeq.core.sources import unreadable
-from edgeq.load.inputs import DTYPES, parse_input
+from edgeq.load.inputs import DTYPES, parse_inputs
 
 # the opsets that ONNX Runtime promises to run start here (its docs/Versioning.md)
 OLDEST_OPSET = 7
@@ -123,8 +123,7 @@ def _inputs(proto: Any, path: Path, texts: Sequence[str]) -> tuple[TensorSpec, .
         raise UnsupportedError(f"{path} has no inputs", "export the model with at least one input")
     names = [value.name for value in values]
     given = {}
-    for index, text in enumerate(texts):
-        parsed = parse_input(text, index)
+    for index, (text, parsed) in enumerate(zip(texts, parse_inputs(texts), strict=True)):
         name = parsed.name if "=" in text else names[index] if index < len(names) else parsed.name
         if name not in names:
             raise UsageError(f"{path} has no input {name!r}.{nearest(name, names)}", f"it takes: {', '.join(names)}")
@@ -145,11 +144,13 @@ def _input(value: Any, given: TensorSpec | None, path: Path) -> TensorSpec:
             shape = "x".join(map(str, stated.shape))
             raise UsageError(what, f"give their range: --input {value.name}={stated.dtype}:{shape}:0..HIGH")
         return stated
+    varying = {one.axis for one in given.varying}
     fits = len(given.shape) == len(sizes) and all(
-        size in (None, wanted) for size, wanted in zip(sizes, given.shape, strict=True)
+        size is None or (size == wanted and axis not in varying)
+        for axis, (size, wanted) in enumerate(zip(sizes, given.shape, strict=True))
     )
     if given.dtype != stated.dtype or not fits:
-        what = f"--input {given.dtype} {list(given.shape)} does not fit {path}, whose {value.name!r} is {stated.dtype}"
+        what = f"--input {given.dtype} {given.shape_text()} does not fit {path}, whose {value.name!r} is {stated.dtype}"
         raise UsageError(
             f"{what} {[size or '?' for size in sizes]}", "give the file's shape and dtype, or omit --input"
         )

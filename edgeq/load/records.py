@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,27 +147,48 @@ def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading
     raw, inputs = [], []
     for spec in reading.specs:
         given, ready = _fit(record[spec.name], spec, name, reading.preprocess)
-        # a state's batch axis may be its second: [layers, 1, features]
-        if ready.shape != spec.shape and ready.shape not in _without_an_axis(spec.shape):
-            what = f"{name}: input {spec.name!r} expects {list(spec.shape[1:])} per sample, got {list(ready.shape)}"
+        if _whole_shape(ready.shape, spec) is None and not spec.takes(ready.shape, without=0):
+            expected = spec.shape_text(without=0)
+            what = f"{name}: input {spec.name!r} expects {expected} per sample, got {list(ready.shape)}"
             raise UsageError(what, "fix the data, or match it with --preprocess or --input")
         raw.append(given)
         inputs.append(ready)
     pairs = list(zip(inputs, reading.specs, strict=True))
-    is_row = all(array.shape == spec.shape[1:] for array, spec in pairs)
-    is_whole = all(array.shape == spec.shape for array, spec in pairs)
+    is_row = all(spec.takes(array.shape, without=0) for array, spec in pairs)
+    is_whole = all(spec.takes(array.shape) for array, spec in pairs)
+    shapes = [_whole_shape(array.shape, spec) for array, spec in pairs]
     # a sample is a row of each input, or all of each; where it is some of both and one sample is all, it becomes whole
-    if not is_row and not is_whole and all(array.size == math.prod(spec.shape) for array, spec in pairs):
-        whole = [array.reshape(spec.shape) for array, spec in pairs]
+    if not is_row and not is_whole and None not in shapes:
+        whole = [array.reshape(shape) for array, shape in zip(inputs, shapes, strict=True) if shape is not None]
         raw = [ready if given is old else given for given, old, ready in zip(raw, inputs, whole, strict=True)]
         inputs = whole
+    _check_equal_sizes(inputs, reading.specs, name)
     return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
 
 
-def _without_an_axis(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return a shape without its first axis, and without each other that has the length 1."""
-    places = [0, *(i for i, size in enumerate(shape) if i and size == 1)] if shape else []
-    return [(*shape[:i], *shape[i + 1 :]) for i in places if i == 0 or shape[0] != 1]
+def _whole_shape(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...] | None:
+    """Return a shape with the axis of length 1 that it lacks, if any; None where it lacks another, or does not fit.
+
+    A state's batch axis may be its second: [layers, 1, features].
+    """
+    if spec.takes(shape):
+        return shape
+    places = [i for i, size in enumerate(spec.shape) if size == 1 and (i == 0 or spec.shape[0] != 1)]
+    return next(((*shape[:i], 1, *shape[i:]) for i in places if spec.takes(shape, without=i)), None)
+
+
+def _check_equal_sizes(inputs: Sequence[NDArray[Any]], specs: Sequence[TensorSpec], name: str) -> None:
+    """Refuse a sample whose inputs differ in a size that they share."""
+    found: dict[str, tuple[str, int]] = {}
+    for array, spec in zip(inputs, specs, strict=True):
+        for one in spec.varying:
+            axis = one.axis - (len(spec.shape) - array.ndim)
+            if axis < 0:
+                continue
+            other, size = found.setdefault(one.name, (spec.name, array.shape[axis]))
+            if size != array.shape[axis]:
+                what = f"{name}: {one.name} is {size} in input {other!r}, but {array.shape[axis]} in {spec.name!r}"
+                raise UsageError(what, "give the inputs of a sample equal sizes, or two names to sizes that differ")
 
 
 def _fit(

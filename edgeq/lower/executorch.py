@@ -14,7 +14,9 @@ from typing import Any
 
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.samples import varying_sizes
 from edgeq.core.system import replaced
 from edgeq.lower import coreml
 from edgeq.lower.edge_speedups import speedups
@@ -58,6 +60,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         undelegated=undelegated,
         layers=layers,
         delegated_macs=delegated_share(layers),
+        planned_memory_bytes=sum(plan.non_const_buffer_sizes) if varying_sizes(spec.inputs) else None,
         stored=stored,
     )
 
@@ -74,7 +77,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 program = quantized.exported
                 if program is None:
                     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                    program = torch.export.export(quantized.graph, inputs)
+                    program = exported(quantized.graph, inputs, spec.inputs)
                 program = _expressible(program)
                 with delegate.around(program):
                     partitioner = delegate.partitioner(quantized, left_out)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.operators import size_bound
 from edgeq.core.results.model import Layer, QuantizedModel
 from edgeq.lower.torchscript_archive import DTYPES, Storage, place, read, walk
 
@@ -57,7 +58,7 @@ def graph_layer(
         fixed_names: placeholders that are computed from such ones, outside of the graph.
     """
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
-    shape = tuple(node.meta["val"].shape) if hasattr(node.meta.get("val"), "shape") else ()
+    shape = _shape(node) if hasattr(node.meta.get("val"), "shape") else ()
     if op in ("convolution", "conv1d", "conv2d", "conv3d"):
         source, weight, of_activations = node.args[0], node.args[1], False
         transposed = op == "convolution" and bool(node.args[6])
@@ -94,7 +95,8 @@ def is_of_input(node: Any, constant_names: frozenset[str]) -> bool:
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+    """Return a value's shape, the largest one where sizes vary."""
+    return tuple(map(size_bound, node.meta["val"].shape))
 
 
 def _constants(node: Any, names: frozenset[str]) -> list[Any]:

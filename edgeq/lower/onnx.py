@@ -12,8 +12,10 @@ from typing import Any
 
 from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.operators import exported, traced_at
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
+from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.spec import LowerSpec
@@ -74,7 +76,8 @@ def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
 def traced_layers(proto: Any, spec: LowerSpec) -> tuple[Layer, ...]:
     """Return the layers of an exported model; none where onnx cannot infer the shape of a value."""
     try:
-        return onnx_layers(fixed(proto, spec.inputs) if spec.dynamic_batch else proto)
+        varies = any(item.varying for item in spec.inputs)
+        return onnx_layers(fixed(proto, spec.inputs) if varies else proto)
     except (KeyError, ValueError):
         return ()
 
@@ -145,7 +148,7 @@ def _written(
         undelegated=(),
         layers=layers,
         delegated_macs=None,
-        dynamic_batch=any_batch(proto),
+        dynamic_batch=any_batch(proto) and not varying_sizes(spec.inputs),
         stored=elements(proto),
     )
 
@@ -289,6 +292,9 @@ def _write_out_cut_pools(module: Any) -> bool:
         args = (*node.args, *(None,) * 7)
         if node.target not in axes_of or not args[4] or args[5] is False or args[6] is not None:
             continue
+        if not all(isinstance(size, int) for size in node.args[0].meta["val"].shape):
+            what = f"an average pool with ceil_mode over a size that varies cannot be written as ONNX{_where(node)}"
+            raise UnsupportedError(what, "use ceil_mode=False, or give a fixed size in --input")
         axes = axes_of[node.target]
         kernel, stride, padding = (
             tuple(value) * axes if len(value) == 1 else tuple(value)
@@ -391,15 +397,8 @@ def _captured(graph: Any, spec: LowerSpec) -> Any:
     """Return a quantized graph as an exported program, for batches of any size where that is asked for."""
     import torch
 
-    rows = 2 if spec.dynamic_batch else 1  # torch.export takes a size of 1 for a constant
-    shapes = [(rows * item.shape[0], *item.shape[1:]) if item.shape else () for item in spec.inputs]
-    inputs = tuple(
-        torch.zeros(shape, dtype=getattr(torch, item.dtype)) for shape, item in zip(shapes, spec.inputs, strict=True)
-    )
-    if not spec.dynamic_batch:
-        return torch.export.export(graph, inputs)
-    batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(graph, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in traced_at(spec.inputs))
+    return exported(graph, inputs, spec.inputs)
 
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.schemes import INT8_STEPS
 from edgeq.core.system import openvino
 from edgeq.lower.onnx import RECURRENT, export, fixed, traced_layers
@@ -53,7 +53,9 @@ def lower_file(file: LoweredModel, scheme: str, spec: LowerSpec) -> LoweredModel
     import onnx
 
     with spec.progress.task(f"lower {spec.label} for OpenVINO"):
-        proto = fixed(onnx.load(str(file.path)), spec.inputs)
+        proto = onnx.load(str(file.path))
+        if not any(item.varying for item in spec.inputs):
+            proto = fixed(proto, spec.inputs)
         names: dict[str, str] = {}
         for layer in file.layers:
             plain = re.sub(r"[^\w.#-]+", ".", layer.name).strip(".") or layer.op
@@ -74,6 +76,8 @@ def _written(
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+        if any(item.varying for item in spec.inputs):  # within bounds: others are refused, and memory is bounded
+            model.reshape({item.name: _partial_shape(item) for item in spec.inputs})
         apply_moc_transformations(model, cf=False)
     except ValueError as err:  # protobuf's own limit
         raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
@@ -108,6 +112,13 @@ def _written(
         stored=_elements(model),
         companions=(("weights", path.with_suffix(".bin")),),
     )
+
+
+def _partial_shape(spec: TensorSpec) -> Any:
+    from openvino import Dimension, PartialShape
+
+    ranges = {one.axis: Dimension(one.least, -1 if one.most is None else one.most) for one in spec.varying}
+    return PartialShape([ranges.get(axis, Dimension(size)) for axis, size in enumerate(spec.shape)])
 
 
 def operators(model: Any) -> tuple[str, ...]:

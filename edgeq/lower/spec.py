@@ -18,11 +18,10 @@ class LowerSpec:
     """Input of every lowering.
 
     Attributes:
-        inputs: the model's inputs.
+        inputs: the model's inputs, with the sizes that vary; --dynamic-batch leaves the first of each open.
         backend: the delegate or quantized engine.
         folder: where the artifact is written.
         file_format: of ONNX Runtime's artifacts, `onnx` or its own `ort`.
-        dynamic_batch: whether the artifact takes any number of samples at once.
         label: text for progress.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
@@ -35,5 +34,4 @@ class LowerSpec:
     label: str
     native: bool = False
     file_format: FileFormat = "onnx"
-    dynamic_batch: bool = False
     output_names: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from typing import Any
 from edgeq.core.errors import EdgeqError, UnsupportedError, calling_line, first_line, user_line
 from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.samples import fixed_at, sizes_text, tried_sizes
 from edgeq.core.system import Uncompiled
 from edgeq.lower.layers import MATRIX_OPS, archive_elements, conv_macs, matmul_macs, stored_layers
 from edgeq.lower.spec import LowerSpec
@@ -40,15 +41,16 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
-            inputs = _inputs(spec)
+            inputs = _inputs(spec.inputs)
             versions = [value._version for value in inputs]
             layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
             # an artifact leaves to its caller what it was given, also where forward writes in place (x.sub_(0.5))
             written = frozenset(i for i, value in enumerate(inputs) if value._version != versions[i])
-            traced = _traced(_root(quantized.graph, written), _inputs(spec))
+            traced = _traced(_root(quantized.graph, written), _inputs(spec.inputs))
             if spec.backend == "qnnpack" and any(f"aten::{name}" in str(traced.inlined_graph) for name in _IN_2_1):
-                traced = _traced(_root(quantized.graph, written, older=True), _inputs(spec))
+                traced = _traced(_root(quantized.graph, written, older=True), _inputs(spec.inputs))
             module, passes = _optimized(traced, spec.backend)
+            _refuse_kept_sizes(module, quantized.graph, spec)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
     finally:
@@ -67,12 +69,12 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     )
 
 
-def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
+def _inputs(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
     import torch
 
     # whole numbers at their highest: 0 may be out of range, and a mask of zeros leaves nothing to compute
     tensors = []
-    for item in spec.inputs:
+    for item in specs:
         most = torch.tensor(
             item.highs or item.high if item.dtype.startswith(("int", "uint")) else 0.0, dtype=torch.float64
         )
@@ -80,6 +82,29 @@ def _inputs(spec: LowerSpec) -> tuple[Any, ...]:
             most = most.reshape(item.shape[1:])
         tensors.append(most.expand(item.shape).to(getattr(torch, item.dtype)).contiguous())
     return tuple(tensors)
+
+
+def _refuse_kept_sizes(module: Any, graph: Any, spec: LowerSpec) -> None:
+    """Refuse a trace that kept a size of its example: at other ones it fails, or gives outputs of other shapes.
+
+    Raises:
+        UnsupportedError: with the line of forward that took the size for a number of Python's.
+    """
+    import torch
+
+    leaves = torch.utils._pytree.tree_leaves
+    for sizes in tried_sizes(spec.inputs)[1:]:
+        inputs = _inputs(fixed_at(spec.inputs, sizes))
+        expected = [leaf.shape for leaf in leaves(graph(*(value.clone() for value in inputs)))]
+        try:
+            came = [leaf.shape for leaf in leaves(module(*inputs))]
+            why = "" if came == expected else "gives outputs of other shapes"
+        except Exception as err:  # the interpreter raises many types
+            why = f"fails: {str(err).strip().splitlines()[-1][:200]}"  # what stands before is the interpreter's stack
+        if why:
+            what = f"TorchScript cannot let {', '.join(sizes)} vary: the trace keeps sizes of its example, and at"
+            fix = "take sizes from the inputs in forward without int(), or use an ExecuTorch, ONNX or OpenVINO target"
+            raise UnsupportedError(f"{what} {sizes_text(sizes)} it {why}", fix)
 
 
 def _traced(root: Any, inputs: tuple[Any, ...]) -> Any:

@@ -145,7 +145,7 @@ def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
 
 
 def _tensors(tensors: Any, *, named: bool = True) -> str:
-    return ", ".join(f"{one.name if named else ''} {one.dtype} {list(one.shape)}".strip() for one in tensors)
+    return ", ".join(f"{one.name if named else ''} {one.dtype} {one.shape_text()}".strip() for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:
@@ -219,7 +219,8 @@ def _ranged(bundle: Bundle) -> tuple[TensorSpec, ...]:
         low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
         places = math.prod(spec.shape[1:])
         highs: tuple[float, ...] = ()
-        if spec.dtype.startswith(("int", "uint")) and 1 < places <= MOST_PLACES and high > low:
+        is_table = spec.dtype.startswith(("int", "uint")) and not spec.varying and 1 < places <= MOST_PLACES
+        if is_table and high > low:
             values = np.concatenate([array.reshape(-1, places) for array in arrays])
             highs = tuple(values.max(0).astype(float).tolist())
         ranged.append(dataclasses.replace(spec, low=low, high=high, highs=highs))

@@ -36,7 +36,10 @@ class Evaluation:
 
 def input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     """Return the model's inputs as the steps take them."""
-    return tuple(TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in manifest.inputs)
+    return tuple(
+        TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape, varying=one.varying_sizes())
+        for one in manifest.inputs
+    )
 
 
 def open_evaluation(

@@ -84,7 +84,10 @@ def build_from_file(step: BuildStep) -> Artifact:
     lowered = _lowered(path, spec, runtime.facts())
     kept = subset(step, lowered.macs) if step.emulated else None
     named = dataclasses.replace(step, label=source.name)
-    verified, golden = verify(dataclasses.replace(verify_spec(named, lowered), observe=kept), runtime)
+    spec_of_file = verify_spec(named, lowered)
+    if kept is not None:
+        spec_of_file = dataclasses.replace(spec_of_file, observe=kept, observe_sizes=kept.keep)
+    verified, golden = verify(spec_of_file, runtime)
     return Artifact(
         quantized=QuantizedModel(scheme=spec.scheme, graph=None, quantized=(), kept_fp32=(), output_steps=()),
         lowered=lowered,
@@ -177,12 +180,17 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
     )
     lowered = lower_file(source, made.proto if made else None, lower_spec)
     graph = unfused(lowered.path, inputs)
-    named = {layer.name: layer.op for layer in lowered.layers}
-    asked = [name in keep or op in keep for name, op in named.items()]
+    asked = [layer.name in keep or layer.op in keep for layer in lowered.layers]
     if spec.runtime == "openvino":
         lowered = openvino.lower_file(lowered, spec.scheme, lower_spec)
     kept = subset(step, lowered.macs) if step.emulated else None
-    verify_this = dataclasses.replace(verify_spec(step, lowered), graph=graph, fp32=fp32, observe=kept)
+    verify_this = dataclasses.replace(
+        verify_spec(step, lowered),
+        graph=graph,
+        fp32=fp32,
+        observe=kept,
+        observe_sizes=kept.keep if kept else None,
+    )
     verified, golden = verify(verify_this, step.runtime)
     return Artifact(
         quantized=QuantizedModel(

@@ -57,7 +57,7 @@ class BundleInspection:
         """Return what the bundle holds as HTML tables, for notebooks; of the layers those with most bytes."""
         manifest = self.bundle.manifest
         inputs, outputs = (
-            ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+            ", ".join(f"{one.name} {one.dtype} {one.shape_text()}" for one in tensors)
             for tensors in (manifest.inputs, manifest.outputs)
         )
         facts = [

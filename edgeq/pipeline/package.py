@@ -23,12 +23,14 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import AccuracyError, EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
+from edgeq.core.operators import with_open_batch
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
+from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.system import edgeq_digest, rare_collections, release_memory, replaced, tool_versions
-from edgeq.core.targets import TargetProfile, why_not_run
+from edgeq.core.targets import TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
 from edgeq.load.structure import sized_by_data
@@ -51,7 +53,7 @@ from edgeq.pipeline.plan import (
     Run,
     group_by_artifact,
 )
-from edgeq.pipeline.preflight import left_out_candidates, preflight, refused_targets
+from edgeq.pipeline.preflight import fixed_sizes_error, left_out_candidates, preflight, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
@@ -59,7 +61,7 @@ from edgeq.pipeline.quantize_specs import read_shipped, reuse_spec, search_spec
 from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
 from edgeq.quantize import find_method, quantize
-from edgeq.quantize.capture import capture, dynamic_capture, example_tensors
+from edgeq.quantize.capture import capture, dynamic_capture
 from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
 from edgeq.quantize.spec import QatSpec, QuantizeSpec, inside, matched_names
@@ -340,6 +342,8 @@ class ArtifactBuilder:
                 label=label,
                 emulated=emulated,
             )
+            if varying_sizes(inputs.model.inputs) and why_fixed_sizes(spec.backend):
+                raise fixed_sizes_error(target.name, spec.backend)
             if inputs.model.kind in FILE_KINDS:  # .onnx, .pte, .ptl
                 return build_from_file(step)
             if find_method(spec.runtime, spec.scheme).function is None:
@@ -364,6 +368,7 @@ class ArtifactBuilder:
                 fp32=None if spec.scheme == "pretrained" else self._reference,  # the source is int8 already
                 output_steps=quantized.output_steps,
                 observe=kept,
+                observe_sizes=kept.keep if kept else None,
             )
             if why := why_not_run(spec.backend):
                 verified, golden = judge_graph(verify, why=why)
@@ -449,7 +454,7 @@ class ArtifactBuilder:
         if graph is None or not any(isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes):
             return model
         try:
-            module = exported_graph(float_module(self._inputs), example_tensors(model.inputs))
+            module = exported_graph(float_module(self._inputs), model.inputs)
         except Exception as err:  # torch.export raises many types
             what = f"the layers of the model cannot be found in its graph{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "give the model's factory, or use an ExecuTorch or ONNX target") from err
@@ -514,20 +519,19 @@ class ArtifactBuilder:
 
 
 def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
-    spec = step.spec
+    spec, inputs = step.spec, step.inputs.model.inputs
     step.folder.mkdir(parents=True)
     return lower(
         spec.runtime,
         quantized,
         LowerSpec(
-            inputs=step.inputs.model.inputs,
+            inputs=with_open_batch(inputs) if step.job.dynamic_batch else inputs,
             backend=spec.backend,
             folder=step.folder,
             progress=step.progress,
             label=step.label,
             native=spec.native,
             file_format=spec.file_format,
-            dynamic_batch=step.job.dynamic_batch,
             output_names=step.inputs.model.output_names,
         ),
     )

@@ -13,6 +13,7 @@ from edgeq.core.arrays import np
 from edgeq.core.config import Job, Progress
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.results.report import gate_text
+from edgeq.core.samples import fixed_at, tried_sizes
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
 from edgeq.core.targets import TargetProfile
 from edgeq.load.inputs import random_inputs
@@ -121,10 +122,10 @@ def _with_random_data(job: Job, path: Path) -> Job:
     """Write random inputs of the model, and name them as the calibration data of the job."""
     model = load_job_model(job)
     spec = load_preprocess(job.data.preprocess) if job.data.preprocess is not None else model.preprocess
-    drawn = random_inputs(model.inputs, _SAMPLES, job.seed, None if spec is None else spec.value_range)
+    (largest, *_) = tried_sizes(model.inputs) or ({},)  # an .npz has samples of one size
+    inputs = fixed_at(model.inputs, largest)
+    drawn = random_inputs(inputs, _SAMPLES, job.seed, None if spec is None else spec.value_range)
     columns = zip(*(sample.inputs for sample in drawn), strict=True)
-    arrays: dict[str, Any] = {
-        one.name: np.concatenate(column) for one, column in zip(model.inputs, columns, strict=True)
-    }
+    arrays: dict[str, Any] = {one.name: np.concatenate(column) for one, column in zip(inputs, columns, strict=True)}
     np.savez(path, **arrays)
     return dataclasses.replace(job, data=dataclasses.replace(job.data, calibration=str(path), lint="warn"))

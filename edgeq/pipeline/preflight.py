@@ -27,12 +27,13 @@ from edgeq.core.marks import STATE_DICT_SUFFIXES, DataPath, Option, file_part, o
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.results.report import ModelError
 from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
+from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras, host_arch, processor_kind
-from edgeq.core.targets import TargetGroup, TargetProfile, why_not_run
+from edgeq.core.targets import TargetGroup, TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.load.dataset import has_no_labels
-from edgeq.load.inputs import parse_input
+from edgeq.load.inputs import parse_input, parse_inputs
 from edgeq.lower.executorch import check_delegates
 from edgeq.pipeline.quantize_specs import check_reuse
 from edgeq.pipeline.stores import check_shared
@@ -62,7 +63,11 @@ def _refusal(job: Job, target: TargetProfile) -> UnsupportedError | None:
             f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime} with one batch size per artifact"
         )
         return UnsupportedError(what, "omit it, and give --input with the app's batch size")
-    return None
+    try:
+        varies = bool(varying_sizes(parse_inputs(job.inputs)))
+    except UsageError:  # a finding of its own
+        varies = False
+    return fixed_sizes_error(target.name, target.backend) if varies and why_fixed_sizes(target.backend) else None
 
 
 def left_out_candidates(job: Job, group: TargetGroup, scheme: str) -> dict[str, ModelError]:
@@ -88,6 +93,12 @@ def no_candidate(name: str, why: Mapping[str, ModelError]) -> EdgeqError:
     kind: type[EdgeqError] = next(one for one in kinds if one.exit_code == first.exit_code)
     reasons = "; ".join(f"{target}: {err.what}" for target, err in why.items())
     return kind(f"no candidate of {name} could be built: {reasons}", first.fix)
+
+
+def fixed_sizes_error(name: str, backend: str) -> UnsupportedError:
+    """Return the refusal of inputs whose sizes vary, for a target that takes one size."""
+    what = f"{name} cannot take inputs whose sizes vary: {why_fixed_sizes(backend)}"
+    return UnsupportedError(what, "give fixed sizes in --input, or drop this target")
 
 
 def check_calibration(job: Job, schemes: Collection[str]) -> None:
@@ -162,11 +173,21 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
     for index, text in enumerate(job.inputs):
         with found.of("inputs"):
             parse_input(text, index)
+    if all(error.key != "inputs" for error in found.errors):
+        with found.of("inputs"):
+            _check_sizes(job)
     # a missing folder is a finding of its path already, by the name of its option
     if job.reuse_qparams_from is None or job.reuse_qparams_from.exists():
         with found.of("reuse_qparams_from"):
             check_reuse(job)
     found.raise_all()
+
+
+def _check_sizes(job: Job) -> None:
+    """Refuse sizes that contradict each other or --dynamic-batch."""
+    if varying_sizes(parse_inputs(job.inputs)) and job.dynamic_batch:
+        what = "--dynamic-batch cannot be combined with sizes that vary within a range"
+        raise UsageError(what, "omit it, and let the batch vary within a range too, such as {batch=1..8}x{seq=8..128}")
 
 
 def _kind(source: str) -> str:

@@ -16,7 +16,7 @@ from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
 from edgeq.core.safe_load import check_torchscript
-from edgeq.core.samples import Dataset, Sample, batches
+from edgeq.core.samples import Dataset, Sample, batches, varying_sizes
 from edgeq.core.system import check_extras
 from edgeq.core.targets import NPU, TargetProfile, load_target, why_not_emulated
 from edgeq.pipeline.evaluation import input_specs
@@ -49,14 +49,15 @@ def with_cost(
     wheels, _ = find_wheels(target.runtime, target.app.runtimes)
     if not wheels:
         return artifact
-    sample = next(iter(batches(inputs.samples, inputs.model.inputs))).inputs
+    varies = varying_sizes(inputs.model.inputs) and artifact.observed  # the first has the largest sizes
+    batch = artifact.observed[0].batch if varies else next(iter(batches(inputs.samples, inputs.model.inputs)))
     runtime = ensure_installed(wheels[0], progress)
     cost = cost_of(
         gates,
         runtime,
         device.cpu or target.device.cpu,
         artifact.lowered.path,
-        sample,
+        batch.inputs,
         threads=target.device.threads,
         timeout_s=device.timeout_s,
         progress=progress,

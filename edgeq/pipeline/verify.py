@@ -11,7 +11,7 @@ from edgeq.bundle.archive import download_size_bytes
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.check import bundle as promises
-from edgeq.check.artifact import outputs_gate
+from edgeq.check.artifact import outputs_gate, sizes_gates
 from edgeq.check.bundle import NOT_RUN, limit_gates, remarks, settled
 from edgeq.check.evaluate import check_cost_options, validate_options
 from edgeq.core.config import DataConfig, DeviceConfig, GateOptions, Progress
@@ -216,6 +216,7 @@ def _run(
         promises.run_gate(verified),
         promises.signature_gate(manifest, takes, promises.signature(verified.outputs)),
         outputs_gate(verified),
+        *sizes_gates(manifest.scheme, verified),
         promises.golden_gate(compared),
         *score_gates,
         *(device.gates if device else ()),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel, RankedLayers
+from edgeq.core.samples import varying_sizes
+from edgeq.core.schemes import NEEDS_TRAINING
 
 if TYPE_CHECKING:
     from edgeq.quantize.spec import QuantizeSpec
@@ -242,10 +244,17 @@ def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: the runtime has no such scheme, or nothing could be quantized.
     """
     from edgeq.quantize import dynamic  # loads torch
+    from edgeq.quantize.capture import steps_that_vary
 
     method = find_method(runtime, scheme)
     if method.function is None:
         raise ValueError(f"{runtime} {scheme} quantizes the exported float file: call quantize_file")
+    if scheme in NEEDS_TRAINING and varying_sizes(spec.inputs):
+        what = f"{scheme} trains on batches of samples, which need equal sizes, but sizes of the inputs vary"
+        raise UnsupportedError(what, "use --scheme static-int8 or mixed-int8, or give fixed sizes in --input")
+    if runtime == "executorch" and (line := steps_that_vary(spec.captured)):
+        what = f"the recurrent layer{line} takes a number of steps that varies, and ExecuTorch unrolls its steps"
+        raise UnsupportedError(what, "use an ONNX, OpenVINO or TorchScript target, or give a fixed size in --input")
     if scheme != "pretrained" and spec.model.kind == "module" and dynamic.is_quantized(spec.model.model):
         what = f"the model is already quantized, but {scheme} needs a float model"
         raise UnsupportedError(what, "use it as is with --scheme pretrained, on a TorchScript target")

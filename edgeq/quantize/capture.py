@@ -8,15 +8,25 @@ import functools
 import inspect
 import io
 import operator
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
+from edgeq.core.errors import (
+    EdgeqError,
+    UnsupportedError,
+    UsageError,
+    calling_line,
+    first_line,
+    traced_line,
+    user_line,
+)
+from edgeq.core.operators import DEFORM, exported, plain_deform_conv2d, plain_operators, traced_at, with_open_batch
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
+from edgeq.core.samples import Sizes, fixed_at, sizes_text, tried_sizes, varying_outputs, varying_sizes
 from edgeq.core.system import Uncompiled, replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
@@ -72,8 +82,16 @@ def run_once(model: LoadedModel) -> tuple[tuple[TensorSpec, ...], ModelWork | No
     module = model.model.module() if model.kind == "exported" else model.model
     leaves = _leaves(module, model.inputs)
     work = _refuse_state(module, model.inputs, leaves)
+    tried = tried_sizes(model.inputs)
+    shapes = [[tuple(leaf.shape) for leaf in _leaves_at(module, model.inputs, sizes)] for sizes in tried]
+    varying = varying_outputs(tried, shapes) or ((),) * len(leaves)
     outputs = tuple(
-        TensorSpec(name=f"output{i}", dtype=str(leaf.dtype).removeprefix("torch."), shape=tuple(leaf.shape))
+        TensorSpec(
+            name=f"output{i}",
+            dtype=str(leaf.dtype).removeprefix("torch."),
+            shape=tuple(leaf.shape),
+            varying=varying[i],
+        )
         for i, leaf in enumerate(leaves)
     )
     return outputs, work
@@ -94,6 +112,19 @@ def _leaves(module: Any, specs: Sequence[TensorSpec], seed: int = 0) -> list[Any
         came = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
         raise UnsupportedError(f"the model returns {came}, expected tensors", "return tensors only")
     return leaves
+
+
+def _leaves_at(module: Any, specs: Sequence[TensorSpec], sizes: Sizes) -> list[Any]:
+    """Run a model that takes the largest sizes on others; raises an UnsupportedError where it fails on them."""
+    try:
+        return _leaves(module, fixed_at(specs, sizes))
+    except UsageError as err:
+        ranges = ", ".join(f"{name}={one.text}" for name, one in varying_sizes(specs).items())
+        what = f"the sizes {ranges} cannot vary: at {sizes_text(sizes)}, {err.what}"
+        fix = "make forward take its sizes from its inputs, or give the range in --input that it takes"
+        if len(sizes) > 1:
+            fix += "; sizes that must be equal need one name, such as {seq=8..128} in each input"
+        raise UnsupportedError(what, fix) from err
 
 
 def _refuse_state(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any]) -> ModelWork | None:
@@ -136,10 +167,13 @@ def capture(model: LoadedModel) -> Any:
     """Return the model as a torch.export.ExportedProgram; each node knows the module that it came from.
 
     Raises:
-        UnsupportedError: the model cannot be captured (data-dependent control flow); names the line.
+        UnsupportedError: the model cannot be captured (data-dependent control flow, or a size that forward fixes);
+            names the line.
     """
-    import torch
 
+    # two rows where the batch is open, since torch.export takes sizes of 0 and 1 for constants
+    inputs = example_tensors(traced_at(model.inputs))
+    guards: list[_Guard] = []
     if model.kind == "exported":
         program = model.model
         held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
@@ -147,16 +181,24 @@ def capture(model: LoadedModel) -> Any:
             program = program.run_decompositions({held[0]: plain_deform_conv2d})
     else:
         try:
-            with silenced(), _plain_bags(), plain_operators():
-                program = torch.export.export(model.model, example_tensors(model.inputs))
+            with silenced(), _plain_bags(), plain_operators(), _noted(guards):
+                program = exported(model.model, inputs, model.inputs)
         except Exception as err:  # export raises many types, most of them internal
+            if any(one.most is None for spec in model.inputs for one in spec.varying):
+                lines = [guard.line for guard in guards if guard.is_equation and guard.line]
+                why = f": forward fixes it{lines[0]}" if lines else f"{user_line(err)}: {first_line(err)}"
+                raise _one_batch_size(why) from err
+            if refused := _fixed_by_forward(err, guards, model.inputs):
+                raise refused from err
             what = f"torch.export cannot capture the model{user_line(err)}: {first_line(err)}"
             # TorchScript keeps one branch for ever, and so its targets refuse these too
             depends = "data-dependent" in str(err)
             fix = "replace data-dependent control flow (torch.where, torch.cond)"
             fix += "" if depends else ", or try a TorchScript target"
+            if varying_sizes(model.inputs) and not depends:
+                fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
-    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), example_tensors(model.inputs))
+    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -164,20 +206,12 @@ def capture_batched(model: LoadedModel) -> Any | None:
 
     None for inputs without a batch axis, for an exported program, and for a forward that fixes the size of its batch.
     """
-    import torch
-
     if model.kind == "exported" or not all(spec.shape for spec in model.inputs):
         return None
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} for _ in model.inputs)
-    # two rows, since torch.export takes sizes of 0 and 1 for constants
-    wider = [dataclasses.replace(spec, shape=(2 * spec.shape[0], *spec.shape[1:])) for spec in model.inputs]
     try:
-        with silenced(), _plain_bags(), plain_operators():
-            program = torch.export.export(model.model, example_tensors(wider), dynamic_shapes=shapes)
-    except Exception:  # export raises many types; the capture of one size says what is wrong with the model
+        return capture(dataclasses.replace(model, inputs=with_open_batch(model.inputs)))
+    except UnsupportedError:  # the capture of one size says what is wrong with the model
         return None
-    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), example_tensors(wider), shapes)
 
 
 def dynamic_capture(model: LoadedModel) -> Any:
@@ -186,13 +220,96 @@ def dynamic_capture(model: LoadedModel) -> Any:
     Raises:
         UnsupportedError: it takes one size only.
     """
-    program = capture_batched(model)
-    if program is None:
-        what = "the model accepts one batch size only, so --dynamic-batch cannot capture it"
-        raise UnsupportedError(
-            what, "remove fixed sizes from its forward (x.flatten(1), not x.view(1, -1)), or omit --dynamic-batch"
-        )
-    return program
+    if model.kind == "exported" or not all(spec.shape for spec in model.inputs):
+        raise _one_batch_size("")
+    return capture(dataclasses.replace(model, inputs=with_open_batch(model.inputs)))
+
+
+def _one_batch_size(why: str) -> UnsupportedError:
+    what = f"the model accepts one batch size only, so --dynamic-batch cannot capture it{why}"
+    fix = "remove fixed sizes from its forward (x.flatten(1), not x.view(1, -1)), or omit --dynamic-batch"
+    return UnsupportedError(what, fix)
+
+
+def steps_that_vary(program: Any) -> str:
+    """Return the line of the first recurrent layer of a program whose number of steps varies; "" if there is none."""
+    for node in program.graph.nodes:
+        if str(node.target) in ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input"):
+            steps = node.args[0].meta["val"].shape[1 if node.args[-1] else 0]
+            if not isinstance(steps, int):
+                return traced_line(node.meta.get("stack_trace")) or f" {node.name}"
+    return ""
+
+
+# --- Why a size cannot vary: torch.export's constraints in the words of `--input`, with the line that makes them.
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Guard:
+    """A condition on sizes that a line of forward needs.
+
+    Attributes:
+        sources: what the sizes belong to, as torch names them: "L['x'].size()[2]".
+        is_equation: whether it is one, which fixes more than a bound does.
+        line: of the user's own code; "" where there is none.
+    """
+
+    sources: tuple[str, ...]
+    is_equation: bool
+    line: str
+
+
+@contextlib.contextmanager
+def _noted(guards: list[_Guard]) -> Iterator[None]:
+    """Note the conditions on sizes as torch makes them: its error at the end names no line."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    log = ShapeEnv._log_guard
+
+    def noted(self: Any, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> Any:
+        found = [source for symbol in guard.free_symbols for source in self.var_to_sources.get(symbol, ())]
+        names = tuple(str(source.name() if callable(source.name) else source.name) for source in found)
+        guards.append(_Guard(sources=names, is_equation=str(guard).startswith("Eq("), line=calling_line()))
+        return log(self, prefix, guard, *args, **kwargs)
+
+    with replaced(ShapeEnv, "_log_guard", noted):
+        yield
+
+
+_EQUAL = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
+_CONSTANT = re.compile(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_CONDITION = re.compile(r"Not all values of (\w+) = (\S+) in the specified range .* satisfy the generated guard (.+)")
+
+
+def _fixed_by_forward(err: Exception, guards: Sequence[_Guard], specs: Sequence[TensorSpec]) -> UnsupportedError | None:
+    """Return the error of a model that cannot take all sizes that `specs` state; None for another error."""
+    places = {one.name.removesuffix("_steps"): (spec, one) for spec in reversed(specs) for one in spec.varying}
+    text = str(err)
+    found = _CONSTANT.search(text) or _CONDITION.search(text)
+    equal = _EQUAL.search(text)
+    name = (found or equal)[1].removesuffix("_steps") if found or equal else ""  # type: ignore[index]
+    if "Constraints violated" not in text or name not in places:
+        return None
+    spec, size = places[name]
+    own = f"[{spec.name!r}].size()[{size.axis}]"
+    on_size = [guard for guard in guards if guard.line and any(own in source for source in guard.sources)]
+    line = next((guard.line for guard in on_size if guard.is_equation), on_size[0].line if on_size else "")
+    what = f"input {spec.name!r} cannot vary in dimension {size.axis} ({size.name}, {size.text})"
+    fix = f"give a fixed size in --input, or make forward take it from {spec.name}.shape[{size.axis}] without int()"
+    if found is None:
+        other = equal[2].removesuffix("_steps") if equal else ""
+        partner = places[other][0].name if other in places else other
+        what += f" apart from input {partner!r}: forward needs equal sizes{line}"
+        return UnsupportedError(what, f"give both sizes one name in --input, such as {{{other}={size.text}}}")
+    if found.re is _CONSTANT:
+        return UnsupportedError(f"{what}: forward works with {found[2]} only{line}", fix)
+    condition = found[3].rstrip(".").replace(found[2], size.name)
+    suggested = re.search(rf"{size.name} = (\d+)\*_{size.name}\b", text)
+    if suggested:
+        step = int(suggested[1])
+        least, most = -(-size.least // step) * step, (size.most or 0) // step * step
+        fix = f"give a range of multiples in --input, {{{size.name}={least}..{most}/{step}}}, or pad in forward"
+    return UnsupportedError(f"{what}: forward needs {condition}{line}", fix)
 
 
 def _advice(module: Any, specs: Sequence[TensorSpec]) -> str:
@@ -292,7 +409,7 @@ def with_modules(program: Any) -> Any:
     return program
 
 
-def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Any:
+def _with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
@@ -343,7 +460,7 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     module.graph.eliminate_dead_code()
     module.recompile()
     with silenced():
-        return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+        return with_modules(exported(module, inputs, specs))
 
 
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:

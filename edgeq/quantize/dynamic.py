@@ -33,7 +33,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     inputs = example_tensors(spec.inputs)
     if _weights_read_elsewhere(module, inputs):
         try:
-            module = exported_graph(module, inputs)
+            module = exported_graph(module, spec.inputs)
         except Exception as err:  # torch.export raises many types
             what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err

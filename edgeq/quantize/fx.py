@@ -195,13 +195,13 @@ def prepare(spec: QuantizeSpec) -> Any:
     exchange_layers(module)
     try:
         # FX calls PyTorch's own attention and encoder layers as a whole, in float
-        prepared, kept = observed(exported_graph(module, inputs) if open_attention(module) else module)
+        prepared, kept = observed(exported_graph(module, spec.inputs) if open_attention(module) else module)
     except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
         # torch.export follows much that FX cannot; FX is the first way, whose graphs have the model's own modules
         try:
-            graph = exported_graph(module, inputs)
+            graph = exported_graph(module, spec.inputs)
             prepared, kept = observed(graph)
         except Exception as other:  # torch.export raises many types, most of them internal
             if isinstance(err, EdgeqError):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeq.core.operators import plain_operators
-from edgeq.quantize.capture import plain_convolutions, silenced
+from edgeq.core.operators import exported, open_steps, plain_operators
+from edgeq.core.results.model import TensorSpec
+from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
 _ATEN = torch.ops.aten
@@ -48,6 +50,10 @@ _FUNCTIONS = {
     _ATEN.avg_pool2d.default: torch._C._nn.avg_pool2d,
 }
 
+_SIZE = _ATEN.sym_size.int
+
+_TO_THE_END = 2**63 - 1  # of a slice, as torch.export writes it
+
 _METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _ATEN.permute.default: "permute"}
 
 _CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
@@ -63,20 +69,21 @@ _RECURRENT = {
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
+def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """Return a torch.fx.GraphModule that computes what a module does, its layers by their own names.
 
     Args:
         module: the float module in eval mode.
-        inputs: tensors that it takes.
+        specs: its inputs.
 
     Raises:
         Exception: torch.export's own, where it cannot capture the model.
     """
     with silenced(), torch.no_grad():
         with plain_operators():
-            program = torch.export.export(module, inputs)
-        program = plain_convolutions(program).run_decompositions({})
+            program = exported(module, example_tensors(specs), specs)
+        with open_steps(specs):
+            program = plain_convolutions(program).run_decompositions({})
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     in_float = coordinates(graph)
@@ -89,8 +96,11 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
             _call(graph_module, node, layer)
         elif node.target in (_ATEN.fill.Scalar, _ATEN.zero.default):  # a trace makes what TorchScript has not of these
             source, *value = node.args
-            node.op, node.target = "call_method", "new_full"
-            node.args = (source, list(node.meta["val"].shape), *(value or [0]))
+            shape = list(node.meta["val"].shape)
+            if all(isinstance(size, int) for size in shape):
+                node.op, node.target, node.args = "call_method", "new_full", (source, shape, *(value or [0]))
+            else:
+                node.target, node.args = torch.full_like, (source, *(value or [0]))
         elif node.target is _ATEN.fill.Tensor:
             node.op, node.target, node.args = "call_method", "expand_as", (node.args[1], node.args[0])
         elif node.target is _ATEN.dropout.default:
@@ -98,6 +108,10 @@ def exported_graph(module: Any, inputs: tuple[Any, ...]) -> Any:
             graph.erase_node(node)
         elif node.target in functions and not (node.target is _ATEN.add.Tensor and node.kwargs):
             node.target = functions[node.target]
+        elif node.target is _SIZE:  # of a method, and not of an operator, a trace keeps what it depends on
+            node.op, node.target = "call_method", "size"
+        elif any(isinstance(arg.meta.get("val"), torch.SymInt) for arg in node.all_input_nodes):
+            _take_traced_sizes(node)
         elif node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
             node.args = (node.args[0], *node.args[1])
@@ -138,6 +152,25 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
                     pair = graph.call_function(operator.getitem, (node, 1))
                 item.args = (pair, item.args[1] - 1)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
+
+
+def _take_traced_sizes(node: Any) -> None:
+    """Write an operator that takes a size as the method or function of torch that does: a trace follows only these."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return  # Python's arithmetic
+    name = node.target._schema.name.partition("::")[2]
+    if node.target is _ATEN.slice.Tensor:
+        given = list(node.args)
+        source, axis, start, end, step = given + [0, None, None, 1][len(given) - 1 :]
+        whole = [slice(None)] * (axis % node.meta["val"].dim())
+        part = slice(start, None if end == _TO_THE_END else end, step)
+        node.target, node.args = operator.getitem, (source, (*whole, part))
+    elif name in ("view", "_unsafe_view", "reshape"):
+        node.op, node.target, node.args = "call_method", "reshape", (node.args[0], *node.args[1])
+    elif isinstance(node.args[0], torch.fx.Node) and hasattr(torch.Tensor, name):
+        node.op, node.target = "call_method", name
+    elif hasattr(torch, name):
+        node.target = getattr(torch, name)
 
 
 def _layer(graph_module: Any, node: Any) -> Any:

@@ -96,7 +96,7 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     halved = [name for name, nodes in owners.items() if any(wanted(node) == torch.float16 for node in nodes)]
 
     inputs = example_tensors(spec.inputs)
-    program = half_graph.with_precisions(module, wanted, inputs)
+    program = half_graph.with_precisions(module, wanted, spec.inputs)
     try:
         with torch.no_grad():
             program.module()(*inputs)
@@ -171,7 +171,7 @@ def bf16(spec: QuantizeSpec) -> QuantizedModel:
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
     """Keep float32, batch norms folded."""
     module = half_graph.functional_graph(spec.captured)
-    program = half_graph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
+    program = half_graph.with_precisions(module, lambda _node: None, spec.inputs)
     return float_model(program.module(), program)
 
 
@@ -209,7 +209,7 @@ def storage_fp16(spec: QuantizeSpec) -> QuantizedModel:
         node.replace_all_uses_with(widened, delete_user_cb=lambda user, widened=widened: user is not widened)
         half_graph.put_tensor(module, node.target, tensor.detach().half())
     layers = ([name for name in owners if name in stored], _others(owners, stored))
-    program = half_graph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
+    program = half_graph.with_precisions(module, lambda _node: None, spec.inputs)
     made = quantized_model("storage-fp16", program.module(), layers, covers="weight matrix or kernel")
     remarks = _remarks("stored in float32, since half holds at most 65504", reached, "{:.3g}")
     return dataclasses.replace(made, exported=program, remarks=remarks)
@@ -245,7 +245,7 @@ def _half(spec: QuantizeSpec, scheme: HalfScheme) -> QuantizedModel:
             return None
         return torch.float32 if node in plan.wide else dtype
 
-    program = half_graph.with_precisions(module, wanted, example_tensors(spec.inputs))
+    program = half_graph.with_precisions(module, wanted, spec.inputs)
     made = quantized_model(scheme, emulated(program.module()), layers, covers="float")
     largest = {"fp16": "65504", "bf16": "3.39e38"}[scheme]
     reached = {_name(node): value for node, value in plan.reached.items()}

@@ -12,9 +12,10 @@ from typing import Any
 from edgeq.core.config import Task
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.half import emulation
+from edgeq.core.operators import exported
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
-from edgeq.quantize.capture import MODULE_KEY, silenced
+from edgeq.quantize.capture import MODULE_KEY, example_tensors, silenced
 
 # What torch.autocast computes in float32: exponentials, powers and long sums leave half's range or its 11 bits first.
 # Normalizations and softmax are among them.
@@ -99,13 +100,13 @@ def float_op(node: Any, limit: float) -> bool:
     return op_name(node) in _FLOAT_OPS or any(limit < abs(scalar) < float("inf") for scalar in scalars)
 
 
-def with_precisions(module: Any, wanted: Wanted, inputs: Sequence[Any]) -> Any:
+def with_precisions(module: Any, wanted: Wanted, specs: Sequence[TensorSpec]) -> Any:
     """Cast what flows into each node to the precision that it wants, and capture the result.
 
     Args:
         module: of `functional_graph`; it is changed.
         wanted: the dtype that a node computes in; None where it takes what comes.
-        inputs: example tensors.
+        specs: the model's inputs.
 
     Returns:
         A torch.export.ExportedProgram that takes and returns the dtypes that `module` did.
@@ -119,13 +120,14 @@ def with_precisions(module: Any, wanted: Wanted, inputs: Sequence[Any]) -> Any:
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     returned = {node: getattr(node.meta.get("val"), "dtype", None) for node in output.all_input_nodes}
     _cast_parameters(module, wanted)
+    inputs = example_tensors(specs)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             _caster(module, wanted, returned).run(*(mode.from_tensor(tensor) for tensor in inputs))
         module.graph.lint()
         module.recompile()
         with silenced():
-            program = torch.export.export(module, tuple(inputs))
+            program = exported(module, inputs, specs)
     except Exception as err:  # operators' meta kernels raise many types
         what = f"the model cannot compute in this precision: {first_line(err)}"
         raise UnsupportedError(what, "keep the module that mixes dtypes in float (--keep-fp32)") from err

@@ -10,7 +10,6 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
 from edgeq.core.schemes import INT8_STEPS
 from edgeq.quantize import half_graph
-from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.half import module_types
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
@@ -74,6 +73,6 @@ def _rounded(spec: QuantizeSpec, scheme: str, rounded: Callable[[str, Any], Any]
         half_graph.put_tensor(module, target, rounded(owners[0], tensor.detach()))
         chosen.update(dict.fromkeys(owners))
     layers = (list(chosen), [name for name in left if name not in chosen])
-    program = half_graph.with_precisions(module, lambda _node: None, example_tensors(spec.inputs))
+    program = half_graph.with_precisions(module, lambda _node: None, spec.inputs)
     made = quantized_model(scheme, program.module(), layers, covers="weight matrix or kernel")
     return dataclasses.replace(made, exported=program)

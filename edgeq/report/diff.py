@@ -213,7 +213,7 @@ def _bundle(source: Source) -> Facts:
 
 
 def _tensors(tensors: Iterable[Any]) -> str:
-    return ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in tensors)
+    return ", ".join(f"{one.name} {one.dtype} {one.shape_text()}" for one in tensors)
 
 
 def _sizes(source: Source) -> Facts:

@@ -208,6 +208,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "not_emulated": report.not_emulated or None,
         "stand_in": report.stand_in or None,
         "graph_only": _fields(report.graph_only),
+        **({"sizes": _fields(report.sizes)} if report.sizes else {}),
     }
 
 

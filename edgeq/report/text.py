@@ -668,6 +668,21 @@ def _breaks(one: Variant, row: PackageResult) -> bool:
     return any(value is not None and name in bounds and value > bounds[name] for name, value in figures.items())
 
 
+def sizes(row: PackageResult) -> str:
+    """Return what was seen over the sizes that vary; "" where none does."""
+    report = row.verified.sizes
+    if report is None:
+        return ""
+    told = [
+        f"{run.text} {'wrong' if run.problem else decibel(run.sqnr_db) if run.sqnr_db is not None else 'ran'}"
+        for run in report.runs
+    ]
+    told += [run.text for run in report.beyond]
+    if report.planned_memory_bytes is not None:
+        told.append(f"{format_bytes(report.planned_memory_bytes)} planned for the largest")
+    return "\n".join(told)
+
+
 def _float_layer(row: PackageResult) -> list[str]:
     """Return what it costs to keep the layer with the most error of its own in float."""
     if row.layer_sqnrs is None or row.scheme in FLOAT_SCHEMES:
@@ -695,6 +710,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
         ("int8 MACs", int8_share(row)),
         *((("on the device", device(row)),) if device(row) != "-" else ()),
         ("latency p50 / p90", latency(row)),
+        *((("sizes", sizes(row)),) if row.verified.sizes else ()),
     )
     lines = Table.grid(padding=(0, 2))
     lines.add_column(no_wrap=True)

@@ -503,9 +503,12 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
         tally.reference.look(batch, reference)
         if same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
-            tally.flips.add(batch, cut(batch, reference), measured)
+            over_axes = tally.fidelity.over_axes
+            if not any(over_axes[:1]):
+                tally.flips.add(batch, cut(batch, reference), measured)
             for index, pair in enumerate(zip(cut(batch, reference), measured, strict=True)):
-                if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch):
+                # positions along a size that varies are no classes
+                if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch) and not any(over_axes[index : index + 1]):
                     tally.ranks.setdefault(index, Ranks()).add(*pair)
                 if pair[0].dtype.kind in "iub" and pair[0].ndim and len(pair[0]) == real_rows(batch):
                     tally.indices.setdefault(index, Indices()).add(*pair)
@@ -513,8 +516,17 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
     if spec.observe is not None:
         spec.observe(batch, outputs, reference)
     tally.samples += batch.rows
-    if len(tally.golden) < GOLDEN_SAMPLES:
+    known = tally.golden[0][0].inputs if tally.golden else batch.samples[0].inputs  # they are stacked
+    same = [one.shape for one in known] == [one.shape for one in batch.samples[0].inputs]
+    if same and len(tally.golden) < GOLDEN_SAMPLES:
         tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
+
+
+def expect_outputs(tally: Tally, outputs: tuple[TensorSpec, ...]) -> None:
+    """State the outputs whose sizes vary, before any is added."""
+    tally.shapes = outputs
+    over_axes = tuple(tuple(one.axis for one in spec.varying if one.axis) for spec in outputs)
+    tally.fidelity.over_axes = tally.parity.sums.over_axes = over_axes
 
 
 def _look(tally: Tally, batch: Batch, outputs: Outputs) -> None:

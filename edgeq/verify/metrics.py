@@ -56,6 +56,7 @@ class Comparison:
 
     Attributes:
         by_channel: whether `groups` is asked for afterwards.
+        over_axes: of each output, the axes whose size varies: their positions count as rows of their own.
         nominal: whether whole numbers below `FEW_CLASSES` name classes, which have no distances. The ratio of such an
             output is 10 log10(all / different ones), and counts only where nothing else differs, or where it is certain
             that fewer than `SAME_CLASSES` of them are equal.
@@ -63,6 +64,7 @@ class Comparison:
 
     by_channel: bool = False
     nominal: bool = False
+    over_axes: tuple[tuple[int, ...], ...] = ()
 
     measured_energy: float = 0.0
     product: float = 0.0
@@ -95,10 +97,16 @@ class Comparison:
                 self.channels.append(OutputChannels())
             is_measure = expected.dtype.kind in "fb" or expected.dtype == np.uint8
             if self.by_channel and is_measure and expected.size:
-                # an output without the batch axis is one row, and [N] is [N, 1]
-                known = (None, len(expected)) if expected.ndim > 1 else expected.shape
-                shape = expected.shape if rows in known else (1, *expected.shape)
-                sides = [side.reshape(shape if len(shape) > 1 else (*shape, 1)) for side in (expected, came)]
+                axes = self.over_axes[index] if index < len(self.over_axes) else ()
+                if axes:
+                    kept = [size for axis, size in enumerate(expected.shape) if axis and axis not in axes]
+                    to_front = [np.moveaxis(side, axes, range(1, len(axes) + 1)) for side in (expected, came)]
+                    sides = [side.reshape(-1, *(kept or [1])) for side in to_front]
+                else:
+                    # an output without the batch axis is one row, and [N] is [N, 1]
+                    known = (None, len(expected)) if expected.ndim > 1 else expected.shape
+                    shape = expected.shape if rows in known else (1, *expected.shape)
+                    sides = [side.reshape(shape if len(shape) > 1 else (*shape, 1)) for side in (expected, came)]
                 if all(np.isfinite(side).all() for side in sides):
                     self.channels[index].add(*sides)
             sums = self.outputs[index]
@@ -123,7 +131,7 @@ class Comparison:
             sums.elements += error.size
             sums.differing += int((error != 0).sum())
             sums.are_classes = sums.are_classes and self.nominal and are_classes(expected)
-        if reference and is_ranking(reference[0]) and rows in (None, len(reference[0])):
+        if reference and not any(self.over_axes[:1]) and is_ranking(reference[0]) and rows in (None, len(reference[0])):
             finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
             self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
             self.ranked += len(reference[0])
@@ -630,20 +638,24 @@ def _has_axis(output: NDArray[Any], size: int) -> bool:
     return output.ndim > 0 and output.shape[0] == size
 
 
+_MOST_SHAPES = 64  # whose first outputs are kept
+
+
 @dataclass(slots=True)
 class Variety:
     """Which outputs differed at all, between batches or between the rows of one."""
 
-    first: Outputs | None = None
+    first: dict[tuple[tuple[int, ...], ...], Outputs] = field(default_factory=dict)
     varied: list[bool] = field(default_factory=list)
 
     def look(self, batch: Batch, outputs: Outputs) -> None:
-        """Compare with the first outputs, and rows of different samples with each other."""
-        if self.first is None:
-            self.first = tuple(output.copy() for output in outputs)
-            self.varied = [False] * len(outputs)
+        """Compare with the first outputs for inputs of these shapes, and rows of different samples with each other."""
+        shapes = tuple(array.shape for array in batch.inputs)
+        if shapes not in self.first and len(self.first) < _MOST_SHAPES:
+            self.first[shapes] = tuple(output.copy() for output in outputs)
+        self.varied = self.varied or [False] * len(outputs)
         size, rows = size_of(batch), real_rows(batch)
-        for index, (before, output) in enumerate(zip(self.first, outputs, strict=False)):
+        for index, (before, output) in enumerate(zip(self.first.get(shapes, outputs), outputs, strict=False)):
             between_rows = _has_axis(output, size) and any(not np.array_equal(output[0], row) for row in output[1:rows])
             self.varied[index] = self.varied[index] or between_rows or not np.array_equal(before, output)
 

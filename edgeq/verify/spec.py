@@ -34,6 +34,7 @@ class VerifySpec:
         warmup, runs: of the latency measurement.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
         observe: is given each batch with the artifact's outputs, and those of fp32 if there is one.
+        observe_sizes: is given the same of the sizes that vary, the largest ones first, before `observe` is called.
     """
 
     lowered: LoweredModel | None
@@ -54,3 +55,4 @@ class VerifySpec:
     runs: int = 30
     output_names: tuple[str, ...] = ()
     observe: Observer | None = None
+    observe_sizes: Observer | None = None

@@ -48,4 +48,4 @@ def float_case(runtime, module, specs, samples, *, fp32=None, **changes):
     place = folder() / f"case-{len(list(folder().iterdir()))}"
     low = lowered(graph, specs, place)
     reference = loaded(fp32, *specs).model if fp32 else model.model
-    return verify(spec_of(low, graph, reference, specs, samples, **changes), runtime)
+    return verify(dataclasses.replace(spec_of(low, graph, reference, specs, samples), **changes), runtime)

@@ -665,6 +665,71 @@ class Flips:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRun:
+    """The artifact at some of the sizes that vary.
+
+    Attributes:
+        sizes: by name.
+        samples: how many ran.
+        parity: against the converted graph; None without one.
+        sqnr_db: against fp32; None without an fp32 model.
+        problem: what is wrong regardless of limits: NaN, another shape; "" otherwise.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    samples: int
+    parity: Parity | None
+    sqnr_db: float | None
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return "seq=8"."""
+        return ", ".join(f"{name}={size}" for name, size in self.sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeyondRun:
+    """The artifact at a size just outside of its range.
+
+    Attributes:
+        sizes: by name.
+        outcome: `refused` by an error of the runtime, `crashes`, or it answers: what fp32 does (`same`), or something
+            `other`, also where fp32 fails.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    outcome: Literal["refused", "crashes", "same", "other"]
+
+    @property
+    def text(self) -> str:
+        """Return "seq=129 is refused by the runtime"."""
+        sizes = ", ".join(f"{name}={size}" for name, size in self.sizes)
+        said = {
+            "refused": "is refused by the runtime",
+            "crashes": "crashes the runtime",
+            "same": "runs too",
+            "other": "runs and gives wrong outputs",
+        }
+        return f"{sizes} {said[self.outcome]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizesReport:
+    """The artifact over the sizes that vary.
+
+    Attributes:
+        runs: the largest ones first.
+        beyond: just outside of the range; none where that was not tried.
+        planned_memory_bytes: what the runtime sets aside for the largest sizes; None where it plans nothing ahead.
+    """
+
+    runs: tuple[SizeRun, ...]
+    beyond: tuple[BeyondRun, ...] = ()
+    planned_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """Results of running an artifact. None means that a value could not be measured.
 
@@ -679,6 +744,7 @@ class VerifyReport:
         device: times of a real device; None where none was reached.
         stand_in: what ran the artifact in place of its own kind of device, as text: then nothing was timed. ""
             where it ran on its own.
+        sizes: over the sizes that vary; None where none does.
     """
 
     host: str
@@ -697,3 +763,4 @@ class VerifyReport:
     graph_only: GraphOnly | None = None
     device: DeviceMeasures | None = None
     stand_in: str = ""
+    sizes: SizesReport | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -187,16 +187,44 @@ Weights = Literal["file", "pretrained", "own", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VaryingSize:
+    """A size of an input or output that varies from call to call, such as a sequence's length.
+
+    Attributes:
+        axis: whose size it is.
+        name: sizes of one name are equal in each call.
+        least, most: its bounds, both included; None for none above.
+        step: it is a multiple of this.
+    """
+
+    axis: int
+    name: str
+    least: int
+    most: int | None
+    step: int = 1
+
+    def takes(self, size: int) -> bool:
+        """Whether it may be `size`."""
+        return self.least <= size and (self.most is None or size <= self.most) and size % self.step == 0
+
+    @property
+    def text(self) -> str:
+        """Return "8..128", with "/8" where it is a multiple of 8."""
+        return f"{self.least}..{'' if self.most is None else self.most}{f'/{self.step}' if self.step > 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """A model input or output.
 
     Attributes:
         name: the argument's name, or `output0` and so on.
         dtype: NumPy's name of the element type.
-        shape: the exported shape, the batch first.
+        shape: the exported shape, the batch first; the largest one where sizes vary within bounds.
         low, high: the range that random inputs are drawn from (high is excluded for floats).
         highs: of whole numbers whose places differ, as the columns of a table's ids do: the highest value of each place
             of shape[1:], in C order; () where `high` is that of all.
+        varying: the sizes that vary.
     """
 
     name: str
@@ -205,6 +233,32 @@ class TensorSpec:
     low: float = 0.0
     high: float = 1.0
     highs: tuple[float, ...] = ()
+    varying: tuple[VaryingSize, ...] = ()
+
+    def takes(self, shape: tuple[int, ...], *, without: int | None = None) -> bool:
+        """Whether an array of this shape fits, or fits but for the axis `without`, which it does not have."""
+        axes = [axis for axis in range(len(self.shape)) if axis != without]
+        ranges = {one.axis: one for one in self.varying}
+        return len(shape) == len(axes) and all(
+            ranges[axis].takes(size) if axis in ranges else size == self.shape[axis]
+            for axis, size in zip(axes, shape, strict=True)
+        )
+
+    def shape_text(self, *, without: int | None = None) -> str:
+        """Return "[1, 8..128]", without the axis `without`."""
+        return shape_text(self.shape, self.varying, without=without)
+
+
+def shape_text(shape: Sequence[int], varying: Iterable[Any], *, without: int | None = None) -> str:
+    """Return "[1, 8..128]".
+
+    Args:
+        shape: the largest sizes.
+        varying: the `VaryingSize`s, or what a manifest has for them.
+        without: an axis to leave out.
+    """
+    ranges = {one.axis: one.text for one in varying}
+    return f"[{', '.join(ranges.get(i, str(size)) for i, size in enumerate(shape) if i != without)}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -508,6 +562,8 @@ class LoweredModel:
         delegated_macs: share of the multiply-accumulates that the delegate took; None where there is no delegate,
             or where it is not known.
         dynamic_batch: whether it takes any number of samples at once.
+        planned_memory_bytes: what the runtime sets aside for activations before the first call, by the largest sizes
+            that inputs may have; None where it plans nothing ahead, or no size varies.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
@@ -523,6 +579,7 @@ class LoweredModel:
     layers: tuple[Layer, ...]
     delegated_macs: float | None
     dynamic_batch: bool = False
+    planned_memory_bytes: int | None = None
     stored: tuple[tuple[str, int], ...] = ()
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None

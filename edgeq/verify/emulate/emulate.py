@@ -70,6 +70,10 @@ class Subset:
         self._seen = 0
         self.observed: list[Observed] = []
 
+    def keep(self, batch: Batch, host: Outputs, fp32: Outputs | None) -> None:
+        """Take a batch that belongs to no dataset, before all others; it is not scored."""
+        self.observed.append(Observed(batch=batch, host=host, fp32=fp32, scored=False))
+
     def keeps(self, index: int) -> bool:
         """Whether batch `index` of the dataset belongs to the subset."""
         later = index - self._first

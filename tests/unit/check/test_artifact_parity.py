@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from edgeq.check.artifact import parity_gate, with_reuse
+from edgeq.check.artifact import parity_gate, sizes_gates, with_reuse
+from edgeq.check.evaluate import size_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.measured import Parity
+from edgeq.core.results.measured import BeyondRun, Parity, SizeRun, SizesReport, VerifyReport
 from edgeq.core.results.report import Reuse
 from edgeq.core.schemes import MIN_SQNR_DB_DEEP
 
@@ -72,3 +73,31 @@ def test_a_parity_that_fails_with_a_shipped_models_ranges_says_what_new_ones_giv
     assert f"with all ranges new {told}" in gate.detail
     passed = parity_gate("static-int8", seen(1.0))
     assert with_reuse(passed, "static-int8", reuse) == passed
+
+
+def sizes(*runs: SizeRun, beyond: tuple[BeyondRun, ...] = ()) -> VerifyReport:
+    return VerifyReport(host="x", outputs=(), findings=(), sizes=SizesReport(runs=runs, beyond=beyond))
+
+
+def at(size: int, *, sqnr_db: float = 90.0, problem: str = "") -> SizeRun:
+    found = parity(steps=None, sqnr_db=sqnr_db, reaction_db=None)
+    return SizeRun(sizes=(("seq", size),), samples=4, parity=found, sqnr_db=60.0, problem=problem)
+
+
+def test_one_size_that_is_wrong_fails_the_others() -> None:
+    (good,) = sizes_gates("fp32", sizes(at(128), at(8)))
+    assert (good.outcome, good.measured) == ("ok", "2 sizes as stated")
+    for wrong in (at(8, sqnr_db=59.9), at(8, sqnr_db=math.nan), at(8, problem="it fails")):
+        (gate,) = sizes_gates("fp32", sizes(at(128), wrong))
+        assert (gate.outcome, gate.exit_code) == ("failed", ExitCode.VERIFICATION)
+        assert gate.detail.startswith("at seq=8, ")
+    assert sizes_gates("fp32", VerifyReport(host="x", outputs=(), findings=())) == ()
+
+
+def test_what_happens_beyond_the_range_fails_nothing_and_is_said() -> None:
+    beyond = BeyondRun(sizes=(("seq", 129),), outcome="other")
+    (gate,) = sizes_gates("fp32", sizes(at(128), beyond=(beyond,)))
+    assert gate.outcome == "ok"
+    assert "seq=129 runs and gives wrong outputs" in gate.detail
+    assert size_warnings(sizes(at(128), beyond=(beyond,)))[0].endswith("check sizes in the app")
+    assert size_warnings(sizes(at(128))) == ()

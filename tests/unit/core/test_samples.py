@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.errors import UsageError
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.core.samples import Dataset, Sample, batch_size, batches
 
 
@@ -80,3 +81,21 @@ def test_samples_are_read_only_when_asked_for() -> None:
     lazy = Dataset(origin="test", count=100, read=lambda i: (read.append(i), data.read(i))[1])
     next(batches(lazy, [spec(2, 2)]))
     assert read == [0, 0, 1]  # the first one also says how large a batch is
+
+
+def test_samples_of_equal_sizes_that_follow_each_other_make_a_batch() -> None:
+    lengths = [5, 5, 5, 9, 5, 9, 9]
+    arrays = [np.full((length,), i, np.float32) for i, length in enumerate(lengths)]
+
+    def read(i: int) -> Sample:
+        return Sample(inputs=(arrays[i],), raw=(arrays[i],), label=i, name=f"sample{i}", digest=str(i))
+
+    data = Dataset(origin="test", count=len(lengths), read=read, labelled=True)
+    varying = VaryingSize(axis=1, name="seq", least=5, most=9)
+    one = TensorSpec(name="x", dtype="float32", shape=(2, 9), varying=(varying,))
+    found = list(batches(data, [one]))
+    assert [[sample.label for sample in batch.samples] for batch in found] == [[0, 1], [2], [3], [4], [5, 6]]
+    assert [batch.inputs[0].shape for batch in found] == [(2, 5), (2, 5), (2, 9), (2, 5), (2, 9)]
+    shorter = dataclasses.replace(one, varying=(dataclasses.replace(varying, least=6),))
+    with pytest.raises(UsageError, match=r"sample sample0: input 'x' expects float32 \[6\.\.9\], got float32 \[5\]"):
+        list(batches(data, [shorter]))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.demo import digits
 from edgeq.load.model import load_model
 
@@ -75,10 +75,21 @@ def test_a_damaged_program_is_the_users_error(tmp_path, damage):
     assert "torch.export.save" in caught.value.fix
 
 
-def test_a_dynamic_shape_is_refused(tmp_path):
+def test_a_dynamic_shape_is_a_range(tmp_path):
     save(tmp_path / "m.pt2", dynamic=({0: torch.export.Dim("batch", min=2, max=8)}, None))
-    with pytest.raises(UnsupportedError, match="'image' has a dynamic shape"):
+    image, tokens = load(tmp_path / "m.pt2").inputs
+    assert image.varying == (VaryingSize(axis=0, name="size0_0", least=2, most=8),)
+    assert image.shape[0] == 8
+    assert tokens.varying == ()
+
+
+def test_a_dynamic_shape_without_a_bound_needs_one(tmp_path):
+    save(tmp_path / "m.pt2", dynamic=({0: torch.export.Dim("batch")}, None))
+    with pytest.raises(UsageError, match="sizes of input 'image' have no upper bound") as caught:
         load(tmp_path / "m.pt2")
+    assert "--input image=float32:{size0_0=" in caught.value.fix
+    assert "..MOST}x3x8x8" in caught.value.fix
+    assert load(tmp_path / "m.pt2", ["image={batch=2..4}x3x8x8"]).inputs[0].shape == (4, 3, 8, 8)
 
 
 def test_training_mode_is_refused_since_its_statistics_would_move(tmp_path):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.errors import ExitCode, UsageError
-from edgeq.core.results.model import TensorSpec
-from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, bounded, parse_input, random_inputs
+from edgeq.core.results.model import TensorSpec, VaryingSize
+from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, bounded, parse_input, parse_inputs, random_inputs
+
+SEQ = VaryingSize(axis=1, name="seq", least=8, most=128)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,20 @@ from edgeq.load.inputs import DTYPES, MAX_ELEMENTS, bounded, parse_input, random
         ("mask=bool:1x8", TensorSpec(name="mask", dtype="bool", shape=(1, 8))),
         ("a.b=int8:2:-128..127", TensorSpec(name="a.b", dtype="int8", shape=(2,), low=-128.0, high=127.0)),
         ("int32:2:5..5", TensorSpec(name="input2", dtype="int32", shape=(2,), low=5.0, high=5.0)),
+        (
+            "tokens=int64:1x{seq=8..128}:0..99",
+            TensorSpec(name="tokens", dtype="int64", shape=(1, 128), high=99.0, varying=(SEQ,)),
+        ),
+        (
+            "1x{8..128}",
+            TensorSpec(name="input2", dtype="float32", shape=(1, 128), varying=(replace(SEQ, name="size2_1"),)),
+        ),
+        (
+            "1x{ax=8..128/8}x2:-1..1",
+            TensorSpec(
+                name="input2", dtype="float32", shape=(1, 128, 2), low=-1.0, varying=(replace(SEQ, name="ax", step=8),)
+            ),
+        ),
     ],
 )
 def test_parses_every_form(text, expected):
@@ -57,6 +75,14 @@ def test_parses_every_form(text, expected):
         ("flaot32:1x3", "Did you mean 'float32'?"),
         ("١x٣", "is not a shape"),
         ("9" * 5000, "is not a shape"),
+        ("1x{8..8}", "expected 1 <= LEAST < MOST"),
+        ("1x{0..8}", "expected 1 <= LEAST < MOST"),
+        ("1x{seq=8..130/8}", "both multiples of 8"),
+        ("1x{seq=8..128/0}", "expected 1 <= LEAST < MOST"),
+        ("1x{seq=8..128", "is not a range of sizes"),
+        ("1x{seq}", "is not a range of sizes"),
+        ("1x{2s=8..128}", "is not a range of sizes"),
+        ("{n=1..65536}x65536", f"exceed the maximum of {MAX_ELEMENTS}"),
     ],
 )
 def test_says_what_is_wrong(text, reason):
@@ -171,3 +197,16 @@ def test_each_column_of_a_table_s_ids_has_its_own_bound():
 def test_a_range_that_all_columns_or_none_take_stays_as_it_was_written(text):
     specs = (parse_input(text, 0),)
     assert bounded(specs, looked_up) == specs
+
+
+def test_a_name_stands_for_one_range():
+    with pytest.raises(UsageError, match=r"'seq' is 8\.\.64, but 8\.\.128 in 'a=1x{seq=8\.\.128}'"):
+        parse_inputs(["a=1x{seq=8..128}", "b=1x{seq=8..64}"])
+
+
+def test_random_inputs_have_the_largest_smallest_and_middle_sizes_first_and_share_them():
+    specs = parse_inputs(["a=int64:1x{seq=8..128}:0..99", "b=1x3x{seq=8..128}"])
+    samples = list(random_inputs(specs, 8, 0, None))
+    assert [sample.inputs[0].shape[1] for sample in samples[:3]] == [128, 8, 68]
+    assert all(8 <= sample.inputs[0].shape[1] == sample.inputs[1].shape[2] <= 128 for sample in samples)
+    assert len({sample.inputs[0].shape[1] for sample in samples}) > 3

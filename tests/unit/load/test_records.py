@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import UsageError
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import TensorSpec, VaryingSize
 from edgeq.core.samples import Dataset, batches
 from edgeq.load.records import Reading, as_array, check_names, label_of, to_sample
 from edgeq.verify.metrics import cut, size_of
@@ -89,3 +89,22 @@ def test_other_shapes_of_a_state_are_refused(shape):
     record = {"x": np.ones(4, np.float32), "state": np.zeros(shape, np.float32)}
     with pytest.raises(UsageError, match="input 'state' expects"):
         to_sample(record, None, "s", Reading(specs=(X, STATE), preprocess=None))
+
+
+def test_samples_of_any_size_in_the_range_are_rows_or_whole():
+    seq = VaryingSize(axis=1, name="seq", least=2, most=4)
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=(1, 4), varying=(seq,))
+    state = TensorSpec(name="state", dtype="float32", shape=(2, 1, 3))
+    reading = Reading(specs=(tokens, state), preprocess=None)
+
+    def read(*shapes):
+        arrays = [np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, reading.specs, strict=True)]
+        return [
+            array.shape
+            for array in to_sample(dict(zip(("tokens", "state"), arrays, strict=True)), None, "s7", reading).inputs
+        ]
+
+    # a state's batch axis is its second one: the sample becomes whole
+    assert read((3,), (2, 3)) == read((1, 3), (2, 1, 3)) == [(1, 3), (2, 1, 3)]
+    with pytest.raises(UsageError, match=r"s7: input 'tokens' expects \[2\.\.4\] per sample, got \[5\]"):
+        read((5,), (2, 3))

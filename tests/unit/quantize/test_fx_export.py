@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from small_models import Silent, loaded, lowered, outputs_of, quantized
@@ -9,6 +11,8 @@ from torch import nn
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
+from edgeq.load.inputs import parse_inputs
+from edgeq.quantize.fx_export import exported_graph
 from edgeq.verify.metrics import Comparison
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))
@@ -223,3 +227,31 @@ def test_recurrent_layers_stay_modules_in_float_by_plan(memory):
         outputs_of(result.graph, model.inputs, 4, "qnnpack"), outputs_of(model.model, model.inputs, 4), strict=True
     ):
         assert torch.allclose(torch.as_tensor(got[1]), torch.as_tensor(want[1]), atol=0.02)
+
+
+class Sized(nn.Module):
+    """Cuts, expands, counts and fills by a size of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(32, 8))
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        batch, steps, width = x.shape
+        x = self.linear(x + self.places[:steps])
+        x = x.view(batch, steps, 2, width // 2).transpose(1, 2).reshape(batch, 2 * steps, -1)
+        order = torch.arange(2 * steps).view(1, -1, 1).expand(batch, 2 * steps, 4)
+        return x * order + torch.ones(batch, 2 * steps, 4)
+
+
+def test_a_trace_of_the_exported_graph_follows_sizes_that_vary():
+    module = Sized().eval()
+    graph = exported_graph(module, parse_inputs(["x=1x{steps=4..32}x8"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(graph, torch.randn(1, 32, 8), check_trace=False)
+    for steps in (4, 17, 32):
+        x = torch.randn(1, steps, 8)
+        torch.testing.assert_close(graph(x), module(x))
+        torch.testing.assert_close(traced(x), module(x))

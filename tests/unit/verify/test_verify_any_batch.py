@@ -8,6 +8,7 @@ from small_models import IMAGE, Silent, dataset, folder, loaded, lowered, quanti
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.operators import with_open_batch
 from edgeq.core.samples import batches
 from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
@@ -47,9 +48,8 @@ def open_batch(model, scheme, place):
     graph = quantized(model, "onnx", scheme, backend="ort", captured=dynamic_capture(model), reduce_range=True)
     target = folder() / place
     target.mkdir()
-    spec = LowerSpec(
-        inputs=(IMAGE,), backend="ort", folder=target, progress=Silent(), label="small", dynamic_batch=True
-    )
+    inputs = with_open_batch((IMAGE,))
+    spec = LowerSpec(inputs=inputs, backend="ort", folder=target, progress=Silent(), label="small")
     return graph, lower("onnx", graph, spec)
 
 

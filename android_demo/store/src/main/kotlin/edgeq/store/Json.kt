@@ -109,6 +109,8 @@ internal class JsonObject(private val fields: Map<*, *>, private val where: Stri
         else -> throw JsonProblem("${at(key)} must be an object")
     }
 
+    fun childrenOrEmpty(key: String): List<JsonObject> = if (fields[key] == null) emptyList() else children(key)
+
     fun children(key: String): List<JsonObject> = list(key).mapIndexed { index, value ->
         JsonObject(value as? Map<*, *> ?: throw JsonProblem("${at(key)} must hold objects"), "${at(key)}[$index]")
     }

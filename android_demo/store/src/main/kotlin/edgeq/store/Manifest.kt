@@ -16,8 +16,24 @@ private const val MAX_RANK = 16
 /** A file that the manifest lists, as it must be. */
 data class FileEntry(val path: String, val sha256: String, val sizeBytes: Long, val role: String)
 
-/** An input or output; the batch comes first in [shape]. */
-data class TensorSpec(val name: String, val dtype: Dtype, val shape: List<Int>, val preprocess: Preprocess?)
+/** A size that varies from call to call, a multiple of [step]; sizes of one [name] are equal in each call. */
+data class SizeRange(val axis: Int, val name: String, val least: Int, val most: Int, val step: Int) {
+    fun takes(size: Int): Boolean = size in least..most && size % step == 0
+}
+
+/** An input or output; the batch comes first in [shape], which has the largest of the sizes that are [varying]. */
+data class TensorSpec(
+    val name: String,
+    val dtype: Dtype,
+    val shape: List<Int>,
+    val preprocess: Preprocess?,
+    val varying: List<SizeRange> = emptyList(),
+) {
+    /** Whether a tensor of this shape may be fed: runtimes themselves need not refuse another. */
+    fun takes(sides: List<Int>): Boolean = sides.size == shape.size && sides.indices.all { axis ->
+        varying.find { it.axis == axis }?.takes(sides[axis]) ?: (sides[axis] == shape[axis])
+    }
+}
 
 /** Where a bundle runs. */
 data class TargetFacts(
@@ -128,7 +144,7 @@ private fun golden(node: JsonObject): GoldenFacts {
 }
 
 private fun tensor(node: JsonObject): TensorSpec {
-    node.only("name", "dtype", "shape", "preprocessing")
+    node.only("name", "dtype", "shape", "preprocessing", "varying")
     val dtype = node.text("dtype")
     val shape = node.counts("shape")
     if (shape.size > MAX_RANK || elements(shape) == null) throw JsonProblem("shape $shape is too large")
@@ -137,7 +153,20 @@ private fun tensor(node: JsonObject): TensorSpec {
         dtype = Dtype.entries.find { it.text == dtype } ?: throw JsonProblem("unknown dtype '${dtype.take(40)}'"),
         shape = shape.map { it.toInt() },
         preprocess = node.childOrNull("preprocessing")?.let(::preprocess),
+        varying = node.childrenOrEmpty("varying").map { sizeRange(it, shape) },
     )
+}
+
+private fun sizeRange(node: JsonObject, shape: List<Long>): SizeRange {
+    node.only("axis", "name", "least", "most", "step")
+    val axis = node.count("axis", most = MAX_RANK.toLong()).toInt()
+    val most = node.count("most", least = 1)
+    val least = node.count("least", least = 1)
+    val step = node.countOrNull("step") ?: 1
+    if (shape.getOrNull(axis) != most || least >= most || step < 1 || step > most) {
+        throw JsonProblem("the range $least..$most does not fit the shape $shape")
+    }
+    return SizeRange(axis, node.text("name", TENSOR_NAME), least.toInt(), most.toInt(), step.toInt())
 }
 
 private fun preprocess(node: JsonObject): Preprocess {

@@ -150,9 +150,10 @@ private fun modelInput(spec: TensorSpec, sample: Tensor, preprocessed: Boolean):
  * @throws IllegalArgumentException it has another dtype or number of elements.
  */
 internal fun batched(spec: TensorSpec, sample: Tensor): Tensor {
-    val fits = sample.shape == spec.shape || listOf(1) + sample.shape == spec.shape
-    require(sample.dtype == spec.dtype && fits) {
-        "input ${spec.name} wants ${spec.dtype.text} ${spec.shape}, got ${sample.dtype.text} ${sample.shape}"
+    val shape = listOf(sample.shape, listOf(1) + sample.shape).find(spec::takes)
+    require(sample.dtype == spec.dtype && shape != null) {
+        val ranges = spec.varying.joinToString("") { ", ${it.name} from ${it.least} to ${it.most}" }
+        "input ${spec.name} wants ${spec.dtype.text} ${spec.shape}$ranges, got ${sample.dtype.text} ${sample.shape}"
     }
-    return sample.reshape(spec.shape)
+    return sample.reshape(shape)
 }

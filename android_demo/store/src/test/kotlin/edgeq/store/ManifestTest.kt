@@ -78,6 +78,23 @@ class ManifestTest {
     }
 
     @Test
+    fun `a size that varies keeps to its range and its step`() {
+        val bytes = checkNotNull(ManifestTest::class.java.getResourceAsStream("/vectors/manifest.json")).readBytes()
+        val input = parseManifest(bytes).inputs.single()
+        assertEquals(listOf(SizeRange(2, "height", 16, 32, 16)), input.varying)
+        for (fits in listOf(16, 32)) assertTrue(input.takes(listOf(1, 1, fits, 32)))
+        for (other in listOf(15, 24, 33, 48)) assertTrue(!input.takes(listOf(1, 1, other, 32)))
+        assertTrue(!input.takes(listOf(1, 1, 32, 16)))
+        val small = Tensor.of(FloatArray(16 * 32), listOf(1, 16, 32))
+        assertEquals(listOf(1, 1, 16, 32), batched(input, small).shape)
+        val wrong = assertThrows(IllegalArgumentException::class.java) { batched(input, small.reshape(listOf(1, 32, 16))) }
+        assertTrue("height from 16 to 32" in wrong.message.orEmpty())
+        val text = bytes.decodeToString()
+        assertTrue("height" in text)
+        assertTrue("does not fit the shape" in broken(text.replace("\"least\": 16", "\"least\": 33")))
+    }
+
+    @Test
     fun `sections that only describe may grow`() {
         parseManifest(XNNPACK.edited("\"parity\": {", "\"note\": 1, \"parity\": { \"new\": [],").manifestText.toByteArray())
     }

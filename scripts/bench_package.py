@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EDGEQ = [str(ROOT / ".venv" / "bin" / "edgeq"), "package"]
 IMAGES = 32
 LOWERED = 0.6  # of the time of the hand-written script
+EXPORTED = 1.3  # of that of the one for ONNX Runtime
+ONNX = "linux-x86_64-ort"
 EXECUTORCH = ("android-arm64-xnnpack", "linux-x86_64-xnnpack")
 TORCHSCRIPT = ("android-arm64-qnnpack", "linux-x86_64-x86")
 
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="mobilenet_v2,resnet18")
     parser.add_argument(
-        "--pairs", type=int, default=0, help="compare only the script and one ExecuTorch target, N times"
+        "--pairs", type=int, default=0, help="compare only the scripts and a target of each runtime, N times"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeq-bench-") as name:
@@ -63,27 +65,33 @@ def main() -> None:
 
 def _paired(model: str, work: Path, pairs: int) -> None:
     """Print the ratios of edgeq to the script, each pair run one after the other."""
-    runs = [(measured(_script(model, work)), measured(_package(model, work, EXECUTORCH[:1]))) for _ in range(pairs)]
-    print(f"\n{model}, {pairs} pairs")
-    for index, (plain, ours) in enumerate(runs):
-        _line(f"script {index}", plain)
-        _line(f"edgeq {index}", ours)
-    for label, values in (
-        ("edgeq / script, wall", [ours.seconds / plain.seconds for plain, ours in runs]),
-        ("edgeq / script, user CPU", [ours.cpu_s / plain.cpu_s for plain, ours in runs]),
-    ):
-        _ratio(label, statistics.median(values), LOWERED)
-        print(f"    from {min(values):.2f} to {max(values):.2f}")
+    for target, most in ((EXECUTORCH[0], LOWERED), (ONNX, EXPORTED)):
+        runs = [
+            (measured(_script(model, work, target)), measured(_package(model, work, (target,)))) for _ in range(pairs)
+        ]
+        print(f"\n{model}, {target}, {pairs} pairs")
+        for index, (plain, ours) in enumerate(runs):
+            _line(f"script {index}", plain)
+            _line(f"edgeq {index}", ours)
+        for label, values in (
+            ("edgeq / script, wall", [ours.seconds / plain.seconds for plain, ours in runs]),
+            ("edgeq / script, user CPU", [ours.cpu_s / plain.cpu_s for plain, ours in runs]),
+        ):
+            _ratio(label, statistics.median(values), most)
+            print(f"    from {min(values):.2f} to {max(values):.2f}")
 
 
-def _script(model: str, work: Path) -> list[str]:
-    script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "plain.py")]
-    return [*script, model, str(work / f"{model}.pt"), str(work / "images"), str(work / f"{model}.pte")]
+def _script(model: str, work: Path, target: str) -> list[str]:
+    """Return the command of the hand-written script for a target's runtime."""
+    name, suffix = ("plain_onnx.py", "onnx") if target == ONNX else ("plain.py", "pte")
+    script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / name)]
+    return [*script, model, str(work / f"{model}.pt"), str(work / "images"), str(work / f"{model}.{suffix}")]
 
 
 def _compare(model: str, work: Path) -> None:
     plain_out = work / f"{model}.pte"
-    plain = measured(_script(model, work))
+    plain = measured(_script(model, work, EXECUTORCH[0]))
+    plain_onnx, onnx = measured(_script(model, work, ONNX)), measured(_package(model, work, (ONNX,)))
     one = measured(_package(model, work, EXECUTORCH[:1]))
     again = measured(_package(model, work, EXECUTORCH[:1], cache=True))
     hit = measured(_package(model, work, EXECUTORCH[:1], cache=True))
@@ -99,11 +107,15 @@ def _compare(model: str, work: Path) -> None:
     for target, run in zip(TORCHSCRIPT, alone[1:], strict=True):
         _line(f"edgeq, {target}", run)
     _line("edgeq, 2 ExecuTorch + 2 TorchScript", four)
+    _line("hand-written script for ONNX Runtime", plain_onnx)
+    _line(f"edgeq, {ONNX}", onnx)
     _ratio("edgeq / script, wall", one.seconds / plain.seconds, LOWERED)
     _ratio("edgeq / script, user CPU", one.cpu_s / plain.cpu_s, LOWERED)
     _ratio("edgeq / script, peak memory", one.peak_mb / plain.peak_mb, 1.2)
     _ratio("four targets / slowest alone", four.seconds / dearest, 1.6)
     _ratio("from the cache, s", hit.seconds, 2.0)
+    _ratio("edgeq / script, ONNX, wall", onnx.seconds / plain_onnx.seconds, EXPORTED)
+    _ratio("edgeq / script, ONNX, user CPU", onnx.cpu_s / plain_onnx.cpu_s, EXPORTED)
 
 
 def _package(model: str, work: Path, targets: tuple[str, ...], *, cache: bool = False) -> list[str]:

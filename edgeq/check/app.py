@@ -92,7 +92,7 @@ def app_gates(
 def _gate(name: str, limit: int, own: Sequence[Shipped], kind: _Kind, known: Libraries, missing: Sequence[str]) -> Gate:
     largest: dict[tuple[str, str], int] = {}
     for item in own:
-        key = (item.row.model, item.row.target)
+        key = (item.row.model, item.row.named_target)
         largest[key] = max(largest.get(key, 0), kind.bytes_of(item.row))
     models = sum(largest.values())
     runtimes = sorted({(item.target.runtime, abi_of(item.target)) for item in own})

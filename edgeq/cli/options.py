@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 import edgeq
 from edgeq.core.config import MORE_OUTPUT, OUTPUT, PANELS, PROJECT_FILE, PackageConfig
 from edgeq.core.marks import Option, ProfileFile, options_of
-from edgeq.core.profiles import device_files, profile_files
+from edgeq.core.profiles import device_files, group_files, profile_files
 from edgeq.core.schemes import LIMITS
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def to_values(given: dict[str, Any]) -> dict[str, Any]:
 
 def targets(incomplete: str) -> list[str]:
     """Return the shipped targets that start with `incomplete`."""
-    return starting(incomplete, profile_files())
+    return starting(incomplete, (*profile_files(), *group_files()))
 
 
 def devices(incomplete: str) -> list[str]:

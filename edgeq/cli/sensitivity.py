@@ -81,8 +81,8 @@ def sensitivity(
 def _job(command_line: dict[str, Any], config: Path | None) -> Job:
     project = {key: value for key, value in edgeq.config.options.read_project(config).items() if key not in _LEFT_OUT}
     job = edgeq.config.resolve.request(command_line, project | {"schemes": ["static-int8"], "device": {"on": "host"}})
-    if len(job.targets) > 1:
-        names = ", ".join(target.name for target in job.targets)
+    if len(job.all_targets) > 1:
+        names = ", ".join(target.name for target in job.all_targets)
         raise UsageError(f"a ranking needs exactly one target, got {names}", "give one --target")
     asked = command_line.get("data", {})
     if "evaluation" in asked or "metric" in asked:

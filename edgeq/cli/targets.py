@@ -10,7 +10,7 @@ import typer
 import edgeq
 from edgeq.cli import options
 from edgeq.cli.console import say, say_json
-from edgeq.core.profiles import profile_files, profile_values
+from edgeq.core.profiles import group_files, profile_files, profile_values
 
 if TYPE_CHECKING:
     import edgeq.core.schema
@@ -26,10 +26,21 @@ def list_targets(as_json: AsJson = False) -> None:
     """List the shipped targets; the first scheme is the default for most models."""
     if as_json:
         targets = [edgeq.core.targets.load_target(name) for name in profile_files()]
-        say_json({"schema_version": 1, "targets": [_as_json(target) for target in targets]})
+        found = [edgeq.core.targets.load_target_or_group(name) for name in group_files()]
+        groups = [one for one in found if isinstance(one, edgeq.core.targets.TargetGroup)]
+        say_json(
+            {
+                "schema_version": 1,
+                "targets": [_as_json(target) for target in targets],
+                "groups": [_group_json(group) for group in groups],
+            }
+        )
         return
     # without edgeq.core.targets, and so without pydantic: the shipped files are checked by the tests
-    profiles = [profile_values(name) for name in profile_files()]
+    profiles = [profile_values(name) for name in (*profile_files(), *group_files())]
+    for group in profiles:
+        if "candidates" in group:
+            group["schemes"] = [f"{len(group['candidates'])} candidates"]
     name_width = max((len(profile["name"]) for profile in profiles), default=0)
     scheme_width = max((len(", ".join(profile["schemes"])) for profile in profiles), default=0)
     for profile in profiles:
@@ -49,6 +60,11 @@ def _as_json(target: edgeq.core.targets.TargetProfile) -> dict[str, Any]:
     }
 
 
+def _group_json(group: edgeq.core.targets.TargetGroup) -> dict[str, Any]:
+    names = [one.name for one in group.candidates]
+    return {"name": group.name, "description": group.description, "candidates": names}
+
+
 @app.command("show")
 def show(
     name: Annotated[
@@ -57,11 +73,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a target with all values, including those that it inherits."""
-    values = edgeq.core.targets.load_target(name).model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
+    found = edgeq.core.targets.load_target_or_group(name)
+    if isinstance(found, edgeq.core.targets.TargetGroup):
+        values = _group_json(found)
+    else:
+        values = found.model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
     if as_json:
         say_json({"schema_version": 1, "target": values})
     else:
-        if values["runtime"] != "onnx":  # both are of ONNX Runtime alone
+        if "runtime" in values and values["runtime"] != "onnx":  # both are of ONNX Runtime alone
             del values["file_format"], values["app"]["build"]
         say("\n".join(_toml(values)))
 
@@ -83,7 +103,8 @@ def _toml(values: dict[str, Any], table: str = "") -> list[str]:
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A target's .toml file.")]) -> None:
     """Check a target file: every key, every value, and the target that it extends."""
     # a bare name of a file without the suffix is still a file here
-    profile = edgeq.core.targets.load_target(file if Path(file).suffix == ".toml" else str(Path(file).absolute()))
+    path = file if Path(file).suffix == ".toml" else str(Path(file).absolute())
+    profile = edgeq.core.targets.load_target_or_group(path)
     say(f"{file}: ok, target {profile.name}")
 
 

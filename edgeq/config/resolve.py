@@ -25,7 +25,7 @@ from edgeq.core.schemes import (
     parse_limit,
 )
 from edgeq.core.sources import BUILT_IN, DIGITS
-from edgeq.core.targets import App, TargetProfile, load_target
+from edgeq.core.targets import App, TargetGroup, TargetProfile, load_target_or_group
 from edgeq.core.units import parse_quantity, parse_size_bytes
 from edgeq.verify.remote.link import is_link, parse_link
 
@@ -98,9 +98,9 @@ def resolve(config: PackageConfig) -> Job:
     found = FoundErrors()
     schemes: tuple[AskedScheme, ...] = ()
     with found.of("targets"):
-        targets = _profiles(config)
+        targets, groups = _profiles(config)
     with found.of("schemes"):
-        schemes = _schemes(config.schemes, targets if not found.errors else ())
+        schemes = _schemes(config.schemes, *((), ()) if found.errors else (targets, groups))
     with found.of("device"):
         device = device_options(config.device)
     with found.of("limit"):
@@ -112,6 +112,7 @@ def resolve(config: PackageConfig) -> Job:
         **shared | looked_up,
         source=config.model,
         targets=targets,
+        groups=groups,
         schemes=schemes,
         # ONNX Runtime's own calibrators have no histogram observer
         observer=config.observer or ("minmax" if config.model.endswith(".onnx") else "histogram"),
@@ -131,26 +132,36 @@ def resolve(config: PackageConfig) -> Job:
 
 
 def _possible_schemes(job: Job) -> set[str]:
-    return {scheme for target in job.targets for scheme in job.possible_schemes(target)}
+    return {scheme for target in job.all_targets for scheme in job.possible_schemes(target)}
 
 
-def _profiles(config: PackageConfig) -> tuple[TargetProfile, ...]:
-    """Return the profiles; the runtimes that the project's app carries take the place of the target's own."""
-    profiles: dict[str, TargetProfile] = {}
+def _profiles(config: PackageConfig) -> tuple[tuple[TargetProfile, ...], tuple[TargetGroup, ...]]:
+    """Return the profiles, and the groups; the runtimes that the project's app carries take the place of their own."""
     found = FoundErrors()
     loaded = []
     for name in dict.fromkeys(config.targets):
         with found.of("targets"):
-            loaded.append(load_target(name))
+            loaded.append(load_target_or_group(name))
     found.raise_all()
-    for profile in loaded:
-        in_field = config.app.runtimes.get(profile.runtime)
+    known: dict[str, TargetProfile | TargetGroup] = {}
+
+    def named(one: TargetProfile, *, is_candidate: bool = False) -> TargetProfile:
+        in_field = config.app.runtimes.get(one.runtime)
         if in_field:
-            profile = profile.model_copy(update={"app": _app(profile.app, in_field, profile.runtime)})
-        if profile.name in profiles:
-            raise UsageError(f"two targets are named {profile.name!r}", "change the `name` of one of them")
-        profiles[profile.name] = profile
-    return tuple(profiles.values())
+            one = one.model_copy(update={"app": _app(one.app, in_field, one.runtime)})
+        if known.setdefault(one.name, one) != one or (not is_candidate and known[one.name] is not one):
+            raise UsageError(f"two targets are named {one.name!r}", "change the `name` of one of them")
+        return one
+
+    targets = tuple(named(one) for one in loaded if isinstance(one, TargetProfile))
+    groups = []
+    for group in loaded:
+        if isinstance(group, TargetGroup):
+            candidates = tuple(named(one, is_candidate=True) for one in group.candidates)
+            groups.append(group.model_copy(update={"candidates": candidates}))
+            if known.setdefault(group.name, group) is not group:
+                raise UsageError(f"two targets are named {group.name!r}", "change the `name` of one of them")
+    return targets, tuple(groups)
 
 
 def _app(own: App, versions: Sequence[str], runtime: str) -> App:
@@ -161,7 +172,9 @@ def _app(own: App, versions: Sequence[str], runtime: str) -> App:
         raise explain(err, f"app.runtimes.{runtime}", App) from err
 
 
-def _schemes(names: Sequence[AskedScheme], targets: Iterable[TargetProfile]) -> tuple[AskedScheme, ...]:
+def _schemes(
+    names: Sequence[AskedScheme], targets: Iterable[TargetProfile], groups: Iterable[TargetGroup]
+) -> tuple[AskedScheme, ...]:
     chosen = tuple(dict.fromkeys(names))
     if AUTO in chosen and len(chosen) > 1:
         others = ", ".join(name for name in chosen if name != AUTO)
@@ -172,6 +185,12 @@ def _schemes(names: Sequence[AskedScheme], targets: Iterable[TargetProfile]) -> 
             if scheme != AUTO and scheme not in target.schemes:
                 what = f"target {target.name} does not support the scheme {scheme}"
                 raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
+    for group in groups:  # a candidate without a scheme is left out, unless none has it
+        known = list(dict.fromkeys(scheme for target in group.candidates for scheme in target.schemes))
+        for scheme in chosen:
+            if scheme != AUTO and scheme not in known:
+                what = f"no candidate of {group.name} supports the scheme {scheme}"
+                raise UnsupportedError(what, f"their schemes: {', '.join(known)}")
     return chosen
 
 

@@ -67,9 +67,9 @@ _CALIBRATED, _TRAINED, _SEARCHED = (
 
 
 if TYPE_CHECKING:
-    from edgeq.core.targets import TargetProfile
+    from edgeq.core.targets import TargetGroup, TargetProfile
 else:
-    TargetProfile = Any  # the hints are read at run time, and edgeq.target loads pydantic
+    TargetProfile = TargetGroup = Any  # the hints are read at run time, and edgeq.target loads pydantic
 
 PROJECT_FILE = "edgeq.toml"
 
@@ -550,7 +550,10 @@ class PackageConfig(RunConfig):
         SCHEMES,
         ProfileFile("target"),
         NotInKey("each target's profile is in the keys of its own results"),
-        Doc("Target, a name of `edgeq targets list` or a .toml file; repeatable."),
+        Doc(
+            "Target, a name of `edgeq targets list` or a .toml file; repeatable. linux-x86_64-fastest builds for "
+            "several runtimes, and keeps the fastest on this host that passes every gate."
+        ),
     ]
     schemes: Annotated[
         tuple[AskedScheme, ...],
@@ -668,14 +671,23 @@ class Job(RunConfig):
 
     Attributes:
         source: the model.
+        targets: those that were named, and get a bundle each.
+        groups: targets that stand for several; the fastest of these gets a bundle.
         schemes: none for each target's default; `auto` is never combined with others.
     """
 
     source: Annotated[str, ModelFile()]
-    targets: Annotated[tuple[TargetProfile, ...], NotInKey("a target's profile is in the keys of its own results")]
+    targets: Annotated[tuple[TargetProfile, ...], NotInKey("a target's profile is in the keys of its own results")] = ()
+    groups: Annotated[tuple[TargetGroup, ...], NotInKey("the keys of a group's results have its candidates'")] = ()
     schemes: Annotated[tuple[AskedScheme, ...], NotInKey("a scheme is in the keys of its own results")] = ()
     observer: Annotated[ObserverName, _CALIBRATED] = "histogram"
     gates: GateOptions = GateOptions()
+
+    @property
+    def all_targets(self) -> tuple[TargetProfile, ...]:
+        """Every target that may be built: those that were named, and the candidates of groups; each once, by name."""
+        candidates = (target for group in self.groups for target in group.candidates)
+        return tuple({target.name: target for target in (*self.targets, *candidates)}.values())
 
     def schemes_of(self, target: TargetProfile) -> tuple[PlannedScheme, ...]:
         """Return the schemes for a target: the requested ones, or its default.

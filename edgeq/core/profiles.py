@@ -14,12 +14,18 @@ def profile_files() -> dict[str, Path]:
     return _shipped("targets")
 
 
+@functools.cache
+def group_files() -> dict[str, Path]:
+    """Return the shipped files of targets that stand for several others, by name, sorted."""
+    return _shipped("targets/groups")
+
+
 def profile_values(name: str) -> dict[str, Any]:
-    """Return the top-level keys of a shipped target profile, with those of the profile that it extends; not validated.
+    """Return the top-level keys of a shipped target file, with those of the profile that it extends; not validated.
 
     Tables are not merged key by key: `edgeq.core.targets.load_target` does that.
     """
-    own = tomllib.loads(profile_files()[name].read_text(encoding="utf-8"))
+    own = tomllib.loads((profile_files() | group_files())[name].read_text(encoding="utf-8"))
     return {**profile_values(own["extends"]), **own} if "extends" in own else own
 
 

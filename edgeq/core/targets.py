@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.core.errors import UsageError
-from edgeq.core.profiles import profile_files
+from edgeq.core.profiles import group_files, profile_files
 from edgeq.core.runtimes import BACKENDS, BackendName, RuntimeName
 from edgeq.core.schema import explain, find_file, read_toml
 from edgeq.core.schemes import SchemeName
@@ -120,6 +120,32 @@ class TargetProfile(_Strict):
             )
 
 
+class TargetGroup(_Strict):
+    """A target that stands for several others: the fastest of them on the machine that packages."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    description: str
+    candidates: tuple[TargetProfile, ...] = Field(
+        min_length=2, description="targets, by name or .toml file; of equally fast and large ones, the first is taken"
+    )
+
+    @property
+    def arch(self) -> str:
+        """The architecture of the hosts that can time all candidates."""
+        return self.candidates[0].arch
+
+    def model_post_init(self, _context: object) -> None:
+        """Check that one machine can run all candidates, and that results tell them apart."""
+        names = [one.name for one in self.candidates]
+        if len({*names}) < len(names):
+            raise ValueError(f"candidates must differ, got {', '.join(names)}")
+        for one in self.candidates:
+            if one.platform != "linux" or one.runtime == "cuda":
+                raise ValueError(f"candidates must run on a Linux host's CPU, which {one.name} does not")
+            if one.arch != self.arch:
+                raise ValueError(f"candidates must have one architecture, but {one.name} is for {one.arch}")
+
+
 # what does the work; where that is not one thing, the runtime chooses
 _ACCELERATORS = {
     "coreml": "Neural Engine, GPU or CPU",
@@ -180,10 +206,40 @@ def load_target(name_or_path: str) -> TargetProfile:
     """Return the profile of a shipped name or of a user's own TOML file.
 
     Raises:
-        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value, or a file
-            with the name of a shipped target that differs from it.
+        UsageError: an unknown name (the nearest is offered), an unreadable file, an unknown key or value, a file with
+            the name of a shipped target that differs from it, or a target that stands for several.
     """
-    profile = _validated(_merged(name_or_path, seen=()), name_or_path)
+    found = load_target_or_group(name_or_path)
+    if isinstance(found, TargetGroup):
+        what = f"{found.name} stands for several targets, but one is needed here"
+        raise UsageError(what, f"name one of them: {', '.join(one.name for one in found.candidates)}")
+    return found
+
+
+def load_target_or_group(name_or_path: str) -> TargetProfile | TargetGroup:
+    """Return what a shipped name or a user's own TOML file stands for; raises a UsageError, as `load_target`."""
+    path = find_file(name_or_path, profile_files() | group_files(), "target")
+    data = read_toml(path)
+    if "candidates" not in data:
+        return _loaded(name_or_path)
+    names = data["candidates"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path}: expected `candidates` to be names of targets, got {names!r}", "write a list of them")
+    own = name_or_path in group_files()
+    candidates = [_loaded(name, None if own else path.parent) for name in names]
+    try:
+        group = TargetGroup.model_validate(data | {"candidates": candidates})
+    except ValidationError as err:
+        raise explain(err, name_or_path, TargetGroup) from err
+    shipped = profile_files() | group_files()
+    if not own and group.name in shipped and group != load_target_or_group(group.name):
+        what = f"{name_or_path}: {group.name} is the name of a shipped target, which has other values"
+        raise UsageError(what, "give it a name of its own")
+    return group
+
+
+def _loaded(name_or_path: str, beside: Path | None = None) -> TargetProfile:
+    profile = _validated(_merged(name_or_path, (), beside), name_or_path)
     # a bundle says by name what it was judged as: another profile under a shipped name would pass for it
     if profile.name in profile_files() and profile.name != name_or_path and profile != load_target(profile.name):
         what = f"{name_or_path}: {profile.name} is the name of a shipped target, which has other values"

@@ -16,7 +16,7 @@ from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.schemes import INT8_STEPS
 from edgeq.core.system import openvino
-from edgeq.lower.onnx import RECURRENT, export, traced_layers
+from edgeq.lower.onnx import RECURRENT, export, fixed, traced_layers
 from edgeq.lower.spec import LowerSpec
 
 Shorten = Callable[[NDArray[Any]], Any | None]
@@ -36,51 +36,82 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     Raises:
         UnsupportedError: ONNX or OpenVINO lacks an operator of the model (named), or the graph is larger than 2 GB.
     """
+    with spec.progress.task(f"lower {spec.label}"):
+        proto = export(quantized, spec)
+        passes = ("torch.onnx.export", "optimize", "check_model", "infer_shapes")
+        return _written(proto, traced_layers(proto, spec), quantized.scheme, spec, passes)
+
+
+def lower_file(file: LoweredModel, scheme: str, spec: LowerSpec) -> LoweredModel:
+    """Write `model.xml` and `model.bin` of an ONNX file that `lower.onnx` wrote, with the sizes of the model's inputs.
+
+    Layers have the names of its nodes with periods in place of slashes, after which OpenVINO appends names of its own.
+
+    Raises:
+        UnsupportedError: as `lower`.
+    """
+    import onnx
+
+    with spec.progress.task(f"lower {spec.label} for OpenVINO"):
+        proto = onnx.load(str(file.path))
+        if not any(item.varying for item in spec.inputs):
+            proto = fixed(proto, spec.inputs)
+        names: dict[str, str] = {}
+        for layer in file.layers:
+            plain = re.sub(r"[^\w.#-]+", ".", layer.name).strip(".") or layer.op
+            names[layer.name] = plain if plain not in names.values() else f"{plain}#{len(names)}"
+        for node in proto.graph.node:
+            node.name = names.get(node.name, node.name)
+        layers = tuple(dataclasses.replace(layer, name=names[layer.name]) for layer in file.layers)
+        return _written(proto, layers, scheme, spec, file.passes)
+
+
+def _written(
+    proto: Any, layers: tuple[Layer, ...], scheme: str, spec: LowerSpec, passes: tuple[str, ...]
+) -> LoweredModel:
+    """Write the IR of an ONNX graph."""
     library = openvino()
     from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
 
-    with spec.progress.task(f"lower {spec.label}"):
-        proto = export(quantized, spec)
-        layers = traced_layers(proto, spec)
-        del proto.graph.value_info[:]
-        try:
-            model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
-            if any(item.varying for item in spec.inputs):  # within bounds: others are refused, and memory is bounded
-                model.reshape({item.name: _partial_shape(item) for item in spec.inputs})
-            apply_moc_transformations(model, cf=False)
-        except ValueError as err:  # protobuf's own limit
-            raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
-        except RuntimeError as err:
-            what = f"OpenVINO cannot read the exported graph: {first_line(err)}"
-            raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
-        named = _named(model, layers)
-        if quantized.scheme in _STORED:
-            narrower = _store(model, named, *_STORED[quantized.scheme])
-            layers = tuple(
-                dataclasses.replace(layer, weight_bytes=layer.weight_bytes // narrower.get(layer.name, 1))
-                for layer in layers
-            )
-        _number(model, named)
-        if quantized.scheme == "weight-only-int8":
-            # OpenVINO's CPU plugin else quantizes the inputs of linear layers with int8 weights as it runs
-            model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
-        path = spec.folder / "model.xml"
-        library.serialize(model, str(path))
-        # a third of the file is indentation; values are attributes, so that no text lies between the tags
-        path.write_bytes(re.sub(rb">\s+<", b"><", path.read_bytes()))
-        return LoweredModel(
-            path=path,
-            runtime="openvino",
-            runtime_version=library.__version__.partition("-")[0],
-            bytecode_version=None,
-            passes=("torch.onnx.export", "optimize", "check_model", "infer_shapes", "moc_transformations"),
-            operators=operators(model),
-            undelegated=(),
-            layers=layers,
-            delegated_macs=None,
-            stored=_elements(model),
-            companions=(("weights", path.with_suffix(".bin")),),
+    del proto.graph.value_info[:]
+    try:
+        model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+        if any(item.varying for item in spec.inputs):  # within bounds: others are refused, and memory is bounded
+            model.reshape({item.name: _partial_shape(item) for item in spec.inputs})
+        apply_moc_transformations(model, cf=False)
+    except ValueError as err:  # protobuf's own limit
+        raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
+    except RuntimeError as err:
+        what = f"OpenVINO cannot read the ONNX graph: {first_line(err)}"
+        raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
+    named = _named(model, layers)
+    if scheme in _STORED:
+        narrower = _store(model, named, *_STORED[scheme])
+        layers = tuple(
+            dataclasses.replace(layer, weight_bytes=layer.weight_bytes // narrower.get(layer.name, 1))
+            for layer in layers
         )
+    _number(model, named)
+    if scheme == "weight-only-int8":
+        # OpenVINO's CPU plugin else quantizes the inputs of linear layers with int8 weights as it runs
+        model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    path = spec.folder / "model.xml"
+    library.serialize(model, str(path))
+    # a third of the file is indentation; values are attributes, so that no text lies between the tags
+    path.write_bytes(re.sub(rb">\s+<", b"><", path.read_bytes()))
+    return LoweredModel(
+        path=path,
+        runtime="openvino",
+        runtime_version=library.__version__.partition("-")[0],
+        bytecode_version=None,
+        passes=(*passes, "moc_transformations"),
+        operators=operators(model),
+        undelegated=(),
+        layers=layers,
+        delegated_macs=None,
+        stored=_elements(model),
+        companions=(("weights", path.with_suffix(".bin")),),
+    )
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

@@ -34,7 +34,7 @@ from edgeq.pipeline.cache import keep, restore, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
 from edgeq.pipeline.prepare import TooFewSamples, load_job_model
 from edgeq.pipeline.publish import write_reports
-from edgeq.quantize import FILE_METHODS
+from edgeq.quantize import file_schemes
 from edgeq.quantize.capture import run_once
 from edgeq.report.progress import Budgeted
 from edgeq.report.text import default_lines, share
@@ -84,10 +84,18 @@ def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[Sch
     first: tuple[SchemeName, ...] = ("dynamic-int8", "static-int8") if linear_macs > _MOST else ("static-int8",)
     searched = any(name in SEARCH_LIMITS for name, _ in job.gates.limits)
     order = (*first, *(("mixed-int8",) if searched else ()), "qat-int8")
-    can = [scheme for scheme in target.schemes if not job.source.endswith(".onnx") or scheme in FILE_METHODS]
+    can = _possible(target, job.source).schemes
     return tuple(scheme for scheme in order if scheme in can) or tuple(
         scheme for scheme in can if scheme != "pretrained"
     )
+
+
+def _possible(target: TargetProfile, source: str) -> TargetProfile:
+    """Return a target with the schemes that a source can get for it."""
+    if not source.endswith(".onnx"):
+        return target
+    known = file_schemes(target.runtime)
+    return target.model_copy(update={"schemes": tuple(scheme for scheme in target.schemes if scheme in known)})
 
 
 @dataclass(slots=True)
@@ -142,13 +150,7 @@ class _Race:
     def winner(self) -> int:
         """Return the place of the first that passed, or else of the nearest; there is at least one bundle."""
         passed = [place for place in self.rows if self.tried[place].passed]
-        return passed[0] if passed else min(self.rows, key=self._distance)
-
-    def _distance(self, place: int) -> tuple[int, float, float]:
-        """Order by the number of failed gates, then by the drop of accuracy, then by the SQNR."""
-        one = self.tried[place]
-        drop = one.drop_pp.estimate if one.drop_pp else 0.0
-        return len(one.failed), drop, math.inf if one.sqnr_db is None else -one.sqnr_db
+        return passed[0] if passed else min(self.rows, key=lambda place: self.tried[place].distance)
 
 
 def _is_for_all(name: str, outcome: str) -> bool:
@@ -308,8 +310,10 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
 
 def default_choices(job: Job, work: ModelWork | None) -> dict[str, tuple[SchemeName, str]]:
     """Return scheme and reason by target, where the job leaves the scheme open and the model has been looked at."""
-    targets = [target for target in job.targets if DEFAULT in job.schemes_of(target)]
-    return {target.name: choose_default(target, work) for target in targets} if work is not None else {}
+    targets = [target for target in job.all_targets if DEFAULT in job.schemes_of(target)]
+    if work is None:
+        return {}
+    return {target.name: choose_default(_possible(target, job.source), work) for target in targets}
 
 
 def restore_defaults(
@@ -347,7 +351,7 @@ def choose_defaults(run: Run, units: Sequence[BuildUnit], inputs: Inputs, result
     work = file_work(model.model, model.inputs) if model.kind == "onnx" else inputs.work
     chosen: dict[str, BuildUnit] = {}
     for unit in units:
-        scheme, why = choose_default(unit.target, work)
+        scheme, why = choose_default(_possible(unit.target, run.job.source), work)
         named = unit_of(run.job, run.facts, unit.target, scheme)
         chosen[unit.key] = dataclasses.replace(named, by_default=why)
     for line in default_lines((unit.target.name, unit.scheme, unit.by_default) for unit in chosen.values()):

@@ -5,13 +5,9 @@ They have no gates, are not written to the output folder, and are not installed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
-from edgeq.bundle.reader import read_bundle
 from edgeq.core.config import DeviceConfig, GateOptions, Job
 from edgeq.core.results.report import Comparison, PackageResult, Variant, variant_of
 from edgeq.core.system import host_arch
@@ -20,17 +16,10 @@ from edgeq.pipeline import cache
 from edgeq.pipeline.auto import Build, choose_schemes
 from edgeq.pipeline.cache import keep, seen_of, unit_of
 from edgeq.pipeline.plan import BuildUnit, Finished, Results, Run
-from edgeq.pipeline.profile import first_sample
 from edgeq.pipeline.publish import write_reports
-from edgeq.verify.host import HostRuntime
-from edgeq.verify.metrics import percentile_ms, speedup
-
-Turns = Sequence[Sequence[float]]
+from edgeq.pipeline.turns import Turns, paired_speedup, turns_ms, with_latency
 
 _AGAINST = ("fp32", "fp16")
-
-# of each artifact in turn: a busy moment hits them all alike
-_TURNS, _RUNS, _WARMUP = 15, 3, 1
 
 
 def with_float_baselines(run: Run, units: Sequence[BuildUnit], build: Build) -> Results:
@@ -89,42 +78,18 @@ def _rivals(target: TargetProfile, row: PackageResult) -> tuple[str, ...]:
 
 
 def _comparison(run: Run, unit: BuildUnit, rows: Sequence[PackageResult], refused: Sequence[Variant]) -> Comparison:
-    """Return the row's own figures and the others', their latencies measured in turns."""
-    turns = _turns_ms(run, unit, [row.path for row in rows])
-    fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), ())
-    variants = (_timed(row, times, fp32) for row, times in zip(rows, turns, strict=True))
+    """Return the row's own figures and the others', their latencies measured in turns where this host can run them."""
+    variants = [variant_of(row) for row in rows]
+    if why_not_run(unit.target.backend):
+        variants = [dataclasses.replace(one, latency_ms=None, latency_p90_ms=None) for one in variants]
+    else:
+        turns = turns_ms(run, f"compare {unit.label}", [(row.path, unit.target) for row in rows])
+        fp32 = next((times for row, times in zip(rows, turns, strict=True) if row.scheme == "fp32"), None)
+        variants = [_timed(one, times, fp32) for one, times in zip(variants, turns, strict=True)]
     return Comparison(arch=host_arch(), variants=(*variants, *refused))
 
 
-def _timed(row: PackageResult, turns: Turns, fp32: Turns) -> Variant:
-    """Return a row's figures with the latencies of its turns, and what they say against fp32's."""
-    times = [time for turn in turns for time in turn]
-    medians = [[statistics.median(turn) for turn in several] for several in (fp32, turns)]
-    return dataclasses.replace(
-        variant_of(row),
-        latency_ms=percentile_ms(times, 0.5) if times else None,
-        latency_p90_ms=percentile_ms(times, 0.9) if times else None,
-        speedup=speedup(*medians) if times and fp32 and row.scheme != "fp32" else None,
-    )
-
-
-def _turns_ms(run: Run, unit: BuildUnit, folders: Sequence[Path]) -> Sequence[Turns]:
-    """Return each turn's latencies of each bundle's artifact, in ms; none where this host cannot run them."""
-    target = unit.target
-    if why_not_run(target.backend):
-        return [()] * len(folders)
-    bundles = [read_bundle(folder) for folder in folders]
-    sample = first_sample(bundles[0])
-    with contextlib.ExitStack() as stack:
-        runtimes = [stack.enter_context(HostRuntime(folder=run.work, trusted=True)) for _ in bundles]
-        task = stack.enter_context(run.progress.task(f"compare {unit.label}", _TURNS, "rounds"))
-        for runtime, bundle in zip(runtimes, bundles, strict=True):
-            runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=target.device.threads)
-        stack.enter_context(run.progress.alone())
-        taken: list[list[Sequence[float]]] = [[] for _ in bundles]
-        for turn in range(_TURNS):
-            pairs = list(zip(runtimes, taken, strict=True))
-            for runtime, times in pairs if turn % 2 else reversed(pairs):
-                times.append(runtime.latencies_ms(sample, warmup=_WARMUP, runs=_RUNS))
-            task.advance()
-    return taken
+def _timed(one: Variant, times: Turns, fp32: Turns | None) -> Variant:
+    """Return a variant with the latencies of its turns, and what they say against fp32's."""
+    faster = None if fp32 is None or one.scheme == "fp32" else paired_speedup(fp32, times)
+    return dataclasses.replace(with_latency(one, times), speedup=faster)

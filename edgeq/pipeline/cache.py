@@ -40,7 +40,7 @@ from edgeq.core.files import (
 )
 from edgeq.core.manifest import REPORT_NAMES
 from edgeq.core.marks import options_of
-from edgeq.core.results.report import DataFacts, PackageResult, with_warning
+from edgeq.core.results.report import DataFacts, ModelError, PackageResult, with_warning
 from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_SEARCH
 from edgeq.core.sources import DIGITS, origin
 from edgeq.core.system import (
@@ -50,10 +50,10 @@ from edgeq.core.system import (
     processor_kind,
     tool_versions,
 )
-from edgeq.core.targets import NPU, TargetProfile
+from edgeq.core.targets import NPU, TargetGroup, TargetProfile
 from edgeq.deliver.ota.keys import load_keys, trusted_signers
 from edgeq.pipeline.installed import own_libraries, plugins_state
-from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, Run
+from edgeq.pipeline.plan import COMPARED, BuildUnit, Finished, GroupUnit, Run
 from edgeq.pipeline.portable import module_folders, portable, relative
 from edgeq.pipeline.publish import judged_again, write_reports
 from edgeq.pipeline.stores import Store, Stored, open_stores, pack
@@ -69,7 +69,23 @@ def unit_of(job: Job, facts: Mapping[str, Any], target: TargetProfile, scheme: s
     return BuildUnit(target=target, scheme=scheme, key=key)
 
 
-def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
+def group_unit_of(
+    facts: Mapping[str, Any],
+    group: TargetGroup,
+    scheme: str,
+    candidates: Sequence[BuildUnit],
+    left_out: Mapping[str, ModelError],
+) -> GroupUnit:
+    """Return the unit of a target that stands for several; its key holds the limits, and the kind of this machine.
+
+    Which candidate is the fastest, others of the same kind of machine need not measure again.
+    """
+    own = {"group": group.name, "candidates": [one.key for one in candidates], "left_out": sorted(left_out)}
+    key = sha256_bytes(canonical_json(own | {"judged_by": facts["judged_by"], "cpu": processor_kind()}))
+    return GroupUnit(group=group, scheme=scheme, key=key, candidates=tuple(candidates), left_out=left_out)
+
+
+def restore(units: Sequence[BuildUnit | GroupUnit], work: Path, job: Job) -> Finished:
     """Return the results that the cache has, each bundle copied into the work folder, and judged by the job's gates.
 
     A result of other limits holds the same measurements. One whose times do not keep the limits of now is left out: the
@@ -86,10 +102,11 @@ def restore(units: Sequence[BuildUnit], work: Path, job: Job) -> Finished:
         row, data = hit
         if row.source != origin(job.source):  # another checkout's
             row = write_reports(dataclasses.replace(row, source=origin(job.source)), data)
-        if unit.scheme != DEFAULT and row.by_default != unit.by_default:  # another run named the scheme, or did not
-            row = write_reports(dataclasses.replace(row, by_default=unit.by_default), data)
-        if _limits_only_judge(row):
-            row = judged_again(row, data, unit.target, job.gates)
+        if isinstance(unit, BuildUnit):
+            if unit.scheme != DEFAULT and row.by_default != unit.by_default:  # another run named the scheme, or did not
+                row = write_reports(dataclasses.replace(row, by_default=unit.by_default), data)
+            if _limits_only_judge(row):
+                row = judged_again(row, data, unit.target, job.gates)
         if not _may_pass_later(row) and not _is_timed_elsewhere(row, job.gates.times_on):
             found[unit.key] = (row, data)
     return found
@@ -111,11 +128,12 @@ def _machine(row: PackageResult) -> str:
 
 
 def _limits_only_judge(row: PackageResult) -> bool:
-    """Whether the limits decided nothing but the verdict; those of a search or a race decided what was made.
+    """Whether the limits decided nothing but the verdict; those of a search or a choice decided what was made.
 
     `unit_key` says the same of what is still to be made: there limits are in the key exactly where this is False.
     """
-    return row.choice is None and row.compared is None and row.scheme not in NEEDS_SEARCH
+    chosen = row.choice is not None or row.fastest is not None
+    return not chosen and row.compared is None and row.scheme not in NEEDS_SEARCH
 
 
 def stored(made: Finished, dependencies: Mapping[str, str], build: BuildConfig | None = None) -> Finished:

@@ -15,16 +15,19 @@ from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, 
 from edgeq.core.samples import Batch, batches
 from edgeq.core.schemes import MAX_RELATIVE_FP32
 from edgeq.core.sources import unreadable
+from edgeq.lower import openvino
 from edgeq.lower.onnx import any_batch, lower_file
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.plan import ArtifactSpec, BuildStep
 from edgeq.pipeline.prepare import subset, verify_spec
+from edgeq.quantize import find_file_method
 from edgeq.quantize.graph_runner import Forward
 from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded, Refused, onnx_error
 from edgeq.verify.metrics import Comparison
 from edgeq.verify.verify import verify
 
-_RUNTIMES = {"pte": "executorch", "ptl": "torchscript", "onnx": "onnx"}
+# by kind of file: the runtimes that take it, the first as it is
+_RUNTIMES = {"pte": ("executorch",), "ptl": ("torchscript",), "onnx": ("onnx", "openvino")}
 
 _MATRIX_KERNELS = ("convolution", "addmm", "mm", "bmm", "linear", "baddbmm")
 
@@ -63,12 +66,15 @@ def build_from_file(step: BuildStep) -> Artifact:
     model, spec, runtime = step.inputs.model, step.spec, step.runtime
     source: Path = model.model
     own = _RUNTIMES[model.kind]
-    if own != spec.runtime:
-        what = f"{source} is an artifact for {own}, but the target runs {spec.runtime}"
-        raise UnsupportedError(what, f"choose a target whose runtime is {own}, or give the PyTorch model")
+    if spec.runtime not in own:
+        what = f"{source} is an artifact for {own[0]}, but the target runs {spec.runtime}"
+        raise UnsupportedError(what, f"choose a target whose runtime is {' or '.join(own)}, or give the PyTorch model")
     if model.kind == "onnx":
-        # in the child first: a file that crashes the runtime must not end edgeq too
-        load_given(runtime, source, name=spec.runtime, backend=spec.backend, threads=spec.threads)
+        find_file_method(spec.scheme, source.name, spec.runtime)
+        # in the child first: a file that crashes a runtime must not end edgeq too
+        load_given(runtime, source, name="onnx", backend="ort", threads=spec.threads)
+        if spec.runtime != "onnx":
+            load_given(runtime, source, name=spec.runtime, backend=spec.backend, threads=spec.threads)
         fp32 = None if spec.scheme == "pretrained" else unfused(source, step.inputs)
         return build_onnx(step, source, fp32, keep=step.job.keep_fp32)
     step.folder.mkdir(parents=True)
@@ -119,7 +125,7 @@ AS_IT_IS = ("fp32", "pretrained")
 def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Sequence[str]) -> Artifact:
     """Quantize an ONNX file as the scheme says, or take it as it is, and verify it.
 
-    The artifact is compared with the same file run without ONNX Runtime's fusions, which bring its int8 kernels.
+    The artifact is compared with the same file run by ONNX Runtime without fusions, which bring its int8 kernels.
 
     Args:
         step: what to build.
@@ -173,8 +179,11 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
         file_format=spec.file_format,
     )
     lowered = lower_file(source, made.proto if made else None, lower_spec)
-    kept = subset(step, lowered.macs) if step.emulated else None
     graph = unfused(lowered.path, inputs)
+    asked = [layer.name in keep or layer.op in keep for layer in lowered.layers]
+    if spec.runtime == "openvino":
+        lowered = openvino.lower_file(lowered, spec.scheme, lower_spec)
+    kept = subset(step, lowered.macs) if step.emulated else None
     verify_this = dataclasses.replace(
         verify_spec(step, lowered),
         graph=graph,
@@ -194,7 +203,7 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
         lowered=lowered,
         verified=verified,
         golden=golden,
-        asked_fp32=tuple(layer.name for layer in lowered.layers if layer.name in keep or layer.op in keep),
+        asked_fp32=tuple(layer.name for layer, is_asked in zip(lowered.layers, asked, strict=True) if is_asked),
         observed=tuple(kept.observed) if kept else (),
     )
 

@@ -173,7 +173,7 @@ def site_folders() -> tuple[str, ...]:
 
 def forget() -> None:
     """Look again at what is installed."""
-    for function in (_installed, _top_level, _record, own_names, libraries_state, _providers):
+    for function in (_installed, _top_level, _record, _recorded_names, own_names, libraries_state, _providers):
         function.cache_clear()
 
 
@@ -226,14 +226,15 @@ def _top_level() -> dict[str, tuple[str, ...]]:
 @functools.cache
 def _providers(module: str) -> tuple[Path, ...]:
     """Return the metadata folders of what provides a top-level module."""
-    names = {os.path.basename(path) for path in _top_level().get(module, ())}
-    starts = tuple(f"\n{name}{end}".encode() for name in names for end in "/,")
-    return tuple(
-        folder
-        for several in _installed().values()
-        for folder in several
-        if starts and any(start in b"\n" + _record_bytes(folder) for start in starts)
-    )
+    names = {os.path.basename(path).encode() for path in _top_level().get(module, ())}
+    folders = (folder for several in _installed().values() for folder in several)
+    return tuple(folder for folder in folders if names and not names.isdisjoint(_recorded_names(folder)))
+
+
+@functools.cache
+def _recorded_names(folder: Path) -> frozenset[bytes]:
+    """Return the names of files and folders beside a metadata folder that its record lists, or files in them."""
+    return frozenset(re.findall(rb"^[^/,\r\n]+", _record_bytes(folder), re.MULTILINE))
 
 
 @functools.cache

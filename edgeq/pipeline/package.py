@@ -10,10 +10,12 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
 from edgeq.check.fidelity import certain_loss, looks_lost
@@ -27,7 +29,7 @@ from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QPar
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
-from edgeq.core.system import edgeq_digest, rare_collections, release_memory, tool_versions
+from edgeq.core.system import edgeq_digest, rare_collections, release_memory, replaced, tool_versions
 from edgeq.core.targets import TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.core.units import counted
 from edgeq.deliver.ota.patch import make_patch
@@ -36,11 +38,22 @@ from edgeq.lower import lower
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.auto import REFUSALS, choose_default, choose_defaults, choose_schemes, restore_defaults
 from edgeq.pipeline.baselines import with_float_baselines
-from edgeq.pipeline.cache import job_facts, keep, restore, unit_of
+from edgeq.pipeline.cache import group_unit_of, job_facts, keep, restore, unit_of
 from edgeq.pipeline.devices import Emulator
+from edgeq.pipeline.fastest import choose_fastest
 from edgeq.pipeline.from_file import build_from_file, build_onnx, check_equivalence, described
-from edgeq.pipeline.plan import COMPARED, ArtifactSpec, BuildStep, BuildUnit, Plan, Results, Run, group_by_artifact
-from edgeq.pipeline.preflight import fixed_sizes_error, preflight, refused_targets
+from edgeq.pipeline.plan import (
+    COMPARED,
+    ArtifactSpec,
+    BuildStep,
+    BuildUnit,
+    GroupUnit,
+    Plan,
+    Results,
+    Run,
+    group_by_artifact,
+)
+from edgeq.pipeline.preflight import fixed_sizes_error, left_out_candidates, preflight, refused_targets
 from edgeq.pipeline.prepare import float_module, prepare, subset, verify_spec
 from edgeq.pipeline.profile import with_cost
 from edgeq.pipeline.publish import check_owner, publish, write_reports, write_result
@@ -91,17 +104,28 @@ def make_plan(job: Job, work: Path, machine: Mapping[str, Any] | None = None) ->
     facts = job_facts(job, machine)
     note = COMPARED if job.compare else ""
     cannot = refused_targets(job)
+    groups: list[GroupUnit] = []
+    for group in job.groups:
+        for scheme in job.schemes or (DEFAULT,):
+            left_out = left_out_candidates(job, group, scheme)
+            candidates = [
+                unit_of(job, facts, target, job.schemes_of(target)[0] if scheme == DEFAULT else scheme, note=note)
+                for target in group.candidates
+                if target.name not in left_out
+            ]
+            groups.append(group_unit_of(facts, group, scheme, candidates, left_out))
     units = tuple(
         unit_of(job, facts, target, scheme, note=note)
         for target in job.targets
         for scheme in (target.schemes[:1] if target.name in cannot else job.schemes_of(target))
     )
-    refused = {unit.key: _model_error(cannot[unit.target.name]) for unit in units if unit.target.name in cannot}
-    finished = restore([unit for unit in units if unit.key not in refused], work, job) if job.cache else {}
+    every: tuple[BuildUnit | GroupUnit, ...] = (*units, *groups)
+    refused = {unit.key: _model_error(cannot[unit.name]) for unit in every if unit.name in cannot}
+    finished = restore([unit for unit in every if unit.key not in refused], work, job) if job.cache else {}
     if job.cache and not job.compare:
         chosen, known = restore_defaults([unit for unit in units if unit.scheme == DEFAULT], facts, work, job)
         units, finished = tuple(chosen.get(unit.key, unit) for unit in units), finished | known
-    return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused)
+    return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused, groups=tuple(groups))
 
 
 def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
@@ -110,7 +134,7 @@ def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
     Raises:
         EdgeqError: the first error of a step, or the refusals if nothing could be built.
     """
-    if not plan.missing:
+    if plan.is_complete:
         return plan
     done, errors = build_missing(plan, work, progress)
     if done.finished:
@@ -129,16 +153,25 @@ def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dic
         EdgeqError: the first error of a step.
     """
     run = Run(job=plan.job, facts=plan.facts, work=work, progress=progress)
+    missing = {unit.key: unit for unit in plan.missing}
+    # a candidate may be named as a target of its own too
+    missing |= {unit.key: unit for group in plan.missing_groups for unit in group.candidates}
     if plan.job.compare:
-        results = with_float_baselines(run, plan.missing, build_units)
-    elif any(unit.scheme == AUTO for unit in plan.missing):
-        results = choose_schemes(run, plan.missing, build_units)
+        results = with_float_baselines(run, tuple(missing.values()), build_units)
+    elif any(unit.scheme == AUTO for unit in missing.values()):
+        results = choose_schemes(run, tuple(missing.values()), build_units)
     else:
-        results = build_units(run, plan.missing)
+        results = build_units(run, tuple(missing.values()))
+    fastest = choose_fastest(run, plan.missing_groups, results)
     units = tuple(results.chosen.get(unit.key, unit) for unit in plan.units)
-    finished = plan.finished | results.finished
-    refused = {**plan.refused, **{key: _model_error(err) for key, err in results.refused.items()}}
-    return dataclasses.replace(plan, units=units, finished=finished, refused=refused), results.refused
+    own = {unit.key for unit in units}  # the refusals of candidates are in their group's result
+    errors = {key: err for key, err in results.refused.items() if key in own} | fastest.refused
+    return dataclasses.replace(
+        plan,
+        units=units,
+        finished=plan.finished | results.finished | fastest.finished,
+        refused={**plan.refused, **{key: _model_error(err) for key, err in errors.items()}},
+    ), errors
 
 
 def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
@@ -158,6 +191,7 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     built = Results(finished={}, refused={})
     with (
         HostRuntimes(artifacts * artifacts_per_group, folder=folder, progress=progress) as runtimes,
+        _quick_registrations(),
         recording() as recorder,
         contextlib.ExitStack() as later,
     ):
@@ -233,6 +267,28 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
     return dataclasses.replace(
         results, finished=results.finished | keep(run, built.finished, dependencies), refused=built.refused
     )
+
+
+@contextlib.contextmanager
+def _quick_registrations() -> Iterator[None]:
+    """Let libraries that are imported in the block register operators of torch without a search for their sources.
+
+    torch asks `inspect` for the place and the module of each registration, which looks for the real paths of all loaded
+    modules, 20,000 questions to the disk. A frame knows its file and its module's name.
+    """
+    import torch.library
+    from torch._library import utils
+
+    def get_source(stacklevel: int) -> str:
+        frame = sys._getframe(stacklevel)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    def getmodule(frame: FrameType) -> ModuleType | None:
+        return sys.modules.get(frame.f_globals.get("__name__", ""))
+
+    inspect = SimpleNamespace(**vars(torch.library.inspect) | {"getmodule": getmodule})
+    with replaced(utils, "get_source", get_source), replaced(torch.library, "inspect", inspect):
+        yield
 
 
 # words of torch and ExecuTorch about sizes that depend on values

@@ -92,7 +92,7 @@ def try_pairs(job: Job, progress: Progress) -> Pairs:
         job = dataclasses.replace(job, data=data, out=work / "out", cache=False)
         preflight(dataclasses.replace(job, schemes=("fp32",)))
         facts = job_facts(job)
-        units = [unit_of(job, facts, target, scheme) for target in job.targets for scheme in schemes_to_try(target)]
+        units = [unit_of(job, facts, target, scheme) for target in job.all_targets for scheme in schemes_to_try(target)]
         results = build_units(Run(job=job, facts=facts, work=work, progress=progress), units)
         pairs = tuple(_pair(unit, results) for unit in units)
     return Pairs(model=job.name or job.source, data=told, pairs=pairs)

@@ -28,9 +28,10 @@ from edgeq.core.schemes import (
     used_observer,
 )
 from edgeq.core.system import host_arch
-from edgeq.core.targets import FileFormat, TargetProfile, why_not_run
+from edgeq.core.targets import FileFormat, TargetGroup, TargetProfile, why_not_run
 from edgeq.core.units import counted, format_bytes, format_quantity
 from edgeq.deliver.install import PROJECT_FILES, check_app, project_platforms
+from edgeq.pipeline.preflight import left_out_candidates
 from edgeq.quantize import find_file_method, find_method
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntime
@@ -106,9 +107,42 @@ class BuildUnit:
         )
 
     @property
+    def name(self) -> str:
+        """The target as the run named it, and the folder of its bundle."""
+        return self.target.name
+
+    @property
     def label(self) -> str:
         """The unit in words, for progress."""
         return f"{self.target.name} {self.scheme}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupUnit:
+    """A target that stands for several, with one scheme: it gets the result of the fastest.
+
+    Attributes:
+        scheme: its name, `auto`, or `default`.
+        key: its place in the cache.
+        candidates: units of those that can be built here.
+        left_out: why the others cannot, by their names.
+    """
+
+    group: TargetGroup
+    scheme: str
+    key: str
+    candidates: tuple[BuildUnit, ...]
+    left_out: Mapping[str, ModelError]
+
+    @property
+    def name(self) -> str:
+        """The target as the run named it, and the folder of its bundle."""
+        return self.group.name
+
+    @property
+    def label(self) -> str:
+        """The unit in words, for progress."""
+        return f"{self.name} {self.scheme}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +153,7 @@ class Plan:
         facts: what the units' keys are hashed from.
         finished: by the units' keys.
         refused: why a unit cannot be built, by its key.
+        groups: units that get the result of one of several candidates, which are not among `units`.
     """
 
     job: Job
@@ -126,11 +161,27 @@ class Plan:
     units: tuple[BuildUnit, ...]
     finished: Finished
     refused: Mapping[str, ModelError] = dataclasses.field(default_factory=dict)
+    groups: tuple[GroupUnit, ...] = ()
+
+    @property
+    def all_units(self) -> tuple[BuildUnit | GroupUnit, ...]:
+        """Every unit that has a bundle or a refusal in the end."""
+        return (*self.units, *self.groups)
 
     @property
     def missing(self) -> tuple[BuildUnit, ...]:
-        """The units that are still to be built."""
+        """The units that are still to be built, without those that are candidates only."""
         return tuple(unit for unit in self.units if unit.key not in self.finished and unit.key not in self.refused)
+
+    @property
+    def missing_groups(self) -> tuple[GroupUnit, ...]:
+        """The groups whose fastest candidate is not known yet."""
+        return tuple(unit for unit in self.groups if unit.key not in self.finished and unit.key not in self.refused)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is to be built or chosen."""
+        return not self.missing and not self.missing_groups
 
     @property
     def refusal(self) -> ModelError:
@@ -138,7 +189,7 @@ class Plan:
         first = min(self.refused.values(), key=lambda error: error.exit_code)
         if len({error.what for error in self.refused.values()}) == 1:
             return first
-        reasons = "; ".join(f"{unit.label}: {self.refused[unit.key].what}" for unit in self.units)
+        reasons = "; ".join(f"{unit.label}: {self.refused[unit.key].what}" for unit in self.all_units)
         return dataclasses.replace(first, what=f"nothing could be made: {reasons}")
 
 
@@ -295,6 +346,8 @@ class Part:
 # --- What `--dry-run` prints: each step of each target, as it would be done.
 
 
+_Steps = list[tuple[str, str]]
+
 # by target, the default scheme for the model and the reason; none where the model was not loaded
 Defaults = Mapping[str, tuple[SchemeName, str]]
 
@@ -302,21 +355,30 @@ Defaults = Mapping[str, tuple[SchemeName, str]]
 def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
     job = _with_own_data(job)
+    targets: list[dict[str, Any]] = [
+        {"target": name, "scheme": scheme, "steps": _steps_json(steps)}
+        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults)
+    ]
+    for group in job.groups:
+        for scheme in job.schemes or (DEFAULT,):
+            named, choice, candidates = _choice(job, group, scheme, defaults)
+            targets.append(
+                {
+                    "target": group.name,
+                    "scheme": named,
+                    "steps": _steps_json(choice),
+                    "candidates": [
+                        {"target": name, "scheme": own, "steps": _steps_json(steps)} for name, own, steps in candidates
+                    ],
+                }
+            )
     return {
         "schema_version": 1,
         "plan": {
             "source": job.source,
             "out": str(job.out),
             "steps": _steps_json(_shared(job)),
-            "targets": [
-                {
-                    "target": target.name,
-                    "scheme": _named(target, scheme, defaults),
-                    "steps": _steps_json(_own(job, target, scheme, defaults)),
-                }
-                for target in job.targets
-                for scheme in job.schemes_of(target)
-            ],
+            "targets": targets,
         },
     }
 
@@ -325,11 +387,50 @@ def plan_text(job: Job, defaults: Defaults) -> str:
     """Return the plan for people."""
     job = _with_own_data(job)
     lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
-    for target in job.targets:
-        for scheme in job.schemes_of(target):
-            named = _named(target, scheme, defaults)
-            lines += ["", f"{target.name}, {named}", *_lines(_own(job, target, scheme, defaults))]
+    for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults):
+        lines += ["", f"{name}, {scheme}", *_lines(steps)]
+    for group in job.groups:
+        for planned in job.schemes or (DEFAULT,):
+            named, choice, candidates = _choice(job, group, planned, defaults)
+            lines += ["", f"{group.name}, {named}", *_lines(choice)]
+            for name, scheme, steps in candidates:
+                lines += ["", f"{group.name}: {name}, {scheme}", *_lines(steps)]
     return "\n".join(lines)
+
+
+def _planned(
+    job: Job, targets: Iterable[TargetProfile], schemes: Iterable[PlannedScheme], defaults: Defaults
+) -> list[tuple[str, str, _Steps]]:
+    """Return the name, scheme and steps of each target and scheme; of no schemes, with each target's default."""
+    return [
+        (target.name, _named(target, scheme, defaults), _own(job, target, scheme, defaults))
+        for target in targets
+        for scheme in tuple(schemes) or job.schemes_of(target)
+    ]
+
+
+def _choice(
+    job: Job, group: TargetGroup, scheme: PlannedScheme, defaults: Defaults
+) -> tuple[str, _Steps, list[tuple[str, str, _Steps]]]:
+    """Return the scheme and the steps of a choice, and the name, scheme and steps of each candidate.
+
+    The scheme is `default` where candidates have different ones.
+    """
+    left_out = left_out_candidates(job, group, scheme)
+    built = [target for target in group.candidates if target.name not in left_out]
+    candidates = _planned(job, built, () if scheme == DEFAULT else (scheme,), defaults)
+    steps = [
+        ("choose", f"the fastest on this host that passes every gate: {', '.join(target.name for target in built)}"),
+        *(
+            ("leave out", f"{'' if name in error.what else f'{name}: '}{error.what}; {error.fix}")
+            for name, error in left_out.items()
+        ),
+        ("bundle", str(job.out / (job.name or "<model>") / group.name)),
+    ]
+    schemes = list(dict.fromkeys(own for _, own, _ in candidates))
+    named = schemes[0] if len(schemes) == 1 else scheme
+    # the group's bundle is theirs
+    return named, steps, [(name, own, [step for step in its if step[0] != "bundle"]) for name, own, its in candidates]
 
 
 def _named(target: TargetProfile, scheme: PlannedScheme, defaults: Defaults) -> str:
@@ -339,9 +440,6 @@ def _named(target: TargetProfile, scheme: PlannedScheme, defaults: Defaults) -> 
 def _with_own_data(job: Job) -> Job:
     """Return the job with the name and the data that the built-in model brings with it."""
     return with_demo_data(job)
-
-
-_Steps = list[tuple[str, str]]
 
 
 def _lines(steps: _Steps) -> list[str]:
@@ -422,7 +520,7 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == "fp32":
         return []
     if job.source.endswith(".onnx"):
-        method = find_file_method(scheme, Path(job.source).name).description
+        method = find_file_method(scheme, Path(job.source).name, target.runtime).description
     else:
         method = find_method(target.runtime, scheme).description.format(backend=target.backend)
     kept = f"in float: {', '.join(job.keep_fp32)}" if job.keep_fp32 else ""

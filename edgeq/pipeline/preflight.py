@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from edgeq.check.evaluate import check_cost_options, validate_options
+from edgeq.check.limits import counts_on
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import GateOptions, Job, RunConfig
 from edgeq.core.errors import (
+    AccuracyError,
+    EdgeqError,
+    EnvironmentProblem,
     FoundErrors,
     UnsupportedError,
     UsageError,
@@ -21,12 +25,13 @@ from edgeq.core.errors import (
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import STATE_DICT_SUFFIXES, DataPath, Option, file_part, options_of
 from edgeq.core.preprocess import load_preprocess
+from edgeq.core.results.report import ModelError
 from edgeq.core.safe_load import is_torchscript, pickled_module, whole_module
 from edgeq.core.samples import varying_sizes
-from edgeq.core.schemes import NEEDS_CALIBRATION
+from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
-from edgeq.core.system import check_extras
-from edgeq.core.targets import why_fixed_sizes, why_not_run
+from edgeq.core.system import check_extras, host_arch, processor_kind
+from edgeq.core.targets import TargetGroup, TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.load.dataset import has_no_labels
 from edgeq.load.inputs import parse_input, parse_inputs
 from edgeq.lower.executorch import check_delegates
@@ -35,27 +40,59 @@ from edgeq.pipeline.stores import check_shared
 from edgeq.verify.emulate.support import check_options, check_tools
 
 
-def refused_targets(job: Job) -> dict[str, UnsupportedError]:
-    """Return, by target name, why a target cannot take such inputs, or why edgeq cannot verify that it does."""
-    refused = {}
+def refused_targets(job: Job) -> dict[str, EdgeqError]:
+    """Return, by name, why a target of the job cannot be built, or why edgeq cannot verify what it would build.
+
+    A target that stands for several is refused where all its candidates are.
+    """
+    refused: dict[str, EdgeqError] = {}
+    refused |= {target.name: why for target in job.targets if (why := _refusal(job, target)) is not None}
+    for group in job.groups:
+        left_out = [left_out_candidates(job, group, scheme) for scheme in job.schemes or (DEFAULT,)]
+        if all(len(names) == len(group.candidates) for names in left_out):
+            refused[group.name] = no_candidate(group.name, left_out[0])
+    return refused
+
+
+def _refusal(job: Job, target: TargetProfile) -> UnsupportedError | None:
+    if job.input_dtype is not None and (why := why_not_run(target.backend)):
+        what = f"edgeq has not verified --input-dtype {job.input_dtype} on {target.name}: {why}"
+        return UnsupportedError(what, "omit --input-dtype, or drop this target")
+    if job.dynamic_batch and target.runtime != "onnx":
+        what = (
+            f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime} with one batch size per artifact"
+        )
+        return UnsupportedError(what, "omit it, and give --input with the app's batch size")
     try:
         varies = bool(varying_sizes(parse_inputs(job.inputs)))
     except UsageError:  # a finding of its own
         varies = False
-    for target in job.targets:
-        if job.input_dtype is not None and (why := why_not_run(target.backend)):
-            what = f"edgeq has not verified --input-dtype {job.input_dtype} on {target.name}: {why}"
-            refused[target.name] = UnsupportedError(what, "omit --input-dtype, or drop this target")
-        elif job.dynamic_batch and target.runtime != "onnx":
-            what = (
-                f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime} with one batch size "
-                "per artifact"
-            )
-            fix = "omit it, and give --input with the app's batch size"
-            refused[target.name] = UnsupportedError(what, fix)
-        elif varies and why_fixed_sizes(target.backend):
-            refused[target.name] = fixed_sizes_error(target.name, target.backend)
-    return refused
+    return fixed_sizes_error(target.name, target.backend) if varies and why_fixed_sizes(target.backend) else None
+
+
+def left_out_candidates(job: Job, group: TargetGroup, scheme: str) -> dict[str, ModelError]:
+    """Return, by name, why candidates cannot be built here: a scheme or inputs that they lack, or a missing package."""
+    found = {}
+    for target in group.candidates:
+        try:
+            if scheme not in (AUTO, DEFAULT, *target.schemes):
+                what = f"{target.name} does not support the scheme {scheme}"
+                raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
+            if (why := _refusal(job, target)) is not None:
+                raise why
+            check_extras((target.runtime, target.backend))
+        except EdgeqError as err:
+            found[target.name] = ModelError.of(err)
+    return found
+
+
+def no_candidate(name: str, why: Mapping[str, ModelError]) -> EdgeqError:
+    """Return the error of a target that stands for several, where none could be built; its code is their lowest."""
+    first = min(why.values(), key=lambda err: err.exit_code)
+    kinds = (UnsupportedError, AccuracyError, VerificationError, EnvironmentProblem)
+    kind: type[EdgeqError] = next(one for one in kinds if one.exit_code == first.exit_code)
+    reasons = "; ".join(f"{target}: {err.what}" for target, err in why.items())
+    return kind(f"no candidate of {name} could be built: {reasons}", first.fix)
 
 
 def fixed_sizes_error(name: str, backend: str) -> UnsupportedError:
@@ -109,19 +146,22 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
     with found.of(f"limit.{DROP}"):
         _check_drop(job)
     with found.of("limit"):
-        validate_options(job.gates, job.targets)
+        validate_options(job.gates, job.all_targets)
     with found.of("limit"):
-        check_cost_options(job.gates, job.targets)
+        check_cost_options(job.gates, job.all_targets)
     with found.of("targets"):
         check_delegates(tuple(target.backend for target in job.targets))
     with found.of("targets"):
         check_extras(
             [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
         )
+    for group in job.groups:
+        with found.of("targets"):
+            _check_group(job, group, builds_here=builds_here)
     with found.of("targets"):
         _check_targets(job)
     with found.of("device"):
-        (check_tools if builds_here else check_options)(job.device, job.targets)
+        (check_tools if builds_here else check_options)(job.device, job.all_targets)
     for option in options_of(RunConfig):
         for text in option.texts_in(job):
             with found.of(option.key):
@@ -156,8 +196,27 @@ def _kind(source: str) -> str:
 
 def _check_targets(job: Job) -> None:
     cannot = refused_targets(job)
-    if len(cannot) == len({target.name for target in job.targets}):
+    if len(cannot) == len(job.targets) + len(job.groups):
         raise next(iter(cannot.values()))
+
+
+def _check_group(job: Job, group: TargetGroup, *, builds_here: bool) -> None:
+    """Refuse to choose by times that nobody measures, or that do not count.
+
+    Raises:
+        UsageError: several machines build, or --latency-cpu names another kind of machine.
+        EnvironmentProblem: this machine has another architecture.
+    """
+    named = f"name one of its candidates: {', '.join(one.name for one in group.candidates)}"
+    if not builds_here:
+        what = f"{group.name} is chosen by times of the machine that builds it, but a cluster's workers build here"
+        raise UsageError(what, f"build this model without --cluster, or {named}")
+    if not counts_on(job.gates.times_on, processor_kind()):
+        what = f"{group.name} is chosen by times of this machine, but only those of another kind of machine count"
+        raise UsageError(f"{what} (--latency-cpu {job.gates.times_on})", f"build it on such a machine, or {named}")
+    if group.arch != host_arch():
+        what = f"the candidates of {group.name} are timed on this host, which is {host_arch()}, not {group.arch}"
+        raise EnvironmentProblem(what, f"build it on such a host, or {named}")
 
 
 def _check_path(option: Option, text: str) -> None:
@@ -195,7 +254,7 @@ def without_labels(evaluation: str) -> VerificationError:
 
 def _check_calibration(job: Job) -> None:
     if Path(job.source).suffix not in _LOWERED:
-        schemes = {scheme for target in job.targets for scheme in (job.schemes or target.schemes[:1])}
+        schemes = {scheme for target in job.all_targets for scheme in (job.schemes or target.schemes[:1])}
         check_calibration(with_demo_data(job), schemes)
 
 

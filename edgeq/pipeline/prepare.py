@@ -568,7 +568,7 @@ def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
         model, preprocess, outputs, work = _loaded(job, progress, lambda artifact: artifact, downloads=False)
     if not found.errors and model.kind not in _ARTIFACTS:
         n_classes = _classes(job, outputs)
-        schemes = {scheme for target in job.targets for scheme in job.possible_schemes(target)}
+        schemes = {scheme for target in job.all_targets for scheme in job.possible_schemes(target)}
         with found.of("qat.train"):
             _train(job)
         metric = None

@@ -55,7 +55,7 @@ def build_project(project: Project, progress: Progress, client: Any = None) -> P
                 folder = work / f"model-{i}"
                 folder.mkdir()
                 planned = _planned(job, folder, None if fleet is None else fleet.machine)
-                if isinstance(planned, Plan) and planned.missing:
+                if isinstance(planned, Plan) and not planned.is_complete:
                     orders.append(Order(name=_name(job), plan=planned, work=folder))
                 else:
                     ended[_name(job)] = planned
@@ -96,7 +96,8 @@ def _published(name: str, outcome: Outcome) -> ModelResult:
 
 def judged(project: Project, results: Sequence[ModelResult]) -> ProjectReport:
     """Return the report of a project from its models' results, with the gates of the app as a whole."""
-    targets = {target.name: target for job in project.jobs for target in job.targets}
+    targets = {target.name: target for job in project.jobs for target in job.all_targets}
+    targets |= {group.name: group.candidates[0] for job in project.jobs for group in job.groups}  # of one platform
     shipped = [Shipped(row=row, target=targets[row.target]) for result in results for row in result.rows]
     missing = [result.name for result in results if result.error is not None]
     refused = [(one.model, targets[one.target]) for result in results for one in result.refused]

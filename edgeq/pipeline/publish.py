@@ -49,7 +49,7 @@ def publish(plan: Plan) -> RunReport:
     could not be measured here: that says nothing against it.
     """
     job, finished = plan.job, plan.finished
-    units = [unit for unit in plan.units if unit.key in finished]
+    units = [unit for unit in plan.all_units if unit.key in finished]
     for name in {row.model for row, _ in finished.values()}:
         check_owner(job, name)
     rows: list[PackageResult] = []
@@ -58,7 +58,7 @@ def publish(plan: Plan) -> RunReport:
     with contextlib.ExitStack() as switches:
         for unit in units:
             row, _ = finished[unit.key]
-            name, former = unit.target.name, f"{unit.target.name}@{row.scheme}"
+            name, former = unit.name, f"{unit.name}@{row.scheme}"
             if len(job.schemes) > 1:
                 name, former = former, name
             accepted, rejected = (root / row.model / name for root in (job.out, job.out / REJECTED_NAME))
@@ -76,14 +76,14 @@ def publish(plan: Plan) -> RunReport:
         # a bundle of an earlier run must not pass for this one's
         remove_dir(other, below=job.out)
     refused = []
-    for unit in plan.units:
+    for unit in plan.all_units:
         if unit.key in plan.refused:
-            name = f"{unit.target.name}@{unit.scheme}" if len(job.schemes) > 1 else unit.target.name
+            name = f"{unit.name}@{unit.scheme}" if len(job.schemes) > 1 else unit.name
             earlier = job.out / rows[0].model / name
             refused.append(
                 Refusal(
                     model=rows[0].model,
-                    target=unit.target.name,
+                    target=unit.name,
                     scheme=unit.scheme,
                     error=plan.refused[unit.key],
                     stays=earlier if earlier.exists() else None,

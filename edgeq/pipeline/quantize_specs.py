@@ -137,7 +137,7 @@ def check_reuse(job: Job) -> None:
     bundle, _ = read_shipped(job.reuse_qparams_from)
     manifest, target = bundle.manifest, bundle.manifest.target
     has = (target.runtime, target.backend, manifest.scheme)
-    for profile in job.targets:
+    for profile in job.all_targets:
         for scheme in job.schemes_of(profile):
             if scheme not in _SCHEMES:
                 what = f"{_OPTION} supports {', '.join(sorted(_SCHEMES))}, but this run has {scheme}"

@@ -114,7 +114,14 @@ def of_shard(jobs: Sequence[Job], shard: Shard) -> tuple[Job, ...]:
     """Return a shard's part of a project: each job with its targets there, without the jobs that have none.
 
     The parts are (model, runtime, backend) in the project's order: equal files give equal parts on every machine.
+
+    Raises:
+        UsageError: a target stands for several, and times of one machine choose one.
     """
+    for group in (group for job in jobs for group in job.groups):
+        what = f"--shard: {group.name} is chosen by times of one machine, but the machines of shards may differ"
+        named = ", ".join(one.name for one in group.candidates)
+        raise UsageError(what, f"build the project on one machine, or name one of its candidates: {named}")
     parts = [
         (number, kind)
         for number, job in enumerate(jobs)

@@ -207,6 +207,11 @@ class Recorder:
         """Python's audit hook: called for every event of the interpreter."""
         if not self.active or event not in _EVENTS:
             return
+        # looking for the user's frame costs more than all else here: an import of torch's compiler is 300 frames deep
+        if event == "import" and str(args[0]).partition(".")[0] not in _NATIVE_READER_MODULES:
+            return
+        if event in _FILE_EVENTS and event != "sqlite3.connect" and _is_of_a_library(args[0]):
+            return
         frame = sys._getframe(1)
         user = _users_frame(frame)
         if event in _FILE_EVENTS:
@@ -218,8 +223,7 @@ class Recorder:
             # note an event of the user's code after which files may be read without a record
             if event == "import":
                 name = str(args[0]).partition(".")[0]
-                if name in _NATIVE_READER_MODULES:
-                    self._mark_untracked(f"the code imports {name}, which opens files in native code")
+                self._mark_untracked(f"the code imports {name}, which opens files in native code")
             elif event == "ctypes.dlopen":
                 if not _is_library(_beyond(frame, _CTYPES)):
                     self._mark_untracked(f"the code loads the native library {args[0]}")
@@ -270,10 +274,15 @@ class Recorder:
         """
         if not self.active:
             return
-        user, name = _users_frame(sys._getframe(2)), _named(path)
-        if user is None or name is None:
+        name = _named(path)
+        if name is None:
             return
         where = os.path.abspath(name if folder is None else os.path.join(_named(folder) or "", name))
+        if _is_library(where):
+            return
+        user = _users_frame(sys._getframe(2))
+        if user is None:
+            return
         frame = sys._getframe(2)
         if frame.f_code.co_name == "stat" and frame.f_code.co_filename == _PATHLIB and frame.f_back is not None:
             frame = frame.f_back  # `Path.exists` and its like
@@ -451,6 +460,13 @@ def _is_known_library(path: str) -> bool:
 def user_modules() -> set[str]:
     """Return the source files of all modules that are loaded and the user's own."""
     return _users({str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))})
+
+
+def _is_of_a_library(path: Any) -> bool:
+    """Whether what a function of `os` was given is a path of a library, which no dependency names."""
+    name = _named(path) if path is not None else "."
+    where = os.path.abspath(name) if name is not None else ""
+    return where != _HOST_FILE and _is_library(_source(where))
 
 
 def _users(paths: set[str]) -> set[str]:

@@ -153,7 +153,7 @@ class _Floor:
         self._context = fork_server(
             imports_of(
                 [order.plan.job.source for order in orders],
-                [unit.target for order in orders for unit in order.plan.units],
+                [target for order in orders for target in order.plan.job.all_targets],
                 Path(),
             )
         )

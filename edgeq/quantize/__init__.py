@@ -212,18 +212,29 @@ def find_method(runtime: str, scheme: str) -> Method:
     return method
 
 
-def find_file_method(scheme: str, file_name: str) -> Method:
+# what OpenVINO reads of them: the file as it is, or with QuantizeLinear and DequantizeLinear
+_FILE_SCHEMES = {"openvino": ("fp32", "static-int8")}
+
+
+def file_schemes(runtime: str) -> tuple[str, ...]:
+    """Return the schemes that an ONNX file can get for a runtime."""
+    return _FILE_SCHEMES.get(runtime, tuple(FILE_METHODS))
+
+
+def find_file_method(scheme: str, file_name: str, runtime: str = "onnx") -> Method:
     """Return the method of a scheme for ONNX files.
 
     Raises:
         UnsupportedError: only a PyTorch model can get the scheme.
     """
-    method = FILE_METHODS.get(scheme)
-    if method is None:
-        what = f"{scheme} needs a PyTorch model, but {file_name} is an ONNX file"
-        can = ", ".join(name for name in FILE_METHODS if name not in ("fp32", "pretrained"))
-        raise UnsupportedError(what, f"choose one of: fp32, pretrained (the file as is), {can}")
-    return method
+    known = file_schemes(runtime)
+    if scheme not in known:
+        on = "" if runtime == "onnx" else f" for {runtime}"
+        what = f"{scheme}{on} needs a PyTorch model, but {file_name} is an ONNX file"
+        as_is = " (the file as is)"
+        can = ", ".join(f"{name}{as_is if name in ('fp32', 'pretrained') else ''}" for name in known)
+        raise UnsupportedError(what, f"choose one of: {can}")
+    return FILE_METHODS[scheme]
 
 
 def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:

@@ -26,13 +26,21 @@ def to_junit(report: ProjectReport) -> str:
     root = ElementTree.Element("testsuites", name="edgeq")
     for model in report.models:
         for row in model.rows:
-            _suite(root, f"{model.name} {row.target} {row.scheme}", row.checked.gates)
+            # the name stays the same whichever candidate was the fastest
+            about = {}
+            if row.fastest is not None:
+                about = {"target": row.target, "fastest": words.fastest(row.fastest)}
+                about |= {
+                    f"candidate {one.target}": line
+                    for one, line in zip(row.fastest.candidates, words.candidate_lines(row.fastest), strict=True)
+                }
+            _suite(root, f"{model.name} {row.named_target} {row.scheme}", row.checked.gates, about)
         for one in model.refused:
             _broken(root, f"{model.name} {one.label}", one.error)
         if model.error is not None:
             _broken(root, model.name, model.error)
     if report.app:
-        _suite(root, "app", report.app)
+        _suite(root, "app", report.app, {})
     if report.not_installed is not None:
         _broken(root, "install", report.not_installed, case="install")
     for key in ("tests", "failures", "errors", "skipped"):
@@ -41,11 +49,15 @@ def to_junit(report: ProjectReport) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate]) -> None:
+def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate], about: Mapping[str, str]) -> None:
     failed, allowed = (sum(test(gate) for gate in gates) for test in (_is_failed, _is_allowed))
     counts = {"tests": len(gates), "failures": failed, "errors": 0, "skipped": allowed}
     attributes = {"name": _legal(name)} | {key: str(count) for key, count in counts.items()}
     suite = ElementTree.SubElement(root, "testsuite", attributes)
+    if about:
+        properties = ElementTree.SubElement(suite, "properties")
+        for key, value in about.items():
+            ElementTree.SubElement(properties, "property", name=_legal(key), value=_legal(value))
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname=_legal(name), name=_legal(gate.name))
         told = _legal(words.gate_facts(gate).removeprefix(f"{gate.name}: "))
@@ -118,6 +130,17 @@ def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str
     failures += [f"- error: not installed: {_text(report.not_installed.what)}"] if report.not_installed else []
     if failures:
         lines += ["", "### What failed", "", *failures]
+    chosen = [
+        line
+        for row in report.rows
+        if row.fastest
+        for line in (
+            f"- {_text(f'{row.fastest.name}: {words.fastest(row.fastest)}')}",
+            *(f"  - {_text(line)}" for line in words.candidate_lines(row.fastest)),
+        )
+    ]
+    if chosen:
+        lines += ["", "### The fastest of several targets", "", *chosen]
     compared = [
         f"- {_text(f'{row.target}: {line}')}"
         for row in report.rows
@@ -133,7 +156,7 @@ def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str
 
 def _against(report: ProjectReport, base: ProjectReport) -> list[str]:
     """Return a table of the bundles that are new, gone or different, and how many are equal."""
-    new, old = ({(row.model, row.target, row.scheme): row for row in one.rows} for one in (report, base))
+    new, old = ({(row.model, row.named_target, row.scheme): row for row in one.rows} for one in (report, base))
     changed, equal = [], 0
     for key in dict.fromkeys((*new, *old)):
         row, before = new.get(key), old.get(key)
@@ -183,7 +206,7 @@ def _verdict(report: ProjectReport, failed: int, broken: int) -> str:
 
 def _cells(row: PackageResult) -> tuple[str, ...]:
     figures = (words.size(row), words.download(row), words.accuracy(row), words.int8_share(row), words.latency(row))
-    return (row.model, row.target, row.scheme, *figures, words.verdict_text(row))
+    return (row.model, words.target_text(row), row.scheme, *figures, words.verdict_text(row))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -271,7 +294,7 @@ def _notices(report: ProjectReport) -> list[_Notice]:
         for one in model.refused:
             notices += of_error(f"{one.model} {one.label}", one.error, model.name, "targets")
         for row in model.rows:
-            about = f"{row.model} {row.target} {row.scheme}"
+            about = f"{row.model} {row.named_target} {row.scheme}"
             failed = (gate for gate in row.checked.gates if not gate.passed)
             notices += [of_gate(about, gate, f"limit.{gate.name}", model.name) for gate in failed]
             notices += [

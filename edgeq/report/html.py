@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from edgeq.core.results.measured import DeviceRun, Flip, Flips
 from edgeq.core.results.model import LayerSqnr, LayerSqnrs, RankedLayers, Search, Sensitivity
 from edgeq.core.results.report import (
-    Choice,
-    Comparison,
     DataFacts,
     Gate,
     ModelResult,
@@ -69,38 +67,41 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantsView:
-    """A table of schemes; `rows` holds scheme, size, accuracy, latency, verdict with its reasons."""
+    """A table of artifacts; `rows` holds what `head` names, then size, accuracy, latency, verdict with its reasons."""
 
     title: str
+    head: str
     told: tuple[str, ...]
     rows: tuple[tuple[str, str, str, str, str], ...]
 
 
 def variants_views(row: PackageResult) -> tuple[VariantsView, ...]:
-    """Return the tables of a row: the choice of its scheme, and the comparison with float."""
+    """Return the tables of a row: the choices of its target and its scheme, and the comparison with float."""
     views = []
+    if row.fastest is not None:
+        rows = [
+            (f"{one.target}, {one.figures.scheme}", one.figures, text.candidate_verdict(one))
+            for one in row.fastest.candidates
+        ]
+        told = (f"{row.fastest.name}: {text.fastest(row.fastest)}.",)
+        views.append(_view("How the target was chosen", "target, scheme", told, rows))
     if row.choice is not None:
-        views.append(_view("How the scheme was chosen", (text.choice(row.choice),), row.choice))
+        rows = [(one.scheme, one, text.verdict_of(one)) for one in row.choice.tried]
+        views.append(_view("How the scheme was chosen", "scheme", (text.choice(row.choice),), rows))
     if row.compared is not None:
-        views.append(_view("Against float on the same target", text.compared(row.compared), row.compared))
+        rows = [(one.scheme, one, _compared_verdict(one, is_own=i == 0)) for i, one in enumerate(row.compared.variants)]
+        views.append(_view("Against float on the same target", "scheme", text.compared(row.compared), rows))
     return tuple(views)
 
 
-def _view(title: str, told: Sequence[str], of: Choice | Comparison) -> VariantsView:
-    is_choice = isinstance(of, Choice)
-    variants = of.tried if isinstance(of, Choice) else of.variants
+def _view(title: str, head: str, told: Sequence[str], rows: Sequence[tuple[str, Variant, str]]) -> VariantsView:
     return VariantsView(
         title=title,
+        head=head,
         told=tuple(told),
         rows=tuple(
-            (
-                one.scheme,
-                text.variant_size(one),
-                text.variant_accuracy(one),
-                text.variant_latency(one),
-                text.verdict_of(one) if is_choice else _compared_verdict(one, is_own=i == 0),
-            )
-            for i, one in enumerate(variants)
+            (name, text.variant_size(one), text.variant_accuracy(one), text.variant_latency(one), verdict)
+            for name, one, verdict in rows
         ),
     )
 
@@ -115,7 +116,7 @@ def attempts(rows: Sequence[PackageResult]) -> tuple[Plot, ...]:
     """Return plots of accuracy against size and against latency for each model with several schemes or targets."""
     plots = []
     for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
-        tried = {(one.scheme, row.target): one for row in rows if row.model == model for one in _all_of(row)}
+        tried = dict(one for row in rows if row.model == model for one in _all_of(row))
         if len(tried) > 1:
             for cost in ("size", "latency"):
                 plot = _plot(tried, f"{model}: accuracy against {cost}", f"attempts{i}-{cost}", cost)
@@ -123,10 +124,15 @@ def attempts(rows: Sequence[PackageResult]) -> tuple[Plot, ...]:
     return tuple(plots)
 
 
-def _all_of(row: PackageResult) -> tuple[Variant, ...]:
+def _all_of(row: PackageResult) -> list[tuple[tuple[str, str], Variant]]:
+    """Return the row and what was built beside it, by scheme and target."""
     tried = row.choice.tried if row.choice else ()
     beside = row.compared.variants if row.compared else ()
-    return (*tried, *beside, variant_of(row))
+    candidates = row.fastest.candidates if row.fastest else ()
+    return [
+        *(((one.figures.scheme, one.target), one.figures) for one in candidates),
+        *(((one.scheme, row.target), one) for one in (*tried, *beside, variant_of(row))),
+    ]
 
 
 def _plot(tried: dict[tuple[str, str], Variant], title: str, anchor: str, cost: str) -> Plot | None:

@@ -27,6 +27,7 @@ from edgeq.core.results.report import (
     Choice,
     Comparison,
     DataFacts,
+    Fastest,
     Gate,
     ModelError,
     ModelResult,
@@ -127,6 +128,7 @@ def _row(row: PackageResult) -> dict[str, Any]:
         "search": _search(row.search),
         "layer_sqnrs": layer_sqnrs_json(row.layer_sqnrs),
         "auto": _choice(row.choice),
+        "fastest": _fastest(row.fastest),
         "default": {"reason": row.by_default} if row.by_default else None,
         "compared": _comparison(row.compared),
     }
@@ -141,6 +143,21 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
         "chosen": choice.chosen,
         "untried": list(choice.untried),
         "unfinished": list(choice.unfinished),
+    }
+
+
+def _fastest(found: Fastest | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "name": found.name,
+        "cpu": found.cpu,
+        "turns": found.turns,
+        "candidates": [
+            {"target": one.target, **_variant(one.figures), "slowdown": _fields(one.slowdown)}
+            for one in found.candidates
+        ],
+        "chosen": found.chosen,
     }
 
 
@@ -344,6 +361,25 @@ class ChoiceDocument(_Document):
     unfinished: list[str] = Field(description="not tried to the end: --time-budget was over")
 
 
+class CandidateDocument(VariantDocument):
+    """One of several targets; its latencies are of interleaved runs where several passed."""
+
+    target: str
+    slowdown: Interval | None = Field(
+        description="times slower than the fastest, median of the paired turns; null for the fastest, and if not timed"
+    )
+
+
+class FastestDocument(_Document):
+    """How the fastest of several targets was chosen."""
+
+    name: str = Field(description="the target that the run named, which stands for the candidates")
+    cpu: str = Field(description="the kind of machine that timed them")
+    turns: int = Field(description="of each candidate that passed every gate; 0 where fewer than two did")
+    candidates: list[CandidateDocument]
+    chosen: int = Field(description="index of the candidate that became the bundle")
+
+
 class ComparisonDocument(_Document):
     """Comparison with float on the same target; the latencies are from interleaved runs."""
 
@@ -382,6 +418,7 @@ class RowDocument(_Document):
     reuse: Reuse | None = Field(description="null without --reuse-qparams-from")
     search: SearchDocument | None = Field(description="null for schemes that do not search")
     auto: ChoiceDocument | None = Field(description="null without --scheme auto")
+    fastest: FastestDocument | None = Field(description="null where the run names the target itself")
     default: DefaultDocument | None = Field(description="null where the scheme was named")
     compared: ComparisonDocument | None = Field(description="null without --compare")
     layer_sqnrs: LayerSqnrsDocument | None = Field(description="null for schemes without calibration")

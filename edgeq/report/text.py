@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
 from edgeq.core.results.model import KeptValues, LayerSqnrs, RankedLayers, Search
 from edgeq.core.results.report import (
+    Candidate,
     Choice,
     Comparison,
     DataFacts,
+    Fastest,
     Gate,
     PackageResult,
     ProjectReport,
@@ -334,7 +336,7 @@ def decibel(value_db: float) -> str:
     return "infinite (equal)" if value_db == math.inf else f"{value_db:.1f} dB"
 
 
-# --- A model under several schemes in words: what --scheme auto tried, and what --compare found.
+# --- A model under several schemes in words: what --scheme auto tried.
 
 
 def choice(found: Choice) -> str:
@@ -362,6 +364,53 @@ def verdict_of(one: Variant) -> str:
 def reasons(one: Variant) -> str:
     """Return why there is no artifact, or the text of each failed gate; "" for neither."""
     return one.error or "; ".join(gate_facts(gate) for gate in one.failed)
+
+
+# --- Several targets in words: how the fastest was chosen.
+
+
+def target_text(row: PackageResult) -> str:
+    """Return a row's target, and below it the one that the run named where that stands for several."""
+    return row.target if row.fastest is None else f"{row.target}\n({row.fastest.name})"
+
+
+def fastest(found: Fastest) -> str:
+    """Return which candidate a row is, and why."""
+    chosen = found.candidates[found.chosen]
+    passed = sum(one.figures.passed for one in found.candidates)
+    if not passed:
+        return f"none of {counted(len(found.candidates), 'candidate')} passed every gate; {chosen.target} comes closest"
+    if not found.turns:
+        return f"{chosen.target} is the only candidate that passed every gate"
+    timed = f"of {passed} candidates that passed every gate, timed in {counted(found.turns, 'turn')} on {found.cpu}"
+    level = [one for one in found.candidates if one.is_as_fast or (one.slowdown is None and one.figures.passed)]
+    if len(level) == 1:
+        return f"{chosen.target} is the fastest {timed}"
+    others = " and ".join(one.target for one in level if one is not chosen)
+    same = [one for one in level if one.figures.size_bytes == chosen.figures.size_bytes]
+    why = "the smallest" if len(same) == 1 else "the first of the smallest"
+    return f"{chosen.target} is within the noise as fast as {others}, and {why}, {timed}"
+
+
+def candidate_lines(found: Fastest) -> list[str]:
+    """Return a line for each candidate: its figures, how much slower it is, and its verdict."""
+    return [
+        f"{one.target}: {'' if one.figures.error else f'{one.figures.scheme}, '}{_figures(one.figures)}"
+        f"{candidate_verdict(one)}"
+        for one in found.candidates
+    ]
+
+
+def candidate_verdict(one: Candidate) -> str:
+    """Return how a candidate's latency compares with the fastest's, and whether it passed or why it was refused."""
+    if one.slowdown is None:
+        return verdict_of(one.figures)
+    spread = f"95% interval {one.slowdown.low:.2f} to {one.slowdown.high:.2f}"
+    level = "as fast as the fastest, " if one.is_as_fast else ""
+    return f"{level}{one.slowdown.estimate:.2f} times the fastest's time ({spread}), {verdict_of(one.figures)}"
+
+
+# --- What --compare found, in words.
 
 
 def compared(found: Comparison) -> list[str]:
@@ -503,7 +552,7 @@ def _table(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> Rendera
     for head in [*(["model"] if many else []), *heads]:
         table.add_column(head, no_wrap=True)
     for row in rows:
-        cells = [row.target, row.scheme, size(row), download(row), accuracy(row)]
+        cells = [target_text(row), row.scheme, size(row), download(row), accuracy(row)]
         cells += [agreement(row), int8_share(row)]
         cells += [*([device(row)] if emulated else []), latency(row)]
         table.add_row(*([row.model] if many else []), *cells, _verdict(row))
@@ -528,7 +577,8 @@ def _side_by_side(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> 
     for row in rows:
         fidelity, timing = row.verified.fidelity, row.verified.timing
         drop = f"{fidelity.drop_pp.estimate:.2f} pp" if fidelity and fidelity.drop_pp else "-"
-        label = f"{row.model} {row.target}" if many else row.target
+        name = target_text(row).replace("\n", " ")
+        label = f"{row.model} {name}" if many else name
         p50 = f"{_ms(timing.p50_ms)} ms" if timing else "-"
         cells = [f"{label}\n  {row.scheme}", format_bytes(row.size_bytes), drop, worst_sqnr(row), p50]
         verdict, *more = verdict_text(row).split("\n")
@@ -669,6 +719,8 @@ def _block(row: PackageResult, width: int) -> RenderableType:
         lines.add_row(f"  {head}", value.replace("\n", ", "))
     lines.add_row("  verdict", _verdict(row, between=" "))
     title = Text(f"{row.model} {row.target} {row.scheme}", style="bold")
+    if row.fastest is not None:
+        title.append(f" ({row.fastest.name})", style="not bold")
     block = Table.grid()
     block.add_column(max_width=width, overflow="fold")
     block.add_row(title)
@@ -751,8 +803,11 @@ def default_lines(choices: Iterable[tuple[str, str, str]]) -> list[str]:
 
 
 def _attempt_lines(row: PackageResult) -> list[str]:
-    """Return how auto came to the row's scheme, and how that compares with float."""
+    """Return how the row's target was chosen, how auto came to its scheme, and how that compares with float."""
     lines = []
+    if row.fastest is not None:
+        lines.append(f"fastest: {row.fastest.name}: {printable(fastest(row.fastest))}")
+        lines += [f"  {printable(line)}" for line in candidate_lines(row.fastest)]
     if row.choice is not None:
         lines.append(f"auto: {row.target}: {choice(row.choice)}")
         lines += [f"  {printable(line)}" for line in choice_lines(row.choice)]

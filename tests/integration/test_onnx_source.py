@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from edgeq.bundle.reader import read_bundle
 
@@ -74,6 +76,43 @@ def test_what_cannot_be_taken_is_refused_before_anything_is_written(
     coreml = ("-t", "ios-arm64-coreml", "--input-dtype", "uint8", "-o", "out", "--no-cache", "--quiet")
     edgeq("package", "digits", *coreml).fails(3, "edgeq has not verified --input-dtype uint8 on ios-arm64-coreml")
     assert not project.out.exists() or not any(project.out.iterdir())
+
+
+def test_openvino_takes_a_file_with_any_names_and_an_open_batch(edgeq: Run, project: Project) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Flatten(), nn.Linear(4 * 36, 4)).eval()
+    shapes = ({0: torch.export.Dim("rows")},)
+    program = torch.onnx.export(
+        net, (torch.zeros(2, 1, 8, 8),), dynamo=True, dynamic_shapes=shapes, input_names=["image"], verbose=False
+    )
+    proto = program.model_proto
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"/a, b/{node.op_type}_{number}"
+    onnx.save(proto, "net.onnx")
+    first = next(node.name for node in proto.graph.node if node.op_type == "Conv")
+    data = ("--calibration-data", "calibration.npz", "--json", "--on", "host", "-o", "out", "--quiet")
+    common = ("package", "net.onnx", "--input", "image=1x1x8x8", "--target", "linux-x86_64-openvino", *data)
+    result = edgeq(*common)
+    assert result.code == 0, result.out + result.err
+    (row,) = result.json["rows"]
+    assert (row["scheme"], row["verified"]["int8_macs"], row["verified"]["int8_macs_unmatched"]) == (
+        "static-int8",
+        1.0,
+        None,
+    )
+    assert row["verified"]["parity"]["sqnr_db"] > 40
+    assert edgeq("verify", row["path"], "--quiet").code == 0
+    assert sorted(path.name for path in Path(row["path"]).iterdir() if "model" in path.name) == [
+        "model.bin",
+        "model.xml",
+    ]
+
+    (kept,) = edgeq(*common, "--keep-fp32", first).json["rows"]
+    assert kept["verified"]["int8_macs"] == pytest.approx(144 * 4 / (144 * 4 + 36 * 36), abs=1e-3)
+    assert kept["exit_code"] == 0  # the layer was asked to stay in float
+    floats = edgeq(*common, "--scheme", "fp32")
+    assert floats.code == 0, floats.out + floats.err
+    edgeq(*common, "--scheme", "fp16", "--dry-run").fails(3, "fp16 for openvino needs a PyTorch model", "static-int8")
 
 
 def _gates(result: object) -> dict[str, str]:

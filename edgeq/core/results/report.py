@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -225,6 +226,12 @@ class Variant:
         """Whether there is an artifact, and all gates let it through."""
         return not self.error and not self.failed
 
+    @property
+    def distance(self) -> tuple[int, float, float]:
+        """Orders artifacts by how near they come to passing: by failed gates, then the drop of accuracy, then SQNR."""
+        drop = self.drop_pp.estimate if self.drop_pp else 0.0
+        return len(self.failed), drop, math.inf if self.sqnr_db is None else -self.sqnr_db
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -257,6 +264,48 @@ class Comparison:
 
     arch: str
     variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the targets that a named one stands for.
+
+    Attributes:
+        target: its name.
+        figures: of its artifact; latencies are those of the turns where it passed every gate and others did too, else
+            those of its verification. Its error says too why it was left out.
+        slowdown: times slower than the fastest, both timed in turns: the median over the turns, and its interval; None
+            for the fastest itself, and where it was not timed in turns.
+    """
+
+    target: str
+    figures: Variant
+    slowdown: Interval | None = None
+
+    @property
+    def is_as_fast(self) -> bool:
+        """Whether the turns show no difference to the fastest: the displayed interval includes 1.00."""
+        return self.slowdown is not None and round(self.slowdown.low, 2) <= 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fastest:
+    """How the fastest of several targets was chosen.
+
+    Attributes:
+        name: the target that the run named, which stands for the candidates.
+        cpu: the kind of machine that timed them.
+        turns: of each that passed every gate; 0 where fewer than two did.
+        candidates: in the order of the profile, those that were left out among them.
+        chosen: the index of the one that the bundle is: of those that passed, the fastest, or of several as fast as it
+            the smallest, or of several as small the first; where none passed, the nearest to that.
+    """
+
+    name: str
+    cpu: str
+    turns: int
+    candidates: tuple[Candidate, ...]
+    chosen: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +397,7 @@ class PackageResult(Judged):
         search: result of the search for the layers to keep in float; None for schemes without a search.
         layer_sqnrs: as in QuantizedModel; None in older reports too.
         choice: how --scheme auto chose the scheme; None without it.
+        fastest: how the target was chosen; None where the run names it.
         by_default: why the target's default is this scheme for this model; "" where the run names it, or the target has
             one default for all models.
         work: what the float model computes; None where that is not known, and in older reports.
@@ -376,6 +426,7 @@ class PackageResult(Judged):
     search: Search | None = None
     layer_sqnrs: LayerSqnrs | None = None
     choice: Choice | None = None
+    fastest: Fastest | None = None
     by_default: str = ""
     work: ModelWork | None = None
     compared: Comparison | None = None
@@ -385,9 +436,14 @@ class PackageResult(Judged):
         return f"<PackageResult {self.model} {self.label}: {_verdict(self.checked)}, {self.path}>"
 
     @property
+    def named_target(self) -> str:
+        """The target as the run named it: its own, or one that stands for several."""
+        return self.target if self.fastest is None else self.fastest.name
+
+    @property
     def label(self) -> str:
-        """The key under which a report has this result: `target@scheme`."""
-        return f"{self.target}@{self.scheme}"
+        """The key under which a report has this result: `target@scheme`, with the target as the run named it."""
+        return f"{self.named_target}@{self.scheme}"
 
     @property
     def bundle(self) -> Bundle:
@@ -554,7 +610,7 @@ class RunReport:
         """
         target, _, scheme = key.partition("@") if isinstance(key, str) else (key[0], "", key[1])
         refused = [one for one in self.refused if one.target == target and scheme in ("", one.scheme)]
-        found = [row for row in self.rows if row.target == target and scheme in ("", row.scheme)]
+        found = [row for row in self.rows if row.named_target == target and scheme in ("", row.scheme)]
         if len(found) != 1:
             why = "no result" if not found else "several results: give the scheme"
             if refused and not found:

@@ -17,7 +17,7 @@ from edgeq.cli import doctor as doctor_command
 from edgeq.cli.console import open_progress
 from edgeq.cli.main import run
 from edgeq.core import profiles
-from edgeq.core.profiles import profile_files
+from edgeq.core.profiles import group_files, profile_files
 from edgeq.core.system import install_command
 from edgeq.core.targets import load_target
 from edgeq.report.progress import Bars, Lines, Quiet
@@ -37,9 +37,13 @@ def test_version(capfd):
 
 def test_targets_list_has_every_profile(capfd):
     assert run(["targets", "list"]) == 0
-    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == list(profile_files())
+    names = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
+    assert names == [*profile_files(), *group_files()]
     assert run(["targets", "list", "--json"]) == 0
-    listed = json.loads(capfd.readouterr().out)["targets"]
+    document = json.loads(capfd.readouterr().out)
+    (group,), listed = document["groups"], document["targets"]
+    assert group["name"] == "linux-x86_64-fastest"
+    assert set(group["candidates"]) < {entry["name"] for entry in listed}
     assert [entry["name"] for entry in listed] == list(profile_files())
     board = next(entry for entry in listed if entry["name"] == "linux-arm64-ort")
     assert (board["accelerator"], board["verified_by"]) == ("CPU", "emulator")

@@ -83,7 +83,7 @@ def test_help_and_targets_list_are_quick():
             "edgeq package --target andr",
             [f"android-arm64-{backend}" for backend in ("ort", "qnn-htp", "qnnpack", "xnnpack")],
         ),
-        ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm"]),
+        ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm", "linux-x86_64-fastest"]),
         ("edgeq package --scheme s", ["storage-fp16", "static-int8", "static-a16w8"]),
         ("edgeq package --observer p", ["percentile"]),
         ("edgeq package --limit l", ["latency=", "load="]),

@@ -254,7 +254,7 @@ def test_a_job_adds_to_the_key_only_what_it_looked_up() -> None:
     shared = {option.key for option in options_of(RunConfig)}
     own = [option for option in options_of(Job) if option.key not in shared and "." not in option.key]
     assert {option.key for option in own if option.not_in_key is None} == {"source", "observer", "gates"}
-    assert {option.key for option in own if option.not_in_key is not None} == {"targets", "schemes"}
+    assert {option.key for option in own if option.not_in_key is not None} == {"targets", "groups", "schemes"}
 
 
 def test_a_configuration_is_made_in_python_of_plain_values() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from edgeq.core import profiles
 from edgeq.core.errors import UsageError
-from edgeq.core.profiles import profile_files, profile_values
-from edgeq.core.targets import App, Audit, accelerator, load_target, verified_by
+from edgeq.core.profiles import group_files, profile_files, profile_values
+from edgeq.core.targets import App, Audit, TargetGroup, accelerator, load_target, load_target_or_group, verified_by
 
 SHIPPED = (
     "android-arm64-ort",
@@ -177,3 +177,51 @@ def test_another_profile_cannot_pass_for_a_shipped_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="linux-x86_64-ort is the name of a shipped target") as raised:
         load_target(str(mine))
     assert 'extends = "linux-x86_64-ort"' in raised.value.fix
+
+
+GROUP = """
+name = "ours"
+description = "what our boxes run"
+candidates = ["linux-x86_64-ort", "mine.toml"]
+"""
+
+
+def test_a_target_may_stand_for_several(tmp_path: Path) -> None:
+    write(tmp_path / "mine.toml", 'extends = "linux-x86_64-openvino"\nname = "mine"\ndevice.vnni = true\n')
+    group = load_target_or_group(write(tmp_path / "ours.toml", GROUP))
+    assert isinstance(group, TargetGroup)
+    assert [one.name for one in group.candidates] == ["linux-x86_64-ort", "mine"]
+    assert (group.arch, group.candidates[1].device.vnni) == ("x86_64", True)
+    with pytest.raises(UsageError, match="ours stands for several targets") as raised:
+        load_target(str(tmp_path / "ours.toml"))
+    assert raised.value.fix == "name one of them: linux-x86_64-ort, mine"
+
+
+@pytest.mark.parametrize("name", sorted(group_files()))
+def test_every_shipped_group_loads(name: str) -> None:
+    group = load_target_or_group(name)
+    assert isinstance(group, TargetGroup)
+    assert group.name == name
+    assert {one.name for one in group.candidates} <= set(profile_files())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"mine.toml"', '"linux-x86_64-ort"', "candidates must differ"),
+        ('"mine.toml"', '"linux-arm64-ort"', "must have one architecture, but linux-arm64-ort is for arm64"),
+        ('"mine.toml"', '"linux-x86_64-cuda"', "a Linux host's CPU, which linux-x86_64-cuda does not"),
+        ('"mine.toml"', '"android-arm64-ort"', "a Linux host's CPU, which android-arm64-ort does not"),
+        ('"mine.toml"', '"linux-x86_64-otr"', "Did you mean 'linux-x86_64-ort'"),
+        ('"mine.toml"', "3", "expected `candidates` to be names of targets"),
+        (', "mine.toml"', "", "candidates"),
+        ("description", "extends = 'x'\ndescription", "unknown key 'extends'"),
+        ('"ours"', '"linux-x86_64-fastest"', "linux-x86_64-fastest is the name of a shipped target"),
+        ('"ours"', '"linux-x86_64-ort"', "linux-x86_64-ort is the name of a shipped target"),
+    ],
+)
+def test_mistakes_of_a_group(tmp_path: Path, old: str, new: str, why: str) -> None:
+    write(tmp_path / "mine.toml", 'extends = "linux-x86_64-openvino"\nname = "mine"\n')
+    path = write(tmp_path / "ours.toml", GROUP.replace(old, new))
+    with pytest.raises(UsageError, match=why):
+        load_target_or_group(path)

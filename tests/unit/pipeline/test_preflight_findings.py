@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 
 from edgeq.core.config import DataConfig, GateOptions, Job
 from edgeq.core.errors import EdgeqError, ExitCode, Findings, UsageError, VerificationError
-from edgeq.core.targets import load_target
-from edgeq.pipeline.preflight import check_source, preflight
+from edgeq.core.targets import TargetGroup, load_target, load_target_or_group
+from edgeq.pipeline.plan import plan_text
+from edgeq.pipeline.preflight import check_source, left_out_candidates, preflight
 
 TARGET = load_target("linux-x86_64-xnnpack")
 
@@ -110,3 +112,36 @@ def test_a_whole_pickled_module_is_told_from_weights() -> None:
     assert "give --weights full_model_weights.pt" in caught.value.fix
     with pytest.raises(UsageError, match="holds only weights, without a model"):
         check_source("weights.pt")
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else spec(name, *rest))
+
+
+def test_a_candidate_without_its_packages_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = load_target_or_group("linux-x86_64-fastest")
+    assert isinstance(group, TargetGroup)
+    job = Job(source="net.py:model", groups=(group,), schemes=("fp32",), inputs=("1x4",))
+    without(monkeypatch, "openvino")
+    ((name, error),) = left_out_candidates(job, group, "fp32").items()
+    assert (name, error.exit_code) == ("linux-x86_64-openvino", ExitCode.ENVIRONMENT)
+    assert error.what == "the openvino runtime needs openvino, which is not installed"
+    preflight(job)
+    assert f"leave out  {name}: {error.what}; pip install " in plan_text(job, {})
+    without(monkeypatch, "openvino", "torch")
+    (told,) = found(job)
+    assert told.startswith("no candidate of linux-x86_64-fastest could be built: linux-x86_64-openvino: the openvino")
+
+
+def test_a_choice_by_times_needs_times_that_count() -> None:
+    group = load_target_or_group("linux-x86_64-fastest")
+    assert isinstance(group, TargetGroup)
+    job = Job(source="net.py:model", groups=(group,), schemes=("fp32",), inputs=("1x4",))
+    elsewhere = dataclasses.replace(job, gates=GateOptions(times_on="No Such CPU"))
+    assert found(elsewhere) == [
+        "linux-x86_64-fastest is chosen by times of this machine, but only those of another kind of machine count "
+        "(--latency-cpu No Such CPU)"
+    ]
+    with pytest.raises(UsageError, match="but a cluster's workers build here"):
+        preflight(job, builds_here=False)

@@ -1,0 +1,345 @@
+"""Package the zoo: many architectures on every kind of target, each verdict held against what edgeq has no part in.
+
+    scripts/zoo                                  all that has no result yet; a killed run goes on where it stopped
+    scripts/zoo timm.lcnet_050 'cases.*'         models by name
+    scripts/zoo --again wrong,refused            those whose last verdict was one of these
+    scripts/zoo --list                           the models
+
+The scheme is the one that edgeq proposes. A row is `ok`, `failed` (a gate), `refused` (an error with a reason) or
+`wrong`: an internal error, a crash, a bundle that is ok and whose artifact, run by its runtime alone on fresh samples,
+loses the model; or one that failed or was refused although the runtime's documented recipe makes a fine artifact.
+Each model has a process of its own. Exit status 1 if a row of this run is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fnmatch
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo_table import ROWS, TARGETS, VERDICTS, Row, read_rows, text
+
+from edgeq.pipeline.workers import EXPORT, TORCHVISION
+
+ROOT = Path(__file__).resolve().parents[1]
+_CALIBRATED, _JUDGED, _FRESH = 24, 24, 12
+_PACKAGES = {"smp": "segmentation-models-pytorch", "cases": "torch"}
+# a recipe's artifact is fine from this SQNR on, and with this share of the float weights' bytes, beside what any has
+_FINE_DB, _FINE_SHARE, _FINE_BYTES = 12.0, 0.7, 100_000
+# below this SQNR the recipe is run beside an artifact that is ok
+_COMPARED_DB = 9.0
+
+
+# --- In the child: one model
+
+
+def run_model(name: str, targets: Sequence[str], results: Path) -> None:
+    """Package a model for each target, one after the other, and append a row to the results after each."""
+    import numpy as np
+    import torch
+    from zoo_models import zoo
+
+    model = zoo()[name]
+    library = _PACKAGES.get(model.library, model.library)
+    row: Row = {
+        "model": name,
+        "target": "",
+        "scheme": "",
+        "verdict": "wrong",
+        "reason": "",
+        "db": None,
+        "plain": None,
+        "library": f"{library} {importlib.metadata.version(library)}",
+        "date": f"{datetime.date.today()}",
+        "edgeq": _commit(),
+    }
+    try:
+        net = model.make()
+        reference = getattr(net, "_orig_mod", net)  # what torch.compile wraps, which it would compile first
+        data = {
+            role: model.data(np.random.default_rng(seed), count)
+            for role, seed, count in (("calibration", 1, _CALIBRATED), ("evaluation", 2, _JUDGED), ("fresh", 3, _FRESH))
+        }
+        samples = {role: _rows(arrays) for role, arrays in data.items()}
+        from zoo_checks import tensors
+        from zoo_models import call
+
+        with torch.no_grad():
+            expected = [tensors(call(reference, sample)) for sample in samples["fresh"]]
+        spread = max(float(np.std([row[index] for row in expected], 0).max()) for index in range(len(expected[0])))
+        if not np.isfinite(spread) or spread == 0:
+            raise ValueError(f"the model's outputs have a spread of {spread} over the samples")
+    except Exception as err:
+        # the zoo's own fault: no row, so that the parent tells it
+        traceback.print_exc()
+        raise SystemExit(f"{name} cannot be run in PyTorch: {err}") from err
+    bytes_fp32 = sum(one.numel() * one.element_size() for one in reference.parameters())
+    for target in targets:
+        with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+            start = time.monotonic()
+            mine = {**row, "target": target, **_packaged(net, target, data, samples, expected, Path(folder))}
+            mine["seconds"] = round(time.monotonic() - start, 1)
+            mine["fp32_bytes"] = bytes_fp32
+            if mine["verdict"] != "ok" or mine["db"] < _COMPARED_DB:
+                append(results, {**mine, "plain": "not finished"})  # a recipe may crash
+                mine["plain"] = _plain(reference, target, samples, expected, Path(folder))
+                mine = _judged(mine)
+            append(results, mine)
+
+
+def _rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the samples one by one, as tensors with a batch axis."""
+    import torch
+
+    count = len(next(iter(arrays.values())))
+    return [{name: torch.from_numpy(array[i : i + 1].copy()) for name, array in arrays.items()} for i in range(count)]
+
+
+def _packaged(net: Any, target: str, data: Any, samples: Any, expected: Any, folder: Path) -> Row:
+    """Return scheme, verdict, reason and figures of a target, with the artifact run apart from edgeq where it is ok."""
+    from zoo_checks import SANE_DB, compared, loaded
+
+    import edgeq
+
+    example = samples["calibration"][0]
+    forms = {role: next(iter(arrays.values())) if len(arrays) == 1 else arrays for role, arrays in data.items()}
+    try:
+        report = edgeq.package(
+            net,
+            name="zoo",
+            targets=[target],
+            example_inputs=tuple(example.values()) if len(example) == 1 else example,
+            calibration=forms["calibration"],
+            evaluation=forms["evaluation"],
+            on="host",
+            out=folder / "out",
+            progress=False,
+        )
+    except edgeq.EdgeqError as err:
+        return _refused("", int(err.exit_code), f"{err.what}; fix: {err.fix}")
+    except Exception:
+        return {"verdict": "wrong", "reason": "internal error", "trace": traceback.format_exc()[-3000:]}
+    for one in report.refused:
+        return _refused(one.scheme, int(one.error.exit_code), f"{one.error.what}; fix: {one.error.fix}")
+    result = report.rows[0]
+    timing = result.verified.timing
+    row: Row = {
+        "scheme": result.scheme,
+        "bytes": result.size_bytes,
+        "edgeq_ms": None if timing is None else timing.p50_ms,
+        "edgeq_db": result.verified.fidelity.sqnr_db if result.verified.fidelity else None,
+    }
+    if not result.ok:
+        failed = [f"{gate.name}: {gate.measured} {gate.detail}" for gate in result.gates if not gate.passed]
+        return {**row, "verdict": "failed", "reason": "; ".join(failed)}
+    try:
+        names = [one.name for one in result.bundle.manifest.inputs]
+        ordered = [_ordered(sample, names) for sample in samples["fresh"]]
+        figures = compared(loaded(result.artifact_path, target.rpartition("-")[2]), ordered, expected)
+    except Exception as err:
+        return {**row, "verdict": "wrong", "reason": f"ok, but its runtime alone fails: {type(err).__name__}: {err}"}
+    if figures["db"] < SANE_DB:
+        return {**row, **figures, "verdict": "wrong", "reason": f"ok, but {figures['db']} dB on fresh samples"}
+    return {**row, **figures, "verdict": "ok", "reason": ""}
+
+
+def _refused(scheme: str, code: int, reason: str) -> Row:
+    if code == 1:
+        return {"scheme": scheme, "verdict": "wrong", "reason": f"internal error: {reason}"}
+    return {"scheme": scheme, "verdict": "refused", "reason": f"({code}) {reason}"}
+
+
+def _ordered(sample: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return a sample's tensors in the order of the artifact's inputs, without those that it does not have."""
+    return {name: sample[name] for name in names} if set(names) <= set(sample) else sample
+
+
+def _plain(net: Any, target: str, samples: Any, expected: Any, folder: Path) -> Row:
+    """Return the figures of the documented recipe in static and in dynamic int8, or how each fails."""
+    from zoo_checks import compared, loaded, recipe
+
+    found: Row = {}
+    for kind in ("static", "dynamic"):
+        try:
+            path = recipe(target, net, samples["calibration"][:16], kind == "dynamic", folder / kind)
+            size = sum(one.stat().st_size for one in (path, path.with_suffix(".bin")) if one.exists())
+            figures = compared(loaded(path, target.rpartition("-")[2]), samples["fresh"], expected)
+            found[kind] = {**figures, "bytes": size}
+        except Exception as err:
+            lines = [line for line in str(err).splitlines() if line.strip()]
+            found[kind] = f"{type(err).__name__}: {lines[0] if lines else ''}"[:200]
+    return found
+
+
+def _judged(row: Row) -> Row:
+    """Return a row of which what failed or was refused is wrong where a recipe makes a fine artifact."""
+    if row["verdict"] not in ("failed", "refused"):
+        return row
+    allowed = _FINE_SHARE * row["fp32_bytes"] + _FINE_BYTES
+    for kind, plain in row["plain"].items():
+        if isinstance(plain, dict) and plain["db"] >= _FINE_DB and plain["bytes"] <= allowed:
+            how = f"{row['verdict']} wrongly: the documented recipe ({kind} int8) makes {plain['db']} dB"
+            return {**row, "verdict": "wrong", "reason": f"{how}, {plain['bytes']:,} bytes; edgeq: {row['reason']}"}
+    return row
+
+
+def append(results: Path, row: Row) -> None:
+    """Append a row with one write, on a line of its own even after a line that a kill cut short."""
+    with results.open("a+b") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+# --- In the parent: all models, one after the other
+
+
+def run_all(wanted: Sequence[tuple[str, list[str]]], results: Path, timeout_s: float, memory_bytes: float) -> None:
+    """Run models with their targets; what ends a process gets a row, and the other targets another process."""
+    for library in ("torch", TORCHVISION, *EXPORT):  # once for all of them: it takes half of a model's time
+        importlib.import_module(library)
+    for number, (name, targets) in enumerate(wanted, 1):
+        left = list(targets)
+        while left:
+            before = len(_lines(results))
+            ended = _child(name, left, results, timeout_s, memory_bytes)
+            rows = [row for line in _lines(results)[before:] if (row := json.loads(line))["model"] == name]
+            for row in {row["target"]: row for row in rows}.values():
+                left.remove(row["target"])
+                print(f"{number}/{len(wanted)} {_told(row)}", flush=True)
+            if not ended:
+                break
+            # a row that says "not finished" was written before its recipe, which then ended the process
+            if not (rows and rows[-1]["plain"] == "not finished"):
+                dead = {"model": name, "target": left.pop(0), "scheme": "", "verdict": "wrong", "reason": ended}
+                row = {**dead, "db": None, "plain": None, "library": "", "date": f"{datetime.date.today()}"}
+                append(results, {**row, "edgeq": _commit()})
+                print(f"{number}/{len(wanted)} {_told(row)}", flush=True)
+        if left:
+            print(f"{number}/{len(wanted)} {name}: not run on {', '.join(left)}", flush=True)
+
+
+def _child(name: str, targets: Sequence[str], results: Path, timeout_s: float, memory_bytes: float) -> str:
+    """Run a model in a fork of this process; return why it ended before it was done, "" where it was."""
+    import psutil
+
+    process = multiprocessing.get_context("fork").Process(target=_as_child, args=(name, targets, results))
+    process.start()
+    try:
+        seen, since = -1, time.monotonic()
+        while process.is_alive():
+            process.join(0.5)
+            size = results.stat().st_size if results.exists() else 0
+            if size != seen:
+                seen, since = size, time.monotonic()
+            if time.monotonic() - since > timeout_s:
+                return f"no result after {timeout_s:.0f} s"
+            if sum(_tree(psutil, process.pid)) > memory_bytes:
+                return f"more than {memory_bytes / 1e9:.0f} GB of memory"
+        code = process.exitcode or 0
+        return f"crashed: {signal.Signals(-code).name}" if code < 0 else ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        process.join()
+
+
+def _as_child(name: str, targets: Sequence[str], results: Path) -> None:
+    """Run a model as the leader of a group of processes, with what it prints in a log beside the results."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with results.with_suffix(".log").open("ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    run_model(name, targets, results)
+
+
+def _tree(psutil: Any, pid: int) -> list[int]:
+    """Return the resident bytes of a process and of those that it started, as far as they are still there."""
+    found = []
+    try:
+        parent = psutil.Process(pid)
+        for one in (parent, *parent.children(recursive=True)):
+            memory = one.memory_info()
+            found.append(memory.rss - memory.shared)
+    except psutil.Error:
+        pass
+    return found
+
+
+def _lines(results: Path) -> list[str]:
+    return [line for line in results.read_text().splitlines() if line.endswith("}")] if results.exists() else []
+
+
+def _told(row: Row) -> str:
+    figures = "" if row["db"] is None else f" {row['db']} dB"
+    reason = f": {' '.join(row['reason'].split())[:160]}" if row["reason"] else ""
+    return f"{row['model']} {row['target']} {row['scheme'] or '-'}{figures} {row['verdict']}{reason}"
+
+
+def main() -> int:
+    """Run what was asked for, and print the matrix of it."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", help="names or patterns; default: all")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="with commas between; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=ROWS, help="JSON lines, appended to; default: %(default)s")
+    parser.add_argument("--again", default="", metavar="VERDICTS", help=f"of {', '.join(VERDICTS)}: run these again")
+    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="of one pair; default: 300")
+    parser.add_argument("--memory", type=float, default=8, metavar="GB", help="of one model; default: 8")
+    parser.add_argument("--list", action="store_true", help="print the models' names")
+    options = parser.parse_args()
+    from zoo_models import zoo
+
+    if options.list:
+        print("\n".join(zoo()))
+        return 0
+    patterns = options.models or ["*"]
+    names = [name for name in zoo() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    if not names:
+        raise SystemExit(f"error: no model {' '.join(patterns)}; `scripts/zoo --list` names them")
+    again = options.again.split(",")
+
+    def is_due(name: str, target: str) -> bool:
+        row = known.get((name, target))
+        return row is None or row["verdict"] in again
+
+    known = read_rows(options.results)
+    wanted = [(name, [one for one in options.targets.split(",") if is_due(name, one)]) for name in names]
+    wanted = [(name, targets) for name, targets in wanted if targets]
+    run_all(wanted, options.results, options.timeout, options.memory * 1e9)
+    rows = read_rows(options.results)
+    print(text([row for row in rows.values() if row["model"] in names]))
+    ran = {(name, target) for name, targets in wanted for target in targets}
+    return int(any(rows[pair]["verdict"] == "wrong" for pair in ran if pair in rows))
+
+
+if __name__ == "__main__":
+    # a terminal's Ctrl-C and a kill end the child too, by the same way
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 Sample = dict[str, torch.Tensor]  # with the batch axis
 Run = Callable[[Sample], list[NDArray[Any]]]
 
-SANE_DB = 6.0  # the error is half of what the samples change
 MEANS_DB = 30.0  # how far below the whole output an error is that counts for nothing, however little the samples change
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else it reports its use to its makers
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils._pytree import tree_leaves
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report its use to its makers
 
 Sample = dict[str, torch.Tensor]  # with the batch axis
 Run = Callable[[Sample], list[NDArray[Any]]]

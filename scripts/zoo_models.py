@@ -174,6 +174,11 @@ def built(name: str, build: Callable[[], nn.Module], data: Data) -> ZooModel:
     return ZooModel(name, make, data)
 
 
+def small(library: str, name: str, **sizes: Any) -> Callable[[], nn.Module]:
+    """Return what builds a class of a library with sizes of one's own."""
+    return lambda: getattr(importlib.import_module(library), name)(**sizes)
+
+
 # --- torchvision
 
 
@@ -195,20 +200,14 @@ def _torchvision() -> Iterator[ZooModel]:
 
         return built(f"torchvision.{name}", build, images_of(size))
 
-    for name in ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"):
+    for name in ("resnet18", "mobilenet_v2", "squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5", "efficientnet_b0"):
         yield named(name)
-    for name in ("squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf", "regnet_x_400mf", "resnet50"):
-        yield named(name)
-    for name in ("densenet121", "resnext50_32x4d", "convnext_tiny", "swin_t", "efficientnet_v2_s"):
-        yield named(name)
-    yield named("googlenet", aux_logits=False, init_weights=False)
-    yield named("inception_v3", 128, aux_logits=False, init_weights=False)
-
-    def small(name: str, **sizes: Any) -> Callable[[], nn.Module]:
-        return lambda: getattr(importlib.import_module("torchvision.models"), name)(**sizes)
-
     vit = {"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "mlp_dim": 256}
-    yield built("torchvision.vit", small("VisionTransformer", image_size=96, patch_size=16, **vit), images_of(96))
+    yield built(
+        "torchvision.vit",
+        small("torchvision.models", "VisionTransformer", image_size=96, patch_size=16, **vit),
+        images_of(96),
+    )
     maxvit: dict[str, Any] = {
         "stem_channels": 32,
         "partition_size": 4,
@@ -216,7 +215,7 @@ def _torchvision() -> Iterator[ZooModel]:
         "block_layers": [1, 1],
     }
     sizes = {"input_size": (64, 64), "head_dim": 16, "stochastic_depth_prob": 0.0, **maxvit}
-    yield built("torchvision.maxvit", small("MaxVit", **sizes), images_of(64))
+    yield built("torchvision.maxvit", small("torchvision.models", "MaxVit", **sizes), images_of(64))
     swin = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4], "patch_size": [4, 4]}
     block = "torchvision.models.swin_transformer"
 
@@ -227,9 +226,18 @@ def _torchvision() -> Iterator[ZooModel]:
 
     yield built("torchvision.swin_v2", swin_v2, images_of(64))
 
+    for name in ("shufflenet_v2_x0_5", "regnet_y_400mf", "regnet_x_400mf", "mobilenet_v3_large", "resnet50"):
+        yield named(name)
+    for name in ("convnext_tiny", "resnext50_32x4d", "densenet121", "swin_t", "efficientnet_v2_s"):
+        yield named(name)
+    yield named("googlenet", aux_logits=False, init_weights=False)
+    yield named("inception_v3", 128, aux_logits=False, init_weights=False)
+
     for name in ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"):
         yield named(name, weights_backbone=None)
 
+
+def _torchvision_detection() -> Iterator[ZooModel]:
     def detector(name: str, part: Callable[[Any], nn.Module]) -> Callable[[], nn.Module]:
         def build() -> nn.Module:
             whole = importlib.import_module("torchvision.models").get_model(name, weights=None, weights_backbone=None)
@@ -237,15 +245,17 @@ def _torchvision() -> Iterator[ZooModel]:
 
         return build
 
-    for name, size in (
-        ("ssdlite320_mobilenet_v3_large", 160),
-        ("retinanet_resnet50_fpn", 128),
-        ("fcos_resnet50_fpn", 96),
-    ):
-        yield built(f"torchvision.{name}", detector(name, lambda whole: whole.head), images_of(size))
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     yield built(f"torchvision.{name}", detector(name, lambda whole: whole.rpn.head), images_of(128))
+    for name, size in (
+        ("ssdlite320_mobilenet_v3_large", 160),
+        ("fcos_resnet50_fpn", 96),
+        ("retinanet_resnet50_fpn", 128),
+    ):
+        yield built(f"torchvision.{name}", detector(name, lambda whole: whole.head), images_of(size))
 
+
+def _torchvision_others() -> Iterator[ZooModel]:
     quantizable = "torchvision.models.quantization"
     for name in ("mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_large"):
 
@@ -267,55 +277,55 @@ def _torchvision() -> Iterator[ZooModel]:
 
 # the smallest of each family, at a size that it allows; what must be known at construction is named img_size
 _TIMM: dict[str, int] = {
-    "mobilenetv4_conv_small_050": 96,
-    "efficientnet_lite0": 96,
-    "mobilevit_xxs": 96,
-    "vit_tiny_patch16_224": -96,
-    "convnext_atto": 96,
-    "ghostnetv2_100": 96,
-    "repvgg_a0": 96,
-    "edgenext_xx_small": 96,
-    "levit_128s": -96,
-    "efficientvit_b0": 96,
-    "poolformer_s12": 96,
-    "mixer_s32_224": -96,
     "lcnet_050": 96,
-    "hardcorenas_a": 96,
+    "test_vit3": 160,
+    "repvgg_a0": 96,
+    "mobilevit_xxs": 96,
+    "convnext_atto": 96,
+    "mixer_s32_224": -96,
+    "mobilenetv4_conv_small_050": 96,
+    "skresnet18": 96,
+    "test_nfnet": 96,
+    "hgnetv2_b0": 96,
+    "efficientvit_b0": 96,
+    "starnet_s1": 96,
+    "vit_tiny_patch16_224": -96,
+    "poolformer_s12": 96,
+    "efficientnet_lite0": 96,
+    "mambaout_femto": 96,
+    "gernet_s": 96,
+    "dla46_c": 96,
+    "levit_128s": -96,
+    "ese_vovnet19b_dw": 96,
     "tinynet_e": 96,
+    "resnest14d": 96,
+    "edgenext_xx_small": 96,
+    "visformer_tiny": -96,
+    "pit_ti_224": -96,
+    "pvt_v2_b0": 96,
+    "inception_next_atto": 96,
+    "selecsls42b": 96,
+    "resmlp_12_224": -96,
     "mobileone_s0": 96,
+    "ghostnetv2_100": 96,
+    "hardcorenas_a": 96,
     "fastvit_t8": 96,
     "repvit_m0_9": 96,
     "efficientformerv2_s0": -96,
-    "pit_ti_224": -96,
     "xcit_nano_12_p16_224": 96,
     "coat_lite_tiny": -96,
     "cait_xxs24_224": -64,
     "rexnet_100": 96,
-    "dla46_c": 96,
     "hrnet_w18_small": 96,
-    "ese_vovnet19b_dw": 96,
-    "selecsls42b": 96,
     "cspresnet50": 96,
     "nf_regnet_b0": 96,
     "resnetv2_50": 96,
-    "starnet_s1": 96,
     "tiny_vit_5m_224": 96,
-    "pvt_v2_b0": 96,
     "mobilevitv2_050": 96,
     "convnextv2_atto": 96,
-    "inception_next_atto": 96,
-    "hgnetv2_b0": 96,
-    "mambaout_femto": 96,
-    "visformer_tiny": -96,
     "res2net50_14w_8s": 96,
     "botnet26t_256": -96,
-    "resmlp_12_224": -96,
-    "gernet_s": 96,
     "eca_nfnet_l0": 96,
-    "resnest14d": 96,
-    "skresnet18": 96,
-    "test_vit3": 160,
-    "test_nfnet": 96,
 }
 
 
@@ -463,23 +473,20 @@ def _segmentation() -> Iterator[ZooModel]:
 
 
 def _torchaudio() -> Iterator[ZooModel]:
-    def small(name: str, **sizes: Any) -> Callable[[], nn.Module]:
-        return lambda: getattr(importlib.import_module("torchaudio.models"), name)(**sizes)
-
     def frames(rng: np.random.Generator, count: int, bands: int, length: int) -> NDArray[Any]:
         return spectra(rng, count, bands, length).transpose(0, 2, 1).copy()
 
     def measured(rng: np.random.Generator, count: int, bands: int, length: int, extra: int = 0) -> Arrays:
         return {"input": frames(rng, count, bands, length + extra), "lengths": np.full(count, length)}
 
-    letters = small("Wav2Letter", num_features=20, input_type="mfcc")
+    letters = small("torchaudio.models", "Wav2Letter", num_features=20, input_type="mfcc")
     yield built("torchaudio.wav2letter", letters, lambda rng, n: {"x": spectra(rng, n, 20, 64)})
-    speech = small("DeepSpeech", n_feature=20, n_hidden=64)
+    speech = small("torchaudio.models", "DeepSpeech", n_feature=20, n_hidden=64)
     yield built("torchaudio.deepspeech", speech, lambda rng, n: {"x": frames(rng, n, 20, 40)[:, None]})
     sizes = {"input_dim": 40, "num_heads": 4, "ffn_dim": 80, "num_layers": 2}
-    conformer = small("Conformer", **sizes, depthwise_conv_kernel_size=7)
+    conformer = small("torchaudio.models", "Conformer", **sizes, depthwise_conv_kernel_size=7)
     yield built("torchaudio.conformer", conformer, lambda rng, n: measured(rng, n, 40, 48))
-    emformer = small("Emformer", **sizes, segment_length=16, right_context_length=4)
+    emformer = small("torchaudio.models", "Emformer", **sizes, segment_length=16, right_context_length=4)
     yield built("torchaudio.emformer", emformer, lambda rng, n: measured(rng, n, 40, 48, 4))
     tas = {
         "enc_num_feats": 32,
@@ -488,7 +495,11 @@ def _torchaudio() -> Iterator[ZooModel]:
         "msk_num_layers": 3,
         "msk_num_stacks": 2,
     }
-    yield built("torchaudio.convtasnet", small("ConvTasNet", **tas), lambda rng, n: {"x": waves(rng, n, 2000)[:, None]})
+    yield built(
+        "torchaudio.convtasnet",
+        small("torchaudio.models", "ConvTasNet", **tas),
+        lambda rng, n: {"x": waves(rng, n, 2000)[:, None]},
+    )
     convolutions = [(32, 10, 5), (32, 3, 2), (32, 3, 2)]
     extractor = {"mode": "layer_norm", "conv_layer_config": convolutions, "conv_bias": True}
     encoder = {"embed_dim": 96, "pos_conv_kernel": 16, "pos_conv_groups": 4, "num_layers": 2, "num_heads": 4}
@@ -496,7 +507,7 @@ def _torchaudio() -> Iterator[ZooModel]:
     wav2vec = {f"extractor_{name}": value for name, value in extractor.items()}
     wav2vec |= {f"encoder_{name}": value for name, value in encoder.items()} | drops
     rest = {"encoder_dropout": 0.0, "encoder_layer_drop": 0.0, "encoder_ff_interm_features": 192, "aux_num_out": 32}
-    wave2vec = small("wav2vec2_model", **wav2vec, **rest, encoder_layer_norm_first=True)
+    wave2vec = small("torchaudio.models", "wav2vec2_model", **wav2vec, **rest, encoder_layer_norm_first=True)
     yield built("torchaudio.wav2vec2", wave2vec, lambda rng, n: {"waveforms": waves(rng, n, 4000)})
 
 
@@ -542,27 +553,30 @@ def _case_module(folder: str, file: str) -> Any:
     return module
 
 
+def _case(folder: str, function: str, data: Data, file: str = "m.py") -> ZooModel:
+    def make() -> Any:
+        made = getattr(_case_module(folder, file), function)()
+        return made.eval() if hasattr(made, "eval") else made
+
+    return ZooModel(f"cases.{folder}.{function}", make, data)
+
+
+def _sampled(folder: str) -> Data:
+    return lambda rng, count: _case_module(folder, "m.py").samples(count, int(rng.integers(2**31)))
+
+
+def _drawn(folder: str, file: str, function: str, name: str | None, *arguments: Any) -> Data:
+    def data(rng: np.random.Generator, count: int) -> Arrays:
+        got = getattr(_case_module(folder, file), function)(rng, count, *arguments)
+        got = got[0] if isinstance(got, tuple) else got
+        return got if name is None else {name: got}
+
+    return data
+
+
 def _cases() -> Iterator[ZooModel]:
     if CASES is None:
         return
-
-    def case(folder: str, function: str, data: Data, file: str = "m.py") -> ZooModel:
-        def make() -> Any:
-            made = getattr(_case_module(folder, file), function)()
-            return made.eval() if hasattr(made, "eval") else made
-
-        return ZooModel(f"cases.{folder}.{function}", make, data)
-
-    def sampled(folder: str) -> Data:
-        return lambda rng, count: _case_module(folder, "m.py").samples(count, int(rng.integers(2**31)))
-
-    def drawn(folder: str, file: str, function: str, name: str | None, *arguments: Any) -> Data:
-        def data(rng: np.random.Generator, count: int) -> Arrays:
-            got = getattr(_case_module(folder, file), function)(rng, count, *arguments)
-            got = got[0] if isinstance(got, tuple) else got
-            return got if name is None else {name: got}
-
-        return data
 
     functions = (
         "views.yolox views.shift views.then centernet.model infmask.model catfix.model siam.siam inplace.model"
@@ -571,33 +585,45 @@ def _cases() -> Iterator[ZooModel]:
     )
     for name in functions.split():
         folder, _, function = name.partition(".")
-        yield case(folder, function, sampled(folder))
+        yield _case(folder, function, _sampled(folder))
     for function in ("stft", "rfft"):
-        yield case("stft", function, drawn("stft", "m.py", "waves", "wave"))
-    yield case("tabular", "one", drawn("tabular", "m.py", "rows", "features"))
-    yield case("dlrm", "rec", drawn("dlrm", "m.py", "rows", None))
-    yield case("tied", "lm", drawn("tied", "m.py", "tokens", None))
-    yield case("hfbert", "sentence", drawn("hfbert", "hf.py", "texts", None), "hf.py")
+        yield _case("stft", function, _drawn("stft", "m.py", "waves", "wave"))
+    yield _case("tabular", "one", _drawn("tabular", "m.py", "rows", "features"))
+    yield _case("dlrm", "rec", _drawn("dlrm", "m.py", "rows", None))
+    yield _case("tied", "lm", _drawn("tied", "m.py", "tokens", None))
+    yield _case("hfbert", "sentence", _drawn("hfbert", "hf.py", "texts", None), "hf.py")
 
     def signals(rng: np.random.Generator, count: int) -> Arrays:
         return {"x": (np.cumsum(rng.normal(size=(count, 6, 64)), 2) * 0.2).astype(np.float32)}
 
     for function in ("scripted", "compiled", "lightning", "vararg"):
-        yield case("jit", function, signals)
+        yield _case("jit", function, signals)
     shaped = {"linear": (12,), "conv1d": (12, 40), "conv2d": (12, 16, 16)}
     for kind, shape in shaped.items():
 
         def data(rng: np.random.Generator, count: int, shape: tuple[int, ...] = shape) -> Arrays:
-            return {"x": _case_module("functional", "m.py")._d(shape, int(rng.integers(2**31)))[:count]}
+            made = _case_module("functional", "m.py")._d(shape, int(rng.integers(2**31)))
+            return {"x": made[:count]}
 
-        yield case("functional", f"{kind}_n", data)
+        yield _case("functional", f"{kind}_n", data)
 
 
 @functools.cache
 def zoo() -> dict[str, ZooModel]:
-    """Return all models by name; those of several libraries take turns, so that any first part of them has all kinds."""
+    """Return all models by name; those of several libraries take turns, so that any first part has all kinds."""
     queues = [
-        list(make()) for make in (_torchvision, _timm, _transformers, _segmentation, _torchaudio, _ultralytics, _cases)
+        list(make())
+        for make in (
+            _torchvision,
+            _torchvision_detection,
+            _torchvision_others,
+            _timm,
+            _transformers,
+            _segmentation,
+            _torchaudio,
+            _ultralytics,
+            _cases,
+        )
     ]
     places = [((index + 0.5) / len(queue), one) for queue in queues for index, one in enumerate(queue)]
     return {one.name: one for _, one in sorted(places, key=lambda place: place[0])}

@@ -8,7 +8,7 @@
 The scheme is the one that edgeq proposes. A row is `ok`, `failed` (a gate), `refused` (an error with a reason) or
 `wrong`: an internal error, a crash, a bundle that is ok and whose artifact, run by its runtime alone on fresh samples,
 loses the model or is far worse than what the runtime's documented recipe makes; or one that failed or was refused
-although that recipe makes a fine artifact. Each model has a process of its own. Exit status 1 if a row of this run is wrong.
+although that recipe makes a fine artifact. Each model has a process of its own. Exit status 1 if a row is wrong.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from zoo_table import ROWS, TARGETS, VERDICTS, Row, read_rows, text
 from edgeq.pipeline.workers import EXPORT, TORCHVISION
 
 ROOT = Path(__file__).resolve().parents[1]
-_CALIBRATED, _JUDGED, _FRESH = 24, 24, 12
+_CALIBRATED, _JUDGED, _FRESH = 16, 16, 12
 _PACKAGES = {"smp": "segmentation-models-pytorch", "cases": "torch"}
 # below the first nothing is left of a model; below the second the recipe is run beside an artifact that is ok, which is
 # wrong where a recipe's artifact of at most so many times its size is so much better
-_LOST_DB, _COMPARED_DB, _BETTER_DB, _AS_SMALL = 1.0, 12.0, 3.0, 1.4
+_LOST_DB, _COMPARED_DB, _BETTER_DB, _AS_SMALL = 1.0, 9.0, 3.0, 1.4
 # a recipe's artifact is fine from this SQNR on, and with this share of the float weights' bytes, beside what any has
 _FINE_DB, _FINE_SHARE, _FINE_BYTES = 12.0, 0.7, 100_000
 

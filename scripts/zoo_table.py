@@ -85,7 +85,7 @@ def text(rows: Sequence[Row]) -> str:
     """Return the matrix and the counts for a terminal."""
     by_pair = {(row["model"], row["target"]): row for row in rows}
     lines = [f"{'model':48}" + "".join(f"{target:24}" for target in TARGETS)]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        lines.append(f"{model:48}" + "".join(f"{cell(by_pair.get((model, target))):24}" for target in TARGETS))
+    names = dict.fromkeys(row["model"] for row in rows)
+    lines += [f"{name:48}" + "".join(f"{cell(by_pair.get((name, target))):24}" for target in TARGETS) for name in names]
     found = counts(rows)
     return "\n".join([*lines, ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS)])

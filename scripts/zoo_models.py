@@ -154,9 +154,30 @@ def _initialize(module: nn.Module, weight: torch.Tensor) -> None:
             # about 0, each ReLU behind a batch norm would add 1.7 dB to what it gets as noise; about 1 it adds 0.5 dB
             is_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
             nn.init.uniform_(module.bias, *((0.5, 1.5) if is_batch else (-0.2, 0.2)))
+    elif weight.dim() > 3 and weight[0, 0].numel() > 1 and "Conv" in kind:
+        _smooth(weight)
     elif weight.dim() > 1:
         incoming = weight.shape[0] if kind == "Conv1D" else weight[0].numel()  # transformers' is [in, out]
         nn.init.normal_(weight, std=(2.0 if "Conv" in kind and kind != "Conv1D" else 1.0) ** 0.5 * incoming**-0.5)
+
+
+def _smooth(weight: torch.Tensor) -> None:
+    """Fill kernels of images with blurs, each with noise and a size and sign of its own.
+
+    Trained kernels mostly blur, so that they keep what lies in many pixels and lose the noise of each. Random ones keep
+    both alike, and behind some ten layers the rounding to eight bits is as large as what differs between images.
+    """
+    window = functools.reduce(
+        lambda a, b: a[..., None] * b, (torch.hann_window(size + 2, periodic=False)[1:-1] for size in weight.shape[2:])
+    )
+    window = window / window.sum()
+    with torch.no_grad():
+        size = torch.randn(weight.shape[:2]) * (2 / weight.shape[1]) ** 0.5
+        if weight.shape[1] == 1:  # depthwise: no channel may vanish
+            size = (torch.rand(weight.shape[:2]) + 0.5) * torch.randn(weight.shape[:2]).sign()
+        weight.copy_(
+            size.reshape(*size.shape, *(1,) * window.dim()) * (window + 0.5 * window.mean() * torch.randn(weight.shape))
+        )
 
 
 def call(net: Any, samples: dict[str, torch.Tensor]) -> Any:

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _CALIBRATED, _JUDGED, _FRESH = 16, 16, 12
 _PACKAGES = {"smp": "segmentation-models-pytorch", "cases": "torch"}
 # below the first nothing is left of a model; below the second the recipe is run beside an artifact that is ok, which is
-# wrong where a recipe's artifact of at most so many times its size is so much better
+# wrong where that recipe's artifact, of at most so many times its size, is so much better
 _LOST_DB, _COMPARED_DB, _BETTER_DB, _AS_SMALL = 1.0, 9.0, 3.0, 1.4
 # a recipe's artifact is fine from this SQNR on, and with this share of the float weights' bytes, beside what any has
 _FINE_DB, _FINE_SHARE, _FINE_BYTES = 12.0, 0.7, 100_000
@@ -208,8 +208,9 @@ def _judged(row: Row) -> Row:
             continue
         made = f"the documented recipe ({kind} int8) makes {plain['db']} dB, {plain['bytes']:,} bytes"
         if row["verdict"] == "ok":
+            is_same = kind == ("static" if row["scheme"] == "static-int8" else "dynamic")
             better = plain["db"] > max(row["db"] + _BETTER_DB, 2 * _BETTER_DB)
-            if better and plain["bytes"] <= _AS_SMALL * row["bytes"]:
+            if is_same and better and plain["bytes"] <= _AS_SMALL * row["bytes"]:
                 return {**row, "verdict": "wrong", "reason": f"ok at {row['db']} dB, {row['bytes']:,} bytes; {made}"}
         elif row["verdict"] in ("failed", "refused"):
             small = plain["bytes"] <= _FINE_SHARE * row["fp32_bytes"] + _FINE_BYTES

@@ -296,17 +296,24 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
-    and weights that forward computes or transposes, which quantizers take for activations.
+    weights that forward computes or transposes, which quantizers take for activations, and what layers make of
+    parameters, such as a learned query: XNNPACK quantizes no constant as it runs.
     """
     import torch
 
     def is_wanted(node: Any) -> bool:
-        """Whether a result may be worth keeping: it is a resized one, or weights of its own."""
+        """Whether a constant may be worth keeping: it is a resized one, a layer's output, or weights of its own."""
         kinds = [str(user.target) for user in node.users if node in user.args[1:3]]  # a weight or a bias
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
-        return multiplied or "upsample" in str(node.target)
+        return multiplied or str(node.target).startswith(("aten.conv", "aten.linear")) or "upsample" in str(node.target)
 
-    if not any(is_wanted(node) for node in program.graph.nodes if node.op == "call_function"):
+    inputs_of_user = set(program.graph_signature.user_inputs)
+    constant: set[Any] = set()
+    for node in program.graph.nodes:
+        computed = node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
+        if computed or (node.op == "placeholder" and node.name not in inputs_of_user):
+            constant.add(node)
+    if not any(is_wanted(node) for node in constant if node.op == "call_function"):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input

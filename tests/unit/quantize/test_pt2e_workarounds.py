@@ -370,3 +370,24 @@ def test_numbers_that_are_added_to_integers_stay_integers(scheme):
     result = quantized(model, "executorch", scheme, backend="xnnpack")
     (batch,) = batches(dataset(model.inputs, 1), model.inputs)
     np.testing.assert_array_equal(forward(result.graph)(batch)[1], forward(model.model)(batch)[1])
+
+
+class Query(nn.Module):
+    """A learned query that a layer projects: XNNPACK quantizes no constant as it runs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.project, self.head = nn.Parameter(torch.randn(1, 16)), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(x + self.project(self.query))
+
+
+def test_a_layer_of_a_learned_query_is_no_layer_in_dynamic_int8(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 16))
+    model = loaded(Query, spec)
+    result = quantized(model, "executorch", "dynamic-int8", backend="xnnpack")
+    assert result.quantized == ("head",)
+    assert min(sqnrs(model.model, result.graph, spec)) > 25
+    lowered(result, (spec,), tmp_path, "executorch", backend="xnnpack")

@@ -347,7 +347,7 @@ def main() -> int:
         print("\n".join(zoo()))
         return 0
     patterns = options.models or ["*"]
-    names = [name for name in zoo() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    names = list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(zoo(), pattern)))
     if not names:
         raise SystemExit(f"error: no model {' '.join(patterns)}; `scripts/zoo --list` names them")
     again = options.again.split(",")

@@ -38,6 +38,7 @@ from edgeq.pipeline.workers import EXPORT, TORCHVISION
 
 ROOT = Path(__file__).resolve().parents[1]
 _CALIBRATED, _JUDGED, _FRESH = 16, 16, 12
+_ONNX = ("onnxscript", "torch.onnx._internal.exporter._torchlib.ops", "onnxruntime", "openvino", "sklearn.datasets")
 _PACKAGES = {"smp": "segmentation-models-pytorch", "cases": "torch"}
 # below the first nothing is left of a model; below the second the recipe is run beside an artifact that is ok, which is
 # wrong where that recipe's artifact, of at most so many times its size, is so much better
@@ -246,7 +247,8 @@ def _stamp() -> Row:
 
 def run_all(wanted: Sequence[tuple[str, list[str]]], results: Path, timeout_s: float, memory_bytes: float) -> None:
     """Run models, all targets of one together, and each alone where that ends its process; that then gets a row."""
-    for library in ("torch", TORCHVISION, *EXPORT):  # once for all of them: it takes half of a model's time
+    libraries = {name.partition(".")[0] for name, _ in wanted} & {"timm", "transformers"}
+    for library in ("torch", TORCHVISION, *EXPORT, *_ONNX, *sorted(libraries)):  # once for all: it takes seconds
         importlib.import_module(library)
     for number, (name, targets) in enumerate(wanted, 1):
         groups = [list(targets)]

@@ -166,9 +166,9 @@ MIN_SQNR_DB_INT8 = 30.0
 # below this the difference is a third of the signal, and no comparison with the graph means anything
 MIN_SQNR_DB_DEEP = 10.0
 
-# roundings that fall the other way settle, once amplified, at one level wherever they began: an artifact that differed in
-# many layers lay at 35.9 dB, and its graph, whose input had moved by a step, at 35.9 dB; which is ahead is chance
-REACTION_DB = 1.0
+# an artifact rounds otherwise in many layers, and its graph was moved at its input alone. What both come to, once it is
+# amplified, lay up to 2.6 dB apart in artifacts that lost nothing (scripts/zoo: resnet18, lcnet_050, yolov8n-cls)
+REACTION_DB = 3.0
 
 # next to nothing is left of what was to be: zeros in its place have 0 dB, and a tenth of it 0.9 dB
 LOST_DB = 1.0

@@ -307,13 +307,7 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
         return multiplied or str(node.target).startswith(("aten.conv", "aten.linear")) or "upsample" in str(node.target)
 
-    inputs_of_user = set(program.graph_signature.user_inputs)
-    constant: set[Any] = set()
-    for node in program.graph.nodes:
-        computed = node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
-        if computed or (node.op == "placeholder" and node.name not in inputs_of_user):
-            constant.add(node)
-    if not any(is_wanted(node) for node in constant if node.op == "call_function"):
+    if not any(is_wanted(node) for node in _computed_from_constants(program)):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
@@ -351,6 +345,20 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], dynamic_shapes: Any =
     module.recompile()
     with silenced():
         return with_modules(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+
+
+def _computed_from_constants(program: Any) -> list[Any]:
+    """Return the calls of a program that depend on none of its inputs."""
+    inputs = set(program.graph_signature.user_inputs)
+    known: set[Any] = set()
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in inputs:
+            known.add(node)
+        elif node.op == "call_function" and node.all_input_nodes and known.issuperset(node.all_input_nodes):
+            known.add(node)
+            found.append(node)
+    return found
 
 
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:

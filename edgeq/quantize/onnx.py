@@ -156,8 +156,8 @@ def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
     """Give products by a matrix that others read too a transposed copy of it, in place; return what to tie again.
 
     The exporter leaves a matrix that a layer reads in several calls transposed by a node, and quantize_dynamic takes no
-    computed one. `replace_gemm_with_matmul` of onnxruntime 1.31 transposes the matrix of a Gemm with transB in place, and takes for
-    granted that nothing else reads it: a second Gemm or a lookup would read it the wrong way round.
+    computed one. `replace_gemm_with_matmul` of onnxruntime 1.31 transposes the matrix of a Gemm with transB in place,
+    and takes for granted that nothing else reads it: a second Gemm or a lookup would read it the wrong way round.
     """
     from onnx import TensorProto, numpy_helper
 

@@ -588,7 +588,7 @@ def settled(module: Any, source: str, *, has_weights: bool = False) -> Any:
 
 
 def _use_linear_layers(module: Any) -> None:
-    """Put linear layers in place of transformers' Conv1D, of GPT-2: quantizers know layers, and no product by a weight."""
+    """Put linear layers in place of transformers' Conv1D, of GPT-2: quantizers know layers, not products by weights."""
     import torch
 
     made: dict[Any, Any] = {}

@@ -259,6 +259,8 @@ def _by_row(converted: Any) -> Any:
 
     graph, ops = copy.deepcopy(converted.graph), torch.ops.quantized_decomposed
     for node in [node for node in graph.nodes if node.target is ops.dequantize_per_tensor.tensor]:
+        if node.args[0].op == "get_attr":  # a constant, which XNNPACK then refuses
+            continue
         value, limits = node.args[0].args[0], node.args[3:6]
         with graph.inserting_before(node):
             chosen = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (value, torch.int8))

@@ -108,7 +108,7 @@ def sqnr_db(expected: NDArray[Any], found: NDArray[Any]) -> float:
     """Return the SQNR of one output [samples, …] about its mean over the samples.
 
     Of whole numbers and truth values it counts those that differ. Where the samples hardly change the output, an error
-    that is MEANS_DB below the whole output is no loss.
+    that is MEANS_DB below the whole output does not count.
     """
     if expected.shape != found.shape:
         return -np.inf

@@ -37,7 +37,7 @@ class ZooModel:
     Attributes:
         name: `library.architecture`, as results have it.
         make: returns the module in eval mode, the same one each time.
-        data: returns so many samples by the names of the arguments of `forward`.
+        data: returns samples, their number given, by the names of the arguments of `forward`.
     """
 
     name: str

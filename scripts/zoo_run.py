@@ -1,6 +1,6 @@
-"""Package the zoo: many architectures on every kind of target, each verdict held against what edgeq has no part in.
+"""Package the zoo: many architectures on every kind of target, each verdict compared with what edgeq has no part in.
 
-    scripts/zoo                                  all that has no result yet; a killed run goes on where it stopped
+    scripts/zoo                                  all that has no result yet; after a kill the same command continues
     scripts/zoo timm.lcnet_050 'cases.*'         models by name
     scripts/zoo --again wrong,refused            those whose last verdict was one of these
     scripts/zoo --list                           the models

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of README.md and docs/ that are made from the code; --check fails where one differs.
+"""Write the tables of README.md and docs/ that are made from code and results; --check fails where one differs.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the tables are those of this checkout, whatever is installed
+
+import zoo_table  # noqa: E402
 
 from edgeq.check.gates import GATES  # noqa: E402
 from edgeq.core.config import PANELS, PackageConfig  # noqa: E402
@@ -117,6 +119,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "gates": gate_table,
     "methods": method_table,
     "targets": target_table,
+    "zoo": lambda: zoo_table.markdown(list(zoo_table.read_rows(zoo_table.ROWS).values())),
 }
 
 

@@ -10,7 +10,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity, VerifyReport
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import Gate, Reuse
-from edgeq.core.schemes import FLOAT_SCHEMES, MAX_RELATIVE_FP32, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.core.schemes import FLOAT_SCHEMES, MAX_RELATIVE_FP32, MAX_STEPS, deep_sqnr_db, least_sqnr_db
 from edgeq.core.units import counted
 
 EQUIVALENCE = "equivalence"
@@ -23,8 +23,8 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
 
     Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
     signal-to-difference ratio in dB is compared. A deep int8 model that amplifies rounding also passes if the artifact
-    differs less from its graph than the graph does from itself when its input changes by one int8 step, and the ratio
-    is at least `MIN_SQNR_DB_DEEP`.
+    differs from its graph by no more than the graph does from itself when its input changes by one int8 step
+    (`deep_sqnr_db`).
     """
     by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES
     least = least_sqnr_db(scheme)
@@ -43,7 +43,7 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         passed = True
         seen += "; these are classes whose scores nearly tie"
     if not passed and scheme not in FLOAT_SCHEMES and parity.reaction_db is not None:
-        deep = max(parity.reaction_db, MIN_SQNR_DB_DEEP)
+        deep = deep_sqnr_db(parity.reaction_db)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"
         measured += f", {parity.sqnr_db:.1f} dB"

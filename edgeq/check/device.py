@@ -9,7 +9,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.manifest import CudaBox
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Gpu, VerifyReport
 from edgeq.core.results.report import Gate
-from edgeq.core.schemes import FLOAT_SCHEMES, MAX_STEPS, MIN_SQNR_DB_DEEP, least_sqnr_db
+from edgeq.core.schemes import FLOAT_SCHEMES, MAX_STEPS, deep_sqnr_db, least_sqnr_db
 from edgeq.core.units import counted
 
 
@@ -82,7 +82,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
         scheme: the quantization scheme.
         emulation: the runs.
         reaction_db: how far one int8 step at the input moves the graph itself, where that is known: a deep int8 model
-            that amplifies rounding passes if the runs differ by less than that.
+            that amplifies rounding passes if the runs differ by no more than that.
     """
     if emulation.problem:
         if emulation.is_unmeasured:
@@ -116,7 +116,7 @@ def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
         return ""
     if not _by_steps(host, scheme) and (host.near_ties or host.sqnr_db >= least_sqnr_db(scheme)):
         return ""
-    if reaction_db is not None and host.sqnr_db >= max(reaction_db, MIN_SQNR_DB_DEEP):
+    if reaction_db is not None and host.sqnr_db >= deep_sqnr_db(reaction_db):
         return ""
     return f"{_measured(host, scheme)} against the host over {counted(host.samples, 'sample')}{_flips(host)}"
 

@@ -167,9 +167,13 @@ def _gain(least: float, kernels: KernelShare | None, lowered: LoweredModel) -> f
     return max(known) if len(known) == len(shares) or any(share >= least for share in known) else None
 
 
+# indices, masks and shapes, such as the distance of each two words of DeBERTa, and zero points
+_NO_WEIGHTS = frozenset({"int64", "int32", "bool"})
+
+
 def _stored(lowered: LoweredModel, *dtypes: str) -> float | None:
-    """Return the share of the artifact's constants that it holds in `dtypes`."""
-    total = sum(elements for _, elements in lowered.stored)
+    """Return the share of the artifact's constants, but for whole numbers, that it holds in `dtypes`."""
+    total = sum(elements for name, elements in lowered.stored if name not in _NO_WEIGHTS)
     return sum(elements for name, elements in lowered.stored if name in dtypes) / total if total else None
 
 

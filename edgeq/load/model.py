@@ -115,6 +115,7 @@ def load_model(
     call = _call(source, inputs, examples, module)
     sha256 = _state_sha256(module)
     call = with_bounds(module, call)
+    _use_linear_layers(module)
     module, output_names = adapted(module, call, seed)
     return LoadedModel(
         name=name or found.name,
@@ -580,6 +581,24 @@ def settled(module: Any, source: str, *, has_weights: bool = False) -> Any:
         tensor.requires_grad_(False)
         tensor.data = tensor.data.contiguous()
     return module
+
+
+def _use_linear_layers(module: Any) -> None:
+    """Put linear layers in place of transformers' Conv1D, of GPT-2: quantizers know layers, not products by weights."""
+    import torch
+
+    made: dict[Any, Any] = {}
+    for part in list(module.modules()):
+        for name, child in list(part.named_children()):
+            kind = type(child)
+            if (kind.__module__, kind.__name__) != ("transformers.pytorch_utils", "Conv1D"):
+                continue
+            if child not in made:
+                layer = torch.nn.Linear(*child.weight.shape).eval()
+                layer.weight = torch.nn.Parameter(child.weight.t().contiguous(), requires_grad=False)
+                layer.bias = child.bias
+                made[child] = layer
+            setattr(part, name, made[child])
 
 
 def _leave_meta(module: Any, source: str, *, has_weights: bool) -> None:

@@ -502,7 +502,7 @@ _PASSING = frozenset({"DequantizeLinear", "Transpose", "Reshape", "Unsqueeze", "
 
 
 def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Layer, ...]:
-    """Return the layers in the graph's order, by their nodes' names.
+    """Return the layers in the graph's order, by their nodes' names, without those that runtimes compute as they load.
 
     Args:
         proto: a model, with the shapes of all its values where `macs` is None.
@@ -523,7 +523,7 @@ def onnx_layers(proto: Any, macs: Mapping[str, int] | None = None) -> tuple[Laye
             of_activations=node.op_type == "MatMul" and all(_is_of_input(fed, makers, name) for name in node.input),
         )
         for node in graph.node
-        if node.op_type in LAYER_OPS
+        if node.op_type in LAYER_OPS and any(_is_of_input(fed, makers, name) for name in node.input)
     )
 
 

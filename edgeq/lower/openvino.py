@@ -218,6 +218,8 @@ def _in_int8(values: NDArray[Any]) -> Any | None:
     """
     from openvino import opset13
 
+    if not np.isfinite(values).all():
+        return None
     for axes in ((0,), (1,), (0, 1)):
         others = tuple(axis for axis in range(values.ndim) if axis not in axes)
         largest = np.abs(values).max(axis=others, keepdims=True) if others else np.abs(values)
@@ -235,10 +237,11 @@ _STORED: dict[str, tuple[Shorten, int]] = {"fp16": (_in_half, 2), "weight-only-i
 
 
 def _elements(model: Any) -> tuple[tuple[str, int], ...]:
-    """Return how many elements of each dtype the model holds as constants."""
+    """Return how many elements of each dtype the model holds as constants; masks of infinities are no weights."""
     tally: Counter[str] = Counter()
     for op in model.get_ops():
         if op.get_type_name() == "Constant":
             dtype = np.dtype(op.get_element_type().to_dtype())
-            tally[dtype.name] += int(np.prod(op.get_output_shape(0), dtype=np.int64))
+            if dtype.kind != "f" or np.isfinite(op.data).all():
+                tally[dtype.name] += int(np.prod(op.get_output_shape(0), dtype=np.int64))
     return tuple(sorted(tally.items()))

@@ -264,6 +264,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     """Run `module` once and return its convolutions and matrix products in the order of execution.
 
     Those that no output depends on, such as a pooler whose result the model drops, are not in an artifact, nor here.
+    Those of parameters alone, such as a table of relative positions, are constants once it is frozen.
 
     Raises:
         UnsupportedError: forward turns input-dependent tensors into Python values, which tracing would freeze; or the
@@ -284,7 +285,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         leaves = torch.utils._pytree.arg_tree_leaves(*args, **kwargs)
         taken = [_storage(leaf) for leaf in leaves if isinstance(leaf, holding)]
         layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
-        if layer is not None:
+        if layer is not None and any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves):
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
             of_activations = bool(factors) and all(factor in fed for factor in factors)
             layers |= {len(found)}

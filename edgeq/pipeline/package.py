@@ -364,7 +364,7 @@ class ArtifactBuilder:
             kept = subset(step, lowered.macs) if emulated else None
             verify = dataclasses.replace(
                 verify_spec(step, lowered),
-                graph=forward(quantized.graph, spec.engine),
+                graph=forward(quantized.runs_as or quantized.graph, spec.engine),
                 fp32=None if spec.scheme == "pretrained" else self._reference,  # the source is int8 already
                 output_steps=quantized.output_steps,
                 observe=kept,
@@ -380,7 +380,7 @@ class ArtifactBuilder:
         self._states += [state for state in states if state is not None]
         asked = _asked_layers(self._job, float_module(inputs), lowered) if self._job.keep_fp32 else ()
         return Artifact(
-            quantized=dataclasses.replace(quantized, graph=None, exported=None),
+            quantized=dataclasses.replace(quantized, graph=None, exported=None, runs_as=None),
             lowered=lowered,
             verified=verified,
             golden=golden,
@@ -398,7 +398,9 @@ class ArtifactBuilder:
         if scheme in FLOAT_SCHEMES or scheme == "pretrained" or quantized.graph is None:
             return
         spec = dataclasses.replace(
-            verify_spec(step, None), graph=forward(quantized.graph, step.spec.engine), fp32=self._reference
+            verify_spec(step, None),
+            graph=forward(quantized.runs_as or quantized.graph, step.spec.engine),
+            fp32=self._reference,
         )
         if not looks_lost(look_first(spec, _FIRST_LOOK)[0], options):
             return

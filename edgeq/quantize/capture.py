@@ -413,17 +413,18 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tenso
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),
-    and weights that forward computes or transposes, which quantizers take for activations.
+    weights that forward computes or transposes, which quantizers take for activations, and what layers make of
+    parameters, such as a learned query: XNNPACK quantizes no constant as it runs.
     """
     import torch
 
     def is_wanted(node: Any) -> bool:
-        """Whether a result may be worth keeping: it is a resized one, or weights of its own."""
+        """Whether a constant may be worth keeping: it is a resized one, a layer's output, or weights of its own."""
         kinds = [str(user.target) for user in node.users if node in user.args[1:3]]  # a weight or a bias
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
-        return multiplied or "upsample" in str(node.target)
+        return multiplied or str(node.target).startswith(("aten.conv", "aten.linear")) or "upsample" in str(node.target)
 
-    if not any(is_wanted(node) for node in program.graph.nodes if node.op == "call_function"):
+    if not any(is_wanted(node) for node in _computed_from_constants(program)):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
@@ -461,6 +462,20 @@ def _with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tenso
     module.recompile()
     with silenced():
         return with_modules(exported(module, inputs, specs))
+
+
+def _computed_from_constants(program: Any) -> list[Any]:
+    """Return the calls of a program that depend on none of its inputs."""
+    inputs = set(program.graph_signature.user_inputs)
+    known: set[Any] = set()
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in inputs:
+            known.add(node)
+        elif node.op == "call_function" and node.all_input_nodes and known.issuperset(node.all_input_nodes):
+            known.add(node)
+            found.append(node)
+    return found
 
 
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:

@@ -155,8 +155,9 @@ class _Tie:
 def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
     """Give products by a matrix that others read too a transposed copy of it, in place; return what to tie again.
 
-    `replace_gemm_with_matmul` of onnxruntime 1.31 transposes the matrix of a Gemm with transB in place, and takes for
-    granted that nothing else reads it: a second Gemm or a lookup would read it the wrong way round.
+    The exporter leaves a matrix that a layer reads in several calls transposed by a node, and quantize_dynamic takes no
+    computed one. `replace_gemm_with_matmul` of onnxruntime 1.31 transposes the matrix of a Gemm with transB in place,
+    and takes for granted that nothing else reads it: a second Gemm or a lookup would read it the wrong way round.
     """
     from onnx import TensorProto, numpy_helper
 
@@ -166,9 +167,9 @@ def _untied(proto: Any, left_out: Collection[str]) -> list[_Tie]:
         readers = [node for node in proto.graph.node if table.name in node.input]
         lookups = [node for node in readers if node.op_type == "Gather" and all(one.i == 0 for one in node.attribute)]
         gemms = [node for node in readers if _is_product_by_rows(node) and node.input[1] == table.name]
-        turned = [node for node in readers if _products_of(proto, node) and lookups]
+        turned = [node for node in readers if _products_of(proto, node)]
         products = [one for node in turned for one in _products_of(proto, node)]
-        if len(readers) < 2 or not (gemms or turned):
+        if not turned and (len(readers) < 2 or not gemms):
             continue
         in_float = {node.name for node in (*gemms, *products)} & {*left_out}
         if turned and not in_float:

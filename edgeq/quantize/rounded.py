@@ -65,6 +65,8 @@ def _rounded(spec: QuantizeSpec, scheme: str, rounded: Callable[[str, Any], Any]
         tensor = half_graph.tensor_at(module, target)
         if not torch.is_tensor(tensor) or tensor.dtype != torch.float32 or tensor.ndim < 2:
             continue
+        if not tensor.isfinite().all():  # a mask of attention, whose infinities have no step
+            continue
         readers = [user for node in module.graph.nodes if node.target == target for user in node.users]
         owners = [half_graph.module_of(reader) or str(reader.name) for reader in readers]
         if any(inside(owner, kept) for owner in owners):

@@ -442,6 +442,7 @@ class QuantizedModel:
         graph: a callable torch.nn.Module that computes what the artifact is to compute.
         exported: the same as an ExportedProgram where there already is one, else None; in float32 where the delegate
             narrows it.
+        runs_as: what the runtime makes of the graph, where that is different from what it says; else None.
         quantized: names of the layers that compute in int8.
         kept_fp32: names of the quantizable layers that stay in float.
         output_steps: the quantization step of each output that is itself quantized, else None.
@@ -460,6 +461,7 @@ class QuantizedModel:
     scheme: str
     graph: Any
     exported: Any = None
+    runs_as: Any = None
     quantized: tuple[str, ...]
     kept_fp32: tuple[str, ...]
     output_steps: tuple[float | None, ...]

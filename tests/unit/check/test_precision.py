@@ -81,6 +81,8 @@ def test_what_a_torchscript_artifact_stores_is_counted(scheme, name, dtype):
     gates = [audited(scheme, model, name="linux-x86_64-x86")[name] for model in (enough, short, lowered())]
     assert [gate.outcome for gate in gates] == ["ok", "failed", "unverified"]
     assert gates[1].limit == ">= 80.0% of constants"
+    indexed = stored((dtype, 80), ("float32", 20), ("int64", 500), ("bool", 500))  # no weights
+    assert audited(scheme, indexed, name="linux-x86_64-x86")[name].outcome == "ok"
 
 
 @pytest.mark.parametrize("name", ["android-arm64-xnnpack", "linux-x86_64-x86", "linux-x86_64-ort"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from edgeq.core.errors import ExitCode, UnsupportedError, UsageError
-from edgeq.load.model import settled
+from edgeq.load.model import _use_linear_layers, settled
 
 
 def test_a_copy_in_eval_mode_and_contiguous():
@@ -42,3 +42,29 @@ def test_buffers_that_are_views_become_contiguous():
     table = settled(Turned(), "turned").table
     assert table.is_contiguous()
     assert table.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+class Conv1D(nn.Module):
+    """As in transformers, which is not among the packages of the tests."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.nf = outputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        product = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return product.view(*x.shape[:-1], self.nf)
+
+
+def test_layers_of_gpt_2_become_linear_ones_under_their_names():
+    torch.manual_seed(0)
+    shared, x = Conv1D(4, 4), torch.randn(2, 3, 4)
+    net = nn.Sequential(nn.Sequential(Conv1D(4, 4), nn.ReLU()), shared, nn.Sequential(shared))
+    expected = net(x)
+    _use_linear_layers(net)
+    assert [type(net[0][0]), type(net[1])] == [nn.Linear, nn.Linear]
+    assert net[1] is net[2][0]
+    torch.testing.assert_close(net(x), expected)

@@ -4,6 +4,7 @@ import functools
 import re
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from small_models import IMAGE, Silent, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
@@ -13,7 +14,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.core.ort_format import reduced_build_config
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
-from edgeq.lower.onnx import lower_file
+from edgeq.lower.onnx import lower_file, onnx_layers
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize import FILE_METHODS, METHODS
 from edgeq.verify.kernels import kernel_share
@@ -312,3 +313,14 @@ def test_attention_over_other_axes_than_four(shape, masked, tmp_path):
     x = torch.rand(shape) * 2 - 1
     (came,) = runner.run((x.numpy(),))
     assert np.allclose(came, model(x).numpy(), atol=1e-6)
+
+
+def test_layers_of_constants_are_computed_as_a_runtime_loads():
+    square = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "square")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["square", "square"], ["table"], "table"),
+        onnx.helper.make_node("MatMul", ["x", "table"], ["y"], "mix"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [square]))
+    assert [layer.name for layer in onnx_layers(onnx.shape_inference.infer_shapes(proto))] == ["mix"]

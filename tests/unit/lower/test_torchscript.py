@@ -391,3 +391,22 @@ def test_newer_operators_are_written_as_older_ones_for_phones_and_dead_layers_ar
     (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
     for came, expected in zip(outputs(low.path, batch, backend), forward(model.model)(batch), strict=True):
         np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
+class Positions(nn.Module):
+    """A table that a layer makes of positions alone, as in DeBERTa and Swin V2: freezing computes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.linspace(-1, 1, 16)[:, None])
+        self.table, self.mix = nn.Linear(1, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.mix(x) + self.table(self.positions)
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_layers_of_constants_are_none_of_an_artifact(tmp_path, backend):
+    model = loaded(Positions)
+    low = lowered(quantized(model, scheme="dynamic-int8", backend=backend), model.inputs, tmp_path, backend=backend)
+    assert [layer.name for layer in low.layers] == ["mix"]

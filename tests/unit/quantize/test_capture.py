@@ -172,6 +172,25 @@ class ScaledTie(nn.Module):
         return nn.functional.linear(x, self.table * 0.5), self.table[x.argmax(1)], x @ self.table.t()
 
 
+class Query(nn.Module):
+    """A learned query that a layer projects, as poolings by attention have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.project, self.keys = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 8), nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.keys(x) * self.project(self.query.expand(len(x), -1))
+
+
+def test_what_a_layer_makes_of_parameters_is_computed_once():
+    model = loaded(Query, FOUR)
+    program = capture(model)
+    assert sum(node.target is torch.ops.aten.linear.default for node in program.graph.nodes) == 1
+    (x,) = example_tensors((FOUR,), 1)
+    torch.testing.assert_close(program.module()(x), model.model(x))
+
+
 @pytest.mark.parametrize("module", [Writing, ScaledTie])
 def test_what_is_written_or_used_otherwise_is_no_constant(module):
     model = loaded(module, FOUR)

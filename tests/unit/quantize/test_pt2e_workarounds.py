@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from edgeq.core.errors import VerificationError
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.samples import Dataset, batches
+from edgeq.core.samples import Batch, Dataset, batches
 from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.pt2e_workarounds import functional
 from edgeq.verify.host import HostRuntime
@@ -370,3 +370,37 @@ def test_numbers_that_are_added_to_integers_stay_integers(scheme):
     result = quantized(model, "executorch", scheme, backend="xnnpack")
     (batch,) = batches(dataset(model.inputs, 1), model.inputs)
     np.testing.assert_array_equal(forward(result.graph)(batch)[1], forward(model.model)(batch)[1])
+
+
+class Query(nn.Module):
+    """A learned query that a layer projects: XNNPACK quantizes no constant as it runs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.project, self.head = nn.Parameter(torch.randn(1, 16)), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(x + self.project(self.query))
+
+
+def test_a_layer_of_a_learned_query_is_no_layer_in_dynamic_int8(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 16))
+    model = loaded(Query, spec)
+    result = quantized(model, "executorch", "dynamic-int8", backend="xnnpack")
+    assert result.quantized == ("head",)
+    assert min(sqnrs(model.model, result.graph, spec)) > 25
+    lowered(result, (spec,), tmp_path, "executorch", backend="xnnpack")
+
+
+def test_parity_of_dynamic_int8_is_with_rows_that_have_scales_of_their_own(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 6, 16))
+    result = quantized(loaded(nn.Linear(16, 8), spec), "executorch", "dynamic-int8", backend="xnnpack")
+    low = lowered(result, (spec,), tmp_path, "executorch", backend="xnnpack")
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 6)[None, :, None]
+    batch = Batch(inputs=(x.numpy(),), samples=(sample(x.numpy()),))
+    with HostRuntime() as runtime:
+        runtime.load(low.path, runtime="executorch", backend="xnnpack", threads=1)
+        (came,) = runtime.run(batch.inputs)
+    apart = [abs(came - forward(graph)(batch)[0])[0, 0].max() for graph in (result.runs_as, result.graph)]
+    assert apart[0] < 1e-6 < 1e-4 < apart[1]  # of the smallest row

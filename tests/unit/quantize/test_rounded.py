@@ -55,6 +55,27 @@ def test_kept_layers_are_not_rounded(keep):
     assert any(value.shape == own.shape and torch.equal(value, own) for value in weights(graph).values())
 
 
+class Masked(nn.Module):
+    """Attention with a mask of infinities, as windows that are shifted have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("mask", torch.tensor([[0.0, float("-inf")], [float("-inf"), 0.0]]))
+
+    def forward(self, x):
+        return (self.layer(x) + self.mask).softmax(-1)
+
+
+@pytest.mark.parametrize("scheme", ["weight-only-int8", "fp16"])
+def test_a_mask_of_infinities_is_no_weight(scheme):
+    model = loaded(Masked, ROW)
+    graph = quantized(model, "openvino", scheme, backend="openvino")
+    assert graph.quantized == ("layer",)
+    (batch,) = batches(dataset((ROW,), 1), (ROW,))
+    assert np.array_equal(forward(graph.graph)(batch)[0], np.eye(2, dtype=np.float32))
+
+
 def test_unknown_names_and_weights_beyond_half_are_refused_by_name():
     with pytest.raises(UsageError, match="haed"):
         quantized(small_net(), "openvino", "fp16", backend="openvino", keep=("haed",))

@@ -198,7 +198,7 @@ def capture(model: LoadedModel) -> Any:
             if varying_sizes(model.inputs) and not depends:
                 fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
-    return _with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
+    return with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
 
 
 def capture_batched(model: LoadedModel) -> Any | None:
@@ -409,7 +409,7 @@ def with_modules(program: Any) -> Any:
     return program
 
 
-def _with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
+def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
     """Return the program with results in place of what would be computed from constants alone in every run.
 
     These are resized ones, as of a position embedding, for which runtimes lack operators (`_upsample_bicubic2d_aa`),

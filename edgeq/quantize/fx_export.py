@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgeq.core.operators import exported, open_steps, plain_operators
 from edgeq.core.results.model import TensorSpec
-from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced
+from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced, with_constants
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
 _ATEN = torch.ops.aten
@@ -80,10 +80,13 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
         Exception: torch.export's own, where it cannot capture the model.
     """
     with silenced(), torch.no_grad():
+        inputs = example_tensors(specs)
         with plain_operators():
-            program = exported(module, example_tensors(specs), specs)
+            program = exported(module, inputs, specs)
         with open_steps(specs):
+            # without writes in place, so that what is computed from weights alone can be told
             program = plain_convolutions(program).run_decompositions({})
+        program = with_constants(program, inputs, specs)
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     in_float = coordinates(graph)

@@ -255,3 +255,31 @@ def test_a_trace_of_the_exported_graph_follows_sizes_that_vary():
         x = torch.randn(1, steps, 8)
         torch.testing.assert_close(graph(x), module(x))
         torch.testing.assert_close(traced(x), module(x))
+
+
+class Query(nn.Module):
+    """A learned query, and a linear layer whose bias forward clears in part, as torchvision's Swin V2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 2, 16))
+        self.qkv, self.pool = nn.Linear(16, 16), nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        bias = self.qkv.bias.clone()
+        bias[4:8].zero_()
+        x = nn.functional.linear(x, self.qkv.weight, bias)
+        return self.pool(self.query.expand(x.shape[0], -1, -1), x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("scheme", ["static-int8", "dynamic-int8"])
+def test_what_comes_of_parameters_alone_is_a_constant(scheme):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 5, 16), low=-1.0)
+    model = loaded(Query, spec)
+    result = quantized(model, scheme=scheme)
+    assert set(result.quantized) == {"qkv", "pool.linear_k", "pool.linear_v", "pool.out_proj"}
+    sums = Comparison()
+    ours, theirs = outputs_of(result.graph, model.inputs, 4, "qnnpack"), outputs_of(model.model, model.inputs, 4)
+    for got, want in zip(ours, theirs, strict=True):
+        sums.add(want, got)
+    assert sums.sqnr_db > 20

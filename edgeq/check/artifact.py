@@ -23,7 +23,7 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
 
     Quantized outputs may differ by one step. Where none is quantized, or the scheme computes in float, the
     signal-to-difference ratio in dB is compared. A deep int8 model that amplifies rounding also passes if the artifact
-    differs from its graph by no more than the graph does from itself when its input changes by one int8 step
+    differs from its graph about as little as the graph does from itself when its input changes by one int8 step
     (`deep_sqnr_db`).
     """
     by_steps = parity is not None and parity.max_steps is not None and scheme not in FLOAT_SCHEMES

@@ -82,7 +82,7 @@ def device_gate(scheme: str, emulation: Emulation, reaction_db: float | None = N
         scheme: the quantization scheme.
         emulation: the runs.
         reaction_db: how far one int8 step at the input moves the graph itself, where that is known: a deep int8 model
-            that amplifies rounding passes if the runs differ by no more than that.
+            that amplifies rounding passes if the runs differ about as little (`deep_sqnr_db`).
     """
     if emulation.problem:
         if emulation.is_unmeasured:

@@ -193,12 +193,17 @@ def prepare(spec: QuantizeSpec) -> Any:
             return observe_floats_only(prepared, inputs), kept
 
     exchange_layers(module)
+    by_export = open_attention(module)  # FX calls PyTorch's own attention and encoder layers as a whole, in float
     try:
-        # FX calls PyTorch's own attention and encoder layers as a whole, in float
-        prepared, kept = observed(exported_graph(module, spec.inputs) if open_attention(module) else module)
+        prepared, kept = observed(exported_graph(module, spec.inputs) if by_export else module)
     except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
+        if by_export:
+            if isinstance(err, EdgeqError):
+                raise
+            what = f"torch.export cannot capture the model, whose attention FX leaves in float{user_line(err)}"
+            raise UnsupportedError(f"{what}: {first_line(err)}", "make that line traceable") from err
         # torch.export follows much that FX cannot; FX is the first way, whose graphs have the model's own modules
         try:
             graph = exported_graph(module, spec.inputs)

@@ -198,7 +198,9 @@ class _ForkServer:
                 stderr=subprocess.DEVNULL,
                 env={**_OPENMP, **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()},
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
+                # a group of its own, which Ctrl-C does not reach; in this session, since the kernel continues and ends
+                # a stopped group (one whose times would disturb another's) only where its parent's death orphans it
+                process_group=0,
             )
         atexit.register(self.close)
 

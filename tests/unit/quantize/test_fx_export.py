@@ -283,3 +283,19 @@ def test_what_comes_of_parameters_alone_is_a_constant(scheme):
     for got, want in zip(ours, theirs, strict=True):
         sums.add(want, got)
     assert sums.sqnr_db > 20
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0] if x.sum() > 0 else x
+
+
+def test_attention_that_cannot_be_captured_is_refused_with_its_line():
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 5, 16))
+    with pytest.raises(UnsupportedError, match=r"torch.export cannot capture .* at .*test_fx_export\.py:\d+") as caught:
+        quantized(loaded(Deciding, spec))
+    assert "FX cannot trace" not in caught.value.what

@@ -143,3 +143,31 @@ def test_openmp_gives_cores_back_unless_the_user_says_otherwise(new_server, monk
         pid = host._child.process.pid if start is started else server_pid()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert f"GOMP_SPINCOUNT={seen}".encode() in environment
+
+
+_OWNER = """
+import sys
+import time
+from pathlib import Path
+
+from edgeq.verify import children
+
+children.from_server(Path(sys.argv[1]))
+print(next(iter(children._servers.values()))._process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing forks")
+def test_a_stopped_server_ends_when_its_owner_is_killed(tmp_path):
+    """Others are stopped while one measures its times; what is stopped cannot see that its socket ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _OWNER, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        os.kill(server, signal.SIGSTOP)
+        while "\nState:\tT" not in Path(f"/proc/{server}/status").read_text():
+            time.sleep(0.01)
+        owner.kill()
+    assert ended(server)

@@ -15,10 +15,13 @@ from edgeq.quantize.fx_observers import split_layers
 from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+from edgeq.quantize.weight_only import store_embeddings, store_lookups
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
-    """Convert linear and recurrent layers; nn.MultiheadAttention is taken apart into linear layers first.
+    """Convert linear and recurrent layers, and store the tables of embeddings in int8.
+
+    nn.MultiheadAttention is taken apart into linear layers first.
 
     Raises:
         UnsupportedError: an exported program, a layer that the engine cannot pack, or no layer of these kinds.
@@ -37,6 +40,9 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
         except Exception as err:  # torch.export raises many types
             what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err
+        tables, in_float = store_lookups(module, _owner, lambda node: inside(_owner(node), kept))
+    else:
+        tables, in_float = store_embeddings(module, inputs, kept)
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         layers = [
@@ -52,7 +58,13 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
                 what = f"the {spec.backend} engine cannot pack a layer: {first_line(err)}"
                 raise UnsupportedError(what, "keep that layer in float (--keep-fp32)") from err
     left = [name for name in layers if name not in chosen]
-    return quantized_model("dynamic-int8", module, (chosen, left), covers="linear, LSTM or GRU")
+    # of tables alone dynamic-int8 makes nothing that runs in int8
+    layers_and_tables = (chosen and [*chosen, *tables], [*left, *in_float])
+    return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU")
+
+
+def _owner(lookup: Any) -> str:
+    return str(lookup.args[0].target).rpartition(".")[0]
 
 
 def _weights_read_elsewhere(module: Any, inputs: tuple[Any, ...]) -> bool:

@@ -34,6 +34,7 @@ from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
 from edgeq.quantize.spec import UNSIGNED, QuantizeSpec, matched_names
+from edgeq.quantize.weight_only import store_lookups
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
     "linear",
@@ -220,6 +221,8 @@ def _without_unused(graph: Any) -> Any:
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     """Give linear layers int8 weights per channel; XNNPACK quantizes each row of their inputs as it runs.
 
+    The tables of embeddings are stored in int8, with a scale for each row.
+
     LSTM and GRU layers are unrolled into linear ones. Convolutions stay in float: ExecuTorch 1.5 lowers some
     dynamic ones, and its runtime then fails on them.
 
@@ -236,6 +239,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
 
     graph = float_graph(_unrolled(spec.captured))
     is_float = _left_in_float(graph, spec)
+    tables, tables_in_float = store_lookups(graph, _module_name, is_float or (lambda _node: False))
     prepare_layers(graph, norms_in_float=lambda _norm: True)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
@@ -245,7 +249,10 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     with torch.no_grad():
         prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
     converted = convert_pt2e(prepared)
-    made = quantized_model("dynamic-int8", converted, split_layers(converted), covers="linear, LSTM or GRU")
+    quantized, in_float = split_layers(converted)
+    # of tables alone dynamic-int8 makes nothing that runs in int8
+    layers = (quantized and [*quantized, *tables], [*in_float, *tables_in_float])
+    made = quantized_model("dynamic-int8", converted, layers, covers="linear, LSTM or GRU")
     return dataclasses.replace(made, runs_as=_by_row(converted))
 
 
@@ -375,6 +382,12 @@ def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | No
         modules |= {name: type(part).__name__ for name, part in spec.model.model.named_modules()}
     names = matched_names(spec.keep_fp32, modules)
     return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
+
+
+def _module_name(node: Any) -> str:
+    """Return the name of the innermost module that a node belongs to, the node's own where that is the whole model."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return (_stack_name(stack[-1]) if stack else "") or str(node.name)
 
 
 def _stack_name(entry: tuple[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
@@ -95,6 +97,103 @@ def _put(module: Any, name: str, part: Any) -> Any:
     parent, _, own = name.rpartition(".")
     setattr(module.get_submodule(parent), own, part)
     return module
+
+
+# --- Tables of embeddings in int8, beside layers that dynamic-int8 computes in int8.
+
+
+def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]) -> tuple[list[str], list[str]]:
+    """Store the tables of a module's nn.Embedding layers in int8, with a scale for each row.
+
+    A table that a function reads too stays in float: its product would be computed with weights that become float32 at
+    each call. So does one of nn.EmbeddingBag, or of a subclass with a forward of its own.
+
+    Args:
+        module: changed in place.
+        inputs: tensors that it takes.
+        kept: names of modules that stay in float.
+
+    Returns:
+        The names of the layers whose tables are stored, and of those that stay in float.
+    """
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)}
+    for part in layers.values():  # of a tied head, which is packed by itself
+        part.weight = nn.Parameter(part.weight.detach().clone(), requires_grad=False)
+    read: set[int] = set()
+
+    class Readers(TorchFunctionMode):  # type: ignore[misc]
+        """Sees each function that takes a table."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func not in (functional.embedding, torch.embedding):
+                read.update(id(leaf) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Readers():
+        module(*inputs)
+    stored = [
+        name
+        for name, part in layers.items()
+        if name  # not the whole model
+        and type(part) is nn.Embedding
+        and part.max_norm is None
+        and id(part.weight) not in read
+        and not inside(name, kept)
+    ]
+    for name in stored:
+        _put(module, name, StoredEmbedding(layers[name], bits=8).eval())
+    return stored, [name for name in layers if name not in stored]
+
+
+def store_lookups(
+    graph_module: Any, name_of: Callable[[Any], str], is_float: Callable[[Any], bool]
+) -> tuple[list[str], list[str]]:
+    """Store the tables of an exported graph's lookups in int8, with a scale for each row, as StoredEmbedding does.
+
+    Args:
+        graph_module: a torch.fx.GraphModule of ATen operators, changed in place.
+        name_of: the name of a lookup's module.
+        is_float: whether a lookup stays in float.
+
+    Returns:
+        The names of the modules whose tables are stored, and of those that stay in float.
+    """
+    aten, graph = torch.ops.aten, graph_module.graph
+    stored: dict[str, None] = {}
+    left: dict[str, None] = {}
+    parts: dict[str, tuple[str, str]] = {}  # by a table's name, those of its int8 numbers and its scales
+    for node in [node for node in graph.nodes if node.target is aten.embedding.default]:
+        table, index = node.args[:2]
+        if table.op != "get_attr" or index.op == "get_attr":  # a lookup of constant rows is a constant
+            continue
+        values = operator.attrgetter(table.target)(graph_module)
+        name = name_of(node)
+        if values.dtype != torch.float32 or is_float(node):
+            left[name] = None
+            continue
+        stored[name] = None
+        if table.target not in parts:
+            part = _Stored(values.detach(), None, bits=8)
+            own = f"{str(table.target).replace('.', '_')}_stored"
+            graph_module.register_buffer(own, part.stored)
+            graph_module.register_buffer(f"{own}_scale", part.scale)
+            parts[table.target] = (own, f"{own}_scale")
+        with graph.inserting_before(node):
+            rows, scales = (
+                graph.call_function(aten.embedding.default, (graph.get_attr(each), index))
+                for each in parts[table.target]
+            )
+            in_float = graph.call_function(aten.to.dtype, (rows, torch.float32))
+            product = graph.call_function(aten.mul.Tensor, (in_float, scales))
+        for made in (rows, scales, in_float, product):
+            made.meta = dict(node.meta)
+        rows.meta["val"] = rows.meta["val"].to(torch.int8) if "val" in rows.meta else None
+        scales.meta["val"] = scales.meta["val"][..., :1] if "val" in scales.meta else None
+        node.replace_all_uses_with(product)
+    graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+    return [*stored], [name for name in left if name not in stored]
 
 
 # --- Modules whose weights are stored in int8 or in half, and become float32 right before their use.
@@ -191,6 +290,8 @@ class StoredEmbedding(_Stored):
     """nn.Embedding: only the rows that are looked up become float32."""
 
     def __init__(self, embedding: Any, bits: int) -> None:
+        if embedding.max_norm is not None:
+            raise ValueError("max_norm, which changes the rows that are looked up")
         super().__init__(embedding.weight, None, bits=bits)
 
     def forward(self, index: Any) -> Any:

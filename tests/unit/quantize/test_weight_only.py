@@ -7,6 +7,7 @@ from small_models import loaded, lowered, outputs_of, quantized
 from torch import nn
 from torch.nn import functional
 
+from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import TensorSpec
 from edgeq.verify.metrics import Comparison
 
@@ -22,6 +23,65 @@ class Functions(nn.Module):
         x = functional.linear(self.embed(tokens), self.qkv.weight, self.qkv.bias)
         x = functional.conv1d(x.transpose(1, 2), self.conv.weight, self.conv.bias, padding=1)
         return functional.linear(x.transpose(1, 2), self.embed.weight)
+
+
+class Scaled(nn.Embedding):
+    """As of Gemma: the rows are multiplied."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) * 4
+
+
+class Tables(nn.Module):
+    """A table that is looked up twice and tied to the head, one that a product reads, a subclass, one that is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.read, self.scaled, self.kept = (kind(40, 16) for kind in (nn.Embedding,) * 2 + (Scaled,) * 2)
+        self.mix, self.head = nn.Linear(16, 16), nn.Linear(16, 40, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        x = self.words(tokens) + self.words(tokens.flip(1)) + self.read(tokens) + self.scaled(tokens)
+        x = self.mix(x + self.kept(tokens))
+        return self.head(x), x @ self.read.weight.t()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "backend", "tables"),
+    [
+        ("torchscript", "qnnpack", {"words"}),
+        ("torchscript", "x86", {"words"}),
+        ("executorch", "xnnpack", {"words", "read", "scaled"}),
+    ],
+)
+def test_dynamic_int8_stores_tables_of_embeddings(tmp_path, runtime, backend, tables):
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 6), low=0, high=39)
+    model = loaded(Tables, spec)
+    result = quantized(model, runtime=runtime, scheme="dynamic-int8", backend=backend, keep=["kept"])
+    every = {"words", "read", "scaled", "kept"}
+    assert {*result.quantized} & every == tables
+    assert {*result.kept_fp32} & every == every - tables
+    engine = None if backend == "xnnpack" else backend
+    pairs = zip(
+        outputs_of(result.graph, model.inputs, 4, engine), outputs_of(model.model, model.inputs, 4), strict=True
+    )
+    for ours, theirs in pairs:
+        sums = Comparison()
+        sums.add(theirs, ours)
+        assert sums.sqnr_db > 30
+    stored = dict(lowered(result, model.inputs, tmp_path, runtime, backend=backend).stored)
+    layers = 16 * 16 + 40 * 16  # packed ones, whose head is tied no more
+    assert stored["int8"] == layers + len(tables) * 40 * 16
+    assert stored["float32"] < (len(every - tables) + 1.5) * 40 * 16  # scales, biases and constants too
+
+
+def test_a_table_whose_rows_are_changed_by_a_lookup_is_kept_or_refused():
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 6), low=0, high=39)
+    model = loaded(nn.Sequential(nn.Embedding(40, 16, max_norm=1.0), nn.Linear(16, 4)), spec)
+    assert quantized(model, scheme="dynamic-int8").kept_fp32 == ("0",)
+    with pytest.raises(UnsupportedError, match="cannot store 0: max_norm"):
+        quantized(model, scheme="weight-only-int8")
 
 
 @pytest.mark.parametrize(("scheme", "least_db"), [("weight-only-int8", 30), ("fp16", 60)])

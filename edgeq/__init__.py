@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeq.core.manifest import Bundle
     from edgeq.core.results.report import Gate, GateFailed, PackageResult, RunReport
     from edgeq.core.targets import TargetProfile as Target
+    from edgeq.verify.detection import MeanAveragePrecision
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "Gate",
     "GateFailed",
     "Limits",
+    "MeanAveragePrecision",
     "PackageConfig",
     "PackageResult",
     "RunReport",
@@ -54,6 +56,7 @@ _PLACES = {
     "Gate": ("edgeq.core.results.report", "Gate"),
     "GateFailed": ("edgeq.core.results.report", "GateFailed"),
     "Limits": ("edgeq.core.config", "Limits"),
+    "MeanAveragePrecision": ("edgeq.verify.detection", "MeanAveragePrecision"),
     "PackageConfig": ("edgeq.core.config", "PackageConfig"),
     "PackageResult": ("edgeq.core.results.report", "PackageResult"),
     "RunReport": ("edgeq.core.results.report", "RunReport"),

@@ -128,8 +128,8 @@ class DataConfig:
         MORE_DATA,
         MetricPath(),
         Doc(
-            "Metric of the evaluation data: mae, rmse, f1, auc, miou, perplexity, accuracy@THRESHOLD for one output of "
-            "a two-class model, file.py:function that scores one sample from 0 to 1, higher is better, or "
+            "Metric of the evaluation data: mae, rmse, f1, auc, miou, map, perplexity, accuracy@THRESHOLD for one "
+            "output of a two-class model, file.py:function that scores one sample from 0 to 1, higher is better, or "
             "file.py:Class whose row() and score() make one score of the set.",
             default="top-1 accuracy; accuracy@0.5 of a probability and accuracy@0 of a logit where labels are 0 and 1",
         ),

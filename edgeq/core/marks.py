@@ -275,7 +275,7 @@ class DataPath(PathMark):
 
 
 # scores that need no function of the user's own
-BUILT_IN_METRICS = ("mae", "rmse", "f1", "auc", "miou", "perplexity")
+BUILT_IN_METRICS = ("mae", "rmse", "f1", "auc", "miou", "map", "perplexity")
 
 # those of them, and the default of two-class models with one output, that take a threshold: accuracy@0.5
 _THRESHOLDED = ("accuracy", "f1", "miou")

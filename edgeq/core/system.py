@@ -273,6 +273,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "timm": ("timm", ("timm",)),
     "s3": ("s3", ("s3fs",)),
     "cluster": ("cluster", ("distributed",)),
+    "map": ("map", ("pycocotools",)),
 }
 
 # what the extra of every runtime brings
@@ -315,7 +316,7 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 
 
 def _lacking(need: str, modules: Sequence[str]) -> str:
-    noun = f"a {need}: model" if need in _SOURCES else f"the {need} runtime"
+    noun = f"a {need}: model" if need in _SOURCES else "--metric map" if need == "map" else f"the {need} runtime"
     return f"{noun} needs {', '.join(modules)}, which {'is' if len(modules) == 1 else 'are'} not installed"
 
 

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -192,11 +192,11 @@ class OfSet(NamedTuple):
     """A user's metric that makes one score of the whole set.
 
     Attributes:
-        row: makes numbers, as many for each sample, of its outputs and its label.
-        score: makes a score of the rows [samples, numbers].
+        row: makes numbers, as many for each sample, of its outputs and its label, or any number of such lines.
+        score: makes a score of the lines of all samples, [lines, numbers].
     """
 
-    row: Callable[[tuple[NDArray[Any], ...], Any], tuple[float, ...]]
+    row: Callable[[tuple[NDArray[Any], ...], Any], tuple[float, ...] | NDArray[np.float64]]
     score: Callable[[NDArray[np.float64]], float]
 
 
@@ -229,21 +229,23 @@ def load_metric(spec: str) -> Metric | OfSet:
 def _of_set(row: UserFunction, score: UserFunction) -> OfSet:
     width: int | None = None
 
-    def checked(outputs: tuple[NDArray[Any], ...], label: Any) -> tuple[float, ...]:
+    def checked(outputs: tuple[NDArray[Any], ...], label: Any) -> tuple[float, ...] | NDArray[np.float64]:
         nonlocal width
         given = row(outputs, label)
         try:
-            found = tuple(map(float, given))
+            lines = isinstance(given, Sequence | np.ndarray) and len(given) and np.ndim(given[0]) == 1
+            found = np.asarray(given, np.float64) if lines else np.asarray(tuple(map(float, given)))
         except (TypeError, ValueError, RuntimeError) as err:
             what = f"metric {row.spec}: expected numbers for each sample, got {type(given).__name__}"
-            raise UsageError(what, "return a tuple of floats, such as (errors, words)") from err
-        if not all(map(math.isfinite, found)):
+            fix = "return a tuple of floats, such as (errors, words), or lines of such, as many numbers in each"
+            raise UsageError(what, fix) from err
+        if not np.isfinite(found).all():
             raise UsageError(f"metric {row.spec}: expected finite numbers, got {found}", "return no NaN or Inf")
-        if width is not None and len(found) != width:
-            what = f"metric {row.spec}: expected {width} numbers as for the samples before, got {len(found)}"
+        if found.size and width not in (None, found.shape[-1]):
+            what = f"metric {row.spec}: expected {width} numbers as for the samples before, got {found.shape[-1]}"
             raise UsageError(what, "return as many for each sample")
-        width = len(found)
-        return found
+        width = found.shape[-1] if found.size else width
+        return found if lines else tuple(found.tolist())
 
     return OfSet(checked, lambda rows: _number(score(rows), f"metric {score.spec}", "for the set"))
 

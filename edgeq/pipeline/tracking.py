@@ -100,7 +100,7 @@ _TRACKED_PACKAGES = frozenset(
         *("mypy", "mypyc", "librt", "ast_serialize", "grimp", "coverage", "markupsafe"),
         *("scikit_learn", "pywt", "skimage", "jaxlib", "ujson", "orjson", "simplejson", "msgpack", "frozenlist"),
         *("multidict", "yarl", "aiohttp", "propcache", "xxhash", "zstandard", "Levenshtein", "rapidfuzz"),
-        *("shapely", "wcwidth", "tornado", "zmq", "pyzmq", "debugpy"),
+        *("shapely", "wcwidth", "tornado", "zmq", "pyzmq", "debugpy", "pycocotools"),
     }
 )
 

@@ -15,6 +15,7 @@ from edgeq.core.intervals import effective_count, matched_pairs, mean_difference
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
 from edgeq.core.samples import Batch, Dataset, Outputs, rows_of
 from edgeq.verify.channels import OutputChannels
+from edgeq.verify.detection import MeanAveragePrecision
 
 Metric = Callable[[Outputs, Any], float]
 
@@ -284,44 +285,57 @@ class SetMetric:
     """A score that no mean over samples gives, such as F1.
 
     Attributes:
-        row: makes numbers, as many for each sample, of its outputs and its label.
-        score: makes a score from 0 to 1, higher is better, of the rows [samples, numbers].
+        row: makes numbers, as many for each sample, of its outputs and its label; or any number of such lines, as of
+            the boxes of an image.
+        score: makes a score from 0 to 1, higher is better, of the lines of all samples, [lines, numbers].
     """
 
-    row: Callable[[Outputs, Any], Sequence[float]]
+    row: Callable[[Outputs, Any], Sequence[Any] | NDArray[np.float64]]
     score: Callable[[NDArray[np.float64]], float]
 
-    def of(self, rows: Sequence[Sequence[float]]) -> float:
+    def of(self, rows: Sequence[Any]) -> float:
         """Return the score of rows; NaN where they have none, such as an AUC of labels that are all alike."""
-        return self.score(np.asarray(rows, np.float64))
+        return self.score(_lines(rows)[0])
 
-    def drop_pp(
-        self, fp32: Sequence[Sequence[float]], measured: Sequence[Sequence[float]], keys: Sequence[Hashable] | None
-    ) -> Interval:
+    def drop_pp(self, fp32: Sequence[Any], measured: Sequence[Any], keys: Sequence[Hashable] | None) -> Interval:
         """Return fp32's score minus the other's in percentage points, with the 95% interval of a paired bootstrap.
 
         Samples are drawn with replacement, repeats of one together, and both scores are taken of the same draw (Efron
         and Tibshirani, An Introduction to the Bootstrap, 13.3). The interval is at least as long as that of equal
         scores of 0 and 1: samples that happen to score alike say little of the next one.
         """
-        before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
         groups: dict[Hashable, list[int]] = {}
-        for i, key in enumerate(range(len(before)) if keys is None else keys):
+        for i, key in enumerate(range(len(fp32)) if keys is None else keys):
             groups.setdefault(key, []).append(i)
-        members = [np.asarray(group) for group in groups.values()]
+        sides = []  # the lines of each model, and which of them the samples of each group gave
+        for rows in (fp32, measured):
+            lines, of_sample = _lines(rows)
+            sides.append((lines, [np.concatenate([of_sample[i] for i in group]) for group in groups.values()]))
         rng = np.random.default_rng(0)
         drops = []
         for _ in range(_RESAMPLES):
-            drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-            drops.append(self.score(before[drawn]) - self.score(after[drawn]))
-        estimate = self.score(before) - self.score(after)
+            drawn = rng.integers(0, len(groups), len(groups))
+            before, after = (self.score(lines[np.concatenate([of[i] for i in drawn])]) for lines, of in sides)
+            drops.append(before - after)
+        before, after = (self.score(lines) for lines, _ in sides)
+        estimate = before - after
         low, high = np.nanquantile(drops, (0.025, 0.975)) if np.isfinite(drops).any() else (-1.0, 1.0)
-        least = matched_pairs(0, 0, len(members))[1]
+        least = matched_pairs(0, 0, len(groups))[1]
         return Interval(
             estimate=100 * estimate,
             low=100 * max(-1.0, min(float(low), estimate - least)),
             high=100 * min(1.0, max(float(high), estimate + least)),
         )
+
+
+def _lines(rows: Sequence[Any]) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
+    """Return the lines of all samples, [lines, numbers], and the indices of each sample's own."""
+    arrays = [np.asarray(row, np.float64) for row in rows]
+    width = max((array.shape[-1] for array in arrays if array.size), default=0)
+    blocks = [array.reshape(-1, width) if array.size else np.zeros((0, width)) for array in arrays]
+    ends = np.cumsum([len(block) for block in blocks])
+    indices = [np.arange(end - len(block), end) for block, end in zip(blocks, ends, strict=True)]
+    return np.concatenate(blocks) if blocks else np.zeros((0, width)), indices
 
 
 def built_in_metric(text: str, evaluation: Dataset | None, threshold: float) -> tuple[Metric | SetMetric, str]:
@@ -353,6 +367,9 @@ def built_in_metric(text: str, evaluation: Dataset | None, threshold: float) -> 
         return SetMetric(row=_squares, score=_error_score(name, span)), f"1-{name}/{span:.4g}"
     if name == "perplexity":
         return SetMetric(row=_likelihood, score=_inverse_perplexity), "1/perplexity"
+    if name == "map":
+        precision = MeanAveragePrecision()
+        return SetMetric(row=precision.row, score=precision.score), name
     if name == "auc":
         return SetMetric(row=_auc_row, score=_auc), name
     count = SetMetric(row=_counts_row(name, threshold), score=_f1 if name == "f1" else _mean_iou)

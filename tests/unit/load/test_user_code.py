@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgeq.core.errors import ExitCode, UsageError
 from edgeq.load.user_code import check_arguments, load_function, load_metric
+from edgeq.verify.metrics import SetMetric
 
 
 def test_a_file_is_imported_and_called(script):
@@ -192,12 +193,22 @@ def test_a_metric_of_the_whole_set(script):
     assert metric.score(np.array(rows)) == 0.75
 
 
+def test_a_sample_may_give_any_number_of_lines(script):
+    metric = load_metric(script(WORDS.format(row="label", score="rows.mean()")) + ":Words")
+    rows = [metric.row((), label) for label in ([[1, 0], [1, 1]], [], np.zeros((1, 2)))]
+    assert [np.shape(row) for row in rows] == [(2, 2), (0,), (1, 2)]
+    assert SetMetric(row=metric.row, score=metric.score).of(rows) == 0.5
+
+
 @pytest.mark.parametrize(
     ("row", "score", "said"),
     [
         ("3", "0", "Words.row: expected numbers for each sample, got int"),
         ("1, float('nan')", "0", "Words.row: expected finite numbers"),
         ("label", "0", "Words.row: expected 1 numbers as for the samples before, got 2"),
+        ("[label]", "0", "Words.row: expected 1 numbers as for the samples before, got 2"),
+        ("[[1, 2], [3]]", "0", "Words.row: expected numbers for each sample, got list"),
+        ("[[1, float('inf')]]", "0", "Words.row: expected finite numbers"),
         ("[1]", "None", "Words.score: expected a number for the set, got NoneType"),
         ("[1]", "float('inf')", "Words.score: expected a finite number, got inf"),
         ("[1]", "rows[3]", "raised IndexError at user.py:7"),

@@ -47,6 +47,7 @@ TORCHVISION = "torchvision"
 
 # what captures a model and prepares it for int8, for targets of any runtime but TorchScript: 3 s of imports
 EXPORT = (
+    "edgeq.core.exir",
     "torchao.quantization.pt2e.quantize_pt2e",
     "executorch.backends.xnnpack.partition.xnnpack_partitioner",
     "executorch.backends.xnnpack.quantizer.xnnpack_quantizer",

@@ -170,6 +170,7 @@ def capture(model: LoadedModel) -> Any:
         UnsupportedError: the model cannot be captured (data-dependent control flow, or a size that forward fixes);
             names the line.
     """
+    import edgeq.core.exir  # noqa: F401  # the quantizers that come next import executorch.exir
 
     # two rows where the batch is open, since torch.export takes sizes of 0 and 1 for constants
     inputs = example_tensors(traced_at(model.inputs))

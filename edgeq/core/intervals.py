@@ -53,12 +53,14 @@ def mean_difference_half_width(differences: Sequence[float], count: float, span:
 
     Student's t, t(97.5%, n - 1) · s / √n, and as much again, in quadrature, as half an observation of the largest
     difference on each side would add to it: differences that are all zero have no spread, but prove as little as those
-    of scores of 0 and 1. Where most pairs are equal, the largest difference is taken to be the span of the scores.
+    of scores of 0 and 1. Where most pairs are equal, the largest difference is taken to be the span of the scores; but of
+    scores that tell most samples apart, such as the Dice of masks, it is the largest one seen. Outputs that change a
+    little change such a score a little, so that equal scores prove more than slightly unequal ones, not less.
 
     Args:
         differences: one for each sample.
         count: how many independent samples they are.
-        span: the largest score less the smallest one; 1 where all are equal.
+        span: the largest score less the smallest one, 1 where all are equal; 0 of scores that tell most samples apart.
     """
     if count < 2:
         return math.inf
@@ -67,7 +69,7 @@ def mean_difference_half_width(differences: Sequence[float], count: float, span:
     spread *= count / (count - 1)
     largest = max(abs(value) for value in differences)
     if 2 * sum(abs(value) > _SAME for value in differences) < len(differences):
-        largest = max(largest, span)
+        largest = max(largest, span, _SAME)
     student = student_t975(max(1, round(count) - 1)) * math.sqrt(spread / count)
     return math.hypot(student, Z95 * largest / (count + 2))
 

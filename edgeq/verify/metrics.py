@@ -265,7 +265,9 @@ def paired_drop_pp(
         low, high = matched_pairs(lost * count, won * count, count)
     else:
         scores = np.concatenate((before, after))
-        half = mean_difference_half_width(difference.tolist(), count, float(np.ptp(scores)) or 1.0)
+        values = len(np.unique(np.round(before, _DIGITS)))
+        span = 0.0 if values > _FEW and 2 * values >= count else float(np.ptp(scores)) or 1.0
+        half = mean_difference_half_width(difference.tolist(), count, span)
         low, high = estimate - half, estimate + half
     return Interval(estimate=100 * estimate, low=100 * low, high=100 * high)
 
@@ -274,6 +276,10 @@ def paired_drop_pp(
 
 
 TOP1 = "top1"
+
+_DIGITS = 6  # of a score
+
+_FEW = 8  # scores of fewer values, such as those of five stars, may jump from one to the next
 
 _RESAMPLES = 1000
 

@@ -174,8 +174,22 @@ def test_no_interval_is_a_point(scores):
     assert drop.high > 5
 
 
+def test_equal_scores_that_tell_samples_apart_prove_more_than_unequal_ones():
+    rng = np.random.default_rng(0)
+    dice = rng.uniform(0.8, 1, 60)
+    worse = paired_drop_pp(dice, dice - rng.normal(0.0004, 0.003, 60))
+    equal = paired_drop_pp(dice, dice)
+    assert equal.low < 0 < equal.high < worse.high
+    # one that fell in a rare sample still counts for what may come
+    fallen = paired_drop_pp(dice, np.where(np.arange(60) == 7, dice - 0.5, dice))
+    assert fallen.high > fallen.estimate + 1
+    # of a few stars no sample changed, which says little of the next one
+    stars = rng.integers(1, 6, 60) / 5
+    assert paired_drop_pp(stars, stars).high > 2
+
+
 def test_float_noise_in_the_scores_proves_no_more_than_equal_ones():
-    scores = np.linspace(0.1, 0.9, 12)
+    scores = np.array([0.25, 0.75] * 6)
     assert paired_drop_pp(scores, scores + 1e-9).high == pytest.approx(paired_drop_pp(scores, scores).high, rel=1e-3)
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.core.manifest import Manifest
-    from edgeq.core.results.measured import OutputComparison
-    from edgeq.core.results.model import LayerSqnrs
     from edgeq.pipeline.compare import BundleComparison
 
 
@@ -33,7 +31,6 @@ SCHEMA_VERSION = 1
 
 _SAMPLES = 1000
 
-_INPUTS = {"evaluation": "evaluation samples", "random": "random inputs"}
 
 _OPTIONS = ConfigOptions(
     keys=("data.evaluation", "data.labels", "data.metric"),
@@ -77,65 +74,15 @@ def compare(
         view = edgeq.report.html.compared_view(
             found.layers,
             found.weight_bytes,
-            title=f"fp32 and {_title(found.quantized)}",
-            about=f"{counted(found.outputs.samples, 'sample')}, {_INPUTS[found.outputs.inputs]}",
-            facts=(*_figures(found.outputs), *(("note", text) for text in found.notes)),
+            title=f"fp32 and {edgeq.report.text.bundle_title(found.quantized)}",
+            about=f"{counted(found.outputs.samples, 'sample')}, {edgeq.report.text.INPUT_KINDS[found.outputs.inputs]}",
+            facts=(*edgeq.report.text.output_figures(found.outputs), *(("note", text) for text in found.notes)),
         )
         write_text(html, edgeq.report.html.float_html(view))
     if as_json:
         say_json(to_json(found))
     else:
-        say(render(found))
-
-
-def render(found: BundleComparison) -> str:
-    """Return the figures as text: a line per layer, and the layer where the error starts."""
-    outputs = found.outputs
-    lines = edgeq.report.text.aligned([("fp32", _title(found.fp32)), ("quantized", _title(found.quantized))], indent="")
-    lines += [f"outputs, {outputs.samples:,} {_INPUTS[outputs.inputs]}:", *edgeq.report.text.aligned(_figures(outputs))]
-    if found.layers is not None:
-        lines += _layer_lines(found.layers)
-        advice = edgeq.report.text.error_advice(found.layers, found.weight_bytes)
-        lines += edgeq.report.text.advice_lines(advice, (found.layers.start or found.layers.noisiest).layer)
-    return "\n".join([*lines, *(f"note: {edgeq.report.text.printable(text)}" for text in found.notes)])
-
-
-def _title(manifest: Manifest) -> str:
-    return f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
-
-
-def _figures(outputs: OutputComparison) -> list[tuple[str, str]]:
-    counts = f"{outputs.agreeing:,} of {outputs.ranked:,}"
-    return [
-        ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
-        ("mean magnitude", f"{outputs.fp32_magnitude:.4g} fp32, {outputs.quantized_magnitude:.4g} quantized"),
-        ("largest error", f"{outputs.max_abs_error:.4g}"),
-        (
-            "argmax agreement",
-            f"{edgeq.report.text.share(outputs.agreeing / outputs.ranked)}, {counts}"
-            if outputs.ranked
-            else "the first output is not [N, classes]",
-        ),
-        *(
-            [(outputs.metric, f"{outputs.fp32_score:.4g} fp32, {outputs.score:.4g} quantized")]
-            if outputs.score is not None
-            else []
-        ),
-        ("SQNR", edgeq.report.text.decibel(outputs.sqnr_db)),
-        ("cosine", f"{outputs.cosine:.6g}"),
-    ]
-
-
-def _layer_lines(found: LayerSqnrs) -> list[str]:
-    cells = [
-        (one.layer, edgeq.report.text.decibel(one.sqnr_db), edgeq.report.text.decibel(one.own_db))
-        for one in found.layers
-    ]
-    head = ("layer", "SQNR", "by itself")
-    return [
-        f"layers, the converted graph against the float one, {counted(found.samples, 'calibration sample')}:",
-        *edgeq.report.text.aligned([head, *cells], right=frozenset({1, 2})),
-    ]
+        say(str(found))
 
 
 def to_json(found: BundleComparison) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from edgeq.cli.outputs import write_text
 from edgeq.core.config import LIMITS, MORE_LIMITS, Job, PackageConfig
 from edgeq.core.errors import UsageError
 from edgeq.core.marks import options_of
-from edgeq.core.units import counted
 
 if TYPE_CHECKING:
     import edgeq.config.options
@@ -75,7 +74,7 @@ def sensitivity(
     if as_json:
         say_json(to_json(found))
     else:
-        say(render(found))
+        say(str(found))
 
 
 def _job(command_line: dict[str, Any], config: Path | None) -> Job:
@@ -91,32 +90,10 @@ def _job(command_line: dict[str, Any], config: Path | None) -> Job:
     return dataclasses.replace(job, data=dataclasses.replace(job.data, evaluation=None, metric=None))
 
 
-def render(found: Ranking) -> str:
-    """Return a line for each layer."""
-    scored, best = found.metric != "", found.found.best_kept
-    metrics = (found.metric, found.metric) if scored else ()
-    rows = [("layer", "alone in int8", "all others in int8", *metrics, "weights")]
-    for item in found.layers:
-        decibels = [f"{value:.1f} dB" if value is not None else "" for value in (item.alone_db, item.but_one_db)]
-        scores = [f"{value:.4g}" if value is not None else "" for value in (item.alone_score, item.but_one_score)]
-        rows.append((item.layer, *decibels, *(scores if scored else ()), f"{item.weight_bytes:,}"))
-    title = f"{found.model} for {found.target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
-    return "\n".join(
-        [
-            edgeq.report.text.printable(title),
-            *edgeq.report.text.aligned(rows, right=frozenset(range(1, len(rows[0])))),
-            f"measured on {counted(found.found.samples, 'sample')}; the first layers lose most",
-            *edgeq.report.text.advice_lines(
-                edgeq.report.text.ranked_advice(found.found, found.metric), best.layer if best else ""
-            ),
-        ]
-    )
-
-
 def to_json(found: Ranking) -> dict[str, Any]:
     """Return the same as JSON; a layer that changes nothing has the string "Infinity"."""
     measured = dataclasses.asdict(found.found)
-    best = found.found.best_kept
+    best = found.best_kept
     document: dict[str, Any] = edgeq.report.json.finite(
         {
             "schema_version": SCHEMA_VERSION,

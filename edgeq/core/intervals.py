@@ -53,8 +53,8 @@ def mean_difference_half_width(differences: Sequence[float], count: float, span:
 
     Student's t, t(97.5%, n - 1) · s / √n, and as much again, in quadrature, as half an observation of the largest
     difference on each side would add to it: differences that are all zero have no spread, but prove as little as those
-    of scores of 0 and 1. Where most pairs are equal, the largest difference is taken to be the span of the scores; but of
-    scores that tell most samples apart, such as the Dice of masks, it is the largest one seen. Outputs that change a
+    of scores of 0 and 1. Where most pairs are equal, the largest difference is taken to be the span of the scores; but
+    of scores that tell most samples apart, such as the Dice of masks, it is the largest one seen. Outputs that change a
     little change such a score a little, so that equal scores prove more than slightly unequal ones, not less.
 
     Args:

@@ -25,6 +25,7 @@ from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
 from edgeq.load.inputs import MOST_PLACES, random_inputs
 from edgeq.pipeline.evaluation import Evaluation, input_specs, open_evaluation
+from edgeq.report import text
 from edgeq.verify.accumulate import batch_scores, chosen_metric
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison, cut, mean_score
@@ -46,6 +47,13 @@ class BundleComparison:
     layers: LayerSqnrs | None
     weight_bytes: Mapping[str, int]
     notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return text.comparison(self.fp32, self.quantized, self.outputs, self.layers, self.weight_bytes, self.notes)
+
+    def __repr__(self) -> str:
+        found = f"SQNR {text.decibel(self.outputs.sqnr_db)}"
+        return f"<BundleComparison fp32 and {text.bundle_title(self.quantized)}: {found}>"
 
     def _repr_html_(self) -> str:
         """Return the figures as an HTML table, for notebooks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, RankedLayers, Sensitivity
 from edgeq.core.samples import Batch, Outputs, evenly
 from edgeq.core.system import check_extras
+from edgeq.core.units import counted
 from edgeq.pipeline.prepare import prepare
 from edgeq.quantize import RANKINGS, rank_layers
 from edgeq.quantize.capture import capture
 from edgeq.quantize.spec import JudgeSpec, QuantizeSpec
+from edgeq.report import text
 from edgeq.verify.accumulate import batch_scores, chosen_metric
 from edgeq.verify.children import calm_openmp
 from edgeq.verify.metrics import TOP1, mean_score
@@ -44,6 +47,22 @@ class Ranking:
     def layers(self) -> tuple[Sensitivity, ...]:
         """The layers, the most sensitive one first."""
         return self.found.layers
+
+    @property
+    def best_kept(self) -> Sensitivity | None:
+        """The layer whose stay in float gains most; None where none gains anything."""
+        return self.found.best_kept
+
+    def __str__(self) -> str:
+        return text.ranking(self.found, model=self.model, target=self.target, metric=self.metric)
+
+    def __repr__(self) -> str:
+        best = f"keep {self.best_kept.layer} in float" if self.best_kept else "no layer gains anything in float"
+        return f"<Ranking {self.model} {self.target}: {counted(len(self.layers), 'layer')}, {best}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def sensitivity(job: Job, progress: Progress) -> Ranking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ def quantized_model(
     if not quantized:
         what = f"{scheme} quantized nothing: the model has no {covers} layer that it could quantize"
         raise UnsupportedError(what, "use another --scheme (fp32 keeps everything in float), or omit --keep-fp32")
+    if layer_sqnrs is not None:
+        judged = (dataclasses.replace(one, is_int8=one.layer not in in_float) for one in layer_sqnrs.layers)
+        layer_sqnrs = dataclasses.replace(layer_sqnrs, layers=tuple(judged))
     return QuantizedModel(
         scheme=scheme,
         graph=graph,

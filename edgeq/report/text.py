@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval
+from edgeq.core.manifest import Manifest
+from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval, OutputComparison
 from edgeq.core.results.model import KeptValues, LayerSqnrs, RankedLayers, Search
 from edgeq.core.results.report import (
     Candidate,
@@ -308,6 +309,76 @@ def advice_lines(advice: Sequence[str], layer: str) -> list[str]:
     """Return advice as lines, the grounds indented, and the option that follows it."""
     option = [f"  try: --keep-fp32 {printable(layer)}"] if layer else []
     return [*(f"{'  ' if i else ''}{printable(line)}" for i, line in enumerate(advice)), *option]
+
+
+def ranking(found: RankedLayers, *, model: str, target: str, metric: str) -> str:
+    """Return a line for each layer, the most sensitive one first, and which one to keep in float."""
+    best = found.best_kept
+    rows = [("layer", "alone in int8", "all others in int8", *((metric, metric) if metric else ()), "weights")]
+    for item in found.layers:
+        decibels = [f"{value:.1f} dB" if value is not None else "" for value in (item.alone_db, item.but_one_db)]
+        scores = [f"{value:.4g}" if value is not None else "" for value in (item.alone_score, item.but_one_score)]
+        rows.append((item.layer, *decibels, *(scores if metric else ()), f"{item.weight_bytes:,}"))
+    title = f"{model} for {target}: {counted(len(found.layers), 'layer')}, SQNR of the outputs against fp32"
+    return "\n".join(
+        [
+            printable(title),
+            *aligned(rows, right=frozenset(range(1, len(rows[0])))),
+            f"measured on {counted(found.samples, 'sample')}; the first layers lose most",
+            *advice_lines(ranked_advice(found, metric), best.layer if best else ""),
+        ]
+    )
+
+
+# --- Two bundles of one model, the one in float and the other quantized.
+
+
+INPUT_KINDS = {"evaluation": "evaluation samples", "random": "random inputs"}
+
+
+def comparison(
+    fp32: Manifest,
+    quantized: Manifest,
+    outputs: OutputComparison,
+    layers: LayerSqnrs | None,
+    weight_bytes: Mapping[str, int],
+    notes: Sequence[str],
+) -> str:
+    """Return the figures of the outputs, a line for each layer, and the layer where the error starts."""
+    lines = aligned([("fp32", bundle_title(fp32)), ("quantized", bundle_title(quantized))], indent="")
+    lines += [f"outputs, {outputs.samples:,} {INPUT_KINDS[outputs.inputs]}:", *aligned(output_figures(outputs))]
+    if layers is not None:
+        cells = [(one.layer, decibel(one.sqnr_db), decibel(one.own_db)) for one in layers.layers]
+        lines += [
+            f"layers, the converted graph against the float one, {counted(layers.samples, 'calibration sample')}:",
+            *aligned([("layer", "SQNR", "by itself"), *cells], right=frozenset({1, 2})),
+        ]
+        lines += advice_lines(error_advice(layers, weight_bytes), (layers.start or layers.noisiest).layer)
+    return "\n".join([*lines, *(f"note: {printable(text)}" for text in notes)])
+
+
+def bundle_title(manifest: Manifest) -> str:
+    """Return a bundle's model, target and scheme."""
+    return f"{manifest.model.name} {manifest.model.version} for {manifest.target.name}, {manifest.scheme}"
+
+
+def output_figures(outputs: OutputComparison) -> list[tuple[str, str]]:
+    """Return the figures of two artifacts' outputs, each with its name."""
+    agreement = "the first output is not [N, classes]"
+    if outputs.ranked:
+        agreement = f"{share(outputs.agreeing / outputs.ranked)}, {outputs.agreeing:,} of {outputs.ranked:,}"
+    scores = []
+    if outputs.score is not None:
+        scores = [(outputs.metric, f"{outputs.fp32_score:.4g} fp32, {outputs.score:.4g} quantized")]
+    return [
+        ("mean absolute error", f"{outputs.mean_abs_error:.4g}"),
+        ("mean magnitude", f"{outputs.fp32_magnitude:.4g} fp32, {outputs.quantized_magnitude:.4g} quantized"),
+        ("largest error", f"{outputs.max_abs_error:.4g}"),
+        ("argmax agreement", agreement),
+        *scores,
+        ("SQNR", decibel(outputs.sqnr_db)),
+        ("cosine", f"{outputs.cosine:.6g}"),
+    ]
 
 
 def layer_kinds(row: PackageResult) -> tuple[str, ...]:

@@ -30,11 +30,14 @@ class LayerSqnr:
         sqnr_db: with the whole graph quantized: what all layers up to this one add up to.
         own_db: with the outputs of all earlier layers put back to the float graph's: what this layer, and what lies
             between it and the layers before it, adds by itself.
+        is_int8: whether it computes in int8. The error of one in float is that of the range which its output is rounded
+            to, such as the one that all parts of a `cat` share: to keep the layer in float takes none of it away.
     """
 
     layer: str
     sqnr_db: float
     own_db: float
+    is_int8: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +53,20 @@ class LayerSqnrs:
 
     @property
     def noisiest(self) -> LayerSqnr:
-        """The layer that adds most noise by itself; the first of several equal ones. There is at least one layer."""
-        return min(self.layers, key=lambda one: one.own_db)
+        """The layer in int8 that adds most noise by itself, the first of several equal ones; of all if none is."""
+        return min(self._in_int8, key=lambda one: one.own_db)
+
+    @property
+    def _in_int8(self) -> tuple[LayerSqnr, ...]:
+        return tuple(one for one in self.layers if one.is_int8) or self.layers
 
     @property
     def start(self) -> LayerSqnr | None:
         """The layer where the error starts: the noisiest, where it stands out; None where the error builds up."""
-        if len(self.layers) == 1:
-            return self.layers[0]
         noisiest = self.noisiest
-        others = [one.own_db for one in self.layers if one is not noisiest]
+        others = [one.own_db for one in self._in_int8 if one is not noisiest]
+        if not others:
+            return noisiest
         gap_db = statistics.median(others) - noisiest.own_db
         return noisiest if gap_db >= STANDS_OUT_DB and not math.isnan(gap_db) else None
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeq.cli.compare import render, to_json
+from edgeq.cli.compare import to_json
 from edgeq.cli.main import run
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
@@ -84,7 +84,7 @@ def test_random_inputs_are_seeded_and_said_to_be_random(
     document = json.loads(capfd.readouterr().out)
     CompareDocument.model_validate(document)
     assert document == json.loads(json.dumps(to_json(found)))
-    told = render(found)
+    told = str(found)
     assert "outputs, 20 random inputs:" in told
     assert "layers.2" in told
     assert text.error_start(found.layers) in told
@@ -98,7 +98,7 @@ def test_a_metric_scores_both(net: Path, float_bundle: Path, host_bundle: Path) 
     assert model.score is not None
     assert model.fp32_score == pytest.approx(model.score, rel=0.1)
     assert model.fp32_score != model.score
-    assert f"score                {model.fp32_score:.4g} fp32, {model.score:.4g} quantized" in render(found)
+    assert f"score                {model.fp32_score:.4g} fp32, {model.score:.4g} quantized" in str(found)
     top1 = compared(float_bundle, host_bundle, evaluation=f"{net}:evaluation", samples=24).outputs
     assert (top1.metric, top1.score is None) == ("top1", False)
     drawn = compared(float_bundle, host_bundle).outputs
@@ -200,4 +200,4 @@ def test_outputs_that_rank_no_classes_are_told_without_an_agreement() -> None:
         ranked=0,
     )
     found = BundleComparison(fp32=manifest, quantized=manifest, outputs=outputs, layers=None, weight_bytes={}, notes=())
-    assert "the first output is not [N, classes]" in render(found)
+    assert "the first output is not [N, classes]" in str(found)

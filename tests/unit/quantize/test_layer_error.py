@@ -8,6 +8,7 @@ from small_models import IMAGE, Silent, SmallNet, dataset, loaded, outputs_of, q
 from torch import nn
 from torch.nn import functional
 
+from edgeq.core.results.model import LayerSqnr, LayerSqnrs
 from edgeq.quantize import calibrate, fx, fx_observers
 from edgeq.quantize import spec as spec_module
 from edgeq.quantize.layer_error import float_run
@@ -51,11 +52,24 @@ def test_a_layer_with_an_outlier_is_where_the_error_starts():
     assert found.before(found.start) == found.layers[0].sqnr_db
 
 
-def test_layers_in_float_count_too():
+def test_layers_in_float_count_too_and_are_not_blamed():
     found = quantized(loaded(SmallNet), backend="x86", keep=["conv", "depth"]).layer_sqnrs
     plain = quantized(loaded(SmallNet), backend="x86").layer_sqnrs
     assert [one.layer for one in found.layers] == LAYERS
     assert found.layers[0].sqnr_db > plain.layers[0].sqnr_db
+    assert [one.is_int8 for one in found.layers] == [False, False, True, True]
+
+
+def test_a_layer_in_float_is_not_where_the_error_starts():
+    def found(*is_int8):
+        errors = zip(("conv", "up", "across", "head"), (35.0, 9.0, 36.0, 20.0), is_int8, strict=True)
+        layers = (LayerSqnr(layer=name, sqnr_db=30.0, own_db=own, is_int8=one) for name, own, one in errors)
+        return LayerSqnrs(samples=1, layers=tuple(layers))
+
+    assert found(True, True, True, True).start.layer == "up"
+    assert found(True, False, True, True).start.layer == "head"
+    assert found(False, False, False, True).start.layer == "head"
+    assert found(False, False, False, False).noisiest.layer == "up"
 
 
 def test_the_observers_see_nothing():

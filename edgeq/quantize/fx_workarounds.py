@@ -709,7 +709,12 @@ def _is_in_place(graph: Any, node: Any) -> bool:
     return name.endswith("_") or bool(node.kwargs.get("inplace", False))
 
 
-def observe_after_clamps(prepared: Any, is_observer: Callable[[Any], bool], smallest_scale: float) -> None:
+def observe_after_clamps(
+    prepared: Any,
+    is_observer: Callable[[Any], bool],
+    smallest_scale: float,
+    layers: Collection[str] = _SATURATING,
+) -> None:
     """Let the range of a clamp's output be that of the layer before it, in place; the clamp then is its saturation.
 
     The XNNPACK quantizer observes what a layer gives and what the clamp makes of it by one observer, so that the layer
@@ -721,6 +726,7 @@ def observe_after_clamps(prepared: Any, is_observer: Callable[[Any], bool], smal
         prepared: a graph with observers, of torchao.
         is_observer: tells its observers from other modules.
         smallest_scale: the observers' floor of a scale.
+        layers: names of the operators whose output the runtime saturates.
     """
 
     def observes(node: Any) -> bool:
@@ -736,7 +742,7 @@ def observe_after_clamps(prepared: Any, is_observer: Callable[[Any], bool], smal
         layer = before.args[0]
         if (
             layer.op != "call_function"
-            or layer.target.__name__.split(".")[0] not in _SATURATING
+            or layer.target.__name__.split(".")[0] not in layers
             or len(layer.users) != 1
         ):
             continue
@@ -754,6 +760,8 @@ def _bounds(node: Any) -> tuple[float, float] | None:
     name = node.target.overloadpacket.__name__.removesuffix("_")
     if name == "relu":
         return 0.0, float("inf")
+    if name == "relu6":
+        return 0.0, 6.0
     if name not in ("hardtanh", "clamp"):
         return None
     # the operator's own defaults stand in for what the graph leaves out

@@ -24,6 +24,7 @@ from edgeq.quantize.pt2e_workarounds import (
     functional,
     keep_whole_numbers,
     leave_wide_softmax,
+    plain_clamps,
     prepare_layers,
     separate_outputs,
     without_copies,
@@ -149,6 +150,8 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
+    if spec.backend == "xnnpack":
+        plain_clamps(graph)
     computed = {node for node in graph.graph.nodes if _is_layer(node) and node.args[1].op != "get_attr"}
     for node in coordinates(graph.graph) | computed:
         node.meta[IN_FLOAT] = True
@@ -176,8 +179,10 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
             if spec.backend != "xnnpack" and _is_layer(node) and "transpose" in node.target.__name__
         ],
     }
-    if spec.backend in UNSIGNED:  # XNNPACK merges a clamp into the layer before it by itself
+    if spec.backend in UNSIGNED:
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
+    elif spec.backend == "xnnpack":  # merges a clamp into a convolution or a linear layer, but not into a sum
+        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE, _LAYERS)
     return prepared
 
 

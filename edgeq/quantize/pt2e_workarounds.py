@@ -22,6 +22,9 @@ the FX route):
   what it is added to: `shared_ranges`.
 - It observes what a layer gives and what the clamp behind it gives by one observer, whose range the clamp cuts; ONNX
   Runtime then computes layer and clamp apart: `fx_workarounds.observe_after_clamps`.
+- It observes what comes before a relu6 or a clamp apart from what comes behind it. XNNPACK merges the clamp into the
+  layer, and rounds once where the graph rounds twice, by up to 5 steps: `plain_clamps` writes them as the hardtanh or
+  the relu that the delegate merges, and `fx_workarounds.observe_after_clamps` leaves the rounding behind it alone.
 - `convert_pt2e` leaves the float weights in the graph's modules: `pt2e._without_unused`.
 - `prepare_qat_pt2e` resets the eps and the momentum of batch norms: `pt2e.qat_int8` does without it.
 - ExecuTorch lowers some convolutions of dynamic int8, on which its runtime fails: `pt2e.dynamic_int8` leaves them out.
@@ -173,6 +176,31 @@ def prepare_layers(graph: Any, *, norms_in_float: Callable[[Any], bool]) -> None
     if changed:
         graph.graph.eliminate_dead_code()
         graph.recompile()
+
+
+def plain_clamps(graph: Any) -> None:
+    """Write relu6, and clamps of floats between numbers, as hardtanh or relu, which compute the same."""
+    for node in graph.graph.nodes:
+        if node.target in (_aten.relu6.default, _aten.relu6_.default):
+            bounds: list[Any] = [0.0, 6.0]
+        elif node.target in (_aten.clamp.default, _aten.clamp_.default):
+            left_out = ("min", "max")[len(node.args) - 1 :]
+            bounds = [*node.args[1:], *(node.kwargs.get(name) for name in left_out)]
+        else:
+            continue
+        low, high = bounds
+        if not all(bound is None or isinstance(bound, int | float) for bound in bounds):
+            continue
+        if not node.meta["val"].dtype.is_floating_point:
+            continue
+        in_place = node.target in (_aten.relu6_.default, _aten.clamp_.default)
+        if low is not None and high is not None:
+            node.target = _aten.hardtanh_.default if in_place else _aten.hardtanh.default
+            node.args, node.kwargs = (node.args[0], float(low), float(high)), {}
+        elif low == 0 and high is None:
+            node.target = _aten.relu_.default if in_place else _aten.relu.default
+            node.args, node.kwargs = (node.args[0],), {}
+    graph.recompile()
 
 
 def keep_whole_numbers(graph: Any) -> None:

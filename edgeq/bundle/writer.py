@@ -250,6 +250,7 @@ def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
             "shape": spec.shape,
             "preprocessing": preprocess,
             "varying": tuple(dataclasses.asdict(one) for one in spec.varying),
+            "fed_from": spec.fed_from,
         }
     )
 

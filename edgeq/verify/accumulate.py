@@ -482,19 +482,28 @@ def spread(count: int, wanted: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
-    """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels."""
+def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: Outputs) -> None:
+    """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels.
+
+    Args:
+        spec: what to compare with.
+        tally: what the batch is added to.
+        batch: for fp32; a state in it is the one that fp32 has reached.
+        fed: what ran, and what the graph is given; a state in it is the one that the artifact has reached.
+        outputs: what it gave.
+    """
     if not tally.shapes:
         names = spec.output_names or tuple(f"output{i}" for i in range(len(outputs)))
         tally.shapes = tuple(
             TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape)
             for name, array in zip(names, outputs, strict=True)
         )
+    states = {one.fed_from for one in spec.inputs}
     _look(tally, batch, outputs)
     measured = cut(batch, outputs)
     rows = batch_size(spec.samples, spec.inputs) or 1
     if tally.batches in spread(-(-spec.samples.count // rows), -(-PARITY_SAMPLES // rows)):
-        tally.for_parity.append((batch, measured))
+        tally.for_parity.append((fed, measured))
     tally.batches += 1
     tally.extremes.look(batch.samples)
     tally.row_keys += row_keys(batch)
@@ -508,18 +517,23 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
                 tally.flips.add(batch, cut(batch, reference), measured)
             for index, pair in enumerate(zip(cut(batch, reference), measured, strict=True)):
                 # positions along a size that varies are no classes
-                if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch) and not any(over_axes[index : index + 1]):
+                if (
+                    index not in states
+                    and is_ranking(pair[0])
+                    and len(pair[0]) == real_rows(batch)
+                    and not any(over_axes[index : index + 1])
+                ):
                     tally.ranks.setdefault(index, Ranks()).add(*pair)
                 if pair[0].dtype.kind in "iub" and pair[0].ndim and len(pair[0]) == real_rows(batch):
                     tally.indices.setdefault(index, Indices()).add(*pair)
     _score(spec, tally, batch, reference, outputs)
     if spec.observe is not None:
-        spec.observe(batch, outputs, reference)
+        spec.observe(fed, outputs, reference)
     tally.samples += batch.rows
     known = tally.golden[0][0].inputs if tally.golden else batch.samples[0].inputs  # they are stacked
     same = [one.shape for one in known] == [one.shape for one in batch.samples[0].inputs]
     if same and len(tally.golden) < GOLDEN_SAMPLES:
-        tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
+        tally.golden.append((fed.samples[0], of_sample(fed, outputs, 0)))
 
 
 def expect_outputs(tally: Tally, outputs: tuple[TensorSpec, ...]) -> None:

@@ -84,13 +84,17 @@ class _Sums:
         return _ratio_db(self.effect, self.error) if self.has_effect and self.sqnr_db < _FAINT_DB else None
 
     @property
-    def of_motion(self) -> tuple[float, float] | tuple[None, None]:
-        """The artifact's variance, and the square of the means' difference, as shares of fp32's variance."""
+    def of_motion(self) -> dict[str, float | None]:
+        """The artifact's variance, the square of the means' difference, and the rest of the error.
+
+        They are shares of fp32's variance.
+        """
         fp32 = self.fp32_energy - float((self.fp32_total**2).sum()) / self.steps
         if fp32 <= _LEAST_MOTION * self.fp32_energy:
-            return None, None
+            return dict.fromkeys(("motion", "offset", "untracked"))
         own = max(0.0, self.energy - float((self.total**2).sum()) / self.steps)
-        return own / fp32, float(((self.total - self.fp32_total) ** 2).sum()) / self.steps / fp32
+        offset = float(((self.total - self.fp32_total) ** 2).sum()) / self.steps
+        return {"motion": own / fp32, "offset": offset / fp32, "untracked": max(0.0, self.error - offset) / fp32}
 
 
 def _ratio_db(signal: float, noise: float) -> float:
@@ -142,7 +146,6 @@ def run_drift(spec: VerifySpec, runtime: HostRuntime) -> DriftReport:
     states = {one.fed_from for one in state_specs(spec.inputs)}
     outputs = []
     for index, found in enumerate(quarters):
-        motion, offset = found[-1].of_motion
         outputs.append(
             OutputDrift(
                 output=index,
@@ -150,8 +153,7 @@ def run_drift(spec: VerifySpec, runtime: HostRuntime) -> DriftReport:
                 sqnr_db=tuple(one.sqnr_db for one in found),
                 start_effect_db=start[index].effect_db,
                 effect_db=found[-1].effect_db,
-                motion=motion,
-                offset=offset,
+                **found[-1].of_motion,
                 reach=found[-1].reach,
                 fp32_reach=found[-1].fp32_reach,
             )

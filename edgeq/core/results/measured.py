@@ -744,6 +744,7 @@ class OutputDrift:
             moves.
         offset: the square of what the two means differ by over the last quarter, as a share of fp32's variance; None as
             above.
+        untracked: the error without that difference, as a share of fp32's variance; None as above.
         reach, fp32_reach: the largest magnitude in the last quarter.
         reaction_db: fp32's own SQNR over the last quarter, after one rounding of its state before the second one; None
             where that was not needed.
@@ -756,6 +757,7 @@ class OutputDrift:
     effect_db: float | None
     motion: float | None
     offset: float | None
+    untracked: float | None
     reach: float
     fp32_reach: float
     reaction_db: float | None = None

@@ -120,14 +120,14 @@ def _ignores_state(one: OutputDrift) -> str:
 
 def _lost(one: OutputDrift) -> str:
     late = one.sqnr_db[-1]
+    if one.is_state and late < _POOR_DB and (ends := _end_of_range(one)):
+        return f"{_name(one)} leaves the range that it was calibrated for{ends}: {_quarters(one)}"
     if late < _FAINT_DB and one.motion is not None and one.motion < _LEAST_MOTION:
         return f"{_name(one)} stays where it is, and fp32's moves{_end_of_range(one)}"
     if late < LOST_DB:
         return f"nothing is left of {_name(one)}: {_quarters(one)}{_end_of_range(one)}"
     if late < _FAINT_DB and one.untracked is not None and one.untracked > 10 ** (-LOST_DB / 10):
         return f"{_name(one)} does not move as fp32's: {_quarters(one)}{_end_of_range(one)}"
-    if one.is_state and one.sqnr_db[-1] < _POOR_DB and (ends := _end_of_range(one)):
-        return f"{_name(one)} leaves the range that it was calibrated for{ends}: {_quarters(one)}"
     if one.effect_db is not None and one.effect_db < LOST_DB:
         what = f"{_name(one)} ends as far from fp32 as fp32 without its state ({one.effect_db:.1f} dB)"
         return f"{what}{_end_of_range(one)}"

@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import ZIP_EPOCH, _npy, zip_entry
 from edgeq.check.bundle import golden_gate
-from edgeq.core.manifest import MANIFEST_NAME, Bundle, CudaBox, SizeRange, Tensor, manifest_bytes, measure, parse_manifest
+from edgeq.core.manifest import (
+    MANIFEST_NAME,
+    Bundle,
+    CudaBox,
+    SizeRange,
+    Tensor,
+    manifest_bytes,
+    measure,
+    parse_manifest,
+)
 from edgeq.core.preprocess import PRESETS, Preprocess, apply
 from edgeq.core.results.report import GoldenSet
 from edgeq.verify.golden import compare_golden

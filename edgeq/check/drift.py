@@ -19,8 +19,8 @@ MAX_GROWTH_DB = 3.0
 # an error this small may grow: at this rate it stays small over millions of steps
 FINE_DB = 60.0
 
-# a state that forgets has nothing left of one rounding after 500 steps, one that sums has it still: some 40 dB of an int8
-# step. Below this it was amplified
+# a state that forgets has nothing left of one rounding after 500 steps; one that sums has it still, some 40 dB of an
+# int8 step. Below this it was amplified
 CHAOTIC_DB = 20.0
 
 _LEAST_MOTION = 0.01  # of fp32's variance: less is an output that stays where it is

@@ -357,8 +357,8 @@ def unrolled(sequences: Dataset, specs: Sequence[TensorSpec], run: Callable[[Bat
     """Return the steps of sequences, in order, each a sample of the inputs' full shapes.
 
     Args:
-        sequences: samples of [steps, ...] for each input that is not a state, and of one value for each state; labels have
-            one entry for each step.
+        sequences: samples of [steps, ...] for each input that is not a state, and of one value for each state; labels
+            have one entry for each step.
         specs: the model's inputs.
         run: the float model, which gives the states after the first step; None without one: these steps then
             have the state that the sequence starts from.

@@ -36,6 +36,7 @@ from edgeq.verify.metrics import (
     real_rows,
     row_keys,
     scored,
+    sequences_of,
     top1,
 )
 from edgeq.verify.spec import Forward, VerifySpec
@@ -350,6 +351,7 @@ class Tally:
     ranks: dict[int, Ranks] = field(default_factory=dict)
     indices: dict[int, Indices] = field(default_factory=dict)
     keys: list[Hashable] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
     row_keys: list[Hashable] = field(default_factory=list)
     row_labels: list[int] = field(default_factory=list)
     batches: int = 0
@@ -568,6 +570,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
         return
     tally.metric = score
     tally.scores += batch_scores(score, batch, measured)
+    tally.sequences += sequences_of(batch.samples)
     if score is top1:
         labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
         tally.labels.update(labels)
@@ -602,7 +605,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         metric=spec.metric_name if tally.scores else None,
         fp32_score=mean_score(score, tally.fp32_scores) if tally.fp32_scores else None,
         score=mean_score(score, tally.scores) if tally.scores else None,
-        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys) if paired else None,
+        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys, tally.sequences) if paired else None,
         chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
         mismatch_drop_pp=tally.mismatches.drop_pp(),
         distinct=len(set(tally.row_keys)),

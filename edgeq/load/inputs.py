@@ -303,7 +303,8 @@ def with_states(model: LoadedModel, texts: Sequence[str], outputs: Sequence[Tens
         if name not in by_name:
             what = f"--state {name}={wanted}: the model has no input {name!r}.{nearest(name, by_name)}"
             raise UsageError(what, f"its inputs are {', '.join(by_name)}")
-        known = {**{str(index): index for index in range(len(names))}, **{one: i for i, one in enumerate(names)}}
+        known = {text: i for i in range(len(names)) for text in (str(i), f"output{i}")}
+        known |= {one: i for i, one in enumerate(names)}
         if wanted not in known:
             what = f"--state {name}={wanted}: the model has no output {wanted!r}.{nearest(wanted, names)}"
             raise UsageError(what, f"its outputs are {', '.join(names)}; an index counts from 0")

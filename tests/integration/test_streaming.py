@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edgeq.bundle.golden import read_golden
 from edgeq.bundle.reader import read_bundle
@@ -136,6 +138,21 @@ def test_a_state_that_leaves_its_range_is_refused_and_without_a_state_nothing_ch
     folder = Path(plain.json["rows"][0]["path"])
     assert "fed_from" not in (folder / "manifest.json").read_text()
     assert "state" not in read_bundle(folder).manifest.provenance.options
+
+
+@pytest.mark.slow
+def test_an_onnx_file_names_its_own_outputs(edgeq: Run, project: Project) -> None:
+    space = runpy.run_path("net.py")
+    names = {"input_names": ["x", "past"], "output_names": ["scores", "next"]}
+    example = (torch.zeros(1, 8), torch.zeros(1, 8, 4))
+    torch.onnx.export(space["cached"](), example, "c.onnx", dynamo=True, **names)
+    run = ("package", "c.onnx", "-t", ORT, "--scheme", "fp32", *REST)
+    edgeq(*run, "--state", "past=other").fails(2, "no output 'other'", "its outputs are scores, next")
+    made = edgeq(*run, "--state", "past=next")
+    assert made.code == 0, made.err
+    assert made.gate("state")["outcome"] == "ok"
+    # without data, four random sequences of 32 steps
+    assert "the first 128 steps of the data, repeated" in made.gate("state")["detail"]
 
 
 def test_wrong_states_and_data_end_the_run(edgeq: Run, project: Project) -> None:

@@ -51,8 +51,8 @@ def state_gates(verified: VerifyReport, options: GateOptions, *, has_state: bool
         return ()
     limit = "follows fp32 with its own state"
     if report is None:
-        only = verified.graph_only
-        return (unverified(STATE, limit, only.why if only else "a float model to compare with is missing"),)
+        why = verified.graph_only.why if verified.graph_only else verified.stand_in
+        return (unverified(STATE, limit, why or "a float model to compare with is missing"),)
     limit = f"{limit} over {report.steps:,} steps"
     if report.unsure:
         return (unverified(STATE, limit, report.unsure),)

@@ -140,6 +140,11 @@ class Tensor(Strict):
         """Return "[1, 8..128]"."""
         return shape_text(self.shape, self.varying_sizes())
 
+    def text(self) -> str:
+        """Return "float32 [1, 8..128]", and for a state the output that it is fed from."""
+        fed = "" if self.fed_from is None else f" fed from output {self.fed_from}"
+        return f"{self.dtype} {self.shape_text()}{fed}"
+
 
 class CudaBox(Strict):
     """Requirements on a GPU machine."""
@@ -496,7 +501,7 @@ def contract_change(old: Manifest, new: Manifest) -> str:
 
 
 def _tensors(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{one.name} {one.dtype} {one.shape_text()}" for one in tensors)
+    return ", ".join(f"{one.name} {one.text()}" for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgeq.bundle.run_report import read_report
 from edgeq.core.arrays import np
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.core.manifest import Bundle, Manifest
+from edgeq.core.manifest import Bundle, Manifest, Tensor
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
 from edgeq.core.results.report import PackageResult, html_table
@@ -153,8 +153,8 @@ def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
             raise UnsupportedError(what, "compare bundles for another target of the same model")
 
 
-def _tensors(tensors: Any, *, named: bool = True) -> str:
-    return ", ".join(f"{one.name if named else ''} {one.dtype} {one.shape_text()}".strip() for one in tensors)
+def _tensors(tensors: Sequence[Tensor], *, named: bool = True) -> str:
+    return ", ".join(f"{one.name if named else ''} {one.text()}".strip() for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:

@@ -591,7 +591,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     has_fp32 = sums.elements > 0
     score = tally.metric or top1
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
-    of_samples = paired and not isinstance(score, SetMetric)
+    of_samples = paired and not isinstance(score, SetMetric) and not tally.sequences
     pairs = dict(zip(tally.keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
     classes, by_labels = tally.class_drops() if spec.is_evaluation else ((), False)
     ranks = tally.ranks.get(0)

@@ -27,8 +27,9 @@ _LEAST_MOTION = 0.01  # of fp32's variance: less is an output that stays where i
 
 _FAINT_DB = 30.0  # an error this far below the signal hides motions that are no larger than a few quantization steps
 
-# a trajectory that only lost its phase has fp32's variance, within a decibel, and its mean
-_SAME_MOTION, _SAME_MEAN = (0.8, 1.25), 0.05
+# a trajectory that only lost its phase has fp32's variance, within a decibel, and its mean. The error of a state that
+# winds up is mostly one of the mean, however small it still is
+_SAME_MOTION, _SAME_MEAN, _MOSTLY_MEAN = (0.8, 1.25), 0.05, 0.1
 
 # of fp32's largest value: the artifact's range ends before it. Clipping rare peaks leaves more than this of the signal
 _LESS_REACH, _POOR_DB = 0.8, 10.0
@@ -104,7 +105,9 @@ def why_incomparable(one: OutputDrift) -> str:
             "cannot be compared"
         )
     low, high = _SAME_MOTION
-    if one.motion is not None and one.offset is not None and low <= one.motion <= high and one.offset <= _SAME_MEAN:
+    if one.motion is None or one.offset is None or one.untracked is None:
+        return ""
+    if low <= one.motion <= high and one.offset <= min(_SAME_MEAN, _MOSTLY_MEAN * one.untracked):
         return "mean and variance are those of fp32, so that only the phase may have moved"
     return ""
 

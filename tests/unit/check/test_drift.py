@@ -123,12 +123,15 @@ def test_a_chaotic_model_and_a_lost_phase_are_unverified():
     assert judged(dataclasses.replace(far, reaction_db=3.6))[0] == "failed"
     # a state that only remembers one rounding excuses nothing
     assert judged(dataclasses.replace(GROWN, sqnr_db=(45.0, 40.0, 35.0, 30.0), reaction_db=32.0))[0] == "failed"
-    turned = dataclasses.replace(far, reaction_db=50.0, motion=0.97, offset=0.02)
+    turned = dataclasses.replace(far, reaction_db=50.0, motion=0.97, offset=0.02, untracked=1.9)
     outcome, detail = judged(turned)
     assert outcome == "unverified"
     assert "only the phase may have moved" in detail
     assert judged(dataclasses.replace(turned, offset=0.5))[0] == "failed"
     assert judged(dataclasses.replace(turned, motion=0.7))[0] == "failed"
+    # an error of the mean, which is small yet, winds up
+    small = dataclasses.replace(GROWN, sqnr_db=(33.4, 25.0, 20.6, 17.7), motion=1.0, offset=0.016, untracked=0.001)
+    assert judged(small)[0] == "failed"
     # an excuse for one output excuses no other
     assert judged(turned, dataclasses.replace(STATE, motion=0.0, sqnr_db=(9.0,) * 4))[0] == "failed"
 

@@ -407,7 +407,7 @@ def test_steps_of_one_sequence_depend_on_each_other():
     whole = metric_drop_pp(top1, before, after, list(range(1000)), sequences)
     assert whole.estimate == pytest.approx(steps.estimate)
     assert whole.high - whole.low > 4 * (steps.high - steps.low)
-    mean = SetMetric(row=lambda outputs, label: (0.0,), score=lambda rows: float(rows.mean()))
+    mean = SetMetric(row=top1, score=lambda rows: float(rows.mean()))
     rows = [(value,) for value in before], [(value,) for value in after]
     drawn = metric_drop_pp(mean, *rows, list(range(1000)), sequences)
     alone = metric_drop_pp(mean, *rows, list(range(1000)))

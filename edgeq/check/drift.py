@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeq.check.fidelity import FAINT_DB
 from edgeq.check.gate import unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
@@ -25,8 +26,6 @@ CHAOTIC_DB = 20.0
 
 _LEAST_MOTION = 0.01  # of fp32's variance: less is an output that stays where it is
 
-_FAINT_DB = 30.0  # an error this far below the signal hides motions that are no larger than a few quantization steps
-
 # a trajectory that only lost its phase has fp32's variance, within a decibel, and its mean. The error of a state that
 # winds up is mostly one of the mean, however small it still is
 _SAME_MOTION, _SAME_MEAN, _MOSTLY_MEAN = (0.8, 1.25), 0.05, 0.1
@@ -36,12 +35,14 @@ _LESS_REACH, _POOR_DB = 0.8, 10.0
 
 _ADVICE = (
     "calibrate on sequences as long as the app's, keep the layers that compute the state in float (--keep-fp32), or "
-    "use another scheme"
+    "use another scheme; --limit sqnr=0 turns this check off"
 )
 
 
 def state_gates(verified: VerifyReport, options: GateOptions, *, has_state: bool) -> tuple[Gate, ...]:
     """Judge the artifact over many steps, each side fed with its own state (exit code 5); none without states.
+
+    `--limit sqnr=0` leaves NaN alone to be judged.
 
     It fails where the artifact gives NaN, differs from fp32 as much as fp32 without its state, holds a state still that
     moves in fp32, or where its error grows all the time. The last is left to `--limit drift` where that is given. It is
@@ -57,10 +58,11 @@ def state_gates(verified: VerifyReport, options: GateOptions, *, has_state: bool
     limit = f"{limit} over {report.steps:,} steps"
     if report.unsure:
         return (unverified(STATE, limit, report.unsure),)
-    judges_growth = "drift" not in dict(options.limits)
+    limits = dict(options.limits)
+    judges_growth, judges_floor = "drift" not in limits, limits.get("sqnr") != 0
     wrong = [report.problem] if report.problem else []
     excused: list[str] = []
-    for one in report.outputs:
+    for one in report.outputs if judges_floor else ():
         if ignored := _ignores_state(one):
             wrong.append(ignored)
         elif lost := (_lost(one) or (_grown(one) if judges_growth else "")):
@@ -80,10 +82,10 @@ def state_gates(verified: VerifyReport, options: GateOptions, *, has_state: bool
     )
 
 
-def growth_of(report: DriftReport | None) -> tuple[float | None, str]:
+def growth_of(report: DriftReport | None, limit_db: float) -> tuple[float | None, str]:
     """Return the largest growth of an output's error in dB, for `--limit drift`, with a remark; None with the reason.
 
-    Of an output that differs from fp32 by next to nothing it is 0.
+    Of an output that differs from fp32 by next to nothing it is 0. One beyond the limit that proves nothing is None.
     """
     if report is None:
         return None, "only a model with --state drifts, and only against a float model"
@@ -91,7 +93,7 @@ def growth_of(report: DriftReport | None) -> tuple[float | None, str]:
         return None, report.problem or report.unsure
     judged = {one.output: 0.0 if one.sqnr_db[-1] >= FINE_DB else one.growth_db for one in report.outputs}
     worst = max(report.outputs, key=lambda one: judged[one.output])
-    if judged[worst.output] > 0 and (why := why_incomparable(worst)):
+    if judged[worst.output] > limit_db and (why := why_incomparable(worst)):
         return None, f"{_name(worst)}: {why}"
     return judged[worst.output], f"{_name(worst)}: {_quarters(worst)}"
 
@@ -125,11 +127,11 @@ def _lost(one: OutputDrift) -> str:
     late = one.sqnr_db[-1]
     if one.is_state and late < _POOR_DB and (ends := _end_of_range(one)):
         return f"{_name(one)} leaves the range that it was calibrated for{ends}: {_quarters(one)}"
-    if late < _FAINT_DB and one.motion is not None and one.motion < _LEAST_MOTION:
+    if late < FAINT_DB and one.motion is not None and one.motion < _LEAST_MOTION:
         return f"{_name(one)} stays where it is, and fp32's moves{_end_of_range(one)}"
     if late < LOST_DB:
         return f"nothing is left of {_name(one)}: {_quarters(one)}{_end_of_range(one)}"
-    if late < _FAINT_DB and one.untracked is not None and one.untracked > 10 ** (-LOST_DB / 10):
+    if late < FAINT_DB and one.untracked is not None and one.untracked > 10 ** (-LOST_DB / 10):
         return f"{_name(one)} does not move as fp32's: {_quarters(one)}{_end_of_range(one)}"
     if one.effect_db is not None and one.effect_db < LOST_DB:
         what = f"{_name(one)} ends as far from fp32 as fp32 without its state ({one.effect_db:.1f} dB)"

@@ -116,7 +116,7 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
             return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
         return value, f"of the converted graph, {note}"
     if name == "drift":
-        return growth_of(measured.verified.drift)
+        return growth_of(measured.verified.drift, limit)
     if name in ("sqnr", "agreement"):
         return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":

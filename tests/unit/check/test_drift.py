@@ -145,11 +145,22 @@ def test_what_fp32_does_not_tell_is_unverified():
     assert gate.outcome == "unverified"
 
 
+def test_the_check_can_be_turned_off_but_for_what_is_not_finite():
+    options = GateOptions(limits=(("sqnr", 0.0),))
+    assert judged(GROWN, dataclasses.replace(STATE, motion=0.0, sqnr_db=(9.0,) * 4), options=options)[0] == "ok"
+    assert judged(problem="it gives NaN or Inf in output0 at step 9, unlike fp32", options=options)[0] == "failed"
+
+
 def test_the_growth_for_a_limit():
-    assert growth_of(None)[0] is None
-    assert growth_of(DriftReport(steps=1000, inputs=9, outputs=(GROWN, STATE)))[0] == pytest.approx(8.0)
-    fine = dataclasses.replace(GROWN, sqnr_db=(150.0, 140.0, 90.0, 60.0))
-    assert growth_of(DriftReport(steps=1000, inputs=9, outputs=(fine,)))[0] == 0.0
-    value, why = growth_of(DriftReport(steps=1000, inputs=9, outputs=(dataclasses.replace(GROWN, reaction_db=19.0),)))
-    assert value is None
-    assert "one rounding" in why
+    def of(*outputs, limit=3.0):
+        return growth_of(DriftReport(steps=1000, inputs=9, outputs=outputs), limit)
+
+    assert growth_of(None, 3.0)[0] is None
+    assert of(GROWN, STATE)[0] == pytest.approx(8.0)
+    assert of(dataclasses.replace(GROWN, sqnr_db=(150.0, 140.0, 90.0, 60.0)))[0] == 0.0
+    # noise around the right mean is no lost phase where it does not grow
+    assert of(dataclasses.replace(STEADY, offset=0.0, untracked=0.001))[0] == pytest.approx(0.1)
+    chaotic = dataclasses.replace(GROWN, reaction_db=19.0)
+    assert "one rounding" in of(chaotic)[1]
+    assert of(chaotic)[0] is None
+    assert of(chaotic, limit=8.5)[0] == pytest.approx(8.0)

@@ -407,6 +407,10 @@ def test_steps_of_one_sequence_depend_on_each_other():
     whole = metric_drop_pp(top1, before, after, list(range(1000)), sequences)
     assert whole.estimate == pytest.approx(steps.estimate)
     assert whole.high - whole.low > 4 * (steps.high - steps.low)
+    # where no step differs, sequences prove no more than as many steps
+    rng = np.random.default_rng(0)
+    equal = (rng.random(1000) > 0.3).astype(float).tolist()
+    assert metric_drop_pp(top1, equal, equal, list(range(1000)), sequences).high >= matched_pairs(0, 0, 1000)[1] * 100
     mean = SetMetric(row=top1, score=lambda rows: float(rows.mean()))
     rows = [(value,) for value in before], [(value,) for value in after]
     drawn = metric_drop_pp(mean, *rows, list(range(1000)), sequences)
